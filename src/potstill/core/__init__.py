@@ -1,0 +1,1 @@
+"""Types, blueprints, states, artefacts and errors: what every floor speaks."""

@@ -1,0 +1,230 @@
+"""An architecture as a value: everything that a network is, apart from its weights.
+
+A `Blueprint` is frozen, hashable and plain data: a stack of layers, each a mixer (how tokens see one another) and a
+feed-forward, with its own widths. Hybrid stacks and pruned widths are data, and `shapes` tells every weight's name and
+shape from the value alone. Transforms map blueprints to blueprints; `models/backbone.py` builds the network.
+
+A new kind of mixer or feed-forward is one dataclass here (its facts, its `shapes`) with an entry in `MIXERS` or `FFNS`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Any
+
+from potstill.core.errors import ArtefactError, UsageError
+
+Shapes = dict[str, tuple[int, ...]]
+Facts = tuple[tuple[str, Any], ...]  # a mapping that hashes: pairs of a name and a frozen value
+
+
+def frozen(value: Any) -> Any:
+    """`value` with mappings as sorted pairs and lists as tuples, so that it hashes; plain values stay as they are."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(k), frozen(v)) for k, v in value.items()))
+    return tuple(frozen(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _affine(name: str, outputs: int, inputs: int, bias: bool) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (outputs, inputs)}
+    return weight | {f"{name}.bias": (outputs,)} if bias else weight
+
+
+def _require_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise UsageError(f"{name} is {size!r}; it must be a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention with rotary positions: `heads` queries share `kv_heads` keys and values.
+
+    `qk_norm` normalises each head's queries and keys before the rotation (Qwen3). A query sees itself and the
+    `window - 1` tokens before it; `None` is the whole document.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
+        if self.heads % self.kv_heads:
+            raise UsageError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.head_dim % 2:
+            raise UsageError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs of dimensions")
+        if self.window is not None:
+            _require_positive(window=self.window)
+
+    def shapes(self, hidden: int) -> Shapes:
+        """Name and shape of each weight of this mixer in a model of width `hidden`."""
+        outer, inner = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        found = _affine("q", outer, hidden, self.qkv_bias)
+        found |= _affine("k", inner, hidden, self.qkv_bias) | _affine("v", inner, hidden, self.qkv_bias)
+        found |= _affine("o", hidden, outer, self.out_bias)
+        norms: Shapes = {"q_norm.weight": (self.head_dim,), "k_norm.weight": (self.head_dim,)}
+        return found | norms if self.qk_norm else found
+
+
+@dataclass(frozen=True)
+class SwiGLU:
+    """down(activation(gate x) * up x), of `width` neurons; with another activation than silu it is its GLU cousin."""
+
+    width: int
+    bias: bool = False
+    activation: str = "silu"
+
+    def __post_init__(self) -> None:
+        _require_positive(width=self.width)
+
+    def shapes(self, hidden: int) -> Shapes:
+        """Name and shape of each weight of this feed-forward in a model of width `hidden`."""
+        found = _affine("gate", self.width, hidden, self.bias) | _affine("up", self.width, hidden, self.bias)
+        return found | _affine("down", hidden, self.width, self.bias)
+
+
+Mixer = Attention
+FFN = SwiGLU
+MIXERS: dict[str, type[Mixer]] = {"attention": Attention}
+FFNS: dict[str, type[FFN]] = {"swiglu": SwiGLU}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """x + mixer(norm(x)), then x + ffn(norm(x)): one residual layer, normalised before each half."""
+
+    mixer: Mixer
+    ffn: FFN
+
+    def shapes(self, hidden: int) -> Shapes:
+        """Name and shape of each weight of this layer in a model of width `hidden`."""
+        found: Shapes = {"mixer_norm.weight": (hidden,)}
+        found |= {f"mixer.{name}": shape for name, shape in self.mixer.shapes(hidden).items()}
+        found["ffn_norm.weight"] = (hidden,)
+        return found | {f"ffn.{name}": shape for name, shape in self.ffn.shapes(hidden).items()}
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions of base `theta`; `scaling` holds Hugging Face's `rope_parameters` apart from `rope_theta`."""
+
+    theta: float = 10000.0
+    scaling: Facts | None = None
+
+    def __post_init__(self) -> None:
+        if self.theta <= 0:
+            raise UsageError(f"rotary theta is {self.theta}; it must be positive")
+
+    def parameters(self) -> dict[str, Any]:
+        """The same facts in Hugging Face's spelling, `{"rope_theta": ..., "rope_type": ..., ...}`."""
+        scaling = {k: list(v) if isinstance(v, tuple) else v for k, v in self.scaling or ()}
+        return {"rope_type": "default", **scaling, "rope_theta": self.theta}
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A causal language model of width `hidden` over `vocabulary` tokens, trained for `context` positions.
+
+    `tied` models share embedding and head and have no `head.weight`. `extras` are facts that change no number (token
+    ids, the range of initial weights, the family it was read from): they make a stock config round-trip.
+    """
+
+    vocabulary: int
+    hidden: int
+    layers: tuple[Layer, ...]
+    norm_eps: float = 1e-5
+    rotary: Rotary = Rotary()
+    tied: bool = False
+    context: int = 2048
+    extras: Facts = ()
+
+    def __post_init__(self) -> None:
+        _require_positive(vocabulary=self.vocabulary, hidden=self.hidden, context=self.context)
+        if not self.layers:
+            raise UsageError("a blueprint without layers is no network; keep at least one")
+        if self.norm_eps <= 0:
+            raise UsageError(f"norm_eps is {self.norm_eps}; it must be positive")
+
+    def at(self, where: Callable[[int], bool], change: Callable[[Layer], Layer]) -> "Blueprint":
+        """The same blueprint with `change` applied to every layer whose index `where` holds for."""
+        layers = (change(layer) if where(i) else layer for i, layer in enumerate(self.layers))
+        return replace(self, layers=tuple(layers))
+
+    def extra(self, name: str, default: Any = None) -> Any:
+        """The fact called `name`, or `default`."""
+        return dict(self.extras).get(name, default)
+
+    def with_extras(self, facts: Mapping[str, Any]) -> "Blueprint":
+        """The same blueprint with `facts` added to, or put in place of, its extras."""
+        return replace(self, extras=frozen(dict(self.extras) | dict(facts)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, from which `from_dict` makes an equal blueprint."""
+        layers = [{"mixer": _tagged(layer.mixer, MIXERS), "ffn": _tagged(layer.ffn, FFNS)} for layer in self.layers]
+        scaling = None if self.rotary.scaling is None else dict(self.rotary.scaling)
+        rotary = {"theta": self.rotary.theta, "scaling": scaling}
+        rest = {f.name: getattr(self, f.name) for f in fields(self)}
+        return _plain(rest | {"layers": layers, "rotary": rotary, "extras": dict(self.extras)})
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Blueprint":
+        """The blueprint that `to_dict` wrote.
+
+        Raises:
+            ArtefactError: a key is unknown or missing; a kind of mixer or feed-forward is unknown.
+            UsageError: a value is out of range.
+        """
+        facts = _checked(cls, data)
+        rotary = dict(_checked(Rotary, facts.get("rotary", {})))
+        if rotary.get("scaling") is not None:
+            rotary["scaling"] = frozen(rotary["scaling"])
+        layers = tuple(_layer(entry) for entry in facts["layers"])
+        extras = frozen(facts.get("extras", {}))
+        return cls(**(facts | {"layers": layers, "rotary": Rotary(**rotary), "extras": extras}))
+
+
+def shapes(blueprint: Blueprint) -> Shapes:
+    """Name and shape of every stored weight, from the value alone; a tied head is no weight of its own."""
+    found: Shapes = {"embed.weight": (blueprint.vocabulary, blueprint.hidden)}
+    for i, layer in enumerate(blueprint.layers):
+        found |= {f"layers.{i}.{name}": shape for name, shape in layer.shapes(blueprint.hidden).items()}
+    found["norm.weight"] = (blueprint.hidden,)
+    return found if blueprint.tied else found | {"head.weight": (blueprint.vocabulary, blueprint.hidden)}
+
+
+def _tagged(part: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    kind = next(name for name, made in kinds.items() if type(part) is made)
+    return {"kind": kind, **asdict(part)}
+
+
+def _untagged(data: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
+    kind = data.get("kind")
+    if kind not in kinds:
+        raise ArtefactError(f"unknown kind {kind!r} in a blueprint; this version knows {', '.join(kinds)}")
+    made = kinds[kind]
+    return made(**_checked(made, {k: v for k, v in data.items() if k != "kind"}))
+
+
+def _layer(data: Mapping[str, Any]) -> Layer:
+    facts = _checked(Layer, data)
+    return Layer(_untagged(facts["mixer"], MIXERS), _untagged(facts["ffn"], FFNS))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _checked(made: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    known = {f.name: f for f in fields(made)}
+    if unknown := sorted(set(data) - set(known)):
+        raise ArtefactError(f"{made.__name__} has no {', '.join(unknown)}; it holds {', '.join(known)}")
+    required = (name for name, f in known.items() if f.default is MISSING)
+    if missing := sorted(set(required) - set(data)):
+        raise ArtefactError(f"{made.__name__} lacks {', '.join(missing)}")
+    return dict(data)

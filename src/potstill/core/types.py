@@ -1,0 +1,141 @@
+"""The types that flow through every floor: Batch, Needs, Signals, Terms and Measure.
+
+Axes, everywhere in potstill:
+B batch, T time, D model width, H heads, K key width, V value width or vocabulary, E experts, F feature width of a row
+or of a feed-forward, C chunk, L layers, N rows (the positions that an objective asked for, in the order of the batch).
+
+The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning):
+
+| key | shape | meaning |
+|---|---|---|
+| `input_ids` | `[B T]` int64 | tokens |
+| `labels` | `[B T]` int64 | `input_ids` where the token is trained on, else `IGNORE`; never shifted; the first token of a document is `IGNORE` |
+| `position_ids` | `[B T]` int64 | restart at 0 with each document; this alone says where documents begin |
+| `documents` | `[B T]` int64 | number of the document in this batch, -1 on padding |
+
+A packed batch has `B = 1` and no padding; documents lie end to end.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face
+
+Batch = Mapping[str, Tensor]
+Weights = Mapping[str, Tensor]
+Terms = Mapping[str, Tensor]  # named scalar sums over rows; nothing in it was divided by anything
+
+
+def supervised(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """(positions, targets, segment): where a next token is predicted, which token that is, and of which document.
+
+    `positions[b, t]` holds if the token at t + 1 belongs to the same document and is trained on. The rows of every
+    network for this batch come in the order of `positions`, so `targets[n]` is the label of row n.
+    """
+    labels, documents = batch["labels"], batch["documents"]
+    positions = torch.zeros_like(labels, dtype=torch.bool)
+    positions[:, :-1] = (labels[:, 1:] != IGNORE) & (documents[:, 1:] == documents[:, :-1])
+    targets = labels[:, 1:][positions[:, :-1]]
+    return positions, targets, documents[positions]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective wants computed for one network: rows at `positions`, hidden states of `layers`, named `extras`.
+
+    Needs of several objectives are united by `|`; nothing else is computed.
+    """
+
+    positions: Bool[Tensor, "B T"] | None = None
+    layers: frozenset[int] = frozenset()
+    relations: frozenset[str] = frozenset()
+    extras: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Needs") -> "Needs":
+        if self.positions is None or other.positions is None:
+            positions = other.positions if self.positions is None else self.positions
+        elif torch.equal(self.positions, other.positions):
+            positions = self.positions
+        else:
+            raise ValueError("objectives over different positions cannot share one pass; give each its own view")
+        return Needs(
+            positions, self.layers | other.layers, self.relations | other.relations, self.extras | other.extras
+        )
+
+
+class Head(NamedTuple):
+    """The output layer of a language model: logits = cap(scale * (rows W^T + b)), cap(z) = softcap tanh(z / softcap)."""
+
+    weight: Float[Tensor, "V F"]
+    bias: Float[Tensor, " V"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, rows: Float[Tensor, "N F"]) -> Float[Tensor, "N V"]:
+        """The logits of `rows`, in the dtype of `rows`."""
+        bias = None if self.bias is None else self.bias.to(rows.dtype)
+        logits = torch.nn.functional.linear(rows, self.weight.to(rows.dtype), bias) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def real(self, vocabulary: int) -> "Head":
+        """The same head without the rows that pad the vocabulary to a round width."""
+        if vocabulary >= len(self.weight):
+            return self
+        return self._replace(
+            weight=self.weight[:vocabulary], bias=None if self.bias is None else self.bias[:vocabulary]
+        )
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a network says about a batch, whether it is alive, read from a cache or asked over the wire.
+
+    `rows[n]` is the network's output at the n-th asked position and `logits(rows[a:b])` its logits there. A live model
+    gives its last hidden states (after the final norm) and its `head`, so that a fused kernel need never hold all logits.
+    """
+
+    rows: Tensor
+    logits: Callable[[Tensor], Tensor]
+    head: Head | None = None
+    layers: Mapping[int, Tensor] = field(default_factory=dict)
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What is minimised: sum over terms of `weights[k] * terms[k] / counts[k]`, where only the trainer divides.
+
+    `needs(batch)` names every network the objective looks at (`student`, `teacher`, ...) with what it wants of it.
+    `counts(batch)` comes from the batch alone. `additive` is False only for terms that are no sums over rows.
+    """
+
+    additive: bool
+
+    @property
+    def weights(self) -> Mapping[str, float]: ...
+    def needs(self, batch: Batch) -> Mapping[str, Needs]: ...
+    def counts(self, batch: Batch) -> Mapping[str, int]: ...
+    def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms: ...
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measured number: `value` in `unit` over `n` things, with a 95 % interval where one was computed."""
+
+    name: str
+    value: float
+    unit: str
+    n: int
+    better: str = "lower"  # or "higher"
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary, for JSON."""
+        return {k: v for k, v in vars(self).items() if v not in (None, "")}

@@ -1,0 +1,1 @@
+"""Measures: quality, size, speed."""

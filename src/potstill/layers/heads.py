@@ -1,0 +1,30 @@
+"""Output heads: what turns the last hidden states into logits. Calling one gives its `Head`, which a kernel may fuse."""
+
+import torch
+from torch import nn
+
+from potstill.core.types import Head
+
+
+class LanguageHead(nn.Module):
+    """A head with weights of its own, `[V D]`."""
+
+    def __init__(self, vocabulary: int, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocabulary, hidden))
+
+    def forward(self) -> Head:
+        """The weights."""
+        return Head(self.weight)
+
+
+class TiedHead(nn.Module):
+    """The embedding used as head: it stores nothing of its own, so that there is one weight to train, prune and save."""
+
+    def __init__(self, embed: nn.Embedding) -> None:
+        super().__init__()
+        self._embed = (embed,)  # inside a tuple it is no submodule, and its weight is listed once
+
+    def forward(self) -> Head:
+        """The embedding's weights, whichever tensor holds them now."""
+        return Head(self._embed[0].weight)

@@ -1,0 +1,1 @@
+"""Token mixers: `(x, state) -> (y, state)`."""

@@ -1,0 +1,60 @@
+"""Grouped-query attention with rotary positions (arXiv:2305.13245), as Llama and Qwen have it."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from potstill.core.blueprint import Attention
+from potstill.core.state import KeyValues, State
+from potstill.layers.norm import RMSNorm
+from potstill.layers.positions import Positions
+from potstill.layers.rotary import rotate
+from potstill.ops.attention import by_document
+
+
+class GroupedAttention(nn.Module):
+    """o(softmax(q k^T / sqrt(K)) v), causal, `facts.heads / facts.kv_heads` query heads to each key head."""
+
+    def __init__(self, facts: Attention, hidden: int, *, eps: float) -> None:
+        super().__init__()
+        self.facts = facts
+        outer, inner = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+        self.q = nn.Linear(hidden, outer, bias=facts.qkv_bias)
+        self.k = nn.Linear(hidden, inner, bias=facts.qkv_bias)
+        self.v = nn.Linear(hidden, inner, bias=facts.qkv_bias)
+        self.o = nn.Linear(outer, hidden, bias=facts.out_bias)
+        self.q_norm = RMSNorm(facts.head_dim, eps=eps) if facts.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(facts.head_dim, eps=eps) if facts.qk_norm else nn.Identity()
+
+    def state(self) -> KeyValues:
+        """An empty memory for this mixer."""
+        return KeyValues()
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], positions: Positions, state: State | None = None
+    ) -> tuple[Float[Tensor, "B T D"], State | None]:
+        """(mixed tokens, state): with a state, `x` continues what it holds, and it is grown in place."""
+        q, k, v = (project(x).unflatten(-1, (-1, self.facts.head_dim)) for project in (self.q, self.k, self.v))
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
+        turn = positions.turn(self.facts.head_dim, x.dtype)
+        q, k = rotate(q, turn), rotate(k, turn)
+        if state is not None:
+            k, v = state.update(k, v)
+        y = attend(q, k, v, positions, scale=self.facts.head_dim**-0.5, window=self.facts.window)
+        return self.o(y.transpose(1, 2).flatten(-2)), state
+
+
+def attend(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G S K"],
+    v: Float[Tensor, "B G S V"],
+    positions: Positions,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> Float[Tensor, "B H T V"]:
+    """Attention over what `positions` lets each query see: its document's past, or the keys of a state."""
+    if positions.lengths is not None:
+        return by_document(q, k, v, positions.lengths, scale=scale, window=window)
+    seen = positions.visible(k.shape[2], window)
+    return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])

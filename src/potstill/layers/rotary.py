@@ -1,0 +1,83 @@
+"""Rotary positions: pairs of dimensions turn by an angle proportional to the position (arXiv:2104.09864, Eq. 34).
+
+Dimension j is paired with j + K/2, as in Hugging Face's Llama. The frequencies of every scaling (linear, dynamic,
+YaRN, longrope, llama3) are transformers' own. They are a function of the blueprint's `Rotary` and no buffer of any
+module: a change of dtype cannot round them, and a model built on the meta device lacks nothing.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from potstill.core.blueprint import Rotary
+from potstill.core.errors import UnsupportedModel
+
+GROWING = ("dynamic", "longrope")  # scalings whose frequencies depend on how long the text is
+
+
+@lru_cache(maxsize=256)
+def frequencies(
+    rotary: Rotary, *, head_dim: int, context: int, length: int | None = None
+) -> tuple[tuple[float, ...], float]:
+    """(radians per position of each of the K/2 pairs, factor on cosines and sines).
+
+    `length` is the number of positions in use; only the scalings in `GROWING` look at it, from `context` on.
+
+    Raises:
+        UnsupportedModel: transformers knows no such scaling.
+    """
+    parameters = rotary.parameters()
+    kind = parameters["rope_type"]
+    # plain numbers come out, so that neither the meta device nor inference mode leaks into the cache
+    with torch.device("cpu"):
+        if kind == "default":
+            exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
+            return tuple((1.0 / (rotary.theta**exponents)).tolist()), 1.0
+        found, factor = _scaled(kind)(_spelled(parameters, head_dim, context), torch.device("cpu"), seq_len=length)
+    return tuple(found.tolist()), float(factor)
+
+
+def rotation(
+    position_ids: Int[Tensor, "B T"], rotary: Rotary, *, head_dim: int, context: int, dtype: torch.dtype
+) -> tuple[Float[Tensor, "B 1 T {head_dim}"], Float[Tensor, "B 1 T {head_dim}"]]:
+    """(cosines, sines) of every position's angles, computed in float32 and rounded to `dtype`."""
+    growing = rotary.parameters()["rope_type"] in GROWING
+    length = int(position_ids.max()) + 1 if growing else None
+    found, factor = frequencies(rotary, head_dim=head_dim, context=context, length=length)
+    each = torch.tensor(found, dtype=torch.float32, device=position_ids.device)
+    angles = (position_ids[..., None].float() * each).repeat(1, 1, 2)[:, None]
+    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+
+
+def rotate(
+    x: Float[Tensor, "B H T K"], turn: tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
+) -> Float[Tensor, "B H T K"]:
+    """(x_j, x_{j + K/2}) turned by the position's angle: x cos + (-x_{j + K/2}, x_j) sin."""
+    cos, sin = turn
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _scaled(kind: str) -> Callable[..., tuple[Tensor, float]]:
+    if kind not in ROPE_INIT_FUNCTIONS:
+        known = ", ".join(["default", *ROPE_INIT_FUNCTIONS])
+        raise UnsupportedModel(f"rotary scaling {kind!r} is not one of {known}")
+    found: Callable[..., tuple[Tensor, float]] = ROPE_INIT_FUNCTIONS[kind]
+    return found
+
+
+def _spelled(parameters: dict[str, Any], head_dim: int, context: int) -> LlamaConfig:
+    """The config that transformers' functions want: one head as wide as ours."""
+    return LlamaConfig(
+        hidden_size=head_dim,
+        num_attention_heads=1,
+        head_dim=head_dim,
+        max_position_embeddings=context,
+        rope_parameters=parameters,
+    )

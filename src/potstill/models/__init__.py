@@ -1,0 +1,1 @@
+"""Backbones, families of Hugging Face models, and what a model says about a batch."""

@@ -1,0 +1,139 @@
+"""The network that a `Blueprint` describes: embedding, residual layers, final norm and head.
+
+It knows no family and no method. A mixer is `(x, positions, state) -> (y, state)`; which one a layer has is looked up
+once, in `MIXERS`, when the network is built.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from potstill.core import blueprint as facts
+from potstill.core.blueprint import Blueprint, Layer
+from potstill.core.errors import UsageError
+from potstill.core.state import State
+from potstill.layers.ffn.swiglu import GatedFeedForward
+from potstill.layers.heads import LanguageHead, TiedHead
+from potstill.layers.mixers.attention import GroupedAttention
+from potstill.layers.norm import RMSNorm
+from potstill.layers.positions import Positions
+from potstill.ops.attention import boundaries
+
+MIXERS: Mapping[type, Callable[..., nn.Module]] = {facts.Attention: GroupedAttention}
+FFNS: Mapping[type, Callable[..., nn.Module]] = {facts.SwiGLU: GatedFeedForward}
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + ffn(norm(x))."""
+
+    def __init__(self, layer: Layer, hidden: int, *, eps: float) -> None:
+        super().__init__()
+        self.mixer_norm = RMSNorm(hidden, eps=eps)
+        self.mixer = MIXERS[type(layer.mixer)](layer.mixer, hidden, eps=eps)
+        self.ffn_norm = RMSNorm(hidden, eps=eps)
+        self.ffn = FFNS[type(layer.ffn)](layer.ffn, hidden)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], positions: Positions, state: State | None = None
+    ) -> tuple[Float[Tensor, "B T D"], State | None]:
+        """(the residual stream after this layer, state)."""
+        mixed, state = self.mixer(self.mixer_norm(x), positions, state)
+        x = x + mixed
+        return x + self.ffn(self.ffn_norm(x)), state
+
+
+class Backbone(nn.Module):
+    """The network of `blueprint`, with PyTorch's random weights until some are loaded or `initialise` is called.
+
+    Its state dict has the names and shapes of `core.blueprint.shapes`. `gradient_checkpointing` trades a second forward
+    of each layer for the memory of its activations, while training.
+    """
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        super().__init__()
+        self.blueprint = blueprint
+        self.gradient_checkpointing = False
+        self.embed = nn.Embedding(blueprint.vocabulary, blueprint.hidden)
+        blocks = (Block(layer, blueprint.hidden, eps=blueprint.norm_eps) for layer in blueprint.layers)
+        self.layers = nn.ModuleList(blocks)
+        self.norm = RMSNorm(blueprint.hidden, eps=blueprint.norm_eps)
+        self.head = TiedHead(self.embed) if blueprint.tied else LanguageHead(blueprint.vocabulary, blueprint.hidden)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None,
+        position_ids: Int[Tensor, "B T"],
+        states: Sequence[State] | None = None,
+        *,
+        real: Bool[Tensor, "B S"] | None = None,
+        embedded: Float[Tensor, "B T D"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The last hidden states, after the final norm; the arguments are those of `residuals`."""
+        *_, last = self.residuals(input_ids, position_ids, states, real=real, embedded=embedded)
+        return self.norm(last)
+
+    def residuals(
+        self,
+        input_ids: Int[Tensor, "B T"] | None,
+        position_ids: Int[Tensor, "B T"],
+        states: Sequence[State] | None = None,
+        *,
+        real: Bool[Tensor, "B S"] | None = None,
+        embedded: Float[Tensor, "B T D"] | None = None,
+    ) -> Iterator[Float[Tensor, "B T D"]]:
+        """The residual stream: the embeddings, then what each layer leaves, before the final norm.
+
+        Where `position_ids` restart, a new document begins, and nothing is seen across. With `states` (see `empty`)
+        the tokens continue what those hold, one document a row. `real` marks the tokens (past ones first) that are no
+        padding. `embedded` stands in for the embeddings of `input_ids`.
+
+        Raises:
+            UsageError: the number of states is not the number of layers; several documents would share a state.
+        """
+        if states is not None and len(states) != len(self.layers):
+            raise UsageError(f"{len(states)} states for {len(self.layers)} layers; make them with empty()")
+        positions = self._positions(position_ids, states, real)
+        x = self.embed(input_ids) if embedded is None else embedded
+        yield x
+        for block, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled() and states is None:
+                x, _ = cast(Any, checkpoint)(block, x, positions, use_reentrant=False)
+            else:
+                x, _ = block(x, positions, state)
+            yield x
+
+    def empty(self) -> list[State]:
+        """A fresh state for each layer."""
+        return [block.mixer.state() for block in self.layers]
+
+    def _positions(
+        self, ids: Int[Tensor, "B T"], states: Sequence[State] | None, real: Bool[Tensor, "B S"] | None
+    ) -> Positions:
+        past = states[0].get_seq_length() if states else 0
+        found = Positions(ids, self.blueprint.rotary, self.blueprint.context, past=past, real=_padded(real))
+        if found.real is not None or (states is not None and ids.shape[1] == 1):
+            return found
+        lengths = boundaries(ids)
+        if states is not None and any(len(row) > 1 for row in lengths):
+            raise UsageError("several documents in a row cannot share one state; decode each in a row of its own")
+        if past == 0:
+            found.lengths = lengths
+        return found
+
+
+def initialise(model: nn.Module, *, std: float = 0.02, rng: torch.Generator | None = None) -> None:
+    """Fresh weights, in place: matrices from N(0, std^2), biases 0, gains 1 (`initializer_range` of the stock families)."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(0.0, std, generator=rng)
+            else:
+                weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+
+
+def _padded(real: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B S"] | None:
+    return None if real is None or bool(real.all()) else real

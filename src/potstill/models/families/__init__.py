@@ -1,0 +1,1 @@
+"""Name maps between Hugging Face's spellings and ours, both ways."""

@@ -1,0 +1,70 @@
+"""GGUF files, always as plain dense weights.
+
+transformers can leave GGUF weights packed (4-bit blocks inside the modules); such a model neither trains nor saves.
+Here every tensor is dequantised explicitly and the model is rebuilt from its config and state dict, so that what comes
+out is an ordinary model of its family.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.quantization_config import GgufConfig
+
+from potstill.core.errors import ArtefactError, UnsupportedModel
+
+# Digits, an emoji joined of several, CJK, indentation: where tokenizers rebuilt from GGUF metadata have gone wrong.
+PROBES = ("0 12 345 6789 3.14", "naïve café — 🎉👩‍👩‍👧", "世界 こんにちは 안녕", "def f(x):\n\treturn  x\n")
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The `general.*` facts of a GGUF file (name, licence, languages, quantisation).
+
+    Raises: ArtefactError if the file is no GGUF file or is cut short.
+    """
+    from gguf import GGUFReader
+
+    try:
+        fields = GGUFReader(path).fields
+    except (ValueError, OSError, IndexError) as error:
+        raise ArtefactError(f"{path} is not a readable GGUF file ({error}); download or convert it again") from error
+    return {name.removeprefix("general."): f.contents() for name, f in fields.items() if name.startswith("general.")}
+
+
+def load_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a GGUF file with dense weights in `dtype`; it trains and saves like any other of its family."""
+    read_metadata(path)
+    quantisation = GgufConfig(gguf_file=path.name, dequantize=True)
+    try:
+        packed = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, quantization_config=quantisation, dtype=torch.float32
+        )
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise UnsupportedModel(
+            f"{path} holds an architecture that transformers cannot read from GGUF ({error})"
+        ) from error
+    config = type(packed.config).from_dict(
+        {k: v for k, v in packed.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    )
+    state = {name: tensor.to(dtype) for name, tensor in packed.state_dict().items()}
+    dense: PreTrainedModel = type(packed).from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    dense.generation_config = packed.generation_config
+    return dense
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a GGUF file.
+
+    Raises: UnsupportedModel if it does not give back digits, emoji, CJK, code or its own special tokens.
+    """
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    for text in PROBES:
+        back = tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids)
+        if back.lstrip(" ") != text:  # SentencePiece may put one space in front
+            raise UnsupportedModel(f"the tokenizer in {path} reads {text!r} back as {back!r}; use the original's")
+    for token in tokenizer.all_special_tokens:
+        ids = tokenizer(token, add_special_tokens=False).input_ids
+        if ids != [tokenizer.convert_tokens_to_ids(token)]:
+            raise UnsupportedModel(f"the tokenizer in {path} splits its own special token {token!r} into {ids}")
+    return tokenizer

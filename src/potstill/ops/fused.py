@@ -1,0 +1,337 @@
+"""Sums over rows of losses of logits, without ever holding the logits of all rows.
+
+    S_k = sum_n loss_k(logits(rows[n]), teachers' logits of row n, targets[n])      logits(x) = cap(scale (x W^T + b))
+
+`plain` is the definition: all logits [N V] at once, ordinary autograd. `sums` is the same function of rows, weight and
+bias in chunks of rows. It carries a chunk's derivative by its logits on to rows, weight and bias while the chunk is
+alive, in the forward, so that nothing is computed twice. For that it must know beforehand how the sums will be added
+up: `mix`. A backward that asks for another combination is answered correctly, by a second pass.
+
+A row loss is any callable (student's logits [C V], teachers' logits by name, targets [C]) -> [C], that treats each row
+alone; it receives float32 at least. One that is `Differentiable` also gives its derivative; the others go through
+autograd, few rows at a time.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import linear
+
+from potstill.ops.divergence import (
+    WITH_GRADIENT,
+    Divergence,
+    cross_entropy,
+    cross_entropy_with_gradient,
+    forward_kl,
+    tempered,
+)
+
+HeadLike = tuple[Tensor, Tensor | None, float, float | None]  # weight [V F], bias [V], scale, softcap
+RowLoss = Callable[[Tensor, Mapping[str, Tensor], Tensor], Tensor]
+Frozen = Mapping[str, Callable[[int, int], Tensor]]  # name -> the teacher's logits [b-a V] of rows a to b
+
+BLOCK = 2**20  # logits of one block on a CPU, 4 MiB in float32: the many passes of a loss stay in the caches
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """A row loss that knows its derivative."""
+
+    def __call__(self, student: Tensor, frozen: Mapping[str, Tensor], targets: Tensor) -> Tensor: ...
+
+    def with_gradient(self, student: Tensor, frozen: Mapping[str, Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(values [C], derivative of values[c] by student[c] as [C V])."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropyRows:
+    """-log q[target]."""
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        return cross_entropy(student, targets)
+
+    def with_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor], targets: Int[Tensor, " C"]
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
+        """The values and q - onehot(target)."""
+        return cross_entropy_with_gradient(student, targets)
+
+
+@dataclass(frozen=True)
+class DivergenceRows:
+    """tau^2 D(teacher / tau, student / tau), for the teacher of that name.
+
+    Raises: ValueError where the temperature is not positive and finite.
+    """
+
+    divergence: Divergence = forward_kl
+    temperature: float = 1.0
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        tempered(self.divergence, self.temperature)
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        return tempered(self.divergence, self.temperature)(frozen[self.teacher], student)
+
+    def with_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor], targets: Int[Tensor, " C"]
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
+        """The values and their derivative by the student's logits."""
+        if self.divergence not in WITH_GRADIENT:
+            return _by_autograd(self, student, frozen, targets)
+        teacher, tau = frozen[self.teacher], self.temperature
+        if tau == 1:
+            return WITH_GRADIENT[self.divergence](teacher, student)
+        values, gradient = WITH_GRADIENT[self.divergence](teacher / tau, student / tau)
+        return values * tau**2, gradient * tau
+
+
+def plain(
+    losses: Sequence[RowLoss],
+    rows: Float[Tensor, "N F"],
+    head: HeadLike,
+    *,
+    targets: Int[Tensor, " N"],
+    frozen: Frozen,
+) -> tuple[Float[Tensor, ""], ...]:
+    """The definition of `sums`: every loss summed over all rows, from all logits at once, by ordinary autograd."""
+    student = _widened(_logits(rows, head))
+    with torch.no_grad():
+        teachers = {name: _widened(logits(0, len(rows))) for name, logits in frozen.items()}
+    return tuple(loss(student, teachers, targets).sum() for loss in losses)
+
+
+def sums(
+    losses: Sequence[RowLoss],
+    rows: Float[Tensor, "N F"],
+    head: HeadLike,
+    *,
+    targets: Int[Tensor, " N"],
+    frozen: Frozen,
+    mix: Sequence[float],
+    chunk: int = 512,
+) -> tuple[Float[Tensor, ""], ...]:
+    """One scalar per loss, its sum over rows, in chunks of rows; differentiable by rows, weight and bias.
+
+    Logits are computed in the dtype of `rows` (under autocast, in autocast's), losses and the head's gradient in
+    float32 at least. Teachers are asked for each chunk once, without gradients. `mix[k]` is the weight of the k-th sum
+    in what will be differentiated, up to a common factor; 0 means that it is only measured. Where nothing requires a
+    gradient, none is computed.
+
+    Raises: ValueError where `mix`, `targets` or a teacher's rows do not fit, or `chunk` is below 1.
+    """
+    if len(mix) != len(losses) or not all(map(math.isfinite, mix)):
+        raise ValueError(f"mix = {tuple(mix)} must give one finite weight to each of the {len(losses)} losses")
+    if len(targets) != len(rows):
+        raise ValueError(f"{len(targets)} targets for {len(rows)} rows: give each row its target")
+    if chunk < 1:
+        raise ValueError(f"chunk = {chunk} rows at a time: choose 1 or more")
+    weight, bias, scale, softcap = head
+    rows = rows.to(_compute_dtype(rows))
+    problem = _Problem(tuple(losses), targets, frozen, scale, softcap, chunk)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (rows, weight, bias)):
+        totals = _Sums.apply(rows, weight, bias, problem, tuple(mix))
+    else:
+        with torch.no_grad():
+            totals = _run(problem, rows, weight, bias, _UNWANTED, mix)
+    return tuple(totals[k] for k in range(len(losses)))  # not unbind, whose views refuse `total += other`
+
+
+class _Problem(NamedTuple):
+    losses: tuple[RowLoss, ...]
+    targets: Tensor
+    frozen: Frozen
+    scale: float
+    softcap: float | None
+    chunk: int
+
+
+class _Gradients(NamedTuple):
+    """Accumulators; None where no gradient is wanted. The head's are float32 at least, whatever the rows are."""
+
+    rows: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def add(self, start: int, delta: Float[Tensor, "C V"], rows: Float[Tensor, "C F"], weight: Tensor) -> None:
+        """What the derivative `delta` by the logits of `rows`, the rows from `start` on, adds."""
+        if self.rows is not None:
+            torch.mm(delta, weight, out=self.rows[start : start + len(rows)])
+        if self.weight is not None and self.weight.dtype == rows.dtype:
+            self.weight.addmm_(delta.mT, rows)
+        elif self.weight is not None:
+            self.weight.add_(delta.mT @ rows)
+        if self.bias is not None:
+            self.bias.add_(delta.sum(0, dtype=self.bias.dtype))
+
+
+_UNWANTED = _Gradients(None, None, None)
+
+
+class _Sums(torch.autograd.Function):
+    """Computes the gradient of sum_k mix[k] S_k with the sums, and hands it out, scaled, when that is what is asked."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, problem: _Problem, mix: tuple[float, ...]
+    ) -> Tensor:
+        ctx.problem, (ctx.mix, _) = problem, _normalised(mix)
+        ctx.save_for_backward(rows, weight, bias)
+        device = rows.device.type
+        ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        ctx.gradients = _zeros(rows, weight, bias, ctx.needs_input_grad) if any(mix) else None
+        return _run(problem, rows, weight, bias, ctx.gradients or _UNWANTED, ctx.mix)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, bias = ctx.saved_tensors
+        gradients: _Gradients | None = ctx.gradients
+        factor: Tensor | float | None = _common_factor(upstream, ctx.mix)
+        ctx.gradients = None  # they are scaled in place; a second backward computes them again
+        if gradients is None or factor is None:
+            mix, factor = _normalised(upstream.tolist())
+            gradients = _zeros(rows, weight, bias, ctx.needs_input_grad)
+            with torch.no_grad(), torch.autocast(*ctx.autocast):
+                _run(ctx.problem, rows, weight, bias, gradients, mix)
+        scaled = (
+            None if gradient is None else gradient.mul_(factor).to(wanted.dtype)
+            for gradient, wanted in zip(gradients, (rows, weight, bias), strict=True)
+        )
+        return (*scaled, None, None)
+
+
+def _run(
+    problem: _Problem, rows: Tensor, weight: Tensor, bias: Tensor | None, gradients: _Gradients, mix: Sequence[float]
+) -> Float[Tensor, " K"]:
+    """The sums; adds to `gradients` what sum_k mix[k] S_k gives."""
+    weight = weight.to(rows.dtype)
+    head = (weight, bias, problem.scale, problem.softcap)
+    totals = rows.new_zeros(len(problem.losses), dtype=_wide(rows.dtype))
+    wanted = any(gradient is not None for gradient in gradients)
+    for start in range(0, len(rows), problem.chunk):
+        some = rows[start : start + problem.chunk]
+        logits = _logits(some, head)
+        teachers = _teachers(problem.frozen, start, start + len(some))
+        for block in _blocks(logits):
+            student = _widened(logits[block])
+            taught = {name: _widened(teacher[block]) for name, teacher in teachers.items()}
+            targets = problem.targets[start : start + len(some)][block]
+            if wanted:
+                values, delta = _differentiate(problem.losses, student, taught, targets, mix)
+                logits[block] = _through_head(delta, student, problem)
+            else:
+                values = [loss(student, taught, targets) for loss in problem.losses]
+            for total, value in zip(totals, values, strict=True):
+                total += value.sum()
+        if wanted:
+            gradients.add(start, logits, some, weight)  # the logits have become their derivative
+    return totals
+
+
+def _differentiate(
+    losses: Sequence[RowLoss], student: Tensor, frozen: Mapping[str, Tensor], targets: Tensor, mix: Sequence[float]
+) -> tuple[list[Tensor], Tensor]:
+    """The values of each loss, and the derivative of sum_k mix[k] loss_k by the logits."""
+    values, delta = [], torch.zeros_like(student)
+    for loss, weight in zip(losses, mix, strict=True):
+        if weight == 0:
+            values.append(loss(student, frozen, targets))
+            continue
+        if isinstance(loss, Differentiable):
+            value, gradient = loss.with_gradient(student, frozen, targets)
+        else:
+            value, gradient = _by_autograd(loss, student, frozen, targets)
+        values.append(value)
+        delta.add_(gradient, alpha=weight)
+    return values, delta
+
+
+def _by_autograd(
+    loss: RowLoss, student: Tensor, frozen: Mapping[str, Tensor], targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        student = student.detach().requires_grad_()
+        values = loss(student, frozen, targets)
+        (gradient,) = torch.autograd.grad(values.sum(), student)
+    return values.detach(), gradient
+
+
+def _logits(rows: Float[Tensor, "N F"], head: HeadLike) -> Float[Tensor, "N V"]:
+    """The head's logits, in the dtype of `rows`."""
+    weight, bias, scale, softcap = head
+    logits = linear(rows, weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype))
+    if scale != 1:
+        logits = logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _through_head(delta: Tensor, logits: Tensor, problem: _Problem) -> Tensor:
+    """From the derivative by the logits to that by rows W^T + b; overwrites `delta`."""
+    if problem.softcap is not None:
+        delta.mul_(1 - (logits / problem.softcap).square_())
+    return delta.mul_(problem.scale) if problem.scale != 1 else delta
+
+
+def _teachers(frozen: Frozen, start: int, stop: int) -> dict[str, Tensor]:
+    teachers = {name: logits(start, stop) for name, logits in frozen.items()}
+    for name, logits in teachers.items():
+        if len(logits) != stop - start:
+            raise ValueError(f"{name!r} gave logits of {len(logits)} rows when asked for rows {start} to {stop}")
+    return teachers
+
+
+def _blocks(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
+    """Few rows at a time on a CPU, for its caches; all of them elsewhere, where each kernel has to be launched."""
+    size = max(1, BLOCK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    return (slice(start, start + size) for start in range(0, len(logits), size))
+
+
+def _zeros(rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> _Gradients:
+    wide = _wide(rows.dtype)
+    return _Gradients(
+        rows=torch.zeros_like(rows) if wanted[0] else None,
+        weight=torch.zeros_like(weight, dtype=wide) if wanted[1] else None,
+        bias=torch.zeros_like(bias, dtype=wide) if bias is not None and wanted[2] else None,
+    )
+
+
+def _normalised(mix: Sequence[float]) -> tuple[tuple[float, ...], float]:
+    """(mix / unit, unit), the largest weight being 1: derivatives divided by a large count survive half precision."""
+    unit = max(map(abs, mix), default=0.0) or 1.0
+    return tuple(weight / unit for weight in mix), unit
+
+
+def _common_factor(upstream: Float[Tensor, " K"], mix: Sequence[float]) -> Tensor | None:
+    """c where upstream = c mix up to rounding, else None."""
+    expected = upstream.new_tensor(mix)
+    largest = expected.abs().argmax()
+    factor = upstream[largest] / expected[largest]
+    expected = factor * expected
+    tolerance = 16 * torch.finfo(upstream.dtype).eps
+    return factor if bool(((upstream - expected).abs() <= tolerance * expected.abs()).all()) else None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(_wide(logits.dtype))
+
+
+def _compute_dtype(rows: Tensor) -> torch.dtype:
+    device = rows.device.type
+    halved = torch.is_autocast_enabled(device) and rows.dtype != torch.float64  # autocast leaves float64 alone
+    return torch.get_autocast_dtype(device) if halved else rows.dtype

@@ -1,0 +1,1 @@
+"""Stages that leave an artefact and a card on disk."""

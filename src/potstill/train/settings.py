@@ -1,0 +1,61 @@
+"""The settings of a training run, with their defaults."""
+
+from dataclasses import dataclass
+
+from potstill.core.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How long, how fast and in what portions to train. Every default is ours, measured on SmolLM2 (see LOG.md)."""
+
+    tokens: int = 200_000
+    """Tokens seen in training, prompts and padding-free packs counted whole."""
+    context: int = 512
+    """Longest document window, in tokens."""
+    batch_tokens: int = 4096
+    """Tokens per optimiser step, over all ranks and micro-batches."""
+    micro_tokens: int = 2048
+    """Tokens per forward pass on one rank; batch_tokens / micro_tokens passes are accumulated."""
+    learning_rate: float = 5e-4
+    warmup: float = 0.05
+    """Share of the steps over which the rate rises from 0."""
+    final_rate: float = 0.1
+    """The rate at the end of the cosine, as a share of `learning_rate`."""
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    seed: int = 1
+    eval_every: int = 0
+    """Optimiser steps between evaluations; 0: none before the end."""
+    save_every: int = 0
+    """Optimiser steps between checkpoints; 0: one tenth of the run, at least 10 steps."""
+    patience: int = 0
+    """Stop after this many evaluations without a better one; 0: never."""
+    report_to: tuple[str, ...] = ()
+    """Trackers beside metrics.jsonl: tensorboard, wandb, trackio."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "context", "batch_tokens", "micro_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.learning_rate < 1:
+            raise UsageError(f"learning_rate is {self.learning_rate}; it must lie between 0 and 1")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"warmup is {self.warmup}; it is a share of the steps, at least 0 and below 1")
+        if self.patience and not self.eval_every:
+            raise UsageError("patience counts evaluations; give eval_every too")
+
+    @property
+    def packs_per_pass(self) -> int:
+        """Packs in one forward pass."""
+        return max(1, self.micro_tokens // self.context)
+
+    def accumulation(self, ranks: int = 1) -> int:
+        """Forward passes per optimiser step and rank."""
+        return max(1, round(self.batch_tokens / (self.packs_per_pass * self.context * ranks)))
+
+    def steps(self, ranks: int = 1) -> int:
+        """Optimiser steps until `tokens` are seen."""
+        per_step = self.accumulation(ranks) * self.packs_per_pass * self.context * ranks
+        return max(1, round(self.tokens / per_step))

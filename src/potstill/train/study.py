@@ -1,0 +1,103 @@
+"""What is trained is one module: the student together with its objective."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from potstill.core.types import Batch, Objective, Signals
+from potstill.models.signals import network, signals
+
+
+class Study(nn.Module):
+    """loss = sum over terms of weight * sum / count, from the student, an objective and frozen companions.
+
+    Backbone, fused head and projectors are all inside `forward`, so that gradient hooks (DDP, FSDP), clipping, zeroing
+    and checkpoints see every parameter. Frozen companions (teachers, references) are kept outside the module tree: they
+    are never trained, saved or switched to train mode.
+
+    `vocabulary` is the number of real ids; the rows that pad either head to a round width are cut off.
+    `compute_dtype` is what matrices are multiplied in; the student's weights stay as they are (fp32 masters).
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        objective: Objective,
+        *,
+        frozen: Mapping[str, PreTrainedModel] | None = None,
+        vocabulary: int | None = None,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.vocabulary = vocabulary
+        self.compute_dtype = compute_dtype
+        self._frozen = _Unregistered(frozen or {})
+        for model in self._frozen:
+            model.eval().requires_grad_(False)
+        network(student)  # probed now, before a wrapper or a device placement gets in the way
+
+    @property
+    def term_names(self) -> list[str]:
+        """The terms in the order in which counts are passed to `forward`."""
+        return list(self.objective.weights)
+
+    def counts(self, batch: Batch) -> Tensor:
+        """How many summands each term has in `batch`, in the order of `term_names`."""
+        found = self.objective.counts(batch)
+        return torch.tensor([found[name] for name in self.term_names])
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        documents: Tensor,
+        num_items_in_batch: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """`loss` (divided by `num_items_in_batch`, one count per term) and the undivided `sums [terms]`.
+
+        Without `num_items_in_batch` the counts of this batch alone divide.
+        """
+        batch = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "documents": documents}
+        counts = self.counts(batch) if num_items_in_batch is None else num_items_in_batch
+        needs = self.objective.needs(batch)
+        frozen = self._read_frozen(batch, {name: need for name, need in needs.items() if name != "student"})
+        with self._autocast(input_ids.device):
+            student = signals(self.student, batch, needs["student"], vocabulary=self.vocabulary)
+        terms = self.objective({"student": student}, frozen, batch)
+        sums = torch.stack([terms[name] for name in self.term_names])
+        weights = torch.tensor(list(self.objective.weights.values()), dtype=sums.dtype, device=sums.device)
+        loss = (weights * sums / counts.to(sums).clamp(min=1)).sum()
+        return {"loss": loss, "sums": sums.detach()}
+
+    @torch.no_grad()
+    def _read_frozen(self, batch: Batch, needs: Mapping[str, object]) -> dict[str, Signals]:
+        read = {}
+        for name, need in needs.items():
+            model = self._frozen[name].eval()  # whatever happened around it
+            with self._autocast(batch["input_ids"].device) if model.dtype == torch.float32 else nullcontext():
+                read[name] = signals(model, batch, need, vocabulary=self.vocabulary)  # type: ignore[arg-type]
+        return read
+
+    def _autocast(self, device: torch.device) -> torch.autocast | nullcontext[None]:
+        if self.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.compute_dtype)
+
+
+class _Unregistered:
+    """Models that `nn.Module` must not find: a plain holder is no parameter, module or buffer."""
+
+    def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
+        self._models = dict(models)
+
+    def __getitem__(self, name: str) -> PreTrainedModel:
+        return self._models[name]
+
+    def __iter__(self) -> Iterator[PreTrainedModel]:
+        return iter(self._models.values())

@@ -1,0 +1,1 @@
+"""Blueprint -> Blueprint and Weights -> Weights."""

@@ -1,0 +1,35 @@
+"""A transform, and how one is applied: an architecture and its weights are rewritten, each by a pure function.
+
+Nothing is replayed when a transformed model is loaded: its blueprint *is* the new architecture.
+"""
+
+from typing import Protocol
+
+import torch
+
+from potstill.core.blueprint import Blueprint
+from potstill.core.types import Weights
+from potstill.models.backbone import Backbone
+
+
+class Transform(Protocol):
+    """Two pure functions that belong together. `old` is the blueprint that `weights` were laid out by."""
+
+    def blueprint(self, old: Blueprint) -> Blueprint: ...
+    def weights(self, weights: Weights, old: Blueprint) -> Weights: ...
+
+
+def apply(transform: Transform, model: Backbone) -> Backbone:
+    """A new model on the same device, in the same dtype and mode; `model` is left as it was and shares no memory.
+
+    Raises:
+        UsageError: the transform does not fit this blueprint.
+        RuntimeError: the two halves of the transform disagree (a strict load proves that they do not).
+    """
+    with torch.device("meta"):
+        new = Backbone(transform.blueprint(model.blueprint))
+    old = {name: weight.detach() for name, weight in model.state_dict().items()}
+    weights = transform.weights(old, model.blueprint)
+    new.load_state_dict({name: weight.clone() for name, weight in weights.items()}, strict=True, assign=True)
+    new.gradient_checkpointing = model.gradient_checkpointing
+    return new.train(model.training)

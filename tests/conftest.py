@@ -1,0 +1,118 @@
+"""Fixtures that every floor shares: a tiny model, a tiny tokenizer, float64, the private corpora; and no network."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+# before the libraries that read them are imported
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test marked `gpu` skips, saying so, where torch sees no accelerator."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU; torch sees none"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread for torch: sums come in one order whatever the machine, and tiny tensors gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from seed 0, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Inside the test, tensors and models made without a dtype are float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes as tokens, in SmolLM2's manner: 259 ids, ChatML, `<|im_end|>` both ends a turn and pads.
+
+    Ids 0 to 2 are `<|endoftext|>` (unknown), `<|im_start|>` (BOS) and `<|im_end|>` (EOS = pad). Any text comes back as
+    it went in.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*SPECIALS, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIALS))
+    end_of_text, start, end = SPECIALS
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=end_of_text, bos_token=start, eos_token=end, pad_token=end
+    )
+    fast.chat_template = CHATML
+    return fast
+
+
+@pytest.fixture
+def tiny_llama(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A random Llama, always the same one: 3 layers of width 32, 4 heads on 2 key/value heads, a tied head, eval mode.
+
+    It speaks `tiny_tokenizer`. A test that wants another shape changes a copy of `tiny_llama.config`.
+    """
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,  # far enough from zero that a wrong position or mask shows in the logits
+        tie_word_embeddings=True,
+        bos_token_id=tiny_tokenizer.bos_token_id,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def potstill_data() -> Path:
+    """The folder of private corpora, `$POTSTILL_DATA`; a test that asks for it skips where there is none."""
+    folder = os.environ.get("POTSTILL_DATA")
+    if not folder:
+        pytest.skip("POTSTILL_DATA is unset: this test reads corpora that are not part of the project")
+    if not Path(folder).is_dir():
+        pytest.fail(f"POTSTILL_DATA={folder} is no folder; unset it or mend it")
+    return Path(folder)

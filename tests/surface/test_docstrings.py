@@ -1,0 +1,70 @@
+"""What is public says what it is, and an op says where its mathematics comes from."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "src" / "potstill"
+FLOORS = ("ops", "objectives", "transforms", "evaluate")
+FILES = [path for floor in FLOORS for path in sorted((PACKAGE / floor).rglob("*.py"))]
+OPS = [path for path in sorted((PACKAGE / "ops").rglob("*.py")) if path.name != "__init__.py"]
+SOURCE = re.compile(
+    r"arXiv:\d{4}\.\d{4,5}|doi:10\.|https?://|\bdefinition\b|\([A-Z][\w-]+(?: et al\.| and [A-Z][\w-]+)?,? \d{4}\)",
+    re.IGNORECASE,
+)
+
+SAID_BY_THE_PROTOCOL = {"additive", "counts", "forward", "needs", "weights"}
+
+Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def public(tree: ast.Module | ast.ClassDef) -> Iterator[Documented]:
+    """The functions and classes of a module, and the methods of its classes, whose names do not begin with `_`.
+
+    What the protocols of `core.types` and `nn.Module` already say of a method (`counts`, `forward`) is not said again.
+    """
+    for node in tree.body:
+        if isinstance(node, Documented) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from (method for method in public(node) if method.name not in SAID_BY_THE_PROTOCOL)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_every_public_name_says_what_it_is(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{name(path)} opens without saying what it is"
+    silent = [f"{node.name} (line {node.lineno})" for node in public(tree) if not ast.get_docstring(node)]
+    assert not silent
+
+
+@pytest.mark.parametrize("path", OPS, ids=name)
+def test_every_op_names_its_source(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = [ast.get_docstring(node) or "" for node in (tree, *public(tree))]
+    assert any(SOURCE.search(text) for text in docstrings), "no arXiv number, doi, paper or definition is named"
+
+
+def test_a_missing_docstring_is_noticed() -> None:
+    tree = ast.parse("class Loud:\n    '''Says.'''\n    def shout(self): pass\ndef _hidden(): pass\ndef mute(): pass\n")
+    assert [node.name for node in public(tree) if not ast.get_docstring(node)] == ["shout", "mute"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sourced"),
+    [
+        ("Minimises KL (arXiv:2306.13649, eq. 3).", True),
+        ("The definition, in plain torch.", True),
+        ("As in (Hinton et al., 2015).", True),
+        ("A very good loss (2 flavours).", False),
+    ],
+)
+def test_a_source_is_told_from_prose(text: str, sourced: bool) -> None:
+    assert bool(SOURCE.search(text)) == sourced
