@@ -29,8 +29,7 @@ from potstill.ops.divergence import (
     total_variation,
 )
 
-settings.register_profile("ops", deadline=None, max_examples=40, derandomize=True)
-settings.load_profile("ops")
+law = settings(deadline=None, max_examples=40, derandomize=True)
 
 INF = math.inf
 SMOOTH = {  # all whose gradient is that of the value; the weights of adaptive_kl are constants of its gradient
@@ -112,6 +111,7 @@ LITERAL: dict[str, tuple[Divergence, Callable[[list[float], list[float]], float]
 
 
 @pytest.mark.parametrize(("fast", "literal"), LITERAL.values(), ids=LITERAL)
+@law
 @given(logits=pairs(st.floats(-6, 6)))
 def test_each_divergence_is_its_literal_definition(
     fast: Divergence, literal: Callable[[list[float], list[float]], float], logits: tuple[Tensor, Tensor]
@@ -151,6 +151,7 @@ def test_the_table_names_each_divergence_by_its_own_name() -> None:
 
 
 @every
+@law
 @given(logits=pairs())
 def test_a_divergence_is_never_negative_and_positive_where_the_distributions_differ(
     divergence: Divergence, logits: tuple[Tensor, Tensor]
@@ -162,6 +163,7 @@ def test_a_divergence_is_never_negative_and_positive_where_the_distributions_dif
 
 
 @every
+@law
 @given(logits=pairs())
 def test_equal_distributions_give_zero_and_no_gradient(divergence: Divergence, logits: tuple[Tensor, Tensor]) -> None:
     student = logits[0].clone().requires_grad_()
@@ -172,6 +174,7 @@ def test_equal_distributions_give_zero_and_no_gradient(divergence: Divergence, l
 
 
 @every
+@law
 @given(logits=pairs(), shift=st.floats(-50, 50))
 def test_a_constant_added_to_the_logits_of_a_row_changes_nothing(
     divergence: Divergence, logits: tuple[Tensor, Tensor], shift: float
@@ -184,6 +187,7 @@ def test_a_constant_added_to_the_logits_of_a_row_changes_nothing(
 
 
 @every
+@law
 @given(logits=pairs(), data=st.data())
 def test_renaming_tokens_changes_nothing(
     divergence: Divergence, logits: tuple[Tensor, Tensor], data: st.DataObject
@@ -203,12 +207,14 @@ def _tail_is_clear(teacher: Tensor) -> bool:
 
 
 @every
+@law
 @given(logits=pairs())
 def test_each_row_is_alone(divergence: Divergence, logits: tuple[Tensor, Tensor]) -> None:
     alone = [divergence(t[None], s[None]) for t, s in zip(*logits, strict=True)]
     torch.testing.assert_close(divergence(*logits), torch.cat(alone), rtol=1e-12, atol=1e-14)
 
 
+@law
 @given(logits=pairs(st.floats(-80, 80)))
 def test_the_bounds_hold(logits: tuple[Tensor, Tensor]) -> None:
     slack = 1 + 1e-12
@@ -218,6 +224,7 @@ def test_the_bounds_hold(logits: tuple[Tensor, Tensor]) -> None:
     assert (skew_reverse_kl(*logits) <= -math.log(0.1) * slack).all()
 
 
+@law
 @given(logits=pairs(), beta=st.floats(0, 1))
 def test_exchanging_teacher_and_student_mirrors_jsd_and_leaves_total_variation(
     logits: tuple[Tensor, Tensor], beta: float
@@ -233,6 +240,7 @@ def test_exchanging_teacher_and_student_mirrors_jsd_and_leaves_total_variation(
         )
 
 
+@law
 @given(logits=pairs())
 def test_the_ends_of_beta_and_skew_are_exactly_the_two_kls(logits: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(jsd(*logits, beta=0.0), forward_kl(*logits))
@@ -241,6 +249,7 @@ def test_the_ends_of_beta_and_skew_are_exactly_the_two_kls(logits: tuple[Tensor,
     assert torch.equal(skew_reverse_kl(*logits, skew=0.0), reverse_kl(*logits))
 
 
+@law
 @given(logits=pairs())
 def test_near_the_ends_jsd_over_its_share_comes_near_the_two_kls(logits: tuple[Tensor, Tensor]) -> None:
     share = 1e-6
@@ -249,6 +258,7 @@ def test_near_the_ends_jsd_over_its_share_comes_near_the_two_kls(logits: tuple[T
     torch.testing.assert_close(near_reverse, reverse_kl(*logits), rtol=0.1, atol=1e-3)
 
 
+@law
 @given(logits=pairs(), data=st.data())
 def test_forward_kl_from_a_one_hot_teacher_is_cross_entropy(logits: tuple[Tensor, Tensor], data: st.DataObject) -> None:
     student = logits[1]
@@ -292,6 +302,7 @@ def test_equally_likely_tokens_are_all_in_the_head_or_all_in_the_tail() -> None:
 
 
 @every
+@law
 @given(logits=pairs(), masked=st.integers(0, 8))
 def test_tokens_masked_on_both_sides_are_as_good_as_absent(
     divergence: Divergence, logits: tuple[Tensor, Tensor], masked: int
@@ -386,6 +397,7 @@ def test_the_squared_temperature_keeps_the_scale_of_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("divergence", WITH_GRADIENT, ids=lambda f: f.__name__)
+@law
 @given(logits=pairs(), masked=st.booleans())
 def test_each_derivative_written_by_hand_is_the_one_of_autograd(
     divergence: Divergence, logits: tuple[Tensor, Tensor], masked: bool
@@ -403,6 +415,7 @@ def test_each_derivative_written_by_hand_is_the_one_of_autograd(
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), student)[0], rtol=1e-9, atol=1e-12)
 
 
+@law
 @given(logits=pairs(), data=st.data())
 def test_the_derivative_of_cross_entropy_is_the_one_of_autograd(
     logits: tuple[Tensor, Tensor], data: st.DataObject

@@ -24,13 +24,19 @@ Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 def public(tree: ast.Module | ast.ClassDef) -> Iterator[Documented]:
     """The functions and classes of a module, and the methods of its classes, whose names do not begin with `_`.
 
-    What the protocols of `core.types` and `nn.Module` already say of a method (`counts`, `forward`) is not said again.
+    What the protocols of `core.types` and `nn.Module` already say of a method (`counts`, `forward`) is not said again,
+    and a protocol says in its own docstring what the methods are that it declares with `...`.
     """
     for node in tree.body:
         if isinstance(node, Documented) and not node.name.startswith("_"):
             yield node
             if isinstance(node, ast.ClassDef):
-                yield from (method for method in public(node) if method.name not in SAID_BY_THE_PROTOCOL)
+                yield from (method for method in public(node) if not said_elsewhere(method))
+
+
+def said_elsewhere(method: Documented) -> bool:
+    declared = len(method.body) == 1 and ast.unparse(method.body[0]) == "..."
+    return declared or method.name in SAID_BY_THE_PROTOCOL
 
 
 def name(path: Path) -> str:

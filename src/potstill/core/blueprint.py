@@ -168,7 +168,8 @@ class Blueprint:
         scaling = None if self.rotary.scaling is None else dict(self.rotary.scaling)
         rotary = {"theta": self.rotary.theta, "scaling": scaling}
         rest = {f.name: getattr(self, f.name) for f in fields(self)}
-        return _plain(rest | {"layers": layers, "rotary": rotary, "extras": dict(self.extras)})
+        plain: dict[str, Any] = _plain(rest | {"layers": layers, "rotary": rotary, "extras": dict(self.extras)})
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Blueprint":
@@ -203,7 +204,7 @@ def _tagged(part: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
 
 def _untagged(data: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
     kind = data.get("kind")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ArtefactError(f"unknown kind {kind!r} in a blueprint; this version knows {', '.join(kinds)}")
     made = kinds[kind]
     return made(**_checked(made, {k: v for k, v in data.items() if k != "kind"}))

@@ -9,7 +9,7 @@ The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning
 | key | shape | meaning |
 |---|---|---|
 | `input_ids` | `[B T]` int64 | tokens |
-| `labels` | `[B T]` int64 | `input_ids` where the token is trained on, else `IGNORE`; never shifted; the first token of a document is `IGNORE` |
+| `labels` | `[B T]` int64 | `input_ids` where trained on, else `IGNORE`, as the first of a document is; never shifted |
 | `position_ids` | `[B T]` int64 | restart at 0 with each document; this alone says where documents begin |
 | `documents` | `[B T]` int64 | number of the document in this batch, -1 on padding |
 
@@ -69,7 +69,7 @@ class Needs:
 
 
 class Head(NamedTuple):
-    """The output layer of a language model: logits = cap(scale * (rows W^T + b)), cap(z) = softcap tanh(z / softcap)."""
+    """The output layer of a language model: cap(scale * (rows W^T + b)), cap(z) = softcap tanh(z / softcap)."""
 
     weight: Float[Tensor, "V F"]
     bias: Float[Tensor, " V"] | None = None
@@ -96,7 +96,7 @@ class Signals:
     """What a network says about a batch, whether it is alive, read from a cache or asked over the wire.
 
     `rows[n]` is the network's output at the n-th asked position and `logits(rows[a:b])` its logits there. A live model
-    gives its last hidden states (after the final norm) and its `head`, so that a fused kernel need never hold all logits.
+    gives its last hidden states (after the final norm) and its `head`, so that a fused kernel need not hold all logits.
     """
 
     rows: Tensor
@@ -114,8 +114,8 @@ class Objective(Protocol):
     `counts(batch)` comes from the batch alone. `additive` is False only for terms that are no sums over rows.
     """
 
-    additive: bool
-
+    @property
+    def additive(self) -> bool: ...
     @property
     def weights(self) -> Mapping[str, float]: ...
     def needs(self, batch: Batch) -> Mapping[str, Needs]: ...

@@ -1,4 +1,4 @@
-"""Output heads: what turns the last hidden states into logits. Calling one gives its `Head`, which a kernel may fuse."""
+"""Output heads, which turn the last hidden states into logits: calling one gives its `Head`, for a kernel to fuse."""
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ class LanguageHead(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """The embedding used as head: it stores nothing of its own, so that there is one weight to train, prune and save."""
+    """The embedding used as head: it stores nothing of its own, so there is one weight to train, prune and save."""
 
     def __init__(self, embed: nn.Embedding) -> None:
         super().__init__()

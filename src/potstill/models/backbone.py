@@ -74,7 +74,8 @@ class Backbone(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """The last hidden states, after the final norm; the arguments are those of `residuals`."""
         *_, last = self.residuals(input_ids, position_ids, states, real=real, embedded=embedded)
-        return self.norm(last)
+        normed: Tensor = self.norm(last)
+        return normed
 
     def residuals(
         self,
@@ -99,7 +100,8 @@ class Backbone(nn.Module):
         positions = self._positions(position_ids, states, real)
         x = self.embed(input_ids) if embedded is None else embedded
         yield x
-        for block, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
+        memories: Sequence[State | None] = states or [None] * len(self.layers)
+        for block, state in zip(self.layers, memories, strict=True):
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled() and states is None:
                 x, _ = cast(Any, checkpoint)(block, x, positions, use_reentrant=False)
             else:
@@ -108,7 +110,7 @@ class Backbone(nn.Module):
 
     def empty(self) -> list[State]:
         """A fresh state for each layer."""
-        return [block.mixer.state() for block in self.layers]
+        return [cast(Any, block).mixer.state() for block in self.layers]
 
     def _positions(
         self, ids: Int[Tensor, "B T"], states: Sequence[State] | None, real: Bool[Tensor, "B S"] | None
@@ -126,7 +128,7 @@ class Backbone(nn.Module):
 
 
 def initialise(model: nn.Module, *, std: float = 0.02, rng: torch.Generator | None = None) -> None:
-    """Fresh weights, in place: matrices from N(0, std^2), biases 0, gains 1 (`initializer_range` of the stock families)."""
+    """Fresh weights, in place: matrices from N(0, std^2), biases 0, gains 1; `std` is stock `initializer_range`."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1:

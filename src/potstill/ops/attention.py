@@ -27,7 +27,7 @@ def starts(position_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 
 
 def boundaries(position_ids: Int[Tensor, "B T"]) -> Lengths:
-    """The lengths of each row's documents, read off positions that restart at 0. Waits for the device: once per batch."""
+    """The lengths of each row's documents, read off positions that restart at 0. Waits for the device: once a batch."""
     size = position_ids.shape[1]
     rows = []
     for row in starts(position_ids).cpu():
@@ -45,7 +45,7 @@ def by_document(
     scale: float,
     window: int | None = None,
 ) -> Float[Tensor, "B H T V"]:
-    """Causal attention inside each document; `lengths` comes from `boundaries`. Equal to `plain`, gradients included."""
+    """Causal attention inside each document; `lengths` comes from `boundaries`. Equals `plain`, gradients included."""
     if len(set(map(tuple, lengths))) == 1:  # rows cut alike (no packing, or one packed row) are one batch
         return _row(q, k, v, lengths[0], scale=scale, window=window)
     rows = zip(q.split(1), k.split(1), v.split(1), lengths, strict=True)

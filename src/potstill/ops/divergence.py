@@ -182,8 +182,8 @@ def _kl(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tenso
 
 def _log_mixture(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"], weight: float) -> Float[Tensor, "N V"]:
     """log(weight p + (1 - weight) q), for 0 < weight < 1; where both are 0 it is only very low, with gradient 0."""
-    floor = torch.finfo(log_p.dtype).min / 4  # the gradient of logaddexp(-inf, -inf) is NaN
-    return torch.logaddexp(log_p.clamp_min(floor) + math.log(weight), log_q.clamp_min(floor) + math.log1p(-weight))
+    floor = torch.finfo(log_p.dtype).min / 4  # one finite side suffices: logaddexp(-inf, -inf) has a gradient of NaN
+    return torch.logaddexp(log_p.clamp_min(floor) + math.log(weight), log_q + math.log1p(-weight))
 
 
 def _tail(log_p: Float[Tensor, "N V"], mass: float) -> Bool[Tensor, "N V"]:

@@ -140,11 +140,11 @@ def sums(
     weight, bias, scale, softcap = head
     rows = rows.to(_compute_dtype(rows))
     problem = _Problem(tuple(losses), targets, frozen, scale, softcap, chunk)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (rows, weight, bias)):
+    if torch.is_grad_enabled():
         totals = _Sums.apply(rows, weight, bias, problem, tuple(mix))
     else:
         with torch.no_grad():
-            totals = _run(problem, rows, weight, bias, _UNWANTED, mix)
+            totals = _run(problem, rows, weight, bias, _Gradients(None, None, None), mix)
     return tuple(totals[k] for k in range(len(losses)))  # not unbind, whose views refuse `total += other`
 
 
@@ -176,9 +176,6 @@ class _Gradients(NamedTuple):
             self.bias.add_(delta.sum(0, dtype=self.bias.dtype))
 
 
-_UNWANTED = _Gradients(None, None, None)
-
-
 class _Sums(torch.autograd.Function):
     """Computes the gradient of sum_k mix[k] S_k with the sums, and hands it out, scaled, when that is what is asked."""
 
@@ -190,8 +187,8 @@ class _Sums(torch.autograd.Function):
         ctx.save_for_backward(rows, weight, bias)
         device = rows.device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        ctx.gradients = _zeros(rows, weight, bias, ctx.needs_input_grad) if any(mix) else None
-        return _run(problem, rows, weight, bias, ctx.gradients or _UNWANTED, ctx.mix)
+        ctx.gradients = _zeros(rows, weight, bias, ctx.needs_input_grad)
+        return _run(problem, rows, weight, bias, ctx.gradients, ctx.mix)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -205,10 +202,7 @@ class _Sums(torch.autograd.Function):
             gradients = _zeros(rows, weight, bias, ctx.needs_input_grad)
             with torch.no_grad(), torch.autocast(*ctx.autocast):
                 _run(ctx.problem, rows, weight, bias, gradients, mix)
-        scaled = (
-            None if gradient is None else gradient.mul_(factor).to(wanted.dtype)
-            for gradient, wanted in zip(gradients, (rows, weight, bias), strict=True)
-        )
+        scaled = (None if gradient is None else gradient.mul_(factor) for gradient in gradients)
         return (*scaled, None, None)
 
 

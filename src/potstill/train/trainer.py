@@ -1,8 +1,7 @@
 """The one trainer: Hugging Face's, training a `Study`, knowing no method."""
 
-import json
 import math
-from collections.abc import Mapping
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from potstill.core.errors import TrainingDiverged
 from potstill.data.pack import collate
+from potstill.train import checkpoint
 from potstill.train.settings import Settings
 from potstill.train.study import Study
 
@@ -26,9 +25,11 @@ class Trainer(transformers.Trainer):
 
     loss_is_scaled_for_ga = True
     model: Study
+    _staging: Path | None = None  # where a checkpoint is written before it is sealed
 
-    def __init__(self, study: Study, args: TrainingArguments, **kwargs: Any) -> None:
+    def __init__(self, study: Study, args: TrainingArguments, *, identity: str = "", **kwargs: Any) -> None:
         super().__init__(study, args, data_collator=collate, **kwargs)
+        self.identity = identity
         self._sums = torch.zeros(len(study.term_names), dtype=torch.float64)
         self._counts = torch.zeros_like(self._sums)
 
@@ -95,6 +96,22 @@ class Trainer(transformers.Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run = Path(self.args.output_dir)
+        staging = run / f".{checkpoint.name_of(self.state.global_step)}.partial"
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                checkpoint.seal(staging / checkpoint.name_of(self.state.global_step), run, study=self.identity)
+        finally:
+            self._staging = None
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or self.args.output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         self.study.student.save_pretrained(folder)
@@ -138,11 +155,12 @@ def arguments(settings: Settings, out: Path, *, device: str = "cpu", ranks: int 
         eval_steps=settings.eval_every or None,
         save_strategy="steps",
         save_steps=settings.save_every or max(10, steps // 10),
-        save_total_limit=2,
+        save_total_limit=None,  # checkpoint.seal keeps the newest two
         logging_steps=1,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
         average_tokens_across_devices=True,
+        include_num_input_tokens_seen="all",
         report_to=list(settings.report_to),
         disable_tqdm=True,
         use_cpu=device == "cpu",

@@ -3,7 +3,7 @@
 Nothing is replayed when a transformed model is loaded: its blueprint *is* the new architecture.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -12,11 +12,17 @@ from potstill.core.types import Weights
 from potstill.models.backbone import Backbone
 
 
+@runtime_checkable
 class Transform(Protocol):
     """Two pure functions that belong together. `old` is the blueprint that `weights` were laid out by."""
 
-    def blueprint(self, old: Blueprint) -> Blueprint: ...
-    def weights(self, weights: Weights, old: Blueprint) -> Weights: ...
+    def blueprint(self, old: Blueprint) -> Blueprint:
+        """The new architecture."""
+        ...
+
+    def weights(self, weights: Weights, old: Blueprint) -> Weights:
+        """The new architecture's weights."""
+        ...
 
 
 def apply(transform: Transform, model: Backbone) -> Backbone:

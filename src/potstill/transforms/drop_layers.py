@@ -4,6 +4,7 @@ Layers are counted from 0. A dropped layer leaves the residual stream as it find
 """
 
 import copy
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -56,9 +57,9 @@ class DropLayers:
 
 
 def evenly(layers: int, keep: int, *, first: int = 0, last: int = 0) -> tuple[int, ...]:
-    """`keep` of `layers` indices at equal distances, both ends among them; the `first` and `last` ones stay in any case.
+    """`keep` of `layers` indices at equal distances, both ends among them.
 
-    The choice is its own mirror image wherever the numbers allow one and `first == last`.
+    The `first` and `last` ones stay in any case. The choice is its own mirror image where the numbers allow one.
 
     Raises:
         UsageError: `keep` is not in 1..layers, or smaller than `first + last`.
@@ -72,9 +73,9 @@ def evenly(layers: int, keep: int, *, first: int = 0, last: int = 0) -> tuple[in
 
 
 def highest(scores: Sequence[float], keep: int, *, first: int = 0, last: int = 0) -> tuple[int, ...]:
-    """The `keep` layers with the highest scores (`Harm.alone`, `Statistics.influence`), ascending; ties keep the earlier.
+    """The `keep` layers with the highest scores (`Harm.alone`, `Statistics.influence`), ascending.
 
-    The `first` and `last` ones stay in any case.
+    Ties keep the earlier layer. The `first` and `last` ones stay in any case.
 
     Raises:
         UsageError: `keep` is not in 1..len(scores), or smaller than `first + last`.
@@ -90,8 +91,8 @@ def highest(scores: Sequence[float], keep: int, *, first: int = 0, last: int = 0
 class Harm:
     """What dropping layers costs, measured: losses in the unit of the loss (nats), means over the batches.
 
-    `alone[l]` is the rise of the loss when layer l alone is skipped. `order` lists the layers in the order in which they
-    were given up, `after[i]` is the loss with `order[:i + 1]` gone, and `keep` are the others.
+    `alone[l]` is the rise of the loss when layer l alone is skipped. `order` lists the layers as they were given up,
+    `after[i]` is the loss with `order[:i + 1]` gone, and `keep` are the others.
     """
 
     loss: float
@@ -146,8 +147,8 @@ def _harms(model: Backbone, batches: Sequence[Batch], loss: Loss, layers: list[i
         rest = ((stream.entering[i], layers[i + 1 :]) for i in range(len(layers)))
         skipped.append([loss(_network(model, above, entering=rows), batch) for rows, above in rest])
     base = _mean(whole)
-    if base != base or abs(base) == float("inf"):
-        raise DataError(f"the loss of the whole model is {base} on the calibration batches; check the text and the model")
+    if not math.isfinite(base):
+        raise DataError(f"the loss of {len(layers)} layers is {base} on the calibration batches; check text and model")
     return base, [_mean(list(column)) - base for column in zip(*skipped, strict=True)]
 
 
@@ -182,7 +183,7 @@ class _Given(nn.Module):
 
 
 def _network(model: Backbone, layers: Sequence[int], *, entering: Tensor | None = None) -> Backbone:
-    """The network of these layers alone on the very weights of `model`, beginning with the residual stream `entering`."""
+    """The network of these layers alone, on the very weights of `model`; it begins with the stream `entering`."""
     view = copy.copy(model)
     view._modules = dict(model._modules)  # the copy is shallow, and its parts are swapped without touching the model's
     view.layers = nn.ModuleList(model.layers[i] for i in layers)

@@ -60,9 +60,9 @@ class Statistics:
 def measure(model: Backbone, batches: Sequence[Batch], loss: Loss) -> Statistics:
     """First-order importance on `batches`, |.| taken of each batch's mean loss and averaged over batches.
 
-    The model is in eval mode meanwhile and afterwards as it was; no weight's `grad` is touched. Batches should be of one
-    size: a batch is averaged before |.|, so its size sets how far opposite gradients cancel. Scores add up in float32
-    (float64 for a float64 model) whatever autocast does.
+    The model is in eval mode meanwhile and afterwards as it was; no weight's `grad` is touched. Batches should be of
+    one size: a batch is averaged before |.|, so its size sets how far opposite gradients cancel. Scores add up in
+    float32 (float64 for a float64 model) whatever autocast does.
 
     Raises:
         DataError: there are no batches, or the loss is not finite on one.

@@ -26,9 +26,9 @@ Kept = tuple[int, ...]  # indices, ascending
 class Narrow:
     """Keeps these units of each layer: key/value `heads[l]` (with their queries), `neurons[l]`; `hidden` everywhere.
 
-    Removing heads or neurons gives the function of the old model with their masks at 0. Removing hidden coordinates does
-    too, if norms take their mean over the kept ones; `gain` then multiplies the weight of the norm it names, so that the
-    kept coordinates come out of it as large as before on average (see `select`). `None` keeps all. A tied head stays tied.
+    Removing heads or neurons gives the function of the old model with their masks at 0. Removing hidden coordinates
+    does too, if norms take their mean over the kept ones; `gain` then multiplies the weight of the norm it names, so
+    that the kept coordinates come out of it as large as before (see `select`). `None` keeps all; tied heads stay tied.
 
     Raises:
         UsageError: indices are not ascending, or not of this model; a layer would keep nothing.
@@ -73,7 +73,7 @@ class Narrow:
         else:
             layer = old.layers[int(hit["layer"])]
             rows, columns = self._axes(int(hit["layer"]), hit["part"], layer, hidden)
-        axes = [rows] if name.endswith("bias") or name.endswith("norm.weight") else [rows, columns]
+        axes = [rows] if name.endswith(("bias", "norm.weight")) else [rows, columns]
         return [(axis, index) for axis, index in enumerate(axes) if index is not None]
 
     def _axes(
@@ -106,8 +106,8 @@ class Narrow:
             if kept is not None and len(kept) != len(old.layers):
                 raise UsageError(f"{what} names {len(kept)} layers, the model has {len(old.layers)}")
         for i, layer in enumerate(old.layers):
-            _require_indices(f"heads of layer {i}", self.heads and self.heads[i], layer.mixer.kv_heads)
-            _require_indices(f"neurons of layer {i}", self.neurons and self.neurons[i], layer.ffn.width)
+            _require_indices(f"heads of layer {i}", self.heads[i] if self.heads else None, layer.mixer.kv_heads)
+            _require_indices(f"neurons of layer {i}", self.neurons[i] if self.neurons else None, layer.ffn.width)
         _require_indices("hidden coordinates", self.hidden, old.hidden)
         if unknown := sorted(set(self.gain) - _norms(old)):
             raise UsageError(f"gain names {unknown[0]!r}, which is no norm of the residual stream of this model")
@@ -123,9 +123,9 @@ def select(
 ) -> Narrow:
     """Keeps, in every layer, the `kv_heads` and `ffn` neurons of highest importance, and the best `hidden` coordinates.
 
-    The widths are those of every layer, so the result stays a stock model. Fewer units are always a subset of more. With
-    `rescale`, each norm's gain is sqrt(mean energy of the kept coordinates): an RMS over fewer coordinates is smaller or
-    larger by about that factor, and so would be all that comes out of the norm (ours; MiniMA leaves that to training).
+    The widths are those of every layer, so the result stays a stock model. Fewer units are always a subset of more.
+    With `rescale`, each norm's gain is sqrt(mean energy of the kept coordinates), which is how much larger or smaller
+    the RMS over them is than over all (ours; MiniMA leaves that to training).
 
     Raises:
         UsageError: a width is below 1 or above the model's.

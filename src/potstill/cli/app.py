@@ -1,0 +1,336 @@
+"""`potstill`: one program, one verb a job. Nothing heavy is imported before a verb runs, so help is quick."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from potstill.cli import options as o
+from potstill.core.errors import PotstillError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Makes language models small and fast: a teacher and a budget go in, a small, measured student comes out.",
+)
+
+
+def main() -> None:
+    """The entry point: errors of potstill are one sentence on stderr and an exit code, `--debug` shows the traceback."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except PotstillError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped; nothing half-written was left behind", file=sys.stderr)
+        sys.exit(130)
+    except (MemoryError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        sys.exit(1)
+
+
+def answer(value: Any, as_json: bool, show: Callable[[], None]) -> None:
+    """Print `value` as one JSON document, or call `show`."""
+    if as_json:
+        json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    else:
+        show()
+
+
+@app.callback()
+def about(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    """Makes language models small and fast."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if version:
+        from potstill import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def models(as_json: o.Json = False) -> None:
+    """What can be used offline here; hub ids, folders and GGUF files work everywhere.
+
+    Example: [bold]potstill models[/]
+    """
+    from potstill.cli import show
+    from potstill.models.available import available
+
+    found = available()
+    answer(found, as_json, lambda: show.table(found, "name", "parameters", "licence", "path"))
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(metavar="D", help="stdlib, a file, a folder, or a hub data set id.")],
+    show_tokens: Annotated[bool, typer.Option("--show", help="Show which tokens are trained, coloured.")] = False,
+    tokenizer: Annotated[str, typer.Option(help="The model whose tokenizer reads the text.")] = "smollm2",
+    context: o.Context = 512,
+    split: Annotated[str, typer.Option(help="train, validation or all.")] = "train",
+    as_json: o.Json = False,
+) -> None:
+    """What a data set is, and which of its tokens are trained.
+
+    Example: [bold]potstill data stdlib --show[/]
+    """
+    from potstill.cli.show import print_corpus
+    from potstill.pipeline.texts import described
+
+    found = described(name, tokenizer, context=context, split=split)
+    answer(found.facts, as_json, lambda: print_corpus(found, tokens=show_tokens))
+
+
+@app.command()
+def distill(
+    teacher: o.Teacher,
+    out: o.Out,
+    student: Annotated[str | None, typer.Option(help="A smaller model with the teacher's tokenizer.")] = None,
+    keep: o.Keep = None,
+    params: o.Params = None,
+    strategy: o.Strategy = "depth",
+    data: o.Data = "stdlib",
+    objective: Annotated[
+        str, typer.Option(help="A divergence, with options after a colon (jsd:beta=0.3), or cross_entropy.")
+    ] = "forward_kl",
+    cross_entropy: Annotated[float, typer.Option(help="Share of cross-entropy in the loss, 0 to 1.")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="Both logits are divided by it; the loss times its square.")] = 1.0,
+    tokens: o.Tokens = "200k",
+    context: o.Context = 512,
+    batch_tokens: o.BatchTokens = 4096,
+    lr: o.LearningRate = 5e-4,
+    eval_data: o.EvalData = None,
+    eval_every: o.EvalEvery = 0,
+    save_every: o.SaveEvery = 0,
+    patience: Annotated[int, typer.Option(help="Stop after so many evaluations without a better one.")] = 0,
+    lora: Annotated[int, typer.Option(help="Rank of a LoRA adapter trained instead of all weights, merged at the end.")] = 0,
+    report_to: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb or trackio, beside metrics.jsonl.")] = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 1,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    config: o.Config = None,
+    dry_run: o.DryRun = False,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> None:
+    """Distil a teacher into a smaller student, and measure both.
+
+    Example: [bold]potstill distill --teacher smollm2 --keep 0.75 --data stdlib --tokens 200k --out student[/]
+    """
+    from potstill.cli import show
+    from potstill.pipeline.distill import Distill
+
+    stage = Distill.from_options(o.merge(config, locals()))
+    if dry_run:
+        answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
+        return
+    run = stage.run(o.path(out), overwrite=overwrite, resume=resume)
+    answer(run.to_dict(), as_json, lambda: show.run(run))
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")],
+    out: o.Out,
+    keep: o.Keep = None,
+    params: o.Params = None,
+    strategy: o.Strategy = "depth",
+    layers: Annotated[int | None, typer.Option(help="Exact number of layers.")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="Exact number of key/value heads.")] = None,
+    ffn: Annotated[int | None, typer.Option(help="Exact number of feed-forward neurons.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Exact hidden size.")] = None,
+    layers_by: Annotated[str, typer.Option(help="Which layers go: by harm (measured) or evenly.")] = "harm",
+    data: o.Data = "stdlib",
+    seed: o.Seed = 1,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+) -> None:
+    """Cut a model to a size; it stays of its family, and the logits are compared after a reload.
+
+    Example: [bold]potstill prune smollm2 --keep 0.75 --data stdlib --out pruned[/]
+    """
+    from potstill.cli import show
+    from potstill.pipeline.prune import Prune
+
+    exact = {"layers": layers, "kv_heads": kv_heads, "ffn": ffn, "hidden": hidden}
+    stage = Prune(
+        model=model,
+        data=data,
+        keep=keep,
+        params=o.count(params),
+        strategy=strategy,
+        shape={k: v for k, v in exact.items() if v is not None},
+        layers_by=layers_by,
+        seed=seed,
+    )
+    if dry_run:
+        answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
+        return
+    card = stage.run(o.path(out), overwrite=overwrite)
+    answer(card.to_dict(), as_json, lambda: show.facts(dict(card.details)))
+
+
+@app.command()
+def measure(
+    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to measure side by side.")],
+    data: o.Data = "stdlib",
+    teacher: Annotated[str | None, typer.Option(help="Also measure KL to it and agreement with it.")] = None,
+    documents: Annotated[int, typer.Option(help="Held-out documents to read.")] = 100,
+    context: o.Context = 512,
+    prompts: Annotated[int, typer.Option(help="Prompts to answer for ROUGE-L, on prompt/response data.")] = 20,
+    speed: Annotated[bool, typer.Option(help="Measure tokens/s and memory too.")] = True,
+    tasks: Annotated[list[str] | None, typer.Option(help="lm-eval tasks (needs the extra 'eval').")] = None,
+    out: Annotated[str | None, typer.Option(help="Also write the measures to this JSON file.")] = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 1,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> None:
+    """Quality and cost of models, side by side, on held-out text.
+
+    Example: [bold]potstill measure smollm2 student --teacher smollm2 --data stdlib[/]
+    """
+    from potstill.cli import show
+    from potstill.pipeline.measure import Measurement
+
+    stage = Measurement(
+        models=tuple(names),
+        data=data,
+        teacher=teacher,
+        documents=documents,
+        context=context,
+        prompts=prompts,
+        speed=speed,
+        tasks=tuple(tasks or ()),
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    found = stage.run(None if out is None else o.path(out))
+    answer(found, as_json, lambda: show.measures(found["models"]))
+
+
+@app.command()
+def frontier(
+    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders that potstill finished, or JSON of `measure --out`.")],
+    out: Annotated[str, typer.Option(help="The page; a PNG of the same name is written beside it.")] = "frontier.html",
+    title: Annotated[str, typer.Option(help="The title of the chart.")] = "Quality against cost",
+    as_json: o.Json = False,
+) -> None:
+    """Every model on one chart of quality against cost, as one HTML page and a PNG.
+
+    Example: [bold]potstill frontier student --out frontier.html[/]
+    """
+    from potstill.pipeline.frontier import draw_frontier
+
+    found = draw_frontier([o.path(folder) for folder in folders], o.path(out), title=title)
+    answer(found, as_json, lambda: print("\n".join(found["files"])))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")],
+    prompt: Annotated[str, typer.Option(help="What to answer; '-' reads standard input.")],
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    sample: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    raw: Annotated[bool, typer.Option(help="Continue the text as it is, without the chat template.")] = False,
+    device: o.Device = "auto",
+    seed: o.Seed = 1,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> None:
+    """Let a model write.
+
+    Example: [bold]potstill generate smollm2 --prompt "What is a pot still?"[/]
+    """
+    from potstill.pipeline.generate import generate_text
+
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens {max_tokens} must be at least 1")
+    found = generate_text(
+        model,
+        sys.stdin.read() if prompt == "-" else prompt,
+        max_tokens=max_tokens,
+        temperature=sample,
+        raw=raw,
+        device=device,
+        seed=seed,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    answer(found, as_json, lambda: print(found["text"]))
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `potstill recipes` lists.")],
+    out: o.Out,
+    tiny: Annotated[bool, typer.Option("--tiny", help="The same method on a tiny budget.")] = False,
+    teacher: Annotated[str | None, typer.Option(help="Another teacher than the recipe's.")] = None,
+    data: Annotated[str | None, typer.Option(help="Other data than the recipe's.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Another budget, such as 2M.")] = None,
+    seed: o.Seed = 1,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+) -> None:
+    """Run a published system's recipe, stage by stage.
+
+    Example: [bold]potstill run minima --tiny --out minima[/]
+    """
+    from potstill.cli import show
+    from potstill.pipeline.run import run_stages
+    from potstill.recipes import table
+
+    chosen = table.recipe(recipe, tiny=tiny).having(teacher=teacher, data=data, tokens=o.count(tokens), seed=seed)
+    if dry_run:
+        answer(chosen.to_dict(), as_json, lambda: show.facts(chosen.to_dict()))
+        return
+    result = run_stages(chosen.stages, o.path(out), overwrite=overwrite, resume=resume)
+    answer(result.to_dict(), as_json, lambda: show.run(result))
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show one recipe whole.")] = None,
+    cite: Annotated[bool, typer.Option("--cite", help="Print the BibTeX of what it builds on.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """The published systems that potstill reproduces.
+
+    Example: [bold]potstill recipes minima --cite[/]
+    """
+    from potstill.cli import show
+    from potstill.recipes import table
+
+    chosen = [table.recipe(name)] if name else table.recipes()
+    found = [recipe.to_dict() for recipe in chosen]
+    if cite and not as_json:
+        print("\n\n".join(recipe.bibtex for recipe in chosen))
+        return
+    answer(found, as_json, lambda: show.recipes(found, whole=name is not None))

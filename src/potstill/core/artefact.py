@@ -1,0 +1,161 @@
+"""What lies on disk: folders that appear whole or not at all, and the card that says where a folder came from."""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from potstill.core.errors import ArtefactError, OutputExists
+from potstill.core.types import Measure
+
+CARD = "card.json"
+PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "peft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A model that another one came from: its name, the SHA-256 of its weights and its licence."""
+
+    role: str
+    name: str
+    digest: str
+    licence: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a stage did, as a value: enough to say where a model came from and to make it again.
+
+    `stage` is the stage itself, `data` the provenance of the text, `cost` seconds, tokens and memory, `invariants` the
+    checks that were run with their outcome, `details` what the stage found out (kept layers, importance).
+    """
+
+    stage: Mapping[str, Any]
+    seed: int
+    parents: Sequence[Parent] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    measures: Mapping[str, Sequence[Measure]] = field(default_factory=dict)
+    invariants: Sequence[Mapping[str, Any]] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    command: str = field(default_factory=lambda: " ".join(["potstill", *sys.argv[1:]]))
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary, for JSON."""
+        plain = asdict(self)
+        plain["measures"] = {name: [m.to_dict() for m in found] for name, found in self.measures.items()}
+        return plain
+
+    def write(self, folder: Path) -> None:
+        """Writes `card.json`, whole or not at all."""
+        write_text(folder / CARD, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a folder as plain data.
+
+    Raises: ArtefactError if there is none or it is not JSON.
+    """
+    try:
+        card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{folder} has no {CARD}; only folders that potstill finished have one") from error
+    except (ValueError, OSError) as error:
+        raise ArtefactError(f"{folder / CARD} cannot be read ({error}); make the folder again") from error
+    return card
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that shape a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def require_free(out: Path, *, overwrite: bool = False) -> None:
+    """Refuse an output folder that holds something, or that cannot be written.
+
+    Raises: OutputExists, ArtefactError.
+    """
+    if out.is_file():
+        raise OutputExists(f"{out} is a file; give a folder that does not exist yet")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise OutputExists(f"{out} is not empty; pass --overwrite to replace it, or --resume to continue its run")
+    standing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise ArtefactError(f"no permission to write in {standing}; choose another --out")
+
+
+@contextlib.contextmanager
+def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
+
+    Raises: OutputExists if `out` holds something; ArtefactError if the disk is full or not writable.
+    """
+    require_free(out, overwrite=overwrite)
+    staging = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        sync(staging)
+        replace(staging, out)
+    except OSError as error:
+        raise ArtefactError(f"writing {out} failed: {error.strerror or error}; nothing was left there") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def replace(folder: Path, out: Path) -> None:
+    """Rename `folder` to `out`; what stood at `out` is removed only once the new one is in place."""
+    old = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:8]}.old"
+    if out.exists():
+        out.rename(old)
+    try:
+        folder.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file aside, sync it, and rename it into place."""
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _sync_file(aside)
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Bring every file below `folder` to the disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            _sync_file(file)
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync_file(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,244 @@
+"""Corpora by name: a file, a folder, a data set of the Hugging Face hub, or `stdlib`.
+
+A name that is there as a file or folder is that; `owner/name` or `owner/name:config` else is a hub data set, streamed;
+`stdlib` is always the docstrings of Python's library. What is held out for validation is what the source itself holds
+out (files or splits named train and validation, or test), else a twentieth by hash: see `split.py`.
+"""
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, get_args
+
+from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
+
+from potstill.core.errors import DataError, NotFound, UsageError
+from potstill.data import hub, sources, stdlib
+from potstill.data.rows import Reader
+from potstill.data.shapes import Document, Kind
+from potstill.data.sources import Record
+from potstill.data.split import FEW, SHARE, below, fingerprint, hidden, runs
+
+Split = Literal["train", "validation", "all"]
+Thing = TypeVar("Thing")
+CHUNK = 4096  # documents that are Python objects at once; the rest is Arrow
+AHEAD = 256  # rows of a stream that are read to see what it is
+
+FEATURES: Mapping[Kind, Features] = {
+    "text": Features({"text": Value("large_string"), "whole": Value("bool")}),
+    "pairs": Features({"prompt": Value("large_string"), "response": Value("large_string")}),
+    "chat": Features({"messages": List({"role": Value("string"), "content": Value("large_string")})}),
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of one kind, and where they come from.
+
+    Columns of `documents`: `text` and `whole` (False where a longer text goes on behind a section, so that no end of
+    text belongs there) | `prompt`, `response` | `messages`, a list of `{role, content}` with the roles system, user
+    and assistant. `digest` is the SHA-256 over the documents in their order, None for a stream. `dropped` counts the
+    rows of the source that were left out, by reason.
+    """
+
+    name: str
+    kind: Kind
+    documents: Dataset | IterableDataset
+    digest: str | None
+    licence: str | None
+    provenance: Mapping[str, Any]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """How many documents there are.
+
+        Raises: TypeError for a stream, which does not know.
+        """
+        return len(self.documents)
+
+    def texts(self) -> Iterator[str]:
+        """What each document says, turn after turn, without a template."""
+        return (said(document) for document in self.documents)
+
+
+def said(document: Mapping[str, Any]) -> str:
+    """The text of a document; of a pair or a chat its turns, a line break between them."""
+    if "messages" in document:
+        return "\n".join(turn["content"] for turn in document["messages"])
+    return document["text"] if "text" in document else f"{document['prompt']}\n{document['response']}"
+
+
+def load_corpus(
+    name: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Corpus:
+    """The corpus of that name, or at that path.
+
+    `split` is `train`, `validation` or `all`. `limit` keeps that many documents, drawn by hash (of a stream the first ones). `columns` says which column is which
+    where their names do not: `{"text": ...}`, `{"prompt": ..., "response": ...}` or `{"messages": ...}`.
+
+    Raises: NotFound, UsageError for a wrong option, DataError for a data set that is broken, empty or of another shape.
+    """
+    side = _side(split)
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}; at least one document is needed")
+    name = os.fspath(name)
+    path = Path(name).expanduser()
+    if name == "stdlib":
+        return _stdlib(side, limit)
+    if path.exists():
+        return _local(name, path, side, limit, columns)
+    if hub.ID.fullmatch(name) and not sources.format_of(path):
+        return _from_hub(name, side, limit, columns)
+    raise NotFound(f"there is no file or folder {name}; a data set of the hub is called owner/name")
+
+
+def _side(split: str) -> Split:
+    for side in get_args(Split):
+        if side == split:
+            return cast(Split, side)
+    raise UsageError(f"split is {split!r}; it can be {', '.join(get_args(Split))}")
+
+
+def _stdlib(split: Split, limit: int | None) -> Corpus:
+    documents = _stored({"text": text, "whole": True} for text in stdlib.docstrings())
+    provenance = {"source": "stdlib", "python": platform.python_version()}
+    return _share(Corpus("stdlib", "text", documents, None, stdlib.LICENCE, provenance), split, limit)
+
+
+def _local(name: str, path: Path, split: Split, limit: int | None, columns: Mapping[str, str] | None) -> Corpus:
+    files = sources.files_of(path)
+    sides = sources.held_out([str(file.relative_to(path)) for file in files]) if path.is_dir() else None
+    files, left = _chosen(files, sides, split)
+    reader = Reader(columns)
+    read = (reader.documents(sources.records(file), source=_spoken(file)) for file in files)
+    documents = _stored(chain.from_iterable(read))
+    provenance = {"source": name, "files": len(files)}
+    corpus = Corpus(name, "text", documents, None, sources.licence_beside(path), provenance)
+    return _share(_told(corpus, reader, named=left != split), left, limit)
+
+
+def _from_hub(name: str, split: Split, limit: int | None, columns: Mapping[str, str] | None) -> Corpus:
+    source = hub.Source(name)
+    names = source.splits()
+    chosen, left = _chosen(names, sources.held_out(names), split)
+    provenance = {"source": f"hub: {name}", "revision": source.revision, "splits": chosen}
+    corpus = Corpus(name, "text", Dataset.from_dict({}), None, source.licence, provenance)
+    reader = Reader(columns)
+    parts = [source.rows(part) for part in chosen]
+    if source.offline:
+        read = (reader.documents(numbered(part, name), source=name) for part in parts)
+        corpus = replace(corpus, documents=_stored(chain.from_iterable(read)))
+        return _share(_told(corpus, reader, named=left != split), left, limit)
+    with hub.reached(name):
+        return streamed(corpus, concatenate_datasets(parts), reader, left, limit)
+
+
+def numbered(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Record]:
+    """Rows with the place that an error names."""
+    return (Record(row, f"{name}, row {number}") for number, row in enumerate(rows, start=1))
+
+
+def streamed(corpus: Corpus, rows: IterableDataset, reader: Reader, split: Split, limit: int | None) -> Corpus:
+    """`corpus` with the share `split` of a stream of `rows`, by hash, read as they are asked for.
+
+    What is dropped is counted while it is read, so `dropped` fills as the stream goes by.
+    """
+    ahead = list(islice(rows, AHEAD))
+    first = next(reader.documents(numbered(ahead, corpus.name), source=corpus.name), None)
+    if first is None:
+        raise DataError(_nothing(corpus.name, reader.dropped))
+    kind = kind_of(first)
+    reader.dropped.clear()
+
+    def documents(table: Mapping[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
+        batch = (dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True))
+        located = (Record(row, f"{corpus.name}, row {n + 1}") for row, n in zip(batch, places, strict=True))
+        read = reader.documents(located, source=corpus.name)
+        kept = [one for one in read if split == "all" or below(fingerprint(one)) == (split == "validation")]
+        return {column: [one[column] for one in kept] for column in FEATURES[kind]}
+
+    stream = rows.map(
+        documents, batched=True, with_indices=True, remove_columns=list(ahead[0]), features=FEATURES[kind]
+    )
+    stream = stream if limit is None else stream.take(limit)
+    share = split if split == "all" else f"{split}, {SHARE:.0%} held out by hash"
+    provenance = {"split": share, **corpus.provenance, "unread_columns": sorted(reader.unread)}
+    return replace(corpus, kind=kind, documents=stream, provenance=provenance, dropped=reader.dropped)
+
+
+def _spoken(file: Path) -> str:
+    """What an error about the columns of a file is about: of a CSV file its first line."""
+    return f"the header of {file}" if sources.format_of(file) in (".csv", ".tsv") else str(file)
+
+
+def _chosen(things: list[Thing], sides: tuple[list[int], list[int]] | None, split: Split) -> tuple[list[Thing], Split]:
+    """The files or splits to read, and the share of their documents that then has to be taken by hash."""
+    if sides is None or split == "all":
+        return things, split
+    train, validation = sides
+    if not validation:
+        return [things[i] for i in train], split
+    return [things[i] for i in (train if split == "train" else validation)], "all"
+
+
+def _told(corpus: Corpus, reader: Reader, *, named: bool) -> Corpus:
+    """`corpus` with what its reader found out."""
+    if not len(corpus):
+        raise DataError(_nothing(corpus.name, reader.dropped))
+    provenance = {**corpus.provenance, "unread_columns": sorted(reader.unread)}
+    provenance |= {"split": "as its files or splits are named"} if named else {}
+    return replace(corpus, provenance=provenance, dropped=dict(reader.dropped))
+
+
+def _nothing(name: str, dropped: Mapping[str, int]) -> str:
+    if not dropped:
+        return f"{name} is empty: it holds no document"
+    reasons = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
+    return f"{name} holds nothing to train on: {reasons}"
+
+
+def kind_of(document: Mapping[str, Any]) -> Kind:
+    """The kind of a document, by its columns."""
+    return "chat" if "messages" in document else "pairs" if "prompt" in document else "text"
+
+
+def _stored(documents: Iterable[Document]) -> Dataset:
+    """The documents in Arrow's memory, a chunk at a time."""
+    documents, chunks = iter(documents), []
+    while chunk := list(islice(documents, CHUNK)):
+        chunks.append(Dataset.from_list(chunk, features=FEATURES[kind_of(chunk[0])]))
+    return concatenate_datasets(chunks) if chunks else Dataset.from_dict({})
+
+
+def _share(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
+    """The share `split` of a corpus by hash, then `limit` of its documents, with the digest of what is left."""
+    documents, kind = corpus.documents, kind_of(corpus.documents.features)
+    provenance = {"split": split, **corpus.provenance}
+    if split != "all" and kind == "text" and len(documents) < FEW:
+        documents = _stored(runs(list(documents["text"]), validation=split == "validation"))
+        provenance["split"] = f"{split}, {SHARE:.0%} held out in sections, by hash"
+    elif split != "all":
+        documents = _held(corpus.name, documents, validation=split == "validation")
+        provenance["split"] = f"{split}, {SHARE:.0%} held out by hash"
+    prints = [fingerprint(document) for document in documents]
+    if limit is not None and limit < len(prints):
+        kept = sorted(sorted(range(len(prints)), key=prints.__getitem__)[:limit])
+        documents, prints = documents.select(kept), [prints[i] for i in kept]
+    digest = hashlib.sha256(b"".join(prints)).hexdigest()
+    return replace(corpus, kind=kind, documents=documents, digest=digest, provenance=provenance)
+
+
+def _held(name: str, documents: Dataset, *, validation: bool) -> Dataset:
+    held = hidden([fingerprint(document) for document in documents])
+    kept = [place for place, side in enumerate(held) if side == validation]
+    if not kept:
+        raise DataError(f"{name} holds {len(held)} documents, all alike, so none can be held out; use split=all")
+    return documents.select(kept)

@@ -1,0 +1,47 @@
+"""Rows become documents of one kind; what cannot be trained on is left out and counted."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from potstill.core.errors import DataError
+from potstill.data.shapes import Document, Kind, Malformed, lack, recognise
+from potstill.data.sources import Record
+
+
+class Reader:
+    """Reads the rows of sources that are all of one kind; `dropped` and `unread` say afterwards what was left out."""
+
+    def __init__(self, columns: Mapping[str, str] | None = None) -> None:
+        self.columns = columns
+        self.dropped: Counter[str] = Counter()
+        self.unread: set[str] = set()
+        self.kind: Kind | None = None
+        self._first = ""
+
+    def documents(self, rows: Iterable[Record], *, source: str) -> Iterator[Document]:
+        """The documents of one source, which an error calls `source`; its first row says of what shape they are.
+
+        Raises: DataError for a row of another shape, or a source of another kind than those before.
+        """
+        shape = None
+        for row, where in rows:
+            if shape is None:
+                shape = recognise(row.keys(), source, columns=self.columns)
+                self._agree(shape.kind, source)
+            self.unread.update(row.keys() - {*shape.columns, *shape.optional})
+            try:
+                document = shape.document(row)
+            except Malformed as error:
+                raise DataError(f"{where} {error}") from error
+            missing = lack(document)
+            if missing is None:
+                yield document
+            else:
+                self.dropped[missing] += 1
+
+    def _agree(self, kind: Kind, source: str) -> None:
+        if self.kind not in (None, kind):
+            raise DataError(
+                f"{source} holds {kind} where {self._first} holds {self.kind}; one data set has to be of one kind"
+            )
+        self.kind, self._first = kind, self._first or source

@@ -1,0 +1,51 @@
+"""The docstrings of the Python standard library on this machine: real technical English that is present everywhere.
+
+Which ones there are depends on the Python version alone, which the corpus' provenance names beside the hash of the
+text. They are under Python's own licence (PSF-2.0).
+"""
+
+import ast
+import functools
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from potstill.core.errors import DataError
+
+SHORTEST = 80  # characters; below it stand the likes of "Return the name."
+SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
+LICENCE = "PSF-2.0"
+
+
+@functools.cache
+def docstrings() -> tuple[str, ...]:
+    """All docstrings of at least `SHORTEST` characters, dedented, each once, sorted.
+
+    Raises: DataError where this Python comes without the source of its library.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    found = {text for path in modules(root) for text in in_source(path.read_bytes()) if len(text) >= SHORTEST}
+    if not found:
+        raise DataError(f"{root} holds no Python source, so there is no corpus `stdlib`; name a file instead")
+    return tuple(sorted(found))
+
+
+def modules(root: Path) -> Iterator[Path]:
+    """The source files of the library below `root`, without its tests and without what was installed."""
+    return (path for path in root.rglob("*.py") if not SKIPPED & set(path.relative_to(root).parts))
+
+
+def in_source(source: bytes) -> Iterator[str]:
+    """The dedented docstrings of a module, its classes and its functions; nothing where it is not valid Python."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library's own invalid escapes
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield text

@@ -1,0 +1,107 @@
+"""Which characters of a rendered chat the assistant says, its stop token included.
+
+Templates with `{% generation %}` say so themselves. For all others: turn i begins where the chat before it, rendered
+with the generation prompt, ends; it ends where the chat up to it, rendered, ends. What the template writes behind the
+stop token (often a line break) does not belong to it, since nothing is generated behind a stop token.
+
+    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello.<|im_end|>\\n
+                                                           ^^^^^^^^^^^^^^^^^^
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from potstill.core.errors import DataError
+
+Message = Mapping[str, str]
+Span = tuple[int, int]
+
+PROBE = "potstill"  # what is said in the chat that shows how a template ends a turn
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, and the stop string with which it ends what the assistant says."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.chat_template:
+            raise DataError(
+                f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no chat template, which chats "
+                f"need; give it one, or turn the chats into prompt and response"
+            )
+        self.tokenizer = tokenizer
+        self.source: str = tokenizer.get_chat_template()
+        self.marked = bool(GENERATION.search(self.source))
+        self.stop = self._stop()
+
+    def _stop(self) -> str:
+        """What follows an answer up to its first special token; all that follows where there is no such token."""
+        rendered = self.render([{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}])
+        if PROBE not in rendered:
+            raise DataError("the chat template does not write what the assistant says; mend it or take another")
+        tail = rendered[rendered.rindex(PROBE) + len(PROBE) :]
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+        ends = [tail.index(token) + len(token) for token in special if token in tail]
+        return tail[: min(ends)] if ends else tail
+
+    def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """The chat as text; with `prompt`, up to where the assistant is to speak.
+
+        Raises: DataError where the template refuses the chat.
+        """
+        return self._rendered(messages, prompt=prompt)[0]
+
+    def _rendered(self, messages: Sequence[Message], *, prompt: bool = False) -> tuple[str, list[Span]]:
+        try:
+            texts, spans = render_jinja_template(
+                [list(messages)],
+                chat_template=self.source,
+                return_assistant_tokens_mask=self.marked and not prompt,
+                add_generation_prompt=prompt,
+                **self.tokenizer.special_tokens_map,
+            )
+        except (TemplateError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"the chat template refuses the roles {_roles(messages)}: {error}") from error
+        return texts[0], [(int(start), int(stop)) for start, stop in spans[0]] if spans else []
+
+    def spoken(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        """The rendered chat, and the spans of characters that the assistant says, stop strings included.
+
+        Raises: DataError where the template refuses the chat, or rewrites earlier turns beyond recognition.
+        """
+        text, marked = self._rendered(messages)
+        if self.marked:
+            return text, [self._with_stop(text, span) for span in marked]
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        return text, [self._turn(text, messages, i) for i in turns]
+
+    def _with_stop(self, text: str, span: Span) -> Span:
+        """`{% generation %}` is often closed before the stop token, which then would never be learnt."""
+        start, stop = span
+        behind = self.stop and text.startswith(self.stop, stop)
+        return start, stop + len(self.stop) if behind else stop
+
+    def _turn(self, text: str, messages: Sequence[Message], i: int) -> Span:
+        before = self.render(messages[:i], prompt=True)
+        upto = self.render(messages[: i + 1])
+        start = len(before)
+        if text.startswith(before) and text.startswith(upto) and len(upto) > start:
+            stop = text.rfind(self.stop, start, len(upto)) if self.stop else len(upto)
+            return start, stop + len(self.stop) if stop >= 0 else len(upto)
+        # Qwen 3 renders a turn with its thinking while it is the last one and without it afterwards.
+        said = messages[i]["content"].strip()
+        if text.startswith(before) and self.stop and text.startswith(said + self.stop, start):
+            return start, start + len(said + self.stop)
+        raise DataError(
+            f"the chat template writes turn {i + 1} of {len(messages)} anew once others follow, so what the assistant "
+            f"said cannot be found; use a template with {{% generation %}}, or chats of one answer"
+        )
+
+
+def _roles(messages: Sequence[Message]) -> str:
+    return ", ".join(message["role"] for message in messages) or "of an empty chat"

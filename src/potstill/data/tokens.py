@@ -1,0 +1,61 @@
+"""Tokenised documents, as many as fit in memory at eight bytes a token."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, overload
+
+import numpy as np
+from jaxtyping import Int32
+
+from potstill.core.types import IGNORE
+
+
+class Tokenised(NamedTuple):
+    """A document as tokens; `labels` are `input_ids` where a token is trained on, else IGNORE; never the first one."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class TokenSet(Sequence[Tokenised]):
+    """The tokenised documents of a corpus: a sequence of `Tokenised`, held as flat arrays of 32-bit integers.
+
+    `documents[i]` is the number in the corpus of the i-th row; `dropped` counts what was left out, by reason.
+    """
+
+    def __init__(self, rows: Iterable[tuple[int, Tokenised]], dropped: Mapping[str, int]) -> None:
+        ids: list[Int32[np.ndarray, " T"]] = []
+        labels: list[Int32[np.ndarray, " T"]] = []
+        documents: list[int] = []
+        for number, row in rows:
+            ids.append(np.array(row.input_ids, dtype=np.int32))
+            labels.append(np.array(row.labels, dtype=np.int32))
+            documents.append(number)
+        self.ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+        self.labels = np.concatenate(labels) if labels else np.zeros(0, np.int32)
+        self.ends = np.cumsum([len(one) for one in ids], dtype=np.int64)
+        self.documents = np.array(documents, dtype=np.int64)
+        self.dropped = dict(dropped)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, i: int) -> Tokenised: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Tokenised]: ...
+    def __getitem__(self, i: int | slice) -> Tokenised | list[Tokenised]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        i = range(len(self))[i]
+        start, stop = int(self.ends[i - 1]) if i else 0, int(self.ends[i])
+        return Tokenised(self.ids[start:stop].tolist(), self.labels[start:stop].tolist())
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return len(self.ids)
+
+    @property
+    def trained(self) -> int:
+        """The tokens that are trained on."""
+        return int((self.labels != IGNORE).sum())

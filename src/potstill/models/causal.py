@@ -1,0 +1,125 @@
+"""Our own architecture as a Hugging Face causal language model, for what no stock family expresses.
+
+Importing this module teaches transformers' Auto classes to open it:
+
+    from potstill.models.causal import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained("folder")
+
+Packed documents (positions that restart) never see one another here; nothing has to be installed for that.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from potstill.core.errors import UnsupportedModel, UsageError
+from potstill.core.state import State
+from potstill.layers.heads import LanguageHead
+from potstill.layers.norm import RMSNorm
+from potstill.models.backbone import Backbone
+from potstill.models.config import PotstillConfig
+
+__all__ = ["AutoModelForCausalLM", "PotstillConfig", "PotstillForCausalLM"]
+
+
+class PotstillForCausalLM(PreTrainedModel, GenerationMixin):
+    """A `Backbone` with Hugging Face's manners: it saves, loads, generates with a cache, and trains in a `Trainer`."""
+
+    config_class = PotstillConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ("Block",)
+
+    def __init__(self, config: PotstillConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config.read())
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "_ T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Int[Tensor, " N"] = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast:
+        """Logits `[B T V]` and, with `labels`, their loss: the arguments and the meaning are those of stock models.
+
+        `hidden_states` are the embeddings and each layer's output, the last one normed. Without `past_key_values` and
+        `use_cache` nothing is cached.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UsageError("give exactly one of input_ids and inputs_embeds")
+        if use_cache and past_key_values is None:
+            past_key_values = Cache(layers=self.backbone.empty())
+        embedded = self.backbone.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        states: Sequence[State] | None = None if past_key_values is None else past_key_values.layers
+        if position_ids is None:
+            past = states[0].get_seq_length() if states else 0
+            position_ids = torch.arange(past, past + embedded.shape[1], device=embedded.device)[None]
+        position_ids = position_ids.expand(len(embedded), -1)
+        real = None if attention_mask is None else _real(attention_mask)
+        stream = self.backbone.residuals(None, position_ids, states, real=real, embedded=embedded)
+        layers = [*stream] if output_hidden_states else [_last(stream)]
+        layers[-1] = self.backbone.norm(layers[-1])
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.backbone.head().logits(layers[-1][:, kept])
+        loss = None
+        if labels is not None:
+            vocabulary = self.backbone.blueprint.vocabulary
+            loss = self.loss_function(logits, labels, vocabulary, num_items_in_batch=num_items_in_batch)
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=past_key_values,
+            hidden_states=tuple(layers) if output_hidden_states else None,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding."""
+        return self.backbone.embed
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head that has weights of its own, if it has."""
+        return self.backbone.head if isinstance(self.backbone.head, LanguageHead) else None
+
+    def resize_token_embeddings(self, *sizes: Any, **options: Any) -> NoReturn:
+        """Refused: the architecture is a value, and its vocabulary is a part of it."""
+        raise UnsupportedModel("a potstill model's vocabulary is fixed by its blueprint; make a new one by a transform")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LanguageHead):
+            nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+
+
+def _last(stream: Any) -> Tensor:
+    *_, last = stream
+    return last
+
+
+def _real(attention_mask: Tensor) -> Tensor:
+    if attention_mask.ndim != 2:
+        raise UsageError(f"the attention mask has shape {tuple(attention_mask.shape)}; only [B T] marks padding here")
+    return attention_mask.bool()
+
+
+AutoConfig.register(PotstillConfig.model_type, PotstillConfig, exist_ok=True)
+AutoModelForCausalLM.register(PotstillConfig, PotstillForCausalLM, exist_ok=True)

@@ -1,0 +1,67 @@
+"""A blueprint as a Hugging Face config, for what no stock family expresses."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from potstill.core.blueprint import Blueprint
+from potstill.core.errors import ArtefactError
+
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class PotstillConfig(PreTrainedConfig):
+    """`blueprint` holds the architecture as plain data; what else Hugging Face asks for is read off it."""
+
+    model_type = "potstill"
+
+    blueprint: dict[str, Any] | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    @classmethod
+    def of(cls, blueprint: Blueprint) -> "PotstillConfig":
+        """The config of `blueprint`, with the token ids among its extras."""
+        data = blueprint.to_dict()
+        return cls(blueprint=data, **{name: data["extras"].get(name) for name in TOKENS})
+
+    def read(self) -> Blueprint:
+        """The blueprint.
+
+        Raises:
+            ArtefactError: the config holds none, or one that this version cannot read.
+        """
+        if self.blueprint is None:
+            raise ArtefactError("this config holds no blueprint; make one with PotstillConfig.of")
+        return Blueprint.from_dict(self.blueprint)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self.read().vocabulary
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.read().hidden
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers."""
+        return len(self.read().layers)
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Number of positions it was trained for."""
+        return self.read().context
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the embedding is the head."""
+        return self.read().tied
+
+    @property
+    def initializer_range(self) -> float:
+        """Standard deviation of fresh weights."""
+        return float(self.read().extra("initializer_range", 0.02))

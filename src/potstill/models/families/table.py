@@ -1,0 +1,93 @@
+"""The stock families, by Hugging Face's `model_type`: what we read, and what we save so that it opens anywhere.
+
+A blueprint that a stock family expresses exactly is exported as that family; every other one as our own architecture.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from potstill.core.blueprint import Blueprint
+from potstill.core.errors import UnsupportedModel
+from potstill.core.types import Weights
+from potstill.models.backbone import Backbone
+from potstill.models.families.llama import EMBED, HEAD, LLAMA, MISTRAL, Family, weights_in, weights_out
+from potstill.models.families.qwen import QWEN2, QWEN3
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (LLAMA, QWEN2, QWEN3, MISTRAL)}
+
+
+def read(config: PreTrainedConfig) -> Blueprint:
+    """The blueprint of a stock config.
+
+    Raises:
+        UnsupportedModel: it is of no family in `FAMILIES`, or uses something that a blueprint cannot say.
+    """
+    if config.model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UnsupportedModel(f"{config.model_type!r} models cannot be taken apart; the families known are {known}")
+    return FAMILIES[config.model_type].read(config)
+
+
+def stock(blueprint: Blueprint) -> Family | None:
+    """The family that expresses `blueprint` exactly, the one it was read from if it still does; None if none does."""
+    own = FAMILIES.get(blueprint.extra("family", ""))
+    order = [*([own] if own else []), *FAMILIES.values()]
+    return next((family for family in order if family.expresses(blueprint)), None)
+
+
+def export(blueprint: Blueprint, weights: Weights) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
+    """(stock config, stock state dict) of the same function.
+
+    Raises:
+        UnsupportedModel: no stock family expresses it.
+    """
+    family = stock(blueprint)
+    if family is None:
+        raise UnsupportedModel("no stock family has layers like these; save it as PotstillForCausalLM")
+    return family.config_out(blueprint), weights_out(weights)
+
+
+def import_model(model: PreTrainedModel) -> Backbone:
+    """The same function as a `Backbone`, with copies of the weights, their dtype and their device.
+
+    Raises:
+        UnsupportedModel: the family is unknown, or a head that is said to be tied differs from the embedding.
+    """
+    from potstill.models.causal import PotstillForCausalLM
+
+    if isinstance(model, PotstillForCausalLM):
+        blueprint, weights = model.backbone.blueprint, cast(Weights, model.backbone.state_dict())
+    else:
+        blueprint, state = read(model.config), model.state_dict()
+        if blueprint.tied and not torch.equal(state[HEAD], state[EMBED]):
+            raise UnsupportedModel("the config says that head and embedding are tied, yet their weights differ")
+        weights = weights_in(state, tied=blueprint.tied)
+    with torch.device("meta"):
+        backbone = Backbone(blueprint)
+    backbone.load_state_dict({name: weight.clone() for name, weight in weights.items()}, strict=True, assign=True)
+    return backbone.train(model.training)
+
+
+def export_model(backbone: Backbone, *, generation: GenerationConfig | None = None) -> PreTrainedModel:
+    """The same function as a model of a stock family, or as a `PotstillForCausalLM` where no family expresses it.
+
+    The weights are copies. `generation` (stop tokens, sampling) is taken over, since a config does not hold it.
+    """
+    from potstill.models.causal import PotstillConfig, PotstillForCausalLM
+
+    blueprint, weights = backbone.blueprint, {k: v.detach().clone() for k, v in backbone.state_dict().items()}
+    if stock(blueprint) is None:
+        config, state = PotstillConfig.of(blueprint), {f"backbone.{k}": v for k, v in weights.items()}
+        made: type = PotstillForCausalLM
+    else:
+        config, state = export(blueprint, weights)
+        made = AutoModelForCausalLM._model_mapping[type(config)]
+    config.dtype = backbone.embed.weight.dtype
+    model: PreTrainedModel = made.from_pretrained(None, config=config, state_dict=state, dtype=config.dtype)
+    if generation is not None:
+        model.generation_config = generation
+    return model.to(backbone.embed.weight.device).train(backbone.training)

@@ -1,0 +1,57 @@
+"""Packed documents as padded rows, one document a row, for a network that would mix what is packed.
+
+The definition: with documents d = 0, 1, ... in the order in which they lie in the batch, document d becomes row d, its
+tokens keep their order, and the rest of the row is padding. So whatever is read in the order of the batch (the rows of
+a network at the supervised positions) comes in the same order before and after.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+# What a padded cell holds: no document, a label that is not trained on (core.types.IGNORE), and zero for all else,
+# since zero is a token that every vocabulary has.
+PADDING = {"labels": -100, "documents": -1}
+
+
+def unpack(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same documents as padded rows `[B T]`, in the order of the batch; the batch may be padded itself.
+
+    Every tensor that has the shape of `input_ids` is laid out anew (a mask of positions too); all else is passed on.
+    """
+    cells = cells_of(batch["position_ids"], batch["documents"])
+    shape = batch["input_ids"].shape
+    return {
+        name: spread(value, cells, padding=PADDING.get(name, 0)) if value.shape == shape else value
+        for name, value in batch.items()
+    }
+
+
+def spread(values: Tensor, cells: Int[Tensor, "R W"], *, padding: int = 0) -> Tensor:
+    """`values [B T ...]` laid out as `[R W ...]`: cell (r, w) holds the value number `cells[r, w]`, or `padding`."""
+    laid = values.flatten(0, 1)[cells.clamp(min=0)]
+    real = (cells >= 0).reshape(*cells.shape, *[1] * (values.ndim - 2))
+    return laid.masked_fill(~real, padding)
+
+
+def cells_of(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) -> Int[Tensor, "R W"]:
+    """For each cell of the padded layout the number b T + t of the token that it holds, -1 for padding."""
+    (tokens,) = torch.nonzero((documents >= 0).flatten(), as_tuple=True)
+    if not len(tokens):
+        return tokens.new_zeros(0, 0)
+    row = begins(position_ids, documents).flatten()[tokens].cumsum(0) - 1
+    lengths = torch.bincount(row)
+    column = torch.arange(len(tokens), device=tokens.device) - (lengths.cumsum(0) - lengths)[row]
+    cells = tokens.new_full((len(lengths), int(lengths.max())), -1)
+    cells[row, column] = tokens
+    return cells
+
+
+def begins(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) -> Tensor:
+    """True `[B T]` at the first token of each document: position 0, or another number than its left neighbour."""
+    first = position_ids == 0
+    first[:, :1] = True
+    first[:, 1:] |= documents[:, 1:] != documents[:, :-1]
+    return first & (documents >= 0)

@@ -1,0 +1,237 @@
+"""Distil: a teacher, a student (or a budget) and text in; a measured student in a stock folder out."""
+
+import contextlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from potstill.core import backend
+from potstill.core.artefact import Card, require_free, replace, sync
+from potstill.core.errors import ArtefactError, OutputExists, UsageError
+from potstill.core.types import Measure
+from potstill.evaluate import measure as measuring
+from potstill.evaluate.plots import draw_curve
+from potstill.models.load import Loaded, load
+from potstill.models.signals import network
+from potstill.models.vocabulary import shared_ids
+from potstill.objectives.named import Mixture
+from potstill.pipeline.card import write_card
+from potstill.pipeline.prune import Prune, reload_gap, save
+from potstill.pipeline.stage import as_value, parent
+from potstill.pipeline.texts import Text, Prepared, prepare
+from potstill.train import adapters
+from potstill.train.run import Outcome, identify, train
+from potstill.train.settings import Settings
+from potstill.train.study import Study
+
+TRAINING = "training"  # inside the output folder while a run is not finished
+
+
+class Pair(NamedTuple):
+    """The student to be trained with its tokenizer and origin, the teacher if one is needed, and their shared ids."""
+
+    student: PreTrainedModel
+    origin: Loaded
+    teacher: Loaded | None
+    vocabulary: int
+    parents: list[Any]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a stage returns to Python: the live model and its tokenizer, the card, and the measures by model name."""
+
+    out: Path
+    card: Card
+    model: PreTrainedModel
+    tokenizer: Any
+    measures: Mapping[str, Sequence[Measure]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The folder and its card, for JSON."""
+        return {"out": str(self.out), **self.card.to_dict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Trains `student` (or the teacher cut to `keep` or `params`) on `data` under `objective`.
+
+    The default objective is half cross-entropy, half forward KL; `objective="cross_entropy"` needs no teacher, which
+    then only measures. The output folder appears whole; while training it holds `training/` alone.
+    """
+
+    teacher: str
+    student: str | None = None
+    keep: float | None = None
+    params: int | None = None
+    strategy: str = "depth"
+    data: str = "stdlib"
+    eval_data: str | None = None
+    objective: Mixture = field(default_factory=Mixture)
+    settings: Settings = field(default_factory=Settings)
+    lora: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    documents: int = 100
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("student", "keep", "params") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = "none of them" if not given else " and ".join(f"--{name}" for name in given)
+            raise UsageError(f"a student comes from one of --student, --keep or --params; you gave {found}")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise UsageError(f"--keep is {self.keep}; it is a share of the parameters, above 0 and at most 1")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "Distill":
+        """The stage that flat options (of the command line, a YAML file or Python) describe."""
+        objective = Mixture.parse(
+            options["objective"], cross_entropy=options["cross_entropy"], temperature=options["temperature"]
+        )
+        names = {"lr": "learning_rate"}
+        flat = {names.get(k, k): v for k, v in options.items()}
+        flat["report_to"] = tuple(flat.get("report_to") or ())
+        settings = Settings(**{f.name: flat[f.name] for f in fields(Settings) if flat.get(f.name) is not None})
+        own = {f.name for f in fields(cls)} - {"objective", "settings"}
+        return cls(objective=objective, settings=settings, **{k: v for k, v in flat.items() if k in own})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stage as plain data."""
+        return as_value(self)
+
+    def run(self, out: Path, *, overwrite: bool = False, resume: bool = False, show: bool = True) -> Run:
+        """Prunes if it has to, trains, measures beside the teacher, and writes the folder.
+
+        Raises:
+            UsageError, NotFound, VocabularyMismatch, OutputExists: before anything is written.
+            TrainingDiverged: the loss broke; checkpoints stay in `out`/training for --resume.
+        """
+        self._require_room(out, overwrite=overwrite, resume=resume)
+        device, dtype = backend.device(self.device), backend.dtype(self.dtype, on=self.device)
+        pair = self.pair(device)
+        text = Text(data=self.data, eval_data=self.eval_data, context=self.settings.context, seed=self.settings.seed)
+        prepared = prepare(text, pair.origin.tokenizer, tokens=self.settings.tokens, models=pair_models(pair))
+        model = adapters.add(pair.student, self.lora) if self.lora else pair.student
+        frozen = {"teacher": pair.teacher.model} if pair.teacher and self.objective.teaches else {}
+        if pair.teacher is not None:
+            pair.teacher.model.to(device=device, dtype=dtype)
+        study = Study(
+            model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
+        )
+        identity = identify(self.to_dict(), [p.digest for p in pair.parents], prepared.digest)
+        with self._workplace(out, overwrite=overwrite, resume=resume) as folder:
+            outcome = train(
+                study,
+                prepared.packs,
+                self.settings,
+                folder,
+                tokenizer=pair.origin.tokenizer,
+                validation=prepared.validation_packs,
+                identity=identity,
+                resume=resume,
+                title=out.name,
+                show=show,
+            )
+        if not outcome.finished:
+            raise KeyboardInterrupt
+        student = adapters.merge(model) if self.lora else pair.student
+        return self._finish(out, pair, student.eval(), prepared, outcome)
+
+    def pair(self, device: torch.device) -> Pair:
+        """Student and teacher in memory, with everything that can be refused refused."""
+        options = {"allow_pickle": self.allow_pickle, "trust_remote_code": self.trust_remote_code}
+        teacher = load(self.teacher, **options)
+        if self.student is not None:
+            origin = load(self.student, **options)
+            vocabulary = shared_ids(teacher.tokenizer, origin.tokenizer)
+            parents = [parent("student", origin), parent("teacher", teacher)]
+            return Pair(origin.model, origin, teacher, vocabulary, parents, {})
+        stage = Prune(
+            model=self.teacher,
+            data=self.data,
+            keep=self.keep,
+            params=self.params,
+            strategy=self.strategy,
+            seed=self.settings.seed,
+        )
+        student, card = stage.apply(teacher)
+        vocabulary = shared_ids(teacher.tokenizer, teacher.tokenizer)
+        return Pair(student, teacher, teacher, vocabulary, [*card.parents], dict(card.details))
+
+    def _require_room(self, out: Path, *, overwrite: bool, resume: bool) -> None:
+        if resume and overwrite:
+            raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
+        if resume and out.is_dir() and not (out / TRAINING).is_dir() and any(out.iterdir()):
+            raise OutputExists(f"{out} holds no unfinished run; there is nothing to resume")
+        require_free(out, overwrite=overwrite or resume)
+
+    @contextlib.contextmanager
+    def _workplace(self, out: Path, *, overwrite: bool, resume: bool) -> Any:
+        """`out`/training; removed again if training ended before there was anything to resume."""
+        folder = out / TRAINING
+        if overwrite and folder.exists():
+            shutil.rmtree(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+        except OSError as error:
+            raise ArtefactError(f"writing {folder} failed: {error.strerror or error}") from error
+        finally:
+            if not any(folder.glob("checkpoint-*")) and not (out / "config.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    out.rmdir()
+
+    def _finish(self, out: Path, pair: Pair, student: PreTrainedModel, text: Prepared, outcome: Outcome) -> Run:
+        staging = out / ".finished.partial"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        save(student, pair.origin, staging)
+        gap = reload_gap(student, staging)
+        for file in (out / TRAINING).glob("*.jsonl"):
+            shutil.copy(file, staging / file.name)
+        draw_curve(staging / "metrics.jsonl", staging / "curve.png")
+        measures = measuring.beside_teacher(
+            {out.name: student}, pair.teacher, text.rows, tokenizer=pair.origin.tokenizer, folders={out.name: staging}
+        )
+        card = Card(
+            stage=self.to_dict(),
+            seed=self.settings.seed,
+            parents=pair.parents,
+            data=text.facts,
+            cost=outcome.to_dict(),
+            measures=measures,
+            invariants=invariants(pair, gap),
+            details=pair.details,
+        )
+        samples = measuring.sample_table({out.name: student}, pair.teacher, pair.origin.tokenizer)
+        write_card(staging, card, title=out.name, samples=samples)
+        sync(staging)
+        final = out.absolute().parent / f".{out.name}.finished"
+        staging.rename(final)
+        replace(final, out)
+        return Run(out=out, card=card, model=student, tokenizer=pair.origin.tokenizer, measures=measures)
+
+
+def pair_models(pair: Pair) -> list[PreTrainedModel]:
+    """The models that read the text."""
+    return [pair.student, *([pair.teacher.model] if pair.teacher else [])]
+
+
+def invariants(pair: Pair, gap: float) -> list[dict[str, Any]]:
+    """What was checked on this very pair, with its outcome."""
+    packs = all(network(model).packs for model in pair_models(pair))
+    return [
+        {"name": "teacher and student read text as the same ids", "outcome": f"yes, {pair.vocabulary:,} shared"},
+        {"name": "packed documents do not see one another", "outcome": "yes" if packs else "padded instead"},
+        {"name": "the head that is trained gives the model's own logits", "outcome": "yes"},
+        {"name": "logits after reload", "outcome": f"equal within {gap:.1e}"},
+    ]

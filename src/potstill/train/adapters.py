@@ -1,0 +1,28 @@
+"""LoRA students through peft, merged on export so that what ships is a stock model."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from potstill.core.errors import UsageError
+
+
+def add(model: PreTrainedModel, rank: int) -> Any:
+    """`model` with trainable LoRA adapters of `rank` on every linear layer but the head, all else frozen.
+
+    Source: arXiv:2106.09685, Eq. 3; alpha = 2 rank, as is common since.
+
+    Raises: UsageError if the rank is below 1.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if rank < 1:
+        raise UsageError(f"a LoRA rank of {rank} trains nothing; give 1 or more")
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def merge(model: Any) -> PreTrainedModel:
+    """The stock model with the adapters added into its weights."""
+    merged: PreTrainedModel = model.merge_and_unload()
+    return merged

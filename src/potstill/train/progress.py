@@ -1,0 +1,144 @@
+"""What a run shows while it trains: a line that moves, a JSONL file that stays, and a way to stop."""
+
+import json
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+METRICS = "metrics.jsonl"
+
+
+def peak_memory(device: str = "cpu") -> int:
+    """Largest memory so far, in bytes: of the process on a CPU, of the allocator on a GPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+class Record(TrainerCallback):
+    """Appends every log line to `metrics.jsonl` with the tokens seen, tokens/s and peak memory."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.last = (0.0, 0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drops the lines that a resumed run is going to write again."""
+        if self.file.exists():
+            kept = [x for x in self.file.read_text().splitlines() if x and json.loads(x)["step"] <= state.global_step]
+            self.file.write_text("".join(f"{line}\n" for line in kept))
+        self.last = (time.perf_counter(), state.num_input_tokens_seen)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes one line."""
+        if not state.is_world_process_zero or logs is None:
+            return
+        line = {"step": state.global_step, "tokens": state.num_input_tokens_seen, **logs}
+        if "loss" in logs:
+            (then, tokens), self.last = self.last, (time.perf_counter(), state.num_input_tokens_seen)
+            line["tokens_per_second"] = (self.last[1] - tokens) / max(self.last[0] - then, 1e-9)
+            line["peak_memory"] = peak_memory(args.device.type)
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+class Show(TrainerCallback):
+    """A progress line on stderr: step, tokens/s, time left, each term, memory."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.start = (0.0, 0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the line."""
+        self.start = (time.perf_counter(), state.num_input_tokens_seen)
+        self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step, facts="")
+        self.progress.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Moves the line."""
+        hidden = ("epoch", "learning_rate", "grad_norm", "loss")
+        terms = [f"{k} {v:.3f}" for k, v in (logs or {}).items() if k not in hidden and isinstance(v, float)]
+        speed = (state.num_input_tokens_seen - self.start[1]) / max(time.perf_counter() - self.start[0], 1e-9)
+        memory = peak_memory(args.device.type) / 2**30
+        facts = "  ".join([f"{speed:,.0f} tok/s", *terms[:4], f"{memory:.1f} GiB"])
+        self.progress.update(self.task, completed=state.global_step, facts=facts)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Closes the line."""
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was, however training ended."""
+        self.progress.stop()
+
+
+class Interrupt(TrainerCallback):
+    """The first Ctrl-C (or SIGTERM) saves a checkpoint after the step in hand and stops; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupt":
+        if threading.current_thread() is not threading.main_thread():  # only there does Python take signals
+            return self
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Asks the trainer to save and stop."""
+        if self.asked:
+            control.should_save = control.should_training_stop = True

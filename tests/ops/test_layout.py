@@ -1,0 +1,141 @@
+"""Padding packed documents moves them and changes nothing else."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from potstill.core.types import IGNORE, supervised
+from potstill.ops import layout
+from potstill.ops.layout import unpack
+
+LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
+
+
+def packed(lengths: list[int], *, seed: int = 0) -> dict[str, Tensor]:
+    """One packed row of documents of these lengths, with random tokens of which about half are trained on."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 100, (1, sum(lengths)), generator=generator)
+    position_ids = torch.cat([torch.arange(n) for n in lengths])[None]
+    kept = (torch.rand(ids.shape, generator=generator) < 0.5) & (position_ids > 0)
+    return {
+        "input_ids": ids,
+        "labels": torch.where(kept, ids, IGNORE),
+        "position_ids": position_ids,
+        "documents": torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None],
+    }
+
+
+def test_two_documents_come_out_as_written_by_hand() -> None:
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7, 8, 9]]),
+        "labels": torch.tensor([[IGNORE, 6, IGNORE, 8, IGNORE]]),
+        "position_ids": torch.tensor([[0, 1, 0, 1, 2]]),
+        "documents": torch.tensor([[0, 0, 1, 1, 1]]),
+    }
+    padded = unpack(batch)
+    assert padded["input_ids"].tolist() == [[5, 6, 0], [7, 8, 9]]
+    assert padded["labels"].tolist() == [[IGNORE, 6, IGNORE], [IGNORE, 8, IGNORE]]
+    assert padded["position_ids"].tolist() == [[0, 1, 0], [0, 1, 2]]
+    assert padded["documents"].tolist() == [[0, 0, -1], [1, 1, 1]]
+
+
+@given(LENGTHS)
+def test_what_is_supervised_comes_in_the_same_order(lengths: list[int]) -> None:
+    batch = packed(lengths)
+    (before, targets, segment), (after, padded_targets, padded_segment) = supervised(batch), supervised(unpack(batch))
+    assert torch.equal(padded_targets, targets)
+    assert torch.equal(padded_segment, segment)
+    assert torch.equal(unpack(batch)["input_ids"][after], batch["input_ids"][before])
+
+
+@given(LENGTHS)
+def test_every_token_keeps_its_document_and_its_position(lengths: list[int]) -> None:
+    batch, padded = packed(lengths), unpack(packed(lengths))
+    real = padded["documents"] >= 0
+    assert padded["input_ids"].shape == (len(lengths), max(lengths))
+    assert real.sum(1).tolist() == lengths
+    for name, value in batch.items():
+        assert torch.equal(padded[name][real], value.flatten())
+
+
+@given(LENGTHS)
+def test_padding_twice_is_padding_once(lengths: list[int]) -> None:
+    once = unpack(packed(lengths))
+    twice = unpack(once)
+    assert all(torch.equal(twice[name], once[name]) for name in once)
+
+
+@given(LENGTHS, LENGTHS)
+@settings(max_examples=30)
+def test_several_packs_of_one_batch_lie_one_after_the_other(above: list[int], below: list[int]) -> None:
+    width = max(sum(above), sum(below))
+    rows = [packed(above), packed(below, seed=1)]
+    rows[1]["documents"] = rows[1]["documents"] + len(above)
+    fills = {"input_ids": 0, "labels": IGNORE, "position_ids": 0, "documents": -1}
+    both = {
+        name: torch.cat([torch.nn.functional.pad(r[name], (0, width - r[name].shape[1]), value=v) for r in rows])
+        for name, v in fills.items()
+    }
+    padded = unpack(both)
+    assert (padded["documents"] >= 0).sum(1).tolist() == [*above, *below]
+    assert torch.equal(supervised(padded)[1], torch.cat([supervised(row)[1] for row in rows]))
+
+
+def test_padding_on_the_left_goes_to_the_right() -> None:
+    batch = {
+        "input_ids": torch.tensor([[0, 0, 5, 6]]),
+        "position_ids": torch.tensor([[0, 0, 0, 1]]),
+        "documents": torch.tensor([[-1, -1, 0, 0]]),
+    }
+    assert unpack(batch)["input_ids"].tolist() == [[5, 6]]
+
+
+def test_a_document_cut_at_its_left_keeps_its_positions() -> None:
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7]]),
+        "position_ids": torch.tensor([[3, 4, 0]]),
+        "documents": torch.tensor([[0, 0, 1]]),
+    }
+    padded = unpack(batch)
+    assert padded["input_ids"].tolist() == [[5, 6], [7, 0]]
+    assert padded["position_ids"].tolist() == [[3, 4], [0, 0]]
+
+
+def test_a_mask_of_positions_moves_along_and_other_shapes_are_passed_on() -> None:
+    batch = packed([2, 3])
+    asked = torch.tensor([[True, False, True, True, False]])
+    rewards = torch.tensor([0.5, 0.25])
+    padded = unpack({**batch, "asked": asked, "rewards": rewards})
+    assert padded["asked"].dtype == torch.bool
+    assert padded["asked"].tolist() == [[True, False, False], [True, True, False]]
+    assert padded["rewards"] is rewards
+
+
+def test_hidden_states_are_laid_out_like_their_tokens_and_gradients_come_back() -> None:
+    batch = packed([2, 3])
+    states = torch.randn(1, 5, 4, requires_grad=True)
+    cells = layout.cells_of(batch["position_ids"], batch["documents"])
+    laid = layout.spread(states, cells)
+    assert torch.equal(laid[batch["position_ids"].new_tensor([0, 0, 1, 1, 1]), batch["position_ids"][0]], states[0])
+    laid.sum().backward()
+    assert torch.equal(states.grad, torch.ones_like(states))  # type: ignore[arg-type]
+
+
+def test_the_batch_that_came_in_is_left_as_it_was() -> None:
+    batch = packed([3, 1, 2])
+    before = {name: value.clone() for name, value in batch.items()}
+    unpack(batch)
+    assert all(torch.equal(batch[name], before[name]) for name in batch)
+
+
+def test_padding_is_what_the_shared_types_say() -> None:
+    assert {"labels": IGNORE, "documents": -1} == layout.PADDING
+
+
+@pytest.mark.parametrize("width", [0, 3])
+def test_a_batch_of_nothing_but_padding_has_no_rows(width: int) -> None:
+    nothing = torch.zeros(1, width, dtype=torch.long)
+    padded = unpack({"input_ids": nothing, "position_ids": nothing, "documents": nothing - 1})
+    assert len(padded["input_ids"]) == 0

@@ -1,0 +1,121 @@
+"""Small networks and batches that every transform is tried on, and their definitions without hooks or shortcuts."""
+
+import hashlib
+import textwrap
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
+from potstill.core.types import Batch, supervised
+from potstill.models.backbone import Backbone, initialise
+
+LLAMA = Attention(heads=6, kv_heads=3, head_dim=4)
+QWEN2 = Attention(heads=6, kv_heads=3, head_dim=4, qkv_bias=True)
+QWEN3 = Attention(heads=3, kv_heads=3, head_dim=8, qk_norm=True)
+BIASED = Attention(heads=6, kv_heads=3, head_dim=4, qkv_bias=True, out_bias=True)
+
+KINDS = {
+    "llama tied": (LLAMA, SwiGLU(10), True),
+    "qwen2 untied": (QWEN2, SwiGLU(10), False),
+    "qwen3 tied": (QWEN3, SwiGLU(10), True),
+    "llama with every bias": (BIASED, SwiGLU(10, bias=True), False),
+}
+
+
+def build(kind: str, *, layers: int = 3, hidden: int = 16) -> Backbone:
+    """A network with weights far enough from zero that each unit matters, biases and gains included."""
+    mixer, ffn, tied = KINDS[kind]
+    model = Backbone(Blueprint(23, hidden, (Layer(mixer, ffn),) * layers, tied=tied, context=64))
+    initialise(model, std=0.3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight += 0.2 * torch.randn_like(weight)
+    return model.eval()
+
+
+def packed(*lengths: int, vocabulary: int = 23) -> Batch:
+    """Random documents of these lengths, end to end in one row."""
+    ids = torch.randint(vocabulary, (1, sum(lengths)))
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
+    labels = ids.masked_fill(positions == 0, -100)
+    return {"input_ids": ids, "labels": labels, "position_ids": positions, "documents": documents}
+
+
+def ones(model: Backbone) -> dict[str, Tensor]:
+    """Masks that hide nothing: `xi` [L G] on heads, `nu` [L F] on neurons, `eta` [D] on coordinates."""
+    layer, layers = model.blueprint.layers[0], len(model.blueprint.layers)
+    return {
+        "xi": torch.ones(layers, layer.mixer.kv_heads),
+        "nu": torch.ones(layers, layer.ffn.width),
+        "eta": torch.ones(model.blueprint.hidden),
+    }
+
+
+def masked_loss(model: Backbone, batch: Batch, masks: dict[str, Tensor], *, mean_over: Tensor | None = None) -> Tensor:
+    """The loss with masks, by definition (MiniMA's placement); norms take their mean over `mean_over` coordinates."""
+    xi, nu, eta = masks["xi"], masks["nu"], masks["eta"]
+    measured = torch.arange(len(eta)) if mean_over is None else mean_over
+
+    def norm(module: torch.nn.Module, x: Tensor) -> Tensor:
+        return module.weight * x * (x[..., measured].pow(2).mean(-1, keepdim=True) + module.eps).rsqrt()
+
+    x = model.embed(batch["input_ids"]) * eta
+    positions = model._positions(batch["position_ids"], None, None)
+    for i, block in enumerate(model.layers):
+        width = block.mixer.o.in_features // xi.shape[1]
+        hook = block.mixer.o.register_forward_pre_hook(
+            lambda _, inputs, i=i, width=width: (inputs[0] * xi[i].repeat_interleave(width),)
+        )
+        mixed, _ = block.mixer(norm(block.mixer_norm, x), positions, None)
+        hook.remove()
+        x = (x + eta * mixed) * eta
+        hook = block.ffn.down.register_forward_pre_hook(lambda _, inputs, i=i: (inputs[0] * nu[i],))
+        x = (x + eta * block.ffn(norm(block.ffn_norm, x))) * eta
+        hook.remove()
+    asked, targets, _ = supervised(batch)
+    return cross_entropy(model.head().logits(norm(model.norm, x)[asked]), targets)
+
+
+def digest(model: torch.nn.Module) -> str:
+    """A hash of every weight."""
+    total = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        total.update(name.encode() + weight.detach().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def learnt() -> tuple[Backbone, list[Batch], list[Batch]]:
+    """(a character model that learnt a piece of English prose and code, batches to measure on, batches to judge by)."""
+    text = Path(textwrap.__file__).read_bytes()
+    data = torch.tensor(list(text)).clamp(max=127)
+    cut = len(data) * 4 // 5
+    mixer = Attention(heads=8, kv_heads=8, head_dim=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = Backbone(Blueprint(128, 48, (Layer(mixer, SwiGLU(96)),) * 2, tied=True, context=64))
+        initialise(model, std=0.08)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3)
+        for _ in range(250):
+            rows = _rows(data[:cut], torch.randint(cut - 48, (12,)))
+            asked, targets, _ = supervised(rows)
+            optimiser.zero_grad()
+            hidden = model(rows["input_ids"], rows["position_ids"])
+            cross_entropy(model.head().logits(hidden[asked]), targets).backward()
+            optimiser.step()
+        starts = torch.randint(cut - 48, (6, 12))
+        seen = [_rows(data[:cut], s) for s in starts]
+        unseen = [_rows(data[cut:], torch.arange(0, len(data) - cut - 48, 53))]
+    return model.eval(), seen, unseen
+
+
+def _rows(data: Tensor, starts: Tensor) -> Batch:
+    ids = torch.stack([data[s : s + 48] for s in starts])
+    labels = ids.clone()
+    labels[:, 0] = -100
+    positions = torch.arange(48).expand_as(ids)
+    return {"input_ids": ids, "labels": labels, "position_ids": positions, "documents": torch.zeros_like(ids)}

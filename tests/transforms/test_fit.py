@@ -1,0 +1,184 @@
+"""A budget becomes a shape that is within 2 % of it, balanced and round; or a sentence that says what would do."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+from tests.transforms.small import KINDS
+
+from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU, shapes
+from potstill.core.errors import InfeasibleTarget, UnsupportedModel, UsageError
+from potstill.models.backbone import Backbone
+from potstill.transforms.fit import DIMENSIONS, STRATEGIES, Shape, fit, parameters, resized, shape_of
+
+SMOLLM2 = Blueprint(49152, 576, (Layer(Attention(9, 3, 64), SwiGLU(1536)),) * 30, tied=True)
+LLAMA2_7B = Blueprint(49216, 4096, (Layer(Attention(32, 32, 128), SwiGLU(11008)),) * 32)  # its vocabulary as in MiniMA
+SHARES = st.floats(0.05, 1.0)
+
+
+@st.composite
+def blueprints(draw: st.DrawFn) -> Blueprint:
+    kv_heads, queries = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    biases = {"qkv_bias": draw(st.booleans()), "out_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
+    mixer = Attention(kv_heads * queries, kv_heads, draw(st.sampled_from([8, 16, 64])), **biases)
+    layer = Layer(mixer, SwiGLU(draw(st.integers(32, 1500)), bias=draw(st.booleans())))
+    layers, tied = draw(st.integers(2, 12)), draw(st.booleans())
+    hidden = draw(st.integers(2, 30)) * mixer.heads if draw(st.booleans()) else draw(st.integers(32, 700))
+    return Blueprint(draw(st.integers(50, 30000)), hidden, (layer,) * layers, tied=tied)
+
+
+def share(blueprint: Blueprint, shape: Shape) -> float:
+    return parameters(resized(blueprint, shape)) / parameters(blueprint)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_are_those_of_the_network(kind: str) -> None:
+    mixer, ffn, tied = KINDS[kind]
+    blueprint = Blueprint(23, 16, (Layer(mixer, ffn), Layer(mixer, replace(ffn, width=7))), tied=tied)
+    assert parameters(blueprint) == sum(weight.numel() for weight in Backbone(blueprint).parameters())
+
+
+def test_parameters_of_published_models() -> None:
+    assert parameters(SMOLLM2) == 134_515_008
+    minima = resized(LLAMA2_7B, Shape(layers=24, kv_heads=24, ffn=8192, hidden=3072))
+    matrices = sum(math.prod(shape) for shape in shapes(minima).values() if len(shape) == 2)
+    assert matrices == 3_020_292_096
+
+
+def test_minima_3b_comes_out_of_its_size_alone() -> None:
+    assert fit(LLAMA2_7B, params=3_020_292_096) == Shape(layers=24, kv_heads=24, ffn=8192, hidden=3072)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "each"), [(10, 5), (20, 11), (30, 16), (40, 23), (50, 29), (70, 45), (80, 55), (90, 68)]
+)
+def test_width_alone_is_minimas_square_root_rule(sparsity: int, each: int) -> None:
+    """Its table: sparsity of all and of each dimension, in per cent; without embeddings, which obey another rule."""
+    blueprint = Blueprint(1, 2048, (Layer(Attention(32, 32, 64), SwiGLU(6400)),), tied=True)
+    shape = fit(blueprint, keep=1 - sparsity / 100, dims=STRATEGIES["width"])
+    kept = (shape.kv_heads / 32, shape.ffn / 6400, shape.hidden / 2048)
+    assert kept == pytest.approx([1 - each / 100] * 3, abs=0.06)  # 32 heads come in steps of 0.03
+    assert shape.layers == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(blueprints(), SHARES, st.sampled_from(sorted(STRATEGIES)))
+def test_a_share_is_reached_within_two_per_cent_or_refused(blueprint: Blueprint, keep: float, strategy: str) -> None:
+    dims = STRATEGIES[strategy]
+    try:
+        shape = fit(blueprint, keep=keep, dims=dims)
+    except InfeasibleTarget as error:
+        named = int(re.search(r"nearest has ([\d,]+)", str(error))[1].replace(",", ""))  # type: ignore[index]
+        assert abs(named / (keep * parameters(blueprint)) - 1) > 0.0199
+        return
+    new, old = resized(blueprint, shape), shape_of(blueprint)
+    assert abs(parameters(new) / (keep * parameters(blueprint)) - 1) < 0.0201
+    assert shape_of(new) == shape
+    assert all(1 <= a <= b for a, b in zip(shape, old, strict=True))
+    assert all(a == b for dim, a, b in zip(DIMENSIONS, shape, old, strict=True) if dim not in dims)
+    heads = blueprint.layers[0].mixer.heads
+    assert new.layers[0].mixer.heads * old.kv_heads == heads * shape.kv_heads
+    if blueprint.hidden % heads == 0:  # else its family does not mind
+        assert new.hidden % new.layers[0].mixer.heads == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(blueprints(), st.floats(0.3, 1.0))
+def test_every_share_is_feasible_where_all_dimensions_may_be_cut(blueprint: Blueprint, keep: float) -> None:
+    assert share(blueprint, fit(blueprint, keep=keep)) == pytest.approx(keep, rel=0.0201)
+
+
+@settings(max_examples=30, deadline=None)
+@given(blueprints(), st.sampled_from(sorted(STRATEGIES)))
+def test_keeping_all_changes_nothing(blueprint: Blueprint, strategy: str) -> None:
+    shape = fit(blueprint, keep=1.0, dims=STRATEGIES[strategy])
+    assert resized(blueprint, shape) == blueprint
+    assert fit(blueprint, params=parameters(blueprint)) == fit(blueprint) == shape
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.6, 0.75, 0.9])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_smollm2_fits_every_share_by_every_strategy_in_round_numbers(keep: float, strategy: str) -> None:
+    shape = fit(SMOLLM2, keep=keep, dims=STRATEGIES[strategy])
+    assert share(SMOLLM2, shape) == pytest.approx(keep, rel=0.02)
+    assert shape.hidden % 12 == shape.ffn % 8 == 0  # 9 heads rule out most multiples of 8
+    LlamaConfig(hidden_size=shape.hidden, num_attention_heads=3 * shape.kv_heads, head_dim=64)  # or it raises
+    ratios = [new / old for new, old in zip(shape, shape_of(SMOLLM2), strict=True)]
+    cut = [ratio for ratio, dim in zip(ratios, DIMENSIONS, strict=True) if dim in STRATEGIES[strategy]]
+    if strategy == "both":
+        assert min(cut) > keep**0.5 - 0.05  # no dimension pays for the others
+
+
+def test_explicit_sizes_are_taken_and_the_rest_is_fitted() -> None:
+    shape = fit(SMOLLM2, keep=0.6, exact={"layers": 24, "kv_heads": 3})
+    assert (shape.layers, shape.kv_heads) == (24, 3)
+    assert share(SMOLLM2, shape) == pytest.approx(0.6, rel=0.02)
+    assert fit(SMOLLM2, exact={"ffn": 1000}) == shape_of(SMOLLM2)._replace(ffn=1000)
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.5, 1.01, 75.0, math.nan, math.inf])
+def test_a_share_outside_zero_to_one_is_a_wrong_call(keep: float) -> None:
+    with pytest.raises(UsageError, match=rf"--keep {keep} must be above 0 and at most 1") as error:
+        fit(SMOLLM2, keep=keep)
+    assert error.value.exit_code == 2
+    assert not isinstance(error.value, InfeasibleTarget)
+
+
+def test_explicit_sizes_that_no_stock_llama_has_are_refused() -> None:
+    for dims in ((), ("ffn",)):
+        with pytest.raises(InfeasibleTarget, match="hidden 416 is no multiple of 9 heads.*ask for hidden 414"):
+            fit(SMOLLM2, keep=0.7, dims=dims, exact={"hidden": 416})
+    with pytest.raises(InfeasibleTarget, match="hidden 416 is no multiple of 9 heads"):
+        fit(SMOLLM2, exact={"hidden": 416})
+    assert fit(SMOLLM2, exact={"hidden": 414}).hidden == 414
+    assert fit(SMOLLM2, keep=0.5, exact={"hidden": 384}).kv_heads == 2  # 6 heads divide 384, 9 do not
+
+
+def test_a_target_larger_than_the_teacher_is_refused_in_one_sentence() -> None:
+    with pytest.raises(InfeasibleTarget, match=r"--params 200,000,000 is more than the teacher's 134,515,008; ask for"):
+        fit(SMOLLM2, params=200_000_000)
+    with pytest.raises(InfeasibleTarget, match="hidden 577 is more than the teacher's 576"):
+        fit(SMOLLM2, exact={"hidden": 577})
+
+
+def test_an_infeasible_target_names_the_nearest_shape_and_that_shape_is_feasible() -> None:
+    with pytest.raises(InfeasibleTarget, match=r"38,932,416 \(3 layers, hidden 576.*--keep 0.289") as error:
+        fit(SMOLLM2, keep=0.3, dims=STRATEGIES["depth"])
+    assert "\n" not in str(error.value)
+    assert fit(SMOLLM2, keep=0.289, dims=STRATEGIES["depth"]).layers == 3
+    with pytest.raises(InfeasibleTarget, match="134,515,008"):  # larger than explicit sizes allow
+        fit(SMOLLM2, keep=0.9, exact={dim: getattr(shape_of(SMOLLM2), dim) for dim in DIMENSIONS})
+
+
+def test_tiny_targets_are_refused_not_divided_by() -> None:
+    with pytest.raises(InfeasibleTarget, match="no shape has 1 parameters"):
+        fit(SMOLLM2, keep=1e-12)
+    with pytest.raises(UsageError, match="--params 0 must be at least 1"):
+        fit(SMOLLM2, params=0)
+
+
+def test_contradictions_and_unknown_names_are_wrong_calls() -> None:
+    with pytest.raises(UsageError, match="both set the size"):
+        fit(SMOLLM2, keep=0.5, params=10)
+    with pytest.raises(UsageError, match="'depth' is no dimension that can be cut; those are layers, kv_heads"):
+        fit(SMOLLM2, keep=0.5, dims=("depth",))
+    with pytest.raises(UsageError, match="'heads' is no dimension"):
+        fit(SMOLLM2, exact={"heads": 3})
+    with pytest.raises(UsageError, match="ffn 0 must be at least 1"):
+        fit(SMOLLM2, exact={"ffn": 0})
+
+
+def test_layers_of_different_widths_are_not_fitted() -> None:
+    layer = SMOLLM2.layers[0]
+    with pytest.raises(UnsupportedModel, match="2 different widths"):
+        fit(replace(SMOLLM2, layers=(layer, replace(layer, ffn=SwiGLU(8)))), keep=0.5)
+
+
+def test_a_shape_reads_as_words_and_as_a_card() -> None:
+    shape = Shape(layers=2, kv_heads=1, ffn=64, hidden=32)
+    assert str(shape) == "2 layers, hidden 32, feed-forward 64, 1 key/value heads"
+    assert shape.to_dict() == {"layers": 2, "kv_heads": 1, "ffn": 64, "hidden": 32}

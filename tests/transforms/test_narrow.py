@@ -1,0 +1,213 @@
+"""A narrowed network is the old one with the removed units masked out."""
+
+import pytest
+import torch
+from tests.transforms.small import masked_loss, ones, packed
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from potstill.core.errors import UsageError
+from potstill.core.types import Batch
+from potstill.models.backbone import Backbone
+from potstill.transforms.apply import apply
+from potstill.transforms.importance import Statistics, measure, next_token_loss
+from potstill.transforms.narrow import Narrow, select
+
+
+def masks(model: Backbone, narrow: Narrow) -> dict[str, Tensor]:
+    """0 where `narrow` removes a unit."""
+    found = {name: torch.zeros_like(mask) for name, mask in ones(model).items()}
+    for i in range(len(model.layers)):
+        found["xi"][i, list(narrow.heads[i] if narrow.heads else range(3))] = 1
+        found["nu"][i, list(narrow.neurons[i] if narrow.neurons else range(10))] = 1
+    found["eta"][list(narrow.hidden if narrow.hidden else range(16))] = 1
+    return found
+
+
+CUTS = {
+    "heads": Narrow(heads=((0, 2), (1, 2), (0, 1))),
+    "one head": Narrow(heads=((2,), (0,), (1,))),
+    "neurons": Narrow(neurons=((0, 3, 9), (1, 2, 4), (5, 6, 7))),
+    "widths that differ between layers": Narrow(heads=((0,), (0, 1), (0, 1, 2)), neurons=((0,), (1, 2), (3, 4, 5))),
+    "hidden": Narrow(hidden=(0, 1, 4, 5, 6, 9, 10, 15)),
+    "all": Narrow(heads=((0, 2), (1, 2), (0, 1)), neurons=((0, 9), (1, 2), (5, 7)), hidden=(2, 3, 5, 7, 11, 13)),
+}
+
+
+@pytest.mark.parametrize("narrow", CUTS.values(), ids=CUTS)
+@torch.no_grad()
+def test_removing_units_is_masking_them(narrow: Narrow, model: Backbone) -> None:
+    batch = packed(6, 7)
+    kept = torch.tensor(narrow.hidden) if narrow.hidden else None
+    expected = masked_loss(model, batch, masks(model, narrow), mean_over=kept)
+    torch.testing.assert_close(next_token_loss(apply(narrow, model), batch), expected, rtol=1e-5, atol=1e-5)
+    assert abs(expected - next_token_loss(model, batch)) > 1e-3  # what is removed was heard
+
+
+def test_keeping_all_is_the_same_model_to_the_bit(model: Backbone) -> None:
+    every = Narrow(heads=((0, 1, 2),) * 3, neurons=(tuple(range(10)),) * 3, hidden=tuple(range(16)))
+    for narrow in (every, Narrow()):
+        new = apply(narrow, model)
+        assert new.blueprint == model.blueprint
+        assert all(torch.equal(w, model.state_dict()[name]) for name, w in new.state_dict().items())
+
+
+@torch.no_grad()
+def test_the_order_of_units_does_not_matter(llama: Backbone) -> None:
+    """Heads, neurons and coordinates of the old model in another order: the narrowed one says the same."""
+    batch, old = packed(6, 7), llama.state_dict()
+    heads, neurons, hidden = torch.tensor([2, 0, 1]), torch.randperm(10), torch.randperm(16)
+    wide, queries = (heads[:, None] * 4 + torch.arange(4)).flatten(), (heads[:, None] * 8 + torch.arange(8)).flatten()
+    rows = {"q": queries, "k": wide, "v": wide, "gate": neurons, "up": neurons}
+    columns = {"o": queries, "down": neurons}
+    renamed = Backbone(llama.blueprint)
+    new = {}
+    for name, weight in old.items():
+        part = name.split(".")[-2]
+        weight = (
+            weight[rows[part]] if part in rows else weight[hidden] if weight.ndim == 1 or part in columns else weight
+        )
+        new[name] = weight if weight.ndim == 1 else weight[:, columns.get(part, hidden)]
+    renamed.load_state_dict(new)
+    torch.testing.assert_close(next_token_loss(renamed, batch), next_token_loss(llama, batch))
+    chosen = (select(measure(m, [batch], next_token_loss), kv_heads=2, ffn=6, hidden=10) for m in (llama, renamed))
+    one, other = (apply(narrow, m) for narrow, m in zip(chosen, (llama, renamed), strict=True))
+    torch.testing.assert_close(next_token_loss(one, batch), next_token_loss(other, batch))
+
+
+def test_fewer_units_are_a_subset_of_more(model: Backbone, batches: list[Batch]) -> None:
+    found = measure(model, batches, next_token_loss)
+    for size in range(1, 10):
+        less, more = select(found, ffn=size, hidden=size), select(found, ffn=size + 1, hidden=size + 1)
+        assert all(set(a) < set(b) for a, b in zip(less.neurons or (), more.neurons or (), strict=True))
+        assert set(less.hidden or ()) < set(more.hidden or ())
+        assert all(len(kept) == size for kept in less.neurons or ())
+
+
+def statistics(**changes: Tensor) -> Statistics:
+    """Scores of one layer, made up."""
+    given = {"heads": torch.tensor([0.1, 0.9, 0.5]), "neurons": torch.tensor([4.0, 1, 3, 2]), "hidden": torch.ones(4)}
+    given |= changes
+    energy = {"norm": torch.tensor([1.0, 1.44, 1.56, 0.0])}
+    one = given["heads"], given["neurons"]
+    return Statistics((one[0],), (one[1],), given["hidden"], torch.ones(1), energy, loss=1.0, batches=1, tokens=9)
+
+
+def test_the_highest_scores_are_kept_in_their_old_order() -> None:
+    narrow = select(statistics(hidden=torch.tensor([0.1, 0.4, 0.3, 0.4])), kv_heads=2, ffn=2, hidden=3, rescale=False)
+    assert narrow == Narrow(heads=((1, 2),), neurons=((0, 2),), hidden=(1, 2, 3))
+    assert select(statistics(), hidden=2).hidden == (0, 1)  # a tie keeps the earlier
+
+
+def test_gain_is_the_root_of_the_kept_energy() -> None:
+    assert select(statistics(), hidden=2).gain["norm"] == pytest.approx(1.22**0.5)
+    assert select(statistics(), hidden=4).gain["norm"] == pytest.approx(1.0)
+    assert select(statistics(), hidden=2, rescale=False).gain == {}
+    assert select(statistics(), ffn=2).gain == {}  # norms do not change where hidden does not
+
+
+@torch.no_grad()
+def test_gain_restores_the_size_of_what_comes_out_of_a_norm(llama: Backbone) -> None:
+    llama.embed.weight[:, 8:] *= 3  # the coordinates that go are the large ones
+    batch, kept = packed(40), tuple(range(8))
+    found = measure(llama, [batch], next_token_loss)
+    gain = {"layers.0.mixer_norm": found.energy["layers.0.mixer_norm"][:8].mean().sqrt().item()}
+    x = llama.embed(batch["input_ids"])
+    whole = llama.layers[0].mixer_norm(x)[..., :8]
+    plain, scaled = (apply(Narrow(hidden=kept, gain=g), llama).layers[0].mixer_norm(x[..., :8]) for g in ({}, gain))
+    assert (scaled.norm() / whole.norm()).item() == pytest.approx(1, abs=0.05)
+    assert plain.norm() / whole.norm() > 1.5
+
+
+def test_a_cut_llama_opens_as_a_stock_llama(llama: Backbone, batches: list[Batch]) -> None:
+    new = apply(select(measure(llama, batches, next_token_loss), kv_heads=2, ffn=6, hidden=12), llama)
+    layer = new.blueprint.layers[0]
+    config = LlamaConfig(
+        vocab_size=23,
+        hidden_size=12,
+        intermediate_size=6,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        max_position_embeddings=64,
+    )
+    assert (layer.mixer.heads, layer.mixer.kv_heads, layer.ffn.width, new.blueprint.hidden) == (4, 2, 6, 12)
+    names = {"embed.": "embed_tokens.", "mixer_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    names |= {"ffn.": "mlp."} | {f"mixer.{x}": f"self_attn.{x}_proj" for x in "qkvo"}
+    names |= {f"ffn.{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
+    stock = LlamaForCausalLM(config).eval()
+    renamed = {}
+    for name, weight in new.state_dict().items():
+        for ours in sorted(names, key=len, reverse=True):
+            name = name.replace(ours, names[ours]) if ours in name and names[ours] not in name else name
+        renamed[name] = weight
+    stock.model.load_state_dict(renamed, strict=True)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        logits = new.head().logits(new(ids, ids)[0])
+        torch.testing.assert_close(logits, stock(ids).logits[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["kv_heads", "ffn", "hidden"])
+@torch.no_grad()
+def test_importance_loses_less_than_chance_and_chance_less_than_its_reverse(
+    what: str, trained: tuple[Backbone, list[Batch], list[Batch]]
+) -> None:
+    """30 % of the heads, neurons or coordinates of a trained character model are removed."""
+    model, seen, unseen = trained
+    found = measure(model, seen, next_token_loss)
+    size = {"kv_heads": 8, "ffn": 96, "hidden": 48}[what]
+
+    def loss(scores: Statistics) -> float:
+        return next_token_loss(apply(select(scores, **{what: round(0.7 * size)}), model), unseen[0]).item()
+
+    def reordered(order: object) -> Statistics:
+        heads, neurons = tuple(map(order, found.heads)), tuple(map(order, found.neurons))  # type: ignore[call-overload]
+        counts = {"loss": found.loss, "batches": found.batches, "tokens": found.tokens}
+        return Statistics(heads, neurons, order(found.hidden), found.influence, found.energy, **counts)  # type: ignore
+
+    chance = [loss(reordered(lambda s: s[torch.randperm(len(s))])) for _ in range(5)]
+    base = next_token_loss(model, unseen[0]).item()
+    best, worst, middle = loss(found), loss(reordered(torch.neg)), sum(chance) / 5
+    print(f"{what}: whole {base:.3f}, by importance {best:.3f}, by chance {middle:.3f}, reversed {worst:.3f}")
+    assert base - 0.05 < best < middle < worst
+
+
+@torch.no_grad()
+def test_gain_helps_where_hidden_coordinates_go(trained: tuple[Backbone, list[Batch], list[Batch]]) -> None:
+    model, seen, unseen = trained
+    found = measure(model, seen, next_token_loss)
+    for hidden in (24, 32, 40):
+        scaled, plain = (
+            next_token_loss(apply(select(found, hidden=hidden, rescale=r), model), unseen[0]).item()
+            for r in (True, False)
+        )
+        print(hidden, scaled, plain)
+        assert scaled < plain
+
+
+BAD = {
+    "descending": (Narrow(hidden=(3, 2)), r"ascending indices from 0 to 15, not \[3, 2\]"),
+    "twice": (Narrow(hidden=(3, 3)), "ascending"),
+    "negative": (Narrow(neurons=((-1, 2),) * 3), "neurons of layer 0"),
+    "too high": (Narrow(heads=((0,), (3,), (0,))), "heads of layer 1"),
+    "empty": (Narrow(heads=((), (0,), (0,))), "no heads of layer 0 would be kept"),
+    "no hidden": (Narrow(hidden=()), "no hidden coordinates"),
+    "too few layers": (Narrow(heads=((0,),)), "heads names 1 layers, the model has 3"),
+    "no such norm": (Narrow(gain={"layers.9.ffn_norm": 1.0}), "gain names 'layers.9.ffn_norm'"),
+}
+
+
+@pytest.mark.parametrize(("narrow", "message"), BAD.values(), ids=BAD)
+def test_indices_that_are_not_of_this_model_are_refused(narrow: Narrow, message: str, llama: Backbone) -> None:
+    with pytest.raises(UsageError, match=message):
+        apply(narrow, llama)
+
+
+@pytest.mark.parametrize("size", [0, 5, -1])
+def test_a_width_that_cannot_be_kept_is_refused(size: int) -> None:
+    with pytest.raises(UsageError, match=f"cannot keep ffn {size} of 4; keep 1 to 4"):
+        select(statistics(), ffn=size)
