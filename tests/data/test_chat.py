@@ -1,6 +1,7 @@
-"""Tokens are labelled where the assistant speaks, or everywhere in a text; never a prompt, and always the stop token."""
+"""Labels stand where the assistant speaks, or everywhere in a text; never on a prompt, always on the stop token."""
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,19 +95,27 @@ def test_every_answer_of_a_marked_template_is_trained_on_with_its_stop_token(lin
     tokenizer = bytes_with(MARKED)
     (row,) = tokenise(corpus_of(lines, {"messages": TURNS}), tokenizer)
     assert trained(row, tokenizer) == "Hello 🙂<|eot|>\nBye<|eot|>"
-    theirs = tokenizer.apply_chat_template(TURNS, return_dict=True, return_assistant_tokens_mask=True)
+
+
+def test_marks_are_read_as_transformers_reads_them_but_for_the_stop_token(lines: Lines, bytes_with: Make) -> None:
+    tokenizer = bytes_with(MARKED)
+    ascii_turns = [{**turn, "content": turn["content"].strip("🙂")} for turn in TURNS]  # it loses half a character
+    (row,) = tokenise(corpus_of(lines, {"messages": ascii_turns}), tokenizer)
+    theirs = tokenizer.apply_chat_template(ascii_turns, return_dict=True, return_assistant_tokens_mask=True)
     ours = [label != IGNORE for label in row.labels]
     stops = [i == tokenizer.convert_tokens_to_ids("<|eot|>") for i in row.input_ids]
     assert [o and not s for o, s in zip(ours, stops, strict=True)] == [bool(m) for m in theirs["assistant_masks"]]
 
 
 def test_trimmed_offsets_move_no_label(lines: Lines, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    (plain,) = tokenise(corpus_of(lines, {"messages": TURNS}), tiny_tokenizer)
+    turns = [{"role": "user", "content": " a "}, {"role": "assistant", "content": " b c "}]
+    (plain,) = tokenise(corpus_of(lines, {"messages": turns}), tiny_tokenizer)
     tiny_tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    offsets = tiny_tokenizer("a\nb", return_offsets_mapping=True)["offset_mapping"]
+    offsets = tiny_tokenizer("a b", return_offsets_mapping=True)["offset_mapping"]
     assert offsets == [(0, 1), (2, 2), (2, 3)]
-    (trimmed,) = tokenise(corpus_of(lines, {"messages": TURNS}), tiny_tokenizer)
+    (trimmed,) = tokenise(corpus_of(lines, {"messages": turns}), tiny_tokenizer)
     assert trimmed == plain
+    assert trained(plain, tiny_tokenizer) == " b c <|im_end|>"
 
 
 def test_without_a_template_a_pair_is_prompt_line_break_response_and_end_of_text(
@@ -183,7 +192,7 @@ def test_the_pieces_of_one_character_are_all_within_or_all_without() -> None:
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.data())
 def test_tokens_that_tile_a_text_are_within_where_they_lie_in_a_span(sizes: list[int], data: st.DataObject) -> None:
     bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    offsets = list(zip(bounds, bounds[1:], strict=False))
+    offsets = list(itertools.pairwise(bounds))
     cuts = sorted(data.draw(st.lists(st.integers(0, bounds[-1]), max_size=6)))
     spans = [(a, b) for a, b in zip(cuts[::2], cuts[1::2], strict=False) if a < b]
     said = [any(a <= start and stop <= b for a, b in spans) for start, stop in offsets]

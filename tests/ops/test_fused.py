@@ -193,7 +193,7 @@ def test_a_promise_kept_up_to_rounding_is_recognised() -> None:
 
 def test_a_promise_broken_in_a_small_weight_is_noticed() -> None:
     some = case(7)
-    run(sums, some, [1.0, 1.1e-9, 0.0, 0.0], mix=[1.0, 1e-9, 0.0, 0.0], chunk=7)
+    run(sums, some, [1.0, 2e-15, 0.0, 0.0], mix=[1.0, 1e-15, 0.0, 0.0], chunk=7)
     assert some.asked == [(0, 7)] * 4
 
 

@@ -98,6 +98,7 @@ def data(
 
 @app.command()
 def distill(
+    context_of_call: typer.Context,
     teacher: o.Teacher,
     out: o.Out,
     student: Annotated[str | None, typer.Option(help="A smaller model with the teacher's tokenizer.")] = None,
@@ -118,8 +119,12 @@ def distill(
     eval_every: o.EvalEvery = 0,
     save_every: o.SaveEvery = 0,
     patience: Annotated[int, typer.Option(help="Stop after so many evaluations without a better one.")] = 0,
-    lora: Annotated[int, typer.Option(help="Rank of a LoRA adapter trained instead of all weights, merged at the end.")] = 0,
-    report_to: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb or trackio, beside metrics.jsonl.")] = None,
+    lora: Annotated[
+        int, typer.Option(help="Rank of a LoRA adapter trained instead of all weights, merged at the end.")
+    ] = 0,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, wandb or trackio, beside metrics.jsonl.")
+    ] = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     seed: o.Seed = 1,
@@ -138,7 +143,7 @@ def distill(
     from potstill.cli import show
     from potstill.pipeline.distill import Distill
 
-    stage = Distill.from_options(o.merge(config, locals()))
+    stage = Distill.from_options(o.merge(context_of_call, config, locals()))
     if dry_run:
         answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
         return
@@ -235,7 +240,9 @@ def measure(
 
 @app.command()
 def frontier(
-    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders that potstill finished, or JSON of `measure --out`.")],
+    folders: Annotated[
+        list[str], typer.Argument(metavar="DIR...", help="Folders that potstill finished, or JSON of `measure --out`.")
+    ],
     out: Annotated[str, typer.Option(help="The page; a PNG of the same name is written beside it.")] = "frontier.html",
     title: Annotated[str, typer.Option(help="The title of the chart.")] = "Quality against cost",
     as_json: o.Json = False,

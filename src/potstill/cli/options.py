@@ -54,22 +54,20 @@ def path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def merge(config: str | None, given: dict[str, Any]) -> dict[str, Any]:
+def merge(context: typer.Context, config: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """The options of a verb: those of its YAML file, overridden by what the command line says itself.
 
     Raises: UsageError if the file names an option that does not exist.
     """
-    from click import get_current_context
-    from click.core import ParameterSource
-
-    context = get_current_context()
     options = {name: given[name] for name in context.params if name in given}
     if config is not None:
         for name, value in _read(path(config)).items():
             name = name.replace("-", "_")
             if name not in options:
-                raise UsageError(f"{config} names {name!r}, which is no option; options are {', '.join(sorted(options))}")
-            if context.get_parameter_source(name) is ParameterSource.DEFAULT:
+                raise UsageError(
+                    f"{config} names {name!r}, which is no option; options are {', '.join(sorted(options))}"
+                )
+            if context.get_parameter_source(name) .name == "DEFAULT":  # type: ignore[union-attr]
                 options[name] = value
     for name in ("tokens", "params"):
         if name in options:

@@ -4,7 +4,7 @@ A state is a layer of Hugging Face's `Cache` (`CacheLayerMixin`), so that `gener
 theirs. Importing this module imports transformers; `core/blueprint.py` does not.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from potstill.core.errors import UsageError
 
 
+@runtime_checkable
 class State(Protocol):
     """The memory of one layer, grown in place by `update`."""
 

@@ -137,7 +137,7 @@ def labelled(ids: Sequence[int], trained: Sequence[bool], end: int | None) -> To
 def within(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
     """For each token, given by its offsets, whether it lies wholly within one of the spans.
 
-    A byte-level tokenizer may trim the white space of a token from its offsets, to nothing for a line break; so a token
+    A byte-level tokenizer may trim the spaces of a token from its offsets, to nothing for a lone space; so a token
     begins where the one before it ended, if that is later. One that reaches into a span from before it is no part of
     it: at inference the prompt ends there, and no such token could be written.
     """

@@ -81,8 +81,9 @@ def load_corpus(
 ) -> Corpus:
     """The corpus of that name, or at that path.
 
-    `split` is `train`, `validation` or `all`. `limit` keeps that many documents, drawn by hash (of a stream the first ones). `columns` says which column is which
-    where their names do not: `{"text": ...}`, `{"prompt": ..., "response": ...}` or `{"messages": ...}`.
+    `split` is `train`, `validation` or `all`. `limit` keeps that many documents, drawn by hash (of a stream the first
+    ones). `columns` says which column is which where their names do not: `{"text": ...}`,
+    `{"prompt": ..., "response": ...}` or `{"messages": ...}`.
 
     Raises: NotFound, UsageError for a wrong option, DataError for a data set that is broken, empty or of another shape.
     """

@@ -22,7 +22,7 @@ from potstill.core.types import IGNORE
 from potstill.data.tokens import Tokenised
 
 Pack = dict[str, Tensor]  # input_ids [T], labels [T], lengths [documents]
-Ints = Int32[np.ndarray, " n"]
+Piece = tuple[Int32[np.ndarray, " _"], Int32[np.ndarray, " _"]]  # ids and labels of a document or a window of one
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +32,9 @@ class Packs:
     `cut` counts the documents that were longer than a pack, `dropped` the windows of them without a token to train on.
     """
 
-    input_ids: Ints  # of all packs, end to end
-    labels: Ints
-    lengths: Ints
+    input_ids: Int32[np.ndarray, " tokens"]  # of all packs, end to end
+    labels: Int32[np.ndarray, " tokens"]
+    lengths: Int32[np.ndarray, " documents"]
     tokens_before: Int64[np.ndarray, " packs_and_one"]
     documents_before: Int64[np.ndarray, " packs_and_one"]
     length: int
@@ -97,7 +97,7 @@ def pack(rows: Iterable[Tokenised], *, length: int, seed: int = 0, bos: int | No
     """
     if length < (2 if bos is None else 3):
         raise UsageError(f"packs of {length} tokens have no room for a token and what it is predicted from")
-    pieces: list[tuple[Ints, Ints]] = []
+    pieces: list[Piece] = []
     cut = dropped = 0
     for row in rows:
         parts = windows(row, length=length, bos=bos)
@@ -113,9 +113,7 @@ def pack(rows: Iterable[Tokenised], *, length: int, seed: int = 0, bos: int | No
     return _laid(pieces, chosen, length=length, cut=cut, dropped=dropped)
 
 
-def _laid(
-    pieces: Sequence[tuple[Ints, Ints]], packs: Sequence[Sequence[int]], *, length: int, cut: int, dropped: int
-) -> Packs:
+def _laid(pieces: Sequence[Piece], packs: Sequence[Sequence[int]], *, length: int, cut: int, dropped: int) -> Packs:
     flat = [i for members in packs for i in members]
     lengths = np.array([len(pieces[i][0]) for i in flat], dtype=np.int32)
     documents = np.cumsum([0, *map(len, packs)], dtype=np.int64)
@@ -124,7 +122,7 @@ def _laid(
     return Packs(ids, labels, lengths, tokens, documents, length, cut, dropped)
 
 
-def windows(row: Tokenised, *, length: int, bos: int | None = None) -> list[tuple[Ints, Ints]]:
+def windows(row: Tokenised, *, length: int, bos: int | None = None) -> list[Piece]:
     """A document's tokens and labels, cut into windows of at most `length` tokens; no label is lost or repeated."""
     ids, labels = np.array(row.input_ids, dtype=np.int32), np.array(row.labels, dtype=np.int32)
     labels[:1] = IGNORE

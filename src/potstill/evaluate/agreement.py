@@ -5,7 +5,7 @@ are made again a chunk at a time. Both sides are cut to the ids that exist, so p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -81,14 +81,16 @@ def remember(
     return Remembered(rows, reading, scores, plan, kept if fits else None, None if fits else teacher)
 
 
-def compare(teacher: Remembered, student: PreTrainedModel) -> Comparison:
+def compare(teacher: Remembered, student: PreTrainedModel, *, vocabulary: int | None = None) -> Comparison:
     """`student` beside `teacher` on the rows that the teacher remembers, in one pass of the student.
+
+    `vocabulary` is how many ids both share; None is what the teacher was read with.
 
     Raises:
         UsageError: the student's context is shorter than the windows that the teacher read.
         VocabularyMismatch: they do not speak of the same number of tokens.
     """
-    reading, n = teacher.reading, len(teacher.rows)
+    reading, n = replace(teacher.reading, vocabulary=vocabulary or teacher.reading.vocabulary), len(teacher.rows)
     longest = max(int(pack.batch["position_ids"].max()) + 1 for pack in teacher.packs)
     if context_of(student) < longest:
         raise UsageError(f"the teacher read {longest} tokens at once, the student reads {context_of(student)} at most")
@@ -97,18 +99,18 @@ def compare(teacher: Remembered, student: PreTrainedModel) -> Comparison:
         for number, pack in enumerate(teacher.packs):
             learnt = _read(student, _on(pack, student.device), reading)
             nll += _paid(learnt, pack, reading, n)
-            per_row = _difference(teacher.said(number), learnt, chunk=reading.chunk)
+            per_row = _difference(teacher.said(number), learnt, reading=reading)
             owners = _owners(pack)
             kl += tally(owners, per_row[0], n)
             agreed += tally(owners, per_row[1], n)
     return Comparison(Scores(nll, scored_tokens(teacher.rows), sizes_of(teacher.rows)), kl, agreed)
 
 
-def _difference(taught: Signals, learnt: Signals, *, chunk: int) -> Float[Tensor, "2 N"]:
+def _difference(taught: Signals, learnt: Signals, *, reading: Reading) -> Float[Tensor, "2 N"]:
     """(KL in nats, whether the greedy tokens are the same) of every row."""
     parts = []
-    for theirs, ours in zip(taught.rows.split(chunk), learnt.rows.split(chunk), strict=True):
-        p, q = taught.logits(theirs).float(), learnt.logits(ours).float()
+    for theirs, ours in zip(taught.rows.split(reading.chunk), learnt.rows.split(reading.chunk), strict=True):
+        p, q = taught.logits(theirs)[:, : reading.vocabulary].float(), learnt.logits(ours).float()
         if p.shape[-1] != q.shape[-1]:
             raise VocabularyMismatch(
                 f"the teacher knows {p.shape[-1]} tokens and the student {q.shape[-1]}; "

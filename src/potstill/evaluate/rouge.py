@@ -6,8 +6,9 @@ over stemmed English words, times 100, the best over an example's references. De
 Only [a-z0-9] count as words there, so ROUGE-L says nothing about answers in other scripts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from potstill.core.errors import DataError
+from potstill.data.chat import as_messages
+from potstill.data.corpus import Corpus
+from potstill.data.template import ChatTemplate
 from potstill.evaluate.reading import at_rest
 
 
@@ -46,11 +51,35 @@ class Answers:
 
 def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """`prompt` as the model expects it: through its chat template where it has one, else as plain text."""
-    if tokenizer.chat_template is None:
+    if not tokenizer.chat_template:
         return list(tokenizer(prompt).input_ids)
-    turn = [{"role": "user", "content": prompt}]
-    rendered = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    rendered = ChatTemplate(tokenizer).render([{"role": "user", "content": prompt}], prompt=True)
     return list(tokenizer(rendered, add_special_tokens=False).input_ids)
+
+
+def questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> list[Question]:
+    """The first `limit` pairs of a corpus, or its chats with their last answer asked for.
+
+    Raises: DataError where the corpus is plain text, which asks nothing.
+    """
+    if corpus.kind == "text":
+        raise DataError(f"{corpus.name} is plain text; ROUGE-L needs prompts with responses, or chats")
+    template = ChatTemplate(tokenizer) if tokenizer.chat_template or corpus.kind == "chat" else None
+    asked = (_question(document, tokenizer, template) for document in corpus.documents)
+    return list(islice((question for question in asked if question is not None), limit))
+
+
+def _question(
+    document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
+) -> Question | None:
+    if template is None:
+        return Question(list(tokenizer(document["prompt"] + "\n").input_ids), [document["response"]])
+    messages = as_messages(document)
+    answered = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answered:
+        return None
+    rendered = template.render(messages[: answered[-1]], prompt=True)
+    return Question(list(tokenizer(rendered, add_special_tokens=False).input_ids), [messages[answered[-1]]["content"]])
 
 
 def judge_answers(

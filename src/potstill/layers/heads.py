@@ -12,6 +12,7 @@ class LanguageHead(nn.Module):
     def __init__(self, vocabulary: int, hidden: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocabulary, hidden))
+        nn.init.normal_(self.weight, std=0.02)
 
     def forward(self) -> Head:
         """The weights."""

@@ -55,7 +55,7 @@ class PotstillForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Int[Tensor, " N"] = 0,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits `[B T V]` and, with `labels`, their loss: the arguments and the meaning are those of stock models.
 
         `hidden_states` are the embeddings and each layer's output, the last one normed. Without `past_key_values` and
@@ -76,7 +76,8 @@ class PotstillForCausalLM(PreTrainedModel, GenerationMixin):
         layers = [*stream] if output_hidden_states else [_last(stream)]
         layers[-1] = self.backbone.norm(layers[-1])
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.backbone.head().logits(layers[-1][:, kept])
+        rows = layers[-1][:, kept]
+        logits = self.backbone.head().logits(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
         loss = None
         if labels is not None:
             vocabulary = self.backbone.blueprint.vocabulary

@@ -15,10 +15,12 @@ class PotstillConfig(PreTrainedConfig):
 
     model_type = "potstill"
 
-    blueprint: dict[str, Any] | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
+    def __init__(self, blueprint: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.blueprint = blueprint
+        self.bos_token_id: int | None = None
+        self.eos_token_id: int | list[int] | None = None
+        self.pad_token_id: int | None = None
+        super().__init__(**kwargs)  # whatever else a config.json holds, as every Hugging Face config takes it
 
     @classmethod
     def of(cls, blueprint: Blueprint) -> "PotstillConfig":

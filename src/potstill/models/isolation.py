@@ -95,11 +95,15 @@ def isolates(model: PreTrainedModel, *, seed: int = 0) -> bool:
     """Whether two packed documents give the hidden states that each gives alone (equal within the dtype's rounding)."""
     generator = torch.Generator().manual_seed(seed)
     device, mode = next(model.parameters()).device, model.training
-    documents = [torch.randint(3, model.config.get_text_config().vocab_size, (1, n), generator=generator) for n in (7, 12)]
+    documents = [
+        torch.randint(3, model.config.get_text_config().vocab_size, (1, n), generator=generator) for n in (7, 12)
+    ]
     places = [torch.arange(d.shape[1])[None] for d in documents]
     model.eval()
     try:
-        alone = torch.cat([_hidden(model, d.to(device), p.to(device)) for d, p in zip(documents, places, strict=True)], 1)
+        alone = torch.cat(
+            [_hidden(model, d.to(device), p.to(device)) for d, p in zip(documents, places, strict=True)], 1
+        )
         packed = _hidden(model, torch.cat(documents, 1).to(device), torch.cat(places, 1).to(device))
     except (TypeError, ValueError, RuntimeError):
         return False
@@ -110,9 +114,7 @@ def isolates(model: PreTrainedModel, *, seed: int = 0) -> bool:
 
 
 def _hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-    hidden: Tensor = model.base_model(
-        input_ids=input_ids, position_ids=position_ids, use_cache=False
-    ).last_hidden_state
+    hidden: Tensor = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
     return hidden
 
 

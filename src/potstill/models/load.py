@@ -106,7 +106,9 @@ def check_folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> 
         _check_shards(path)
     elif any(f for suffix in ("*.bin", "*.pt", "*.pth") for f in path.glob(suffix)):
         if not allow_pickle:
-            raise UnsafeModel(f"{path} holds pickled weights, which can run code; pass --allow-pickle if you trust them")
+            raise UnsafeModel(
+                f"{path} holds pickled weights, which can run code; pass --allow-pickle if you trust them"
+            )
     else:
         raise ArtefactError(f"{path} has a config.json but no weights; copy the model again")
 
@@ -148,9 +150,7 @@ def _check_shards(path: Path) -> None:
             raise ArtefactError(f"{file} is corrupt or half-written ({error}); copy the model again") from error
 
 
-def _open_folder(
-    path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool
-) -> PreTrainedModel:
+def _open_folder(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool) -> PreTrainedModel:
     import potstill.models.causal  # noqa: F401  teaches the Auto classes our own architecture
 
     try:

@@ -52,7 +52,9 @@ def signals(model: PreTrainedModel, batch: Batch, needs: Needs, *, vocabulary: i
     if not probed.packs:
         return _signals_padded(probed, inner, batch, needs, vocabulary)
     ids, positions = batch["input_ids"], batch["position_ids"]
-    return _read(probed, inner, {"input_ids": ids, "position_ids": positions}, needs.positions, needs.layers, vocabulary)
+    return _read(
+        probed, inner, {"input_ids": ids, "position_ids": positions}, needs.positions, needs.layers, vocabulary
+    )
 
 
 def _signals_padded(
@@ -129,4 +131,3 @@ def probe_ids(model: PreTrainedModel, *, length: int, seed: int) -> Int[Tensor, 
     """Random token ids that this model can read."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, model.config.get_text_config().vocab_size, (1, length), generator=generator)
-

@@ -31,7 +31,9 @@ class Distill:
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise UsageError(f"temperature {self.temperature} must be positive; 1 compares the distributions as they are")
+            raise UsageError(
+                f"temperature {self.temperature} must be positive; 1 compares the distributions as they are"
+            )
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -30,7 +30,9 @@ def terms(
     """One sum per objective. `mix` tells the fused kernel with which weights they will be added up."""
     student = views["student"]
     if student.head is None:
-        raise UnsupportedModel("the student's head is not a plain linear layer that potstill can read, so it cannot train")
+        raise UnsupportedModel(
+            "the student's head is not a plain linear layer that potstill can read, so it cannot train"
+        )
     sums = fused.sums(
         [objective.row_loss for objective in objectives],
         student.rows,

@@ -143,8 +143,7 @@ def sums(
     if torch.is_grad_enabled():
         totals = _Sums.apply(rows, weight, bias, problem, tuple(mix))
     else:
-        with torch.no_grad():
-            totals = _run(problem, rows, weight, bias, _Gradients(None, None, None), mix)
+        totals = _run(problem, rows, weight, bias, _Gradients(None, None, None), mix)
     return tuple(totals[k] for k in range(len(losses)))  # not unbind, whose views refuse `total += other`
 
 

@@ -37,7 +37,11 @@ def readme(card: Card, *, title: str, samples: str = "") -> str:
     """Lineage, licence, data, cost, measures with their baseline, invariants, samples, and how to open it."""
     parts = [front_matter(card), f"# {title}", _lineage(card), "## Use\n\n" + USE.format(name=title)]
     if card.measures:
-        parts += ["## Measures", table(card.measures), f"Measured on {_measured_on(card)}. Intervals are 95 %, by bootstrap over documents."]
+        parts += [
+            "## Measures",
+            table(card.measures),
+            f"Measured on {_measured_on(card)}. Intervals are 95 %, by bootstrap over documents.",
+        ]
     if card.data:
         parts += ["## Data", _facts(card.data)]
     if card.cost:

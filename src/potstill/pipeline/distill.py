@@ -1,6 +1,7 @@
 """Distil: a teacher, a student (or a budget) and text in; a measured student in a stock folder out."""
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,24 +12,28 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.core import backend
-from potstill.core.artefact import Card, require_free, replace, sync
+from potstill.core.artefact import Card, replace, require_free, sync
 from potstill.core.errors import ArtefactError, OutputExists, UsageError
 from potstill.core.types import Measure
-from potstill.evaluate import measure as measuring
-from potstill.evaluate.plots import draw_curve
+from potstill.evaluate.agreement import compare, remember
+from potstill.evaluate.reading import Reading, Row
+from potstill.evaluate.rouge import Writing
+from potstill.evaluate.samples import side_by_side, to_markdown
 from potstill.models.load import Loaded, load
 from potstill.models.signals import network
 from potstill.models.vocabulary import shared_ids
 from potstill.objectives.named import Mixture
 from potstill.pipeline.card import write_card
+from potstill.pipeline.measure import quality, sizes
 from potstill.pipeline.prune import Prune, reload_gap, save
 from potstill.pipeline.stage import as_value, parent
-from potstill.pipeline.texts import Text, Prepared, prepare
+from potstill.pipeline.texts import Prepared, Text, prepare
 from potstill.train import adapters
 from potstill.train.run import Outcome, identify, train
 from potstill.train.settings import Settings
 from potstill.train.study import Study
 
+PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do I read a file in Python?")
 TRAINING = "training"  # inside the output folder while a run is not finished
 
 
@@ -37,7 +42,7 @@ class Pair(NamedTuple):
 
     student: PreTrainedModel
     origin: Loaded
-    teacher: Loaded | None
+    teacher: Loaded
     vocabulary: int
     parents: list[Any]
     details: dict[str, Any]
@@ -118,11 +123,10 @@ class Distill:
         device, dtype = backend.device(self.device), backend.dtype(self.dtype, on=self.device)
         pair = self.pair(device)
         text = Text(data=self.data, eval_data=self.eval_data, context=self.settings.context, seed=self.settings.seed)
-        prepared = prepare(text, pair.origin.tokenizer, tokens=self.settings.tokens, models=pair_models(pair))
+        prepared = prepare(text, pair.origin.tokenizer, tokens=self.settings.tokens, models=models_of(pair))
         model = adapters.add(pair.student, self.lora) if self.lora else pair.student
-        frozen = {"teacher": pair.teacher.model} if pair.teacher and self.objective.teaches else {}
-        if pair.teacher is not None:
-            pair.teacher.model.to(device=device, dtype=dtype)
+        pair.teacher.model.to(device=device, dtype=dtype)
+        frozen = {"teacher": pair.teacher.model} if self.objective.teaches else {}
         study = Study(
             model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
         )
@@ -198,10 +202,8 @@ class Distill:
         gap = reload_gap(student, staging)
         for file in (out / TRAINING).glob("*.jsonl"):
             shutil.copy(file, staging / file.name)
-        draw_curve(staging / "metrics.jsonl", staging / "curve.png")
-        measures = measuring.beside_teacher(
-            {out.name: student}, pair.teacher, text.rows, tokenizer=pair.origin.tokenizer, folders={out.name: staging}
-        )
+        made = dataclasses.replace(pair.origin, model=student, name=out.name, path=staging)
+        measures = beside_teacher(made, pair.teacher, text.rows, pair.vocabulary, context=self.settings.context)
         card = Card(
             stage=self.to_dict(),
             seed=self.settings.seed,
@@ -212,7 +214,8 @@ class Distill:
             invariants=invariants(pair, gap),
             details=pair.details,
         )
-        samples = measuring.sample_table({out.name: student}, pair.teacher, pair.origin.tokenizer)
+        shown = {"teacher": pair.teacher, out.name: made}
+        samples = to_markdown(side_by_side(shown, PROMPTS, writing=Writing(max_new_tokens=40)))
         write_card(staging, card, title=out.name, samples=samples)
         sync(staging)
         final = out.absolute().parent / f".{out.name}.finished"
@@ -221,14 +224,27 @@ class Distill:
         return Run(out=out, card=card, model=student, tokenizer=pair.origin.tokenizer, measures=measures)
 
 
-def pair_models(pair: Pair) -> list[PreTrainedModel]:
+def models_of(pair: Pair) -> list[PreTrainedModel]:
     """The models that read the text."""
-    return [pair.student, *([pair.teacher.model] if pair.teacher else [])]
+    return [pair.student, pair.teacher.model]
+
+
+def beside_teacher(
+    made: Loaded, teacher: Loaded, rows: Sequence[Row], vocabulary: int, *, context: int
+) -> dict[str, list[Measure]]:
+    """Quality and size of a student and its teacher on the same rows."""
+    reading = Reading(context=context, vocabulary=vocabulary, dtype=backend.compute_dtype(made.model.device.type))
+    remembered = remember(teacher.model, rows, reading)
+    found = {}
+    for name, loaded in (("teacher", teacher), (made.name, made)):
+        seen = compare(remembered, loaded.model)
+        found[name] = [*quality(seen), *sizes(loaded)]
+    return found
 
 
 def invariants(pair: Pair, gap: float) -> list[dict[str, Any]]:
     """What was checked on this very pair, with its outcome."""
-    packs = all(network(model).packs for model in pair_models(pair))
+    packs = all(network(model).packs for model in models_of(pair))
     return [
         {"name": "teacher and student read text as the same ids", "outcome": f"yes, {pair.vocabulary:,} shared"},
         {"name": "packed documents do not see one another", "outcome": "yes" if packs else "padded instead"},

@@ -144,4 +144,3 @@ def autocast() -> AbstractContextManager[Any]:
     """bf16 where it is faster here, else nothing."""
     dtype = compute_dtype("cpu")
     return nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype=dtype)
-

@@ -18,7 +18,9 @@ def add(model: PreTrainedModel, rank: int) -> Any:
 
     if rank < 1:
         raise UsageError(f"a LoRA rank of {rank} trains nothing; give 1 or more")
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, config)
 
 

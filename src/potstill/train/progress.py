@@ -136,9 +136,7 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
         self.asked = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Asks the trainer to save and stop."""
         if self.asked:
             control.should_save = control.should_training_stop = True

@@ -109,13 +109,15 @@ def _outcome(trainer: Trainer, folder: Path, seconds: float) -> Outcome:
     lines: Sequence[dict[str, float]] = [line for line in metrics_of(folder) if "loss" in line]
     recent = lines[-max(1, len(lines) // 10) :]
     names = trainer.study.term_names
-    busy = sum(line["tokens"] - before for line, before in zip(lines, [0.0, *(x["tokens"] for x in lines)], strict=False))
+    busy = sum(
+        line["tokens"] - before for line, before in zip(lines, [0.0, *(x["tokens"] for x in lines)], strict=False)
+    )
     spent = sum(
         (line["tokens"] - before) / line["tokens_per_second"]
         for line, before in zip(lines, [0.0, *(x["tokens"] for x in lines)], strict=False)
     )
     return Outcome(
-        finished=state.global_step >= state.max_steps or trainer.control.should_training_stop and not _asked(trainer),
+        finished=state.global_step >= state.max_steps or (trainer.control.should_training_stop and not _asked(trainer)),
         steps=state.global_step,
         tokens=int(state.num_input_tokens_seen),
         seconds=seconds,

@@ -3,17 +3,20 @@
 A blueprint that a stock family expresses exactly is exported as that family; every other one as our own architecture.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from potstill.core.blueprint import Blueprint
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import Weights
 from potstill.models.backbone import Backbone
+from potstill.models.causal import PotstillConfig, PotstillForCausalLM
 from potstill.models.families.llama import EMBED, HEAD, LLAMA, MISTRAL, Family, weights_in, weights_out
 from potstill.models.families.qwen import QWEN2, QWEN3
 
@@ -57,8 +60,6 @@ def import_model(model: PreTrainedModel) -> Backbone:
     Raises:
         UnsupportedModel: the family is unknown, or a head that is said to be tied differs from the embedding.
     """
-    from potstill.models.causal import PotstillForCausalLM
-
     if isinstance(model, PotstillForCausalLM):
         blueprint, weights = model.backbone.blueprint, cast(Weights, model.backbone.state_dict())
     else:
@@ -72,22 +73,23 @@ def import_model(model: PreTrainedModel) -> Backbone:
     return backbone.train(model.training)
 
 
-def export_model(backbone: Backbone, *, generation: GenerationConfig | None = None) -> PreTrainedModel:
+def export_model(backbone: Backbone, origin: PreTrainedModel | None = None) -> PreTrainedModel:
     """The same function as a model of a stock family, or as a `PotstillForCausalLM` where no family expresses it.
 
-    The weights are copies. `generation` (stop tokens, sampling) is taken over, since a config does not hold it.
+    The weights are copies. The generation config (stop tokens, sampling) is `origin`'s, since no blueprint holds it.
     """
-    from potstill.models.causal import PotstillConfig, PotstillForCausalLM
-
     blueprint, weights = backbone.blueprint, {k: v.detach().clone() for k, v in backbone.state_dict().items()}
+    made: type[PreTrainedModel] = PotstillForCausalLM
     if stock(blueprint) is None:
-        config, state = PotstillConfig.of(blueprint), {f"backbone.{k}": v for k, v in weights.items()}
-        made: type = PotstillForCausalLM
+        config, state = PotstillConfig.of(blueprint), {f"backbone.{name}": w for name, w in weights.items()}
     else:
         config, state = export(blueprint, weights)
         made = AutoModelForCausalLM._model_mapping[type(config)]
     config.dtype = backbone.embed.weight.dtype
-    model: PreTrainedModel = made.from_pretrained(None, config=config, state_dict=state, dtype=config.dtype)
-    if generation is not None:
-        model.generation_config = generation
+    with torch.random.fork_rng(devices=[]), no_init_weights():  # nobody else's random numbers change
+        model = made(config)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.tie_weights()
+    if origin is not None:
+        model.generation_config = copy.deepcopy(origin.generation_config)
     return model.to(backbone.embed.weight.device).train(backbone.training)

@@ -1,0 +1,5 @@
+"""`python -m potstill` is `potstill`."""
+
+from potstill.cli.app import main
+
+main()

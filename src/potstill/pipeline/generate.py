@@ -1,0 +1,33 @@
+"""Letting a model write, for people who want to see what it says."""
+
+from typing import Any
+
+from potstill.core import backend
+from potstill.core.errors import DataError
+from potstill.evaluate.rouge import Writing, prompt_ids, write
+from potstill.models.load import load
+
+
+def generate_text(
+    model: str,
+    prompt: str,
+    *,
+    max_tokens: int,
+    temperature: float,
+    raw: bool,
+    device: str,
+    seed: int,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """What `model` answers to `prompt`; with `raw` it continues the text without its chat template.
+
+    Raises: DataError if the prompt holds no token.
+    """
+    loaded = load(model, device=backend.device(device), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    ids = loaded.tokenizer(prompt).input_ids if raw else prompt_ids(prompt, loaded.tokenizer)
+    if not prompt or not ids:
+        raise DataError("the prompt holds no token; write at least one word")
+    writing = Writing(max_new_tokens=max_tokens, temperature=temperature, seed=seed)
+    text = write(loaded.model, loaded.tokenizer, [ids], writing=writing)[0]
+    return {"model": model, "prompt": prompt, "text": text, "prompt_tokens": len(ids)}

@@ -1,0 +1,59 @@
+"""MiniMA: prune for initialisation (width, then depth), then distil logits, half and half with cross-entropy.
+
+Source: Zhang et al., "Towards the Law of Capacity Gap in Distilling Language Models" (arXiv:2311.07052), section 3.
+Departs from the paper: layers are dropped by measured harm, where MiniMA deletes the first and the last four; losses are
+averaged over trained positions only, where its code counts padding too. Cost and measures: see LOG.md.
+"""
+
+from dataclasses import replace
+
+from potstill.objectives.named import Mixture
+from potstill.pipeline.distill import Distill
+from potstill.pipeline.prune import Prune
+from potstill.pipeline.run import PREVIOUS
+from potstill.recipes.table import Recipe
+from potstill.train.settings import Settings
+
+BIBTEX = """@article{zhang2023law,
+  title={Towards the Law of Capacity Gap in Distilling Language Models},
+  author={Zhang, Chen and Song, Dawei and Ye, Zheyu and Gao, Yan},
+  journal={arXiv preprint arXiv:2311.07052},
+  year={2023}
+}"""
+
+
+def full() -> Recipe:
+    """Two fifths of the teacher, as the law of the capacity gap advises."""
+    prune = Prune(model="smollm2", keep=0.4, strategy="both")
+    distill = Distill(
+        teacher="smollm2",
+        student=PREVIOUS,
+        objective=Mixture(name="forward_kl", cross_entropy=0.5, temperature=1.0),
+        settings=Settings(tokens=1_000_000, learning_rate=3e-4, weight_decay=0.1, warmup=0.01),
+    )
+    return Recipe(
+        name="minima",
+        summary="prune all dimensions alike, then forward KL and cross-entropy, half and half",
+        source="arXiv:2311.07052",
+        bibtex=BIBTEX,
+        stages=(prune, distill),
+        origins={
+            "keep": "0.4: the best teacher is about 2.5 times its student",
+            "cross_entropy, temperature": "0.5 and 1, run_distillation_llama_ds.py of the official code",
+            "learning_rate, weight_decay, warmup": "3e-4, 0.1 and 1 %, the same script",
+            "tokens": "ours; the paper distils on 126 billion",
+        },
+    )
+
+
+def tiny() -> Recipe:
+    """The same method in seconds."""
+    recipe = full()
+    prune, distill = recipe.stages
+    settings = Settings(
+        tokens=1024, context=64, batch_tokens=256, micro_tokens=128, learning_rate=3e-4, weight_decay=0.1, warmup=0.01
+    )
+    assert isinstance(prune, Prune)
+    assert isinstance(distill, Distill)
+    stages = (replace(prune, calibration_tokens=256), replace(distill, settings=settings, documents=4))
+    return replace(recipe, stages=stages)

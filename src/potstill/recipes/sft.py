@@ -1,0 +1,43 @@
+"""Supervised fine-tuning: cross-entropy on what the assistant says, its stop token included.
+
+Source: MiniChat, in arXiv:2311.07052, section 4: loss on assistant tokens only. The baseline that every distilled chat
+student is held against. Cost and measures: see LOG.md.
+"""
+
+from dataclasses import replace
+
+from potstill.objectives.named import CROSS_ENTROPY, Mixture
+from potstill.pipeline.distill import Distill
+from potstill.recipes.minima import BIBTEX
+from potstill.recipes.table import Recipe
+from potstill.train.settings import Settings
+
+
+def full() -> Recipe:
+    """SmolLM2-135M fine-tuned on a data set of yours; the teacher only measures how far it moved."""
+    stage = Distill(
+        teacher="smollm2",
+        student="smollm2",
+        objective=Mixture(name=CROSS_ENTROPY),
+        settings=Settings(tokens=1_000_000, learning_rate=2e-5, weight_decay=0.1, warmup=0.1),
+    )
+    return Recipe(
+        name="sft",
+        summary="cross-entropy on the assistant's tokens",
+        source="arXiv:2311.07052, section 4",
+        bibtex=BIBTEX,
+        stages=(stage,),
+        origins={
+            "learning_rate, weight_decay, warmup": "2e-5, 0.1 and 10 %, MiniChat's scripts",
+            "tokens": "ours",
+        },
+    )
+
+
+def tiny() -> Recipe:
+    """The same method in seconds."""
+    recipe = full()
+    (stage,) = recipe.stages
+    assert isinstance(stage, Distill)
+    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
+    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))

@@ -1,0 +1,73 @@
+"""Every recipe by name, and the value that a recipe is."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import potstill.recipes
+from potstill.core.errors import NotFound
+from potstill.pipeline.distill import Distill
+from potstill.pipeline.prune import Prune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A published system as a tuple of stages, with its source and where each number comes from."""
+
+    name: str
+    summary: str
+    source: str
+    bibtex: str
+    stages: tuple[Prune | Distill, ...]
+    origins: dict[str, str]
+
+    def having(
+        self, *, teacher: str | None = None, data: str | None = None, tokens: int | None = None, seed: int = 1
+    ) -> "Recipe":
+        """The same method with other names, another budget or another seed."""
+        return replace(self, stages=tuple(_changed(stage, teacher, data, tokens, seed) for stage in self.stages))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain data."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "source": self.source,
+            "stages": [stage.to_dict() for stage in self.stages],
+            "origins": self.origins,
+        }
+
+
+def recipes() -> list[Recipe]:
+    """Every recipe, by name."""
+    return [recipe(name) for name in names()]
+
+
+def recipe(name: str, *, tiny: bool = False) -> Recipe:
+    """The recipe called `name`; `tiny` changes names and budget, never the method.
+
+    Raises: NotFound with the names there are.
+    """
+    if name not in names():
+        raise NotFound(f"there is no recipe {name!r}; there are {', '.join(names())}")
+    module = importlib.import_module(f"potstill.recipes.{name.replace('-', '_')}")
+    make: Callable[[], Recipe] = module.tiny if tiny else module.full
+    return make()
+
+
+def names() -> list[str]:
+    """The names of all recipes: the files of this package."""
+    found = (module.name for module in pkgutil.iter_modules(potstill.recipes.__path__))
+    return sorted(name.replace("_", "-") for name in found if name != "table")
+
+
+def _changed(
+    stage: Prune | Distill, teacher: str | None, data: str | None, tokens: int | None, seed: int
+) -> Prune | Distill:
+    data = stage.data if data is None else data
+    if isinstance(stage, Prune):
+        return replace(stage, model=stage.model if teacher is None else teacher, data=data, seed=seed)
+    settings = replace(stage.settings, seed=seed, tokens=stage.settings.tokens if tokens is None else tokens)
+    return replace(stage, teacher=stage.teacher if teacher is None else teacher, data=data, settings=settings)

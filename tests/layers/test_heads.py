@@ -1,0 +1,31 @@
+"""Heads: calling one gives the weights that make logits, and a tied one stores none."""
+
+import copy
+
+import torch
+from torch import nn
+
+from potstill.layers.heads import LanguageHead, TiedHead
+
+
+def test_a_head_gives_its_weights() -> None:
+    head = LanguageHead(5, 3)
+    nn.init.normal_(head.weight)
+    assert head().weight is head.weight
+    assert dict(head.named_parameters()).keys() == {"weight"}
+
+
+def test_a_tied_head_stores_nothing_and_follows_the_embedding() -> None:
+    embed = nn.Embedding(5, 3)
+    head = TiedHead(embed)
+    assert not list(head.parameters())
+    assert not head.state_dict()
+    embed.weight = nn.Parameter(torch.ones(5, 3))
+    assert head().weight is embed.weight
+
+
+def test_a_copied_model_s_tied_head_follows_the_copied_embedding() -> None:
+    pair = nn.ModuleList([embed := nn.Embedding(5, 3), TiedHead(embed)])
+    again = copy.deepcopy(pair)
+    assert again[1]().weight is again[0].weight
+    assert again[1]().weight is not embed.weight

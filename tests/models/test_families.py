@@ -1,0 +1,248 @@
+"""Stock models in and out: equal logits, equal gradients, equal configs, on tiny random weights."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from potstill.core.blueprint import Blueprint, SwiGLU, shapes
+from potstill.core.errors import UnsupportedModel
+from potstill.models.backbone import Backbone
+from potstill.models.causal import PotstillForCausalLM
+from potstill.models.families.llama import weights_in, weights_out
+from potstill.models.families.table import export, export_model, import_model, read, stock
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 8}
+LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "llama tied, eps, ids": LlamaConfig(**SIZES, tie_word_embeddings=True, rms_norm_eps=1e-3, eos_token_id=[5, 6]),
+    "llama with every bias": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, pad_token_id=7),
+    "llama with wide heads": LlamaConfig(**SIZES, head_dim=12, hidden_act="gelu_pytorch_tanh"),
+    "llama linear": LlamaConfig(**SIZES, rope_parameters=LINEAR),
+    "llama llama3": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
+    "llama yarn": LlamaConfig(**SIZES, rope_parameters=YARN),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen2 tied with a window": Qwen2Config(**SIZES, tie_word_embeddings=True, **WINDOW),
+    "qwen2 yarn": Qwen2Config(**SIZES, rope_parameters=YARN, bos_token_id=3, eos_token_id=4),
+    "qwen3 tied with wide heads": Qwen3Config(**SIZES, head_dim=24, tie_word_embeddings=True),
+    "qwen3 with biases and a window": Qwen3Config(**SIZES, head_dim=8, attention_bias=True, **WINDOW),
+    "mistral": MistralConfig(**SIZES, sliding_window=None, rope_parameters=LINEAR),
+    "mistral with a window": MistralConfig(**SIZES, sliding_window=4, tie_word_embeddings=True),
+}
+EXACT = {torch.float32: 1e-5, torch.float64: 1e-10}
+PLAIN = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Weights far enough from zero that each matters, biases and gains included."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(0.2 * torch.randn(weight.shape) + (weight.ndim == 1))
+    return model.eval()
+
+
+def tokens() -> tuple[Tensor, Tensor]:
+    ids = torch.randint(101, (2, 17))
+    return ids, torch.arange(17).expand(2, -1)
+
+
+def logits(backbone: Backbone, ids: Tensor, positions: Tensor) -> Tensor:
+    return backbone.head().logits(backbone(ids, positions).flatten(0, 1)).unflatten(0, ids.shape)
+
+
+@PLAIN
+@pytest.mark.parametrize("dtype", EXACT)
+def test_import_and_export_keep_the_logits(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    model, (ids, positions) = random_model(config, dtype), tokens()
+    backbone = import_model(model)
+    exported = export_model(backbone, model)
+    stock_logits = model(ids).logits
+    torch.testing.assert_close(logits(backbone, ids, positions), stock_logits, rtol=0, atol=EXACT[dtype])
+    torch.testing.assert_close(exported(ids).logits, stock_logits, rtol=0, atol=EXACT[dtype])
+    assert stock_logits.std() > 0.5
+    assert type(exported) is type(model)
+
+
+@PLAIN
+def test_every_gradient_of_a_loss_is_the_stock_model_s(config: PreTrainedConfig) -> None:
+    model, (ids, positions) = random_model(config, torch.float64), tokens()
+    backbone = import_model(model)
+    for network, output in ((model, model(ids).logits), (backbone, logits(backbone, ids, positions))):
+        network.zero_grad()
+        cross_entropy(output[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    theirs = {name: weight.grad for name, weight in model.named_parameters()}
+    ours = {name: weight.grad for name, weight in backbone.named_parameters()}
+    renamed = weights_in(theirs, tied=backbone.blueprint.tied)  # type: ignore[arg-type]
+    assert renamed.keys() == ours.keys()
+    for name, gradient in ours.items():
+        assert gradient is not None
+        torch.testing.assert_close(gradient, renamed[name], rtol=1e-6, atol=1e-9)
+
+
+@PLAIN
+def test_a_config_read_and_written_again_is_the_same_config(config: PreTrainedConfig) -> None:
+    blueprint = read(config)
+    family = stock(blueprint)
+    assert family is not None
+    again = family.config_out(Blueprint.from_dict(blueprint.to_dict()))
+    assert again.to_dict() == config.to_dict()
+
+
+@PLAIN
+def test_an_exported_model_saved_and_reopened_by_transformers_is_unchanged(
+    config: PreTrainedConfig, tmp_path: Path
+) -> None:
+    model, (ids, _) = random_model(config), tokens()
+    export_model(import_model(model), model).save_pretrained(tmp_path)
+    again, problems = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(problems.values())
+    assert type(again) is type(model)
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    tied = config.tie_word_embeddings
+    assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == tied
+
+
+@PLAIN
+def test_the_blueprint_alone_tells_the_stored_weights(config: PreTrainedConfig) -> None:
+    model = random_model(config)
+    found = shapes(read(config))
+    stored = weights_in(model.state_dict(), tied=config.tie_word_embeddings)
+    assert found == {name: tuple(weight.shape) for name, weight in stored.items()}
+    assert weights_out(stored).keys() == model.state_dict().keys()
+
+
+def test_the_blueprint_of_a_qwen3_says_what_its_config_says() -> None:
+    blueprint = read(CONFIGS["qwen3 with biases and a window"])
+    first, second = (layer.mixer for layer in blueprint.layers)
+    assert (first.heads, first.kv_heads, first.head_dim, first.window, second.window) == (4, 2, 8, None, 5)
+    assert first.qkv_bias
+    assert first.out_bias
+    assert first.qk_norm
+    assert blueprint.layers[0].ffn == SwiGLU(48)
+
+
+def test_an_imported_network_is_a_copy_in_the_model_s_mode() -> None:
+    model = random_model(CONFIGS["llama"]).train()
+    backbone = import_model(model)
+    assert backbone.training
+    with torch.no_grad():
+        for weight in backbone.parameters():
+            weight.zero_()
+    assert all(bool(weight.any()) for weight in model.parameters())
+
+
+def test_export_takes_over_the_stop_tokens_and_leaves_the_random_numbers_alone() -> None:
+    model = random_model(CONFIGS["llama"])
+    model.generation_config = GenerationConfig(eos_token_id=[3, 9], temperature=0.5, do_sample=True)
+    backbone, before = import_model(model), torch.get_rng_state()
+    exported = export_model(backbone, model)
+    assert exported.generation_config.eos_token_id == [3, 9]
+    assert exported.generation_config is not model.generation_config
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_blueprint_goes_back_to_the_family_it_came_from(name: str) -> None:
+    family = stock(read(CONFIGS[name]))
+    assert family is not None
+    assert family.name == CONFIGS[name].model_type
+
+
+def test_heads_that_do_not_divide_the_width_are_saved_as_mistral() -> None:
+    three = read(CONFIGS["llama"]).at(lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, heads=3, kv_heads=1)))
+    backbone, (ids, positions) = Backbone(three), tokens()
+    exported = export_model(backbone)
+    assert exported.config.model_type == "mistral"
+    torch.testing.assert_close(exported(ids).logits, logits(backbone, ids, positions), rtol=0, atol=1e-5)
+
+
+def changed(name: str, **facts: Any) -> Blueprint:
+    """The blueprint of a config, its second mixer changed."""
+    return read(CONFIGS[name]).at(lambda i: i == 1, lambda x: replace(x, mixer=replace(x.mixer, **facts)))
+
+
+@pytest.mark.parametrize(
+    "blueprint",
+    [
+        changed("llama", kv_heads=1),
+        changed("llama", window=3),
+        changed("qwen2", qk_norm=True),
+        changed("qwen2 tied with a window", window=4).at(
+            lambda i: i == 0, lambda x: replace(x, mixer=replace(x.mixer, window=9))
+        ),
+        read(CONFIGS["llama"]).at(lambda i: i == 1, lambda x: replace(x, ffn=SwiGLU(9))),
+        read(CONFIGS["qwen2"]).at(lambda _: True, lambda x: replace(x, ffn=SwiGLU(9, bias=True))),
+        read(CONFIGS["qwen2"]).at(lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, qk_norm=True))),
+    ],
+)
+def test_what_no_stock_family_expresses_becomes_our_own_architecture(blueprint: Blueprint) -> None:
+    assert stock(blueprint) is None
+    backbone, (ids, positions) = Backbone(blueprint).eval(), tokens()
+    with pytest.raises(UnsupportedModel, match="no stock family"):
+        export(blueprint, backbone.state_dict())
+    exported = export_model(backbone)
+    assert isinstance(exported, PotstillForCausalLM)
+    torch.testing.assert_close(exported(ids).logits, logits(backbone, ids, positions))
+    again = import_model(exported)
+    assert again.blueprint == blueprint
+    torch.testing.assert_close(again(ids, positions), backbone(ids, positions))
+
+
+def test_an_unknown_family_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(UnsupportedModel, match="'gpt2' models cannot be taken apart; the families known are llama, q"):
+        read(GPT2Config())
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (LlamaConfig(**SIZES, attention_dropout=0.1), "attention_dropout is 0.1"),
+        (LlamaConfig(**SIZES, rope_parameters=LINEAR | {"partial_rotary_factor": 0.5}), "partial_rotary_factor 0.5"),
+    ],
+)
+def test_what_a_blueprint_cannot_say_is_refused(config: PreTrainedConfig, said: str) -> None:
+    with pytest.raises(UnsupportedModel, match=said):
+        read(config)
+
+
+def test_a_foreign_weight_is_refused_by_name(tiny_llama: LlamaForCausalLM) -> None:
+    tiny_llama.model.layers[0].self_attn.sink = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(UnsupportedModel, match=r"model.layers.0.self_attn.sink"):
+        import_model(tiny_llama)
+
+
+def test_a_tied_model_whose_head_went_its_own_way_is_refused(tiny_llama: LlamaForCausalLM) -> None:
+    tiny_llama.lm_head.weight = torch.nn.Parameter(tiny_llama.lm_head.weight + 1.0)
+    with pytest.raises(UnsupportedModel, match="tied, yet their weights differ"):
+        import_model(tiny_llama)

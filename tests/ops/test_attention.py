@@ -1,0 +1,87 @@
+"""Attention inside documents: the fast form, its definition by dense mask, and the sum it stands for."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from potstill.ops.attention import boundaries, by_document, causal, plain, starts
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def inputs(rows: int, size: int, *, groups: int = 2, heads: int = 4, wide: int = 6, dtype: torch.dtype) -> Inputs:
+    q = torch.randn(rows, heads, size, wide, dtype=dtype)
+    k = torch.randn(rows, groups, size, wide, dtype=dtype)
+    return q, k, torch.randn(rows, groups, size, wide + 2, dtype=dtype)
+
+
+def cut(size: int, edges: list[int]) -> tuple[int, ...]:
+    marks = sorted({0, size, *(e for e in edges if 0 < e < size)})
+    return tuple(b - a for a, b in pairwise(marks))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.integers(1, 13),
+    edges=st.lists(st.lists(st.integers(1, 12), max_size=4), min_size=1, max_size=3),
+    groups=st.sampled_from([1, 2, 4]),
+    window=st.sampled_from([None, 1, 3, 50]),
+)
+def test_by_document_equals_plain_in_value_and_every_gradient(
+    size: int, edges: list[list[int]], groups: int, window: int | None
+) -> None:
+    lengths = [cut(size, row) for row in edges]
+    q, k, v = inputs(len(lengths), size, groups=groups, dtype=torch.float64)
+    outcomes = []
+    for form in (by_document, plain):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        y = form(*leaves, lengths, scale=0.3, window=window)
+        outcomes.append((y, *torch.autograd.grad((y * torch.arange(y.numel()).reshape(y.shape)).sum(), leaves)))
+    for fast, definition in zip(*outcomes, strict=True):
+        torch.testing.assert_close(fast, definition, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", [by_document, plain])
+@pytest.mark.parametrize("window", [None, 2])
+def test_each_token_mixes_the_values_of_its_documents_past_by_the_softmax_of_the_scores(form, window) -> None:
+    lengths, scale = ((3, 1, 2), (2, 4, 0)[:2]), 0.7
+    q, k, v = inputs(2, 6, dtype=torch.float64)
+    y = form(q, k, v, lengths, scale=scale, window=window)
+    for b, row in enumerate(lengths):
+        firsts = [sum(row[:d]) for d, n in enumerate(row) for _ in range(n)]
+        for h in range(4):
+            for t in range(6):
+                seen = range(max(firsts[t], 0 if window is None else t - window + 1), t + 1)
+                weights = [math.exp(scale * float(q[b, h, t] @ k[b, h // 2, s])) for s in seen]
+                mixed = sum(w * v[b, h // 2, s] for w, s in zip(weights, seen, strict=True)) / sum(weights)
+                torch.testing.assert_close(y[b, h, t], mixed, rtol=1e-9, atol=1e-9)
+
+
+def test_documents_begin_at_a_row_s_first_token_and_wherever_positions_do_not_count_up() -> None:
+    ids = torch.tensor([[0, 1, 2, 0, 1, 0], [4, 5, 6, 7, 8, 9], [0, 0, 0, 1, 5, 6]])
+    assert boundaries(ids) == ((3, 2, 1), (6,), (1, 1, 2, 2))
+    assert starts(ids).sum().item() == 8
+
+
+def test_boundaries_leave_the_positions_as_they_were() -> None:
+    ids = torch.tensor([[3, 4, 0, 1]])
+    boundaries(ids)
+    assert ids.tolist() == [[3, 4, 0, 1]]
+
+
+def test_the_last_queries_of_a_longer_text_see_its_keys_up_to_themselves() -> None:
+    assert causal(2, 4).tolist() == [[True, True, True, False], [True] * 4]
+    assert causal(2, 4, window=2).tolist() == [[False, True, True, False], [False, False, True, True]]
+
+
+def test_no_gradient_reaches_another_document_or_the_future() -> None:
+    lengths, (q, k, v) = ((3, 4),), inputs(1, 7, dtype=torch.float64)
+    v.requires_grad_()
+    by_document(q, k, v, lengths, scale=1.0)[0, :, 4].sum().backward()
+    assert v.grad is not None
+    assert (v.grad[0].abs().sum((0, 2)) > 0).tolist() == [False, False, False, True, True, False, False]
