@@ -10,9 +10,12 @@ from potstill.layers.heads import LanguageHead, TiedHead
 
 def test_a_head_gives_its_weights() -> None:
     head = LanguageHead(5, 3)
-    nn.init.normal_(head.weight)
     assert head().weight is head.weight
     assert dict(head.named_parameters()).keys() == {"weight"}
+
+
+def test_a_fresh_head_is_small_random_numbers() -> None:
+    assert 0.01 < float(LanguageHead(50, 30).weight.detach().std()) < 0.03
 
 
 def test_a_tied_head_stores_nothing_and_follows_the_embedding() -> None:

@@ -11,11 +11,17 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class PotstillConfig(PreTrainedConfig):
-    """`blueprint` holds the architecture as plain data; what else Hugging Face asks for is read off it."""
+    """`blueprint` holds the architecture as plain data; what else Hugging Face asks for is read off it.
+
+    Raises:
+        ArtefactError: there is no blueprint.
+    """
 
     model_type = "potstill"
 
     def __init__(self, blueprint: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if blueprint is None:
+            raise ArtefactError("a potstill config holds its blueprint, and this one holds none; use PotstillConfig.of")
         self.blueprint = blueprint
         self.bos_token_id: int | None = None
         self.eos_token_id: int | list[int] | None = None
@@ -32,10 +38,8 @@ class PotstillConfig(PreTrainedConfig):
         """The blueprint.
 
         Raises:
-            ArtefactError: the config holds none, or one that this version cannot read.
+            ArtefactError: this version cannot read it.
         """
-        if self.blueprint is None:
-            raise ArtefactError("this config holds no blueprint; make one with PotstillConfig.of")
         return Blueprint.from_dict(self.blueprint)
 
     @property

@@ -101,7 +101,7 @@ def shrink(
     old, found = shape_of(model.blueprint), {}
     kept = tuple(range(old.layers))
     if target.layers < old.layers and layers_by == "harm":
-        harm = by_harm(model, batches[:2], next_token_loss, target.layers, greedy=False)
+        harm = by_harm(model, batches[:1], next_token_loss, target.layers, greedy=False)
         kept, found["harm"] = harm.keep, harm.to_dict()
     elif target.layers < old.layers:
         kept = evenly(old.layers, target.layers)

@@ -49,7 +49,7 @@ class Settings:
     @property
     def packs_per_pass(self) -> int:
         """Packs in one forward pass."""
-        return max(1, self.micro_tokens // self.context)
+        return max(1, min(self.micro_tokens, self.batch_tokens) // self.context)
 
     def accumulation(self, ranks: int = 1) -> int:
         """Forward passes per optimiser step and rank."""
