@@ -57,6 +57,7 @@ def test_a_limit_draws_documents_from_everywhere_and_always_the_same(lines: Line
     assert len(few) == 40
     assert texts(few) == texts(load_corpus(path, split="all", limit=40)) != [row["text"] for row in NUMBERS[:40]]
     assert set(texts(fewer)) < set(texts(few))
+    assert sorted(texts(few), key=[row["text"] for row in NUMBERS].index) == texts(few)
     assert len(load_corpus(path, split="all", limit=4000)) == 400
 
 
@@ -218,7 +219,7 @@ def stream_of(rows: list[dict[str, str]]) -> IterableDataset:
 
 
 def test_a_stream_gives_the_same_shares_as_a_file_as_it_is_read(lines: Lines) -> None:
-    rows = [*NUMBERS, {"text": " "}]
+    rows = [{"text": " "}, *NUMBERS]
     path = lines(rows)
     blank = Corpus("a/b", "text", datasets.Dataset.from_dict({}), None, "mit", {"source": "hub: a/b"})
     for split in ("train", "validation", "all"):

@@ -133,6 +133,13 @@ def test_one_seed_gives_one_order_and_another_seed_another() -> None:
     assert packs.fill > 0.95
 
 
+def test_packs_come_in_no_order_of_length() -> None:
+    packs = pack(distinct(*[6] * 20, *[2] * 60), length=6)
+    sizes = [len(packs[i]["lengths"]) for i in range(len(packs))]
+    assert Counter(sizes) == {1: 20, 3: 20}
+    assert sizes not in (sorted(sizes), sorted(sizes, reverse=True))
+
+
 def test_packs_of_the_head_are_the_first_packs() -> None:
     packs = pack(distinct(*[3] * 20), length=6)
     few = packs.head(4)

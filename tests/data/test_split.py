@@ -47,6 +47,11 @@ def test_wherever_two_documents_differ_neither_share_is_empty(texts: list[str]) 
     assert False in held
 
 
+def test_a_share_of_all_still_leaves_one_to_train_on() -> None:
+    prints = [fingerprint({"text": str(i)}) for i in range(10)]
+    assert sum(hidden(prints, share=1.0)) == 9
+
+
 def test_equal_documents_fall_on_the_same_side() -> None:
     texts = [str(i % 50) for i in range(200)]
     held = hidden([fingerprint({"text": text}) for text in texts])

@@ -156,9 +156,9 @@ def test_hugging_face_s_trainer_trains_it_with_checkpointing(tmp_path: Path) -> 
         save_strategy="no",
         disable_tqdm=True,
     )
-    before = float(ours(data[0]["input_ids"][None], labels=data[0]["labels"][None]).loss)
+    before = ours(data[0]["input_ids"][None], labels=data[0]["labels"][None]).loss.item()
     Trainer(ours, arguments, train_dataset=data).train()
-    assert float(ours(data[0]["input_ids"][None], labels=data[0]["labels"][None]).loss) < before
+    assert ours(data[0]["input_ids"][None], labels=data[0]["labels"][None]).loss.item() < before
 
 
 def test_the_head_is_found_where_there_is_one() -> None:

@@ -103,6 +103,15 @@ def test_a_document_cut_at_its_left_keeps_its_positions() -> None:
     assert padded["position_ids"].tolist() == [[3, 4], [0, 0]]
 
 
+def test_two_documents_cut_at_their_left_are_told_apart_by_their_numbers() -> None:
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7]]),
+        "position_ids": torch.tensor([[3, 4, 9]]),
+        "documents": torch.tensor([[0, 0, 1]]),
+    }
+    assert unpack(batch)["input_ids"].tolist() == [[5, 6], [7, 0]]
+
+
 def test_a_mask_of_positions_moves_along_and_other_shapes_are_passed_on() -> None:
     batch = packed([2, 3])
     asked = torch.tensor([[True, False, True, True, False]])

@@ -135,17 +135,14 @@ def labelled(ids: Sequence[int], trained: Sequence[bool], end: int | None) -> To
 
 
 def within(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
-    """For each token, given by its offsets, whether it lies wholly within one of the spans.
+    """For each token, given by its offsets, whether it lies wholly within one of the spans; both in ascending order.
 
-    A byte-level tokenizer may trim the spaces of a token from its offsets, to nothing for a lone space; so a token
-    begins where the one before it ended, if that is later. One that reaches into a span from before it is no part of
-    it: at inference the prompt ends there, and no such token could be written.
+    A token that reaches into a span from before it is no part of it: at inference the prompt ends there, and no such
+    token could be written. A byte-level tokenizer may trim spaces from offsets, to nothing at the end of a lone space.
     """
-    inside, place, before = [], 0, 0
+    inside, place = [], 0
     for start, stop in offsets:
-        begin = max(start, before)
-        while place < len(spans) and spans[place][1] <= begin and spans[place][1] < stop:
+        while place < len(spans) and spans[place][1] <= start and spans[place][1] < stop:
             place += 1
-        inside.append(place < len(spans) and spans[place][0] <= begin and spans[place][0] < stop <= spans[place][1])
-        before = max(before, stop)
+        inside.append(place < len(spans) and spans[place][0] <= start and spans[place][0] < stop <= spans[place][1])
     return inside

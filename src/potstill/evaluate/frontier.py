@@ -136,9 +136,8 @@ def page(points: Sequence[Point], *, title: str = "Quality against cost") -> str
     """
     template = files("potstill.evaluate").joinpath("frontier.html").read_text(encoding="utf-8")
     data = json.dumps(document(points), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    filled = {"TITLE": html.escape(title), "TABLE": _table(points), "DATA": data}
-    for name, text in filled.items():
-        template = template.replace(f"<!--{name}-->", text, 1)
+    for name, text in {"TITLE": html.escape(title), "TABLE": _table(points), "DATA": data}.items():
+        template = template.replace(f"<!--{name}-->", text)
     return template
 
 

@@ -3,15 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from potstill.core.errors import DataError, MissingDependency
 from potstill.core.types import Measure
 from potstill.evaluate.perplexity import bos_of
 from potstill.evaluate.reading import at_rest
-from potstill.models.load import Loaded
 
 
 def run_tasks(
-    loaded: Loaded, tasks: Sequence[str], *, few_shot: int | None = None, limit: int | None = None, batch: int = 8
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    *,
+    few_shot: int | None = None,
+    limit: int | None = None,
+    batch: int = 8,
 ) -> list[Measure]:
     """The results of `tasks`, each with its version in the note; BOS is added as the model's tokenizer does.
 
@@ -22,10 +29,10 @@ def run_tasks(
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise MissingDependency("lm-eval tasks need the extra `eval`; run: pip install 'potstill[eval]'") from error
-    adds_bos = bos_of(loaded.tokenizer) is not None  # a wrong BOS alone has cost published scores tens of points
-    with at_rest(loaded.model):
-        model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch, add_bos_token=adds_bos)
-        results = simple_evaluate(model=model, tasks=list(tasks), num_fewshot=few_shot, limit=limit, log_samples=False)
+    adds_bos = bos_of(tokenizer) is not None  # a wrong BOS alone has cost published scores tens of points
+    with at_rest(model):
+        judged = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, add_bos_token=adds_bos)
+        results = simple_evaluate(model=judged, tasks=list(tasks), num_fewshot=few_shot, limit=limit, log_samples=False)
     if not results:
         raise DataError(f"lm-eval gave no results for {', '.join(tasks)}")
     return measures_of(results)

@@ -1,7 +1,8 @@
 """Where the names of points go on a chart, so that none covers another, a point or the edge.
 
 Greedy over rings of candidate places around each point, the crowded points first, then a few rounds in which each label
-may move again. Units are pixels; a box is (left, bottom, right, top).
+may move again. A name far from its point is joined to it by a line, which is to cross no other name and no other point.
+A box is (left, bottom, right, top), in any unit in which a comfortable gap is about 5: points of a printed page, say.
 """
 
 import math
@@ -10,26 +11,32 @@ from collections.abc import Iterator, Sequence
 Box = tuple[float, float, float, float]
 Spot = tuple[float, float]
 
-RADII = (9, 16, 26, 40, 58, 80, 106, 136)
-ANGLES = tuple(math.radians(degrees) for degrees in (0, 180, 45, -45, 135, -135, 90, -90, 20, -20, 160, -160, 70, -70))
-ROUNDS = 3
+RADII = (6, 10, 16, 24, 34, 46, 60, 76, 94)
+ANGLES = tuple(math.radians(d) for d in (0, 180, 45, -45, 135, -135, 90, -90, 20, -20, 160, -160, 70, -70, 110, -110))
+JOINED = 11  # a label further away than this gets a line
+ROUNDS = 4
 
 
 def place(
-    anchors: Sequence[Spot], sizes: Sequence[tuple[float, float]], *, inside: Box, obstacles: Sequence[Box] = ()
+    anchors: Sequence[Spot],
+    sizes: Sequence[tuple[float, float]],
+    *,
+    inside: Box,
+    marks: Sequence[Sequence[Box]] | None = None,
 ) -> list[Box]:
-    """A box of each of `sizes` (width, height) near its anchor, within `inside`, clear of `obstacles` and of the others.
+    """A box of each of `sizes` (width, height) near its anchor, within `inside`, clear of all `marks` and other labels.
 
-    Where there is no room for all, overlaps are as small as the search finds.
+    `marks[n]` is what point n itself covers. Where there is no room for all, overlaps are as small as the search finds.
     """
+    marks = marks or [[] for _ in anchors]
     boxes: dict[int, Box] = {}
-    by_crowd = sorted(range(len(anchors)), key=lambda n: _nearest(anchors, n))
     for _ in range(ROUNDS):
-        for n in by_crowd:
-            others = [box for m, box in boxes.items() if m != n]
-            blocked = [*others, *obstacles]
-            candidates = _candidates(anchors[n], sizes[n])
-            boxes[n] = min(candidates, key=lambda c: _cost(c[0], c[1], blocked, inside))[0]
+        for n in sorted(range(len(anchors)), key=lambda m: _nearest(anchors, m)):
+            foreign = [box for m, owned in enumerate(marks) if m != n for box in owned]
+            names = [box for m, box in boxes.items() if m != n]
+            lines = [(anchors[m], nearest_edge(box, anchors[m])) for m, box in boxes.items() if m != n]
+            scene = _Scene(anchors[n], [*marks[n], *foreign, *names], [*names, *foreign], lines, inside)
+            boxes[n] = min(_candidates(anchors[n], sizes[n]), key=scene.cost)
     return [boxes[n] for n in range(len(anchors))]
 
 
@@ -44,22 +51,54 @@ def nearest_edge(box: Box, spot: Spot) -> Spot:
     return min(max(spot[0], box[0]), box[2]), min(max(spot[1], box[1]), box[3])
 
 
-def _candidates(anchor: Spot, size: tuple[float, float]) -> Iterator[tuple[Box, float]]:
-    """(box, distance) for each place, the label's nearest edge on a ring around the anchor."""
+def crosses(line: tuple[Spot, Spot], box: Box) -> bool:
+    """Whether a line runs through the inside of `box` (Liang and Barsky, 1984)."""
+    (x, y), (to_x, to_y) = line
+    enter, leave = 0.0, 1.0
+    for start, step, low, high in ((x, to_x - x, box[0], box[2]), (y, to_y - y, box[1], box[3])):
+        if step == 0:
+            if not low < start < high:
+                return False
+            continue
+        near, far = sorted(((low - start) / step, (high - start) / step))
+        enter, leave = max(enter, near), min(leave, far)
+    return enter < leave
+
+
+class _Scene:
+    """What stands around one label while a place for it is sought."""
+
+    def __init__(
+        self, anchor: Spot, solid: list[Box], untouchable: list[Box], lines: list[tuple[Spot, Spot]], inside: Box
+    ) -> None:
+        self.anchor, self.solid, self.untouchable, self.lines, self.inside = anchor, solid, untouchable, lines, inside
+
+    def cost(self, box: Box) -> float:
+        """The distance from the point, and much more for all that is covered, crossed or cut off."""
+        end = nearest_edge(box, self.anchor)
+        distance = math.dist(self.anchor, end)
+        covered = sum(overlap(box, other) for other in self.solid)
+        outside = (box[2] - box[0]) * (box[3] - box[1]) - overlap(box, self.inside)
+        crossed = sum(joined(*line) and crosses(line, box) for line in self.lines)
+        if joined(self.anchor, end):
+            crossed += sum(crosses((self.anchor, end), other) for other in self.untouchable)
+        hit = covered > 0 or outside > 1e-6
+        return distance + 10 * covered + 50 * outside + 60 * crossed + (1000 if hit else 0)
+
+
+def joined(anchor: Spot, end: Spot) -> bool:
+    """Whether a label whose nearest edge is at `end` is so far from its point that a line has to join them."""
+    return math.dist(anchor, end) > JOINED
+
+
+def _candidates(anchor: Spot, size: tuple[float, float]) -> Iterator[Box]:
+    """Boxes whose nearest edge lies on rings around the anchor."""
     width, height = size
     for radius in RADII:
         for angle in ANGLES:
-            x, y = anchor[0] + radius * math.cos(angle), anchor[1] + radius * math.sin(angle)
-            left = x - width * (1 - math.cos(angle)) / 2
-            bottom = y - height * (1 - math.sin(angle)) / 2
-            yield (left, bottom, left + width, bottom + height), radius
-
-
-def _cost(box: Box, distance: float, blocked: Sequence[Box], inside: Box) -> float:
-    covered = sum(overlap(box, other) for other in blocked)
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    outside = area - overlap(box, inside)
-    return distance + 10 * covered + 50 * outside + (1000 if outside > 0 or covered > 0 else 0)
+            left = anchor[0] + radius * math.cos(angle) - width * (1 - math.cos(angle)) / 2
+            bottom = anchor[1] + radius * math.sin(angle) - height * (1 - math.sin(angle)) / 2
+            yield left, bottom, left + width, bottom + height
 
 
 def _nearest(anchors: Sequence[Spot], n: int) -> float:

@@ -3,172 +3,69 @@
 | name | unit | better | over |
 |---|---|---|---|
 | `bits_per_byte` | bits/byte | lower | documents |
-| `perplexity` | per token | lower | documents |
+| `perplexity` | 1 | lower | documents |
 | `teacher_kl` | nats/token | lower | documents |
 | `teacher_agreement` | share | higher | documents |
-| `rouge_l` | points | higher | prompts |
-| `parameters`, `bytes` | parameters, bytes | lower | 1 |
+| `rouge_l` | F1 x 100 | higher | prompts |
+| `parameters`, `bytes` | parameters, B | lower | 1 |
 | `prefill_tokens_per_second`, `decode_tokens_per_second` | tokens/s | higher | runs |
-| `peak_memory` | bytes | lower | 1 |
+| `peak_memory` | B | lower | 1 |
 
 Intervals of quality are 95 % bootstrap intervals over documents; those of speed are the slowest and the fastest run.
 """
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.errors import NotFound, UsageError, VocabularyMismatch
+from potstill.core.errors import NotFound
 from potstill.core.types import Measure
-from potstill.data.chat import tokenise
-from potstill.data.corpus import Corpus
-from potstill.evaluate.agreement import Comparison, Remembered, compare, remember
-from potstill.evaluate.bootstrap import Interval, interval, paired
-from potstill.evaluate.latency import Speed, Trial, time_model
-from potstill.evaluate.perplexity import Scores, score, supervised_rows, text_rows
+from potstill.evaluate.agreement import Comparison, Remembered, compare
+from potstill.evaluate.bootstrap import interval, paired
+from potstill.evaluate.latency import Trial, time_model
+from potstill.evaluate.perplexity import Scores, score
 from potstill.evaluate.reading import Reading, Row
-from potstill.evaluate.rouge import Answers, Question, Writing, judge_answers, questions
+from potstill.evaluate.rouge import Answers, Question, Writing, judge_answers
 from potstill.evaluate.size import bytes_in_memory, bytes_on_disk, count_parameters
 from potstill.models.load import Loaded
-from potstill.models.vocabulary import shared_ids
 
-MIB = 1 << 20
+Seen = Scores | Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
 class Yardstick:
-    """How models are measured: read, timed (`trial` None does not time) and let write; `seed` is the bootstrap's."""
+    """How a model is measured: how it reads, what is timed (`trial` None: nothing), and how it answers."""
 
     reading: Reading = field(default_factory=Reading)
     trial: Trial | None = field(default_factory=Trial)
     writing: Writing = field(default_factory=Writing)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A teacher and what it said about the rows on which students are compared with it."""
-
-    loaded: Loaded
-    remembered: Remembered
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The measures of a model, with what they were computed from, document by document."""
-
-    name: str
-    measures: Sequence[Measure]
-    scores: Scores
-    comparison: Comparison | None = None
-    answers: Answers | None = None
 
 
 def measure(
     loaded: Loaded,
     rows: Sequence[Row],
     *,
-    teacher: Teacher | None = None,
+    teacher: Remembered | None = None,
     asked: Sequence[Question] = (),
     yardstick: Yardstick | None = None,
 ) -> list[Measure]:
-    """All measures of one model on `rows`; KL and agreement with a `teacher`, ROUGE-L with questions to ask."""
-    return list(judge(loaded, rows, teacher=teacher, asked=asked, yardstick=yardstick).measures)
+    """All measures of one model on `rows`: with a `teacher` that remembers rows, on those; with `asked`, ROUGE-L too.
 
-
-def judge(
-    loaded: Loaded,
-    rows: Sequence[Row],
-    *,
-    teacher: Teacher | None = None,
-    asked: Sequence[Question] = (),
-    yardstick: Yardstick | None = None,
-) -> Judged:
-    """What `measure` returns, with what two models need to be compared on the same documents.
-
-    Raises:
-        VocabularyMismatch: the teacher reads text as other tokens.
-        UsageError: the teacher listened to other rows.
-        DataError: there is nothing to score.
+    Raises: DataError where there is nothing to score; and as `compare` does.
     """
     yardstick = yardstick or Yardstick()
-    if teacher is not None and list(teacher.remembered.rows) != list(rows):
-        raise UsageError(f"{teacher.loaded.name} has read other documents; let it listen to those that are measured")
-    comparison = None if teacher is None else _beside(teacher, loaded)
     reading = replace(yardstick.reading, vocabulary=real_ids(loaded.tokenizer))
-    scores = score(loaded.model, rows, reading) if comparison is None else comparison.scores
-    measures = quality(scores, seed=yardstick.seed)
-    if comparison is not None:
-        measures += nearness(comparison, seed=yardstick.seed)
-    answers = None
+    seen = score(loaded.model, rows, reading) if teacher is None else compare(teacher, loaded.model)
+    measures = quality(seen)
     if asked:
-        answers = judge_answers(loaded.model, loaded.tokenizer, asked, writing=yardstick.writing)
-        measures.append(_rouge(answers, seed=yardstick.seed))
-    measures += weight(loaded)
-    if yardstick.trial is not None:
-        measures += pace(time_model(loaded.model, yardstick.trial))
-    return Judged(loaded.name, measures, scores, comparison, answers)
-
-
-def judge_all(
-    models: Mapping[str, Loaded],
-    corpus: Corpus,
-    *,
-    teacher: Loaded | None = None,
-    yardstick: Yardstick | None = None,
-    tokens: int | None = None,
-    prompts: int = 0,
-) -> dict[str, Judged]:
-    """Every model on the first `tokens` tokens of `corpus` and, where it asks something, its first `prompts` prompts.
-
-    The teacher reads the rows once for all. Models with another tokenizer than the teacher's are measured without KL
-    and agreement. Windows fit the shortest context among all, so that every model sees the same.
-    """
-    yardstick = yardstick or Yardstick()
-    everyone = [*models.values(), *([teacher] if teacher else [])]
-    yardstick = replace(yardstick, reading=yardstick.reading.within(*(loaded.model for loaded in everyone)))
-    taught = None if teacher is None else listen(teacher, rows_of(corpus, teacher.tokenizer, tokens=tokens), yardstick)
-    judged = {}
-    for name, loaded in models.items():
-        asked = questions(corpus, loaded.tokenizer, limit=prompts) if prompts and corpus.kind != "text" else []
-        known = taught if taught is not None and reads_alike(taught.loaded, loaded) else None
-        rows = known.remembered.rows if known else rows_of(corpus, loaded.tokenizer, tokens=tokens)
-        found = judge(loaded, rows, teacher=known, asked=asked, yardstick=yardstick)
-        judged[name] = replace(found, name=name)
-    return judged
-
-
-def listen(teacher: Loaded, rows: Sequence[Row], yardstick: Yardstick | None = None) -> Teacher:
-    """Let `teacher` read `rows` once, for any number of students."""
-    reading = replace((yardstick or Yardstick()).reading, vocabulary=real_ids(teacher.tokenizer))
-    return Teacher(teacher, remember(teacher.model, rows, reading))
-
-
-def reads_alike(teacher: Loaded, student: Loaded) -> bool:
-    """Whether both read text as the same tokens."""
-    try:
-        shared_ids(teacher.tokenizer, student.tokenizer)
-    except VocabularyMismatch:
-        return False
-    return True
-
-
-def rows_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, tokens: int | None = None) -> list[Row]:
-    """The documents of `corpus`, up to the one with which `tokens` are reached; of chats and pairs the answers count."""
-    if corpus.kind != "text":
-        return supervised_rows(tokenise(corpus, tokenizer, limit=tokens), tokenizer)
-    rows: list[Row] = []
-    read = 0
-    for text in corpus.texts():
-        rows += text_rows([text], tokenizer)
-        read += len(rows[-1].input_ids)
-        if tokens is not None and read >= tokens:
-            break
-    return rows
+        measures.append(rouge(judge_answers(loaded.model, loaded.tokenizer, asked, writing=yardstick.writing)))
+    measures += sizes(loaded)
+    return measures if yardstick.trial is None else measures + speeds(loaded, yardstick.trial)
 
 
 def real_ids(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -176,109 +73,86 @@ def real_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def quality(scores: Scores, *, seed: int = 0) -> list[Measure]:
-    """`bits_per_byte` and `perplexity` with their intervals."""
-    n = int((scores.tokens > 0).sum())
-    over = f"{scores.tokens.sum()} tokens, {scores.sizes.sum()} bytes"
-    nats, sizes, tokens = scores.nll, scores.sizes.astype(float), scores.tokens.astype(float)
-    bits = _measured("bits_per_byte", interval(nats / math.log(2), sizes, seed=seed), "bits/byte", n)
-    perplexity = _measured("perplexity", interval(nats, tokens, transform=np.exp, seed=seed), "per token", n)
-    return [replace(bits, note=over), replace(perplexity, note=over)]
+def quality(seen: Seen) -> list[Measure]:
+    """`bits_per_byte` and `perplexity`, and beside a teacher `teacher_kl` and `teacher_agreement`, with intervals."""
+    scores = seen.scores if isinstance(seen, Comparison) else seen
+    over = f"{scores.tokens.sum():,} tokens, {scores.sizes.sum():,} bytes; interval over documents"
+    found = [
+        _ratio("bits_per_byte", scores.nll / math.log(2), scores.sizes, "bits/byte"),
+        _ratio("perplexity", scores.nll, scores.tokens, "1", transform=np.exp),
+    ]
+    if isinstance(seen, Comparison):
+        found.append(_ratio("teacher_kl", seen.kl, scores.tokens, "nats/token"))
+        found.append(_ratio("teacher_agreement", seen.agreed, scores.tokens, "share", better="higher"))
+    return [replace(one, note=over) for one in found]
 
 
-def nearness(comparison: Comparison, *, seed: int = 0) -> list[Measure]:
-    """`teacher_kl` and `teacher_agreement` with their intervals."""
-    tokens = comparison.scores.tokens.astype(float)
-    n = int((tokens > 0).sum())
-    kl = _measured("teacher_kl", interval(comparison.kl, tokens, seed=seed), "nats/token", n)
-    agreed = interval(comparison.agreed, tokens, seed=seed)
-    return [kl, _measured("teacher_agreement", agreed, "share", n, better="higher")]
+def rouge(answers: Answers) -> Measure:
+    """`rouge_l` with its interval over prompts."""
+    once = np.ones_like(answers.rouge_l)
+    return _ratio("rouge_l", answers.rouge_l, once, "F1 x 100", better="higher")
 
 
-def weight(loaded: Loaded) -> list[Measure]:
+def sizes(loaded: Loaded) -> list[Measure]:
     """`parameters` and `bytes`: on disk where the model lies there, else in memory."""
     counted, held = count_parameters(loaded.model), bytes_in_memory(loaded.model)
-    apart = f"{counted.embeddings} in embeddings, {counted.blocks} in blocks"
+    apart = f"{counted.blocks:,} in blocks, {counted.embeddings:,} in embeddings"
     try:
-        size, where = bytes_on_disk(loaded.path), f"on disk; {held / MIB:.0f} MiB in memory"
+        size, where = bytes_on_disk(loaded.path), f"on disk; {held / (1 << 20):,.0f} MiB in memory"
     except NotFound:
         size, where = held, "in memory"
     note = f"{loaded.note}, {where}" if loaded.note else where
     return [
-        Measure("parameters", float(counted.total), "parameters", 1, note=apart),
-        Measure("bytes", float(size), "bytes", 1, note=note),
+        Measure("parameters", counted.total, "parameters", 1, note=apart),
+        Measure("bytes", size, "B", 1, note=note),
     ]
 
 
-def pace(speed: Speed) -> list[Measure]:
-    """`prefill_tokens_per_second`, `decode_tokens_per_second` and `peak_memory`."""
+def speeds(loaded: Loaded, trial: Trial | None = None) -> list[Measure]:
+    """`prefill_tokens_per_second` and `decode_tokens_per_second`, medians with their range, and `peak_memory`."""
+    speed = time_model(loaded.model, trial)
     timed = {"prefill_tokens_per_second": speed.prefill, "decode_tokens_per_second": speed.decode}
-    measures = [_timed(name, runs, speed.conditions) for name, runs in timed.items()]
-    return [*measures, Measure("peak_memory", float(speed.peak_memory), "bytes", 1, note=speed.conditions)]
+    found = [_median(name, runs, speed.conditions) for name, runs in timed.items()]
+    return [*found, Measure("peak_memory", speed.peak_memory, "B", 1, note=speed.conditions)]
 
 
-def differences(judged: Judged, baseline: Judged, *, seed: int = 0) -> list[Measure]:
-    """`judged` less `baseline` in each measure that both have, by the paired bootstrap over the same documents.
+def differences(seen: Mapping[str, Seen]) -> list[dict[str, Any]]:
+    """For every two models that scored the same text, a - b of each measure by the paired bootstrap over documents.
 
-    Named `bits_per_byte_difference` and so on. Empty where both did not score the same text.
+    `probability` is the share of draws in which a is below b.
     """
-    pairs = _pairs(judged, baseline)
-    return [_difference(name, *columns, baseline=baseline.name, seed=seed) for name, columns in pairs.items()]
+    return [
+        {"name": name, "a": a, "b": b, **paired(ours, theirs, below)._asdict()}
+        for (a, left), (b, right) in itertools.combinations(seen.items(), 2)
+        for name, ours, theirs, below in _comparable(left, right)
+    ]
 
 
-Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
+def _comparable(left: Seen, right: Seen) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """(measure, sums of one, sums of the other, what both are divided by), where both scored the same text."""
+    a, b = (seen.scores if isinstance(seen, Comparison) else seen for seen in (left, right))
+    if np.array_equal(a.sizes, b.sizes):
+        yield "bits_per_byte", a.nll / math.log(2), b.nll / math.log(2), a.sizes.astype(float)
+    if isinstance(left, Comparison) and isinstance(right, Comparison) and np.array_equal(a.tokens, b.tokens):
+        yield "teacher_kl", left.kl, right.kl, a.tokens.astype(float)
+        yield "teacher_agreement", left.agreed, right.agreed, a.tokens.astype(float)
 
 
-def _pairs(judged: Judged, baseline: Judged) -> dict[str, Columns]:
-    """For each comparable measure the sums of both by document, and what they are divided by."""
-    ours, theirs = judged.scores, baseline.scores
-    pairs: dict[str, Columns] = {}
-    if np.array_equal(ours.sizes, theirs.sizes):
-        pairs["bits_per_byte"] = (ours.nll / math.log(2), theirs.nll / math.log(2), ours.sizes)
-    if judged.comparison and baseline.comparison and np.array_equal(ours.tokens, theirs.tokens):
-        pairs["teacher_kl"] = (judged.comparison.kl, baseline.comparison.kl, ours.tokens)
-        pairs["teacher_agreement"] = (judged.comparison.agreed, baseline.comparison.agreed, ours.tokens)
-    if judged.answers and baseline.answers and len(judged.answers.rouge_l) == len(baseline.answers.rouge_l):
-        points = judged.answers.rouge_l
-        pairs["rouge_l"] = (points, baseline.answers.rouge_l, np.ones_like(points))
-    return pairs
-
-
-UNITS = {"bits_per_byte": "bits/byte", "teacher_kl": "nats/token", "teacher_agreement": "share", "rouge_l": "points"}
-HIGHER = {"teacher_agreement", "rouge_l"}
-
-
-def _difference(
-    name: str, a: np.ndarray, b: np.ndarray, below: np.ndarray, *, baseline: str, seed: int
+def _ratio(
+    name: str,
+    above: np.ndarray,
+    below: np.ndarray,
+    unit: str,
+    *,
+    better: str = "lower",
+    transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Measure:
-    found = paired(a, b, below.astype(float), seed=seed)
-    n = int((below > 0).sum())
-    measured = _measured(f"{name}_difference", Interval(*found[:3]), UNITS[name], n, better=_better(name))
-    ahead = 1 - found.probability if name in HIGHER else found.probability
-    return replace(measured, note=f"less {baseline}, paired; better in {ahead:.1%} of draws")
-
-
-def _better(name: str) -> Literal["lower", "higher"]:
-    return "higher" if name in HIGHER else "lower"
-
-
-def _rouge(answers: Answers, *, seed: int) -> Measure:
-    found = interval(answers.rouge_l, np.ones_like(answers.rouge_l), seed=seed)
-    return _measured("rouge_l", found, "points", len(answers.texts), better="higher")
-
-
-def _measured(name: str, found: Interval, unit: str, n: int, *, better: str = "lower") -> Measure:
+    found = interval(above, below.astype(float), transform=transform)
     low, high = (None if math.isnan(bound) else bound for bound in (found.low, found.high))
-    return Measure(name, found.value, unit, n, better=better, low=low, high=high)
+    return Measure(name, found.value, unit, int((below > 0).sum()), better=better, low=low, high=high)
 
 
-def _timed(name: str, runs: np.ndarray, conditions: str) -> Measure:
-    spread = {"low": float(runs.min()), "high": float(runs.max())} if len(runs) > 1 else {}
-    return Measure(name, float(np.median(runs)), "tokens/s", len(runs), better="higher", note=conditions, **spread)
-
-
-def _beside(teacher: Teacher, loaded: Loaded) -> Comparison:
-    if teacher.loaded is loaded:  # the teacher beside itself: zero and one by definition, so it need not read again
-        scores = teacher.remembered.scores
-        return Comparison(scores, np.zeros(len(scores.nll)), scores.tokens.astype(float))
-    return compare(teacher.remembered, loaded.model, vocabulary=shared_ids(teacher.loaded.tokenizer, loaded.tokenizer))
+def _median(name: str, runs: np.ndarray, conditions: str) -> Measure:
+    low, high = (float(runs.min()), float(runs.max())) if len(runs) > 1 else (None, None)
+    note = f"{conditions}; range of the runs"
+    return Measure(name, float(np.median(runs)), "tokens/s", len(runs), better="higher", low=low, high=high, note=note)

@@ -9,21 +9,24 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from potstill.core.errors import DataError
 from potstill.core.types import Measure
 from potstill.evaluate.frontier import TITLES, Point, axes, dominated, shown, written
-from potstill.evaluate.labels import Box, nearest_edge, place
+from potstill.evaluate.labels import Box, Spot, joined, nearest_edge, place
 
 INK, FAINT, GRID = "#1f2328", "#6e7781", "#e6e8eb"
 ACCENT, DULL = "#0b6e99", "#9aa4ae"
 COLOURS = ("#0b6e99", "#c8553d", "#588157", "#8e5ea2", "#b08900", "#6e7781")  # apart in hue and in lightness
 DPI = 160
+DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8), tuple(n / 10 for n in range(10, 100)))
+BOOKS = {"step", "tokens", "epoch", "learning_rate", "grad_norm", "num_input_tokens_seen"}  # logged, and no loss
 
 
 def draw_frontier(
-    points: Sequence[Point], path: Path, *, costs: Sequence[str] = (), quality: str | None = None
+    points: Sequence[Point], path: Path, *, costs: Sequence[str] = (), quality: str | None = None, title: str = ""
 ) -> None:
     """`path` as a PNG of `quality` against each of `costs`, one panel each; by default parameters and decoding speed.
 
@@ -39,6 +42,8 @@ def draw_frontier(
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for panel, cost in zip(panels, costs, strict=True):
         _panel(panel, points, cost, quality)
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
     panels[0].set_ylabel(f"{TITLES[quality]}, {_better(points, quality)} is better", color=INK)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     canvas.draw()  # the layout is settled; only now do places in pixels mean anything
@@ -60,8 +65,8 @@ def _panel(panel: Axes, points: Sequence[Point], cost: str, quality: str) -> Non
         x, y = _spot(point, cost, quality)
         spread = {"xerr": _error(point.measures[cost]), "yerr": _error(point.measures[quality])}
         panel.errorbar(x, y, **spread, fmt="none", ecolor=colour, elinewidth=1.3, capsize=3, zorder=3)
-        face = "white" if beaten[point.name] else colour
-        panel.plot(x, y, "o", markersize=8, markerfacecolor=face, markeredgecolor=colour, markeredgewidth=1.8, zorder=4)
+        face, above = ("white", 4) if beaten[point.name] else (colour, 5)
+        panel.plot(x, y, "o", ms=7.5, markerfacecolor=face, markeredgecolor=colour, markeredgewidth=1.8, zorder=above)
 
 
 def _prepare(panel: Axes, drawn: Sequence[Point], cost: str, quality: str) -> None:
@@ -77,26 +82,35 @@ def _prepare(panel: Axes, drawn: Sequence[Point], cost: str, quality: str) -> No
 
 
 def _scale(panel: Axes, axis: str, bounds: Sequence[float], name: str) -> None:
-    """Limits with room for names; logarithmic where values lie further apart than a factor of three."""
+    """Limits with room for names; logarithmic where values lie further apart than a factor of two."""
     low, high = min(bounds, default=0.0), max(bounds, default=1.0)
     ticks = panel.xaxis if axis == "x" else panel.yaxis
     set_limits = panel.set_xlim if axis == "x" else panel.set_ylim
-    room = 0.22
-    if low > 0 and high / low > 3 and name != "teacher_agreement":
+    room = 0.18 if axis == "x" else 0.14
+    if low > 0 and high / low > 2 and name != "teacher_agreement":
         (panel.set_xscale if axis == "x" else panel.set_yscale)("log")
         factor = (high / low) ** room
         set_limits(low / factor, high * factor)
-        ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ticks.set_minor_formatter(NullFormatter())
-        ticks.set_minor_locator(LogLocator(subs=()))
+        ticks.set_major_locator(FixedLocator(log_ticks(low / factor, high * factor)))
+        ticks.set_minor_locator(NullLocator())
     else:
         span = (high - low) or abs(high) or 1.0
         bottom, top = low - room * span, high + room * span
         if low >= 0:
             bottom = max(bottom, -0.06 * (top - low))  # no empty room below zero
         set_limits(bottom, top)
-        ticks.set_major_locator(MaxNLocator(5))
+        ticks.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     ticks.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, name)))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two positive ones, the fewest digits of which at least four fit."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in DIGITS:
+        found = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+        if len(found) >= 4:
+            return found
+    return found
 
 
 def _tick(value: float, name: str) -> str:
@@ -126,37 +140,41 @@ def _lineage(panel: Axes, drawn: Sequence[Point], cost: str, quality: str) -> No
 def _name_points(panel: Axes, canvas: FigureCanvasAgg, points: Sequence[Point], cost: str, quality: str) -> None:
     """Each model's name beside its point, clear of the others, joined to it by a line where it had to move away."""
     drawn = [point for point in points if point.at(cost, quality)]
-    at = panel.transData.transform
-    anchors = [tuple(float(v) for v in at(_spot(point, cost, quality))) for point in drawn]
-    texts = [panel.text(0, 0, point.name, fontsize=9.5, color=INK, zorder=5) for point in drawn]
+    anchors = [_on_page(panel, *_spot(point, cost, quality)) for point in drawn]
+    halo = [Stroke(linewidth=3, foreground="white"), Normal()]
+    texts = [panel.text(0, 0, p.name, fontsize=9.5, color=INK, zorder=7, path_effects=halo) for p in drawn]
     extents = [text.get_window_extent(canvas.get_renderer()) for text in texts]
-    frame = panel.get_window_extent()
     boxes = place(
-        [(x, y) for x, y in anchors],
-        [(extent.width + 6, extent.height + 2) for extent in extents],
-        inside=(frame.x0 + 2, frame.y0 + 2, frame.x1, frame.y1),
-        obstacles=[box for point in drawn for box in _marks(panel, point, cost, quality)],
+        anchors,
+        [(extent.width * 72 / DPI + 3, extent.height * 72 / DPI) for extent in extents],
+        inside=tuple(v * 72 / DPI for v in panel.get_window_extent().extents),
+        marks=[_marks(panel, point, cost, quality) for point in drawn],
     )
+    to_data = panel.transData.inverted().transform
     for text, anchor, box in zip(texts, anchors, boxes, strict=True):
-        text.set_position(panel.transData.inverted().transform((box[0] + 3, (box[1] + box[3]) / 2)))
-        text.set_verticalalignment("center_baseline")
-        end = nearest_edge(box, (anchor[0], anchor[1]))
-        if math.dist(end, anchor) > 20:
-            line = panel.transData.inverted().transform([anchor, end])
-            panel.plot(line[:, 0], line[:, 1], color=FAINT, linewidth=0.7, zorder=2, scalex=False, scaley=False)
+        text.set_position(to_data(((box[0] + 1.5) * DPI / 72, (box[1] + box[3]) / 2 * DPI / 72)))
+        text.set_verticalalignment("center")
+        if joined(anchor, end := nearest_edge(box, anchor)):
+            line = to_data([[v * DPI / 72 for v in spot] for spot in (anchor, end)])
+            panel.plot(line[:, 0], line[:, 1], color=FAINT, linewidth=0.7, zorder=3, scalex=False, scaley=False)
+
+
+def _on_page(panel: Axes, x: float, y: float) -> Spot:
+    """The place of a value in points of the printed page."""
+    across, up = panel.transData.transform((x, y)) * 72 / DPI
+    return float(across), float(up)
 
 
 def _marks(panel: Axes, point: Point, cost: str, quality: str) -> list[Box]:
-    """The boxes in pixels that a point and its error bars cover."""
-    (x, y), at = _spot(point, cost, quality), panel.transData.transform
+    """The boxes on the page that a point and its error bars cover."""
+    x, y = _spot(point, cost, quality)
     wide, tall = _bounds(point.measures[cost]), _bounds(point.measures[quality])
-    (left, middle), (right, _) = at((wide[0], y)), at((wide[-1], y))
-    (centre, bottom), (_, top) = at((x, tall[0])), at((x, tall[-1]))
-    dot = 9 * DPI / 100
+    (left, middle), (right, _) = _on_page(panel, wide[0], y), _on_page(panel, wide[-1], y)
+    (centre, bottom), (_, top) = _on_page(panel, x, tall[0]), _on_page(panel, x, tall[-1])
     return [
-        (centre - dot / 2, middle - dot / 2, centre + dot / 2, middle + dot / 2),
-        (left - 2, middle - 2, right + 2, middle + 2),
-        (centre - 2, bottom - 2, centre + 2, top + 2),
+        (centre - 5, middle - 5, centre + 5, middle + 5),
+        (left - 1, middle - 3, right + 1, middle + 3),
+        (centre - 3, bottom - 1, centre + 3, top + 1),
     ]
 
 
@@ -200,7 +218,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curve(metrics: Path, path: Path, *, terms: Sequence[str] = (), over: str = "tokens") -> None:
-    """`path` as a PNG of the `terms` in a `metrics.jsonl` over the tokens seen; by default every `loss` and `eval` term.
+    """`path` as a PNG of the `terms` in a `metrics.jsonl` over the tokens seen; by default all that look like losses.
 
     Raises: DataError where there is nothing to draw.
     """
@@ -216,19 +234,24 @@ def draw_curve(metrics: Path, path: Path, *, terms: Sequence[str] = (), over: st
     panel.spines[["left", "bottom"]].set_color(FAINT)
     panel.grid(color=GRID, linewidth=0.8)
     panel.tick_params(colors=FAINT, labelsize=9, length=0)
-    for number, (term, curve) in enumerate(curves.items()):
-        _draw_curve(panel, term, curve, COLOURS[number % len(COLOURS)])
+    families = list(dict.fromkeys(term.removeprefix("eval_") for term in curves))
+    for term, curve in curves.items():
+        colour = COLOURS[families.index(term.removeprefix("eval_")) % len(COLOURS)]
+        _draw_curve(panel, term, curve, colour)
+    panel.set_xlim(left=0)
     panel.set_xlabel(f"{over} seen", color=INK)
-    panel.set_ylabel("per token, lower is better", color=INK)
+    panel.set_ylabel("nats per token, lower is better", color=INK)
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    panel.legend(frameon=False, fontsize=9, labelcolor=INK)
+    panel.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=1 + len(curves) // 5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
 
 
 def _terms(entries: Sequence[Mapping[str, Any]], over: str) -> list[str]:
-    named = {name: None for entry in entries for name in entry if name.startswith(("loss", "term", "eval"))}
-    return [name for name in named if name != over]
+    """Every logged number that the trainer does not log for its own books, in order of appearance."""
+    named = {name: None for entry in entries for name, value in entry.items() if isinstance(value, int | float)}
+    books = ("_per_second", "_runtime", "_memory", "_flos")
+    return [n for n in named if n not in BOOKS and n != over and not n.startswith("train_") and not n.endswith(books)]
 
 
 def _curve(entries: Sequence[Mapping[str, Any]], term: str, over: str) -> list[tuple[float, float]]:
@@ -237,23 +260,21 @@ def _curve(entries: Sequence[Mapping[str, Any]], term: str, over: str) -> list[t
 
 
 def _draw_curve(panel: Axes, term: str, curve: Sequence[tuple[float, float]], colour: str) -> None:
-    """Every value faintly, and their running mean; what was measured only now and then with its points marked."""
+    """What is measured now and then as points, what is logged all the time faintly with its moving mean."""
     x, y = zip(*curve, strict=True)
-    if len(curve) < 40:
-        panel.plot(x, y, "o-", color=colour, markersize=4, linewidth=1.6, label=term)
+    label = term.replace("_", " ")
+    if term.startswith("eval_") or len(curve) < 40:
+        panel.plot(x, y, "o--" if term.startswith("eval_") else "o-", color=colour, ms=4, linewidth=1.2, label=label)
         return
     panel.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-    panel.plot(x, _smooth(y, share=0.04), color=colour, linewidth=1.8, label=term)
+    panel.plot(x, _smooth(y, reach=len(y) // 40), color=colour, linewidth=1.8, label=label)
 
 
-def _smooth(values: Sequence[float], *, share: float) -> list[float]:
-    """An exponential mean over about `share` of the values, unbiased at the start."""
-    decay = 1 - 1 / max(1.0, share * len(values))
-    mean, weight, smoothed = 0.0, 0.0, []
-    for value in values:
-        mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        smoothed.append(mean / weight)
-    return smoothed
+def _smooth(values: Sequence[float], *, reach: int) -> list[float]:
+    """The mean over up to `reach` values on either side, as many on the one as on the other, so that nothing lags."""
+    n = len(values)
+    reaches = (min(reach, i, n - 1 - i) for i in range(n))
+    return [sum(values[i - r : i + r + 1]) / (2 * r + 1) for i, r in enumerate(reaches)]
 
 
 def _short(value: float) -> str:

@@ -50,8 +50,11 @@ def cells_of(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) ->
 
 
 def begins(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) -> Tensor:
-    """True `[B T]` at the first token of each document: position 0, or another number than its left neighbour."""
+    """True `[B T]` at the first token of each document: position 0, or another number than its left neighbour.
+
+    What it says of padding means nothing.
+    """
     first = position_ids == 0
     first[:, :1] = True
     first[:, 1:] |= documents[:, 1:] != documents[:, :-1]
-    return first & (documents >= 0)
+    return first

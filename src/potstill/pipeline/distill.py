@@ -16,6 +16,8 @@ from potstill.core.artefact import Card, replace, require_free, sync
 from potstill.core.errors import ArtefactError, OutputExists, UsageError
 from potstill.core.types import Measure
 from potstill.evaluate.agreement import compare, remember
+from potstill.evaluate.measure import quality, sizes
+from potstill.evaluate.plots import draw_curve
 from potstill.evaluate.reading import Reading, Row
 from potstill.evaluate.rouge import Writing
 from potstill.evaluate.samples import side_by_side, to_markdown
@@ -24,11 +26,11 @@ from potstill.models.signals import network
 from potstill.models.vocabulary import shared_ids
 from potstill.objectives.named import Mixture
 from potstill.pipeline.card import write_card
-from potstill.pipeline.measure import quality, sizes
 from potstill.pipeline.prune import Prune, reload_gap, save
 from potstill.pipeline.stage import as_value, parent
 from potstill.pipeline.texts import Prepared, Text, prepare
 from potstill.train import adapters
+from potstill.train.progress import METRICS
 from potstill.train.run import Outcome, identify, train
 from potstill.train.settings import Settings
 from potstill.train.study import Study
@@ -202,6 +204,7 @@ class Distill:
         gap = reload_gap(student, staging)
         for file in (out / TRAINING).glob("*.jsonl"):
             shutil.copy(file, staging / file.name)
+        draw_curve(staging / METRICS, staging / "curve.png")
         made = dataclasses.replace(pair.origin, model=student, name=out.name, path=staging)
         measures = beside_teacher(made, pair.teacher, text.rows, pair.vocabulary, context=self.settings.context)
         card = Card(

@@ -1,28 +1,24 @@
 """Measuring models side by side: one text, one teacher read once, every model on the same documents."""
 
-import itertools
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from potstill.core import backend
 from potstill.core.artefact import write_text
-from potstill.core.errors import DataError, UsageError
+from potstill.core.errors import UsageError
 from potstill.core.types import Measure
 from potstill.data.corpus import Corpus, load_corpus
-from potstill.evaluate.agreement import Comparison, Remembered, compare, remember
-from potstill.evaluate.bootstrap import interval, paired
-from potstill.evaluate.latency import time_model
-from potstill.evaluate.perplexity import Scores, score
+from potstill.evaluate.agreement import Remembered, compare, remember
+from potstill.evaluate.harness import run_tasks
+from potstill.evaluate.measure import Seen, differences, quality, real_ids, rouge, sizes, speeds
+from potstill.evaluate.perplexity import score
 from potstill.evaluate.reading import Reading, Row
 from potstill.evaluate.rouge import Question, judge_answers, prompt_ids
-from potstill.evaluate.size import bytes_on_disk, count_parameters
 from potstill.models.load import Loaded, load
 from potstill.models.vocabulary import shared_ids
 from potstill.pipeline.stage import as_value
@@ -67,10 +63,10 @@ class Measurement:
         teacher = None if self.teacher is None else self._load(self.teacher)
         remembered: dict[int, tuple[Sequence[Row], Remembered]] = {}
         found: dict[str, list[Measure]] = {}
-        seen: dict[str, Comparison | Scores] = {}
+        seen: dict[str, Seen] = {}
         for name in self.models:
             loaded = teacher if teacher is not None and name == self.teacher else self._load(name)
-            vocabulary = len(loaded.tokenizer)
+            vocabulary = real_ids(loaded.tokenizer)
             if teacher is None:
                 seen[name] = score(loaded.model, self._rows(corpus, loaded), self.reading(vocabulary))
             else:
@@ -106,99 +102,20 @@ class Measurement:
     def _rows(self, corpus: Corpus, loaded: Loaded) -> Sequence[Row]:
         return rows_of(corpus, loaded.tokenizer, documents=self.documents)
 
-    def _measures(self, seen: Comparison | Scores, loaded: Loaded, corpus: Corpus) -> list[Measure]:
+    def _measures(self, seen: Seen, loaded: Loaded, corpus: Corpus) -> list[Measure]:
         measures = quality(seen)
         if corpus.kind == "pairs" and self.prompts:
-            measures.append(answers(loaded.model, loaded.tokenizer, corpus, limit=self.prompts))
+            questions = ask(corpus, loaded.tokenizer, limit=self.prompts)
+            measures.append(rouge(judge_answers(loaded.model, loaded.tokenizer, questions)))
         measures += sizes(loaded)
         if self.speed:
             measures += speeds(loaded)
         if self.tasks:
-            from potstill.evaluate.harness import run_tasks
-
-            measures += run_tasks(loaded.model, loaded.tokenizer, self.tasks)
+            measures += run_tasks(loaded, self.tasks)
         return measures
 
 
-def quality(seen: Comparison | Scores) -> list[Measure]:
-    """Bits per byte and perplexity, and beside a teacher KL and agreement, each with its interval over documents."""
-    scores = seen.scores if isinstance(seen, Comparison) else seen
-    bits = scores.nll / math.log(2)
-    found = [
-        _measure("bits_per_byte", bits, scores.sizes, "bits/byte"),
-        _measure("perplexity", scores.nll, scores.tokens, "1", transform=np.exp),
-    ]
-    if isinstance(seen, Comparison):
-        found.append(_measure("teacher_kl", seen.kl, scores.tokens, "nats/token"))
-        found.append(_measure("teacher_agreement", seen.agreed, scores.tokens, "share", better="higher"))
-    return found
-
-
-def sizes(loaded: Loaded) -> list[Measure]:
-    """Stored parameters and bytes of weights on disk."""
-    found = count_parameters(loaded.model)
-    note = f"{found.blocks:,} in blocks, {found.embeddings:,} in embeddings"
-    stored = bytes_on_disk(loaded.path)
-    return [
-        Measure("parameters", found.total, "parameters", found.total, note=note),
-        Measure("bytes", stored, "B", 1, note=loaded.note),
-    ]
-
-
-def speeds(loaded: Loaded) -> list[Measure]:
-    """Prefill and decode tokens/s, medians with the range of the runs, and peak memory."""
-    speed = time_model(loaded.model)
-    found = [
-        Measure(
-            name,
-            float(np.median(runs)),
-            "tokens/s",
-            len(runs),
-            "higher",
-            float(runs.min()),
-            float(runs.max()),
-            f"{speed.conditions}; range of the runs",
-        )
-        for name, runs in (("prefill_tokens_per_second", speed.prefill), ("decode_tokens_per_second", speed.decode))
-    ]
-    return [*found, Measure("peak_memory", speed.peak_memory, "B", 1, note=speed.conditions)]
-
-
-def differences(seen: Mapping[str, Comparison | Scores]) -> list[dict[str, Any]]:
-    """For every pair of models read on the same rows: a - b by paired bootstrap over documents."""
-    found = []
-    for (a, left), (b, right) in itertools.combinations(seen.items(), 2):
-        for name, numerator, denominator in _shared(left, right):
-            gap = paired(numerator[0], numerator[1], denominator)
-            found.append({"name": name, "a": a, "b": b, **gap._asdict()})
-    return found
-
-
-def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, *, limit: int) -> Measure:
-    """ROUGE-L F1 times 100 of greedy answers to the first `limit` prompts."""
+def ask(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int) -> list[Question]:
+    """The first `limit` prompts of a set of pairs, with what counts as right."""
     asked = corpus.documents.take(limit)
-    questions = [Question(prompt_ids(one["prompt"], tokenizer), [one["response"]]) for one in asked]
-    if not questions:
-        raise DataError(f"{corpus.name} holds no prompt to answer")
-    found = judge_answers(model, tokenizer, questions).rouge_l
-    return _measure("rouge_l", found, np.ones_like(found), "F1 x 100", better="higher")
-
-
-def _measure(
-    name: str, above: Any, below: Any, unit: str, *, better: str = "lower", transform: Any = np.asarray
-) -> Measure:
-    value, low, high = interval(np.asarray(above, float), np.asarray(below, float), transform=transform)
-    ends = (None, None) if math.isnan(low) else (low, high)
-    return Measure(name, value, unit, len(above), better, *ends, note="interval over documents")
-
-
-def _shared(left: Comparison | Scores, right: Comparison | Scores) -> list[tuple[str, tuple[Any, Any], Any]]:
-    a, b = (x.scores if isinstance(x, Comparison) else x for x in (left, right))
-    if not np.array_equal(a.sizes, b.sizes):
-        return []
-    found = [("bits_per_byte", (a.nll / math.log(2), b.nll / math.log(2)), a.sizes.astype(float))]
-    if isinstance(left, Comparison) and isinstance(right, Comparison):
-        tokens = a.tokens.astype(float)
-        found.append(("teacher_kl", (left.kl, right.kl), tokens))
-        found.append(("teacher_agreement", (left.agreed, right.agreed), tokens))
-    return found
+    return [Question(prompt_ids(one["prompt"], tokenizer), [one["response"]]) for one in asked]

@@ -1,0 +1,83 @@
+"""The main job from end to end: SmolLM2-135M in, a student of three quarters of its size out, and does teaching pay?
+
+Four models on one table: the teacher, the teacher with layers removed, that same student healed by cross-entropy alone,
+and the same healed by distillation, at equal tokens and equal seed. Run it again with --resume if it was interrupted.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from potstill.cli import show
+from potstill.core.artefact import CARD
+from potstill.objectives.named import CROSS_ENTROPY, Mixture
+from potstill.pipeline.distill import Distill
+from potstill.pipeline.frontier import draw_frontier
+from potstill.pipeline.measure import Measurement
+from potstill.pipeline.prune import Prune
+from potstill.train.settings import Settings
+
+NAMES = ("teacher", "pruned", "cross-entropy", "distilled")
+
+
+def main() -> None:
+    """Makes `--out` with three students, their cards, the measures and the chart."""
+    options = arguments()
+    start, out = time.perf_counter(), Path(options.out)
+    settings = Settings(tokens=options.tokens, seed=options.seed)
+    pruned = out / "pruned"
+    stages = {
+        pruned: Prune(model=options.teacher, keep=options.keep, strategy=options.strategy, data=options.data),
+        out / "cross-entropy": student_of(pruned, options, Mixture(name=CROSS_ENTROPY), settings),
+        out / "distilled": student_of(pruned, options, Mixture(), settings),
+    }
+    for folder, stage in stages.items():
+        if not (options.resume and (folder / CARD).is_file()):
+            stage.run(folder, overwrite=not options.resume, resume=options.resume and folder.exists())
+    models = (options.teacher, *(str(folder) for folder in stages))
+    measurement = Measurement(
+        models=models, teacher=options.teacher, data=options.data, documents=options.documents, context=512
+    )
+    found = measurement.run()
+    found["models"] = dict(zip(NAMES, found["models"].values(), strict=True))
+    found["lineage"] = {"pruned": "teacher", "cross-entropy": "pruned", "distilled": "pruned"}
+    (out / "measures.json").write_text(json.dumps(found, indent=2))
+    draw_frontier([out / "measures.json"], out / "frontier.html", title="SmolLM2-135M and its students")
+    show.measures(found["models"])
+    report(found["models"], (time.perf_counter() - start) / 60)
+
+
+def student_of(pruned: Path, options: argparse.Namespace, objective: Mixture, settings: Settings) -> Distill:
+    """The pruned model, trained under `objective`; everything else is equal between the arms."""
+    return Distill(
+        teacher=options.teacher, student=str(pruned), data=options.data, objective=objective, settings=settings
+    )
+
+
+def report(models: dict[str, list[dict[str, float]]], minutes: float) -> None:
+    """How much of what pruning broke each arm healed."""
+    bits = {name: next(m["value"] for m in found if m["name"] == "bits_per_byte") for name, found in models.items()}
+    damage = bits["pruned"] - bits["teacher"]
+    for name in ("cross-entropy", "distilled"):
+        show.console.print(f"{name}: {(bits['pruned'] - bits[name]) / damage:.0%} of the pruning's damage healed")
+    show.console.print(f"{minutes:.1f} minutes in all")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="out/demo")
+    parser.add_argument("--teacher", default="smollm2")
+    parser.add_argument("--data", default="stdlib")
+    parser.add_argument("--keep", type=float, default=0.75)
+    parser.add_argument("--strategy", default="depth")
+    parser.add_argument("--tokens", type=int, default=120_000)
+    parser.add_argument("--documents", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resume", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The frontier of everything that potstill made: cards and measurements in, one page and one picture out."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill.core.artefact import read_card, write_text
+from potstill.core.errors import ArtefactError, NotFound
+from potstill.evaluate import frontier, plots
+
+
+def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality against cost") -> dict[str, Any]:
+    """Writes `out` (HTML) and a PNG of the same name from finished folders and from JSON of `measure --out`.
+
+    Raises: NotFound, ArtefactError for a source without measures; DataError if nothing can be drawn.
+    """
+    points = frontier.points(unique(card for source in sources for card in cards(source)))
+    picture = out.with_suffix(".png")
+    write_text(out, frontier.page(points, title=title))
+    plots.draw_frontier(points, picture, title=title)
+    return {"files": [str(out), str(picture)], **frontier.document(points)}
+
+
+def cards(source: Path) -> Iterator[Mapping[str, Any]]:
+    """`{"name", "parent", "measures"}` of every model that a folder or a file of measures speaks of."""
+    if source.is_dir():
+        card = read_card(source)
+        measures, parents = card.get("measures") or {}, card.get("lineage") or {}
+    elif source.is_file():
+        found = _read(source)
+        measures, parents = found.get("models") or {}, found.get("lineage") or {}
+    else:
+        raise NotFound(f"there is no {source}; give folders that potstill finished, or JSON of `measure --out`")
+    if not measures:
+        raise ArtefactError(f"{source} holds no measures; run `potstill measure {source} --out measures.json` first")
+    for name, given in measures.items():
+        yield {"name": name, "parent": parents.get(name), "measures": given}
+
+
+def unique(found: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Each model once: the teacher stands in the card of every one of its students."""
+    return list({card["name"]: card for card in found}.values())
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ArtefactError(f"{file} is no JSON of `measure --out` ({error})") from error
+    return found
