@@ -185,6 +185,10 @@ def test_a_token_that_reaches_into_a_span_from_before_is_no_part_of_it() -> None
     assert within([(2, 4)], [(0, 2), (2, 3), (3, 5)]) == [False, True, False]
 
 
+def test_a_lone_space_whose_offsets_are_trimmed_to_nothing_lies_where_it_ends() -> None:
+    assert within([(2, 5)], [(0, 1), (2, 2), (2, 3), (3, 4), (5, 5), (5, 6)]) == [False, False, True, True, True, False]
+
+
 def test_the_pieces_of_one_character_are_all_within_or_all_without() -> None:
     assert within([(1, 2)], [(0, 1), (0, 1), (1, 2), (1, 2), (2, 3), (2, 3)]) == [False] * 2 + [True] * 2 + [False] * 2
 

@@ -194,7 +194,7 @@ def test_nothing_to_score_is_refused(tiny_llama, tiny_tokenizer, texts):
 
 
 def test_of_a_chat_only_supervised_tokens_and_their_bytes_count(tiny_llama, tiny_tokenizer):
-    ids = tiny_tokenizer("Hi. Süß!").input_ids + [tiny_tokenizer.eos_token_id]
+    ids = [*tiny_tokenizer("Hi. Süß!").input_ids, tiny_tokenizer.eos_token_id]
     labels = [IGNORE] * 4 + ids[4:]
     (row,) = rows = supervised_rows([(ids, labels)], tiny_tokenizer)
     assert row.size == len("Süß!".encode())  # the stop token is scored, and stands for no bytes

@@ -1,18 +1,25 @@
 """`potstill`: one program, one verb a job. Nothing heavy is imported before a verb runs, so help is quick."""
 
+import contextlib
 import json
+import math
 import os
+import shlex
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.main
 
 from potstill.cli import options as o
-from potstill.core.errors import PotstillError, UsageError
+from potstill.core.errors import Interrupted, PotstillError, UsageError
+
+ClickException: Any = typer.BadParameter.__mro__[2]  # of whichever click this typer stands on
+STOPPED = 130
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -21,33 +28,87 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point: errors of potstill are one sentence on stderr and an exit code, `--debug` shows the traceback."""
-    debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    """The entry point: what goes wrong is one sentence on stderr and an exit code, `--debug` shows the traceback."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if len(arguments) < len(sys.argv) - 1:
+        sys.exit(call(arguments))
+    warnings.simplefilter("ignore")  # of the libraries below; what matters is an error here
     try:
-        app()
-    except PotstillError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(call(arguments))
     except KeyboardInterrupt:
-        print("stopped; nothing half-written was left behind", file=sys.stderr)
-        sys.exit(130)
-    except (MemoryError, OSError) as error:
-        if debug:
-            raise
-        print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        say("stopped; nothing half-written was left behind", code=STOPPED)
+    except Interrupted as error:
+        say(f"{error}: {again(arguments)}", code=error.exit_code)
+    except PotstillError as error:
+        say(f"error: {error}", code=error.exit_code)
+    except ClickException as error:
+        verb = error.ctx.command_path if error.ctx else "potstill"
+        say(f"error: {error.format_message().rstrip('.')} (see {verb} --help)", code=error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads us has seen enough
         sys.exit(1)
+    except MemoryError:
+        say("error: there is not enough memory; ask for a smaller --context or model", code=1)
+    except Exception as error:  # the last boundary: a traceback helps only who asks for it
+        say(f"error: {type(error).__name__}: {error} (--debug shows where)", code=1)
 
 
-def answer(value: Any, as_json: bool, show: Callable[[], None]) -> None:
-    """Print `value` as one JSON document, or call `show`."""
+def call(arguments: Sequence[str]) -> int:
+    """Runs the verb and prints what it answers, as JSON if that was asked for; the exit code.
+
+    With `--json`, whatever else is printed below goes to stderr.
+    """
+    as_json = "--json" in arguments
+    elsewhere = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("potstill", list(arguments) or ["--help"]) as context, elsewhere:
+            found = context.command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
     if as_json:
-        json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+        json.dump(plain(found), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
         print()
-    else:
-        show()
+    return 0
+
+
+def say(text: str, *, code: int) -> NoReturn:
+    """One line on stderr, and out."""
+    print(" ".join(text.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def again(arguments: Sequence[str]) -> str:
+    """The command that continues this one."""
+    kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
+    return shlex.join(["potstill", *kept, "--resume"])
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: a number that is not finite becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def answer(value: Any, as_json: bool, show: Callable[[], None]) -> Any:
+    """What a verb returns: `value` for JSON; for people, `show` is called and nothing is left to say."""
+    if as_json:
+        return value
+    show()
+    return None
+
+
+def hush() -> None:
+    """The libraries' own bars and warnings stay away."""
+    import datasets
+
+    from potstill.train.run import quiet
+
+    quiet()
+    datasets.disable_progress_bars()
 
 
 @app.callback()
@@ -64,7 +125,7 @@ def about(
 
 
 @app.command()
-def models(as_json: o.Json = False) -> None:
+def models(as_json: o.Json = False) -> Any:
     """What can be used offline here; hub ids, folders and GGUF files work everywhere.
 
     Example: [bold]potstill models[/]
@@ -73,7 +134,7 @@ def models(as_json: o.Json = False) -> None:
     from potstill.models.available import available
 
     found = available()
-    answer(found, as_json, lambda: show.table(found, "name", "parameters", "licence", "path"))
+    return answer(found, as_json, lambda: show.models(found))
 
 
 @app.command()
@@ -84,23 +145,24 @@ def data(
     context: o.Context = 512,
     split: Annotated[str, typer.Option(help="train, validation or all.")] = "train",
     as_json: o.Json = False,
-) -> None:
+) -> Any:
     """What a data set is, and which of its tokens are trained.
 
     Example: [bold]potstill data stdlib --show[/]
     """
-    from potstill.cli.show import print_corpus
+    from potstill.cli import show
     from potstill.pipeline.texts import described
 
+    hush()
     found = described(name, tokenizer, context=context, split=split)
-    answer(found.facts, as_json, lambda: print_corpus(found, tokens=show_tokens))
+    return answer(found, as_json, lambda: show.corpus(found, tokens=show_tokens))
 
 
 @app.command()
 def distill(
     context_of_call: typer.Context,
-    teacher: o.Teacher,
     out: o.Out,
+    teacher: o.Teacher = None,
     student: Annotated[str | None, typer.Option(help="A smaller model with the teacher's tokenizer.")] = None,
     keep: o.Keep = None,
     params: o.Params = None,
@@ -135,20 +197,22 @@ def distill(
     allow_pickle: o.AllowPickle = False,
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
-) -> None:
+) -> Any:
     """Distil a teacher into a smaller student, and measure both.
 
     Example: [bold]potstill distill --teacher smollm2 --keep 0.75 --data stdlib --tokens 200k --out student[/]
     """
     from potstill.cli import show
     from potstill.pipeline.distill import Distill
+    from potstill.train.settings import Settings
 
-    stage = Distill.from_options(o.merge(context_of_call, config, locals()))
+    hush()
+    settings = o.types(Settings)
+    stage = Distill.from_options(o.merge(context_of_call, config, settings | {"documents": int}))
     if dry_run:
-        answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
-        return
+        return answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
     run = stage.run(o.path(out), overwrite=overwrite, resume=resume)
-    answer(run.to_dict(), as_json, lambda: show.run(run))
+    return answer(run.to_dict(), as_json, lambda: show.run(run.out, run.measures))
 
 
 @app.command()
@@ -167,8 +231,10 @@ def prune(
     seed: o.Seed = 1,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
-) -> None:
+) -> Any:
     """Cut a model to a size; it stays of its family, and the logits are compared after a reload.
 
     Example: [bold]potstill prune smollm2 --keep 0.75 --data stdlib --out pruned[/]
@@ -176,6 +242,7 @@ def prune(
     from potstill.cli import show
     from potstill.pipeline.prune import Prune
 
+    hush()
     exact = {"layers": layers, "kv_heads": kv_heads, "ffn": ffn, "hidden": hidden}
     stage = Prune(
         model=model,
@@ -186,12 +253,14 @@ def prune(
         shape={k: v for k, v in exact.items() if v is not None},
         layers_by=layers_by,
         seed=seed,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
     )
     if dry_run:
-        answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
-        return
+        return answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
     card = stage.run(o.path(out), overwrite=overwrite)
-    answer(card.to_dict(), as_json, lambda: show.facts(dict(card.details)))
+    found = {"out": out, **card.to_dict()}
+    return answer(found, as_json, lambda: show.pruned(out, card.details))
 
 
 @app.command()
@@ -211,7 +280,7 @@ def measure(
     allow_pickle: o.AllowPickle = False,
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
-) -> None:
+) -> Any:
     """Quality and cost of models, side by side, on held-out text.
 
     Example: [bold]potstill measure smollm2 student --teacher smollm2 --data stdlib[/]
@@ -219,6 +288,8 @@ def measure(
     from potstill.cli import show
     from potstill.pipeline.measure import Measurement
 
+    hush()
+    o.require_parent(out)
     stage = Measurement(
         models=tuple(names),
         data=data,
@@ -235,7 +306,7 @@ def measure(
         trust_remote_code=trust_remote_code,
     )
     found = stage.run(None if out is None else o.path(out))
-    answer(found, as_json, lambda: show.measures(found["models"]))
+    return answer(found, as_json, lambda: show.measures(found["models"]))
 
 
 @app.command()
@@ -246,15 +317,16 @@ def frontier(
     out: Annotated[str, typer.Option(help="The page; a PNG of the same name is written beside it.")] = "frontier.html",
     title: Annotated[str, typer.Option(help="The title of the chart.")] = "Quality against cost",
     as_json: o.Json = False,
-) -> None:
+) -> Any:
     """Every model on one chart of quality against cost, as one HTML page and a PNG.
 
     Example: [bold]potstill frontier student --out frontier.html[/]
     """
     from potstill.pipeline.frontier import draw_frontier
 
+    o.require_parent(out)
     found = draw_frontier([o.path(folder) for folder in folders], o.path(out), title=title)
-    answer(found, as_json, lambda: print("\n".join(found["files"])))
+    return answer(found, as_json, lambda: print("\n".join(found["files"])))
 
 
 @app.command()
@@ -269,7 +341,7 @@ def generate(
     allow_pickle: o.AllowPickle = False,
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
-) -> None:
+) -> Any:
     """Let a model write.
 
     Example: [bold]potstill generate smollm2 --prompt "What is a pot still?"[/]
@@ -278,6 +350,9 @@ def generate(
 
     if max_tokens < 1:
         raise UsageError(f"--max-tokens {max_tokens} must be at least 1")
+    if not sample >= 0:
+        raise UsageError(f"--sample {sample} must be at least 0, which is greedy")
+    hush()
     found = generate_text(
         model,
         sys.stdin.read() if prompt == "-" else prompt,
@@ -289,7 +364,7 @@ def generate(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
-    answer(found, as_json, lambda: print(found["text"]))
+    return answer(found, as_json, lambda: print(found["text"]))
 
 
 @app.command()
@@ -305,7 +380,7 @@ def run(
     resume: o.Resume = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
-) -> None:
+) -> Any:
     """Run a published system's recipe, stage by stage.
 
     Example: [bold]potstill run minima --tiny --out minima[/]
@@ -314,12 +389,12 @@ def run(
     from potstill.pipeline.run import run_stages
     from potstill.recipes import table
 
+    hush()
     chosen = table.recipe(recipe, tiny=tiny).having(teacher=teacher, data=data, tokens=o.count(tokens), seed=seed)
     if dry_run:
-        answer(chosen.to_dict(), as_json, lambda: show.facts(chosen.to_dict()))
-        return
+        return answer(chosen.to_dict(), as_json, lambda: show.facts(chosen.to_dict()))
     result = run_stages(chosen.stages, o.path(out), overwrite=overwrite, resume=resume)
-    answer(result.to_dict(), as_json, lambda: show.run(result))
+    return answer(result.to_dict(), as_json, lambda: show.run(result.out, result.measures))
 
 
 @app.command()
@@ -327,7 +402,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show one recipe whole.")] = None,
     cite: Annotated[bool, typer.Option("--cite", help="Print the BibTeX of what it builds on.")] = False,
     as_json: o.Json = False,
-) -> None:
+) -> Any:
     """The published systems that potstill reproduces.
 
     Example: [bold]potstill recipes minima --cite[/]
@@ -337,7 +412,6 @@ def recipes(
 
     chosen = [table.recipe(name)] if name else table.recipes()
     found = [recipe.to_dict() for recipe in chosen]
-    if cite and not as_json:
-        print("\n\n".join(recipe.bibtex for recipe in chosen))
-        return
-    answer(found, as_json, lambda: show.recipes(found, whole=name is not None))
+    if cite:
+        return answer(found, as_json, lambda: print("\n\n".join(recipe.bibtex for recipe in chosen)))
+    return answer(found, as_json, lambda: show.recipes(found, whole=name is not None))

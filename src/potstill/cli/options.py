@@ -1,6 +1,8 @@
 """The options that verbs share, each declared once."""
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +11,7 @@ import typer
 from potstill.core.errors import NotFound, UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
-Teacher = Annotated[str, typer.Option(help="A hub id, a folder, a .gguf file, or smollm2.")]
+Teacher = Annotated[str | None, typer.Option(help="A hub id, a folder, a .gguf file, or smollm2.")]
 Out = Annotated[str, typer.Option(help="The folder to make.")]
 Keep = Annotated[float | None, typer.Option(help="Share of all stored parameters to keep, in (0, 1].")]
 Params = Annotated[str | None, typer.Option(help="Parameters to keep, such as 60M.")]
@@ -27,10 +29,15 @@ Dtype = Annotated[str, typer.Option(help="What matrices are multiplied in: auto 
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last whole checkpoint.")]
-Config = Annotated[str | None, typer.Option(help="A YAML file with any of these options; the command line wins.")]
+Config = Annotated[
+    str | None, typer.Option(help="A YAML file of these options, or a card.json; the command line wins.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, with every default, and stop.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")]
+
+SIZES = ("student", "keep", "params")  # one of them; if the command line gives one, a file's other falls away
+ONCE = ("out", "config", "overwrite", "resume", "dry_run", "as_json")  # of the call, not of the run
 
 COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgb]?)", re.IGNORECASE)
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
@@ -54,25 +61,74 @@ def path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def merge(context: typer.Context, config: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The options of a verb: those of its YAML file, overridden by what the command line says itself.
+def require_parent(out: str | None) -> None:
+    """Refuse a file whose folder is not there, before anything is spent.
 
-    Raises: UsageError if the file names an option that does not exist.
+    Raises: NotFound.
     """
-    options = {name: given[name] for name in context.params if name in given}
-    if config is not None:
-        for name, value in _read(path(config)).items():
-            name = name.replace("-", "_")
-            if name not in options:
-                raise UsageError(
-                    f"{config} names {name!r}, which is no option; options are {', '.join(sorted(options))}"
-                )
-            if context.get_parameter_source(name) .name == "DEFAULT":  # type: ignore[union-attr]
-                options[name] = value
+    if out is not None and not path(out).absolute().parent.is_dir():
+        raise NotFound(f"there is no folder {path(out).absolute().parent} to write {path(out).name} in; make it first")
+
+
+def types(stage: type) -> dict[str, type]:
+    """The fields of a dataclass that are numbers, with their type."""
+    return {f.name: f.type for f in dataclasses.fields(stage) if f.type in (int, float)}
+
+
+def merge(context: typer.Context, config: str | None, also: Mapping[str, type]) -> dict[str, Any]:
+    """The options of a verb: those of its YAML file (or of the stage in a card), overridden by the command line's own.
+
+    `also` are settings that a file may hold though there is no option for them.
+
+    Raises: UsageError if the file names an option that does not exist, or gives one a value that it cannot take.
+    """
+    options = {name: value for name, value in context.params.items() if name not in ONCE}
+    for name, value in _flat(_read(path(config))).items() if config else ():
+        if name not in options and name not in also:
+            known = ", ".join(sorted({*options, *also} - {"config"}))
+            raise UsageError(f"{config} names {name!r}, which is no option; options are {known}")
+        if not _said(context, name) and not (name in SIZES and any(_said(context, size) for size in SIZES)):
+            options[name] = _cast(context, config or "", name, value, also.get(name))
+    if "teacher" in options and options["teacher"] is None:
+        raise UsageError("a teacher is needed; give --teacher, such as smollm2")
     for name in ("tokens", "params"):
         if name in options:
             options[name] = count(options[name])
     return options
+
+
+def _said(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _cast(context: typer.Context, config: str, name: str, value: Any, also: type | None) -> Any:
+    """The value of a file as the command line would have read it."""
+    if value is None:
+        return value
+    try:
+        if also is not None and all(name != parameter.name for parameter in context.command.params):
+            return also(value)
+        parameter: Any = next(p for p in context.command.params if p.name == name)
+        return parameter.type_cast_value(context, value)
+    except (typer.BadParameter, TypeError, ValueError) as error:
+        raise UsageError(f"{config} gives {name} as {value!r}, which it cannot be") from error
+
+
+def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's options by their names on the command line; a card's stage, with its objective and settings, too."""
+    if isinstance(found.get("stage"), Mapping):  # a whole card
+        found = found["stage"]
+    flat = {name.replace("-", "_"): value for name, value in found.items() if name != "stage"}
+    flat |= flat.pop("settings", None) or {}
+    objective = flat.get("objective")
+    if isinstance(objective, Mapping):
+        given = ",".join(f"{name}={value}" for name, value in (objective.get("options") or {}).items())
+        flat |= {name: value for name, value in objective.items() if name not in ("name", "options")}
+        flat["objective"] = f"{objective.get('name')}:{given}" if given else objective.get("name")
+    if "learning_rate" in flat:
+        flat["lr"] = flat.pop("learning_rate")
+    return flat
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -84,6 +140,6 @@ def _read(file: Path) -> dict[str, Any]:
         raise NotFound(f"there is no file {file}") from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} is no YAML: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise UsageError(f"{file} must hold options by name, such as `tokens: 2M`")
     return found

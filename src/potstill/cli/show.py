@@ -1,10 +1,12 @@
 """What people see: tables and facts, by rich."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from potstill.core.types import Measure
 from potstill.pipeline.card import SHOWN, cell
@@ -16,16 +18,27 @@ def table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
     """Rows of plain values."""
     drawn = Table(*columns)
     for row in rows:
-        drawn.add_row(*(str(row.get(c, "")) for c in columns))
+        drawn.add_row(*(Text(str(row.get(c, ""))) for c in columns))
     console.print(drawn)
 
 
 def facts(values: Mapping[str, Any]) -> None:
     """Names and values, one a line."""
     drawn = Table("setting", "value")
-    for name, value in values.items():
-        drawn.add_row(name, str(value))
+    for name, value in flat(values):
+        drawn.add_row(name, Text(str(value)))
     console.print(drawn)
+
+
+def flat(values: Mapping[str, Any], *, within: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values, nested ones under `outer.inner`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, within=f"{within}{name}.")
+        elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+            yield from flat({str(n): one for n, one in enumerate(value, 1)}, within=f"{within}{name}.")
+        else:
+            yield f"{within}{name}", value
 
 
 def measures(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -38,10 +51,37 @@ def measures(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     console.print(drawn)
 
 
-def run(result: Any) -> None:
+def run(out: Path, measured: Mapping[str, Sequence[Measure]]) -> None:
     """The measures of a finished run and where it lies."""
-    measures({name: [m.to_dict() for m in found] for name, found in result.measures.items()})
-    console.print(f"[bold]{result.out}[/] holds the model, its card (README.md, card.json) and metrics.jsonl")
+    measures({name: [m.to_dict() for m in found] for name, found in measured.items()})
+    said(f"{out} holds the model, its card (README.md, card.json), metrics.jsonl and curve.png")
+
+
+def pruned(out: str, details: Mapping[str, Any]) -> None:
+    """What is left of a model and where it lies."""
+    facts({**details["shape"], "parameters": f"{details['parameters']:,}", "share": f"{details['share']:.1%}"})
+    said(f"{out} holds the model and its card (README.md, card.json)")
+
+
+def models(found: Sequence[Mapping[str, Any]]) -> None:
+    """Models with their size and licence."""
+    rows = [
+        {**m, "MiB": f"{m['bytes'] / 2**20:,.0f}" if m["bytes"] else "-", "licence": m["licence"] or "not stated"}
+        for m in found
+    ]
+    table(rows, "name", "MiB", "licence", "path")
+
+
+def corpus(description: Mapping[str, Any], *, tokens: bool) -> None:
+    """What a data set is; with `tokens` its coloured examples too."""
+    from potstill.data.show import render
+
+    console.print(render(description if tokens else {**description, "examples": []}))
+
+
+def said(text: str) -> None:
+    """A sentence, with nothing in it taken for markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def recipes(found: Sequence[Mapping[str, Any]], *, whole: bool) -> None:
@@ -50,7 +90,7 @@ def recipes(found: Sequence[Mapping[str, Any]], *, whole: bool) -> None:
         table(found, "name", "summary", "source")
         return
     for recipe in found:
-        facts({k: v for k, v in recipe.items() if k not in ("stages", "origins")})
+        facts({k: v for k, v in recipe.items() if k not in ("stages", "origins", "bibtex")})
         for stage in recipe["stages"]:
             facts(stage)
         facts(recipe["origins"])

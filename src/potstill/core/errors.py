@@ -54,3 +54,9 @@ class TrainingDiverged(PotstillError):
 
 class MissingDependency(PotstillError):
     """An optional package is needed; the message holds the command that installs it."""
+
+
+class Interrupted(PotstillError):
+    """A run that was asked to stop and did, after saving what `--resume` continues from."""
+
+    exit_code = 130

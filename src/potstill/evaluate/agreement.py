@@ -69,7 +69,8 @@ def remember(
     """
     reading = (reading or Reading()).within(teacher)
     plan = list(packs(rows, reading, device=teacher.device))
-    nll, kept, held = np.zeros(len(rows)), [], 0
+    nll, held = np.zeros(len(rows)), 0
+    kept: list[Signals] = []
     with at_rest(teacher, dtype=reading.dtype):
         for pack in plan:
             said = _read(teacher, pack, reading)

@@ -54,14 +54,18 @@ def points(cards: Iterable[Mapping[str, Any]]) -> list[Point]:
     found: dict[str, Point] = {}
     for card in cards:
         try:
-            measures = [m if isinstance(m, Measure) else Measure(**m) for m in card["measures"]]
+            measures = [_measure(given) for given in card["measures"]]
             point = Point(card["name"], {m.name: m for m in measures if math.isfinite(m.value)}, card.get("parent"))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"a card for the frontier needs name and measures; {error} in {str(card)[:80]}") from error
         if point.name in found:
             raise DataError(f"two models are called {point.name!r}; give each its own name")
         found[point.name] = point
     return list(found.values())
+
+
+def _measure(given: Measure | Mapping[str, Any]) -> Measure:
+    return given if isinstance(given, Measure) else Measure(**{**given, "value": float(given["value"])})
 
 
 def dominated(points: Sequence[Point], cost: str, quality: str) -> list[bool]:
@@ -119,7 +123,10 @@ def written(value: float, name: str) -> str:
 def document(points: Sequence[Point]) -> dict[str, Any]:
     """The numbers of the chart as plain data, for JSON."""
     costs, qualities = axes(points)
-    models = [{"name": p.name, "parent": p.parent, "measures": [_plain(m) for m in p.measures.values()]} for p in points]
+    models = [
+        {"name": point.name, "parent": point.parent, "measures": [_plain(m) for m in point.measures.values()]}
+        for point in points
+    ]
     return {"costs": costs, "qualities": qualities, "titles": TITLES, "models": models}
 
 
@@ -159,6 +166,6 @@ def _cell(point: Point, name: str) -> str:
     text = written(shown(measure), name)
     if measure.low is not None and measure.high is not None:
         low, high = (written(shown(measure, bound), name) for bound in (measure.low, measure.high))
-        text += f'<small>{low} – {high}</small>'
+        text += f"<small>{low} – {high}</small>"
     note = f' title="{html.escape(measure.note)}"' if measure.note else ""
     return f"<td{note}>{text}</td>"

@@ -7,6 +7,8 @@ A box is (left, bottom, right, top), in any unit in which a comfortable gap is a
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 Box = tuple[float, float, float, float]
 Spot = tuple[float, float]
@@ -23,20 +25,25 @@ def place(
     *,
     inside: Box,
     marks: Sequence[Sequence[Box]] | None = None,
+    curves: Sequence[Sequence[Spot]] = (),
 ) -> list[Box]:
     """A box of each of `sizes` (width, height) near its anchor, within `inside`, clear of all `marks` and other labels.
 
-    `marks[n]` is what point n itself covers. Where there is no room for all, overlaps are as small as the search finds.
+    `marks[n]` is what point n itself covers; `curves` are drawn through the chart and better not written upon. Where
+    there is no room for all, overlaps are as small as the search finds.
     """
     marks = marks or [[] for _ in anchors]
     boxes: dict[int, Box] = {}
     for _ in range(ROUNDS):
+        before = dict(boxes)
         for n in sorted(range(len(anchors)), key=lambda m: _nearest(anchors, m)):
             foreign = [box for m, owned in enumerate(marks) if m != n for box in owned]
             names = [box for m, box in boxes.items() if m != n]
             lines = [(anchors[m], nearest_edge(box, anchors[m])) for m, box in boxes.items() if m != n]
-            scene = _Scene(anchors[n], [*marks[n], *foreign, *names], [*names, *foreign], lines, inside)
+            scene = _Scene(anchors[n], [*marks[n], *foreign, *names], [*names, *foreign], lines, curves, inside)
             boxes[n] = min(_candidates(anchors[n], sizes[n]), key=scene.cost)
+        if boxes == before:
+            break
     return [boxes[n] for n in range(len(anchors))]
 
 
@@ -65,25 +72,28 @@ def crosses(line: tuple[Spot, Spot], box: Box) -> bool:
     return enter < leave
 
 
-class _Scene:
+class _Scene(NamedTuple):
     """What stands around one label while a place for it is sought."""
 
-    def __init__(
-        self, anchor: Spot, solid: list[Box], untouchable: list[Box], lines: list[tuple[Spot, Spot]], inside: Box
-    ) -> None:
-        self.anchor, self.solid, self.untouchable, self.lines, self.inside = anchor, solid, untouchable, lines, inside
+    anchor: Spot
+    solid: Sequence[Box]  # not to be covered
+    untouchable: Sequence[Box]  # not to be crossed by the line to the label
+    lines: Sequence[tuple[Spot, Spot]]  # from other points to their labels
+    curves: Sequence[Sequence[Spot]]
+    inside: Box
 
     def cost(self, box: Box) -> float:
         """The distance from the point, and much more for all that is covered, crossed or cut off."""
         end = nearest_edge(box, self.anchor)
-        distance = math.dist(self.anchor, end)
         covered = sum(overlap(box, other) for other in self.solid)
         outside = (box[2] - box[0]) * (box[3] - box[1]) - overlap(box, self.inside)
         crossed = sum(joined(*line) and crosses(line, box) for line in self.lines)
         if joined(self.anchor, end):
             crossed += sum(crosses((self.anchor, end), other) for other in self.untouchable)
+        written_on = sum(any(crosses(part, box) for part in pairwise(curve)) for curve in self.curves)
         hit = covered > 0 or outside > 1e-6
-        return distance + 10 * covered + 50 * outside + 60 * crossed + (1000 if hit else 0)
+        distance = math.dist(self.anchor, end)
+        return distance + 10 * covered + 50 * outside + 60 * crossed + 25 * written_on + (1000 if hit else 0)
 
 
 def joined(anchor: Spot, end: Spot) -> bool:

@@ -1,7 +1,7 @@
 """How fast a model is and how much memory that takes: prefill and decode at batch 1, through `generate` with its cache.
 
 A streamer notes when each token arrives. The time until the first is the prefill, the mean gap afterwards one decoding
-step, so both hold what a caller of `generate` waits for, Python included. Speed is a median over runs, with the extremes.
+step, so both hold what a caller of `generate` waits for, Python included.
 """
 
 import resource

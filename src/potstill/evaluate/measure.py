@@ -103,8 +103,8 @@ def sizes(loaded: Loaded) -> list[Measure]:
         size, where = held, "in memory"
     note = f"{loaded.note}, {where}" if loaded.note else where
     return [
-        Measure("parameters", counted.total, "parameters", 1, note=apart),
-        Measure("bytes", size, "B", 1, note=note),
+        Measure("parameters", float(counted.total), "parameters", 1, note=apart),
+        Measure("bytes", float(size), "B", 1, note=note),
     ]
 
 
@@ -113,7 +113,7 @@ def speeds(loaded: Loaded, trial: Trial | None = None) -> list[Measure]:
     speed = time_model(loaded.model, trial)
     timed = {"prefill_tokens_per_second": speed.prefill, "decode_tokens_per_second": speed.decode}
     found = [_median(name, runs, speed.conditions) for name, runs in timed.items()]
-    return [*found, Measure("peak_memory", speed.peak_memory, "B", 1, note=speed.conditions)]
+    return [*found, Measure("peak_memory", float(speed.peak_memory), "B", 1, note=speed.conditions)]
 
 
 def differences(seen: Mapping[str, Seen]) -> list[dict[str, Any]]:

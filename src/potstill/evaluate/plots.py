@@ -2,13 +2,15 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -21,7 +23,10 @@ INK, FAINT, GRID = "#1f2328", "#6e7781", "#e6e8eb"
 ACCENT, DULL = "#0b6e99", "#9aa4ae"
 COLOURS = ("#0b6e99", "#c8553d", "#588157", "#8e5ea2", "#b08900", "#6e7781")  # apart in hue and in lightness
 DPI = 160
-DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8), tuple(n / 10 for n in range(10, 100)))
+CAPTION = "Hollow: another model is as good and as cheap. Bars: 95 % intervals; for speed the range of the runs."
+BEND = 0.22  # of the arrows of lineage
+TENTHS = tuple(n / 10 for n in range(10, 100))
+DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8), TENTHS)
 BOOKS = {"step", "tokens", "epoch", "learning_rate", "grad_norm", "num_input_tokens_seen"}  # logged, and no loss
 
 
@@ -37,36 +42,39 @@ def draw_frontier(
     costs = costs or [c for c in ("parameters", "decode_tokens_per_second") if c in found_costs] or found_costs[:1]
     if absent := [name for name in (*costs, quality) if name not in (*found_costs, *qualities)]:
         raise DataError(f"no model has {', '.join(absent)} measured; there are {', '.join((*qualities, *found_costs))}")
-    figure = Figure(figsize=(5.6 * len(costs), 4.4), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(5.6 * len(costs), 4.4), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
-    for panel, cost in zip(panels, costs, strict=True):
-        _panel(panel, points, cost, quality)
+    curves = [_panel(panel, points, cost, quality) for panel, cost in zip(panels, costs, strict=True)]
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
     panels[0].set_ylabel(f"{TITLES[quality]}, {_better(points, quality)} is better", color=INK)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+    figure.supxlabel(CAPTION, x=0.012, ha="left", fontsize=8, color=FAINT)
     canvas.draw()  # the layout is settled; only now do places in pixels mean anything
     figure.set_layout_engine("none")
-    for panel, cost in zip(panels, costs, strict=True):
-        _name_points(panel, canvas, points, cost, quality)
+    for panel, cost, drawn in zip(panels, costs, curves, strict=True):
+        _name_points(panel, canvas, [point for point in points if point.at(cost, quality)], (cost, quality), drawn)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
 
 
-def _panel(panel: Axes, points: Sequence[Point], cost: str, quality: str) -> None:
+Curve = Callable[[Axes], list[Spot]]  # what was drawn, as places on the page, once the layout is settled
+
+
+def _panel(panel: Axes, points: Sequence[Point], cost: str, quality: str) -> list[Curve]:
     drawn = [point for point in points if point.at(cost, quality)]
     beaten = dict(zip((p.name for p in points), dominated(points, cost, quality), strict=True))
     _prepare(panel, drawn, cost, quality)
-    _connect(panel, [p for p in drawn if not beaten[p.name]], cost, quality)
-    _lineage(panel, drawn, cost, quality)
+    curves = [_connect(panel, [p for p in drawn if not beaten[p.name]], cost, quality)]
+    curves += _lineage(panel, drawn, cost, quality)
     for point in drawn:
         colour = DULL if beaten[point.name] else ACCENT
         x, y = _spot(point, cost, quality)
-        spread = {"xerr": _error(point.measures[cost]), "yerr": _error(point.measures[quality])}
-        panel.errorbar(x, y, **spread, fmt="none", ecolor=colour, elinewidth=1.3, capsize=3, zorder=3)
+        wide, tall = _error(point.measures[cost]), _error(point.measures[quality])
+        panel.errorbar(x, y, tall, wide, fmt="none", ecolor=colour, elinewidth=1.3, capsize=3, zorder=3)
         face, above = ("white", 4) if beaten[point.name] else (colour, 5)
         panel.plot(x, y, "o", ms=7.5, markerfacecolor=face, markeredgecolor=colour, markeredgewidth=1.8, zorder=above)
+    return curves
 
 
 def _prepare(panel: Axes, drawn: Sequence[Point], cost: str, quality: str) -> None:
@@ -119,44 +127,71 @@ def _tick(value: float, name: str) -> str:
     return f"{value:,.6g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
-def _connect(panel: Axes, best: Sequence[Point], cost: str, quality: str) -> None:
+def _connect(panel: Axes, best: Sequence[Point], cost: str, quality: str) -> Curve:
     """The frontier as a staircase: what one can have at most that cost."""
     best = sorted(best, key=lambda p: p.measures[cost].value * (-1 if p.measures[cost].better == "higher" else 1))
-    x, y = [shown(p.measures[cost]) for p in best], [shown(p.measures[quality]) for p in best]
-    panel.plot(x, y, drawstyle="steps-post", color=ACCENT, alpha=0.35, linewidth=2, zorder=2)
+    spots = [_spot(point, cost, quality) for point in best]
+    corners = [(x, y) for (_, y), (x, _) in pairwise(spots)]
+    steps = [spot for pair in zip_longest(spots, corners) for spot in pair if spot is not None]
+    panel.plot(*zip(*steps, strict=True), color=ACCENT, alpha=0.35, linewidth=2, zorder=2)
+    return lambda settled: [_on_page(settled, *step) for step in steps]
 
 
-def _lineage(panel: Axes, drawn: Sequence[Point], cost: str, quality: str) -> None:
+def _lineage(panel: Axes, drawn: Sequence[Point], cost: str, quality: str) -> list[Curve]:
     """A thin bent arrow from each model to those made from it."""
     spots = {point.name: _spot(point, cost, quality) for point in drawn}
+    style = {"arrowstyle": "-|>", "color": DULL, "linewidth": 0.9, "shrinkA": 7, "shrinkB": 7, "mutation_scale": 9}
+    bend = {"connectionstyle": f"arc3,rad={BEND}", "linestyle": (0, (4, 3))}
+    curves: list[Curve] = []
     for point in drawn:
-        if point.parent not in spots or point.parent == point.name:
-            continue
-        style = {"arrowstyle": "-|>", "color": DULL, "linewidth": 0.9, "shrinkA": 7, "shrinkB": 7}
-        bend = {"connectionstyle": "arc3,rad=0.22", "linestyle": (0, (4, 3)), "mutation_scale": 9}
-        panel.annotate("", spots[point.name], spots[point.parent], arrowprops=style | bend, zorder=1)
+        if point.parent in spots and point.parent != point.name:
+            old, new = spots[point.parent], spots[point.name]
+            panel.annotate("", new, old, arrowprops=style | bend, zorder=1)
+            curves.append(_arc(old, new))
+    return curves
 
 
-def _name_points(panel: Axes, canvas: FigureCanvasAgg, points: Sequence[Point], cost: str, quality: str) -> None:
+def _arc(old: Spot, new: Spot) -> Curve:
+    return lambda settled: _bent(_on_page(settled, *old), _on_page(settled, *new))
+
+
+def _bent(old: Spot, new: Spot, *, pieces: int = 12) -> list[Spot]:
+    """The arc of `_lineage` as a line of short pieces: a quadratic Bézier curve, bent as matplotlib's arc3 is."""
+    across, up = new[0] - old[0], new[1] - old[1]
+    middle = (old[0] + new[0]) / 2 + BEND * up, (old[1] + new[1]) / 2 - BEND * across
+    shares = [n / pieces for n in range(pieces + 1)]
+    x, y = ([(1 - t) ** 2 * old[i] + 2 * t * (1 - t) * middle[i] + t**2 * new[i] for t in shares] for i in (0, 1))
+    return list(zip(x, y, strict=True))
+
+
+def _name_points(
+    panel: Axes, canvas: FigureCanvasAgg, drawn: Sequence[Point], axes: tuple[str, str], curves: Sequence[Curve]
+) -> None:
     """Each model's name beside its point, clear of the others, joined to it by a line where it had to move away."""
-    drawn = [point for point in points if point.at(cost, quality)]
-    anchors = [_on_page(panel, *_spot(point, cost, quality)) for point in drawn]
+    anchors = [_on_page(panel, *_spot(point, *axes)) for point in drawn]
     halo = [Stroke(linewidth=3, foreground="white"), Normal()]
     texts = [panel.text(0, 0, p.name, fontsize=9.5, color=INK, zorder=7, path_effects=halo) for p in drawn]
     extents = [text.get_window_extent(canvas.get_renderer()) for text in texts]
     boxes = place(
         anchors,
-        [(extent.width * 72 / DPI + 3, extent.height * 72 / DPI) for extent in extents],
-        inside=tuple(v * 72 / DPI for v in panel.get_window_extent().extents),
-        marks=[_marks(panel, point, cost, quality) for point in drawn],
+        [(float(extent.width) * 72 / DPI + 3, float(extent.height) * 72 / DPI) for extent in extents],
+        inside=_frame(panel),
+        marks=[_marks(panel, point, *axes) for point in drawn],
+        curves=[curve(panel) for curve in curves],
     )
     to_data = panel.transData.inverted().transform
     for text, anchor, box in zip(texts, anchors, boxes, strict=True):
-        text.set_position(to_data(((box[0] + 1.5) * DPI / 72, (box[1] + box[3]) / 2 * DPI / 72)))
+        x, y = to_data(((box[0] + 1.5) * DPI / 72, (box[1] + box[3]) / 2 * DPI / 72))
+        text.set_position((float(x), float(y)))
         text.set_verticalalignment("center")
         if joined(anchor, end := nearest_edge(box, anchor)):
             line = to_data([[v * DPI / 72 for v in spot] for spot in (anchor, end)])
             panel.plot(line[:, 0], line[:, 1], color=FAINT, linewidth=0.7, zorder=3, scalex=False, scaley=False)
+
+
+def _frame(panel: Axes) -> Box:
+    left, bottom, right, top = (float(v) * 72 / DPI for v in panel.get_window_extent().extents)
+    return left, bottom, right, top
 
 
 def _on_page(panel: Axes, x: float, y: float) -> Spot:
@@ -271,10 +306,9 @@ def _draw_curve(panel: Axes, term: str, curve: Sequence[tuple[float, float]], co
 
 
 def _smooth(values: Sequence[float], *, reach: int) -> list[float]:
-    """The mean over up to `reach` values on either side, as many on the one as on the other, so that nothing lags."""
-    n = len(values)
-    reaches = (min(reach, i, n - 1 - i) for i in range(n))
-    return [sum(values[i - r : i + r + 1]) / (2 * r + 1) for i, r in enumerate(reaches)]
+    """The mean over up to `reach` values on either side; at the start no more after than before, so it falls too."""
+    windows = (values[max(0, i - reach) : i + min(reach, i) + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def _short(value: float) -> str:

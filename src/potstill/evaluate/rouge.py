@@ -121,7 +121,8 @@ def write(
         torch.manual_seed(writing.seed)
         for first in range(0, len(prompts), writing.batch):
             chosen = by_length[first : first + writing.batch]
-            for number, text in zip(chosen, _write(model, tokenizer, [prompts[n] for n in chosen], writing), strict=True):
+            written = _write(model, tokenizer, [prompts[n] for n in chosen], writing)
+            for number, text in zip(chosen, written, strict=True):
                 texts[number] = text
     return texts
 

@@ -11,9 +11,7 @@ def side_by_side(
 ) -> list[dict[str, str | dict[str, str]]]:
     """For each prompt `{"prompt": ..., "answers": {model: text}}`; each model sees it through its own chat template."""
     texts = {
-        name: write(
-            loaded.model, loaded.tokenizer, [prompt_ids(p, loaded.tokenizer) for p in prompts], writing=writing
-        )
+        name: write(loaded.model, loaded.tokenizer, [prompt_ids(p, loaded.tokenizer) for p in prompts], writing=writing)
         for name, loaded in models.items()
     }
     return [

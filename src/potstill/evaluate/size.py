@@ -57,8 +57,8 @@ def flops_per_token(blueprint: Blueprint, context: int) -> int:
     """Floating-point operations to predict one token after `context` others (a multiply-add counts as two).
 
     Two per weight of every matrix, the head included and the embedding (a look-up) not; in each attention four per
-    head dimension and visible token: half for the scores, half for their mix. Norms, rotations and softmax are left out,
-    well under one in a hundred of the rest at common widths.
+    head dimension and visible token: half for the scores, half for their mix. Norms, rotations and softmax, well under
+    one in a hundred of the rest at common widths, are left out.
     """
     matrices = [shape for name, shape in shapes(blueprint).items() if len(shape) == 2 and name != "embed.weight"]
     weights = sum(rows * columns for rows, columns in matrices)

@@ -27,33 +27,105 @@ SHOWN = {
 }
 
 
-def write_card(folder: Path, card: Card, *, title: str, samples: str = "") -> None:
-    """Writes `card.json` and the README that says the same to people."""
+def write_card(folder: Path, card: Card, *, title: str, samples: str = "", curve: str = "") -> None:
+    """Writes `card.json` and the README that says the same to people; `curve` is a picture beside them."""
     card.write(folder)
-    write_text(folder / "README.md", readme(card, title=title, samples=samples))
+    write_text(folder / "README.md", readme(card, title=title, samples=samples, curve=curve))
 
 
-def readme(card: Card, *, title: str, samples: str = "") -> str:
+def readme(card: Card, *, title: str, samples: str = "", curve: str = "") -> str:
     """Lineage, licence, data, cost, measures with their baseline, invariants, samples, and how to open it."""
-    parts = [front_matter(card), f"# {title}", _lineage(card), "## Use\n\n" + USE.format(name=title)]
+    parts = [front_matter(card), f"# {title}", summary(card), _lineage(card), "## Use\n\n" + USE.format(name=title)]
     if card.measures:
         parts += [
             "## Measures",
             table(card.measures),
-            f"Measured on {_measured_on(card)}. Intervals are 95 %, by bootstrap over documents.",
+            f"Measured on {_measured_on(card)}. In brackets are 95 % intervals, by bootstrap over documents.",
         ]
-    if card.data:
-        parts += ["## Data", _facts(card.data)]
     if card.cost:
-        parts += ["## Cost", _facts(card.cost)]
+        parts += ["## Cost", _facts(_cost(card))]
+    if curve:
+        parts += [f"![The terms of the loss over the tokens seen]({curve})"]
+    if card.data:
+        parts += ["## Data", _facts(_data(card.data))]
     if card.invariants:
-        parts += ["## Invariants checked", "\n".join(f"- {i['name']}: **{i['outcome']}**" for i in card.invariants)]
+        parts += ["## Invariants checked", _facts({i["name"]: i["outcome"] for i in card.invariants})]
     if card.details:
-        parts += ["## What was done", _facts({k: v for k, v in card.details.items() if not isinstance(v, Mapping)})]
+        parts += ["## Shape", _facts(_shape(card.details))]
     if samples:
-        parts += ["## Samples", samples]
-    made = f"```\n{card.command}\n```\n\n" + ", ".join(f"{k} {v}" for k, v in card.versions.items())
-    return "\n\n".join([*parts, "## Made by", f"{made}; seed {card.seed}."]) + "\n"
+        parts += ["## Samples", "Greedy answers, cut after some words.", samples.strip()]
+    versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
+    made = f"```\n{card.command}\n```\n\nSeed {card.seed}; {versions}. `card.json` says all of this to machines."
+    return "\n\n".join([*parts, "## Made by", made]) + "\n"
+
+
+def summary(card: Card) -> str:
+    """What this model is, in one sentence."""
+    stage, details = card.stage, card.details
+    origin = next((p.name for p in card.parents if p.role != "teacher"), "a model")
+    cut = f"`{origin}` cut to {details['share']:.1%} of its parameters" if "share" in details else f"`{origin}`"
+    if stage.get("stage") != "distill":
+        return f"A language model, made by potstill: {cut}, and not trained since."
+    seen = f"trained on {card.cost.get('tokens', 0):,} tokens of {card.data.get('trained_on', 'text')}"
+    return f"A language model, made by potstill: {cut}, {seen} under {_objective(stage)}."
+
+
+def _objective(stage: Mapping[str, Any]) -> str:
+    objective = stage["objective"]
+    share, name = objective["cross_entropy"], objective["name"].replace("_", " ")
+    if name == "cross entropy" or share == 1:
+        return "cross-entropy alone, so without a teacher"
+    options = "".join(f", {k} {v:g}" for k, v in objective["options"].items())
+    taught = f"{name} to `{stage['teacher']}` (temperature {objective['temperature']:g}{options})"
+    return taught if share == 0 else f"{share:.0%} cross-entropy and {1 - share:.0%} {taught}"
+
+
+def _cost(card: Card) -> dict[str, str]:
+    """Tokens, time and memory in units for people."""
+    cost, passes = card.cost, ""
+    if card.data.get("tokens"):
+        passes = f", {cost['tokens'] / card.data['tokens']:.2g} passes over what was read of the text"
+    losses = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in cost["losses"].items())
+    return {
+        "tokens": f"{cost['tokens']:,} in {cost['steps']:,} steps{passes}",
+        "time": f"{_time(cost['seconds'])} ({cost['tokens_per_second']:,.0f} tokens/s)",
+        "peak memory": f"{cost['peak_memory'] / 2**20:,.0f} MiB",
+        "loss in the last tenth": losses,
+    }
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _data(data: Mapping[str, Any]) -> dict[str, str]:
+    """Which text, under which licence, and how much of it was read."""
+    use = "trained on" if "trained_on" in data else "calibrated on"
+    name = data.get("trained_on", data.get("calibrated_on"))
+    origin = {k: v for k, v in data.get("provenance", {}).items() if v and v != name and k not in ("source", "split")}
+    found = {
+        use: f"{name} ({data['split']}), licence: {data['licence'] or 'not stated'}",
+        "read": f"{data['documents']:,} windows of {data['tokens']:,} tokens, {data['trained_share']:.0%} trained",
+        "SHA-256 of the text": f"`{data['text_digest']}`" if data["text_digest"] else "none, it was streamed",
+    }
+    if data.get("dropped"):
+        found["left out"] = ", ".join(f"{count:,} with {reason}" for reason, count in data["dropped"].items())
+    if origin:
+        found["origin"] = _plain(origin)
+    if "measured_on" in data:
+        found["measured on"] = str(data["measured_on"])
+    return found
+
+
+def _shape(details: Mapping[str, Any]) -> dict[str, str]:
+    """What is left of the parent."""
+    found = {k.replace("_", " "): _plain(v) for k, v in details.get("shape", {}).items()}
+    found["parameters"] = f"{details['parameters']:,} ({details['share']:.1%} of the parent's)"
+    if "kept_layers" in details:
+        found["layers of the parent that stayed"] = ", ".join(map(str, details["kept_layers"]))
+    return found
 
 
 def front_matter(card: Card) -> str:
@@ -96,12 +168,12 @@ def _lineage(card: Card) -> str:
     for parent in card.parents:
         licence = parent.licence or "not stated; ask its authors before you share this"
         note = f", {parent.note}" if parent.note else ""
-        lines.append(f"- {parent.role}: `{parent.name}`{note} (licence: {licence}; SHA-256 `{parent.digest[:16]}`)")
+        lines.append(f"- {parent.role}: `{parent.name}`{note} (licence: {licence}; SHA-256 `{parent.digest}`)")
     return "\n".join(lines) if lines else "No parent model."
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name.replace('_', ' ')}: {_plain(value)}" for name, value in facts.items())
+    return "\n".join(f"- {name}: {_plain(value)}" for name, value in facts.items())
 
 
 def _plain(value: Any) -> str:

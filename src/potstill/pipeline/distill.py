@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.core import backend
-from potstill.core.artefact import Card, replace, require_free, sync
-from potstill.core.errors import ArtefactError, OutputExists, UsageError
+from potstill.core.artefact import Card, require_free, write_text, writing
+from potstill.core.errors import DataError, Interrupted, OutputExists, UsageError
 from potstill.core.types import Measure
 from potstill.evaluate.agreement import compare, remember
 from potstill.evaluate.measure import quality, sizes
@@ -27,7 +27,15 @@ from potstill.models.vocabulary import shared_ids
 from potstill.objectives.named import Mixture
 from potstill.pipeline.card import write_card
 from potstill.pipeline.prune import Prune, reload_gap, save
-from potstill.pipeline.stage import as_value, parent
+from potstill.pipeline.stage import (
+    as_value,
+    command,
+    disk,
+    parent,
+    require_apart,
+    require_size,
+    require_strategy,
+)
 from potstill.pipeline.texts import Prepared, Text, prepare
 from potstill.train import adapters
 from potstill.train.progress import METRICS
@@ -37,6 +45,8 @@ from potstill.train.study import Study
 
 PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do I read a file in Python?")
 TRAINING = "training"  # inside the output folder while a run is not finished
+COMPUTE = "dtype.txt"  # what `auto` chose when the run began
+CURVE = "curve.png"
 
 
 class Pair(NamedTuple):
@@ -90,12 +100,12 @@ class Distill:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        given = [name for name in ("student", "keep", "params") if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = "none of them" if not given else " and ".join(f"--{name}" for name in given)
-            raise UsageError(f"a student comes from one of --student, --keep or --params; you gave {found}")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise UsageError(f"--keep is {self.keep}; it is a share of the parameters, above 0 and at most 1")
+        require_size({"student": self.student, "keep": self.keep, "params": self.params})
+        require_strategy(self.strategy)
+        if self.lora < 0:
+            raise UsageError(f"--lora is {self.lora}; it is a rank, and 0 trains all weights")
+        if self.documents < 1:
+            raise UsageError(f"documents is {self.documents}; at least one has to be measured on")
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "Distill":
@@ -119,13 +129,19 @@ class Distill:
 
         Raises:
             UsageError, NotFound, VocabularyMismatch, OutputExists: before anything is written.
-            TrainingDiverged: the loss broke; checkpoints stay in `out`/training for --resume.
+            TrainingDiverged, Interrupted, ArtefactError: checkpoints stay in `out`/training for --resume.
         """
         self._require_room(out, overwrite=overwrite, resume=resume)
-        device, dtype = backend.device(self.device), backend.dtype(self.dtype, on=self.device)
-        pair = self.pair(device)
+        device, dtype = backend.device(self.device), self.compute_dtype(out if resume else None)
+        pair = self.pair()
         text = Text(data=self.data, eval_data=self.eval_data, context=self.settings.context, seed=self.settings.seed)
-        prepared = prepare(text, pair.origin.tokenizer, tokens=self.settings.tokens, models=models_of(pair))
+        prepared = prepare(
+            text,
+            pair.origin.tokenizer,
+            tokens=self.settings.tokens,
+            models=models_of(pair),
+            documents=self.documents,
+        )
         model = adapters.add(pair.student, self.lora) if self.lora else pair.student
         pair.teacher.model.to(device=device, dtype=dtype)
         frozen = {"teacher": pair.teacher.model} if self.objective.teaches else {}
@@ -133,7 +149,7 @@ class Distill:
             model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
         )
         identity = identify(self.to_dict(), [p.digest for p in pair.parents], prepared.digest)
-        with self._workplace(out, overwrite=overwrite, resume=resume) as folder:
+        with disk(out), resumable(out), self._workplace(out, overwrite=overwrite, dtype=dtype) as folder:
             outcome = train(
                 study,
                 prepared.packs,
@@ -146,17 +162,23 @@ class Distill:
                 title=out.name,
                 show=show,
             )
-        if not outcome.finished:
-            raise KeyboardInterrupt
-        student = adapters.merge(model) if self.lora else pair.student
-        return self._finish(out, pair, student.eval(), prepared, outcome)
+            if not outcome.finished:
+                raise KeyboardInterrupt
+            student = adapters.merge(model) if self.lora else pair.student
+            return self._finish(out, pair, student.eval(), prepared, outcome, dtype)
 
-    def pair(self, device: torch.device) -> Pair:
+    def compute_dtype(self, resumed: Path | None) -> torch.dtype:
+        """What matrices are multiplied in; a resumed run keeps what was measured when it began."""
+        chosen = self.dtype
+        if resumed is not None and chosen == "auto" and (resumed / TRAINING / COMPUTE).is_file():
+            chosen = (resumed / TRAINING / COMPUTE).read_text(encoding="utf-8").strip()
+        return backend.dtype(chosen, on=str(backend.device(self.device)))
+
+    def pair(self) -> Pair:
         """Student and teacher in memory, with everything that can be refused refused."""
-        options = {"allow_pickle": self.allow_pickle, "trust_remote_code": self.trust_remote_code}
-        teacher = load(self.teacher, **options)
+        teacher = self._load(self.teacher)
         if self.student is not None:
-            origin = load(self.student, **options)
+            origin = self._load(self.student)
             vocabulary = shared_ids(teacher.tokenizer, origin.tokenizer)
             parents = [parent("student", origin), parent("teacher", teacher)]
             return Pair(origin.model, origin, teacher, vocabulary, parents, {})
@@ -170,61 +192,95 @@ class Distill:
         )
         student, card = stage.apply(teacher)
         vocabulary = shared_ids(teacher.tokenizer, teacher.tokenizer)
-        return Pair(student, teacher, teacher, vocabulary, [*card.parents], dict(card.details))
+        parents = [parent("teacher, which it was pruned from", teacher)]
+        return Pair(student, teacher, teacher, vocabulary, parents, dict(card.details))
+
+    def _load(self, name: str) -> Loaded:
+        return load(name, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
 
     def _require_room(self, out: Path, *, overwrite: bool, resume: bool) -> None:
         if resume and overwrite:
             raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
         if resume and out.is_dir() and not (out / TRAINING).is_dir() and any(out.iterdir()):
-            raise OutputExists(f"{out} holds no unfinished run; there is nothing to resume")
+            raise OutputExists(f"{out} holds no unfinished run, so there is nothing to resume")
         require_free(out, overwrite=overwrite or resume)
+        require_apart(out, self.teacher, self.student, self.data, self.eval_data)
 
     @contextlib.contextmanager
-    def _workplace(self, out: Path, *, overwrite: bool, resume: bool) -> Any:
-        """`out`/training; removed again if training ended before there was anything to resume."""
+    def _workplace(self, out: Path, *, overwrite: bool, dtype: torch.dtype) -> Iterator[Path]:
+        """`out`/training; removed again if the run ended before there was anything to resume."""
         folder = out / TRAINING
         if overwrite and folder.exists():
             shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / COMPUTE).exists():
+                write_text(folder / COMPUTE, str(dtype).removeprefix("torch."))
             yield folder
-        except OSError as error:
-            raise ArtefactError(f"writing {folder} failed: {error.strerror or error}") from error
         finally:
-            if not any(folder.glob("checkpoint-*")) and not (out / "config.json").exists():
+            if not has_checkpoint(out):
                 shutil.rmtree(folder, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    out.rmdir()
 
-    def _finish(self, out: Path, pair: Pair, student: PreTrainedModel, text: Prepared, outcome: Outcome) -> Run:
-        staging = out / ".finished.partial"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        save(student, pair.origin, staging)
-        gap = reload_gap(student, staging)
-        for file in (out / TRAINING).glob("*.jsonl"):
-            shutil.copy(file, staging / file.name)
-        draw_curve(staging / METRICS, staging / "curve.png")
-        made = dataclasses.replace(pair.origin, model=student, name=out.name, path=staging)
-        measures = beside_teacher(made, pair.teacher, text.rows, pair.vocabulary, context=self.settings.context)
-        card = Card(
-            stage=self.to_dict(),
-            seed=self.settings.seed,
-            parents=pair.parents,
-            data=text.facts,
-            cost=outcome.to_dict(),
-            measures=measures,
-            invariants=invariants(pair, gap),
-            details=pair.details,
-        )
-        shown = {"teacher": pair.teacher, out.name: made}
-        samples = to_markdown(side_by_side(shown, PROMPTS, writing=Writing(max_new_tokens=40)))
-        write_card(staging, card, title=out.name, samples=samples)
-        sync(staging)
-        final = out.absolute().parent / f".{out.name}.finished"
-        staging.rename(final)
-        replace(final, out)
+    def _finish(
+        self,
+        out: Path,
+        pair: Pair,
+        student: PreTrainedModel,
+        text: Prepared,
+        outcome: Outcome,
+        dtype: torch.dtype,
+    ) -> Run:
+        with writing(out, overwrite=True) as folder:
+            save(student, pair.origin, folder)
+            gap = reload_gap(student, folder)
+            for file in (out / TRAINING).glob("*.jsonl"):
+                shutil.copy(file, folder / file.name)
+            made = dataclasses.replace(pair.origin, model=student, name=out.name, path=folder, note="")
+            reading = Reading(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)
+            measures = beside_teacher(made, pair.teacher, text.rows, reading)
+            card = Card(
+                stage=self.to_dict(),
+                seed=self.settings.seed,
+                parents=pair.parents,
+                data=text.facts,
+                cost=outcome.to_dict(),
+                measures=measures,
+                invariants=invariants(pair, gap),
+                details=pair.details,
+                command=command(),
+            )
+            samples = to_markdown(
+                side_by_side({"teacher": pair.teacher, out.name: made}, PROMPTS, writing=Writing(max_new_tokens=40))
+            )
+            curve = self._draw(folder)
+            write_card(folder, card, title=out.name, samples=samples, curve=curve)
         return Run(out=out, card=card, model=student, tokenizer=pair.origin.tokenizer, measures=measures)
+
+    def _draw(self, folder: Path) -> str:
+        """Draws `curve.png`; its name, or nothing where there is no line to draw."""
+        terms = list(self.objective.build().weights)
+        with contextlib.suppress(DataError):
+            draw_curve(folder / METRICS, folder / CURVE, terms=[*terms, *(f"eval_{term}" for term in terms)])
+        return CURVE if (folder / CURVE).exists() else ""
+
+
+@contextlib.contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Says that what was trained is safe, and how it goes on.
+
+    Raises: Interrupted for KeyboardInterrupt, if there is a checkpoint in `out`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not has_checkpoint(out):
+            raise
+        raise Interrupted(f"stopped; what was trained is saved in {out}, and --resume continues from there") from None
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether there is anything to resume in `out`."""
+    return any((out / TRAINING).glob("checkpoint-*"))
 
 
 def models_of(pair: Pair) -> list[PreTrainedModel]:
@@ -232,11 +288,8 @@ def models_of(pair: Pair) -> list[PreTrainedModel]:
     return [pair.student, pair.teacher.model]
 
 
-def beside_teacher(
-    made: Loaded, teacher: Loaded, rows: Sequence[Row], vocabulary: int, *, context: int
-) -> dict[str, list[Measure]]:
+def beside_teacher(made: Loaded, teacher: Loaded, rows: Sequence[Row], reading: Reading) -> dict[str, list[Measure]]:
     """Quality and size of a student and its teacher on the same rows."""
-    reading = Reading(context=context, vocabulary=vocabulary, dtype=backend.compute_dtype(made.model.device.type))
     remembered = remember(teacher.model, rows, reading)
     found = {}
     for name, loaded in (("teacher", teacher), (made.name, made)):

@@ -9,15 +9,25 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from potstill.core.artefact import Card, writing
+from potstill.core.artefact import Card, require_free, writing
 from potstill.core.backend import compute_dtype
 from potstill.core.errors import ArtefactError, InfeasibleTarget
 from potstill.core.types import Batch
+from potstill.evaluate.reading import context_of
 from potstill.models.backbone import Backbone
 from potstill.models.families.table import export_model, import_model
 from potstill.models.load import Loaded, load
 from potstill.pipeline.card import write_card
-from potstill.pipeline.stage import as_value, parent
+from potstill.pipeline.stage import (
+    as_value,
+    command,
+    disk,
+    parent,
+    require_apart,
+    require_choice,
+    require_size,
+    require_strategy,
+)
 from potstill.pipeline.texts import Text, calibration
 from potstill.transforms.apply import apply
 from potstill.transforms.drop_layers import DropLayers, by_harm, evenly
@@ -44,15 +54,24 @@ class Prune:
     layers_by: str = "harm"
     calibration_tokens: int = 8192
     seed: int = 1
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        require_size({"keep": self.keep, "params": self.params}, also=bool(self.shape))
+        require_strategy(self.strategy)
+        require_choice("layers-by", self.layers_by, ("harm", "evenly"))
 
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False) -> Card:
         """Prunes, saves, reloads and compares; the folder appears only if all of that went well.
 
         Raises: UsageError, InfeasibleTarget, NotFound, OutputExists before anything is written.
         """
-        with writing(out, overwrite=overwrite) as folder:
-            loaded = load(self.model)
-            student, card = self.apply(loaded)
+        require_free(out, overwrite=overwrite)
+        require_apart(out, self.model, self.data)
+        loaded = load(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
+        student, card = self.apply(loaded)
+        with disk(out), writing(out, overwrite=overwrite) as folder:
             save(student, loaded, folder)
             gap = reload_gap(student, folder)
             card = replace(card, invariants=[{"name": "logits after reload", "outcome": f"equal within {gap:.1e}"}])
@@ -67,8 +86,8 @@ class Prune:
         """The pruned model in memory, as its stock family, with the card that says what went."""
         backbone = import_model(loaded.model)
         target = self.target(backbone)
-        text = Text(data=self.data, context=512, seed=self.seed)
-        batches = calibration(text, loaded.tokenizer, tokens=self.calibration_tokens)
+        text = Text(data=self.data, context=min(512, context_of(loaded.model)), seed=self.seed)
+        batches, facts = calibration(text, loaded.tokenizer, tokens=self.calibration_tokens)
         with autocast():
             pruned, found = shrink(backbone, target, batches, layers_by=self.layers_by)
         details = {
@@ -77,7 +96,14 @@ class Prune:
             "share": parameters(pruned.blueprint) / parameters(backbone.blueprint),
             **found,
         }
-        card = Card(stage=as_value(self), seed=self.seed, parents=[parent("pruned from", loaded)], details=details)
+        card = Card(
+            stage=as_value(self),
+            seed=self.seed,
+            parents=[parent("pruned from", loaded)],
+            data=facts,
+            details=details,
+            command=command(),
+        )
         return export_model(pruned, loaded.model), card
 
     def target(self, backbone: Backbone) -> Shape:
@@ -97,7 +123,7 @@ class Prune:
 def shrink(
     model: Backbone, target: Shape, batches: Sequence[Batch], *, layers_by: str
 ) -> tuple[Backbone, dict[str, Any]]:
-    """`model` at shape `target`, and what decided: width first, then depth, as MiniMA does, both measured on the whole."""
+    """`model` at shape `target`, and what decided: width, then depth, as in MiniMA, measured on the whole."""
     old, found = shape_of(model.blueprint), {}
     kept = tuple(range(old.layers))
     if target.layers < old.layers and layers_by == "harm":
@@ -105,7 +131,7 @@ def shrink(
         kept, found["harm"] = harm.keep, harm.to_dict()
     elif target.layers < old.layers:
         kept = evenly(old.layers, target.layers)
-    narrow: dict[str, int] = {
+    narrow: dict[str, Any] = {
         name: size
         for name, size in {"kv_heads": target.kv_heads, "ffn": target.ffn, "hidden": target.hidden}.items()
         if size < getattr(old, name)

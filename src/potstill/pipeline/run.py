@@ -1,38 +1,63 @@
 """Stages one after another, each in a folder of its own; what was made from what stands in the cards."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artefact import CARD, read_card
+from potstill.core.artefact import CARD, read_card, require_free
 from potstill.core.errors import UsageError
-from potstill.pipeline.distill import Distill, Run
+from potstill.core.types import Measure
+from potstill.pipeline.distill import Distill
 from potstill.pipeline.prune import Prune
 
 PREVIOUS = "@previous"  # in a recipe: the folder that the stage before made
 
 
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What the last stage left on disk: its folder and its card."""
+
+    out: Path
+    card: Mapping[str, Any]
+
+    @property
+    def measures(self) -> dict[str, list[Measure]]:
+        """The measures of the card by model, as they stand in `Run`."""
+        return {name: [Measure(**m) for m in found] for name, found in self.card["measures"].items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The folder and its card, for JSON."""
+        return {"out": str(self.out), **self.card}
+
+
 def run_stages(
     stages: Sequence[Prune | Distill], out: Path, *, overwrite: bool = False, resume: bool = False
-) -> Run | Any:
+) -> Finished:
     """Runs `stages` into `out`/1-prune, `out`/2-distill, ...; with `resume`, finished ones are not made again.
 
-    Raises: UsageError if there is no stage; what the stages raise.
+    Raises: UsageError if there is no stage; OutputExists; what the stages raise.
     """
     if not stages:
         raise UsageError("a recipe without stages does nothing")
-    result, previous = None, ""
+    require_free(out, overwrite=overwrite or resume)
+    previous, unchanged = out, resume
     for number, stage in enumerate(stages, 1):
         folder = out / f"{number}-{type(stage).__name__.lower()}"
-        placed = placed_after(stage, previous)
-        if not (resume and (folder / CARD).is_file() and read_card(folder)["stage"] == placed.to_dict()):
-            result = placed.run(folder, overwrite=overwrite, resume=resume and folder.exists())
-        previous = str(folder)
-    return result if result is not None else read_card(Path(previous))
+        placed = placed_after(stage, str(previous))
+        unchanged = unchanged and is_finished(folder, placed)
+        if not unchanged:
+            placed.run(folder, overwrite=overwrite, resume=resume and folder.exists())
+        previous = folder
+    return Finished(previous, read_card(previous))
+
+
+def is_finished(folder: Path, stage: Prune | Distill) -> bool:
+    """Whether `folder` holds what exactly this stage makes."""
+    return (folder / CARD).is_file() and read_card(folder).get("stage") == stage.to_dict()
 
 
 def placed_after(stage: Prune | Distill, previous: str) -> Prune | Distill:
     """`stage` with every `PREVIOUS` replaced by the folder that the stage before made."""
-    named = {f.name: previous for f in dataclasses.fields(stage) if getattr(stage, f.name) == PREVIOUS}
+    named: dict[str, Any] = {f.name: previous for f in dataclasses.fields(stage) if getattr(stage, f.name) == PREVIOUS}
     return dataclasses.replace(stage, **named)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,8 +12,11 @@ from potstill.core.types import Batch
 from potstill.data.chat import tokenise
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.pack import Packs, collate, pack
+from potstill.data.show import describe
 from potstill.evaluate.perplexity import bos_of, supervised_rows, text_rows
 from potstill.evaluate.reading import Row, context_of
+from potstill.models import gguf
+from potstill.models.load import load, locate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,24 +67,39 @@ def prepare(
     validation = pack(
         tokenise(held_out, tokenizer, limit=50_000), length=text.context, seed=text.seed, bos=bos_of(tokenizer)
     )
+    rows = rows_of(held_out, tokenizer, documents=documents)
     facts = {
+        **facts_of(corpus, packs),
+        "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), {len(rows)} documents",
+        "measured_digest": held_out.digest,
+    }
+    return Prepared(packs=packs, validation_packs=validation, rows=rows, digest=packs.digest, facts=facts)
+
+
+def facts_of(corpus: Corpus, packs: Packs) -> dict[str, Any]:
+    """What a card says of the text that a stage read."""
+    dropped = {"dropped": dict(corpus.dropped)} if corpus.dropped else {}
+    return {
         "trained_on": corpus.name,
+        "kind": corpus.kind,
         "licence": corpus.licence,
-        "documents": len(read),
+        "split": corpus.provenance.get("split", "all"),
+        "documents": len(packs.lengths),
         "tokens": packs.tokens,
         "trained_share": packs.trained / packs.tokens,
         "fill": packs.fill,
         "text_digest": corpus.digest,
-        "measured_on": f"{held_out.name}, {held_out.provenance.get('split', 'validation')}, {documents} documents",
+        **dropped,
         "provenance": dict(corpus.provenance),
     }
-    rows = rows_of(held_out, tokenizer, documents=documents)
-    return Prepared(packs=packs, validation_packs=validation, rows=rows, digest=packs.digest, facts=facts)
 
 
 def held_out_corpus(text: Text) -> Corpus:
-    """The text that is measured on: `eval_data`, or the validation split of `data`."""
-    return load_corpus(text.data if text.eval_data is None else text.eval_data, split="validation")
+    """The text that is measured on: `eval_data`, a file of it whole, or else the validation split of `data`."""
+    if text.eval_data is None or text.eval_data == text.data:
+        return load_corpus(text.data, split="validation")
+    whole = Path(text.eval_data).expanduser().is_file()
+    return load_corpus(text.eval_data, split="all" if whole else "validation")
 
 
 def rows_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: int) -> Sequence[Row]:
@@ -100,11 +119,33 @@ def rows_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: in
 
 def calibration(
     text: Text, tokenizer: PreTrainedTokenizerBase, *, tokens: int, batch_tokens: int = 2048
-) -> list[Batch]:
-    """Some `tokens` of training text as batches of one size, for measuring importance."""
-    read = tokenise(load_corpus(text.data), tokenizer, limit=4 * tokens)
+) -> tuple[list[Batch], dict[str, Any]]:
+    """Some `tokens` of training text as batches of one size, for measuring importance, and what a card says of it."""
+    corpus = load_corpus(text.data)
+    read = tokenise(corpus, tokenizer, limit=4 * tokens)
     length = min(text.context, batch_tokens)
     packs = pack(read, length=length, seed=text.seed, bos=bos_of(tokenizer))
     each = max(1, batch_tokens // length)
     starts = range(0, min(len(packs), max(each, tokens // length)), each)
-    return [collate([packs[i] for i in range(start, min(start + each, len(packs)))]) for start in starts]
+    batches: list[Batch] = [
+        collate([packs[i] for i in range(start, min(start + each, len(packs)))]) for start in starts
+    ]
+    facts = facts_of(corpus, packs)
+    return batches, {"calibrated_on": facts.pop("trained_on"), **facts}
+
+
+def described(name: str, tokenizer: str, *, context: int, split: str) -> dict[str, Any]:
+    """What a data set is and which of its tokens are trained, as `data.show.describe` says it.
+
+    Raises: NotFound, DataError; UsageError for a context without room.
+    """
+    if context < 2:
+        raise UsageError(f"--context {context} has no room for a token and what it is predicted from")
+    corpus = load_corpus(name, split=split)
+    return describe(corpus, tokenizer_of(tokenizer), length=context)
+
+
+def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; of a GGUF file without reading its weights."""
+    path = locate(name)
+    return gguf.load_tokenizer(path) if path.suffix == ".gguf" else load(path).tokenizer

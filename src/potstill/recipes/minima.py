@@ -1,8 +1,8 @@
 """MiniMA: prune for initialisation (width, then depth), then distil logits, half and half with cross-entropy.
 
 Source: Zhang et al., "Towards the Law of Capacity Gap in Distilling Language Models" (arXiv:2311.07052), section 3.
-Departs from the paper: layers are dropped by measured harm, where MiniMA deletes the first and the last four; losses are
-averaged over trained positions only, where its code counts padding too. Cost and measures: see LOG.md.
+Departs from the paper: layers are dropped by measured harm, where MiniMA deletes the first and the last four; losses
+are averaged over trained positions only, where its code counts padding too. Cost and measures: see LOG.md.
 """
 
 from dataclasses import replace

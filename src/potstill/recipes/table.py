@@ -35,6 +35,7 @@ class Recipe:
             "name": self.name,
             "summary": self.summary,
             "source": self.source,
+            "bibtex": self.bibtex,
             "stages": [stage.to_dict() for stage in self.stages],
             "origins": self.origins,
         }
@@ -70,4 +71,7 @@ def _changed(
     if isinstance(stage, Prune):
         return replace(stage, model=stage.model if teacher is None else teacher, data=data, seed=seed)
     settings = replace(stage.settings, seed=seed, tokens=stage.settings.tokens if tokens is None else tokens)
-    return replace(stage, teacher=stage.teacher if teacher is None else teacher, data=data, settings=settings)
+    if teacher is None:
+        return replace(stage, data=data, settings=settings)
+    student = teacher if stage.student == stage.teacher else stage.student  # fine-tuned: the same model, both times
+    return replace(stage, teacher=teacher, student=student, data=data, settings=settings)

@@ -45,5 +45,6 @@ def tiny() -> Recipe:
     """The same method in seconds."""
     recipe = full()
     (stage,) = recipe.stages
+    assert isinstance(stage, Distill)
     settings = Settings(tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
     return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))
