@@ -59,7 +59,7 @@ def report(models: dict[str, list[dict[str, float]]], minutes: float) -> None:
     """How much of what pruning broke each arm healed."""
     bits = {name: next(m["value"] for m in found if m["name"] == "bits_per_byte") for name, found in models.items()}
     damage = bits["pruned"] - bits["teacher"]
-    for name in ("cross-entropy", "distilled"):
+    for name in ("cross-entropy", "distilled") if damage else ():
         show.console.print(f"{name}: {(bits['pruned'] - bits[name]) / damage:.0%} of the pruning's damage healed")
     show.console.print(f"{minutes:.1f} minutes in all")
 

@@ -22,7 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from potstill.core.blueprint import Blueprint, SwiGLU, shapes
+from potstill.core.blueprint import Blueprint, Layer, SwiGLU, shapes
 from potstill.core.errors import UnsupportedModel
 from potstill.models.backbone import Backbone
 from potstill.models.causal import PotstillForCausalLM
@@ -187,6 +187,17 @@ def test_heads_that_do_not_divide_the_width_are_saved_as_mistral() -> None:
     torch.testing.assert_close(exported(ids).logits, logits(backbone, ids, positions), rtol=0, atol=1e-5)
 
 
+def test_a_windowed_llama_is_saved_as_mistral() -> None:
+    backbone, (ids, positions) = Backbone(read(CONFIGS["llama"]).at(lambda _: True, windowed)), tokens()
+    exported = export_model(backbone)
+    assert exported.config.model_type == "mistral"
+    torch.testing.assert_close(exported(ids).logits, logits(backbone, ids, positions), rtol=0, atol=1e-5)
+
+
+def windowed(layer: Layer) -> Layer:
+    return replace(layer, mixer=replace(layer.mixer, window=3))
+
+
 def changed(name: str, **facts: Any) -> Blueprint:
     """The blueprint of a config, its second mixer changed."""
     return read(CONFIGS[name]).at(lambda i: i == 1, lambda x: replace(x, mixer=replace(x.mixer, **facts)))
@@ -196,7 +207,8 @@ def changed(name: str, **facts: Any) -> Blueprint:
     "blueprint",
     [
         changed("llama", kv_heads=1),
-        changed("llama", window=3),
+        read(CONFIGS["llama with every bias"]).at(lambda _: True, windowed),
+        read(CONFIGS["llama"]).at(lambda _: True, lambda x: replace(windowed(x), ffn=SwiGLU(9, bias=True))),
         changed("qwen2", qk_norm=True),
         changed("qwen2 tied with a window", window=4).at(
             lambda i: i == 0, lambda x: replace(x, mixer=replace(x.mixer, window=9))
@@ -217,6 +229,13 @@ def test_what_no_stock_family_expresses_becomes_our_own_architecture(blueprint: 
     again = import_model(exported)
     assert again.blueprint == blueprint
     torch.testing.assert_close(again(ids, positions), backbone(ids, positions))
+
+
+def test_a_blueprint_made_by_hand_gets_no_stop_token_that_nobody_chose() -> None:
+    by_hand = replace(read(CONFIGS["llama"]), extras=())
+    config, _ = export(by_hand, Backbone(by_hand).state_dict())
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, None, None)
+    assert config.initializer_range == LlamaConfig(**SIZES).initializer_range
 
 
 def test_an_unknown_family_is_refused_with_those_that_are_known() -> None:

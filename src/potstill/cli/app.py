@@ -160,7 +160,7 @@ def data(
 
 @app.command()
 def distill(
-    context_of_call: typer.Context,
+    context_of_call: o.Call,
     out: o.Out,
     teacher: o.Teacher = None,
     student: Annotated[str | None, typer.Option(help="A smaller model with the teacher's tokenizer.")] = None,

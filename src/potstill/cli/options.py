@@ -4,11 +4,16 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from potstill.core.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from typer import Context as Call
+else:
+    Call = typer.Context.__mro__[1]  # what typer passes where it asks for its own subclass to be named
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
 Teacher = Annotated[str | None, typer.Option(help="A hub id, a folder, a .gguf file, or smollm2.")]
@@ -75,7 +80,7 @@ def types(stage: type) -> dict[str, type]:
     return {f.name: f.type for f in dataclasses.fields(stage) if f.type in (int, float)}
 
 
-def merge(context: typer.Context, config: str | None, also: Mapping[str, type]) -> dict[str, Any]:
+def merge(context: Call, config: str | None, also: Mapping[str, type]) -> dict[str, Any]:
     """The options of a verb: those of its YAML file (or of the stage in a card), overridden by the command line's own.
 
     `also` are settings that a file may hold though there is no option for them.
@@ -97,12 +102,12 @@ def merge(context: typer.Context, config: str | None, also: Mapping[str, type]) 
     return options
 
 
-def _said(context: typer.Context, name: str) -> bool:
+def _said(context: Call, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
 
-def _cast(context: typer.Context, config: str, name: str, value: Any, also: type | None) -> Any:
+def _cast(context: Call, config: str, name: str, value: Any, also: type | None) -> Any:
     """The value of a file as the command line would have read it."""
     if value is None:
         return value

@@ -12,6 +12,8 @@ from potstill.core.types import Measure
 from potstill.pipeline.card import SHOWN, cell
 
 console = Console()
+if not console.is_terminal:
+    console = Console(width=140)  # a file or a pipe has no width of its own
 
 
 def table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 Box = tuple[float, float, float, float]
 Spot = tuple[float, float]
 
-RADII = (6, 10, 16, 24, 34, 46, 60, 76, 94)
+RADII = (6.0, 10.0, 16.0, 24.0, 34.0, 46.0, 60.0, 76.0, 94.0)
 ANGLES = tuple(math.radians(d) for d in (0, 180, 45, -45, 135, -135, 90, -90, 20, -20, 160, -160, 70, -70, 110, -110))
-JOINED = 11  # a label further away than this gets a line
+JOINED = 11.0  # a label further away than this gets a line
 ROUNDS = 4
 
 
@@ -41,7 +41,7 @@ def place(
             names = [box for m, box in boxes.items() if m != n]
             lines = [(anchors[m], nearest_edge(box, anchors[m])) for m, box in boxes.items() if m != n]
             scene = _Scene(anchors[n], [*marks[n], *foreign, *names], [*names, *foreign], lines, curves, inside)
-            boxes[n] = min(_candidates(anchors[n], sizes[n]), key=scene.cost)
+            boxes[n] = min(_candidates(anchors[n], sizes[n]), key=lambda found: scene.cost(*found))[0]
         if boxes == before:
             break
     return [boxes[n] for n in range(len(anchors))]
@@ -82,8 +82,8 @@ class _Scene(NamedTuple):
     curves: Sequence[Sequence[Spot]]
     inside: Box
 
-    def cost(self, box: Box) -> float:
-        """The distance from the point, and much more for all that is covered, crossed or cut off."""
+    def cost(self, box: Box, radius: float) -> float:
+        """The radius around the point, and much more for all that is covered, crossed or cut off."""
         end = nearest_edge(box, self.anchor)
         covered = sum(overlap(box, other) for other in self.solid)
         outside = (box[2] - box[0]) * (box[3] - box[1]) - overlap(box, self.inside)
@@ -92,8 +92,7 @@ class _Scene(NamedTuple):
             crossed += sum(crosses((self.anchor, end), other) for other in self.untouchable)
         written_on = sum(any(crosses(part, box) for part in pairwise(curve)) for curve in self.curves)
         hit = covered > 0 or outside > 1e-6
-        distance = math.dist(self.anchor, end)
-        return distance + 10 * covered + 50 * outside + 60 * crossed + 25 * written_on + (1000 if hit else 0)
+        return radius + 10 * covered + 50 * outside + 60 * crossed + 25 * written_on + (1000 if hit else 0)
 
 
 def joined(anchor: Spot, end: Spot) -> bool:
@@ -101,14 +100,14 @@ def joined(anchor: Spot, end: Spot) -> bool:
     return math.dist(anchor, end) > JOINED
 
 
-def _candidates(anchor: Spot, size: tuple[float, float]) -> Iterator[Box]:
-    """Boxes whose nearest edge lies on rings around the anchor."""
+def _candidates(anchor: Spot, size: tuple[float, float]) -> Iterator[tuple[Box, float]]:
+    """(box, radius) for boxes that touch a ring around the anchor, to its right first."""
     width, height = size
     for radius in RADII:
         for angle in ANGLES:
             left = anchor[0] + radius * math.cos(angle) - width * (1 - math.cos(angle)) / 2
             bottom = anchor[1] + radius * math.sin(angle) - height * (1 - math.sin(angle)) / 2
-            yield left, bottom, left + width, bottom + height
+            yield (left, bottom, left + width, bottom + height), radius
 
 
 def _nearest(anchors: Sequence[Spot], n: int) -> float:

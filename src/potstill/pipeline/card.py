@@ -153,7 +153,7 @@ def cell(measure: Measure | None) -> str:
         return "-"
     value = measure.value / 2**20 if measure.name == "bytes" else measure.value
     text = SHOWN[measure.name][1].format(value)
-    if measure.low is None or measure.high is None or measure.low == measure.high:
+    if measure.low is None or measure.high is None or measure.low == measure.high or measure.unit == "tokens/s":
         return text
     low, high = (SHOWN[measure.name][1].format(v) for v in (measure.low, measure.high))
     return f"{text} [{low}, {high}]"

@@ -111,7 +111,7 @@ class Measurement:
         if self.speed:
             measures += speeds(loaded)
         if self.tasks:
-            measures += run_tasks(loaded, self.tasks)
+            measures += run_tasks(loaded.model, loaded.tokenizer, self.tasks)
         return measures
 
 

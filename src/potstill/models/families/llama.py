@@ -102,27 +102,23 @@ def config_facts(blueprint: Blueprint, *extras: str) -> dict[str, Any]:
     """The arguments that the configs of these families share, for layers that are all alike."""
     mixer, ffn = blueprint.layers[0].mixer, blueprint.layers[0].ffn
     known = dict(blueprint.extras)
-    kept = {name: _thawed(known[name]) for name in (*KEPT, *extras) if name in known}
-    # without this an absent id would become the family's default, another token
-    ids = {name: None for name in KEPT if name.endswith("_id")}
-    return (
-        ids
-        | kept
-        | {
-            "vocab_size": blueprint.vocabulary,
-            "hidden_size": blueprint.hidden,
-            "intermediate_size": ffn.width,
-            "num_hidden_layers": len(blueprint.layers),
-            "num_attention_heads": mixer.heads,
-            "num_key_value_heads": mixer.kv_heads,
-            "head_dim": mixer.head_dim,
-            "hidden_act": ffn.activation,
-            "max_position_embeddings": blueprint.context,
-            "rms_norm_eps": blueprint.norm_eps,
-            "tie_word_embeddings": blueprint.tied,
-            "rope_parameters": blueprint.rotary.parameters(),
-        }
-    )
+    # an absent id is said to be None, else it would become the family's default, which is another token
+    facts: dict[str, Any] = {name: None for name in KEPT if name.endswith("_id")}
+    facts |= {name: _thawed(known[name]) for name in (*KEPT, *extras) if name in known}
+    return facts | {
+        "vocab_size": blueprint.vocabulary,
+        "hidden_size": blueprint.hidden,
+        "intermediate_size": ffn.width,
+        "num_hidden_layers": len(blueprint.layers),
+        "num_attention_heads": mixer.heads,
+        "num_key_value_heads": mixer.kv_heads,
+        "head_dim": mixer.head_dim,
+        "hidden_act": ffn.activation,
+        "max_position_embeddings": blueprint.context,
+        "rms_norm_eps": blueprint.norm_eps,
+        "tie_word_embeddings": blueprint.tied,
+        "rope_parameters": blueprint.rotary.parameters(),
+    }
 
 
 def uniform(blueprint: Blueprint) -> bool:

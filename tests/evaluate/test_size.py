@@ -1,0 +1,65 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
+from potstill.core.errors import NotFound
+from potstill.evaluate.size import bytes_in_memory, bytes_on_disk, count_parameters, flops_per_token
+
+
+def llama(*, tied: bool) -> LlamaForCausalLM:
+    shape = {"vocab_size": 40, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
+    return LlamaForCausalLM(
+        LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tied)
+    )
+
+
+BLOCK = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 12 + 2 * 8  # q, k and v, o, the feed-forward, two norms
+
+
+@pytest.mark.parametrize(("tied", "tables"), [(True, 1), (False, 2)])
+def test_parameters_are_counted_by_hand_and_tied_ones_once(tied, tables):
+    found = count_parameters(llama(tied=tied))
+    assert found.embeddings == tables * 40 * 8
+    assert found.blocks == BLOCK + 8
+    assert found.total == found.embeddings + found.blocks
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bytes_follow_parameters_and_dtype_in_memory_and_on_disk(tied, tmp_path):
+    model = llama(tied=tied)
+    assert bytes_in_memory(model) == 4 * count_parameters(model).total
+    assert bytes_in_memory(model.to(torch.bfloat16)) == 2 * count_parameters(model).total
+    model.save_pretrained(tmp_path)
+    assert 0 < bytes_on_disk(tmp_path) - bytes_in_memory(model) < 4096  # the header
+
+
+def test_only_weights_count_on_disk_and_only_one_format(tmp_path):
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"12345")
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"678")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"1" * 100)
+    (tmp_path / "objective.safetensors").write_bytes(b"1" * 100)
+    (tmp_path / "optimizer.bin").write_bytes(b"1" * 100)
+    assert bytes_on_disk(tmp_path) == 8
+
+
+def test_a_file_is_its_own_weights_and_an_empty_folder_has_none(tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"1234")
+    assert bytes_on_disk(file) == bytes_on_disk(tmp_path) == 4
+    file.unlink()
+    with pytest.raises(NotFound, match="holds no weights"):
+        bytes_on_disk(tmp_path)
+
+
+def test_flops_are_twice_the_weights_that_multiply_and_grow_with_what_is_seen():
+    layer = Layer(Attention(heads=2, kv_heads=1, head_dim=4), SwiGLU(width=12))
+    blueprint = Blueprint(vocabulary=40, hidden=8, layers=(layer, layer), tied=True)
+    weights = 2 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 12) + 40 * 8
+    assert flops_per_token(blueprint, 0) == 2 * weights + 2 * 4 * 8
+    assert flops_per_token(blueprint, 99) == 2 * weights + 100 * 2 * 4 * 8
+    assert flops_per_token(replace(blueprint, tied=False), 99) == flops_per_token(blueprint, 99)
+    windowed = blueprint.at(lambda i: i == 0, lambda old: replace(old, mixer=replace(old.mixer, window=10)))
+    assert flops_per_token(windowed, 99) == 2 * weights + 110 * 4 * 8

@@ -1,0 +1,43 @@
+"""A world small enough for whole runs in a test: a teacher in a folder, text, questions with answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS = "the still boils the wash and the spirit runs over into the cooling worm while the fire is kept low".split()
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A tiny Llama with its tokenizer and a licence, as a hub would give it."""
+    return saved(tmp_path / "teacher", tiny_llama, tiny_tokenizer)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Eighty short texts, one a line of JSON."""
+    lines = [{"text": " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 12)) + f" {i}."} for i in range(80)]
+    return written(tmp_path / "text.jsonl", lines)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Sixty questions with their answers."""
+    lines = [{"prompt": f"What is {i} + 1?", "response": f"It is {i + 1}."} for i in range(60)]
+    return written(tmp_path / "pairs.jsonl", lines)
+
+
+def written(path: Path, rows: list[dict[str, str]]) -> Path:
+    """`rows` as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def saved(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model folder under the Apache licence."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A teacher\n")
+    return folder
