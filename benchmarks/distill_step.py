@@ -1,8 +1,8 @@
 """One distillation step beside TRL's GKDTrainer: real tokens per second, peak memory, share of the GEMM roofline.
 
-Same teacher (bf16), same student (12 evenly kept layers, fp32 weights, bf16 compute), same documents in every step, same
-optimiser, forward KL alone. Each side lives in a process of its own, so that its peak memory is its own; the parent asks
-them for one step in turn. TRL runs without gradient checkpointing, which makes it faster and larger than its default.
+Same teacher (bf16), same student (12 evenly kept layers, fp32 weights, bf16 compute), same documents in every step
+and same optimiser, forward KL alone. Each side lives in a process of its own, so that its peak memory is its own; the
+parent asks them for one step in turn. TRL runs without gradient checkpointing: faster and larger than its default.
 FLOPs counted: 2 per weight of every matrix and token, once for the teacher, three times for the student; no attention.
 
     python benchmarks/distill_step.py --json           (needs: pip install 'potstill[bench]')

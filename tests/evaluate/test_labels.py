@@ -32,6 +32,12 @@ def test_points_in_one_place_get_labels_apart():
     assert all(overlap(a, b) == 0 for a, b in combinations(boxes, 2))
 
 
+def test_a_label_lies_nearer_to_its_own_point_than_to_another():
+    spots = [(200.0, 150.0), (200.0, 162.0)]
+    for own, other, box in zip(spots, spots[::-1], place(spots, [(60.0, 12.0)] * 2, inside=FRAME), strict=True):
+        assert math.dist(own, nearest_edge(box, own)) <= math.dist(other, nearest_edge(box, other))
+
+
 def test_a_label_is_not_written_on_a_curve():
     curve = [(0.0, 150.0), (400.0, 150.0)]
     (free,) = place([(200.0, 150.0)], [(70.0, 11.0)], inside=FRAME)
@@ -41,8 +47,9 @@ def test_a_label_is_not_written_on_a_curve():
 
 
 def test_a_line_to_a_label_crosses_no_other_label():
-    spots = [(200.0, 150.0 + n) for n in range(5)]
+    spots = [(200.0, 150.0 + 5 * n) for n in range(5)]
     boxes = place(spots, [(60.0, 12.0)] * 5, inside=FRAME)
+    assert any(joined(spot, nearest_edge(box, spot)) for spot, box in zip(spots, boxes, strict=True))
     for n, (spot, box) in enumerate(zip(spots, boxes, strict=True)):
         end = nearest_edge(box, spot)
         others = [other for m, other in enumerate(boxes) if m != n]

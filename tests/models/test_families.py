@@ -209,6 +209,9 @@ def changed(name: str, **facts: Any) -> Blueprint:
         changed("llama", kv_heads=1),
         read(CONFIGS["llama with every bias"]).at(lambda _: True, windowed),
         read(CONFIGS["llama"]).at(lambda _: True, lambda x: replace(windowed(x), ffn=SwiGLU(9, bias=True))),
+        read(CONFIGS["qwen2"]).at(
+            lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, out_bias=True, window=3))
+        ),
         changed("qwen2", qk_norm=True),
         changed("qwen2 tied with a window", window=4).at(
             lambda i: i == 0, lambda x: replace(x, mixer=replace(x.mixer, window=9))

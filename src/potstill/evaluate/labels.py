@@ -40,7 +40,8 @@ def place(
             foreign = [box for m, owned in enumerate(marks) if m != n for box in owned]
             names = [box for m, box in boxes.items() if m != n]
             lines = [(anchors[m], nearest_edge(box, anchors[m])) for m, box in boxes.items() if m != n]
-            scene = _Scene(anchors[n], [*marks[n], *foreign, *names], [*names, *foreign], lines, curves, inside)
+            rivals = [spot for m, spot in enumerate(anchors) if m != n]
+            scene = _Scene(anchors[n], rivals, [*marks[n], *foreign, *names], [*names, *foreign], lines, curves, inside)
             boxes[n] = min(_candidates(anchors[n], sizes[n]), key=lambda found: scene.cost(*found))[0]
         if boxes == before:
             break
@@ -76,6 +77,7 @@ class _Scene(NamedTuple):
     """What stands around one label while a place for it is sought."""
 
     anchor: Spot
+    rivals: Sequence[Spot]  # the other points
     solid: Sequence[Box]  # not to be covered
     untouchable: Sequence[Box]  # not to be crossed by the line to the label
     lines: Sequence[tuple[Spot, Spot]]  # from other points to their labels
@@ -91,8 +93,12 @@ class _Scene(NamedTuple):
         if joined(self.anchor, end):
             crossed += sum(crosses((self.anchor, end), other) for other in self.untouchable)
         written_on = sum(any(crosses(part, box) for part in pairwise(curve)) for curve in self.curves)
+        nearest = min((math.dist(spot, nearest_edge(box, spot)) for spot in self.rivals), default=math.inf)
+        confusing = max(0.0, math.dist(self.anchor, end) - nearest)  # whose name is it, if another point is nearer?
         hit = covered > 0 or outside > 1e-6
-        return radius + 10 * covered + 50 * outside + 60 * crossed + 25 * written_on + (1000 if hit else 0)
+        return (
+            radius + 2 * confusing + 10 * covered + 50 * outside + 60 * crossed + 25 * written_on + (1000 if hit else 0)
+        )
 
 
 def joined(anchor: Spot, end: Spot) -> bool:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, zip_longest
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -23,7 +24,9 @@ INK, FAINT, GRID = "#1f2328", "#6e7781", "#e6e8eb"
 ACCENT, DULL = "#0b6e99", "#9aa4ae"
 COLOURS = ("#0b6e99", "#c8553d", "#588157", "#8e5ea2", "#b08900", "#6e7781")  # apart in hue and in lightness
 DPI = 160
-CAPTION = "Hollow: another model is as good and as cheap. Bars: 95 % intervals; for speed the range of the runs."
+CAPTION = (
+    "Hollow: another model is at least as good and as cheap. Bars: 95 % intervals; for speed the range of the runs."
+)
 BEND = 0.22  # of the arrows of lineage
 TENTHS = tuple(n / 10 for n in range(10, 100))
 DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8), TENTHS)
@@ -49,7 +52,7 @@ def draw_frontier(
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
     panels[0].set_ylabel(f"{TITLES[quality]}, {_better(points, quality)} is better", color=INK)
-    figure.supxlabel(CAPTION, x=0.012, ha="left", fontsize=8, color=FAINT)
+    figure.supxlabel(fill(CAPTION, 72 * len(costs)), x=0.012, ha="left", fontsize=8, color=FAINT)
     canvas.draw()  # the layout is settled; only now do places in pixels mean anything
     figure.set_layout_engine("none")
     for panel, cost, drawn in zip(panels, costs, curves, strict=True):
