@@ -4,18 +4,20 @@ import gzip
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.cli.conftest import TINY, Answer, Call
-from tests.pipeline.world import saved, written
+from potstill.cli.app import main
+from potstill.core.errors import NotFound
+from tests.cli.conftest import KEEP, TINY, Answer, Call
+from tests.pipeline.world import interrupted, saved, written
 
 Refused = Callable[..., str]
 
@@ -48,7 +50,7 @@ def refused(potstill: Call, tmp_path: Path) -> Refused:
 
 
 def distill(teacher: object, data: object, out: Path, *more: object) -> tuple[object, ...]:
-    size = () if {"--student", "--params", "--keep"} & set(more) else ("--keep", 0.8)
+    size = () if {"--student", "--params", "--keep"} & set(more) else ("--keep", KEEP)
     return ("distill", "--teacher", teacher, "--data", data, "--out", out / "made", *TINY, *size, *more)
 
 
@@ -82,14 +84,12 @@ def test_pickled_weights_run_only_when_asked_for(
     (teacher / "model.safetensors").unlink()
     torch.save(tiny_llama.state_dict(), teacher / "pytorch_model.bin")
     assert "--allow-pickle" in refused(*distill(teacher, text, tmp_path), code=2)
-    assert "--allow-pickle" in refused("prune", teacher, "--keep", 0.8, "--out", tmp_path / "made", code=2)
-    call = ("prune", teacher, "--keep", 0.8, "--data", text, "--out", tmp_path / "made", "--allow-pickle")
+    assert "--allow-pickle" in refused("prune", teacher, "--keep", KEEP, "--out", tmp_path / "made", code=2)
+    call = ("prune", teacher, "--keep", KEEP, "--data", text, "--out", tmp_path / "made", "--allow-pickle")
     assert potstill(*call).code == 0
 
 
-def test_code_that_comes_with_a_model_does_not_run(
-    refused: Refused, teacher: Path, text: Path, tmp_path: Path
-) -> None:
+def test_code_that_comes_with_a_model_does_not_run(refused: Refused, teacher: Path, text: Path, tmp_path: Path) -> None:
     config = json.loads((teacher / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "evil.Evil"}
     (teacher / "config.json").write_text(json.dumps(config))
@@ -192,7 +192,7 @@ def test_a_target_larger_than_the_teacher(refused: Refused, teacher: Path, text:
     ("more", "said"),
     [
         pytest.param(("--params", "9k", "--student", "x"), "--student and --params", id="two sizes"),
-        pytest.param(("--keep", "x"), "'x' is not a valid float", id="no number"),
+        pytest.param(("--keep", "x"), "--keep", id="no number"),
         pytest.param(("--params", "many"), "no count", id="no count"),
         pytest.param(("--tokens", "0"), "no count", id="no token"),
         pytest.param(("--objective", "hope"), "no objective is called 'hope'", id="an unknown objective"),
@@ -255,7 +255,7 @@ def test_a_prompt_longer_than_the_context(refused: Refused, teacher: Path) -> No
 def test_an_output_folder_that_holds_something(refused: Refused, teacher: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "thesis.tex").write_text("years of work")
-    for call in (distill(teacher, text, tmp_path), ("prune", teacher, "--keep", 0.8, "--out", tmp_path / "made")):
+    for call in (distill(teacher, text, tmp_path), ("prune", teacher, "--keep", KEEP, "--out", tmp_path / "made")):
         assert "--overwrite" in refused(*call, code=2)
     assert "nothing to resume" in refused(*distill(teacher, text, tmp_path, "--resume"), code=2)
     assert "--overwrite" in refused("run", "minima", "--tiny", "--out", tmp_path / "made", code=2)
@@ -275,7 +275,7 @@ def test_an_output_folder_inside_a_file(refused: Refused, teacher: Path, text: P
 
 def test_an_output_folder_where_no_one_may_write(refused: Refused, teacher: Path, text: Path) -> None:
     assert "/proc/made" in refused(*distill(teacher, text, Path("/proc")), code=1)
-    assert "/proc/made" in refused("prune", teacher, "--keep", 0.8, "--data", text, "--out", "/proc/made", code=1)
+    assert "/proc/made" in refused("prune", teacher, "--keep", KEEP, "--data", text, "--out", "/proc/made", code=1)
 
 
 def test_a_folder_that_may_not_be_written(refused: Refused, teacher: Path, text: Path, tmp_path: Path) -> None:
@@ -286,32 +286,19 @@ def test_a_folder_that_may_not_be_written(refused: Refused, teacher: Path, text:
 
 
 def test_what_is_read_is_never_written_over(refused: Refused, teacher: Path, text: Path, tmp_path: Path) -> None:
-    call = ("distill", "--teacher", teacher, "--keep", 0.8, "--data", text, "--overwrite", *TINY)
+    call = ("distill", "--teacher", teacher, "--keep", KEEP, "--data", text, "--overwrite", *TINY)
     assert "which is read" in refused(*call, "--out", teacher, code=2)
     assert "which is read" in refused(*call, "--out", tmp_path, code=2)
-    assert "which is read" in refused("prune", teacher, "--keep", 0.8, "--out", teacher, "--overwrite", code=2)
+    assert "which is read" in refused("prune", teacher, "--keep", KEEP, "--out", teacher, "--overwrite", code=2)
 
 
 @pytest.fixture
 def stopped(potstill: Call, teacher: Path, text: Path, tmp_path: Path) -> tuple[object, ...]:
-    """The call of a run that was stopped on its way, with checkpoints."""
-    call = distill(teacher, text, tmp_path, "--save-every", 1)
-    assert potstill(*call).code == 0
-    done = tmp_path / "made"
-    again = tmp_path / "again"
-    from potstill.train import checkpoint
-
-    seal, sealed = checkpoint.seal, []
-
-    def stop(*arguments: object, **options: object) -> Path:
-        sealed.append(seal(*arguments, **options))  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "seal", stop)
-        shutil.rmtree(done)
-        assert potstill(*call).code == 130
-    assert not again.exists()
+    """The call of a run that was stopped on its way, with a checkpoint."""
+    call = distill(teacher, text, tmp_path, "--tokens", "4k")
+    with interrupted(tmp_path / "made"):
+        answer = potstill(*call)
+    assert answer.code == 130, answer
     return call
 
 
@@ -338,40 +325,59 @@ def test_an_unfinished_run_is_not_discarded_silently(refused: Refused, stopped: 
 # disks
 
 
-LIMITED = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
-sys.argv[0] = "potstill"
-from potstill.cli.app import main
-main()
-"""
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """No file can grow over `size` bytes: writing more fails as on a full disk, with another number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(
-    ("verb", "limit"), [("prune", 40_000), ("distill", 40_000), ("distill", 150_000)], ids=["prune", "model", "optimizer"]
-)
-def test_a_full_disk(teacher: Path, text: Path, tmp_path: Path, verb: str, limit: int) -> None:
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+@pytest.mark.parametrize("size", [30_000, 120_000], ids=["no room for the model", "no room for the optimiser"])
+def test_a_full_disk(refused: Refused, teacher: Path, text: Path, tmp_path: Path, size: int) -> None:
+    with disk_of(size):
+        assert "writing" in refused(*distill(teacher, text, tmp_path / "deep" / "down"), code=1)
+
+
+def test_a_full_disk_while_pruning(refused: Refused, teacher: Path, text: Path, tmp_path: Path) -> None:
+    with disk_of(30_000):
+        call = ("prune", teacher, "--keep", KEEP, "--data", text, "--out", tmp_path / "deep" / "made")
+        assert "writing" in refused(*call, code=1)
+
+
+def test_a_disk_that_is_full_only_at_the_end_keeps_what_was_trained(
+    potstill: Call, teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call = distill(teacher, text, tmp_path)
-    call = call if verb == "distill" else ("prune", teacher, "--keep", 0.8, "--data", text, "--out", tmp_path / "made")
-    before = files(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(limit), *map(str, call)], capture_output=True, text=True, timeout=120
-    )
-    said = sentence(Answer(done.returncode, done.stdout, done.stderr.lstrip("\n")), code=1)
-    assert "writing" in said
-    assert files(tmp_path) == before
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("potstill.pipeline.distill.save", full)
+        assert "No space left" in sentence(potstill(*call), code=1)
+    assert files(tmp_path / "made") >= {"training/metrics.jsonl"}
+    answer = potstill(*call, "--resume")
+    assert answer.code == 0, answer.err
+    assert "model.safetensors" in files(tmp_path / "made")
 
 
 # the rest
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    call = [sys.executable, "-m", "potstill", "recipes", "hope"]
-    loud = subprocess.run([*call, "--debug"], capture_output=True, text=True, timeout=120)
-    assert loud.returncode == 1
-    assert "Traceback" in loud.stderr
-    assert "NotFound" in loud.stderr
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["potstill", "recipes", "--debug", "hope"])
+    with pytest.raises(NotFound):
+        main()
+
+
+def test_a_real_shell_sees_one_sentence_and_the_exit_code(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "potstill", "generate", str(tmp_path), "--prompt", "a"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+    assert "no config.json" in sentence(Answer(done.returncode, done.stdout, done.stderr), code=2)
 
 
 def test_what_no_one_foresaw_is_one_sentence_too(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,8 @@ def test_a_label_is_not_written_on_a_curve():
 
 
 def test_a_line_to_a_label_crosses_no_other_label():
-    spots = [(200.0, 150.0 + 5 * n) for n in range(5)]
-    boxes = place(spots, [(60.0, 12.0)] * 5, inside=FRAME)
+    spots = [(200.0, 150.0 + 3 * n) for n in range(7)]
+    boxes = place(spots, [(60.0, 12.0)] * 7, inside=FRAME)
     assert any(joined(spot, nearest_edge(box, spot)) for spot, box in zip(spots, boxes, strict=True))
     for n, (spot, box) in enumerate(zip(spots, boxes, strict=True)):
         end = nearest_edge(box, spot)

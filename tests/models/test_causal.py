@@ -89,6 +89,14 @@ def test_generation_takes_a_cache_of_our_own_states() -> None:
     assert mine.tolist() == ours.generate(tokens, max_new_tokens=8, do_sample=False).tolist()
 
 
+def test_without_positions_the_text_goes_on_where_the_cache_ends() -> None:
+    ours, tokens = model(), ids()
+    first = ours(tokens[:, :5], use_cache=True)
+    rest = ours(tokens[:, 5:], past_key_values=first.past_key_values)
+    torch.testing.assert_close(rest.logits, ours(tokens).logits[:, 5:], rtol=0, atol=1e-5)
+    assert ours(tokens).past_key_values is None
+
+
 def test_a_prompt_padded_on_the_left_generates_what_it_generates_alone() -> None:
     ours, tokens = model(), ids(1, 6)
     padded = torch.cat([torch.full((1, 4), 58), tokens], 1)

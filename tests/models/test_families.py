@@ -162,6 +162,19 @@ def test_an_imported_network_is_a_copy_in_the_model_s_mode() -> None:
     assert all(bool(weight.any()) for weight in model.parameters())
 
 
+def test_an_exported_model_is_a_copy_in_the_network_s_mode_with_one_tied_weight() -> None:
+    backbone = import_model(random_model(CONFIGS["llama tied, eps, ids"])).eval()
+    exported = export_model(backbone)
+    assert not exported.training
+    assert export_model(backbone.train()).training
+    assert exported.get_output_embeddings().weight is exported.get_input_embeddings().weight
+    with torch.no_grad():
+        for weight in backbone.parameters():
+            weight.zero_()
+    assert all(bool(weight.any()) for weight in exported.parameters())
+    assert all(weight.requires_grad for weight in exported.parameters())
+
+
 def test_export_takes_over_the_stop_tokens_and_leaves_the_random_numbers_alone() -> None:
     model = random_model(CONFIGS["llama"])
     model.generation_config = GenerationConfig(eos_token_id=[3, 9], temperature=0.5, do_sample=True)

@@ -1,6 +1,12 @@
 """A world small enough for whole runs in a test: a teacher in a folder, text, questions with answers."""
 
 import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,3 +47,24 @@ def saved(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerF
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A teacher\n")
     return folder
+
+
+@contextmanager
+def interrupted(out: Path) -> Iterator[None]:
+    """Sends this process what Ctrl-C sends, once the run that writes `out` has logged a step and minds the signal."""
+    over = threading.Event()
+
+    def wait() -> None:
+        log = out / "training" / "metrics.jsonl"
+        while not over.is_set() and not (log.exists() and log.stat().st_size):
+            time.sleep(0.002)
+        if not over.is_set() and signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -211,7 +211,7 @@ def distill(
     stage = Distill.from_options(o.merge(context_of_call, config, settings | {"documents": int}))
     if dry_run:
         return answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
-    run = stage.run(o.path(out), overwrite=overwrite, resume=resume)
+    run = stage.run(o.path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
     return answer(run.to_dict(), as_json, lambda: show.run(run.out, run.measures))
 
 

@@ -11,7 +11,7 @@ import typer
 from potstill.core.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
-    from typer import Context as Call
+    Call = typer.Context
 else:
     Call = typer.Context.__mro__[1]  # what typer passes where it asks for its own subclass to be named
 

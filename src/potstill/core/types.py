@@ -18,7 +18,7 @@ A packed batch has `B = 1` and no padding; documents lie end to end.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -107,6 +107,7 @@ class Signals:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What is minimised: sum over terms of `weights[k] * terms[k] / counts[k]`, where only the trainer divides.
 

@@ -146,7 +146,7 @@ def _json_lines(path: Path, *, number: int = 0) -> Iterator[Record]:
         if number == 1 and line.lstrip().startswith("["):
             yield from _json_list(line + "".join(lines), path)
         elif line.strip():
-            yield _row(_parse(line, path, first_line=number), f"{path}, line {number}")
+            yield _row(_parse(line.rstrip(), path, first_line=number), f"{path}, line {number}")
 
 
 def _json(path: Path) -> Iterator[Record]:

@@ -97,7 +97,7 @@ class _Scene(NamedTuple):
         confusing = max(0.0, math.dist(self.anchor, end) - nearest)  # whose name is it, if another point is nearer?
         hit = covered > 0 or outside > 1e-6
         return (
-            radius + 2 * confusing + 10 * covered + 50 * outside + 60 * crossed + 25 * written_on + (1000 if hit else 0)
+            radius + 4 * confusing + 10 * covered + 50 * outside + 60 * crossed + 25 * written_on + (1000 if hit else 0)
         )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from potstill.core import backend
 from potstill.core.artefact import Card, require_free, write_text, writing
-from potstill.core.errors import DataError, Interrupted, OutputExists, UsageError
+from potstill.core.errors import DataError, Interrupted, MissingDependency, OutputExists, UsageError
 from potstill.core.types import Measure
 from potstill.evaluate.agreement import compare, remember
 from potstill.evaluate.measure import quality, sizes
@@ -33,6 +34,7 @@ from potstill.pipeline.stage import (
     disk,
     parent,
     require_apart,
+    require_choice,
     require_size,
     require_strategy,
 )
@@ -47,6 +49,7 @@ PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do 
 TRAINING = "training"  # inside the output folder while a run is not finished
 COMPUTE = "dtype.txt"  # what `auto` chose when the run began
 CURVE = "curve.png"
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 class Pair(NamedTuple):
@@ -106,6 +109,8 @@ class Distill:
             raise UsageError(f"--lora is {self.lora}; it is a rank, and 0 trains all weights")
         if self.documents < 1:
             raise UsageError(f"documents is {self.documents}; at least one has to be measured on")
+        for tracker in self.settings.report_to:
+            require_tracker(tracker)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "Distill":
@@ -262,6 +267,16 @@ class Distill:
         with contextlib.suppress(DataError):
             draw_curve(folder / METRICS, folder / CURVE, terms=[*terms, *(f"eval_{term}" for term in terms)])
         return CURVE if (folder / CURVE).exists() else ""
+
+
+def require_tracker(name: str) -> None:
+    """Refuse a tracker that is none of ours, or not installed.
+
+    Raises: UsageError, MissingDependency.
+    """
+    require_choice("report-to", name, TRACKERS)
+    if importlib.util.find_spec(name) is None:
+        raise MissingDependency(f"{name} is not installed; run: pip install {name}")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 from typing import Any
 
 from potstill.core import backend
-from potstill.core.errors import DataError
+from potstill.core.errors import DataError, UsageError
+from potstill.evaluate.reading import context_of
 from potstill.evaluate.rouge import Writing, prompt_ids, write
 from potstill.models.load import load
 
@@ -22,12 +23,17 @@ def generate_text(
 ) -> dict[str, Any]:
     """What `model` answers to `prompt`; with `raw` it continues the text without its chat template.
 
-    Raises: DataError if the prompt holds no token.
+    Raises: DataError if the prompt holds no token; UsageError if it and the answer are longer than the model's context.
     """
     loaded = load(model, device=backend.device(device), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     ids = loaded.tokenizer(prompt).input_ids if raw else prompt_ids(prompt, loaded.tokenizer)
     if not prompt or not ids:
         raise DataError("the prompt holds no token; write at least one word")
+    if len(ids) + max_tokens > context_of(loaded.model):
+        raise UsageError(
+            f"{len(ids)} tokens of prompt and {max_tokens} of answer are more than the {context_of(loaded.model)} tokens "
+            f"that {model} was made for; shorten the prompt, or lower --max-tokens"
+        )
     writing = Writing(max_new_tokens=max_tokens, temperature=temperature, seed=seed)
     text = write(loaded.model, loaded.tokenizer, [ids], writing=writing)[0]
     return {"model": model, "prompt": prompt, "text": text, "prompt_tokens": len(ids)}

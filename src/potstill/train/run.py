@@ -98,7 +98,7 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def metrics_of(folder: Path) -> list[dict[str, float]]:
+def metrics_of(folder: Path) -> list[dict[str, int | float]]:
     """The lines of `metrics.jsonl`."""
     file = folder / METRICS
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
@@ -106,7 +106,7 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
 
 def _outcome(trainer: Trainer, folder: Path, seconds: float) -> Outcome:
     state = trainer.state
-    lines: Sequence[dict[str, float]] = [line for line in metrics_of(folder) if "loss" in line]
+    lines: Sequence[dict[str, int | float]] = [line for line in metrics_of(folder) if "loss" in line]
     recent = lines[-max(1, len(lines) // 10) :]
     names = trainer.study.term_names
     busy = sum(
