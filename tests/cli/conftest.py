@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
+from tests.pipeline.world import pairs, teacher, text
 
 from potstill.cli.app import main
-from tests.pipeline.world import pairs, teacher, text
 
 __all__ = ["pairs", "teacher", "text"]
 

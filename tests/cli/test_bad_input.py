@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.cli.conftest import KEEP, TINY, Answer, Call
+from tests.pipeline.world import interrupted, saved, written
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.cli.app import main
 from potstill.core.errors import NotFound
-from tests.cli.conftest import KEEP, TINY, Answer, Call
-from tests.pipeline.world import interrupted, saved, written
 
 Refused = Callable[..., str]
 
@@ -203,7 +203,7 @@ def test_a_target_larger_than_the_teacher(refused: Refused, teacher: Path, text:
         pytest.param(("--strategy", "hope"), "none of depth", id="an unknown strategy"),
         pytest.param(("--dtype", "int3"), "none of auto", id="an unknown dtype"),
         pytest.param(("--device", "abacus"), "cannot be used here", id="an unknown device"),
-        pytest.param(("--context", "4096"), "longer than the 256 tokens", id="a context longer than the model's"),
+        pytest.param(("--context", "4096"), "longer than the 512 tokens", id="a context longer than the model's"),
         pytest.param(("--context", "0"), "at least 1", id="no context"),
         pytest.param(("--lr", "-1"), "between 0 and 1", id="a negative rate"),
         pytest.param(("--lora", "-1"), "a rank", id="a negative rank"),
@@ -246,7 +246,7 @@ def test_an_empty_prompt(refused: Refused, teacher: Path) -> None:
 
 
 def test_a_prompt_longer_than_the_context(refused: Refused, teacher: Path) -> None:
-    assert "256 tokens" in refused("generate", teacher, "--prompt", "long " * 99, "--max-tokens", 8, code=2)
+    assert "512 tokens" in refused("generate", teacher, "--prompt", "long " * 120, "--max-tokens", 8, code=2)
 
 
 # folders

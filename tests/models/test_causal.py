@@ -13,8 +13,10 @@ from transformers.cache_utils import Cache
 
 from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
 from potstill.core.errors import ArtefactError, UnsupportedModel, UsageError
+from potstill.core.types import Needs
 from potstill.models.causal import AutoModelForCausalLM, PotstillConfig, PotstillForCausalLM
 from potstill.models.families.table import import_model
+from potstill.models.signals import network, signals
 
 UNEVEN = Blueprint(
     60,
@@ -169,10 +171,28 @@ def test_hugging_face_s_trainer_trains_it_with_checkpointing(tmp_path: Path) -> 
     assert ours(data[0]["input_ids"][None], labels=data[0]["labels"][None]).loss.item() < before
 
 
-def test_the_head_is_found_where_there_is_one() -> None:
-    assert model(tied=True).get_output_embeddings() is None
-    untied = model()
-    assert untied.get_output_embeddings() is untied.backbone.head
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_module_whose_weight_makes_the_logits_is_found(tied: bool) -> None:
+    ours, tokens = model(tied=tied), ids()
+    head = ours.get_output_embeddings()
+    rows = ours.base_model(tokens).last_hidden_state
+    torch.testing.assert_close(ours(tokens).logits, rows @ head.weight.T)
+    assert (head is ours.get_input_embeddings()) == tied
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_it_is_a_student_like_any_other_with_its_head_and_packing_explained(tied: bool) -> None:
+    ours, lengths = model(tied=tied), (5, 6)
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    batch = {"input_ids": ids(1, 11), "position_ids": positions}
+    needs = Needs(positions=positions >= 0, layers=frozenset({1}))
+    assert network(ours).packs
+    assert network(ours).head_known
+    said = signals(ours, batch, needs)
+    alone = [ours(part, output_hidden_states=True) for part in batch["input_ids"].split(lengths, 1)]
+    torch.testing.assert_close(said.logits(said.rows), torch.cat([x.logits[0] for x in alone]), rtol=0, atol=1e-5)
+    layers = torch.cat([x.hidden_states[1][0] for x in alone])
+    torch.testing.assert_close(said.layers[1], layers, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("given", [{}, {"input_ids": ids(), "inputs_embeds": torch.zeros(2, 9, 16)}])

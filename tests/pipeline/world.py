@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = "the still boils the wash and the spirit runs over into the cooling worm while the fire is kept low".split()
+WORDS = ["the", "still", "boils", "a", "wash", "and", "its", "spirit", "runs", "over", "into", "cold", "worms", "while"]
 
 
 @pytest.fixture
 def teacher(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A tiny Llama with its tokenizer and a licence, as a hub would give it."""
+    """A tiny Llama of context 512 with its tokenizer and a licence, as a hub would give it."""
+    tiny_llama.config.max_position_embeddings = 512
     return saved(tmp_path / "teacher", tiny_llama, tiny_tokenizer)
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.main
 
+from potstill import __version__
 from potstill.cli import options as o
 from potstill.core.errors import Interrupted, PotstillError, UsageError
 
@@ -111,17 +112,21 @@ def hush() -> None:
     datasets.disable_progress_bars()
 
 
+def show_version(asked: bool) -> None:
+    """Prints the version and stops, if it was asked for."""
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def about(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=show_version)
+    ] = False,
 ) -> None:
     """Makes language models small and fast."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if version:
-        from potstill import __version__
-
-        print(__version__)
-        raise typer.Exit
 
 
 @app.command()

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -44,6 +44,8 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 SIZES = ("student", "keep", "params")  # one of them; if the command line gives one, a file's other falls away
 ONCE = ("out", "config", "overwrite", "resume", "dry_run", "as_json")  # of the call, not of the run
 
+COUNTS = ("tokens", "params")  # written as 200k or 60M
+
 COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgb]?)", re.IGNORECASE)
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
@@ -53,12 +55,13 @@ def count(text: str | int | None) -> int | None:
 
     Raises: UsageError if it is none.
     """
-    if text is None or isinstance(text, int):
+    if text is None:
         return text
-    hit = COUNT.fullmatch(text.strip().replace("_", "").replace(",", ""))
-    if hit is None or float(hit[1]) == 0:
+    hit = COUNT.fullmatch(str(text).strip().replace("_", "").replace(",", ""))
+    number = 0 if hit is None else round(float(hit[1]) * FACTORS[hit[2].lower()])
+    if number < 1:
         raise UsageError(f"{text!r} is no count; write 200000, 200k or 60M")
-    return round(float(hit[1]) * FACTORS[hit[2].lower()])
+    return number
 
 
 def path(text: str) -> Path:
@@ -88,17 +91,17 @@ def merge(context: Call, config: str | None, also: Mapping[str, type]) -> dict[s
     Raises: UsageError if the file names an option that does not exist, or gives one a value that it cannot take.
     """
     options = {name: value for name, value in context.params.items() if name not in ONCE}
+    hints = {**get_type_hints(context.command.callback), **also}
     for name, value in _flat(_read(path(config))).items() if config else ():
         if name not in options and name not in also:
             known = ", ".join(sorted({*options, *also} - {"config"}))
             raise UsageError(f"{config} names {name!r}, which is no option; options are {known}")
         if not _said(context, name) and not (name in SIZES and any(_said(context, size) for size in SIZES)):
-            options[name] = _cast(context, config or "", name, value, also.get(name))
+            options[name] = _cast(hints, config or "", name, value)
     if "teacher" in options and options["teacher"] is None:
         raise UsageError("a teacher is needed; give --teacher, such as smollm2")
-    for name in ("tokens", "params"):
-        if name in options:
-            options[name] = count(options[name])
+    for name in COUNTS:
+        options[name] = count(options[name])
     return options
 
 
@@ -107,17 +110,17 @@ def _said(context: Call, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def _cast(context: Call, config: str, name: str, value: Any, also: type | None) -> Any:
+def _cast(hints: Mapping[str, Any], config: str, name: str, value: Any) -> Any:
     """The value of a file as the command line would have read it."""
-    if value is None:
+    from pydantic import TypeAdapter, ValidationError
+
+    if value is None or name in COUNTS:
         return value
     try:
-        if also is not None and all(name != parameter.name for parameter in context.command.params):
-            return also(value)
-        parameter: Any = next(p for p in context.command.params if p.name == name)
-        return parameter.type_cast_value(context, value)
-    except (typer.BadParameter, TypeError, ValueError) as error:
-        raise UsageError(f"{config} gives {name} as {value!r}, which it cannot be") from error
+        return TypeAdapter(hints[name]).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise UsageError(f"{config} gives {name} as {value!r}, which it cannot be: {reason}") from error
 
 
 def _flat(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.core.errors import DataError, MissingDependency
+from potstill.core.errors import DataError, MissingDependency, NotFound
 from potstill.core.types import Measure
 from potstill.evaluate.perplexity import bos_of
 from potstill.evaluate.reading import at_rest
@@ -22,17 +22,28 @@ def run_tasks(
 ) -> list[Measure]:
     """The results of `tasks`, each with its version in the note; BOS is added as the model's tokenizer does.
 
-    Raises: MissingDependency without the extra `eval`.
+    Raises: MissingDependency without the extra `eval`; NotFound for a task that the harness does not know.
     """
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise MissingDependency("lm-eval tasks need the extra `eval`; run: pip install 'potstill[eval]'") from error
+    known = TaskManager()
+    if unknown := [task for task in tasks if not known.match_tasks([task])]:
+        raise NotFound(f"lm-eval knows no task {', '.join(unknown)}; `lm-eval ls tasks` lists those that it knows")
     adds_bos = bos_of(tokenizer) is not None  # a wrong BOS alone has cost published scores tens of points
     with at_rest(model):
         judged = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, add_bos_token=adds_bos)
-        results = simple_evaluate(model=judged, tasks=list(tasks), num_fewshot=few_shot, limit=limit, log_samples=False)
+        results = simple_evaluate(
+            model=judged,
+            tasks=list(tasks),
+            num_fewshot=few_shot,
+            limit=limit,
+            log_samples=False,
+            task_manager=known,
+        )
     if not results:
         raise DataError(f"lm-eval gave no results for {', '.join(tasks)}")
     return measures_of(results)

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from potstill.core.errors import UnsupportedModel, UsageError
 from potstill.core.state import State
@@ -25,17 +25,27 @@ from potstill.layers.norm import RMSNorm
 from potstill.models.backbone import Backbone
 from potstill.models.config import PotstillConfig
 
-__all__ = ["AutoModelForCausalLM", "PotstillConfig", "PotstillForCausalLM"]
+__all__ = ["AutoModelForCausalLM", "PotstillConfig", "PotstillForCausalLM", "PotstillModel"]
 
 
-class PotstillForCausalLM(PreTrainedModel, GenerationMixin):
-    """A `Backbone` with Hugging Face's manners: it saves, loads, generates with a cache, and trains in a `Trainer`."""
-
+class _Pretrained(PreTrainedModel):
     config_class = PotstillConfig
-    base_model_prefix = "backbone"
+    base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ("Block",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LanguageHead):
+            nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+
+
+class PotstillModel(_Pretrained):
+    """A `Backbone` that is called, and answers, as the headless stock models do."""
 
     def __init__(self, config: PotstillConfig) -> None:
         super().__init__(config)
@@ -49,14 +59,10 @@ class PotstillForCausalLM(PreTrainedModel, GenerationMixin):
         position_ids: Int[Tensor, "_ T"] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "B T D"] | None = None,
-        labels: Int[Tensor, "B T"] | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        logits_to_keep: int | Int[Tensor, " N"] = 0,
-        num_items_in_batch: Tensor | int | None = None,
-        return_dict: bool | None = None,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits `[B T V]` and, with `labels`, their loss: the arguments and the meaning are those of stock models.
+    ) -> BaseModelOutputWithPast:
+        """The last hidden states `[B T D]`, after the final norm.
 
         `hidden_states` are the embeddings and each layer's output, the last one normed. Without `past_key_values` and
         `use_cache` nothing is cached.
@@ -75,18 +81,63 @@ class PotstillForCausalLM(PreTrainedModel, GenerationMixin):
         stream = self.backbone.residuals(None, position_ids, states, real=real, embedded=embedded)
         layers = [*stream] if output_hidden_states else [_last(stream)]
         layers[-1] = self.backbone.norm(layers[-1])
+        return BaseModelOutputWithPast(
+            last_hidden_state=layers[-1],
+            past_key_values=past_key_values,
+            hidden_states=tuple(layers) if output_hidden_states else None,
+        )
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding."""
+        return self.backbone.embed
+
+
+class PotstillForCausalLM(_Pretrained, GenerationMixin):
+    """A `Backbone` with Hugging Face's manners: it saves, loads, generates with a cache, and trains in a `Trainer`."""
+
+    def __init__(self, config: PotstillConfig) -> None:
+        super().__init__(config)
+        self.model = PotstillModel(config)
+        self.post_init()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network itself."""
+        return self.model.backbone
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "_ T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Int[Tensor, " N"] = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Logits `[B T V]` and, with `labels`, their loss: the arguments and the meaning are those of stock models."""
+        found = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        rows = layers[-1][:, kept]
+        rows = found.last_hidden_state[:, kept]
         logits = self.backbone.head().logits(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
         loss = None
         if labels is not None:
             vocabulary = self.backbone.blueprint.vocabulary
             loss = self.loss_function(logits, labels, vocabulary, num_items_in_batch=num_items_in_batch)
         output = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=past_key_values,
-            hidden_states=tuple(layers) if output_hidden_states else None,
+            loss=loss, logits=logits, past_key_values=found.past_key_values, hidden_states=found.hidden_states
         )
         return output.to_tuple() if return_dict is False else output
 
@@ -94,21 +145,13 @@ class PotstillForCausalLM(PreTrainedModel, GenerationMixin):
         """The embedding."""
         return self.backbone.embed
 
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The head that has weights of its own, if it has."""
-        return self.backbone.head if isinstance(self.backbone.head, LanguageHead) else None
+    def get_output_embeddings(self) -> nn.Module:
+        """The module whose weight makes the logits: the head, or the embedding where they are tied."""
+        return self.backbone.embed if self.backbone.blueprint.tied else self.backbone.head
 
     def resize_token_embeddings(self, *sizes: Any, **options: Any) -> NoReturn:
         """Refused: the architecture is a value, and its vocabulary is a part of it."""
         raise UnsupportedModel("a potstill model's vocabulary is fixed by its blueprint; make a new one by a transform")
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, LanguageHead):
-            nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
-        elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
 
 
 def _last(stream: Any) -> Tensor:
@@ -123,4 +166,5 @@ def _real(attention_mask: Tensor) -> Tensor:
 
 
 AutoConfig.register(PotstillConfig.model_type, PotstillConfig, exist_ok=True)
+AutoModel.register(PotstillConfig, PotstillModel, exist_ok=True)
 AutoModelForCausalLM.register(PotstillConfig, PotstillForCausalLM, exist_ok=True)

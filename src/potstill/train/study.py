@@ -22,6 +22,9 @@ class Study(nn.Module):
     `compute_dtype` is what matrices are multiplied in; the student's weights stay as they are (fp32 masters).
     """
 
+    # Hugging Face's trainer hands `num_items_in_batch` on only to a model that says so (a named argument is not enough)
+    accepts_loss_kwargs = True
+
     def __init__(
         self,
         student: PreTrainedModel,

@@ -165,6 +165,7 @@ class _Search:
 
     def _neurons(self, layers: int, kv_heads: int, hidden: int, *, step: int) -> int:
         """The width in steps that comes nearest to the target; the old width, be it round or not, counts as a step."""
+        step = max(step, _grain(self.start.ffn))
         fixed, per_neuron = self._inside(kv_heads, hidden)
         left = (self.target - self._outside * hidden) / layers - fixed
         most = self.start.ffn
@@ -197,6 +198,11 @@ def _unit(blueprint: Blueprint, kv_heads: int) -> int:
     """What the hidden size must be a multiple of: transformers opens no Llama config where that is not its heads."""
     mixer = blueprint.layers[0].mixer
     return 1 if blueprint.hidden % mixer.heads else mixer.heads // mixer.kv_heads * kv_heads
+
+
+def _grain(width: int) -> int:
+    """The largest power of two, to 64, below a hundredth of `width`: rounding to it costs less than 0.5 %."""
+    return 1 << min(6, max(0, (width // 100).bit_length() - 1))
 
 
 def _stride(whole: int) -> int:

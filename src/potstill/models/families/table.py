@@ -81,7 +81,7 @@ def export_model(backbone: Backbone, origin: PreTrainedModel | None = None) -> P
     blueprint, weights = backbone.blueprint, {k: v.detach().clone() for k, v in backbone.state_dict().items()}
     made: type[PreTrainedModel] = PotstillForCausalLM
     if stock(blueprint) is None:
-        config, state = PotstillConfig.of(blueprint), {f"backbone.{name}": w for name, w in weights.items()}
+        config, state = PotstillConfig.of(blueprint), {f"model.backbone.{name}": w for name, w in weights.items()}
     else:
         config, state = export(blueprint, weights)
         made = AutoModelForCausalLM._model_mapping[type(config)]

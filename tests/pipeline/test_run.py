@@ -1,0 +1,77 @@
+"""Stages one after another."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from potstill.core.errors import OutputExists, UsageError
+from potstill.pipeline.distill import Distill
+from potstill.pipeline.prune import Prune
+from potstill.pipeline.run import PREVIOUS, placed_after, run_stages
+from potstill.train.settings import Settings
+
+
+@pytest.fixture
+def stages(teacher: Path, text: Path) -> tuple[Prune | Distill, ...]:
+    settings = Settings(tokens=256, context=64, batch_tokens=128)
+    return (
+        Prune(model=str(teacher), data=str(text), keep=0.755, calibration_tokens=256),
+        Distill(teacher=str(teacher), student=PREVIOUS, data=str(text), settings=settings, documents=4),
+    )
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+
+
+def test_each_stage_has_a_folder_and_starts_from_the_one_before(
+    stages: tuple[Prune | Distill, ...], tmp_path: Path
+) -> None:
+    done = run_stages(stages, tmp_path / "made")
+    assert {f.name for f in (tmp_path / "made").iterdir()} == {"1-prune", "2-distill"}
+    assert done.out == tmp_path / "made" / "2-distill"
+    assert done.card["parents"][0]["name"] == str(tmp_path / "made" / "1-prune")
+    assert done.to_dict() == {"out": str(done.out), **json.loads((done.out / "card.json").read_text())}
+    assert set(done.measures) == {"teacher", "2-distill"}
+    assert done.measures["teacher"][0].name == "bits_per_byte"
+
+
+def test_finished_stages_are_not_made_again(stages: tuple[Prune | Distill, ...], tmp_path: Path) -> None:
+    run_stages(stages[:1], tmp_path / "made")
+    first = stamps(tmp_path / "made")
+    whole = run_stages(stages, tmp_path / "made", resume=True)
+    both = stamps(tmp_path / "made")
+    assert both.items() >= first.items()
+    assert run_stages(stages, tmp_path / "made", resume=True) == whole
+    assert stamps(tmp_path / "made") == both
+
+
+def test_a_finished_stage_of_another_plan_is_not_taken_for_this_one(
+    stages: tuple[Prune | Distill, ...], tmp_path: Path
+) -> None:
+    run_stages(stages[:1], tmp_path / "made")
+    with pytest.raises(OutputExists):
+        run_stages([replace(stages[0], seed=2)], tmp_path / "made", resume=True)  # type: ignore[call-arg]
+
+
+def test_what_stands_there_is_refused_or_overwritten(stages: tuple[Prune | Distill, ...], tmp_path: Path) -> None:
+    run_stages(stages[:1], tmp_path / "made")
+    with pytest.raises(OutputExists, match="--overwrite"):
+        run_stages(stages[:1], tmp_path / "made")
+    before = stamps(tmp_path / "made")
+    run_stages(stages[:1], tmp_path / "made", overwrite=True)
+    assert stamps(tmp_path / "made") != before
+
+
+def test_no_stage_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        run_stages([], tmp_path / "made")
+
+
+def test_only_what_says_so_is_replaced(stages: tuple[Prune | Distill, ...]) -> None:
+    assert placed_after(stages[0], "there") == stages[0]
+    placed = placed_after(stages[1], "there")
+    assert isinstance(placed, Distill)
+    assert (placed.student, placed.teacher) == ("there", stages[1].to_dict()["teacher"])
