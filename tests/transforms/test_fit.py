@@ -95,7 +95,7 @@ def test_a_share_is_reached_within_two_per_cent_or_refused(blueprint: Blueprint,
 
 
 @pytest.mark.parametrize("model", PUBLISHED.values(), ids=PUBLISHED)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(keep=st.floats(0.3, 1.0))
 def test_published_models_reach_every_share_by_width_and_by_both(model: Blueprint, keep: float) -> None:
     for strategy in ("width", "both"):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from tests.transforms.small import masked_loss, ones, packed
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from potstill.core.errors import UsageError
 from potstill.core.types import Batch
@@ -117,38 +116,6 @@ def test_gain_restores_the_size_of_what_comes_out_of_a_norm(llama: Backbone) -> 
     plain, scaled = (apply(Narrow(hidden=kept, gain=g), llama).layers[0].mixer_norm(x[..., :8]) for g in ({}, gain))
     assert (scaled.norm() / whole.norm()).item() == pytest.approx(1, abs=0.05)
     assert plain.norm() / whole.norm() > 1.5
-
-
-def test_a_cut_llama_opens_as_a_stock_llama(llama: Backbone, batches: list[Batch]) -> None:
-    new = apply(select(measure(llama, batches, next_token_loss), kv_heads=2, ffn=6, hidden=12), llama)
-    layer = new.blueprint.layers[0]
-    config = LlamaConfig(
-        vocab_size=23,
-        hidden_size=12,
-        intermediate_size=6,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=4,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        max_position_embeddings=64,
-    )
-    assert (layer.mixer.heads, layer.mixer.kv_heads, layer.ffn.width, new.blueprint.hidden) == (4, 2, 6, 12)
-    names = {"embed.": "embed_tokens.", "mixer_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-    names |= {"ffn.": "mlp."} | {f"mixer.{x}": f"self_attn.{x}_proj" for x in "qkvo"}
-    names |= {f"ffn.{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
-    stock = LlamaForCausalLM(config).eval()
-    renamed = {}
-    for name, weight in new.state_dict().items():
-        for ours in sorted(names, key=len, reverse=True):
-            name = name.replace(ours, names[ours]) if ours in name and names[ours] not in name else name
-        renamed[name] = weight
-    stock.model.load_state_dict(renamed, strict=True)
-    ids = torch.arange(20)[None]
-    with torch.no_grad():
-        logits = new.head().logits(new(ids, ids)[0])
-        torch.testing.assert_close(logits, stock(ids).logits[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("what", ["kv_heads", "ffn", "hidden"])

@@ -1,0 +1,53 @@
+"""What is pruned is saved as the stock family it came from, and opens again with the same logits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.transforms.small import KINDS, build
+from transformers import AutoModelForCausalLM
+
+from potstill.core.types import Batch
+from potstill.models.families.table import export_model
+from potstill.transforms.apply import apply
+from potstill.transforms.drop_layers import DropLayers
+from potstill.transforms.fit import fit, parameters
+from potstill.transforms.importance import measure, next_token_loss
+from potstill.transforms.narrow import select
+
+FAMILY = {
+    "llama tied": "llama",
+    "qwen2 untied": "qwen2",
+    "qwen3 tied": "qwen3",
+    "llama with every bias": "llama",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_pruned_model_reloads_as_a_stock_model_with_equal_logits(
+    kind: str, batches: list[Batch], tmp_path: Path
+) -> None:
+    model = build(kind, hidden=24)
+    found = measure(model, batches, next_token_loss)
+    narrow = apply(select(found, kv_heads=2, ffn=6, hidden=12), model)
+    pruned = apply(DropLayers((0, 2)), narrow)
+    export_model(pruned).save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert stock.config.model_type == FAMILY[kind]
+    assert sum(weight.numel() for weight in stock.parameters()) == parameters(pruned.blueprint)
+    ids = torch.arange(20)[None]
+    logits = pruned.head().logits(pruned(ids, ids)[0])
+    torch.testing.assert_close(logits, stock(ids).logits[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_budget_becomes_a_stock_model_of_that_size(batches: list[Batch]) -> None:
+    model = build("llama tied", layers=6, hidden=96)
+    shape = fit(model.blueprint, keep=0.6)
+    found = measure(model, batches, next_token_loss)
+    narrow = select(found, kv_heads=shape.kv_heads, ffn=shape.ffn, hidden=shape.hidden)
+    pruned = apply(DropLayers(tuple(range(shape.layers))), apply(narrow, model))
+    stock = export_model(pruned)
+    assert stock.config.model_type == "llama"
+    assert stock.num_parameters() / parameters(model.blueprint) == pytest.approx(0.6, rel=0.02)
