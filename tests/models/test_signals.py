@@ -51,7 +51,9 @@ LENGTHS = (11, 6, 17)
 
 def model_of(config: PreTrainedConfig) -> PreTrainedModel:
     torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(config).double().eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
+    # Gemma 2 attends eagerly, with a float32 softmax: a float64 mask overflows in it, and a padded query becomes NaN
+    return model if config.model_type == "gemma2" else model.double()
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -67,7 +69,7 @@ def test_rows_and_head_of_a_pack_are_the_logits_of_each_document_alone(family: s
     with torch.no_grad():
         said = signals(model, batch, Needs(positions))
         found = said.logits(said.rows)
-    torch.testing.assert_close(found, alone.to(found.dtype), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, alone.to(found.dtype), rtol=1e-5, atol=1e-5)
     assert segment.tolist() == [i for i, n in enumerate(LENGTHS) for _ in range(n - 1)]
     assert targets.tolist() == [int(t) for d in documents for t in d[1:]]
 

@@ -22,7 +22,7 @@ SETTINGS = Settings(tokens=512, context=64, batch_tokens=128, micro_tokens=64, s
 
 @pytest.fixture
 def stage(teacher: Path, text: Path) -> Distill:
-    return Distill(teacher=str(teacher), keep=0.755, data=str(text), settings=SETTINGS, dtype="float32", documents=4)
+    return Distill(teacher=str(teacher), keep=0.755, data=str(text), settings=SETTINGS, dtype="float32", documents=2)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -60,7 +60,7 @@ def test_the_card_says_what_was_done(run: Run, stage: Distill, teacher: Path) ->
     assert card["seed"] == 1
     assert {"python", "torch", "transformers", "potstill"} <= set(card["versions"])
     assert len(card["data"]["text_digest"]) == len(card["data"]["measured_digest"]) == 64
-    assert card["data"]["measured_on"].endswith("4 documents")
+    assert card["data"]["measured_on"].endswith("2 documents")
     assert card["cost"]["tokens"] <= 512
     assert set(card["cost"]["losses"]) == {"cross_entropy", "forward_kl"}
     assert set(card["measures"]) == {"teacher", "made"}
@@ -95,7 +95,11 @@ def test_training_teaches(stage: Distill, tmp_path: Path) -> None:
     settings = replace(SETTINGS, tokens=4096, learning_rate=3e-3)
     losses = []
     for name, s in (("short", replace(settings, tokens=128)), ("long", settings)):
-        found = replace(stage, settings=s).run(tmp_path / name, show=False).measures[name]
+        found = (
+            replace(stage, settings=s, objective=Mixture(cross_entropy=0))
+            .run(tmp_path / name, show=False)
+            .measures[name]
+        )
         losses.append(next(m.value for m in found if m.name == "teacher_kl"))
     assert losses[1] < 0.8 * losses[0]
 
@@ -110,9 +114,8 @@ def test_a_stopped_run_continues_to_the_same_weights(stage: Distill, run: Run, t
     stage.run(again, resume=True, show=False)
     assert not (again / "training").exists()
     assert same(run.out, again)
-    assert [json.loads(line)["step"] for line in (again / "metrics.jsonl").read_text().splitlines() if "loss" in line][
-        :4
-    ] == [1, 2, 3, 4]
+    lines = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
 def test_a_run_that_was_stopped_after_training_only_finishes(

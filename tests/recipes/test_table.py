@@ -21,7 +21,7 @@ NAMES = table.names()
 @pytest.fixture
 def roomy(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
     """A tiny teacher with enough layers and neurons that every share is within reach."""
-    changed = {"num_hidden_layers": 8, "intermediate_size": 128, "max_position_embeddings": 512}
+    changed = {"num_hidden_layers": 16, "intermediate_size": 128, "max_position_embeddings": 512}
     config = LlamaConfig(**{**tiny_llama.config.to_dict(), **changed})
     return saved(tmp_path / "roomy", LlamaForCausalLM(config), tiny_tokenizer)
 

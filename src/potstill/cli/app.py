@@ -112,11 +112,12 @@ def hush() -> None:
     datasets.disable_progress_bars()
 
 
-def show_version(asked: bool) -> None:
+def show_version(asked: bool) -> bool:
     """Prints the version and stops, if it was asked for."""
     if asked:
         print(__version__)
         raise typer.Exit
+    return asked
 
 
 @app.callback()
