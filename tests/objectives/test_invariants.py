@@ -74,7 +74,9 @@ def test_a_pack_gives_the_loss_and_gradient_of_its_documents_alone(name: str, ti
     apart: dict[str, Tensor] = {}
     for d in range(len(LENGTHS)):
         mine = whole["documents"][0] == d
-        alone = {k: v[:, mine] for k, v in whole.items()} | {"documents": torch.zeros(1, int(mine.sum()), dtype=torch.long)}
+        alone = {k: v[:, mine] for k, v in whole.items()} | {
+            "documents": torch.zeros(1, int(mine.sum()), dtype=torch.long)
+        }
         for k, g in gradients(study, alone, counts).items():
             apart[k] = apart.get(k, torch.zeros_like(g)) + g
     assert_equal(together, apart)

@@ -129,5 +129,3 @@ def test_terms_in_the_log_are_means_over_all_trained_tokens(tiny_llama: LlamaFor
     assert line["loss"] == pytest.approx(0.5 * line["cross_entropy"] + 0.5 * line["forward_kl"], rel=1e-5)
     assert outcome.steps == 1
     assert outcome.tokens == line["tokens"] <= 64
-
-

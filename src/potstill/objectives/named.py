@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 
 from potstill.core.errors import UsageError
 from potstill.core.types import Objective
 from potstill.objectives.combine import Sum
 from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
-from potstill.ops.divergence import DIVERGENCES
+from potstill.ops.divergence import DIVERGENCES, Divergence
 
 CROSS_ENTROPY = "cross_entropy"
 
@@ -59,13 +60,13 @@ class Mixture:
             return Sum((1.0, distill))
         return Sum((self.cross_entropy, CrossEntropy()), (1 - self.cross_entropy, distill))
 
-    def _divergence(self) -> "partial[object] | object":
+    def _divergence(self) -> Divergence:
         divergence = DIVERGENCES[self.name]
         if not self.options:
             return divergence
-        allowed = set(divergence.__kwdefaults__ or {})  # type: ignore[attr-defined]
-        if unknown := set(self.options) - allowed:
-            raise UsageError(f"{self.name} has no option {unknown.pop()!r}; it has {sorted(allowed) or 'none'}")
+        allowed = {p.name for p in signature(divergence).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        if unknown := sorted(set(self.options) - allowed):
+            raise UsageError(f"{self.name} has no option {unknown[0]!r}; it has {', '.join(sorted(allowed)) or 'none'}")
         return partial(divergence, **self.options)
 
 

@@ -21,7 +21,7 @@ OBJECTIVE_FILE = "objective.safetensors"
 
 
 class Trainer(transformers.Trainer):
-    """Trains a `Study`: counts every term over all micro-batches and ranks before any forward, and only then divides."""
+    """Trains a `Study`: counts each term over all micro-batches and ranks before any forward, and only then divides."""
 
     loss_is_scaled_for_ga = True
     model: Study
@@ -56,8 +56,8 @@ class Trainer(transformers.Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not torch.isfinite(loss):
             raise TrainingDiverged(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1}; the last good checkpoint is kept, "
-                f"lower the learning rate and resume"
+                f"the loss became {loss.item()} at step {self.state.global_step + 1}, on the batch that begins with the "
+                f"tokens {inputs['input_ids'].flatten()[:8].tolist()}; lower the learning rate, or look at that text"
             )
         self._sums += outputs["sums"].detach().double().cpu()
         self._counts += self.study.counts(inputs)
@@ -81,19 +81,22 @@ class Trainer(transformers.Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Sum over all evaluation rows, divided once: `eval_loss` and `eval_<term>`."""
-        study, sums, counts = self.study, 0, 0
+        study = self.study
+        sums, counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
         study.eval()
         for batch in self.get_eval_dataloader(eval_dataset):
             batch = self._prepare_inputs(batch)
             sums = sums + study(**batch)["sums"].double().cpu()
             counts = counts + study.counts(batch)
         study.train()
-        means = sums / torch.as_tensor(counts).clamp(min=1)
+        means = sums / counts.clamp(min=1)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in zip(study.term_names, means.tolist(), strict=True)}
         loss = sum(w * metrics[f"{metric_key_prefix}_{k}"] for k, w in study.objective.weights.items())
         metrics[f"{metric_key_prefix}_loss"] = float(loss)
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: transformers.TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
