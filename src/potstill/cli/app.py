@@ -181,7 +181,7 @@ def distill(
     temperature: Annotated[float, typer.Option(help="Both logits are divided by it; the loss times its square.")] = 1.0,
     tokens: o.Tokens = "200k",
     context: o.Context = 512,
-    batch_tokens: o.BatchTokens = 4096,
+    batch_tokens: o.BatchTokens = 2048,
     lr: o.LearningRate = 5e-4,
     eval_data: o.EvalData = None,
     eval_every: o.EvalEvery = 0,

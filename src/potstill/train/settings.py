@@ -13,7 +13,7 @@ class Settings:
     """Tokens seen in training, prompts and padding-free packs counted whole."""
     context: int = 512
     """Longest document window, in tokens."""
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     """Tokens per optimiser step, over all ranks and micro-batches."""
     micro_tokens: int = 2048
     """Tokens per forward pass on one rank; batch_tokens / micro_tokens passes are accumulated."""
