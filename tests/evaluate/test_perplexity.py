@@ -207,7 +207,10 @@ def test_a_label_on_the_first_token_is_not_scored(tiny_llama, tiny_tokenizer):
     ids = tiny_tokenizer("abc").input_ids
     (row,) = supervised_rows([(ids, ids)], tiny_tokenizer)
     assert row.size == 2
-    assert score(tiny_llama, [row]).tokens[0] == 2
+    for one in (row, Row(ids, ids, 2)):
+        scores = score(tiny_llama, [one])
+        assert scores.tokens[0] == 2
+        assert scores.nll[0] == pytest.approx(alone(tiny_llama, ids).sum().item(), rel=1e-5)
 
 
 def test_the_model_leaves_as_it_came_even_after_an_error(tiny_llama, tiny_tokenizer):

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from potstill.core.errors import ArtefactError, OutputExists
 from potstill.core.types import Measure
 
@@ -112,8 +114,9 @@ def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield staging
         sync(staging)
         replace(staging, out)
-    except OSError as error:
-        raise ArtefactError(f"writing {out} failed: {error.strerror or error}; nothing was left there") from error
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ArtefactError(f"writing {out} failed: {reason}; nothing was left there") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -129,6 +132,7 @@ def replace(folder: Path, out: Path) -> None:
         if old.exists():
             old.rename(out)
         raise
+    _sync_folder(out.absolute().parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -139,6 +143,7 @@ def write_text(file: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
         _sync_file(aside)
         aside.replace(file)
+        _sync_folder(file.absolute().parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -159,3 +164,13 @@ def hash_file(file: Path) -> str:
 def _sync_file(file: Path) -> None:
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk only once the folder that holds the name is; some file systems cannot and need not."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -66,7 +66,8 @@ def summary(card: Card) -> str:
     cut = f"`{origin}` cut to {details['share']:.1%} of its parameters" if "share" in details else f"`{origin}`"
     if stage.get("stage") != "distill":
         return f"A language model, made by potstill: {cut}, and not trained since."
-    seen = f"trained on {card.cost.get('tokens', 0):,} tokens of {card.data.get('trained_on', 'text')}"
+    how = f", through adapters (LoRA) of rank {stage['lora']} merged into it" if stage.get("lora") else ""
+    seen = f"trained{how} on {card.cost.get('tokens', 0):,} tokens of {card.data.get('trained_on', 'text')}"
     return f"A language model, made by potstill: {cut}, {seen} under {_objective(stage)}."
 
 
@@ -104,10 +105,10 @@ def _data(data: Mapping[str, Any]) -> dict[str, str]:
     """Which text, under which licence, and how much of it was read."""
     use = "trained on" if "trained_on" in data else "calibrated on"
     name = data.get("trained_on", data.get("calibrated_on"))
-    origin = {k: v for k, v in data.get("provenance", {}).items() if v and v != name and k not in ("source", "split")}
+    origin = {k: v for k, v in data.get("provenance", {}).items() if v and k in ("python", "revision")}
     found = {
         use: f"{name} ({data['split']}), licence: {data['licence'] or 'not stated'}",
-        "read": f"{data['documents']:,} windows of {data['tokens']:,} tokens, {data['trained_share']:.0%} trained",
+        "read": f"{data['documents']:,} windows, {data['tokens']:,} tokens in all, {data['trained_share']:.0%} trained",
         "SHA-256 of the text": f"`{data['text_digest']}`" if data["text_digest"] else "none, it was streamed",
     }
     if data.get("dropped"):

@@ -31,8 +31,8 @@ def generate_text(
         raise DataError("the prompt holds no token; write at least one word")
     if len(ids) + max_tokens > context_of(loaded.model):
         raise UsageError(
-            f"{len(ids)} tokens of prompt and {max_tokens} of answer are more than the {context_of(loaded.model)} tokens "
-            f"that {model} was made for; shorten the prompt, or lower --max-tokens"
+            f"{len(ids)} tokens of prompt and {max_tokens} of answer are more than the "
+            f"{context_of(loaded.model)} tokens that {model} was made for; shorten the prompt, or lower --max-tokens"
         )
     writing = Writing(max_new_tokens=max_tokens, temperature=temperature, seed=seed)
     text = write(loaded.model, loaded.tokenizer, [ids], writing=writing)[0]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.core.errors import UsageError
@@ -28,3 +29,12 @@ def merge(model: Any) -> PreTrainedModel:
     """The stock model with the adapters added into its weights."""
     merged: PreTrainedModel = model.merge_and_unload()
     return merged
+
+
+def trained(model: nn.Module) -> dict[str, Tensor] | None:
+    """The adapters' weights by name, live; None for a model that has none, all of which is trained."""
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return None
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

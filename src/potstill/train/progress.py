@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from potstill.core.artefact import write_text
+
 METRICS = "metrics.jsonl"
 
 
@@ -27,7 +29,10 @@ def peak_memory(device: str = "cpu") -> int:
 
 
 class Record(TrainerCallback):
-    """Appends every log line to `metrics.jsonl` with the tokens seen, tokens/s and peak memory."""
+    """Appends every log line to `metrics.jsonl` with the tokens seen, tokens/s and peak memory.
+
+    `seconds` is the time of the step alone, without the evaluations and checkpoints between steps.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -36,11 +41,19 @@ class Record(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drops the lines that a resumed run is going to write again."""
-        if self.file.exists():
-            kept = [x for x in self.file.read_text().splitlines() if x and json.loads(x)["step"] <= state.global_step]
-            self.file.write_text("".join(f"{line}\n" for line in kept))
-        self.last = (time.perf_counter(), state.num_input_tokens_seen)
+        """Drops the lines that a resumed run is going to write again, and one that a crash cut short."""
+        if state.is_world_process_zero and self.file.exists():
+            kept = [line for line in read_metrics(self.file) if line["step"] <= state.global_step]
+            write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
+        self._restart(state)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leaves the evaluation out of the next step's time."""
+        self._restart(state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leaves the checkpoint out of the next step's time."""
+        self._restart(state)
 
     def on_log(
         self,
@@ -50,16 +63,27 @@ class Record(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Writes one line."""
-        if not state.is_world_process_zero or logs is None:
+        """Writes one line; Hugging Face's summary of the whole run is none."""
+        if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
             return
         line = {"step": state.global_step, "tokens": state.num_input_tokens_seen, **logs}
         if "loss" in logs:
-            (then, tokens), self.last = self.last, (time.perf_counter(), state.num_input_tokens_seen)
-            line["tokens_per_second"] = (self.last[1] - tokens) / max(self.last[0] - then, 1e-9)
+            then, tokens = self.last
+            self._restart(state)
+            line["seconds"] = max(self.last[0] - then, 1e-9)
+            line["tokens_per_second"] = (self.last[1] - tokens) / line["seconds"]
             line["peak_memory"] = peak_memory(args.device.type)
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
+
+    def _restart(self, state: TrainerState) -> None:
+        self.last = (time.perf_counter(), state.num_input_tokens_seen)
+
+
+def read_metrics(file: Path) -> list[dict[str, int | float]]:
+    """The whole lines of a metrics file; nothing where there is none."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
 class Show(TrainerCallback):
@@ -137,6 +161,9 @@ class Interrupt(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Asks the trainer to save and stop."""
-        if self.asked:
-            control.should_save = control.should_training_stop = True
+        """Asks the trainer to save and stop, on every rank as soon as one was asked."""
+        asked = torch.tensor(int(self.asked), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        if asked:
+            self.asked = control.should_save = control.should_training_stop = True

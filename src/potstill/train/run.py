@@ -1,10 +1,11 @@
 """One training run, from a study and packs to a trained student, resumable at any step."""
 
 import hashlib
+import importlib.util
 import json
 import logging
-import time
-from collections.abc import Sequence
+import os
+import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,23 @@ from typing import Any
 import transformers
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from potstill.core.errors import MissingDependency, UsageError
 from potstill.train import checkpoint
-from potstill.train.progress import METRICS, Interrupt, Record, Show, peak_memory
+from potstill.train.progress import METRICS, Interrupt, Record, Show, peak_memory, read_metrics
 from potstill.train.settings import Settings
 from potstill.train.study import Study
 from potstill.train.trainer import Trainer, arguments
+from potstill.train.watch import Patience, exhausted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run cost and where it ended; `finished` is False if it was interrupted and can be resumed."""
+    """What a run cost and where it ended.
+
+    `finished` is False if it was interrupted before its end and can be resumed. `seconds` is the time in training steps,
+    of all parts of a run that was resumed, without evaluations and checkpoints. `losses` are the means of each term over
+    the last tenth of the steps.
+    """
 
     finished: bool
     steps: int
@@ -53,15 +61,20 @@ def train(
 
     `identity` names the run (settings, models, data); a checkpoint of another identity is refused.
 
-    Raises: ArtefactError if `resume` finds checkpoints but none that is whole and of this run.
+    Raises:
+        ArtefactError: `resume` finds checkpoints but none that is whole and of this run, or one cannot be written.
+        TrainingDiverged: the loss or a gradient is no finite number, or the loss explodes.
+        UsageError, MissingDependency: evaluations without data, or a tracker that is not installed.
     """
+    _check(settings, validation)
     folder.mkdir(parents=True, exist_ok=True)
-    args = arguments(settings, folder, device=str(next(study.student.parameters()).device.type))
+    device = next(study.student.parameters()).device.type
+    args = arguments(settings, folder, device=device, ranks=int(os.environ.get("WORLD_SIZE", "1")))
     callbacks: list[TrainerCallback] = [Record(folder / METRICS), interrupt := Interrupt()]
     if show and args.process_index == 0:
         callbacks.append(Show(title))
     if settings.patience:
-        callbacks.append(transformers.EarlyStoppingCallback(settings.patience))
+        callbacks.append(Patience(settings.patience))
     quiet()
     trainer = Trainer(
         study,
@@ -75,15 +88,36 @@ def train(
     for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(unwanted)
     last = checkpoint.latest(folder, study=identity) if resume else None
-    start = time.perf_counter()
     with interrupt:
         try:
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            _advance(trainer, last, settings)
         finally:
             for callback in callbacks:
                 if isinstance(callback, Show):
                     callback.close()
-    return _outcome(trainer, folder, time.perf_counter() - start)
+    done = trainer.state.global_step >= args.max_steps
+    return _outcome(trainer, finished=done or not interrupt.asked)
+
+
+def _check(settings: Settings, validation: Any) -> None:
+    if settings.eval_every and validation is None:
+        raise UsageError(
+            f"eval_every is {settings.eval_every}, but there is no evaluation data; give some, or set it to 0"
+        )
+    for tracker in settings.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise MissingDependency(f"report_to names {tracker}, which is not installed; run: pip install {tracker}")
+
+
+def _advance(trainer: Trainer, last: Path | None, settings: Settings) -> None:
+    """Trains to the end; from a checkpoint that is the end already, only takes what is there."""
+    if last is not None:
+        trainer.restore(last)
+        if trainer.state.global_step >= trainer.args.max_steps or exhausted(
+            trainer.state.log_history, settings.patience
+        ):
+            return
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
 
 
 def identify(*facts: Any) -> str:
@@ -100,32 +134,19 @@ def quiet() -> None:
 
 def metrics_of(folder: Path) -> list[dict[str, int | float]]:
     """The lines of `metrics.jsonl`."""
-    file = folder / METRICS
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    return read_metrics(folder / METRICS)
 
 
-def _outcome(trainer: Trainer, folder: Path, seconds: float) -> Outcome:
-    state = trainer.state
-    lines: Sequence[dict[str, int | float]] = [line for line in metrics_of(folder) if "loss" in line]
+def _outcome(trainer: Trainer, *, finished: bool) -> Outcome:
+    lines = [line for line in metrics_of(Path(trainer.args.output_dir)) if "loss" in line]
     recent = lines[-max(1, len(lines) // 10) :]
-    names = trainer.study.term_names
-    busy = sum(
-        line["tokens"] - before for line, before in zip(lines, [0.0, *(x["tokens"] for x in lines)], strict=False)
-    )
-    spent = sum(
-        (line["tokens"] - before) / line["tokens_per_second"]
-        for line, before in zip(lines, [0.0, *(x["tokens"] for x in lines)], strict=False)
-    )
+    seconds, tokens = sum(line["seconds"] for line in lines), int(trainer.state.num_input_tokens_seen)
     return Outcome(
-        finished=state.global_step >= state.max_steps or (trainer.control.should_training_stop and not _asked(trainer)),
-        steps=state.global_step,
-        tokens=int(state.num_input_tokens_seen),
+        finished=finished,
+        steps=trainer.state.global_step,
+        tokens=tokens,
         seconds=seconds,
-        tokens_per_second=busy / spent if spent else 0.0,
+        tokens_per_second=tokens / seconds if seconds else 0.0,
         peak_memory=peak_memory(trainer.args.device.type),
-        losses={name: sum(line[name] for line in recent) / len(recent) for name in names} if recent else {},
+        losses={name: statistics.fmean(line[name] for line in recent) for name in trainer.study.term_names},
     )
-
-
-def _asked(trainer: Trainer) -> bool:
-    return any(isinstance(c, Interrupt) and c.asked for c in trainer.callback_handler.callbacks)

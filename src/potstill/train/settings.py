@@ -19,19 +19,19 @@ class Settings:
     """Tokens per forward pass on one rank; batch_tokens / micro_tokens passes are accumulated."""
     learning_rate: float = 5e-4
     warmup: float = 0.05
-    """Share of the steps over which the rate rises from 0."""
+    """Share of the steps over which the rate rises evenly to its height."""
     final_rate: float = 0.1
     """The rate at the end of the cosine, as a share of `learning_rate`."""
     weight_decay: float = 0.01
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; 0: any."""
     seed: int = 1
     eval_every: int = 0
     """Optimiser steps between evaluations; 0: none before the end."""
     save_every: int = 0
     """Optimiser steps between checkpoints; 0: one tenth of the run, at least 10 steps."""
     patience: int = 0
-    """Stop after this many evaluations without a better one; 0: never."""
+    """Stop after this many evaluations without a better one, with the weights of the last; 0: never."""
     report_to: tuple[str, ...] = ()
     """Trackers beside metrics.jsonl: tensorboard, wandb, trackio."""
 
@@ -43,6 +43,11 @@ class Settings:
             raise UsageError(f"learning_rate is {self.learning_rate}; it must lie between 0 and 1")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"warmup is {self.warmup}; it is a share of the steps, at least 0 and below 1")
+        if not 0 <= self.final_rate <= 1:
+            raise UsageError(f"final_rate is {self.final_rate}; it is a share of the learning rate, from 0 to 1")
+        for name in ("weight_decay", "clip", "eval_every", "save_every", "patience"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.patience and not self.eval_every:
             raise UsageError("patience counts evaluations; give eval_every too")
 

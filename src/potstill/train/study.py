@@ -42,7 +42,8 @@ class Study(nn.Module):
         self._frozen = _Unregistered(frozen or {})
         for model in self._frozen:
             model.eval().requires_grad_(False)
-        network(student)  # probed now, before a wrapper or a device placement gets in the way
+        for model in (student, *self._frozen):
+            network(model)  # probed now, before a wrapper or autocast gets in the way
 
     @property
     def term_names(self) -> list[str]:

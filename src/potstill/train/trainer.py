@@ -2,22 +2,29 @@
 
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import TrainingArguments
+from torch.utils.data import DataLoader, Subset
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
-from potstill.core.errors import TrainingDiverged
+from potstill.core.errors import ArtefactError, TrainingDiverged
 from potstill.data.pack import collate
-from potstill.train import checkpoint
+from potstill.train import adapters, checkpoint
+from potstill.train.optimiser import parameter_groups
 from potstill.train.settings import Settings
 from potstill.train.study import Study
+from potstill.train.watch import exploded_from
 
 OBJECTIVE_FILE = "objective.safetensors"
+ADAPTERS_FILE = "adapters.safetensors"
 
 
 class Trainer(transformers.Trainer):
@@ -32,10 +39,12 @@ class Trainer(transformers.Trainer):
         self.identity = identity
         self._sums = torch.zeros(len(study.term_names), dtype=torch.float64)
         self._counts = torch.zeros_like(self._sums)
+        self._batches: list[Any] = []  # of the step in hand, to name them when it goes wrong
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
         if not batch_samples:
             return None
+        self._batches = batch_samples
         counts = torch.stack([self.study.counts(batch) for batch in batch_samples]).sum(0).to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts[None]).sum(0)
@@ -55,19 +64,48 @@ class Trainer(transformers.Trainer):
         """
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise TrainingDiverged(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1}, on the batch that begins with the "
-                f"tokens {inputs['input_ids'].flatten()[:8].tolist()}; lower the learning rate, or look at that text"
-            )
+            self._stop(f"the loss became {loss.item()}", [inputs])
         self._sums += outputs["sums"].detach().double().cpu()
         self._counts += self.study.counts(inputs)
         return (loss, outputs) if return_outputs else loss
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not math.isfinite(norm):  # checked before the optimiser steps, so no weight is ever spoilt
+            self._stop(f"the gradient's norm became {float(norm)}", self._batches)
+        return norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each term since the last line to the log."""
-        if "loss" in logs and self._counts.any():
-            logs |= self._means()
-        super().log(logs, start_time)
+        """Adds the mean of each term since the last line to the log.
+
+        Raises: TrainingDiverged if the loss has exploded (see `watch.exploded_from`).
+        """
+        stepped = "loss" in logs and bool(self._counts.any())
+        super().log(logs | self._means() if stepped else logs, start_time)
+        if stepped and (before := exploded_from(self.state.log_history)) is not None:
+            self._stop(f"the loss rose from {before:.3g} to {logs['loss']:.3g}", self._batches, done=True)
+
+    def _stop(self, what: str, batches: list[Any], *, done: bool = False) -> None:
+        step = self.state.global_step + (not done)
+        openings = " and ".join(self._opening(batch) for batch in batches[:2])
+        others = f" and {len(batches) - 2} more" if len(batches) > 2 else ""
+        raise TrainingDiverged(
+            f"{what} at step {step}, on the batch that begins with {openings}{others}; lower the learning rate, "
+            f"or look at that text"
+        )
+
+    def _opening(self, batch: Any) -> str:
+        ids = batch["input_ids"].flatten()[:16].tolist()
+        return repr(self.processing_class.decode(ids)) if self.processing_class else f"the tokens {ids}"
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Hugging Face's choice of optimiser over named groups of parameters."""
+        if self.optimizer is None:
+            trained = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            groups = parameter_groups(trained.named_parameters(), weight_decay=self.args.weight_decay)
+            self.optimizer: torch.optim.Optimizer | None = kind(groups, **options)
+        return self.optimizer
 
     def _means(self) -> dict[str, float]:
         both = torch.stack([self._sums, self._counts]).to(self.args.device)
@@ -81,14 +119,15 @@ class Trainer(transformers.Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Sum over all evaluation rows, divided once: `eval_loss` and `eval_<term>`."""
-        study = self.study
+        study, mode = self.study, self.study.training
         sums, counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
         study.eval()
-        for batch in self.get_eval_dataloader(eval_dataset):
-            batch = self._prepare_inputs(batch)
-            sums = sums + study(**batch)["sums"].double().cpu()
-            counts = counts + study.counts(batch)
-        study.train()
+        for batch in self._evaluation_batches(eval_dataset):
+            sums += study(**batch)["sums"].double().cpu()
+            counts += study.counts(batch)
+        study.train(mode)
+        if self.args.world_size > 1:
+            sums, counts = self.accelerator.reduce(torch.stack([sums, counts]).to(self.args.device)).cpu()
         means = sums / counts.clamp(min=1)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in zip(study.term_names, means.tolist(), strict=True)}
         loss = sum(w * metrics[f"{metric_key_prefix}_{k}"] for k, w in study.objective.weights.items())
@@ -99,14 +138,35 @@ class Trainer(transformers.Trainer):
         )
         return metrics
 
+    def _evaluation_batches(self, rows: Any) -> Iterator[dict[str, Tensor]]:
+        """This rank's share of the rows, none twice: accelerate's loader repeats rows until every rank has as many."""
+        rows = self.eval_dataset if rows is None else rows
+        mine = Subset(rows, range(self.args.process_index, len(rows), self.args.world_size))
+        for batch in DataLoader(mine, self.args.per_device_eval_batch_size, collate_fn=collate):
+            yield self._prepare_inputs(batch)
+
+    def restore(self, folder: Path) -> None:
+        """Take weights, objective and progress from a checkpoint, without training any further."""
+        self._load_from_checkpoint(str(folder))
+        self.state: TrainerState = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run = Path(self.args.output_dir)
         staging = run / f".{checkpoint.name_of(self.state.global_step)}.partial"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed while it saved
+        self.accelerator.wait_for_everyone()
         self._staging = staging
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each rank writes its own random state
             if self.args.should_save:
                 checkpoint.seal(staging / checkpoint.name_of(self.state.global_step), run, study=self.identity)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save says a full disk with a RuntimeError
+            raise ArtefactError(
+                f"the checkpoint of step {self.state.global_step} could not be written to {run} ({error}); make room "
+                f"or give permission there, then continue from the one before it with --resume"
+            ) from error
         finally:
             self._staging = None
             if self.args.should_save:
@@ -117,7 +177,12 @@ class Trainer(transformers.Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        self.study.student.save_pretrained(folder)
+        adapted = adapters.trained(self.study.student)
+        if adapted is None:
+            self.study.student.save_pretrained(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: weight.detach() for name, weight in adapted.items()}, folder / ADAPTERS_FILE)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         if trained := _own_state(self.study):
@@ -125,10 +190,21 @@ class Trainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder, study = Path(resume_from_checkpoint), self.study
-        fresh = type(study.student).from_pretrained(folder, dtype=study.student.dtype)
-        study.student.load_state_dict(fresh.state_dict(), strict=True)
+        if adapters.trained(study.student) is None:
+            fresh = type(study.student).from_pretrained(folder, dtype=study.student.dtype)
+            study.student.load_state_dict(fresh.state_dict(), strict=True)
+        else:
+            _fill(adapters.trained(study.student) or {}, load_file(folder / ADAPTERS_FILE))
         if _own_state(study):
             study.objective.load_state_dict(load_file(folder / OBJECTIVE_FILE), strict=True)  # type: ignore[attr-defined]
+
+
+def _fill(weights: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    if weights.keys() != saved.keys():
+        raise ArtefactError(f"the checkpoint's adapters are not this run's: {sorted(weights.keys() ^ saved.keys())[0]}")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(saved[name])
 
 
 def _own_state(study: Study) -> dict[str, Tensor]:
@@ -139,7 +215,7 @@ def _own_state(study: Study) -> dict[str, Tensor]:
 def arguments(settings: Settings, out: Path, *, device: str = "cpu", ranks: int = 1) -> TrainingArguments:
     """Hugging Face's arguments for these settings."""
     steps = settings.steps(ranks)
-    return TrainingArguments(
+    chosen = TrainingArguments(
         output_dir=str(out),
         max_steps=steps,
         per_device_train_batch_size=settings.packs_per_pass,
@@ -169,3 +245,5 @@ def arguments(settings: Settings, out: Path, *, device: str = "cpu", ranks: int 
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
     )
+    chosen._n_gpu = min(1, chosen.n_gpu)  # several GPUs in one process would be split by DataParallel, rows and counts
+    return chosen

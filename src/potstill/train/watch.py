@@ -1,0 +1,45 @@
+"""When a run must not go on: its loss has exploded, or it gets no better. Both are read off the log, so both resume."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+Log = Sequence[Mapping[str, float]]
+
+WINDOW = 20  # steps whose median a loss is compared with
+FACTOR = 5.0
+RISE = 1.0  # nats; below it a loss near zero would be too noisy to judge by a factor
+
+
+def exploded_from(log: Log) -> float | None:
+    """The median loss of the last 20 steps, if the newest loss is above 5 times it, 1 nat above it, and above the first.
+
+    None before there are 20 steps to compare with, and where nothing is wrong. The numbers are ours.
+    """
+    recent = list(islice((line["loss"] for line in reversed(log) if "loss" in line), WINDOW + 1))
+    if len(recent) <= WINDOW:
+        return None
+    first = next(line["loss"] for line in log if "loss" in line)
+    newest, median = recent[0], statistics.median(recent[1:])
+    return median if newest > max(FACTOR * median, median + RISE, first) else None
+
+
+def exhausted(log: Log, patience: int) -> bool:
+    """Whether the last `patience` evaluations were none better than the best before them; never for a patience of 0."""
+    losses = [line["eval_loss"] for line in log if "eval_loss" in line]
+    return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+class Patience(TrainerCallback):
+    """Saves and stops once the patience is exhausted."""
+
+    def __init__(self, evaluations: int) -> None:
+        self.evaluations = evaluations
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Asks the trainer to save and stop."""
+        if exhausted(state.log_history, self.evaluations):
+            control.should_save = control.should_training_stop = True
