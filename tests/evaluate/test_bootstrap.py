@@ -23,6 +23,13 @@ def test_two_documents_give_the_quantiles_of_their_four_draws():
     assert (found.low, found.value, found.high) == (1, 2, 3)
 
 
+def test_the_interval_of_many_fair_coins_is_that_of_the_normal_law():
+    coins = np.resize([0.0, 1.0], 4000)
+    half = 1.96 * 0.5 / np.sqrt(4000)
+    for found in (interval(coins, np.ones(4000)), paired(coins, np.zeros(4000), np.ones(4000))):
+        assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.08 * half)
+
+
 def test_ninety_five_of_a_hundred_intervals_hold_the_truth():
     truth = 4 * 0.3  # the mean of the gamma law; sizes are independent of it
     found = [interval(*documents(60, seed), draws=400, seed=seed) for seed in range(300)]

@@ -33,9 +33,21 @@ def test_points_in_one_place_get_labels_apart():
 
 
 def test_a_label_lies_nearer_to_its_own_point_than_to_another():
-    spots = [(200.0, 150.0), (200.0, 162.0)]
-    for own, other, box in zip(spots, spots[::-1], place(spots, [(60.0, 12.0)] * 2, inside=FRAME), strict=True):
-        assert math.dist(own, nearest_edge(box, own)) <= math.dist(other, nearest_edge(box, other))
+    spots = [(205.0, 140.0), (199.0, 157.0), (207.0, 147.0)]
+    marks = [[(x - 4, y - 4, x + 4, y + 4)] for x, y in spots]
+    for own, box in zip(spots, place(spots, [(60.0, 12.0)] * 3, inside=FRAME, marks=marks), strict=True):
+        distances = {spot: math.dist(spot, nearest_edge(box, spot)) for spot in spots}
+        assert distances[own] == min(distances.values())
+
+
+def test_not_even_a_sliver_of_a_mark_is_covered():
+    (box,) = place([(200.0, 150.0)], [(70.0, 11.0)], inside=FRAME, marks=[[(193.99, 120.0, 206.01, 180.0)]])
+    assert overlap(box, (193.99, 120.0, 206.01, 180.0)) == 0
+
+
+def test_where_there_is_no_room_labels_overlap_as_little_as_can_be():
+    a, b = place([(60.0, 10.0), (62.0, 10.0)], [(70.0, 11.0)] * 2, inside=(0.0, 0.0, 134.0, 21.0))
+    assert 0 < overlap(a, b) <= 0.3 * 70 * 11
 
 
 def test_a_label_is_not_written_on_a_curve():

@@ -1,15 +1,23 @@
 """What a model says through its rows and its head is what it says itself, family by family."""
 
+import gc
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    OPTConfig,
     PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -17,9 +25,13 @@ from transformers import (
     Qwen3Config,
 )
 
+from potstill.core.errors import UnsupportedModel
 from potstill.core.types import IGNORE, Needs, supervised
 from potstill.data.pack import collate
-from potstill.models.signals import network, signals
+from potstill.models.signals import head_of, network, signals
+from potstill.objectives.distill import Distill
+from potstill.objectives.language import CrossEntropy
+from potstill.train.study import Study
 
 SMALL = {
     "vocab_size": 97,
@@ -45,6 +57,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "granite": GraniteConfig(**SMALL, logits_scaling=4.0),
     "phi": PhiConfig(**{**SMALL, "num_key_value_heads": 4}),
     "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3),
+    "bloom": BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3),
+    "opt": OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=32, dropout=0.0),
+    "mamba": MambaConfig(vocab_size=97, hidden_size=32, state_size=4, num_hidden_layers=2, initializer_range=0.3),
 }
 LENGTHS = (11, 6, 17)
 
@@ -98,3 +113,91 @@ def test_generating_still_works_for_a_model_that_packs() -> None:
     network(model)
     assert torch.equal(model.generate(ids, attention_mask=mask, **options), before)
     assert torch.equal(model.generate(ids, attention_mask=mask, use_cache=False, **options), before)
+
+
+@pytest.mark.parametrize(
+    ("family", "bias", "scale", "softcap"),
+    [
+        ("phi", True, 1.0, None),
+        ("cohere", False, 0.25, None),
+        ("granite", False, 0.25, None),
+        ("gemma2", False, 1.0, 5.0),
+        ("gemma3", False, 1.0, 5.0),
+    ],
+)
+def test_bias_scale_and_softcap_of_a_family_are_found(
+    family: str, bias: bool, scale: float, softcap: float | None
+) -> None:
+    head = head_of(model_of(CONFIGS[family]))
+    assert (head.bias is not None, head.scale, head.softcap) == (bias, scale, softcap)
+
+
+@pytest.mark.parametrize("family", ["bloom", "mamba"])
+def test_a_model_that_takes_no_positions_is_padded(family: str) -> None:
+    found = network(model_of(CONFIGS[family]))
+    assert not found.placed
+    assert not found.packs
+    assert found.head_known
+
+
+class Doubled(LlamaForCausalLM):
+    """A head that no config explains."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+
+def one_batch() -> dict[str, torch.Tensor]:
+    ids = torch.randint(3, 97, (20,), generator=torch.Generator().manual_seed(1))
+    return collate([{"input_ids": ids, "labels": ids, "lengths": torch.tensor([8, 12])}])
+
+
+def test_a_model_whose_head_is_not_explained_still_teaches_with_its_own_logits() -> None:
+    torch.manual_seed(1)
+    model, batch = Doubled(CONFIGS["llama"]).eval(), one_batch()
+    assert not network(model).head_known
+    positions, *_ = supervised(batch)
+    said = signals(model, batch, Needs(positions), vocabulary=90)
+    assert said.head is None
+    own = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    torch.testing.assert_close(said.logits(said.rows[3:9]), own[positions][3:9, :90])
+    study = Study(model_of(CONFIGS["llama"]).float(), Distill(), frozen={"teacher": model})
+    study(**batch)["loss"].backward()
+
+
+def test_a_model_whose_head_is_not_explained_cannot_be_a_student() -> None:
+    model = Doubled(CONFIGS["llama"])
+    with pytest.raises(UnsupportedModel, match="head is not a plain linear layer"):
+        Study(model, CrossEntropy())(**one_batch())
+
+
+def test_needs_that_a_model_cannot_meet_are_refused() -> None:
+    model, batch = model_of(CONFIGS["llama"]), one_batch()
+    positions, *_ = supervised(batch)
+    with pytest.raises(UnsupportedModel, match="router"):
+        signals(model, batch, Needs(positions, extras=frozenset({"router"})))
+    with pytest.raises(ValueError, match="no row"):
+        signals(model, batch, Needs())
+
+
+def test_layers_that_were_asked_for_are_the_hidden_states_at_the_same_rows() -> None:
+    model, batch = model_of(CONFIGS["llama"]), one_batch()
+    positions, *_ = supervised(batch)
+    said = signals(model, batch, Needs(positions, layers=frozenset({0, 1})))
+    states = model.model(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, output_hidden_states=True
+    ).hidden_states
+    assert sorted(said.layers) == [0, 1]
+    for layer, rows in said.layers.items():
+        torch.testing.assert_close(rows, states[layer][positions])
+
+
+def test_the_probe_does_not_keep_a_model_alive() -> None:
+    model = model_of(CONFIGS["llama"])
+    network(model)
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None

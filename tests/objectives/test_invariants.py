@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 from potstill.core.errors import UsageError
 from potstill.core.types import IGNORE
 from potstill.data.pack import collate
+from potstill.models import signals as live
 from potstill.objectives.combine import Sum
 from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
@@ -91,9 +92,7 @@ def test_padding_a_pack_changes_neither_loss_nor_gradient(tiny_llama: LlamaForCa
     assert study.counts(padded).tolist() == study.counts(packed).tolist()
     attended = copy.deepcopy(study)
     for model in (attended.student, *attended._frozen):
-        import potstill.models.signals as live
-
-        live._networks[model] = live.Network(model, True, False)
+        live._networks[model] = live.Network(head_known=True, packs=False, placed=True)
     assert_equal(
         {k.replace("student.", ""): v for k, v in gradients(study, packed).items()},
         {k.replace("student.", ""): v for k, v in gradients(attended, packed).items()},

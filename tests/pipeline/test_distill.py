@@ -118,7 +118,6 @@ def test_a_stopped_run_continues_to_the_same_weights(stage: Distill, run: Run, t
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
-@pytest.mark.xfail(strict=False, reason="the trainer takes one step more when it resumes behind the last one")
 def test_a_run_that_was_stopped_after_training_only_finishes(
     stage: Distill, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

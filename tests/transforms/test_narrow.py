@@ -139,21 +139,7 @@ def test_importance_loses_less_than_chance_and_chance_less_than_its_reverse(
     chance = [loss(reordered(lambda s: s[torch.randperm(len(s))])) for _ in range(5)]
     base = next_token_loss(model, unseen[0]).item()
     best, worst, middle = loss(found), loss(reordered(torch.neg)), sum(chance) / 5
-    print(f"{what}: whole {base:.3f}, by importance {best:.3f}, by chance {middle:.3f}, reversed {worst:.3f}")
     assert base - 0.05 < best < middle < worst
-
-
-@torch.no_grad()
-def test_gain_helps_where_hidden_coordinates_go(trained: tuple[Backbone, list[Batch], list[Batch]]) -> None:
-    model, seen, unseen = trained
-    found = measure(model, seen, next_token_loss)
-    for hidden in (24, 32, 40):
-        scaled, plain = (
-            next_token_loss(apply(select(found, hidden=hidden, rescale=r), model), unseen[0]).item()
-            for r in (True, False)
-        )
-        print(hidden, scaled, plain)
-        assert scaled < plain
 
 
 BAD = {

@@ -42,7 +42,7 @@ def place(
             lines = [(anchors[m], nearest_edge(box, anchors[m])) for m, box in boxes.items() if m != n]
             rivals = [spot for m, spot in enumerate(anchors) if m != n]
             scene = _Scene(anchors[n], rivals, [*marks[n], *foreign, *names], [*names, *foreign], lines, curves, inside)
-            boxes[n] = min(_candidates(anchors[n], sizes[n]), key=lambda found: scene.cost(*found))[0]
+            boxes[n] = scene.best(sizes[n])
         if boxes == before:
             break
     return [boxes[n] for n in range(len(anchors))]
@@ -83,6 +83,16 @@ class _Scene(NamedTuple):
     lines: Sequence[tuple[Spot, Spot]]  # from other points to their labels
     curves: Sequence[Sequence[Spot]]
     inside: Box
+
+    def best(self, size: tuple[float, float]) -> Box:
+        """The cheapest place for a label of `size`; rings that cannot be cheaper any more are not looked at."""
+        found: tuple[float, Box] = (math.inf, self.inside)
+        for box, radius in _candidates(self.anchor, size):
+            if radius >= found[0]:
+                break
+            if (price := self.cost(box, radius)) < found[0]:
+                found = price, box
+        return found[1]
 
     def cost(self, box: Box, radius: float) -> float:
         """The radius around the point, and much more for all that is covered, crossed or cut off."""

@@ -6,8 +6,10 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import ArtefactError, MissingDependency, NotFound, UnsafeModel, UnsupportedModel
@@ -63,16 +65,18 @@ def locate(name: str | Path) -> Path:
 
     Raises: NotFound.
     """
-    path = Path(name).expanduser()
     if str(name) == PACKAGED:
         return packaged()
-    if path.suffix == ".gguf":
-        if path.is_file():
-            return path
-        raise NotFound(f"there is no file {path}; give the path of a .gguf file that exists")
-    if path.is_dir():
+    try:
+        path = Path(name).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a name that is too long, a null byte
+        raise NotFound(f"{str(name)[:80]!r} is no path that can exist here ({error})") from error
+    if is_folder or (is_file and path.suffix == ".gguf"):
         return path
-    if path.is_file():
+    if path.suffix == ".gguf":
+        raise NotFound(f"there is no file {path}; give the path of a .gguf file that exists")
+    if is_file:
         raise NotFound(f"{path} is a file, but a model is a folder, a .gguf file, a hub id or {PACKAGED!r}")
     if not HUB_ID.fullmatch(str(name)):
         raise NotFound(f"there is no folder {path}; give a folder with config.json, a .gguf file, or a hub id")
@@ -93,15 +97,11 @@ def packaged() -> Path:
 
 def check_folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> None:
     """Refuse a folder that is no model, whose weights are pickled, or that wants to run its own code."""
-    config_file = path / "config.json"
-    if not config_file.is_file():
+    if not (path / "config.json").is_file():
         raise NotFound(f"{path} has no config.json, so it is not a model folder")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ArtefactError(f"{config_file} cannot be read ({error}); copy the model again") from error
-    if "auto_map" in config and not trust_remote_code:
-        raise UnsafeModel(f"{path} brings its own code, which runs only with --trust-remote-code")
+    for name in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in _read_json(path / name) and not trust_remote_code:
+            raise UnsafeModel(f"{path} brings its own code ({name}), which runs only with --trust-remote-code")
     if any(path.glob("*.safetensors")):
         _check_shards(path)
     elif any(f for suffix in ("*.bin", "*.pt", "*.pth") for f in path.glob(suffix)):
@@ -130,16 +130,39 @@ def licence_of(path: Path) -> str | None:
         licence = gguf.read_metadata(path).get("license")
         return str(licence) if licence else None
     readme = path / "README.md"
-    if readme.is_file() and (hit := re.search(r"(?m)^license:\s*(\S+)", readme.read_text("utf-8", "replace")[:4000])):
-        return hit[1]
-    return None
+    text = readme.read_text("utf-8", "replace") if readme.is_file() else ""
+    front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    try:
+        facts = yaml.safe_load(front[1]) if front else {}
+    except yaml.YAMLError:
+        return None
+    stated = facts.get("license") if isinstance(facts, dict) else None
+    if isinstance(stated, list):
+        stated = ", ".join(map(str, stated))
+    return str(stated) if stated else None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """What a JSON file holds, and nothing where there is none."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ArtefactError(f"{file} cannot be read ({error}); copy the model again") from error
+    if not isinstance(found, dict):
+        raise ArtefactError(f"{file} holds a {type(found).__name__} where an object belongs; copy the model again")
+    return found
 
 
 def _check_shards(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     index = path / "model.safetensors.index.json"
-    files = {path / f for f in json.loads(index.read_text())["weight_map"].values()} if index.is_file() else set()
+    shards = _read_json(index).get("weight_map", {})
+    if index.is_file() and not (isinstance(shards, dict) and shards):
+        raise ArtefactError(f"{index} names no weights; copy the model again")
+    files = {path / str(shard) for shard in shards.values()}
     for file in sorted(files or path.glob("*.safetensors")):
         if not file.is_file():
             raise ArtefactError(f"{path} lacks {file.name}, which its index names; copy the model again")

@@ -5,12 +5,13 @@ towards another distribution. So the head that `head_of` reads from the config i
 once; a model that it cannot explain is refused as a student and, as a teacher, gives its logits as rows.
 """
 
+import inspect
 import weakref
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.core.errors import UnsupportedModel
@@ -21,25 +22,29 @@ from potstill.ops import layout
 
 @dataclass(frozen=True)
 class Network:
-    """A model together with what was found out about it: is its head explained, and may its documents be packed?"""
+    """What was found out about a model. It does not hold the model, which would then never be freed.
 
-    model: PreTrainedModel
+    Is its head explained, may its documents be packed, and does it take `position_ids` (ALiBi and recurrences do not)?
+    """
+
     head_known: bool
     packs: bool
+    placed: bool
 
 
-_networks: "weakref.WeakKeyDictionary[PreTrainedModel, Network]" = weakref.WeakKeyDictionary()
+_networks: "weakref.WeakKeyDictionary[nn.Module, Network]" = weakref.WeakKeyDictionary()
 
 
-def network(model: PreTrainedModel) -> Network:
+def network(model: nn.Module) -> Network:
     """`model` probed once: its head against its own logits, and the isolation of packed documents."""
     if model not in _networks:
         inner = plain(model)
-        _networks[model] = Network(model, head_explains(inner), isolation.install(inner))
+        placed = "position_ids" in inspect.signature(inner.base_model.forward).parameters
+        _networks[model] = Network(head_explains(inner), placed and isolation.install(inner), placed)
     return _networks[model]
 
 
-def signals(model: PreTrainedModel, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
+def signals(model: nn.Module, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
     """The rows of `model` at `needs.positions`, in the order of the batch, with its head cut to `vocabulary` ids.
 
     Raises: UnsupportedModel where the model cannot give what is needed.
@@ -62,11 +67,9 @@ def _signals_padded(
 ) -> Signals:
     """The same rows from documents laid one below another with padding, for a model that mixes packed documents."""
     padded = layout.unpack({**batch, "asked": needs.positions})  # type: ignore[dict-item]
-    inputs = {
-        "input_ids": padded["input_ids"],
-        "position_ids": padded["position_ids"],
-        "attention_mask": (padded["documents"] >= 0).long(),
-    }
+    inputs = {"input_ids": padded["input_ids"], "attention_mask": (padded["documents"] >= 0).long()}
+    if probed.placed:
+        inputs["position_ids"] = padded["position_ids"]
     return _read(probed, inner, inputs, padded["asked"].bool(), needs.layers, vocabulary)
 
 
@@ -89,18 +92,20 @@ def _read(
     return Signals(rows=output.last_hidden_state[positions], logits=head.logits, head=head, layers=hidden)
 
 
-def plain(model: PreTrainedModel) -> PreTrainedModel:
+def plain(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model itself, adapters inside it included, below a peft wrapper."""
-    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    unwrap = getattr(model, "get_base_model", None)
+    inner: PreTrainedModel = model if unwrap is None else unwrap()
     return inner
 
 
-def head_of(model: PreTrainedModel) -> Head:
+def head_of(model: nn.Module) -> Head:
     """The output layer with the scale and soft-cap that the family applies to its logits.
 
     Raises: UnsupportedModel if the model has no output layer.
     """
-    output, config = plain(model).get_output_embeddings(), model.config.get_text_config()
+    inner = plain(model)
+    output, config = inner.get_output_embeddings(), inner.config.get_text_config()
     if output is None:
         raise UnsupportedModel(f"{type(model).__name__} has no language-model head")
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere

@@ -80,7 +80,7 @@ def require_apart(out: Path, *inputs: str | None) -> None:
     target = out.expanduser().resolve()
     for name in inputs:
         source = Path(name).expanduser() if name else None
-        if source is None and target in (source.resolve(), *source.resolve().parents):
+        if source is not None and source.exists() and target in (source.resolve(), *source.resolve().parents):
             raise UsageError(f"--out {out} would write over {name}, which is read; choose another folder")
 
 

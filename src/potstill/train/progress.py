@@ -64,9 +64,10 @@ class Record(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Writes one line; Hugging Face's summary of the whole run is none."""
-        if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
+        if not state.is_world_process_zero or logs is None or "train_loss" in logs:
             return
-        line = {"step": state.global_step, "tokens": state.num_input_tokens_seen, **logs}
+        own = {k: v for k, v in logs.items() if not k.startswith("train_") and k != "num_input_tokens_seen"}
+        line = {"step": state.global_step, "tokens": state.num_input_tokens_seen, **own}
         if "loss" in logs:
             then, tokens = self.last
             self._restart(state)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from potstill.core.errors import MissingDependency, UsageError
 from potstill.train import checkpoint
@@ -26,8 +27,8 @@ from potstill.train.watch import Patience, exhausted
 class Outcome:
     """What a run cost and where it ended.
 
-    `finished` is False if it was interrupted before its end and can be resumed. `seconds` is the time in training steps,
-    of all parts of a run that was resumed, without evaluations and checkpoints. `losses` are the means of each term over
+    `finished` is False if it was interrupted before its end and can be resumed. `seconds` is the time in training
+    steps, of all parts of a resumed run, without evaluations and checkpoints. `losses` are the means of each term over
     the last tenth of the steps.
     """
 
@@ -112,10 +113,9 @@ def _check(settings: Settings, validation: Any) -> None:
 def _advance(trainer: Trainer, last: Path | None, settings: Settings) -> None:
     """Trains to the end; from a checkpoint that is the end already, only takes what is there."""
     if last is not None:
-        trainer.restore(last)
-        if trainer.state.global_step >= trainer.args.max_steps or exhausted(
-            trainer.state.log_history, settings.patience
-        ):
+        state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+        if state.global_step >= trainer.args.max_steps or exhausted(state.log_history, settings.patience):
+            trainer.restore(last, state)
             return
     trainer.train(resume_from_checkpoint=str(last) if last else None)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Study(nn.Module):
 
     def __init__(
         self,
-        student: PreTrainedModel,
+        student: nn.Module,
         objective: Objective,
         *,
         frozen: Mapping[str, PreTrainedModel] | None = None,
@@ -35,7 +36,7 @@ class Study(nn.Module):
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student: Any = student  # a Hugging Face causal language model, in peft's wrapper or without
         self.objective = objective
         self.vocabulary = vocabulary
         self.compute_dtype = compute_dtype

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 
 from potstill.core.errors import ArtefactError, TrainingDiverged
 from potstill.data.pack import collate
@@ -145,10 +144,10 @@ class Trainer(transformers.Trainer):
         for batch in DataLoader(mine, self.args.per_device_eval_batch_size, collate_fn=collate):
             yield self._prepare_inputs(batch)
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: Path, state: TrainerState) -> None:
         """Take weights, objective and progress from a checkpoint, without training any further."""
         self._load_from_checkpoint(str(folder))
-        self.state: TrainerState = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        self.state: TrainerState = state
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run = Path(self.args.output_dir)

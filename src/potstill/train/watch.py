@@ -15,9 +15,10 @@ RISE = 1.0  # nats; below it a loss near zero would be too noisy to judge by a f
 
 
 def exploded_from(log: Log) -> float | None:
-    """The median loss of the last 20 steps, if the newest loss is above 5 times it, 1 nat above it, and above the first.
+    """The median loss of the last 20 steps, if the loss that follows them has exploded, else None.
 
-    None before there are 20 steps to compare with, and where nothing is wrong. The numbers are ours.
+    It has when it is above 5 times that median, at least 1 nat above it, and above the first loss of the run. Before
+    there are 20 steps to compare with, nothing is said. The numbers are ours.
     """
     recent = list(islice((line["loss"] for line in reversed(log) if "loss" in line), WINDOW + 1))
     if len(recent) <= WINDOW:

@@ -5,11 +5,13 @@ the same widths, so that the result stays a stock model.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
-from itertools import product
 from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from potstill.core.blueprint import Blueprint, Layer, shapes
 from potstill.core.errors import InfeasibleTarget, UnsupportedModel, UsageError
@@ -97,8 +99,7 @@ def fit(
     target = _target(blueprint, keep, params)
     free = tuple(dim for dim in DIMENSIONS if dim in dims and dim not in exact)
     start = old._replace(**exact)
-    if not {"kv_heads", "hidden"} & {*free} or target is None:
-        _require_stock(blueprint, start)
+    _require_stock(blueprint, start, () if target is None else free)
     if target is None or target == parameters(resized(blueprint, start)):
         return start
     search = _Search(blueprint, start, free, target)
@@ -110,51 +111,67 @@ def fit(
 
 
 class _Search:
-    """All shapes that differ from `start` in the dimensions `free`, and how near each comes to `target` parameters."""
+    """All shapes that differ from `start` in the dimensions `free`, and how near each comes to `target` parameters.
+
+    Shapes are rows of a table `[N 4]` with the columns of `Shape`, since there are some 100,000 for a 7B model.
+    """
 
     def __init__(self, blueprint: Blueprint, start: Shape, free: tuple[str, ...], target: int) -> None:
         self.start, self.free, self.target = start, free, target
-        self.teacher = parameters(blueprint)
-        self._blueprint = blueprint
-        self._outside = _affine_in_hidden(blueprint)
-        self._inside = cache(self._count_inside)
-
-    def count(self, shape: Shape) -> int:
-        """Parameters of `shape`."""
-        fixed, per_neuron = self._inside(shape.kv_heads, shape.hidden)
-        return self._outside * shape.hidden + shape.layers * (fixed + per_neuron * shape.ffn)
-
-    def error(self, shape: Shape) -> float:
-        """Distance to the target, as a share of it."""
-        return abs(self.count(shape) / self.target - 1)
-
-    def balance(self, shape: Shape) -> float:
-        """The share that the most-cut dimension keeps."""
-        return min(new / old for new, old in zip(shape, self.start, strict=True))
+        self._blueprint, self._teacher = blueprint, parameters(blueprint)
+        inside = sum(_count(layer, blueprint.hidden) for layer in blueprint.layers)
+        self._outside = (self._teacher - inside) // blueprint.hidden  # per coordinate: embedding, head and last norm
 
     def best(self, step: int) -> Shape | None:
         """The best-balanced shape within the tolerance whose widths are multiples of `step`."""
-        near = (shape for shape in self.shapes(step) if self.error(shape) <= TOLERANCE)
-        return min(near, key=lambda shape: (-round(self.balance(shape), 2), self.error(shape)), default=None)
+        shapes, error = self._shapes(step)
+        # balance counts in hundredths, and decides before nearness
+        score = error / 10 - self._balance(shapes).round(decimals=2)
+        score[error > TOLERANCE] = math.inf
+        if not len(score) or score.min() == math.inf:
+            return None
+        return _row(shapes, int(score.argmin()))
 
-    def shapes(self, step: int) -> Iterator[Shape]:
-        """Every combination of the free sizes in steps; the feed-forward, where free, is solved for."""
-        solve = "ffn" in self.free
-        for layers, kv_heads in product(self._sizes("layers", 1), self._sizes("kv_heads", 1)):
-            unit = _unit(self._blueprint, kv_heads)
-            for hidden in self._sizes("hidden", math.lcm(step, unit)):
-                if hidden % unit == 0:
-                    ffn = self._neurons(layers, kv_heads, hidden, step=step) if solve else self.start.ffn
-                    yield Shape(layers, kv_heads, ffn, hidden)
+    def balance(self, shape: Shape) -> float:
+        """The share that the most-cut dimension keeps."""
+        return self._balance(torch.tensor([shape])).item()
 
     def refusal(self) -> str:
         """Why there is no shape, and which one is nearest."""
-        nearest = min((shape for step in STEPS for shape in self.shapes(step)), key=self.error)
-        count = self.count(nearest)
+        tables = [self._shapes(step) for step in STEPS]
+        shapes, error = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        nearest = _row(shapes, int(error.argmin()))
+        count = parameters(resized(self._blueprint, nearest))
         return (
             f"no shape has {self.target:,} parameters within 2 %; the nearest has {count:,} ({nearest}): "
-            f"ask for --keep {count / self.teacher:.3g} or --params {count}, or let other dimensions be cut"
+            f"ask for --keep {count / self._teacher:.3g} or --params {count}, or let other dimensions be cut"
         )
+
+    def _balance(self, shapes: Int[Tensor, "N 4"]) -> Float[Tensor, " N"]:
+        return (shapes.double() / torch.tensor(self.start)).amin(-1)
+
+    def _shapes(self, step: int) -> tuple[Int[Tensor, "N 4"], Float[Tensor, " N"]]:
+        """(every combination of the free sizes in steps, the distance of each to the target as a share of it)."""
+        tables = [self._with_heads(kv_heads, step) for kv_heads in self._sizes("kv_heads", 1)]
+        shapes, error = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        return shapes, error
+
+    def _with_heads(self, kv_heads: int, step: int) -> tuple[Int[Tensor, "N 4"], Float[Tensor, " N"]]:
+        """`_shapes` of these heads; the feed-forward, where free, is solved for."""
+        unit = _unit(self._blueprint, kv_heads)
+        sizes = [size for size in self._sizes("hidden", math.lcm(step, unit)) if size % unit == 0]
+        grid = torch.cartesian_prod(torch.tensor(self._sizes("layers", 1)), torch.tensor(sizes, dtype=torch.int64))
+        layers, hidden = grid.unbind(-1)
+        layer = self._blueprint.layers[0]
+        # a layer's parameters are linear in hidden and in neurons: four counts give all
+        (a, b), (c, d) = ([_count(_resized(layer, kv_heads, ffn), size) for ffn in (1, 2)] for size in (1, 2))
+        neuron = (b - a) + (d - c - b + a) * (hidden - 1)
+        fixed = a + (c - a) * (hidden - 1) - neuron
+        ffn = torch.full_like(hidden, self.start.ffn)
+        if "ffn" in self.free:
+            ffn = self._neurons(((self.target - self._outside * hidden) / layers - fixed) / neuron, step)
+        error = ((self._outside * hidden + layers * (fixed + neuron * ffn)).double() / self.target - 1).abs()
+        return torch.stack([layers, torch.full_like(layers, kv_heads), ffn, hidden], -1), error
 
     def _sizes(self, dim: str, step: int) -> list[int]:
         whole = getattr(self.start, dim)
@@ -163,25 +180,16 @@ class _Search:
         step *= math.ceil(_stride(whole) / step)
         return sorted({*range(step, whole + 1, step), whole})
 
-    def _neurons(self, layers: int, kv_heads: int, hidden: int, *, step: int) -> int:
-        """The width in steps that comes nearest to the target; the old width, be it round or not, counts as a step."""
-        step = max(step, _grain(self.start.ffn))
-        fixed, per_neuron = self._inside(kv_heads, hidden)
-        left = (self.target - self._outside * hidden) / layers - fixed
+    def _neurons(self, wanted: Float[Tensor, " N"], step: int) -> Int[Tensor, " N"]:
+        """The nearest widths in steps; the old width, be it round or not, counts as a step."""
         most = self.start.ffn
-        width = step * round(left / per_neuron / step)
-        return most if width > most or most - width < step / 2 else max(width, min(step, most))
-
-    def _count_inside(self, kv_heads: int, hidden: int) -> tuple[int, int]:
-        """(parameters of a layer without neurons, parameters of one more neuron)."""
-        one, two = (_count(_resized(self._blueprint.layers[0], kv_heads, ffn), hidden) for ffn in (1, 2))
-        return 2 * one - two, two - one
+        step = max(step, _grain(most))
+        width = (step * (wanted / step).round()).clamp(min(step, most), most)
+        return torch.where(most - width < step / 2, most, width).long()
 
 
-def _affine_in_hidden(blueprint: Blueprint) -> int:
-    """Parameters outside the layers for each hidden coordinate: embedding, head and the last norm."""
-    inside = sum(_count(layer, blueprint.hidden) for layer in blueprint.layers)
-    return (parameters(blueprint) - inside) // blueprint.hidden
+def _row(shapes: Int[Tensor, "N 4"], index: int) -> Shape:
+    return Shape(*(int(size) for size in shapes[index]))
 
 
 def _count(layer: Layer, hidden: int) -> int:
@@ -225,9 +233,10 @@ def _target(blueprint: Blueprint, keep: float | None, params: int | None) -> int
     return params
 
 
-def _require_stock(blueprint: Blueprint, shape: Shape) -> None:
+def _require_stock(blueprint: Blueprint, shape: Shape, free: tuple[str, ...]) -> None:
     unit = _unit(blueprint, shape.kv_heads)
-    if shape.hidden % unit:
+    choices = range(1, shape.kv_heads + 1) if "kv_heads" in free else (shape.kv_heads,)
+    if "hidden" not in free and all(shape.hidden % _unit(blueprint, kv_heads) for kv_heads in choices):
         raise InfeasibleTarget(
             f"hidden {shape.hidden} is no multiple of {unit} heads, and no stock Llama opens without; "
             f"ask for hidden {max(unit, shape.hidden // unit * unit)}"

@@ -1,0 +1,48 @@
+"""Studies, packs and settings small enough for whole runs in a test."""
+
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM
+
+from potstill.core.types import Objective
+from potstill.data.pack import Packs, pack
+from potstill.data.tokens import Tokenised
+from potstill.objectives.named import Mixture
+from potstill.train.settings import Settings
+from potstill.train.study import Study
+
+
+def some_packs(documents: int = 48, *, seed: int = 3) -> Packs:
+    """Random documents of 4 to 29 tokens in packs of at most 32."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(4, 30, (documents,), generator=generator).tolist()
+    rows = [torch.randint(3, 250, (n,), generator=generator).tolist() for n in lengths]
+    return pack([Tokenised(ids, list(ids)) for ids in rows], length=32, seed=1)
+
+
+def study_of(model: LlamaForCausalLM, *, objective: Objective | None = None, **options: Any) -> Study:
+    """A study of a copy of `model` under a teacher that differs from it."""
+    student, teacher = (type(model)(model.config).to(model.dtype) for _ in range(2))
+    student.load_state_dict(model.state_dict())
+    teacher.load_state_dict({k: v * 1.1 for k, v in model.state_dict().items()})
+    mixed = objective or Mixture(cross_entropy=0.5).build()
+    return Study(student, mixed, frozen={"teacher": teacher}, **options)
+
+
+def settings(**changes: Any) -> Settings:
+    """Six steps of two packs, a checkpoint after every third."""
+    given = {"tokens": 6 * 64, "context": 32, "batch_tokens": 64, "micro_tokens": 64, "seed": 5}
+    return Settings(**{**given, "learning_rate": 1e-2, "save_every": 3, **changes})
+
+
+def weights(study: Study) -> dict[str, torch.Tensor]:
+    """The student's weights as they are now."""
+    return {name: weight.clone() for name, weight in study.student.state_dict().items()}
+
+
+def assert_same_bits(a: Study, b: Study) -> None:
+    """Both students are the same, bit for bit."""
+    theirs = weights(b)
+    for name, bits in weights(a).items():
+        assert torch.equal(bits, theirs[name]), name

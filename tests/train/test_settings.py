@@ -1,0 +1,52 @@
+"""Settings: how a budget of tokens becomes steps, and what is refused."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.core.errors import UsageError
+from potstill.train.settings import Settings
+
+
+@given(
+    context=st.integers(1, 64),
+    batch=st.integers(1, 2048),
+    micro=st.integers(1, 2048),
+    ranks=st.integers(1, 8),
+    tokens=st.integers(1, 50_000),
+)
+def test_a_budget_is_met_within_half_a_step(context: int, batch: int, micro: int, ranks: int, tokens: int) -> None:
+    settings = Settings(context=context, batch_tokens=batch, micro_tokens=micro, tokens=tokens)
+    per_step = settings.packs_per_pass * context * settings.accumulation(ranks) * ranks
+    assert settings.packs_per_pass * context <= max(context, min(micro, batch))
+    assert settings.steps(ranks) == 1 or abs(settings.steps(ranks) * per_step - tokens) <= per_step / 2
+
+
+def test_two_ranks_halve_the_passes_of_each_and_keep_the_steps() -> None:
+    settings = Settings(context=32, batch_tokens=256, micro_tokens=64, tokens=2560)
+    assert [settings.accumulation(ranks) for ranks in (1, 2, 4)] == [4, 2, 1]
+    assert {settings.steps(ranks) for ranks in (1, 2, 4)} == {10}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": 0},
+        {"context": -1},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"warmup": 1.0},
+        {"final_rate": 1.5},
+        {"clip": -1.0},
+        {"weight_decay": math.nan},
+        {"eval_every": -2},
+        {"save_every": -2},
+        {"patience": 3},
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(change))):
+        Settings(**change)

@@ -1,0 +1,56 @@
+"""When a run is stopped, from its log alone."""
+
+import pytest
+
+from potstill.train.watch import exhausted, exploded_from
+
+
+def steps(*losses: float) -> list[dict[str, float]]:
+    return [{"loss": loss} for loss in losses]
+
+
+def evaluations(*losses: float) -> list[dict[str, float]]:
+    return [{"loss": 1.0}, *({"eval_loss": loss} for loss in losses)]
+
+
+def test_a_loss_above_five_medians_has_exploded() -> None:
+    assert exploded_from(steps(*[2.0] * 20, 10.1)) == 2.0
+    assert exploded_from(steps(*[2.0] * 20, 9.9)) is None
+
+
+def test_fewer_than_twenty_steps_say_nothing() -> None:
+    assert exploded_from(steps(*[2.0] * 19, 100.0)) is None
+
+
+def test_only_the_last_twenty_steps_are_compared_with() -> None:
+    assert exploded_from(steps(50.0, *[40.0] * 30, *[2.0] * 20, 51.0)) == 2.0
+
+
+def test_a_loss_that_is_not_above_the_first_has_not_exploded() -> None:
+    assert exploded_from(steps(12.0, *[2.0] * 20, 11.0)) is None
+
+
+def test_a_loss_near_zero_may_jump_by_less_than_a_nat() -> None:
+    assert exploded_from(steps(*[0.01] * 20, 0.9)) is None
+    assert exploded_from(steps(*[0.01] * 20, 1.1)) == 0.01
+
+
+def test_evaluations_between_steps_do_not_count_as_steps() -> None:
+    assert exploded_from([*steps(*[2.0] * 10), {"eval_loss": 9.0}, *steps(*[2.0] * 10, 11.0), {"eval_loss": 1.0}]) == 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "ended"),
+    [
+        ((3.0, 2.0, 2.1, 2.2), 2, True),
+        ((3.0, 2.0, 2.1), 2, False),
+        ((3.0, 2.0, 2.0), 1, True),  # as good is no better
+        ((3.0, 3.1, 2.9, 3.0), 2, False),
+        ((1.0, 2.0, 3.0), 0, False),
+        ((1.0,), 1, False),
+    ],
+)
+def test_patience_ends_after_so_many_evaluations_without_a_better_one(
+    losses: tuple[float, ...], patience: int, ended: bool
+) -> None:
+    assert exhausted(evaluations(*losses), patience) is ended
