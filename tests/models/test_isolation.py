@@ -114,11 +114,10 @@ def test_generating_is_unchanged_with_and_without_padding_and_cache(family: str)
                 assert torch.equal(ours.generate(rows, **given), stock.generate(rows, **given))
 
 
-def test_stock_attention_with_a_mask_mixes_documents_so_the_probe_can_tell() -> None:
-    model = model_of("llama")
-    packs = packed()
+def test_positions_that_do_not_restart_mix_documents_so_the_probe_has_something_to_find() -> None:
+    model, ids = model_of("llama"), packed()["input_ids"]
     alone = torch.cat([model(input_ids=d, use_cache=False).logits for d in documents()], 1)
-    mixed = model(**packs, attention_mask=torch.ones_like(packs["input_ids"]), use_cache=False).logits
+    mixed = model(input_ids=ids, position_ids=torch.arange(ids.shape[1])[None], use_cache=False).logits
     assert (mixed - alone).abs().max() > 0.1
 
 

@@ -186,7 +186,6 @@ def test_a_student_of_its_own(
     assert f"`{student}`, trained on" in (run.out / "README.md").read_text()
 
 
-@pytest.mark.xfail(strict=False, reason="Study takes no PeftModel yet")
 def test_lora_trains_little_and_ships_a_stock_model(stage: Distill, teacher: Path, tmp_path: Path) -> None:
     run = replace(stage, lora=2).run(tmp_path / "made", show=False)
     made = AutoModelForCausalLM.from_pretrained(run.out)

@@ -5,6 +5,7 @@ Here every tensor is dequantised explicitly and the model is rebuilt from its co
 out is an ordinary model of its family.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,54 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         fields = GGUFReader(path).fields
     except (ValueError, OSError, IndexError) as error:
-        raise ArtefactError(f"{path} is not a readable GGUF file ({error}); download or convert it again") from error
+        raise ArtefactError(
+            f"{path} is not a readable GGUF file ({first_sentence(error)}); download or convert it again"
+        ) from error
     return {name.removeprefix("general."): f.contents() for name, f in fields.items() if name.startswith("general.")}
 
 
+def require_shape(path: Path) -> None:
+    """Refuse a GGUF file that does not say how large its model is; transformers would build its family's default.
+
+    Raises: ArtefactError.
+    """
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    family = fields["general.architecture"].contents() if "general.architecture" in fields else "general"
+    for fact in ("block_count", "embedding_length"):
+        if f"{family}.{fact}" not in fields:
+            raise ArtefactError(f"{path} does not say its {family}.{fact}, so it holds no model; convert it again")
+
+
+def first_sentence(error: BaseException) -> str:
+    """What a library's error says first, in at most 200 characters."""
+    return re.split(r"\n|\. ", str(error), maxsplit=1)[0][:200]
+
+
 def load_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a GGUF file with dense weights in `dtype`; it trains and saves like any other of its family."""
+    """The model of a GGUF file with dense weights in `dtype`; it trains and saves like any other of its family.
+
+    Raises: ArtefactError if the file is cut short or lacks weights; UnsupportedModel if transformers cannot read it.
+    """
     read_metadata(path)
+    require_shape(path)
     quantisation = GgufConfig(gguf_file=path.name, dequantize=True)
     try:
-        packed = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, quantization_config=quantisation, dtype=torch.float32
+        packed, problems = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            quantization_config=quantisation,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise UnsupportedModel(
-            f"{path} holds an architecture that transformers cannot read from GGUF ({error})"
+            f"{path} holds an architecture that transformers cannot read from GGUF ({first_sentence(error)})"
         ) from error
+    if problems["missing_keys"]:
+        missing = sorted(problems["missing_keys"])
+        raise ArtefactError(f"{path} lacks {len(missing)} weights, {missing[0]} among them; convert it again")
     config = type(packed.config).from_dict(
         {k: v for k, v in packed.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
     )

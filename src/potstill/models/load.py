@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from potstill.core.errors import ArtefactError, MissingDependency, NotFound, UnsafeModel, UnsupportedModel
 from potstill.models import gguf
+from potstill.models.gguf import first_sentence
 
 PACKAGED = "smollm2"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -186,7 +187,7 @@ def _open_folder(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_re
             output_loading_info=True,
         )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise UnsupportedModel(f"transformers cannot open {path} as a causal language model: {error}") from error
+        raise UnsupportedModel(f"transformers cannot open {path} as a causal language model: {_said(error)}") from error
     if problems["missing_keys"]:
         missing = sorted(problems["missing_keys"])
         raise ArtefactError(f"{path} lacks {len(missing)} weights, {missing[0]} among them; copy the model again")
@@ -198,8 +199,14 @@ def _open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokeniz
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
-        raise ArtefactError(f"{path} has no readable tokenizer ({error}); copy tokenizer.json beside it") from error
+        raise ArtefactError(f"{path} has no readable tokenizer ({_said(error)}); copy its files") from error
     return tokenizer
+
+
+def _said(error: BaseException) -> str:
+    """The beginning of what a library says, on one line: its advice does not fit our users."""
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 200 else f"{line[:200]}..."
 
 
 def _fetch(name: str) -> Path:

@@ -1,5 +1,6 @@
 """Weighted sums of objectives."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -18,7 +19,7 @@ class Sum(nn.Module):
     `Sum((0.5, CrossEntropy()), (0.5, Distill()))` is the mixture of MiniMA (arXiv:2311.07052) and DSKD. It is a module,
     so that the parameters of its parts (projectors) are trained and saved.
 
-    Raises: UsageError if two parts name their terms alike, or a weight is negative.
+    Raises: UsageError if two parts name their terms alike, a weight is negative or no number, or there are no parts.
     """
 
     def __init__(self, *parts: tuple[float, Objective]) -> None:
@@ -28,8 +29,10 @@ class Sum(nn.Module):
         names = Counter(name for _, part in parts for name in part.weights)
         if twice := [name for name, n in names.items() if n > 1]:
             raise UsageError(f"two objectives name their term {twice[0]!r}; give one of them another name")
-        if negative := [weight for weight, _ in parts if weight < 0]:
-            raise UsageError(f"weight {negative[0]} is negative; weights of objectives are 0 or more")
+        if not parts:
+            raise UsageError("a sum of no objective trains nothing; give at least one")
+        if wrong := [weight for weight, _ in parts if not 0 <= weight < math.inf]:
+            raise UsageError(f"a weight of an objective is {wrong[0]}; it must be a number, 0 or more")
 
     @property
     def additive(self) -> bool:

@@ -1,5 +1,6 @@
 """Logit distillation from any named teacher that shares the student's vocabulary."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,7 +31,7 @@ class Distill:
     additive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise UsageError(
                 f"temperature {self.temperature} must be positive; 1 compares the distributions as they are"
             )

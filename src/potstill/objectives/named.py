@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 
+import torch
+
 from potstill.core.errors import UsageError
 from potstill.core.types import Objective
 from potstill.objectives.combine import Sum
@@ -53,6 +55,8 @@ class Mixture:
         """The objective itself."""
         if self.name not in (CROSS_ENTROPY, *DIVERGENCES):
             raise UsageError(f"no objective is called {self.name!r}; choose one of {', '.join(names())}")
+        if self.name == CROSS_ENTROPY and self.options:
+            raise UsageError(f"{CROSS_ENTROPY} has no option {next(iter(self.options))!r}; it has none")
         if not self.teaches:
             return Sum((1.0, CrossEntropy()))
         distill = Distill(divergence=self._divergence(), temperature=self.temperature, name=self.name)
@@ -67,7 +71,12 @@ class Mixture:
         allowed = {p.name for p in signature(divergence).parameters.values() if p.kind is p.KEYWORD_ONLY}
         if unknown := sorted(set(self.options) - allowed):
             raise UsageError(f"{self.name} has no option {unknown[0]!r}; it has {', '.join(sorted(allowed)) or 'none'}")
-        return partial(divergence, **self.options)
+        chosen = partial(divergence, **self.options)
+        try:
+            chosen(torch.zeros(1, 2), torch.zeros(1, 2))  # what an option may be is known to the divergence alone
+        except ValueError as error:
+            raise UsageError(f"{self.name}: {error}") from error
+        return chosen
 
 
 def names() -> tuple[str, ...]:

@@ -1,0 +1,135 @@
+"""Folders that appear whole or not at all, and the card inside."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from potstill.core.artefact import (
+    CARD,
+    Card,
+    Parent,
+    hash_file,
+    read_card,
+    replace,
+    require_free,
+    versions,
+    write_text,
+    writing,
+)
+from potstill.core.errors import ArtefactError, OutputExists
+from potstill.core.types import Measure
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(f.name for f in folder.iterdir())
+
+
+def test_a_folder_appears_only_once_the_block_has_ended_well(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with writing(out) as folder:
+        (folder / "a").write_text("1")
+        assert not out.exists()
+    assert (out / "a").read_text() == "1"
+    assert names(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+def test_a_block_that_fails_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), writing(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+        raise error
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: disk full")])
+def test_a_disk_that_fails_is_one_sentence_and_what_stood_there_stands(error: Exception, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("kept")
+    with pytest.raises(ArtefactError, match=r"No space left|disk full"), writing(out, overwrite=True):
+        raise error
+    assert names(tmp_path) == ["out"]
+    assert (out / "old").read_text() == "kept"
+
+
+def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("gone")
+    with pytest.raises(OutputExists, match="not empty"), writing(out):
+        pass
+    with writing(out, overwrite=True) as folder:
+        (folder / "new").write_text("here")
+    assert names(out) == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_replacement_that_fails_brings_back_what_was_there(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("kept")
+    with pytest.raises(OSError):
+        replace(tmp_path / "missing", out)
+    assert (out / "old").read_text() == "kept"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_file_where_a_folder_belongs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputExists, match="is a file"):
+        require_free(tmp_path / "file")
+
+
+def test_an_empty_folder_is_free(tmp_path: Path) -> None:
+    require_free(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        with pytest.raises(ArtefactError, match="no permission"):
+            require_free(tmp_path / "out")
+    finally:
+        tmp_path.chmod(stat.S_IRWXU)
+
+
+def test_a_text_is_replaced_whole_and_leaves_no_other_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "one")
+    write_text(tmp_path / "a.txt", "zwölf\n")
+    assert (tmp_path / "a.txt").read_bytes() == "zwölf\n".encode()
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_file_is_hashed_by_sha_256(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert hash_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_card_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    measure = Measure(name="perplexity", value=12.5, unit="1", n=300, low=12.0, high=13.0)
+    card = Card(
+        stage={"name": "distill", "keep": 0.5},
+        seed=3,
+        parents=[Parent(role="teacher", name="a ✓", digest="00", licence="mit")],
+        measures={"student": [measure]},
+        command="potstill distill",
+    )
+    card.write(tmp_path)
+    found = read_card(tmp_path)
+    assert found == json.loads(json.dumps(card.to_dict()))
+    assert found["measures"]["student"][0]["value"] == 12.5
+    assert found["parents"][0]["licence"] == "mit"
+    assert found["versions"].keys() == versions().keys() >= {"python", "torch", "transformers"}
+
+
+@pytest.mark.parametrize("content", [None, "{", "\xff\xfe"])
+def test_a_card_that_is_missing_or_broken_is_refused(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / CARD).write_text(content, encoding="latin-1")
+    with pytest.raises(ArtefactError, match=CARD):
+        read_card(tmp_path)

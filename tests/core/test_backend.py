@@ -1,0 +1,32 @@
+"""Devices and dtypes by name."""
+
+import pytest
+import torch
+
+from potstill.core import backend
+from potstill.core.errors import UsageError
+
+
+def test_a_device_is_found_by_name_and_auto_is_one_that_works() -> None:
+    assert backend.device("cpu") == torch.device("cpu")
+    assert torch.empty(1, device=backend.device()).numel() == 1
+
+
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99", ""])
+def test_a_device_that_is_not_here_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be used here"):
+        backend.device(name)
+
+
+def test_dtypes_go_by_their_names() -> None:
+    assert backend.dtype("float32") == torch.float32
+    assert backend.dtype("bfloat16") == torch.bfloat16
+    with pytest.raises(UsageError, match="float16"):
+        backend.dtype("float16")
+
+
+def test_auto_measures_once_and_chooses_one_of_the_two() -> None:
+    chosen = backend.dtype("auto", on="cpu")
+    assert chosen in backend.DTYPES.values()
+    assert backend.dtype("auto", on="cpu") == chosen
+    assert backend.compute_dtype("mps") == torch.float32

@@ -1,0 +1,61 @@
+"""The types that flow everywhere."""
+
+import pytest
+import torch
+
+from potstill.core.types import IGNORE, Head, Measure, Needs, supervised
+
+
+def test_a_position_is_supervised_if_its_next_token_is_trained_and_of_the_same_document() -> None:
+    batch = {
+        "labels": torch.tensor([[IGNORE, 11, 12, IGNORE, 21, IGNORE, IGNORE, 32, IGNORE]]),
+        "documents": torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, -1]]),
+    }
+    positions, targets, segment = supervised(batch)
+    assert positions.nonzero()[:, 1].tolist() == [0, 1, 3, 6]
+    assert targets.tolist() == [11, 12, 21, 32]
+    assert segment.tolist() == [0, 0, 1, 2]
+
+
+def test_the_first_token_of_a_document_is_never_a_target_even_if_it_is_labelled() -> None:
+    batch = {"labels": torch.tensor([[1, 2, 3, 4]]), "documents": torch.tensor([[0, 0, 1, 1]])}
+    assert supervised(batch)[1].tolist() == [2, 4]
+
+
+def test_the_end_of_a_row_predicts_nothing_of_the_next_row() -> None:
+    batch = {"labels": torch.tensor([[IGNORE, 5], [6, 7]]), "documents": torch.tensor([[0, 0], [0, 0]])}
+    positions, targets, _ = supervised(batch)
+    assert positions.tolist() == [[True, False], [True, False]]
+    assert targets.tolist() == [5, 7]
+
+
+def test_needs_unite_and_different_positions_do_not() -> None:
+    here, there = torch.tensor([[True, False]]), torch.tensor([[False, True]])
+    both = Needs(here, frozenset({1})) | Needs(None, frozenset({2}), extras=frozenset({"router"}))
+    assert both.positions is here
+    assert (both.layers, both.extras) == (frozenset({1, 2}), frozenset({"router"}))
+    assert (Needs() | Needs(here)).positions is here
+    assert (Needs(here) | Needs(here.clone())).positions is here
+    with pytest.raises(ValueError, match="different positions"):
+        Needs(here) | Needs(there)
+
+
+def test_a_head_is_its_formula() -> None:
+    rows, weight, bias = torch.randn(5, 3), torch.randn(7, 3), torch.randn(7)
+    scaled = 0.5 * (rows @ weight.T + bias)
+    torch.testing.assert_close(Head(weight, bias, scale=0.5).logits(rows), scaled)
+    capped = Head(weight, bias, scale=0.5, softcap=2.0)
+    torch.testing.assert_close(capped.logits(rows), 2 * torch.tanh(scaled / 2))
+    torch.testing.assert_close(capped.real(4).logits(rows), capped.logits(rows)[:, :4])
+    assert capped.real(7) is capped
+    assert capped.real(900) is capped
+
+
+def test_a_measure_leaves_out_what_was_not_measured() -> None:
+    assert Measure("loss", 0.0, "nats", 3).to_dict() == {
+        "name": "loss",
+        "value": 0.0,
+        "unit": "nats",
+        "n": 3,
+        "better": "lower",
+    }
