@@ -28,6 +28,11 @@ def names(folder: Path) -> list[str]:
     return sorted(f.name for f in folder.iterdir())
 
 
+def fail_in(folder: Path, error: BaseException) -> None:
+    (folder / "half").write_text("1")
+    raise error
+
+
 def test_a_folder_appears_only_once_the_block_has_ended_well(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     with writing(out) as folder:
@@ -39,7 +44,7 @@ def test_a_folder_appears_only_once_the_block_has_ended_well(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
 def test_a_block_that_fails_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
-    with pytest.raises(type(error)), writing(tmp_path / "out") as folder:
+    with pytest.raises(type(error)), writing(tmp_path / "out") as folder:  # noqa: PT012
         (folder / "a").write_text("1")
         raise error
     assert names(tmp_path) == []
@@ -50,8 +55,8 @@ def test_a_disk_that_fails_is_one_sentence_and_what_stood_there_stands(error: Ex
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").write_text("kept")
-    with pytest.raises(ArtefactError, match=r"No space left|disk full"), writing(out, overwrite=True):
-        raise error
+    with pytest.raises(ArtefactError, match=r"No space left|disk full"), writing(out, overwrite=True) as folder:
+        fail_in(folder, error)
     assert names(tmp_path) == ["out"]
     assert (out / "old").read_text() == "kept"
 

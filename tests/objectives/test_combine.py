@@ -1,5 +1,7 @@
 """A sum of objectives is the sum of its parts, in value and in what it asks for."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -24,7 +26,7 @@ class Hidden(nn.Module):
     """|| A h - h' ||^2 between layer 2 of student and assistant: no row objective, with weights of its own."""
 
     additive = False
-    weights = {"hidden": 3.0}
+    weights: ClassVar[dict[str, float]] = {"hidden": 3.0}
 
     def __init__(self) -> None:
         super().__init__()

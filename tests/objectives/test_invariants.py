@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from potstill.core.errors import UsageError
 from potstill.core.types import IGNORE
 from potstill.data.pack import collate
 from potstill.models import signals as live
 from potstill.objectives.combine import Sum
 from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
-from potstill.objectives.named import Mixture, names
+from potstill.objectives.named import Mixture
 from potstill.ops import layout
 from potstill.ops.divergence import DIVERGENCES
 from potstill.train.study import Study
@@ -133,20 +132,3 @@ def test_a_sum_is_the_weighted_sum_of_its_parts(tiny_llama: LlamaForCausalLM) ->
     whole = gradients(Study(tiny_llama, Sum(*parts), frozen={"teacher": teacher}), batch)
     alone = [gradients(Study(tiny_llama, part, frozen={"teacher": teacher}), batch) for _, part in parts]
     assert_equal(whole, {k: 0.3 * alone[0][k] + 0.7 * alone[1][k] for k in whole})
-
-
-def test_two_terms_of_one_name_are_refused() -> None:
-    with pytest.raises(UsageError, match="distill"):
-        Sum((0.5, Distill()), (0.5, Distill()))
-
-
-@pytest.mark.parametrize("text", ["forward_kll", "jsd:gamma=1", "jsd:beta", "forward_kl:beta=0.1"])
-def test_an_objective_that_does_not_exist_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
-        Mixture.parse(text, cross_entropy=0.5, temperature=1.0)
-
-
-def test_a_mixture_without_a_divergence_needs_no_teacher() -> None:
-    assert not Mixture(name="cross_entropy").teaches
-    assert Mixture().teaches
-    assert names()[0] == "cross_entropy"

@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from potstill.core.errors import ArtefactError, MissingDependency, NotFound, UnsafeModel, UnsupportedModel
 from potstill.models import gguf
-from potstill.models.gguf import first_sentence
 
 PACKAGED = "smollm2"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
