@@ -66,6 +66,14 @@ def test_a_trial_that_cannot_be_timed_is_refused(tiny_llama, trial):
         time_model(tiny_llama, trial)
 
 
+def test_a_trial_shrinks_to_what_a_short_model_takes_in(tiny_llama):
+    tiny_llama.config.max_position_embeddings = 100
+    fitted = Trial().within(tiny_llama)
+    assert (fitted.prompt_tokens, fitted.new_tokens) == (75, 25)
+    tiny_llama.config.max_position_embeddings = 4096
+    assert Trial().within(tiny_llama) == Trial()
+
+
 def test_the_peak_covers_what_was_held_and_let_go():
     cpu = torch.device("cpu")
     reset_peak_memory(cpu)

@@ -5,13 +5,14 @@ import torch
 
 from potstill.evaluate.agreement import compare, remember
 from potstill.evaluate.latency import Trial
-from potstill.evaluate.measure import Yardstick, differences, measure, quality, real_ids, sizes
+from potstill.evaluate.measure import differences, quality, real_ids, rouge, sizes, speeds
 from potstill.evaluate.perplexity import score, text_rows
-from potstill.evaluate.rouge import Question, Writing
+from potstill.evaluate.reading import Reading
+from potstill.evaluate.rouge import Question, Writing, judge_answers
 from potstill.models.load import Loaded
 
 TEXTS = ["The quick brown fox.", "jumps over", "the lazy dog, again and again."]
-QUICK = Yardstick(trial=Trial(prompt_tokens=4, new_tokens=2, runs=2, warm_up=0), writing=Writing(max_new_tokens=2))
+QUICK = Trial(prompt_tokens=4, new_tokens=2, runs=2, warm_up=0)
 
 
 @pytest.fixture
@@ -30,7 +31,9 @@ def student(tiny_llama):
 def test_all_names_units_and_directions_are_those_of_the_table(loaded):
     rows = text_rows(TEXTS, loaded.tokenizer)
     asked = [Question(rows[0].input_ids, ["yes"]), Question(rows[1].input_ids, ["no"])]
-    found = measure(loaded, rows, teacher=remember(loaded.model, rows), asked=asked, yardstick=QUICK)
+    answers = judge_answers(loaded.model, loaded.tokenizer, asked, writing=Writing(max_new_tokens=2))
+    found = quality(compare(remember(loaded.model, rows), loaded.model))
+    found += [rouge(answers), *sizes(loaded), *speeds(loaded, QUICK)]
     assert [(one.name, one.unit, one.better, one.n) for one in found] == [
         ("bits_per_byte", "bits/byte", "lower", 3),
         ("perplexity", "1", "lower", 3),
@@ -51,9 +54,9 @@ def test_all_names_units_and_directions_are_those_of_the_table(loaded):
         assert one.low is None or one.low <= one.value <= one.high
 
 
-def test_without_teacher_questions_and_trial_only_text_and_size_are_measured(loaded):
-    found = measure(loaded, text_rows(TEXTS, loaded.tokenizer), yardstick=Yardstick(trial=None))
-    assert [one.name for one in found] == ["bits_per_byte", "perplexity", "parameters", "bytes"]
+def test_without_a_teacher_only_the_text_is_measured(loaded):
+    found = quality(score(loaded.model, text_rows(TEXTS, loaded.tokenizer)))
+    assert [one.name for one in found] == ["bits_per_byte", "perplexity"]
 
 
 def test_a_single_document_has_no_interval(loaded):
@@ -78,11 +81,12 @@ def test_bytes_lie_on_disk_where_they_do_and_else_in_memory(loaded):
 
 
 def test_padding_rows_of_the_head_do_not_enter(loaded):
-    rows, plain = text_rows(TEXTS, loaded.tokenizer), Yardstick(trial=None)
-    expected = measure(loaded, rows, yardstick=plain)[0].value
+    rows, real = text_rows(TEXTS, loaded.tokenizer), Reading(vocabulary=real_ids(loaded.tokenizer))
+    expected = score(loaded.model, rows, real).bits_per_byte
     loaded.model.resize_token_embeddings(320, mean_resizing=False)
     assert real_ids(loaded.tokenizer) == 259
-    assert measure(loaded, rows, yardstick=plain)[0].value == pytest.approx(expected, rel=1e-5)
+    assert score(loaded.model, rows, real).bits_per_byte == pytest.approx(expected, rel=1e-5)
+    assert score(loaded.model, rows).bits_per_byte > expected * 1.001
 
 
 def test_differences_are_paired_for_every_two_models(loaded, student):

@@ -9,7 +9,7 @@ import pytest
 from tests.pipeline.world import saved
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import NotFound
+from potstill.core.errors import NotFound, UsageError
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.prune import Prune
 from potstill.pipeline.run import run_stages
@@ -70,13 +70,19 @@ def test_names_budget_and_seed_can_be_changed(name: str) -> None:
         assert stage.data == "other.jsonl"
         if isinstance(stage, Distill):
             assert (stage.settings.tokens, stage.settings.seed) == (7, 3)
-    assert table.recipe(name).having(seed=1) == table.recipe(name)
+    own = table.recipe(name).stages[0].data
+    assert table.recipe(name).having(data=own, seed=1) == table.recipe(name)
 
 
 def test_a_fine_tuned_model_starts_as_its_teacher() -> None:
-    (stage,) = table.recipe("sft").having(teacher="another").stages
+    (stage,) = table.recipe("sft").having(teacher="another", data="chats.jsonl").stages
     assert isinstance(stage, Distill)
     assert (stage.teacher, stage.student) == ("another", "another")
+
+
+def test_fine_tuning_without_chats_is_refused() -> None:
+    with pytest.raises(UsageError, match="give --data"):
+        table.recipe("sft").having(seed=1)
 
 
 def test_the_table_is_frozen() -> None:

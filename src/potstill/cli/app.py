@@ -274,7 +274,10 @@ def measure(
     names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to measure side by side.")],
     data: o.Data = "stdlib",
     teacher: Annotated[str | None, typer.Option(help="Also measure KL to it and agreement with it.")] = None,
-    documents: Annotated[int, typer.Option(help="Held-out documents to read.")] = 100,
+    split: Annotated[
+        str, typer.Option(help="validation (5 % of a file, never trained on), train, or all: a file whole.")
+    ] = "validation",
+    documents: Annotated[int, typer.Option(help="Documents to read.")] = 100,
     context: o.Context = 512,
     prompts: Annotated[int, typer.Option(help="Prompts to answer for ROUGE-L, on prompt/response data.")] = 20,
     speed: Annotated[bool, typer.Option(help="Measure tokens/s and memory too.")] = True,
@@ -299,6 +302,7 @@ def measure(
     stage = Measurement(
         models=tuple(names),
         data=data,
+        split=split,
         teacher=teacher,
         documents=documents,
         context=context,

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,12 @@ class Trial:
     warm_up: int = 1
     threads: int | None = None
     seed: int = 0
+
+    def within(self, model: PreTrainedModel) -> "Trial":
+        """The same trial, its prompt and answer shortened to what the model can take in; it says so in its note."""
+        room = context_of(model)
+        new = min(self.new_tokens, max(2, room // 4))
+        return replace(self, new_tokens=new, prompt_tokens=min(self.prompt_tokens, room - new))
 
 
 @dataclass(frozen=True)

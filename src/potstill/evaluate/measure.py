@@ -16,8 +16,8 @@ Intervals of quality are 95 % bootstrap intervals over documents; those of speed
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,47 +25,15 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import NotFound
 from potstill.core.types import Measure
-from potstill.evaluate.agreement import Comparison, Remembered, compare
+from potstill.evaluate.agreement import Comparison
 from potstill.evaluate.bootstrap import interval, paired
 from potstill.evaluate.latency import Trial, time_model
-from potstill.evaluate.perplexity import Scores, score
-from potstill.evaluate.reading import Reading, Row
-from potstill.evaluate.rouge import Answers, Question, Writing, judge_answers
+from potstill.evaluate.perplexity import Scores
+from potstill.evaluate.rouge import Answers
 from potstill.evaluate.size import bytes_in_memory, bytes_on_disk, count_parameters
 from potstill.models.load import Loaded
 
 Seen = Scores | Comparison
-
-
-@dataclass(frozen=True, kw_only=True)
-class Yardstick:
-    """How a model is measured: how it reads, what is timed (`trial` None: nothing), and how it answers."""
-
-    reading: Reading = field(default_factory=Reading)
-    trial: Trial | None = field(default_factory=Trial)
-    writing: Writing = field(default_factory=Writing)
-
-
-def measure(
-    loaded: Loaded,
-    rows: Sequence[Row],
-    *,
-    teacher: Remembered | None = None,
-    asked: Sequence[Question] = (),
-    yardstick: Yardstick | None = None,
-) -> list[Measure]:
-    """All measures of one model on `rows`: with a `teacher` that remembers rows, on those; with `asked`, ROUGE-L too.
-
-    Raises: DataError where there is nothing to score; and as `compare` does.
-    """
-    yardstick = yardstick or Yardstick()
-    reading = replace(yardstick.reading, vocabulary=real_ids(loaded.tokenizer))
-    seen = score(loaded.model, rows, reading) if teacher is None else compare(teacher, loaded.model)
-    measures = quality(seen)
-    if asked:
-        measures.append(rouge(judge_answers(loaded.model, loaded.tokenizer, asked, writing=yardstick.writing)))
-    measures += sizes(loaded)
-    return measures if yardstick.trial is None else measures + speeds(loaded, yardstick.trial)
 
 
 def real_ids(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -110,7 +78,7 @@ def sizes(loaded: Loaded) -> list[Measure]:
 
 def speeds(loaded: Loaded, trial: Trial | None = None) -> list[Measure]:
     """`prefill_tokens_per_second` and `decode_tokens_per_second`, medians with their range, and `peak_memory`."""
-    speed = time_model(loaded.model, trial)
+    speed = time_model(loaded.model, trial or Trial().within(loaded.model))
     timed = {"prefill_tokens_per_second": speed.prefill, "decode_tokens_per_second": speed.decode}
     found = [_median(name, runs, speed.conditions) for name, runs in timed.items()]
     return [*found, Measure("peak_memory", float(speed.peak_memory), "B", 1, note=speed.conditions)]

@@ -80,6 +80,19 @@ def context_of(model: PreTrainedModel) -> int:
     return int(stated) if stated else 2**31
 
 
+def require_context(context: int, *models: PreTrainedModel) -> None:
+    """Refuse windows that one of `models` cannot take in.
+
+    Raises: UsageError.
+    """
+    for model in models:
+        if context > context_of(model):
+            raise UsageError(
+                f"--context {context} is longer than the {context_of(model)} tokens that {type(model).__name__} was "
+                f"made for; ask for less"
+            )
+
+
 def windows(rows: Sequence[Row], reading: Reading) -> list[Window]:
     """The windows of all rows that score something, the longest first, so that padded batches waste little.
 

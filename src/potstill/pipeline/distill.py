@@ -147,7 +147,7 @@ class Distill:
             models=models_of(pair),
             documents=self.documents,
         )
-        model = adapters.add(pair.student, self.lora) if self.lora else pair.student
+        model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
         pair.teacher.model.to(device=device, dtype=dtype)
         frozen = {"teacher": pair.teacher.model} if self.objective.teaches else {}
         study = Study(

@@ -9,6 +9,8 @@ from potstill.core.artefact import read_card, write_text
 from potstill.core.errors import ArtefactError, NotFound
 from potstill.evaluate import frontier, plots
 
+TEACHER = "teacher"
+
 
 def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality against cost") -> dict[str, Any]:
     """Writes `out` (HTML) and a PNG of the same name from finished folders and from JSON of `measure --out`.
@@ -23,10 +25,15 @@ def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality a
 
 
 def cards(source: Path) -> Iterator[Mapping[str, Any]]:
-    """`{"name", "parent", "measures"}` of every model that a folder or a file of measures speaks of."""
+    """`{"name", "parent", "measures"}` of every model that a folder or a file of measures speaks of.
+
+    A card calls its teacher "teacher"; here it has its own name, since several folders may have several.
+    """
     if source.is_dir():
         card = read_card(source)
-        measures, parents = card.get("measures") or {}, card.get("lineage") or {}
+        teacher = teacher_of(card)
+        measures = {teacher if name == TEACHER else name: given for name, given in (card["measures"] or {}).items()}
+        parents = dict.fromkeys(set(measures) - {teacher}, teacher)
     elif source.is_file():
         found = _read(source)
         measures, parents = found.get("models") or {}, found.get("lineage") or {}
@@ -38,9 +45,19 @@ def cards(source: Path) -> Iterator[Mapping[str, Any]]:
         yield {"name": name, "parent": parents.get(name), "measures": given}
 
 
+def teacher_of(card: Mapping[str, Any]) -> str:
+    """The name under which the teacher was loaded."""
+    named = (parent["name"] for parent in card["parents"] if parent["role"].startswith(TEACHER))
+    return next(named, TEACHER)
+
+
 def unique(found: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Each model once: the teacher stands in the card of every one of its students."""
-    return list({card["name"]: card for card in found}.values())
+    """Each model once, where it is sure to be the same one: a teacher stands in the card of every student of it."""
+    kept: dict[Any, Mapping[str, Any]] = {}
+    for number, card in enumerate(found):
+        same = next((m for m in card["measures"] if m["name"] == "parameters"), None)
+        kept.setdefault((card["name"], str(same) if card["parent"] is None else number), card)
+    return list(kept.values())
 
 
 def _read(file: Path) -> dict[str, Any]:

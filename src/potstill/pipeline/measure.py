@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from potstill.core import backend
 from potstill.core.artefact import write_text
 from potstill.core.errors import UsageError
@@ -17,8 +15,8 @@ from potstill.evaluate.agreement import Remembered, compare, remember
 from potstill.evaluate.harness import run_tasks
 from potstill.evaluate.measure import Seen, differences, quality, real_ids, rouge, sizes, speeds
 from potstill.evaluate.perplexity import score
-from potstill.evaluate.reading import Reading, Row
-from potstill.evaluate.rouge import Question, judge_answers, prompt_ids
+from potstill.evaluate.reading import Reading, Row, require_context
+from potstill.evaluate.rouge import judge_answers, questions
 from potstill.models.load import Loaded, load
 from potstill.models.vocabulary import shared_ids
 from potstill.pipeline.stage import as_value
@@ -27,14 +25,15 @@ from potstill.pipeline.texts import rows_of
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """`models` on held-out documents of `data`, beside `teacher` if there is one.
+    """`models` on the documents of one `split` of `data`, beside `teacher` if there is one.
 
     Bits per byte and perplexity; with a teacher of the same vocabulary KL to it and agreement with it; ROUGE-L where
-    the data holds prompts and responses; parameters, bytes, and tokens/s unless `speed` is off.
+    the data holds prompts with responses, or chats; parameters, bytes, and tokens/s unless `speed` is off.
     """
 
     models: tuple[str, ...]
     data: str = "stdlib"
+    split: str = "validation"
     teacher: str | None = None
     documents: int = 100
     context: int = 512
@@ -59,13 +58,14 @@ class Measurement:
 
     def run(self, out: Path | None = None) -> dict[str, Any]:
         """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`; written to `out` too if it is given."""
-        corpus = load_corpus(self.data, split="validation")
+        corpus = load_corpus(self.data, split=self.split)
         teacher = None if self.teacher is None else self._load(self.teacher)
         remembered: dict[int, tuple[Sequence[Row], Remembered]] = {}
         found: dict[str, list[Measure]] = {}
         seen: dict[str, Seen] = {}
         for name in self.models:
             loaded = teacher if teacher is not None and name == self.teacher else self._load(name)
+            require_context(self.context, loaded.model)
             vocabulary = real_ids(loaded.tokenizer)
             if teacher is None:
                 seen[name] = score(loaded.model, self._rows(corpus, loaded), self.reading(vocabulary))
@@ -104,18 +104,12 @@ class Measurement:
 
     def _measures(self, seen: Seen, loaded: Loaded, corpus: Corpus) -> list[Measure]:
         measures = quality(seen)
-        if corpus.kind == "pairs" and self.prompts:
-            questions = ask(corpus, loaded.tokenizer, limit=self.prompts)
-            measures.append(rouge(judge_answers(loaded.model, loaded.tokenizer, questions)))
+        if corpus.kind != "text" and self.prompts:
+            asked = questions(corpus, loaded.tokenizer, limit=self.prompts)
+            measures.append(rouge(judge_answers(loaded.model, loaded.tokenizer, asked)))
         measures += sizes(loaded)
         if self.speed:
             measures += speeds(loaded)
         if self.tasks:
             measures += run_tasks(loaded.model, loaded.tokenizer, self.tasks)
         return measures
-
-
-def ask(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int) -> list[Question]:
-    """The first `limit` prompts of a set of pairs, with what counts as right."""
-    asked = corpus.documents.take(limit)
-    return [Question(prompt_ids(one["prompt"], tokenizer), [one["response"]]) for one in asked]

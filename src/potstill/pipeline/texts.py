@@ -14,7 +14,7 @@ from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.pack import Packs, collate, pack
 from potstill.data.show import describe
 from potstill.evaluate.perplexity import bos_of, supervised_rows, text_rows
-from potstill.evaluate.reading import Row, context_of
+from potstill.evaluate.reading import Row, require_context
 from potstill.models import gguf
 from potstill.models.load import load, locate
 
@@ -54,12 +54,7 @@ def prepare(
         DataError, NotFound: as `load_corpus` and `tokenise` do.
         UsageError: a context longer than one of `models` can take in.
     """
-    for model in models:
-        if text.context > context_of(model):
-            raise UsageError(
-                f"--context {text.context} is longer than the {context_of(model)} tokens that "
-                f"{type(model).__name__} was made for; ask for less"
-            )
+    require_context(text.context, *models)
     corpus = load_corpus(text.data)
     read = tokenise(corpus, tokenizer, limit=2 * tokens)
     packs = pack(read, length=text.context, seed=text.seed, bos=bos_of(tokenizer))

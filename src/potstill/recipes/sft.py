@@ -9,15 +9,16 @@ from dataclasses import replace
 from potstill.objectives.named import CROSS_ENTROPY, Mixture
 from potstill.pipeline.distill import Distill
 from potstill.recipes.minima import BIBTEX
-from potstill.recipes.table import Recipe
+from potstill.recipes.table import NEEDED, Recipe
 from potstill.train.settings import Settings
 
 
 def full() -> Recipe:
-    """SmolLM2-135M fine-tuned on a data set of yours; the teacher only measures how far it moved."""
+    """SmolLM2-135M fine-tuned on the prompts and responses that you name; the teacher measures how far it moved."""
     stage = Distill(
         teacher="smollm2",
         student="smollm2",
+        data=NEEDED,
         objective=Mixture(name=CROSS_ENTROPY),
         settings=Settings(tokens=1_000_000, learning_rate=2e-5, weight_decay=0.1, warmup=0.1),
     )

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import potstill.recipes
-from potstill.core.errors import NotFound
+from potstill.core.errors import NotFound, UsageError
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.prune import Prune
+
+NEEDED = "@data"  # in a recipe whose text only the user can name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,15 @@ class Recipe:
     def having(
         self, *, teacher: str | None = None, data: str | None = None, tokens: int | None = None, seed: int = 1
     ) -> "Recipe":
-        """The same method with other names, another budget or another seed."""
+        """The same method with other names, another budget or another seed.
+
+        Raises: UsageError if the recipe has no data of its own and none is given.
+        """
+        if data is None and any(stage.data == NEEDED for stage in self.stages):
+            raise UsageError(
+                f"{self.name} trains on prompts with responses or on chats, which only you can name; give --data, a "
+                f".jsonl file of `prompt` and `response` say"
+            )
         return replace(self, stages=tuple(_changed(stage, teacher, data, tokens, seed) for stage in self.stages))
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.core.errors import UsageError
 
 
-def add(model: PreTrainedModel, rank: int) -> Any:
+def add(model: PreTrainedModel, rank: int, *, seed: int = 0) -> Any:
     """`model` with trainable LoRA adapters of `rank` on every linear layer but the head, all else frozen.
+
+    `seed` draws their first weights, whatever was drawn before.
 
     Source: arXiv:2106.09685, Eq. 3; alpha = 2 rank, as is common since.
 
@@ -22,7 +25,9 @@ def add(model: PreTrainedModel, rank: int) -> Any:
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
 
 
 def merge(model: Any) -> PreTrainedModel:
