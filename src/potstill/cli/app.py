@@ -177,7 +177,7 @@ def distill(
     objective: Annotated[
         str, typer.Option(help="A divergence, with options after a colon (jsd:beta=0.3), or cross_entropy.")
     ] = "forward_kl",
-    cross_entropy: Annotated[float, typer.Option(help="Share of cross-entropy in the loss, 0 to 1.")] = 0.5,
+    cross_entropy: Annotated[float, typer.Option(help="Share of cross-entropy in the loss, 0 to 1.")] = 0.7,
     temperature: Annotated[float, typer.Option(help="Both logits are divided by it; the loss times its square.")] = 1.0,
     tokens: o.Tokens = "200k",
     context: o.Context = 512,

@@ -22,12 +22,14 @@ class Mixture:
     """share * cross-entropy + (1 - share) * divergence(teacher, student), as a value.
 
     `name` is a divergence, with its options after a colon (`jsd:beta=0.3`), or `cross_entropy` for no teacher at all.
+    The share of 0.7 is measured: there the student beats one trained by cross-entropy alone both in bits per byte and
+    in its nearness to the teacher (LOG.md, "the share of cross-entropy").
 
     Raises: UsageError if the name, an option, the share or the temperature is none that exists.
     """
 
     name: str = "forward_kl"
-    cross_entropy: float = 0.5
+    cross_entropy: float = 0.7
     temperature: float = 1.0
     options: Mapping[str, float] = field(default_factory=dict)
 

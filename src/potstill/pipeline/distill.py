@@ -82,7 +82,7 @@ class Run:
 class Distill:
     """Trains `student` (or the teacher cut to `keep` or `params`) on `data` under `objective`.
 
-    The default objective is half cross-entropy, half forward KL; `objective="cross_entropy"` needs no teacher, which
+    The default objective is 0.7 cross-entropy + 0.3 forward KL; `objective="cross_entropy"` needs no teacher, which
     then only measures. The output folder appears whole; while training it holds `training/` alone.
     """
 
