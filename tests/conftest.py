@@ -13,8 +13,12 @@ os.environ["MPLBACKEND"] = "Agg"
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+settings.register_profile("potstill", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("potstill")
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

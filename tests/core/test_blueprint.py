@@ -43,7 +43,7 @@ DATA = st.fixed_dictionaries(
 SMALL = Blueprint(20, 8, (Layer(Attention(4, 2, 4), SwiGLU(12)),) * 3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(DATA)
 def test_a_blueprint_survives_json(data: dict[str, Any]) -> None:
     blueprint = Blueprint.from_dict(data)
@@ -54,7 +54,7 @@ def test_a_blueprint_survives_json(data: dict[str, Any]) -> None:
     assert all(written[name] == value for name, value in data.items() if name != "layers")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(DATA)
 def test_shapes_are_those_of_the_network_s_state_dict_in_the_same_order(data: dict[str, Any]) -> None:
     blueprint = Blueprint.from_dict(data)

@@ -11,7 +11,7 @@ FRAME = (0.0, 0.0, 400.0, 300.0)
 SPOTS = st.lists(st.tuples(st.floats(10, 390), st.floats(10, 290)), min_size=1, max_size=6)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(SPOTS)
 def test_labels_never_overlap_nor_leave_the_frame_where_there_is_room(spots):
     marks = [[(x - 4, y - 4, x + 4, y + 4)] for x, y in spots]

@@ -100,7 +100,7 @@ def test_a_document_within_the_window_does_not_see_window_or_stride(tiny_llama, 
     assert short.nll == pytest.approx(score(tiny_llama, rows, Reading(context=200, stride=stride)).nll, rel=1e-5)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(4, 24), st.integers(1, 23), st.booleans())
 def test_a_long_document_is_scored_by_its_windows(context, stride, opened):
     torch.manual_seed(0)

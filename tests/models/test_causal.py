@@ -49,7 +49,7 @@ def test_a_saved_model_opens_through_the_auto_class_unchanged(tied: bool, tmp_pa
 def test_importing_the_module_is_all_that_opening_a_folder_needs(tmp_path: Path) -> None:
     model().save_pretrained(tmp_path)
     code = (
-        "from potstill.models.causal import AutoModelForCausalLM;"
+        "from potstill import AutoModelForCausalLM;"
         f"print(type(AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -25,7 +25,7 @@ def cut(size: int, edges: list[int]) -> tuple[int, ...]:
     return tuple(b - a for a, b in pairwise(marks))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     size=st.integers(1, 13),
     edges=st.lists(st.lists(st.integers(1, 12), max_size=4), min_size=1, max_size=3),

@@ -29,7 +29,7 @@ from potstill.ops.divergence import (
     total_variation,
 )
 
-law = settings(deadline=None, max_examples=40, derandomize=True)
+law = settings(max_examples=40, derandomize=True)
 
 INF = math.inf
 SMOOTH = {  # all whose gradient is that of the value; the weights of adaptive_kl are constants of its gradient

@@ -86,7 +86,7 @@ def test_width_alone_is_minimas_square_root_rule(sparsity: int, each: int) -> No
     assert shape.layers == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(FACTS, SHARES, st.sampled_from(sorted(STRATEGIES)))
 def test_a_share_is_reached_within_two_per_cent_or_refused(facts: dict[str, Any], keep: float, strategy: str) -> None:
     blueprint = blueprint_of(facts)
@@ -109,7 +109,7 @@ def test_a_share_is_reached_within_two_per_cent_or_refused(facts: dict[str, Any]
 
 
 @pytest.mark.parametrize("model", PUBLISHED.values(), ids=PUBLISHED)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(keep=st.floats(0.3, 1.0))
 def test_published_models_reach_every_share_by_width_and_by_both(model: Blueprint, keep: float) -> None:
     for strategy in ("width", "both"):
@@ -118,7 +118,7 @@ def test_published_models_reach_every_share_by_width_and_by_both(model: Blueprin
         assert shape.hidden % (model.layers[0].mixer.heads // shape_of(model).kv_heads * shape.kv_heads) == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(FACTS, st.sampled_from(sorted(STRATEGIES)))
 def test_keeping_all_changes_nothing(facts: dict[str, Any], strategy: str) -> None:
     blueprint = blueprint_of(facts)

@@ -2,7 +2,7 @@
 
 Importing this module teaches transformers' Auto classes to open it:
 
-    from potstill.models.causal import AutoModelForCausalLM
+    from potstill import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained("folder")
 
 Packed documents (positions that restart) never see one another here; nothing has to be installed for that.
