@@ -150,6 +150,7 @@ def data(
     tokenizer: Annotated[str, typer.Option(help="The model whose tokenizer reads the text.")] = "smollm2",
     context: o.Context = 512,
     split: Annotated[str, typer.Option(help="train, validation or all.")] = "train",
+    columns: o.Columns = "",
     as_json: o.Json = False,
 ) -> Any:
     """What a data set is, and which of its tokens are trained.
@@ -160,7 +161,7 @@ def data(
     from potstill.pipeline.texts import described
 
     hush()
-    found = described(name, tokenizer, context=context, split=split)
+    found = described(name, tokenizer, context=context, split=split, columns=columns)
     return answer(found, as_json, lambda: show.corpus(found, tokens=show_tokens))
 
 
@@ -174,6 +175,7 @@ def distill(
     params: o.Params = None,
     strategy: o.Strategy = "depth",
     data: o.Data = "stdlib",
+    columns: o.Columns = "",
     objective: Annotated[
         str, typer.Option(help="A divergence, with options after a colon (jsd:beta=0.3), or cross_entropy.")
     ] = "forward_kl",
@@ -234,6 +236,7 @@ def prune(
     hidden: Annotated[int | None, typer.Option(help="Exact hidden size.")] = None,
     layers_by: Annotated[str, typer.Option(help="Which layers go: by harm (measured) or evenly.")] = "harm",
     data: o.Data = "stdlib",
+    columns: o.Columns = "",
     seed: o.Seed = 1,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
@@ -253,6 +256,7 @@ def prune(
     stage = Prune(
         model=model,
         data=data,
+        columns=columns,
         keep=keep,
         params=o.count(params),
         strategy=strategy,
@@ -273,6 +277,7 @@ def prune(
 def measure(
     names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to measure side by side.")],
     data: o.Data = "stdlib",
+    columns: o.Columns = "",
     teacher: Annotated[str | None, typer.Option(help="Also measure KL to it and agreement with it.")] = None,
     split: Annotated[
         str, typer.Option(help="validation (5 % of a file, never trained on), train, or all: a file whole.")
@@ -302,6 +307,7 @@ def measure(
     stage = Measurement(
         models=tuple(names),
         data=data,
+        columns=columns,
         split=split,
         teacher=teacher,
         documents=documents,

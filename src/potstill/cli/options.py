@@ -22,6 +22,9 @@ Keep = Annotated[float | None, typer.Option(help="Share of all stored parameters
 Params = Annotated[str | None, typer.Option(help="Parameters to keep, such as 60M.")]
 Strategy = Annotated[str, typer.Option(help="What is cut: depth, width, both or ffn.")]
 Data = Annotated[str, typer.Option(help="stdlib, a file, a folder, or a hub data set id.")]
+Columns = Annotated[
+    str, typer.Option(help="Which column is which, as in prompt=instruction,response=text; by default told by name.")
+]
 EvalData = Annotated[str | None, typer.Option(help="Held-out text; by default the data's own validation split.")]
 Tokens = Annotated[str, typer.Option(help="Tokens to train on, such as 200k or 2M.")]
 Context = Annotated[int, typer.Option(help="Longest document window, in tokens.")]

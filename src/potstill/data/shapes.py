@@ -96,7 +96,7 @@ def _pair_or_text(found: Collection[str], where: str) -> Shape:
     what = "which could be read in more than one way" if pairs or "text" in found else "none of which is known"
     raise DataError(
         f"{where} has the columns {_quoted(found)}, {what}; accepted are {ACCEPTED}; or say which column is which, "
-        f"as in columns prompt=..., response=..."
+        f"as in --columns prompt=NAME,response=NAME"
     )
 
 
@@ -104,7 +104,7 @@ def _refuse_preferences(found: Collection[str], signs: set[str], where: str) -> 
     if signs & set(found):
         raise DataError(
             f"{where} has {_quoted(sorted(signs & set(found)))}, as sets of preferences have, and what was rejected "
-            f"would be trained on like the rest; say which columns are meant, as in columns messages=..."
+            f"would be trained on like the rest; say which columns are meant, as in --columns messages=NAME"
         )
 
 

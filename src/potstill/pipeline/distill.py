@@ -92,6 +92,7 @@ class Distill:
     params: int | None = None
     strategy: str = "depth"
     data: str = "stdlib"
+    columns: str = ""
     eval_data: str | None = None
     objective: Mixture = field(default_factory=Mixture)
     settings: Settings = field(default_factory=Settings)
@@ -139,7 +140,13 @@ class Distill:
         self._require_room(out, overwrite=overwrite, resume=resume)
         device, dtype = backend.device(self.device), self.compute_dtype(out if resume else None)
         pair = self.pair()
-        text = Text(data=self.data, eval_data=self.eval_data, context=self.settings.context, seed=self.settings.seed)
+        text = Text(
+            data=self.data,
+            eval_data=self.eval_data,
+            columns=self.columns,
+            context=self.settings.context,
+            seed=self.settings.seed,
+        )
         prepared = prepare(
             text,
             pair.origin.tokenizer,
@@ -190,6 +197,7 @@ class Distill:
         stage = Prune(
             model=self.teacher,
             data=self.data,
+            columns=self.columns,
             keep=self.keep,
             params=self.params,
             strategy=self.strategy,

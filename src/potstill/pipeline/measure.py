@@ -20,7 +20,7 @@ from potstill.evaluate.rouge import judge_answers, questions
 from potstill.models.load import Loaded, load
 from potstill.models.vocabulary import shared_ids
 from potstill.pipeline.stage import as_value
-from potstill.pipeline.texts import rows_of
+from potstill.pipeline.texts import columns_of, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class Measurement:
 
     models: tuple[str, ...]
     data: str = "stdlib"
+    columns: str = ""
     split: str = "validation"
     teacher: str | None = None
     documents: int = 100
@@ -58,7 +59,7 @@ class Measurement:
 
     def run(self, out: Path | None = None) -> dict[str, Any]:
         """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`; written to `out` too if it is given."""
-        corpus = load_corpus(self.data, split=self.split)
+        corpus = load_corpus(self.data, split=self.split, columns=columns_of(self.columns))
         teacher = None if self.teacher is None else self._load(self.teacher)
         remembered: dict[int, tuple[Sequence[Row], Remembered]] = {}
         found: dict[str, list[Measure]] = {}

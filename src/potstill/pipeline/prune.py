@@ -47,6 +47,7 @@ class Prune:
 
     model: str
     data: str = "stdlib"
+    columns: str = ""
     keep: float | None = None
     params: int | None = None
     strategy: str = "depth"
@@ -86,7 +87,7 @@ class Prune:
         """The pruned model in memory, as its stock family, with the card that says what went."""
         backbone = import_model(loaded.model)
         target = self.target(backbone)
-        text = Text(data=self.data, context=min(512, context_of(loaded.model)), seed=self.seed)
+        text = Text(data=self.data, columns=self.columns, context=min(512, context_of(loaded.model)), seed=self.seed)
         batches, facts = calibration(text, loaded.tokenizer, tokens=self.calibration_tokens)
         with autocast():
             pruned, found = shrink(backbone, target, batches, layers_by=self.layers_by)

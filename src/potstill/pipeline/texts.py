@@ -21,10 +21,14 @@ from potstill.models.load import load, locate
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """Which text, in windows of which length. Without `eval_data` the corpus' own validation split is held out."""
+    """Which text, in windows of which length. Without `eval_data` the corpus' own validation split is held out.
+
+    `columns` says which column is which where their names do not: `prompt=instruction,response=text`.
+    """
 
     data: str
     eval_data: str | None = None
+    columns: str = ""
     context: int = 512
     seed: int = 1
 
@@ -55,7 +59,7 @@ def prepare(
         UsageError: a context longer than one of `models` can take in.
     """
     require_context(text.context, *models)
-    corpus = load_corpus(text.data)
+    corpus = load_corpus(text.data, columns=columns_of(text.columns))
     read = tokenise(corpus, tokenizer, limit=2 * tokens)
     packs = pack(read, length=text.context, seed=text.seed, bos=bos_of(tokenizer))
     held_out = held_out_corpus(text)
@@ -91,10 +95,24 @@ def facts_of(corpus: Corpus, packs: Packs) -> dict[str, Any]:
 
 def held_out_corpus(text: Text) -> Corpus:
     """The text that is measured on: `eval_data`, a file of it whole, or else the validation split of `data`."""
+    named = columns_of(text.columns)
     if text.eval_data is None or text.eval_data == text.data:
-        return load_corpus(text.data, split="validation")
+        return load_corpus(text.data, split="validation", columns=named)
     whole = Path(text.eval_data).expanduser().is_file()
-    return load_corpus(text.eval_data, split="all" if whole else "validation")
+    return load_corpus(text.eval_data, split="all" if whole else "validation", columns=named)
+
+
+def columns_of(said: str) -> dict[str, str] | None:
+    """`prompt=instruction,response=text` as `{"prompt": "instruction", "response": "text"}`; None where it is empty.
+
+    Raises: UsageError.
+    """
+    if not said:
+        return None
+    pairs = [pair.partition("=") for pair in said.split(",")]
+    if not all(name and column for name, _, column in pairs):
+        raise UsageError(f"--columns {said!r} is not NAME=COLUMN,... such as prompt=instruction,response=text")
+    return {name.strip(): column.strip() for name, _, column in pairs}
 
 
 def rows_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: int) -> Sequence[Row]:
@@ -116,7 +134,7 @@ def calibration(
     text: Text, tokenizer: PreTrainedTokenizerBase, *, tokens: int, batch_tokens: int = 2048
 ) -> tuple[list[Batch], dict[str, Any]]:
     """Some `tokens` of training text as batches of one size, for measuring importance, and what a card says of it."""
-    corpus = load_corpus(text.data)
+    corpus = load_corpus(text.data, columns=columns_of(text.columns))
     read = tokenise(corpus, tokenizer, limit=4 * tokens)
     length = min(text.context, batch_tokens)
     packs = pack(read, length=length, seed=text.seed, bos=bos_of(tokenizer))
@@ -129,14 +147,14 @@ def calibration(
     return batches, {"calibrated_on": facts.pop("trained_on"), **facts}
 
 
-def described(name: str, tokenizer: str, *, context: int, split: str) -> dict[str, Any]:
+def described(name: str, tokenizer: str, *, context: int, split: str, columns: str = "") -> dict[str, Any]:
     """What a data set is and which of its tokens are trained, as `data.show.describe` says it.
 
     Raises: NotFound, DataError; UsageError for a context without room.
     """
     if context < 2:
         raise UsageError(f"--context {context} has no room for a token and what it is predicted from")
-    corpus = load_corpus(name, split=split)
+    corpus = load_corpus(name, split=split, columns=columns_of(columns))
     return describe(corpus, tokenizer_of(tokenizer), length=context)
 
 
