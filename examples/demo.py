@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", default="smollm2")
     parser.add_argument("--data", default="stdlib")
     parser.add_argument("--keep", type=float, default=0.75)
-    parser.add_argument("--strategy", default="depth")
+    parser.add_argument("--strategy", default="auto")
     parser.add_argument("--tokens", type=int, default=60_000)
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)

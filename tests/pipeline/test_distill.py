@@ -78,7 +78,7 @@ def test_the_readme_tells_a_stranger_what_it_is(run: Run, teacher: Path) -> None
     assert yaml.safe_load(front)["license"] == "apache-2.0"
     for fact in (
         f"`{teacher}` cut to 75.5% of its parameters",
-        f"50% cross-entropy and 50% forward kl to `{teacher}`",
+        f"70% cross-entropy and 30% forward kl to `{teacher}`",
         "licence: apache-2.0",
         "| made | ",
         "![The terms of the loss over the tokens seen](curve.png)",

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU, shapes
 from potstill.core.errors import InfeasibleTarget, UnsupportedModel, UsageError
 from potstill.models.backbone import Backbone
-from potstill.transforms.fit import DIMENSIONS, STRATEGIES, Shape, fit, parameters, resized, shape_of
+from potstill.transforms.fit import DIMENSIONS, STRATEGIES, Shape, dimensions, fit, parameters, resized, shape_of
 
 SMOLLM2 = Blueprint(49152, 576, (Layer(Attention(9, 3, 64), SwiGLU(1536)),) * 30, tied=True)
 LLAMA2_7B = Blueprint(49216, 4096, (Layer(Attention(32, 32, 128), SwiGLU(11008)),) * 32)  # its vocabulary as in MiniMA
@@ -177,6 +177,12 @@ def test_an_infeasible_target_names_the_nearest_shape_and_that_shape_is_feasible
         fit(SMOLLM2, keep=0.3, dims=STRATEGIES["depth"])
     assert "\n" not in str(error.value)
     assert fit(SMOLLM2, keep=0.289, dims=STRATEGIES["depth"]).layers == 3
+
+
+def test_much_that_stays_is_cut_in_depth_and_little_in_all_dimensions() -> None:
+    assert dimensions("auto", 0.75) == dimensions("auto", 0.7) == ("layers",)
+    assert dimensions("auto", 0.69) == DIMENSIONS
+    assert dimensions("width", 0.75) == STRATEGIES["width"]
     with pytest.raises(InfeasibleTarget, match="134,515,008"):  # larger than explicit sizes allow
         fit(SMOLLM2, keep=0.9, exact={dim: getattr(shape_of(SMOLLM2), dim) for dim in DIMENSIONS})
 

@@ -173,7 +173,7 @@ def distill(
     student: Annotated[str | None, typer.Option(help="A smaller model with the teacher's tokenizer.")] = None,
     keep: o.Keep = None,
     params: o.Params = None,
-    strategy: o.Strategy = "depth",
+    strategy: o.Strategy = "auto",
     data: o.Data = "stdlib",
     columns: o.Columns = "",
     objective: Annotated[
@@ -229,7 +229,7 @@ def prune(
     out: o.Out,
     keep: o.Keep = None,
     params: o.Params = None,
-    strategy: o.Strategy = "depth",
+    strategy: o.Strategy = "auto",
     layers: Annotated[int | None, typer.Option(help="Exact number of layers.")] = None,
     kv_heads: Annotated[int | None, typer.Option(help="Exact number of key/value heads.")] = None,
     ffn: Annotated[int | None, typer.Option(help="Exact number of feed-forward neurons.")] = None,

@@ -20,7 +20,9 @@ Teacher = Annotated[str | None, typer.Option(help="A hub id, a folder, a .gguf f
 Out = Annotated[str, typer.Option(help="The folder to make.")]
 Keep = Annotated[float | None, typer.Option(help="Share of all stored parameters to keep, in (0, 1].")]
 Params = Annotated[str | None, typer.Option(help="Parameters to keep, such as 60M.")]
-Strategy = Annotated[str, typer.Option(help="What is cut: depth, width, both or ffn.")]
+Strategy = Annotated[
+    str, typer.Option(help="What is cut: depth, width, both, ffn; auto: depth from a share of 0.7 on, below it both.")
+]
 Data = Annotated[str, typer.Option(help="stdlib, a file, a folder, or a hub data set id.")]
 Columns = Annotated[
     str, typer.Option(help="Which column is which, as in prompt=instruction,response=text; by default told by name.")

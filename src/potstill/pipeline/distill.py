@@ -44,6 +44,7 @@ from potstill.train.progress import METRICS
 from potstill.train.run import Outcome, identify, train
 from potstill.train.settings import Settings
 from potstill.train.study import Study
+from potstill.transforms.fit import AUTO
 
 PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do I read a file in Python?")
 TRAINING = "training"  # inside the output folder while a run is not finished
@@ -90,7 +91,7 @@ class Distill:
     student: str | None = None
     keep: float | None = None
     params: int | None = None
-    strategy: str = "depth"
+    strategy: str = AUTO
     data: str = "stdlib"
     columns: str = ""
     eval_data: str | None = None

@@ -31,7 +31,7 @@ from potstill.pipeline.stage import (
 from potstill.pipeline.texts import Text, calibration
 from potstill.transforms.apply import apply
 from potstill.transforms.drop_layers import DropLayers, by_harm, evenly
-from potstill.transforms.fit import STRATEGIES, Shape, fit, parameters, shape_of
+from potstill.transforms.fit import AUTO, DIMENSIONS, Shape, dimensions, fit, parameters, shape_of
 from potstill.transforms.importance import measure, next_token_loss
 from potstill.transforms.narrow import select
 
@@ -50,7 +50,7 @@ class Prune:
     columns: str = ""
     keep: float | None = None
     params: int | None = None
-    strategy: str = "depth"
+    strategy: str = AUTO
     shape: Mapping[str, int] = field(default_factory=dict)
     layers_by: str = "harm"
     calibration_tokens: int = 8192
@@ -117,7 +117,9 @@ class Prune:
             raise InfeasibleTarget(
                 f"{self.params:,} parameters are more than the model's {parameters(whole):,}; ask for fewer"
             )
-        dims = STRATEGIES[self.strategy]
+        share = 1.0 if self.params is None else self.params / parameters(whole)
+        free = self.strategy == AUTO and self.shape  # with some sizes stated, all others may have to follow
+        dims = DIMENSIONS if free else dimensions(self.strategy, share if self.keep is None else self.keep)
         return fit(whole, keep=self.keep, params=self.params, dims=dims, exact=dict(self.shape))
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from potstill.core.artefact import Card, Parent
 from potstill.core.errors import ArtefactError, UsageError
 from potstill.models.load import Loaded
-from potstill.transforms.fit import STRATEGIES
+from potstill.transforms.fit import AUTO, STRATEGIES
 
 TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "open file failed")  # torch.save names no errno
 
@@ -69,7 +69,7 @@ def require_strategy(name: str) -> None:
 
     Raises: UsageError.
     """
-    require_choice("strategy", name, tuple(STRATEGIES))
+    require_choice("strategy", name, (AUTO, *STRATEGIES))
 
 
 def require_apart(out: Path, *inputs: str | None) -> None:

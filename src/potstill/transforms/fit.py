@@ -23,6 +23,10 @@ STRATEGIES: Mapping[str, tuple[str, ...]] = {
     "both": DIMENSIONS,
     "ffn": ("ffn",),
 }
+AUTO = "auto"
+DEPTH_FROM = (
+    0.7  # of the parameters: keep as many and layers alone are best dropped, fewer and widths should shrink too
+)
 TOLERANCE = 0.02  # of the target
 STEPS = (64, 32, 16, 8, 4, 2, 1)  # roundest first: kernels and block-quantised files like multiples of 32
 BALANCE = 0.05  # how much of the most-cut dimension's share is given up for rounder widths
@@ -47,6 +51,15 @@ class Shape(NamedTuple):
 def parameters(blueprint: Blueprint) -> int:
     """The number of stored parameters; a tied head is counted once."""
     return sum(math.prod(shape) for shape in shapes(blueprint).values())
+
+
+def dimensions(strategy: str, share: float) -> tuple[str, ...]:
+    """What `strategy` cuts; `auto` cuts depth alone where `share` of the parameters stays, from 0.7 on, else both.
+
+    Source: ours, the table over share and strategy in LOG.md.
+    """
+    chosen = ("depth" if share >= DEPTH_FROM else "both") if strategy == AUTO else strategy
+    return STRATEGIES[chosen]
 
 
 def shape_of(blueprint: Blueprint) -> Shape:
