@@ -24,9 +24,7 @@ STRATEGIES: Mapping[str, tuple[str, ...]] = {
     "ffn": ("ffn",),
 }
 AUTO = "auto"
-DEPTH_FROM = (
-    0.7  # of the parameters: keep as many and layers alone are best dropped, fewer and widths should shrink too
-)
+DEPTH_FROM = 0.7  # of the parameters: with so many left it is best to drop layers alone, with fewer to shrink all
 TOLERANCE = 0.02  # of the target
 STEPS = (64, 32, 16, 8, 4, 2, 1)  # roundest first: kernels and block-quantised files like multiples of 32
 BALANCE = 0.05  # how much of the most-cut dimension's share is given up for rounder widths
