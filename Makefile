@@ -1,4 +1,4 @@
-# Everything below runs in .venv, which the first target that needs it makes; `make` alone runs the demo.
+# Everything below runs in .venv, which the first target that needs it makes; `make` alone prints these lines.
 #
 #   make demo       a real teacher pruned, distilled and measured beside its baselines (minutes on two cores)
 #   make test       the checks, then the fast tests
@@ -8,8 +8,8 @@
 #   make install    .venv alone
 #   make clean      removes caches and builds; .venv and out stay
 #
-# PYTHON=python3.12 make ...     another interpreter for .venv
-# TORCH_INDEX=https://... make   torch, and nothing else, from this package index (a build for the CPU alone, or for one
+# PYTHON=python3.12 make demo    another interpreter for .venv
+# TORCH_INDEX=... make demo      torch, and nothing else, from this package index (a build for the CPU alone, or for one
 #                                CUDA version); without it, torch comes from wherever pip is set up to look
 
 PYTHON ?= python3
@@ -21,7 +21,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 BENCHMARKS = $(wildcard benchmarks/*.py)
 
-.PHONY: demo test test-all bench check install clean
+.PHONY: help demo test test-all bench check install clean
+
+help:
+	@awk '!/^#/ { exit } { sub(/^# ?/, ""); print }' Makefile
 
 demo: install
 	$(BIN)/python $(DEMO)

@@ -40,11 +40,13 @@ def main() -> None:
         models=models, teacher=options.teacher, data=options.data, documents=options.documents, context=512
     )
     found = measurement.run()
-    found["models"] = dict(zip(NAMES, found["models"].values(), strict=True))
+    names = dict(zip(found["models"], NAMES, strict=True))
+    found["models"] = {names[model]: measures for model, measures in found["models"].items()}
+    found["paired"] = [{**one, "a": names[one["a"]], "b": names[one["b"]]} for one in found["paired"]]
     found["lineage"] = {"pruned": "teacher", "cross-entropy": "pruned", "distilled": "pruned"}
     (out / "measures.json").write_text(json.dumps(found, indent=2))
     draw_frontier([out / "measures.json"], out / "frontier.html", title="SmolLM2-135M and its students")
-    show.measures(found["models"])
+    show.measures(found["models"], found["paired"])
     report(found["models"], (time.perf_counter() - start) / 60)
 
 

@@ -1,9 +1,11 @@
-"""The verbs of the command line as Python functions, with the same defaults."""
+"""The verbs of the command line as Python functions, with the same names and defaults."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from potstill.core.artefact import Card
+from potstill.core.errors import UsageError
 from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill, Run
 from potstill.pipeline.measure import Measurement
@@ -19,44 +21,36 @@ def distill(
     keep: float | None = None,
     params: int | None = None,
     data: str = "stdlib",
-    objective: str | Mixture = "forward_kl",
+    objective: str = Mixture.name,
+    cross_entropy: float = Mixture.cross_entropy,
+    temperature: float = Mixture.temperature,
     tokens: int = Settings.tokens,
-    settings: Settings | None = None,
+    lr: float = Settings.learning_rate,
     overwrite: bool = False,
     resume: bool = False,
-    **stage: Any,
+    **more: Any,
 ) -> Run:
     """Distil `teacher` into a student and measure both; the run holds model, card and measures.
 
-    `objective` is a name with options (`jsd:beta=0.3`) or a `Mixture`. `settings` replaces every training default, and
-    `tokens` with it. Further keywords are the fields of `potstill.pipeline.distill.Distill`.
+    `objective` is a divergence with its options (`jsd:beta=0.3`) or `cross_entropy`; `cross_entropy` is the share of it
+    that is mixed in. `more` are fields of `potstill.train.settings.Settings` (context, batch_tokens, seed, ...) and of
+    `potstill.pipeline.distill.Distill` (strategy, columns, eval_data, lora, device, ...).
 
-    Raises: PotstillError, as the command line does.
+    Raises: PotstillError, as the command line does; UsageError for a keyword that is none of these.
     """
-    default = Mixture()
-    mixture = (
-        objective
-        if isinstance(objective, Mixture)
-        else Mixture.parse(objective, cross_entropy=default.cross_entropy, temperature=default.temperature)
-    )
-    chosen = Distill(
-        teacher=teacher,
-        student=student,
-        keep=keep,
-        params=params,
-        data=data,
-        objective=mixture,
-        settings=Settings(tokens=tokens) if settings is None else settings,
-        **stage,
-    )
-    return chosen.run(Path(out), overwrite=overwrite, resume=resume)
+    known = {field.name for kind in (Settings, Distill) for field in fields(kind)} - {"settings"}
+    if unknown := sorted(set(more) - known):
+        raise UsageError(f"distill takes no {unknown[0]!r}; it takes {', '.join(sorted(known | {'lr'}))}")
+    options = {"teacher": teacher, "student": student, "keep": keep, "params": params, "data": data, "lr": lr, **more}
+    options |= {"objective": objective, "cross_entropy": cross_entropy, "temperature": temperature, "tokens": tokens}
+    return Distill.from_options(options).run(Path(out), overwrite=overwrite, resume=resume)
 
 
-def prune(model: str, *, out: str | Path, overwrite: bool = False, **stage: Any) -> Card:
-    """Cut `model` to a size; keywords are the fields of `potstill.pipeline.prune.Prune`."""
-    return Prune(model=model, **stage).run(Path(out), overwrite=overwrite)
+def prune(model: str, *, out: str | Path, overwrite: bool = False, **more: Any) -> Card:
+    """Cut `model` to a size; `more` are the fields of `potstill.pipeline.prune.Prune`."""
+    return Prune(model=model, **more).run(Path(out), overwrite=overwrite)
 
 
-def measure(*models: str, **stage: Any) -> dict[str, Any]:
-    """Measure models side by side; keywords are the fields of `potstill.pipeline.measure.Measurement`."""
-    return Measurement(models=models, **stage).run()
+def measure(*models: str, **more: Any) -> dict[str, Any]:
+    """Measure models side by side; `more` are the fields of `potstill.pipeline.measure.Measurement`."""
+    return Measurement(models=models, **more).run()

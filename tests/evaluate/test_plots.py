@@ -88,7 +88,7 @@ def test_a_model_without_a_measure_is_left_out_of_its_panel(drawn, tmp_path):
     assert [len(names(panel)) for panel in drawn[0].axes] == [4, 3]
 
 
-@pytest.mark.parametrize("chart", [CHART[:1], CHART[2:3] * 1])
+@pytest.mark.parametrize("chart", [CHART[:1], CHART[2:3]])
 def test_a_single_model_is_drawn(tmp_path, chart):
     draw_frontier(chart, tmp_path / "frontier.png")
 

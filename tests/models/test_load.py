@@ -225,6 +225,24 @@ def test_a_file_that_is_no_model_is_not_found(tmp_path: Path) -> None:
         locate(tmp_path / "notes.txt")
 
 
+def test_code_and_pickled_weights_are_fetched_only_where_they_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[str]] = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.append(set(allow_patterns))
+        return "somewhere"
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    locate("a/b")
+    locate("a/b", allow_pickle=True)
+    locate("a/b", trust_remote_code=True)
+    safe, pickled, code = asked
+    assert "*.safetensors" in safe
+    assert not {"*.bin", "*.pt", "*.pth", "*.py"} & safe
+    assert pickled - safe == {"*.bin", "*.pt", "*.pth"}
+    assert code - safe == {"*.py"}
+
+
 def test_what_is_available_is_listed_without_a_network() -> None:
     found = available()
     assert found[0]["name"] == "smollm2"

@@ -28,7 +28,8 @@ from transformers import (
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import IGNORE, Needs, supervised
 from potstill.data.pack import collate
-from potstill.models.signals import head_of, network, signals
+from potstill.models.isolation import isolates
+from potstill.models.signals import head_explains, head_of, network, signals
 from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
 from potstill.train.study import Study
@@ -201,3 +202,13 @@ def test_the_probe_does_not_keep_a_model_alive() -> None:
     del model
     gc.collect()
     assert alive() is None
+
+
+def test_a_probe_leaves_mixed_modes_as_they_were(tiny_llama):
+    tiny_llama.train()
+    frozen = tiny_llama.model.layers[0].eval()
+    head_explains(tiny_llama)
+    isolates(tiny_llama)
+    assert not any(module.training for module in frozen.modules())
+    assert tiny_llama.training
+    assert tiny_llama.model.layers[1].training

@@ -1,5 +1,7 @@
 """Measuring side by side: which text is read, and what is refused."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,17 @@ from potstill.pipeline.measure import Measurement
 @pytest.fixture
 def measurement(teacher: Path, pairs: Path) -> Measurement:
     return Measurement(models=(str(teacher),), data=str(pairs), context=64, speed=False, prompts=2)
+
+
+@pytest.fixture
+def foreign(teacher: Path, tmp_path: Path) -> Path:
+    """The teacher, with two letters of its tokenizer exchanged."""
+    folder = shutil.copytree(teacher, tmp_path / "foreign")
+    table = json.loads((folder / "tokenizer.json").read_text())
+    words = table["model"]["vocab"]
+    words["e"], words["t"] = words["t"], words["e"]
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    return folder
 
 
 def documents(measurement: Measurement) -> int:
@@ -32,6 +45,13 @@ def test_answers_are_judged_where_something_is_asked(measurement: Measurement, t
         for measures in replace(measurement, data=data).run()["models"].values()
     ]
     assert ["rouge_l" in found for found in names] == [True, False]
+
+
+def test_a_model_with_another_tokenizer_is_measured_on_the_text_alone(measurement: Measurement, foreign: Path) -> None:
+    both = replace(measurement, models=(str(foreign), *measurement.models), teacher=measurement.models[0])
+    theirs, own = ({m["name"] for m in measures} for measures in both.run()["models"].values())
+    assert own - theirs == {"teacher_kl", "teacher_agreement"}
+    assert "bits_per_byte" in theirs
 
 
 def test_a_split_that_is_none_and_a_context_too_long(measurement: Measurement) -> None:

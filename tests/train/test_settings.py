@@ -19,6 +19,7 @@ from potstill.train.settings import Settings
     tokens=st.integers(1, 50_000),
 )
 def test_a_budget_is_met_within_half_a_step(context: int, batch: int, micro: int, ranks: int, tokens: int) -> None:
+    batch = max(batch, context)
     settings = Settings(context=context, batch_tokens=batch, micro_tokens=micro, tokens=tokens)
     per_step = settings.packs_per_pass * context * settings.accumulation(ranks) * ranks
     assert settings.packs_per_pass * context <= max(context, min(micro, batch))
@@ -36,6 +37,7 @@ def test_two_ranks_halve_the_passes_of_each_and_keep_the_steps() -> None:
     [
         {"tokens": 0},
         {"context": -1},
+        {"batch_tokens": 511},
         {"learning_rate": 0.0},
         {"learning_rate": math.nan},
         {"warmup": 1.0},

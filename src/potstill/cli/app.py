@@ -21,6 +21,7 @@ ClickException: Any = typer.BadParameter.__mro__[2]  # of whichever click this t
 STOPPED = 130
 
 app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -145,7 +146,7 @@ def models(as_json: o.Json = False) -> Any:
 
 @app.command()
 def data(
-    name: Annotated[str, typer.Argument(metavar="D", help="stdlib, a file, a folder, or a hub data set id.")],
+    name: Annotated[str, typer.Argument(metavar="DATA", help="stdlib, a file, a folder, or a hub data set id.")],
     show_tokens: Annotated[bool, typer.Option("--show", help="Show which tokens are trained, coloured.")] = False,
     tokenizer: Annotated[str, typer.Option(help="The model whose tokenizer reads the text.")] = "smollm2",
     context: o.Context = 512,
@@ -176,24 +177,28 @@ def distill(
     strategy: o.Strategy = "auto",
     data: o.Data = "stdlib",
     columns: o.Columns = "",
-    objective: Annotated[
-        str, typer.Option(help="A divergence, with options after a colon (jsd:beta=0.3), or cross_entropy.")
-    ] = "forward_kl",
+    objective: Annotated[str, typer.Option(help=o.OBJECTIVES)] = "forward_kl",
     cross_entropy: Annotated[float, typer.Option(help="Share of cross-entropy in the loss, 0 to 1.")] = 0.7,
     temperature: Annotated[float, typer.Option(help="Both logits are divided by it; the loss times its square.")] = 1.0,
     tokens: o.Tokens = "200k",
     context: o.Context = 512,
     batch_tokens: o.BatchTokens = 2048,
     lr: o.LearningRate = 5e-4,
+    warmup: Annotated[float, typer.Option(help="Share of the steps over which the rate rises.")] = 0.05,
+    weight_decay: Annotated[float, typer.Option(help="Decay of matrices, per step and rate.")] = 0.01,
+    micro_tokens: Annotated[
+        int, typer.Option(help="Tokens per pass; fewer need less memory, not another result.")
+    ] = 2048,
+    documents: Annotated[int, typer.Option(help="Held-out documents to measure on.")] = 100,
     eval_data: o.EvalData = None,
     eval_every: o.EvalEvery = 0,
     save_every: o.SaveEvery = 0,
-    patience: Annotated[int, typer.Option(help="Stop after so many evaluations without a better one.")] = 0,
+    patience: Annotated[int, typer.Option(help="Stop after so many evaluations without a better one; 0 is never.")] = 0,
     lora: Annotated[
-        int, typer.Option(help="Rank of a LoRA adapter trained instead of all weights, merged at the end.")
+        int, typer.Option(help="Rank of a LoRA adapter trained instead of all weights, merged at the end; 0 is none.")
     ] = 0,
     report_to: Annotated[
-        list[str] | None, typer.Option(help="tensorboard, wandb or trackio, beside metrics.jsonl.")
+        list[str] | None, typer.Option(help="tensorboard, wandb or trackio, beside metrics.jsonl; repeat for several.")
     ] = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -216,7 +221,7 @@ def distill(
 
     hush()
     settings = o.types(Settings)
-    stage = Distill.from_options(o.merge(context_of_call, config, settings | {"documents": int}))
+    stage = Distill.from_options(o.merge(context_of_call, config, settings))
     if dry_run:
         return answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
     run = stage.run(o.path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
@@ -237,6 +242,8 @@ def prune(
     layers_by: Annotated[str, typer.Option(help="Which layers go: by harm (measured) or evenly.")] = "harm",
     data: o.Data = "stdlib",
     columns: o.Columns = "",
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
     seed: o.Seed = 1,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
@@ -262,6 +269,8 @@ def prune(
         strategy=strategy,
         shape={k: v for k, v in exact.items() if v is not None},
         layers_by=layers_by,
+        device=device,
+        dtype=dtype,
         seed=seed,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
@@ -278,7 +287,7 @@ def measure(
     names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to measure side by side.")],
     data: o.Data = "stdlib",
     columns: o.Columns = "",
-    teacher: Annotated[str | None, typer.Option(help="Also measure KL to it and agreement with it.")] = None,
+    teacher: o.OtherTeacher = None,
     split: Annotated[
         str, typer.Option(help="validation (5 % of a file, never trained on), train, or all: a file whole.")
     ] = "validation",
@@ -286,11 +295,12 @@ def measure(
     context: o.Context = 512,
     prompts: Annotated[int, typer.Option(help="Prompts to answer for ROUGE-L, on prompt/response data.")] = 20,
     speed: Annotated[bool, typer.Option(help="Measure tokens/s and memory too.")] = True,
-    tasks: Annotated[list[str] | None, typer.Option(help="lm-eval tasks (needs the extra 'eval').")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="An lm-eval task (needs the extra 'eval'); repeat for several.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Also write the measures to this JSON file.")] = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
-    seed: o.Seed = 1,
     allow_pickle: o.AllowPickle = False,
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
@@ -317,12 +327,11 @@ def measure(
         tasks=tuple(tasks or ()),
         device=device,
         dtype=dtype,
-        seed=seed,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
     found = stage.run(None if out is None else o.path(out))
-    return answer(found, as_json, lambda: show.measures(found["models"]))
+    return answer(found, as_json, lambda: show.measures(found["models"], found["paired"]))
 
 
 @app.command()
@@ -350,7 +359,7 @@ def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")],
     prompt: Annotated[str, typer.Option(help="What to answer; '-' reads standard input.")],
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
-    sample: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
     raw: Annotated[bool, typer.Option(help="Continue the text as it is, without the chat template.")] = False,
     device: o.Device = "auto",
     seed: o.Seed = 1,
@@ -366,14 +375,14 @@ def generate(
 
     if max_tokens < 1:
         raise UsageError(f"--max-tokens {max_tokens} must be at least 1")
-    if not sample >= 0:
-        raise UsageError(f"--sample {sample} must be at least 0, which is greedy")
+    if not temperature >= 0:
+        raise UsageError(f"--temperature {temperature} must be at least 0, which is greedy")
     hush()
     found = generate_text(
         model,
         sys.stdin.read() if prompt == "-" else prompt,
         max_tokens=max_tokens,
-        temperature=sample,
+        temperature=temperature,
         raw=raw,
         device=device,
         seed=seed,
@@ -429,5 +438,5 @@ def recipes(
     chosen = [table.recipe(name)] if name else table.recipes()
     found = [recipe.to_dict() for recipe in chosen]
     if cite:
-        return answer(found, as_json, lambda: print("\n\n".join(recipe.bibtex for recipe in chosen)))
+        return answer(found, as_json, lambda: print("\n\n".join(dict.fromkeys(recipe.bibtex for recipe in chosen))))
     return answer(found, as_json, lambda: show.recipes(found, whole=name is not None))

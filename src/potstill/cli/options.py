@@ -28,16 +28,26 @@ Columns = Annotated[
     str, typer.Option(help="Which column is which, as in prompt=instruction,response=text; by default told by name.")
 ]
 EvalData = Annotated[str | None, typer.Option(help="Held-out text; by default the data's own validation split.")]
+OBJECTIVES = (
+    "forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl or total_variation, with options after a colon "
+    "(jsd:beta=0.3); or cross_entropy, for no teacher in the loss."
+)
 Tokens = Annotated[str, typer.Option(help="Tokens to train on, such as 200k or 2M.")]
 Context = Annotated[int, typer.Option(help="Longest document window, in tokens.")]
 BatchTokens = Annotated[int, typer.Option(help="Tokens per optimiser step.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
 EvalEvery = Annotated[int, typer.Option(help="Steps between evaluations; 0 is none before the end.")]
-SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints; 0 is a tenth of the run.")]
+SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints; 0 is a tenth of the run, at least 10.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="What matrices are multiplied in: auto (measured), bfloat16 or float32.")]
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
+MicroTokens = Annotated[int, typer.Option(help="Tokens per pass; fewer need less memory, not another result.")]
+OtherTeacher = Annotated[
+    str | None,
+    typer.Option("--teacher", help="Measure KL to it and agreement with it too, for models of its tokenizer."),
+]
+Tasks = Annotated[list[str] | None, typer.Option(help="An lm-eval task (needs the extra 'eval'); repeat for several.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last whole checkpoint.")]
 Config = Annotated[
     str | None, typer.Option(help="A YAML file of these options, or a card.json; the command line wins.")

@@ -43,14 +43,31 @@ def flat(values: Mapping[str, Any], *, within: str = "") -> Iterator[tuple[str, 
             yield f"{within}{name}", value
 
 
-def measures(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """One row a model, one column a measure, with intervals."""
+def measures(models: Mapping[str, Sequence[Mapping[str, Any]]], paired: Sequence[Mapping[str, Any]] = ()) -> None:
+    """One row a model, one column a measure, with intervals; then every two models compared on the same documents."""
     found = {name: {m["name"]: Measure(**m) for m in given} for name, given in models.items()}
     columns = [c for c in SHOWN if any(c in given for given in found.values())]
     drawn = Table("model", *(SHOWN[c][0] for c in columns))
     for name, given in found.items():
         drawn.add_row(name, *(cell(given.get(c)) for c in columns))
     console.print(drawn)
+    if paired:
+        differences(paired)
+
+
+def differences(paired: Sequence[Mapping[str, Any]]) -> None:
+    """Of every two models a and b what a has more of each measure than b, with its interval, paired by document."""
+    names = list(dict.fromkeys(one["name"] for one in paired))
+    drawn = Table("paired by document: a - b", *(SHOWN[name][0] for name in names))
+    for a, b in dict.fromkeys((one["a"], one["b"]) for one in paired):
+        found = {one["name"]: one for one in paired if (one["a"], one["b"]) == (a, b)}
+        drawn.add_row(f"{a} - {b}", *(difference(found[name]) if name in found else "" for name in names))
+    console.print(drawn)
+
+
+def difference(one: Mapping[str, Any]) -> str:
+    """`-0.402 [-0.458, -0.356]`."""
+    return f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
 
 
 def run(out: Path, measured: Mapping[str, Sequence[Measure]]) -> None:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from potstill.core.errors import UsageError
 from potstill.core.types import IGNORE, Batch
+from potstill.models.evaluating import evaluating
 from potstill.models.signals import network
 
 
@@ -152,13 +153,7 @@ def pack(rows: Sequence[Row], chosen: Sequence[Window], *, device: torch.device 
 @contextmanager
 def at_rest(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> Iterator[None]:
     """The model in eval mode, without gradients, computing in `dtype`; afterwards each module is as it was."""
-    awake = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        network(model)  # probed in the weights' own dtype, since autocast would round what the probe compares
-        mixed = dtype is not None and dtype != model.dtype
-        with torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=mixed):
-            yield
-    finally:
-        for module in awake:
-            module.training = True
+    network(model)  # probed in the weights' own dtype, since autocast would round what the probe compares
+    mixed = dtype is not None and dtype != model.dtype
+    with evaluating(model), torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=mixed):
+        yield

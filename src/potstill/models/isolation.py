@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from potstill.models.evaluating import evaluating
 from potstill.ops.attention import Lengths, boundaries, by_document
 
 NAME = "potstill_documents"
@@ -94,21 +95,19 @@ def install(model: PreTrainedModel) -> bool:
 def isolates(model: PreTrainedModel, *, seed: int = 0) -> bool:
     """Whether two packed documents give the hidden states that each gives alone (equal within the dtype's rounding)."""
     generator = torch.Generator().manual_seed(seed)
-    device, mode = next(model.parameters()).device, model.training
+    device = next(model.parameters()).device
     documents = [
         torch.randint(3, model.config.get_text_config().vocab_size, (1, n), generator=generator) for n in (7, 12)
     ]
     places = [torch.arange(d.shape[1])[None] for d in documents]
-    model.eval()
     try:
-        alone = torch.cat(
-            [_hidden(model, d.to(device), p.to(device)) for d, p in zip(documents, places, strict=True)], 1
-        )
-        packed = _hidden(model, torch.cat(documents, 1).to(device), torch.cat(places, 1).to(device))
+        with evaluating(model):
+            alone = torch.cat(
+                [_hidden(model, d.to(device), p.to(device)) for d, p in zip(documents, places, strict=True)], 1
+            )
+            packed = _hidden(model, torch.cat(documents, 1).to(device), torch.cat(places, 1).to(device))
     except (TypeError, ValueError, RuntimeError):
         return False
-    finally:
-        model.train(mode)
     scale = alone.abs().max()
     return bool((packed - alone).abs().max() <= 64 * torch.finfo(alone.dtype).eps * scale)
 

@@ -17,6 +17,8 @@ from potstill.models import gguf
 
 PACKAGED = "smollm2"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+SAFE = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*")  # fetched from the hub
+PICKLED, CODE = ("*.bin", "*.pt", "*.pth"), ("*.py",)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -48,7 +50,7 @@ def load(
         UnsafeModel: pickled weights or remote code, unless allowed.
         ArtefactError: a folder whose weights are missing, cut short or not JSON where they should be.
     """
-    path = locate(name)
+    path = locate(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     if path.suffix == ".gguf":
         model, tokenizer = gguf.load_model(path, dtype=dtype), gguf.load_tokenizer(path)
     else:
@@ -60,8 +62,10 @@ def load(
     return Loaded(model, tokenizer, str(name), path, licence_of(path), digest_of(path), note)
 
 
-def locate(name: str | Path) -> Path:
+def locate(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Path:
     """Where the weights of `name` lie on this machine; a hub id is fetched (or found in the cache when offline).
+
+    Pickled weights and code are fetched only where they are allowed.
 
     Raises: NotFound.
     """
@@ -80,7 +84,7 @@ def locate(name: str | Path) -> Path:
         raise NotFound(f"{path} is a file, but a model is a folder, a .gguf file, a hub id or {PACKAGED!r}")
     if not HUB_ID.fullmatch(str(name)):
         raise NotFound(f"there is no folder {path}; give a folder with config.json, a .gguf file, or a hub id")
-    return _fetch(str(name))
+    return _fetch(str(name), [*SAFE, *PICKLED * allow_pickle, *CODE * trust_remote_code])
 
 
 def packaged() -> Path:
@@ -104,13 +108,16 @@ def check_folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> 
             raise UnsafeModel(f"{path} brings its own code ({name}), which runs only with --trust-remote-code")
     if any(path.glob("*.safetensors")):
         _check_shards(path)
-    elif any(f for suffix in ("*.bin", "*.pt", "*.pth") for f in path.glob(suffix)):
+    elif any(f for pattern in PICKLED for f in path.glob(pattern)):
         if not allow_pickle:
             raise UnsafeModel(
                 f"{path} holds pickled weights, which can run code; pass --allow-pickle if you trust them"
             )
     else:
-        raise ArtefactError(f"{path} has a config.json but no weights; copy the model again")
+        raise ArtefactError(
+            f"{path} has a config.json but no weights in safetensors; copy the model again or, if its weights on the "
+            f"hub are pickled and you trust them, pass --allow-pickle"
+        )
 
 
 def digest_of(path: Path) -> str:
@@ -208,11 +215,10 @@ def _said(error: BaseException) -> str:
     return line if len(line) <= 200 else f"{line[:200]}..."
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:

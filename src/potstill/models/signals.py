@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import Batch, Head, Needs, Signals
 from potstill.models import isolation
+from potstill.models.evaluating import evaluating
 from potstill.ops import layout
 
 
@@ -117,17 +118,14 @@ def head_of(model: nn.Module) -> Head:
 @torch.no_grad()
 def head_explains(model: PreTrainedModel, *, seed: int = 0) -> bool:
     """Whether `head_of(model)` applied to the last hidden states gives the logits that the model gives itself."""
-    device, mode = next(model.parameters()).device, model.training
-    ids = probe_ids(model, length=8, seed=seed).to(device)
-    model.eval()
+    ids = probe_ids(model, length=8, seed=seed).to(next(model.parameters()).device)
     try:
-        theirs = model(input_ids=ids, use_cache=False).logits[0].float()
-        rows = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        with evaluating(model):
+            theirs = model(input_ids=ids, use_cache=False).logits[0].float()
+            rows = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         ours = head_of(model).logits(rows).float()
     except (AttributeError, TypeError, UnsupportedModel):
         return False
-    finally:
-        model.train(mode)
     tolerance = 16 * torch.finfo(rows.dtype).eps * theirs.abs().max().clamp(min=1)
     return theirs.shape == ours.shape and bool((theirs - ours).abs().max() <= tolerance)
 

@@ -17,7 +17,7 @@ class Distill:
     """sum over supervised positions of t^2 D(softmax(z_teacher / t), softmax(z_student / t)), in nats.
 
     The square of the temperature t keeps the gradient's scale (Hinton et al., arXiv:1503.02531, section 2). The teacher
-    gets no gradient. Both logits are cut to the real ids before they come here; see `dual_space` for two vocabularies.
+    gets no gradient. Both logits are cut to the real ids before they come here.
 
     Departs from the paper: DSKD and MiniMA leave the square out; at their t = 1 or fixed t it is a constant factor.
 

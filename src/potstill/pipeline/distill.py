@@ -203,6 +203,8 @@ class Distill:
             params=self.params,
             strategy=self.strategy,
             seed=self.settings.seed,
+            device=self.device,
+            dtype=self.dtype,
         )
         student, card = stage.apply(teacher)
         vocabulary = shared_ids(teacher.tokenizer, teacher.tokenizer)

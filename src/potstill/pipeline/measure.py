@@ -8,7 +8,7 @@ from typing import Any
 
 from potstill.core import backend
 from potstill.core.artefact import write_text
-from potstill.core.errors import UsageError
+from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.core.types import Measure
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.evaluate.agreement import Remembered, compare, remember
@@ -27,7 +27,7 @@ from potstill.pipeline.texts import columns_of, rows_of
 class Measurement:
     """`models` on the documents of one `split` of `data`, beside `teacher` if there is one.
 
-    Bits per byte and perplexity; with a teacher of the same vocabulary KL to it and agreement with it; ROUGE-L where
+    Bits per byte and perplexity; for models of the teacher's vocabulary KL to it and agreement with it; ROUGE-L where
     the data holds prompts with responses, or chats; parameters, bytes, and tokens/s unless `speed` is off.
     """
 
@@ -43,7 +43,6 @@ class Measurement:
     tasks: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
-    seed: int = 1
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
@@ -61,21 +60,21 @@ class Measurement:
         """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`; written to `out` too if it is given."""
         corpus = load_corpus(self.data, split=self.split, columns=columns_of(self.columns))
         teacher = None if self.teacher is None else self._load(self.teacher)
-        remembered: dict[int, tuple[Sequence[Row], Remembered]] = {}
+        remembered: dict[int, Remembered] = {}
         found: dict[str, list[Measure]] = {}
         seen: dict[str, Seen] = {}
         for name in self.models:
             loaded = teacher if teacher is not None and name == self.teacher else self._load(name)
             require_context(self.context, loaded.model)
-            vocabulary = real_ids(loaded.tokenizer)
-            if teacher is None:
-                seen[name] = score(loaded.model, self._rows(corpus, loaded), self.reading(vocabulary))
+            vocabulary = None if teacher is None else shared_with(teacher, loaded)
+            if teacher is None or vocabulary is None:
+                reading = self.reading(real_ids(loaded.tokenizer))
+                seen[name] = score(loaded.model, self._rows(corpus, loaded), reading)
             else:
-                vocabulary = shared_ids(teacher.tokenizer, loaded.tokenizer)
                 if vocabulary not in remembered:
                     rows = self._rows(corpus, teacher)
-                    remembered[vocabulary] = rows, remember(teacher.model, rows, self.reading(vocabulary))
-                seen[name] = compare(remembered[vocabulary][1], loaded.model)
+                    remembered[vocabulary] = remember(teacher.model, rows, self.reading(vocabulary))
+                seen[name] = compare(remembered[vocabulary], loaded.model)
             found[name] = self._measures(seen[name], loaded, corpus)
         result = {
             "models": {name: [m.to_dict() for m in measures] for name, measures in found.items()},
@@ -114,3 +113,11 @@ class Measurement:
         if self.tasks:
             measures += run_tasks(loaded.model, loaded.tokenizer, self.tasks)
         return measures
+
+
+def shared_with(teacher: Loaded, loaded: Loaded) -> int | None:
+    """How many ids both read text as; None where their tokenizers differ, and KL between them means nothing."""
+    try:
+        return shared_ids(teacher.tokenizer, loaded.tokenizer)
+    except VocabularyMismatch:
+        return None

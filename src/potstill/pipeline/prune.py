@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from potstill.core import backend
 from potstill.core.artefact import Card, require_free, writing
-from potstill.core.backend import compute_dtype
 from potstill.core.errors import ArtefactError, InfeasibleTarget
 from potstill.core.types import Batch
 from potstill.evaluate.reading import context_of
@@ -42,7 +42,8 @@ class Prune:
     coordinates (by first-order importance on `data`), all layers alike, so that it stays of its family.
 
     The size comes from one of `keep` (share of all stored parameters), `params`, or `shape` alone.
-    Source: MiniMA (arXiv:2311.07052), section 3; our default order of choice is stated in `docs/`.
+    Source: MiniMA (arXiv:2311.07052), section 3. Ours: layers by harm, and what `strategy="auto"` cuts (see
+    `fit.dimensions`).
     """
 
     model: str
@@ -55,6 +56,8 @@ class Prune:
     layers_by: str = "harm"
     calibration_tokens: int = 8192
     seed: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
@@ -89,8 +92,10 @@ class Prune:
         target = self.target(backbone)
         text = Text(data=self.data, columns=self.columns, context=min(512, context_of(loaded.model)), seed=self.seed)
         batches, facts = calibration(text, loaded.tokenizer, tokens=self.calibration_tokens)
-        with autocast():
-            pruned, found = shrink(backbone, target, batches, layers_by=self.layers_by)
+        device = backend.device(self.device)
+        with autocast(device, backend.dtype(self.dtype, on=str(device))):
+            batches = [{name: values.to(device) for name, values in batch.items()} for batch in batches]
+            pruned, found = shrink(backbone.to(device), target, batches, layers_by=self.layers_by)
         details = {
             "shape": target.to_dict(),
             "parameters": parameters(pruned.blueprint),
@@ -105,7 +110,7 @@ class Prune:
             details=details,
             command=command(),
         )
-        return export_model(pruned, loaded.model), card
+        return export_model(pruned.cpu(), loaded.model), card
 
     def target(self, backbone: Backbone) -> Shape:
         """The shape that is asked for.
@@ -169,7 +174,6 @@ def reload_gap(model: PreTrainedModel, folder: Path) -> float:
     return gap
 
 
-def autocast() -> AbstractContextManager[Any]:
-    """bf16 where it is faster here, else nothing."""
-    dtype = compute_dtype("cpu")
-    return nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype=dtype)
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Matrices multiplied in `dtype`."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)

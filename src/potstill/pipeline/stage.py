@@ -8,23 +8,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors import SafetensorError
 
-from potstill.core.artefact import Card, Parent
+from potstill.core.artefact import Parent
 from potstill.core.errors import ArtefactError, UsageError
 from potstill.models.load import Loaded
 from potstill.transforms.fit import AUTO, STRATEGIES
 
 TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "open file failed")  # torch.save names no errno
-
-
-class Stage(Protocol):
-    """A frozen dataclass of plain values; running it writes `out` with `card.json`, whole or not at all."""
-
-    def run(self, out: Path, *, overwrite: bool = False, resume: bool = False) -> Card: ...
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 def as_value(stage: Any) -> dict[str, Any]:
@@ -47,7 +40,7 @@ def require_size(sizes: Mapping[str, Any], *, also: bool = False) -> None:
     if len(given) > 1 or not (given or also):
         options = [f"--{name}" for name in sizes]
         choices = f"{', '.join(options[:-1])} or {options[-1]}"
-        raise UsageError(f"the student comes from one of {choices}; you gave {' and '.join(given) or 'none of them'}")
+        raise UsageError(f"a size is needed: one of {choices}; you gave {' and '.join(given) or 'none of them'}")
     keep, params = sizes.get("keep"), sizes.get("params")
     if keep is not None and not 0 < keep <= 1:
         raise UsageError(f"--keep is {keep}; it is a share of the parameters, above 0 and at most 1")

@@ -2,7 +2,8 @@
 
 Source: Zhang et al., "Towards the Law of Capacity Gap in Distilling Language Models" (arXiv:2311.07052), section 3.
 Departs from the paper: layers are dropped by measured harm, where MiniMA deletes the first and the last four; losses
-are averaged over trained positions only, where its code counts padding too. Cost and measures: see LOG.md.
+are averaged over trained positions only, where its code counts padding too. Cost and measures: only
+its tiny form has been run so far.
 """
 
 from dataclasses import replace

@@ -39,6 +39,11 @@ class Settings:
         for name in ("tokens", "context", "batch_tokens", "micro_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_tokens < self.context:
+            raise UsageError(
+                f"batch_tokens is {self.batch_tokens}, less than one window of {self.context}; raise --batch-tokens or "
+                f"lower --context"
+            )
         if not 0 < self.learning_rate < 1:
             raise UsageError(f"learning_rate is {self.learning_rate}; it must lie between 0 and 1")
         if not 0 <= self.warmup < 1:

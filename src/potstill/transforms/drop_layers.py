@@ -18,7 +18,8 @@ from potstill.core.blueprint import Blueprint
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import Batch, Weights
 from potstill.models.backbone import Backbone
-from potstill.transforms.importance import Loss, evaluating
+from potstill.models.evaluating import evaluating
+from potstill.transforms.importance import Loss
 
 LAYER = re.compile(r"layers\.(?P<layer>\d+)\.(?P<rest>.+)")
 

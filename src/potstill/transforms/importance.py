@@ -21,6 +21,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from potstill.core.errors import DataError
 from potstill.core.types import Batch, supervised
 from potstill.models.backbone import Backbone
+from potstill.models.evaluating import evaluating
 
 Loss = Callable[[Backbone, Batch], Tensor]  # the mean over the batch, a scalar with a gradient
 
@@ -90,18 +91,6 @@ def next_token_loss(model: Backbone, batch: Batch) -> Float[Tensor, ""]:
         raise DataError("no token of a calibration batch is trained on; calibrate on text with labels")
     rows = model(batch["input_ids"], batch["position_ids"])[positions]
     return cross_entropy(model.head().logits(rows).float(), targets)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager
