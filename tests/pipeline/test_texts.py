@@ -7,7 +7,7 @@ from tests.pipeline.world import written
 
 from potstill.core.errors import DataError, UsageError
 from potstill.pipeline.measure import Measurement
-from potstill.pipeline.texts import Text, columns_of, described, held_out_corpus
+from potstill.pipeline.texts import Text, columns_of, described, held_out_corpus, shortened
 
 SAID = "prompt=instruction, response=text"
 
@@ -24,6 +24,12 @@ def test_columns_are_told_by_name_and_by_nothing_else() -> None:
     for wrong in ("prompt", "prompt=", "=text", "prompt=a,,response=b"):
         with pytest.raises(UsageError, match="prompt=instruction,response=text"):
             columns_of(wrong)
+
+
+def test_long_documents_are_measured_by_their_beginnings_and_short_ones_whole() -> None:
+    assert shortened(["abc", "defg"], limit=7) == ["abc", "defg"]
+    assert shortened(["abc", "defgh"], limit=7) == ["abc", "def"]
+    assert shortened([]) == []
 
 
 def test_named_columns_are_read_where_unnamed_ones_are_refused(odd: Path, teacher: Path) -> None:

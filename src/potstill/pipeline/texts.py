@@ -18,6 +18,8 @@ from potstill.evaluate.reading import Row, require_context
 from potstill.models import gguf
 from potstill.models.load import load, locate
 
+MEASURED = 200_000  # characters that are read for measuring, about 50,000 tokens of English
+
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
@@ -116,18 +118,27 @@ def columns_of(said: str) -> dict[str, str] | None:
 
 
 def rows_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: int) -> Sequence[Row]:
-    """The first `documents` documents as rows to score: whole texts, or what the assistant says in chats.
+    """The first `documents` documents as rows to score: texts (see `shortened`), or what the assistant says in chats.
 
     Raises: DataError if none of them has a token to score.
     """
     if corpus.kind == "text":
         texts = [one["text"] for one in corpus.documents.take(documents)]
-        rows = [row for row in text_rows(texts, tokenizer) if row.size]
+        rows = [row for row in text_rows(shortened(texts), tokenizer) if row.size]
     else:
         rows = list(supervised_rows(tokenise(corpus, tokenizer)[:documents], tokenizer))
     if not rows:
         raise DataError(f"the held-out part of {corpus.name} has no token to score; give --eval-data")
     return rows
+
+
+def shortened(texts: Sequence[str], *, limit: int = MEASURED) -> list[str]:
+    """The texts, all cut to one length where they hold more than `limit` characters together.
+
+    So a hundred chapters cost what a hundred pages do, and there are as many documents for the bootstrap.
+    """
+    whole = sum(map(len, texts)) <= limit
+    return [text if whole else text[: limit // len(texts)] for text in texts]
 
 
 def calibration(
