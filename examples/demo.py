@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 from potstill.cli import show
-from potstill.core.artefact import CARD
+from potstill.cli.app import hush
 from potstill.objectives.named import CROSS_ENTROPY, Mixture
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.frontier import draw_frontier
 from potstill.pipeline.measure import Measurement
 from potstill.pipeline.prune import Prune
+from potstill.pipeline.run import is_finished
 from potstill.train.settings import Settings
 
 NAMES = ("teacher", "pruned", "cross-entropy", "distilled")
@@ -24,6 +25,7 @@ NAMES = ("teacher", "pruned", "cross-entropy", "distilled")
 def main() -> None:
     """Makes `--out` with three students, their cards, the measures and the chart."""
     options = arguments()
+    hush()
     start, out = time.perf_counter(), Path(options.out)
     settings = Settings(tokens=options.tokens, seed=options.seed)
     pruned = out / "pruned"
@@ -33,7 +35,7 @@ def main() -> None:
         out / "distilled": student_of(pruned, options, Mixture(), settings),
     }
     for folder, stage in stages.items():
-        if not (options.resume and (folder / CARD).is_file()):
+        if not (options.resume and is_finished(folder, stage)):
             stage.run(folder, overwrite=not options.resume, resume=options.resume and folder.exists())
     models = (options.teacher, *(str(folder) for folder in stages))
     measurement = Measurement(

@@ -54,17 +54,17 @@ def test_a_block_that_fails_leaves_nothing(error: BaseException, tmp_path: Path)
 def test_a_disk_that_fails_is_one_sentence_and_what_stood_there_stands(error: Exception, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "old").write_text("kept")
+    (out / "card.json").write_text("kept")
     with pytest.raises(ArtefactError, match=r"No space left|disk full"), writing(out, overwrite=True) as folder:
         fail_in(folder, error)
     assert names(tmp_path) == ["out"]
-    assert (out / "old").read_text() == "kept"
+    assert (out / "card.json").read_text() == "kept"
 
 
 def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "old").write_text("gone")
+    (out / "card.json").write_text("gone")
     with pytest.raises(OutputExists, match="not empty"), writing(out):
         pass
     with writing(out, overwrite=True) as folder:
@@ -81,6 +81,15 @@ def test_a_replacement_that_fails_brings_back_what_was_there(tmp_path: Path) -> 
         replace(tmp_path / "missing", out)
     assert (out / "old").read_text() == "kept"
     assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputExists, match="did not make"):
+        require_free(tmp_path, overwrite=True)
+    (tmp_path / "1-prune").mkdir()
+    (tmp_path / "1-prune" / "card.json").write_text("{}")
+    require_free(tmp_path, overwrite=True)
 
 
 def test_a_file_where_a_folder_belongs_is_refused(tmp_path: Path) -> None:

@@ -81,6 +81,15 @@ def test_only_the_first_questions_are_asked(tiny_llama, tiny_tokenizer, prompts)
     assert len(answers.texts) == len(answers.rouge_l) == 2
 
 
+def test_prompts_that_the_context_has_no_room_for_are_not_asked(tiny_llama, tiny_tokenizer, prompts):
+    tiny_llama.config.max_position_embeddings = 20
+    asked = [Question(ids, ["yes"]) for ids in ([5] * 19, [5] * 18, [5] * 3)]
+    answers = judge_answers(tiny_llama, tiny_tokenizer, asked, writing=Writing(max_new_tokens=2))
+    assert len(answers.texts) == 2
+    with pytest.raises(DataError, match="longer than the 18 tokens"):
+        judge_answers(tiny_llama, tiny_tokenizer, asked[:1], writing=Writing(max_new_tokens=2))
+
+
 def test_a_prompt_goes_through_the_chat_template_once(tiny_tokenizer):
     rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert tiny_tokenizer.decode(prompt_ids("Hi", tiny_tokenizer)) == rendered

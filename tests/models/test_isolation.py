@@ -10,6 +10,8 @@ from transformers import (
     BloomConfig,
     Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -170,3 +172,18 @@ def test_the_boundaries_of_one_batch_are_not_taken_for_those_of_the_next() -> No
     alone = model(input_ids=ids[:, 11:], use_cache=False).logits
     torch.testing.assert_close(cut[:, 11:], alone, rtol=1e-5, atol=1e-5)
     assert (whole[:, 11:] - alone).abs().max() > 0.1
+
+
+def test_a_model_whose_attention_knows_more_than_ours_keeps_its_own() -> None:
+    torch.manual_seed(0)
+    config = GptOssConfig(**SMALL, head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=4)
+    model = GptOssForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("sinks"):
+                weight.normal_(std=3)
+    ids = torch.arange(3, 15)[None]
+    before = model(input_ids=ids, use_cache=False).logits
+    install(model)
+    assert model.config._attn_implementation != NAME
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, before)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.pipeline.world import interrupted, saved, written
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import Interrupted, MissingDependency, OutputExists
+from potstill.core.errors import Interrupted, MissingDependency, OutputExists, VocabularyMismatch
 from potstill.models.load import digest_of
 from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill, Run
@@ -233,3 +233,20 @@ def test_evaluations_on_the_way_stand_in_the_metrics(stage: Distill, tmp_path: P
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded() -> None:
     with pytest.raises(MissingDependency, match="pip install trackio"):
         Distill(teacher="t", keep=0.5, settings=Settings(report_to=("trackio",)))
+
+
+def test_text_with_a_token_that_the_teacher_lacks_is_refused_before_training(
+    stage: Distill,
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    teacher: Path,
+    pairs: Path,
+    tmp_path: Path,
+) -> None:
+    tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace("<|im_end|>", "<|turn|>")
+    tiny_llama.resize_token_embeddings(len(tiny_tokenizer), mean_resizing=False)
+    student = saved(tmp_path / "student", tiny_llama, tiny_tokenizer)
+    with pytest.raises(VocabularyMismatch, match=r"<\|turn\|>.*which the teacher's tokenizer lacks"):
+        replace(stage, keep=None, student=str(student), data=str(pairs)).run(tmp_path / "made", show=False)
+    assert not (tmp_path / "made").exists()

@@ -72,7 +72,7 @@ def test_whole_layers_that_stay_are_the_teachers(teacher: Path, text: Path, tmp_
 
 
 def test_an_interruption_leaves_nothing(stage: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> float:
+    def stop(*_: object, **__: object) -> float:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("potstill.pipeline.prune.reload_gap", stop)

@@ -9,7 +9,7 @@ import pytest
 from potstill.core.errors import OutputExists, UsageError
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.prune import Prune
-from potstill.pipeline.run import PREVIOUS, placed_after, run_stages
+from potstill.pipeline.run import PREVIOUS, is_finished, placed_after, run_stages
 from potstill.train.settings import Settings
 
 
@@ -75,3 +75,12 @@ def test_only_what_says_so_is_replaced(stages: tuple[Prune | Distill, ...]) -> N
     placed = placed_after(stages[1], "there")
     assert isinstance(placed, Distill)
     assert (placed.student, placed.teacher) == ("there", stages[1].to_dict()["teacher"])
+
+
+def test_a_stage_that_was_begun_anew_is_not_finished(stages: tuple[Prune | Distill, ...], tmp_path: Path) -> None:
+    done = run_stages(stages, tmp_path / "made")
+    stage = placed_after(stages[1], str(tmp_path / "made" / "1-prune"))
+    assert is_finished(done.out, stage)
+    assert not is_finished(done.out, replace(stages[1], documents=5))
+    (done.out / "training").mkdir()
+    assert not is_finished(done.out, stage)

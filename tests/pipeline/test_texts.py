@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 from tests.pipeline.world import written
+from transformers import PreTrainedTokenizerFast
 
 from potstill.core.errors import DataError, UsageError
+from potstill.data.corpus import load_corpus
 from potstill.pipeline.measure import Measurement
-from potstill.pipeline.texts import Text, columns_of, described, held_out_corpus, shortened
+from potstill.pipeline.texts import Text, columns_of, described, held_out_corpus, rows_of
 
 SAID = "prompt=instruction, response=text"
 
@@ -26,10 +28,12 @@ def test_columns_are_told_by_name_and_by_nothing_else() -> None:
             columns_of(wrong)
 
 
-def test_long_documents_are_measured_by_their_beginnings_and_short_ones_whole() -> None:
-    assert shortened(["abc", "defg"], limit=7) == ["abc", "defg"]
-    assert shortened(["abc", "defgh"], limit=7) == ["abc", "def"]
-    assert shortened([]) == []
+def test_long_documents_are_measured_by_their_beginnings_and_short_ones_whole(
+    teacher: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    long = written(tmp_path / "long.jsonl", [{"text": "a" * 9_000}, {"text": "b" * 7_000}])
+    rows = rows_of(load_corpus(str(long), split="all"), tiny_tokenizer, documents=5)
+    assert sorted(row.size for row in rows) == [7_000 - 1, 8_000 - 1]
 
 
 def test_named_columns_are_read_where_unnamed_ones_are_refused(odd: Path, teacher: Path) -> None:
@@ -40,3 +44,14 @@ def test_named_columns_are_read_where_unnamed_ones_are_refused(odd: Path, teache
     measured = Measurement(models=(str(teacher),), data=str(odd), columns=SAID, context=64, speed=False, prompts=2)
     (found,) = measured.run()["models"].values()
     assert "rouge_l" in {measure["name"] for measure in found}
+
+
+def test_what_is_trained_on_is_never_measured_on_under_another_name(
+    odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = held_out_corpus(Text(data=str(odd), columns=SAID)).digest
+    for name in (str(odd), "odd.jsonl", "./odd.jsonl"):
+        assert held_out_corpus(Text(data=str(odd), eval_data=name, columns=SAID)).digest == own
+    with pytest.raises(UsageError, match="lie in one another"):
+        held_out_corpus(Text(data=str(tmp_path), eval_data=str(odd), columns=SAID))

@@ -16,6 +16,7 @@ from potstill.data.pack import collate
 from potstill.models.signals import signals
 from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
+from potstill.ops import fused
 from potstill.ops.divergence import forward_kl, reverse_kl
 from potstill.train.study import Study
 
@@ -120,3 +121,26 @@ def test_a_study_that_is_gone_frees_its_models(tiny_llama: LlamaForCausalLM) -> 
     del study
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
+
+
+def test_the_head_is_computed_in_what_was_asked_for(tiny_llama: LlamaForCausalLM) -> None:
+    seen: list[torch.dtype] = []
+
+    def spy(student: Tensor, frozen: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        return student.float().logsumexp(-1)
+
+    class Head(CrossEntropy):
+        @property
+        def row_loss(self) -> fused.RowLoss:
+            return spy
+
+    def note(rows: Tensor, *args: object, **options: object) -> Tensor:
+        seen.append(rows.dtype)
+        return linear(rows, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        linear = fused.linear
+        patch.setattr(fused, "linear", note)
+        Study(tiny_llama, Head(), compute_dtype=torch.bfloat16)(**batch_of())["loss"].backward()
+        Study(tiny_llama, Head(), compute_dtype=torch.float32)(**batch_of())["loss"].backward()
+    assert seen == [torch.bfloat16, torch.float32]

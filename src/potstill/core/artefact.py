@@ -20,6 +20,8 @@ from potstill.core.errors import ArtefactError, OutputExists
 from potstill.core.types import Measure
 
 CARD = "card.json"
+TRAINING = "training"  # inside the output folder while a run is not finished
+OURS = (CARD, TRAINING, f"*/{CARD}", f"*/{TRAINING}")  # one of these is in every folder that a stage or a recipe made
 PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "peft")
 
 
@@ -96,6 +98,8 @@ def require_free(out: Path, *, overwrite: bool = False) -> None:
         raise OutputExists(f"{out} is a file; give a folder that does not exist yet")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise OutputExists(f"{out} is not empty; pass --overwrite to replace it, or --resume to continue its run")
+    if out.is_dir() and overwrite and any(out.iterdir()) and not any(next(out.glob(made), None) for made in OURS):
+        raise OutputExists(f"{out} holds files that potstill did not make, so it is not replaced; choose another --out")
     standing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not os.access(standing, os.W_OK | os.X_OK):
         raise ArtefactError(f"no permission to write in {standing}; choose another --out")

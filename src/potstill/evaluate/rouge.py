@@ -21,7 +21,7 @@ from potstill.core.errors import DataError
 from potstill.data.chat import as_messages
 from potstill.data.corpus import Corpus
 from potstill.data.template import ChatTemplate
-from potstill.evaluate.reading import at_rest
+from potstill.evaluate.reading import at_rest, context_of
 
 
 class Question(NamedTuple):
@@ -90,8 +90,14 @@ def judge_answers(
     limit: int | None = None,
     writing: Writing | None = None,
 ) -> Answers:
-    """Let `model` answer the first `limit` questions and compare with their references."""
-    asked = list(questions[:limit])
+    """Let `model` answer the first `limit` questions that its context has room for, and compare with their references.
+
+    Raises: DataError where it has room for none.
+    """
+    room = context_of(model) - (writing or Writing()).max_new_tokens
+    asked = [question for question in questions if len(question.prompt) <= room][:limit]
+    if questions and not asked:
+        raise DataError(f"all {len(questions)} prompts are longer than the {room} tokens that the model has room for")
     texts = write(model, tokenizer, [question.prompt for question in asked], writing=writing)
     return Answers(texts, rouge_l(texts, [question.references for question in asked]))
 

@@ -82,13 +82,33 @@ AttentionMaskInterface.register(NAME, documents_mask)
 def install(model: PreTrainedModel) -> bool:
     """Let `model` treat packed documents apart; True if it does afterwards, False if its batches must be padded.
 
-    A model that fails the probe keeps the attention that it had.
+    A model that fails the probe, or says something else about a single document than with its own attention (which may
+    have sinks, or other terms that ours does not know), keeps the attention that it had.
     """
-    before = model.config._attn_implementation
-    if _switch(model, NAME) and isolates(model):
-        return True
+    before, own = model.config._attn_implementation, _alone(model)
+    if own is not None and _switch(model, NAME):
+        now = _alone(model)
+        if now is not None and _same(now, own) and isolates(model):
+            return True
     _switch(model, before)
     return isolates(model)
+
+
+@torch.no_grad()
+def _alone(model: PreTrainedModel, *, seed: int = 0) -> Tensor | None:
+    """The hidden states of one random document; None where the model cannot be asked for them."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, model.config.get_text_config().vocab_size, (1, 12), generator=generator)
+    try:
+        with evaluating(model):
+            return _hidden(model, ids.to(model.device), torch.arange(12, device=model.device)[None])
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal within the dtype's rounding."""
+    return bool((a - b).abs().max() <= 64 * torch.finfo(b.dtype).eps * b.abs().max())
 
 
 @torch.no_grad()
@@ -106,10 +126,9 @@ def isolates(model: PreTrainedModel, *, seed: int = 0) -> bool:
                 [_hidden(model, d.to(device), p.to(device)) for d, p in zip(documents, places, strict=True)], 1
             )
             packed = _hidden(model, torch.cat(documents, 1).to(device), torch.cat(places, 1).to(device))
-    except (TypeError, ValueError, RuntimeError):
+    except (AttributeError, TypeError, ValueError, RuntimeError):
         return False
-    scale = alone.abs().max()
-    return bool((packed - alone).abs().max() <= 64 * torch.finfo(alone.dtype).eps * scale)
+    return _same(packed, alone)
 
 
 def _hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:

@@ -13,8 +13,15 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.core import backend
-from potstill.core.artefact import Card, require_free, write_text, writing
-from potstill.core.errors import DataError, Interrupted, MissingDependency, OutputExists, UsageError
+from potstill.core.artefact import TRAINING, Card, require_free, write_text, writing
+from potstill.core.errors import (
+    DataError,
+    Interrupted,
+    MissingDependency,
+    OutputExists,
+    UsageError,
+    VocabularyMismatch,
+)
 from potstill.core.types import Measure
 from potstill.evaluate.agreement import compare, remember
 from potstill.evaluate.measure import quality, sizes
@@ -47,7 +54,6 @@ from potstill.train.study import Study
 from potstill.transforms.fit import AUTO
 
 PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do I read a file in Python?")
-TRAINING = "training"  # inside the output folder while a run is not finished
 COMPUTE = "dtype.txt"  # what `auto` chose when the run began
 CURVE = "curve.png"
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -155,6 +161,7 @@ class Distill:
             models=models_of(pair),
             documents=self.documents,
         )
+        require_known(prepared, pair)
         model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
         pair.teacher.model.to(device=device, dtype=dtype)
         frozen = {"teacher": pair.teacher.model} if self.objective.teaches else {}
@@ -219,8 +226,8 @@ class Distill:
             raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
         if resume and out.is_dir() and not (out / TRAINING).is_dir() and any(out.iterdir()):
             raise OutputExists(f"{out} holds no unfinished run, so there is nothing to resume")
-        require_free(out, overwrite=overwrite or resume)
         require_apart(out, self.teacher, self.student, self.data, self.eval_data)
+        require_free(out, overwrite=overwrite or resume)
 
     @contextlib.contextmanager
     def _workplace(self, out: Path, *, overwrite: bool, dtype: torch.dtype) -> Iterator[Path]:
@@ -248,7 +255,7 @@ class Distill:
     ) -> Run:
         with writing(out, overwrite=True) as folder:
             save(student, pair.origin, folder)
-            gap = reload_gap(student, folder)
+            gap = reload_gap(student, folder, trust_remote_code=self.trust_remote_code)
             for file in (out / TRAINING).glob("*.jsonl"):
                 shutil.copy(file, folder / file.name)
             made = dataclasses.replace(pair.origin, model=student, name=out.name, path=folder, note="")
@@ -307,6 +314,21 @@ def resumable(out: Path) -> Iterator[None]:
 def has_checkpoint(out: Path) -> bool:
     """Whether there is anything to resume in `out`."""
     return any((out / TRAINING).glob("checkpoint-*"))
+
+
+def require_known(text: Prepared, pair: Pair) -> None:
+    """Refuse text that the student's tokenizer reads with tokens that the teacher's does not have.
+
+    Raises: VocabularyMismatch.
+    """
+    packed = [int(packs.input_ids.max(initial=0)) for packs in (text.packs, text.validation_packs)]
+    largest = max(*packed, *(max(row.input_ids) for row in text.rows))
+    if largest >= pair.vocabulary:
+        token = pair.origin.tokenizer.convert_ids_to_tokens(largest)
+        raise VocabularyMismatch(
+            f"the text holds the token {token!r} (id {largest}), which the teacher's tokenizer lacks; give a student "
+            f"with the teacher's own tokenizer and chat template"
+        )
 
 
 def models_of(pair: Pair) -> list[PreTrainedModel]:

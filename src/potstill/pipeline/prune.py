@@ -71,13 +71,13 @@ class Prune:
 
         Raises: UsageError, InfeasibleTarget, NotFound, OutputExists before anything is written.
         """
-        require_free(out, overwrite=overwrite)
         require_apart(out, self.model, self.data)
+        require_free(out, overwrite=overwrite)
         loaded = load(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         student, card = self.apply(loaded)
         with disk(out), writing(out, overwrite=overwrite) as folder:
             save(student, loaded, folder)
-            gap = reload_gap(student, folder)
+            gap = reload_gap(student, folder, trust_remote_code=self.trust_remote_code)
             card = replace(card, invariants=[{"name": "logits after reload", "outcome": f"equal within {gap:.1e}"}])
             write_card(folder, card, title=out.name)
         return card
@@ -160,13 +160,13 @@ def save(model: PreTrainedModel, origin: Loaded, folder: Path) -> None:
 
 
 @torch.no_grad()
-def reload_gap(model: PreTrainedModel, folder: Path) -> float:
+def reload_gap(model: PreTrainedModel, folder: Path, *, trust_remote_code: bool = False) -> float:
     """The largest difference between the logits of `model` and those of the model reloaded from `folder`.
 
     Raises: ArtefactError if it is more than rounding.
     """
-    again = load(folder).model.to(model.dtype)
-    ids = torch.arange(3, 35)[None] % model.config.vocab_size
+    again = load(folder, device=model.device, trust_remote_code=trust_remote_code).model.to(model.dtype)
+    ids = torch.arange(3, 35, device=model.device)[None] % model.config.vocab_size
     ours, theirs = (m.eval()(input_ids=ids, use_cache=False).logits for m in (model, again))
     gap = float((ours - theirs).abs().max())
     if not gap <= 1e-4 * float(ours.abs().max()):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artefact import CARD, read_card, require_free
+from potstill.core.artefact import CARD, TRAINING, read_card, require_free
 from potstill.core.errors import UsageError
 from potstill.core.types import Measure
 from potstill.pipeline.distill import Distill
@@ -53,8 +53,9 @@ def run_stages(
 
 
 def is_finished(folder: Path, stage: Prune | Distill) -> bool:
-    """Whether `folder` holds what exactly this stage makes."""
-    return (folder / CARD).is_file() and read_card(folder).get("stage") == stage.to_dict()
+    """Whether `folder` holds what exactly this stage makes, and no run that was begun there since."""
+    finished = (folder / CARD).is_file() and not (folder / TRAINING).is_dir()
+    return finished and read_card(folder).get("stage") == stage.to_dict()
 
 
 def placed_after(stage: Prune | Distill, previous: str) -> Prune | Distill:

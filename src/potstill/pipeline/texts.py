@@ -1,7 +1,7 @@
 """Text for a stage: a corpus by name, read by a tokenizer, packed for training and kept in rows for measuring."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from potstill.evaluate.reading import Row, require_context
 from potstill.models import gguf
 from potstill.models.load import load, locate
 
-MEASURED = 200_000  # characters that are read for measuring, about 50,000 tokens of English
+MEASURED = 8_000  # characters of a text that are read for measuring, about 2,000 tokens of English
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,15 @@ def held_out_corpus(text: Text) -> Corpus:
     named = columns_of(text.columns)
     if text.eval_data is None or text.eval_data == text.data:
         return load_corpus(text.data, split="validation", columns=named)
-    whole = Path(text.eval_data).expanduser().is_file()
-    return load_corpus(text.eval_data, split="all" if whole else "validation", columns=named)
+    trained, held_out = (Path(name).expanduser().resolve() for name in (text.data, text.eval_data))
+    if held_out.exists() and held_out == trained:
+        return load_corpus(text.data, split="validation", columns=named)
+    if held_out.exists() and (trained in held_out.parents or held_out in trained.parents):
+        raise UsageError(
+            f"--eval-data {text.eval_data} and --data {text.data} lie in one another, so what is measured would be "
+            f"trained on; keep them apart"
+        )
+    return load_corpus(text.eval_data, split="all" if held_out.is_file() else "validation", columns=named)
 
 
 def columns_of(said: str) -> dict[str, str] | None:
@@ -118,27 +125,21 @@ def columns_of(said: str) -> dict[str, str] | None:
 
 
 def rows_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: int) -> Sequence[Row]:
-    """The first `documents` documents as rows to score: texts (see `shortened`), or what the assistant says in chats.
+    """The first `documents` documents as rows to score: what the assistant says in chats, or texts.
+
+    Of a text its first 8,000 characters are read, so that a hundred chapters cost hardly more than a hundred pages.
 
     Raises: DataError if none of them has a token to score.
     """
     if corpus.kind == "text":
-        texts = [one["text"] for one in corpus.documents.take(documents)]
-        rows = [row for row in text_rows(shortened(texts), tokenizer) if row.size]
+        texts = [one["text"][:MEASURED] for one in corpus.documents.take(documents)]
+        rows = [row for row in text_rows(texts, tokenizer) if row.size]
     else:
-        rows = list(supervised_rows(tokenise(corpus, tokenizer)[:documents], tokenizer))
+        some = replace(corpus, documents=corpus.documents.take(documents))  # of a stream, no more than these
+        rows = list(supervised_rows(tokenise(some, tokenizer), tokenizer))
     if not rows:
         raise DataError(f"the held-out part of {corpus.name} has no token to score; give --eval-data")
     return rows
-
-
-def shortened(texts: Sequence[str], *, limit: int = MEASURED) -> list[str]:
-    """The texts, all cut to one length where they hold more than `limit` characters together.
-
-    So a hundred chapters cost what a hundred pages do, and there are as many documents for the bootstrap.
-    """
-    whole = sum(map(len, texts)) <= limit
-    return [text if whole else text[: limit // len(texts)] for text in texts]
 
 
 def calibration(

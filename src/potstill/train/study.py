@@ -74,7 +74,8 @@ class Study(nn.Module):
         frozen = self._read_frozen(batch, {name: need for name, need in needs.items() if name != "student"})
         with self._autocast(input_ids.device):
             student = signals(self.student, batch, needs["student"], vocabulary=self.vocabulary)
-        terms = self.objective({"student": student}, frozen, batch)
+        with self._autocast(input_ids.device):  # the head too, the largest of all matrices
+            terms = self.objective({"student": student}, frozen, batch)
         sums = torch.stack([terms[name] for name in self.term_names])
         weights = torch.tensor(list(self.objective.weights.values()), dtype=sums.dtype, device=sums.device)
         loss = (weights * sums / counts.to(sums).clamp(min=1)).sum()
