@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import GgufConfig
 
 from potstill.core.errors import ArtefactError, UnsupportedModel
 
-modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # type: ignore[attr-defined]  # its bar, too, can be switched off
+modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # its bar, too, can be switched off
 
 # Digits, an emoji joined of several, CJK, indentation: where tokenizers rebuilt from GGUF metadata have gone wrong.
 PROBES = ("0 12 345 6789 3.14", "naïve café — 🎉👩‍👩‍👧", "世界 こんにちは 안녕", "def f(x):\n\treturn  x\n")
