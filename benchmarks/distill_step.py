@@ -16,6 +16,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -146,7 +147,7 @@ def trl_step() -> Step:
     teacher, student = pair()
     tokenizer = gguf.load_tokenizer(load.packaged())
     config = GKDConfig(
-        output_dir="/tmp/potstill-trl",
+        output_dir=tempfile.mkdtemp(),
         lmbda=0.0,
         beta=0.0,
         temperature=1.0,
