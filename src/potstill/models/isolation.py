@@ -85,23 +85,37 @@ def install(model: PreTrainedModel) -> bool:
     A model that fails the probe, or says something else about a single document than with its own attention (which may
     have sinks, or other terms that ours does not know), keeps the attention that it had.
     """
-    before, own = model.config._attn_implementation, _alone(model)
+    before, own = model.config._attn_implementation, _hidden(model, _documents(model))
     if own is not None and _switch(model, NAME):
-        now = _alone(model)
+        now = _hidden(model, _documents(model))
         if now is not None and _same(now, own) and isolates(model):
             return True
     _switch(model, before)
     return isolates(model)
 
 
+def isolates(model: PreTrainedModel, *, seed: int = 0) -> bool:
+    """Whether two packed documents give the hidden states that each gives alone (equal within the dtype's rounding)."""
+    documents = _documents(model, seed=seed)
+    alone, packed = _hidden(model, documents), _hidden(model, documents, packed=True)
+    return alone is not None and packed is not None and _same(packed, alone)
+
+
+def _documents(model: PreTrainedModel, *, seed: int = 0) -> list[Tensor]:
+    """Two documents of random ids that this model can read."""
+    generator, ids = torch.Generator().manual_seed(seed), model.config.get_text_config().vocab_size
+    return [torch.randint(3, ids, (1, n), generator=generator).to(model.device) for n in (7, 12)]
+
+
 @torch.no_grad()
-def _alone(model: PreTrainedModel, *, seed: int = 0) -> Tensor | None:
-    """The hidden states of one random document; None where the model cannot be asked for them."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, model.config.get_text_config().vocab_size, (1, 12), generator=generator)
+def _hidden(model: PreTrainedModel, documents: list[Tensor], *, packed: bool = False) -> Tensor | None:
+    """The hidden states of the documents end to end, read one by one or as one pack; None if that cannot be asked."""
+    places = [torch.arange(ids.shape[1], device=ids.device)[None] for ids in documents]
+    rows = [(torch.cat(documents, 1), torch.cat(places, 1))] if packed else list(zip(documents, places, strict=True))
     try:
         with evaluating(model):
-            return _hidden(model, ids.to(model.device), torch.arange(12, device=model.device)[None])
+            read = (model.base_model(input_ids=ids, position_ids=p, use_cache=False) for ids, p in rows)
+            return torch.cat([output.last_hidden_state for output in read], 1)
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return None
 
@@ -109,31 +123,6 @@ def _alone(model: PreTrainedModel, *, seed: int = 0) -> Tensor | None:
 def _same(a: Tensor, b: Tensor) -> bool:
     """Equal within the dtype's rounding."""
     return bool((a - b).abs().max() <= 64 * torch.finfo(b.dtype).eps * b.abs().max())
-
-
-@torch.no_grad()
-def isolates(model: PreTrainedModel, *, seed: int = 0) -> bool:
-    """Whether two packed documents give the hidden states that each gives alone (equal within the dtype's rounding)."""
-    generator = torch.Generator().manual_seed(seed)
-    device = next(model.parameters()).device
-    documents = [
-        torch.randint(3, model.config.get_text_config().vocab_size, (1, n), generator=generator) for n in (7, 12)
-    ]
-    places = [torch.arange(d.shape[1])[None] for d in documents]
-    try:
-        with evaluating(model):
-            alone = torch.cat(
-                [_hidden(model, d.to(device), p.to(device)) for d, p in zip(documents, places, strict=True)], 1
-            )
-            packed = _hidden(model, torch.cat(documents, 1).to(device), torch.cat(places, 1).to(device))
-    except (AttributeError, TypeError, ValueError, RuntimeError):
-        return False
-    return _same(packed, alone)
-
-
-def _hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-    hidden: Tensor = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-    return hidden
 
 
 def _switch(model: PreTrainedModel, name: str) -> bool:

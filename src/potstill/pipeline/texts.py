@@ -97,18 +97,16 @@ def facts_of(corpus: Corpus, packs: Packs) -> dict[str, Any]:
 
 def held_out_corpus(text: Text) -> Corpus:
     """The text that is measured on: `eval_data`, a file of it whole, or else the validation split of `data`."""
-    named = columns_of(text.columns)
-    if text.eval_data is None or text.eval_data == text.data:
-        return load_corpus(text.data, split="validation", columns=named)
-    trained, held_out = (Path(name).expanduser().resolve() for name in (text.data, text.eval_data))
-    if held_out.exists() and held_out == trained:
+    named, eval_data = columns_of(text.columns), text.data if text.eval_data is None else text.eval_data
+    trained, held_out = (Path(name).expanduser().resolve() for name in (text.data, eval_data))
+    if eval_data == text.data or (held_out.exists() and held_out == trained):
         return load_corpus(text.data, split="validation", columns=named)
     if held_out.exists() and (trained in held_out.parents or held_out in trained.parents):
         raise UsageError(
             f"--eval-data {text.eval_data} and --data {text.data} lie in one another, so what is measured would be "
             f"trained on; keep them apart"
         )
-    return load_corpus(text.eval_data, split="all" if held_out.is_file() else "validation", columns=named)
+    return load_corpus(eval_data, split="all" if held_out.is_file() else "validation", columns=named)
 
 
 def columns_of(said: str) -> dict[str, str] | None:

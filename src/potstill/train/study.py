@@ -72,9 +72,8 @@ class Study(nn.Module):
         counts = self.counts(batch) if num_items_in_batch is None else num_items_in_batch
         needs = self.objective.needs(batch)
         frozen = self._read_frozen(batch, {name: need for name, need in needs.items() if name != "student"})
-        with self._autocast(input_ids.device):
+        with self._autocast(input_ids.device):  # the objective too: it computes the head, the largest of all matrices
             student = signals(self.student, batch, needs["student"], vocabulary=self.vocabulary)
-        with self._autocast(input_ids.device):  # the head too, the largest of all matrices
             terms = self.objective({"student": student}, frozen, batch)
         sums = torch.stack([terms[name] for name in self.term_names])
         weights = torch.tensor(list(self.objective.weights.values()), dtype=sums.dtype, device=sums.device)
