@@ -71,7 +71,7 @@ def _rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[
     if not tokenizer.is_fast:
         raise UnsupportedModel(f"{type(tokenizer).__name__} does not say where its tokens lie; use a fast tokenizer")
     template = ChatTemplate(tokenizer) if corpus.kind == "chat" or _templated(corpus, tokenizer) else None
-    drawn = enumerate(_drawn(document, template, corpus, n) for n, document in enumerate(corpus.documents))
+    drawn = enumerate(_drawn(document, template, corpus) for document in corpus.documents)
     while chunk := list(islice(drawn, CHUNK)):
         yield from _encoded(chunk, tokenizer, specials=template is None)
 
@@ -80,13 +80,14 @@ def _templated(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> bool:
     return corpus.kind == "pairs" and bool(tokenizer.chat_template)
 
 
-def _drawn(document: Mapping[str, Any], template: ChatTemplate | None, corpus: Corpus, number: int) -> Drawn:
+def _drawn(document: Mapping[str, Any], template: ChatTemplate | None, corpus: Corpus) -> Drawn:
     if template is None:
         return draw(document)
     try:
         return draw_chat(as_messages(document), template)
     except DataError as error:
-        raise DataError(f"{corpus.name}, document {number + 1}: {error}") from error
+        opening = next((turn["content"][:60] for turn in as_messages(document) if turn["content"].strip()), "")
+        raise DataError(f"{corpus.name}, the chat that begins {opening!r}: {error}") from error
 
 
 def as_messages(document: Mapping[str, Any]) -> list[Message]:

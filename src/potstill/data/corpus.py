@@ -8,7 +8,7 @@ out (files or splits named train and validation, or test), else a twentieth by h
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -41,7 +41,8 @@ class Corpus:
 
     Columns of `documents`: `text` and `whole` (False where a longer text goes on behind a section, so that no end of
     text belongs there) | `prompt`, `response` | `messages`, a list of `{role, content}` with the roles system, user
-    and assistant. `digest` is the SHA-256 over the documents in their order, None for a stream. `dropped` counts the
+    and assistant. They lie in the order of their hashes, those of a stream in their own, so that what reads only the
+    first ones reads a fair sample. `digest` is the SHA-256 over all of them, None for a stream. `dropped` counts the
     rows of the source that were left out, by reason.
     """
 
@@ -81,8 +82,7 @@ def load_corpus(
 ) -> Corpus:
     """The corpus of that name, or at that path.
 
-    `split` is `train`, `validation` or `all`. `limit` keeps that many documents, drawn by hash (of a stream the first
-    ones). `columns` says which column is which where their names do not: `{"text": ...}`,
+    `split` is `train`, `validation` or `all`. `limit` keeps the first so many documents. `columns` says which column is which where their names do not: `{"text": ...}`,
     `{"prompt": ..., "response": ...}` or `{"messages": ...}`.
 
     Raises: NotFound, UsageError for a wrong option, DataError for a data set that is broken, empty or of another shape.
@@ -220,26 +220,25 @@ def _stored(documents: Iterable[Document]) -> Dataset:
 
 
 def _share(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
-    """The share `split` of a corpus by hash, then `limit` of its documents, with the digest of what is left."""
+    """The share `split` of a corpus, in the order of its documents' hashes, so that its first ones are a fair sample."""
     documents, kind = corpus.documents, kind_of(corpus.documents.features)
-    provenance = {"split": split, **corpus.provenance}
-    if split != "all" and kind == "text" and len(documents) < FEW:
+    said, cut = split, split != "all" and kind == "text" and len(documents) < FEW
+    if cut:
         documents = _stored(runs(list(documents["text"]), validation=split == "validation"))
-        provenance["split"] = f"{split}, {SHARE:.0%} held out in sections, by hash"
-    elif split != "all":
-        documents = _held(corpus.name, documents, validation=split == "validation")
-        provenance["split"] = f"{split}, {SHARE:.0%} held out by hash"
+        said = f"{split}, {SHARE:.0%} held out in sections, by hash"
     prints = [fingerprint(document) for document in documents]
-    if limit is not None and limit < len(prints):
-        kept = sorted(sorted(range(len(prints)), key=prints.__getitem__)[:limit])
-        documents, prints = documents.select(kept), [prints[i] for i in kept]
-    digest = hashlib.sha256(b"".join(prints)).hexdigest()
-    return replace(corpus, kind=kind, documents=documents, digest=digest, provenance=provenance)
+    kept: Sequence[int] = range(len(prints))
+    if split != "all" and not cut:
+        kept = _held(corpus.name, prints, validation=split == "validation")
+        said = f"{split}, {SHARE:.0%} held out by hash"
+    kept = sorted(kept, key=prints.__getitem__)[:limit]
+    digest = hashlib.sha256(b"".join(prints[i] for i in kept)).hexdigest()
+    provenance = {"split": said, **corpus.provenance}
+    return replace(corpus, kind=kind, documents=documents.select(kept), digest=digest, provenance=provenance)
 
 
-def _held(name: str, documents: Dataset, *, validation: bool) -> Dataset:
-    held = hidden([fingerprint(document) for document in documents])
-    kept = [place for place, side in enumerate(held) if side == validation]
+def _held(name: str, prints: Sequence[bytes], *, validation: bool) -> list[int]:
+    kept = [place for place, side in enumerate(hidden(prints)) if side == validation]
     if not kept:
-        raise DataError(f"{name} holds {len(held)} documents, all alike, so none can be held out; use split=all")
-    return documents.select(kept)
+        raise DataError(f"{name} holds {len(prints)} documents, all alike, so none can be held out; use split=all")
+    return kept

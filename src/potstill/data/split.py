@@ -15,7 +15,7 @@ from potstill.data.shapes import Document
 
 SHARE = 0.05
 FEW = 20
-SECTIONS = 400  # how many to cut a set into, where that leaves them between these two lengths, in characters
+SECTIONS = 2_000  # how many to cut a set into, where that leaves them between these two lengths, in characters
 SHORTEST, LONGEST = 1_000, 16_000
 LEAST = 20  # sections, however short the text
 

@@ -1,10 +1,12 @@
 """Text for a stage: a corpus by name, read by a tokenizer, packed for training and kept in rows for measuring."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, UsageError
@@ -13,11 +15,13 @@ from potstill.data.chat import tokenise
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.pack import Packs, collate, pack
 from potstill.data.show import describe
+from potstill.data.tokens import TokenSet
 from potstill.evaluate.perplexity import bos_of, supervised_rows, text_rows
 from potstill.evaluate.reading import Row, require_context
 from potstill.models import gguf
 from potstill.models.load import load, locate
 
+SAMPLED = 4_000_000  # tokens of a stored corpus that are read to draw packs from: one document may be half a book
 MEASURED = 8_000  # characters of a text that are read for measuring, about 2,000 tokens of English
 
 
@@ -37,7 +41,7 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Packs to train on, packs and rows to measure on, a digest of both, and what a card says of them."""
+    """Packs to train on, packs and rows to measure on, a digest of it all, and what a card says of them."""
 
     packs: Packs
     validation_packs: Packs
@@ -62,7 +66,7 @@ def prepare(
     """
     require_context(text.context, *models)
     corpus = load_corpus(text.data, columns=columns_of(text.columns))
-    read = tokenise(corpus, tokenizer, limit=2 * tokens)
+    read = sampled(corpus, tokenizer, tokens=tokens)
     packs = pack(read, length=text.context, seed=text.seed, bos=bos_of(tokenizer))
     held_out = held_out_corpus(text)
     validation = pack(
@@ -74,7 +78,14 @@ def prepare(
         "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), {len(rows)} documents",
         "measured_digest": held_out.digest,
     }
-    return Prepared(packs=packs, validation_packs=validation, rows=rows, digest=packs.digest, facts=facts)
+    digest = hashlib.sha256(repr((packs.digest, validation.digest, rows)).encode()).hexdigest()
+    return Prepared(packs=packs, validation_packs=validation, rows=rows, digest=digest, facts=facts)
+
+
+def sampled(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, tokens: int) -> TokenSet:
+    """Enough documents to draw packs of so many `tokens` from, at random: of a stream no more than twice as many."""
+    least = SAMPLED if isinstance(corpus.documents, Dataset) else 0
+    return tokenise(corpus, tokenizer, limit=max(2 * tokens, least))
 
 
 def facts_of(corpus: Corpus, packs: Packs) -> dict[str, Any]:
@@ -145,7 +156,7 @@ def calibration(
 ) -> tuple[list[Batch], dict[str, Any]]:
     """Some `tokens` of training text as batches of one size, for measuring importance, and what a card says of it."""
     corpus = load_corpus(text.data, columns=columns_of(text.columns))
-    read = tokenise(corpus, tokenizer, limit=4 * tokens)
+    read = sampled(corpus, tokenizer, tokens=tokens)
     length = min(text.context, batch_tokens)
     packs = pack(read, length=length, seed=text.seed, bos=bos_of(tokenizer))
     each = max(1, batch_tokens // length)
