@@ -236,6 +236,8 @@ def test_options_that_cannot_be(
         pytest.param(("generate", "x", "--prompt", "a", "--temperature", "-1"), "at least 0", id="below greedy"),
         pytest.param(("measure", "a", "a"), "named twice", id="a model named twice"),
         pytest.param(("measure", "a", "--out", "no/such/file.json"), "no folder", id="measures into no folder"),
+        pytest.param(("measure", "a", "--out", "."), "is a folder", id="measures into a folder"),
+        pytest.param(("distill", "--out", "x", "--teacher", "a", "--keep", "1", "--seed", "-1"), "seed", id="a seed"),
         pytest.param(("frontier", "a", "--out", "no/such/page.html"), "no folder", id="a chart into no folder"),
         pytest.param(("frontier", "nowhere"), "nowhere", id="a chart of nothing"),
         pytest.param(("data", "stdlib", "--split", "hope"), "hope", id="an unknown split"),

@@ -135,7 +135,9 @@ def test_without_a_template_a_chat_is_refused(lines: Lines, bytes_with: Make) ->
 def test_a_chat_that_the_template_refuses_is_named(lines: Lines, bytes_with: Make) -> None:
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + LLAMA
     corpus = corpus_of(lines, {"messages": TURNS}, {"messages": [{"role": "system", "content": "Be kind"}, *TURNS]})
-    with pytest.raises(DataError, match=r"rows\.jsonl, the chat that begins 'Be kind': the chat template refuses .* no system role"):
+    with pytest.raises(
+        DataError, match=r"jsonl, the chat that begins 'Be kind': the chat template refuses .* no system"
+    ):
         tokenise(corpus, bytes_with(strict))
 
 

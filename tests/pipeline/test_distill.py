@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from tests.pipeline.world import interrupted, saved, written
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import Interrupted, MissingDependency, OutputExists, VocabularyMismatch
+from potstill.core.artefact import Card, Parent
+from potstill.core.errors import Interrupted, MissingDependency, OutputExists, UsageError, VocabularyMismatch
 from potstill.models.load import digest_of
 from potstill.objectives.named import Mixture
+from potstill.pipeline.card import front_matter
 from potstill.pipeline.distill import Distill, Run
 from potstill.train.settings import Settings
 
@@ -63,12 +65,13 @@ def test_the_card_says_what_was_done(run: Run, stage: Distill, teacher: Path) ->
     assert card["data"]["measured_on"].endswith("2 documents")
     assert card["cost"]["tokens"] <= 512
     assert set(card["cost"]["losses"]) == {"cross_entropy", "forward_kl"}
-    assert set(card["measures"]) == {"teacher", "made"}
+    assert list(card["measures"]) == ["teacher", "before training", "made"]
     for name in ("bits_per_byte", "teacher_kl", "teacher_agreement"):
         found = next(m for m in card["measures"]["made"] if m["name"] == name)
         assert found["low"] <= found["value"] <= found["high"]
     parameters = {
-        name: next(m["value"] for m in ms if m["name"] == "parameters") for name, ms in card["measures"].items()
+        name: next(m["value"] for m in card["measures"][name] if m["name"] == "parameters")
+        for name in ("teacher", "made")
     }
     assert parameters["made"] / parameters["teacher"] == pytest.approx(0.755, rel=0.02)
 
@@ -91,6 +94,30 @@ def test_the_readme_tells_a_stranger_what_it_is(run: Run, teacher: Path) -> None
     assert "{" not in body
 
 
+def test_the_baseline_is_the_student_that_training_begins_with(stage: Distill, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, tokens=128, learning_rate=1e-12)
+    run = replace(stage, settings=settings).run(tmp_path / "made", show=False)
+    before, after = run.measures["before training"], run.measures["made"]
+    assert [m.value for m in before] == pytest.approx([m.value for m in after[: len(before)]], rel=1e-4)
+    assert {m.name for m in before} >= {"bits_per_byte", "teacher_kl", "teacher_agreement"}
+
+
+def test_a_launcher_of_several_processes_is_refused(
+    stage: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="without torchrun"):
+        stage.run(tmp_path / "made", show=False)
+    assert not (tmp_path / "made").exists()
+
+
+def test_parents_under_different_licences_give_the_student_none() -> None:
+    parents = [Parent(role=role, name=role, digest="0", licence=said) for role, said in (("a", "mit"), ("b", None))]
+    for chosen, licence in ((parents[:1], "mit"), (parents, None), ([*parents[:1], *parents[:1]], "mit")):
+        front = front_matter(Card(stage={}, seed=1, parents=chosen)).strip("-")
+        assert yaml.safe_load(front).get("license") == licence
+
+
 def test_training_teaches(stage: Distill, tmp_path: Path) -> None:
     settings = replace(SETTINGS, tokens=2048, learning_rate=3e-3, save_every=0)
     losses = []
@@ -111,9 +138,10 @@ def test_a_stopped_run_continues_to_the_same_weights(stage: Distill, run: Run, t
     assert {file.name for file in again.iterdir()} == {"training"}
     with pytest.raises(OutputExists, match="--resume"):
         stage.run(again, show=False)
-    stage.run(again, resume=True, show=False)
+    resumed = stage.run(again, resume=True, show=False)
     assert not (again / "training").exists()
     assert same(run.out, again)
+    assert resumed.measures["before training"] == run.measures["before training"]
     lines = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 

@@ -39,14 +39,18 @@ def test_students_of_two_teachers_stand_beside_their_own(tmp_path: Path) -> None
     assert "large" in (tmp_path / "chart.html").read_text()
 
 
-def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_students_of_one_name_are_called_by_their_path(tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
     sources = [folder(tmp_path / "first" / "a", "large"), folder(tmp_path / "second" / "a", "large")]
-    with pytest.raises(DataError, match="two models are called 'a'"):
-        draw_frontier(sources, tmp_path / "chart.html")
+    found = draw_frontier([*sources, sources[0]], tmp_path / "chart.html")
+    assert lineage(found) == {"large": None, "first/a": "large", "second/a": "large"}
+
+
+def test_two_teachers_of_one_name_are_refused(tmp_path: Path) -> None:
+    sources = [folder(tmp_path / "a", "large"), folder(tmp_path / "b", "large", size=7.0)]
     with pytest.raises(DataError, match="two models are called 'large'"):
-        draw_frontier([sources[0], folder(tmp_path / "b", "large", size=7.0)], tmp_path / "chart.html")
+        draw_frontier(sources, tmp_path / "chart.html")
     assert not (tmp_path / "chart.html").exists()
 
 

@@ -34,7 +34,7 @@ def test_each_stage_has_a_folder_and_starts_from_the_one_before(
     assert done.out == tmp_path / "made" / "2-distill"
     assert done.card["parents"][0]["name"] == str(tmp_path / "made" / "1-prune")
     assert done.to_dict() == {"out": str(done.out), **json.loads((done.out / "card.json").read_text())}
-    assert set(done.measures) == {"teacher", "2-distill"}
+    assert set(done.measures) == {"teacher", "before training", "2-distill"}
     assert done.measures["teacher"][0].name == "bits_per_byte"
 
 

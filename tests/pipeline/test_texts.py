@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from potstill.core.errors import DataError, UsageError
 from potstill.data.corpus import load_corpus
 from potstill.pipeline.measure import Measurement
-from potstill.pipeline.texts import Text, columns_of, described, held_out_corpus, rows_of
+from potstill.pipeline.texts import Text, columns_of, described, held_out_corpus, prepare, rows_of
 
 SAID = "prompt=instruction, response=text"
 
@@ -34,6 +34,16 @@ def test_long_documents_are_measured_by_their_beginnings_and_short_ones_whole(
     long = written(tmp_path / "long.jsonl", [{"text": "a" * 9_000}, {"text": "b" * 7_000}])
     rows = rows_of(load_corpus(str(long), split="all"), tiny_tokenizer, documents=5)
     assert sorted(row.size for row in rows) == [7_000 - 1, 8_000 - 1]
+
+
+def test_packs_are_drawn_from_all_documents_however_long_each_is(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    letters = "abcdefghijklmnopqrst"
+    path = written(tmp_path / "books.jsonl", [{"text": letter * 4_000} for letter in letters])
+    found = prepare(Text(data=str(path), context=64), tiny_tokenizer, tokens=2_000)
+    first = {tiny_tokenizer.decode(found.packs[i]["input_ids"][1:2]) for i in range(32)}
+    assert len(first) > 8
 
 
 def test_named_columns_are_read_where_unnamed_ones_are_refused(odd: Path, teacher: Path) -> None:

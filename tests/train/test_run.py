@@ -15,6 +15,7 @@ from tests.train.small import assert_same_bits, settings, some_packs, study_of, 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import ArtefactError, MissingDependency, TrainingDiverged, UsageError
+from potstill.data.pack import collate
 from potstill.train import adapters, checkpoint
 from potstill.train import run as running
 from potstill.train.run import identify, metrics_of, train
@@ -128,7 +129,7 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_llama: LlamaForCausalLM, tm
         train(study, some_packs(), settings(), tmp_path, identity=identify("one", 2), resume=True, show=False)
 
 
-def test_early_stopping_ends_the_run_finished_and_saved(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_early_stopping_ends_the_run_with_the_best_weights(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     options = settings(learning_rate=0.3, tokens=12 * 64, eval_every=1, patience=2, save_every=100)
     validation = some_packs(4, seed=4)
     first, again = study_of(tiny_llama), study_of(tiny_llama)
@@ -139,6 +140,10 @@ def test_early_stopping_ends_the_run_finished_and_saved(tiny_llama: LlamaForCaus
     assert len(evaluated) == stopped.steps
     assert min(evaluated[-2:]) >= min(evaluated[:-2])
     assert not any(min(evaluated[i - 2 : i]) >= min(evaluated[: i - 2]) for i in range(3, len(evaluated)))
+    with torch.no_grad():
+        found = [first(**collate([validation[i] for i in range(len(validation))]))["loss"].item()]
+    assert found == pytest.approx([min(evaluated)], rel=1e-5)
+    assert min(evaluated) < evaluated[-1]
     resumed = train(again, some_packs(), options, tmp_path, validation=validation, resume=True, show=False)
     assert (resumed.finished, resumed.steps) == (True, stopped.steps)
     assert_same_bits(first, again)

@@ -19,17 +19,26 @@ from potstill.train.settings import Settings
     tokens=st.integers(1, 50_000),
 )
 def test_a_budget_is_met_within_half_a_step(context: int, batch: int, micro: int, ranks: int, tokens: int) -> None:
-    batch = max(batch, context)
-    settings = Settings(context=context, batch_tokens=batch, micro_tokens=micro, tokens=tokens)
-    per_step = settings.packs_per_pass * context * settings.accumulation(ranks) * ranks
-    assert settings.packs_per_pass * context <= max(context, min(micro, batch))
-    assert settings.steps(ranks) == 1 or abs(settings.steps(ranks) * per_step - tokens) <= per_step / 2
+    settings = Settings(context=context, batch_tokens=max(batch, context * ranks), micro_tokens=micro, tokens=tokens)
+    step = settings.packs_per_step
+    if step % ranks:
+        with pytest.raises(UsageError, match=rf"{ranks} ranks; make --batch-tokens a multiple of {context * ranks}"):
+            settings.accumulation(ranks)
+        return
+    assert settings.packs_per_pass(ranks) * settings.accumulation(ranks) * ranks == step
+    assert settings.packs_per_pass(ranks) * context <= max(context, micro)
+    assert settings.steps == 1 or abs(settings.steps * step * context - tokens) <= step * context / 2
 
 
-def test_two_ranks_halve_the_passes_of_each_and_keep_the_steps() -> None:
+def test_two_ranks_halve_the_passes_of_each() -> None:
     settings = Settings(context=32, batch_tokens=256, micro_tokens=64, tokens=2560)
     assert [settings.accumulation(ranks) for ranks in (1, 2, 4)] == [4, 2, 1]
-    assert {settings.steps(ranks) for ranks in (1, 2, 4)} == {10}
+    assert settings.steps == 10
+
+
+def test_passes_that_do_not_divide_a_step_are_made_smaller() -> None:
+    settings = Settings(context=64, batch_tokens=256, micro_tokens=200)
+    assert (settings.packs_per_pass(), settings.accumulation()) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +55,7 @@ def test_two_ranks_halve_the_passes_of_each_and_keep_the_steps() -> None:
         {"weight_decay": math.nan},
         {"eval_every": -2},
         {"save_every": -2},
+        {"seed": -1},
         {"patience": 3},
     ],
 )

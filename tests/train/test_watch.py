@@ -2,7 +2,7 @@
 
 import pytest
 
-from potstill.train.watch import exhausted, exploded_from
+from potstill.train.watch import best_of, exhausted, exploded_from
 
 
 def steps(*losses: float) -> list[dict[str, float]]:
@@ -10,12 +10,17 @@ def steps(*losses: float) -> list[dict[str, float]]:
 
 
 def evaluations(*losses: float) -> list[dict[str, float]]:
-    return [{"loss": 1.0}, *({"eval_loss": loss} for loss in losses)]
+    return [{"loss": 1.0}, *({"eval_loss": loss, "step": step} for step, loss in enumerate(losses, 1))]
 
 
-def test_a_loss_above_five_medians_has_exploded() -> None:
-    assert exploded_from(steps(*[2.0] * 20, 10.1)) == 2.0
-    assert exploded_from(steps(*[2.0] * 20, 9.9)) is None
+def test_a_loss_three_nats_above_the_median_has_exploded() -> None:
+    assert exploded_from(steps(*[2.0] * 20, 5.1)) == 2.0
+    assert exploded_from(steps(*[2.0] * 20, 4.9)) is None
+
+
+def test_a_large_loss_may_rise_by_half_of_it() -> None:
+    assert exploded_from(steps(*[8.0] * 20, 11.9)) is None
+    assert exploded_from(steps(*[8.0] * 20, 12.1)) == 8.0
 
 
 def test_fewer_than_twenty_steps_say_nothing() -> None:
@@ -30,9 +35,9 @@ def test_a_loss_that_is_not_above_the_first_has_not_exploded() -> None:
     assert exploded_from(steps(12.0, *[2.0] * 20, 11.0)) is None
 
 
-def test_a_loss_near_zero_may_jump_by_less_than_a_nat() -> None:
-    assert exploded_from(steps(*[0.01] * 20, 0.9)) is None
-    assert exploded_from(steps(*[0.01] * 20, 1.1)) == 0.01
+def test_a_loss_near_zero_may_jump_by_nats() -> None:
+    assert exploded_from(steps(*[0.01] * 20, 2.9)) is None
+    assert exploded_from(steps(*[0.01] * 20, 3.1)) == 0.01
 
 
 def test_evaluations_between_steps_do_not_count_as_steps() -> None:
@@ -54,3 +59,8 @@ def test_patience_ends_after_so_many_evaluations_without_a_better_one(
     losses: tuple[float, ...], patience: int, ended: bool
 ) -> None:
     assert exhausted(evaluations(*losses), patience) is ended
+
+
+def test_the_best_evaluation_is_the_first_of_the_lowest() -> None:
+    assert best_of(evaluations(3.0, 2.0, 2.5, 2.0)) == 2
+    assert best_of(steps(1.0, 2.0)) is None

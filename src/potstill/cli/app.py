@@ -400,6 +400,8 @@ def run(
     teacher: Annotated[str | None, typer.Option(help="Another teacher than the recipe's.")] = None,
     data: Annotated[str | None, typer.Option(help="Other data than the recipe's.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Another budget, such as 2M.")] = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
     seed: o.Seed = 1,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
@@ -415,7 +417,9 @@ def run(
     from potstill.recipes import table
 
     hush()
-    chosen = table.recipe(recipe, tiny=tiny).having(teacher=teacher, data=data, tokens=o.count(tokens), seed=seed)
+    chosen = table.recipe(recipe, tiny=tiny).having(
+        teacher=teacher, data=data, tokens=o.count(tokens), seed=seed, device=device, dtype=dtype
+    )
     if dry_run:
         return answer(chosen.to_dict(), as_json, lambda: show.facts(chosen.to_dict()))
     result = run_stages(chosen.stages, o.path(out), overwrite=overwrite, resume=resume)

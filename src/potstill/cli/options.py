@@ -1,6 +1,7 @@
 """The options that verbs share, each declared once."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from potstill.core.errors import NotFound, UsageError
+from potstill.core.errors import ArtefactError, NotFound, UsageError
 
 if TYPE_CHECKING:
     Call = typer.Context
@@ -85,12 +86,19 @@ def path(text: str) -> Path:
 
 
 def require_parent(out: str | None) -> None:
-    """Refuse a file whose folder is not there, before anything is spent.
+    """Refuse a file that cannot be written, before anything is spent.
 
-    Raises: NotFound.
+    Raises: NotFound, UsageError, ArtefactError.
     """
-    if out is not None and not path(out).absolute().parent.is_dir():
-        raise NotFound(f"there is no folder {path(out).absolute().parent} to write {path(out).name} in; make it first")
+    if out is None:
+        return
+    file = path(out).absolute()
+    if not file.parent.is_dir():
+        raise NotFound(f"there is no folder {file.parent} to write {file.name} in; make it first")
+    if file.is_dir():
+        raise UsageError(f"{out} is a folder; give the name of a file")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise ArtefactError(f"no permission to write in {file.parent}; choose another --out")
 
 
 def types(stage: type) -> dict[str, type]:

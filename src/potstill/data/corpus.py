@@ -82,8 +82,8 @@ def load_corpus(
 ) -> Corpus:
     """The corpus of that name, or at that path.
 
-    `split` is `train`, `validation` or `all`. `limit` keeps the first so many documents. `columns` says which column is which where their names do not: `{"text": ...}`,
-    `{"prompt": ..., "response": ...}` or `{"messages": ...}`.
+    `split` is `train`, `validation` or `all`. `limit` keeps the first so many documents. `columns` says which column
+    is which where their names do not: `{"text": ...}`, `{"prompt": ..., "response": ...}` or `{"messages": ...}`.
 
     Raises: NotFound, UsageError for a wrong option, DataError for a data set that is broken, empty or of another shape.
     """
@@ -220,9 +220,9 @@ def _stored(documents: Iterable[Document]) -> Dataset:
 
 
 def _share(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
-    """The share `split` of a corpus, in the order of its documents' hashes, so that its first ones are a fair sample."""
+    """The share `split` of a corpus, in the order of its documents' hashes: the first ones are a fair sample."""
     documents, kind = corpus.documents, kind_of(corpus.documents.features)
-    said, cut = split, split != "all" and kind == "text" and len(documents) < FEW
+    said, cut = str(split), split != "all" and kind == "text" and len(documents) < FEW
     if cut:
         documents = _stored(runs(list(documents["text"]), validation=split == "validation"))
         said = f"{split}, {SHARE:.0%} held out in sections, by hash"

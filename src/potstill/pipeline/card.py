@@ -130,11 +130,11 @@ def _shape(details: Mapping[str, Any]) -> dict[str, str]:
 
 
 def front_matter(card: Card) -> str:
-    """The YAML that model hubs read; the licence is the parents', never a guess."""
-    licences = sorted({parent.licence for parent in card.parents if parent.licence})
+    """The YAML that model hubs read; the licence is the one that all parents state, never a guess."""
+    licences = {parent.licence for parent in card.parents}
     facts: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["potstill"]}
-    if len(licences) == 1:
-        facts["license"] = licences[0]
+    if len(licences) == 1 and None not in licences:
+        facts["license"] = licences.pop()
     return f"---\n{yaml.safe_dump(facts, sort_keys=True)}---"
 
 

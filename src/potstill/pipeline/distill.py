@@ -23,27 +23,29 @@ from potstill.core.errors import (
     VocabularyMismatch,
 )
 from potstill.core.types import Measure
-from potstill.evaluate.agreement import compare, remember
-from potstill.evaluate.measure import quality, sizes
 from potstill.evaluate.plots import draw_curve
-from potstill.evaluate.reading import Reading, Row
+from potstill.evaluate.reading import Reading
 from potstill.evaluate.rouge import Writing
 from potstill.evaluate.samples import side_by_side, to_markdown
 from potstill.models.load import Loaded, load
 from potstill.models.signals import network
 from potstill.models.vocabulary import shared_ids
 from potstill.objectives.named import Mixture
+from potstill.pipeline.beside import BEFORE, before_training, beside_teacher
 from potstill.pipeline.card import write_card
 from potstill.pipeline.prune import Prune, reload_gap, save
 from potstill.pipeline.stage import (
     as_value,
     command,
     disk,
+    note,
     parent,
     require_apart,
     require_choice,
+    require_one_process,
     require_size,
     require_strategy,
+    waiting,
 )
 from potstill.pipeline.texts import Prepared, Text, prepare
 from potstill.train import adapters
@@ -55,6 +57,7 @@ from potstill.transforms.fit import AUTO
 
 PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do I read a file in Python?")
 COMPUTE = "dtype.txt"  # what `auto` chose when the run began
+BASELINE = "before.json"  # the measures of the student when it began
 CURVE = "curve.png"
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -144,9 +147,10 @@ class Distill:
             UsageError, NotFound, VocabularyMismatch, OutputExists: before anything is written.
             TrainingDiverged, Interrupted, ArtefactError: checkpoints stay in `out`/training for --resume.
         """
+        require_one_process()
         self._require_room(out, overwrite=overwrite, resume=resume)
         device, dtype = backend.device(self.device), self.compute_dtype(out if resume else None)
-        pair = self.pair()
+        pair = self.pair(dtype)
         text = Text(
             data=self.data,
             eval_data=self.eval_data,
@@ -162,14 +166,21 @@ class Distill:
             documents=self.documents,
         )
         require_known(prepared, pair)
-        model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
+        pair.student.to(device)
         pair.teacher.model.to(device=device, dtype=dtype)
+        if not packed(pair):
+            note("a model here mixes documents that are packed, so they are padded: slower, and the same numbers")
+        reading = Reading(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)
+        measuring = f"measuring on {len(prepared.rows)} documents"
+        model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
         frozen = {"teacher": pair.teacher.model} if self.objective.teaches else {}
         study = Study(
             model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
         )
-        identity = identify(self.to_dict(), [p.digest for p in pair.parents], prepared.digest)
+        identity = identify(self.to_dict(), [p.digest for p in pair.parents], prepared.digest, pair.details)
         with disk(out), resumable(out), self._workplace(out, overwrite=overwrite, dtype=dtype) as folder:
+            with waiting(f"{measuring} before training", show=show):
+                before = before_training(folder / BASELINE, pair.student, pair.teacher.model, prepared.rows, reading)
             outcome = train(
                 study,
                 prepared.packs,
@@ -185,7 +196,8 @@ class Distill:
             if not outcome.finished:
                 raise KeyboardInterrupt
             student = adapters.merge(model) if self.lora else pair.student
-            return self._finish(out, pair, student.eval(), prepared, outcome, dtype)
+            with waiting(measuring, show=show):
+                return self._finish(out, pair, student.eval(), prepared, outcome, before, reading)
 
     def compute_dtype(self, resumed: Path | None) -> torch.dtype:
         """What matrices are multiplied in; a resumed run keeps what was measured when it began."""
@@ -194,8 +206,8 @@ class Distill:
             chosen = (resumed / TRAINING / COMPUTE).read_text(encoding="utf-8").strip()
         return backend.dtype(chosen, on=str(backend.device(self.device)))
 
-    def pair(self) -> Pair:
-        """Student and teacher in memory, with everything that can be refused refused."""
+    def pair(self, dtype: torch.dtype) -> Pair:
+        """Student and teacher in memory, with everything that can be refused refused; what is pruned, in `dtype`."""
         teacher = self._load(self.teacher)
         if self.student is not None:
             origin = self._load(self.student)
@@ -211,7 +223,7 @@ class Distill:
             strategy=self.strategy,
             seed=self.settings.seed,
             device=self.device,
-            dtype=self.dtype,
+            dtype=str(dtype).removeprefix("torch."),
         )
         student, card = stage.apply(teacher)
         vocabulary = shared_ids(teacher.tokenizer, teacher.tokenizer)
@@ -251,7 +263,8 @@ class Distill:
         student: PreTrainedModel,
         text: Prepared,
         outcome: Outcome,
-        dtype: torch.dtype,
+        before: Sequence[Measure],
+        reading: Reading,
     ) -> Run:
         with writing(out, overwrite=True) as folder:
             save(student, pair.origin, folder)
@@ -259,8 +272,8 @@ class Distill:
             for file in (out / TRAINING).glob("*.jsonl"):
                 shutil.copy(file, folder / file.name)
             made = dataclasses.replace(pair.origin, model=student, name=out.name, path=folder, note="")
-            reading = Reading(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)
-            measures = beside_teacher(made, pair.teacher, text.rows, reading)
+            after = beside_teacher(made, pair.teacher, text.rows, reading)
+            measures = {"teacher": after["teacher"], BEFORE: before, **after}
             card = Card(
                 stage=self.to_dict(),
                 seed=self.settings.seed,
@@ -336,22 +349,16 @@ def models_of(pair: Pair) -> list[PreTrainedModel]:
     return [pair.student, pair.teacher.model]
 
 
-def beside_teacher(made: Loaded, teacher: Loaded, rows: Sequence[Row], reading: Reading) -> dict[str, list[Measure]]:
-    """Quality and size of a student and its teacher on the same rows."""
-    remembered = remember(teacher.model, rows, reading)
-    found = {}
-    for name, loaded in (("teacher", teacher), (made.name, made)):
-        seen = compare(remembered, loaded.model)
-        found[name] = [*quality(seen), *sizes(loaded)]
-    return found
+def packed(pair: Pair) -> bool:
+    """Whether both models keep packed documents apart, so that nothing has to be padded."""
+    return all(network(model).packs for model in models_of(pair))
 
 
 def invariants(pair: Pair, gap: float) -> list[dict[str, Any]]:
     """What was checked on this very pair, with its outcome."""
-    packs = all(network(model).packs for model in models_of(pair))
     return [
         {"name": "teacher and student read text as the same ids", "outcome": f"yes, {pair.vocabulary:,} shared"},
-        {"name": "packed documents do not see one another", "outcome": "yes" if packs else "padded instead"},
+        {"name": "packed documents do not see one another", "outcome": "yes" if packed(pair) else "padded instead"},
         {"name": "the head that is trained gives the model's own logits", "outcome": "yes"},
         {"name": "logits after reload", "outcome": f"equal within {gap:.1e}"},
     ]

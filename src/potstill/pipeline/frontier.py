@@ -8,6 +8,7 @@ from typing import Any
 from potstill.core.artefact import read_card, write_text
 from potstill.core.errors import ArtefactError, NotFound
 from potstill.evaluate import frontier, plots
+from potstill.pipeline.beside import BEFORE
 
 TEACHER = "teacher"
 
@@ -17,7 +18,8 @@ def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality a
 
     Raises: NotFound, ArtefactError for a source without measures; DataError if nothing can be drawn.
     """
-    points = frontier.points(unique(card for source in sources for card in cards(source)))
+    different = list({source.resolve(): source for source in sources}.values())
+    points = frontier.points(apart(unique(card for source in different for card in cards(source))))
     picture = out.with_suffix(".png")
     write_text(out, frontier.page(points, title=title))
     plots.draw_frontier(points, picture, title=title)
@@ -25,14 +27,15 @@ def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality a
 
 
 def cards(source: Path) -> Iterator[Mapping[str, Any]]:
-    """`{"name", "parent", "measures"}` of every model that a folder or a file of measures speaks of.
+    """`{"name", "parent", "measures", "place"}` of every model that a folder or a file of measures speaks of.
 
     A card calls its teacher "teacher"; here it has its own name, since several folders may have several.
     """
     if source.is_dir():
         card = read_card(source)
         teacher = teacher_of(card)
-        measures = {teacher if name == TEACHER else name: given for name, given in (card["measures"] or {}).items()}
+        measured = {name: given for name, given in (card["measures"] or {}).items() if name != BEFORE}
+        measures = {teacher if name == TEACHER else name: given for name, given in measured.items()}
         parents = dict.fromkeys(set(measures) - {teacher}, teacher)
     elif source.is_file():
         found = _read(source)
@@ -42,7 +45,8 @@ def cards(source: Path) -> Iterator[Mapping[str, Any]]:
     if not measures:
         raise ArtefactError(f"{source} holds no measures; run `potstill measure {source} --out measures.json` first")
     for name, given in measures.items():
-        yield {"name": name, "parent": parents.get(name), "measures": given}
+        place = source.absolute() if source.is_dir() else source.absolute().with_suffix("") / name
+        yield {"name": name, "parent": parents.get(name), "measures": given, "place": place}
 
 
 def teacher_of(card: Mapping[str, Any]) -> str:
@@ -58,6 +62,23 @@ def unique(found: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         same = next((m for m in card["measures"] if m["name"] == "parameters"), None)
         kept.setdefault((card["name"], str(same) if card["parent"] is None else number), card)
     return list(kept.values())
+
+
+def apart(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Students of one name are called by as much of their path as tells them apart: `first/distill`, say."""
+    places: dict[str, list[Path]] = {}
+    for card in found:
+        if card["parent"] is not None:
+            places.setdefault(card["name"], []).append(card["place"])
+    return [card if len(places.get(card["name"], [])) < 2 else _longer(card, places[card["name"]]) for card in found]
+
+
+def _longer(card: Mapping[str, Any], places: Sequence[Path]) -> Mapping[str, Any]:
+    own = card["place"].parts
+    for depth in range(1, len(own)):
+        if sum(place.parts[-depth:] == own[-depth:] for place in places) == 1:
+            return {**card, "name": "/".join(own[-depth:])}
+    return card
 
 
 def _read(file: Path) -> dict[str, Any]:

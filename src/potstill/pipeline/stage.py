@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from safetensors import SafetensorError
 
 from potstill.core.artefact import Parent
@@ -75,6 +76,27 @@ def require_apart(out: Path, *inputs: str | None) -> None:
         source = Path(name).expanduser() if name else None
         if source is not None and source.exists() and target in (source.resolve(), *source.resolve().parents):
             raise UsageError(f"--out {out} would write over {name}, which is read; choose another folder")
+
+
+def require_one_process() -> None:
+    """Refuse a launcher of several processes, each of which would write the same folder.
+
+    Raises: UsageError.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("a stage runs in one process so far; start it without torchrun")
+
+
+def note(text: str) -> None:
+    """One line on stderr about something that is as it should be, but that one would want to know."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def waiting(text: str, *, show: bool) -> Iterator[None]:
+    """A line on stderr while something takes its time."""
+    with Console(stderr=True).status(text) if show else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

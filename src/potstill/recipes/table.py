@@ -26,9 +26,16 @@ class Recipe:
     origins: dict[str, str]
 
     def having(
-        self, *, teacher: str | None = None, data: str | None = None, tokens: int | None = None, seed: int = 1
+        self,
+        *,
+        teacher: str | None = None,
+        data: str | None = None,
+        tokens: int | None = None,
+        seed: int = 1,
+        device: str = "auto",
+        dtype: str = "auto",
     ) -> "Recipe":
-        """The same method with other names, another budget or another seed.
+        """The same method with other names, another budget, another seed or on another device.
 
         Raises: UsageError if the recipe has no data of its own and none is given.
         """
@@ -37,7 +44,8 @@ class Recipe:
                 f"{self.name} trains on prompts with responses or on chats, which only you can name; give --data, a "
                 f".jsonl file of `prompt` and `response` say"
             )
-        return replace(self, stages=tuple(_changed(stage, teacher, data, tokens, seed) for stage in self.stages))
+        changed = (_changed(stage, teacher, data, tokens, seed) for stage in self.stages)
+        return replace(self, stages=tuple(replace(stage, device=device, dtype=dtype) for stage in changed))
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data."""

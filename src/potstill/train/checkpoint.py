@@ -17,8 +17,8 @@ def name_of(step: int) -> str:
     return f"checkpoint-{step}"
 
 
-def seal(staged: Path, run: Path, *, study: str, keep: int = 2) -> Path:
-    """Hash every file of a staged checkpoint, move it into `run`, and remove all but the newest `keep`.
+def seal(staged: Path, run: Path, *, study: str, keep: int = 2, spare: str = "") -> Path:
+    """Hash every file of a staged checkpoint, move it into `run`, and remove all but the newest `keep` and `spare`.
 
     `study` names the run that the checkpoint belongs to, so that no other run takes it up.
     """
@@ -27,7 +27,7 @@ def seal(staged: Path, run: Path, *, study: str, keep: int = 2) -> Path:
     sync(staged)
     final = run / staged.name
     replace(staged, final)
-    for old in _all(run)[keep:]:
+    for old in (folder for folder in _all(run)[keep:] if folder.name != spare):
         shutil.rmtree(old, ignore_errors=True)  # what is left of it no longer verifies, and goes at the next seal
     return final
 

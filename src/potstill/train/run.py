@@ -81,6 +81,7 @@ def train(
         study,
         args,
         identity=identity,
+        keep_best=bool(settings.patience),
         train_dataset=packs,
         eval_dataset=validation,
         processing_class=tokenizer,
@@ -96,8 +97,10 @@ def train(
             for callback in callbacks:
                 if isinstance(callback, Show):
                     callback.close()
-    done = trainer.state.global_step >= args.max_steps
-    return _outcome(trainer, finished=done or not interrupt.asked)
+    finished = trainer.state.global_step >= args.max_steps or not interrupt.asked
+    if finished and settings.patience:
+        trainer.restore_best()
+    return _outcome(trainer, finished=finished)
 
 
 def _check(settings: Settings, validation: Any) -> None:

@@ -16,7 +16,7 @@ class Settings:
     batch_tokens: int = 2048
     """Tokens per optimiser step, over all ranks and micro-batches."""
     micro_tokens: int = 2048
-    """Tokens per forward pass on one rank; batch_tokens / micro_tokens passes are accumulated."""
+    """Most tokens of a forward pass on one rank; as many passes are accumulated as a step needs, all of one size."""
     learning_rate: float = 5e-4
     warmup: float = 0.05
     """Share of the steps over which the rate rises evenly to its height."""
@@ -31,7 +31,7 @@ class Settings:
     save_every: int = 0
     """Optimiser steps between checkpoints; 0: one tenth of the run, at least 10 steps."""
     patience: int = 0
-    """Stop after this many evaluations without a better one, with the weights of the last; 0: never."""
+    """Stop after this many evaluations without a better one, and take the weights of the best; 0: never."""
     report_to: tuple[str, ...] = ()
     """Trackers beside metrics.jsonl: tensorboard, wandb, trackio."""
 
@@ -50,22 +50,36 @@ class Settings:
             raise UsageError(f"warmup is {self.warmup}; it is a share of the steps, at least 0 and below 1")
         if not 0 <= self.final_rate <= 1:
             raise UsageError(f"final_rate is {self.final_rate}; it is a share of the learning rate, from 0 to 1")
-        for name in ("weight_decay", "clip", "eval_every", "save_every", "patience"):
+        for name in ("weight_decay", "clip", "seed", "eval_every", "save_every", "patience"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.patience and not self.eval_every:
             raise UsageError("patience counts evaluations; give eval_every too")
 
     @property
-    def packs_per_pass(self) -> int:
-        """Packs in one forward pass."""
-        return max(1, min(self.micro_tokens, self.batch_tokens) // self.context)
+    def packs_per_step(self) -> int:
+        """Packs in one optimiser step, over all ranks and passes: the same however a step is cut up."""
+        return self.batch_tokens // self.context
+
+    def packs_per_pass(self, ranks: int = 1) -> int:
+        """Packs in one forward pass: as many as `micro_tokens` allow, such that a step is a whole number of passes.
+
+        Raises: UsageError if the ranks cannot share out the packs of a step evenly.
+        """
+        if self.packs_per_step % ranks:
+            raise UsageError(
+                f"a step of {self.packs_per_step} windows cannot be shared evenly by {ranks} ranks; make "
+                f"--batch-tokens a multiple of {self.context * ranks}"
+            )
+        each = self.packs_per_step // ranks
+        most = max(1, self.micro_tokens // self.context)
+        return max(packs for packs in range(1, min(most, each) + 1) if each % packs == 0)
 
     def accumulation(self, ranks: int = 1) -> int:
         """Forward passes per optimiser step and rank."""
-        return max(1, round(self.batch_tokens / (self.packs_per_pass * self.context * ranks)))
+        return self.packs_per_step // (self.packs_per_pass(ranks) * ranks)
 
-    def steps(self, ranks: int = 1) -> int:
+    @property
+    def steps(self) -> int:
         """Optimiser steps until `tokens` are seen."""
-        per_step = self.accumulation(ranks) * self.packs_per_pass * self.context * ranks
-        return max(1, round(self.tokens / per_step))
+        return max(1, round(self.tokens / (self.packs_per_step * self.context)))

@@ -20,7 +20,7 @@ from potstill.train import adapters, checkpoint
 from potstill.train.optimiser import parameter_groups
 from potstill.train.settings import Settings
 from potstill.train.study import Study
-from potstill.train.watch import exploded_from
+from potstill.train.watch import best_of, exploded_from
 
 OBJECTIVE_FILE = "objective.safetensors"
 ADAPTERS_FILE = "adapters.safetensors"
@@ -33,9 +33,12 @@ class Trainer(transformers.Trainer):
     model: Study
     _staging: Path | None = None  # where a checkpoint is written before it is sealed
 
-    def __init__(self, study: Study, args: TrainingArguments, *, identity: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, study: Study, args: TrainingArguments, *, identity: str = "", keep_best: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(study, args, data_collator=collate, **kwargs)
         self.identity = identity
+        self.keep_best = keep_best  # whether the checkpoint of the best evaluation outlives newer ones
         self._sums = torch.zeros(len(study.term_names), dtype=torch.float64)
         self._counts = torch.zeros_like(self._sums)
         self._batches: list[Any] = []  # of the step in hand, to name them when it goes wrong
@@ -149,6 +152,19 @@ class Trainer(transformers.Trainer):
         self._load_from_checkpoint(str(folder))
         self.state: TrainerState = state
 
+    def restore_best(self) -> None:
+        """Take the weights of the best evaluation.
+
+        Raises: ArtefactError if its checkpoint does not verify.
+        """
+        folder = Path(self.args.output_dir) / self._best()
+        if fault := checkpoint.fault_of(folder, study=self.identity):
+            raise ArtefactError(f"the weights of the best evaluation cannot be read: {fault}; start again")
+        self._load_from_checkpoint(str(folder))
+
+    def _best(self) -> str:
+        return checkpoint.name_of(best_of(self.state.log_history) or self.state.global_step)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run = Path(self.args.output_dir)
         staging = run / f".{checkpoint.name_of(self.state.global_step)}.partial"
@@ -160,7 +176,8 @@ class Trainer(transformers.Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # each rank writes its own random state
             if self.args.should_save:
-                checkpoint.seal(staging / checkpoint.name_of(self.state.global_step), run, study=self.identity)
+                staged = staging / checkpoint.name_of(self.state.global_step)
+                checkpoint.seal(staged, run, study=self.identity, spare=self._best() if self.keep_best else "")
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save says a full disk with a RuntimeError
             raise ArtefactError(
                 f"the checkpoint of step {self.state.global_step} could not be written to {run} ({error}); make room "
@@ -213,12 +230,12 @@ def _own_state(study: Study) -> dict[str, Tensor]:
 
 def arguments(settings: Settings, out: Path, *, device: str = "cpu", ranks: int = 1) -> TrainingArguments:
     """Hugging Face's arguments for these settings."""
-    steps = settings.steps(ranks)
+    steps, packs = settings.steps, settings.packs_per_pass(ranks)
     chosen = TrainingArguments(
         output_dir=str(out),
         max_steps=steps,
-        per_device_train_batch_size=settings.packs_per_pass,
-        per_device_eval_batch_size=settings.packs_per_pass,
+        per_device_train_batch_size=packs,
+        per_device_eval_batch_size=packs,
         gradient_accumulation_steps=settings.accumulation(ranks),
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine_warmup_with_min_lr",

@@ -10,15 +10,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 Log = Sequence[Mapping[str, float]]
 
 WINDOW = 20  # steps whose median a loss is compared with
-FACTOR = 5.0
-RISE = 1.0  # nats; below it a loss near zero would be too noisy to judge by a factor
+FACTOR = 1.5
+RISE = 3.0  # nats: a batch of another kind of text may cost one or two more, and a uniform guess about 11 in all
 
 
 def exploded_from(log: Log) -> float | None:
     """The median loss of the last 20 steps, if the loss that follows them has exploded, else None.
 
-    It has when it is above 5 times that median, at least 1 nat above it, and above the first loss of the run. Before
-    there are 20 steps to compare with, nothing is said. The numbers are ours.
+    It has when it is above 1.5 times that median, more than 3 nats above it, and above the first loss of the run.
+    Before there are 20 steps to compare with, nothing is said. The numbers are ours.
     """
     recent = list(islice((line["loss"] for line in reversed(log) if "loss" in line), WINDOW + 1))
     if len(recent) <= WINDOW:
@@ -34,13 +34,21 @@ def exhausted(log: Log, patience: int) -> bool:
     return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
 
+def best_of(log: Log) -> int | None:
+    """The step of the best evaluation, the first among equals; None if there was none."""
+    found = [(line["eval_loss"], int(line["step"])) for line in log if "eval_loss" in line]
+    return min(found)[1] if found else None
+
+
 class Patience(TrainerCallback):
-    """Saves and stops once the patience is exhausted."""
+    """Saves whenever an evaluation is the best so far; saves and stops once the patience is exhausted."""
 
     def __init__(self, evaluations: int) -> None:
         self.evaluations = evaluations
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Asks the trainer to save and stop."""
+        """Asks the trainer to save, and to stop."""
+        if best_of(state.log_history) == state.global_step:
+            control.should_save = True
         if exhausted(state.log_history, self.evaluations):
             control.should_save = control.should_training_stop = True
