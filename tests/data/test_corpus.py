@@ -13,7 +13,7 @@ from datasets import IterableDataset
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.data import corpus as corpus_module
 from potstill.data import hub
-from potstill.data.corpus import Corpus, load_corpus, streamed
+from potstill.data.corpus import Corpus, load_corpus, said, streamed
 from potstill.data.rows import Reader
 from potstill.data.split import fingerprint
 
@@ -22,7 +22,7 @@ NUMBERS = [{"text": f"document number {i}"} for i in range(400)]
 
 
 def texts(corpus: Corpus) -> list[str]:
-    return list(corpus.texts())
+    return [said(document) for document in corpus.documents]
 
 
 def test_train_and_validation_share_out_all_documents(lines: Lines) -> None:

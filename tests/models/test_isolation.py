@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models.small import SMALL
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -22,19 +23,6 @@ from transformers import (
 
 from potstill.models.isolation import NAME, install, isolates
 
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SMALL),
     "qwen2": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=4, max_window_layers=1),

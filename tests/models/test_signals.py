@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models.small import SMALL
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -34,19 +35,6 @@ from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
 from potstill.train.study import Study
 
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 HEADED = {"head_dim": 8}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SMALL),

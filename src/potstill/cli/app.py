@@ -186,9 +186,7 @@ def distill(
     lr: o.LearningRate = 5e-4,
     warmup: Annotated[float, typer.Option(help="Share of the steps over which the rate rises.")] = 0.05,
     weight_decay: Annotated[float, typer.Option(help="Decay of matrices, per step and rate.")] = 0.01,
-    micro_tokens: Annotated[
-        int, typer.Option(help="Tokens per pass; fewer need less memory, not another result.")
-    ] = 2048,
+    micro_tokens: o.MicroTokens = 2048,
     documents: Annotated[int, typer.Option(help="Held-out documents to measure on.")] = 100,
     eval_data: o.EvalData = None,
     eval_every: o.EvalEvery = 0,
@@ -295,9 +293,7 @@ def measure(
     context: o.Context = 512,
     prompts: Annotated[int, typer.Option(help="Prompts to answer for ROUGE-L, on prompt/response data.")] = 20,
     speed: Annotated[bool, typer.Option(help="Measure tokens/s and memory too.")] = True,
-    tasks: Annotated[
-        list[str] | None, typer.Option(help="An lm-eval task (needs the extra 'eval'); repeat for several.")
-    ] = None,
+    tasks: o.Tasks = None,
     out: Annotated[str | None, typer.Option(help="Also write the measures to this JSON file.")] = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",

@@ -61,10 +61,6 @@ class Corpus:
         """
         return len(self.documents)
 
-    def texts(self) -> Iterator[str]:
-        """What each document says, turn after turn, without a template."""
-        return (said(document) for document in self.documents)
-
 
 def said(document: Mapping[str, Any]) -> str:
     """The text of a document; of a pair or a chat its turns, a line break between them."""
