@@ -17,6 +17,7 @@ from potstill.objectives.language import CrossEntropy
 from potstill.objectives.named import Mixture
 from potstill.ops import layout
 from potstill.ops.divergence import DIVERGENCES
+from potstill.train import adapters
 from potstill.train.study import Study
 
 LENGTHS = (9, 5, 14)
@@ -63,6 +64,26 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(name: str, ti
     assert max(g.abs().max().item() for g in found.values()) < 1e-10
 
 
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("path", ["bfloat16", "padded", "lora"])
+def test_no_loss_and_no_gradient_on_the_other_paths_too(path: str, name: str, tiny_llama: LlamaForCausalLM) -> None:
+    teacher, student, vocabulary = copy.deepcopy(tiny_llama), tiny_llama, None
+    if path == "padded":
+        student.resize_token_embeddings(320, mean_resizing=False)
+        vocabulary = teacher.config.vocab_size
+    trained = adapters.add(student, 2, seed=1) if path == "lora" else student
+    dtype = torch.bfloat16 if path == "bfloat16" else torch.float32
+    objective = Distill(divergence=DIVERGENCES[name])
+    study = Study(trained, objective, frozen={"teacher": teacher}, vocabulary=vocabulary, compute_dtype=dtype)
+    if path == "padded":
+        for model in (student, teacher):
+            live._networks[model] = live.Network(head_known=True, packs=False, placed=True)
+    found = gradients(study, batch_of(*LENGTHS))
+    assert abs(study(**batch_of(*LENGTHS))["loss"].item()) < 1e-6
+    assert max(g.abs().max().item() for g in found.values()) < 1e-6
+    assert found
+
+
 @pytest.mark.parametrize("name", ["forward_kl", "jsd:beta=0.3", "adaptive_kl", "cross_entropy"])
 def test_a_pack_gives_the_loss_and_gradient_of_its_documents_alone(name: str, tiny_llama: LlamaForCausalLM) -> None:
     tiny_llama.double()
@@ -98,16 +119,22 @@ def test_padding_a_pack_changes_neither_loss_nor_gradient(tiny_llama: LlamaForCa
     )
 
 
-def test_the_same_tokenizer_with_padded_rows_trains_on_the_real_ids_alone(tiny_llama: LlamaForCausalLM) -> None:
+@pytest.mark.parametrize("side", ["teacher", "student", "both"])
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "cross_entropy"])
+def test_the_same_tokenizer_with_padded_rows_trains_on_the_real_ids_alone(
+    name: str, side: str, tiny_llama: LlamaForCausalLM
+) -> None:
     tiny_llama.double()
-    teacher = other(tiny_llama)
-    wide = copy.deepcopy(teacher)
-    wide.resize_token_embeddings(300)
-    real = tiny_llama.config.vocab_size
-    batch = batch_of(*LENGTHS)
-    narrow = Study(copy.deepcopy(tiny_llama), Distill(), frozen={"teacher": teacher}, vocabulary=real)
-    padded = Study(copy.deepcopy(tiny_llama), Distill(), frozen={"teacher": wide}, vocabulary=real)
-    assert_equal(gradients(narrow, batch), gradients(padded, batch))
+    teacher, real, batch = other(tiny_llama), tiny_llama.config.vocab_size, batch_of(*LENGTHS)
+    wide_teacher, wide_student = copy.deepcopy(teacher), copy.deepcopy(tiny_llama)
+    for model, padded in ((wide_teacher, side != "student"), (wide_student, side != "teacher")):
+        if padded:
+            model.resize_token_embeddings(real + 44)
+    objective = Mixture.parse(name, cross_entropy=0.5, temperature=1.5).build()
+    narrow = gradients(Study(tiny_llama, objective, frozen={"teacher": teacher}, vocabulary=real), batch)
+    wide = gradients(Study(wide_student, objective, frozen={"teacher": wide_teacher}, vocabulary=real), batch)
+    assert all(not wide[name][real:].any() for name in wide if wide[name].shape[0] == real + 44)
+    assert_equal(narrow, {name: g[:real] if g.shape[0] == real + 44 else g for name, g in wide.items()})
 
 
 def test_temperature_divides_logits_and_multiplies_by_its_square(tiny_llama: LlamaForCausalLM) -> None:
