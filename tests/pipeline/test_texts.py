@@ -31,9 +31,9 @@ def test_columns_are_told_by_name_and_by_nothing_else() -> None:
 def test_long_documents_are_measured_by_their_beginnings_and_short_ones_whole(
     teacher: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    long = written(tmp_path / "long.jsonl", [{"text": "a" * 9_000}, {"text": "b" * 7_000}])
+    long = written(tmp_path / "long.jsonl", [{"text": "a" * 3_000}, {"text": "b" * 1_700}])
     rows = rows_of(load_corpus(str(long), split="all"), tiny_tokenizer, documents=5)
-    assert sorted(row.size for row in rows) == [7_000 - 1, 8_000 - 1]
+    assert sorted(row.size for row in rows) == [1_700 - 1, 2_000 - 1]
 
 
 def test_packs_are_drawn_from_all_documents_however_long_each_is(

@@ -22,7 +22,7 @@ from potstill.models import gguf
 from potstill.models.load import load, locate
 
 SAMPLED = 4_000_000  # tokens of a stored corpus that are read to draw packs from: one document may be half a book
-MEASURED = 8_000  # characters of a text that are read for measuring, about 2,000 tokens of English
+MEASURED = 2_000  # characters of a text that are read for measuring, about 500 tokens of English
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def columns_of(said: str) -> dict[str, str] | None:
 def rows_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: int) -> Sequence[Row]:
     """The first `documents` documents as rows to score: what the assistant says in chats, or texts.
 
-    Of a text its first 8,000 characters are read, so that a hundred chapters cost hardly more than a hundred pages.
+    Of a text its first 2,000 characters are read, so that a hundred chapters cost hardly more than a hundred pages.
 
     Raises: DataError if none of them has a token to score.
     """
