@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +175,12 @@ def test_a_config_that_cannot_be(potstill: Call, tmp_path: Path, content: str, s
     )
     assert answer.code == 2
     assert said in answer.err
+
+
+def test_a_process_that_is_told_to_end_clears_up_like_one_that_is_interrupted() -> None:
+    program = (
+        "import os, signal, sys; from potstill.cli import app; sys.argv = ['potstill', 'models']; "
+        "app.call = lambda _: (os.kill(os.getpid(), signal.SIGTERM), signal.pause()); app.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (130, "stopped; nothing half-written was left behind\n")

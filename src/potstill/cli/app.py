@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ def main() -> None:
     if len(arguments) < len(sys.argv) - 1:
         sys.exit(call(arguments))
     warnings.simplefilter("ignore")  # of the libraries below; what matters is an error here
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended is to be interrupted: things are cleared up
     try:
         sys.exit(call(arguments))
     except KeyboardInterrupt:
