@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
+from potstill.ops.coarse import Coarse, coarse, coarse_with_gradient
 from potstill.ops.divergence import (
     WITH_GRADIENT,
     Divergence,
@@ -32,8 +33,9 @@ from potstill.ops.divergence import (
 )
 
 HeadLike = tuple[Tensor, Tensor | None, float, float | None]  # weight [V F], bias [V], scale, softcap
-RowLoss = Callable[[Tensor, Mapping[str, Tensor], Tensor], Tensor]
-Frozen = Mapping[str, Callable[[int, int], Tensor]]  # name -> the teacher's logits [b-a V] of rows a to b
+RowLoss = Callable[[Tensor, Mapping[str, Any], Tensor], Tensor]
+Teacher = Tensor | Coarse  # logits [C V], or what a cache kept of the distributions
+Frozen = Mapping[str, Callable[[int, int], Teacher]]  # name -> what the teacher says of rows a to b
 
 BLOCK = 2**20  # logits of one block on a CPU, 4 MiB in float32: the many passes of a loss stay in the caches
 
@@ -42,9 +44,9 @@ BLOCK = 2**20  # logits of one block on a CPU, 4 MiB in float32: the many passes
 class Differentiable(Protocol):
     """A row loss that knows its derivative."""
 
-    def __call__(self, student: Tensor, frozen: Mapping[str, Tensor], targets: Tensor) -> Tensor: ...
+    def __call__(self, student: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> Tensor: ...
 
-    def with_gradient(self, student: Tensor, frozen: Mapping[str, Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+    def with_gradient(self, student: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> tuple[Tensor, Tensor]:
         """(values [C], derivative of values[c] by student[c] as [C V])."""
         ...
 
@@ -54,12 +56,12 @@ class CrossEntropyRows:
     """-log q[target]."""
 
     def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor], targets: Int[Tensor, " C"]
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Teacher], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
         return cross_entropy(student, targets)
 
     def with_gradient(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor], targets: Int[Tensor, " C"]
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Teacher], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and q - onehot(target)."""
         return cross_entropy_with_gradient(student, targets)
@@ -67,7 +69,7 @@ class CrossEntropyRows:
 
 @dataclass(frozen=True)
 class DivergenceRows:
-    """tau^2 D(teacher / tau, student / tau), for the teacher of that name.
+    """tau^2 D(teacher / tau, student / tau), for the teacher of that name; one known in part was read at tau already.
 
     Raises: ValueError where the temperature is not positive and finite.
     """
@@ -80,21 +82,34 @@ class DivergenceRows:
         tempered(self.divergence, self.temperature)
 
     def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor], targets: Int[Tensor, " C"]
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Teacher], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
-        return tempered(self.divergence, self.temperature)(frozen[self.teacher], student)
+        teacher, tau = frozen[self.teacher], self.temperature
+        if isinstance(teacher, Coarse):
+            return coarse(self.divergence, teacher, student / tau) * tau**2
+        return tempered(self.divergence, tau)(teacher, student)
 
     def with_gradient(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor], targets: Int[Tensor, " C"]
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Teacher], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and their derivative by the student's logits."""
-        if self.divergence not in WITH_GRADIENT:
-            return _by_autograd(self, student, frozen, targets)
         teacher, tau = frozen[self.teacher], self.temperature
-        if tau == 1:
+        student = student if tau == 1 else student / tau
+        if isinstance(teacher, Coarse):
+            values, gradient = coarse_with_gradient(self._differentiate, teacher, student)
+        else:
+            values, gradient = self._differentiate(teacher if tau == 1 else teacher / tau, student)
+        return (values, gradient) if tau == 1 else (values * tau**2, gradient * tau)
+
+    def _differentiate(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        """D at temperature 1 and its derivative by the student's logits."""
+        if self.divergence in WITH_GRADIENT:
             return WITH_GRADIENT[self.divergence](teacher, student)
-        values, gradient = WITH_GRADIENT[self.divergence](teacher / tau, student / tau)
-        return values * tau**2, gradient * tau
+        with torch.enable_grad():
+            student = student.detach().requires_grad_()
+            values = self.divergence(teacher, student)
+            (gradient,) = torch.autograd.grad(values.sum(), student)
+        return values.detach(), gradient
 
 
 def plain(
@@ -108,7 +123,7 @@ def plain(
     """The definition of `sums`: every loss summed over all rows, from all logits at once, by ordinary autograd."""
     student = _widened(_logits(rows, head))
     with torch.no_grad():
-        teachers = {name: _widened(logits(0, len(rows))) for name, logits in frozen.items()}
+        teachers = {name: _known(teacher(0, len(rows))) for name, teacher in frozen.items()}
     return tuple(loss(student, teachers, targets).sum() for loss in losses)
 
 
@@ -219,7 +234,7 @@ def _run(
         teachers = _teachers(problem.frozen, start, start + len(some))
         for block in _blocks(logits):
             student = _widened(logits[block])
-            taught = {name: _widened(teacher[block]) for name, teacher in teachers.items()}
+            taught = {name: _known(teacher[block]) for name, teacher in teachers.items()}
             targets = problem.targets[start : start + len(some)][block]
             if wanted:
                 values, delta = _differentiate(problem.losses, student, taught, targets, mix)
@@ -234,7 +249,7 @@ def _run(
 
 
 def _differentiate(
-    losses: Sequence[RowLoss], student: Tensor, frozen: Mapping[str, Tensor], targets: Tensor, mix: Sequence[float]
+    losses: Sequence[RowLoss], student: Tensor, frozen: Mapping[str, Teacher], targets: Tensor, mix: Sequence[float]
 ) -> tuple[list[Tensor], Tensor]:
     """The values of each loss, and the derivative of sum_k mix[k] loss_k by the logits."""
     values, delta = [], torch.zeros_like(student)
@@ -252,7 +267,7 @@ def _differentiate(
 
 
 def _by_autograd(
-    loss: RowLoss, student: Tensor, frozen: Mapping[str, Tensor], targets: Tensor
+    loss: RowLoss, student: Tensor, frozen: Mapping[str, Teacher], targets: Tensor
 ) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         student = student.detach().requires_grad_()
@@ -277,12 +292,16 @@ def _through_head(delta: Tensor, logits: Tensor, problem: _Problem) -> Tensor:
     return delta.mul_(problem.scale) if problem.scale != 1 else delta
 
 
-def _teachers(frozen: Frozen, start: int, stop: int) -> dict[str, Tensor]:
-    teachers = {name: logits(start, stop) for name, logits in frozen.items()}
-    for name, logits in teachers.items():
-        if len(logits) != stop - start:
-            raise ValueError(f"{name!r} gave logits of {len(logits)} rows when asked for rows {start} to {stop}")
+def _teachers(frozen: Frozen, start: int, stop: int) -> dict[str, Teacher]:
+    teachers = {name: teacher(start, stop) for name, teacher in frozen.items()}
+    for name, teacher in teachers.items():
+        if len(teacher) != stop - start:
+            raise ValueError(f"{name!r} gave {len(teacher)} rows when asked for rows {start} to {stop}")
     return teachers
+
+
+def _known(teacher: Teacher) -> Teacher:
+    return teacher if isinstance(teacher, Coarse) else _widened(teacher)
 
 
 def _blocks(logits: Float[Tensor, "C V"]) -> Iterator[slice]:

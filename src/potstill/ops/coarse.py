@@ -1,0 +1,111 @@
+"""A distribution known only in part: its likeliest tokens one by one, all others by the mass of their class.
+
+    p~ = (p[i_1], ..., p[i_k], r_1(p), ..., r_C(p))        r_c(p) = sum of p over the tokens of class c not among the i
+
+Merging tokens can only bring distributions nearer (the data-processing inequality), so for every f-divergence
+0 <= D(p~||q~) <= D(p||q), and the teacher itself is a minimum. Neither holds if the rest is cut off or the part
+renormalised: that pulls the student to a distribution that the teacher is not. With k = V, D(p~||q~) = D(p||q). One
+class is the plain tail; more classes tell more of the tail for few bytes (LOG.md, what a cache keeps).
+
+The derivative of D(p~||q~) by the student's logits z, from its derivative d by the logits of q~:
+
+    d[j]                      for token i_j
+    d[k + c] q[v] / r_c(q)    for any other token v of class c
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Differentiate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (teacher [N K], student [N K]) -> [N], [N K]
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """N distributions over V tokens, each by up to K of its tokens and the masses of the C classes of all others.
+
+    `ids[n, j]` and `log_p[n, j]` belong together; a row with fewer tokens ends in log_p = -inf under any id of the row.
+    `log_rest[n, c]` is log r_c, -inf where nothing is left. `members[v, c]` is 1 where token v is of class c, else 0.
+    """
+
+    ids: Int[Tensor, "N K"]
+    log_p: Float[Tensor, "N K"]
+    log_rest: Float[Tensor, "N C"]
+    members: Float[Tensor, "V C"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice) -> "Coarse":
+        return replace(self, ids=self.ids[rows], log_p=self.log_p[rows], log_rest=self.log_rest[rows])
+
+    @property
+    def buckets(self) -> Float[Tensor, "N B"]:
+        """log p~."""
+        return torch.cat([self.log_p, self.log_rest], -1)
+
+
+def coarsened(logits: Float[Tensor, "N V"], k: int, members: Float[Tensor, "V C"], *, mass: float = 1.0) -> Coarse:
+    """softmax(logits) by its `k` likeliest tokens, of them no more than hold `mass`, and at least one."""
+    p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+    top, ids = p.topk(min(k, p.shape[1]), -1)
+    surplus = (top.cumsum(-1) - top) >= mass
+    surplus[:, 0] = False
+    ids = torch.where(surplus, ids[:, :1], ids)
+    rest = p.scatter(-1, ids, 0.0) @ members.to(p.dtype)
+    return Coarse(ids, top.masked_fill(surplus, 0.0).log(), rest.log(), members)
+
+
+def joined(parts: Sequence[Coarse]) -> Coarse:
+    """The rows of all `parts`, which share their classes, one after the other, as wide as the widest."""
+    width = max(part.ids.shape[1] for part in parts)
+    ids = [_widened(part.ids, width, part.ids[:, :1]) for part in parts]
+    log_p = [_widened(part.log_p, width, part.log_p.new_tensor(-torch.inf)) for part in parts]
+    rest = [part.log_rest for part in parts]
+    return Coarse(torch.cat(ids), torch.cat(log_p), torch.cat(rest), parts[0].members)
+
+
+def coarse(
+    divergence: Callable[[Tensor, Tensor], Tensor], teacher: Coarse, student: Float[Tensor, "N V"]
+) -> Float[Tensor, " N"]:
+    """D(p~||q~), the definition; differentiable by the student's logits."""
+    named = _named(teacher, student.shape[1])
+    head = student.gather(-1, teacher.ids).masked_fill(teacher.log_p.isneginf(), -torch.inf)
+    rest = [_log_sum(student, (of > 0) & ~named) for of in teacher.members.T]
+    return divergence(teacher.buckets.to(student.dtype), torch.cat([head, torch.stack(rest, -1)], -1))
+
+
+def coarse_with_gradient(
+    differentiate: Differentiate, teacher: Coarse, student: Float[Tensor, "N V"]
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
+    """D(p~||q~) and its derivative by the student's logits, where `differentiate` gives both over the buckets."""
+    absent, members, known = teacher.log_p.isneginf(), teacher.members.to(student.dtype), teacher.ids.shape[1]
+    head = student.gather(-1, teacher.ids).masked_fill(absent, -torch.inf)
+    largest = student.amax(-1, keepdim=True)
+    rest = (student - largest).exp_().scatter_(-1, teacher.ids, 0.0)
+    mass = rest @ members
+    values, delta = differentiate(teacher.buckets.to(student.dtype), torch.cat([head, mass.log() + largest], -1))
+    share = torch.where(mass > 0, delta[:, known:] / mass, 0.0)
+    return values, rest.mul_(share @ members.T).scatter_add_(-1, teacher.ids, delta[:, :known].masked_fill(absent, 0.0))
+
+
+def _named(teacher: Coarse, vocabulary: int) -> Bool[Tensor, "N V"]:
+    """Which tokens have a bucket of their own."""
+    known = (~teacher.log_p.isneginf()).to(torch.uint8)
+    none = known.new_zeros(len(known), vocabulary)
+    return none.scatter_reduce_(-1, teacher.ids, known, "amax").bool()
+
+
+def _log_sum(logits: Float[Tensor, "N V"], of: Bool[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """logsumexp over the tokens in `of`; -inf, with no gradient, where there are none."""
+    none = ~of.any(-1)
+    some = torch.where(none[:, None], 0.0, logits.masked_fill(~of, -torch.inf))  # of nothing its gradient would be NaN
+    return some.logsumexp(-1).masked_fill(none, -torch.inf)
+
+
+def _widened(values: Tensor, width: int, filling: Tensor) -> Tensor:
+    more = width - values.shape[1]
+    return torch.cat([values, filling.expand(len(values), more)], -1) if more else values

@@ -1,0 +1,140 @@
+"""What is known of a distribution in part: bounds, its minimum, and the derivative."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from potstill.ops.coarse import Coarse, coarse, coarse_with_gradient, coarsened, joined
+from potstill.ops.divergence import DIVERGENCES, adaptive_kl, forward_kl, forward_kl_with_gradient, jsd, reverse_kl
+from potstill.ops.fused import DivergenceRows, plain, sums
+
+F_DIVERGENCES = {name: d for name, d in DIVERGENCES.items() if d is not adaptive_kl}
+law = settings(max_examples=40, derandomize=True)
+each = pytest.mark.parametrize("divergence", F_DIVERGENCES.values(), ids=F_DIVERGENCES)
+
+
+def classes(v: int, c: int) -> Tensor:
+    """Token v in class v mod c."""
+    return torch.eye(c, dtype=torch.float64)[torch.arange(v) % c]
+
+
+def logits(n: int, v: int, *, seed: int = 0, scale: float = 3.0) -> Tensor:
+    return torch.randn(n, v, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def by_autograd(function: Callable[[Tensor], Tensor], student: Tensor) -> tuple[Tensor, Tensor]:
+    student = student.clone().requires_grad_()
+    values = function(student)
+    return values.detach(), torch.autograd.grad(values.sum(), student)[0]
+
+
+def test_a_hand_written_distribution_has_the_buckets_one_would_write() -> None:
+    p = torch.tensor([[0.4, 0.05, 0.3, 0.2, 0.05]], dtype=torch.float64)
+    found = coarsened(p.log(), 2, classes(5, 2))
+    assert found.ids.tolist() == [[0, 2]]
+    torch.testing.assert_close(found.buckets.exp(), torch.tensor([[0.4, 0.3, 0.05, 0.25]], dtype=torch.float64))
+    few = coarsened(p.log(), 4, classes(5, 1), mass=0.65)
+    torch.testing.assert_close(few.buckets.exp(), torch.tensor([[0.4, 0.3, 0, 0, 0.3]], dtype=torch.float64))
+
+
+@each
+def test_a_part_is_never_farther_than_the_whole_and_nearer_the_less_is_known(
+    divergence: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    teacher, student = logits(30, 12), logits(30, 12, seed=1)
+    before = torch.zeros(30, dtype=torch.float64)
+    for k, c in ((1, 1), (3, 1), (3, 2), (3, 4), (5, 4), (12, 4)):
+        now = coarse(divergence, coarsened(teacher, k, classes(12, c)), student)
+        assert (now >= before - 1e-12).all()
+        before = now
+    torch.testing.assert_close(before, divergence(teacher, student), rtol=1e-9, atol=1e-12)
+
+
+@each
+def test_all_tokens_known_is_the_whole_in_value_and_gradient(divergence: Callable[[Tensor, Tensor], Tensor]) -> None:
+    teacher, student = logits(9, 7), logits(9, 7, seed=1)
+    known = coarsened(teacher, 7, classes(7, 3))
+    expected = by_autograd(partial(divergence, teacher), student)
+    found = DivergenceRows(divergence).with_gradient(student, {"teacher": known}, torch.zeros(9, dtype=torch.long))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, partial(jsd, beta=0.3)])
+def test_the_teacher_is_a_minimum_and_a_renormalised_part_has_another(
+    divergence: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    teacher = logits(6, 10)
+    known = coarsened(teacher, 3, classes(10, 1))
+    values, gradient = by_autograd(partial(coarse, divergence, known), teacher)
+    assert values.abs().max() < 1e-12
+    assert gradient.abs().max() < 1e-9
+
+    def truncated(student: Tensor) -> Tensor:
+        return divergence(known.log_p.log_softmax(-1), student.gather(-1, known.ids).log_softmax(-1)) + (
+            student.log_softmax(-1).gather(-1, known.ids).logsumexp(-1).neg()
+        )
+
+    assert by_autograd(truncated, teacher)[1].abs().max() > 1e-3
+
+
+@law
+@given(
+    n=st.integers(1, 5),
+    v=st.integers(1, 9),
+    k=st.integers(1, 9),
+    c=st.integers(1, 4),
+    mass=st.sampled_from([0.5, 0.9, 0.999, 1.0]),
+    tau=st.sampled_from([0.5, 1.0, 2.0]),
+    name=st.sampled_from(sorted(F_DIVERGENCES)),
+    seed=st.integers(0, 99),
+)
+def test_the_derivative_is_that_of_the_definition(
+    n: int, v: int, k: int, c: int, mass: float, tau: float, name: str, seed: int
+) -> None:
+    teacher, student = logits(n, v, seed=seed), logits(n, v, seed=seed + 100)
+    frozen = {"teacher": coarsened(teacher / tau, k, classes(v, c), mass=mass)}
+    loss, targets = DivergenceRows(DIVERGENCES[name], temperature=tau), torch.zeros(n, dtype=torch.long)
+    expected = by_autograd(lambda z: loss(z, frozen, targets), student)
+    torch.testing.assert_close(loss.with_gradient(student, frozen, targets), expected, rtol=1e-8, atol=1e-10)
+
+
+def test_a_tail_that_is_tiny_keeps_its_digits() -> None:
+    teacher = torch.tensor([[0.0, -30.0, -31.0]])
+    student = torch.tensor([[0.0, -25.0, -40.0]])
+    known = coarsened(teacher, 1, torch.ones(3, 1))
+    values, gradient = coarse_with_gradient(forward_kl_with_gradient, known, student)
+    wide = coarse(forward_kl, coarsened(teacher.double(), 1, torch.ones(3, 1).double()), student.double())
+    torch.testing.assert_close(known.log_rest.exp(), torch.tensor([[1.2800e-13]]), rtol=1e-3, atol=0)
+    assert gradient.isfinite().all()
+    assert abs(values.item() - wide.item()) < 1e-6
+
+
+def test_parts_of_several_widths_are_joined() -> None:
+    members, rows = classes(8, 2), logits(5, 8)
+    whole = coarsened(rows, 4, members, mass=0.8)
+    parts = joined([coarsened(rows[:2], 1, members), coarsened(rows[2:], 4, members, mass=0.8)])
+    assert parts.ids.shape == (5, 4)
+    student = logits(5, 8, seed=3)
+    torch.testing.assert_close(
+        coarse(forward_kl, parts, student)[2:], coarse(forward_kl, whole, student)[2:], rtol=1e-12, atol=0
+    )
+    assert len(parts[1:3]) == 2
+
+
+def test_the_fused_sum_takes_a_teacher_that_is_known_in_part() -> None:
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(7, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(6, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    known: Coarse = coarsened(logits(7, 6), 2, classes(6, 2))
+    frozen = {"teacher": lambda a, b: known[a:b]}
+    targets = torch.zeros(7, dtype=torch.long)
+    found = []
+    for form in (plain, partial(sums, mix=[1.0], chunk=3)):
+        (value,) = form([DivergenceRows()], rows, (weight, None, 1.0, None), targets=targets, frozen=frozen)
+        found.append((value, *torch.autograd.grad(value, (rows, weight))))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
