@@ -91,6 +91,23 @@ def models(found: Sequence[Mapping[str, Any]]) -> None:
     table(rows, "name", "MiB", "licence", "path")
 
 
+def caches(found: Sequence[Mapping[str, Any]]) -> None:
+    """Teachers' caches, one a line."""
+    rows = [
+        {
+            "cache": one["out"],
+            "teacher": one["names"]["teacher"],
+            "text": one["names"]["text"],
+            "rows": f"{one['rows']:,}",
+            "tokens a row": f"{one['ids'] / one['rows']:.1f} {one['kept']}",
+            "bytes a row": f"{one['bytes'] / one['rows']:.0f}",
+            "MiB": f"{one['bytes'] / 2**20:,.1f}",
+        }
+        for one in found
+    ]
+    table(rows, *(rows[0] if rows else ("cache",)))
+
+
 def corpus(description: Mapping[str, Any], *, tokens: bool) -> None:
     """What a data set is; with `tokens` its coloured examples too."""
     from potstill.data.show import render

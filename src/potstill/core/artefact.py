@@ -140,16 +140,24 @@ def replace(folder: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a file aside, sync it, and rename it into place."""
+@contextlib.contextmanager
+def writing_file(file: Path) -> Iterator[Path]:
+    """A file beside `file` that is synced and becomes `file` when the block ends well, and else vanishes."""
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        aside.write_text(text, encoding="utf-8")
+        yield aside
+        aside.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone
         _sync_file(aside)
         aside.replace(file)
         _sync_folder(file.absolute().parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    with writing_file(file) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def sync(folder: Path) -> None:
@@ -163,6 +171,12 @@ def hash_file(file: Path) -> str:
     """SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def _sync_file(file: Path) -> None:

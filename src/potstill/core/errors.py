@@ -36,6 +36,10 @@ class VocabularyMismatch(UsageError):
     """Teacher and student do not read text as the same tokens, which this objective needs."""
 
 
+class CacheMismatch(UsageError):
+    """A teacher's cache that was made from another teacher, text or setting than it is used for."""
+
+
 class UnsupportedModel(PotstillError):
     """A model whose architecture, weights or head potstill cannot treat correctly."""
 

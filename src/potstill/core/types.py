@@ -95,16 +95,24 @@ class Head(NamedTuple):
 class Signals:
     """What a network says about a batch, whether it is alive, read from a cache or asked over the wire.
 
-    `rows[n]` is the network's output at the n-th asked position and `logits(rows[a:b])` its logits there. A live model
-    gives its last hidden states (after the final norm) and its `head`, so that a fused kernel need not hold all logits.
+    `rows[n]` is the network's output at the n-th asked position and `logits(rows[a:b])` its logits there, or what a
+    cache kept of the distributions (`ops.coarse.Coarse`). A live model gives its last hidden states (after the final
+    norm) and its `head`, so that a fused kernel need not hold all logits.
     """
 
     rows: Tensor
-    logits: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Any]
     head: Head | None = None
     layers: Mapping[int, Tensor] = field(default_factory=dict)
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Companion(Protocol):
+    """A frozen network that is not alive here: a cache on disk, or a teacher that is served."""
+
+    def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals: ...
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ where a model mixes what is packed.
 
 import bisect
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,8 +90,17 @@ class Packs:
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
-def pack(rows: Iterable[Tokenised], *, length: int, seed: int = 0, bos: int | None = None) -> Packs:
+def pack(
+    rows: Iterable[Tokenised],
+    *,
+    length: int,
+    seed: int = 0,
+    bos: int | None = None,
+    only: Callable[[np.ndarray, np.ndarray], bool] | None = None,
+) -> Packs:
     """`rows` in packs of at most `length` tokens. With `bos`, each further window of a long document begins with it.
+
+    `only` says of the ids and labels of a window whether it is taken.
 
     Raises: UsageError for a length that leaves no room; DataError if no row holds a token to train on.
     """
@@ -101,7 +110,7 @@ def pack(rows: Iterable[Tokenised], *, length: int, seed: int = 0, bos: int | No
     cut = dropped = 0
     for row in rows:
         parts = windows(row, length=length, bos=bos)
-        kept = [part for part in parts if (part[1] != IGNORE).any()]
+        kept = [part for part in parts if (part[1] != IGNORE).any() and (only is None or only(*part))]
         cut, dropped = cut + (len(parts) > 1), dropped + len(parts) - len(kept)
         pieces += kept
     if not pieces:

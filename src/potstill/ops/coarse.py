@@ -59,6 +59,12 @@ def coarsened(logits: Float[Tensor, "N V"], k: int, members: Float[Tensor, "V C"
     return Coarse(ids, top.masked_fill(surplus, 0.0).log(), rest.log(), members)
 
 
+def tail(logits: Float[Tensor, "N V"], k: int) -> Float[Tensor, "N V"]:
+    """softmax(logits) with 0 at the `k` likeliest tokens of each row."""
+    p = logits.softmax(-1)
+    return p.scatter(-1, p.topk(min(k, p.shape[1]), -1).indices, 0.0)
+
+
 def joined(parts: Sequence[Coarse]) -> Coarse:
     """The rows of all `parts`, which share their classes, one after the other, as wide as the widest."""
     width = max(part.ids.shape[1] for part in parts)

@@ -23,6 +23,7 @@ from potstill.core.errors import (
     VocabularyMismatch,
 )
 from potstill.core.types import Measure
+from potstill.data.cache import Cache, Manifest
 from potstill.evaluate.plots import draw_curve
 from potstill.evaluate.reading import Reading
 from potstill.evaluate.rouge import Writing
@@ -32,6 +33,7 @@ from potstill.models.signals import network
 from potstill.models.vocabulary import shared_ids
 from potstill.objectives.named import Mixture
 from potstill.pipeline.beside import BEFORE, before_training, beside_teacher
+from potstill.pipeline.capture import tokenizer_facts
 from potstill.pipeline.card import write_card
 from potstill.pipeline.prune import Prune, reload_gap, save
 from potstill.pipeline.stage import (
@@ -104,6 +106,7 @@ class Distill:
     data: str = "stdlib"
     columns: str = ""
     eval_data: str | None = None
+    teacher_cache: str | None = None
     objective: Mixture = field(default_factory=Mixture)
     settings: Settings = field(default_factory=Settings)
     lora: int = 0
@@ -148,6 +151,7 @@ class Distill:
             TrainingDiverged, Interrupted, ArtefactError: checkpoints stay in `out`/training for --resume.
         """
         require_one_process()
+        cache = self._cache()
         self._require_room(out, overwrite=overwrite, resume=resume)
         device, dtype = backend.device(self.device), self.compute_dtype(out if resume else None)
         pair = self.pair(dtype)
@@ -164,7 +168,19 @@ class Distill:
             tokens=self.settings.tokens,
             models=models_of(pair),
             documents=self.documents,
+            only=None if cache is None else cache.holds,
         )
+        if cache is not None:
+            cache.require(
+                {
+                    "teacher": pair.teacher.digest,
+                    **tokenizer_facts(pair.origin.tokenizer),
+                    "text": prepared.facts["text_digest"],
+                    "context": self.settings.context,
+                    "temperature": self.objective.temperature,
+                    "vocabulary": pair.vocabulary,
+                }
+            )
         require_known(prepared, pair)
         pair.student.to(device)
         pair.teacher.model.to(device=device, dtype=dtype)
@@ -173,7 +189,7 @@ class Distill:
         reading = Reading(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)
         measuring = f"measuring on {len(prepared.rows)} documents"
         model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
-        frozen = {"teacher": pair.teacher.model} if self.objective.teaches else {}
+        frozen = {"teacher": cache or pair.teacher.model} if self.objective.teaches else {}
         study = Study(
             model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
         )
@@ -198,6 +214,14 @@ class Distill:
             student = adapters.merge(model) if self.lora else pair.student
             with waiting(measuring, show=show):
                 return self._finish(out, pair, student.eval(), prepared, outcome, before, reading)
+
+    def _cache(self) -> Cache | None:
+        """The teacher's cache, if one is named, and may serve the objective."""
+        if self.teacher_cache is None:
+            return None
+        cache = Cache(Path(self.teacher_cache).expanduser())
+        require_kept(self.objective, cache.manifest)
+        return cache
 
     def compute_dtype(self, resumed: Path | None) -> torch.dtype:
         """What matrices are multiplied in; a resumed run keeps what was measured when it began."""
@@ -298,6 +322,23 @@ class Distill:
         with contextlib.suppress(DataError):
             draw_curve(folder / METRICS, folder / CURVE, terms=[*terms, *(f"eval_{term}" for term in terms)])
         return CURVE if (folder / CURVE).exists() else ""
+
+
+def require_kept(objective: Mixture, manifest: Manifest) -> None:
+    """Refuse a divergence that what a cache keeps can neither give nor bound.
+
+    Of an f-divergence the likeliest tokens and the mass of the rest give a lower bound that the teacher minimises;
+    drawn tokens give an unbiased gradient of the forward KL alone.
+
+    Raises: UsageError.
+    """
+    if not objective.teaches:
+        raise UsageError("cross_entropy asks no teacher, so --teacher-cache has no use; omit it")
+    whole = manifest.exact and manifest.kept == "top-k" and manifest.top_k >= manifest.facts.vocabulary
+    if manifest.kept == "sampled" and objective.name != "forward_kl":
+        raise UsageError(f"a cache of drawn tokens serves forward_kl alone, not {objective.name}; capture --top-k")
+    if objective.name == "adaptive_kl" and not whole:
+        raise UsageError("adaptive_kl weighs single tokens of the tail, which a cache does not keep; learn live")
 
 
 def require_tracker(name: str) -> None:

@@ -1,7 +1,7 @@
 """Text for a stage: a corpus by name, read by a tokenizer, packed for training and kept in rows for measuring."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,9 @@ def prepare(
     tokens: int,
     models: Sequence[PreTrainedModel] = (),
     documents: int = 100,
+    only: Callable[[Any, Any], bool] | None = None,
 ) -> Prepared:
-    """Everything that a training stage reads.
+    """Everything that a training stage reads; with `only`, no other windows are trained on.
 
     Raises:
         DataError, NotFound: as `load_corpus` and `tokenise` do.
@@ -67,7 +68,7 @@ def prepare(
     require_context(text.context, *models)
     corpus = load_corpus(text.data, columns=columns_of(text.columns))
     read = sampled(corpus, tokenizer, tokens=tokens)
-    packs = pack(read, length=text.context, seed=text.seed, bos=bos_of(tokenizer))
+    packs = pack(read, length=text.context, seed=text.seed, bos=bos_of(tokenizer), only=only)
     held_out = held_out_corpus(text)
     validation = pack(
         tokenise(held_out, tokenizer, limit=50_000), length=text.context, seed=text.seed, bos=bos_of(tokenizer)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from potstill.core.types import Batch, Objective, Signals
+from potstill.core.types import Batch, Companion, Objective, Signals
 from potstill.models.signals import network, signals
 
 
@@ -31,7 +31,7 @@ class Study(nn.Module):
         student: nn.Module,
         objective: Objective,
         *,
-        frozen: Mapping[str, PreTrainedModel] | None = None,
+        frozen: Mapping[str, PreTrainedModel | Companion] | None = None,
         vocabulary: int | None = None,
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -40,7 +40,8 @@ class Study(nn.Module):
         self.objective = objective
         self.vocabulary = vocabulary
         self.compute_dtype = compute_dtype
-        self._frozen = _Unregistered(frozen or {})
+        self._companions = {name: one for name, one in (frozen or {}).items() if isinstance(one, Companion)}
+        self._frozen = _Unregistered({k: one for k, one in (frozen or {}).items() if isinstance(one, nn.Module)})
         for model in self._frozen:
             model.eval().requires_grad_(False)
         for model in (student, *self._frozen):
@@ -84,6 +85,9 @@ class Study(nn.Module):
     def _read_frozen(self, batch: Batch, needs: Mapping[str, object]) -> dict[str, Signals]:
         read = {}
         for name, need in needs.items():
+            if name in self._companions:
+                read[name] = self._companions[name].signals(batch, need, vocabulary=self.vocabulary)  # type: ignore[arg-type]
+                continue
             model = self._frozen[name].eval()  # whatever happened around it
             with self._autocast(batch["input_ids"].device) if model.dtype == torch.float32 else nullcontext():
                 read[name] = signals(model, batch, need, vocabulary=self.vocabulary)  # type: ignore[arg-type]

@@ -1,0 +1,273 @@
+"""A teacher's cache: what it said about a text, on disk, for any number of students.
+
+    DIR/manifest.json        what the cache was made from and of; the names and SHA-256 of everything else
+    DIR/classes.safetensors  `classes` uint8 [V], the class of every token
+    DIR/shard-00000.safetensors ...
+
+A shard holds windows (documents, or the windows of a long one) end to end: the arrays of `codes.py` over all its
+rows, and for each window its `keys` uint64, and where its rows, its ids and its codes end (`row_ends`, `id_ends`,
+`code_ends`, int64). A key is the first eight bytes of the BLAKE2b hash of the window's tokens and of which of them are
+trained, so a window is found whatever its place, and another text, mask or tokenizer finds nothing. With hidden states
+kept, `hidden` is bfloat16 [N D], the last ones, after the final norm.
+
+Shards are memory-mapped: only what a batch asks for is read.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from potstill.core.artefact import CARD, hash_file
+from potstill.core.errors import ArtefactError, CacheMismatch, NotFound, UnsupportedModel, UsageError
+from potstill.core.types import IGNORE, Batch, Needs, Signals
+from potstill.data.codes import Format, decode
+from potstill.ops.coarse import Coarse, joined
+
+MANIFEST, CLASSES = "manifest.json", "classes.safetensors"
+KIND, VERSION = "potstill teacher cache", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a cache was made from; each must be the same again where it is used. Digests are SHA-256."""
+
+    teacher: str
+    tokenizer: str
+    template: str
+    text: str
+    context: int
+    temperature: float
+    vocabulary: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The manifest as a value. `kept` is `top-k` or `sampled`; `files` maps names to SHA-256."""
+
+    facts: Facts
+    names: Mapping[str, str]
+    dtype: str
+    kept: str
+    top_k: int
+    mass: float
+    classes: int
+    exact: bool
+    hidden: bool
+    rows: int
+    windows: int
+    ids: int
+    bytes: int
+    seed: int
+    files: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary, for JSON."""
+        return {"kind": KIND, "version": VERSION, **asdict(self)}
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of a cache.
+
+        Raises: NotFound, ArtefactError.
+        """
+        file = folder / MANIFEST
+        if not file.is_file():
+            raise NotFound(f"{folder} is no teacher cache (it has no {MANIFEST}); make one with potstill cache")
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            kind, version = found.pop("kind"), found.pop("version")
+            if (kind, version) != (KIND, VERSION):
+                raise ArtefactError(f"{file} is a {kind} of version {version}, and this potstill reads {VERSION}")
+            return cls(**{**found, "facts": Facts(**found["facts"])})
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise (
+                error
+                if isinstance(error, ArtefactError)
+                else ArtefactError(f"{file} cannot be read ({error}); make the cache again")
+            ) from error
+
+    @property
+    def format(self) -> Format:
+        """How its rows are coded."""
+        return Format(self.facts.vocabulary, self.classes, self.exact)
+
+
+def key_of(ids: np.ndarray, labels: np.ndarray) -> int:
+    """What a window of tokens is found by."""
+    trained = np.packbits(labels != IGNORE)
+    said = np.ascontiguousarray(ids, dtype="<i4").tobytes() + trained.tobytes()
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a window lies: its shard, and its rows, ids and codes there."""
+
+    shard: int
+    rows: slice
+    ids: slice
+    codes: slice
+
+
+class Cache:
+    """A teacher that answers from a cache, as a live one would.
+
+    Raises: NotFound, ArtefactError for a folder that is no whole cache.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = Manifest.read(folder)
+        names = sorted(name for name in self.manifest.files if name.startswith("shard-"))
+        self._shards = [self._open(name) for name in names]
+        with self._open(CLASSES) as file:
+            classes = torch.from_numpy(file.get_tensor("classes").astype(np.int64))
+        self.members = torch.nn.functional.one_hot(classes, self.manifest.classes).float()
+        self._places = {key: place for n, shard in enumerate(self._shards) for key, place in _places(n, shard)}
+
+    def _open(self, name: str) -> Any:
+        try:
+            return safe_open(self.folder / name, framework="np")
+        except (OSError, SafetensorError) as error:
+            raise ArtefactError(f"{self.folder / name} cannot be read ({error}); make the cache again") from error
+
+    def require(self, expected: Mapping[str, Any]) -> None:
+        """Refuse a use for which the cache was not made.
+
+        Raises: CacheMismatch with the two values.
+        """
+        ours = asdict(self.manifest.facts)
+        for name, value in expected.items():
+            if ours[name] != value:
+                raise CacheMismatch(
+                    f"the cache {self.folder} was made with {name} {_short(ours[name])}, and this run has "
+                    f"{_short(value)}; use it with what it was made from, or make another"
+                )
+
+    def holds(self, ids: np.ndarray, labels: np.ndarray) -> bool:
+        """Whether this window is in the cache."""
+        return key_of(ids, labels) in self._places
+
+    def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
+        """What the teacher said about a packed batch, rows as `Coarse`; its last hidden states under layer -1.
+
+        Raises: CacheMismatch for a window that is not in the cache; UnsupportedModel for what it does not keep.
+        """
+        unknown = sorted(needs.layers - ({-1} if self.manifest.hidden else set()))
+        if unknown or needs.relations or needs.extras:
+            raise UnsupportedModel(f"the cache {self.folder} does not keep what the objective needs; learn live")
+        ids, labels = (batch[name].cpu().numpy()[0] for name in ("input_ids", "labels"))
+        lengths = torch.unique_consecutive(batch["documents"][0].cpu(), return_counts=True)[1].tolist()
+        ends = np.cumsum(lengths)
+        places = [self._find(ids[a:b], labels[a:b]) for a, b in zip(ends - lengths, ends, strict=True)]
+        places = [place for place in places if place.rows.stop > place.rows.start]
+        device = batch["input_ids"].device
+        layers = {-1: torch.cat([self._hidden(place) for place in places]).to(device)} if needs.layers else {}
+        known = joined([self._read(place) for place in places]) if places else self._none()
+        moved = Coarse(*(part.to(device) for part in (known.ids, known.log_p, known.log_rest, known.members)))
+        return Signals(
+            rows=torch.arange(len(moved), device=device), logits=lambda rows: _rows(moved, rows), layers=layers
+        )
+
+    def _find(self, ids: np.ndarray, labels: np.ndarray) -> _Place:
+        key = key_of(ids, labels)
+        if key not in self._places:
+            raise CacheMismatch(
+                f"a window of {len(ids)} tokens is not in the cache {self.folder}; make one of this text"
+            )
+        return self._places[key]
+
+    def _read(self, place: _Place) -> Coarse:
+        shard, slices = self._shards[place.shard], {"ids": place.ids, "codes": place.codes}
+        if self.manifest.exact:
+            classes = self.manifest.classes
+            whole = slice(place.rows.start * classes, place.rows.stop * classes)
+            slices = {"ids": place.ids, "log_p": place.ids, "log_rest": whole}
+        rows = ("counts", "tails") if self.manifest.exact else ("counts", "tails", "steps")
+        slices |= dict.fromkeys(rows, place.rows)
+        return decode({n: shard.get_slice(n)[part] for n, part in slices.items()}, self.members, self.manifest.format)
+
+    def _hidden(self, place: _Place) -> Tensor:
+        found = self._shards[place.shard].get_slice("hidden")[place.rows.start : place.rows.stop]
+        return torch.from_numpy(found).view(torch.bfloat16).float()
+
+    def _none(self) -> Coarse:
+        nothing = torch.zeros(0, self.manifest.classes)
+        return Coarse(torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1), nothing, self.members)
+
+
+def caches(folder: Path) -> list[Path]:
+    """The caches in `folder`: itself, or those right below it.
+
+    Raises: NotFound where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise NotFound(f"there is no folder {folder}")
+    return [one for one in (folder, *sorted(folder.iterdir())) if (one / MANIFEST).is_file()]
+
+
+def remove(folder: Path) -> int:
+    """Remove the cache `folder`; how many bytes that freed.
+
+    Raises: NotFound, ArtefactError where it is no cache; UsageError where it holds files that are not the cache's.
+    """
+    files = {MANIFEST, CARD, *Manifest.read(folder).files}
+    if others := sorted(one.name for one in folder.iterdir() if one.name not in files):
+        raise UsageError(f"{folder} holds {others[0]}, which is no part of the cache; move it away first")
+    freed = sum(one.stat().st_size for one in folder.iterdir())
+    shutil.rmtree(folder)
+    return freed
+
+
+def laid(windows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """A shard: windows, each the arrays of `codes.encode` and its `key`, end to end, and where each one's parts end."""
+    codes = "codes" if "codes" in windows[0] else "log_p"
+    ends = {"row_ends": "counts", "id_ends": "ids", "code_ends": codes}
+    found = {name: np.concatenate([window[name] for window in windows]) for name in windows[0] if name != "key"}
+    found |= {name: np.cumsum([len(window[of]) for window in windows], dtype=np.int64) for name, of in ends.items()}
+    return {**found, "keys": np.concatenate([window["key"] for window in windows])}
+
+
+def counted(shard: Path) -> tuple[int, int, int]:
+    """Rows, windows and tokens kept in a shard."""
+    with safe_open(shard, framework="np") as file:
+        rows, ids = (int(file.get_tensor(name)[-1]) for name in ("row_ends", "id_ends"))
+        return rows, len(file.get_tensor("keys")), ids
+
+
+def faults(folder: Path) -> Iterator[str]:
+    """What is wrong with the files of a cache: nothing, if it verifies.
+
+    Raises: NotFound, ArtefactError where there is no manifest to hold them against.
+    """
+    for name, digest in Manifest.read(folder).files.items():
+        file = folder / name
+        if not file.is_file():
+            yield f"{name} is missing"
+        elif hash_file(file) != digest:
+            yield f"{name} is altered"
+
+
+def _places(number: int, shard: Any) -> Iterator[tuple[int, _Place]]:
+    keys, *ends = (shard.get_tensor(name) for name in ("keys", "row_ends", "id_ends", "code_ends"))
+    starts = [np.concatenate([[0], end[:-1]]) for end in ends]
+    for i, key in enumerate(keys.tolist()):
+        yield key, _Place(number, *(slice(int(a[i]), int(b[i])) for a, b in zip(starts, ends, strict=True)))
+
+
+def _rows(known: Coarse, rows: Tensor) -> Coarse:
+    first = int(rows[0]) if len(rows) else 0
+    return known[first : first + len(rows)]
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

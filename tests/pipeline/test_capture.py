@@ -1,0 +1,229 @@
+"""A teacher's cache from end to end: what it holds, when it is refused, and that it teaches as a live one does."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.pipeline.world import saved, written
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from potstill.core.errors import ArtefactError, CacheMismatch, Interrupted, NotFound, OutputExists, UsageError
+from potstill.core.types import Needs, supervised
+from potstill.data.cache import Cache, Manifest, caches, faults, remove
+from potstill.data.pack import collate
+from potstill.models.load import load
+from potstill.models.signals import signals
+from potstill.objectives.named import Mixture
+from potstill.ops.coarse import coarsened
+from potstill.pipeline import capture as capturing
+from potstill.pipeline.capture import Capture
+from potstill.pipeline.distill import Distill
+from potstill.pipeline.texts import Text, prepare
+from potstill.train.settings import Settings
+
+SETTINGS = Settings(tokens=512, context=64, batch_tokens=128, micro_tokens=64)
+
+
+@pytest.fixture
+def stage(teacher: Path, text: Path) -> Capture:
+    return Capture(teacher=str(teacher), data=str(text), context=64, top_k=8, classes=3, dtype="float32")
+
+
+@pytest.fixture
+def whole(stage: Capture, teacher: Path, tmp_path: Path) -> Path:
+    """A cache that keeps all of every distribution, exactly."""
+    replace(stage, top_k=10_000, exact=True).run(tmp_path / "whole", show=False)
+    return tmp_path / "whole"
+
+
+def distil(teacher: Path, text: Path, **more: object) -> Distill:
+    stage = Distill(teacher=str(teacher), keep=0.755, data=str(text), settings=SETTINGS, dtype="float32", documents=2)
+    return replace(stage, **more)  # type: ignore[arg-type]
+
+
+def test_a_cache_says_of_any_batch_of_its_text_what_the_teacher_says(
+    stage: Capture, teacher: Path, text: Path, tmp_path: Path
+) -> None:
+    stage = replace(stage, exact=True, hidden=True)
+    manifest = stage.run(tmp_path / "cache", show=False)
+    cache, live = Cache(tmp_path / "cache"), load(teacher)
+    packs = prepare(Text(data=str(text), context=64, seed=9), live.tokenizer, tokens=512, only=cache.holds).packs
+    batch = collate([packs[i] for i in (3, 0, 5)])
+    needs = Needs(supervised(batch)[0], layers=frozenset({-1}))
+    found = cache.signals(batch, needs)
+    with torch.no_grad():
+        said = signals(live.model, batch, Needs(needs.positions), vocabulary=manifest.facts.vocabulary)
+    expected = coarsened(said.logits(said.rows), 8, cache.members)
+    told = found.logits(found.rows)
+    assert torch.equal(told.ids, expected.ids)
+    torch.testing.assert_close(told.buckets, expected.buckets, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.layers[-1], said.rows, rtol=1e-2, atol=1e-2)
+    assert len(found.logits(found.rows[4:7])) == 3
+    assert manifest.rows == packs.trained
+    assert manifest.bytes == sum((tmp_path / "cache" / name).stat().st_size for name in manifest.files)
+
+
+def test_a_student_learns_from_a_whole_cache_what_it_learns_from_the_live_teacher(
+    whole: Path, teacher: Path, text: Path, tmp_path: Path
+) -> None:
+    live = distil(teacher, text).run(tmp_path / "live", show=False)
+    cached = distil(teacher, text, teacher_cache=str(whole)).run(tmp_path / "cached", show=False)
+    ours, theirs = (load_file(run.out / "model.safetensors") for run in (cached, live))
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-4, atol=2e-5)
+    assert cached.card.cost["losses"] == pytest.approx(live.card.cost["losses"], rel=1e-4)
+    assert cached.measures["teacher"] == live.measures["teacher"]
+
+
+def test_a_small_cache_bounds_the_live_loss_from_below_and_teaches_nearly_as_well(
+    stage: Capture, teacher: Path, text: Path, tmp_path: Path
+) -> None:
+    stage.run(tmp_path / "cache", show=False)
+    settings = replace(SETTINGS, tokens=2048, learning_rate=3e-3)
+    own = {"settings": settings, "objective": Mixture(cross_entropy=0.0)}
+    cached = distil(teacher, text, teacher_cache=str(tmp_path / "cache"), **own).run(tmp_path / "cached", show=False)
+    live = distil(teacher, text, **own).run(tmp_path / "live", show=False)
+    losses = [run.card.cost["losses"]["forward_kl"] for run in (cached, live)]
+    assert 0 < losses[0] < losses[1]
+    kl = [next(m.value for m in run.measures[run.out.name] if m.name == "teacher_kl") for run in (cached, live)]
+    before = next(m.value for m in live.measures["before training"] if m.name == "teacher_kl")
+    assert kl[0] < before
+    assert before - kl[0] > 0.5 * (before - kl[1])
+
+
+def test_a_stopped_capture_continues_to_the_same_bytes(
+    stage: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capturing, "PACKS", 2)
+    stage.run(tmp_path / "straight", show=False)
+    original, calls = capturing.laid, iter(range(100))
+
+    def stops_at_the_third(windows: list[dict[str, object]]) -> object:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return original(windows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(capturing, "laid", stops_at_the_third)
+        with pytest.raises(Interrupted, match="--resume"):
+            stage.run(tmp_path / "again", show=False)
+    assert {f.name for f in (tmp_path / "again").iterdir()} == {"training"}
+    with pytest.raises(OutputExists):
+        stage.run(tmp_path / "again", show=False)
+    (tmp_path / "again" / "training" / "shard-00001.safetensors").write_bytes(b"cut short")
+    stage.run(tmp_path / "again", resume=True, show=False)
+    assert Manifest.read(tmp_path / "again").files == Manifest.read(tmp_path / "straight").files
+    assert not list(tmp_path.glob(".again*"))
+
+
+def test_a_capture_with_other_settings_is_not_continued(
+    stage: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capturing, "PACKS", 2)
+    calls, original = iter(range(100)), capturing.laid
+    with monkeypatch.context() as patch:
+        patch.setattr(capturing, "laid", lambda w: original(w) if next(calls) < 1 else [][0])
+        with pytest.raises(IndexError):
+            stage.run(tmp_path / "cache", show=False)
+    with pytest.raises(ArtefactError, match="other settings"):
+        replace(stage, top_k=4).run(tmp_path / "cache", resume=True, show=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"settings": replace(SETTINGS, context=32, batch_tokens=128)}, "no token to train on|context 64"),
+        ({"objective": Mixture(temperature=2.0)}, "temperature 1.0, and this run has 2.0"),
+        ({"objective": Mixture(name="adaptive_kl")}, "adaptive_kl"),
+        ({"objective": Mixture(name="cross_entropy")}, "asks no teacher"),
+    ],
+)
+def test_a_use_that_it_was_not_made_for_is_refused_with_the_two_values(
+    change: dict[str, object], said: str, stage: Capture, teacher: Path, text: Path, tmp_path: Path
+) -> None:
+    stage.run(tmp_path / "cache", show=False)
+    with pytest.raises(ValueError, match=said):
+        distil(teacher, text, teacher_cache=str(tmp_path / "cache"), **change).run(tmp_path / "made", show=False)
+    assert not (tmp_path / "made").exists()
+
+
+def test_another_teacher_is_refused(
+    stage: Capture,
+    text: Path,
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    stage.run(tmp_path / "cache", show=False)
+    with torch.no_grad():
+        tiny_llama.model.norm.weight.mul_(1.5)
+    other = saved(tmp_path / "other", tiny_llama, tiny_tokenizer)
+    with pytest.raises(CacheMismatch, match="was made with teacher"):
+        distil(other, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+
+
+def test_other_text_is_refused(stage: Capture, teacher: Path, text: Path, tmp_path: Path) -> None:
+    stage.run(tmp_path / "cache", show=False)
+    lines = [*map(json.loads, text.read_text().splitlines()), *({"text": f"more {i}"} for i in range(9))]
+    more = written(tmp_path / "more.jsonl", lines)
+    with pytest.raises(CacheMismatch, match="was made with text"):
+        distil(teacher, more, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+    cache = Cache(tmp_path / "cache")
+    batch = collate(
+        [{"input_ids": torch.tensor([5, 6]), "labels": torch.tensor([-100, 6]), "lengths": torch.tensor([2])}]
+    )
+    with pytest.raises(CacheMismatch, match="is not in the cache"):
+        cache.signals(batch, Needs(supervised(batch)[0]))
+
+
+def test_drawn_tokens_give_the_forward_kl_its_gradient_on_average(
+    stage: Capture, teacher: Path, text: Path, tmp_path: Path
+) -> None:
+    replace(stage, sampled=4_000).run(tmp_path / "cache", show=False)
+    cache, live = Cache(tmp_path / "cache"), load(teacher)
+    packs = prepare(Text(data=str(text), context=64), live.tokenizer, tokens=64, only=cache.holds).packs
+    batch = collate([packs[0]])
+    needs = Needs(supervised(batch)[0])
+    drawn = cache.signals(batch, needs)
+    with torch.no_grad():
+        said = signals(live.model, batch, needs, vocabulary=cache.manifest.facts.vocabulary)
+    p = said.logits(said.rows).softmax(-1)
+    told = drawn.logits(drawn.rows)
+    share = torch.zeros_like(p).scatter_add_(-1, told.ids, told.log_p.exp())
+    assert (share - p).abs().max() < 0.05
+    assert told.log_rest.isneginf().all()
+    run = distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+    assert run.card.cost["losses"]["forward_kl"] > 0
+    reverse = distil(teacher, text, teacher_cache=str(tmp_path / "cache"), objective=Mixture(name="reverse_kl"))
+    with pytest.raises(UsageError, match="forward_kl alone"):
+        reverse.run(tmp_path / "x", show=False)
+
+
+def test_keeping_house(stage: Capture, tmp_path: Path) -> None:
+    stage.run(tmp_path / "cache", show=False)
+    assert caches(tmp_path) == caches(tmp_path / "cache") == [tmp_path / "cache"]
+    assert not list(faults(tmp_path / "cache"))
+    shard = tmp_path / "cache" / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    assert list(faults(tmp_path / "cache")) == ["shard-00000.safetensors is altered"]
+    (tmp_path / "cache" / "mine.txt").write_text("keep me")
+    with pytest.raises(UsageError, match=r"mine\.txt"):
+        remove(tmp_path / "cache")
+    (tmp_path / "cache" / "mine.txt").unlink()
+    assert remove(tmp_path / "cache") > 0
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(NotFound):
+        remove(tmp_path)
+    assert tmp_path.exists()
+
+
+def test_part_of_the_text_is_enough_and_only_that_is_trained_on(
+    stage: Capture, teacher: Path, text: Path, tmp_path: Path
+) -> None:
+    manifest = replace(stage, tokens=300).run(tmp_path / "cache", show=False)
+    run = distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+    assert 300 <= run.card.data["tokens"] < 300 + 64
+    assert manifest.windows == run.card.data["documents"]
