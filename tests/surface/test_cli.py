@@ -16,10 +16,10 @@ import typer.main
 from potstill.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("models", "data", "distill", "prune", "measure", "frontier", "generate", "run", "recipes")
+VERBS = ("models", "data", "distill", "prune", "measure", "frontier", "generate", "run", "recipes", "cache")
 GROUP: Any = typer.main.get_command(app)
 EXAMPLE = re.compile(r"Example: \[bold\](.+?)\[/\]", re.DOTALL)
-SPENDS = ("distill", "prune", "run")
+SPENDS = ("distill", "prune", "cache", "run")
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess[str]:

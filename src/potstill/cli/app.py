@@ -289,8 +289,6 @@ cache = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
-    help="Write down what a teacher says about a text, for any number of students.\n\n"
-    "Example: [bold]potstill cache --teacher smollm2 --data stdlib --tokens 200k --out cached[/]",
 )
 app.add_typer(cache, name="cache")
 
@@ -321,7 +319,10 @@ def capture(
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
 ) -> Any:
-    """Write down what a teacher says about a text, for any number of students; `ls`, `verify`, `rm` keep house."""
+    """Write down what a teacher says about a text, for any number of students.
+
+    Example: [bold]potstill cache --teacher smollm2 --data stdlib --tokens 200k --out cached[/]
+    """
     if context_of_call.invoked_subcommand is not None:
         return None
     from potstill.cli import show
