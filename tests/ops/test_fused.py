@@ -134,6 +134,13 @@ def test_fused_is_plain_in_value_and_every_gradient_whatever_the_chunk(
 
 
 @law
+@given(some=cases, mix=st.tuples(*[st.sampled_from([0.0, 0.3, 1.0, -2.0])] * 3), chunk=st.integers(1, 12))
+def test_losses_that_share_a_softmax_are_plain(some: Case, mix: tuple[float, ...], chunk: int) -> None:
+    losses = (DivergenceRows(), CrossEntropyRows(), DivergenceRows(temperature=2.0, teacher="other"))
+    assert_same(run(sums, some, mix, losses, mix=mix, chunk=chunk), run(plain, some, mix, losses))
+
+
+@law
 @given(some=cases, mix=mixes, upstream=mixes, chunk=st.integers(1, 12))
 def test_a_backward_that_breaks_its_promise_about_the_mix_gets_the_right_gradient(
     some: Case, mix: tuple[float, ...], upstream: tuple[float, ...], chunk: int

@@ -144,6 +144,23 @@ def forward_kl_with_gradient(
     return gap - _log_partition(teacher, p) + _log_partition(student, q), q.sub_(p)
 
 
+def mixture_with_gradient(
+    teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], targets: Int[Tensor, " N"], hard: float, soft: float
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, "N V"]]:
+    """`cross_entropy`, `forward_kl`, and the derivative of hard * the one + soft * the other by the student's logits.
+
+    (hard + soft) q - soft p - hard onehot(target): one softmax of the student serves both.
+    """
+    teacher, student, targets = _widened(teacher), _widened(student), targets[:, None]
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    log_z = _log_partition(student, q)
+    kl = torch.linalg.vecdot(p, teacher - student) - _log_partition(teacher, p) + log_z
+    if kl.isnan().any():  # a masked token: 0 (-inf - z)
+        kl = _kl(_log_softmax(teacher), _log_softmax(student))
+    gradient = q.mul_(hard + soft).sub_(p, alpha=soft).scatter_add_(-1, targets, q.new_full(targets.shape, -hard))
+    return log_z - student.gather(-1, targets).squeeze(-1), kl, gradient
+
+
 DIVERGENCES: Mapping[str, Divergence] = MappingProxyType(
     {
         "forward_kl": forward_kl,

@@ -29,6 +29,7 @@ from potstill.ops.divergence import (
     cross_entropy,
     cross_entropy_with_gradient,
     forward_kl,
+    mixture_with_gradient,
     tempered,
 )
 
@@ -37,7 +38,7 @@ RowLoss = Callable[[Tensor, Mapping[str, Any], Tensor], Tensor]
 Teacher = Tensor | Coarse  # logits [C V], or what a cache kept of the distributions
 Frozen = Mapping[str, Callable[[int, int], Teacher]]  # name -> what the teacher says of rows a to b
 
-BLOCK = 2**20  # logits of one block on a CPU, 4 MiB in float32: the many passes of a loss stay in the caches
+BLOCK = 2**18  # logits of one block on a CPU, 1 MiB in float32: the many passes of a loss stay in a core's own cache
 
 
 @runtime_checkable
@@ -135,7 +136,7 @@ def sums(
     targets: Int[Tensor, " N"],
     frozen: Frozen,
     mix: Sequence[float],
-    chunk: int = 512,
+    chunk: int = 1024,
 ) -> tuple[Float[Tensor, ""], ...]:
     """One scalar per loss, its sum over rows, in chunks of rows; differentiable by rows, weight and bias.
 
@@ -252,18 +253,38 @@ def _differentiate(
     losses: Sequence[RowLoss], student: Tensor, frozen: Mapping[str, Teacher], targets: Tensor, mix: Sequence[float]
 ) -> tuple[list[Tensor], Tensor]:
     """The values of each loss, and the derivative of sum_k mix[k] loss_k by the logits."""
-    values, delta = [], torch.zeros_like(student)
-    for loss, weight in zip(losses, mix, strict=True):
+    values: dict[int, Tensor] = {}
+    delta = None
+    if (pair := _mixture(losses, frozen)) is not None:
+        hard, soft = pair
+        teacher: Any = frozen[losses[soft].teacher]  # type: ignore[attr-defined]
+        values[hard], values[soft], delta = mixture_with_gradient(teacher, student, targets, mix[hard], mix[soft])
+    for k, (loss, weight) in enumerate(zip(losses, mix, strict=True)):
+        if k in values:
+            continue
         if weight == 0:
-            values.append(loss(student, frozen, targets))
+            values[k] = loss(student, frozen, targets)
             continue
         if isinstance(loss, Differentiable):
-            value, gradient = loss.with_gradient(student, frozen, targets)
+            values[k], gradient = loss.with_gradient(student, frozen, targets)
         else:
-            value, gradient = _by_autograd(loss, student, frozen, targets)
-        values.append(value)
-        delta.add_(gradient, alpha=weight)
-    return values, delta
+            values[k], gradient = _by_autograd(loss, student, frozen, targets)
+        delta = gradient.mul_(weight) if delta is None else delta.add_(gradient, alpha=weight)
+    return [values[k] for k in range(len(losses))], torch.zeros_like(student) if delta is None else delta
+
+
+def _mixture(losses: Sequence[RowLoss], frozen: Mapping[str, Teacher]) -> tuple[int, int] | None:
+    """The places of the first cross-entropy and the first forward KL to a whole teacher, which share a softmax."""
+    hard = (k for k, loss in enumerate(losses) if isinstance(loss, CrossEntropyRows))
+    soft = (
+        k
+        for k, loss in enumerate(losses)
+        if isinstance(loss, DivergenceRows)
+        and (loss.divergence, loss.temperature) == (forward_kl, 1)
+        and not isinstance(frozen[loss.teacher], Coarse)
+    )
+    pair = next(hard, None), next(soft, None)
+    return None if pair[0] is None or pair[1] is None else (pair[0], pair[1])
 
 
 def _by_autograd(
