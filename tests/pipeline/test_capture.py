@@ -50,7 +50,7 @@ def test_a_cache_says_of_any_batch_of_its_text_what_the_teacher_says(
     stage = replace(stage, exact=True, hidden=True)
     manifest = stage.run(tmp_path / "cache", show=False)
     cache, live = Cache(tmp_path / "cache"), load(teacher)
-    packs = prepare(Text(data=str(text), context=64, seed=9), live.tokenizer, tokens=512, only=cache.holds).packs
+    packs = prepare(Text(data=str(text), context=64, seed=9), live.tokenizer, tokens=512, cache=cache).packs
     batch = collate([packs[i] for i in (3, 0, 5)])
     needs = Needs(supervised(batch)[0], layers=frozenset({-1}))
     found = cache.signals(batch, needs)
@@ -135,7 +135,8 @@ def test_a_capture_with_other_settings_is_not_continued(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"settings": replace(SETTINGS, context=32, batch_tokens=128)}, "no token to train on|context 64"),
+        ({"settings": replace(SETTINGS, context=32, batch_tokens=128)}, "context 64, and this run has 32"),
+        ({"settings": replace(SETTINGS, eval_every=2)}, "held-out text"),
         ({"objective": Mixture(temperature=2.0)}, "temperature 1.0, and this run has 2.0"),
         ({"objective": Mixture(name="adaptive_kl")}, "adaptive_kl"),
         ({"objective": Mixture(name="cross_entropy")}, "asks no teacher"),
@@ -184,7 +185,7 @@ def test_drawn_tokens_give_the_forward_kl_its_gradient_on_average(
 ) -> None:
     replace(stage, sampled=4_000).run(tmp_path / "cache", show=False)
     cache, live = Cache(tmp_path / "cache"), load(teacher)
-    packs = prepare(Text(data=str(text), context=64), live.tokenizer, tokens=64, only=cache.holds).packs
+    packs = prepare(Text(data=str(text), context=64), live.tokenizer, tokens=64, cache=cache).packs
     batch = collate([packs[0]])
     needs = Needs(supervised(batch)[0])
     drawn = cache.signals(batch, needs)

@@ -162,25 +162,24 @@ class Distill:
             context=self.settings.context,
             seed=self.settings.seed,
         )
+        if cache is not None:
+            cache.require(
+                {
+                    "teacher": pair.teacher.digest,
+                    **tokenizer_facts(pair.origin.tokenizer),
+                    "context": self.settings.context,
+                    "temperature": self.objective.temperature,
+                    "vocabulary": pair.vocabulary,
+                }
+            )
         prepared = prepare(
             text,
             pair.origin.tokenizer,
             tokens=self.settings.tokens,
             models=models_of(pair),
             documents=self.documents,
-            only=None if cache is None else cache.holds,
+            cache=cache,
         )
-        if cache is not None:
-            cache.require(
-                {
-                    "teacher": pair.teacher.digest,
-                    **tokenizer_facts(pair.origin.tokenizer),
-                    "text": prepared.facts["text_digest"],
-                    "context": self.settings.context,
-                    "temperature": self.objective.temperature,
-                    "vocabulary": pair.vocabulary,
-                }
-            )
         require_known(prepared, pair)
         pair.student.to(device)
         pair.teacher.model.to(device=device, dtype=dtype)
@@ -197,6 +196,9 @@ class Distill:
         with disk(out), resumable(out), self._workplace(out, overwrite=overwrite, dtype=dtype) as folder:
             with waiting(f"{measuring} before training", show=show):
                 before = before_training(folder / BASELINE, pair.student, pair.teacher.model, prepared.rows, reading)
+            checked = invariants(pair)
+            if cache is not None:
+                pair.teacher.model.to("meta")  # its memory is for training; it is read again to be measured beside
             outcome = train(
                 study,
                 prepared.packs,
@@ -212,13 +214,20 @@ class Distill:
             if not outcome.finished:
                 raise KeyboardInterrupt
             student = adapters.merge(model) if self.lora else pair.student
+            if cache is not None:
+                pair = pair._replace(teacher=self._load(self.teacher))
+                pair.teacher.model.to(device=device, dtype=dtype)
             with waiting(measuring, show=show):
-                return self._finish(out, pair, student.eval(), prepared, outcome, before, reading)
+                return self._finish(out, pair, student.eval(), prepared, outcome, before, reading, checked)
 
     def _cache(self) -> Cache | None:
         """The teacher's cache, if one is named, and may serve the objective."""
         if self.teacher_cache is None:
             return None
+        if self.settings.eval_every:
+            raise UsageError(
+                "--eval-every reads held-out text, which --teacher-cache does not hold; give one of them"
+            )
         cache = Cache(Path(self.teacher_cache).expanduser())
         require_kept(self.objective, cache.manifest)
         return cache
@@ -289,6 +298,7 @@ class Distill:
         outcome: Outcome,
         before: Sequence[Measure],
         reading: Reading,
+        checked: list[dict[str, Any]],
     ) -> Run:
         with writing(out, overwrite=True) as folder:
             save(student, pair.origin, folder)
@@ -305,7 +315,7 @@ class Distill:
                 data=text.facts,
                 cost=outcome.to_dict(),
                 measures=measures,
-                invariants=invariants(pair, gap),
+                invariants=[*checked, {"name": "logits after reload", "outcome": f"equal within {gap:.1e}"}],
                 details=pair.details,
                 command=command(),
             )
@@ -395,11 +405,10 @@ def packed(pair: Pair) -> bool:
     return all(network(model).packs for model in models_of(pair))
 
 
-def invariants(pair: Pair, gap: float) -> list[dict[str, Any]]:
+def invariants(pair: Pair) -> list[dict[str, Any]]:
     """What was checked on this very pair, with its outcome."""
     return [
         {"name": "teacher and student read text as the same ids", "outcome": f"yes, {pair.vocabulary:,} shared"},
         {"name": "packed documents do not see one another", "outcome": "yes" if packed(pair) else "padded instead"},
         {"name": "the head that is trained gives the model's own logits", "outcome": "yes"},
-        {"name": "logits after reload", "outcome": f"equal within {gap:.1e}"},
     ]

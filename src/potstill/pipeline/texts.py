@@ -1,7 +1,7 @@
 """Text for a stage: a corpus by name, read by a tokenizer, packed for training and kept in rows for measuring."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import Batch
+from potstill.data.cache import Cache
 from potstill.data.chat import tokenise
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.pack import Packs, collate, pack
@@ -57,18 +58,22 @@ def prepare(
     tokens: int,
     models: Sequence[PreTrainedModel] = (),
     documents: int = 100,
-    only: Callable[[Any, Any], bool] | None = None,
+    cache: Cache | None = None,
 ) -> Prepared:
-    """Everything that a training stage reads; with `only`, no other windows are trained on.
+    """Everything that a training stage reads; with a teacher's `cache`, no windows but its own are trained on.
 
     Raises:
         DataError, NotFound: as `load_corpus` and `tokenise` do.
         UsageError: a context longer than one of `models` can take in.
+        CacheMismatch: a cache of another text.
     """
     require_context(text.context, *models)
     corpus = load_corpus(text.data, columns=columns_of(text.columns))
+    if cache is not None and corpus.digest is not None:  # a stream is known by its windows alone
+        cache.require({"text": corpus.digest})
     read = sampled(corpus, tokenizer, tokens=tokens)
-    packs = pack(read, length=text.context, seed=text.seed, bos=bos_of(tokenizer), only=only)
+    held = None if cache is None else cache.holds
+    packs = pack(read, length=text.context, seed=text.seed, bos=bos_of(tokenizer), only=held)
     held_out = held_out_corpus(text)
     validation = pack(
         tokenise(held_out, tokenizer, limit=50_000), length=text.context, seed=text.seed, bos=bos_of(tokenizer)
