@@ -119,6 +119,23 @@ def test_a_stopped_capture_continues_to_the_same_bytes(
     assert not list(tmp_path.glob(".again*"))
 
 
+def test_a_capture_that_was_killed_before_its_last_move_is_taken_up(
+    stage: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(capturing, "_take_up", lambda out: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stage.run(tmp_path / "cache", show=False)
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+    manifest = stage.run(tmp_path / "cache", resume=True, show=False)
+    assert not list(faults(tmp_path / "cache"))
+    assert not list(tmp_path.glob(".cache*"))
+    assert stage.run(tmp_path / "cache", resume=True, show=False) == manifest
+    with pytest.raises(OutputExists, match="another cache"):
+        replace(stage, top_k=3).run(tmp_path / "cache", resume=True, show=False)
+    assert remove(tmp_path / "cache") > 0
+
+
 def test_a_capture_with_other_settings_is_not_continued(
     stage: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

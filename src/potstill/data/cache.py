@@ -33,6 +33,7 @@ from potstill.data.codes import Format, decode
 from potstill.ops.coarse import Coarse, joined
 
 MANIFEST, CLASSES = "manifest.json", "classes.safetensors"
+PROGRESS = "capture.json"  # while capturing: the run's identity, and the shards that are whole
 KIND, VERSION = "potstill teacher cache", 1
 
 
@@ -165,6 +166,7 @@ class Cache:
         unknown = sorted(needs.layers - ({-1} if self.manifest.hidden else set()))
         if unknown or needs.relations or needs.extras:
             raise UnsupportedModel(f"the cache {self.folder} does not keep what the objective needs; learn live")
+        assert len(batch["input_ids"]) == 1, "documents of one packed row"
         ids, labels = (batch[name].cpu().numpy()[0] for name in ("input_ids", "labels"))
         lengths = torch.unique_consecutive(batch["documents"][0].cpu(), return_counts=True)[1].tolist()
         ends = np.cumsum(lengths)
@@ -220,7 +222,7 @@ def remove(folder: Path) -> int:
 
     Raises: NotFound, ArtefactError where it is no cache; UsageError where it holds files that are not the cache's.
     """
-    files = {MANIFEST, CARD, *Manifest.read(folder).files}
+    files = {MANIFEST, CARD, PROGRESS, *Manifest.read(folder).files}
     if others := sorted(one.name for one in folder.iterdir() if one.name not in files):
         raise UsageError(f"{folder} holds {others[0]}, which is no part of the cache; move it away first")
     freed = sum(one.stat().st_size for one in folder.iterdir())

@@ -20,10 +20,20 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core import backend
-from potstill.core.artefact import TRAINING, Card, hash_file, replace, require_free, sync, write_text, writing_file
-from potstill.core.errors import ArtefactError, Interrupted, UnsupportedModel, UsageError
+from potstill.core.artefact import (
+    TRAINING,
+    Card,
+    hash_file,
+    read_card,
+    replace,
+    require_free,
+    sync,
+    write_text,
+    writing_file,
+)
+from potstill.core.errors import ArtefactError, Interrupted, OutputExists, UnsupportedModel, UsageError
 from potstill.core.types import Needs, Signals, supervised
-from potstill.data.cache import CLASSES, MANIFEST, Facts, Manifest, counted, key_of, laid
+from potstill.data.cache import CLASSES, MANIFEST, PROGRESS, Facts, Manifest, counted, key_of, laid
 from potstill.data.chat import tokenise
 from potstill.data.codes import Format, encode
 from potstill.data.corpus import Corpus, load_corpus
@@ -40,7 +50,6 @@ from potstill.pipeline.stage import as_value, command, disk, parent, require_apa
 from potstill.pipeline.texts import columns_of, facts_of, sampled
 from potstill.train.run import identify
 
-PROGRESS = "capture.json"  # while capturing: the run's identity, and the shards that are whole
 PACKS = 128  # in a shard
 CHUNK = 256  # rows whose logits are alive at once
 ROUNDS = 8  # of Lloyd's algorithm
@@ -100,7 +109,11 @@ class Capture:
         """
         require_one_process()
         require_apart(out, self.teacher, self.data)
+        if resume:
+            _take_up(out)
         require_free(out, overwrite=overwrite or resume)
+        if resume and (out / MANIFEST).is_file() and not (out / TRAINING).is_dir():
+            return self._finished(out)
         teacher = load(self.teacher, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         require_context(self.context, teacher.model)
         corpus, packs = self._text(teacher.tokenizer)
@@ -115,6 +128,15 @@ class Capture:
                 classes = self._classes(folder, teacher, packs)
                 self._shards(folder, identity, teacher, packs, classes, show=show)
             return self._finish(out, folder, teacher, corpus, packs, facts, dtype, time.perf_counter() - start)
+
+    def _finished(self, out: Path) -> Manifest:
+        """The cache that is there already, if it is this one.
+
+        Raises: OutputExists.
+        """
+        if read_card(out).get("stage") != self.to_dict():
+            raise OutputExists(f"{out} holds another cache that is whole; pass --overwrite to replace it")
+        return Manifest.read(out)
 
     def _text(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Packs]:
         """The corpus, and its windows in packs: all of them, or as many as hold `tokens`."""
@@ -237,12 +259,10 @@ class Capture:
             command=command(),
         )
         card.write(folder)
-        (folder / PROGRESS).unlink()
         write_text(folder / MANIFEST, json.dumps(manifest.to_dict(), indent=1))
         sync(folder)
-        aside = _aside(out)
-        folder.rename(aside)
-        replace(aside, out)
+        folder.rename(_aside(out))
+        _take_up(out)
         return manifest
 
 
@@ -270,7 +290,8 @@ def _workplace(out: Path, *, overwrite: bool, identity: str, resume: bool) -> It
     """`out`/training; what is whole in it stays if the capture does not end."""
     folder = out / TRAINING
     if overwrite or not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        for old in (folder, _aside(out)):
+            shutil.rmtree(old, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / PROGRESS).exists():
         write_text(folder / PROGRESS, json.dumps({"identity": identity, "files": {}}))
@@ -294,6 +315,13 @@ def _workplace(out: Path, *, overwrite: bool, identity: str, resume: bool) -> It
 
 def _aside(out: Path) -> Path:
     return out.absolute().parent / f".{out.name}.capture"
+
+
+def _take_up(out: Path) -> None:
+    """Put a capture that is whole, and was only not moved yet, in its place."""
+    if (_aside(out) / MANIFEST).is_file():
+        replace(_aside(out), out)
+        (out / PROGRESS).unlink(missing_ok=True)
 
 
 def _progress(folder: Path) -> dict[str, Any]:

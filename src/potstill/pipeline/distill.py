@@ -225,9 +225,7 @@ class Distill:
         if self.teacher_cache is None:
             return None
         if self.settings.eval_every:
-            raise UsageError(
-                "--eval-every reads held-out text, which --teacher-cache does not hold; give one of them"
-            )
+            raise UsageError("--eval-every reads held-out text, which --teacher-cache does not hold; give one of them")
         cache = Cache(Path(self.teacher_cache).expanduser())
         require_kept(self.objective, cache.manifest)
         return cache
