@@ -106,6 +106,7 @@ def test_a_measure_that_nobody_has_is_refused(tmp_path):
         (0.9, 12.0, [1, 2, 5, 10]),
         (1.05, 3.2, [1.5, 2, 2.5, 3]),
         (1.02, 1.41, [1.1, 1.2, 1.3, 1.4]),
+        (9.1, 24.6, [10, 12, 14, 16, 18, 20]),
     ],
 )
 def test_logarithmic_ticks_are_round_and_at_least_four(low, high, ticks):

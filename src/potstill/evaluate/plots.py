@@ -29,7 +29,9 @@ CAPTION = (
 )
 BEND = 0.22  # of the arrows of lineage
 TENTHS = tuple(n / 10 for n in range(10, 100))
-DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8), TENTHS)
+FIFTHS = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8), FIFTHS, TENTHS)
+CROWD = 12  # ticks that an axis has room for
 BOOKS = {"step", "tokens", "epoch", "learning_rate", "grad_norm", "num_input_tokens_seen"}  # logged, and no loss
 
 
@@ -115,13 +117,17 @@ def _scale(panel: Axes, axis: str, bounds: Sequence[float], name: str) -> None:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two positive ones, the fewest digits of which at least four fit."""
+    """Round numbers between two positive ones, of the fewest digits of which at least four fit, and none too near."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in DIGITS:
         found = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
         if len(found) >= 4:
-            return found
-    return found
+            break
+    kept: list[float] = []
+    for tick in sorted(found):
+        if not kept or math.log(tick / kept[-1]) >= math.log(high / low) / CROWD:
+            kept.append(tick)
+    return kept
 
 
 def _tick(value: float, name: str) -> str:
