@@ -8,7 +8,7 @@ from torch import Tensor
 
 from potstill.data.codes import CLASS_STEP, Format, decode, encode
 from potstill.ops.coarse import coarse, coarsened
-from potstill.ops.divergence import forward_kl
+from potstill.ops.divergence import forward_kl, reverse_kl
 
 law = settings(max_examples=40, derandomize=True)
 
@@ -77,3 +77,13 @@ def test_sixty_four_tokens_with_sixteen_classes_take_less_than_two_hundred_bytes
     v, n = 4_000, 400
     rows = coarsened(logits(n, v) * 0.7, 64, classes(v, 16))
     assert sum(array.nbytes for array in encode(rows, Format(v, 16, False)).values()) / n < 200
+
+
+def test_a_class_that_holds_next_to_nothing_is_not_taken_for_an_empty_one() -> None:
+    v, members = 64, classes(64, 2)
+    teacher = logits(1, v)
+    teacher[0, 1::2] -= 60
+    how, student = Format(v, 2, False), logits(1, v, seed=1)
+    rows = coarsened(teacher, 8, members)
+    found = decode(encode(rows, how), members, how)
+    assert coarse(reverse_kl, found, student).isfinite().all()

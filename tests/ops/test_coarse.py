@@ -64,6 +64,14 @@ def test_all_tokens_known_is_the_whole_in_value_and_gradient(divergence: Callabl
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+@each
+def test_all_tokens_of_a_teacher_that_is_sure_are_known_too(divergence: Callable[[Tensor, Tensor], Tensor]) -> None:
+    teacher, student = torch.tensor([[30.0, 0.0, -5.0, -9.0, -12.0, -20.0]]), torch.zeros(1, 6)
+    known = coarsened(teacher, 6, torch.ones(6, 1))
+    assert not known.log_p.isneginf().any()
+    torch.testing.assert_close(coarse(divergence, known, student), divergence(teacher, student))
+
+
 @pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, partial(jsd, beta=0.3)])
 def test_the_teacher_is_a_minimum_and_a_renormalised_part_has_another(
     divergence: Callable[[Tensor, Tensor], Tensor],

@@ -406,6 +406,18 @@ class Dtypes(TorchDispatchMode):
         return result
 
 
+def test_under_autocast_a_loss_still_computes_in_float32() -> None:
+    some = case(6, 40, 8, bias=False, dtype=torch.float32)
+    shifted = {"teacher": (some.teachers["teacher"] + 100).bfloat16(), "other": some.teachers["other"]}
+    some = Case(some.rows, some.weight, None, 1.0, None, some.targets, shifted)
+    losses = (CrossEntropyRows(), DivergenceRows())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values, _ = run(sums, some, [0.5, 0.5], losses, mix=[0.5, 0.5], chunk=4)
+        logits = torch.nn.functional.linear(some.rows, some.weight)
+    expected = forward_kl(shifted["teacher"].float(), logits.float()).sum()
+    torch.testing.assert_close(values[1], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_a_teacher_is_asked_in_the_backward_as_it_was_in_the_forward() -> None:
     some = case(8, 6, 4, dtype=torch.float32)
     head, seen = torch.randn(6, 4), []

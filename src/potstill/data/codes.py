@@ -4,13 +4,13 @@ A row with tokens i_1 ... i_k (the likeliest first) and rest r of the mass:
 
 | array | type | content |
 |---|---|---|
-| `counts` | uint8 or uint16 `[N]` | k |
+| `counts` | uint8, or uint32 where k may be above 255, `[N]` | k |
 | `ids` | uint16, or uint32 for a vocabulary above 65,536, `[sum k]` | i_1 ... i_k |
 | `steps` | float16 `[N]` | (log p[i_1] - log p[i_k]) / 255 |
 | `tails` | float32 `[N]` | r, exact |
 | `codes` | uint8, deflated | first differences of round((log p[i_1] - log p[i_j]) / step); then the classes' codes |
 
-Class c has code min(255, round(10 log(r / r_c))), and 255 stands for nothing. Decoded, the tokens' probabilities are
+Class c has code min(254, round(10 log(r / r_c))), and 255 stands for nothing. Decoded, the tokens' probabilities are
 scaled to 1 - r in all and the classes' masses to r, so the codes need to hold ratios alone. `exact` keeps log p and
 log r_c as float32 instead of codes.
 """
@@ -44,7 +44,7 @@ def encode(rows: Coarse, how: Format) -> dict[str, np.ndarray]:
     counts = known.sum(-1)
     tails = rows.log_rest.exp().sum(-1)
     found = {
-        "counts": counts.numpy().astype(np.uint8 if rows.ids.shape[1] < 256 else np.uint16),
+        "counts": counts.numpy().astype(np.uint8 if rows.ids.shape[1] < 256 else np.uint32),
         "ids": rows.ids[known].numpy().astype(np.uint16 if how.vocabulary <= NARROW else np.uint32),
         "tails": tails.numpy().astype(np.float32),
     }
@@ -57,7 +57,8 @@ def encode(rows: Coarse, how: Format) -> dict[str, np.ndarray]:
     codes = (below / steps.float().clamp_min(1e-7)[:, None]).round().clamp(0, LEVELS)
     flat = codes.masked_fill(~known, 0.0).to(torch.uint8).numpy()
     differences = np.diff(flat, axis=1, prepend=np.uint8(0))[known.numpy()]
-    classes = ((tails.log()[:, None] - rows.log_rest) / CLASS_STEP).round().clamp(0, LEVELS).nan_to_num(LEVELS)
+    gaps = ((tails.log()[:, None] - rows.log_rest) / CLASS_STEP).round().clamp(0, LEVELS - 1)
+    classes = torch.where(rows.log_rest.isneginf(), LEVELS, gaps)  # a class that holds a little is not one of nothing
     blob = zlib.compress(differences.tobytes() + classes.to(torch.uint8).numpy().tobytes(), 6)
     return {**found, "steps": steps.numpy(), "codes": np.frombuffer(blob, np.uint8)}
 

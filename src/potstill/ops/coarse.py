@@ -50,13 +50,14 @@ class Coarse:
 
 def coarsened(logits: Float[Tensor, "N V"], k: int, members: Float[Tensor, "V C"], *, mass: float = 1.0) -> Coarse:
     """softmax(logits) by its `k` likeliest tokens, of them no more than hold `mass`, and at least one."""
-    p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
-    top, ids = p.topk(min(k, p.shape[1]), -1)
-    surplus = (top.cumsum(-1) - top) >= mass
-    surplus[:, 0] = False
-    ids = torch.where(surplus, ids[:, :1], ids)
-    rest = p.scatter(-1, ids, 0.0) @ members.to(p.dtype)
-    return Coarse(ids, top.masked_fill(surplus, 0.0).log(), rest.log(), members)
+    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    top, ids = log_p.topk(min(k, log_p.shape[1]), -1)
+    if mass < 1:  # rounding would reach 1 before the last token
+        surplus = (top.exp().cumsum(-1) - top.exp()) >= mass
+        surplus[:, 0] = False
+        ids, top = torch.where(surplus, ids[:, :1], ids), top.masked_fill(surplus, -torch.inf)
+    rest = log_p.exp().scatter(-1, ids, 0.0) @ members.to(log_p.dtype)
+    return Coarse(ids, top, rest.log(), members)
 
 
 def tail(logits: Float[Tensor, "N V"], k: int) -> Float[Tensor, "N V"]:

@@ -125,7 +125,8 @@ def plain(
     student = _widened(_logits(rows, head))
     with torch.no_grad():
         teachers = {name: _known(teacher(0, len(rows))) for name, teacher in frozen.items()}
-    return tuple(loss(student, teachers, targets).sum() for loss in losses)
+    with torch.autocast(rows.device.type, enabled=False):
+        return tuple(loss(student, teachers, targets).sum() for loss in losses)
 
 
 def sums(
@@ -237,11 +238,12 @@ def _run(
             student = _widened(logits[block])
             taught = {name: _known(teacher[block]) for name, teacher in teachers.items()}
             targets = problem.targets[start : start + len(some)][block]
-            if wanted:
-                values, delta = _differentiate(problem.losses, student, taught, targets, mix)
-                logits[block] = _through_head(delta, student, problem)
-            else:
-                values = [loss(student, taught, targets) for loss in problem.losses]
+            with torch.autocast(rows.device.type, enabled=False):  # it would halve the products inside a loss
+                if wanted:
+                    values, delta = _differentiate(problem.losses, student, taught, targets, mix)
+                    logits[block] = _through_head(delta, student, problem)
+                else:
+                    values = [loss(student, taught, targets) for loss in problem.losses]
             for total, value in zip(totals, values, strict=True):
                 total += value.sum()
         if wanted:

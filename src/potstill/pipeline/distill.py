@@ -192,7 +192,8 @@ class Distill:
         study = Study(
             model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
         )
-        identity = identify(self.to_dict(), [p.digest for p in pair.parents], prepared.digest, pair.details)
+        told = None if cache is None else dict(cache.manifest.files)
+        identity = identify(self.to_dict(), [p.digest for p in pair.parents], prepared.digest, pair.details, told)
         with disk(out), resumable(out), self._workplace(out, overwrite=overwrite, dtype=dtype) as folder:
             with waiting(f"{measuring} before training", show=show):
                 before = before_training(folder / BASELINE, pair.student, pair.teacher.model, prepared.rows, reading)
@@ -269,7 +270,7 @@ class Distill:
             raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
         if resume and out.is_dir() and not (out / TRAINING).is_dir() and any(out.iterdir()):
             raise OutputExists(f"{out} holds no unfinished run, so there is nothing to resume")
-        require_apart(out, self.teacher, self.student, self.data, self.eval_data)
+        require_apart(out, self.teacher, self.student, self.data, self.eval_data, self.teacher_cache)
         require_free(out, overwrite=overwrite or resume)
 
     @contextlib.contextmanager
@@ -342,7 +343,8 @@ def require_kept(objective: Mixture, manifest: Manifest) -> None:
     """
     if not objective.teaches:
         raise UsageError("cross_entropy asks no teacher, so --teacher-cache has no use; omit it")
-    whole = manifest.exact and manifest.kept == "top-k" and manifest.top_k >= manifest.facts.vocabulary
+    kept_all = manifest.kept == "top-k" and manifest.top_k >= manifest.facts.vocabulary and manifest.mass == 1
+    whole = manifest.exact and kept_all
     if manifest.kept == "sampled" and objective.name != "forward_kl":
         raise UsageError(f"a cache of drawn tokens serves forward_kl alone, not {objective.name}; capture --top-k")
     if objective.name == "adaptive_kl" and not whole:
