@@ -122,6 +122,15 @@ def test_a_tail_that_is_tiny_keeps_its_digits() -> None:
     assert abs(values.item() - wide.item()) < 1e-6
 
 
+@pytest.mark.parametrize("gap", [80.0, 95.0, 99.0, 120.0, 300.0])
+def test_a_student_that_is_very_sure_has_a_finite_loss_and_gradient(gap: float) -> None:
+    teacher, student = torch.zeros(1, 5), torch.tensor([[gap, 0.0, 0.0, 0.0, 0.0]])
+    known = coarsened(teacher, 1, torch.eye(5)[:, :2] + torch.tensor([0.0, 1.0]) * (torch.arange(5) > 1)[:, None])
+    values, gradient = coarse_with_gradient(forward_kl_with_gradient, known, student)
+    assert values.isfinite().all()
+    assert gradient.isfinite().all()
+
+
 def test_parts_of_several_widths_are_joined() -> None:
     members, rows = classes(8, 2), logits(5, 8)
     whole = coarsened(rows, 4, members, mass=0.8)

@@ -214,7 +214,12 @@ def caches(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise NotFound(f"there is no folder {folder}")
-    return [one for one in (folder, *sorted(folder.iterdir())) if (one / MANIFEST).is_file()]
+    return [one for one in (folder, *sorted(folder.iterdir())) if _ours(one / MANIFEST)]
+
+
+def _ours(file: Path) -> bool:
+    """Whether this is the manifest of a cache; checkpoints and web pages have one too."""
+    return file.is_file() and KIND in file.read_text(encoding="utf-8", errors="replace")
 
 
 def remove(folder: Path) -> int:

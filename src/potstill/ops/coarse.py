@@ -94,6 +94,10 @@ def coarse_with_gradient(
     largest = student.amax(-1, keepdim=True)
     rest = (student - largest).exp_().scatter_(-1, teacher.ids, 0.0)
     mass = rest @ members
+    least = torch.finfo(
+        mass.dtype
+    ).tiny  # of what the teacher gives something to: neither the loss nor 1 / mass overflows
+    mass = torch.where(teacher.log_rest.isneginf(), mass, mass.clamp_min(least))
     values, delta = differentiate(teacher.buckets.to(student.dtype), torch.cat([head, mass.log() + largest], -1))
     share = torch.where(mass > 0, delta[:, known:] / mass, 0.0)
     return values, rest.mul_(share @ members.T).scatter_add_(-1, teacher.ids, delta[:, :known].masked_fill(absent, 0.0))

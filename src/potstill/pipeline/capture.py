@@ -52,7 +52,6 @@ from potstill.train.run import identify
 
 PACKS = 128  # in a shard
 CHUNK = 256  # rows whose logits are alive at once
-ROUNDS = 8  # of Lloyd's algorithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +108,10 @@ class Capture:
         """
         require_one_process()
         require_apart(out, self.teacher, self.data)
-        if resume:
-            _take_up(out)
+        if resume and overwrite:
+            raise UsageError("--resume continues what is in the folder and --overwrite discards it; give one of them")
+        if (_aside(out) / MANIFEST).is_file() and not (out.is_dir() and any(out.iterdir())):
+            _take_up(out)  # of a process that was killed before its last move
         require_free(out, overwrite=overwrite or resume)
         if resume and (out / MANIFEST).is_file() and not (out / TRAINING).is_dir():
             return self._finished(out)
@@ -121,7 +122,7 @@ class Capture:
         dtype = backend.dtype(self.dtype, on=str(device))
         teacher.model.to(device=device, dtype=dtype)
         facts = Facts(**facts_expected(teacher, corpus, packs), context=self.context, temperature=self.temperature)
-        identity = identify(self.to_dict(), asdict(facts), packs.digest)
+        identity = identify(self.to_dict(), asdict(facts), packs.digest, str(dtype), device.type)
         with disk(out), _workplace(out, overwrite=overwrite, identity=identity, resume=resume) as folder:
             start = time.perf_counter()
             with evaluating(teacher.model), torch.no_grad():
@@ -261,6 +262,7 @@ class Capture:
         card.write(folder)
         write_text(folder / MANIFEST, json.dumps(manifest.to_dict(), indent=1))
         sync(folder)
+        shutil.rmtree(_aside(out), ignore_errors=True)
         folder.rename(_aside(out))
         _take_up(out)
         return manifest
@@ -290,8 +292,7 @@ def _workplace(out: Path, *, overwrite: bool, identity: str, resume: bool) -> It
     """`out`/training; what is whole in it stays if the capture does not end."""
     folder = out / TRAINING
     if overwrite or not resume:
-        for old in (folder, _aside(out)):
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / PROGRESS).exists():
         write_text(folder / PROGRESS, json.dumps({"identity": identity, "files": {}}))
