@@ -10,7 +10,15 @@ from safetensors.torch import load_file
 from tests.pipeline.world import saved, written
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import ArtefactError, CacheMismatch, Interrupted, NotFound, OutputExists, UsageError
+from potstill.core.errors import (
+    ArtefactError,
+    CacheMismatch,
+    Interrupted,
+    NotFound,
+    OutputExists,
+    UnsupportedModel,
+    UsageError,
+)
 from potstill.core.types import Needs, supervised
 from potstill.data.cache import Cache, Manifest, caches, faults, remove
 from potstill.data.pack import collate
@@ -181,6 +189,35 @@ def test_another_teacher_is_refused(
     other = saved(tmp_path / "other", tiny_llama, tiny_tokenizer)
     with pytest.raises(CacheMismatch, match="was made with teacher"):
         distil(other, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+
+
+def test_a_tokenizer_that_ends_documents_otherwise_is_refused(
+    stage: Capture, text: Path, teacher: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    stage.run(tmp_path / "cache", show=False)
+    tiny_tokenizer.eos_token = "a"
+    tiny_tokenizer.save_pretrained(teacher)
+    with pytest.raises(CacheMismatch, match="was made with tokenizer"):
+        distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+
+
+def test_an_altered_cache_teaches_nothing(stage: Capture, text: Path, teacher: Path, tmp_path: Path) -> None:
+    stage.run(tmp_path / "cache", show=False)
+    shard = tmp_path / "cache" / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    with pytest.raises(ArtefactError, match="is altered"):
+        distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+
+
+def test_a_teacher_that_says_nothing_sensible_is_not_captured(
+    stage: Capture, teacher: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        tiny_llama.model.norm.weight[0] = float("nan")
+    tiny_llama.save_pretrained(teacher)
+    with pytest.raises(UnsupportedModel, match="no numbers"):
+        replace(stage, classes=1).run(tmp_path / "cache", show=False)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_other_text_is_refused(stage: Capture, teacher: Path, text: Path, tmp_path: Path) -> None:

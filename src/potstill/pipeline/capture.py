@@ -194,6 +194,8 @@ class Capture:
         said, batch = self._said(teacher, packs, range(number, number + 1))
         generator = torch.Generator(members.device).manual_seed(self.seed * 2**32 + number)
         known = joined([self._kept(said.logits(some), members, generator) for some in said.rows.split(CHUNK)])
+        if known.log_p.isnan().any():
+            raise UnsupportedModel(f"{teacher.name} gives logits that are no numbers; mend it first")
         known = Coarse(known.ids.cpu(), known.log_p.cpu(), known.log_rest.cpu(), members)
         documents, owners = batch["documents"][0].cpu(), supervised(batch)[2].cpu()
         how = Format(len(members), self.classes, self.exact)
@@ -279,8 +281,8 @@ def facts_expected(teacher: Loaded, corpus: Corpus, packs: Packs) -> dict[str, A
 
 
 def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """The digests of a tokenizer and of its chat template."""
-    table = tokenizer.backend_tokenizer.to_str()
+    """The digests of a tokenizer, the tokens that it puts around a document included, and of its chat template."""
+    table = f"{tokenizer.backend_tokenizer.to_str()} {tokenizer.bos_token_id} {tokenizer.eos_token_id}"
     return {
         "tokenizer": hashlib.sha256(table.encode()).hexdigest(),
         "template": hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest(),

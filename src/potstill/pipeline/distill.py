@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from potstill.core import backend
 from potstill.core.artefact import TRAINING, Card, require_free, write_text, writing
 from potstill.core.errors import (
+    ArtefactError,
     DataError,
     Interrupted,
     MissingDependency,
@@ -23,7 +24,7 @@ from potstill.core.errors import (
     VocabularyMismatch,
 )
 from potstill.core.types import Measure
-from potstill.data.cache import Cache, Manifest
+from potstill.data.cache import Cache, Manifest, faults
 from potstill.evaluate.plots import draw_curve
 from potstill.evaluate.reading import Reading
 from potstill.evaluate.rouge import Writing
@@ -227,7 +228,10 @@ class Distill:
             return None
         if self.settings.eval_every:
             raise UsageError("--eval-every reads held-out text, which --teacher-cache does not hold; give one of them")
-        cache = Cache(Path(self.teacher_cache).expanduser())
+        folder = Path(self.teacher_cache).expanduser()
+        if found := next(faults(folder), None):
+            raise ArtefactError(f"the cache {folder} is not whole: {found}; make it again")
+        cache = Cache(folder)
         require_kept(self.objective, cache.manifest)
         return cache
 
