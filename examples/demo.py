@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from potstill.cli import show
-from potstill.cli.app import hush
+from potstill.cli.verb import hush
 from potstill.objectives.named import CROSS_ENTROPY, Mixture
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.frontier import draw_frontier

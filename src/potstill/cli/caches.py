@@ -1,0 +1,126 @@
+"""What keeps a teacher's answers: cache, with ls, verify and rm."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from potstill.cli import options as o
+from potstill.cli.verb import answer, hush
+from potstill.core.errors import UsageError
+
+cache = typer.Typer(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+@cache.callback()
+def capture(
+    context_of_call: o.Call,
+    out: Annotated[str | None, typer.Option(help="The folder to make.")] = None,
+    teacher: o.Teacher = None,
+    data: o.Data = "stdlib",
+    columns: o.Columns = "",
+    tokens: Annotated[str | None, typer.Option(help="How much of the data, such as 2M; by default all of it.")] = None,
+    context: o.Context = 512,
+    top_k: Annotated[int, typer.Option(help="Tokens kept of each distribution, the likeliest.")] = 64,
+    mass: Annotated[float, typer.Option(help="Keep no more tokens than hold this share of the probability.")] = 1.0,
+    classes: Annotated[int, typer.Option(help="Classes by which the mass of all others is kept; 1: as one.")] = 16,
+    sampled: Annotated[int, typer.Option(help="Keep so many drawn tokens instead, for forward_kl alone.")] = 0,
+    exact: Annotated[bool, typer.Option("--exact", help="Logarithms as float32 instead of 8 bits.")] = False,
+    hidden: Annotated[bool, typer.Option("--hidden", help="Keep the last hidden states too, as bfloat16.")] = False,
+    temperature: Annotated[float, typer.Option(help="The temperature that students will learn at.")] = 1.0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 1,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    dry_run: o.DryRun = False,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> Any:
+    """Write down what a teacher says about a text, for any number of students.
+
+    Example: [bold]potstill cache --teacher smollm2 --data stdlib --tokens 200k --out cached[/]
+    """
+    if context_of_call.invoked_subcommand is not None:
+        return None
+    from potstill.cli import show
+    from potstill.pipeline.capture import Capture
+
+    if out is None:
+        raise UsageError("a folder is needed; give --out")
+    if teacher is None:
+        raise UsageError("a teacher is needed; give --teacher, such as smollm2")
+    hush()
+    stage = Capture(
+        teacher=teacher,
+        data=data,
+        columns=columns,
+        tokens=o.count(tokens),
+        context=context,
+        top_k=top_k,
+        mass=mass,
+        classes=classes,
+        sampled=sampled,
+        exact=exact,
+        hidden=hidden,
+        temperature=temperature,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    if dry_run:
+        return answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
+    manifest = stage.run(o.path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
+    found = {"out": out, **manifest.to_dict()}
+    return answer(found, as_json, lambda: show.caches([found]))
+
+
+@cache.command()
+def ls(
+    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Caches, or folders that hold some.")],
+    as_json: o.Json = False,
+) -> Any:
+    """The caches that lie there.
+
+    Example: [bold]potstill cache ls .[/]
+    """
+    from potstill.cli import show
+    from potstill.data.cache import Manifest, caches
+
+    found = [{"out": str(one), **Manifest.read(one).to_dict()} for folder in folders for one in caches(o.path(folder))]
+    return answer(found, as_json, lambda: show.caches(found))
+
+
+@cache.command()
+def verify(folder: Annotated[str, typer.Argument(metavar="DIR", help="A cache.")], as_json: o.Json = False) -> Any:
+    """Compare every file of a cache with what its manifest says.
+
+    Example: [bold]potstill cache verify cached[/]
+    """
+    from potstill.cli import show
+    from potstill.core.errors import ArtefactError
+    from potstill.data.cache import faults
+
+    if found := list(faults(o.path(folder))):
+        raise ArtefactError(f"{folder} is not whole: {', '.join(found)}; make it again")
+    return answer({"out": folder, "whole": True}, as_json, lambda: show.said(f"{folder} is whole"))
+
+
+@cache.command()
+def rm(folder: Annotated[str, typer.Argument(metavar="DIR", help="A cache.")], as_json: o.Json = False) -> Any:
+    """Remove a cache, and nothing that is none.
+
+    Example: [bold]potstill cache rm cached[/]
+    """
+    from potstill.cli import show
+    from potstill.data.cache import remove
+
+    freed = remove(o.path(folder))
+    return answer({"out": folder, "bytes": freed}, as_json, lambda: show.said(f"{folder} is gone, {freed:,} bytes"))

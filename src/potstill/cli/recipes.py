@@ -1,0 +1,60 @@
+"""What runs recipes: run, recipes."""
+
+from typing import Annotated, Any
+
+import typer
+
+from potstill.cli import options as o
+from potstill.cli.verb import answer, hush
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `potstill recipes` lists.")],
+    out: o.Out,
+    tiny: Annotated[bool, typer.Option("--tiny", help="The same method on a tiny budget.")] = False,
+    teacher: Annotated[str | None, typer.Option(help="Another teacher than the recipe's.")] = None,
+    data: Annotated[str | None, typer.Option(help="Other data than the recipe's.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Another budget, such as 2M.")] = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 1,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+) -> Any:
+    """Run a published system's recipe, stage by stage.
+
+    Example: [bold]potstill run minima --tiny --out minima[/]
+    """
+    from potstill.cli import show
+    from potstill.pipeline.run import run_stages
+    from potstill.recipes import table
+
+    hush()
+    chosen = table.recipe(recipe, tiny=tiny).having(
+        teacher=teacher, data=data, tokens=o.count(tokens), seed=seed, device=device, dtype=dtype
+    )
+    if dry_run:
+        return answer(chosen.to_dict(), as_json, lambda: show.facts(chosen.to_dict()))
+    result = run_stages(chosen.stages, o.path(out), overwrite=overwrite, resume=resume)
+    return answer(result.to_dict(), as_json, lambda: show.run(result.out, result.measures))
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show one recipe whole.")] = None,
+    cite: Annotated[bool, typer.Option("--cite", help="Print the BibTeX of what it builds on.")] = False,
+    as_json: o.Json = False,
+) -> Any:
+    """The published systems that potstill reproduces.
+
+    Example: [bold]potstill recipes minima --cite[/]
+    """
+    from potstill.cli import show
+    from potstill.recipes import table
+
+    chosen = [table.recipe(name)] if name else table.recipes()
+    found = [recipe.to_dict() for recipe in chosen]
+    if cite:
+        return answer(found, as_json, lambda: print("\n\n".join(dict.fromkeys(recipe.bibtex for recipe in chosen))))
+    return answer(found, as_json, lambda: show.recipes(found, whole=name is not None))

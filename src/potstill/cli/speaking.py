@@ -1,0 +1,47 @@
+"""What lets them speak: generate."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from potstill.cli import options as o
+from potstill.cli.verb import answer, hush
+from potstill.core.errors import UsageError
+
+
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")],
+    prompt: Annotated[str, typer.Option(help="What to answer; '-' reads standard input.")],
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    raw: Annotated[bool, typer.Option(help="Continue the text as it is, without the chat template.")] = False,
+    device: o.Device = "auto",
+    seed: o.Seed = 1,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> Any:
+    """Let a model write.
+
+    Example: [bold]potstill generate smollm2 --prompt "What is a pot still?"[/]
+    """
+    from potstill.pipeline.generate import generate_text
+
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens {max_tokens} must be at least 1")
+    if not temperature >= 0:
+        raise UsageError(f"--temperature {temperature} must be at least 0, which is greedy")
+    hush()
+    found = generate_text(
+        model,
+        sys.stdin.read() if prompt == "-" else prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        raw=raw,
+        device=device,
+        seed=seed,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    return answer(found, as_json, lambda: print(found["text"]))

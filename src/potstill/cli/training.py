@@ -1,0 +1,124 @@
+"""What makes models: distill, prune."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from potstill.cli import options as o
+from potstill.cli.verb import answer, hush
+
+
+def distill(
+    context_of_call: o.Call,
+    out: o.Out,
+    teacher: o.Teacher = None,
+    student: Annotated[str | None, typer.Option(help="A smaller model with the teacher's tokenizer.")] = None,
+    keep: o.Keep = None,
+    params: o.Params = None,
+    strategy: o.Strategy = "auto",
+    data: o.Data = "stdlib",
+    columns: o.Columns = "",
+    teacher_cache: Annotated[
+        str | None, typer.Option(help="Learn from what `potstill cache` wrote, not from the live teacher.")
+    ] = None,
+    objective: Annotated[str, typer.Option(help=o.OBJECTIVES)] = "forward_kl",
+    cross_entropy: Annotated[float, typer.Option(help="Share of cross-entropy in the loss, 0 to 1.")] = 0.7,
+    temperature: Annotated[float, typer.Option(help="Both logits are divided by it; the loss times its square.")] = 1.0,
+    tokens: o.Tokens = "200k",
+    context: o.Context = 512,
+    batch_tokens: o.BatchTokens = 2048,
+    lr: o.LearningRate = 5e-4,
+    warmup: Annotated[float, typer.Option(help="Share of the steps over which the rate rises.")] = 0.05,
+    weight_decay: Annotated[float, typer.Option(help="Decay of matrices, per step and rate.")] = 0.01,
+    micro_tokens: o.MicroTokens = 2048,
+    documents: Annotated[int, typer.Option(help="Held-out documents to measure on.")] = 100,
+    eval_data: o.EvalData = None,
+    eval_every: o.EvalEvery = 0,
+    save_every: o.SaveEvery = 0,
+    patience: Annotated[int, typer.Option(help="Stop after so many evaluations without a better one; 0 is never.")] = 0,
+    lora: Annotated[
+        int, typer.Option(help="Rank of a LoRA adapter trained instead of all weights, merged at the end; 0 is none.")
+    ] = 0,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, wandb or trackio, beside metrics.jsonl; repeat for several.")
+    ] = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 1,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    config: o.Config = None,
+    dry_run: o.DryRun = False,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> Any:
+    """Distil a teacher into a smaller student, and measure both.
+
+    Example: [bold]potstill distill --teacher smollm2 --keep 0.75 --data stdlib --tokens 200k --out student[/]
+    """
+    from potstill.cli import show
+    from potstill.pipeline.distill import Distill
+    from potstill.train.settings import Settings
+
+    hush()
+    settings = o.types(Settings)
+    stage = Distill.from_options(o.merge(context_of_call, config, settings))
+    if dry_run:
+        return answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
+    run = stage.run(o.path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
+    return answer(run.to_dict(), as_json, lambda: show.run(run.out, run.measures))
+
+
+def prune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")],
+    out: o.Out,
+    keep: o.Keep = None,
+    params: o.Params = None,
+    strategy: o.Strategy = "auto",
+    layers: Annotated[int | None, typer.Option(help="Exact number of layers.")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="Exact number of key/value heads.")] = None,
+    ffn: Annotated[int | None, typer.Option(help="Exact number of feed-forward neurons.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Exact hidden size.")] = None,
+    layers_by: Annotated[str, typer.Option(help="Which layers go: by harm (measured) or evenly.")] = "harm",
+    data: o.Data = "stdlib",
+    columns: o.Columns = "",
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 1,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> Any:
+    """Cut a model to a size; it stays of its family, and the logits are compared after a reload.
+
+    Example: [bold]potstill prune smollm2 --keep 0.75 --data stdlib --out pruned[/]
+    """
+    from potstill.cli import show
+    from potstill.pipeline.prune import Prune
+
+    hush()
+    exact = {"layers": layers, "kv_heads": kv_heads, "ffn": ffn, "hidden": hidden}
+    stage = Prune(
+        model=model,
+        data=data,
+        columns=columns,
+        keep=keep,
+        params=o.count(params),
+        strategy=strategy,
+        shape={k: v for k, v in exact.items() if v is not None},
+        layers_by=layers_by,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    if dry_run:
+        return answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
+    card = stage.run(o.path(out), overwrite=overwrite)
+    found = {"out": out, **card.to_dict()}
+    return answer(found, as_json, lambda: show.pruned(out, card.details))
