@@ -1,5 +1,9 @@
 """Devices and dtypes by name."""
 
+import platform
+import resource
+import sys
+
 import pytest
 import torch
 
@@ -30,3 +34,16 @@ def test_auto_measures_once_and_chooses_one_of_the_two() -> None:
     assert chosen in backend.DTYPES.values()
     assert backend.dtype("auto", on="cpu") == chosen
     assert backend.compute_dtype("mps") == torch.float32
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the page faults of Linux")
+def test_held_memory_serves_the_next_large_block_without_new_pages() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with backend.held_memory():
+        faults()
+        assert faults() < 1000
+    assert faults() > 1000 or "glibc" not in platform.libc_ver()

@@ -85,3 +85,19 @@ def test_no_gradient_reaches_another_document_or_the_future() -> None:
     by_document(q, k, v, lengths, scale=1.0)[0, :, 4].sum().backward()
     assert v.grad is not None
     assert (v.grad[0].abs().sum((0, 2)) > 0).tolist() == [False, False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_keeps_its_dtype_and_its_gradients_are_those_of_float64_within_its_rounding(autocast) -> None:
+    lengths = ((5, 9, 2),)
+    exact = [x.requires_grad_() for x in inputs(1, 16, dtype=torch.float64)]
+    halves = [x.detach().bfloat16().requires_grad_() for x in exact]
+    upstream = torch.randn(1, 4, 16, 8, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        mixed = by_document(*halves, lengths, scale=0.4)
+    assert mixed.dtype == torch.bfloat16
+    found = torch.autograd.grad(mixed, halves, upstream.bfloat16())
+    meant = torch.autograd.grad(plain(*(x.bfloat16().double() for x in exact), lengths, scale=0.4), exact, upstream)
+    for ours, theirs in zip(found, meant, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.double(), theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max()))

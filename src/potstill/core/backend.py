@@ -1,14 +1,19 @@
-"""Which device, and which dtype to multiply in: chosen once, by looking and measuring, and said once."""
+"""Which device, which dtype to multiply in, and how memory is held: chosen by looking and measuring."""
 
+import contextlib
+import ctypes
 import functools
 import logging
 import time
+from collections.abc import Iterator
 
 import torch
 
 from potstill.core.errors import UsageError
 
 log = logging.getLogger("potstill")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h, with their defaults
+TRIM_THRESHOLD, MMAP_MAX = 128 * 1024, 65536
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -64,3 +69,29 @@ def _seconds(kind: torch.dtype, *, size: int = 768, repeats: int = 5) -> float:
         a @ a
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+@contextlib.contextmanager
+def held_memory() -> Iterator[None]:
+    """Memory that is freed inside is kept for the next allocation, and given back to the system at the end.
+
+    glibc maps every large block afresh, and the system zeroes it page by page as it is first touched: the same 100 MiB
+    of logits and gradients in every step, some 10 % of a training step on a CPU. Elsewhere nothing happens.
+    """
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_MAX, MMAP_MAX)
+        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
+        _libc().malloc_trim(0)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

@@ -79,7 +79,9 @@ class Head(NamedTuple):
     def logits(self, rows: Float[Tensor, "N F"]) -> Float[Tensor, "N V"]:
         """The logits of `rows`, in the dtype of `rows`."""
         bias = None if self.bias is None else self.bias.to(rows.dtype)
-        logits = torch.nn.functional.linear(rows, self.weight.to(rows.dtype), bias) * self.scale
+        logits = torch.nn.functional.linear(rows, self.weight.to(rows.dtype), bias)
+        if self.scale != 1:
+            logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def real(self, vocabulary: int) -> "Head":

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+HALVES = (torch.bfloat16, torch.float16)
 Lengths = Sequence[Sequence[int]]  # of each row, the lengths of its documents, in order; they sum to T
 
 
@@ -45,7 +46,15 @@ def by_document(
     scale: float,
     window: int | None = None,
 ) -> Float[Tensor, "B H T V"]:
-    """Causal attention inside each document; `lengths` comes from `boundaries`. Equals `plain`, gradients included."""
+    """Causal attention inside each document; `lengths` comes from `boundaries`. Equals `plain`, gradients included.
+
+    Where a gradient is wanted on a CPU, half precision is widened: torch's backward takes a half to two thirds less
+    time in float32 for documents of up to some 250 tokens, and about as long beyond (2.13, AVX-512 with bf16).
+    """
+    if q.device.type == "cpu" and q.dtype in HALVES and torch.is_grad_enabled() and q.requires_grad:
+        with torch.autocast("cpu", enabled=False):
+            mixed = by_document(q.float(), k.float(), v.float(), lengths, scale=scale, window=window)
+        return mixed.to(q.dtype)
     if len(set(map(tuple, lengths))) == 1:  # rows cut alike (no packing, or one packed row) are one batch
         return _row(q, k, v, lengths[0], scale=scale, window=window)
     rows = zip(q.split(1), k.split(1), v.split(1), lengths, strict=True)

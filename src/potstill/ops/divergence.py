@@ -140,8 +140,7 @@ def forward_kl_with_gradient(
     """`forward_kl` as sum p (z_p - z_q) - log Z_p + log Z_q, and its derivative by the student's logits z_q, q - p."""
     teacher, student = _widened(teacher), _widened(student)
     p, q = teacher.softmax(-1), student.softmax(-1)
-    gap = (teacher - student).masked_fill_(p == 0, 0).mul_(p).sum(-1)
-    return gap - _log_partition(teacher, p) + _log_partition(student, q), q.sub_(p)
+    return _kl_of_logits(teacher, student, p, _log_partition(student, q)), q.sub_(p)
 
 
 def mixture_with_gradient(
@@ -154,9 +153,7 @@ def mixture_with_gradient(
     teacher, student, targets = _widened(teacher), _widened(student), targets[:, None]
     p, q = teacher.softmax(-1), student.softmax(-1)
     log_z = _log_partition(student, q)
-    kl = torch.linalg.vecdot(p, teacher - student) - _log_partition(teacher, p) + log_z
-    if kl.isnan().any():  # a masked token: 0 (-inf - z)
-        kl = _kl(_log_softmax(teacher), _log_softmax(student))
+    kl = _kl_of_logits(teacher, student, p, log_z)
     gradient = q.mul_(hard + soft).sub_(p, alpha=soft).scatter_add_(-1, targets, q.new_full(targets.shape, -hard))
     return log_z - student.gather(-1, targets).squeeze(-1), kl, gradient
 
@@ -189,6 +186,16 @@ def _widened(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
 def _log_partition(logits: Float[Tensor, "N V"], p: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """log sum exp(logits) from their softmax, without a second exponential: z = log p + log Z, where p is largest."""
     return logits.amax(-1) - p.amax(-1).log()
+
+
+def _kl_of_logits(
+    teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], p: Float[Tensor, "N V"], log_z: Float[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """sum p (z_p - z_q) - log Z_p + log Z_q, `log_z` being the student's: no logarithm of every token is taken."""
+    kl = torch.linalg.vecdot(p, teacher - student) - _log_partition(teacher, p) + log_z
+    if kl.isnan().any():  # a masked token: 0 (-inf - z)
+        kl = _kl(_log_softmax(teacher), _log_softmax(student))
+    return kl
 
 
 def _kl(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:

@@ -14,6 +14,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from potstill.core import backend
 from potstill.core.errors import MissingDependency, UsageError
 from potstill.train import checkpoint
 from potstill.train.progress import METRICS, Interrupt, Record, Show, peak_memory, read_metrics
@@ -90,7 +91,7 @@ def train(
     for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(unwanted)
     last = checkpoint.latest(folder, study=identity) if resume else None
-    with interrupt:
+    with interrupt, backend.held_memory():
         try:
             _advance(trainer, last, settings)
         finally:
