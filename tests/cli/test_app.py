@@ -26,6 +26,12 @@ MEASURES = {
 }
 
 
+ENDLESS = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
 @pytest.fixture
 def asked(potstill: Call) -> Any:
     """`potstill ARGUMENTS... --json` goes well and prints one JSON document."""
@@ -41,6 +47,23 @@ def asked(potstill: Call) -> Any:
 def test_models_names_the_packaged_one(asked: Any, potstill: Call) -> None:
     assert "smollm2" in [model["name"] for model in asked("models")]
     assert "smollm2" in potstill("models").out
+
+
+def test_doctor_prints_its_checks_and_its_exit_code_is_the_verdict(
+    asked: Any, potstill: Call, pairs: Path, teacher: Path
+) -> None:
+    checks = asked("doctor", "--teacher", teacher, "--data", pairs, "--context", 64)["checks"]
+    assert {check["outcome"] for check in checks} == {"pass"}
+    assert {"same tokens", "stop token trained", "zero for itself"} <= {check["name"] for check in checks}
+    config = json.loads((teacher / "tokenizer_config.json").read_text())
+    (teacher / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": ENDLESS}))
+    (teacher / "chat_template.jinja").write_text(ENDLESS)
+    answer = potstill("doctor", "--teacher", teacher, "--data", pairs, "--context", 64, "--json")
+    assert answer.code == 1
+    assert [check["name"] for check in json.loads(answer.out)["checks"] if check["outcome"] == "fail"] == [
+        "stop token trained"
+    ]
+    assert "to do: mend the chat template" in potstill("doctor", "--teacher", teacher, "--data", pairs).out
 
 
 def test_data_says_what_is_trained(asked: Any, potstill: Call, pairs: Path, teacher: Path) -> None:

@@ -15,7 +15,8 @@ import typer
 import typer.main
 
 from potstill import __version__
-from potstill.cli import caches, catalogue, judging, recipes, speaking, training
+from potstill.cli import caches, catalogue, examining, judging, recipes, speaking, training
+from potstill.cli.verb import Verdict
 from potstill.core.errors import Interrupted, PotstillError
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # of whichever click this typer stands on
@@ -24,6 +25,7 @@ STOPPED = 130
 VERBS = (
     catalogue.models,
     catalogue.data,
+    examining.doctor,
     training.distill,
     training.prune,
     judging.measure,
@@ -86,10 +88,11 @@ def call(arguments: Sequence[str]) -> int:
             found = context.command.invoke(context)
     except typer.Exit as done:
         return done.exit_code
+    found, code = found if isinstance(found, Verdict) else (found, 0)
     if as_json:
         json.dump(plain(found), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
         print()
-    return 0
+    return code
 
 
 def say(text: str, *, code: int) -> NoReturn:

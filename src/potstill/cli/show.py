@@ -24,6 +24,19 @@ def table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
     console.print(drawn)
 
 
+COLOURS = {"pass": "green", "fail": "bold red", "note": "yellow"}
+
+
+def checks(found: Sequence[Mapping[str, str]]) -> None:
+    """Each invariant with its outcome and why it matters; what to do where one fails."""
+    drawn = Table("invariant", "outcome", "found", "why it matters")
+    for one in found:
+        outcome = Text(one["outcome"], style=COLOURS[one["outcome"]])
+        remedy = f"\nto do: {one['remedy']}" if "remedy" in one else ""
+        drawn.add_row(one["name"], outcome, Text(one["found"] + remedy), Text(one["why"]))
+    console.print(drawn)
+
+
 def facts(values: Mapping[str, Any]) -> None:
     """Names and values, one a line."""
     drawn = Table("setting", "value")

@@ -1,7 +1,14 @@
 """What all verbs do alike: answer for people or machines, and keep the libraries quiet."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Verdict(NamedTuple):
+    """What a verb answers, with an exit code: 1 where it did its work and what it judged has failed."""
+
+    answer: Any
+    code: int
 
 
 def answer(value: Any, as_json: bool, show: Callable[[], None]) -> Any:

@@ -1,0 +1,55 @@
+"""What examines before anything is spent: doctor."""
+
+from typing import Annotated, Any
+
+import typer
+
+from potstill.cli import options as o
+from potstill.cli.verb import Verdict, answer, hush
+from potstill.core.errors import UsageError
+
+
+def doctor(
+    teacher: o.Teacher = None,
+    student: Annotated[str | None, typer.Option(help="The student; without one, the teacher by itself.")] = None,
+    data: o.Data = "stdlib",
+    columns: o.Columns = "",
+    teacher_cache: Annotated[str | None, typer.Option(help="A cache to compare with the live teacher.")] = None,
+    context: o.Context = 512,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 1,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> Any:
+    """Is the loss right for this teacher, this student and this text? The invariants, on your own pair.
+
+    The exit code is 1 if one of them fails.
+
+    Example: [bold]potstill doctor --teacher smollm2 --data stdlib[/]
+    """
+    from potstill.cli import show
+    from potstill.pipeline.doctor import Doctor
+    from potstill.pipeline.examination import FAIL
+
+    if teacher is None:
+        raise UsageError("a teacher is needed; give --teacher, such as smollm2")
+    hush()
+    stage = Doctor(
+        teacher=teacher,
+        student=student,
+        data=data,
+        columns=columns,
+        teacher_cache=teacher_cache,
+        context=context,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    checks = stage.run()
+    found = {**stage.to_dict(), "checks": [check.to_dict() for check in checks]}
+    shown = answer(found, as_json, lambda: show.checks(found["checks"]))
+    return Verdict(shown, int(any(check.outcome == FAIL for check in checks)))

@@ -1,0 +1,129 @@
+"""What is examined, the verdict on it, and the plain definition of the loss that everything is compared with."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from potstill.core.errors import PotstillError, UnsupportedModel
+from potstill.core.types import IGNORE, Batch, Companion
+from potstill.models.evaluating import evaluating
+from potstill.models.signals import plain
+from potstill.models.vocabulary import shared_ids
+from potstill.objectives.combine import Sum
+from potstill.objectives.distill import Distill
+from potstill.objectives.language import CrossEntropy
+from potstill.train.study import Study
+
+PASS, FAIL, NOTE = "pass", "fail", "note"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One invariant: what it says, what was found, why it matters, and what to do where it fails."""
+
+    name: str
+    outcome: str
+    found: str
+    why: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """A plain dictionary, for cards and JSON."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What is checked: two models with their tokenizers, the ids that they share, and some of the text.
+
+    `batch` is a small pack of several short documents and `whole` one pack as it is trained on. `vocabulary` is None
+    where the tokenizers differ, `teacher` where its weights are not here. `stops` is the share of answers that end in a
+    trained stop token, and `trained` the share of tokens that are trained on.
+    """
+
+    student: PreTrainedModel
+    student_tokenizer: PreTrainedTokenizerBase
+    teacher: PreTrainedModel | None
+    teacher_tokenizer: PreTrainedTokenizerBase | None
+    vocabulary: int | None
+    batch: Batch
+    whole: Batch
+    kind: str
+    stops: float
+    trained: float
+    compute: torch.dtype = torch.float32
+    cache: Companion | None = None
+    temperature: float = 1.0
+
+    @property
+    def tolerance(self) -> float:
+        """The relative difference that rounding explains."""
+        return float(torch.finfo(self.compute).eps ** (2 / 3))
+
+    @property
+    def models(self) -> dict[str, PreTrainedModel]:
+        """Those that are here, by their role."""
+        return {"student": self.student, **({} if self.teacher is None else {"teacher": self.teacher})}
+
+
+Invariant = Callable[[World], Check | None]
+
+
+def examine(world: World, checks: Sequence[Invariant]) -> Iterator[Check]:
+    """What each check that applies finds; one that cannot be asked has failed."""
+    for check in checks:
+        try:
+            found = check(world)
+        except PotstillError as error:
+            name = check.__name__.replace("_", " ")
+            found = Check(name=name, outcome=FAIL, found=str(error), why="training will ask the same")
+        if found is not None:
+            yield found
+
+
+def study(world: World, *, student: Any = None, compute: torch.dtype = torch.float32) -> Study:
+    """Half cross-entropy, half forward KL, as it is trained: chunked, packed and cut to the shared ids."""
+    objective = Sum((0.5, CrossEntropy()), (0.5, Distill()))
+    frozen = {"teacher": world.teacher} if world.teacher is not None else {}
+    learns = world.student if student is None else student
+    return Study(learns, objective, frozen=frozen, vocabulary=world.vocabulary, compute_dtype=compute)
+
+
+@torch.no_grad()
+def defined(world: World, student: nn.Module, *, compute: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and forward KL, summed, from each model's own logits of each document alone, in float64."""
+    if world.teacher is None or world.teacher_tokenizer is None:
+        raise UnsupportedModel("the teacher's weights are not here, so its loss cannot be defined by them")
+    real = shared_ids(world.teacher_tokenizer, world.student_tokenizer)
+    hard, soft = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for document in world.batch["documents"].unique():
+        mine = world.batch["documents"][0] == document
+        ids, labels = world.batch["input_ids"][:, mine], world.batch["labels"][0, mine]
+        rows, targets = labels[1:] != IGNORE, labels[1:][labels[1:] != IGNORE].cpu()
+        log_q, log_p = (_log_probabilities(m, ids, real, compute)[rows] for m in (student, world.teacher))
+        hard -= log_q.gather(-1, targets[:, None]).sum()
+        soft += (log_p.exp() * (log_p - log_q)).sum()
+    return hard, soft
+
+
+def _log_probabilities(model: nn.Module, ids: Tensor, real: int, compute: torch.dtype) -> Tensor:
+    """log softmax of a model's own logits of one document, over the real ids, without those of its last token."""
+    inner = plain(model)
+    halved = compute != torch.float32 and inner.dtype == torch.float32
+    with evaluating(inner), torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=halved):
+        logits = inner(input_ids=ids, use_cache=False).logits
+    return logits[0, :-1, :real].double().log_softmax(-1).cpu()
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, as a share of the largest value: a small divergence is as uncertain as a large one."""
+    return float((a - b).abs().max() / torch.maximum(a.abs().max(), b.abs().max()).clamp_min(1e-9))
+
+
+def rounded(values: Tensor) -> str:
+    """Values for people."""
+    return " and ".join(f"{value:.4g}" for value in values.tolist())

@@ -1,0 +1,275 @@
+"""The invariants of a pair: what training is going to compute, beside a plain and slow definition of it.
+
+Each check is a function `World -> Check | None`, None where it does not apply. Tolerances follow from the dtype that is
+computed in: eps^(2/3) of the value, 2e-5 in float32 and 4 % in bfloat16.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from potstill.core.errors import VocabularyMismatch
+from potstill.core.types import Batch, Needs, Signals, supervised
+from potstill.models.evaluating import evaluating
+from potstill.models.signals import head_explains, network, plain, signals
+from potstill.models.vocabulary import shared_ids
+from potstill.objectives.combine import Sum
+from potstill.objectives.distill import Distill
+from potstill.objectives.language import CrossEntropy
+from potstill.ops.coarse import coarse
+from potstill.ops.divergence import forward_kl
+from potstill.pipeline.examination import FAIL, NOTE, PASS, Check, Invariant, World, apart, defined, rounded, study
+from potstill.train.study import Study
+
+REPORT = "report it with the two models' names, and take another pair until it is mended"
+
+
+def same_tokens(world: World) -> Check | None:
+    """Teacher and student read text as the same ids."""
+    if world.teacher_tokenizer is None:
+        return None
+    try:
+        shared = shared_ids(world.teacher_tokenizer, world.student_tokenizer)
+    except VocabularyMismatch as error:
+        return _same_tokens(FAIL, str(error), remedy="choose a teacher that has the student's tokenizer")
+    widths = {role: plain(model).get_output_embeddings().weight.shape[0] for role, model in world.models.items()}
+    padded = [f"{role}'s head of {width:,}" for role, width in widths.items() if width > shared]
+    return _same_tokens(PASS, f"{shared:,} ids shared" + (f"; cut to them: {' and '.join(padded)}" if padded else ""))
+
+
+def _same_tokens(outcome: str, found: str, *, remedy: str = "") -> Check:
+    why = "a divergence compares the two distributions id by id"
+    return Check(name="same tokens", outcome=outcome, found=found, why=why, remedy=remedy)
+
+
+def heads_explained(world: World) -> Check:
+    """Head, scale and soft-cap, as they are read from the config, give the models' own logits."""
+    wrong = [role for role, model in world.models.items() if not head_explains(plain(model))]
+    fatal = "student" in wrong
+    found = f"not of the {' and the '.join(wrong)}" if wrong else f"of {' and '.join(world.models)}"
+    return Check(
+        name="heads explained",
+        outcome=FAIL if fatal else NOTE if wrong else PASS,
+        found=found if fatal or not wrong else f"{found}, whose logits are computed whole",
+        why="a head whose scale or soft-cap is ignored trains towards another distribution",
+        remedy="choose a student of a family whose head is known" if fatal else "",
+    )
+
+
+def documents_apart(world: World) -> Check:
+    """Documents of one pack do not see one another."""
+    mixing = [role for role, model in world.models.items() if not network(model).packs]
+    return Check(
+        name="documents apart",
+        outcome=NOTE if mixing else PASS,
+        found=f"{' and '.join(mixing)} would mix them: padded instead, slower" if mixing else "packed, and apart",
+        why="attention across documents changes every loss in silence",
+    )
+
+
+def loss_as_defined(world: World) -> Check | None:
+    """The loss of a pack is what the models' own logits give, document by document, over the ids that are real."""
+    if world.vocabulary is None or world.teacher is None:
+        return None
+    with torch.no_grad():
+        ours = study(world, compute=world.compute)(**world.batch)["sums"].double().cpu()
+    theirs = torch.stack(defined(world, world.student, compute=world.compute))
+    gap = apart(ours, theirs)
+    good = gap <= world.tolerance
+    found = f"within {gap:.1e}" if good else f"{rounded(ours)} where the definition gives {rounded(theirs)}"
+    return Check(
+        name="loss as defined",
+        outcome=PASS if good else FAIL,
+        found=found,
+        why="packing, shifted labels, soft-caps, padded vocabularies and a teacher that drops out all show here",
+        remedy="" if good else REPORT,
+    )
+
+
+def gradient_as_differences(world: World) -> Check | None:
+    """The gradient's own slope is the difference of losses a small step to either side of the weights (in float32)."""
+    if world.vocabulary is None or world.teacher is None:
+        return None
+    twin = copy.deepcopy(world.student).float().requires_grad_(True)
+    loss = study(world, student=twin)(**world.batch)["loss"]
+    loss.backward()
+    weights = [(p, p.grad) for p in twin.parameters() if p.grad is not None]
+    steep = sum(float(g.double().square().sum()) for _, g in weights)
+    step = 2e-3 * max(loss.item(), 0.1) / max(steep, 1e-12)
+    sides = [_moved(world, twin, weights, by) for by in (step, -2 * step)]
+    slope = (sides[0] - sides[1]) / (2 * step)
+    good = abs(slope - steep) <= 0.05 * steep
+    return Check(
+        name="gradient as differences",
+        outcome=PASS if good else FAIL,
+        found=f"within {abs(slope - steep) / max(steep, 1e-12):.1e}" if good else f"{steep:.3g} against {slope:.3g}",
+        why="a loss may be right and its gradient wrong",
+        remedy="" if good else REPORT,
+    )
+
+
+@torch.no_grad()
+def _moved(world: World, twin: nn.Module, weights: Sequence[tuple[Tensor, Tensor]], by: float) -> float:
+    for weight, gradient in weights:
+        weight.add_(gradient, alpha=by)
+    hard, soft = defined(world, twin, compute=torch.float32)
+    return float(hard + soft) / (2 * len(supervised(world.batch)[1]))
+
+
+def zero_for_itself(world: World) -> Check | None:
+    """A student that is its teacher has no loss and no gradient."""
+    if world.teacher is None:
+        return None
+    twin = copy.deepcopy(plain(world.teacher)).requires_grad_(True)
+    frozen = {"teacher": world.teacher}
+    loss = Study(twin, Distill(), frozen=frozen, vocabulary=world.vocabulary)(**world.batch)["loss"]
+    loss.backward()
+    steepest = max(float(p.grad.abs().max()) for p in twin.parameters() if p.grad is not None)
+    good = max(abs(loss.item()), steepest) <= world.tolerance
+    return Check(
+        name="zero for itself",
+        outcome=PASS if good else FAIL,
+        found=f"loss {loss.item():.1e}, steepest gradient {steepest:.1e}",
+        why="a loss that is not least at the teacher pulls the student away from it",
+        remedy="" if good else REPORT,
+    )
+
+
+@dataclass(frozen=True)
+class _Certain:
+    """A teacher that is sure of the text."""
+
+    width: int
+
+    def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
+        targets = supervised(batch)[1]
+        rows = torch.full((len(targets), vocabulary or self.width), -1e4, device=targets.device)
+        return Signals(rows=rows.scatter_(1, targets[:, None], 0.0), logits=lambda some: some)
+
+
+def certain_teacher(world: World) -> Check:
+    """A teacher that is sure of the text gives the cross-entropy."""
+    objective = Sum((0.5, CrossEntropy()), (0.5, Distill()))
+    certain = _Certain(plain(world.student).get_output_embeddings().weight.shape[0])
+    trained = Study(world.student, objective, frozen={"teacher": certain}, vocabulary=world.vocabulary)
+    with torch.no_grad():
+        hard, soft = trained(**world.batch)["sums"].double().cpu()
+    good = apart(hard, soft) <= world.tolerance
+    return Check(
+        name="certain teacher",
+        outcome=PASS if good else FAIL,
+        found=f"within {apart(hard, soft):.1e}",
+        why="rows and targets that are off by one, or another direction of the divergence, show here",
+        remedy="" if good else REPORT,
+    )
+
+
+def teacher_at_rest(world: World) -> Check | None:
+    """The teacher says the same twice, whatever mode it was left in."""
+    if world.vocabulary is None or world.teacher is None:
+        return None
+    trained = study(world, compute=world.compute)
+    world.teacher.train()
+    with torch.no_grad():
+        said = [trained(**world.batch)["sums"].double().cpu() for _ in range(2)]
+    world.teacher.eval()
+    gap = apart(*said)
+    good = gap <= world.tolerance
+    return Check(
+        name="teacher at rest",
+        outcome=PASS if good else FAIL,
+        found="the same twice" if good else f"{gap:.1%} apart when it is asked twice",
+        why="a teacher with dropout says something else in every step",
+        remedy="" if good else "set its dropout to 0, or mend its eval()",
+    )
+
+
+def passes_add_up(world: World) -> Check | None:
+    """Two passes over half of the documents give the sums of one pass over all."""
+    if world.vocabulary is None or world.teacher is None:
+        return None
+    trained, documents = study(world, compute=world.compute), world.batch["documents"][0]
+    first = documents <= documents.max() // 2
+    parts = [{name: values[:, keep] for name, values in world.batch.items()} for keep in (first, ~first)]
+    with torch.no_grad():
+        whole = trained(**world.batch)["sums"].double().cpu()
+        halves = [trained(**part)["sums"].double().cpu() for part in parts if part["input_ids"].numel()]
+    gap = apart(torch.stack(halves).sum(0), whole)
+    good = gap <= world.tolerance
+    return Check(
+        name="passes add up",
+        outcome=PASS if good else FAIL,
+        found=f"within {gap:.1e}",
+        why="means of means weigh short passes too much",
+        remedy="" if good else REPORT,
+    )
+
+
+def stop_token_trained(world: World) -> Check | None:
+    """What the assistant says ends in a stop token that is trained."""
+    if world.kind == "text":
+        return None
+    good = world.stops >= 0.5
+    return Check(
+        name="stop token trained",
+        outcome=PASS if good else FAIL,
+        found=f"in {world.stops:.0%} of the answers",
+        why="a student that never learns to stop runs on when it is asked",
+        remedy="" if good else "mend the chat template: behind an answer it must write the end-of-turn token",
+    )
+
+
+def answers_alone_trained(world: World) -> Check | None:
+    """In chats something is trained, and not everything."""
+    if world.kind == "text":
+        return None
+    good = 0 < world.trained < 1
+    return Check(
+        name="answers alone trained",
+        outcome=PASS if good else FAIL,
+        found=f"{world.trained:.0%} of the tokens",
+        why="prompts are given when it is asked; training on them spends the student on writing questions",
+        remedy="" if good else "mend the chat template, which has to mark what the assistant says",
+    )
+
+
+def cache_as_live(world: World) -> Check | None:
+    """What the cache says of a pack is what the teacher says of it now."""
+    if world.cache is None or world.teacher is None or world.vocabulary is None:
+        return None
+    needs = Needs(supervised(world.whole)[0])
+    told = world.cache.signals(world.whole, needs, vocabulary=world.vocabulary)
+    with evaluating(world.teacher), torch.no_grad():
+        said = signals(world.teacher, world.whole, needs, vocabulary=world.vocabulary)
+        live = said.logits(said.rows).float() / world.temperature
+        gap = float(coarse(forward_kl, told.logits(told.rows), live).mean())
+    good = gap <= 0.02
+    return Check(
+        name="cache as live",
+        outcome=PASS if good else FAIL,
+        found=f"{gap:.1e} nats apart",
+        why="a cache of another teacher or of other text teaches something else",
+        remedy="" if good else "make the cache again with potstill cache",
+    )
+
+
+QUICK: Sequence[Invariant] = (
+    same_tokens,
+    heads_explained,
+    documents_apart,
+    loss_as_defined,
+    stop_token_trained,
+    answers_alone_trained,
+    cache_as_live,
+)
+ALL: Sequence[Invariant] = (
+    *QUICK,
+    teacher_at_rest,
+    certain_teacher,
+    zero_for_itself,
+    passes_add_up,
+    gradient_as_differences,
+)

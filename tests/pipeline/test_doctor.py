@@ -1,0 +1,185 @@
+"""The doctor on planted faults, each of which it must find, and on honest pairs, where it must find none."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.pipeline.world import saved
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from potstill.models import signals as reading
+from potstill.pipeline import invariants
+from potstill.pipeline.capture import Capture
+from potstill.pipeline.doctor import Doctor, Unsound, require_sound, world_of
+from potstill.pipeline.examination import FAIL, Check, World, examine
+from potstill.pipeline.texts import Text, prepare
+
+SIZES = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2}
+ENDS = {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+PLACES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2}
+
+
+def made(family: str, seed: int) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    if family == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**SIZES, **HEADS, **ENDS)).eval()
+    if family == "gemma2":
+        return Gemma2ForCausalLM(Gemma2Config(**SIZES, **HEADS, **ENDS, final_logit_softcapping=3.0)).eval()
+    return GPT2LMHeadModel(GPT2Config(vocab_size=259, **PLACES, **ENDS)).eval()
+
+
+def world(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    text: Path,
+    compute: torch.dtype = torch.float32,
+) -> World:
+    prepared = prepare(Text(data=str(text), context=64), tokenizer, tokens=512, documents=2)
+    return world_of(
+        prepared.packs,
+        student=student,
+        student_tokenizer=tokenizer,
+        teacher=teacher,
+        teacher_tokenizer=tokenizer,
+        vocabulary=259,
+        kind="text",
+        compute=compute,
+    )
+
+
+def failed(checks: list[Check]) -> list[str]:
+    return [check.name for check in checks if check.outcome == FAIL]
+
+
+def ill(found: World) -> list[str]:
+    return failed(list(examine(found, invariants.ALL)))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_an_honest_pair_is_well(
+    family: str, compute: torch.dtype, tiny_tokenizer: PreTrainedTokenizerFast, text: Path
+) -> None:
+    teacher, student = made(family, 1).to(compute), made(family, 2)
+    found = list(examine(world(teacher, student, tiny_tokenizer, text, compute), invariants.ALL))
+    assert not failed(found), [check.to_dict() for check in found]
+    assert len(found) == 9  # of twelve: no chat, no cache
+
+
+def test_a_permuted_tokenizer_of_equal_width_is_found(
+    teacher: Path, text: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    table = json.loads(tiny_tokenizer.backend_tokenizer.to_str())
+    words = table["model"]["vocab"]
+    words["e"], words["t"] = words["t"], words["e"]
+    student = saved(tmp_path / "student", tiny_llama, tiny_tokenizer)
+    (student / "tokenizer.json").write_text(json.dumps(table))
+    found = Doctor(teacher=str(teacher), student=str(student), data=str(text), context=64).run()
+    assert [(one.name, one.outcome) for one in found] == [("same tokens", FAIL)]
+
+
+def test_a_template_whose_stop_token_is_not_trained_is_found(
+    pairs: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    tiny_llama.config.max_position_embeddings = 512
+    honest = Doctor(teacher=str(saved(tmp_path / "honest", tiny_llama, tiny_tokenizer)), data=str(pairs), context=64)
+    assert not failed(honest.run())
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    endless = saved(tmp_path / "endless", tiny_llama, tiny_tokenizer)
+    assert failed(replace(honest, teacher=str(endless)).run()) == ["stop token trained"]
+
+
+def test_a_teacher_that_stays_in_train_mode_is_found(tiny_tokenizer: PreTrainedTokenizerFast, text: Path) -> None:
+    teacher, student = made("gpt2", 1), made("gpt2", 2)
+    found = world(teacher, student, tiny_tokenizer, text)
+    assert not ill(found)  # GPT-2 has dropout, and an eval() that works
+    teacher.train()
+    teacher.eval = lambda: teacher  # type: ignore[method-assign]
+    assert {"teacher at rest", "loss as defined"} <= set(ill(found))
+
+
+def test_padded_vocabularies_are_named_and_a_loss_over_their_padding_is_found(
+    tiny_tokenizer: PreTrainedTokenizerFast, text: Path
+) -> None:
+    teacher, student = made("qwen3", 1), made("qwen3", 2)
+    for model in (teacher, student):
+        model.resize_token_embeddings(320, mean_resizing=False)
+    found = world(teacher, student, tiny_tokenizer, text)
+    assert "259 ids shared; cut to them: student's head of 320 and teacher's head of 320" in {
+        check.found for check in examine(found, invariants.QUICK)
+    }
+    assert not ill(found)
+    assert "loss as defined" in ill(replace(found, vocabulary=320))
+
+
+def test_an_ignored_soft_cap_is_found(
+    tiny_tokenizer: PreTrainedTokenizerFast, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = world(made("gemma2", 1), made("gemma2", 2), tiny_tokenizer, text)
+    assert not ill(found)
+    whole = reading.head_of
+    monkeypatch.setattr(reading, "head_of", lambda model: whole(model)._replace(softcap=None))
+    assert {"heads explained", "loss as defined"} <= set(ill(found))
+
+
+def test_a_wrong_gradient_of_a_right_loss_is_found(
+    tiny_tokenizer: PreTrainedTokenizerFast, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.ops import fused
+
+    found = world(made("qwen3", 1), made("qwen3", 2), tiny_tokenizer, text)
+    monkeypatch.setattr(fused, "_through_head", lambda delta, logits, problem: delta.mul_(2))
+    assert ill(found) == ["gradient as differences"]
+
+
+def test_documents_that_see_each_other_are_found(
+    tiny_tokenizer: PreTrainedTokenizerFast, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.models import isolation
+
+    found = world(made("qwen3", 1), made("qwen3", 2), tiny_tokenizer, text)
+    assert not ill(found)
+    monkeypatch.setattr(isolation, "by_document", lambda q, k, v, lengths, **more: whole(q, k, v, more["scale"]))
+    assert "loss as defined" in ill(found)
+
+
+def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+
+
+def test_a_cache_of_another_teacher_is_found(
+    teacher: Path, text: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    Capture(teacher=str(teacher), data=str(text), context=64, top_k=8, dtype="float32").run(tmp_path / "c", show=False)
+    doctor = Doctor(
+        teacher=str(teacher), data=str(text), context=64, teacher_cache=str(tmp_path / "c"), dtype="float32"
+    )
+    assert not failed(doctor.run())
+    with torch.no_grad():
+        tiny_llama.model.norm.weight.mul_(1.5)
+    other = saved(tmp_path / "other", tiny_llama, tiny_tokenizer)
+    assert failed(replace(doctor, teacher=str(other)).run()) == ["cache as live"]
+
+
+def test_what_fails_stops_a_run_with_what_to_do_and_what_passes_goes_into_its_card() -> None:
+    good = Check(name="a", outcome="pass", found="equal", why="it matters")
+    assert require_sound([good]) == [{"name": "a", "outcome": "pass: equal"}]
+    with pytest.raises(Unsound, match="b: apart; mend it"):
+        require_sound([good, Check(name="b", outcome=FAIL, found="apart", why="it matters", remedy="mend it")])
