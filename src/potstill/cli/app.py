@@ -29,6 +29,7 @@ VERBS = (
     judging.measure,
     judging.frontier,
     speaking.generate,
+    speaking.serve,
     recipes.run,
     recipes.recipes,
 )
