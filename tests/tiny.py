@@ -14,9 +14,11 @@ CHATML = (
 )
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """The fixture `tiny_tokenizer`."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+def byte_tokenizer(*, ascii: bool = False) -> PreTrainedTokenizerFast:
+    """The fixture `tiny_tokenizer`; of the letters of `ascii` alone, no two tokens decode to one string."""
+    spelt = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    few = [spelt.pre_tokenize_str(chr(i))[0][0] for i in range(128)]
+    letters = sorted(few if ascii else pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIALS, *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
