@@ -32,9 +32,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
+def serving(folder: Path, *, port: int = 0) -> Iterator[Server]:
     """Serves the model in `folder` until the block ends."""
-    call = [sys.executable, "-m", "potstill", "serve", str(folder), "--port", "0", "--dtype", "float32", "--json"]
+    call = [sys.executable, "-m", "potstill", "serve", str(folder), "--port", str(port), "--dtype", "float32", "--json"]
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
