@@ -16,12 +16,14 @@ import torch
 import uvicorn
 from tests.serving import Server
 from tests.tiny import byte_tokenizer, random_llama
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import MissingDependency, ServerError, UnsupportedModel, UsageError, VocabularyMismatch
 from potstill.core.types import IGNORE, Needs, supervised
 from potstill.data import served, wire
+from potstill.data.dialects import ByString
 from potstill.data.pack import collate, pack
 from potstill.data.served import OWN, Served
 from potstill.data.tokens import Tokenised
@@ -414,9 +416,33 @@ def test_a_server_that_adds_a_token_before_the_text_is_refused_with_both_counts(
         Served(url, byte_tokenizer(ascii=True), dialect=dialect)
 
 
-def test_a_string_that_two_ids_decode_to_is_refused(server: Server) -> None:
-    with pytest.raises(VocabularyMismatch, match=r"string '�', which stands for the ids .*--top-k"):
-        Served(server.url, byte_tokenizer(), top_k=100, dialect="echo with logprobs")
+def test_a_string_that_two_ids_decode_to_or_none_is_refused() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"\u2581the": 0, "the": 1, "still": 2, "?": 3}, unk_token="?"))
+    tokenizer.decoder = decoders.Metaspace()
+    by_string = ByString(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+
+    def said(likeliest: str) -> dict[str, Any]:
+        logprobs = {"tokens": ["still", "still"], "token_logprobs": [None, -1.0]}
+        return {"logprobs": {**logprobs, "top_logprobs": [None, {likeliest: -0.5, "still": -1.0}]}}
+
+    with pytest.raises(VocabularyMismatch, match=r"string 'the', which stands for the ids 0, 1 .*--top-k"):
+        by_string.read(said("the"), [2, 2], 2)
+    with pytest.raises(VocabularyMismatch, match=r"string 'hope', which stands for no id"):
+        by_string.read(said("hope"), [2, 2], 2)
+
+
+def test_half_a_character_is_not_named_and_its_mass_is_the_rests(
+    server: Server, batch: dict[str, Tensor], tiny_llama: LlamaForCausalLM
+) -> None:
+    with asked(server.url, top_k=6, dialect="echo with logprobs") as teacher, torch.no_grad():
+        found = teacher.signals(batch, needs(batch))
+        live = signals(tiny_llama, batch, needs(batch), vocabulary=259)
+    p, told = live.logits(live.rows).softmax(-1), found.logits(found.rows)
+    named = ~told.log_p.isneginf()
+    assert 0 < named.sum() < named.numel()
+    assert bool(named.any(-1).all())
+    torch.testing.assert_close(told.log_p.exp()[named], p.gather(-1, told.ids)[named], rtol=0, atol=1e-6)
+    torch.testing.assert_close(told.buckets.exp().sum(-1), torch.ones(len(told)), rtol=0, atol=1e-6)
 
 
 def test_a_server_that_gives_fewer_log_probabilities_names_both_options(server: Server) -> None:

@@ -2,7 +2,7 @@
 
 `ById` is vLLM's `prompt_logprobs`. `ByString` is `echo` with `logprobs`, OpenAI's legacy way, which SGLang speaks:
 tokens are strings there, and a string stands for a token only if exactly one id of the student's tokenizer decodes to
-it.
+it. Half a character is the string "\ufffd" whichever half it is, so such a token is not named: its mass is the rest's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from potstill.core.errors import ServerError, VocabularyMismatch
 
 Prompt = str | Sequence[int]
+BROKEN = "\ufffd"  # what half a character decodes to
 SURPLUS = 1e-4  # by which rounded probabilities may sum to more than 1
 LEAST = 2.0**-24  # what float32 cannot tell from nothing, in a sum near 1
 
@@ -62,8 +63,8 @@ class ById:
         self.vocabulary = real_ids(tokenizer)
 
     def body(self, prompt: Prompt, k: int) -> dict[str, Any]:
-        """The request; one token is written, since vLLM takes no fewer."""
-        return {"prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
+        """The request; nothing is written, which vLLM takes together with `echo` alone."""
+        return {"prompt": prompt, "max_tokens": 0, "echo": True, "temperature": 0, "prompt_logprobs": k}
 
     def spoken(self, choice: Mapping[str, Any]) -> bool:
         """Whether an answer is in this dialect."""
@@ -129,14 +130,19 @@ class ByString:
         said = choice["logprobs"]
         require_length(len(said["tokens"]), ids)
         for place, (token, text) in enumerate(zip(ids, said["tokens"], strict=True)):
-            if text != self.texts.get(token) and "\ufffd" not in self.texts.get(token, ""):  # half a character
+            if text != self.texts.get(token) and BROKEN not in self.texts.get(token, ""):
                 raise VocabularyMismatch(
                     f"token {place} is {self.texts.get(token)!r} for the student's tokenizer and {text!r} for the "
                     f"server; give a student with the server's own tokenizer"
                 )
-        likeliest = (sorted(known.items(), key=lambda one: -one[1])[:k] for known in said["top_logprobs"][1:])
-        rows = [{self._id(text): log_p for text, log_p in known} for known in likeliest]
-        return heard(said["token_logprobs"][1:], rows, k, self.vocabulary)
+        own = said["token_logprobs"][1:]
+        there = zip(ids[1:], own, said["top_logprobs"][1:], strict=True)
+        rows = [self._row(known, k) or {token: log_p} for token, log_p, known in there]
+        return heard(own, rows, k, self.vocabulary)
+
+    def _row(self, known: Mapping[str, float], k: int) -> dict[int, float]:
+        likeliest = sorted(known.items(), key=lambda one: -one[1])[:k]
+        return {self._id(text): log_p for text, log_p in likeliest if BROKEN not in text}
 
     def _id(self, text: str) -> int:
         found = self.ids.get(text, [])
