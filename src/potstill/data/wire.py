@@ -24,7 +24,9 @@ class Refused(ServerError):
     """The server answered that it will not: asking again is of no use. `said` is its reason."""
 
     def __init__(self, url: str, status: int, said: str) -> None:
-        super().__init__(f"the server at {url} refuses with status {status}: {said}; ask what it can answer")
+        super().__init__(
+            f"the server at {url} refuses (status {status}): {said}; mend that there, or ask for less (--context)"
+        )
         self.said = said
 
 
