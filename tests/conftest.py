@@ -14,20 +14,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tests.serving import server
+from tests.tiny import byte_tokenizer, random_llama
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+__all__ = ["server"]
 
 settings.register_profile("potstill", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("potstill")
-
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,18 +66,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     Ids 0 to 2 are `<|endoftext|>` (unknown), `<|im_start|>` (BOS) and `<|im_end|>` (EOS = pad). Any text comes back as
     it went in.
     """
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIALS, *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIALS))
-    end_of_text, start, end = SPECIALS
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token=end_of_text, bos_token=start, eos_token=end, pad_token=end
-    )
-    fast.chat_template = CHATML
-    return fast
+    return byte_tokenizer()
 
 
 @pytest.fixture
@@ -92,23 +75,7 @@ def tiny_llama(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
     It speaks `tiny_tokenizer`. A test that wants another shape changes a copy of `tiny_llama.config`.
     """
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,  # far enough from zero that a wrong position or mask shows in the logits
-        tie_word_embeddings=True,
-        bos_token_id=tiny_tokenizer.bos_token_id,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return LlamaForCausalLM(config).eval()
+    return random_llama(tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")

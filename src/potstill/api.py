@@ -15,8 +15,8 @@ from potstill.train.settings import Settings
 
 def distill(
     *,
-    teacher: str,
     out: str | Path,
+    teacher: str | None = None,
     student: str | None = None,
     keep: float | None = None,
     params: int | None = None,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.cli.conftest import KEEP, TINY, Call
 from tests.pipeline.world import interrupted
+from tests.serving import Server
 
 from potstill.recipes import table
 
@@ -74,6 +75,13 @@ def test_data_says_what_is_trained(asked: Any, potstill: Call, pairs: Path, teac
     assert list(found["last_trained"]) == ["<|im_end|>"]
     assert "It is" in potstill("data", pairs, "--tokenizer", teacher, "--show").out
     assert "It is" not in potstill("data", pairs, "--tokenizer", teacher).out
+
+
+def test_distill_learns_from_a_server(asked: Any, server: Server, text: Path, tmp_path: Path) -> None:
+    call = ("distill", "--teacher", server.url, "--student", server.model, "--data", text, *TINY, "--documents", 2)
+    found = asked(*call, "--top-k", 5, "--out", tmp_path / "made")
+    assert (found["stage"]["teacher"], found["stage"]["top_k"]) == (server.url, 5)
+    assert (tmp_path / "made" / "model.safetensors").is_file()
 
 
 def test_measure_names_every_measure_of_every_model(asked: Any, pairs: Path, teacher: Path, tmp_path: Path) -> None:

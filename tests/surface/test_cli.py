@@ -16,7 +16,8 @@ import typer.main
 from potstill.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("models", "data", "doctor", "distill", "prune", "measure", "frontier", "generate", "run", "recipes", "cache")
+MAKING = ("models", "data", "doctor", "distill", "prune")
+VERBS = (*MAKING, "measure", "frontier", "generate", "serve", "run", "recipes", "cache")
 GROUP: Any = typer.main.get_command(app)
 EXAMPLE = re.compile(r"Example: \[bold\](.+?)\[/\]", re.DOTALL)
 SPENDS = ("distill", "prune", "cache", "run")
@@ -91,4 +92,4 @@ def test_import_is_quick_and_brings_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     seconds, *modules = done.stdout.split()
     assert float(seconds) < 0.3
-    assert not {"torch", "transformers", "numpy"} & set(modules)
+    assert not {"torch", "transformers", "numpy", "fastapi", "httpx"} & set(modules)

@@ -31,6 +31,7 @@ VERBS = (
     judging.measure,
     judging.frontier,
     speaking.generate,
+    speaking.serve,
     recipes.run,
     recipes.recipes,
 )

@@ -18,6 +18,12 @@ else:
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
 Teacher = Annotated[str | None, typer.Option(help="A hub id, a folder, a .gguf file, or smollm2.")]
+AnyTeacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher", help="A hub id, a folder, a .gguf file, smollm2, or a server: http://HOST:PORT/v1#MODEL."
+    ),
+]
 Out = Annotated[str, typer.Option(help="The folder to make.")]
 Keep = Annotated[float | None, typer.Option(help="Share of all stored parameters to keep, in (0, 1].")]
 Params = Annotated[str | None, typer.Option(help="Parameters to keep, such as 60M.")]
@@ -121,8 +127,6 @@ def merge(context: Call, config: str | None, also: Mapping[str, type]) -> dict[s
             raise UsageError(f"{config} names {name!r}, which is no option; options are {known}")
         if not _said(context, name) and not (name in SIZES and any(_said(context, size) for size in SIZES)):
             options[name] = _cast(hints, config or "", name, value)
-    if "teacher" in options and options["teacher"] is None:
-        raise UsageError("a teacher is needed; give --teacher, such as smollm2")
     for name in COUNTS:
         options[name] = count(options[name])
     return options

@@ -1,5 +1,6 @@
-"""What lets them speak: generate."""
+"""What lets them speak: generate, serve."""
 
+import json
 import sys
 from typing import Annotated, Any
 
@@ -45,3 +46,40 @@ def generate(
         trust_remote_code=trust_remote_code,
     )
     return answer(found, as_json, lambda: print(found["text"]))
+
+
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")],
+    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 is all of them, without a key.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="The port; 0 is any free one.")] = 8000,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> Any:
+    """Answer completions over HTTP as OpenAI and vLLM do, until it is interrupted; a student can learn from it.
+
+    Example: [bold]potstill serve smollm2 --port 8000[/]
+    """
+    from potstill.serve.app import serve as run
+
+    def ready(url: str) -> None:
+        if as_json:
+            print(json.dumps({"url": url, "model": model}), file=sys.__stdout__, flush=True)  # there is no later
+        else:
+            print(f"{model} answers at {url}; Ctrl-C ends it", flush=True)
+
+    hush()
+    run(
+        model,
+        host=host,
+        port=port,
+        device=device,
+        dtype=dtype,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+        ready=ready,
+    )

@@ -12,7 +12,7 @@ from potstill.cli.verb import answer, hush
 def distill(
     context_of_call: o.Call,
     out: o.Out,
-    teacher: o.Teacher = None,
+    teacher: o.AnyTeacher = None,
     student: Annotated[str | None, typer.Option(help="A smaller model with the teacher's tokenizer.")] = None,
     keep: o.Keep = None,
     params: o.Params = None,
@@ -22,6 +22,9 @@ def distill(
     teacher_cache: Annotated[
         str | None, typer.Option(help="Learn from what `potstill cache` wrote, not from the live teacher.")
     ] = None,
+    top_k: Annotated[
+        int, typer.Option(help="Tokens of each distribution that a served teacher is asked for; vLLM gives 20.")
+    ] = 20,
     objective: Annotated[str, typer.Option(help=o.OBJECTIVES)] = "forward_kl",
     cross_entropy: Annotated[float, typer.Option(help="Share of cross-entropy in the loss, 0 to 1.")] = 0.7,
     temperature: Annotated[float, typer.Option(help="Both logits are divided by it; the loss times its square.")] = 1.0,
@@ -50,6 +53,9 @@ def distill(
     resume: o.Resume = False,
     config: o.Config = None,
     dry_run: o.DryRun = False,
+    skip_doctor: Annotated[
+        bool, typer.Option("--skip-doctor", help="Train even where an invariant of the pair does not hold.")
+    ] = False,
     allow_pickle: o.AllowPickle = False,
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,

@@ -27,11 +27,11 @@ PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "toke
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A model that another one came from: its name, the SHA-256 of its weights and its licence."""
+    """A model that another one came from: its name, the SHA-256 of its weights and its licence, where known."""
 
     role: str
     name: str
-    digest: str
+    digest: str | None
     licence: str | None = None
     note: str = ""
 

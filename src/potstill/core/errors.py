@@ -40,6 +40,10 @@ class CacheMismatch(UsageError):
     """A teacher's cache that was made from another teacher, text or setting than it is used for."""
 
 
+class ServerError(PotstillError):
+    """A server that cannot be reached, refuses what it is asked, or answers what cannot be used."""
+
+
 class UnsupportedModel(PotstillError):
     """A model whose architecture, weights or head potstill cannot treat correctly."""
 

@@ -71,6 +71,8 @@ def locate(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: b
     """
     if str(name) == PACKAGED:
         return packaged()
+    if re.match(r"https?://", str(name)):
+        raise NotFound(f"{name} is a server, and this reads a model's weights; only distill learns from a server")
     try:
         path = Path(name).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()

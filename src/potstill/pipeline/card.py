@@ -77,8 +77,14 @@ def _objective(stage: Mapping[str, Any]) -> str:
     if name == "cross entropy" or share == 1:
         return "cross-entropy alone, so without a teacher"
     options = "".join(f", {k} {v:g}" for k, v in objective["options"].items())
-    taught = f"{name} to `{stage['teacher']}` (temperature {objective['temperature']:g}{options})"
+    taught = f"{name} to {_teacher(stage)} (temperature {objective['temperature']:g}{options})"
     return taught if share == 0 else f"{share:.0%} cross-entropy and {1 - share:.0%} {taught}"
+
+
+def _teacher(stage: Mapping[str, Any]) -> str:
+    if stage["teacher"] is None:
+        return f"the teacher of the cache `{stage['teacher_cache']}`"
+    return f"`{stage['teacher']}`"
 
 
 def _cost(card: Card) -> dict[str, str]:
@@ -169,7 +175,8 @@ def _lineage(card: Card) -> str:
     for parent in card.parents:
         licence = parent.licence or "not stated; ask its authors before you share this"
         note = f", {parent.note}" if parent.note else ""
-        lines.append(f"- {parent.role}: `{parent.name}`{note} (licence: {licence}; SHA-256 `{parent.digest}`)")
+        weights = f"SHA-256 `{parent.digest}`" if parent.digest else "its weights were never seen here"
+        lines.append(f"- {parent.role}: `{parent.name}`{note} (licence: {licence}; {weights})")
     return "\n".join(lines) if lines else "No parent model."
 
 

@@ -19,12 +19,15 @@ from potstill.core.errors import (
     DataError,
     Interrupted,
     MissingDependency,
+    NotFound,
     OutputExists,
     UsageError,
     VocabularyMismatch,
 )
 from potstill.core.types import Measure
 from potstill.data.cache import Cache, Manifest, faults
+from potstill.data.served import TOP_K
+from potstill.data.wire import is_address
 from potstill.evaluate.plots import draw_curve
 from potstill.evaluate.reading import Reading
 from potstill.evaluate.rouge import Writing
@@ -33,9 +36,13 @@ from potstill.models.load import Loaded, load
 from potstill.models.signals import network
 from potstill.models.vocabulary import shared_ids
 from potstill.objectives.named import Mixture
+from potstill.pipeline.absent import Absent, leaving, require_bounded, require_teacher
 from potstill.pipeline.beside import BEFORE, before_training, beside_teacher
 from potstill.pipeline.capture import tokenizer_facts
 from potstill.pipeline.card import write_card
+from potstill.pipeline.doctor import require_sound, world_of
+from potstill.pipeline.examination import examine
+from potstill.pipeline.invariants import QUICK
 from potstill.pipeline.prune import Prune, reload_gap, save
 from potstill.pipeline.stage import (
     as_value,
@@ -66,11 +73,11 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 class Pair(NamedTuple):
-    """The student to be trained with its tokenizer and origin, the teacher if one is needed, and their shared ids."""
+    """The student to be trained with its tokenizer and origin, the teacher or what stands for it, and shared ids."""
 
     student: PreTrainedModel
     origin: Loaded
-    teacher: Loaded
+    teacher: Loaded | Absent
     vocabulary: int
     parents: list[Any]
     details: dict[str, Any]
@@ -95,11 +102,14 @@ class Run:
 class Distill:
     """Trains `student` (or the teacher cut to `keep` or `params`) on `data` under `objective`.
 
+    The teacher's weights need not be here if a student is given: `teacher` may be the address of a server, which is
+    asked for the `top_k` likeliest tokens, or be left out (or not be found) where `teacher_cache` holds what it said.
+
     The default objective is 0.7 cross-entropy + 0.3 forward KL; `objective="cross_entropy"` needs no teacher, which
     then only measures. The output folder appears whole; while training it holds `training/` alone.
     """
 
-    teacher: str
+    teacher: str | None = None
     student: str | None = None
     keep: float | None = None
     params: int | None = None
@@ -108,18 +118,23 @@ class Distill:
     columns: str = ""
     eval_data: str | None = None
     teacher_cache: str | None = None
+    top_k: int = TOP_K
     objective: Mixture = field(default_factory=Mixture)
     settings: Settings = field(default_factory=Settings)
     lora: int = 0
     device: str = "auto"
     dtype: str = "auto"
     documents: int = 100
+    skip_doctor: bool = False
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         require_size({"student": self.student, "keep": self.keep, "params": self.params})
         require_strategy(self.strategy)
+        require_teacher(self.teacher, self.teacher_cache, student=self.student)
+        if is_address(self.teacher):
+            require_bounded(self.objective, top_k=self.top_k)
         if self.lora < 0:
             raise UsageError(f"--lora is {self.lora}; it is a rank, and 0 trains all weights")
         if self.documents < 1:
@@ -155,7 +170,8 @@ class Distill:
         cache = self._cache()
         self._require_room(out, overwrite=overwrite, resume=resume)
         device, dtype = backend.device(self.device), self.compute_dtype(out if resume else None)
-        pair = self.pair(dtype)
+        pair = self.pair(dtype, cache)
+        teacher = pair.teacher
         text = Text(
             data=self.data,
             eval_data=self.eval_data,
@@ -166,7 +182,7 @@ class Distill:
         if cache is not None:
             cache.require(
                 {
-                    "teacher": pair.teacher.digest,
+                    **({"teacher": teacher.digest} if isinstance(teacher, Loaded) else {}),
                     **tokenizer_facts(pair.origin.tokenizer),
                     "context": self.settings.context,
                     "temperature": self.objective.temperature,
@@ -183,27 +199,35 @@ class Distill:
         )
         require_known(prepared, pair)
         pair.student.to(device)
-        pair.teacher.model.to(device=device, dtype=dtype)
+        if isinstance(teacher, Loaded):
+            teacher.model.to(device=device, dtype=dtype)
         if not packed(pair):
             note("a model here mixes documents that are packed, so they are padded: slower, and the same numbers")
         reading = Reading(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)
         measuring = f"measuring on {len(prepared.rows)} documents"
         model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
-        frozen = {"teacher": cache or pair.teacher.model} if self.objective.teaches else {}
+        said = teacher.companion if isinstance(teacher, Absent) else cache or teacher.model
+        frozen = {"teacher": said} if self.objective.teaches else {}
         study = Study(
             model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
         )
         told = None if cache is None else dict(cache.manifest.files)
-        identity = identify(self.to_dict(), [p.digest for p in pair.parents], prepared.digest, pair.details, told)
-        with disk(out), resumable(out), self._workplace(out, overwrite=overwrite, dtype=dtype) as folder:
+        as_asked = dataclasses.replace(self, skip_doctor=False).to_dict()
+        identity = identify(as_asked, [p.digest for p in pair.parents], prepared.digest, pair.details, told)
+        with (
+            leaving(teacher),
+            disk(out),
+            resumable(out),
+            self._workplace(out, overwrite=overwrite, dtype=dtype) as folder,
+        ):
             with waiting(f"{measuring} before training", show=show):
-                before = before_training(folder / BASELINE, pair.student, pair.teacher.model, prepared.rows, reading)
-            checked = invariants(pair)
-            if cache is not None:
-                pair.teacher.model.to("meta")  # its memory is for training; it is read again to be measured beside
+                before = before_training(folder / BASELINE, pair.student, teacher, prepared.rows, reading)
+            checked = self._examined(pair, prepared, dtype, cache)
+            if cache is not None and isinstance(teacher, Loaded):
+                teacher.model.to("meta")  # its memory is for training; it is read again to be measured beside
             outcome = train(
                 study,
-                prepared.packs,
+                teacher.ahead(prepared.packs) if isinstance(teacher, Absent) else prepared.packs,
                 self.settings,
                 folder,
                 tokenizer=pair.origin.tokenizer,
@@ -216,11 +240,40 @@ class Distill:
             if not outcome.finished:
                 raise KeyboardInterrupt
             student = adapters.merge(model) if self.lora else pair.student
-            if cache is not None:
-                pair = pair._replace(teacher=self._load(self.teacher))
-                pair.teacher.model.to(device=device, dtype=dtype)
+            if cache is not None and isinstance(teacher, Loaded):
+                again = self._load(teacher.name)
+                again.model.to(device=device, dtype=dtype)
+                pair = pair._replace(teacher=again)
             with waiting(measuring, show=show):
                 return self._finish(out, pair, student.eval(), prepared, outcome, before, reading, checked)
+
+    def _examined(
+        self, pair: Pair, prepared: Prepared, dtype: torch.dtype, cache: Cache | None
+    ) -> list[dict[str, str]]:
+        """The quick invariants of this very pair, for its card.
+
+        Raises: Unsound where one does not hold.
+        """
+        if self.skip_doctor:
+            return [{"name": "invariants", "outcome": "not examined, by --skip-doctor"}]
+        teacher = pair.teacher
+        here = teacher if isinstance(teacher, Loaded) else None
+        world = world_of(
+            prepared.packs,
+            student=pair.student,
+            student_tokenizer=pair.origin.tokenizer,
+            teacher=here.model if here else None,
+            teacher_tokenizer=here.tokenizer if here else None,
+            vocabulary=pair.vocabulary,
+            kind=prepared.facts["kind"],
+            compute=dtype,
+            cache=cache,
+            temperature=self.objective.temperature,
+        )
+        checked = require_sound(list(examine(world, QUICK)))
+        if isinstance(teacher, Absent):
+            checked.insert(0, {"name": "same tokens", "outcome": f"{teacher.proof}, {pair.vocabulary:,} shared"})
+        return checked
 
     def _cache(self) -> Cache | None:
         """The teacher's cache, if one is named, and may serve the objective."""
@@ -242,16 +295,21 @@ class Distill:
             chosen = (resumed / TRAINING / COMPUTE).read_text(encoding="utf-8").strip()
         return backend.dtype(chosen, on=str(backend.device(self.device)))
 
-    def pair(self, dtype: torch.dtype) -> Pair:
+    def pair(self, dtype: torch.dtype, cache: Cache | None = None) -> Pair:
         """Student and teacher in memory, with everything that can be refused refused; what is pruned, in `dtype`."""
-        teacher = self._load(self.teacher)
+        teacher = self._teacher(cache)
         if self.student is not None:
             origin = self._load(self.student)
+            if teacher is None:
+                away = Absent.of(self.teacher, cache, origin.tokenizer, top_k=self.top_k)
+                parents = [parent("student", origin), away.parent]
+                return Pair(origin.model, origin, away, away.vocabulary, parents, {})
             vocabulary = shared_ids(teacher.tokenizer, origin.tokenizer)
             parents = [parent("student", origin), parent("teacher", teacher)]
             return Pair(origin.model, origin, teacher, vocabulary, parents, {})
+        assert teacher is not None
         stage = Prune(
-            model=self.teacher,
+            model=teacher.name,
             data=self.data,
             columns=self.columns,
             keep=self.keep,
@@ -265,6 +323,21 @@ class Distill:
         vocabulary = shared_ids(teacher.tokenizer, teacher.tokenizer)
         parents = [parent("teacher, which it was pruned from", teacher)]
         return Pair(student, teacher, teacher, vocabulary, parents, dict(card.details))
+
+    def _teacher(self, cache: Cache | None) -> Loaded | None:
+        """The teacher's weights; None where they are not here and something else stands for them.
+
+        Raises: NotFound where nothing does.
+        """
+        if self.teacher is None or is_address(self.teacher):
+            return None
+        try:
+            return self._load(self.teacher)
+        except NotFound:
+            if cache is None or self.student is None:
+                raise
+            note(f"{self.teacher} is not here, so what its cache says stands for it; it is not measured beside")
+            return None
 
     def _load(self, name: str) -> Loaded:
         return load(name, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
@@ -310,7 +383,8 @@ class Distill:
                 shutil.copy(file, folder / file.name)
             made = dataclasses.replace(pair.origin, model=student, name=out.name, path=folder, note="")
             after = beside_teacher(made, pair.teacher, text.rows, reading)
-            measures = {"teacher": after["teacher"], BEFORE: before, **after}
+            first = {"teacher": after["teacher"]} if "teacher" in after else {}
+            measures = {**first, BEFORE: before, **after}
             card = Card(
                 stage=self.to_dict(),
                 seed=self.settings.seed,
@@ -322,8 +396,9 @@ class Distill:
                 details=pair.details,
                 command=command(),
             )
+            writers = {"teacher": pair.teacher} if isinstance(pair.teacher, Loaded) else {}
             samples = to_markdown(
-                side_by_side({"teacher": pair.teacher, out.name: made}, PROMPTS, writing=Writing(max_new_tokens=40))
+                side_by_side({**writers, out.name: made}, PROMPTS, writing=Writing(max_new_tokens=40))
             )
             curve = self._draw(folder)
             write_card(folder, card, title=out.name, samples=samples, curve=curve)
@@ -400,19 +475,10 @@ def require_known(text: Prepared, pair: Pair) -> None:
 
 
 def models_of(pair: Pair) -> list[PreTrainedModel]:
-    """The models that read the text."""
-    return [pair.student, pair.teacher.model]
+    """The models here that read the text."""
+    return [pair.student, *([pair.teacher.model] if isinstance(pair.teacher, Loaded) else [])]
 
 
 def packed(pair: Pair) -> bool:
-    """Whether both models keep packed documents apart, so that nothing has to be padded."""
+    """Whether the models here keep packed documents apart, so that nothing has to be padded."""
     return all(network(model).packs for model in models_of(pair))
-
-
-def invariants(pair: Pair) -> list[dict[str, Any]]:
-    """What was checked on this very pair, with its outcome."""
-    return [
-        {"name": "teacher and student read text as the same ids", "outcome": f"yes, {pair.vocabulary:,} shared"},
-        {"name": "packed documents do not see one another", "outcome": "yes" if packed(pair) else "padded instead"},
-        {"name": "the head that is trained gives the model's own logits", "outcome": "yes"},
-    ]

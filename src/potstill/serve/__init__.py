@@ -1,1 +1,1 @@
-"""The HTTP server."""
+"""The HTTP server of our own models (extra `serve`)."""
