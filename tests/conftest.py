@@ -14,20 +14,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tests.tiny import llama, tokenizer
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 settings.register_profile("potstill", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("potstill")
-
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,48 +58,14 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes as tokens, in SmolLM2's manner: 259 ids, ChatML, `<|im_end|>` both ends a turn and pads.
-
-    Ids 0 to 2 are `<|endoftext|>` (unknown), `<|im_start|>` (BOS) and `<|im_end|>` (EOS = pad). Any text comes back as
-    it went in.
-    """
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIALS, *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIALS))
-    end_of_text, start, end = SPECIALS
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token=end_of_text, bos_token=start, eos_token=end, pad_token=end
-    )
-    fast.chat_template = CHATML
-    return fast
+    """Bytes as tokens, in SmolLM2's manner (see tests/tiny.py)."""
+    return tokenizer()
 
 
 @pytest.fixture
 def tiny_llama(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A random Llama, always the same one: 3 layers of width 32, 4 heads on 2 key/value heads, a tied head, eval mode.
-
-    It speaks `tiny_tokenizer`. A test that wants another shape changes a copy of `tiny_llama.config`.
-    """
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,  # far enough from zero that a wrong position or mask shows in the logits
-        tie_word_embeddings=True,
-        bos_token_id=tiny_tokenizer.bos_token_id,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return LlamaForCausalLM(config).eval()
+    """A random Llama that speaks `tiny_tokenizer`; a test that wants another shape changes a copy of its config."""
+    return llama(tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")

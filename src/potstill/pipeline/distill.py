@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.core import backend
-from potstill.core.artefact import TRAINING, Card, require_free, write_text, writing
+from potstill.core.artefact import TRAINING, Card, clear, recover, require_free, write_text, writing
 from potstill.core.errors import (
     ArtefactError,
     DataError,
@@ -272,6 +272,7 @@ class Distill:
     def _require_room(self, out: Path, *, overwrite: bool, resume: bool) -> None:
         if resume and overwrite:
             raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
+        recover(out)
         if resume and out.is_dir() and not (out / TRAINING).is_dir() and any(out.iterdir()):
             raise OutputExists(f"{out} holds no unfinished run, so there is nothing to resume")
         require_apart(out, self.teacher, self.student, self.data, self.eval_data, self.teacher_cache)
@@ -284,6 +285,7 @@ class Distill:
         if overwrite and folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        clear(folder)
         try:
             if not (folder / COMPUTE).exists():
                 write_text(folder / COMPUTE, str(dtype).removeprefix("torch."))
