@@ -45,13 +45,12 @@ from potstill.pipeline.stage import (
     parent,
     require_apart,
     require_choice,
-    require_one_process,
     require_size,
     require_strategy,
     waiting,
 )
 from potstill.pipeline.texts import Prepared, Text, prepare
-from potstill.train import adapters
+from potstill.train import adapters, ranks
 from potstill.train.progress import METRICS
 from potstill.train.run import Outcome, identify, train
 from potstill.train.settings import Settings
@@ -151,10 +150,15 @@ class Distill:
             UsageError, NotFound, VocabularyMismatch, OutputExists: before anything is written.
             TrainingDiverged, Interrupted, ArtefactError: checkpoints stay in `out`/training for --resume.
         """
-        require_one_process()
+        with ranks.joined():
+            return self._run(out, overwrite=overwrite, resume=resume, show=show and ranks.first())
+
+    def _run(self, out: Path, *, overwrite: bool, resume: bool, show: bool) -> Run:
         cache = self._cache()
-        self._require_room(out, overwrite=overwrite, resume=resume)
-        device, dtype = backend.device(self.device), self.compute_dtype(out if resume else None)
+        if ranks.first():
+            self._require_room(out, overwrite=overwrite, resume=resume)
+        ranks.wait()
+        device, dtype = backend.device(self.device), ranks.told(self.compute_dtype(out if resume else None))
         pair = self.pair(dtype)
         text = Text(
             data=self.data,
@@ -195,9 +199,12 @@ class Distill:
         )
         told = None if cache is None else dict(cache.manifest.files)
         identity = identify(self.to_dict(), [p.digest for p in pair.parents], prepared.digest, pair.details, told)
+        ranks.require_same("settings, models or text", identity)
+        ranks.require_same("student", ranks.digest_of_weights(model) if ranks.count() > 1 else "")
         with disk(out), resumable(out), self._workplace(out, overwrite=overwrite, dtype=dtype) as folder:
             with waiting(f"{measuring} before training", show=show):
-                before = before_training(folder / BASELINE, pair.student, pair.teacher.model, prepared.rows, reading)
+                models = (pair.student, pair.teacher.model)
+                before = before_training(folder / BASELINE, *models, prepared.rows, reading) if ranks.first() else []
             checked = invariants(pair)
             if cache is not None:
                 pair.teacher.model.to("meta")  # its memory is for training; it is read again to be measured beside
@@ -216,11 +223,16 @@ class Distill:
             if not outcome.finished:
                 raise KeyboardInterrupt
             student = adapters.merge(model) if self.lora else pair.student
+            if not ranks.first():
+                card, measures = ranks.told((None, None))
+                return Run(out=out, card=card, model=student.eval(), tokenizer=pair.origin.tokenizer, measures=measures)
             if cache is not None:
                 pair = pair._replace(teacher=self._load(self.teacher))
                 pair.teacher.model.to(device=device, dtype=dtype)
             with waiting(measuring, show=show):
-                return self._finish(out, pair, student.eval(), prepared, outcome, before, reading, checked)
+                run = self._finish(out, pair, student.eval(), prepared, outcome, before, reading, checked)
+            ranks.told((run.card, run.measures))
+            return run
 
     def _cache(self) -> Cache | None:
         """The teacher's cache, if one is named, and may serve the objective."""
@@ -282,6 +294,10 @@ class Distill:
     def _workplace(self, out: Path, *, overwrite: bool, dtype: torch.dtype) -> Iterator[Path]:
         """`out`/training; removed again if the run ended before there was anything to resume."""
         folder = out / TRAINING
+        if not ranks.first():
+            ranks.wait()
+            yield folder
+            return
         if overwrite and folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -289,6 +305,7 @@ class Distill:
         try:
             if not (folder / COMPUTE).exists():
                 write_text(folder / COMPUTE, str(dtype).removeprefix("torch."))
+            ranks.wait()
             yield folder
         finally:
             if not has_checkpoint(out):
