@@ -1,7 +1,7 @@
 """What distilling costs on one GPU and on a thousand: a model of time, network, storage and stragglers.
 
-Measured here: how much packs of real text differ in work (docstrings, windows of 512), the shape of SmolLM2, and with
---steps the share of this machine's own arithmetic that a step reaches. Assumed, each by its name in `ASSUMED`: what a
+Measured here: how much packs of real text differ in work, matrices and attention of SmolLM2 over docstrings in packs of
+512. Measured by benchmarks/teacher_cache.py: the bytes of a cached row. Assumed, each by its name in `ASSUMED`: what a
 GPU, a link and a disk do. Nothing in the table was run on a GPU.
 
     python benchmarks/scale.py            (the tables of docs/scale.md)
@@ -29,7 +29,6 @@ ASSUMED = {
     "dollars_terabyte_month": 20.0,
 }
 ROW = 176  # bytes of a cached row at k = 64, measured by benchmarks/teacher_cache.py
-MEMORY = 16  # bytes a parameter: fp32 weight, gradient and Adam's two moments
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,8 @@ def work_of_packs(tokens: int) -> np.ndarray:
     base = flops_per_token(blueprint, 0)
     slope = flops_per_token(blueprint, 1) - base
     packs = pack(tokenise(load_corpus("stdlib"), loaded.tokenizer, limit=tokens), length=512, seed=1)
-    places = (packs[i]["position_ids"].double() for i in range(len(packs)))
-    return np.array([len(place) * base + slope * float(place.sum()) for place in places])
+    lengths = (packs[i]["lengths"].double() for i in range(len(packs)))
+    return np.array([float((n * base + slope * n * (n - 1) / 2).sum()) for n in lengths])
 
 
 def slowest_of(work: Sequence[float] | np.ndarray, gpus: int, packs: int, *, draws: int = 2000) -> float:
@@ -184,7 +183,7 @@ def as_text(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    return f"{value:,.3g}" if isinstance(value, float) and value < 1000 else str(value) if not isinstance(value, float) else f"{value:,.0f}"
+    return str(value) if not isinstance(value, float) else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def main() -> None:

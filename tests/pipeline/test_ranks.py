@@ -18,7 +18,7 @@ from potstill.train.run import metrics_of
 ROOT = Path(__file__).parents[2]
 ALONE = (sys.executable,)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
-OWN = ("seconds", "tokens_per_second", "peak_memory")
+OWN = ("seconds", "tokens_per_second", "peak_memory", "epoch")  # an epoch is rounded up to whole steps of all ranks
 
 
 def started(launcher: tuple[str, ...], module: str, *options: str, **env: str) -> subprocess.Popen[str]:

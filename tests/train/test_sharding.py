@@ -68,3 +68,24 @@ def test_a_rank_holds_its_share_alone(ranks: list[Any], case: tuple[bool, bool])
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="Linear has no list of blocks"):
         sharding.blocks(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_study_in_shares_gives_the_loss_of_a_whole_one(tmp_path: Path) -> None:
+    from tests.train.small import some_packs
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from potstill.data.pack import collate
+
+    distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        batch = {name: values.cuda() for name, values in collate([some_packs()[0]]).items()}
+        whole, model = study(True).cuda(), study(True).cuda()
+        for one in (whole, model):
+            one._frozen["teacher"].cuda()
+        sharding.shard(model, init_device_mesh("cuda", (1,)))
+        losses = [one(**batch)["loss"] for one in (whole, model)]
+        torch.testing.assert_close(losses[1], losses[0])
+    finally:
+        distributed.destroy_process_group()

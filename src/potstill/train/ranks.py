@@ -58,9 +58,7 @@ def joined() -> Iterator[None]:
         if not _fails_first():
             raise PeerFailed("another rank failed; what it said tells why", exit_code=_code(error)) from error
         if any(sign in str(error) for sign in LOST):
-            raise PotstillError(
-                "another rank ended without a word; look at its log, then --resume continues"
-            ) from error
+            raise ArtefactError("another rank ended without a word; see its log; --resume continues") from error
         raise
     finally:
         distributed.destroy_process_group()  # whoever waits for this rank learns by it that there is none

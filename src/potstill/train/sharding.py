@@ -8,10 +8,11 @@ itself, is summed and shared out as any other. Outside of the forward every weig
 Source: Zhao et al., PyTorch FSDP (arXiv:2304.11277); the stages are those of ZeRO (arXiv:1910.02054).
 """
 
+import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh
@@ -86,6 +87,7 @@ def save(study: Study, optimiser: torch.optim.Optimizer, folder: Path) -> None:
 def restore(study: Study, optimiser: torch.optim.Optimizer, folder: Path) -> None:
     """Takes back what `save` wrote, shared out over as many ranks as there are now, or in one process unshared."""
     weights, states = get_state_dict(study, optimiser)
-    alone = not distributed.is_initialized()
-    checkpoint.load({"study": weights, "optimiser": states}, checkpoint_id=folder, no_dist=alone)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in one process that is meant
+        checkpoint.load({"study": weights, "optimiser": states}, checkpoint_id=folder)
     set_state_dict(study, optimiser, model_state_dict=weights, optim_state_dict=states)
