@@ -224,7 +224,7 @@ class Distill:
                 raise KeyboardInterrupt
             student = adapters.merge(model) if self.lora else pair.student
             if not ranks.first():
-                card, measures = ranks.told((None, None))
+                card, measures = ranks.told(None)
                 return Run(out=out, card=card, model=student.eval(), tokenizer=pair.origin.tokenizer, measures=measures)
             if cache is not None:
                 pair = pair._replace(teacher=self._load(self.teacher))

@@ -8,14 +8,12 @@ import hashlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import distributed, nn
 
 from potstill.core.errors import ArtefactError, Interrupted, PeerFailed, PotstillError
-
-Value = TypeVar("Value")
 
 PATIENCE = timedelta(days=1)  # rank 0 measures while the others wait; a rank that dies ends them by itself
 FAILED = "potstill/failed"
@@ -70,14 +68,13 @@ def wait() -> None:
         distributed.barrier()
 
 
-def told(value: Value) -> Value:
-    """What rank 0 has for `value`."""
+def told(value: Any) -> Any:
+    """What rank 0 gives as `value`, on every rank."""
     if count() == 1:
         return value
     held: list[Any] = [value]
     distributed.broadcast_object_list(held, src=0)
-    found: Value = held[0]
-    return found
+    return held[0]
 
 
 def require_same(what: str, value: str) -> None:

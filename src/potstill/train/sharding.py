@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -81,7 +81,7 @@ def gathered(study: Study) -> dict[str, Tensor]:
 def save(study: Study, optimiser: torch.optim.Optimizer, folder: Path) -> None:
     """Writes weights and optimiser states to `folder`, each rank its own share."""
     weights, states = get_state_dict(study, optimiser)
-    checkpoint.save({"study": weights, "optimiser": states}, checkpoint_id=folder)
+    state_dict_saver.save({"study": weights, "optimiser": states}, checkpoint_id=folder)
 
 
 def restore(study: Study, optimiser: torch.optim.Optimizer, folder: Path) -> None:
@@ -89,5 +89,5 @@ def restore(study: Study, optimiser: torch.optim.Optimizer, folder: Path) -> Non
     weights, states = get_state_dict(study, optimiser)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in one process that is meant
-        checkpoint.load({"study": weights, "optimiser": states}, checkpoint_id=folder)
+        state_dict_loader.load({"study": weights, "optimiser": states}, checkpoint_id=folder)
     set_state_dict(study, optimiser, model_state_dict=weights, optim_state_dict=states)
