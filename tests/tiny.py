@@ -32,7 +32,7 @@ def byte_tokenizer(*, ascii: bool = False) -> PreTrainedTokenizerFast:
     return fast
 
 
-def random_llama(tokenizer: PreTrainedTokenizerFast, *, context: int = 256) -> LlamaForCausalLM:
+def random_llama(tokenizer: PreTrainedTokenizerFast, *, tied: bool = True, context: int = 256) -> LlamaForCausalLM:
     """The fixture `tiny_llama`."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -43,7 +43,7 @@ def random_llama(tokenizer: PreTrainedTokenizerFast, *, context: int = 256) -> L
         num_key_value_heads=2,
         max_position_embeddings=context,
         initializer_range=0.2,  # far enough from zero that a wrong position or mask shows in the logits
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

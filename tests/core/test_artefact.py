@@ -12,8 +12,10 @@ from potstill.core.artefact import (
     CARD,
     Card,
     Parent,
+    clear,
     hash_file,
     read_card,
+    recover,
     replace,
     require_free,
     versions,
@@ -147,3 +149,45 @@ def test_a_card_that_is_missing_or_broken_is_refused(content: str | None, tmp_pa
         (tmp_path / CARD).write_text(content, encoding="latin-1")
     with pytest.raises(ArtefactError, match=CARD):
         read_card(tmp_path)
+
+
+def test_a_folder_that_was_about_to_be_replaced_comes_back(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name, content in ((".out.0123abcd.old", "before"), (".out.4567cdef.partial", "after")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text(content)
+    recover(out)
+    assert names(tmp_path) == ["out"]
+    assert (out / "a").read_text() == "before"
+
+
+def test_what_was_replaced_already_goes_and_other_names_stay(tmp_path: Path) -> None:
+    for name in ("out", ".out.0123abcd.old", ".out.4567cdef.partial", ".outer.0123abcd.old", ".out.mine.old"):
+        (tmp_path / name).mkdir()
+    recover(tmp_path / "out")
+    assert names(tmp_path) == [".out.mine.old", ".outer.0123abcd.old", "out"]
+
+
+def test_clearing_takes_half_written_files_and_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint-3.partial").mkdir()
+    (tmp_path / ".capture.json.0123abcd.partial").write_text("{")
+    (tmp_path / ".capture.json").write_text("{}")
+    (tmp_path / "checkpoint-3").mkdir()
+    clear(tmp_path)
+    assert names(tmp_path) == [".capture.json", "checkpoint-3"]
+
+
+def test_through_a_link_a_folder_appears_where_the_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "out").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    with writing(tmp_path / "out") as folder:
+        assert folder.parent == tmp_path / "disk"
+        (folder / "a").write_text("1")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "out" / "a").read_text() == "1"
+    assert names(tmp_path / "disk") == ["out"]
+
+
+def test_a_folder_where_a_file_system_is_mounted_is_refused() -> None:
+    with pytest.raises(ArtefactError, match=r"/proc is where a file system is mounted"):
+        require_free(Path("/proc"))

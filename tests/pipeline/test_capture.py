@@ -282,3 +282,32 @@ def test_part_of_the_text_is_enough_and_only_that_is_trained_on(
     run = distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
     assert 300 <= run.card.data["tokens"] < 300 + 64
     assert manifest.windows == run.card.data["documents"]
+
+
+def test_an_interrupt_before_the_first_shard_promises_nothing(
+    stage: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(windows: list[dict[str, object]]) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(capturing, "laid", stop)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(tmp_path / "cache", show=False)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("torn", ['{"identity": "a', "[]", '{"files": {}}'])
+def test_a_record_of_shards_that_is_torn_is_one_sentence(stage: Capture, tmp_path: Path, torn: str) -> None:
+    (tmp_path / "cache" / "training").mkdir(parents=True)
+    (tmp_path / "cache" / "training" / "capture.json").write_text(torn)
+    with pytest.raises(ArtefactError, match=r"capture.json cannot be read .* --overwrite"):
+        stage.run(tmp_path / "cache", resume=True, show=False)
+
+
+def test_a_capture_through_a_link_lands_where_the_link_leads(stage: Capture, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "big").mkdir(parents=True)
+    (tmp_path / "cache").symlink_to(tmp_path / "disk" / "big")
+    stage.run(tmp_path / "cache", show=False)
+    assert not list(faults(tmp_path / "disk" / "big"))
+    assert [one.name for one in (tmp_path / "disk").iterdir()] == ["big"]
+    assert not list(tmp_path.glob(".cache*"))

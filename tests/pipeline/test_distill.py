@@ -12,7 +12,7 @@ from tests.pipeline.world import interrupted, saved, written
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.artefact import Card, Parent
-from potstill.core.errors import Interrupted, MissingDependency, OutputExists, UsageError, VocabularyMismatch
+from potstill.core.errors import Interrupted, MissingDependency, OutputExists, VocabularyMismatch
 from potstill.models.load import digest_of
 from potstill.objectives.named import Mixture
 from potstill.pipeline.card import front_matter
@@ -100,15 +100,6 @@ def test_the_baseline_is_the_student_that_training_begins_with(stage: Distill, t
     before, after = run.measures["before training"], run.measures["made"]
     assert [m.value for m in before] == pytest.approx([m.value for m in after[: len(before)]], rel=1e-4)
     assert {m.name for m in before} >= {"bits_per_byte", "teacher_kl", "teacher_agreement"}
-
-
-def test_a_launcher_of_several_processes_is_refused(
-    stage: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="without torchrun"):
-        stage.run(tmp_path / "made", show=False)
-    assert not (tmp_path / "made").exists()
 
 
 def test_parents_under_different_licences_give_the_student_none() -> None:

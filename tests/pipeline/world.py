@@ -13,6 +13,7 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = ["the", "still", "boils", "a", "wash", "and", "its", "spirit", "runs", "over", "into", "cold", "worms", "while"]
+LINES = [{"text": " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 12)) + f" {i}."} for i in range(80)]
 
 
 @pytest.fixture
@@ -25,8 +26,7 @@ def teacher(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTra
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     """Eighty short texts, one a line of JSON."""
-    lines = [{"text": " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 12)) + f" {i}."} for i in range(80)]
-    return written(tmp_path / "text.jsonl", lines)
+    return written(tmp_path / "text.jsonl", LINES)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from potstill.train import checkpoint
 from potstill.train.run import metrics_of
 
 
-def launch(model: Path, out: Path, ranks: int) -> None:
+def launch(module: str, *arguments: Path, ranks: int) -> None:
     """What torchrun does, without its agent."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -26,14 +26,14 @@ def launch(model: Path, out: Path, ranks: int) -> None:
     shared |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.train.ranks", str(model), str(out)],
+            [sys.executable, "-m", module, *map(str, arguments)],
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(ranks)
     ]
-    ends = [(process.communicate(timeout=500)[1], process.returncode) for process in started]
+    ends = [(process.communicate(timeout=200)[1], process.returncode) for process in started]
     assert [code for _, code in ends] == [0] * ranks, "\n".join(error[-3000:] for error, _ in ends)
 
 
@@ -47,7 +47,7 @@ def test_two_processes_train_log_evaluate_and_resume_as_one_does(tiny_llama: Lla
     model, one, two = tmp_path / "model", tmp_path / "one", tmp_path / "two"
     tiny_llama.double().save_pretrained(model)
     main(model, one)
-    launch(model, two, 2)
+    launch("tests.train.ranks", model, two, ranks=2)
     whole = torch.load(one / "rank0.pt", weights_only=False)
     halves = [torch.load(two / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
     for name, weight in whole["weights"].items():
@@ -58,10 +58,11 @@ def test_two_processes_train_log_evaluate_and_resume_as_one_does(tiny_llama: Lla
     for alone, shared in zip(numbers(one), numbers(two), strict=True):
         assert shared == pytest.approx(alone, rel=1e-6)
     assert {f.name for f in (two / "checkpoint-4").glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
-    assert checkpoint.fault_of(two / "checkpoint-4", study="") is None
+    assert checkpoint.fault_of(two / "checkpoint-4", study="", ranks=2) is None
+    assert "written by 2 ranks" in str(checkpoint.fault_of(two / "checkpoint-4", study=""))
 
     shutil.rmtree(two / "checkpoint-4")  # back to step 2
-    launch(model, two, 2)
+    launch("tests.train.ranks", model, two, ranks=2)
     again = torch.load(two / "rank0.pt", weights_only=False)
     for name, weight in halves[0]["weights"].items():
         assert torch.equal(again["weights"][name], weight), name

@@ -17,7 +17,7 @@ import typer.main
 from potstill import __version__
 from potstill.cli import caches, catalogue, examining, judging, recipes, speaking, training
 from potstill.cli.verb import Verdict
-from potstill.core.errors import Interrupted, PotstillError
+from potstill.core.errors import Interrupted, PeerFailed, PotstillError
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # of whichever click this typer stands on
 STOPPED = 130
@@ -52,6 +52,8 @@ app.add_typer(caches.cache, name="cache")
 def main() -> None:
     """The entry point: what goes wrong is one sentence on stderr and an exit code, `--debug` shows the traceback."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if os.environ.get("RANK", "0") != "0":
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # of a launcher's ranks the first one answers
     if len(arguments) < len(sys.argv) - 1:
         sys.exit(call(arguments))
     warnings.simplefilter("ignore")  # of the libraries below; what matters is an error here
@@ -60,6 +62,8 @@ def main() -> None:
         sys.exit(call(arguments))
     except KeyboardInterrupt:
         say("stopped; nothing half-written was left behind", code=STOPPED)
+    except PeerFailed as error:
+        sys.exit(error.exit_code)
     except Interrupted as error:
         say(f"{error}: {again(arguments)}", code=error.exit_code)
     except PotstillError as error:

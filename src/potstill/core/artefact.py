@@ -1,6 +1,7 @@
 """What lies on disk: folders that appear whole or not at all, and the card that says where a folder came from."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -96,6 +97,8 @@ def require_free(out: Path, *, overwrite: bool = False) -> None:
     """
     if out.is_file():
         raise OutputExists(f"{out} is a file; give a folder that does not exist yet")
+    if out.is_mount():
+        raise ArtefactError(f"{out} is where a file system is mounted, and cannot appear whole; give a folder in it")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise OutputExists(f"{out} is not empty; pass --overwrite to replace it, or --resume to continue its run")
     if out.is_dir() and overwrite and any(out.iterdir()) and not any(next(out.glob(made), None) for made in OURS):
@@ -109,10 +112,14 @@ def require_free(out: Path, *, overwrite: bool = False) -> None:
 def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
 
+    If `out` is a link, all of this happens where it leads to, which may be another disk.
+
     Raises: OutputExists if `out` holds something; ArtefactError if the disk is full or not writable.
     """
     require_free(out, overwrite=overwrite)
-    staging = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    out = out.resolve()
+    recover(out)
+    staging = _beside(out, "partial")
     try:
         staging.mkdir(parents=True)
         yield staging
@@ -127,7 +134,8 @@ def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def replace(folder: Path, out: Path) -> None:
     """Rename `folder` to `out`; what stood at `out` is removed only once the new one is in place."""
-    old = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:8]}.old"
+    out = out.resolve()
+    old = _beside(out, "old")
     if out.exists():
         out.rename(old)
     try:
@@ -136,14 +144,34 @@ def replace(folder: Path, out: Path) -> None:
         if old.exists():
             old.rename(out)
         raise
-    _sync_folder(out.absolute().parent)
+    _sync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(out: Path) -> None:
+    """Mends what a process that was killed left beside `out`: what it was about to replace goes back to its place, if
+    nothing took that yet, and what is half-written goes.
+
+    Only one process at a time may make `out`.
+    """
+    out = out.resolve()
+    left = [found for kind in ("old", "partial") for found in out.parent.glob(_pattern(out, kind))]
+    if not out.exists() and (old := next((one for one in left if one.suffix == ".old"), None)):
+        old.rename(out)
+    for one in left:
+        shutil.rmtree(one, ignore_errors=True)
+
+
+def clear(folder: Path) -> None:
+    """Removes what a process that was killed left half-written in `folder`."""
+    for left in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 @contextlib.contextmanager
 def writing_file(file: Path) -> Iterator[Path]:
     """A file beside `file` that is synced and becomes `file` when the block ends well, and else vanishes."""
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")
+    aside = _beside(file, "partial")
     try:
         yield aside
         aside.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone
@@ -171,6 +199,14 @@ def hash_file(file: Path) -> str:
     """SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _beside(place: Path, kind: str) -> Path:
+    return place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.{kind}")
+
+
+def _pattern(place: Path, kind: str) -> str:
+    return f".{glob.escape(place.name)}.{'[0-9a-f]' * 8}.{kind}"
 
 
 def _umask() -> int:

@@ -60,6 +60,14 @@ class TrainingDiverged(PotstillError):
     """The loss became NaN, infinite or exploded; the message names the step and the batch."""
 
 
+class PeerFailed(PotstillError):
+    """Another rank of the same job failed, and says why; `exit_code` is what this one's own failure had given."""
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class MissingDependency(PotstillError):
     """An optional package is needed; the message holds the command that installs it."""
 

@@ -23,8 +23,10 @@ from potstill.core import backend
 from potstill.core.artefact import (
     TRAINING,
     Card,
+    clear,
     hash_file,
     read_card,
+    recover,
     replace,
     require_free,
     sync,
@@ -110,6 +112,7 @@ class Capture:
         require_apart(out, self.teacher, self.data)
         if resume and overwrite:
             raise UsageError("--resume continues what is in the folder and --overwrite discards it; give one of them")
+        recover(out)
         if (_aside(out) / MANIFEST).is_file() and not (out.is_dir() and any(out.iterdir())):
             _take_up(out)  # of a process that was killed before its last move
         require_free(out, overwrite=overwrite or resume)
@@ -296,6 +299,7 @@ def _workplace(out: Path, *, overwrite: bool, identity: str, resume: bool) -> It
     if overwrite or not resume:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    clear(folder)
     if not (folder / PROGRESS).exists():
         write_text(folder / PROGRESS, json.dumps({"identity": identity, "files": {}}))
     found = _progress(folder)
@@ -310,6 +314,8 @@ def _workplace(out: Path, *, overwrite: bool, identity: str, resume: bool) -> It
     try:
         yield folder
     except KeyboardInterrupt:
+        if not _progress(folder)["files"]:
+            raise
         raise Interrupted(f"stopped; the shards that are whole are kept in {out}, and --resume continues") from None
     finally:
         if folder.exists() and not _progress(folder)["files"]:
@@ -317,19 +323,26 @@ def _workplace(out: Path, *, overwrite: bool, identity: str, resume: bool) -> It
 
 
 def _aside(out: Path) -> Path:
-    return out.absolute().parent / f".{out.name}.capture"
+    return out.resolve().with_name(f".{out.resolve().name}.capture")
 
 
 def _take_up(out: Path) -> None:
     """Put a capture that is whole, and was only not moved yet, in its place."""
     if (_aside(out) / MANIFEST).is_file():
+        (_aside(out) / PROGRESS).unlink(missing_ok=True)
         replace(_aside(out), out)
-        (out / PROGRESS).unlink(missing_ok=True)
 
 
 def _progress(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-    return found
+    """The identity of the capture and its whole shards.
+
+    Raises: ArtefactError.
+    """
+    try:
+        found = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        return {"identity": str(found["identity"]), "files": dict(found["files"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{folder / PROGRESS} cannot be read ({error}); start again with --overwrite") from error
 
 
 def _bar(show: bool) -> Progress:

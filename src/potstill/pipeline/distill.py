@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.core import backend
-from potstill.core.artefact import TRAINING, Card, require_free, write_text, writing
+from potstill.core.artefact import TRAINING, Card, clear, recover, require_free, write_text, writing
 from potstill.core.errors import (
     ArtefactError,
     DataError,
@@ -52,13 +52,12 @@ from potstill.pipeline.stage import (
     parent,
     require_apart,
     require_choice,
-    require_one_process,
     require_size,
     require_strategy,
     waiting,
 )
 from potstill.pipeline.texts import Prepared, Text, prepare
-from potstill.train import adapters
+from potstill.train import adapters, ranks
 from potstill.train.progress import METRICS
 from potstill.train.run import Outcome, identify, train
 from potstill.train.settings import Settings
@@ -166,10 +165,15 @@ class Distill:
             UsageError, NotFound, VocabularyMismatch, OutputExists: before anything is written.
             TrainingDiverged, Interrupted, ArtefactError: checkpoints stay in `out`/training for --resume.
         """
-        require_one_process()
+        with ranks.joined():
+            return self._run(out, overwrite=overwrite, resume=resume, show=show and ranks.first())
+
+    def _run(self, out: Path, *, overwrite: bool, resume: bool, show: bool) -> Run:
         cache = self._cache()
-        self._require_room(out, overwrite=overwrite, resume=resume)
-        device, dtype = backend.device(self.device), self.compute_dtype(out if resume else None)
+        if ranks.first():
+            self._require_room(out, overwrite=overwrite, resume=resume)
+        ranks.wait()
+        device, dtype = backend.device(self.device), ranks.told(self.compute_dtype(out if resume else None))
         pair = self.pair(dtype, cache)
         teacher = pair.teacher
         text = Text(
@@ -214,6 +218,8 @@ class Distill:
         told = None if cache is None else dict(cache.manifest.files)
         as_asked = dataclasses.replace(self, skip_doctor=False).to_dict()
         identity = identify(as_asked, [p.digest for p in pair.parents], prepared.digest, pair.details, told)
+        ranks.require_same("settings, models or text", identity)
+        ranks.require_same("student", ranks.digest_of_weights(model) if ranks.count() > 1 else "")
         with (
             leaving(teacher),
             disk(out),
@@ -221,7 +227,8 @@ class Distill:
             self._workplace(out, overwrite=overwrite, dtype=dtype) as folder,
         ):
             with waiting(f"{measuring} before training", show=show):
-                before = before_training(folder / BASELINE, pair.student, teacher, prepared.rows, reading)
+                told_to = (pair.student, teacher, prepared.rows, reading)
+                before = before_training(folder / BASELINE, *told_to) if ranks.first() else []
             checked = self._examined(pair, prepared, dtype, cache)
             if cache is not None and isinstance(teacher, Loaded):
                 teacher.model.to("meta")  # its memory is for training; it is read again to be measured beside
@@ -240,12 +247,17 @@ class Distill:
             if not outcome.finished:
                 raise KeyboardInterrupt
             student = adapters.merge(model) if self.lora else pair.student
+            if not ranks.first():
+                card, measures = ranks.told(None)
+                return Run(out=out, card=card, model=student.eval(), tokenizer=pair.origin.tokenizer, measures=measures)
             if cache is not None and isinstance(teacher, Loaded):
                 again = self._load(teacher.name)
                 again.model.to(device=device, dtype=dtype)
                 pair = pair._replace(teacher=again)
             with waiting(measuring, show=show):
-                return self._finish(out, pair, student.eval(), prepared, outcome, before, reading, checked)
+                run = self._finish(out, pair, student.eval(), prepared, outcome, before, reading, checked)
+            ranks.told((run.card, run.measures))
+            return run
 
     def _examined(
         self, pair: Pair, prepared: Prepared, dtype: torch.dtype, cache: Cache | None
@@ -345,6 +357,7 @@ class Distill:
     def _require_room(self, out: Path, *, overwrite: bool, resume: bool) -> None:
         if resume and overwrite:
             raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
+        recover(out)
         if resume and out.is_dir() and not (out / TRAINING).is_dir() and any(out.iterdir()):
             raise OutputExists(f"{out} holds no unfinished run, so there is nothing to resume")
         require_apart(out, self.teacher, self.student, self.data, self.eval_data, self.teacher_cache)
@@ -354,12 +367,18 @@ class Distill:
     def _workplace(self, out: Path, *, overwrite: bool, dtype: torch.dtype) -> Iterator[Path]:
         """`out`/training; removed again if the run ended before there was anything to resume."""
         folder = out / TRAINING
+        if not ranks.first():
+            ranks.wait()
+            yield folder
+            return
         if overwrite and folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        clear(folder)
         try:
             if not (folder / COMPUTE).exists():
                 write_text(folder / COMPUTE, str(dtype).removeprefix("torch."))
+            ranks.wait()
             yield folder
         finally:
             if not has_checkpoint(out):

@@ -25,6 +25,7 @@ from potstill.pipeline.stage import (
     parent,
     require_apart,
     require_choice,
+    require_one_process,
     require_size,
     require_strategy,
 )
@@ -71,6 +72,7 @@ class Prune:
 
         Raises: UsageError, InfeasibleTarget, NotFound, OutputExists before anything is written.
         """
+        require_one_process()
         require_apart(out, self.model, self.data)
         require_free(out, overwrite=overwrite)
         loaded = load(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)

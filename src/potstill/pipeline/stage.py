@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from potstill.core.artefact import Parent
 from potstill.core.errors import ArtefactError, UsageError
 from potstill.models.load import Loaded
+from potstill.train import ranks
 from potstill.transforms.fit import AUTO, STRATEGIES
 
 TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "open file failed")  # torch.save names no errno
@@ -84,12 +85,13 @@ def require_one_process() -> None:
     Raises: UsageError.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("a stage runs in one process so far; start it without torchrun")
+        raise UsageError("this stage runs in one process, and distill alone in several; start it without torchrun")
 
 
 def note(text: str) -> None:
     """One line on stderr about something that is as it should be, but that one would want to know."""
-    print(f"note: {text}", file=sys.stderr)
+    if ranks.first():
+        print(f"note: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -17,13 +17,13 @@ def name_of(step: int) -> str:
     return f"checkpoint-{step}"
 
 
-def seal(staged: Path, run: Path, *, study: str, keep: int = 2, spare: str = "") -> Path:
+def seal(staged: Path, run: Path, *, study: str, ranks: int = 1, keep: int = 2, spare: str = "") -> Path:
     """Hash every file of a staged checkpoint, move it into `run`, and remove all but the newest `keep` and `spare`.
 
-    `study` names the run that the checkpoint belongs to, so that no other run takes it up.
+    `study` names the run that the checkpoint belongs to, so that no other run takes it up; `ranks` those that wrote it.
     """
     files = {str(f.relative_to(staged)): hash_file(f) for f in sorted(staged.rglob("*")) if f.is_file()}
-    write_text(staged / MANIFEST, json.dumps({"study": study, "files": files}, indent=1))
+    write_text(staged / MANIFEST, json.dumps({"study": study, "ranks": ranks, "files": files}, indent=1))
     sync(staged)
     final = run / staged.name
     replace(staged, final)
@@ -32,14 +32,14 @@ def seal(staged: Path, run: Path, *, study: str, keep: int = 2, spare: str = "")
     return final
 
 
-def latest(run: Path, *, study: str) -> Path | None:
+def latest(run: Path, *, study: str, ranks: int = 1) -> Path | None:
     """The newest checkpoint of `run` whose hashes verify; None if there is none at all.
 
     Raises: ArtefactError if there are checkpoints but none is whole, or the newest belongs to another run.
     """
     faults = []
     for folder in _all(run):
-        fault = fault_of(folder, study=study)
+        fault = fault_of(folder, study=study, ranks=ranks)
         if fault is None:
             return folder
         faults.append(fault)
@@ -48,15 +48,17 @@ def latest(run: Path, *, study: str) -> Path | None:
     return None
 
 
-def fault_of(folder: Path, *, study: str) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def fault_of(folder: Path, *, study: str, ranks: int = 1) -> str | None:
+    """What is wrong with a checkpoint for `ranks` ranks, each of which has its own random state there, or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, owner = manifest["files"], manifest["study"]
+        files, owner, writers = manifest["files"], manifest["study"], manifest.get("ranks", 1)
     except (OSError, ValueError, KeyError, TypeError):
         return f"{folder.name} was not finished (no readable {MANIFEST})"
     if owner != study:
         return f"{folder.name} belongs to a run with other settings, models or data"
+    if writers != ranks:
+        return f"{folder.name} was written by {writers} ranks, and this run has {ranks}; give it as many, or"
     for name, digest in files.items():
         file = folder / name
         if not file.is_file() or hash_file(file) != digest:

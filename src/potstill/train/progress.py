@@ -16,8 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from potstill.core.artefact import write_text
+from potstill.train import ranks
 
 METRICS = "metrics.jsonl"
+ECHO = 2.0  # seconds: a launcher hands on the Ctrl-C that the terminal has given to each rank already
 
 
 def peak_memory(device: str = "cpu") -> int:
@@ -142,7 +144,8 @@ class Interrupt(TrainerCallback):
     """The first Ctrl-C (or SIGTERM) saves a checkpoint after the step in hand and stops; a second one stops at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.since = False, 0.0
+        self.echo = ECHO if ranks.count() > 1 else 0.0
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -157,9 +160,10 @@ class Interrupt(TrainerCallback):
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self.since > self.echo:
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self.since = True, time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Asks the trainer to save and stop, on every rank as soon as one was asked."""

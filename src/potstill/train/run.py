@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from potstill.core import backend
 from potstill.core.errors import MissingDependency, UsageError
-from potstill.train import checkpoint
+from potstill.train import checkpoint, ranks
 from potstill.train.progress import METRICS, Interrupt, Record, Show, peak_memory, read_metrics
 from potstill.train.settings import Settings
 from potstill.train.study import Study
@@ -71,7 +70,7 @@ def train(
     _check(settings, validation)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(study.student.parameters()).device.type
-    args = arguments(settings, folder, device=device, ranks=int(os.environ.get("WORLD_SIZE", "1")))
+    args = arguments(settings, folder, device=device, ranks=ranks.count())
     callbacks: list[TrainerCallback] = [Record(folder / METRICS), interrupt := Interrupt()]
     if show and args.process_index == 0:
         callbacks.append(Show(title))
@@ -90,7 +89,8 @@ def train(
     )
     for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(unwanted)
-    last = checkpoint.latest(folder, study=identity) if resume else None
+    last = checkpoint.latest(folder, study=identity, ranks=ranks.count()) if resume else None
+    ranks.require_same("last checkpoint", str(last))
     with interrupt, backend.held_memory():
         try:
             _advance(trainer, last, settings)
@@ -98,6 +98,7 @@ def train(
             for callback in callbacks:
                 if isinstance(callback, Show):
                     callback.close()
+    ranks.wait()  # rank 0 has written the last line
     finished = trainer.state.global_step >= args.max_steps or not interrupt.asked
     if finished and settings.patience:
         trainer.restore_best()

@@ -158,7 +158,7 @@ class Trainer(transformers.Trainer):
         Raises: ArtefactError if its checkpoint does not verify.
         """
         folder = Path(self.args.output_dir) / self._best()
-        if fault := checkpoint.fault_of(folder, study=self.identity):
+        if fault := checkpoint.fault_of(folder, study=self.identity, ranks=self.args.world_size):
             raise ArtefactError(f"the weights of the best evaluation cannot be read: {fault}; start again")
         self._load_from_checkpoint(str(folder))
 
@@ -177,7 +177,8 @@ class Trainer(transformers.Trainer):
             self.accelerator.wait_for_everyone()  # each rank writes its own random state
             if self.args.should_save:
                 staged = staging / checkpoint.name_of(self.state.global_step)
-                checkpoint.seal(staged, run, study=self.identity, spare=self._best() if self.keep_best else "")
+                best = self._best() if self.keep_best else ""
+                checkpoint.seal(staged, run, study=self.identity, ranks=self.args.world_size, spare=best)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save says a full disk with a RuntimeError
             raise ArtefactError(
                 f"the checkpoint of step {self.state.global_step} could not be written to {run} ({error}); make room "
@@ -256,6 +257,7 @@ def arguments(settings: Settings, out: Path, *, device: str = "cpu", ranks: int 
         remove_unused_columns=False,
         average_tokens_across_devices=True,
         include_num_input_tokens_seen="all",
+        ddp_find_unused_parameters=False,  # every weight of a study is in its loss; to look for others costs time
         report_to=list(settings.report_to),
         disable_tqdm=True,
         use_cpu=device == "cpu",

@@ -1,0 +1,200 @@
+"""What distilling costs on one GPU and on a thousand: a model of time, network, storage and stragglers.
+
+Measured here: how much packs of real text differ in work, matrices and attention of SmolLM2 over docstrings in packs of
+512. Measured by benchmarks/teacher_cache.py: the bytes of a cached row. Assumed, each by its name in `ASSUMED`: what a
+GPU, a link and a disk do. Nothing in the table was run on a GPU.
+
+    python benchmarks/scale.py            (the tables of docs/scale.md)
+    python benchmarks/scale.py --json
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+ASSUMED = {
+    "gpu_flops": 989e12,  # bf16 without sparsity, NVIDIA's figure for an H100 SXM
+    "utilisation": 0.4,  # of it, in forward and backward alike
+    "node_gpus": 8,
+    "node_link": 450e9,  # bytes/s of a GPU within a node, each way (NVLink 4)
+    "network": 50e9,  # bytes/s of a GPU between nodes, each way (400 Gb/s)
+    "storage": 2e9,  # bytes/s of a node to or from shared storage
+    "gpu_hours_to_failure": 50_000,  # Llama 3 herd: 419 unplanned stops of 16,384 GPUs in 54 days (arXiv:2407.21783)
+    "dollars_gpu_hour": 2.0,
+    "dollars_terabyte_month": 20.0,
+}
+ROW = 176  # bytes of a cached row at k = 64, measured by benchmarks/teacher_cache.py
+
+
+@dataclass(frozen=True)
+class Job:
+    """A teacher and a student, in parameters, and the tokens to learn from; `step` are the tokens of one step."""
+
+    name: str
+    teacher: float
+    student: float
+    tokens: float
+    step: float = 4 * 2**20
+
+
+JOBS = (
+    Job("1.7B to 0.36B", 1.7e9, 0.36e9, 1e11),
+    Job("8B to 1B", 8e9, 1e9, 1e12),
+    Job("70B to 8B", 70e9, 8e9, 1e13),
+)
+
+
+def flops(job: Job) -> tuple[float, float]:
+    """Per token, of the teacher (2 N: forward) and of the student (6 N: forward and twice as much backward)."""
+    return 2 * job.teacher, 6 * job.student
+
+
+def seconds_of(flops_per_token: float, tokens: float, gpus: int) -> float:
+    """Arithmetic alone, spread evenly."""
+    return flops_per_token * tokens / (gpus * ASSUMED["gpu_flops"] * ASSUMED["utilisation"])
+
+
+def ring(gpus: int) -> float:
+    """What part of a tensor a rank sends in a reduce-scatter, or an all-gather; an all-reduce is one of each."""
+    return (gpus - 1) / gpus
+
+
+def bytes_per_step(job: Job, gpus: int, *, shared: bool) -> float:
+    """Sent by each rank and step: DDP all-reduces fp32 gradients; FSDP2 gathers fp32 weights twice and reduces once."""
+    return ring(gpus) * 4 * job.student * (3 if shared else 2)
+
+
+def bandwidth(gpus: int) -> float:
+    """Of the slowest link in the ring."""
+    return ASSUMED["node_link"] if gpus <= ASSUMED["node_gpus"] else ASSUMED["network"]
+
+
+def scaled(job: Job, gpus: int, slowest: Mapping[int, float]) -> dict[str, Any]:
+    """One line of the table: how long, and what takes it. Nothing is assumed to overlap."""
+    teacher, student = flops(job)
+    waiting = slowest[gpus] - 1
+    live = seconds_of(teacher + student, job.tokens, gpus)
+    cached = seconds_of(student, job.tokens, gpus)
+    steps = job.tokens / job.step
+    network = steps * bytes_per_step(job, gpus, shared=True) / bandwidth(gpus)
+    checkpoint = 12 * job.student
+    write = checkpoint / (ASSUMED["storage"] * math.ceil(gpus / ASSUMED["node_gpus"]))
+    failure = ASSUMED["gpu_hours_to_failure"] * 3600 / gpus
+    return {
+        "job": job.name,
+        "gpus": gpus,
+        "days_live": (live * (1 + waiting) + network) / 86400,
+        "days_cached": (cached * (1 + waiting) + network) / 86400,
+        "teacher_share": teacher / (teacher + student),
+        "network_share": network / (live * (1 + waiting) + network),
+        "network_share_cached": network / (cached * (1 + waiting) + network),
+        "waiting_share": waiting / (1 + waiting),
+        "cache_read_mb_per_second": ROW * job.tokens / cached / 1e6,
+        "checkpoint_gb": checkpoint / 1e9,
+        "checkpoint_seconds": write,
+        "checkpoint_every_minutes": math.sqrt(2 * write * failure) / 60,  # Young, 1974 (doi:10.1145/361147.361115)
+    }
+
+
+def caching(job: Job) -> dict[str, float]:
+    """One teacher pass and its storage beside a live teacher in every run."""
+    teacher, student = flops(job)
+    hour = ASSUMED["dollars_gpu_hour"]
+    once = seconds_of(teacher, job.tokens, 1) / 3600 * hour
+    month = ROW * job.tokens / 1e12 * ASSUMED["dollars_terabyte_month"]
+    return {
+        "cache_terabytes": ROW * job.tokens / 1e12,
+        "teacher_pass_dollars": once,
+        "storage_dollars_month": month,
+        "months_that_a_pass_pays": once / month,
+        "times_faster_from_cache": (teacher + student) / student,
+    }
+
+
+def even_teacher() -> float:
+    """Parameters of the teacher whose pass costs what a month of storing its answers does."""
+    a_flop = ASSUMED["dollars_gpu_hour"] / 3600 / (ASSUMED["gpu_flops"] * ASSUMED["utilisation"])
+    return ROW / 1e12 * ASSUMED["dollars_terabyte_month"] / (2 * a_flop)
+
+
+def work_of_packs(tokens: int) -> np.ndarray:
+    """Relative work of packs of real text: of SmolLM2's matrices per token, and of attention within documents."""
+    from potstill.data.chat import tokenise
+    from potstill.data.corpus import load_corpus
+    from potstill.data.pack import pack
+    from potstill.evaluate.size import flops_per_token
+    from potstill.models.families.table import import_model
+    from potstill.models.load import load
+
+    loaded = load("smollm2")
+    blueprint = import_model(loaded.model).blueprint
+    base = flops_per_token(blueprint, 0)
+    slope = flops_per_token(blueprint, 1) - base
+    packs = pack(tokenise(load_corpus("stdlib"), loaded.tokenizer, limit=tokens), length=512, seed=1)
+    lengths = (packs[i]["lengths"].double() for i in range(len(packs)))
+    return np.array([float((n * base + slope * n * (n - 1) / 2).sum()) for n in lengths])
+
+
+def slowest_of(work: Sequence[float] | np.ndarray, gpus: int, packs: int, *, draws: int = 2000) -> float:
+    """Expected work of the slowest of `gpus` ranks with `packs` packs each a step, over the mean; drawn with seed 1."""
+    chance = np.random.default_rng(1)
+    each = [chance.choice(work, (gpus, packs)).sum(1).max() for _ in range(max(50, draws // gpus))]
+    return float(np.mean(each) / (packs * np.mean(work)))
+
+
+def tables(work: np.ndarray) -> dict[str, Any]:
+    """Everything that docs/scale.md prints."""
+    spread = {f"{gpus} ranks, {packs} packs": slowest_of(work, gpus, packs) for gpus, packs in SHARES}
+    slowest = {gpus: slowest_of(work, gpus, 8) if gpus > 1 else 1.0 for gpus in GPUS}
+    return {
+        "name": "scale",
+        "assumed": ASSUMED,
+        "measured": {
+            "packs": len(work),
+            "coefficient_of_variation": float(work.std() / work.mean()),
+            "smallest_over_mean": float(work.min() / work.mean()),
+            "largest_over_mean": float(work.max() / work.mean()),
+            "slowest_over_mean": spread,
+        },
+        "runs": [scaled(job, gpus, slowest) for job in JOBS for gpus in GPUS],
+        "caches": {job.name: caching(job) for job in JOBS},
+        "teacher_whose_pass_costs_a_month_of_storage": even_teacher(),
+    }
+
+
+GPUS = (1, 8, 64, 1000)
+SHARES = tuple((gpus, packs) for gpus in (2, 8, 64, 1000) for packs in (1, 8, 64))
+
+
+def as_text(found: Mapping[str, Any]) -> Iterator[str]:
+    """The same as Markdown tables."""
+    columns = list(found["runs"][0])
+    yield "| " + " | ".join(name.replace("_", " ") for name in columns) + " |"
+    yield "|" + "---|" * len(columns)
+    for run in found["runs"]:
+        yield "| " + " | ".join(_short(run[name]) for name in columns) + " |"
+    for part in ("measured", "caches", "teacher_whose_pass_costs_a_month_of_storage"):
+        yield f"\n{part}: " + json.dumps(found[part], indent=1)
+
+
+def _short(value: Any) -> str:
+    return str(value) if not isinstance(value, float) else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def main() -> None:
+    """Measures the packs, and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--tokens", type=int, default=400_000, help="of text, to pack and weigh")
+    options = parser.parse_args()
+    found = tables(work_of_packs(options.tokens))
+    print(json.dumps(found, indent=2) if options.json else "\n".join(as_text(found)))
+
+
+if __name__ == "__main__":
+    main()
