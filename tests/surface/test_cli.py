@@ -16,7 +16,7 @@ import typer.main
 from potstill.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("models", "data", "distill", "prune", "measure", "frontier", "generate", "run", "recipes", "cache")
+VERBS = ("models", "data", "plan", "distill", "prune", "measure", "frontier", "generate", "run", "recipes", "cache")
 GROUP: Any = typer.main.get_command(app)
 EXAMPLE = re.compile(r"Example: \[bold\](.+?)\[/\]", re.DOTALL)
 SPENDS = ("distill", "prune", "cache", "run")

@@ -15,7 +15,7 @@ import typer
 import typer.main
 
 from potstill import __version__
-from potstill.cli import caches, catalogue, judging, recipes, speaking, training
+from potstill.cli import caches, catalogue, judging, planning, recipes, speaking, training
 from potstill.core.errors import Interrupted, PotstillError
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # of whichever click this typer stands on
@@ -24,6 +24,7 @@ STOPPED = 130
 VERBS = (
     catalogue.models,
     catalogue.data,
+    planning.plan,
     training.distill,
     training.prune,
     judging.measure,

@@ -36,6 +36,7 @@ from potstill.objectives.named import Mixture
 from potstill.pipeline.beside import BEFORE, before_training, beside_teacher
 from potstill.pipeline.capture import tokenizer_facts
 from potstill.pipeline.card import write_card
+from potstill.pipeline.forecast import announce
 from potstill.pipeline.prune import Prune, reload_gap, save
 from potstill.pipeline.stage import (
     as_value,
@@ -152,7 +153,7 @@ class Distill:
             TrainingDiverged, Interrupted, ArtefactError: checkpoints stay in `out`/training for --resume.
         """
         require_one_process()
-        cache = self._cache()
+        cache = self.cache()
         self._require_room(out, overwrite=overwrite, resume=resume)
         device, dtype = backend.device(self.device), self.compute_dtype(out if resume else None)
         pair = self.pair(dtype)
@@ -188,11 +189,9 @@ class Distill:
             note("a model here mixes documents that are packed, so they are padded: slower, and the same numbers")
         reading = Reading(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)
         measuring = f"measuring on {len(prepared.rows)} documents"
-        model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
-        frozen = {"teacher": cache or pair.teacher.model} if self.objective.teaches else {}
-        study = Study(
-            model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
-        )
+        study = self.study(pair, dtype, cache)
+        model = study.student
+        announce(self, pair, prepared.packs, dtype, out)
         told = None if cache is None else dict(cache.manifest.files)
         identity = identify(self.to_dict(), [p.digest for p in pair.parents], prepared.digest, pair.details, told)
         with disk(out), resumable(out), self._workplace(out, overwrite=overwrite, dtype=dtype) as folder:
@@ -222,7 +221,7 @@ class Distill:
             with waiting(measuring, show=show):
                 return self._finish(out, pair, student.eval(), prepared, outcome, before, reading, checked)
 
-    def _cache(self) -> Cache | None:
+    def cache(self) -> Cache | None:
         """The teacher's cache, if one is named, and may serve the objective."""
         if self.teacher_cache is None:
             return None
@@ -234,6 +233,15 @@ class Distill:
         cache = Cache(folder)
         require_kept(self.objective, cache.manifest)
         return cache
+
+    def study(self, pair: Pair, dtype: torch.dtype, cache: Cache | None = None) -> Study:
+        """What is trained: the student of `pair` where it lies, with adapters if asked for, under the objective."""
+        device = pair.student.device
+        model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
+        frozen = {"teacher": cache or pair.teacher.model} if self.objective.teaches else {}
+        return Study(
+            model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
+        )
 
     def compute_dtype(self, resumed: Path | None) -> torch.dtype:
         """What matrices are multiplied in; a resumed run keeps what was measured when it began."""
