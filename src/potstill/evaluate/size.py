@@ -77,7 +77,7 @@ def forward_flops(blueprint: Blueprint, seen: float) -> Flops:
     """
     matrices = sum(rows * columns for rows, columns in linears(blueprint))
     attention = sum(_attended(layer.mixer, seen) for layer in blueprint.layers)
-    return Flops(2 * matrices, 4 * attention, 2 * blueprint.vocabulary * blueprint.hidden)
+    return Flops(2.0 * matrices, 4.0 * attention, 2.0 * blueprint.vocabulary * blueprint.hidden)
 
 
 def linears(blueprint: Blueprint) -> list[tuple[int, int]]:
@@ -89,7 +89,7 @@ def linears(blueprint: Blueprint) -> list[tuple[int, int]]:
 
 def flops_per_token(blueprint: Blueprint, context: int) -> int:
     """Floating-point operations to predict one token after `context` others, as `forward_flops` counts them."""
-    return int(forward_flops(blueprint, context + 1).total)
+    return int(forward_flops(blueprint, context + 1.0).total)
 
 
 def stored(blueprint: Blueprint) -> Parameters:
@@ -100,4 +100,4 @@ def stored(blueprint: Blueprint) -> Parameters:
 
 
 def _attended(mixer: Attention, seen: float) -> float:
-    return mixer.heads * mixer.head_dim * (seen if mixer.window is None else min(seen, mixer.window))
+    return float(mixer.heads) * mixer.head_dim * (seen if mixer.window is None else min(seen, mixer.window))

@@ -135,7 +135,7 @@ def announce(stage: "Distill", pair: "Pair", packs: Packs, dtype: torch.dtype, o
 
 def _models(work: Workload) -> float:
     """Bytes of student and teacher, which are there already."""
-    return WIDE * stored(work.student).total + work.compute_bytes * stored(work.teacher).total
+    return float(WIDE * stored(work.student).total + work.compute_bytes * stored(work.teacher).total)
 
 
 def _said(peak: float, disk: float, free: Room, *, on_cpu: bool, models: float) -> str:

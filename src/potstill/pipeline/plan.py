@@ -174,7 +174,8 @@ def cut(stage: Distill, teacher: Blueprint) -> Blueprint:
     """The shape that pruning would give; which layers stay is left open, since none is read."""
     prune = Prune(model=stage.teacher, keep=stage.keep, params=stage.params, strategy=stage.strategy)
     with torch.device("meta"):
-        return resized(teacher, prune.target(Backbone(teacher)))
+        unfilled = Backbone(teacher)
+    return resized(teacher, prune.target(unfilled))
 
 
 def calibrated(stage: Distill, known: Known, work: Workload) -> Calibration:

@@ -18,6 +18,7 @@ CHUNK = signature(fused.sums).parameters["chunk"].default  # rows whose logits a
 WIDE = 4  # bytes of float32: master weights, gradients and both moments of the optimiser
 KEPT_CHECKPOINTS = 2  # by `train.checkpoint.seal`, which removes the oldest once the newest is in place
 PAPERS, LINE = 128_000, 400  # bytes of card, README and curve; of a step's line in metrics.jsonl
+STATES = 45_000  # bytes of a checkpoint's random states, arguments, schedule and manifest
 CACHE_ROW = 176  # bytes a row at `--top-k 64` on real text; at most 200 (docs/cache.md)
 
 
@@ -106,8 +107,8 @@ class Workload:
 
         They are added up although not all live at once: what a part frees goes back to the allocator, which keeps it.
         `head` is the gradient of the head's weight as the loss makes it, its copy in the dtype of the products, and the
-        embedding's gradient where that is a tensor of its own. `logits` are those of one chunk of rows of both models. A
-        teacher that teaches nothing waits to be measured beside; one that is cached is read again for that.
+        embedding's gradient where that is a tensor of its own. `logits` are those of one chunk of rows of both models.
+        A teacher that teaches nothing waits to be measured beside; one that is cached is read again for that.
         """
         size, table = stored(self.student), self.vocabulary * self.student.hidden
         layers, chunk = len(self.student.layers), min(CHUNK, max(1.0, self.rows))
@@ -135,7 +136,7 @@ class Workload:
         settings, trained = self.settings, self.trained
         size = stored(self.student).total
         weights = WIDE * (trained if self.lora else size)
-        checkpoint = weights + 2 * WIDE * trained + tokenizer
+        checkpoint = weights + 2 * WIDE * trained + tokenizer + STATES
         final = WIDE * size + tokenizer + PAPERS + LINE * settings.steps
         saves = -(-settings.steps // (settings.save_every or max(10, settings.steps // 10)))
         spare = 1 if settings.patience else 0
