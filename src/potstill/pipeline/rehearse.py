@@ -19,6 +19,7 @@ from potstill.models.backbone import Backbone
 from potstill.models.families.table import export_model
 from potstill.models.signals import plain, signals
 from potstill.pipeline.calibrate import Clocked, now
+from potstill.pipeline.room import trim
 from potstill.pipeline.workload import Saved
 from potstill.train import adapters
 from potstill.train.progress import forget_peak, peak_memory
@@ -49,6 +50,7 @@ def rehearse(study: Study, teacher: PreTrainedModel | None, packs: Packs, settin
         for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(unwanted)
         hooks = [*clock.hooks(), study.register_forward_pre_hook(clock.count, with_kwargs=True)]
+        trim()
         forget_peak(device.type)
         try:
             trainer.train()
