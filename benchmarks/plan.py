@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -111,10 +112,11 @@ def child(role: str, job: dict[str, Any], options: argparse.Namespace) -> dict[s
     """What a fresh process answers; while it runs, its output folder is watched."""
     call = [sys.executable, __file__, "--role", role, "--job", json.dumps(job)]
     call += ["--cpu-seconds"] if options.cpu_seconds else []
-    out, most = Path(job["folder"]) / "out", 0
+    work, most = Path(job["folder"]) / "work", 0
+    shutil.rmtree(work, ignore_errors=True)
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None:
-        most = max(most, used(out))
+        most = max(most, used(work))
         time.sleep(0.02)
     answer, errors = process.communicate()
     if process.returncode:
@@ -123,10 +125,10 @@ def child(role: str, job: dict[str, Any], options: argparse.Namespace) -> dict[s
     return {**found, "disk": most} if role == "run" else found
 
 
-def used(out: Path) -> int:
-    """Bytes of what a run has written so far, beside its folder too, where it is staged."""
+def used(work: Path) -> int:
+    """Bytes of what a run has written so far, in its folder and beside it, where things are staged."""
     total = 0
-    for root, _, names in os.walk(out.parent / "work"):
+    for root, _, names in os.walk(work):
         for name in names:
             try:
                 total += os.stat(os.path.join(root, name)).st_size

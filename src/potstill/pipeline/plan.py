@@ -86,7 +86,7 @@ class Plan:
             "room": {"memory": free.memory, "disk": free.disk},
             "fits": fits(made, free),
             "suggestions": list(self.suggestions(known, rates, made, free)),
-            "capacity_gap": advise(teacher=teacher.total, student=student.total).to_dict(),
+            "capacity_gap": advise(teacher=float(teacher.total), student=float(student.total)).to_dict(),
             "calibration": rates.to_dict(),
             "notes": notes,
         }
@@ -209,7 +209,8 @@ def changes(stage: Distill) -> Iterator[tuple[str, Distill]]:
             yield f"--micro-tokens {tokens}", replace(stage, settings=replace(settings, micro_tokens=tokens))
     for shorter in sorted({context // 2, SHORTEST}):
         if SHORTEST <= shorter < context:
-            yield f"--context {shorter}", replace(stage, settings=replace(settings, context=shorter))
+            brief = replace(settings, context=shorter, micro_tokens=shorter)
+            yield f"--context {shorter} --micro-tokens {shorter}", replace(stage, settings=brief)
     if not stage.lora:
         yield f"--lora {RANK}", replace(stage, lora=RANK)
         smallest = replace(smallest, lora=RANK)

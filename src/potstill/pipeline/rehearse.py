@@ -90,8 +90,8 @@ class Clock(TrainerCallback):
 
     def count(self, study: nn.Module, args: tuple[Any, ...], batch: Mapping[str, Tensor]) -> None:
         """Tokens and trained rows of a pass."""
-        self._add("tokens", batch["input_ids"].numel())
-        self._add("rows", int((batch["labels"] != IGNORE).sum()))
+        self._add("tokens", float(batch["input_ids"].numel()))
+        self._add("rows", float((batch["labels"] != IGNORE).sum()))
 
     def _add(self, name: str, amount: float) -> None:
         self._step[name] = self._step.get(name, 0.0) + amount

@@ -120,7 +120,7 @@ class Workload:
             "optimiser": 2 * WIDE * float(self.trained),
             "teacher": 0.0 if self.source == "cached" else float(self.compute_bytes * stored(self.teacher).total),
             "activations": self.tokens * (layers * saved.per_token_layer + saved.per_token) + layers * saved.per_layer,
-            "head": copied + (0 if self.lora else 2 * WIDE * table),
+            "head": float(copied + (0 if self.lora else 2 * WIDE * table)),
             "logits": chunk * self.vocabulary * self.compute_bytes * (2 if live else 1) + (0 if self.lora else copied),
         }
 
