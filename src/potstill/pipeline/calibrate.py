@@ -19,7 +19,7 @@ from potstill.pipeline.workload import Workload
 
 EFFICIENCY = 0.5  # of a plain product's rate that a network's blocks reach, where no step was run; ours, rough
 LOSS = 2.0  # a loss beside a softmax, where no step was run; ours, rough
-BESIDE = 600 * 2**20  # bytes of torch's kernels and the allocator's gaps, where no step was run; ours, rough
+BESIDE = 400 * 2**20  # bytes of torch's kernels and the allocator's gaps, where no step was run; ours, rough
 NEAR = {"alone": 0.5, "cached": 0.75, "live": 1.0}  # losses beside one another, where only some were measured; rough
 
 
