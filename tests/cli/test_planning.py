@@ -36,9 +36,3 @@ def test_a_size_is_needed(potstill: Call, teacher: Path, text: Path) -> None:
     answer = potstill("plan", "--teacher", teacher, "--data", text, *TINY)
     assert answer.code == 2
     assert "a size is needed" in answer.err
-
-
-def test_a_run_says_what_it_takes_before_it_starts(potstill: Call, teacher: Path, text: Path, tmp_path: Path) -> None:
-    answer = potstill("distill", "--teacher", teacher, "--keep", KEEP, "--data", text, "--out", tmp_path / "o", *TINY)
-    assert answer.code == 0
-    assert "note: the run takes about" in answer.err

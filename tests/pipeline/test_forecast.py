@@ -36,3 +36,12 @@ def test_too_little_memory_is_said_and_not_refused(
     stage.run(tmp_path / "made", show=False)
     assert "of memory can be had; potstill plan says what to change" in capsys.readouterr().err
     assert (tmp_path / "made" / "card.json").is_file()
+
+
+def test_a_run_that_is_watched_says_what_it_takes_and_another_is_quiet(
+    stage: Distill, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.run(tmp_path / "watched", show=True)
+    assert "note: the run takes about" in capsys.readouterr().err
+    stage.run(tmp_path / "quiet", show=False)
+    assert "note" not in capsys.readouterr().err

@@ -191,7 +191,7 @@ class Distill:
         measuring = f"measuring on {len(prepared.rows)} documents"
         study = self.study(pair, dtype, cache)
         model = study.student
-        announce(self, pair, prepared.packs, dtype, out)
+        announce(self, pair, prepared.packs, dtype, out, show=show)
         told = None if cache is None else dict(cache.manifest.files)
         identity = identify(self.to_dict(), [p.digest for p in pair.parents], prepared.digest, pair.details, told)
         with disk(out), resumable(out), self._workplace(out, overwrite=overwrite, dtype=dtype) as folder:

@@ -113,8 +113,10 @@ def tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
         return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
-def announce(stage: "Distill", pair: "Pair", packs: Packs, dtype: torch.dtype, out: Path) -> None:
+def announce(stage: "Distill", pair: "Pair", packs: Packs, dtype: torch.dtype, out: Path, *, show: bool = True) -> None:
     """Says before a run, at no cost, how much memory and disk it takes; of a family that no blueprint says, nothing.
+
+    Without `show` it speaks only where the memory is too little.
 
     Raises: ArtefactError if the disk has not enough room.
     """
@@ -131,7 +133,9 @@ def announce(stage: "Distill", pair: "Pair", packs: Packs, dtype: torch.dtype, o
             f"the run takes {needed / GIB:.2f} GiB of disk, and {out} has {free.disk / GIB:.2f} GiB; make room, or "
             f"choose another --out"
         )
-    note(_said(peak, needed, free, on_cpu=pair.student.device.type == "cpu", models=_models(work)))
+    said, enough = _said(peak, needed, free, on_cpu=pair.student.device.type == "cpu", models=_models(work))
+    if show or not enough:
+        note(said)
 
 
 def _models(work: Workload) -> float:
@@ -139,11 +143,12 @@ def _models(work: Workload) -> float:
     return float(WIDE * stored(work.student).total + work.compute_bytes * stored(work.teacher).total)
 
 
-def _said(peak: float, disk: float, free: Room, *, on_cpu: bool, models: float) -> str:
+def _said(peak: float, disk: float, free: Room, *, on_cpu: bool, models: float) -> tuple[str, bool]:
+    """The short form, and whether the memory is enough."""
     here = resident() if on_cpu else models
     peak += max(here - models, 0.0) + (BESIDE if on_cpu else 0)
     said = f"the run takes about {peak / GIB:.1f} GiB of memory and {disk / GIB:.2f} GiB of disk"
-    if free.memory is not None and peak - here > free.memory:
-        left = (free.memory + here) / GIB
-        said += f", but only {left:.1f} GiB of memory can be had; potstill plan says what to change"
-    return said
+    if free.memory is None or peak - here <= free.memory:
+        return said, True
+    left = (free.memory + here) / GIB
+    return f"{said}, but only {left:.1f} GiB of memory can be had; potstill plan says what to change", False
