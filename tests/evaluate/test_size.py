@@ -2,11 +2,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
 from potstill.core.errors import NotFound
-from potstill.evaluate.size import bytes_in_memory, bytes_on_disk, count_parameters, flops_per_token
+from potstill.evaluate.size import (
+    bytes_in_memory,
+    bytes_on_disk,
+    count_parameters,
+    flops_per_token,
+    forward_flops,
+    stored,
+)
+from potstill.models.families.table import read
 
 
 def llama(*, tied: bool) -> LlamaForCausalLM:
@@ -63,3 +72,33 @@ def test_flops_are_twice_the_weights_that_multiply_and_grow_with_what_is_seen():
     assert flops_per_token(replace(blueprint, tied=False), 99) == flops_per_token(blueprint, 99)
     windowed = blueprint.at(lambda i: i == 0, lambda old: replace(old, mixer=replace(old.mixer, window=10)))
     assert flops_per_token(windowed, 99) == 2 * weights + 110 * 4 * 8
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_blueprint_stores_what_its_model_stores(tied):
+    model = llama(tied=tied)
+    assert stored(read(model.config)) == count_parameters(model)
+
+
+def test_operations_are_those_that_torch_counts():
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        attn_implementation="eager",
+    )
+    model, tokens = LlamaForCausalLM(config).eval(), 10
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.arange(tokens)[None])
+    # eager attention computes the masked half of the scores too
+    assert counter.get_total_flops() == tokens * forward_flops(read(config), seen=float(tokens)).total
+
+
+def test_operations_split_into_parts_by_hand():
+    layer = Layer(Attention(heads=2, kv_heads=1, head_dim=4), SwiGLU(width=12))
+    found = forward_flops(Blueprint(vocabulary=40, hidden=8, layers=(layer,), tied=False), seen=2.5)
+    assert (found.blocks, found.attention, found.head) == (2 * (64 + 2 * 32 + 64 + 3 * 96), 4 * 8 * 2.5, 2 * 40 * 8)
+    assert found.total == found.blocks + found.attention + found.head

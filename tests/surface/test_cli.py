@@ -16,7 +16,7 @@ import typer.main
 from potstill.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-MAKING = ("models", "data", "doctor", "distill", "prune")
+MAKING = ("models", "data", "doctor", "plan", "distill", "prune")
 VERBS = (*MAKING, "measure", "frontier", "generate", "serve", "run", "recipes", "cache")
 GROUP: Any = typer.main.get_command(app)
 EXAMPLE = re.compile(r"Example: \[bold\](.+?)\[/\]", re.DOTALL)

@@ -15,7 +15,7 @@ import typer
 import typer.main
 
 from potstill import __version__
-from potstill.cli import caches, catalogue, examining, judging, recipes, speaking, training
+from potstill.cli import caches, catalogue, examining, judging, planning, recipes, speaking, training
 from potstill.cli.verb import Verdict
 from potstill.core.errors import Interrupted, PeerFailed, PotstillError
 
@@ -26,6 +26,7 @@ VERBS = (
     catalogue.models,
     catalogue.data,
     examining.doctor,
+    planning.plan,
     training.distill,
     training.prune,
     judging.measure,

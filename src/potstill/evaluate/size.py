@@ -1,5 +1,6 @@
 """What a model weighs: parameters, bytes in memory and on disk, and floating-point operations per token."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,20 +54,50 @@ def bytes_on_disk(path: Path) -> int:
     raise NotFound(f"{path} holds no weights; they are named {', '.join(WEIGHT_FILES)}")
 
 
-def flops_per_token(blueprint: Blueprint, context: int) -> int:
-    """Floating-point operations to predict one token after `context` others (a multiply-add counts as two).
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations for one token, by part; a multiply-add counts as two."""
 
-    Two per weight of every matrix, the head included and the embedding (a look-up) not; in each attention four per
+    blocks: float
+    attention: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.blocks + self.attention + self.head
+
+
+def forward_flops(blueprint: Blueprint, seen: float) -> Flops:
+    """What one token costs that sees `seen` tokens, itself one of them: the mean over a text may be broken.
+
+    Two per weight of every matrix in the blocks and of the head; the embedding is a look-up. In each attention four per
     head dimension and visible token: half for the scores, half for their mix. Norms, rotations and softmax, well under
     one in a hundred of the rest at common widths, are left out.
     """
-    matrices = [shape for name, shape in shapes(blueprint).items() if len(shape) == 2 and name != "embed.weight"]
-    weights = sum(rows * columns for rows, columns in matrices)
-    weights += blueprint.vocabulary * blueprint.hidden if blueprint.tied else 0
-    attended = sum(_attended(layer.mixer, context) for layer in blueprint.layers)
-    return 2 * weights + 4 * attended
+    matrices = sum(rows * columns for rows, columns in linears(blueprint))
+    attention = sum(_attended(layer.mixer, seen) for layer in blueprint.layers)
+    return Flops(2.0 * matrices, 4.0 * attention, 2.0 * blueprint.vocabulary * blueprint.hidden)
 
 
-def _attended(mixer: Attention, context: int) -> int:
-    seen = context + 1 if mixer.window is None else min(context + 1, mixer.window)
-    return mixer.heads * mixer.head_dim * seen
+def linears(blueprint: Blueprint) -> list[tuple[int, int]]:
+    """The shape of every matrix that a token is multiplied with inside the blocks."""
+    tables = ("embed.weight", "head.weight")
+    found = (shape for name, shape in shapes(blueprint).items() if name not in tables)
+    return [(shape[0], shape[1]) for shape in found if len(shape) == 2]
+
+
+def flops_per_token(blueprint: Blueprint, context: int) -> int:
+    """Floating-point operations to predict one token after `context` others, as `forward_flops` counts them."""
+    return int(forward_flops(blueprint, context + 1.0).total)
+
+
+def stored(blueprint: Blueprint) -> Parameters:
+    """The parameters of a model that is not built yet."""
+    sizes = {name: math.prod(shape) for name, shape in shapes(blueprint).items()}
+    embeddings = sizes["embed.weight"] + sizes.get("head.weight", 0)
+    return Parameters(embeddings=embeddings, blocks=sum(sizes.values()) - embeddings)
+
+
+def _attended(mixer: Attention, seen: float) -> float:
+    return float(mixer.heads) * mixer.head_dim * (seen if mixer.window is None else min(seen, mixer.window))

@@ -42,6 +42,7 @@ from potstill.pipeline.capture import tokenizer_facts
 from potstill.pipeline.card import write_card
 from potstill.pipeline.doctor import require_sound, world_of
 from potstill.pipeline.examination import examine
+from potstill.pipeline.forecast import announce
 from potstill.pipeline.invariants import QUICK
 from potstill.pipeline.prune import Prune, reload_gap, save
 from potstill.pipeline.stage import (
@@ -169,7 +170,7 @@ class Distill:
             return self._run(out, overwrite=overwrite, resume=resume, show=show and ranks.first())
 
     def _run(self, out: Path, *, overwrite: bool, resume: bool, show: bool) -> Run:
-        cache = self._cache()
+        cache = self.cache()
         if ranks.first():
             self._require_room(out, overwrite=overwrite, resume=resume)
         ranks.wait()
@@ -209,12 +210,9 @@ class Distill:
             note("a model here mixes documents that are packed, so they are padded: slower, and the same numbers")
         reading = Reading(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)
         measuring = f"measuring on {len(prepared.rows)} documents"
-        model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
-        said = teacher.companion if isinstance(teacher, Absent) else cache or teacher.model
-        frozen = {"teacher": said} if self.objective.teaches else {}
-        study = Study(
-            model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
-        )
+        study = self.study(pair, dtype, cache)
+        model = study.student
+        announce(self, pair, prepared.packs, dtype, out, show=show)
         told = None if cache is None else dict(cache.manifest.files)
         as_asked = dataclasses.replace(self, skip_doctor=False).to_dict()
         identity = identify(as_asked, [p.digest for p in pair.parents], prepared.digest, pair.details, told)
@@ -287,7 +285,7 @@ class Distill:
             checked.insert(0, {"name": "same tokens", "outcome": f"{teacher.proof}, {pair.vocabulary:,} shared"})
         return checked
 
-    def _cache(self) -> Cache | None:
+    def cache(self) -> Cache | None:
         """The teacher's cache, if one is named, and may serve the objective."""
         if self.teacher_cache is None:
             return None
@@ -299,6 +297,16 @@ class Distill:
         cache = Cache(folder)
         require_kept(self.objective, cache.manifest)
         return cache
+
+    def study(self, pair: Pair, dtype: torch.dtype, cache: Cache | None = None) -> Study:
+        """What is trained: the student of `pair` where it lies, with adapters if asked for, under the objective."""
+        device = pair.student.device
+        model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
+        said = pair.teacher.companion if isinstance(pair.teacher, Absent) else cache or pair.teacher.model
+        frozen = {"teacher": said} if self.objective.teaches else {}
+        return Study(
+            model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
+        )
 
     def compute_dtype(self, resumed: Path | None) -> torch.dtype:
         """What matrices are multiplied in; a resumed run keeps what was measured when it began."""

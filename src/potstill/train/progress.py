@@ -1,5 +1,6 @@
 """What a run shows while it trains: a line that moves, a JSONL file that stays, and a way to stop."""
 
+import contextlib
 import json
 import resource
 import signal
@@ -28,6 +29,15 @@ def peak_memory(device: str = "cpu") -> int:
         return torch.cuda.max_memory_allocated()
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def forget_peak(device: str = "cpu") -> None:
+    """Lets `peak_memory` count from now on, where the system can: on a GPU, and on Linux."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # 5: the peak of the resident set
 
 
 class Record(TrainerCallback):

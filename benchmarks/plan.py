@@ -1,0 +1,235 @@
+"""What `plan` predicts beside what runs take: peak memory, seconds of a step, most bytes on disk.
+
+Some short rehearsals of one pair calibrate it (a live teacher, none, a cached one). Then it predicts other runs: other
+students, teachers, contexts, batches, objectives, adapters. Each run is a whole `Distill.run` in a process of its own,
+whose peak resident set is its own; a step's time is the median of all but the first, and the folder is watched while it
+is written. Students are cut from SmolLM2-135M without measuring what matters: time and memory do not ask.
+
+    python benchmarks/plan.py --json
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESTS_ON = ["tests/pipeline/test_workload.py", "tests/pipeline/test_plan.py"]
+STEPS, CLAIM = 5, 0.15
+BASE = {"teacher": "t30", "student": "s12", "context": 256, "batch_tokens": 512, "micro_tokens": 256}
+CALIBRATE: dict[str, dict[str, Any]] = {
+    "live": {},
+    "alone": {"objective": "cross_entropy"},
+    "cached": {"teacher_cache": "cache256"},
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "context 128, one pass": {"context": 128, "micro_tokens": 512},
+    "context 512": {"context": 512, "batch_tokens": 1024, "micro_tokens": 512},
+    "batch of 2048 in passes of 1024": {"batch_tokens": 2048, "micro_tokens": 1024},
+    "student cut in all dimensions": {"student": "both50"},
+    "student cut in width": {"student": "width60", "micro_tokens": 512},
+    "student cut in neurons, context 128": {"student": "ffn70", "context": 128},
+    "half a teacher, a student of 6 layers": {
+        "teacher": "t15",
+        "student": "s6",
+        "batch_tokens": 1024,
+        "micro_tokens": 512,
+    },
+    "no teacher in the loss": {"objective": "cross_entropy", "context": 128, "student": "s6", "micro_tokens": 512},
+    "adapters of rank 16": {"lora": 16, "micro_tokens": 512},
+    "from a cache": {"teacher_cache": "cache512", "context": 512, "batch_tokens": 1024, "micro_tokens": 1024},
+}
+
+
+def main() -> None:
+    """The parent: refuses on a red test, calibrates, predicts, runs, prints one document."""
+    options = arguments()
+    if options.role:
+        print(json.dumps({"plan": planned, "run": ran, "make": make}[options.role](json.loads(options.job), options)))
+        return
+    if not options.unchecked:
+        refuse_on_red()
+    with tempfile.TemporaryDirectory() as folder:
+        child("make", {"folder": folder}, options)
+        rates = [child("plan", {"folder": folder, **BASE, **one}, options)["calibration"] for one in CALIBRATE.values()]
+        found = {
+            name: compare(name, {"folder": folder, **BASE, **one}, rates, options) for name, one in chosen(options)
+        }
+    print(json.dumps(report(found, rates), indent=2))
+
+
+def chosen(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The runs, or those whose number was given."""
+    for number, (name, one) in enumerate(RUNS.items()):
+        if not options.only or number in options.only:
+            yield name, one
+
+
+def compare(name: str, job: dict[str, Any], rates: list[Any], options: argparse.Namespace) -> dict[str, Any]:
+    """One run, predicted and real."""
+    plan = child("plan", {**job, "rates": rates}, options)
+    real = child("run", job, options)
+    predicted = {
+        "memory": plan["memory"]["peak"],
+        "seconds": plan["time"]["seconds_per_step"],
+        "disk": plan["disk"]["most"],
+    }
+    ratios = {what: predicted[what] / real[what] for what in predicted}
+    print(f"{name:40}" + "".join(f" {what} {r:5.2f}" for what, r in ratios.items()) + f"  {real}", file=sys.stderr)
+    parts = {"memory_parts": plan["memory"], "time_parts": plan["time"]["parts"]}
+    return {"predicted": predicted, "real": real, "ratio": ratios, **parts}
+
+
+def report(found: dict[str, Any], rates: list[Any]) -> dict[str, Any]:
+    """The figures, with the table on stderr."""
+    print("| run | memory GiB | predicted | seconds a step | predicted | disk GiB | predicted |", file=sys.stderr)
+    print("|---" * 7 + "|", file=sys.stderr)
+    for name, one in found.items():
+        cells = []
+        for what, unit in (("memory", 2**30), ("seconds", 1), ("disk", 2**30)):
+            cells += [
+                f"{one['real'][what] / unit:.2f}",
+                f"{one['predicted'][what] / unit:.2f} ({one['ratio'][what] - 1:+.0%})",
+            ]
+        print(f"| {name} | " + " | ".join(cells) + " |", file=sys.stderr)
+    worst = {what: max(abs(one["ratio"][what] - 1) for one in found.values()) for what in ("memory", "seconds", "disk")}
+    met = {f"{what} within {CLAIM:.0%} on every run": error <= CLAIM for what, error in worst.items()}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    figures = {"worst": worst, "runs": found, "calibration": rates}
+    return {"name": "plan", "machine": machine, "figures": figures, "goals": list(met), "met": met}
+
+
+def child(role: str, job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """What a fresh process answers; while it runs, its output folder is watched."""
+    call = [sys.executable, __file__, "--role", role, "--job", json.dumps(job)]
+    call += ["--cpu-seconds"] if options.cpu_seconds else []
+    work, most = Path(job["folder"]) / "work", 0
+    shutil.rmtree(work, ignore_errors=True)
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        most = max(most, used(work))
+        time.sleep(0.02)
+    answer, errors = process.communicate()
+    if process.returncode:
+        sys.exit(f"{role} of {job} failed:\n{errors[-2000:]}")
+    found: dict[str, Any] = json.loads(answer.splitlines()[-1])
+    return {**found, "disk": most} if role == "run" else found
+
+
+def used(work: Path) -> int:
+    """Bytes of what a run has written so far, in its folder and beside it, where things are staged."""
+    total = 0
+    for root, _, names in os.walk(work):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(root, name)).st_size
+            except FileNotFoundError:  # it was moved meanwhile
+                continue
+    return total
+
+
+def stage(job: dict[str, Any]) -> Any:
+    """The run that a job describes."""
+    from potstill.pipeline.distill import Distill
+
+    folder = Path(job["folder"])
+    named = {name: str(folder / job[name]) for name in ("teacher", "student", "teacher_cache") if name in job}
+    options = {"objective": "forward_kl", "cross_entropy": 0.5, "temperature": 1.0, "dtype": "bfloat16", "documents": 2}
+    options |= {"tokens": STEPS * job["batch_tokens"], "save_every": 1, "data": str(folder / "text.jsonl")}
+    return Distill.from_options({**options, **job, **named})
+
+
+def planned(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The child that plans: with rates, from them; without, by measured steps."""
+    from potstill.pipeline.calibrate import Calibration, merged
+    from potstill.pipeline.plan import Plan
+
+    rates = merged([Calibration.from_dict(one) for one in job["rates"]]) if "rates" in job else None
+    return Plan(distill=stage(job), calibration=rates).run(Path(job["folder"]))
+
+
+def ran(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The child that runs."""
+    out = Path(job["folder"]) / "work" / "out"
+    stage(job).run(out, overwrite=True, show=False)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    seconds = statistics.median(line["seconds"] for line in lines[1:])
+    return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "seconds": seconds}
+
+
+def make(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The child that cuts models from SmolLM2 and caches its answers; text are the first docstrings of the library."""
+    import torch
+
+    from potstill.data.corpus import load_corpus
+    from potstill.models import gguf, load
+    from potstill.models.families.table import export_model, import_model
+    from potstill.pipeline.capture import Capture
+    from potstill.transforms.apply import apply
+    from potstill.transforms.drop_layers import DropLayers, evenly
+    from potstill.transforms.fit import STRATEGIES, fit
+    from potstill.transforms.narrow import Narrow
+
+    folder = Path(job["folder"])
+    origin, tokenizer = gguf.load_model(load.packaged(), dtype=torch.float32), gguf.load_tokenizer(load.packaged())
+    whole = import_model(origin)
+
+    def save(name: str, backbone: Any, dtype: torch.dtype = torch.float32) -> None:
+        export_model(backbone, origin).to(dtype).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+    def drop(layers: int) -> Any:
+        return apply(DropLayers(evenly(len(whole.layers), layers)), whole)
+
+    save("t30", whole, torch.bfloat16)
+    save("t15", drop(15), torch.bfloat16)
+    for layers in (12, 6):
+        save(f"s{layers}", drop(layers))
+    for name, strategy, keep in (("both50", "both", 0.5), ("width60", "width", 0.6), ("ffn70", "ffn", 0.7)):
+        shape = fit(whole.blueprint, keep=keep, dims=STRATEGIES[strategy])
+        layers = drop(shape.layers)
+        heads, neurons = ((tuple(range(n)),) * shape.layers for n in (shape.kv_heads, shape.ffn))
+        save(name, apply(Narrow(heads=heads, neurons=neurons, hidden=tuple(range(shape.hidden))), layers))
+    text = folder / "text.jsonl"
+    rows = [row["text"] for row in load_corpus("stdlib").documents.take(600)]
+    text.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    for context in (256, 512):
+        Capture(teacher=str(folder / "t30"), data=str(text), context=context, tokens=6 * 1024, dtype="bfloat16").run(
+            folder / f"cache{context}", show=False
+        )
+    return {"made": sorted(one.name for one in folder.iterdir())}
+
+
+def refuse_on_red() -> None:
+    """A benchmark of wrong code is worth nothing."""
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", *RESTS_ON], stdout=sys.stderr)
+    if tests.returncode:
+        sys.exit("refused: a test that this benchmark rests on is red")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout (always so)")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the runs to compare; for development alone")
+    parser.add_argument("--cpu-seconds", action="store_true", help="count seconds of the processor, on a busy machine")
+    parser.add_argument("--unchecked", action="store_true", help="skip the tests; for development alone")
+    parser.add_argument("--role", choices=("plan", "run", "make"), help=argparse.SUPPRESS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    found = parser.parse_args()
+    if found.cpu_seconds:
+        time.perf_counter = time.process_time
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The law of capacity gap: for every student there is a best teacher, and a larger one teaches it worse.
+
+    N_T = 2.498 N_S - 11.498      in millions of parameters, R^2 = 0.9957
+
+Source: Zhang et al., "Towards the Law of Capacity Gap in Distilling Language Models" (MiniMA), arXiv:2311.07052. The
+line was fitted to students pruned from GPT-2 teachers of 140M to 1.6B and Pythia teachers of 70M to 2.8B parameters,
+and held against one larger pair: of LLaMA2 7B, 13B and 70B, the 7B was the best teacher of a 3B student.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SLOPE, OFFSET = 2.498, -11.498e6
+FITTED = (70e6, 2.8e9)  # parameters of the teachers that the line was fitted to
+CHECKED = 7e9  # of the one larger teacher that was tried
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the law says of a pair: the best teacher for this student, the best student for this teacher.
+
+    A size is None where the line gives none (a student below 4.6M has no best teacher on it). `range` says whether the
+    teacher lies where the law was fitted.
+    """
+
+    teacher_for_student: float | None
+    student_for_teacher: float
+    range: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary, for JSON."""
+        return asdict(self)
+
+
+def best_teacher(student: float) -> float | None:
+    """The parameters of the teacher that a student of so many parameters learns most from; None below the line."""
+    size = SLOPE * student + OFFSET
+    return size if size > student else None
+
+
+def best_student(teacher: float) -> float:
+    """The parameters of the student for which a teacher of so many is the best."""
+    return (teacher - OFFSET) / SLOPE
+
+
+def advise(*, teacher: float, student: float) -> Advice:
+    """What the law says of this pair, in parameters."""
+    return Advice(best_teacher(student), best_student(teacher), validity(teacher))
+
+
+def validity(teacher: float) -> str:
+    """Whether a teacher of so many parameters lies where the law was fitted."""
+    low, high = FITTED
+    if low <= teacher <= high:
+        return "inside the fit: GPT-2 and Pythia teachers of 70M to 2.8B parameters"
+    if high < teacher <= CHECKED:
+        return "beyond the fit (70M to 2.8B), but up to 7B checked with one pair: LLaMA2 7B and a 3B student"
+    return f"extrapolated: the fit is of teachers of 70M to 2.8B parameters, and this one has {teacher / 1e6:,.1f}M"

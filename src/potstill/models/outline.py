@@ -1,0 +1,39 @@
+"""What a model is, by name, from its config and its tokenizer alone: no weight is read."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from potstill.core.blueprint import Blueprint
+from potstill.core.errors import ArtefactError
+from potstill.models import gguf
+from potstill.models.causal import PotstillConfig
+from potstill.models.families.table import read
+from potstill.models.load import check_folder, locate
+
+
+class Outline(NamedTuple):
+    """A model without its weights."""
+
+    blueprint: Blueprint
+    tokenizer: PreTrainedTokenizerBase
+
+
+def outline(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Outline:
+    """The outline of the model called `name`.
+
+    Raises: NotFound, UnsafeModel, ArtefactError as `load` does; UnsupportedModel for a family that no blueprint says.
+    """
+    path = locate(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    if path.suffix == ".gguf":
+        gguf.read_metadata(path)
+        gguf.require_shape(path)
+        return Outline(read(AutoConfig.from_pretrained(path.parent, gguf_file=path.name)), gguf.load_tokenizer(path))
+    check_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        raise ArtefactError(f"{path} has no readable config or tokenizer ({error}); copy the model again") from error
+    return Outline(config.read() if isinstance(config, PotstillConfig) else read(config), tokenizer)

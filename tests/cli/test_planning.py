@@ -1,0 +1,38 @@
+"""`potstill plan` as a shell calls it."""
+
+import json
+from pathlib import Path
+
+from tests.cli.conftest import KEEP, TINY, Call
+
+
+def test_people_see_sentences_and_machines_one_document(potstill: Call, teacher: Path, text: Path) -> None:
+    call = ("plan", "--teacher", teacher, "--keep", KEEP, "--data", text, *TINY, "--no-measure")
+    answer = potstill(*call)
+    assert answer.code == 0
+    for said in ("time: ", "memory: ", "disk: ", "law of capacity gap: no teacher", "no step was run"):
+        assert said in answer.out
+    assert json.loads(potstill(*call, "--json").out)["parameters"]["student"]["total"] > 0
+
+
+def test_rates_can_be_kept_and_used_again(potstill: Call, teacher: Path, text: Path, tmp_path: Path) -> None:
+    call = ("plan", "--teacher", teacher, "--data", text, *TINY, "--json")
+    first = potstill(*call, "--keep", KEEP, "--no-measure").out
+    (tmp_path / "plan.json").write_text(first)
+    second = json.loads(potstill(*call, "--student", teacher, "--calibration", tmp_path / "plan.json").out)
+    assert second["calibration"] == json.loads(first)["calibration"]
+
+
+def test_what_is_no_calibration_is_refused(potstill: Call, teacher: Path, text: Path, tmp_path: Path) -> None:
+    call = ("plan", "--teacher", teacher, "--keep", KEEP, "--data", text, *TINY, "--calibration")
+    assert "there is no file" in potstill(*call, tmp_path / "nowhere.json").err
+    (tmp_path / "other.json").write_text("[]")
+    answer = potstill(*call, tmp_path / "other.json")
+    assert (answer.code, answer.out) == (1, "")
+    assert "holds no calibration" in answer.err
+
+
+def test_a_size_is_needed(potstill: Call, teacher: Path, text: Path) -> None:
+    answer = potstill("plan", "--teacher", teacher, "--data", text, *TINY)
+    assert answer.code == 2
+    assert "a size is needed" in answer.err

@@ -1,0 +1,148 @@
+"""Plans of the small world: what they hold, that they leave nothing, and that what they advise helps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from potstill.core.errors import ArtefactError, UsageError
+from potstill.models.families.table import read
+from potstill.objectives.named import Mixture
+from potstill.pipeline.calibrate import Calibration, Clocked, fitted, merged
+from potstill.pipeline.distill import Distill
+from potstill.pipeline.forecast import forecast
+from potstill.pipeline.plan import Plan
+from potstill.pipeline.rehearse import saved_bytes
+from potstill.pipeline.workload import Texture, Workload
+from potstill.train.settings import Settings
+
+SETTINGS = Settings(tokens=2048, context=256, batch_tokens=1024, micro_tokens=512, save_every=1)
+RATES = Calibration(
+    measured=True,
+    gemm=1e-11,
+    teacher=2e-11,
+    student=2e-11,
+    backward=3e-11,
+    optimiser=1e-9,
+    loss={"live": 1e-8},
+    beside=1e8,
+)
+
+
+@pytest.fixture
+def stage(teacher: Path, text: Path) -> Distill:
+    return Distill(teacher=str(teacher), keep=0.755, data=str(text), settings=SETTINGS, dtype="float32")
+
+
+@pytest.fixture
+def made(stage: Distill) -> dict[str, Any]:
+    return Plan(distill=stage, calibration=RATES).run()
+
+
+@pytest.fixture
+def work(tiny_llama: LlamaForCausalLM) -> Workload:
+    blueprint, text = read(tiny_llama.config), Texture(fill=1.0, trained=0.5, seen=16.0)
+    return Workload(teacher=blueprint, student=blueprint, vocabulary=259, settings=SETTINGS, texture=text)
+
+
+def test_a_plan_is_one_document_with_every_part(made: dict[str, Any], stage: Distill) -> None:
+    assert json.loads(json.dumps(made)) == made
+    assert made["stage"] == stage.to_dict()
+    assert made["parameters"]["share"] == pytest.approx(0.755, rel=0.02)
+    assert made["memory"]["peak"] == max(made["phases"].values())
+    assert made["phases"]["training"] == sum(size for name, size in made["memory"].items() if name != "peak")
+    assert set(made["phases"]) == {"loading", "training", "pruning"}
+    parts = ["teacher forward", "student forward", "backward", "head and loss"]
+    assert list(made["flops_per_token"]) == [*parts, "total"]
+    assert list(made["time"]["parts"]) == [*parts, "optimiser"]
+    assert made["time"]["steps"] == 2
+    assert made["fits"] == {"memory": True, "disk": True}
+    assert made["capacity_gap"]["teacher_for_student"] is None  # of 24 thousand parameters
+
+
+def test_every_suggestion_really_lowers_what_is_needed(stage: Distill) -> None:
+    made = Plan(distill=replace(stage, keep=None, student=stage.teacher), calibration=RATES).run()
+    changes = made["suggestions"]
+    named = " ".join(one["change"] for one in changes)
+    assert all(option in named for option in ("--micro-tokens 256", "--context 128", "--lora 16", "--teacher-cache"))
+    for one in changes:
+        assert one["memory"] < made["memory"]["peak"] or one["disk"] < made["disk"]["most"]
+    assert [one["memory"] for one in changes] == sorted(one["memory"] for one in changes)
+
+
+def test_a_suggestion_is_what_a_plan_of_it_says(stage: Distill) -> None:
+    own = replace(stage, keep=None, student=stage.teacher)
+    (found,) = [s for s in Plan(distill=own, calibration=RATES).run()["suggestions"] if s["change"] == "--lora 16"]
+    planned = Plan(distill=replace(own, lora=16), calibration=RATES).run()
+    assert (found["memory"], found["disk"]) == (planned["memory"]["peak"], planned["disk"]["most"])
+
+
+@pytest.mark.parametrize("name", ["measured", "assumed"])
+def test_planning_leaves_no_file_behind(stage: Distill, tmp_path: Path, monkeypatch: Any, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    made = Plan(distill=stage, measure=name == "measured").run(tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert made["calibration"]["measured"] == (name == "measured")
+    assert made["time"]["seconds_per_step"] > 0
+    assert ("no step was run" in made["notes"][0]) == (name == "assumed")
+
+
+def test_measured_rates_give_back_the_time_and_memory_that_were_measured(work: Workload) -> None:
+    seconds = {"teacher": 1.0, "student": 2.0, "loss": 3.0, "backward": 4.0, "optimiser": 0.5}
+    tokens, rows = work.tokens * work.passes, work.rows * work.passes
+    saved = saved_bytes(work.student, dtype=torch.bfloat16)
+    held = sum(work.memory(saved).values())
+    rates = fitted(Clocked(seconds=seconds, tokens=tokens, rows=rows, peak=1e9), work, held=held, gemm=1e-12)
+    again = forecast(work, saved, rates, tokenizer=0)
+    assert again.step == pytest.approx(10.5)
+    assert again.peak == pytest.approx(1e9)
+
+
+def test_a_median_forgets_a_step_that_was_disturbed() -> None:
+    steps = [{"loss": seconds, "tokens": 9.0, "rows": 4.0} for seconds in (1.0, 1.2, 60.0)]
+    seen = Clocked.of(steps, peak=1.0)
+    assert (dict(seen.seconds), seen.tokens, seen.rows) == ({"loss": 1.2}, 9.0, 4.0)
+
+
+def test_calibrations_merge_and_each_counts_for_what_it_measured() -> None:
+    alone = replace(RATES, teacher=9.0, beside=3e8, loss={"alone": 5e-9})
+    both = merged([RATES, alone])
+    assert (both.teacher, both.beside, dict(both.loss)) == (RATES.teacher, 2e8, {"alone": 5e-9, "live": 1e-8})
+    assert RATES.loss_of("alone") < RATES.loss_of("cached") < RATES.loss_of("live")
+
+
+def test_a_calibration_survives_json_and_another_document_is_refused() -> None:
+    assert Calibration.from_dict(json.loads(json.dumps(RATES.to_dict()))) == RATES
+    with pytest.raises(ArtefactError, match="a calibration holds backward"):
+        Calibration.from_dict({"gemm": 1.0})
+
+
+def test_more_of_anything_never_takes_less(work: Workload) -> None:
+    saved = saved_bytes(work.student, dtype=torch.bfloat16)
+
+    def needed(one: Workload) -> tuple[float, float]:
+        made = forecast(one, saved, RATES, tokenizer=0)
+        return made.peak, made.step
+
+    for more in (
+        replace(work, settings=replace(SETTINGS, micro_tokens=1024)),
+        replace(work, texture=work.texture._replace(trained=1.0)),
+        replace(work, compute_bytes=4),
+    ):
+        assert all(a <= b for a, b in zip(needed(work), needed(more), strict=True))
+
+
+def test_a_window_longer_than_a_model_takes_is_refused(stage: Distill) -> None:
+    with pytest.raises(UsageError, match="context is 1024, and a model here takes 512"):
+        Plan(distill=replace(stage, settings=replace(SETTINGS, context=1024)), calibration=RATES).run()
+
+
+def test_no_teacher_in_the_loss_needs_no_cache(stage: Distill) -> None:
+    made = Plan(distill=replace(stage, objective=Mixture(name="cross_entropy")), calibration=RATES).run()
+    assert not any("--teacher-cache" in one["change"] for one in made["suggestions"])
+    assert made["flops_per_token"]["teacher forward"] == 0
