@@ -97,6 +97,11 @@ class Manifest:
             ) from error
 
     @property
+    def drawn(self) -> bool:
+        """Whether rows are samples, of which only the average is the teacher."""
+        return self.kept == "sampled"
+
+    @property
     def format(self) -> Format:
         """How its rows are coded."""
         return Format(self.facts.vocabulary, self.classes, self.exact)

@@ -277,7 +277,7 @@ class Distill:
             vocabulary=pair.vocabulary,
             kind=prepared.facts["kind"],
             compute=dtype,
-            cache=cache,
+            cache=None if cache is None or cache.manifest.drawn else cache,
             temperature=self.objective.temperature,
         )
         checked = require_sound(list(examine(world, QUICK)))

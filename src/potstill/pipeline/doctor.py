@@ -79,7 +79,7 @@ class Doctor:
             vocabulary=vocabulary,
             kind=corpus.kind,
             compute=compute,
-            cache=cache,
+            cache=None if cache is None or cache.manifest.drawn else cache,
             temperature=1.0 if cache is None else cache.manifest.facts.temperature,
         )
         return list(examine(world, ALL if vocabulary is not None else (same_tokens,)))
