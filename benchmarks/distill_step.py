@@ -1,16 +1,18 @@
 """One distillation step beside TRL's GKDTrainer: real tokens per second, peak memory, share of the GEMM roofline.
 
-The floor is a third side: the step's own matrix products, every one of teacher and student, forward and backward, in their
-shapes and in bf16, and nothing else. Same teacher (bf16), same student (12 evenly kept layers, fp32 weights, bf16 compute), same documents in every step
-and same optimiser, forward KL alone. Each side lives in a process of its own, so that its peak memory is its own; the
-parent asks them for one step in turn. TRL runs without gradient checkpointing: faster and larger than its default.
-FLOPs counted: 2 per weight of every matrix and token, once for the teacher, three times for the student; no attention.
-All sides hold on to the memory that they free: potstill by itself, the others by the same setting.
+The floor is a third side: every matrix product of the step, of teacher and student, forward and backward, in its shape
+and in bf16, and nothing else. Same teacher (bf16), same student (12 evenly kept layers, fp32 weights, bf16 compute),
+same documents in every step and same optimiser, forward KL alone. Each side lives in a process of its own, so that its
+peak memory is its own; the parent asks them for one step in turn. TRL runs without gradient checkpointing: faster and
+larger than its default. potstill and the floor hold on to memory that they free, as a run of potstill does; TRL runs as
+it is. FLOPs counted: 2 per weight of every matrix and token, once for the teacher, three times for the student; no
+attention.
 
     python benchmarks/distill_step.py --json           (needs: pip install 'potstill[bench]')
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -124,8 +126,8 @@ def serve(side: str, seed: int) -> None:
     torch.manual_seed(seed)
     from potstill.core import backend
 
-    held = backend.held_memory()
-    held.__enter__()  # as a run of potstill does it; until the process ends
+    held = backend.held_memory() if side != "trl" else contextlib.nullcontext()
+    held.__enter__()  # until the process ends
     step = {"potstill": potstill_step, "floor": floor_step, "trl": trl_step}[side]()
     for line in sys.stdin:
         batch = json.loads(line)
