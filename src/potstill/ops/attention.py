@@ -101,9 +101,18 @@ def _row(
     window: int | None,
 ) -> Float[Tensor, "B H T V"]:
     # split, not slices: the gradient of a slice is as long as the row, and there would be one per document
-    pieces = zip(*(x.split(list(lengths), dim=2) for x in (q, k, v)), strict=True)
-    done = [_document(*piece, scale=scale, window=window) for piece in pieces]
-    return done[0] if len(done) == 1 else torch.cat(done, dim=2)
+    pieces = list(zip(*(x.split(list(lengths), dim=2) for x in (q, k, v)), strict=True))
+    if len(pieces) == 1:
+        return _document(*pieces[0], scale=scale, window=window)
+    alike: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        alike.setdefault(length, []).append(i)
+    done: list[Tensor] = [q] * len(pieces)
+    for members in alike.values():  # documents of one length are one batch
+        together = (torch.cat(some) for some in zip(*(pieces[i] for i in members), strict=True))
+        for i, one in zip(members, _document(*together, scale=scale, window=window).split(len(q)), strict=True):
+            done[i] = one
+    return torch.cat(done, dim=2)
 
 
 def _document(

@@ -38,6 +38,7 @@ RowLoss = Callable[[Tensor, Mapping[str, Any], Tensor], Tensor]
 Teacher = Tensor | Coarse  # logits [C V], or what a cache kept of the distributions
 Frozen = Mapping[str, Callable[[int, int], Teacher]]  # name -> what the teacher says of rows a to b
 
+BAND = 2**10  # tokens of the head whose gradient is added at once on a CPU
 BLOCK = 2**18  # logits of one block on a CPU, 1 MiB in float32: the many passes of a loss stay in a core's own cache
 
 
@@ -174,7 +175,10 @@ class _Problem(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Accumulators; None where no gradient is wanted. The head's are float32 at least, whatever the rows are."""
+    """Accumulators; None where no gradient is wanted. The head's are float32 at least, whatever the rows are.
+
+    The weight's is not filled before the first rows write it: zeros of that size cost as much as a product of it.
+    """
 
     rows: Tensor | None
     weight: Tensor | None
@@ -185,9 +189,11 @@ class _Gradients(NamedTuple):
         if self.rows is not None:
             torch.mm(delta, weight, out=self.rows[start : start + len(rows)])
         if self.weight is not None and self.weight.dtype == rows.dtype:
-            self.weight.addmm_(delta.mT, rows)
+            self.weight.addmm_(delta.mT, rows, beta=int(start > 0))
         elif self.weight is not None:
-            self.weight.add_(delta.mT @ rows)
+            for block in _bands(delta):
+                product = delta[:, block].mT @ rows
+                self.weight[block].add_(product) if start else self.weight[block].copy_(product)
         if self.bias is not None:
             self.bias.add_(delta.sum(0, dtype=self.bias.dtype))
 
@@ -333,11 +339,17 @@ def _blocks(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(logits), size))
 
 
+def _bands(delta: Float[Tensor, "C V"]) -> Iterator[slice]:
+    """Few tokens at a time on a CPU, where adding bf16 to float32 makes a whole float32 copy first; all elsewhere."""
+    size = BAND if delta.device.type == "cpu" else delta.shape[1]
+    return (slice(start, start + size) for start in range(0, delta.shape[1], size))
+
+
 def _zeros(rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> _Gradients:
     wide = _wide(rows.dtype)
     return _Gradients(
         rows=torch.zeros_like(rows) if wanted[0] else None,
-        weight=torch.zeros_like(weight, dtype=wide) if wanted[1] else None,
+        weight=(torch.empty_like if len(rows) else torch.zeros_like)(weight, dtype=wide) if wanted[1] else None,
         bias=torch.zeros_like(bias, dtype=wide) if bias is not None and wanted[2] else None,
     )
 
