@@ -1,7 +1,8 @@
 """Is the loss right for this teacher, this student and this text? The invariants, on the user's own pair."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ class Doctor:
         """
         device, compute = backend.device(self.device), backend.dtype(self.dtype, on=str(backend.device(self.device)))
         cache = None if self.teacher_cache is None else Cache(Path(self.teacher_cache).expanduser())
-        teacher, student = self._load(self.teacher), self._load(self.student or self.teacher)
+        teacher = self._load(self.teacher)
+        twin = replace(teacher, model=copy.deepcopy(teacher.model)) if self.student is None else None
+        student = twin or self._load(str(self.student))
         try:
             vocabulary: int | None = shared_ids(teacher.tokenizer, student.tokenizer)
         except VocabularyMismatch:
