@@ -277,8 +277,7 @@ class Distill:
             vocabulary=pair.vocabulary,
             kind=prepared.facts["kind"],
             compute=dtype,
-            cache=None if cache is None or cache.manifest.drawn else cache,
-            temperature=self.objective.temperature,
+            cache=cache,
         )
         checked = require_sound(list(examine(world, QUICK)))
         if isinstance(teacher, Absent):

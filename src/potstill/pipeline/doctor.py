@@ -1,8 +1,9 @@
 """Is the loss right for this teacher, this student and this text? The invariants, on the user's own pair."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core import backend
 from potstill.core.errors import DataError, PotstillError, VocabularyMismatch
-from potstill.core.types import IGNORE, Batch, Companion
+from potstill.core.types import IGNORE, Batch
 from potstill.data.cache import Cache
 from potstill.data.chat import tokenise
 from potstill.data.corpus import load_corpus
-from potstill.data.pack import Packs, collate, pack
+from potstill.data.pack import Pack, Packs, collate, pack
 from potstill.evaluate.perplexity import bos_of
 from potstill.models.load import Loaded, load
 from potstill.models.vocabulary import shared_ids
 from potstill.pipeline.examination import FAIL, Check, World, examine
-from potstill.pipeline.invariants import ALL, same_tokens
+from potstill.pipeline.invariants import ALL, other_tokens
 from potstill.pipeline.stage import as_value
 from potstill.pipeline.texts import columns_of
 
@@ -64,15 +65,15 @@ class Doctor:
         twin = replace(teacher, model=copy.deepcopy(teacher.model)) if self.student is None else None
         student = twin or self._load(str(self.student))
         try:
-            vocabulary: int | None = shared_ids(teacher.tokenizer, student.tokenizer)
-        except VocabularyMismatch:
-            vocabulary = None
+            vocabulary = shared_ids(teacher.tokenizer, student.tokenizer)
+        except VocabularyMismatch as error:
+            return [other_tokens(error)]
         corpus = load_corpus(self.data, columns=columns_of(self.columns))
         try:
             packs = self._packs(corpus, student.tokenizer, cache)
         except DataError as error:
             why = "prompts are given when it is asked, and answers are what is learnt"
-            return [Check(name="text to train on", outcome=FAIL, found=str(error), why=why)]
+            return [Check.of("text to train on", False, found=str(error), why=why, remedy="")]
         world = world_of(
             packs,
             student=student.model.to(device),
@@ -82,10 +83,9 @@ class Doctor:
             vocabulary=vocabulary,
             kind=corpus.kind,
             compute=compute,
-            cache=None if cache is None or cache.manifest.drawn else cache,
-            temperature=1.0 if cache is None else cache.manifest.facts.temperature,
+            cache=cache,
         )
-        return list(examine(world, ALL if vocabulary is not None else (same_tokens,)))
+        return list(examine(world, ALL))
 
     def _load(self, name: str) -> Loaded:
         return load(name, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
@@ -103,11 +103,10 @@ def world_of(
     student_tokenizer: PreTrainedTokenizerBase,
     teacher: PreTrainedModel | None,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
-    vocabulary: int | None,
+    vocabulary: int,
     kind: str,
     compute: torch.dtype,
-    cache: Companion | None = None,
-    temperature: float = 1.0,
+    cache: Cache | None = None,
 ) -> World:
     """What is examined, from packs that are about to be trained on."""
     return World(
@@ -123,7 +122,6 @@ def world_of(
         trained=packs.trained / (packs.tokens - len(packs.lengths)),
         compute=compute,
         cache=cache,
-        temperature=temperature,
     )
 
 
@@ -140,25 +138,21 @@ def require_sound(checks: Sequence[Check]) -> list[dict[str, str]]:
 
 def few(packs: Packs) -> Batch:
     """Some short documents of the packs end to end; of a longer one, a stretch that holds tokens to train on."""
-    chosen: list[dict[str, Tensor]] = []
-    for i in range(len(packs)):
-        one = packs[i]
-        parts = (one[name].split(one["lengths"].tolist()) for name in ("input_ids", "labels"))
-        for ids, labels in zip(*parts, strict=True):
-            trained = (labels != IGNORE).nonzero().flatten()
-            if len(trained) and len(ids) > 1:
-                start = max(0, min(int(trained[0]) - 1, len(ids) - 2))
-                stop = min(start + LENGTH, len(ids))
-                cut = {"input_ids": ids[start:stop], "labels": labels[start:stop]}
-                chosen.append({**cut, "lengths": torch.tensor([stop - start])})
-            if len(chosen) == DOCUMENTS:
-                return _unlabelled_firsts(collate(chosen))
-    return _unlabelled_firsts(collate(chosen))
+    stretches = (_stretch(*document) for i in range(len(packs)) for document in _documents(packs[i]))
+    return collate(list(islice(stretches, DOCUMENTS)))
 
 
-def _unlabelled_firsts(batch: dict[str, Tensor]) -> Batch:
-    firsts = batch["position_ids"] == 0
-    return {**batch, "labels": batch["labels"].masked_fill(firsts, IGNORE)}
+def _documents(one: Pack) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids and labels of each document of a pack."""
+    return zip(*(one[name].split(one["lengths"].tolist()) for name in ("input_ids", "labels")), strict=True)
+
+
+def _stretch(ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """A document from before its first trained token on."""
+    start = int((labels != IGNORE).nonzero()[0]) - 1
+    ids, labels = ids[start : start + LENGTH], labels[start : start + LENGTH].clone()
+    labels[0] = IGNORE
+    return {"input_ids": ids, "labels": labels, "lengths": torch.tensor([len(ids)])}
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:

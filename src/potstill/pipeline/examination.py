@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import PotstillError, UnsupportedModel
-from potstill.core.types import IGNORE, Batch, Companion
+from potstill.core.types import IGNORE, Batch
+from potstill.data.cache import Cache
 from potstill.models.evaluating import evaluating
 from potstill.models.signals import plain
 from potstill.models.vocabulary import shared_ids
@@ -19,6 +20,7 @@ from potstill.objectives.language import CrossEntropy
 from potstill.train.study import Study
 
 PASS, FAIL, NOTE = "pass", "fail", "note"
+REPORT = "report it with the two models' names, and take another pair until it is mended"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,11 @@ class Check:
     why: str
     remedy: str = ""
 
+    @classmethod
+    def of(cls, name: str, good: bool, *, found: str, why: str, remedy: str = REPORT) -> "Check":
+        """Passed, or failed with what to do."""
+        return cls(name=name, outcome=PASS if good else FAIL, found=found, why=why, remedy="" if good else remedy)
+
     def to_dict(self) -> dict[str, str]:
         """A plain dictionary, for cards and JSON."""
         return {name: value for name, value in asdict(self).items() if value}
@@ -40,24 +47,23 @@ class Check:
 class World:
     """What is checked: two models with their tokenizers, the ids that they share, and some of the text.
 
-    `batch` is a small pack of several short documents and `whole` one pack as it is trained on. `vocabulary` is None
-    where the tokenizers differ, `teacher` where its weights are not here. `stops` is the share of answers that end in a
-    trained stop token, and `trained` the share of tokens that are trained on.
+    `batch` is a small pack of several short documents and `whole` one pack as it is trained on. `teacher` is None where
+    its weights are not here. `stops` is the share of answers that end in a trained stop token, and `trained` the share
+    of tokens that are trained on.
     """
 
     student: PreTrainedModel
     student_tokenizer: PreTrainedTokenizerBase
     teacher: PreTrainedModel | None
     teacher_tokenizer: PreTrainedTokenizerBase | None
-    vocabulary: int | None
+    vocabulary: int
     batch: Batch
     whole: Batch
     kind: str
     stops: float
     trained: float
     compute: torch.dtype = torch.float32
-    cache: Companion | None = None
-    temperature: float = 1.0
+    cache: Cache | None = None
 
     @property
     def tolerance(self) -> float:

@@ -24,25 +24,24 @@ from potstill.ops.divergence import forward_kl
 from potstill.pipeline.examination import FAIL, NOTE, PASS, Check, Invariant, World, apart, defined, rounded, study
 from potstill.train.study import Study
 
-REPORT = "report it with the two models' names, and take another pair until it is mended"
+SAME_TOKENS, BY_ID = "same tokens", "a divergence compares the two distributions id by id"
 
 
 def same_tokens(world: World) -> Check | None:
     """Teacher and student read text as the same ids."""
     if world.teacher_tokenizer is None:
         return None
-    try:
-        shared = shared_ids(world.teacher_tokenizer, world.student_tokenizer)
-    except VocabularyMismatch as error:
-        return _same_tokens(FAIL, str(error), remedy="choose a teacher that has the student's tokenizer")
+    shared = shared_ids(world.teacher_tokenizer, world.student_tokenizer)
     widths = {role: plain(model).get_output_embeddings().weight.shape[0] for role, model in world.models.items()}
     padded = [f"{role}'s head of {width:,}" for role, width in widths.items() if width > shared]
-    return _same_tokens(PASS, f"{shared:,} ids shared" + (f"; cut to them: {' and '.join(padded)}" if padded else ""))
+    cut = f"; cut to them: {' and '.join(padded)}" if padded else ""
+    return Check.of(SAME_TOKENS, True, found=f"{shared:,} ids shared{cut}", why=BY_ID)
 
 
-def _same_tokens(outcome: str, found: str, *, remedy: str = "") -> Check:
-    why = "a divergence compares the two distributions id by id"
-    return Check(name="same tokens", outcome=outcome, found=found, why=why, remedy=remedy)
+def other_tokens(error: VocabularyMismatch) -> Check:
+    """What is said of a pair whose tokenizers differ, of which nothing else can be asked."""
+    remedy = "choose a teacher that has the student's tokenizer"
+    return Check.of(SAME_TOKENS, False, found=str(error), why=BY_ID, remedy=remedy)
 
 
 def heads_explained(world: World) -> Check:
@@ -72,7 +71,7 @@ def documents_apart(world: World) -> Check:
 
 def loss_as_defined(world: World) -> Check | None:
     """The loss of a pack is what the models' own logits give, document by document, over the ids that are real."""
-    if world.vocabulary is None or world.teacher is None:
+    if world.teacher is None:
         return None
     with torch.no_grad():
         ours = study(world, compute=world.compute)(**world.batch)["sums"].double().cpu()
@@ -80,18 +79,17 @@ def loss_as_defined(world: World) -> Check | None:
     gap = apart(ours, theirs)
     good = gap <= world.tolerance
     found = f"within {gap:.1e}" if good else f"{rounded(ours)} where the definition gives {rounded(theirs)}"
-    return Check(
-        name="loss as defined",
-        outcome=PASS if good else FAIL,
+    return Check.of(
+        "loss as defined",
+        good,
         found=found,
         why="packing, shifted labels, soft-caps, padded vocabularies and a teacher that drops out all show here",
-        remedy="" if good else REPORT,
     )
 
 
 def gradient_as_differences(world: World) -> Check | None:
     """The gradient's own slope is the difference of losses a small step to either side of the weights (in float32)."""
-    if world.vocabulary is None or world.teacher is None:
+    if world.teacher is None:
         return None
     twin = copy.deepcopy(world.student).float().requires_grad_(True)
     loss = study(world, student=twin)(**world.batch)["loss"]
@@ -102,12 +100,11 @@ def gradient_as_differences(world: World) -> Check | None:
     sides = [_moved(world, twin, weights, by) for by in (step, -2 * step)]
     slope = (sides[0] - sides[1]) / (2 * step)
     good = abs(slope - steep) <= 0.05 * steep
-    return Check(
-        name="gradient as differences",
-        outcome=PASS if good else FAIL,
+    return Check.of(
+        "gradient as differences",
+        good,
         found=f"within {abs(slope - steep) / max(steep, 1e-12):.1e}" if good else f"{steep:.3g} against {slope:.3g}",
         why="a loss may be right and its gradient wrong",
-        remedy="" if good else REPORT,
     )
 
 
@@ -129,12 +126,11 @@ def zero_for_itself(world: World) -> Check | None:
     loss.backward()
     steepest = max(float(p.grad.abs().max()) for p in twin.parameters() if p.grad is not None)
     good = max(abs(loss.item()), steepest) <= world.tolerance
-    return Check(
-        name="zero for itself",
-        outcome=PASS if good else FAIL,
+    return Check.of(
+        "zero for itself",
+        good,
         found=f"loss {loss.item():.1e}, steepest gradient {steepest:.1e}",
         why="a loss that is not least at the teacher pulls the student away from it",
-        remedy="" if good else REPORT,
     )
 
 
@@ -146,30 +142,30 @@ class _Certain:
 
     def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
         targets = supervised(batch)[1]
-        rows = torch.full((len(targets), vocabulary or self.width), -1e4, device=targets.device)
+        rows = torch.full((len(targets), self.width), -1e4, device=targets.device)
         return Signals(rows=rows.scatter_(1, targets[:, None], 0.0), logits=lambda some: some)
 
 
 def certain_teacher(world: World) -> Check:
     """A teacher that is sure of the text gives the cross-entropy."""
     objective = Sum((0.5, CrossEntropy()), (0.5, Distill()))
-    certain = _Certain(plain(world.student).get_output_embeddings().weight.shape[0])
-    trained = Study(world.student, objective, frozen={"teacher": certain}, vocabulary=world.vocabulary)
+    trained = Study(
+        world.student, objective, frozen={"teacher": _Certain(world.vocabulary)}, vocabulary=world.vocabulary
+    )
     with torch.no_grad():
         hard, soft = trained(**world.batch)["sums"].double().cpu()
     good = apart(hard, soft) <= world.tolerance
-    return Check(
-        name="certain teacher",
-        outcome=PASS if good else FAIL,
+    return Check.of(
+        "certain teacher",
+        good,
         found=f"within {apart(hard, soft):.1e}",
         why="rows and targets that are off by one, or another direction of the divergence, show here",
-        remedy="" if good else REPORT,
     )
 
 
 def teacher_at_rest(world: World) -> Check | None:
     """The teacher says the same twice, whatever mode it was left in."""
-    if world.vocabulary is None or world.teacher is None:
+    if world.teacher is None:
         return None
     trained = study(world, compute=world.compute)
     world.teacher.train()
@@ -178,18 +174,18 @@ def teacher_at_rest(world: World) -> Check | None:
     world.teacher.eval()
     gap = apart(*said)
     good = gap <= world.tolerance
-    return Check(
-        name="teacher at rest",
-        outcome=PASS if good else FAIL,
+    return Check.of(
+        "teacher at rest",
+        good,
         found="the same twice" if good else f"{gap:.1%} apart when it is asked twice",
         why="a teacher with dropout says something else in every step",
-        remedy="" if good else "set its dropout to 0, or mend its eval()",
+        remedy="set its dropout to 0, or mend its eval()",
     )
 
 
 def passes_add_up(world: World) -> Check | None:
     """Two passes over half of the documents give the sums of one pass over all."""
-    if world.vocabulary is None or world.teacher is None:
+    if world.teacher is None:
         return None
     trained, documents = study(world, compute=world.compute), world.batch["documents"][0]
     first = documents <= documents.max() // 2
@@ -199,12 +195,11 @@ def passes_add_up(world: World) -> Check | None:
         halves = [trained(**part)["sums"].double().cpu() for part in parts if part["input_ids"].numel()]
     gap = apart(torch.stack(halves).sum(0), whole)
     good = gap <= world.tolerance
-    return Check(
-        name="passes add up",
-        outcome=PASS if good else FAIL,
+    return Check.of(
+        "passes add up",
+        good,
         found=f"within {gap:.1e}",
         why="means of means weigh short passes too much",
-        remedy="" if good else REPORT,
     )
 
 
@@ -213,12 +208,12 @@ def stop_token_trained(world: World) -> Check | None:
     if world.kind == "text":
         return None
     good = world.stops >= 0.5
-    return Check(
-        name="stop token trained",
-        outcome=PASS if good else FAIL,
+    return Check.of(
+        "stop token trained",
+        good,
         found=f"in {world.stops:.0%} of the answers",
         why="a student that never learns to stop runs on when it is asked",
-        remedy="" if good else "mend the chat template: behind an answer it must write the end-of-turn token",
+        remedy="mend the chat template: behind an answer it must write the end-of-turn token",
     )
 
 
@@ -227,35 +222,35 @@ def answers_alone_trained(world: World) -> Check | None:
     if world.kind == "text":
         return None
     good = 0 < world.trained < 1
-    return Check(
-        name="answers alone trained",
-        outcome=PASS if good else FAIL,
+    return Check.of(
+        "answers alone trained",
+        good,
         found=f"{world.trained:.0%} of the tokens",
         why="prompts are given when it is asked; training on them spends the student on writing questions",
-        remedy="" if good else "mend the chat template, which has to mark what the assistant says",
+        remedy="mend the chat template, which has to mark what the assistant says",
     )
 
 
 def cache_as_live(world: World) -> Check | None:
-    """What the cache says of a pack is what the teacher says of it now."""
-    if world.cache is None or world.teacher is None or world.vocabulary is None:
+    """What the cache says of a pack is what the teacher says of it now; of drawn tokens only the average would be."""
+    if world.cache is None or world.teacher is None or world.cache.manifest.drawn:
         return None
-    needs = Needs(supervised(world.whole)[0])
+    needs, temperature = Needs(supervised(world.whole)[0]), world.cache.manifest.facts.temperature
     told = world.cache.signals(world.whole, needs, vocabulary=world.vocabulary)
     with evaluating(world.teacher), torch.no_grad():
         said = signals(world.teacher, world.whole, needs, vocabulary=world.vocabulary)
         gaps = [
-            coarse(forward_kl, told.logits(known), said.logits(rows).float() / world.temperature)
+            coarse(forward_kl, told.logits(known), said.logits(rows).float() / temperature)
             for known, rows in zip(told.rows.split(64), said.rows.split(64), strict=True)
         ]
     gap = float(torch.cat(gaps).mean())
     good = gap <= 0.02
-    return Check(
-        name="cache as live",
-        outcome=PASS if good else FAIL,
+    return Check.of(
+        "cache as live",
+        good,
         found=f"{gap:.1e} nats apart",
         why="a cache of another teacher or of other text teaches something else",
-        remedy="" if good else "make the cache again with potstill cache",
+        remedy="make the cache again with potstill cache",
     )
 
 
