@@ -5,11 +5,12 @@ import torch
 
 from potstill.evaluate.agreement import compare, remember
 from potstill.evaluate.latency import Trial
-from potstill.evaluate.measure import differences, quality, real_ids, rouge, sizes, speeds
+from potstill.evaluate.measure import differences, quality, rouge, sizes, speeds
 from potstill.evaluate.perplexity import score, text_rows
 from potstill.evaluate.reading import Reading
 from potstill.evaluate.rouge import Question, Writing, judge_answers
 from potstill.models.load import Loaded
+from potstill.models.vocabulary import real_ids
 
 TEXTS = ["The quick brown fox.", "jumps over", "the lazy dog, again and again."]
 QUICK = Trial(prompt_tokens=4, new_tokens=2, runs=2, warm_up=0)

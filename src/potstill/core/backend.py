@@ -89,7 +89,13 @@ def held_memory() -> Iterator[None]:
     finally:
         mallopt(M_MMAP_MAX, MMAP_MAX)
         mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
-        _libc().malloc_trim(0)
+        trim()
+
+
+def trim() -> None:
+    """Gives back to the system what was freed, where the C library can."""
+    if give_back := getattr(_libc(), "malloc_trim", None):
+        give_back(0)
 
 
 @functools.cache

@@ -114,6 +114,14 @@ def key_of(ids: np.ndarray, labels: np.ndarray) -> int:
     return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little")
 
 
+def windows_of(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The ids and labels of each document of a packed batch."""
+    assert len(batch["input_ids"]) == 1, "documents of one packed row"
+    lengths = torch.unique_consecutive(batch["documents"][0].cpu(), return_counts=True)[1]
+    inside = np.cumsum(lengths.numpy())[:-1]
+    return list(zip(*(np.split(batch[name][0].cpu().numpy(), inside) for name in ("input_ids", "labels")), strict=True))
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a window lies: its shard, and its rows, ids and codes there."""
@@ -171,19 +179,13 @@ class Cache:
         unknown = sorted(needs.layers - ({-1} if self.manifest.hidden else set()))
         if unknown or needs.relations or needs.extras:
             raise UnsupportedModel(f"the cache {self.folder} does not keep what the objective needs; learn live")
-        assert len(batch["input_ids"]) == 1, "documents of one packed row"
-        ids, labels = (batch[name].cpu().numpy()[0] for name in ("input_ids", "labels"))
-        lengths = torch.unique_consecutive(batch["documents"][0].cpu(), return_counts=True)[1].tolist()
-        ends = np.cumsum(lengths)
-        places = [self._find(ids[a:b], labels[a:b]) for a, b in zip(ends - lengths, ends, strict=True)]
+        places = [self._find(*window) for window in windows_of(batch)]
         places = [place for place in places if place.rows.stop > place.rows.start]
         device = batch["input_ids"].device
         layers = {-1: torch.cat([self._hidden(place) for place in places]).to(device)} if needs.layers else {}
         known = joined([self._read(place) for place in places]) if places else self._none()
         moved = Coarse(*(part.to(device) for part in (known.ids, known.log_p, known.log_rest, known.members)))
-        return Signals(
-            rows=torch.arange(len(moved), device=device), logits=lambda rows: _rows(moved, rows), layers=layers
-        )
+        return Signals(rows=torch.arange(len(moved), device=device), logits=moved.at, layers=layers)
 
     def _find(self, ids: np.ndarray, labels: np.ndarray) -> _Place:
         key = key_of(ids, labels)
@@ -274,11 +276,6 @@ def _places(number: int, shard: Any) -> Iterator[tuple[int, _Place]]:
     starts = [np.concatenate([[0], end[:-1]]) for end in ends]
     for i, key in enumerate(keys.tolist()):
         yield key, _Place(number, *(slice(int(a[i]), int(b[i])) for a, b in zip(starts, ends, strict=True)))
-
-
-def _rows(known: Coarse, rows: Tensor) -> Coarse:
-    first = int(rows[0]) if len(rows) else 0
-    return known[first : first + len(rows)]
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Int64
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import ServerError, VocabularyMismatch
+from potstill.models.vocabulary import real_ids
 
 Prompt = str | Sequence[int]
 BROKEN = "\ufffd"  # what half a character decodes to
@@ -195,8 +196,3 @@ def require_length(said: int, ids: Sequence[int]) -> None:
             f"the server reads {said} tokens where the student's tokenizer reads {len(ids)}; give a student with the "
             f"server's own tokenizer, which puts the same tokens (BOS) before a text"
         )
-
-
-def real_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many ids, from 0 on, the tokenizer has."""
-    return max(tokenizer.get_vocab().values()) + 1

@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import ServerError, UnsupportedModel, UsageError, VocabularyMismatch
 from potstill.core.types import IGNORE, Batch, Needs, Signals
-from potstill.data.cache import key_of
-from potstill.data.dialects import ById, ByString, Dialect, Heard, real_ids
+from potstill.data.cache import key_of, windows_of
+from potstill.data.dialects import ById, ByString, Dialect, Heard
+from potstill.data.pack import collate
 from potstill.data.wire import Address, Refused, Wire
-from potstill.models.vocabulary import PROBES
+from potstill.models.vocabulary import PROBES, real_ids
 from potstill.ops.coarse import Coarse
 
 TOP_K = 20  # what vLLM gives unless it was started with another --max-logprobs
@@ -83,10 +84,7 @@ class Served:
         """
         if needs.layers or needs.relations or needs.extras:
             raise UnsupportedModel(f"the server at {self.url} gives no hidden states; use a teacher that is here")
-        assert len(batch["input_ids"]) == 1, "documents of one packed row"
-        ids, labels = (batch[name].cpu().numpy()[0] for name in ("input_ids", "labels"))
-        lengths = torch.unique_consecutive(batch["documents"][0].cpu(), return_counts=True)[1].tolist()
-        asked = self._ask(ids, labels, lengths)
+        asked = self._ask(windows_of(batch))
         for key, _ in asked:
             self._waiting.pop(key, None)
         return self._signals([way.result() for _, way in asked], batch["input_ids"].device)
@@ -97,15 +95,12 @@ class Served:
 
     def prepare(self, pack: Mapping[str, Tensor]) -> None:
         """Ask about a pack before its batch comes, so that the answer is there by then."""
-        ids, labels, lengths = (pack[name].numpy() for name in ("input_ids", "labels", "lengths"))
-        self._ask(ids, labels, lengths.tolist())
+        self._ask(windows_of(collate([pack])))
 
-    def _ask(self, ids: np.ndarray, labels: np.ndarray, lengths: Sequence[int]) -> list[tuple[int, "Future[Heard]"]]:
+    def _ask(self, windows: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[int, "Future[Heard]"]]:
         """Each window with a token to learn: what it is found by, and its answer, asked for if it is not yet."""
-        ends = np.cumsum(lengths)
         asked = []
-        for start, end in zip(ends - lengths, ends, strict=True):
-            window, trained = ids[start:end], labels[start:end]
+        for window, trained in windows:
             if not (trained[1:] != IGNORE).any():
                 continue
             key = key_of(window, trained)
@@ -202,7 +197,7 @@ class Served:
         ids, log_p, log_rest, own = (torch.from_numpy(part).to(device) for part in heard)
         known = Coarse(ids, log_p, log_rest[:, None], torch.ones(self.vocabulary, 1, device=device))
         rows = torch.arange(len(known), device=device)
-        return Signals(rows=rows, logits=lambda asked: _rows(known, asked), scores={OWN: own})
+        return Signals(rows=rows, logits=known.at, scores={OWN: own})
 
 
 class Ahead:
@@ -221,8 +216,3 @@ class Ahead:
         pack: dict[str, Tensor] = self._packs[i]
         self._teacher.prepare(pack)
         return pack
-
-
-def _rows(known: Coarse, rows: Tensor) -> Coarse:
-    first = int(rows[0]) if len(rows) else 0
-    return known[first : first + len(rows)]

@@ -21,7 +21,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import NotFound
 from potstill.core.types import Measure
@@ -34,11 +33,6 @@ from potstill.evaluate.size import bytes_in_memory, bytes_on_disk, count_paramet
 from potstill.models.load import Loaded
 
 Seen = Scores | Comparison
-
-
-def real_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many ids stand for a token; a head may have more rows."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 def quality(seen: Seen) -> list[Measure]:

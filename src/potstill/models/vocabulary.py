@@ -37,3 +37,8 @@ def shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBas
                 f"student's tokenizer"
             )
     return shared
+
+
+def real_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many ids stand for a token; a head may have more rows."""
+    return max(tokenizer.get_vocab().values()) + 1

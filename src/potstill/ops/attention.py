@@ -107,12 +107,12 @@ def _row(
     alike: dict[int, list[int]] = {}
     for i, length in enumerate(lengths):
         alike.setdefault(length, []).append(i)
-    done: list[Tensor] = [q] * len(pieces)
+    done: dict[int, Tensor] = {}
     for members in alike.values():  # documents of one length are one batch
         together = (torch.cat(some) for some in zip(*(pieces[i] for i in members), strict=True))
-        for i, one in zip(members, _document(*together, scale=scale, window=window).split(len(q)), strict=True):
-            done[i] = one
-    return torch.cat(done, dim=2)
+        mixed = _document(*together, scale=scale, window=window).split(len(q))
+        done |= zip(members, mixed, strict=True)
+    return torch.cat([done[i] for i in range(len(pieces))], dim=2)
 
 
 def _document(

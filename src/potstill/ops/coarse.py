@@ -42,6 +42,11 @@ class Coarse:
     def __getitem__(self, rows: slice) -> "Coarse":
         return replace(self, ids=self.ids[rows], log_p=self.log_p[rows], log_rest=self.log_rest[rows])
 
+    def at(self, rows: Int[Tensor, " M"]) -> "Coarse":
+        """The rows of these numbers, which follow one another."""
+        first = int(rows[0]) if len(rows) else 0
+        return self[first : first + len(rows)]
+
     @property
     def buckets(self) -> Float[Tensor, "N B"]:
         """log p~."""
@@ -94,9 +99,7 @@ def coarse_with_gradient(
     largest = student.amax(-1, keepdim=True)
     rest = (student - largest).exp_().scatter_(-1, teacher.ids, 0.0)
     mass = rest @ members
-    least = torch.finfo(
-        mass.dtype
-    ).tiny  # of what the teacher gives something to: neither the loss nor 1 / mass overflows
+    least = torch.finfo(mass.dtype).tiny  # where the teacher gives something: neither the loss nor 1 / mass overflows
     mass = torch.where(teacher.log_rest.isneginf(), mass, mass.clamp_min(least))
     values, delta = differentiate(teacher.buckets.to(student.dtype), torch.cat([head, mass.log() + largest], -1))
     share = torch.where(mass > 0, delta[:, known:] / mass, 0.0)

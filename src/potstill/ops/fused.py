@@ -209,7 +209,7 @@ class _Sums(torch.autograd.Function):
         ctx.save_for_backward(rows, weight, bias)
         device = rows.device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        ctx.gradients = _zeros(rows, weight, bias, ctx.needs_input_grad)
+        ctx.gradients = _accumulators(rows, weight, bias, ctx.needs_input_grad)
         return _run(problem, rows, weight, bias, ctx.gradients, ctx.mix)
 
     @staticmethod
@@ -221,7 +221,7 @@ class _Sums(torch.autograd.Function):
         ctx.gradients = None  # they are scaled in place; a second backward computes them again
         if gradients is None or factor is None:
             mix, factor = _normalised(upstream.tolist())
-            gradients = _zeros(rows, weight, bias, ctx.needs_input_grad)
+            gradients = _accumulators(rows, weight, bias, ctx.needs_input_grad)
             with torch.no_grad(), torch.autocast(*ctx.autocast):
                 _run(ctx.problem, rows, weight, bias, gradients, mix)
         scaled = (None if gradient is None else gradient.mul_(factor) for gradient in gradients)
@@ -345,7 +345,7 @@ def _bands(delta: Float[Tensor, "C V"]) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, delta.shape[1], size))
 
 
-def _zeros(rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> _Gradients:
+def _accumulators(rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> _Gradients:
     wide = _wide(rows.dtype)
     return _Gradients(
         rows=torch.zeros_like(rows) if wanted[0] else None,

@@ -40,12 +40,12 @@ from potstill.data.chat import tokenise
 from potstill.data.codes import Format, encode
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.pack import Packs, collate, pack
-from potstill.evaluate.measure import real_ids
 from potstill.evaluate.perplexity import bos_of
 from potstill.evaluate.reading import require_context
 from potstill.models.evaluating import evaluating
 from potstill.models.load import Loaded, load
 from potstill.models.signals import signals
+from potstill.models.vocabulary import real_ids
 from potstill.ops.cluster import alike
 from potstill.ops.coarse import Coarse, coarsened, joined, tail
 from potstill.pipeline.stage import as_value, command, disk, parent, require_apart, require_one_process

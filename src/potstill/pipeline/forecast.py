@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from potstill.core import backend
 from potstill.core.blueprint import Blueprint
 from potstill.core.errors import ArtefactError, UnsupportedModel
 from potstill.data.pack import Packs
@@ -16,7 +17,7 @@ from potstill.models.families.table import read
 from potstill.pipeline.absent import Absent
 from potstill.pipeline.calibrate import BESIDE, Calibration
 from potstill.pipeline.rehearse import saved_bytes
-from potstill.pipeline.room import Room, resident, room, trim
+from potstill.pipeline.room import Room, resident, room
 from potstill.pipeline.stage import note
 from potstill.pipeline.workload import WIDE, Saved, Texture, Workload, texture
 
@@ -128,7 +129,7 @@ def announce(stage: "Distill", pair: "Pair", packs: Packs, dtype: torch.dtype, o
         teacher, student = read(pair.teacher.model.config), read(pair.student.config)
     except UnsupportedModel:
         return
-    trim()  # what pruning freed is free for the training, or for others
+    backend.trim()  # what pruning freed is free for the training, or for others
     work = workload_of(stage, teacher, student, vocabulary=pair.vocabulary, dtype=dtype, text=texture(packs))
     saved, free = saved_bytes(student, dtype=dtype, lora=stage.lora), room(out, pair.student.device)
     needed, peak = work.disk(tokenizer_bytes(pair.origin.tokenizer))["most"], sum(work.memory(saved).values())

@@ -13,12 +13,12 @@ from potstill.core.types import Measure
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.evaluate.agreement import Remembered, compare, remember
 from potstill.evaluate.harness import run_tasks
-from potstill.evaluate.measure import Seen, differences, quality, real_ids, rouge, sizes, speeds
+from potstill.evaluate.measure import Seen, differences, quality, rouge, sizes, speeds
 from potstill.evaluate.perplexity import score
 from potstill.evaluate.reading import Reading, Row, require_context
 from potstill.evaluate.rouge import judge_answers, questions
 from potstill.models.load import Loaded, load
-from potstill.models.vocabulary import shared_ids
+from potstill.models.vocabulary import real_ids, shared_ids
 from potstill.pipeline.stage import as_value
 from potstill.pipeline.texts import columns_of, rows_of
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from potstill.core import backend
 from potstill.core.blueprint import Blueprint
 from potstill.core.types import IGNORE, Needs, supervised
 from potstill.data.pack import Packs, collate
@@ -19,7 +19,6 @@ from potstill.models.backbone import Backbone
 from potstill.models.families.table import export_model
 from potstill.models.signals import plain, signals
 from potstill.pipeline.calibrate import Clocked, now
-from potstill.pipeline.room import trim
 from potstill.pipeline.workload import Saved
 from potstill.train import adapters
 from potstill.train.progress import forget_peak, peak_memory
@@ -47,10 +46,8 @@ def rehearse(study: Study, teacher: PreTrainedModel | None, packs: Packs, settin
         args.save_strategy = SaveStrategy.NO
         clock = Clock(parts, device)
         trainer = Trainer(study, args, train_dataset=packs, callbacks=[clock])
-        for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
-            trainer.remove_callback(unwanted)
         hooks = [*clock.hooks(), study.register_forward_pre_hook(clock.count, with_kwargs=True)]
-        trim()
+        backend.trim()
         forget_peak(device.type)
         try:
             trainer.train()

@@ -1,7 +1,5 @@
 """How much room this machine has: memory that a process may still take, and disk."""
 
-import contextlib
-import ctypes
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +33,6 @@ def free_memory(meminfo: Path = MEMINFO, cgroups: Path = CGROUPS, own: Path = OW
 def resident(status: Path = Path("/proc/self/status")) -> int:
     """The memory that this process holds now, in bytes; 0 where the machine does not say."""
     return _field(status, "VmRSS") or 0
-
-
-def trim() -> None:
-    """Gives back what was freed, where the C library can: what this process did before should not count for a run."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _available(meminfo: Path) -> int | None:

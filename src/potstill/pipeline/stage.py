@@ -84,7 +84,7 @@ def require_one_process() -> None:
 
     Raises: UsageError.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks.count() > 1:
         raise UsageError("this stage runs in one process, and distill alone in several; start it without torchrun")
 
 

@@ -14,10 +14,10 @@ from transformers import GenerationConfig
 from potstill.core.errors import UsageError
 from potstill.core.types import Needs
 from potstill.data.pack import collate
-from potstill.evaluate.measure import real_ids
 from potstill.evaluate.reading import at_rest, context_of
 from potstill.models.load import Loaded
 from potstill.models.signals import signals
+from potstill.models.vocabulary import real_ids
 from potstill.serve.request import Completion
 
 CHUNK = 256  # rows whose logits are alive at once

@@ -87,8 +87,6 @@ def train(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
-        trainer.remove_callback(unwanted)
     last = checkpoint.latest(folder, study=identity, ranks=ranks.count()) if resume else None
     ranks.require_same("last checkpoint", str(last))
     with interrupt, backend.held_memory():

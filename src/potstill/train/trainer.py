@@ -37,6 +37,8 @@ class Trainer(transformers.Trainer):
         self, study: Study, args: TrainingArguments, *, identity: str = "", keep_best: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(study, args, data_collator=collate, **kwargs)
+        for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
+            self.remove_callback(unwanted)  # train/progress.py shows and records
         self.identity = identity
         self.keep_best = keep_best  # whether the checkpoint of the best evaluation outlives newer ones
         self._sums = torch.zeros(len(study.term_names), dtype=torch.float64)
