@@ -128,7 +128,11 @@ def serve(side: str, seed: int) -> None:
 
     held = backend.held_memory() if side != "trl" else contextlib.nullcontext()
     held.__enter__()  # until the process ends
-    step = {"potstill": potstill_step, "floor": floor_step, "trl": trl_step}[side]()
+    teacher, student = pair()
+    if side == "floor":
+        step = floor_step(teacher, student)
+    else:
+        step = {"potstill": potstill_step, "trl": trl_step}[side](teacher, student, adam(student))
     for line in sys.stdin:
         batch = json.loads(line)
         start = time.perf_counter()
@@ -139,15 +143,13 @@ def serve(side: str, seed: int) -> None:
         out.flush()
 
 
-def potstill_step() -> Step:
+def potstill_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> Step:
     """Padding-free packs, fused loss."""
     from potstill.data.pack import collate
     from potstill.objectives.distill import Distill
     from potstill.train.study import Study
 
-    teacher, student = pair()
     study = Study(student, Distill(), frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
 
     def step(batch: list[list[int]]) -> float:
         student.train()
@@ -161,11 +163,11 @@ def potstill_step() -> Step:
     return step
 
 
-def floor_step(chunk: int = 1024) -> Step:
+def floor_step(teacher: Any, student: Any, chunk: int = 1024) -> Step:
     """Every matrix product of a step, alone; the head in chunks of rows, as the fused loss takes it."""
     kinds = {
         name: [w.detach().bfloat16() for n, w in model.named_parameters() if w.ndim == 2 and "embed" not in n]
-        for name, model in zip(("teacher", "student"), pair(), strict=True)
+        for name, model in (("teacher", teacher), ("student", student))
     }
     head = torch.randn(HEAD, dtype=torch.bfloat16)
 
@@ -192,7 +194,7 @@ def floor_step(chunk: int = 1024) -> Step:
     return step
 
 
-def trl_step() -> Step:
+def trl_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> Step:
     """GKDTrainer's own training step on the padded batch, forward KL (beta 0), off-policy (lmbda 0)."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from datasets import Dataset
@@ -200,7 +202,6 @@ def trl_step() -> Step:
 
     from potstill.models import gguf, load
 
-    teacher, student = pair()
     tokenizer = gguf.load_tokenizer(load.packaged())
     config = GKDConfig(
         output_dir=tempfile.mkdtemp(),
@@ -216,7 +217,6 @@ def trl_step() -> Step:
     trainer = GKDTrainer(
         model=student, teacher_model=teacher, args=config, train_dataset=rows, processing_class=tokenizer
     )
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
     trainer.current_gradient_accumulation_steps = 1
     model = trainer.accelerator.prepare_model(trainer.model)
 
@@ -238,6 +238,11 @@ def finish(student: torch.nn.Module, optimiser: torch.optim.Optimizer, loss: tor
     optimiser.step()
     optimiser.zero_grad()
     return loss.item()
+
+
+def adam(student: Any) -> torch.optim.Optimizer:
+    """The optimiser of both sides."""
+    return torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
 
 
 def pair() -> tuple[Any, Any]:

@@ -1,0 +1,177 @@
+"""What a student learns in the same time by potstill and by TRL's GKDTrainer: held-out bits per byte and KL.
+
+Same teacher (SmolLM2-135M, bf16), same student at the start (12 evenly kept layers, fp32 weights, bf16 compute), same
+documents in the same order, same objective (forward KL alone), same optimiser and the same rate at the same share of
+the time; only the step differs (see distill_step.py). Each side trains alone in a process of its own with `--threads`
+threads, by that process's own clock of processor time, so that whatever else the machine does takes from neither;
+loading and measuring do not count. A side that has learnt is kept in `--out`, and is not trained again.
+
+    python benchmarks/equal_time.py --json --minutes 20 --seeds 1 2         (needs: pip install 'potstill[bench]')
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill_step import CONTEXT, adam, pair, potstill_step, refuse_on_red, trl_step
+
+SIDES = {"potstill": potstill_step, "trl": trl_step}
+WARM_UP, FINAL = 0.05, 0.1
+
+
+def main() -> None:
+    """Trains every side and seed that `--out` lacks, measures all of them on the same text, prints one document."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    if options.side:
+        train(options.side, options.seeds[0], options)
+        return
+    if not options.unchecked:
+        refuse_on_red()
+    for seed in options.seeds:
+        for side in SIDES:
+            if not (folder(options, side, seed) / "trained.json").exists():
+                command = [sys.executable, *sys.argv, "--side", side, "--seeds", str(seed)]
+                subprocess.run(command, check=True, stdout=sys.stderr)
+    print(json.dumps(report(options), indent=2))
+
+
+def train(side: str, seed: int, options: argparse.Namespace) -> None:
+    """One side for its time; its student and what it did go to `--out`."""
+    from potstill.core import backend
+
+    torch.manual_seed(seed)
+    teacher, student = pair()
+    optimiser = adam(student)
+    held = contextlib.nullcontext() if side == "trl" else backend.held_memory()  # as a run of potstill holds it
+    held.__enter__()  # until the process ends
+    step = SIDES[side](teacher, student, optimiser)
+    budget = options.minutes * 60 * options.threads
+    tokens, steps, losses = 0, 0, []
+    batches = documents(seed, options.batch_tokens)
+    started = time.process_time()
+    while (spent := time.process_time() - started) < budget:
+        optimiser.param_groups[0]["lr"] = options.learning_rate * rate(spent / budget)
+        batch = next(batches)
+        losses.append(step(batch))
+        tokens, steps = tokens + sum(map(len, batch)), steps + 1
+        if steps % 50 == 1:
+            print(
+                f"{side} seed {seed}: step {steps}, {tokens} tokens, {spent:.0f} s, {losses[-1]:.3f}", file=sys.stderr
+            )
+    out = folder(options, side, seed)
+    student.save_pretrained(out)
+    done = {"side": side, "seed": seed, "tokens": tokens, "steps": steps, "seconds": spent, "losses": losses}
+    (out / "trained.json").write_text(json.dumps(done))
+
+
+def rate(share: float) -> float:
+    """The learning rate after `share` of the time: up evenly, then down a cosine to a tenth."""
+    if share < WARM_UP:
+        return share / WARM_UP
+    along = (share - WARM_UP) / (1 - WARM_UP)
+    return FINAL + (1 - FINAL) * (1 + math.cos(math.pi * along)) / 2
+
+
+def documents(seed: int, tokens: int) -> Iterator[list[list[int]]]:
+    """Ragged documents of about `tokens` tokens a step, from Python's own docstrings, in an order of `seed`."""
+    from potstill.data.chat import tokenise
+    from potstill.data.corpus import load_corpus
+    from potstill.models import gguf, load
+
+    rows = tokenise(load_corpus("stdlib"), gguf.load_tokenizer(load.packaged()))
+    pieces = [row.input_ids[i : i + CONTEXT] for row in rows for i in range(0, len(row.input_ids) - 1, CONTEXT)]
+    order = random.Random(seed)
+    held: list[list[int]] = []
+    while True:
+        order.shuffle(pieces)
+        for piece in pieces:
+            if held and sum(map(len, held)) + len(piece) > tokens:
+                yield held
+                held = []
+            held.append(piece)
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    """Each student on the same held-out documents beside the teacher, and their paired differences."""
+    from transformers import AutoModelForCausalLM
+
+    from potstill.data.corpus import load_corpus
+    from potstill.evaluate.agreement import compare, remember
+    from potstill.evaluate.measure import differences, quality
+    from potstill.evaluate.reading import Reading
+    from potstill.models import gguf, load
+    from potstill.models.vocabulary import real_ids
+    from potstill.pipeline.texts import rows_of
+
+    teacher, first = pair()
+    tokenizer = gguf.load_tokenizer(load.packaged())
+    corpus = load_corpus("stdlib", split="validation")
+    rows = rows_of(corpus, tokenizer, documents=options.documents)
+    remembered = remember(teacher, rows, Reading(context=CONTEXT, vocabulary=real_ids(tokenizer), dtype=torch.bfloat16))
+    seen = {"at the start": compare(remembered, first)}
+    facts: dict[str, Any] = {}
+    for seed in options.seeds:
+        for side in SIDES:
+            out = folder(options, side, seed)
+            student = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+            name = f"{side}, seed {seed}"
+            seen[name] = compare(remembered, student)
+            facts[name] = {k: v for k, v in json.loads((out / "trained.json").read_text()).items() if k != "losses"}
+    figures = {
+        name: facts.get(name, {}) | {one.name: one.to_dict() for one in quality(compared)}
+        for name, compared in seen.items()
+    }
+    pairs = [{f"potstill, seed {seed}", f"trl, seed {seed}"} for seed in options.seeds]
+    beside = [found for found in differences(seen) if {found["a"], found["b"]} in pairs]
+    better = {"bits_per_byte": 1, "teacher_kl": 1, "teacher_agreement": -1}
+    return {
+        "name": "equal_time",
+        "machine": f"{platform.machine()}, torch {torch.__version__}, {options.threads} of {os.cpu_count()} cores",
+        "minutes": options.minutes,
+        "figures": figures,
+        "potstill less TRL": beside,
+        "goals": {"better in every measure at every seed": "the paired interval excludes 0"},
+        "met": {
+            "better in every measure at every seed": all(
+                max(better[f["name"]] * f["low"], better[f["name"]] * f["high"]) < 0 for f in beside
+            )
+        },
+    }
+
+
+def folder(options: argparse.Namespace, side: str, seed: int) -> Path:
+    """Where the student of one side and seed lies."""
+    return Path(options.out) / f"{side}-{seed}-{options.minutes:g}m"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout (always so)")
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-tokens", type=int, default=768, help="real tokens a step; TRL's memory grows with it")
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--documents", type=int, default=100, help="held-out documents to measure on")
+    parser.add_argument("--out", default="out/equal-time")
+    parser.add_argument("--unchecked", action="store_true", help="skip the tests; for development alone")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
