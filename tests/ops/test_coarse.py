@@ -11,7 +11,8 @@ from torch import Tensor
 
 from potstill.ops.coarse import Coarse, coarse, coarse_with_gradient, coarsened, joined
 from potstill.ops.divergence import DIVERGENCES, adaptive_kl, forward_kl, forward_kl_with_gradient, jsd, reverse_kl
-from potstill.ops.fused import DivergenceRows, plain, sums
+from potstill.ops.fused import plain, sums
+from potstill.ops.row_loss import DivergenceRows
 
 F_DIVERGENCES = {name: d for name, d in DIVERGENCES.items() if d is not adaptive_kl}
 law = settings(max_examples=40, derandomize=True)

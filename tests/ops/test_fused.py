@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from potstill.core.types import Head
 from potstill.ops import fused
 from potstill.ops.divergence import DIVERGENCES, cross_entropy, forward_kl, jsd, total_variation
-from potstill.ops.fused import CrossEntropyRows, DivergenceRows, Frozen, HeadLike, RowLoss, plain, sums
+from potstill.ops.fused import Frozen, HeadLike, plain, sums
+from potstill.ops.row_loss import CrossEntropyRows, DivergenceRows, RowLoss
 
 law = settings(max_examples=60, derandomize=True)
 

@@ -59,11 +59,7 @@ class Sum(nn.Module):
     def forward(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
         """All terms, unweighted."""
         shared = [(w, part) for w, part in self.parts if isinstance(part, rows.RowObjective)]
-        terms = (
-            dict(rows.terms([part for _, part in shared], [w for w, _ in shared], views, frozen, batch))
-            if shared
-            else {}
-        )
+        terms = dict(rows.terms(shared, views, frozen, batch))
         for _, part in self.parts:
             if not isinstance(part, rows.RowObjective):
                 terms |= part(views, frozen, batch)

@@ -8,8 +8,8 @@ from typing import ClassVar
 from potstill.core.errors import UsageError
 from potstill.core.types import Batch, Needs, Signals, Terms, supervised
 from potstill.objectives import rows
-from potstill.ops import fused
 from potstill.ops.divergence import Divergence, forward_kl
+from potstill.ops.row_loss import DivergenceRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +41,17 @@ class Distill:
         """The one term, weighing 1."""
         return {self.name: 1.0}
 
-    @property
-    def row_loss(self) -> fused.RowLoss:
-        """t^2 D(p, q) of each row."""
-        return fused.DivergenceRows(self.divergence, temperature=self.temperature, teacher=self.teacher)
-
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """The rows of student and teacher at the same positions."""
         needs = Needs(supervised(batch)[0])
         return {"student": needs, self.teacher: needs}
+
+    def split(
+        self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
+    ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
+        """t^2 D(p, q) of each row."""
+        loss = DivergenceRows(self.divergence, temperature=self.temperature, teacher=self.teacher)
+        return {self.name: rows.RowTerm(loss, {self.teacher: rows.logits_of(frozen[self.teacher])})}, {}
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of supervised positions."""
@@ -57,4 +59,4 @@ class Distill:
 
     def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
         """The sum over the batch."""
-        return rows.terms([self], [1.0], views, frozen, batch)
+        return rows.terms([(1.0, self)], views, frozen, batch)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from potstill.core.types import Batch, Needs, Signals, Terms, supervised
 from potstill.objectives import rows
-from potstill.ops import fused
+from potstill.ops.row_loss import CrossEntropyRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,15 @@ class CrossEntropy:
         """The one term, weighing 1."""
         return {self.name: 1.0}
 
-    @property
-    def row_loss(self) -> fused.RowLoss:
-        """-log q(target) of each row."""
-        return fused.CrossEntropyRows()
-
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """The student's rows."""
         return {"student": Needs(supervised(batch)[0])}
+
+    def split(
+        self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
+    ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
+        """-log q(target) of each row."""
+        return {self.name: rows.RowTerm(CrossEntropyRows())}, {}
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of supervised positions."""
@@ -39,4 +40,4 @@ class CrossEntropy:
 
     def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
         """The sum over the batch."""
-        return rows.terms([self], [1.0], views, frozen, batch)
+        return rows.terms([(1.0, self)], views, frozen, batch)

@@ -1,48 +1,80 @@
-"""Objectives that are sums over rows: all of them that look at one student share one pass over its head."""
+"""Terms that are sums over the student's rows: all of them, whoever asks for them, share one pass over its head."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
 
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import Batch, Objective, Signals, Terms, supervised
+from potstill.core.types import Batch, Head, Objective, Signals, Terms, supervised
 from potstill.ops import fused
+from potstill.ops.row_loss import RowLoss, Said
+
+Telling = Callable[[int, int], Said]  # what is said of rows a to b
+
+
+class RowTerm(NamedTuple):
+    """`loss` summed over the student's supervised rows, and what it is told of them, by name."""
+
+    loss: RowLoss
+    said: Mapping[str, Telling] = {}
 
 
 @runtime_checkable
 class RowObjective(Objective, Protocol):
-    """An objective with one term, the sum of `row_loss` over the supervised rows of the student."""
+    """An objective of which some terms are sums over the student's rows, to be computed with those of others."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def row_loss(self) -> fused.RowLoss: ...
+    def split(
+        self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
+    ) -> tuple[Mapping[str, RowTerm], Terms]:
+        """(the terms over the student's rows, yet to be computed; all other terms)."""
+        ...
 
 
 def terms(
-    objectives: Sequence[RowObjective],
-    mix: Sequence[float],
+    objectives: Sequence[tuple[float, RowObjective]],
     views: Mapping[str, Signals],
     frozen: Mapping[str, Signals],
     batch: Batch,
 ) -> Terms:
-    """One sum per objective. `mix` tells the fused kernel with which weights they will be added up."""
-    student = views["student"]
-    if student.head is None:
-        raise UnsupportedModel(
-            "the student's head is not a plain linear layer that potstill can read, so it cannot train"
+    """All terms of the objectives. Their weights tell the fused kernel how the terms will be added up.
+
+    Raises: UnsupportedModel for a student whose head cannot be read.
+    """
+    asked: dict[str, RowTerm] = {}
+    mix: list[float] = []
+    done: dict[str, torch.Tensor] = {}
+    for weight, objective in objectives:
+        over_rows, others = objective.split(views, frozen, batch)
+        asked |= over_rows
+        done |= others
+        mix += [weight * objective.weights[name] for name in over_rows]
+    if asked:
+        student, targets = views["student"], supervised(batch)[1]
+        sums = fused.sums(
+            [term.loss for term in asked.values()],
+            student.rows,
+            head_of(student, "student"),
+            targets=targets,
+            frozen={name: telling for term in asked.values() for name, telling in term.said.items()},
+            mix=mix,
         )
-    sums = fused.sums(
-        [objective.row_loss for objective in objectives],
-        student.rows,
-        student.head,
-        targets=supervised(batch)[1],
-        frozen={name: _logits(signal) for name, signal in frozen.items()},
-        mix=mix,
-    )
-    return {objective.name: value for objective, value in zip(objectives, sums, strict=True)}
+        done |= zip(asked, sums, strict=True)
+    return done
 
 
-def _logits(signal: Signals) -> Callable[[int, int], Tensor]:
-    return lambda start, stop: signal.logits(signal.rows[start:stop])
+def head_of(signals: Signals, name: str) -> Head:
+    """The head of a live network.
+
+    Raises: UnsupportedModel where there is none that can be read.
+    """
+    if signals.head is None:
+        raise UnsupportedModel(
+            f"the {name}'s head is not a plain linear layer that potstill can read here; choose a model with one, alive"
+        )
+    return signals.head
+
+
+def logits_of(signals: Signals) -> Telling:
+    """The logits of rows a to b."""
+    return lambda start, stop: signals.logits(signals.rows[start:stop])

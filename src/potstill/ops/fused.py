@@ -7,111 +7,28 @@ bias in chunks of rows. It carries a chunk's derivative by its logits on to rows
 alive, in the forward, so that nothing is computed twice. For that it must know beforehand how the sums will be added
 up: `mix`. A backward that asks for another combination is answered correctly, by a second pass.
 
-A row loss is any callable (student's logits [C V], teachers' logits by name, targets [C]) -> [C], that treats each row
-alone; it receives float32 at least. One that is `Differentiable` also gives its derivative; the others go through
-autograd, few rows at a time.
+The losses are those of `ops/row_loss.py`; they receive float32 at least. One that is `Differentiable` also gives its
+derivative; the others go through autograd, few rows at a time.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from potstill.ops.coarse import Coarse, coarse, coarse_with_gradient
-from potstill.ops.divergence import (
-    WITH_GRADIENT,
-    Divergence,
-    cross_entropy,
-    cross_entropy_with_gradient,
-    forward_kl,
-    mixture_with_gradient,
-    tempered,
-)
+from potstill.ops.coarse import Coarse
+from potstill.ops.divergence import forward_kl, mixture_with_gradient
+from potstill.ops.row_loss import CrossEntropyRows, Differentiable, DivergenceRows, RowLoss, Said
 
 HeadLike = tuple[Tensor, Tensor | None, float, float | None]  # weight [V F], bias [V], scale, softcap
-RowLoss = Callable[[Tensor, Mapping[str, Any], Tensor], Tensor]
-Teacher = Tensor | Coarse  # logits [C V], or what a cache kept of the distributions
-Frozen = Mapping[str, Callable[[int, int], Teacher]]  # name -> what the teacher says of rows a to b
+Frozen = Mapping[str, Callable[[int, int], Said]]  # name -> what is said of rows a to b
 
 BAND = 2**10  # tokens of the head whose gradient is added at once on a CPU
 BLOCK = 2**18  # logits of one block on a CPU, 1 MiB in float32: the many passes of a loss stay in a core's own cache
-
-
-@runtime_checkable
-class Differentiable(Protocol):
-    """A row loss that knows its derivative."""
-
-    def __call__(self, student: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> Tensor: ...
-
-    def with_gradient(self, student: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(values [C], derivative of values[c] by student[c] as [C V])."""
-        ...
-
-
-@dataclass(frozen=True)
-class CrossEntropyRows:
-    """-log q[target]."""
-
-    def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Teacher], targets: Int[Tensor, " C"]
-    ) -> Float[Tensor, " C"]:
-        return cross_entropy(student, targets)
-
-    def with_gradient(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Teacher], targets: Int[Tensor, " C"]
-    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
-        """The values and q - onehot(target)."""
-        return cross_entropy_with_gradient(student, targets)
-
-
-@dataclass(frozen=True)
-class DivergenceRows:
-    """tau^2 D(teacher / tau, student / tau), for the teacher of that name; one known in part was read at tau already.
-
-    Raises: ValueError where the temperature is not positive and finite.
-    """
-
-    divergence: Divergence = forward_kl
-    temperature: float = 1.0
-    teacher: str = "teacher"
-
-    def __post_init__(self) -> None:
-        tempered(self.divergence, self.temperature)
-
-    def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Teacher], targets: Int[Tensor, " C"]
-    ) -> Float[Tensor, " C"]:
-        teacher, tau = frozen[self.teacher], self.temperature
-        if isinstance(teacher, Coarse):
-            return coarse(self.divergence, teacher, student / tau) * tau**2
-        return tempered(self.divergence, tau)(teacher, student)
-
-    def with_gradient(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Teacher], targets: Int[Tensor, " C"]
-    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
-        """The values and their derivative by the student's logits."""
-        teacher, tau = frozen[self.teacher], self.temperature
-        student = student if tau == 1 else student / tau
-        if isinstance(teacher, Coarse):
-            values, gradient = coarse_with_gradient(self._differentiate, teacher, student)
-        else:
-            values, gradient = self._differentiate(teacher if tau == 1 else teacher / tau, student)
-        return (values, gradient) if tau == 1 else (values * tau**2, gradient * tau)
-
-    def _differentiate(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-        """D at temperature 1 and its derivative by the student's logits."""
-        if self.divergence in WITH_GRADIENT:
-            return WITH_GRADIENT[self.divergence](teacher, student)
-        with torch.enable_grad():
-            student = student.detach().requires_grad_()
-            values = self.divergence(teacher, student)
-            (gradient,) = torch.autograd.grad(values.sum(), student)
-        return values.detach(), gradient
 
 
 def plain(
@@ -258,7 +175,7 @@ def _run(
 
 
 def _differentiate(
-    losses: Sequence[RowLoss], student: Tensor, frozen: Mapping[str, Teacher], targets: Tensor, mix: Sequence[float]
+    losses: Sequence[RowLoss], student: Tensor, frozen: Mapping[str, Said], targets: Tensor, mix: Sequence[float]
 ) -> tuple[list[Tensor], Tensor]:
     """The values of each loss, and the derivative of sum_k mix[k] loss_k by the logits."""
     values: dict[int, Tensor] = {}
@@ -281,7 +198,7 @@ def _differentiate(
     return [values[k] for k in range(len(losses))], torch.zeros_like(student) if delta is None else delta
 
 
-def _mixture(losses: Sequence[RowLoss], frozen: Mapping[str, Teacher]) -> tuple[int, int] | None:
+def _mixture(losses: Sequence[RowLoss], frozen: Mapping[str, Said]) -> tuple[int, int] | None:
     """The places of the first cross-entropy and the first forward KL to a whole teacher, which share a softmax."""
     hard = (k for k, loss in enumerate(losses) if isinstance(loss, CrossEntropyRows))
     soft = (
@@ -295,9 +212,7 @@ def _mixture(losses: Sequence[RowLoss], frozen: Mapping[str, Teacher]) -> tuple[
     return None if pair[0] is None or pair[1] is None else (pair[0], pair[1])
 
 
-def _by_autograd(
-    loss: RowLoss, student: Tensor, frozen: Mapping[str, Teacher], targets: Tensor
-) -> tuple[Tensor, Tensor]:
+def _by_autograd(loss: RowLoss, student: Tensor, frozen: Mapping[str, Said], targets: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         student = student.detach().requires_grad_()
         values = loss(student, frozen, targets)
@@ -321,7 +236,7 @@ def _through_head(delta: Tensor, logits: Tensor, problem: _Problem) -> Tensor:
     return delta.mul_(problem.scale) if problem.scale != 1 else delta
 
 
-def _teachers(frozen: Frozen, start: int, stop: int) -> dict[str, Teacher]:
+def _teachers(frozen: Frozen, start: int, stop: int) -> dict[str, Said]:
     teachers = {name: teacher(start, stop) for name, teacher in frozen.items()}
     for name, teacher in teachers.items():
         if len(teacher) != stop - start:
@@ -329,8 +244,8 @@ def _teachers(frozen: Frozen, start: int, stop: int) -> dict[str, Teacher]:
     return teachers
 
 
-def _known(teacher: Teacher) -> Teacher:
-    return teacher if isinstance(teacher, Coarse) else _widened(teacher)
+def _known(said: Said) -> Said:
+    return _widened(said) if isinstance(said, Tensor) and said.is_floating_point() else said
 
 
 def _blocks(logits: Float[Tensor, "C V"]) -> Iterator[slice]:

@@ -1,0 +1,128 @@
+"""Losses of one row of logits each, and what they are told of that row.
+
+A row loss is any callable (student's logits [C V], what is said of these rows by name, targets [C]) -> [C], that treats
+each row alone. What is said is a teacher's logits [C V], what a cache kept of its distributions, or any other tensor of
+C rows; none of it gets a gradient.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from potstill.ops.coarse import Coarse, coarse, coarse_with_gradient
+from potstill.ops.divergence import (
+    WITH_GRADIENT,
+    Divergence,
+    cross_entropy,
+    cross_entropy_with_gradient,
+    forward_kl,
+    tempered,
+)
+
+RowLoss = Callable[[Tensor, Mapping[str, Any], Tensor], Tensor]
+Said = Tensor | Coarse
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """A row loss that knows its derivative."""
+
+    def __call__(self, student: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> Tensor: ...
+
+    def with_gradient(self, student: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(values [C], derivative of values[c] by student[c] as [C V])."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropyRows:
+    """-log q[target]."""
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        return cross_entropy(student, targets)
+
+    def with_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
+        """The values and q - onehot(target)."""
+        return cross_entropy_with_gradient(student, targets)
+
+
+@dataclass(frozen=True)
+class DivergenceRows:
+    """tau^2 D(teacher / tau, student / tau), for the teacher of that name; one known in part was read at tau already.
+
+    Raises: ValueError where the temperature is not positive and finite.
+    """
+
+    divergence: Divergence = forward_kl
+    temperature: float = 1.0
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        tempered(self.divergence, self.temperature)
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        teacher, tau = frozen[self.teacher], self.temperature
+        if isinstance(teacher, Coarse):
+            return coarse(self.divergence, teacher, student / tau) * tau**2
+        return tempered(self.divergence, tau)(teacher, student)
+
+    def with_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
+        """The values and their derivative by the student's logits."""
+        teacher, tau = frozen[self.teacher], self.temperature
+        student = student if tau == 1 else student / tau
+        if isinstance(teacher, Coarse):
+            values, gradient = coarse_with_gradient(self._differentiate, teacher, student)
+        else:
+            values, gradient = self._differentiate(teacher if tau == 1 else teacher / tau, student)
+        return (values, gradient) if tau == 1 else (values * tau**2, gradient * tau)
+
+    def _differentiate(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        """D at temperature 1 and its derivative by the student's logits."""
+        if self.divergence in WITH_GRADIENT:
+            return WITH_GRADIENT[self.divergence](teacher, student)
+        with torch.enable_grad():
+            student = student.detach().requires_grad_()
+            values = self.divergence(teacher, student)
+            (gradient,) = torch.autograd.grad(values.sum(), student)
+        return values.detach(), gradient
+
+
+@dataclass(frozen=True)
+class Agreeing:
+    """`loss` at the rows where what `said` has as its likeliest token is `choice`, or the target if `choice` is None.
+
+    `choice` names token ids [C]; a row that is to be left out has -1 there. All other rows give 0 and no gradient: the
+    mask zeroes summands and never changes what the sum is divided by.
+    """
+
+    loss: Differentiable
+    said: str
+    choice: str | None = None
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        return torch.where(self._holds(frozen, targets), self.loss(student, frozen, targets), 0.0)
+
+    def with_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
+        """The values and their derivative by the student's logits."""
+        values, gradient = self.loss.with_gradient(student, frozen, targets)
+        holds = self._holds(frozen, targets)
+        return torch.where(holds, values, 0.0), gradient.masked_fill_(~holds[:, None], 0.0)
+
+    def _holds(self, frozen: Mapping[str, Any], targets: Tensor) -> Tensor:
+        return frozen[self.said].argmax(-1) == (targets if self.choice is None else frozen[self.choice])
