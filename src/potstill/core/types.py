@@ -13,7 +13,8 @@ The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning
 | `position_ids` | `[B T]` int64 | restart at 0 with each document; this alone says where documents begin |
 | `documents` | `[B T]` int64 | number of the document in this batch, -1 on padding |
 
-A packed batch has `B = 1` and no padding; documents lie end to end.
+A packed batch has `B = 1` and no padding; documents lie end to end. A companion with tokens of its own reads the same
+documents, numbered alike, from keys with its name before them (`teacher.input_ids`, ...): see `view`.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,9 +45,18 @@ def supervised(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor, " N"], In
     return positions, targets, documents[positions]
 
 
+def view(batch: Batch, name: str) -> Batch:
+    """The batch as the network of this name reads it: by keys of its own if there are any, else as the student does."""
+    opening = f"{name}."
+    own = {key.removeprefix(opening): tensor for key, tensor in batch.items() if key.startswith(opening)}
+    return own or batch
+
+
 @dataclass(frozen=True)
 class Needs:
     """What an objective wants computed for one network: rows at `positions`, hidden states of `layers`, named `extras`.
+
+    The one extra that every live model gives is `embeddings [N 2 D]`: of each row's own token and of the one after it.
 
     Needs of several objectives are united by `|`; nothing else is computed.
     """

@@ -7,10 +7,10 @@ once; a model that it cannot explain is refused as a student and, as a teacher, 
 
 import inspect
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,6 +19,8 @@ from potstill.core.types import Batch, Head, Needs, Signals
 from potstill.models import isolation
 from potstill.models.evaluating import evaluating
 from potstill.ops import layout
+
+EMBEDDINGS = "embeddings"
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,13 @@ def signals(model: nn.Module, batch: Batch, needs: Needs, *, vocabulary: int | N
     """
     if needs.positions is None:
         raise ValueError("needs.positions is None: no row was asked for")
-    if needs.relations or needs.extras:
-        raise UnsupportedModel(f"{type(model).__name__} gives no {sorted(needs.relations | needs.extras)}")
+    if unknown := sorted(needs.relations | needs.extras - {EMBEDDINGS}):
+        raise UnsupportedModel(f"{type(model).__name__} gives no {unknown}")
     probed, inner = network(model), plain(model)
     if not probed.packs:
         return _signals_padded(probed, inner, batch, needs, vocabulary)
     ids, positions = batch["input_ids"], batch["position_ids"]
-    return _read(
-        probed, inner, {"input_ids": ids, "position_ids": positions}, needs.positions, needs.layers, vocabulary
-    )
+    return _read(probed, inner, {"input_ids": ids, "position_ids": positions}, needs, vocabulary)
 
 
 def _signals_padded(
@@ -71,17 +71,18 @@ def _signals_padded(
     inputs = {"input_ids": padded["input_ids"], "attention_mask": (padded["documents"] >= 0).long()}
     if probed.placed:
         inputs["position_ids"] = padded["position_ids"]
-    return _read(probed, inner, inputs, padded["asked"].bool(), needs.layers, vocabulary)
+    return _read(probed, inner, inputs, replace(needs, positions=padded["asked"].bool()), vocabulary)
 
 
 def _read(
     probed: Network,
     inner: PreTrainedModel,
     inputs: dict[str, Tensor],
-    positions: Tensor,
-    layers: frozenset[int],
+    needs: Needs,
     vocabulary: int | None,
 ) -> Signals:
+    positions, layers = needs.positions, needs.layers
+    assert positions is not None
     if not probed.head_known:
         logits = inner(**inputs, use_cache=False).logits[positions]
         cut = logits if vocabulary is None else logits[:, :vocabulary]
@@ -90,7 +91,16 @@ def _read(
     head = head_of(inner)
     head = head if vocabulary is None else head.real(vocabulary)
     hidden = {layer: output.hidden_states[layer][positions] for layer in layers}
-    return Signals(rows=output.last_hidden_state[positions], logits=head.logits, head=head, layers=hidden)
+    extras = {EMBEDDINGS: _embeddings(inner, inputs["input_ids"], positions)} if needs.extras else {}
+    rows = output.last_hidden_state[positions]
+    return Signals(rows=rows, logits=head.logits, head=head, layers=hidden, extras=extras)
+
+
+def _embeddings(inner: PreTrainedModel, ids: Tensor, positions: Tensor) -> Float[Tensor, "N 2 D"]:
+    """The input embeddings of each row's own token and of the one after it."""
+    pairs = torch.stack([ids[positions], ids.roll(-1, dims=1)[positions]], dim=1)
+    found: Tensor = inner.get_input_embeddings()(pairs)
+    return found
 
 
 def plain(model: nn.Module) -> PreTrainedModel:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import Batch, Head, Objective, Signals, Terms, supervised
@@ -43,7 +44,7 @@ def terms(
     """
     asked: dict[str, RowTerm] = {}
     mix: list[float] = []
-    done: dict[str, torch.Tensor] = {}
+    done: dict[str, Tensor] = {}
     for weight, objective in objectives:
         over_rows, others = objective.split(views, frozen, batch)
         asked |= over_rows
@@ -78,3 +79,8 @@ def head_of(signals: Signals, name: str) -> Head:
 def logits_of(signals: Signals) -> Telling:
     """The logits of rows a to b."""
     return lambda start, stop: signals.logits(signals.rows[start:stop])
+
+
+def telling(head: Head, states: Float[Tensor, "N F"]) -> Telling:
+    """The logits that `head` gives for the states of rows a to b."""
+    return lambda start, stop: head.logits(states[start:stop])

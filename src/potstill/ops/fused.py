@@ -73,7 +73,7 @@ def sums(
     if chunk < 1:
         raise ValueError(f"chunk = {chunk} rows at a time: choose 1 or more")
     weight, bias, scale, softcap = head
-    rows = rows.to(_compute_dtype(rows))
+    rows = rows.to(compute_dtype(rows))
     problem = _Problem(tuple(losses), targets, frozen, scale, softcap, chunk)
     if torch.is_grad_enabled():
         totals = _Sums.apply(rows, weight, bias, problem, tuple(mix))
@@ -293,7 +293,8 @@ def _widened(logits: Tensor) -> Tensor:
     return logits.to(_wide(logits.dtype))
 
 
-def _compute_dtype(rows: Tensor) -> torch.dtype:
+def compute_dtype(rows: Tensor) -> torch.dtype:
+    """What a product of `rows` is computed in, here and now: under autocast, autocast's."""
     device = rows.device.type
     halved = torch.is_autocast_enabled(device) and rows.dtype != torch.float64  # autocast leaves float64 alone
     return torch.get_autocast_dtype(device) if halved else rows.dtype

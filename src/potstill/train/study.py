@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from potstill.core.types import Batch, Companion, Objective, Signals
+from potstill.core.types import Batch, Companion, Needs, Objective, Signals, view
 from potstill.models.signals import network, signals
 
 
@@ -19,7 +19,8 @@ class Study(nn.Module):
     and checkpoints see every parameter. Frozen companions (teachers, references) are kept outside the module tree: they
     are never trained, saved or switched to train mode.
 
-    `vocabulary` is the number of real ids; the rows that pad either head to a round width are cut off.
+    `vocabulary` is the number of real ids, of all networks or by name; the rows that pad a head to a round width are
+    cut off. A frozen network with tokens of its own reads its own `view` of the batch.
     `compute_dtype` is what matrices are multiplied in; the student's weights stay as they are (fp32 masters).
     """
 
@@ -32,7 +33,7 @@ class Study(nn.Module):
         objective: Objective,
         *,
         frozen: Mapping[str, PreTrainedModel | Companion] | None = None,
-        vocabulary: int | None = None,
+        vocabulary: int | Mapping[str, int] | None = None,
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
@@ -59,22 +60,19 @@ class Study(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        labels: Tensor,
-        position_ids: Tensor,
-        documents: Tensor,
         num_items_in_batch: Tensor | None = None,
+        **batch: Tensor,
     ) -> dict[str, Tensor]:
         """`loss` (divided by `num_items_in_batch`, one count per term) and the undivided `sums [terms]`.
 
         Without `num_items_in_batch` the counts of this batch alone divide.
         """
-        batch = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "documents": documents}
         counts = self.counts(batch) if num_items_in_batch is None else num_items_in_batch
         needs = self.objective.needs(batch)
         frozen = self._read_frozen(batch, {name: need for name, need in needs.items() if name != "student"})
-        with self._autocast(input_ids.device):  # the objective too: it computes the head, the largest of all matrices
-            student = signals(self.student, batch, needs["student"], vocabulary=self.vocabulary)
+        device = batch["input_ids"].device
+        with self._autocast(device):  # the objective too: it computes the head, the largest of all matrices
+            student = signals(self.student, batch, needs["student"], vocabulary=self._ids("student"))
             terms = self.objective({"student": student}, frozen, batch)
         sums = torch.stack([terms[name] for name in self.term_names])
         weights = torch.tensor(list(self.objective.weights.values()), dtype=sums.dtype, device=sums.device)
@@ -82,16 +80,20 @@ class Study(nn.Module):
         return {"loss": loss, "sums": sums.detach()}
 
     @torch.no_grad()
-    def _read_frozen(self, batch: Batch, needs: Mapping[str, object]) -> dict[str, Signals]:
+    def _read_frozen(self, batch: Batch, needs: Mapping[str, Needs]) -> dict[str, Signals]:
         read = {}
         for name, need in needs.items():
+            own, ids = view(batch, name), self._ids(name)
             if name in self._companions:
-                read[name] = self._companions[name].signals(batch, need, vocabulary=self.vocabulary)  # type: ignore[arg-type]
+                read[name] = self._companions[name].signals(own, need, vocabulary=ids)
                 continue
             model = self._frozen[name].eval()  # whatever happened around it
             with self._autocast(batch["input_ids"].device) if model.dtype == torch.float32 else nullcontext():
-                read[name] = signals(model, batch, need, vocabulary=self.vocabulary)  # type: ignore[arg-type]
+                read[name] = signals(model, own, need, vocabulary=ids)
         return read
+
+    def _ids(self, name: str) -> int | None:
+        return self.vocabulary.get(name) if isinstance(self.vocabulary, Mapping) else self.vocabulary
 
     def _autocast(self, device: torch.device) -> torch.autocast | nullcontext[None]:
         if self.compute_dtype == torch.float32:

@@ -257,6 +257,7 @@ def arguments(settings: Settings, out: Path, *, device: str = "cpu", ranks: int 
         logging_steps=1,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
+        label_names=["labels"],
         average_tokens_across_devices=True,
         include_num_input_tokens_seen="all",
         ddp_find_unused_parameters=False,  # every weight of a study is in its loss; to look for others costs time

@@ -1,0 +1,125 @@
+"""What a teacher's row has to do with a student's: the same position, an exactly aligned token, or attention.
+
+A bridge brings the teacher's hidden states to the student's rows and the student's to the teacher's.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from potstill.core.types import Batch, Needs, Signals, supervised, view
+from potstill.models.signals import EMBEDDINGS
+from potstill.ops.cross import crossed
+
+PAIRS = "pairs"  # the key of a batch that says which rows of student and teacher are aligned: [2 P], ascending
+
+
+class Bridged(NamedTuple):
+    """Hidden states on the other side.
+
+    `to_student[p]` is for the student's row `ours[p]`, where the teacher's own row is `partner[p]` (None where it is
+    no single row); `to_teacher[q]` is for the teacher's row `theirs[q]`.
+    """
+
+    ours: Int[Tensor, " P"]
+    to_student: Float[Tensor, "P D"]
+    partner: Int[Tensor, " P"] | None
+    theirs: Int[Tensor, " Q"]
+    to_teacher: Float[Tensor, "Q F"]
+
+
+@runtime_checkable
+class Bridge(Protocol):
+    """How the rows of two networks belong together."""
+
+    def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
+        """What is wanted of either network."""
+        ...
+
+    def counts(self, batch: Batch, teacher: str) -> tuple[int, int]:
+        """How many rows of the student and of the teacher are reached, from the batch alone."""
+        ...
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
+        """The states of both on the other side."""
+        ...
+
+
+class SameRows:
+    """One tokenizer: row n is row n."""
+
+    def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
+        needs = Needs(supervised(batch)[0])
+        return {"student": needs, teacher: needs}
+
+    def counts(self, batch: Batch, teacher: str) -> tuple[int, int]:
+        rows = len(supervised(batch)[1])
+        return rows, rows
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
+        rows = torch.arange(len(student.rows), device=student.rows.device)
+        return Bridged(rows, teacher.rows, rows, rows, student.rows)
+
+
+class AlignedRows:
+    """Two tokenizers: the rows whose next token is the same piece of the same text (the batch's `pairs`)."""
+
+    def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
+        return each(batch, teacher)
+
+    def counts(self, batch: Batch, teacher: str) -> tuple[int, int]:
+        return (batch[PAIRS].shape[1],) * 2
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
+        ours, theirs = batch[PAIRS]
+        return Bridged(ours, teacher.rows[theirs], theirs, theirs, student.rows[ours])
+
+
+class CrossAttention(nn.Module):
+    """Two tokenizers: A = Q K^T / sqrt(2 D), with Q = P_q [E_s(x); E_s(y)] and K = [E_t(x); E_t(y)] / std(E_t).
+
+    x is a row's own token and y the one after it. The teacher's states are mixed as H_t / std(h_t) + E_t(y) / std(E_t)
+    by softmax over its rows, the student's as they are by softmax over its own. Embeddings are constants; P_q is
+    trained. Source: arXiv:2406.17328, section 3.2.
+
+    Departs from the authors' code, whose two standard deviations are taken over all that a padded batch happens to
+    hold: here std(E_t) is that of the teacher's whole embedding table, and each hidden state is divided by its own, so
+    that padding and packing change nothing.
+    """
+
+    def __init__(self, student_width: int, teacher_width: int, *, spread: float) -> None:
+        super().__init__()
+        self.query = nn.Linear(2 * student_width, 2 * teacher_width)
+        self.spread = spread  # the standard deviation of the teacher's embeddings
+
+    def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
+        """The rows and the embeddings of both."""
+        wanted = Needs(extras=frozenset({EMBEDDINGS}))
+        return {name: needs | wanted for name, needs in each(batch, teacher).items()}
+
+    def counts(self, batch: Batch, teacher: str) -> tuple[int, int]:
+        """All supervised rows of both."""
+        return len(supervised(batch)[1]), len(supervised(view(batch, teacher))[1])
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
+        """Both mixtures."""
+        queries = self.query(student.extras[EMBEDDINGS].detach().flatten(1))
+        embedded = teacher.extras[EMBEDDINGS].detach() / self.spread
+        states = teacher.rows.detach()
+        values = states / states.float().std(-1, keepdim=True).to(states.dtype) + embedded[:, 1].to(states.dtype)
+        ours, theirs = supervised(batch)[2], supervised(view(batch, name))[2]
+        to_student, to_teacher = crossed(queries, embedded.flatten(1), (student.rows, ours), (values, theirs))
+        mine, yours = torch.isin(ours, theirs), torch.isin(theirs, ours)
+        return Bridged(_where(mine), to_student[mine], None, _where(yours), to_teacher[yours])
+
+
+def each(batch: Batch, teacher: str) -> Mapping[str, Needs]:
+    """Each network's own supervised rows."""
+    return {"student": Needs(supervised(batch)[0]), teacher: Needs(supervised(view(batch, teacher))[0])}
+
+
+def _where(kept: Bool[Tensor, " N"]) -> Int[Tensor, " P"]:
+    return kept.nonzero()[:, 0]

@@ -1,0 +1,256 @@
+"""Dual-space distillation: both distributions come from one head, once the student's and once the teacher's.
+
+    Z_t2s = P_t2s(H_t) W_s^T    the teacher's hidden states [N D] through the student's head, [N V_s]
+    Z_s2t = P_s2t(H_s) W_t^T    the student's hidden states [M d] through the teacher's head, [M V_t]
+
+Hidden states are those after the final norm; a bridge (`objectives.bridge`) brings them to the other network's rows.
+Heads are constants here: the student's own is trained by the terms over its own logits alone. The projectors are
+trained with the student and thrown away at the end.
+
+| term | gradient goes to |
+|---|---|
+| student space: D(sg Z_t2s, Z_s) | the student, its head included |
+| projector: CE(Z_t2s, label) | P_t2s and the bridge |
+| teacher space: D(Z_t, Z_s2t) | the student's body, P_s2t and the bridge |
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from potstill.core.types import Batch, Head, Needs, Signals, Terms, supervised
+from potstill.objectives import rows
+from potstill.objectives.bridge import Bridge, Bridged, CrossAttention, SameRows
+from potstill.ops import fused
+from potstill.ops.divergence import Divergence, forward_kl
+from potstill.ops.projection import inverse_gram, onto_rows
+from potstill.ops.row_loss import Agreeing, CrossEntropyRows, DivergenceRows, RowLoss
+
+NOBODY = -1  # in place of a token id: this row has no counterpart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spaces:
+    """How the two spaces are compared: by `divergence` at temperature tau, times tau^2 as in `objectives.distill`.
+
+    `name` opens the names of the terms.
+    """
+
+    divergence: Divergence = forward_kl
+    temperature: float = 1.0
+    teacher: str = "teacher"
+    name: str = "dskd"
+
+    @property
+    def terms(self) -> tuple[str, str, str]:
+        """The student's space, what trains P_t2s, and the teacher's space."""
+        return f"{self.name}_student_space", f"{self.name}_projector", f"{self.name}_teacher_space"
+
+    @property
+    def projected(self) -> str:
+        """By what name a row loss hears of Z_t2s."""
+        return f"{self.name}_projected"
+
+    @property
+    def label(self) -> str:
+        """By what name a row loss hears of the token that Z_t2s has to prefer."""
+        return f"{self.name}_label"
+
+
+class DualSpace(nn.Module):
+    """D(Z_t2s || Z_s) + CE(Z_t2s, y) + KL(Z_t || Z_s2t), with y the text's next token.
+
+    P_t2s and P_s2t are linear maps with bias, as torch draws them. The teacher's space is compared by forward KL
+    whatever the divergence. Across tokenizers (`bridge` a `CrossAttention`) the first term counts only where Z_t2s
+    prefers y; where it does not, the summand is 0 and the divisor stays.
+
+    Source: Zhang et al., "Dual-Space Knowledge Distillation for Large Language Models" (arXiv:2406.17328), section 3.
+    Departs from the authors' code: tau^2, which there is left out; the teacher's space is averaged over the teacher's
+    rows, where the code divides by the student's.
+
+    Raises: UnsupportedModel when called with a network whose head cannot be read.
+    """
+
+    additive: ClassVar[bool] = True
+
+    def __init__(
+        self, student_width: int, teacher_width: int, spaces: Spaces | None = None, bridge: Bridge | None = None
+    ) -> None:
+        super().__init__()
+        self.spaces = spaces or Spaces()
+        self.bridge = bridge or SameRows()
+        self.to_student = nn.Linear(teacher_width, student_width)
+        self.to_teacher = nn.Linear(student_width, teacher_width)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Three terms, each weighing 1."""
+        return dict.fromkeys(self.spaces.terms, 1.0)
+
+    def needs(self, batch: Batch) -> Mapping[str, Needs]:
+        """What the bridge needs of student and teacher."""
+        return self.bridge.needs(batch, self.spaces.teacher)
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """The rows that are reached: of the student for the first two terms, of the teacher for the third."""
+        ours, theirs = self.bridge.counts(batch, self.spaces.teacher)
+        return dict(zip(self.spaces.terms, (ours, ours, theirs), strict=True))
+
+    def split(
+        self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
+    ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
+        """The term in the student's space, over its rows, and the two others."""
+        spaces, targets = self.spaces, supervised(batch)[1]
+        student, teacher = views["student"], frozen[spaces.teacher]
+        ours, theirs = frozen_head(student, "student"), frozen_head(teacher, "teacher")
+        bridged = self.bridge(student, teacher, batch, spaces.teacher)
+        projected = self.to_student(bridged.to_student)
+        loss: Any = DivergenceRows(spaces.divergence, temperature=spaces.temperature, teacher=spaces.projected)
+        labels = spread(targets[bridged.ours], bridged.ours, len(targets), NOBODY)
+        if isinstance(self.bridge, CrossAttention):
+            loss = Agreeing(loss, said=spaces.projected, choice=spaces.label)
+        in_student, projector, in_teacher = spaces.terms
+        everywhere = spread(projected.detach(), bridged.ours, len(targets), 0)
+        told = {spaces.projected: rows.telling(ours, everywhere), spaces.label: lambda a, b: labels[a:b]}
+        back = self.to_teacher(bridged.to_teacher)
+        return {in_student: rows.RowTerm(loss, told)}, {
+            projector: summed(CrossEntropyRows(), projected, ours, targets[bridged.ours]),
+            in_teacher: in_teachers_space(forward_kl, spaces, back, theirs, teacher, bridged),
+        }
+
+    def forward(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
+        """The sums over the batch."""
+        return rows.terms([(1.0, self)], views, frozen, batch)
+
+
+class DualSpaceV2(nn.Module):
+    """D(Z_t2s || Z_s) + CE(Z_t2s, y_t) + D(Z_t || Z_s2t), with y_t the teacher's likeliest token.
+
+    P_t2s = W_t^T pinv(W_s^T) at the start, without bias: the teacher's logits projected onto what the student's head
+    can say. P_s2t = W_s^T pinv(W_t^T) is computed anew from the student's head in every pass, and not trained. The
+    first term counts where Z_t2s prefers y_t; where it does not, the summand is 0 and the divisor stays.
+
+    Across tokenizers (`bridge` an `AlignedRows`) the heads are compared on `shared [2 S]`, the ids of the student and
+    of the teacher that are the same string, and rows at which y_t is none of them are left out of the first two terms.
+
+    Source: Zhang et al., "A Dual-Space Framework for General Knowledge Distillation" (arXiv:2504.11426).
+    Departs from the authors' code: the divisor above, where the code averages over the rows that agree; tau^2.
+
+    Raises: UnsupportedModel when called with a network whose head cannot be read.
+    """
+
+    additive: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        student: Float[Tensor, "V F"],
+        teacher: Float[Tensor, "W D"],
+        spaces: Spaces | None = None,
+        bridge: Bridge | None = None,
+        shared: Int[Tensor, "2 S"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.spaces = spaces or Spaces(name="dskdv2")
+        self.bridge = bridge or SameRows()
+        both = min(len(student), len(teacher))
+        ours, theirs = torch.arange(both).expand(2, -1) if shared is None else shared
+        self.to_student = nn.Parameter(onto_rows(teacher[theirs], student[ours]))  # [D F]
+        known = torch.full((len(teacher),), NOBODY)
+        known[theirs] = ours
+        self.shared = _Constant(torch.stack([ours, theirs]))
+        self.known = _Constant(known)  # the student's id of each of the teacher's
+        self.gram = _Constant(inverse_gram(teacher[theirs]))
+
+    weights = DualSpace.weights
+    needs = DualSpace.needs
+    counts = DualSpace.counts
+    forward = DualSpace.forward
+
+    def split(
+        self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
+    ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
+        """The term in the student's space, over its rows, and the two others."""
+        spaces, n = self.spaces, len(supervised(batch)[1])
+        student, teacher = views["student"], frozen[spaces.teacher]
+        ours, theirs = frozen_head(student, "student"), frozen_head(teacher, "teacher")
+        bridged = self.bridge(student, teacher, batch, spaces.teacher)
+        assert bridged.partner is not None
+        chosen = self.known.on(student.rows)[greedy(teacher)[bridged.partner]]
+        kept = chosen != NOBODY
+        projected = bridged.to_student @ self.to_student.to(bridged.to_student.dtype)
+        labels = spread(chosen, bridged.ours, n, NOBODY)
+        everywhere = spread(projected.detach(), bridged.ours, n, 0)
+        told = {spaces.projected: rows.telling(ours, everywhere), spaces.label: lambda a, b: labels[a:b]}
+        loss = DivergenceRows(spaces.divergence, temperature=spaces.temperature, teacher=spaces.projected)
+        back = bridged.to_teacher @ self.to_teacher(student, teacher).to(bridged.to_teacher.dtype)
+        in_student, projector, in_teacher = spaces.terms
+        return {in_student: rows.RowTerm(Agreeing(loss, said=spaces.projected, choice=spaces.label), told)}, {
+            projector: summed(CrossEntropyRows(), projected[kept], ours, chosen[kept]),
+            in_teacher: in_teachers_space(spaces.divergence, spaces, back, theirs, teacher, bridged),
+        }
+
+    @torch.no_grad()
+    def to_teacher(self, student: Signals, teacher: Signals) -> Float[Tensor, "F D"]:
+        """P_s2t of the student's head as it is now."""
+        mine, yours = rows.head_of(student, "student").weight, rows.head_of(teacher, "teacher").weight
+        ours, theirs = self.shared.on(mine)
+        return onto_rows(mine[ours], yours[theirs], self.gram.on(mine))
+
+
+class _Constant:
+    """A tensor that is neither trained nor saved; it follows what it is used with to its device."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    def on(self, other: Tensor) -> Tensor:
+        """The value where `other` lies."""
+        self.value = self.value.to(other.device)
+        return self.value
+
+
+def in_teachers_space(
+    divergence: Divergence, spaces: Spaces, states: Float[Tensor, "Q D"], head: Head, teacher: Signals, bridged: Bridged
+) -> Float[Tensor, ""]:
+    """tau^2 D(Z_t, Z_s2t) summed over the teacher's rows that were reached."""
+    loss = DivergenceRows(divergence, temperature=spaces.temperature, teacher=spaces.teacher)
+    said = rows.telling(head, teacher.rows[bridged.theirs])
+    return summed(loss, states, head, torch.zeros_like(bridged.theirs), **{spaces.teacher: said})
+
+
+def frozen_head(signals: Signals, name: str) -> Head:
+    """The head of a network as a constant, in the dtype that products of its rows are computed in.
+
+    Raises: UnsupportedModel where it cannot be read.
+    """
+    head = rows.head_of(signals, name)
+    bias = None if head.bias is None else head.bias.detach()
+    return head._replace(weight=head.weight.detach().to(fused.compute_dtype(signals.rows)), bias=bias)
+
+
+def summed(
+    loss: RowLoss, states: Float[Tensor, "N F"], head: Head, targets: Int[Tensor, " N"], **said: rows.Telling
+) -> Float[Tensor, ""]:
+    """`loss` summed over the rows of projected states through a constant head."""
+    (total,) = fused.sums([loss], states, head, targets=targets, frozen=said, mix=[1.0])
+    return total
+
+
+def spread(values: Tensor, places: Int[Tensor, " P"], rows: int, otherwise: int) -> Tensor:
+    """[N ...] with `values [P ...]` at their places and `otherwise` everywhere else."""
+    if len(places) == rows:
+        return values  # ascending places: each row is its own
+    found = values.new_full((rows, *values.shape[1:]), otherwise)
+    found[places] = values
+    return found
+
+
+@torch.no_grad()
+def greedy(signals: Signals, *, chunk: int = 1024) -> Int[Tensor, " N"]:
+    """The likeliest token of each row."""
+    parts = [signals.logits(some).argmax(-1) for some in signals.rows.split(chunk)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)

@@ -1,0 +1,264 @@
+"""Dual-space objectives against their definitions: values, who gets a gradient, and who must not."""
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from potstill.core.errors import UnsupportedModel
+from potstill.core.types import IGNORE, Batch, Head, Signals
+from potstill.objectives.bridge import AlignedRows, CrossAttention
+from potstill.objectives.combine import Sum
+from potstill.objectives.dual_space import DualSpace, DualSpaceV2, Spaces
+from potstill.objectives.language import CrossEntropy
+from potstill.ops.divergence import DIVERGENCES, forward_kl, reverse_kl
+
+STUDENT, TEACHER = 4, 6  # widths
+IDS, OTHER_IDS = 9, 11
+BATCH: Batch = {
+    "input_ids": torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]]),
+    "labels": torch.tensor([[IGNORE, 2, 3, 4, IGNORE, IGNORE, 7, 8]]),
+    "documents": torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1]]),
+}
+TARGETS = torch.tensor([2, 3, 4, 7, 8])
+SEGMENTS = torch.tensor([0, 0, 0, 1, 1])
+CROSSED: Batch = {
+    **BATCH,
+    "teacher.input_ids": torch.tensor([[3, 4, 5, 6, 7, 8]]),
+    "teacher.labels": torch.tensor([[IGNORE, 4, 5, IGNORE, 7, 10]]),
+    "teacher.documents": torch.tensor([[0, 0, 0, 1, 1, 1]]),
+    "pairs": torch.tensor([[0, 2, 4], [0, 1, 3]]),
+}
+OTHER_SEGMENTS = torch.tensor([0, 0, 1, 1])
+
+
+def network(rows: int, width: int, ids: int, seed: int, *, trained: bool = False) -> Signals:
+    torch.manual_seed(seed)
+    states, weight = torch.randn(rows, width).double(), torch.randn(ids, width).double()
+    embeddings = torch.randn(rows, 2, width).double()
+    states, weight = (x.requires_grad_(trained) for x in (states, weight))
+    head = Head(weight)
+    return Signals(states, head.logits, head, extras={"embeddings": embeddings.requires_grad_(trained)})
+
+
+def pair(*, crossed: bool = False) -> tuple[dict[str, Signals], dict[str, Signals]]:
+    rows, ids = (4, OTHER_IDS) if crossed else (5, IDS)
+    return {"student": network(5, STUDENT, IDS, 1, trained=True)}, {"teacher": network(rows, TEACHER, ids, 2)}
+
+
+def gradients(value: Tensor, of: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    found = torch.autograd.grad(value, list(of.values()), allow_unused=True, retain_graph=True)
+    return dict(zip(of, found, strict=True))
+
+
+def parts(objective: torch.nn.Module, student: Signals) -> dict[str, Tensor]:
+    assert student.head is not None
+    own = {"states": student.rows, "head": student.head.weight, "embeddings": student.extras["embeddings"]}
+    return own | dict(objective.named_parameters())
+
+
+def reached(value: Tensor, of: Mapping[str, Tensor]) -> set[str]:
+    return {name for name, g in gradients(value, of).items() if g is not None and bool(g.any())}
+
+
+def first(divergence: str = "forward_kl", temperature: float = 1.0) -> DualSpace:
+    torch.manual_seed(3)
+    spaces = Spaces(divergence=DIVERGENCES[divergence], temperature=temperature)
+    return DualSpace(STUDENT, TEACHER, spaces).double()
+
+
+def second(views: dict[str, Signals], frozen: dict[str, Signals], spaces: Spaces | None = None) -> DualSpaceV2:
+    student, teacher = views["student"].head, frozen["teacher"].head
+    assert student is not None
+    assert teacher is not None
+    made = DualSpaceV2(student.weight, teacher.weight, spaces)
+    torch.manual_seed(4)  # away from where it starts, where the projected logits nearly agree
+    with torch.no_grad():
+        made.to_student += 0.1 * torch.randn_like(made.to_student)
+    return made
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_values_are_those_of_the_equations(divergence: str, temperature: float) -> None:
+    views, frozen = pair()
+    objective = first(divergence, temperature)
+    student, teacher = views["student"], frozen["teacher"]
+    assert student.head is not None
+    assert teacher.head is not None
+    t2s = objective.to_student(teacher.rows) @ student.head.weight.mT
+    s2t = objective.to_teacher(student.rows) @ teacher.head.weight.mT
+    ours, theirs = student.logits(student.rows), teacher.logits(teacher.rows)
+    tau = temperature
+    found = objective(views, frozen, BATCH)
+    expected = {
+        "dskd_student_space": tau**2 * DIVERGENCES[divergence](t2s / tau, ours / tau).sum(),
+        "dskd_projector": cross_entropy(t2s, TARGETS, reduction="sum"),
+        "dskd_teacher_space": tau**2 * forward_kl(theirs / tau, s2t / tau).sum(),
+    }
+    assert set(found) == set(objective.weights) == set(objective.counts(BATCH)) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_each_term_trains_what_the_table_says() -> None:
+    views, frozen = pair()
+    objective = first()
+    found, of = objective(views, frozen, BATCH), parts(objective, views["student"])
+    to_student, to_teacher = {"to_student.weight", "to_student.bias"}, {"to_teacher.weight", "to_teacher.bias"}
+    assert reached(found["dskd_student_space"], of) == {"states", "head"}
+    assert reached(found["dskd_projector"], of) == to_student
+    assert reached(found["dskd_teacher_space"], of) == {"states", *to_teacher}
+
+
+def test_cross_attention_is_trained_by_the_projector_and_the_teachers_space() -> None:
+    views, frozen = pair(crossed=True)
+    objective = crossing()
+    found, of = objective(views, frozen, CROSSED), parts(objective, views["student"])
+    query = {"bridge.query.weight", "bridge.query.bias"}
+    query_of_softmax = {"bridge.query.weight"} | query
+    assert reached(found["dskd_projector"], of) == {"to_student.weight", "to_student.bias"} | query_of_softmax
+    assert reached(found["dskd_teacher_space"], of) == {"states", "to_teacher.weight", "to_teacher.bias"} | query
+    assert reached(found["dskd_student_space"], of) <= {"states", "head"}
+
+
+def crossing() -> DualSpace:
+    torch.manual_seed(5)
+    return DualSpace(STUDENT, TEACHER, bridge=CrossAttention(STUDENT, TEACHER, spread=0.7)).double()
+
+
+def test_cross_attention_is_that_of_the_equations_and_counts_where_the_projection_is_right() -> None:
+    views, frozen = pair(crossed=True)
+    objective = crossing()
+    student, teacher, bridge = views["student"], frozen["teacher"], objective.bridge
+    assert isinstance(bridge, CrossAttention)
+    assert student.head is not None
+    assert teacher.head is not None
+    e_s, e_t = student.extras["embeddings"].flatten(1), teacher.extras["embeddings"].flatten(1) / 0.7
+    scores = bridge.query(e_s) @ e_t.mT / math.sqrt(2 * TEACHER)
+    scores = scores.masked_fill(SEGMENTS[:, None] != OTHER_SEGMENTS[None], -math.inf)
+    value = objective.to_student(teacher.rows / teacher.rows.std(1, keepdim=True) + e_t[:, TEACHER:])
+    t2s = scores.softmax(1) @ value @ student.head.weight.mT
+    s2t = scores.softmax(0).mT @ objective.to_teacher(student.rows) @ teacher.head.weight.mT
+    right = (t2s.argmax(1) == TARGETS).double()
+    found = objective(views, frozen, CROSSED)
+    kd = forward_kl(t2s, student.logits(student.rows))
+    torch.testing.assert_close(found["dskd_student_space"], (right * kd).sum())
+    torch.testing.assert_close(found["dskd_projector"], cross_entropy(t2s, TARGETS, reduction="sum"))
+    torch.testing.assert_close(found["dskd_teacher_space"], forward_kl(teacher.logits(teacher.rows), s2t).sum())
+    assert objective.counts(CROSSED) == {"dskd_student_space": 5, "dskd_projector": 5, "dskd_teacher_space": 4}
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])
+def test_the_second_version_learns_from_the_teachers_own_choice_where_the_projection_agrees(divergence: object) -> None:
+    views, frozen = pair()
+    objective = second(views, frozen, Spaces(divergence=divergence, name="v2"))  # type: ignore[arg-type]
+    student, teacher = views["student"], frozen["teacher"]
+    assert student.head is not None
+    assert teacher.head is not None
+    w_s, w_t = student.head.weight.detach(), teacher.head.weight
+    t2s = teacher.rows @ objective.to_student @ w_s.mT
+    s2t = student.rows @ (w_s.mT @ torch.linalg.pinv(w_t.mT)) @ w_t.mT
+    theirs, ours = teacher.logits(teacher.rows), student.logits(student.rows)
+    agreed = t2s.argmax(1) == theirs.argmax(1)
+    assert 0 < agreed.sum() < 5
+    found = objective(views, frozen, BATCH)
+    torch.testing.assert_close(found["v2_student_space"], (agreed * divergence(t2s, ours)).sum())  # type: ignore[operator]
+    torch.testing.assert_close(found["v2_projector"], cross_entropy(t2s, theirs.argmax(1), reduction="sum"))
+    torch.testing.assert_close(found["v2_teacher_space"], divergence(theirs, s2t).sum())  # type: ignore[operator]
+    of = parts(objective, student)
+    assert reached(found["v2_student_space"], of) == {"states", "head"}
+    assert reached(found["v2_projector"], of) == {"to_student"}
+    assert reached(found["v2_teacher_space"], of) == {"states"}
+
+
+def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient_in_the_second_version() -> None:
+    teacher = network(5, TEACHER, IDS, 2)
+    student = network(5, TEACHER, IDS, 2, trained=True)
+    assert student.head is not None
+    objective = DualSpaceV2(student.head.weight, student.head.weight)
+    torch.testing.assert_close(objective.to_student.detach(), torch.eye(TEACHER).double())
+    found = objective({"student": student}, {"teacher": teacher}, BATCH)
+    for name in ("dskdv2_student_space", "dskdv2_teacher_space"):
+        assert abs(found[name].item()) < 1e-12
+        for gradient in gradients(found[name], parts(objective, student)).values():
+            assert gradient is None or gradient.abs().max() < 1e-12
+
+
+def test_the_way_to_the_teacher_follows_the_students_head() -> None:
+    views, frozen = pair()
+    objective = second(views, frozen)
+    student, teacher = views["student"], frozen["teacher"]
+    assert student.head is not None
+    before = objective.to_teacher(student, teacher)
+    optimiser = torch.optim.AdamW([student.head.weight], lr=0.1, fused=True)
+    student.head.weight.sum().backward()
+    optimiser.step()
+    assert not torch.allclose(objective.to_teacher(student, teacher), before)
+
+
+def aligned(views: dict[str, Signals], frozen: dict[str, Signals]) -> DualSpaceV2:
+    student, teacher = views["student"].head, frozen["teacher"].head
+    assert student is not None
+    assert teacher is not None
+    shared = torch.stack([torch.arange(IDS - 1), torch.arange(IDS - 1) + 2])  # of the student, of the teacher
+    return DualSpaceV2(student.weight, teacher.weight, bridge=AlignedRows(), shared=shared)
+
+
+def test_aligned_rows_alone_are_compared() -> None:
+    views, frozen = pair(crossed=True)
+    objective = aligned(views, frozen)
+    student, teacher = views["student"], frozen["teacher"]
+    assert student.head is not None
+    assert teacher.head is not None
+    ours, theirs = CROSSED["pairs"]
+    choice = teacher.logits(teacher.rows).argmax(1)[theirs] - 2
+    kept = (choice >= 0) & (choice < IDS - 1)
+    assert 0 < kept.sum() < 3, "the test wants a row whose likeliest token the student lacks"
+    t2s = teacher.rows[theirs] @ objective.to_student @ student.head.weight.detach().mT
+    agreed = kept & (t2s.argmax(1) == choice)
+    back = student.rows[ours] @ objective.to_teacher(student, teacher) @ teacher.head.weight.mT
+    found = objective(views, frozen, CROSSED)
+    kd = forward_kl(t2s, student.logits(student.rows)[ours])
+    torch.testing.assert_close(found["dskdv2_student_space"], (agreed * kd).sum())
+    expected = cross_entropy(t2s[kept], choice[kept], reduction="sum")
+    torch.testing.assert_close(found["dskdv2_projector"], expected)
+    torch.testing.assert_close(
+        found["dskdv2_teacher_space"], forward_kl(teacher.logits(teacher.rows)[theirs], back).sum()
+    )
+    assert set(objective.counts(CROSSED).values()) == {3}
+
+
+def test_a_batch_without_a_pair_gives_zero_and_a_finite_gradient() -> None:
+    views, frozen = pair(crossed=True)
+    objective = aligned(views, frozen)
+    found = objective(views, frozen, {**CROSSED, "pairs": torch.empty(2, 0, dtype=torch.long)})
+    assert [value.item() for value in found.values()] == [0, 0, 0]
+    sum(found.values(), torch.tensor(0.0)).backward()
+    assert views["student"].rows.grad is not None
+    assert views["student"].rows.grad.isfinite().all()
+
+
+def test_it_shares_the_pass_over_the_head_with_cross_entropy() -> None:
+    views, frozen = pair()
+    objective = first()
+    together = Sum((0.4, CrossEntropy()), (0.6, objective))(views, frozen, BATCH)
+    apart = {**CrossEntropy()(views, frozen, BATCH), **objective(views, frozen, BATCH)}
+    of = parts(objective, views["student"])
+    for name, value in apart.items():
+        torch.testing.assert_close(together[name], value)
+    loss = 0.4 * together["cross_entropy"] + 0.6 * sum(v for k, v in together.items() if k != "cross_entropy")
+    expected = 0.4 * apart["cross_entropy"] + 0.6 * sum(v for k, v in apart.items() if k != "cross_entropy")
+    for ours, theirs in zip(gradients(loss, of).values(), gradients(expected, of).values(), strict=True):
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_a_teacher_without_a_head_is_refused() -> None:
+    views, _ = pair()
+    silent = {"teacher": Signals(torch.zeros(5, IDS), lambda rows: rows)}
+    with pytest.raises(UnsupportedModel, match="teacher's head"):
+        first()(views, silent, BATCH)
