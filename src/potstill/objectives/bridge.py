@@ -65,15 +65,18 @@ class SameRows:
 
 
 class AlignedRows:
-    """Two tokenizers: the rows whose next token is the same piece of the same text (the batch's `pairs`)."""
+    """The rows whose next token is the same piece of the same text: the batch's `pairs`, all rows where it has none."""
 
     def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
         return each(batch, teacher)
 
     def counts(self, batch: Batch, teacher: str) -> tuple[int, int]:
-        return (batch[PAIRS].shape[1],) * 2
+        pairs = batch[PAIRS].shape[1] if PAIRS in batch else len(supervised(batch)[1])
+        return pairs, pairs
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
+        if PAIRS not in batch:
+            return SameRows()(student, teacher, batch, name)
         ours, theirs = batch[PAIRS]
         return Bridged(ours, teacher.rows[theirs], theirs, theirs, student.rows[ours])
 

@@ -7,23 +7,27 @@ from inspect import signature
 
 import torch
 
-from potstill.core.errors import UsageError
+from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.core.types import Objective
 from potstill.objectives.combine import Sum
 from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
+from potstill.objectives.methods import METHODS, Asked
+from potstill.objectives.sides import Sides
 from potstill.ops.divergence import DIVERGENCES, Divergence
 
 CROSS_ENTROPY = "cross_entropy"
+INNER = "divergence"  # the option that names the divergence inside a method
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """share * cross-entropy + (1 - share) * divergence(teacher, student), as a value.
+    """share * cross-entropy + (1 - share) * what the teacher teaches, as a value.
 
-    `name` is a divergence, with its options after a colon (`jsd:beta=0.3`), or `cross_entropy` for no teacher at all.
-    The share of 0.7 is measured: there the student beats one trained by cross-entropy alone both in bits per byte and
-    in its nearness to the teacher (LOG.md, "the share of cross-entropy").
+    `name` is a divergence, a method of `objectives.methods`, or `cross_entropy` for no teacher at all, with options
+    after a colon (`jsd:beta=0.3`, `dskdv2:divergence=reverse_kl`). The share of 0.7 is measured: there the student
+    beats one trained by cross-entropy alone both in bits per byte and in its nearness to the teacher (LOG.md, "the
+    share of cross-entropy").
 
     Raises: UsageError if the name, an option, the share or the temperature is none that exists.
     """
@@ -31,19 +35,26 @@ class Mixture:
     name: str = "forward_kl"
     cross_entropy: float = 0.7
     temperature: float = 1.0
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.cross_entropy <= 1:
             raise UsageError(f"the share of cross-entropy is {self.cross_entropy}; it lies between 0 and 1")
-        self.build()
+        if self.name not in names():
+            raise UsageError(f"no objective is called {self.name!r}; choose one of {', '.join(names())}")
+        if self.name == CROSS_ENTROPY and self.options:
+            raise UsageError(f"{CROSS_ENTROPY} has no option {next(iter(self.options))!r}; it has none")
+        if self.name != CROSS_ENTROPY:
+            self._check_options()
+            Distill(temperature=self.temperature)
 
     @classmethod
     def parse(cls, text: str, *, cross_entropy: float, temperature: float) -> "Mixture":
         """`jsd:beta=0.3` as a mixture."""
         name, _, rest = text.partition(":")
         try:
-            options = {k: float(v) for k, v in (pair.split("=") for pair in rest.split(",") if pair)}
+            pairs = [pair.split("=") for pair in rest.split(",") if pair]
+            options = {key: value if key == INNER else float(value) for key, value in pairs}
         except ValueError as error:
             raise UsageError(f"objective {text!r} is not NAME or NAME:OPTION=NUMBER, such as jsd:beta=0.3") from error
         return cls(name=name, cross_entropy=cross_entropy, temperature=temperature, options=options)
@@ -53,34 +64,74 @@ class Mixture:
         """Whether a teacher is needed."""
         return self.name != CROSS_ENTROPY and self.cross_entropy < 1
 
-    def build(self) -> Objective:
-        """The objective itself."""
-        if self.name not in (CROSS_ENTROPY, *DIVERGENCES):
-            raise UsageError(f"no objective is called {self.name!r}; choose one of {', '.join(names())}")
-        if self.name == CROSS_ENTROPY and self.options:
-            raise UsageError(f"{CROSS_ENTROPY} has no option {next(iter(self.options))!r}; it has none")
+    @property
+    def alive(self) -> bool:
+        """Whether the teacher's hidden states and weights are needed, which neither a cache nor a server gives."""
+        return self.teaches and self.name in METHODS
+
+    @property
+    def across(self) -> bool:
+        """Whether teacher and student may have different tokenizers."""
+        return not self.teaches or (self.name in METHODS and METHODS[self.name].across)
+
+    def build(self, sides: Sides | None = None) -> Objective:
+        """The objective itself; a method wants to know both `sides`.
+
+        Raises: VocabularyMismatch for tokenizers that it cannot compare.
+        """
         if not self.teaches:
             return Sum((1.0, CrossEntropy()))
-        distill = Distill(divergence=self._divergence(), temperature=self.temperature, name=self.name)
+        taught = self._taught(sides)
         if self.cross_entropy == 0:
-            return Sum((1.0, distill))
-        return Sum((self.cross_entropy, CrossEntropy()), (1 - self.cross_entropy, distill))
+            return Sum((1.0, taught))
+        return Sum((self.cross_entropy, CrossEntropy()), (1 - self.cross_entropy, taught))
+
+    def require(self, *, alike: bool) -> None:
+        """Refuse a pair of models with the same tokenizer, or with two, that the objective is not for.
+
+        Raises: VocabularyMismatch with the objectives that are.
+        """
+        if alike or self.across:
+            return
+        able = ", ".join(name for name, method in METHODS.items() if method.across)
+        raise VocabularyMismatch(
+            f"teacher and student have different tokenizers, and {self.name} compares token by token; choose "
+            f"--objective dskdv2_eta (or one of {able}), or a teacher with the student's tokenizer"
+        )
+
+    def _taught(self, sides: Sides | None) -> Objective:
+        if self.name not in METHODS:
+            return Distill(divergence=self._divergence(), temperature=self.temperature, name=self.name)
+        if sides is None:
+            raise UsageError(f"{self.name} learns from a teacher's hidden states; give a teacher that is here")
+        self.require(alike=sides.shared is not None)
+        method = METHODS[self.name]
+        numbers = {name: float(self.options.get(name, default)) for name, default in method.options.items()}
+        return method.build(sides, Asked(self.name, self._divergence(), self.temperature, numbers))
 
     def _divergence(self) -> Divergence:
+        if self.name in METHODS:
+            return DIVERGENCES[str(self.options.get(INNER, "forward_kl"))]
         divergence = DIVERGENCES[self.name]
-        if not self.options:
-            return divergence
-        allowed = {p.name for p in signature(divergence).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        return partial(divergence, **self.options) if self.options else divergence
+
+    def _check_options(self) -> None:
+        if self.name in METHODS:
+            method = METHODS[self.name]
+            allowed = {*method.options, *([INNER] if method.divergence else [])}
+        else:
+            parameters = signature(DIVERGENCES[self.name]).parameters.values()
+            allowed = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         if unknown := sorted(set(self.options) - allowed):
             raise UsageError(f"{self.name} has no option {unknown[0]!r}; it has {', '.join(sorted(allowed)) or 'none'}")
-        chosen = partial(divergence, **self.options)
-        try:
-            chosen(torch.zeros(1, 2), torch.zeros(1, 2))  # what an option may be is known to the divergence alone
+        if (inner := self.options.get(INNER, "forward_kl")) not in DIVERGENCES:
+            raise UsageError(f"no divergence is called {inner!r}; choose one of {', '.join(DIVERGENCES)}")
+        try:  # what an option may be is known to the divergence alone
+            self._divergence()(torch.zeros(1, 2), torch.zeros(1, 2))
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
-        return chosen
 
 
 def names() -> tuple[str, ...]:
     """Everything that `--objective` takes."""
-    return (CROSS_ENTROPY, *DIVERGENCES)
+    return (CROSS_ENTROPY, *DIVERGENCES, *METHODS)

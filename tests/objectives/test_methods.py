@@ -1,0 +1,103 @@
+"""Every method by name: built from two whole networks, trained in a study, invariant where it must be."""
+
+import copy
+from collections.abc import Mapping
+
+import pytest
+import torch
+from tests.objectives.test_invariants import batch_of, gradients
+from tests.tiny import byte_tokenizer
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from potstill.core.errors import UsageError, VocabularyMismatch
+from potstill.objectives.methods import METHODS
+from potstill.objectives.named import Mixture
+from potstill.objectives.sides import Side, Sides
+from potstill.train.optimiser import parameter_groups
+from potstill.train.study import Study
+
+
+def larger(model: LlamaForCausalLM, seed: int = 7) -> LlamaForCausalLM:
+    """A teacher of another width."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(**{**model.config.to_dict(), "hidden_size": 48, "num_hidden_layers": 2})
+    return LlamaForCausalLM(config).eval()
+
+
+def study_of(student: LlamaForCausalLM, teacher: LlamaForCausalLM, name: str, share: float = 0.0) -> Study:
+    tokenizer = byte_tokenizer()
+    sides = Sides(Side(student, tokenizer), Side(teacher, tokenizer))
+    torch.manual_seed(0)
+    objective = Mixture.parse(name, cross_entropy=share, temperature=1.0).build(sides)
+    assert isinstance(objective, torch.nn.Module)
+    return Study(student, objective.to(student.dtype), frozen={"teacher": teacher})
+
+
+@pytest.fixture
+def pair(tiny_llama: LlamaForCausalLM) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+    return tiny_llama.double(), larger(tiny_llama).double()
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.alike])
+def test_a_method_trains_the_student_and_its_own_weights_and_never_the_teacher(
+    name: str, pair: tuple[LlamaForCausalLM, LlamaForCausalLM]
+) -> None:
+    student, teacher = pair
+    study = study_of(student, teacher, name, share=0.5)
+    found = gradients(study, batch_of(9, 5, 14))
+    own = {key for key, _ in study.named_parameters() if key.startswith("objective.")}
+    assert own <= found.keys()
+    assert all(found[key].any() for key in own)
+    assert any(g.any() for key, g in found.items() if key.startswith("student."))
+    assert all(p.grad is None for p in teacher.parameters())
+    groups = {group["name"]: group for group in parameter_groups(study.named_parameters(), weight_decay=0.1)}
+    assert len(groups.get("objective", {"params": []})["params"]) == len(own)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.alike])
+def test_a_method_gives_documents_together_what_it_gives_them_apart(
+    name: str, pair: tuple[LlamaForCausalLM, LlamaForCausalLM]
+) -> None:
+    study = study_of(*pair, name)
+    whole, parts = batch_of(9, 5, 14), [one_of(batch_of(9, 5, 14), i) for i in range(3)]
+    counts = study.counts(whole)
+    assert torch.equal(counts, sum((study.counts(part) for part in parts), torch.zeros_like(counts)))
+    together = gradients(study, whole, counts)
+    apart: dict[str, Tensor] = {}
+    for part in parts:
+        for key, g in gradients(study, part, counts).items():
+            apart[key] = apart.get(key, torch.zeros_like(g)) + g
+    assert together.keys() == apart.keys()
+    for key, g in together.items():
+        torch.testing.assert_close(g, apart[key], rtol=1e-5, atol=1e-6)
+
+
+def one_of(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """One document of a packed batch, as a batch."""
+    inside = batch["documents"][0] == number
+    found = {key: tensor[:, inside] for key, tensor in batch.items()}
+    return {**found, "documents": torch.zeros_like(found["documents"])}
+
+
+def test_a_method_needs_both_networks() -> None:
+    with pytest.raises(UsageError, match="give a teacher that is here"):
+        Mixture(name="dskd").build()
+
+
+def test_a_method_for_one_tokenizer_is_refused_between_two_with_one_that_works(tiny_llama: LlamaForCausalLM) -> None:
+    other = byte_tokenizer(ascii=True)
+    student = copy.deepcopy(tiny_llama)
+    sides = Sides(Side(student, byte_tokenizer()), Side(tiny_llama, other))
+    with pytest.raises(VocabularyMismatch, match="--objective dskdv2_eta"):
+        Mixture(name="dskd").build(sides)
+    assert Mixture(name="dskdv2_eta").build(sides)
+
+
+def test_the_same_strings_are_found_whatever_their_ids(tiny_llama: LlamaForCausalLM) -> None:
+    ours, theirs = byte_tokenizer(), byte_tokenizer(ascii=True)
+    sides = Sides(Side(tiny_llama, ours), Side(tiny_llama, theirs))
+    same = sides.same_strings
+    assert same.shape[1] > 100
+    for mine, yours in same.T.tolist():
+        assert ours.convert_ids_to_tokens(mine) == theirs.convert_ids_to_tokens(yours)
