@@ -86,7 +86,7 @@ def test_weights_gradients_and_moments_are_the_bytes_of_their_tensors(
     work: Workload, tiny_llama: LlamaForCausalLM, lora: int
 ) -> None:
     model = adapters.add(tiny_llama, lora) if lora else tiny_llama
-    optimiser = torch.optim.AdamW(parameter_groups(model.named_parameters(), weight_decay=0.01))
+    optimiser = torch.optim.AdamW(parameter_groups(model, None, rate=1e-3, weight_decay=0.01))
     model(torch.arange(20)[None]).logits.sum().backward()
     optimiser.step()
     trained = [p for p in model.parameters() if p.requires_grad]

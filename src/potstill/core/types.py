@@ -144,6 +144,27 @@ class Objective(Protocol):
     def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms: ...
 
 
+class Group(NamedTuple):
+    """How the weights of a part of an objective are trained, in an optimiser group of that `name`.
+
+    At `rate` times the learning rate; downhill, or uphill where `sign` is -1 (a critic, against the student in one
+    backward); at every `every`-th step alone.
+    """
+
+    name: str = "objective"
+    rate: float = 1.0
+    sign: int = 1
+    every: int = 1
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """A module whose weights, apart from those of grouped modules inside it, are trained as its `group` says."""
+
+    @property
+    def group(self) -> Group: ...
+
+
 @dataclass(frozen=True)
 class Measure:
     """One measured number: `value` in `unit` over `n` things, with a 95 % interval where one was computed."""
