@@ -39,7 +39,7 @@ RESTS_ON = [
 ]
 HEAD = (49152, 576)
 SIDES = ("potstill", "cached", "floor", "trl")
-TEXTS = "texts.jsonl"
+TEXTS = "texts"
 GOALS = {
     "losses agree within bf16 noise": "loss_gap <= 0.02",
     "five times TRL's tokens/s": "times_faster >= 5",

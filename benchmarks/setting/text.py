@@ -23,9 +23,14 @@ def documents(steps: int, tokens: int) -> list[list[list[int]]]:
     return found
 
 
-def write_texts(file: Path, number: int) -> None:
-    """The first `number` documents as they were before they became tokens, one JSON object a line."""
+def write_texts(folder: Path, number: int) -> None:
+    """The first `number` documents as they were before they became tokens, as a corpus of which nothing is held out.
+
+    Files named train and validation are what keeps `load_corpus` from holding out a share of its own.
+    """
     from potstill.data.corpus import load_corpus
 
-    rows = load_corpus("stdlib").documents.take(number)
-    file.write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows), encoding="utf-8")
+    rows = [json.dumps({"text": row["text"]}) + "\n" for row in load_corpus("stdlib").documents.take(number)]
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(rows), encoding="utf-8")
+    (folder / "validation.jsonl").write_text(rows[0], encoding="utf-8")
