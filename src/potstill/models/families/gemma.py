@@ -59,14 +59,18 @@ def _require_causal(config: Gemma3TextConfig) -> None:
 
 def _expresses(blueprint: Blueprint) -> bool:
     layer, mixer = blueprint.layers[0], blueprint.layers[0].mixer
-    kinds = {(each.mixer.window, each.mixer.rotary) for each in blueprint.layers}
-    whole, sliding = ({kind for kind in kinds if (kind[0] is None) is full} for full in (True, False))
-    alike = {replace(each, mixer=replace(each.mixer, window=None, rotary=None)) for each in blueprint.layers}
-    layers = len(alike) == 1 and whole <= {(None, None)} and len(sliding) <= 1
     inner = layer.post_norms and mixer.qk_norm and mixer.qkv_bias == mixer.out_bias and not layer.ffn.bias
     outer = blueprint.zero_centred_norms and blueprint.embedding_scale == blueprint.hidden**0.5
     divides = blueprint.hidden % mixer.heads == 0  # its config insists on that
-    return layers and inner and outer and divides and _scalar(mixer) ** -0.5 == mixer.softmax_scale
+    return _alike(blueprint) and inner and outer and divides and _scalar(mixer) ** -0.5 == mixer.softmax_scale
+
+
+def _alike(blueprint: Blueprint) -> bool:
+    """Layers differ by one window, with one rotation of its own, and by nothing else."""
+    places = {(layer.mixer.window, layer.mixer.rotary) for layer in blueprint.layers}
+    sliding = {place for place in places if place[0] is not None}
+    others = {replace(layer, mixer=replace(layer.mixer, window=None, rotary=None)) for layer in blueprint.layers}
+    return len(others) == 1 and len(sliding) <= 1 and places - sliding <= {(None, None)}
 
 
 def _scalar(mixer: Attention) -> int:
