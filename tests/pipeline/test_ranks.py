@@ -17,8 +17,8 @@ from potstill.train.run import metrics_of
 
 ROOT = Path(__file__).parents[2]
 ALONE = (sys.executable,)
-ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--mixed_precision", "no")
-ACCELERATE = (sys.executable, *ACCELERATE, "--num_machines", "1", "--dynamo_backend", "no")
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "2", "--cpu")
+ACCELERATE = (*LAUNCH, "--mixed_precision", "no", "--dynamo_backend", "no")  # said, so that it does not ask or warn
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
 OWN = ("seconds", "tokens_per_second", "peak_memory", "epoch")  # an epoch is rounded up to whole steps of all ranks
 
