@@ -30,6 +30,7 @@ class Positions:
     _turns: dict[tuple[Rotary, int, torch.dtype], Turn] = field(default_factory=dict)
     _masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # made once for all layers, so in none of them
     def turn(self, head_dim: int, dtype: torch.dtype, rotary: Rotary | None = None) -> Turn:
         """Cosines and sines `[B 1 T K]` of the angles of `rotary`, by default the model's."""
         own = rotary or self.rotary

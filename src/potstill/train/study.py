@@ -49,6 +49,11 @@ class Study(nn.Module):
             network(model)  # probed now, before a wrapper or autocast gets in the way
 
     @property
+    def companions(self) -> list[PreTrainedModel]:
+        """The frozen models that are here."""
+        return list(self._frozen)
+
+    @property
     def term_names(self) -> list[str]:
         """The terms in the order in which counts are passed to `forward`."""
         return list(self.objective.weights)

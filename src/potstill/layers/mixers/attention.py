@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -48,6 +49,8 @@ class GroupedAttention(nn.Module):
         return self.o(y.transpose(1, 2).flatten(-2)), state
 
 
+# the lengths of documents would be compiled in, anew with every batch
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G S K"],
