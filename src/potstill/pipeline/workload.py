@@ -5,7 +5,6 @@ multiplies) comes in from `calibrate.py`.
 """
 
 from dataclasses import dataclass
-from inspect import signature
 from typing import NamedTuple
 
 from potstill.core.blueprint import Blueprint
@@ -14,7 +13,6 @@ from potstill.evaluate.size import Flops, forward_flops, linears, stored
 from potstill.ops import fused
 from potstill.train.settings import Settings
 
-CHUNK = signature(fused.sums).parameters["chunk"].default  # rows whose logits are alive at once
 WIDE = 4  # bytes of float32: master weights, gradients and both moments of the optimiser
 KEPT_CHECKPOINTS = 2  # by `train.checkpoint.seal`, which removes the oldest once the newest is in place
 PAPERS, LINE = 128_000, 400  # bytes of card, README and curve; of a step's line in metrics.jsonl
@@ -113,7 +111,7 @@ class Workload:
         A teacher that teaches nothing waits to be measured beside; one that is cached is read again for that.
         """
         size, table = stored(self.student), self.vocabulary * self.student.hidden
-        chunk = min(CHUNK, max(1.0, self.rows))
+        chunk = min(fused.rows_at_once(self.vocabulary), max(1.0, self.rows))
         copied = table * self.compute_bytes if self.compute_bytes < WIDE else 0
         live = self.source == "live"
         return {
