@@ -14,7 +14,8 @@ The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning
 | `documents` | `[B T]` int64 | number of the document in this batch, -1 on padding |
 
 A packed batch has `B = 1` and no padding; documents lie end to end. A companion with tokens of its own reads the same
-documents, numbered alike, from keys with its name before them (`teacher.input_ids`, ...): see `view`.
+documents, numbered alike, from keys with its name before them (`teacher.input_ids`, ...): see `view`. Which rows of the
+two belong together stands under `aligned.` (`data.pairs`).
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+PAIRS = "aligned.pairs"  # rows of student and teacher that predict the same bytes from the same text: [2 P], ascending
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face
 
 Batch = Mapping[str, Tensor]
@@ -49,7 +51,7 @@ def view(batch: Batch, name: str) -> Batch:
     """The batch as the network of this name reads it: by keys of its own if there are any, else as the student does."""
     opening = f"{name}."
     own = {key.removeprefix(opening): tensor for key, tensor in batch.items() if key.startswith(opening)}
-    return own or batch
+    return own or {key: tensor for key, tensor in batch.items() if "." not in key}
 
 
 @dataclass(frozen=True)
