@@ -19,8 +19,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.types import IGNORE
-from potstill.data.pack import Pack
+from potstill.core.types import IGNORE, PAIRS, supervised
+from potstill.data.pack import Pack, collate
 from potstill.data.spans import Located, located, read_back
 from potstill.models.pieces import Pieces
 from potstill.ops import align
@@ -140,3 +140,10 @@ def _unreadable(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(UNREADABLE, _unreadable)
+
+
+def aligned_share(packs: "Paired", *, most: int = 16) -> float:
+    """The share of the rows trained on whose next token the teacher has too, in the first packs."""
+    batches = [collate([packs[i]]) for i in range(min(most, len(packs)))]
+    rows = sum(len(supervised(batch)[1]) for batch in batches)
+    return sum(batch[PAIRS].shape[1] for batch in batches) / max(1, rows)

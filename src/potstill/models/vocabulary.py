@@ -25,7 +25,7 @@ def shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBas
         if ours != theirs:
             raise VocabularyMismatch(
                 f"teacher and student read {text[:20]!r} as different ids ({theirs[:4]} and {ours[:4]}); "
-                f"a same-vocabulary objective cannot compare them, choose a teacher with the student's tokenizer"
+                f"choose a teacher with the student's tokenizer, or --objective dskdv2_eta, which compares across"
             )
     by_id = [{i: token for token, i in t.get_vocab().items()} for t in (teacher, student)]
     shared = min(max(table) for table in by_id) + 1
@@ -34,7 +34,7 @@ def shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBas
         if taught != learnt and taught is not None and learnt is not None:
             raise VocabularyMismatch(
                 f"id {i} is {taught!r} for the teacher and {learnt!r} for the student; choose a teacher with the "
-                f"student's tokenizer"
+                f"student's tokenizer, or --objective dskdv2_eta, which compares across"
             )
     return shared
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from potstill.core import backend
@@ -24,8 +25,10 @@ from potstill.core.errors import (
     UsageError,
     VocabularyMismatch,
 )
-from potstill.core.types import Measure
+from potstill.core.types import Measure, Objective
 from potstill.data.cache import Cache, Manifest, faults
+from potstill.data.pack import Packs
+from potstill.data.pairs import Paired, Reader, aligned_share
 from potstill.data.served import TOP_K
 from potstill.data.wire import is_address
 from potstill.evaluate.plots import draw_curve
@@ -33,9 +36,11 @@ from potstill.evaluate.reading import Reading
 from potstill.evaluate.rouge import Writing
 from potstill.evaluate.samples import side_by_side, to_markdown
 from potstill.models.load import Loaded, load
+from potstill.models.pieces import pieces
 from potstill.models.signals import network
-from potstill.models.vocabulary import shared_ids
+from potstill.models.vocabulary import real_ids, shared_ids
 from potstill.objectives.named import Mixture
+from potstill.objectives.sides import Side, Sides
 from potstill.pipeline.absent import Absent, leaving, require_bounded, require_teacher
 from potstill.pipeline.beside import BEFORE, before_training, beside_teacher
 from potstill.pipeline.capture import tokenizer_facts
@@ -70,11 +75,15 @@ PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do 
 COMPUTE = "dtype.txt"  # what `auto` chose when the run began
 BASELINE = "before.json"  # the measures of the student when it began
 CURVE = "curve.png"
+FEW_ALIGNED = 0.9  # below this share of aligned tokens a run says so
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 class Pair(NamedTuple):
-    """The student to be trained with its tokenizer and origin, the teacher or what stands for it, and shared ids."""
+    """The student to be trained with its tokenizer and origin, the teacher or what stands for it, and shared ids.
+
+    `across` tokenizers no id is shared, and `vocabulary` is the student's own.
+    """
 
     student: PreTrainedModel
     origin: Loaded
@@ -82,6 +91,23 @@ class Pair(NamedTuple):
     vocabulary: int
     parents: list[Any]
     details: dict[str, Any]
+    across: bool = False
+
+    @property
+    def sides(self) -> Sides:
+        """Both networks, for an objective that has to know them."""
+        assert isinstance(self.teacher, Loaded)
+        student, teacher = self.origin.tokenizer, self.teacher.tokenizer
+        return Sides(Side(self.student, student), Side(self.teacher.model, teacher))
+
+    def packs(self, packs: Packs) -> Any:
+        """`packs` as both read them, or as a teacher that is not here can be asked about ahead of time."""
+        if isinstance(self.teacher, Absent):
+            return self.teacher.ahead(packs)
+        if not self.across:
+            return packs
+        readers = (Reader(one, pieces(one)) for one in (self.origin.tokenizer, self.teacher.tokenizer))
+        return Paired(packs, *readers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +162,10 @@ class Distill:
         require_teacher(self.teacher, self.teacher_cache, student=self.student)
         if is_address(self.teacher):
             require_bounded(self.objective, top_k=self.top_k)
+        if self.objective.alive and (self.teacher_cache or is_address(self.teacher)):
+            raise UsageError(
+                f"{self.objective.name} learns from a teacher's hidden states; give a --teacher whose weights are here"
+            )
         if self.lora < 0:
             raise UsageError(f"--lora is {self.lora}; it is a rank, and 0 trains all weights")
         if self.documents < 1:
@@ -207,6 +237,7 @@ class Distill:
             models=models_of(pair),
             documents=self.documents,
             cache=cache,
+            teacher_tokenizer=teacher.tokenizer if pair.across and isinstance(teacher, Loaded) else None,
         )
         require_known(prepared, pair)
         pair.student.to(device)
@@ -230,18 +261,19 @@ class Distill:
             self._workplace(out, overwrite=overwrite, dtype=dtype) as folder,
         ):
             with waiting(f"{measuring} before training", show=show):
-                told_to = (pair.student, teacher, prepared.rows, reading)
+                beside = None if pair.across else teacher
+                told_to = (pair.student, beside, prepared.rows, reading)
                 before = before_training(folder / BASELINE, *told_to) if ranks.first() else []
             checked = self._examined(pair, prepared, dtype, cache)
             if cache is not None and isinstance(teacher, Loaded):
                 teacher.model.to("meta")  # its memory is for training; it is read again to be measured beside
             outcome = train(
                 study,
-                teacher.ahead(prepared.packs) if isinstance(teacher, Absent) else prepared.packs,
+                pair.packs(prepared.packs),
                 self.settings,
                 folder,
                 tokenizer=pair.origin.tokenizer,
-                validation=prepared.validation_packs,
+                validation=pair.packs(prepared.validation_packs) if pair.across else prepared.validation_packs,
                 identity=identity,
                 resume=resume,
                 title=out.name,
@@ -272,7 +304,7 @@ class Distill:
         if self.skip_doctor:
             return [{"name": "invariants", "outcome": "not examined, by --skip-doctor"}]
         teacher = pair.teacher
-        here = teacher if isinstance(teacher, Loaded) else None
+        here = teacher if isinstance(teacher, Loaded) and not pair.across else None
         world = world_of(
             prepared.packs,
             student=pair.student,
@@ -287,6 +319,14 @@ class Distill:
         checked = require_sound(list(examine(world, QUICK)))
         if isinstance(teacher, Absent):
             checked.insert(0, {"name": "same tokens", "outcome": f"{teacher.proof}, {pair.vocabulary:,} shared"})
+        if pair.across:
+            share = aligned_share(pair.packs(prepared.packs))
+            checked.insert(0, {"name": "aligned tokens", "outcome": f"{100 * share:.1f} % of those trained on"})
+            if share < FEW_ALIGNED:
+                note(
+                    f"{100 * share:.1f} % of the trained tokens are the same for both tokenizers; at the others an "
+                    f"objective at aligned tokens learns nothing from the teacher"
+                )
         return checked
 
     def cache(self) -> Cache | None:
@@ -310,9 +350,19 @@ class Distill:
         frozen = {"teacher": said} if self.objective.teaches else {}
         if self.settings.checkpoint_activations:
             require_checkpointing(model)
-        return Study(
-            model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
-        )
+        objective = self._objective(pair)
+        if isinstance(objective, nn.Module):
+            objective.to(device)
+        vocabulary: Any = pair.vocabulary
+        if pair.across:
+            vocabulary = {"student": pair.sides.student.ids, "teacher": pair.sides.teacher.ids}
+        return Study(model.to(device), objective, frozen=frozen, vocabulary=vocabulary, compute_dtype=dtype)
+
+    def _objective(self, pair: Pair) -> Objective:
+        """Its own weights, if any, are drawn by the seed, so that ranks and resumed runs begin alike."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            return self.objective.build(pair.sides if self.objective.alive else None)
 
     def compute_dtype(self, resumed: Path | None) -> torch.dtype:
         """What matrices are multiplied in; a resumed run keeps what was measured when it began."""
@@ -330,8 +380,13 @@ class Distill:
                 away = Absent.of(self.teacher, cache, origin.tokenizer, top_k=self.top_k)
                 parents = [parent("student", origin), away.parent]
                 return Pair(origin.model, origin, away, away.vocabulary, parents, {})
-            vocabulary = shared_ids(teacher.tokenizer, origin.tokenizer)
             parents = [parent("student", origin), parent("teacher", teacher)]
+            try:
+                vocabulary = shared_ids(teacher.tokenizer, origin.tokenizer)
+            except VocabularyMismatch:
+                if not self.objective.across:
+                    raise
+                return Pair(origin.model, origin, teacher, real_ids(origin.tokenizer), parents, {}, across=True)
             return Pair(origin.model, origin, teacher, vocabulary, parents, {})
         assert teacher is not None
         stage = Prune(
@@ -415,7 +470,7 @@ class Distill:
             for file in (out / TRAINING).glob("*.jsonl"):
                 shutil.copy(file, folder / file.name)
             made = dataclasses.replace(pair.origin, model=student, name=out.name, path=folder, note="")
-            after = beside_teacher(made, pair.teacher, text.rows, reading)
+            after = beside_teacher(made, pair.teacher, text.rows, reading, apart=text.teacher_rows)
             first = {"teacher": after["teacher"]} if "teacher" in after else {}
             measures = {**first, BEFORE: before, **after}
             card = Card(
@@ -433,13 +488,13 @@ class Distill:
             samples = to_markdown(
                 side_by_side({**writers, out.name: made}, PROMPTS, writing=Writing(max_new_tokens=40))
             )
-            curve = self._draw(folder)
+            curve = self._draw(folder, outcome)
             write_card(folder, card, title=out.name, samples=samples, curve=curve)
         return Run(out=out, card=card, model=student, tokenizer=pair.origin.tokenizer, measures=measures)
 
-    def _draw(self, folder: Path) -> str:
+    def _draw(self, folder: Path, outcome: Outcome) -> str:
         """Draws `curve.png`; its name, or nothing where there is no line to draw."""
-        terms = list(self.objective.build().weights)
+        terms = list(outcome.losses)
         with contextlib.suppress(DataError):
             draw_curve(folder / METRICS, folder / CURVE, terms=[*terms, *(f"eval_{term}" for term in terms)])
         return CURVE if (folder / CURVE).exists() else ""

@@ -42,11 +42,15 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Packs to train on, packs and rows to measure on, a digest of it all, and what a card says of them."""
+    """Packs to train on, packs and rows to measure on, a digest of it all, and what a card says of them.
+
+    `teacher_rows` are the rows as a teacher of another tokenizer reads them; none where there is no such teacher.
+    """
 
     packs: Packs
     validation_packs: Packs
     rows: Sequence[Row]
+    teacher_rows: Sequence[Row]
     digest: str
     facts: Mapping[str, Any]
 
@@ -59,6 +63,7 @@ def prepare(
     models: Sequence[PreTrainedModel] = (),
     documents: int = 100,
     cache: Cache | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Prepared:
     """Everything that a training stage reads; with a teacher's `cache`, no windows but its own are trained on.
 
@@ -79,13 +84,16 @@ def prepare(
         tokenise(held_out, tokenizer, limit=50_000), length=text.context, seed=text.seed, bos=bos_of(tokenizer)
     )
     rows = rows_of(held_out, tokenizer, documents=documents)
+    theirs = rows_of(held_out, teacher_tokenizer, documents=documents) if teacher_tokenizer is not None else []
     facts = {
         **facts_of(corpus, packs),
         "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), {len(rows)} documents",
         "measured_digest": held_out.digest,
     }
     digest = hashlib.sha256(repr((packs.digest, validation.digest, rows)).encode()).hexdigest()
-    return Prepared(packs=packs, validation_packs=validation, rows=rows, digest=digest, facts=facts)
+    return Prepared(
+        packs=packs, validation_packs=validation, rows=rows, teacher_rows=theirs, digest=digest, facts=facts
+    )
 
 
 def sampled(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, tokens: int) -> TokenSet:
