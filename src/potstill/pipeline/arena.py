@@ -85,6 +85,7 @@ class Arena:
                 vacate(out)
             settled = begun or {"dtype": str(self.common.compute_dtype(None)).removeprefix("torch."), "tokens": {}}
             common = dataclasses.replace(self.common, dtype=settled["dtype"])
+            self._write(out, settled)
             student = started(common, out)
             self._settle(out, settled, common, student)
             bouts = [self._bout(out, arm, seed, settled, common, student) for seed in self.seeds for arm in self.arms]
@@ -160,7 +161,6 @@ class Arena:
 
     def _settle(self, out: Path, settled: dict[str, Any], common: Distill, student: str) -> None:
         """Finds out the tokens of arms that have none yet, and writes down what every one gets."""
-        self._write(out, settled)
         for arm in self.arms:
             if arm.name not in settled["tokens"]:
                 settled["tokens"][arm.name] = self.tokens_of(arm, common, student)

@@ -73,22 +73,22 @@ def settled_in(out: Path, stage: Mapping[str, Any]) -> dict[str, Any]:
         settled, then = dict(begun["settled"]), dict(begun["stage"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{out / ARENA} cannot be read ({error}); start again with --overwrite") from error
+    now = dict(_flat(stage))
     for name, value in _flat(then):
-        now = dict(_flat(stage)).get(name)
-        if name not in MAY_GROW and now != value:
+        if name not in MAY_GROW and now.get(name) != value:
             raise UsageError(
-                f"the arena in {out} was begun with {name} {value}, and now it is {now}; give what it was, or "
-                f"--overwrite"
+                f"the arena in {out} was begun with {name.split('.')[-1]} {value}, and now it is {now.get(name)}; give "
+                f"what it was, or --overwrite"
             )
     return settled
 
 
-def _flat(stage: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flat(stage: Mapping[str, Any], *, within: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in stage.items():
         if isinstance(value, Mapping):
-            yield from _flat(value)
+            yield from _flat(value, within=f"{within}{name}.")
         else:
-            yield name, value
+            yield f"{within}{name}", value
 
 
 def vacate(out: Path) -> None:
