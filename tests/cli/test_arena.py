@@ -41,6 +41,7 @@ def test_what_is_neither_budget_nor_seeds() -> None:
         seeds_of("a,b", 1)
 
 
+@pytest.mark.slow
 def test_arena_prints_a_table_a_document_or_a_plan(potstill: Call, teacher: Path, text: Path, tmp_path: Path) -> None:
     call = ("arena", "--teacher", teacher, "--student", teacher, "--data", text, "--context", 64, "--dtype", "float32")
     call += ("--batch-tokens", 128, "--budget", 256, "--seeds", 1, "--documents", 3, "--skip-doctor")

@@ -18,6 +18,7 @@ from potstill.pipeline.arena import Arena
 from potstill.pipeline.arm import Arm, split
 from potstill.pipeline.bouts import settled_in
 from potstill.pipeline.distill import Distill
+from potstill.pipeline.standings import COLUMNS
 from potstill.train.settings import Settings
 
 __all__ = ["foreign"]
@@ -62,6 +63,7 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_equal_arms_from_one_pruned_student_come_out_equal_and_are_not_told_apart(
     arena: Arena, common: Distill, tmp_path: Path
 ) -> None:
@@ -80,6 +82,7 @@ def test_equal_arms_from_one_pruned_student_come_out_equal_and_are_not_told_apar
     assert found["baselines"]["before training"]["teacher_kl"] > 0
 
 
+@pytest.mark.slow
 def test_neither_the_order_of_arms_nor_a_stop_in_between_changes_a_result(arena: Arena, tmp_path: Path) -> None:
     straight = arena.run(tmp_path / "straight", show=False)
     made = tmp_path / "made"
@@ -103,6 +106,7 @@ def test_neither_the_order_of_arms_nor_a_stop_in_between_changes_a_result(arena:
     assert "cross_entropy" in (made / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_arena_grows_by_arms_and_seeds_but_keeps_its_conditions(arena: Arena, tmp_path: Path) -> None:
     small = replace(arena, objectives=("reverse_kl",))
     small.run(tmp_path / "made", show=False)
@@ -120,6 +124,7 @@ def test_an_arena_grows_by_arms_and_seeds_but_keeps_its_conditions(arena: Arena,
     assert stamps(tmp_path / "made").keys() == before.keys()
 
 
+@pytest.mark.slow
 def test_a_budget_of_time_gives_every_seed_of_an_arm_the_same_steps_and_is_settled_once(
     arena: Arena, tmp_path: Path
 ) -> None:
@@ -139,8 +144,9 @@ def test_no_model_is_held_once_an_arm_is_trained(arena: Arena, tmp_path: Path) -
         return sum(issubclass(type(one), PreTrainedModel) for one in gc.get_objects())
 
     before = alive()
-    replace(arena, objectives=("reverse_kl",)).run(tmp_path / "made", show=False)
+    found = replace(arena, objectives=("reverse_kl",)).run(tmp_path / "made", show=False)
     assert alive() == before
+    assert set(found["arms"][0]["means"]) == set(COLUMNS) - {"rouge_l"}
 
 
 def test_an_objective_that_is_not_for_the_pair_is_refused_before_anything_is_written(
