@@ -63,8 +63,7 @@ def arena(
 ) -> Any:
     """Objectives against each other under equal conditions: one teacher, one student, one text, one budget.
 
-    Example: [bold]potstill arena --teacher smollm2 --keep 0.75 --objectives cross_entropy,forward_kl,jsd:beta=0.3
-    --budget 10m --seeds 3 --out arena[/]
+    Example: [bold]potstill arena --teacher smollm2 --keep 0.75 --objectives cross_entropy,forward_kl,jsd --out arena[/]
     """
     from potstill.pipeline.arena import Arena
     from potstill.pipeline.arm import split

@@ -16,6 +16,7 @@ from potstill.evaluate.plots import ACCENT, DPI, FAINT, GRID, INK
 
 Found = Mapping[str, Sequence[Measure]]  # of one method: a measure by name, one for each seed
 PANEL, ROW = 3.6, 0.34  # inches: width of a panel, height of a method
+ACROSS = 2  # panels in a row
 
 
 def draw_dots(methods: Mapping[str, Found], path: Path, *, title: str = "", caption: str = "") -> None:
@@ -26,14 +27,18 @@ def draw_dots(methods: Mapping[str, Found], path: Path, *, title: str = "", capt
     names = [q for q in QUALITIES if q != "perplexity" and all(q in found for found in methods.values())]
     if not names or not methods:
         raise DataError(f"{len(methods)} methods have no quality in common to draw")
-    size = (1.6 + PANEL * len(names), 1.5 + ROW * max(3, len(methods)))
+    across = min(len(names), ACROSS)
+    down = -(-len(names) // across)
+    size = (1.6 + PANEL * across, 0.6 + down * (0.9 + ROW * max(3, len(methods))))
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for panel, name in zip(panels, names, strict=True):
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    for panel, name in zip(panels, names, strict=False):
         _draw(panel, [found[name] for found in methods.values()])
         panel.set_xlabel(f"{TITLES[name]},\n{next(iter(methods.values()))[name][0].better} is better", color=INK)
-    panels[0].set_yticks(range(len(methods)), list(methods), color=INK)
+    panels[0].set_yticks(range(len(methods)), list(methods))
     panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first at the top
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
@@ -50,6 +55,7 @@ def _draw(panel: Axes, rows: Sequence[Sequence[Measure]]) -> None:
     panel.grid(color=GRID, linewidth=0.8)
     panel.set_axisbelow(True)
     panel.tick_params(colors=FAINT, labelsize=9, length=0)
+    panel.tick_params(axis="y", labelcolor=INK)
     panel.margins(x=0.12)
     panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     panel.ticklabel_format(axis="x", useOffset=False)

@@ -110,7 +110,7 @@ def differences(found: Mapping[str, Any]) -> list[dict[str, str]]:
     """The table of comparisons, as text by column."""
     return [
         {
-            "comparison": f"{one['a']} - {one['b']}",
+            "comparison": f"{one['a']} against {one['b']}",
             "measure": COLUMNS[one["name"]][0],
             "difference": _difference(one),
             "each seed": ", ".join(f"{seed['value']:+.4f}" for seed in one["seeds"]),
@@ -145,11 +145,12 @@ def _cells(values: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 
 def _cell(name: str, one: Mapping[str, float]) -> str:
+    """A mean, of a quality with its range in brackets."""
     unit = 2**20 if name == "peak_memory" else 1
-    value, low, high = (
-        COLUMNS[name][1].format(one[key] / unit) if key in one else "" for key in ("value", "low", "high")
-    )
-    return value if low == high else f"{value} [{low}, {high}]"
+    shown = {key: COLUMNS[name][1].format(value / unit) for key, value in one.items()}
+    if name in COSTS or shown.get("low") == shown.get("high"):
+        return shown["value"]
+    return f"{shown['value']} [{shown['low']}, {shown['high']}]"
 
 
 def _difference(one: Mapping[str, Any]) -> str:
