@@ -17,10 +17,10 @@ from potstill.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 MAKING = ("models", "data", "doctor", "plan", "distill", "prune")
-VERBS = (*MAKING, "measure", "frontier", "generate", "serve", "run", "recipes", "cache")
+VERBS = (*MAKING, "measure", "frontier", "arena", "generate", "serve", "run", "recipes", "cache")
 GROUP: Any = typer.main.get_command(app)
 EXAMPLE = re.compile(r"Example: \[bold\](.+?)\[/\]", re.DOTALL)
-SPENDS = ("distill", "prune", "cache", "run")
+SPENDS = ("distill", "prune", "arena", "cache", "run")
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ import typer
 import typer.main
 
 from potstill import __version__
-from potstill.cli import caches, catalogue, examining, judging, planning, recipes, speaking, training
+from potstill.cli import arena, caches, catalogue, examining, judging, planning, recipes, speaking, training
 from potstill.cli.verb import Verdict
 from potstill.core.errors import Interrupted, PeerFailed, PotstillError
 
@@ -31,6 +31,7 @@ VERBS = (
     training.prune,
     judging.measure,
     judging.frontier,
+    arena.arena,
     speaking.generate,
     speaking.serve,
     recipes.run,

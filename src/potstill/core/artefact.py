@@ -22,7 +22,8 @@ from potstill.core.types import Measure
 
 CARD = "card.json"
 TRAINING = "training"  # inside the output folder while a run is not finished
-OURS = (CARD, TRAINING, f"*/{CARD}", f"*/{TRAINING}")  # one of these is in every folder that a stage or a recipe made
+ARENA = "arena.json"  # in the folder of an arena, from its first second on
+OURS = (CARD, TRAINING, ARENA, f"*/{CARD}", f"*/{TRAINING}")  # one of these is in every folder that we made
 PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "peft")
 
 

@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,14 @@ from potstill.evaluate.size import bytes_in_memory, bytes_on_disk, count_paramet
 from potstill.models.load import Loaded
 
 Seen = Scores | Comparison
+
+
+class Judged(NamedTuple):
+    """A model's measures, with the scores by document and by prompt that those of quality come from."""
+
+    measures: list[Measure]
+    seen: Seen
+    answers: Answers | None = None
 
 
 def quality(seen: Seen) -> list[Measure]:
@@ -86,11 +94,11 @@ def differences(seen: Mapping[str, Seen]) -> list[dict[str, Any]]:
     return [
         {"name": name, "a": a, "b": b, **paired(ours, theirs, below)._asdict()}
         for (a, left), (b, right) in itertools.combinations(seen.items(), 2)
-        for name, ours, theirs, below in _comparable(left, right)
+        for name, ours, theirs, below in comparable(left, right)
     ]
 
 
-def _comparable(left: Seen, right: Seen) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+def comparable(left: Seen, right: Seen) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """(measure, sums of one, sums of the other, what both are divided by), where both scored the same text."""
     a, b = (seen.scores if isinstance(seen, Comparison) else seen for seen in (left, right))
     if np.array_equal(a.sizes, b.sizes):

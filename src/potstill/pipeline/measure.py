@@ -9,11 +9,10 @@ from typing import Any
 from potstill.core import backend
 from potstill.core.artefact import write_text
 from potstill.core.errors import UsageError, VocabularyMismatch
-from potstill.core.types import Measure
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.evaluate.agreement import Remembered, compare, remember
 from potstill.evaluate.harness import run_tasks
-from potstill.evaluate.measure import Seen, differences, quality, rouge, sizes, speeds
+from potstill.evaluate.measure import Judged, Seen, differences, quality, rouge, sizes, speeds
 from potstill.evaluate.perplexity import score
 from potstill.evaluate.reading import Reading, Row, require_context
 from potstill.evaluate.rouge import judge_answers, questions
@@ -59,32 +58,37 @@ class Measurement:
     def run(self, out: Path | None = None) -> dict[str, Any]:
         """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`; written to `out` too if it is given."""
         corpus = load_corpus(self.data, split=self.split, columns=columns_of(self.columns))
-        teacher = None if self.teacher is None else self._load(self.teacher)
-        remembered: dict[int, Remembered] = {}
-        found: dict[str, list[Measure]] = {}
-        seen: dict[str, Seen] = {}
-        for name in self.models:
-            loaded = teacher if teacher is not None and name == self.teacher else self._load(name)
-            require_context(self.context, loaded.model)
-            vocabulary = None if teacher is None else shared_with(teacher, loaded)
-            if teacher is None or vocabulary is None:
-                reading = self.reading(real_ids(loaded.tokenizer))
-                seen[name] = score(loaded.model, self._rows(corpus, loaded), reading)
-            else:
-                if vocabulary not in remembered:
-                    rows = self._rows(corpus, teacher)
-                    remembered[vocabulary] = remember(teacher.model, rows, self.reading(vocabulary))
-                seen[name] = compare(remembered[vocabulary], loaded.model)
-            found[name] = self._measures(seen[name], loaded, corpus)
+        found = self.judge(corpus)
         result = {
-            "models": {name: [m.to_dict() for m in measures] for name, measures in found.items()},
-            "paired": differences(seen),
+            "models": {name: [m.to_dict() for m in one.measures] for name, one in found.items()},
+            "paired": differences({name: one.seen for name, one in found.items()}),
             "data": {"name": corpus.name, "digest": corpus.digest, "documents": self.documents, **corpus.provenance},
             "stage": self.to_dict(),
         }
         if out is not None:
             write_text(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         return result
+
+    def judge(self, corpus: Corpus) -> dict[str, Judged]:
+        """Every model on the documents of `corpus`, by name; `data` and `split` are not looked at."""
+        teacher = None if self.teacher is None else self._load(self.teacher)
+        remembered: dict[int, Remembered] = {}
+        found: dict[str, Judged] = {}
+        for name in self.models:
+            loaded = teacher if teacher is not None and name == self.teacher else self._load(name)
+            require_context(self.context, loaded.model)
+            vocabulary = None if teacher is None else shared_with(teacher, loaded)
+            seen: Seen
+            if teacher is None or vocabulary is None:
+                reading = self.reading(real_ids(loaded.tokenizer))
+                seen = score(loaded.model, self._rows(corpus, loaded), reading)
+            else:
+                if vocabulary not in remembered:
+                    rows = self._rows(corpus, teacher)
+                    remembered[vocabulary] = remember(teacher.model, rows, self.reading(vocabulary))
+                seen = compare(remembered[vocabulary], loaded.model)
+            found[name] = self._judged(seen, loaded, corpus)
+        return found
 
     def reading(self, vocabulary: int) -> Reading:
         """How the documents are read."""
@@ -102,17 +106,18 @@ class Measurement:
     def _rows(self, corpus: Corpus, loaded: Loaded) -> Sequence[Row]:
         return rows_of(corpus, loaded.tokenizer, documents=self.documents)
 
-    def _measures(self, seen: Seen, loaded: Loaded, corpus: Corpus) -> list[Measure]:
-        measures = quality(seen)
+    def _judged(self, seen: Seen, loaded: Loaded, corpus: Corpus) -> Judged:
+        measures, answers = quality(seen), None
         if corpus.kind != "text" and self.prompts:
             asked = questions(corpus, loaded.tokenizer, limit=self.prompts)
-            measures.append(rouge(judge_answers(loaded.model, loaded.tokenizer, asked)))
+            answers = judge_answers(loaded.model, loaded.tokenizer, asked)
+            measures.append(rouge(answers))
         measures += sizes(loaded)
         if self.speed:
             measures += speeds(loaded)
         if self.tasks:
             measures += run_tasks(loaded.model, loaded.tokenizer, self.tasks)
-        return measures
+        return Judged(measures, seen, answers)
 
 
 def shared_with(teacher: Loaded, loaded: Loaded) -> int | None:

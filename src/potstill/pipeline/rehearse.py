@@ -32,10 +32,12 @@ WARM_UP, MEASURED = 1, 3  # steps
 PROBE = (64, 128)  # tokens of the two passes whose difference tells what autograd saves per token
 
 
-def rehearse(study: Study, teacher: PreTrainedModel | None, packs: Packs, settings: Settings) -> Clocked:
+def rehearse(
+    study: Study, teacher: PreTrainedModel | None, packs: Packs, settings: Settings, *, measured: int = MEASURED
+) -> Clocked:
     """Some steps of `study` on `packs`, in a folder that vanishes; the student is no longer what it was."""
     device = next(study.student.parameters()).device
-    steps = WARM_UP + MEASURED
+    steps = WARM_UP + measured
     brief = replace(
         settings, tokens=steps * settings.packs_per_step * settings.context, report_to=(), eval_every=0, patience=0
     )

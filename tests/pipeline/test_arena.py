@@ -1,0 +1,219 @@
+"""The arena on small models: equal conditions, whatever stopped in between, and what is refused before it starts."""
+
+import gc
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.pipeline.test_measure import foreign
+from tests.pipeline.world import interrupted
+from transformers import PreTrainedModel
+
+from potstill.core.errors import Interrupted, OutputExists, UsageError, VocabularyMismatch
+from potstill.evaluate.contest import EQUAL
+from potstill.pipeline.arena import Arena
+from potstill.pipeline.arm import Arm, split
+from potstill.pipeline.bouts import settled_in
+from potstill.pipeline.distill import Distill
+from potstill.pipeline.standings import COLUMNS
+from potstill.train.settings import Settings
+
+__all__ = ["foreign"]
+
+SETTINGS = Settings(context=64, batch_tokens=128, save_every=1)
+
+
+@pytest.fixture
+def common(teacher: Path, text: Path) -> Distill:
+    """What the arms share: a student that is the teacher itself, so that nothing has to be pruned."""
+    return Distill(
+        teacher=str(teacher),
+        student=str(teacher),
+        data=str(text),
+        settings=SETTINGS,
+        documents=3,
+        dtype="float32",
+        skip_doctor=True,
+    )
+
+
+@pytest.fixture
+def arena(common: Distill) -> Arena:
+    return Arena(common=common, objectives=("cross_entropy", "reverse_kl"), tokens=384, seeds=(1,))
+
+
+def losses(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def reached(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What each seed of each arm measures, without what the clock says."""
+    return {
+        seed["folder"]: {name: one["value"] for name, one in seed["measures"].items()}
+        for arm in found["arms"]
+        for seed in arm["seeds"]
+    }
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_equal_arms_from_one_pruned_student_come_out_equal_and_are_not_told_apart(
+    arena: Arena, common: Distill, tmp_path: Path
+) -> None:
+    twins = ("forward_kl", "forward_kl@temperature=1")
+    pruned = replace(common, student=None, keep=0.755)
+    found = replace(arena, common=pruned, objectives=twins, seeds=(1, 2)).run(tmp_path / "made", show=False)
+    one, other = found["arms"]
+    for ours, theirs in zip(one["seeds"], other["seeds"], strict=True):
+        assert losses(tmp_path / "made" / ours["folder"]) == losses(tmp_path / "made" / theirs["folder"])
+        assert ours["measures"] == theirs["measures"]
+        assert ours["cost"]["tokens"] == theirs["cost"]["tokens"] > 256
+    first, second = (losses(tmp_path / "made" / seed["folder"]) for seed in one["seeds"])
+    assert first != second
+    assert {contest["verdict"] for contest in found["paired"]} == {EQUAL}
+    assert found["baselines"]["teacher"]["teacher_kl"] == pytest.approx(0, abs=1e-6)
+    assert found["baselines"]["before training"]["teacher_kl"] > 0
+
+
+@pytest.mark.slow
+def test_neither_the_order_of_arms_nor_a_stop_in_between_changes_a_result(arena: Arena, tmp_path: Path) -> None:
+    straight = arena.run(tmp_path / "straight", show=False)
+    made = tmp_path / "made"
+    backwards = replace(arena, objectives=arena.objectives[::-1])
+    with interrupted(made / "reverse_kl-seed1"), pytest.raises(Interrupted, match=r"0 arms are finished.*--resume"):
+        backwards.run(made, show=False)
+    assert reached(backwards.run(made, resume=True, show=False)) == reached(straight)
+    assert losses(made / "reverse_kl-seed1") == losses(tmp_path / "straight" / "reverse_kl-seed1")
+    before = stamps(made)
+    again = backwards.run(made, resume=True, show=False)
+    assert reached(again) == reached(straight)
+    assert stamps(made) == before
+    assert json.loads((made / "arena.json").read_text()) == again
+    assert {file.name for file in made.iterdir()} == {
+        "arena.json",
+        "arena.png",
+        "README.md",
+        "cross_entropy-seed1",
+        "reverse_kl-seed1",
+    }
+    assert "cross_entropy" in (made / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_an_arena_grows_by_arms_and_seeds_but_keeps_its_conditions(arena: Arena, tmp_path: Path) -> None:
+    small = replace(arena, objectives=("reverse_kl",))
+    small.run(tmp_path / "made", show=False)
+    before = stamps(tmp_path / "made")
+    with pytest.raises(UsageError, match="begun with tokens 384, and now it is 512"):
+        replace(small, tokens=512).run(tmp_path / "made", resume=True)
+    with pytest.raises(UsageError, match="begun with documents 3, and now it is 4"):
+        replace(small, common=replace(small.common, documents=4)).run(tmp_path / "made", resume=True)
+    with pytest.raises(OutputExists, match="--overwrite"):
+        small.run(tmp_path / "made")
+    grown = replace(small, seeds=(1, 2)).run(tmp_path / "made", resume=True, show=False)
+    assert [seed["seed"] for seed in grown["arms"][0]["seeds"]] == [1, 2]
+    assert stamps(tmp_path / "made").items() > before.items()
+    small.run(tmp_path / "made", overwrite=True, show=False)
+    assert stamps(tmp_path / "made").keys() == before.keys()
+
+
+@pytest.mark.slow
+def test_a_budget_of_time_gives_every_seed_of_an_arm_the_same_steps_and_is_settled_once(
+    arena: Arena, tmp_path: Path
+) -> None:
+    timed = replace(arena, tokens=None, seconds=0.2, objectives=("cross_entropy",))
+    timed.run(tmp_path / "made", show=False)
+    tokens = settled_in(tmp_path / "made", timed.to_dict())["tokens"]
+    assert tokens["cross_entropy"] >= 128
+    assert tokens["cross_entropy"] % 128 == 0
+    more = replace(timed, seeds=(1, 2)).run(tmp_path / "made", resume=True, show=False)
+    steps = [len(losses(tmp_path / "made" / seed["folder"])) for seed in more["arms"][0]["seeds"]]
+    assert steps == [tokens["cross_entropy"] // 128] * 2
+
+
+def test_no_model_is_held_once_an_arm_is_trained(arena: Arena, tmp_path: Path) -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), PreTrainedModel) for one in gc.get_objects())
+
+    before = alive()
+    found = replace(arena, objectives=("reverse_kl",)).run(tmp_path / "made", show=False)
+    assert alive() == before
+    assert set(found["arms"][0]["means"]) == set(COLUMNS) - {"rouge_l"}
+
+
+def test_an_objective_that_is_not_for_the_pair_is_refused_before_anything_is_written(
+    arena: Arena, foreign: Path, tmp_path: Path
+) -> None:
+    common = replace(arena.common, student=str(foreign))
+    with pytest.raises(VocabularyMismatch, match="reverse_kl"):
+        replace(arena, common=common).run(tmp_path / "made")
+    long = replace(SETTINGS, context=1024, batch_tokens=1024)
+    with pytest.raises(UsageError, match="longer than the 512 tokens"):
+        replace(arena, common=replace(arena.common, settings=long)).run(tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objectives": ("cross_entropy", "kl")}, "'kl'"),
+        ({"objectives": ("jsd:beta=2",)}, "beta"),
+        ({"objectives": ("jsd@speed=2",)}, "no setting 'speed'.*cross_entropy, temperature, lr"),
+        ({"objectives": ("jsd@lr=fast",)}, "sets lr to 'fast', which is no number"),
+        ({"objectives": ("jsd@lr=2",)}, "learning_rate is 2"),
+        ({"objectives": ("jsd", "jsd")}, "the arm jsd is there twice"),
+        ({"objectives": ()}, "--objectives"),
+        ({"seeds": ()}, "at least one"),
+        ({"seeds": (1, 1)}, "the seed 1 is there twice"),
+        ({"tokens": None}, "a budget is needed"),
+        ({"seconds": 3.0}, "one of them"),
+        ({"tokens": -5}, "-5"),
+    ],
+)
+def test_what_makes_no_arena_is_refused_when_it_is_built(arena: Arena, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        replace(arena, **changes)
+
+
+def test_a_folder_that_holds_no_arena_is_left_alone(arena: Arena, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    (made / "model").mkdir(parents=True)
+    (made / "model" / "card.json").write_text("{}")
+    for options in ({"overwrite": True}, {"resume": True}, {}):
+        with pytest.raises(OutputExists):
+            arena.run(made, **options)
+    assert (made / "model" / "card.json").is_file()
+
+
+def test_a_forecast_gives_tokens_or_seconds(arena: Arena) -> None:
+    alone = replace(arena, objectives=("cross_entropy", "cross_entropy@lr=1e-4"))
+    by_tokens, by_time = alone.forecast(), replace(alone, tokens=None, seconds=60.0).forecast()
+    assert [arm["arm"] for arm in by_tokens["arms"]] == list(alone.objectives)
+    assert all(arm["tokens"] == 384 and arm["seconds"] > 0 for arm in by_tokens["arms"])
+    assert all(arm["seconds"] == 60 and arm["tokens"] > 384 for arm in by_time["arms"])
+
+
+def test_a_line_of_arms_is_split_where_an_arm_begins() -> None:
+    assert split("a, b:x=1,y=2,c") == ("a", "b:x=1,y=2", "c")
+    assert split("a@lr=1e-4,temperature=2,b@cross_entropy=0") == ("a@lr=1e-4,temperature=2", "b@cross_entropy=0")
+    assert split("") == ()
+
+
+def test_an_arm_takes_what_it_sets_and_the_rest_from_all(common: Distill) -> None:
+    arm = Arm.parse("jsd:beta=0.3@cross_entropy=0.5,lr=1e-4", common)
+    assert (arm.objective.name, dict(arm.objective.options)) == ("jsd", {"beta": 0.3})
+    assert (arm.objective.cross_entropy, arm.objective.temperature, arm.learning_rate) == (0.5, 1.0, 1e-4)
+    assert arm.place == "jsd-beta-0.3-cross_entropy-0.5-lr-1e-4"
+    stage = arm.stage(replace(common, student=None, keep=0.5), student="there", tokens=9, seed=4)
+    assert (stage.student, stage.keep, stage.settings.tokens, stage.settings.seed) == ("there", None, 9, 4)
+    assert stage.settings.context == common.settings.context
+    plain = Arm.parse("jsd", common)
+    assert (plain.objective.cross_entropy, plain.learning_rate) == (0.7, 5e-4)
