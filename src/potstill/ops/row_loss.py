@@ -2,7 +2,8 @@
 
 A row loss is any callable (student's logits [C V], what is said of these rows by name, targets [C]) -> [C], that treats
 each row alone. What is said is a teacher's logits [C V], what a cache kept of its distributions, or any other tensor of
-C rows; none of it gets a gradient.
+C rows; none of it gets a gradient. Sources: the definitions in `ops.divergence`; `Agreeing` is the mask of dual-space
+distillation (arXiv:2406.17328, arXiv:2504.11426).
 """
 
 from collections.abc import Callable, Mapping
