@@ -45,6 +45,7 @@ from potstill.pipeline.examination import examine
 from potstill.pipeline.forecast import announce
 from potstill.pipeline.invariants import QUICK
 from potstill.pipeline.prune import Prune, reload_gap, save
+from potstill.pipeline.rollouts import UNCOUNTED, require_answers, rollout_of
 from potstill.pipeline.stage import (
     as_value,
     command,
@@ -59,6 +60,7 @@ from potstill.pipeline.stage import (
 )
 from potstill.pipeline.texts import Prepared, Text, prepare
 from potstill.train import adapters, ranks
+from potstill.train.policy import GKD, Policy
 from potstill.train.progress import METRICS
 from potstill.train.run import Outcome, identify, train
 from potstill.train.settings import Settings
@@ -105,6 +107,9 @@ class Distill:
     The teacher's weights need not be here if a student is given: `teacher` may be the address of a server, which is
     asked for the `top_k` likeliest tokens, or be left out (or not be found) where `teacher_cache` holds what it said.
 
+    `on_policy` is the share of the documents whose completions the student itself writes in training; they are compared
+    with the teacher, and are no truth for cross-entropy. `rollout` says how they are chosen (`train.policy`).
+
     The default objective is 0.7 cross-entropy + 0.3 forward KL; `objective="cross_entropy"` needs no teacher, which
     then only measures. The output folder appears whole; while training it holds `training/` alone.
     """
@@ -122,6 +127,8 @@ class Distill:
     objective: Mixture = field(default_factory=Mixture)
     settings: Settings = field(default_factory=Settings)
     lora: int = 0
+    on_policy: float = 0.0
+    rollout: str = GKD
     device: str = "auto"
     dtype: str = "auto"
     documents: int = 100
@@ -135,6 +142,7 @@ class Distill:
         require_teacher(self.teacher, self.teacher_cache, student=self.student)
         if is_address(self.teacher):
             require_bounded(self.objective, top_k=self.top_k)
+        require_answers(self.policy, self.objective, self.settings, teacher=self.teacher, cache=self.teacher_cache)
         if self.lora < 0:
             raise UsageError(f"--lora is {self.lora}; it is a rank, and 0 trains all weights")
         if self.documents < 1:
@@ -154,6 +162,11 @@ class Distill:
         settings = Settings(**{f.name: flat[f.name] for f in fields(Settings) if flat.get(f.name) is not None})
         own = {f.name for f in fields(cls)} - {"objective", "settings"}
         return cls(objective=objective, settings=settings, **{k: v for k, v in flat.items() if k in own})
+
+    @property
+    def policy(self) -> Policy:
+        """Who writes the tokens."""
+        return Policy(name=self.rollout, share=self.on_policy)
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain data."""
@@ -212,7 +225,11 @@ class Distill:
         measuring = f"measuring on {len(prepared.rows)} documents"
         study = self.study(pair, dtype, cache)
         model = study.student
+        tokenizer, writes = pair.origin.tokenizer, self.policy.writes
+        rollout = rollout_of(self.policy, self.settings, pair.student, tokenizer, vocabulary=pair.vocabulary)
         announce(self, pair, prepared.packs, dtype, out, show=show)
+        if writes:
+            note(UNCOUNTED)
         told = None if cache is None else dict(cache.manifest.files)
         as_asked = dataclasses.replace(self, skip_doctor=False).to_dict()
         identity = identify(as_asked, [p.digest for p in pair.parents], prepared.digest, pair.details, told)
@@ -232,11 +249,12 @@ class Distill:
                 teacher.model.to("meta")  # its memory is for training; it is read again to be measured beside
             outcome = train(
                 study,
-                teacher.ahead(prepared.packs) if isinstance(teacher, Absent) else prepared.packs,
+                teacher.ahead(prepared.packs) if isinstance(teacher, Absent) and not writes else prepared.packs,
                 self.settings,
                 folder,
                 tokenizer=pair.origin.tokenizer,
                 validation=prepared.validation_packs,
+                rollout=rollout,
                 identity=identity,
                 resume=resume,
                 title=out.name,

@@ -46,8 +46,8 @@ class Document(NamedTuple):
 class Rollout(Protocol):
     """Writes a part of a batch; `tally` counts what was written since it was last cleared."""
 
-    tally: Counter[str]
-
+    @property
+    def tally(self) -> Counter[str]: ...
     def __call__(
         self, batch: Batch, student: nn.Module, frozen: Mapping[str, nn.Module], generator: torch.Generator
     ) -> Batch: ...
