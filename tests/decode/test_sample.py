@@ -80,8 +80,9 @@ def test_even_noise_draws_each_token_as_often_as_it_is_likely() -> None:
     assert draw(likely[None], torch.tensor([1 - 1e-9], dtype=torch.float64)).tolist() == [3]
 
 
-def test_a_cold_model_is_greedy(tiny_llama: LlamaForCausalLM) -> None:
-    (prompt,), cold = prompts_of(6), Sampling(vocabulary=259, stop=frozenset({STOP}), temperature=1e-3)
+@pytest.mark.parametrize("temperature", [1e-3, 0.0])
+def test_a_cold_model_is_greedy(temperature: float, tiny_llama: LlamaForCausalLM) -> None:
+    (prompt,), cold = prompts_of(6), Sampling(vocabulary=259, stop=frozenset({STOP}), temperature=temperature)
     (found,) = complete([(1.0, tiny_llama)], [prompt], noise_of(1), [12], cold)
     greedy = tiny_llama.generate(prompt[None], attention_mask=torch.ones(1, 6), max_new_tokens=12, do_sample=False)
     assert found == greedy[0, 6:].tolist()

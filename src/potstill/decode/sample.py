@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
 
 from potstill.core.errors import UnsupportedModel
@@ -23,7 +24,7 @@ from potstill.models.signals import head_of, network, plain
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Which ids may be drawn (those below `vocabulary`), at which temperature, and which of them end a text.
+    """Which ids may be drawn (those below `vocabulary`), at which temperature (0: the likeliest), and which end a text.
 
     Nothing else bends the distribution (no top-p, no top-k), so that what is drawn is what the models say.
     """
@@ -100,6 +101,8 @@ def complete(
 
 def chances(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Tensor, "B V"]:
     """The distribution that is drawn from, in float64: sums over a large vocabulary are rounded too far in float32."""
+    if sampling.temperature == 0:
+        return one_hot(logits.argmax(-1), logits.shape[1]).double()
     return (logits.double() / sampling.temperature).softmax(-1)
 
 
