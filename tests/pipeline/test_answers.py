@@ -23,7 +23,7 @@ from potstill.pipeline.distill import Distill
 def speaker(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
     """A teacher that ends most of its answers."""
     with torch.no_grad():
-        tiny_llama.model.embed_tokens.weight[2] *= 8
+        tiny_llama.model.embed_tokens.weight[2] = 2 * tiny_llama.model.embed_tokens.weight[40]
     tiny_llama.config.max_position_embeddings = 512
     return saved(tmp_path / "speaker", tiny_llama, tiny_tokenizer)
 
