@@ -13,8 +13,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
-import platform
 import random
 import subprocess
 import sys
@@ -25,9 +23,14 @@ from typing import Any
 
 import torch
 
-from distill_step import CONTEXT, adam, pair, potstill_step, refuse_on_red, trl_step
+from setting.document import command_line, document, refuse_on_red
+from setting.pair import pair
+from setting.steps import adam, potstill_step, trl_step
+from setting.text import CONTEXT
 
+RESTS_ON = ["tests/ops/test_fused.py", "tests/ops/test_attention.py", "tests/evaluate/test_agreement.py"]
 SIDES = {"potstill": potstill_step, "trl": trl_step}
+GOAL = "better in every measure at every seed"
 WARM_UP, FINAL = 0.05, 0.1
 
 
@@ -39,13 +42,13 @@ def main() -> None:
         train(options.side, options.seeds[0], options)
         return
     if not options.unchecked:
-        refuse_on_red()
+        refuse_on_red(RESTS_ON)
     for seed in options.seeds:
         for side in SIDES:
             if not (folder(options, side, seed) / "trained.json").exists():
                 command = [sys.executable, *sys.argv, "--side", side, "--seeds", str(seed)]
                 subprocess.run(command, check=True, stdout=sys.stderr)
-    print(json.dumps(report(options), indent=2))
+    print(report(options))
 
 
 def train(side: str, seed: int, options: argparse.Namespace) -> None:
@@ -104,7 +107,7 @@ def documents(seed: int, tokens: int) -> Iterator[list[list[int]]]:
             held.append(piece)
 
 
-def report(options: argparse.Namespace) -> dict[str, Any]:
+def report(options: argparse.Namespace) -> str:
     """Each student on the same held-out documents beside the teacher, and their paired differences."""
     from transformers import AutoModelForCausalLM
 
@@ -137,19 +140,9 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     pairs = [{f"potstill, seed {seed}", f"trl, seed {seed}"} for seed in options.seeds]
     beside = [found for found in differences(seen) if {found["a"], found["b"]} in pairs]
     better = {"bits_per_byte": 1, "teacher_kl": 1, "teacher_agreement": -1}
-    return {
-        "name": "equal_time",
-        "machine": f"{platform.machine()}, torch {torch.__version__}, {options.threads} of {os.cpu_count()} cores",
-        "minutes": options.minutes,
-        "figures": figures,
-        "potstill less TRL": beside,
-        "goals": {"better in every measure at every seed": "the paired interval excludes 0"},
-        "met": {
-            "better in every measure at every seed": all(
-                max(better[f["name"]] * f["low"], better[f["name"]] * f["high"]) < 0 for f in beside
-            )
-        },
-    }
+    worst = (max(better[f["name"]] * f["low"], better[f["name"]] * f["high"]) for f in beside)
+    told = {"minutes": options.minutes, "students": figures, "potstill less TRL": beside}
+    return document("equal_time", told, {GOAL: all(one < 0 for one in worst)}, goals={GOAL: "the interval excludes 0"})
 
 
 def folder(options: argparse.Namespace, side: str, seed: int) -> Path:
@@ -159,8 +152,7 @@ def folder(options: argparse.Namespace, side: str, seed: int) -> Path:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout (always so)")
+    parser = command_line(__doc__)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--threads", type=int, default=1)
@@ -168,7 +160,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--documents", type=int, default=100, help="held-out documents to measure on")
     parser.add_argument("--out", default="out/equal-time")
-    parser.add_argument("--unchecked", action="store_true", help="skip the tests; for development alone")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
 

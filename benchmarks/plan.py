@@ -11,8 +11,6 @@ is written. Students are cut from SmolLM2-135M without measuring what matters: t
 import argparse
 import json
 import os
-import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -22,6 +20,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from setting.document import command_line, document, refuse_on_red
+from setting.memory import peak
 
 RESTS_ON = ["tests/pipeline/test_workload.py", "tests/pipeline/test_plan.py"]
 STEPS, CLAIM = 5, 0.15
@@ -57,14 +58,14 @@ def main() -> None:
         print(json.dumps({"plan": planned, "run": ran, "make": make}[options.role](json.loads(options.job), options)))
         return
     if not options.unchecked:
-        refuse_on_red()
+        refuse_on_red(RESTS_ON)
     with tempfile.TemporaryDirectory() as folder:
         child("make", {"folder": folder}, options)
         rates = [child("plan", {"folder": folder, **BASE, **one}, options)["calibration"] for one in CALIBRATE.values()]
         found = {
             name: compare(name, {"folder": folder, **BASE, **one}, rates, options) for name, one in chosen(options)
         }
-    print(json.dumps(report(found, rates), indent=2))
+    print(report(found, rates))
 
 
 def chosen(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,7 +90,7 @@ def compare(name: str, job: dict[str, Any], rates: list[Any], options: argparse.
     return {"predicted": predicted, "real": real, "ratio": ratios, **parts}
 
 
-def report(found: dict[str, Any], rates: list[Any]) -> dict[str, Any]:
+def report(found: dict[str, Any], rates: list[Any]) -> str:
     """The figures, with the table on stderr."""
     print("| run | memory GiB | predicted | seconds a step | predicted | disk GiB | predicted |", file=sys.stderr)
     print("|---" * 7 + "|", file=sys.stderr)
@@ -103,9 +104,7 @@ def report(found: dict[str, Any], rates: list[Any]) -> dict[str, Any]:
         print(f"| {name} | " + " | ".join(cells) + " |", file=sys.stderr)
     worst = {what: max(abs(one["ratio"][what] - 1) for one in found.values()) for what in ("memory", "seconds", "disk")}
     met = {f"{what} within {CLAIM:.0%} on every run": error <= CLAIM for what, error in worst.items()}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    figures = {"worst": worst, "runs": found, "calibration": rates}
-    return {"name": "plan", "machine": machine, "figures": figures, "goals": list(met), "met": met}
+    return document("plan", {"worst": worst, "runs": found, "calibration": rates}, met)
 
 
 def child(role: str, job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -163,7 +162,7 @@ def ran(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     stage(job).run(out, overwrite=True, show=False)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     seconds = statistics.median(line["seconds"] for line in lines[1:])
-    return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "seconds": seconds}
+    return {"memory": peak(), "seconds": seconds}
 
 
 def make(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -209,20 +208,11 @@ def make(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     return {"made": sorted(one.name for one in folder.iterdir())}
 
 
-def refuse_on_red() -> None:
-    """A benchmark of wrong code is worth nothing."""
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", *RESTS_ON], stdout=sys.stderr)
-    if tests.returncode:
-        sys.exit("refused: a test that this benchmark rests on is red")
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout (always so)")
+    parser = command_line(__doc__)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the runs to compare; for development alone")
     parser.add_argument("--cpu-seconds", action="store_true", help="count seconds of the processor, on a busy machine")
-    parser.add_argument("--unchecked", action="store_true", help="skip the tests; for development alone")
     parser.add_argument("--role", choices=("plan", "run", "make"), help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     found = parser.parse_args()

@@ -8,7 +8,6 @@ GPU, a link and a disk do. Nothing in the table was run on a GPU.
     python benchmarks/scale.py --json
 """
 
-import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from setting.document import command_line, document, refuse_on_red
+
+RESTS_ON = ["tests/data/test_pack.py", "tests/evaluate/test_size.py"]
 ASSUMED = {
     "gpu_flops": 989e12,  # bf16 without sparsity, NVIDIA's figure for an H100 SXM
     "utilisation": 0.4,  # of it, in forward and backward alike
@@ -152,7 +154,6 @@ def tables(work: np.ndarray) -> dict[str, Any]:
     spread = {f"{gpus} ranks, {packs} packs": slowest_of(work, gpus, packs) for gpus, packs in SHARES}
     slowest = {gpus: slowest_of(work, gpus, 8) if gpus > 1 else 1.0 for gpus in GPUS}
     return {
-        "name": "scale",
         "assumed": ASSUMED,
         "measured": {
             "packs": len(work),
@@ -188,12 +189,13 @@ def _short(value: Any) -> str:
 
 def main() -> None:
     """Measures the packs, and prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
+    parser = command_line(__doc__)
     parser.add_argument("--tokens", type=int, default=400_000, help="of text, to pack and weigh")
     options = parser.parse_args()
+    if not options.unchecked:
+        refuse_on_red(RESTS_ON)
     found = tables(work_of_packs(options.tokens))
-    print(json.dumps(found, indent=2) if options.json else "\n".join(as_text(found)))
+    print(document("scale", found, {}) if options.json else "\n".join(as_text(found)))
 
 
 if __name__ == "__main__":

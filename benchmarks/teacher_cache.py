@@ -8,12 +8,7 @@ gradient is compared in float32 beside a float32 teacher, by the student's last 
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,8 +16,12 @@ from typing import Any
 
 import torch
 
+from setting.document import command_line, document, refuse_on_red
+from setting.pair import pair
+from setting.text import CONTEXT
+
 RESTS_ON = ["tests/ops/test_coarse.py", "tests/data/test_codes.py", "tests/pipeline/test_capture.py"]
-LAYERS, CONTEXT, PACKS = 12, 512, 3
+PACKS = 3
 COMPARED = 2  # batches whose loss and gradient are compared
 KEPT: dict[str, dict[str, Any]] = {"top_k 64": {}, "top_k 64, one class": {"classes": 1}, "mass 0.999": {"mass": 0.999}}
 
@@ -31,9 +30,7 @@ def main() -> None:
     """Captures, compares, steps, prints one document."""
     options = arguments()
     if not options.unchecked:
-        tests = subprocess.run([sys.executable, "-m", "pytest", "-q", *RESTS_ON], stdout=sys.stderr)
-        if tests.returncode:
-            sys.exit("refused: a test that this benchmark rests on is red")
+        refuse_on_red(RESTS_ON)
     from potstill.core import backend
 
     figures: dict[str, Any] = {}
@@ -43,18 +40,14 @@ def main() -> None:
         with backend.held_memory():
             figures["step"] = steps(Path(folder) / "top_k-64", options)
     first, cut = figures["top_k 64"], figures["mass 0.999"]
-    goals = {
+    met = {
         "at most 200 bytes a row at k = 64": first["bytes_per_row"] <= 200,
         "at most 130 bytes a row where 0.999 of the mass is kept": cut["bytes_per_row"] <= 130,
         "a gradient of cosine 0.999 to the live one": min(first["cosine_rows"], first["cosine_head"]) >= 0.999,
         "a loss within 1 % of the live one": abs(first["loss"] - 1) <= 0.01,
         "at least 1.6 times the live step": figures["step"]["times_faster"] >= 1.6,
     }
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
-    document = {"name": "teacher_cache", "machine": machine, "figures": figures, "goals": list(goals), "met": goals}
-    print(json.dumps(document, indent=2))
+    print(document("teacher_cache", figures, met))
 
 
 def compare(folder: Path, kept: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
@@ -129,26 +122,11 @@ def batches(cache: Any, number: int) -> list[dict[str, torch.Tensor]]:
     return [collate([packs[i] for i in range(n * PACKS, (n + 1) * PACKS)]) for n in range(number)]
 
 
-def pair(dtype: torch.dtype) -> tuple[Any, Any]:
-    """SmolLM2-135M in `dtype` and its student of `LAYERS` layers in fp32."""
-    from potstill.models import gguf, load
-    from potstill.models.families.table import export_model, import_model
-    from potstill.transforms.apply import apply
-    from potstill.transforms.drop_layers import DropLayers, evenly
-
-    teacher = gguf.load_model(load.packaged(), dtype=torch.float32)
-    whole = import_model(teacher)
-    student = export_model(apply(DropLayers(evenly(len(whole.layers), LAYERS)), whole), teacher)
-    return teacher.to(dtype).eval(), student
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout (always so)")
+    parser = command_line(__doc__)
     parser.add_argument("--tokens", type=int, default=14_000, help="how much is captured")
     parser.add_argument("--batches", type=int, default=8)
-    parser.add_argument("--unchecked", action="store_true", help="skip the tests; for development alone")
     return parser.parse_args()
 
 

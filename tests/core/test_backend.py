@@ -36,6 +36,21 @@ def test_auto_measures_once_and_chooses_one_of_the_two() -> None:
     assert backend.compute_dtype("mps") == torch.float32
 
 
+def test_a_compiler_that_fails_is_named_once_and_modules_run_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    class Doubled(torch.nn.Linear):  # torch's own modules are not compiled by themselves
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    modules, x = [Doubled(3, 3) for _ in range(2)], torch.ones(2, 3)
+    plain = [module(x) for module in modules]
+    with backend.compiled(modules, by="nonsense"):
+        assert all(torch.equal(module(x), y) for module, y in zip(modules, plain, strict=True))
+        assert [list(module.state_dict()) for module in modules] == [["weight", "bias"]] * 2
+    (said,) = [one.message for one in caplog.records if one.name == "potstill"]
+    assert "torch.compile fails here (" in said
+    assert "nonsense" in said
+
+
 FAULTS = """
 import resource, torch
 from potstill.core import backend

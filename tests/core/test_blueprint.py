@@ -17,24 +17,30 @@ from potstill.models.backbone import Backbone
 
 
 def attention(groups: int, share: int, half: int, *rest: Any) -> dict[str, Any]:
-    names = ("qkv_bias", "out_bias", "qk_norm", "window")
+    names = ("qkv_bias", "out_bias", "qk_norm", "window", "scale", "rotary")
     sizes = {"kind": "attention", "heads": groups * share, "kv_heads": groups, "head_dim": 2 * half}
     return sizes | dict(zip(names, rest, strict=True))
 
 
 SMALLEST, FLAG = st.integers(1, 3), st.booleans()
-MIXERS = st.builds(attention, SMALLEST, SMALLEST, SMALLEST, FLAG, FLAG, FLAG, st.none() | st.integers(1, 9))
-FFNS = st.fixed_dictionaries({"kind": st.just("swiglu"), "width": st.integers(1, 9), "bias": FLAG})
-LAYERS = st.lists(st.fixed_dictionaries({"mixer": MIXERS, "ffn": FFNS}), min_size=1, max_size=3)
 SCALING = st.sampled_from([None, {"rope_type": "linear", "factor": 2.0, "short_factor": [1.0, 2.0]}])
+ROTARY = st.fixed_dictionaries({"theta": st.floats(1.0, 1e6), "scaling": SCALING})
+POSITIVE = st.none() | st.floats(0.1, 9)
+WINDOWS = st.none() | st.integers(1, 9)
+MIXERS = st.builds(attention, SMALLEST, SMALLEST, SMALLEST, FLAG, FLAG, FLAG, WINDOWS, POSITIVE, st.none() | ROTARY)
+FFNS = st.fixed_dictionaries({"kind": st.just("swiglu"), "width": st.integers(1, 9), "bias": FLAG})
+LAYERS = st.lists(st.fixed_dictionaries({"mixer": MIXERS, "ffn": FFNS, "post_norms": FLAG}), min_size=1, max_size=3)
 # data and no values: beartype draws random numbers when it looks into a tuple, which a strategy must not
 DATA = st.fixed_dictionaries(
     {
         "vocabulary": st.integers(1, 20),
         "hidden": st.integers(1, 20),
         "layers": LAYERS,
-        "rotary": st.fixed_dictionaries({"theta": st.floats(1.0, 1e6), "scaling": SCALING}),
+        "rotary": ROTARY,
         "tied": FLAG,
+        "embedding_scale": st.floats(0.1, 99),
+        "zero_centred_norms": FLAG,
+        "logit_softcap": POSITIVE,
         "extras": st.sampled_from([{}, {"eos_token_id": [1, 2], "family": "llama"}]),
     }
 )
@@ -82,6 +88,33 @@ def test_the_shapes_of_a_small_model_are_these() -> None:
     assert "head.weight" not in shapes(replace(blueprint, tied=True))
 
 
+def test_post_norms_are_two_more_a_layer_after_each_half() -> None:
+    layer = replace(SMALL.layers[0], post_norms=True)
+    norms = [name for name in shapes(replace(SMALL, layers=(layer,))) if "norm" in name]
+    assert norms == [
+        "layers.0.mixer_norm.weight",
+        "layers.0.mixer_post_norm.weight",
+        "layers.0.ffn_norm.weight",
+        "layers.0.ffn_post_norm.weight",
+        "norm.weight",
+    ]
+    assert {f"layers.0.{name}.weight" for name in layer.norms()} == set(norms[:-1])
+
+
+def test_a_blueprint_written_before_there_were_further_facts_still_reads() -> None:
+    data = SMALL.to_dict()
+    for name in ("embedding_scale", "zero_centred_norms", "logit_softcap"):
+        del data[name]
+    for layer in data["layers"]:
+        del layer["post_norms"], layer["mixer"]["scale"], layer["mixer"]["rotary"]
+    assert Blueprint.from_dict(data) == SMALL
+
+
+def test_the_scale_of_attention_is_one_over_the_root_of_the_head_unless_it_is_said() -> None:
+    assert Attention(4, 2, 16).softmax_scale == 0.25
+    assert Attention(4, 2, 16, scale=0.1).softmax_scale == 0.1
+
+
 def test_at_changes_the_layers_asked_for_and_leaves_the_old_blueprint() -> None:
     new = SMALL.at(lambda i: i > 0, lambda layer: replace(layer, ffn=SwiGLU(5)))
     assert [layer.ffn.width for layer in new.layers] == [12, 5, 5]
@@ -108,6 +141,9 @@ def test_extras_are_added_and_replaced_by_name() -> None:
         (lambda: replace(SMALL, layers=()), "keep at least one"),
         (lambda: replace(SMALL, norm_eps=0.0), "norm_eps is 0.0"),
         (lambda: replace(SMALL, vocabulary=-1), "vocabulary is -1"),
+        (lambda: Attention(4, 2, 4, scale=0.0), "scale of attention is 0.0"),
+        (lambda: replace(SMALL, embedding_scale=-1.0), "embedding_scale is -1.0"),
+        (lambda: replace(SMALL, logit_softcap=0.0), "logit_softcap is 0.0"),
     ],
 )
 def test_nonsense_is_refused_with_the_value_that_is_wrong(make, said: str) -> None:

@@ -14,6 +14,11 @@ def test_a_head_gives_its_weights() -> None:
     assert dict(head.named_parameters()).keys() == {"weight"}
 
 
+def test_a_head_hands_on_its_soft_cap() -> None:
+    assert LanguageHead(5, 3, softcap=2.0)().softcap == 2.0
+    assert TiedHead(nn.Embedding(5, 3), softcap=2.0)().softcap == 2.0
+
+
 def test_a_fresh_head_is_small_random_numbers() -> None:
     assert 0.01 < float(LanguageHead(50, 30).weight.detach().std()) < 0.03
 

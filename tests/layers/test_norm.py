@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from potstill.layers.norm import RMSNorm
@@ -15,8 +16,12 @@ def test_it_divides_by_the_root_of_the_mean_square_and_scales() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_it_rounds_as_llama_does(dtype: torch.dtype) -> None:
-    ours, theirs, x = RMSNorm(16, eps=1e-5).to(dtype), LlamaRMSNorm(16, eps=1e-5).to(dtype), torch.randn(3, 5, 16)
+@pytest.mark.parametrize("zero_centred", [False, True])
+def test_it_rounds_as_llama_does_and_zero_centred_as_gemma(zero_centred: bool, dtype: torch.dtype) -> None:
+    stock = Gemma3RMSNorm if zero_centred else LlamaRMSNorm
+    ours, theirs = RMSNorm(16, eps=1e-5, zero_centred=zero_centred).to(dtype), stock(16, eps=1e-5).to(dtype)
+    x = torch.randn(3, 5, 16)
+    assert torch.equal(ours(x.to(dtype)), theirs(x.to(dtype)))  # fresh weights too
     ours.weight.data = theirs.weight.data = torch.randn(16).to(dtype)
     assert torch.equal(ours(x.to(dtype)), theirs(x.to(dtype)))
     assert ours(x.to(dtype)).dtype is dtype

@@ -10,6 +10,14 @@ def positions(ids: list[list[int]], **rest: object) -> Positions:
     return Positions(torch.tensor(ids), Rotary(), 32, **rest)
 
 
+def test_a_rotation_of_its_own_stands_in_for_the_model_s() -> None:
+    found = positions([[0, 1, 2]])
+    slow, own = found.turn(4, torch.float32), found.turn(4, torch.float32, Rotary(50.0))
+    expected = Positions(torch.tensor([[0, 1, 2]]), Rotary(50.0), 32).turn(4, torch.float32)
+    assert torch.equal(own[0], expected[0])
+    assert not torch.equal(own[0], slow[0])
+
+
 def test_one_new_token_sees_all_that_came_before_without_a_mask() -> None:
     assert positions([[4]], past=4).visible(5, None) is None
     assert positions([[4]], past=4).visible(5, 5) is None

@@ -7,8 +7,9 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from potstill.core.blueprint import Rotary, frozen
+from potstill.core.blueprint import Rotary
 from potstill.core.errors import UnsupportedModel
+from potstill.core.plain import frozen
 from potstill.layers.rotary import frequencies, rotate, rotation
 
 SCALINGS = {

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU, frozen, shapes
+from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU, shapes
 from potstill.core.errors import UsageError
+from potstill.core.plain import frozen
 from potstill.models.backbone import Backbone, initialise
 
 PLAIN = Layer(Attention(4, 2, 8), SwiGLU(24))
@@ -22,7 +23,23 @@ MIXED = Blueprint(
     rotary=Rotary(100.0, frozen({"rope_type": "linear", "factor": 2.0})),
     context=64,
 )
-KINDS = {"mixed": MIXED, "tied": replace(MIXED, tied=True), "uniform": replace(MIXED, layers=(PLAIN,) * 2)}
+SLIDING = Attention(4, 2, 8, qk_norm=True, window=3, scale=0.2, rotary=Rotary(50.0))
+GEMMA = Blueprint(
+    50,
+    16,
+    (Layer(SLIDING, SwiGLU(24), post_norms=True), Layer(PLAIN.mixer, SwiGLU(24), post_norms=True), PLAIN),
+    tied=True,
+    context=64,
+    embedding_scale=4.5,
+    zero_centred_norms=True,
+    logit_softcap=5.0,
+)
+KINDS = {
+    "mixed": MIXED,
+    "tied": replace(MIXED, tied=True),
+    "uniform": replace(MIXED, layers=(PLAIN,) * 2),
+    "gemma": GEMMA,
+}
 EACH = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -140,9 +157,19 @@ def test_a_network_built_on_the_meta_device_lacks_nothing_once_its_weights_are_l
 def test_the_head_gives_logits_and_is_the_embedding_where_tied(kind: str) -> None:
     model, rows = network(kind), torch.randn(3, 16).double()
     head = model.head()
-    assert (head.weight is model.embed.weight) == (kind == "tied")
-    assert torch.equal(head.logits(rows), rows @ head.weight.T)
-    assert ("head.weight" in model.state_dict()) == (kind != "tied")
+    tied, cap = model.blueprint.tied, model.blueprint.logit_softcap
+    assert (head.weight is model.embed.weight) == tied
+    logits = rows @ head.weight.T
+    assert torch.equal(head.logits(rows), logits if cap is None else cap * torch.tanh(logits / cap))
+    assert ("head.weight" in model.state_dict()) != tied
+
+
+def test_fresh_zero_centred_norms_multiply_by_one() -> None:
+    model = Backbone(GEMMA)
+    initialise(model)
+    x = torch.randn(2, 16)
+    for norm in (model.norm, model.layers[0].mixer_post_norm):
+        torch.testing.assert_close(norm(x), x * (x.pow(2).mean(-1, keepdim=True) + GEMMA.norm_eps).rsqrt())
 
 
 def test_fresh_weights_have_the_spread_asked_for_and_follow_the_generator() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GenerationConfig,
     GPT2Config,
     LlamaConfig,
@@ -22,12 +23,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from potstill.core.blueprint import Blueprint, Layer, SwiGLU, shapes
+from potstill.core.blueprint import Blueprint, Layer, Rotary, SwiGLU, shapes
 from potstill.core.errors import UnsupportedModel
 from potstill.models.backbone import Backbone
 from potstill.models.causal import PotstillForCausalLM
 from potstill.models.families.llama import weights_in, weights_out
-from potstill.models.families.table import export, export_model, import_model, read, stock
+from potstill.models.families.table import FAMILIES, export, export_model, import_model, read, stock
 
 SIZES: dict[str, Any] = {
     "vocab_size": 101,
@@ -41,6 +42,8 @@ SIZES: dict[str, Any] = {
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 8}
 LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LOCAL = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+GEMMA: dict[str, Any] = {"pad_token_id": None, "head_dim": 8, "query_pre_attn_scalar": 24, "sliding_window": 5}
 WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
@@ -58,6 +61,16 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3 with biases and a window": Qwen3Config(**SIZES, head_dim=8, attention_bias=True, **WINDOW),
     "mistral": MistralConfig(**SIZES, sliding_window=None, rope_parameters=LINEAR),
     "mistral with a window": MistralConfig(**SIZES, sliding_window=4, tie_word_embeddings=True),
+    "gemma3": Gemma3TextConfig(**SIZES, **GEMMA, layer_types=["sliding_attention", "full_attention"]),
+    "gemma3 untied, soft-capped, biased": Gemma3TextConfig(
+        **SIZES, **GEMMA, tie_word_embeddings=False, final_logit_softcapping=3.0, attention_bias=True
+    ),
+    "gemma3 full, linear": Gemma3TextConfig(
+        **SIZES, **GEMMA, layer_types=["full_attention"] * 2, rope_parameters=LOCAL | {"full_attention": LINEAR}
+    ),
+    "gemma3 with one query to a key": Gemma3TextConfig(
+        **SIZES | {"num_key_value_heads": 4}, **GEMMA, layer_types=["full_attention", "sliding_attention"]
+    ),
 }
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-10}
 PLAIN = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -95,6 +108,24 @@ def test_import_and_export_keep_the_logits(config: PreTrainedConfig, dtype: torc
 
 
 @PLAIN
+@torch.no_grad()
+def test_half_precision_rounds_as_the_stock_model_does(config: PreTrainedConfig) -> None:
+    model, (ids, positions) = random_model(config, torch.bfloat16), tokens()
+    ours, theirs = logits(import_model(model), ids, positions), model(ids).logits
+    assert ours.dtype is torch.bfloat16
+    assert (ours - theirs).norm() <= 4 * torch.finfo(torch.bfloat16).eps * theirs.norm()
+
+
+@PLAIN
+@torch.no_grad()
+def test_packed_documents_say_what_the_stock_model_says_of_each_alone(config: PreTrainedConfig) -> None:
+    model, (ids, positions) = random_model(config), tokens()
+    packed = logits(import_model(model), ids.reshape(1, -1), positions.reshape(1, -1))
+    alone = torch.cat([model(row[None]).logits for row in ids], 1)
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
+
+
+@PLAIN
 def test_every_gradient_of_a_loss_is_the_stock_model_s(config: PreTrainedConfig) -> None:
     model, (ids, positions) = random_model(config, torch.float64), tokens()
     backbone = import_model(model)
@@ -103,7 +134,8 @@ def test_every_gradient_of_a_loss_is_the_stock_model_s(config: PreTrainedConfig)
         cross_entropy(output[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
     theirs = {name: weight.grad for name, weight in model.named_parameters()}
     ours = {name: weight.grad for name, weight in backbone.named_parameters()}
-    renamed = weights_in(theirs, tied=backbone.blueprint.tied)  # type: ignore[arg-type]
+    parts = FAMILIES[config.model_type].parts
+    renamed = weights_in(theirs, parts, tied=backbone.blueprint.tied)  # type: ignore[arg-type]
     assert renamed.keys() == ours.keys()
     for name, gradient in ours.items():
         assert gradient is not None
@@ -137,9 +169,10 @@ def test_an_exported_model_saved_and_reopened_by_transformers_is_unchanged(
 def test_the_blueprint_alone_tells_the_stored_weights(config: PreTrainedConfig) -> None:
     model = random_model(config)
     found = shapes(read(config))
-    stored = weights_in(model.state_dict(), tied=config.tie_word_embeddings)
+    parts = FAMILIES[config.model_type].parts
+    stored = weights_in(model.state_dict(), parts, tied=config.tie_word_embeddings)
     assert found == {name: tuple(weight.shape) for name, weight in stored.items()}
-    assert weights_out(stored).keys() == model.state_dict().keys()
+    assert weights_out(stored, parts).keys() == model.state_dict().keys()
 
 
 def test_the_blueprint_of_a_qwen3_says_what_its_config_says() -> None:
@@ -150,6 +183,27 @@ def test_the_blueprint_of_a_qwen3_says_what_its_config_says() -> None:
     assert first.out_bias
     assert first.qk_norm
     assert blueprint.layers[0].ffn == SwiGLU(48)
+
+
+def test_the_blueprint_of_a_gemma3_says_what_its_config_says() -> None:
+    blueprint = read(CONFIGS["gemma3"])
+    first, second = (layer.mixer for layer in blueprint.layers)
+    assert (first.window, first.rotary, second.window, second.rotary) == (5, Rotary(1e4), None, None)
+    assert first.softmax_scale == second.softmax_scale == 24**-0.5
+    assert all(layer.post_norms and layer.mixer.qk_norm for layer in blueprint.layers)
+    assert (blueprint.embedding_scale, blueprint.rotary) == (32**0.5, Rotary(1e6))
+    assert blueprint.zero_centred_norms
+    assert blueprint.tied
+    assert blueprint.layers[0].ffn == SwiGLU(48, activation="gelu_pytorch_tanh")
+
+
+def test_a_gemma3_that_loses_every_sliding_layer_still_opens() -> None:
+    model = random_model(CONFIGS["gemma3"])
+    whole = import_model(model).blueprint.layers[1:]
+    backbone, (ids, positions) = Backbone(replace(read(CONFIGS["gemma3"]), layers=whole)).eval(), tokens()
+    exported = export_model(backbone)
+    assert exported.config.layer_types == ["full_attention"]
+    torch.testing.assert_close(exported(ids).logits, logits(backbone, ids, positions), rtol=0, atol=1e-5)
 
 
 def test_an_imported_network_is_a_copy_in_the_model_s_mode() -> None:
@@ -232,6 +286,18 @@ def changed(name: str, **facts: Any) -> Blueprint:
         read(CONFIGS["llama"]).at(lambda i: i == 1, lambda x: replace(x, ffn=SwiGLU(9))),
         read(CONFIGS["qwen2"]).at(lambda _: True, lambda x: replace(x, ffn=SwiGLU(9, bias=True))),
         read(CONFIGS["qwen2"]).at(lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, qk_norm=True))),
+        replace(read(CONFIGS["llama"]), embedding_scale=2.0),
+        replace(read(CONFIGS["mistral"]), zero_centred_norms=True),
+        replace(read(CONFIGS["qwen2"]), logit_softcap=2.0),
+        read(CONFIGS["qwen3 tied with wide heads"]).at(lambda _: True, lambda x: replace(x, post_norms=True)),
+        changed("qwen3 tied with wide heads", rotary=Rotary(7.0)),
+        changed("mistral", scale=0.3).at(lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, scale=0.3))),
+        replace(read(CONFIGS["gemma3"]), embedding_scale=2.0),
+        replace(read(CONFIGS["gemma3"]), zero_centred_norms=False),
+        changed("gemma3", rotary=Rotary(7.0)),
+        changed("gemma3", window=4),
+        read(CONFIGS["gemma3"]).at(lambda i: i == 1, lambda x: replace(x, post_norms=False)),
+        read(CONFIGS["gemma3"]).at(lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, scale=0.3))),
     ],
 )
 def test_what_no_stock_family_expresses_becomes_our_own_architecture(blueprint: Blueprint) -> None:
@@ -264,6 +330,8 @@ def test_an_unknown_family_is_refused_with_those_that_are_known() -> None:
     [
         (LlamaConfig(**SIZES, attention_dropout=0.1), "attention_dropout is 0.1"),
         (LlamaConfig(**SIZES, rope_parameters=LINEAR | {"partial_rotary_factor": 0.5}), "partial_rotary_factor 0.5"),
+        (Gemma3TextConfig(**SIZES, **GEMMA, attn_logit_softcapping=50.0), "attn_logit_softcapping is 50.0"),
+        (Gemma3TextConfig(**SIZES, **GEMMA, use_bidirectional_attention=True), "use_bidirectional_attention is set"),
     ],
 )
 def test_what_a_blueprint_cannot_say_is_refused(config: PreTrainedConfig, said: str) -> None:

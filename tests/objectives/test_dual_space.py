@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import IGNORE, Batch, Head, Signals
+from potstill.core.types import IGNORE, PAIRS, Batch, Head, Signals
 from potstill.objectives.bridge import AlignedRows, CrossAttention
 from potstill.objectives.combine import Sum
 from potstill.objectives.dual_space import DualSpace, DualSpaceV2, Spaces
@@ -30,7 +30,7 @@ CROSSED: Batch = {
     "teacher.input_ids": torch.tensor([[3, 4, 5, 6, 7, 8]]),
     "teacher.labels": torch.tensor([[IGNORE, 4, 5, IGNORE, 7, 10]]),
     "teacher.documents": torch.tensor([[0, 0, 0, 1, 1, 1]]),
-    "pairs": torch.tensor([[0, 2, 4], [0, 1, 3]]),
+    PAIRS: torch.tensor([[0, 2, 4], [0, 1, 3]]),
 }
 OTHER_SEGMENTS = torch.tensor([0, 0, 1, 1])
 
@@ -214,7 +214,7 @@ def test_aligned_rows_alone_are_compared() -> None:
     student, teacher = views["student"], frozen["teacher"]
     assert student.head is not None
     assert teacher.head is not None
-    ours, theirs = CROSSED["pairs"]
+    ours, theirs = CROSSED[PAIRS]
     choice = teacher.logits(teacher.rows).argmax(1)[theirs] - 2
     kept = (choice >= 0) & (choice < IDS - 1)
     assert 0 < kept.sum() < 3, "the test wants a row whose likeliest token the student lacks"
@@ -235,7 +235,7 @@ def test_aligned_rows_alone_are_compared() -> None:
 def test_a_batch_without_a_pair_gives_zero_and_a_finite_gradient() -> None:
     views, frozen = pair(crossed=True)
     objective = aligned(views, frozen)
-    found = objective(views, frozen, {**CROSSED, "pairs": torch.empty(2, 0, dtype=torch.long)})
+    found = objective(views, frozen, {**CROSSED, PAIRS: torch.empty(2, 0, dtype=torch.long)})
     assert [value.item() for value in found.values()] == [0, 0, 0]
     sum(found.values(), torch.tensor(0.0)).backward()
     assert views["student"].rows.grad is not None

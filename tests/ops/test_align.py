@@ -71,6 +71,8 @@ def test_text_that_one_side_does_not_stand_for_is_in_no_group() -> None:
     assert members(merged(whole, gap)) == [([0], [0]), ([2], [1])]
     across, inside = torch.tensor([[0, 4]]), torch.tensor([[0, 1], [3, 4]])
     assert merged(across, inside).total == 0
+    ours, theirs = torch.tensor([[0, 1], [3, 6]]), torch.tensor([[0, 2], [4, 6]])  # as many bytes, and others
+    assert merged(ours, theirs).total == 0
 
 
 @given(gappy(), gappy())
@@ -149,6 +151,7 @@ def test_a_token_that_reaches_out_of_what_is_shared_has_no_counterpart() -> None
     own = torch.tensor([[2, 5], [5, 9]])
     moved = shared(spans(3, 2, 2, 2), own, torch.tensor([[0, 3], [3, 4]]))
     assert moved.tolist() == [[0, 0], [1, 3], [3, 3], [3, 3]]  # the stop string in two tokens is none of them
+    assert shared(spans(1, 3), own[:1] - 2, own[:1] - 2).tolist() == [[0, 1], [1, 1]]
     assert shared(spans(3, 2), own[:0], own[:0]).tolist() == [[0, 0], [0, 0]]
 
 

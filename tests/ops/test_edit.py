@@ -56,7 +56,7 @@ def test_distances_are_the_textbooks(first: list[bytes], second: list[bytes]) ->
 def test_strings_compared_a_few_at_a_time_are_as_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = [b"the", b" quick", b"brown", b"", b"the"], [b"th", b"equick", b"own"]
     expected = table(first, second)
-    monkeypatch.setattr(edit, "ROOM", 1)
+    monkeypatch.setattr(edit, "BLOCK", 2)
     assert torch.equal(table(first, second), expected)
 
 

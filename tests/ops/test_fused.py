@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from potstill.core.types import Head
 from potstill.ops import fused
 from potstill.ops.divergence import DIVERGENCES, cross_entropy, forward_kl, jsd, total_variation
-from potstill.ops.fused import Frozen, HeadLike, plain, sums
+from potstill.ops.fused import Frozen, HeadLike, plain, rows_at_once, sums
 from potstill.ops.row_loss import CrossEntropyRows, DivergenceRows, RowLoss
 
 law = settings(max_examples=60, derandomize=True)
@@ -489,3 +489,10 @@ def test_targets_that_are_not_one_a_row_are_refused_where_shapes_are_not_checked
     some = case(4)
     with pytest.raises(ValueError, match="5 targets for 4 rows"):
         sums(LOSSES[:1], some.rows, some.head, targets=torch.zeros(5, dtype=torch.long), frozen={}, mix=[1.0])
+
+
+def test_the_logits_of_a_chunk_take_the_same_memory_at_any_vocabulary() -> None:
+    sizes = {v: v * rows_at_once(v) for v in (1 << 15, 49_152, 1 << 16, 1 << 17, 1 << 18)}
+    assert max(sizes.values()) <= 1.01 * min(sizes.values())
+    assert rows_at_once(100) == 1024
+    assert rows_at_once(1 << 30) == 1

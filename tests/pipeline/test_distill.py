@@ -1,6 +1,9 @@
 """Distil from end to end: the folder, its card, and how a run is stopped, continued and made again."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +138,33 @@ def test_a_stopped_run_continues_to_the_same_weights(stage: Distill, run: Run, t
     assert resumed.measures["before training"] == run.measures["before training"]
     lines = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_stopped_run_may_go_on_with_its_blocks_computed_twice(stage: Distill, run: Run, tmp_path: Path) -> None:
+    with interrupted(tmp_path / "again"), pytest.raises(Interrupted):
+        stage.run(tmp_path / "again", show=False)
+    twice = replace(stage, settings=replace(SETTINGS, checkpoint_activations=True))
+    resumed = twice.run(tmp_path / "again", resume=True, show=False)
+    assert resumed.card.stage["settings"]["checkpoint_activations"]
+    assert same(run.out, tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_named_in_one_line_and_the_run_is_what_it_is_without(
+    teacher: Path, text: Path, tmp_path: Path
+) -> None:
+    given = {"teacher": teacher, "keep": 0.755, "data": text, "dtype": "float32", "documents": 2}
+    given |= {"tokens": 512, "context": 64, "batch-tokens": 128, "micro-tokens": 64}
+    options = [f"--{name}={value}" for name, value in given.items()]
+    failing = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
+        call = [sys.executable, "-m", "potstill", "distill", *options, f"--out={tmp_path / name}", *more]
+        path = os.pathsep.join(filter(None, sys.path))
+        ran = subprocess.run(
+            call, env=os.environ | failing | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
+        )
+        assert [line[:33] for line in ran.stderr.splitlines()] == ["note: torch.compile fails here (In"] * len(more)
+    assert same(tmp_path / "plain", tmp_path / "compiled")
 
 
 def test_a_run_that_was_stopped_after_training_only_finishes(

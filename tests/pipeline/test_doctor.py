@@ -1,6 +1,7 @@
 """The doctor on planted faults, each of which it must find, and on honest pairs, where it must find none."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from tests.pipeline.world import saved
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
@@ -24,11 +27,13 @@ from potstill.pipeline import invariants
 from potstill.pipeline.capture import Capture
 from potstill.pipeline.doctor import Doctor, Unsound, require_sound, world_of
 from potstill.pipeline.examination import FAIL, Check, World, examine
+from potstill.pipeline.prune import Prune
 from potstill.pipeline.texts import Text, prepare
 
 SIZES = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2}
 ENDS = {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+REAL = {"smollm2": ("smollm2", 20), "gemma3": (os.environ.get("POTSTILL_GEMMA", ""), 12)}
 PLACES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2}
 
 
@@ -38,6 +43,8 @@ def made(family: str, seed: int) -> PreTrainedModel:
         return Qwen3ForCausalLM(Qwen3Config(**SIZES, **HEADS, **ENDS)).eval()
     if family == "gemma2":
         return Gemma2ForCausalLM(Gemma2Config(**SIZES, **HEADS, **ENDS, final_logit_softcapping=3.0)).eval()
+    if family == "gemma3":
+        return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **HEADS, **ENDS, sliding_window=16)).eval()
     return GPT2LMHeadModel(GPT2Config(vocab_size=259, **PLACES, **ENDS)).eval()
 
 
@@ -69,7 +76,7 @@ def ill(found: World) -> list[str]:
     return failed(list(examine(found, invariants.ALL)))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gemma3", "gpt2"])
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 def test_an_honest_pair_is_well(
     family: str, compute: torch.dtype, tiny_tokenizer: PreTrainedTokenizerFast, text: Path
@@ -78,6 +85,26 @@ def test_an_honest_pair_is_well(
     found = list(examine(world(teacher, student, tiny_tokenizer, text, compute), invariants.ALL))
     assert not failed(found), [check.to_dict() for check in found]
     assert len(found) == 9  # of twelve: no chat, no cache
+
+
+@pytest.fixture(scope="module", params=REAL)
+def real_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A real model and two thirds of its layers."""
+    name, layers = REAL[request.param]
+    if not name:
+        pytest.skip("POTSTILL_GEMMA names no Gemma 3 270M, as a folder or a .gguf file")
+    out = tmp_path_factory.mktemp("real") / "student"
+    Prune(model=name, shape={"layers": layers}, layers_by="evenly").run(out)
+    return name, out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_real_model_and_its_pruned_self_are_well(real_pair: tuple[str, Path], dtype: str) -> None:
+    teacher, student = real_pair
+    found = Doctor(teacher=teacher, student=str(student), dtype=dtype).run()
+    assert not failed(found), [check.to_dict() for check in found]
+    assert len(found) == 9
 
 
 def test_a_permuted_tokenizer_of_equal_width_is_found(

@@ -68,7 +68,8 @@ def test_every_suggestion_really_lowers_what_is_needed(stage: Distill) -> None:
     made = Plan(distill=replace(stage, keep=None, student=stage.teacher), calibration=RATES).run()
     changes = made["suggestions"]
     named = " ".join(one["change"] for one in changes)
-    assert all(option in named for option in ("--micro-tokens 256", "--context 128", "--lora 16", "--teacher-cache"))
+    options = ("--micro-tokens 256", "--context 128", "--checkpoint-activations", "--lora 16", "--teacher-cache")
+    assert all(option in named for option in options)
     for one in changes:
         assert one["memory"] < made["memory"]["peak"] or one["disk"] < made["disk"]["most"]
     assert [one["memory"] for one in changes] == sorted(one["memory"] for one in changes)
@@ -135,6 +136,16 @@ def test_more_of_anything_never_takes_less(work: Workload) -> None:
         replace(work, compute_bytes=4),
     ):
         assert all(a <= b for a, b in zip(needed(work), needed(more), strict=True))
+
+
+def test_blocks_computed_twice_hold_less_and_take_a_forward_more(work: Workload) -> None:
+    twice = replace(work, settings=replace(SETTINGS, checkpoint_activations=True))
+    saved = saved_bytes(work.student, dtype=torch.bfloat16)
+    plain, other = (forecast(one, saved, RATES, tokenizer=0) for one in (work, twice))
+    assert other.memory["activations"] < 0.6 * plain.memory["activations"]
+    assert other.peak < plain.peak
+    again = work.flops()["student forward"] * work.tokens * work.passes * RATES.backward
+    assert other.step - plain.step == pytest.approx(again)
 
 
 def test_a_window_longer_than_a_model_takes_is_refused(stage: Distill) -> None:

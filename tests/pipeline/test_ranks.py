@@ -17,6 +17,8 @@ from potstill.train.run import metrics_of
 
 ROOT = Path(__file__).parents[2]
 ALONE = (sys.executable,)
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "2", "--cpu")
+ACCELERATE = (*LAUNCH, "--mixed_precision", "no", "--dynamo_backend", "no")  # said, so that it does not ask or warn
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
 OWN = ("seconds", "tokens_per_second", "peak_memory", "epoch")  # an epoch is rounded up to whole steps of all ranks
 
@@ -49,10 +51,17 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_ranks_leave_the_folder_that_one_process_leaves(teacher: Path, text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "more"),
+    [(TORCHRUN, []), (TORCHRUN, ["--lora=2"]), (TORCHRUN, ["--checkpoint-activations"]), (ACCELERATE, [])],
+    ids=["torchrun", "adapters", "blocks computed twice", "accelerate"],
+)
+def test_two_ranks_leave_the_folder_that_one_process_leaves(
+    teacher: Path, text: Path, tmp_path: Path, launcher: tuple[str, ...], more: list[str]
+) -> None:
     one, two = (
-        started(launcher, "potstill", *options(teacher, text, tmp_path / name), "--json")
-        for launcher, name in ((ALONE, "one"), (TORCHRUN, "two"))
+        started(start, "potstill", *options(teacher, text, tmp_path / name), *more, "--json")
+        for start, name in ((ALONE, "one"), (launcher, "two"))
     )
     (code, alone, error), (codes, shared, errors) = ended(one), ended(two)
     assert (code, codes) == (0, 0), error + errors

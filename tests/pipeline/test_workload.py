@@ -21,6 +21,7 @@ from potstill.pipeline.forecast import tokenizer_bytes
 from potstill.pipeline.rehearse import PROBE, _kept, saved_bytes
 from potstill.pipeline.workload import Texture, Workload, texture
 from potstill.train import adapters
+from potstill.train.blocks import checkpointed
 from potstill.train.optimiser import parameter_groups
 from potstill.train.run import train
 from potstill.train.settings import Settings
@@ -86,7 +87,7 @@ def test_weights_gradients_and_moments_are_the_bytes_of_their_tensors(
     work: Workload, tiny_llama: LlamaForCausalLM, lora: int
 ) -> None:
     model = adapters.add(tiny_llama, lora) if lora else tiny_llama
-    optimiser = torch.optim.AdamW(parameter_groups(model.named_parameters(), weight_decay=0.01))
+    optimiser = torch.optim.AdamW(parameter_groups(model, None, rate=1e-3, weight_decay=0.01))
     model(torch.arange(20)[None]).logits.sum().backward()
     optimiser.step()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -118,6 +119,17 @@ def test_what_autograd_saves_is_linear_in_tokens_and_layers(work: Workload, dtyp
     layers = len(work.student.layers)
     counted = tokens * (layers * saved.per_token_layer + saved.per_token) + layers * saved.per_layer
     assert counted == pytest.approx(found, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_computed_twice_keep_their_inputs_and_one_block(work: Workload, dtype: torch.dtype) -> None:
+    """Held against what autograd saves in a forward: all but the one block, and the angles, that are kept elsewhere."""
+    saved, twice = saved_bytes(work.student, dtype=dtype), replace(SETTINGS, checkpoint_activations=True)
+    small = export_model(Backbone(replace(work.student, vocabulary=PROBE[0]))).train()
+    with checkpointed(small):
+        found = _kept(small, int(work.tokens), dtype)
+    block, angles = work.tokens * saved.per_token_layer + saved.per_layer, 2 * work.tokens * 8 * 4
+    assert replace(work, settings=twice).activations(saved) - block - angles == pytest.approx(found, rel=0.01)
 
 
 @pytest.mark.parametrize("lora", [0, 2])

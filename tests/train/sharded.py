@@ -26,7 +26,7 @@ def study(tied: bool) -> Study:
 
 def optimiser_of(model: Study) -> torch.optim.Optimizer:
     """AdamW over the trainer's own groups."""
-    return torch.optim.AdamW(parameter_groups(model.named_parameters(), weight_decay=0.1), lr=1e-2)
+    return torch.optim.AdamW(parameter_groups(model.student, model.objective, rate=1e-2, weight_decay=0.1))
 
 
 def trained(model: Study, optimiser: torch.optim.Optimizer, steps: range, *, rank: int = 0, ranks: int = 1) -> Any:

@@ -1,6 +1,7 @@
 """Rollouts: whose tokens a step trains on, that only completions are trained, and that all of it can be made again."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ from tests.train.small import assert_same_bits, settings, some_packs, study_of
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from potstill.core.types import IGNORE, Batch, gold, supervised
-from potstill.data.pack import Packs, collate, pack
+from potstill.core.types import IGNORE, PAIRS, Batch, gold, supervised, view
+from potstill.data.pack import Pack, Packs, collate, pack
 from potstill.data.tokens import Tokenised
 from potstill.decode.sample import Sampling
 from potstill.objectives.combine import Sum
 from potstill.objectives.language import CrossEntropy
-from potstill.train.rollout import Author, Document, OnPolicy, documents_of, generator_of, laid_out, prompt_of
+from potstill.train.rollout import Author, Document, OnPolicy, documents_of, generator_of, prompt_of
 from potstill.train.run import metrics_of, train
 from potstill.train.study import Study
 
@@ -115,6 +116,21 @@ def test_each_seed_step_and_rank_writes_something_else_and_the_same_again(tiny_l
     assert again["input_ids"][0].tolist() == found[1, 0, 1]
 
 
+def test_a_companion_with_tokens_of_its_own_reads_what_was_written(tiny_llama: LlamaForCausalLM) -> None:
+    def beside(read: Pack) -> Pack:
+        pairs = torch.arange(len(read["input_ids"]))[:, None].expand(-1, 2)
+        own = {f"teacher.{name}": values for name, values in read.items()}
+        return {**read, **own, "aligned.tokens": pairs}
+
+    packs = asked_packs()
+    batch = collate([beside(packs[0])])
+    for share in (0.0, 1.0):
+        rolled = roll(share, batch, tiny_llama, author=replace(AUTHOR, beside=beside))
+        theirs = view(rolled, "teacher")
+        assert all(torch.equal(theirs[name], rolled[name]) for name in ("input_ids", "labels", "documents"))
+        assert torch.equal(rolled[PAIRS][0], torch.arange(len(supervised(rolled)[1])))
+
+
 def test_plain_text_is_continued_from_its_first_tokens(tiny_llama: LlamaForCausalLM) -> None:
     batch = batch_of(some_packs(), 0, 1)
     rolled = roll(1.0, batch, tiny_llama)
@@ -180,7 +196,7 @@ def test_an_endless_completion_is_cut_to_the_length_of_what_it_replaces_and_coun
 
 def test_a_document_without_a_trained_token_is_left_alone(tiny_llama: LlamaForCausalLM) -> None:
     ids = torch.arange(5, 12)
-    batch = laid_out(
+    batch = AUTHOR.laid_out(
         [
             Document(ids, torch.full_like(ids, IGNORE)),
             Document(ids, torch.cat([ids[:0], torch.full((4,), IGNORE), ids[4:]])),
@@ -206,7 +222,7 @@ def test_cross_entropy_is_of_the_data_alone_and_the_divergence_of_all(tiny_llama
     rolled = roll(0.5, batch_of(asked_packs(), 0, 1, 2), study.student)
     documents = documents_of(rolled)
     owners = torch.bincount(rolled["documents"][0], weights=rolled["sampled"][0].double()) > 0
-    parts = [laid_out([one], torch.device("cpu")) for one in documents]  # each as if it came from the data
+    parts = [AUTHOR.laid_out([one], torch.device("cpu")) for one in documents]  # each as if it came from the data
     for part in parts:
         del part["sampled"]  # type: ignore[attr-defined]
     sums = torch.stack([study(**part)["sums"] for part in parts])

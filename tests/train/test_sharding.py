@@ -10,6 +10,7 @@ from tests.train.test_ranks import launch
 
 from potstill.core.errors import UnsupportedModel
 from potstill.train import sharding
+from potstill.train.blocks import blocks
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +68,7 @@ def test_a_rank_holds_its_share_alone(ranks: list[Any], case: tuple[bool, bool])
 
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="Linear has no list of blocks"):
-        sharding.blocks(torch.nn.Linear(2, 2))
+        blocks(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.gpu

@@ -2,13 +2,15 @@
 
 import hashlib
 import textwrap
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
+from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU
 from potstill.core.types import Batch, supervised
 from potstill.models.backbone import Backbone, initialise
 
@@ -17,18 +19,36 @@ QWEN2 = Attention(heads=6, kv_heads=3, head_dim=4, qkv_bias=True)
 QWEN3 = Attention(heads=3, kv_heads=3, head_dim=8, qk_norm=True)
 BIASED = Attention(heads=6, kv_heads=3, head_dim=4, qkv_bias=True, out_bias=True)
 
+SLIDING = Attention(heads=6, kv_heads=3, head_dim=4, qk_norm=True, window=4, rotary=Rotary(50.0))
+FULL = replace(SLIDING, window=None, rotary=None)
+
 KINDS = {
-    "llama tied": (LLAMA, SwiGLU(10), True),
-    "qwen2 untied": (QWEN2, SwiGLU(10), False),
-    "qwen3 tied": (QWEN3, SwiGLU(10), True),
-    "llama with every bias": (BIASED, SwiGLU(10, bias=True), False),
+    "llama tied": Blueprint(23, 16, (Layer(LLAMA, SwiGLU(10)),), tied=True, context=64),
+    "qwen2 untied": Blueprint(23, 16, (Layer(QWEN2, SwiGLU(10)),), context=64),
+    "qwen3 tied": Blueprint(23, 16, (Layer(QWEN3, SwiGLU(10)),), tied=True, context=64),
+    "llama with every bias": Blueprint(23, 16, (Layer(BIASED, SwiGLU(10, bias=True)),), context=64),
+    "gemma3": Blueprint(
+        23,
+        16,
+        tuple(Layer(mixer, SwiGLU(10), post_norms=True) for mixer in (SLIDING, FULL)),
+        tied=True,
+        context=64,
+        embedding_scale=4.0,
+        zero_centred_norms=True,
+        logit_softcap=8.0,
+    ),
 }
 
 
 def build(kind: str, *, layers: int = 3, hidden: int = 16) -> Backbone:
-    """A network with weights far enough from zero that each unit matters, biases and gains included."""
-    mixer, ffn, tied = KINDS[kind]
-    model = Backbone(Blueprint(23, hidden, (Layer(mixer, ffn),) * layers, tied=tied, context=64))
+    """A network with weights far enough from zero that each unit matters, biases and gains included.
+
+    The kind's layers are repeated in turn.
+    """
+    drawn = KINDS[kind]
+    scale = 1.0 if drawn.embedding_scale == 1 else hidden**0.5
+    stack = tuple(islice(cycle(drawn.layers), layers))
+    model = Backbone(replace(drawn, hidden=hidden, layers=stack, embedding_scale=scale))
     initialise(model, std=0.3)
     with torch.no_grad():
         for weight in model.parameters():
@@ -62,7 +82,10 @@ def masked_loss(model: Backbone, batch: Batch, masks: dict[str, Tensor], *, mean
     measured = torch.arange(len(eta)) if mean_over is None else mean_over
 
     def norm(module: torch.nn.Module, x: Tensor) -> Tensor:
-        return module.weight * x * (x[..., measured].pow(2).mean(-1, keepdim=True) + module.eps).rsqrt()
+        if isinstance(module, torch.nn.Identity):
+            return x
+        gain = module.weight + (1 if model.blueprint.zero_centred_norms else 0)
+        return gain * x * (x[..., measured].pow(2).mean(-1, keepdim=True) + module.eps).rsqrt()
 
     x = model.embed(batch["input_ids"]) * eta
     positions = model._positions(batch["position_ids"], None, None)
@@ -73,9 +96,9 @@ def masked_loss(model: Backbone, batch: Batch, masks: dict[str, Tensor], *, mean
         )
         mixed, _ = block.mixer(norm(block.mixer_norm, x), positions, None)
         hook.remove()
-        x = (x + eta * mixed) * eta
+        x = (x + eta * norm(block.mixer_post_norm, mixed)) * eta
         hook = block.ffn.down.register_forward_pre_hook(lambda _, inputs, i=i: (inputs[0] * nu[i],))
-        x = (x + eta * block.ffn(norm(block.ffn_norm, x))) * eta
+        x = (x + eta * norm(block.ffn_post_norm, block.ffn(norm(block.ffn_norm, x)))) * eta
         hook.remove()
     asked, targets, _ = supervised(batch)
     return cross_entropy(model.head().logits(norm(model.norm, x)[asked]), targets)

@@ -58,8 +58,8 @@ def share(blueprint: Blueprint, shape: Shape) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_those_of_the_network(kind: str) -> None:
-    mixer, ffn, tied = KINDS[kind]
-    blueprint = Blueprint(23, 16, (Layer(mixer, ffn), Layer(mixer, replace(ffn, width=7))), tied=tied)
+    layer = KINDS[kind].layers[0]
+    blueprint = replace(KINDS[kind], layers=(layer, replace(layer, ffn=replace(layer.ffn, width=7))))
     assert parameters(blueprint) == sum(weight.numel() for weight in Backbone(blueprint).parameters())
 
 

@@ -106,6 +106,15 @@ def test_gain_is_the_root_of_the_kept_energy() -> None:
 
 
 @torch.no_grad()
+def test_gain_multiplies_what_a_norm_gives(model: Backbone) -> None:
+    x = torch.randn(4, 16)
+    for norm in model.blueprint.layers[0].norms():
+        new = apply(Narrow(gain={f"layers.0.{norm}": 1.5}), model)
+        given, before = (m.layers[0].get_submodule(norm)(x) for m in (new, model))
+        torch.testing.assert_close(given, 1.5 * before)
+
+
+@torch.no_grad()
 def test_gain_restores_the_size_of_what_comes_out_of_a_norm(llama: Backbone) -> None:
     llama.embed.weight[:, 8:] *= 3  # the coordinates that go are the large ones
     batch, kept = packed(40), tuple(range(8))

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.transforms.small import KINDS, build
+from tests.transforms.small import build
 from transformers import AutoModelForCausalLM
 
 from potstill.core.types import Batch
-from potstill.models.families.table import export_model
+from potstill.models.families.table import export_model, import_model
+from potstill.models.signals import head_explains
 from potstill.transforms.apply import apply
 from potstill.transforms.drop_layers import DropLayers
 from potstill.transforms.fit import fit, parameters
@@ -20,17 +21,18 @@ FAMILY = {
     "qwen2 untied": "qwen2",
     "qwen3 tied": "qwen3",
     "llama with every bias": "llama",
+    "gemma3": "gemma3_text",
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "hidden"), [*((kind, 12) for kind in FAMILY if kind != "gemma3"), ("gemma3", None)])
 @torch.no_grad()
 def test_a_pruned_model_reloads_as_a_stock_model_with_equal_logits(
-    kind: str, batches: list[Batch], tmp_path: Path
+    kind: str, hidden: int | None, batches: list[Batch], tmp_path: Path
 ) -> None:
     model = build(kind, hidden=24)
     found = measure(model, batches, next_token_loss)
-    narrow = apply(select(found, kv_heads=2, ffn=6, hidden=12), model)
+    narrow = apply(select(found, kv_heads=2, ffn=6, hidden=hidden), model)
     pruned = apply(DropLayers((0, 2)), narrow)
     export_model(pruned).save_pretrained(tmp_path)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -39,6 +41,22 @@ def test_a_pruned_model_reloads_as_a_stock_model_with_equal_logits(
     ids = torch.arange(20)[None]
     logits = pruned.head().logits(pruned(ids, ids)[0])
     torch.testing.assert_close(logits, stock(ids).logits[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_gemma_cut_in_width_keeps_its_embedding_scale_and_is_saved_as_our_own(
+    batches: list[Batch], tmp_path: Path
+) -> None:
+    model = build("gemma3", hidden=24)
+    narrow = apply(select(measure(model, batches, next_token_loss), hidden=12), model)
+    assert narrow.blueprint.embedding_scale == 24**0.5
+    export_model(narrow).save_pretrained(tmp_path)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert ours.config.model_type == "potstill"
+    assert import_model(ours).blueprint == narrow.blueprint
+    assert head_explains(ours)  # with its soft-cap
+    ids = torch.arange(20)[None]
+    assert torch.equal(ours(ids).logits[0], narrow.head().logits(narrow(ids, ids)[0]))
 
 
 @torch.no_grad()

@@ -50,6 +50,11 @@ Dtype = Annotated[str, typer.Option(help="What matrices are multiplied in: auto 
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
 MicroTokens = Annotated[int, typer.Option(help="Tokens per pass; fewer need less memory, not another result.")]
+CheckpointActivations = Annotated[
+    bool,
+    typer.Option("--checkpoint-activations", help="Compute the student's blocks twice: less memory, more time."),
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Run the layers through torch.compile, where it works.")]
 OtherTeacher = Annotated[
     str | None,
     typer.Option("--teacher", help="Measure KL to it and agreement with it too, for models of its tokenizer."),

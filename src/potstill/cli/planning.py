@@ -32,6 +32,8 @@ def plan(
     context: o.Context = 512,
     batch_tokens: o.BatchTokens = 2048,
     micro_tokens: o.MicroTokens = 2048,
+    checkpoint_activations: o.CheckpointActivations = False,
+    compile: o.Compile = False,
     save_every: o.SaveEvery = 0,
     lora: Annotated[int, typer.Option(help="Rank of a LoRA adapter trained instead of all weights; 0 is none.")] = 0,
     device: o.Device = "auto",

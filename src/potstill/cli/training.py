@@ -41,6 +41,8 @@ def distill(
     warmup: Annotated[float, typer.Option(help="Share of the steps over which the rate rises.")] = 0.05,
     weight_decay: Annotated[float, typer.Option(help="Decay of matrices, per step and rate.")] = 0.01,
     micro_tokens: o.MicroTokens = 2048,
+    checkpoint_activations: o.CheckpointActivations = False,
+    compile: o.Compile = False,
     documents: Annotated[int, typer.Option(help="Held-out documents to measure on.")] = 100,
     eval_data: o.EvalData = None,
     eval_every: o.EvalEvery = 0,

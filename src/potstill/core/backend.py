@@ -5,15 +5,18 @@ import ctypes
 import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
+from torch import nn
 
 from potstill.core.errors import UsageError
 
 log = logging.getLogger("potstill")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h, with their defaults
 TRIM_THRESHOLD, MMAP_MAX = 128 * 1024, 65536
+RECOMPILE_LIMIT = 64  # two models, with and without gradients, in a few dtypes: more than torch's 8 forms of a layer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -69,6 +72,46 @@ def _seconds(kind: torch.dtype, *, size: int = 768, repeats: int = 5) -> float:
         a @ a
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+@contextlib.contextmanager
+def compiled(modules: Iterable[nn.Module], *, by: str = "inductor") -> Iterator[None]:
+    """Inside, each module runs through `torch.compile`, for any shapes; its weights and their names stay as they are.
+
+    Where the compiler `by` is absent or fails, one line says so, and the modules run as they are written.
+    """
+    found, compiler = list(modules), _compiler(by)
+    for module in found:
+        module.compile(backend=compiler, dynamic=True)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+            yield
+    finally:
+        for module in found:
+            module._compiled_call_impl = None
+
+
+@functools.cache
+def _compiler(name: str) -> Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]:
+    """The compiler called `name`; from its first failure on it gives graphs back as they are."""
+    works = True
+
+    def compile(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        nonlocal works
+        if works:
+            try:
+                with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):  # its failures show here
+                    return torch._dynamo.lookup_backend(name)(graph, inputs)
+            except Exception as error:  # of a compiler, its compiler, or what either lacks: any type at all
+                works = False
+                log.warning("note: torch.compile fails here (%s), so nothing is compiled", _first_line(error))
+        return graph.forward
+
+    return compile
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
 @contextlib.contextmanager

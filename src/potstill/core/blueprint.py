@@ -8,20 +8,13 @@ A new kind of mixer or feed-forward is one dataclass here (its facts, its `shape
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from potstill.core.errors import ArtefactError, UsageError
+from potstill.core.plain import Facts, checked, frozen, thawed
 
 Shapes = dict[str, tuple[int, ...]]
-Facts = tuple[tuple[str, Any], ...]  # a mapping that hashes: pairs of a name and a frozen value
-
-
-def frozen(value: Any) -> Any:
-    """`value` with mappings as sorted pairs and lists as tuples, so that it hashes; plain values stay as they are."""
-    if isinstance(value, Mapping):
-        return tuple(sorted((str(k), frozen(v)) for k, v in value.items()))
-    return tuple(frozen(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def _affine(name: str, outputs: int, inputs: int, bias: bool) -> Shapes:
@@ -36,11 +29,39 @@ def _require_positive(**sizes: int) -> None:
 
 
 @dataclass(frozen=True)
+class Rotary:
+    """Rotary positions of base `theta`; `scaling` holds Hugging Face's `rope_parameters` apart from `rope_theta`."""
+
+    theta: float = 10000.0
+    scaling: Facts | None = None
+
+    def __post_init__(self) -> None:
+        if self.theta <= 0:
+            raise UsageError(f"rotary theta is {self.theta}; it must be positive")
+
+    def parameters(self) -> dict[str, Any]:
+        """The same facts in Hugging Face's spelling, `{"rope_theta": ..., "rope_type": ..., ...}`."""
+        scaling = {k: list(v) if isinstance(v, tuple) else v for k, v in self.scaling or ()}
+        return {"rope_type": "default", **scaling, "rope_theta": self.theta}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, from which `from_dict` makes an equal value."""
+        return {"theta": self.theta, "scaling": None if self.scaling is None else thawed(dict(self.scaling))}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Rotary":
+        """What `to_dict` wrote. Raises: ArtefactError where a key is unknown, UsageError where a value is."""
+        facts = checked(cls, data)
+        return cls(**(facts | {"scaling": frozen(facts.get("scaling"))}))
+
+
+@dataclass(frozen=True)
 class Attention:
     """Grouped-query attention with rotary positions: `heads` queries share `kv_heads` keys and values.
 
     `qk_norm` normalises each head's queries and keys before the rotation (Qwen3). A query sees itself and the
-    `window - 1` tokens before it; `None` is the whole document.
+    `window - 1` tokens before it; `None` is the whole document. `scale` is what q k^T is multiplied by, where it is not
+    1 / sqrt(head_dim), and `rotary` are positions that differ from the model's own (Gemma 3 has both).
     """
 
     heads: int
@@ -50,6 +71,8 @@ class Attention:
     out_bias: bool = False
     qk_norm: bool = False
     window: int | None = None
+    scale: float | None = None
+    rotary: Rotary | None = None
 
     def __post_init__(self) -> None:
         _require_positive(heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
@@ -59,6 +82,13 @@ class Attention:
             raise UsageError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs of dimensions")
         if self.window is not None:
             _require_positive(window=self.window)
+        if self.scale is not None and self.scale <= 0:
+            raise UsageError(f"the scale of attention is {self.scale}; it must be positive")
+
+    @property
+    def softmax_scale(self) -> float:
+        """What q k^T is multiplied by before the softmax."""
+        return float(self.head_dim**-0.5) if self.scale is None else self.scale
 
     def shapes(self, hidden: int) -> Shapes:
         """Name and shape of each weight of this mixer in a model of width `hidden`."""
@@ -95,42 +125,37 @@ FFNS: dict[str, type[FFN]] = {"swiglu": SwiGLU}
 
 @dataclass(frozen=True)
 class Layer:
-    """x + mixer(norm(x)), then x + ffn(norm(x)): one residual layer, normalised before each half."""
+    """x + mixer(norm(x)), then x + ffn(norm(x)): one residual layer, normalised before each half.
+
+    With `post_norms` what each half says is normalised too, before it is added: x + norm(mixer(norm(x))) (Gemma).
+    """
 
     mixer: Mixer
     ffn: FFN
+    post_norms: bool = False
 
     def shapes(self, hidden: int) -> Shapes:
         """Name and shape of each weight of this layer in a model of width `hidden`."""
-        found: Shapes = {"mixer_norm.weight": (hidden,)}
-        found |= {f"mixer.{name}": shape for name, shape in self.mixer.shapes(hidden).items()}
-        found["ffn_norm.weight"] = (hidden,)
-        return found | {f"ffn.{name}": shape for name, shape in self.ffn.shapes(hidden).items()}
+        found: Shapes = {}
+        for half, part in (("mixer", self.mixer), ("ffn", self.ffn)):
+            found[f"{half}_norm.weight"] = (hidden,)
+            found |= {f"{half}.{name}": shape for name, shape in part.shapes(hidden).items()}
+            found |= {f"{half}_post_norm.weight": (hidden,)} if self.post_norms else {}
+        return found
 
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary positions of base `theta`; `scaling` holds Hugging Face's `rope_parameters` apart from `rope_theta`."""
-
-    theta: float = 10000.0
-    scaling: Facts | None = None
-
-    def __post_init__(self) -> None:
-        if self.theta <= 0:
-            raise UsageError(f"rotary theta is {self.theta}; it must be positive")
-
-    def parameters(self) -> dict[str, Any]:
-        """The same facts in Hugging Face's spelling, `{"rope_theta": ..., "rope_type": ..., ...}`."""
-        scaling = {k: list(v) if isinstance(v, tuple) else v for k, v in self.scaling or ()}
-        return {"rope_type": "default", **scaling, "rope_theta": self.theta}
+    def norms(self) -> tuple[str, ...]:
+        """The names of the norms that are as wide as the model."""
+        return ("mixer_norm", "ffn_norm", *(("mixer_post_norm", "ffn_post_norm") if self.post_norms else ()))
 
 
 @dataclass(frozen=True)
 class Blueprint:
     """A causal language model of width `hidden` over `vocabulary` tokens, trained for `context` positions.
 
-    `tied` models share embedding and head and have no `head.weight`. `extras` are facts that change no number (token
-    ids, the range of initial weights, the family it was read from): they make a stock config round-trip.
+    `tied` models share embedding and head and have no `head.weight`. Embeddings are multiplied by `embedding_scale`,
+    rounded to their dtype. With `zero_centred_norms` every norm multiplies by 1 + weight; with `logit_softcap` c,
+    logits z become c tanh(z / c). `extras` are facts that change no number (token ids, the range of initial weights,
+    the family it was read from): they make a stock config round-trip.
     """
 
     vocabulary: int
@@ -140,6 +165,9 @@ class Blueprint:
     rotary: Rotary = Rotary()
     tied: bool = False
     context: int = 2048
+    embedding_scale: float = 1.0
+    zero_centred_norms: bool = False
+    logit_softcap: float | None = None
     extras: Facts = ()
 
     def __post_init__(self) -> None:
@@ -148,6 +176,9 @@ class Blueprint:
             raise UsageError("a blueprint without layers is no network; keep at least one")
         if self.norm_eps <= 0:
             raise UsageError(f"norm_eps is {self.norm_eps}; it must be positive")
+        for name, value in (("embedding_scale", self.embedding_scale), ("logit_softcap", self.logit_softcap)):
+            if value is not None and value <= 0:
+                raise UsageError(f"{name} is {value}; it must be positive")
 
     def at(self, where: Callable[[int], bool], change: Callable[[Layer], Layer]) -> "Blueprint":
         """The same blueprint with `change` applied to every layer whose index `where` holds for."""
@@ -164,11 +195,10 @@ class Blueprint:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, from which `from_dict` makes an equal blueprint."""
-        layers = [{"mixer": _tagged(layer.mixer, MIXERS), "ffn": _tagged(layer.ffn, FFNS)} for layer in self.layers]
-        scaling = None if self.rotary.scaling is None else dict(self.rotary.scaling)
-        rotary = {"theta": self.rotary.theta, "scaling": scaling}
+        layers = [_layer_out(layer) for layer in self.layers]
         rest = {f.name: getattr(self, f.name) for f in fields(self)}
-        plain: dict[str, Any] = _plain(rest | {"layers": layers, "rotary": rotary, "extras": dict(self.extras)})
+        rest |= {"layers": layers, "rotary": self.rotary.to_dict(), "extras": dict(self.extras)}
+        plain: dict[str, Any] = thawed(rest)
         return plain
 
     @classmethod
@@ -179,13 +209,10 @@ class Blueprint:
             ArtefactError: a key is unknown or missing; a kind of mixer or feed-forward is unknown.
             UsageError: a value is out of range.
         """
-        facts = _checked(cls, data)
-        rotary = dict(_checked(Rotary, facts.get("rotary", {})))
-        if rotary.get("scaling") is not None:
-            rotary["scaling"] = frozen(rotary["scaling"])
-        layers = tuple(_layer(entry) for entry in facts["layers"])
-        extras = frozen(facts.get("extras", {}))
-        return cls(**(facts | {"layers": layers, "rotary": Rotary(**rotary), "extras": extras}))
+        facts = checked(cls, data)
+        layers = tuple(_layer_in(entry) for entry in facts["layers"])
+        rotary, extras = Rotary.from_dict(facts.get("rotary", {})), frozen(facts.get("extras", {}))
+        return cls(**(facts | {"layers": layers, "rotary": rotary, "extras": extras}))
 
 
 def shapes(blueprint: Blueprint) -> Shapes:
@@ -199,7 +226,8 @@ def shapes(blueprint: Blueprint) -> Shapes:
 
 def _tagged(part: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
     kind = next(name for name, made in kinds.items() if type(part) is made)
-    return {"kind": kind, **asdict(part)}
+    facts = {f.name: getattr(part, f.name) for f in fields(part)}
+    return {"kind": kind, **{k: v.to_dict() if isinstance(v, Rotary) else v for k, v in facts.items()}}
 
 
 def _untagged(data: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
@@ -207,25 +235,16 @@ def _untagged(data: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
     if not isinstance(kind, str) or kind not in kinds:
         raise ArtefactError(f"unknown kind {kind!r} in a blueprint; this version knows {', '.join(kinds)}")
     made = kinds[kind]
-    return made(**_checked(made, {k: v for k, v in data.items() if k != "kind"}))
+    facts = checked(made, {k: v for k, v in data.items() if k != "kind"})
+    return made(**{k: Rotary.from_dict(v) if isinstance(v, Mapping) else v for k, v in facts.items()})
 
 
-def _layer(data: Mapping[str, Any]) -> Layer:
-    facts = _checked(Layer, data)
-    return Layer(_untagged(facts["mixer"], MIXERS), _untagged(facts["ffn"], FFNS))
+def _layer_out(layer: Layer) -> dict[str, Any]:
+    parts = {"mixer": _tagged(layer.mixer, MIXERS), "ffn": _tagged(layer.ffn, FFNS)}
+    return {**parts, "post_norms": layer.post_norms}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _checked(made: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    known = {f.name: f for f in fields(made)}
-    if unknown := sorted(set(data) - set(known)):
-        raise ArtefactError(f"{made.__name__} has no {', '.join(unknown)}; it holds {', '.join(known)}")
-    required = (name for name, f in known.items() if f.default is MISSING)
-    if missing := sorted(set(required) - set(data)):
-        raise ArtefactError(f"{made.__name__} lacks {', '.join(missing)}")
-    return dict(data)
+def _layer_in(data: Mapping[str, Any]) -> Layer:
+    facts = checked(Layer, data)
+    parts = {"mixer": _untagged(facts["mixer"], MIXERS), "ffn": _untagged(facts["ffn"], FFNS)}
+    return Layer(**(facts | parts))

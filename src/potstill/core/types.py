@@ -17,7 +17,8 @@ The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning
 What was sampled is compared with a teacher and is no truth: whatever takes labels for the truth sums over `gold` alone.
 
 A packed batch has `B = 1` and no padding; documents lie end to end. A companion with tokens of its own reads the same
-documents, numbered alike, from keys with its name before them (`teacher.input_ids`, ...): see `view`.
+documents, numbered alike, from keys with its name before them (`teacher.input_ids`, ...): see `view`. Which rows of the
+two belong together stands under `aligned.` (`data.pairs`).
 """
 
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+PAIRS = "aligned.pairs"  # rows of student and teacher that predict the same bytes from the same text: [2 P], ascending
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face
 
 Batch = Mapping[str, Tensor]
@@ -59,7 +61,7 @@ def view(batch: Batch, name: str) -> Batch:
     """The batch as the network of this name reads it: by keys of its own if there are any, else as the student does."""
     opening = f"{name}."
     own = {key.removeprefix(opening): tensor for key, tensor in batch.items() if key.startswith(opening)}
-    return own or batch
+    return own or {key: tensor for key, tensor in batch.items() if "." not in key}
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,27 @@ class Objective(Protocol):
     def needs(self, batch: Batch) -> Mapping[str, Needs]: ...
     def counts(self, batch: Batch) -> Mapping[str, int]: ...
     def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms: ...
+
+
+class Group(NamedTuple):
+    """How the weights of a part of an objective are trained, in an optimiser group of that `name`.
+
+    At `rate` times the learning rate; downhill, or uphill where `sign` is -1 (a critic, against the student in one
+    backward); at every `every`-th step alone.
+    """
+
+    name: str = "objective"
+    rate: float = 1.0
+    sign: int = 1
+    every: int = 1
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """A module whose weights, apart from those of grouped modules inside it, are trained as its `group` says."""
+
+    @property
+    def group(self) -> Group: ...
 
 
 @dataclass(frozen=True)

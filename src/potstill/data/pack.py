@@ -18,7 +18,7 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from potstill.core.errors import DataError, UsageError
-from potstill.core.types import IGNORE
+from potstill.core.types import IGNORE, PAIRS, supervised
 from potstill.data.tokens import Tokenised
 
 Pack = dict[str, Tensor]  # input_ids [T], labels [T], lengths [documents]
@@ -160,7 +160,22 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def collate(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Packs laid end to end as one row `[1 T]`, as a `Batch`: positions restart and numbers grow with each document."""
+    """Packs laid end to end as one row `[1 T]`, as a `Batch`: positions restart and numbers grow with each document.
+
+    What a companion reads is laid out alike under its own name, and tokens that are the same become pairs of rows.
+    """
+    batch = _laid_out([{key: one[key] for key in ("input_ids", "labels", "lengths")} for one in packs])
+    for name in {key.partition(".")[0] for key in packs[0] if key.endswith(".input_ids")}:
+        own = _laid_out([{key: one[f"{name}.{key}"] for key in ("input_ids", "labels", "lengths")} for one in packs])
+        batch |= {f"{name}.{key}": tensor for key, tensor in own.items()}
+        sizes = torch.tensor([[len(one["input_ids"]), len(one[f"{name}.input_ids"])] for one in packs])
+        starts = sizes.cumsum(0) - sizes
+        tokens = torch.cat([one["aligned.tokens"] + start for one, start in zip(packs, starts, strict=True)])
+        batch[PAIRS] = _as_rows(tokens, batch, own)
+    return batch
+
+
+def _laid_out(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     lengths = torch.cat([torch.as_tensor(one["lengths"]) for one in packs])
     documents = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     starts = (lengths.cumsum(0) - lengths)[documents]
@@ -170,3 +185,14 @@ def collate(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         "position_ids": (torch.arange(len(documents)) - starts)[None],
         "documents": documents[None],
     }
+
+
+def _as_rows(tokens: Int64[Tensor, "P 2"], *batches: Mapping[str, Tensor]) -> Int64[Tensor, "2 Q"]:
+    """The rows that predict both tokens of a pair, of the pairs that both sides are trained on."""
+    rows = []
+    for side, batch in zip(tokens.unbind(1), batches, strict=True):
+        positions = supervised(batch)[0][0]
+        number = torch.where(positions, positions.cumsum(0) - 1, -1)
+        rows.append(torch.where(side > 0, number[(side - 1).clamp(min=0)], -1))
+    found = torch.stack(rows)
+    return found[:, (found >= 0).all(0)]

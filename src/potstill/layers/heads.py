@@ -9,23 +9,25 @@ from potstill.core.types import Head
 class LanguageHead(nn.Module):
     """A head with weights of its own, `[V D]`."""
 
-    def __init__(self, vocabulary: int, hidden: int) -> None:
+    def __init__(self, vocabulary: int, hidden: int, *, softcap: float | None = None) -> None:
         super().__init__()
+        self.softcap = softcap
         self.weight = nn.Parameter(torch.empty(vocabulary, hidden))
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self) -> Head:
-        """The weights."""
-        return Head(self.weight)
+        """The weights and the soft-cap of the logits."""
+        return Head(self.weight, softcap=self.softcap)
 
 
 class TiedHead(nn.Module):
     """The embedding used as head: it stores nothing of its own, so there is one weight to train, prune and save."""
 
-    def __init__(self, embed: nn.Embedding) -> None:
+    def __init__(self, embed: nn.Embedding, *, softcap: float | None = None) -> None:
         super().__init__()
+        self.softcap = softcap
         self._embed = (embed,)  # inside a tuple it is no submodule, and its weight is listed once
 
     def forward(self) -> Head:
         """The embedding's weights, whichever tensor holds them now."""
-        return Head(self._embed[0].weight)
+        return Head(self._embed[0].weight, softcap=self.softcap)

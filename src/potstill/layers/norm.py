@@ -6,21 +6,29 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """y = weight * x / sqrt(mean(x^2) + eps).
+    """y = weight * x / sqrt(mean(x^2) + eps), or with `zero_centred` (1 + weight) in place of the weight.
 
     The mean square is taken in float32 whatever the dtype of `x`, float64 included, and the result is rounded to that
     dtype before it meets the weight: exactly what Llama and Qwen do in Hugging Face, so that logits agree to the bit.
+    Zero-centred, it is rounded after, as in Gemma.
     """
 
-    def __init__(self, size: int, *, eps: float) -> None:
+    def __init__(self, size: int, *, eps: float, zero_centred: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps, self.zero_centred = eps, zero_centred
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The weight of a fresh norm, which multiplies by 1."""
+        nn.init.constant_(self.weight, 0.0 if self.zero_centred else 1.0)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """The normalised `x`, in its dtype."""
         wide = x.to(torch.float32)
         scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.zero_centred:
+            return (scaled * (1.0 + self.weight.float())).to(x.dtype)
         return self.weight * scaled.to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -27,14 +27,16 @@ class Positions:
     lengths: Lengths | None = None
     past: int = 0
     real: Bool[Tensor, "B S"] | None = None
-    _turns: dict[tuple[int, torch.dtype], Turn] = field(default_factory=dict)
+    _turns: dict[tuple[Rotary, int, torch.dtype], Turn] = field(default_factory=dict)
     _masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
 
-    def turn(self, head_dim: int, dtype: torch.dtype) -> Turn:
-        """Cosines and sines `[B 1 T K]` of the rotary angles."""
-        key = (head_dim, dtype)
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # made once for all layers, so in none of them
+    def turn(self, head_dim: int, dtype: torch.dtype, rotary: Rotary | None = None) -> Turn:
+        """Cosines and sines `[B 1 T K]` of the angles of `rotary`, by default the model's."""
+        own = rotary or self.rotary
+        key = (own, head_dim, dtype)
         if key not in self._turns:
-            self._turns[key] = rotation(self.ids, self.rotary, head_dim=head_dim, context=self.context, dtype=dtype)
+            self._turns[key] = rotation(self.ids, own, head_dim=head_dim, context=self.context, dtype=dtype)
         return self._turns[key]
 
     def visible(self, keys: int, window: int | None) -> Bool[Tensor, "B 1 T {keys}"] | None:

@@ -5,6 +5,7 @@ once, in `MIXERS`, when the network is built.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from potstill.core import blueprint as facts
 from potstill.core.blueprint import Blueprint, Layer
 from potstill.core.errors import UsageError
 from potstill.core.state import State
+from potstill.layers.embedding import ScaledEmbedding
 from potstill.layers.ffn.swiglu import GatedFeedForward
 from potstill.layers.heads import LanguageHead, TiedHead
 from potstill.layers.mixers.attention import GroupedAttention
@@ -28,22 +30,24 @@ FFNS: Mapping[type, Callable[..., nn.Module]] = {facts.SwiGLU: GatedFeedForward}
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + ffn(norm(x))."""
+    """x + mixer(norm(x)), then x + ffn(norm(x)); with post-norms, x + norm(mixer(norm(x))) and so on."""
 
-    def __init__(self, layer: Layer, hidden: int, *, eps: float) -> None:
+    def __init__(self, layer: Layer, hidden: int, *, norm: Callable[[int], RMSNorm]) -> None:
         super().__init__()
-        self.mixer_norm = RMSNorm(hidden, eps=eps)
-        self.mixer = MIXERS[type(layer.mixer)](layer.mixer, hidden, eps=eps)
-        self.ffn_norm = RMSNorm(hidden, eps=eps)
+        self.mixer_norm = norm(hidden)
+        self.mixer = MIXERS[type(layer.mixer)](layer.mixer, hidden, norm=norm)
+        self.mixer_post_norm = norm(hidden) if layer.post_norms else nn.Identity()
+        self.ffn_norm = norm(hidden)
         self.ffn = FFNS[type(layer.ffn)](layer.ffn, hidden)
+        self.ffn_post_norm = norm(hidden) if layer.post_norms else nn.Identity()
 
     def forward(
         self, x: Float[Tensor, "B T D"], positions: Positions, state: State | None = None
     ) -> tuple[Float[Tensor, "B T D"], State | None]:
         """(the residual stream after this layer, state)."""
         mixed, state = self.mixer(self.mixer_norm(x), positions, state)
-        x = x + mixed
-        return x + self.ffn(self.ffn_norm(x)), state
+        x = x + self.mixer_post_norm(mixed)
+        return x + self.ffn_post_norm(self.ffn(self.ffn_norm(x))), state
 
 
 class Backbone(nn.Module):
@@ -57,11 +61,13 @@ class Backbone(nn.Module):
         super().__init__()
         self.blueprint = blueprint
         self.gradient_checkpointing = False
-        self.embed = nn.Embedding(blueprint.vocabulary, blueprint.hidden)
-        blocks = (Block(layer, blueprint.hidden, eps=blueprint.norm_eps) for layer in blueprint.layers)
-        self.layers = nn.ModuleList(blocks)
-        self.norm = RMSNorm(blueprint.hidden, eps=blueprint.norm_eps)
-        self.head = TiedHead(self.embed) if blueprint.tied else LanguageHead(blueprint.vocabulary, blueprint.hidden)
+        vocabulary, hidden, softcap = blueprint.vocabulary, blueprint.hidden, blueprint.logit_softcap
+        norm = partial(RMSNorm, eps=blueprint.norm_eps, zero_centred=blueprint.zero_centred_norms)
+        self.embed = ScaledEmbedding(vocabulary, hidden, scale=blueprint.embedding_scale)
+        self.layers = nn.ModuleList(Block(layer, hidden, norm=norm) for layer in blueprint.layers)
+        self.norm = norm(hidden)
+        tied = blueprint.tied
+        self.head = TiedHead(self.embed, softcap=softcap) if tied else LanguageHead(vocabulary, hidden, softcap=softcap)
 
     def forward(
         self,
@@ -128,13 +134,19 @@ class Backbone(nn.Module):
 
 
 def initialise(model: nn.Module, *, std: float = 0.02, rng: torch.Generator | None = None) -> None:
-    """Fresh weights, in place: matrices from N(0, std^2), biases 0, gains 1; `std` is stock `initializer_range`."""
+    """Fresh weights, in place: matrices from N(0, std^2), biases 0, norms that multiply by 1.
+
+    `std` is stock `initializer_range`.
+    """
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.ndim > 1:
                 weight.normal_(0.0, std, generator=rng)
             else:
-                weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+                weight.zero_()
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            module.reset_parameters()
 
 
 def _padded(real: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B S"] | None:

@@ -41,7 +41,7 @@ class _Pretrained(PreTrainedModel):
         if isinstance(module, LanguageHead):
             nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
         elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
+            module.reset_parameters()
 
 
 class PotstillModel(_Pretrained):

@@ -68,6 +68,11 @@ class PotstillConfig(PreTrainedConfig):
         return self.read().tied
 
     @property
+    def final_logit_softcapping(self) -> float | None:
+        """The soft-cap of the logits."""
+        return self.read().logit_softcap
+
+    @property
     def initializer_range(self) -> float:
         """Standard deviation of fresh weights."""
         return float(self.read().extra("initializer_range", 0.02))

@@ -36,6 +36,8 @@ class _Memo:
 _memo = _Memo()
 
 
+# what it reads (the lengths of documents) would be compiled in, anew with every batch
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def documents_attention(
     module: nn.Module,
     query: Tensor,

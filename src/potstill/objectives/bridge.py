@@ -10,11 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from potstill.core.types import Batch, Needs, Signals, supervised, view
+from potstill.core.types import PAIRS, Batch, Needs, Signals, supervised, view
 from potstill.models.signals import EMBEDDINGS
 from potstill.ops.cross import crossed
-
-PAIRS = "pairs"  # the key of a batch that says which rows of student and teacher are aligned: [2 P], ascending
 
 
 class Bridged(NamedTuple):

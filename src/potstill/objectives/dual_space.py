@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from potstill.core.types import Batch, Head, Needs, Signals, Terms, supervised
+from potstill.core.types import Batch, Group, Head, Needs, Signals, Terms, supervised
 from potstill.objectives import rows
 from potstill.objectives.bridge import Bridge, Bridged, CrossAttention, SameRows
 from potstill.ops import fused
@@ -30,6 +30,7 @@ from potstill.ops.divergence import Divergence, forward_kl
 from potstill.ops.projection import inverse_gram, onto_rows
 from potstill.ops.row_loss import Agreeing, CrossEntropyRows, DivergenceRows, RowLoss
 
+PROJECTORS = Group("projectors", rate=2.0)  # 1e-3 beside the student's 5e-4, as in the authors' scripts
 NOBODY = -1  # in place of a token id: this row has no counterpart
 
 
@@ -76,6 +77,7 @@ class DualSpace(nn.Module):
     """
 
     additive: ClassVar[bool] = True
+    group: ClassVar[Group] = PROJECTORS
 
     def __init__(
         self, student_width: int, teacher_width: int, spaces: Spaces | None = None, bridge: Bridge | None = None
@@ -144,6 +146,7 @@ class DualSpaceV2(nn.Module):
     """
 
     additive: ClassVar[bool] = True
+    group: ClassVar[Group] = PROJECTORS
 
     def __init__(
         self,

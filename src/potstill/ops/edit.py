@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-ROOM = 2**22  # cells of one row of all strings that are compared at once
+BLOCK = 128  # different strings of each side that are compared at once
 BOTH, FIRST, SECOND = range(3)  # which sides step back
 
 
@@ -40,14 +40,12 @@ def distances(first: Int64[Tensor, "N A"], second: Int64[Tensor, "N B"]) -> Int6
 def table(first: Sequence[bytes], second: Sequence[bytes]) -> Int64[Tensor, "A B"]:
     """d(first[i], second[j]) of all pairs, each pair of different strings compared once."""
     (rows, of_first), (columns, of_second) = (_distinct(side) for side in (first, second))
-    others = letters(columns)
-    parts = []
-    at_once = max(1, ROOM // max(1, others.numel()))
-    for start in range(0, len(rows), at_once):  # by length, so that few steps are taken in vain
-        some = letters(rows[start : start + at_once])
-        ours, theirs = some.repeat_interleave(len(others), 0), others.repeat(len(some), 1)
-        parts.append(distances(ours, theirs).view(len(some), len(others)))
-    found = torch.cat(parts) if parts else torch.zeros(0, len(columns), dtype=torch.int64)
+    found = torch.zeros(len(rows), len(columns), dtype=torch.int64)
+    for i in range(0, len(rows), BLOCK):  # the shortest first, so that few steps are taken over padding
+        for j in range(0, len(columns), BLOCK):
+            some, others = letters(rows[i : i + BLOCK]), letters(columns[j : j + BLOCK])
+            apart = distances(some.repeat_interleave(len(others), 0), others.repeat(len(some), 1))
+            found[i : i + BLOCK, j : j + BLOCK] = apart.view(len(some), len(others))
     return found[of_first][:, of_second]
 
 

@@ -27,6 +27,7 @@ from potstill.ops.row_loss import CrossEntropyRows, Differentiable, DivergenceRo
 HeadLike = tuple[Tensor, Tensor | None, float, float | None]  # weight [V F], bias [V], scale, softcap
 Frozen = Mapping[str, Callable[[int, int], Said]]  # name -> what is said of rows a to b
 
+LOGITS = 2**25  # of a chunk: 64 MiB in bf16
 BAND = 2**10  # tokens of the head whose gradient is added at once on a CPU
 BLOCK = 2**18  # logits of one block on a CPU, 1 MiB in float32: the many passes of a loss stay in a core's own cache
 
@@ -55,14 +56,14 @@ def sums(
     targets: Int[Tensor, " N"],
     frozen: Frozen,
     mix: Sequence[float],
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> tuple[Float[Tensor, ""], ...]:
     """One scalar per loss, its sum over rows, in chunks of rows; differentiable by rows, weight and bias.
 
     Logits are computed in the dtype of `rows` (under autocast, in autocast's), losses and the head's gradient in
     float32 at least. Teachers are asked for each chunk once, without gradients. `mix[k]` is the weight of the k-th sum
     in what will be differentiated, up to a common factor; 0 means that it is only measured. Where nothing requires a
-    gradient, none is computed.
+    gradient, none is computed. A `chunk` is by default what `rows_at_once` says.
 
     Raises: ValueError where `mix`, `targets` or a teacher's rows do not fit, or `chunk` is below 1.
     """
@@ -70,6 +71,8 @@ def sums(
         raise ValueError(f"mix = {tuple(mix)} must give one finite weight to each of the {len(losses)} losses")
     if len(targets) != len(rows):
         raise ValueError(f"{len(targets)} targets for {len(rows)} rows: give each row its target")
+    if chunk is None:
+        chunk = rows_at_once(len(head[0]))
     if chunk < 1:
         raise ValueError(f"chunk = {chunk} rows at a time: choose 1 or more")
     weight, bias, scale, softcap = head
@@ -80,6 +83,11 @@ def sums(
     else:
         totals = _run(problem, rows, weight, bias, _Gradients(None, None, None), mix)
     return tuple(totals[k] for k in range(len(losses)))  # not unbind, whose views refuse `total += other`
+
+
+def rows_at_once(vocabulary: int) -> int:
+    """How many rows' logits are alive at once: fewer the larger the vocabulary, so that they take the same memory."""
+    return min(1024, max(1, LOGITS // vocabulary))
 
 
 class _Problem(NamedTuple):

@@ -60,6 +60,7 @@ from potstill.pipeline.stage import (
 )
 from potstill.pipeline.texts import Prepared, Text, prepare
 from potstill.train import adapters, ranks
+from potstill.train.blocks import require_checkpointing
 from potstill.train.policy import GKD, Policy
 from potstill.train.progress import METRICS
 from potstill.train.run import Outcome, identify, train
@@ -172,6 +173,11 @@ class Distill:
         """The stage as plain data."""
         return as_value(self)
 
+    def essence(self) -> dict[str, Any]:
+        """The stage without what changes no result, so that a run may be resumed with other values of it."""
+        settings = dataclasses.replace(self.settings, checkpoint_activations=False, compile=False)
+        return dataclasses.replace(self, skip_doctor=False, settings=settings).to_dict()
+
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False, show: bool = True) -> Run:
         """Prunes if it has to, trains, measures beside the teacher, and writes the folder.
 
@@ -231,8 +237,7 @@ class Distill:
         if writes:
             note(UNCOUNTED)
         told = None if cache is None else dict(cache.manifest.files)
-        as_asked = dataclasses.replace(self, skip_doctor=False).to_dict()
-        identity = identify(as_asked, [p.digest for p in pair.parents], prepared.digest, pair.details, told)
+        identity = identify(self.essence(), [p.digest for p in pair.parents], prepared.digest, pair.details, told)
         ranks.require_same("settings, models or text", identity)
         ranks.require_same("student", ranks.digest_of_weights(model) if ranks.count() > 1 else "")
         with (
@@ -321,6 +326,8 @@ class Distill:
         model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
         said = pair.teacher.companion if isinstance(pair.teacher, Absent) else cache or pair.teacher.model
         frozen = {"teacher": said} if self.objective.teaches else {}
+        if self.settings.checkpoint_activations:
+            require_checkpointing(model)
         return Study(
             model.to(device), self.objective.build(), frozen=frozen, vocabulary=pair.vocabulary, compute_dtype=dtype
         )

@@ -84,7 +84,7 @@ def pruning_bytes(teacher: Blueprint, student: Blueprint, saved: Saved) -> float
     `saved` is what autograd keeps in our own `Backbone`. Rougher than the rest: within a third or so.
     """
     held = 2 * WIDE * float(stored(teacher).total)
-    if student.hidden == teacher.hidden and student.layers[0] == teacher.layers[0]:
+    if student.hidden == teacher.hidden and set(student.layers) <= set(teacher.layers):
         return held + BATCH * teacher.vocabulary * LOGITS / 2  # whole layers go: their harm needs no gradient
     layers = len(teacher.layers)
     activations = BATCH * (layers * saved.per_token_layer + saved.per_token) + layers * saved.per_layer

@@ -218,6 +218,9 @@ def changes(stage: Distill) -> Iterator[tuple[str, Distill]]:
         if SHORTEST <= shorter < context:
             brief = replace(settings, context=shorter, micro_tokens=shorter)
             yield f"--context {shorter} --micro-tokens {shorter}", replace(stage, settings=brief)
+    if not settings.checkpoint_activations:
+        smallest = replace(smallest, settings=replace(smallest.settings, checkpoint_activations=True))
+        yield "--checkpoint-activations", replace(stage, settings=replace(settings, checkpoint_activations=True))
     if not stage.lora:
         yield f"--lora {RANK}", replace(stage, lora=RANK)
         smallest = replace(smallest, lora=RANK)
@@ -233,6 +236,8 @@ def changes(stage: Distill) -> Iterator[tuple[str, Distill]]:
 def described(stage: Distill, other: Distill) -> str:
     """The options by which `other` differs, all together."""
     said = [f"--micro-tokens {other.settings.micro_tokens}"]
+    twice = other.settings.checkpoint_activations and not stage.settings.checkpoint_activations
+    said += ["--checkpoint-activations"] if twice else []
     said += [f"--lora {other.lora}"] if other.lora != stage.lora else []
     said += ["--teacher-cache CACHE"] if other.teacher_cache != stage.teacher_cache else []
     return " ".join(said)

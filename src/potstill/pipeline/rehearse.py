@@ -21,6 +21,7 @@ from potstill.models.signals import plain, signals
 from potstill.pipeline.calibrate import Clocked, now
 from potstill.pipeline.workload import Saved
 from potstill.train import adapters
+from potstill.train.blocks import blocks_run
 from potstill.train.progress import forget_peak, peak_memory
 from potstill.train.run import quiet
 from potstill.train.settings import Settings
@@ -50,7 +51,8 @@ def rehearse(study: Study, teacher: PreTrainedModel | None, packs: Packs, settin
         backend.trim()
         forget_peak(device.type)
         try:
-            trainer.train()
+            with blocks_run(study, settings):
+                trainer.train()
         finally:
             for hook in hooks:
                 hook.remove()

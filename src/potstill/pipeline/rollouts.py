@@ -1,10 +1,11 @@
 """Rollouts in a distillation: what can answer for text that is written in training, and where that text ends."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import UsageError
+from potstill.data.pack import Pack
 from potstill.data.wire import is_address
 from potstill.decode.sample import Sampling
 from potstill.objectives.named import Mixture
@@ -50,12 +51,13 @@ def rollout_of(
     tokenizer: PreTrainedTokenizerBase,
     *,
     vocabulary: int,
+    beside: Callable[[Pack], Pack] = dict,
 ) -> Rollout | None:
-    """The rollout of a run; None where the text is the data's alone."""
+    """The rollout of a run; None where the text is the data's alone. For `beside` see `train.rollout.Author`."""
     if not policy.writes:
         return None
     sampling = Sampling(vocabulary=vocabulary, stop=stops_of(student, tokenizer))
-    return policy.build(settings, sampling, ranks=ranks.count())
+    return policy.build(settings, sampling, ranks=ranks.count(), beside=beside)
 
 
 def stops_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

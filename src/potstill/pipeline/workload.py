@@ -5,7 +5,6 @@ multiplies) comes in from `calibrate.py`.
 """
 
 from dataclasses import dataclass
-from inspect import signature
 from typing import NamedTuple
 
 from potstill.core.blueprint import Blueprint
@@ -14,7 +13,6 @@ from potstill.evaluate.size import Flops, forward_flops, linears, stored
 from potstill.ops import fused
 from potstill.train.settings import Settings
 
-CHUNK = signature(fused.sums).parameters["chunk"].default  # rows whose logits are alive at once
 WIDE = 4  # bytes of float32: master weights, gradients and both moments of the optimiser
 KEPT_CHECKPOINTS = 2  # by `train.checkpoint.seal`, which removes the oldest once the newest is in place
 PAPERS, LINE = 128_000, 400  # bytes of card, README and curve; of a step's line in metrics.jsonl
@@ -90,15 +88,17 @@ class Workload:
 
         The head of both models is counted under `head`: one product of teacher and student each, one for the gradient
         of the rows and one for that of the head's weight. A backward is two products per matrix and, in attention, two
-        and a half forwards (scores are computed again); of frozen matrices under LoRA one.
+        and a half forwards (scores are computed again); of frozen matrices under LoRA one. With checkpointed
+        activations the student's forward comes once more.
         """
         teacher, student = self.forward(self.teacher), self.forward(self.student)
         products = 1 if self.lora else 2
+        again = 1 if self.settings.checkpoint_activations else 0
         live = self.source == "live"
         return {
             "teacher forward": teacher.blocks + teacher.attention if live else 0.0,
             "student forward": student.blocks + student.attention,
-            "backward": products * student.blocks + 2.5 * student.attention,
+            "backward": (products + again) * student.blocks + (2.5 + again) * student.attention,
             "head and loss": (1 + products) * student.head + (teacher.head if live else 0.0),
         }
 
@@ -111,7 +111,7 @@ class Workload:
         A teacher that teaches nothing waits to be measured beside; one that is cached is read again for that.
         """
         size, table = stored(self.student), self.vocabulary * self.student.hidden
-        layers, chunk = len(self.student.layers), min(CHUNK, max(1.0, self.rows))
+        chunk = min(fused.rows_at_once(self.vocabulary), max(1.0, self.rows))
         copied = table * self.compute_bytes if self.compute_bytes < WIDE else 0
         live = self.source == "live"
         return {
@@ -119,10 +119,21 @@ class Workload:
             "gradients": WIDE * float(self.trained),
             "optimiser": 2 * WIDE * float(self.trained),
             "teacher": 0.0 if self.source == "cached" else float(self.compute_bytes * stored(self.teacher).total),
-            "activations": self.tokens * (layers * saved.per_token_layer + saved.per_token) + layers * saved.per_layer,
+            "activations": self.activations(saved),
             "head": float(copied + (0 if self.lora else 2 * WIDE * table)),
             "logits": chunk * self.vocabulary * self.compute_bytes * (2 if live else 1) + (0 if self.lora else copied),
         }
+
+    def activations(self, saved: Saved) -> float:
+        """Bytes that a pass keeps for its backward: all of each block, or with checkpoints its input and all of one.
+
+        A block's input, the residual stream, is float32 as the weights are.
+        """
+        layers, block = len(self.student.layers), self.tokens * saved.per_token_layer + saved.per_layer
+        beside = self.tokens * saved.per_token
+        if self.settings.checkpoint_activations:
+            return beside + block + layers * self.tokens * self.student.hidden * WIDE
+        return beside + layers * block
 
     def loading(self) -> float:
         """Bytes of both models as they are read, in float32."""

@@ -1,28 +1,55 @@
-"""Which parameters one optimiser treats alike."""
+"""Which parameters one optimiser treats alike, and how."""
 
-from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
+from potstill.core.types import Group, Grouped
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float) -> list[dict[str, Any]]:
-    """The groups `decay` (matrices), `no_decay` (norms and biases) and `objective` (projectors), those not empty.
+
+def parameter_groups(
+    student: nn.Module, objective: object, *, rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """The groups `decay` (matrices) and `no_decay` (norms and biases) of the student, then those of the objective.
 
     A vector is no map: pulling a norm's weight towards 0 shrinks what it lets through, and an objective's own weights
-    are thrown away at the end, so neither decays.
+    are thrown away at the end, so neither decays. Groups without a parameter are left out.
     """
     groups: dict[str, dict[str, Any]] = {
-        name: {"name": name, "params": [], "weight_decay": weight_decay if name == "decay" else 0.0}
-        for name in ("decay", "no_decay", "objective")
+        name: {"name": name, "params": [], "lr": rate, "weight_decay": decay, "sign": 1, "every": 1, "seen": 0}
+        for name, decay in (("decay", weight_decay), ("no_decay", 0.0))
     }
-    for name, parameter in named:
+    for parameter in student.parameters():
         if parameter.requires_grad:
-            groups[_group_of(name, parameter)]["params"].append(parameter)
+            groups["decay" if parameter.ndim >= 2 else "no_decay"]["params"].append(parameter)
+    for parameter, group in _owned(objective):
+        own = {"name": group.name, "params": [], "lr": rate * group.rate, "weight_decay": 0.0, "seen": 0}
+        groups.setdefault(group.name, own | {"sign": group.sign, "every": group.every})["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
 
-def _group_of(name: str, parameter: nn.Parameter) -> str:
-    if name.removeprefix("module.").startswith("objective."):  # DDP puts "module." in front
-        return "objective"
-    return "decay" if parameter.ndim >= 2 else "no_decay"
+def steer(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    """Before a step: gradients of groups that climb are turned round, those of groups that rest are let go of.
+
+    How many steps a group has seen is kept in it, and so in a checkpoint.
+    """
+    for group in optimiser.param_groups:
+        group["seen"] += 1
+        rests = group["seen"] % group["every"] != 0
+        for parameter in group["params"]:
+            if rests:
+                parameter.grad = None
+            elif group["sign"] < 0 and parameter.grad is not None:
+                parameter.grad.neg_()
+
+
+def _owned(objective: object) -> list[tuple[nn.Parameter, Group]]:
+    """Each trained parameter of the objective with the group of the innermost grouped module that holds it."""
+    if not isinstance(objective, nn.Module):
+        return []
+    found = {parameter: Group() for parameter in objective.parameters() if parameter.requires_grad}
+    for module in objective.modules():  # outer ones first
+        if isinstance(module, Grouped):
+            found |= {parameter: module.group for parameter in module.parameters() if parameter in found}
+    return list(found.items())

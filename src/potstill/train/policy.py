@@ -1,8 +1,10 @@
 """Who writes the tokens, as a value: which rollout, and how much of the text is the student's own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from potstill.core.errors import UsageError
+from potstill.data.pack import Pack
 from potstill.decode.sample import Sampling
 from potstill.train.replay import Adaptive
 from potstill.train.rollout import Author, OnPolicy, Rollout
@@ -34,10 +36,12 @@ class Policy:
         """Whether anything is ever sampled."""
         return self.share > 0 or self.name == DISTILLM
 
-    def build(self, settings: Settings, sampling: Sampling, *, ranks: int = 1) -> Rollout:
-        """The rollout for a run of these settings."""
+    def build(
+        self, settings: Settings, sampling: Sampling, *, ranks: int = 1, beside: Callable[[Pack], Pack] = dict
+    ) -> Rollout:
+        """The rollout for a run of these settings; for `beside` see `Author`."""
         teacher = TEACHER if self.name == MINILLM else 0.0
-        author = Author(sampling=sampling, longest=settings.context, teacher=teacher)
+        author = Author(sampling=sampling, longest=settings.context, teacher=teacher, beside=beside)
         if self.name == DISTILLM:
             return Adaptive(author, passes=settings.steps * settings.accumulation(ranks), share=self.share)
         return OnPolicy(share=self.share, author=author)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core.types import Batch
-from potstill.train.rollout import Author, Document, documents_of, laid_out, trained
+from potstill.train.rollout import Author, Document, documents_of, trained
 
 STEP = 0.1  # by which the share grows
 SLACK = 0.1  # nats by which an evaluation has to be worse than the one before it for the share to grow
@@ -52,7 +52,8 @@ class Adaptive:
         ):
             documents[n] = document
             self.kept.append(document)
-        return laid_out(documents, batch["input_ids"].device) if any(one.sampled for one in documents) else batch
+        device, changed = batch["input_ids"].device, any(one.sampled for one in documents)
+        return self.author.laid_out(documents, device) if changed else batch
 
     def evaluated(self, loss: float) -> None:
         """Hears the loss of an evaluation."""

@@ -13,13 +13,13 @@ All randomness is a row of noise per document, drawn in the order of the documen
 the same tokens, however a step is cut into passes. The generator is on the CPU, where drawing in parts is drawing at
 once; `generator_of` seeds it anew for each step and rank.
 
-Networks with tokens of their own: a rolled-out batch has the student's keys alone. Whatever makes another's view of it
-(`core.types.view`) does so after the rollout.
+Networks with tokens of their own: the author is told what stands `beside` a pack (`data.pairs.Paired.beside`), and
+a rolled-out batch is read anew by it, as the data was.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from potstill.core.types import IGNORE, Batch
-from potstill.data.pack import collate
+from potstill.data.pack import Pack, collate
 from potstill.decode.sample import Sampling, complete
 
 UNPROMPTED = 2  # tokens before the first trained one that are no prompt: a BOS, and the context of a further window
@@ -66,13 +66,15 @@ class Remembering(Protocol):
 class Author:
     """Writes the completions of documents of at most `longest` tokens.
 
-    With a share of the `teacher`, each token is drawn from share * teacher + (1 - share) * student.
+    With a share of the `teacher`, each token is drawn from share * teacher + (1 - share) * student. `beside` adds to a
+    pack what a companion with tokens of its own reads; by default, nothing.
     """
 
     sampling: Sampling
     longest: int
     opening: int = 16
     teacher: float = 0.0
+    beside: Callable[[Pack], Pack] = dict
 
     def noise(self, documents: int, generator: torch.Generator) -> Float[Tensor, "D W"]:
         """A row of noise per document: two numbers to choose by, the others for its tokens."""
@@ -98,6 +100,15 @@ class Author:
         written = complete(voices, prompts, noise[:, 2:].to(device), limits, self.sampling)
         count(tally, written, self.sampling.stop)
         return [completed(prompt.cpu(), tokens) for prompt, tokens in zip(prompts, written, strict=True)]
+
+    def laid_out(self, documents: Sequence[Document], device: torch.device) -> Batch:
+        """The documents as one packed batch that says which of them were sampled."""
+        lengths = torch.tensor([len(one.input_ids) for one in documents])
+        ids, labels = [one.input_ids for one in documents], [one.labels for one in documents]
+        pack = {"input_ids": torch.cat(ids), "labels": torch.cat(labels), "lengths": lengths}
+        sampled = torch.tensor([one.sampled for one in documents]).repeat_interleave(lengths)
+        batch = {**collate([self.beside(pack)]), "sampled": sampled[None]}
+        return {name: values.to(device) for name, values in batch.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +136,7 @@ class OnPolicy:
         written = self.author.write(asked, student, frozen, noise[chosen], self.tally)
         for n, document in zip(chosen.tolist(), written, strict=True):
             documents[n] = document
-        return laid_out(documents, batch["input_ids"].device)
+        return self.author.laid_out(documents, batch["input_ids"].device)
 
 
 def documents_of(batch: Batch) -> list[Document]:
@@ -152,15 +163,6 @@ def completed(prompt: Int[Tensor, " _"], tokens: Sequence[int]) -> Document:
     completion = torch.tensor(tokens, dtype=prompt.dtype)
     labels = torch.cat([torch.full_like(prompt, IGNORE), completion])
     return Document(torch.cat([prompt, completion]), labels, sampled=True)
-
-
-def laid_out(documents: Sequence[Document], device: torch.device) -> Batch:
-    """The documents as one packed batch that says which of them were sampled."""
-    lengths = torch.tensor([len(one.input_ids) for one in documents])
-    ids, labels = [one.input_ids for one in documents], [one.labels for one in documents]
-    batch = collate([{"input_ids": torch.cat(ids), "labels": torch.cat(labels), "lengths": lengths}])
-    sampled = torch.tensor([one.sampled for one in documents]).repeat_interleave(lengths)
-    return {name: values.to(device) for name, values in {**batch, "sampled": sampled[None]}.items()}
 
 
 def count(tally: Counter[str], written: Sequence[Sequence[int]], stop: frozenset[int]) -> None:

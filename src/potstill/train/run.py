@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from potstill.core import backend
 from potstill.core.errors import MissingDependency, UsageError
 from potstill.train import checkpoint, ranks
+from potstill.train.blocks import blocks_run
 from potstill.train.progress import METRICS, Interrupt, Record, Show, peak_memory, read_metrics
 from potstill.train.rollout import Rollout
 from potstill.train.settings import Settings
@@ -93,7 +94,7 @@ def train(
     )
     last = checkpoint.latest(folder, study=identity, ranks=ranks.count()) if resume else None
     ranks.require_same("last checkpoint", str(last))
-    with interrupt, backend.held_memory():
+    with interrupt, backend.held_memory(), blocks_run(study, settings):
         try:
             _advance(trainer, last, settings)
         finally:

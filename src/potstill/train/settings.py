@@ -32,6 +32,10 @@ class Settings:
     """Optimiser steps between checkpoints; 0: one tenth of the run, at least 10 steps."""
     patience: int = 0
     """Stop after this many evaluations without a better one, and take the weights of the best; 0: never."""
+    checkpoint_activations: bool = False
+    """Keep each block's input alone for the backward and compute the block again there: less memory, more time."""
+    compile: bool = False
+    """Run the layers of student and teacher through torch.compile, where it works here."""
     report_to: tuple[str, ...] = ()
     """Trackers beside metrics.jsonl: tensorboard, wandb, trackio."""
 

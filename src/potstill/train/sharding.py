@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from potstill.core.errors import UnsupportedModel
 from potstill.models.signals import plain
+from potstill.train.blocks import blocks
 from potstill.train.study import Study
 
 
@@ -57,17 +57,6 @@ def shard_frozen(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     others = {weight for weight in inner.parameters() if id(weight) not in shared}
     fully_shard(inner.base_model, mesh=mesh, ignored_params=others)  # a root, so that the next block is fetched early
     return model
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers of a language model: its heaviest list of modules (experts, of which there may be more, lie inside).
-
-    Raises: UnsupportedModel.
-    """
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise UnsupportedModel(f"{type(model).__name__} has no list of blocks that could be shared out; use one rank")
-    return max(lists, key=lambda found: sum(weight.numel() for block in found for weight in block.parameters()))
 
 
 def gathered(study: Study) -> dict[str, Tensor]:

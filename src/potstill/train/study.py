@@ -49,6 +49,11 @@ class Study(nn.Module):
             network(model)  # probed now, before a wrapper or autocast gets in the way
 
     @property
+    def companions(self) -> list[PreTrainedModel]:
+        """The frozen models that are here."""
+        return list(self._frozen)
+
+    @property
     def term_names(self) -> list[str]:
         """The terms in the order in which counts are passed to `forward`."""
         return list(self.objective.weights)
@@ -72,7 +77,7 @@ class Study(nn.Module):
         frozen = self._read_frozen(batch, {name: need for name, need in needs.items() if name != "student"})
         device = batch["input_ids"].device
         with self.autocast(device):  # the objective too: it computes the head, the largest of all matrices
-            student = signals(self.student, batch, needs["student"], vocabulary=self._ids("student"))
+            student = signals(self.student, view(batch, "student"), needs["student"], vocabulary=self._ids("student"))
             terms = self.objective({"student": student}, frozen, batch)
         sums = torch.stack([terms[name] for name in self.term_names])
         weights = torch.tensor(list(self.objective.weights.values()), dtype=sums.dtype, device=sums.device)

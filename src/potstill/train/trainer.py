@@ -17,7 +17,7 @@ from transformers import TrainerState, TrainingArguments
 from potstill.core.errors import ArtefactError, TrainingDiverged
 from potstill.data.pack import collate
 from potstill.train import adapters, checkpoint
-from potstill.train.optimiser import parameter_groups
+from potstill.train.optimiser import parameter_groups, steer
 from potstill.train.rollout import Remembering, Rollout, generator_of, summary
 from potstill.train.settings import Settings
 from potstill.train.study import Study
@@ -63,7 +63,7 @@ class Trainer(transformers.Trainer):
         return super().get_batch_samples(batches, num_batches, device)
 
     def _rolled_out(self, batches: Iterator[Any], rollout: Rollout) -> Iterator[Any]:
-        """Each batch with what the rollout writes; what follows from the tokens (another's view) is made after it."""
+        """Each batch with what the rollout writes."""
         generator = generator_of(self.args.seed, self.state.global_step, self.args.process_index)
         study = self.study
         for batch in batches:  # not `yield from`, which would close the loader at the end of a step
@@ -133,8 +133,11 @@ class Trainer(transformers.Trainer):
         if self.optimizer is None:
             trained = self.model if model is None else model
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            groups = parameter_groups(trained.named_parameters(), weight_decay=self.args.weight_decay)
+            study = self.accelerator.unwrap_model(trained)
+            rate, decay = self.args.learning_rate, self.args.weight_decay
+            groups = parameter_groups(study.student, study.objective, rate=rate, weight_decay=decay)
             self.optimizer: torch.optim.Optimizer | None = kind(groups, **options)
+            self.optimizer.register_step_pre_hook(steer)
         return self.optimizer
 
     def _means(self) -> dict[str, float]:

@@ -210,7 +210,7 @@ def _count(layer: Layer, hidden: int) -> int:
 def _resized(layer: Layer, kv_heads: int, ffn: int) -> Layer:
     queries = layer.mixer.heads // layer.mixer.kv_heads
     mixer = replace(layer.mixer, heads=queries * kv_heads, kv_heads=kv_heads)
-    return Layer(mixer, replace(layer.ffn, width=ffn))
+    return replace(layer, mixer=mixer, ffn=replace(layer.ffn, width=ffn))
 
 
 def _unit(blueprint: Blueprint, kv_heads: int) -> int:

@@ -117,8 +117,10 @@ def _entering(model: Backbone) -> Iterator[dict[str, Tensor]]:
 
 
 def _sites(model: Backbone) -> list[str]:
-    parts = ("mixer_norm", "mixer.o", "ffn_norm", "ffn.down")
-    return [f"layers.{i}.{part}" for i in range(len(model.layers)) for part in parts] + ["norm"]
+    parts = (
+        (i, part) for i, layer in enumerate(model.blueprint.layers) for part in (*layer.norms(), "mixer.o", "ffn.down")
+    )
+    return [f"layers.{i}.{part}" for i, part in parts] + ["norm"]
 
 
 def _scores(model: Backbone, seen: dict[str, Tensor], gradients: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -130,9 +132,10 @@ def _scores(model: Backbone, seen: dict[str, Tensor], gradients: Sequence[Tensor
     for i, layer in enumerate(model.blueprint.layers):
         found[f"heads.{i}"] = product[f"layers.{i}.mixer.o"].unflatten(0, (layer.mixer.kv_heads, -1)).sum(-1).abs()
         found[f"neurons.{i}"] = product[f"layers.{i}.ffn.down"].abs()
-    stream = [name for name in seen if name.endswith("norm")]
+    norms = [name for name in seen if name.endswith("norm")]
+    stream = [name for name in norms if not name.endswith("post_norm")]  # in the order of the pass
     found["hidden"] = _coordinates([value[name] for name in stream], [slope[name] for name in stream])
-    for name in stream:
+    for name in norms:
         found[f"energy.{name}"] = _energy(value[name])
     ends = [value[name] for name in stream[::2]]  # the stream before each layer, and after the last
     for i in range(len(ends) - 1):

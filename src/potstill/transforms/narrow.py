@@ -53,7 +53,9 @@ class Narrow:
             for axis, index in self._cuts(name, old):
                 weight = weight.index_select(axis, torch.tensor(index, device=weight.device))
             new[name] = weight
-        return new | {f"{norm}.weight": new[f"{norm}.weight"] * gain for norm, gain in self.gain.items()}
+        centre = 1.0 if old.zero_centred_norms else 0.0
+        rescaled = {norm: (new[f"{norm}.weight"] + centre) * gain - centre for norm, gain in self.gain.items()}
+        return new | {f"{norm}.weight": weight for norm, weight in rescaled.items()}
 
     def _layer(self, i: int, layer: Layer) -> Layer:
         mixer, ffn = layer.mixer, layer.ffn
@@ -62,7 +64,7 @@ class Narrow:
             mixer = replace(mixer, heads=kept * mixer.heads // mixer.kv_heads, kv_heads=kept)
         if self.neurons is not None:
             ffn = replace(ffn, width=len(self.neurons[i]))
-        return Layer(mixer, ffn)
+        return replace(layer, mixer=mixer, ffn=ffn)
 
     def _cuts(self, name: str, old: Blueprint) -> list[tuple[int, list[int]]]:
         """(axis, kept indices) for each axis of this weight that is cut."""
@@ -93,10 +95,10 @@ class Narrow:
                 return neurons, hidden
             case "ffn.down":
                 return hidden, neurons
-            case "mixer_norm" | "ffn_norm":
-                return hidden, None
             case "mixer.q_norm" | "mixer.k_norm":
                 return None, None
+            case norm if norm in layer.norms():
+                return hidden, None
         raise UsageError(f"narrow does not know the weight {part!r} of layer {i}")
 
     def _require_fit(self, old: Blueprint) -> None:
@@ -160,7 +162,7 @@ def _queries(groups: Kept | None, mixer: Attention) -> list[int] | None:
 
 
 def _norms(blueprint: Blueprint) -> set[str]:
-    inside = {f"layers.{i}.{norm}" for i in range(len(blueprint.layers)) for norm in ("mixer_norm", "ffn_norm")}
+    inside = {f"layers.{i}.{norm}" for i, layer in enumerate(blueprint.layers) for norm in layer.norms()}
     return inside | {"norm"}
 
 

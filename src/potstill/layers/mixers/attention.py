@@ -1,21 +1,26 @@
 """Grouped-query attention with rotary positions (arXiv:2305.13245), as Llama and Qwen have it."""
 
+from collections.abc import Callable
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from potstill.core.blueprint import Attention
 from potstill.core.state import KeyValues, State
-from potstill.layers.norm import RMSNorm
 from potstill.layers.positions import Positions
 from potstill.layers.rotary import rotate
 from potstill.ops.attention import by_document
 
 
 class GroupedAttention(nn.Module):
-    """o(softmax(q k^T / sqrt(K)) v), causal, `facts.heads / facts.kv_heads` query heads to each key head."""
+    """o(softmax(q k^T / sqrt(K)) v), causal, `facts.heads / facts.kv_heads` query heads to each key head.
 
-    def __init__(self, facts: Attention, hidden: int, *, eps: float) -> None:
+    `facts.scale` may stand in for 1 / sqrt(K). `norm` makes the model's kind of norm of a given size.
+    """
+
+    def __init__(self, facts: Attention, hidden: int, *, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.facts = facts
         outer, inner = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
@@ -23,8 +28,8 @@ class GroupedAttention(nn.Module):
         self.k = nn.Linear(hidden, inner, bias=facts.qkv_bias)
         self.v = nn.Linear(hidden, inner, bias=facts.qkv_bias)
         self.o = nn.Linear(outer, hidden, bias=facts.out_bias)
-        self.q_norm = RMSNorm(facts.head_dim, eps=eps) if facts.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(facts.head_dim, eps=eps) if facts.qk_norm else nn.Identity()
+        self.q_norm = norm(facts.head_dim) if facts.qk_norm else nn.Identity()
+        self.k_norm = norm(facts.head_dim) if facts.qk_norm else nn.Identity()
 
     def state(self) -> KeyValues:
         """An empty memory for this mixer."""
@@ -36,14 +41,16 @@ class GroupedAttention(nn.Module):
         """(mixed tokens, state): with a state, `x` continues what it holds, and it is grown in place."""
         q, k, v = (project(x).unflatten(-1, (-1, self.facts.head_dim)) for project in (self.q, self.k, self.v))
         q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
-        turn = positions.turn(self.facts.head_dim, x.dtype)
+        turn = positions.turn(self.facts.head_dim, x.dtype, self.facts.rotary)
         q, k = rotate(q, turn), rotate(k, turn)
         if state is not None:
             k, v = state.update(k, v)
-        y = attend(q, k, v, positions, scale=self.facts.head_dim**-0.5, window=self.facts.window)
+        y = attend(q, k, v, positions, scale=self.facts.softmax_scale, window=self.facts.window)
         return self.o(y.transpose(1, 2).flatten(-2)), state
 
 
+# the lengths of documents would be compiled in, anew with every batch
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G S K"],

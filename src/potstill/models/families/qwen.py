@@ -8,7 +8,7 @@ from dataclasses import replace
 from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
-from potstill.models.families.llama import Family, attention_in, blueprint_in, config_facts
+from potstill.models.families.llama import Family, attention_in, blueprint_in, config_facts, layer_types, plain
 
 _KEPT = ("max_window_layers",)
 
@@ -25,14 +25,15 @@ def _windowless(blueprint: Blueprint) -> set[Layer]:
 
 def _alike(blueprint: Blueprint) -> bool:
     windows = {layer.mixer.window for layer in blueprint.layers} - {None}
-    return len(_windowless(blueprint)) == 1 and len(windows) <= 1 and not blueprint.layers[0].ffn.bias
+    return (
+        plain(blueprint) and len(_windowless(blueprint)) == 1 and len(windows) <= 1 and not blueprint.layers[0].ffn.bias
+    )
 
 
 def _windows_out(blueprint: Blueprint) -> dict[str, object]:
-    windows = [layer.mixer.window for layer in blueprint.layers]
-    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    widest = max((window for window in windows if window), default=None)
-    return {"use_sliding_window": widest is not None, "sliding_window": widest, "layer_types": kinds}
+    widest = max((layer.mixer.window for layer in blueprint.layers if layer.mixer.window), default=None)
+    windows = {"use_sliding_window": widest is not None, "sliding_window": widest}
+    return windows | {"layer_types": layer_types(blueprint)}
 
 
 def _qwen2_in(config: Qwen2Config) -> Blueprint:

@@ -17,10 +17,11 @@ from potstill.core.errors import UnsupportedModel
 from potstill.core.types import Weights
 from potstill.models.backbone import Backbone
 from potstill.models.causal import PotstillConfig, PotstillForCausalLM
+from potstill.models.families.gemma import GEMMA3
 from potstill.models.families.llama import EMBED, HEAD, LLAMA, MISTRAL, Family, weights_in, weights_out
 from potstill.models.families.qwen import QWEN2, QWEN3
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (LLAMA, QWEN2, QWEN3, MISTRAL)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA3)}
 
 
 def read(config: PreTrainedConfig) -> Blueprint:
@@ -51,7 +52,7 @@ def export(blueprint: Blueprint, weights: Weights) -> tuple[PreTrainedConfig, di
     family = stock(blueprint)
     if family is None:
         raise UnsupportedModel("no stock family has layers like these; save it as PotstillForCausalLM")
-    return family.config_out(blueprint), weights_out(weights)
+    return family.config_out(blueprint), weights_out(weights, family.parts)
 
 
 def import_model(model: PreTrainedModel) -> Backbone:
@@ -66,7 +67,7 @@ def import_model(model: PreTrainedModel) -> Backbone:
         blueprint, state = read(model.config), model.state_dict()
         if blueprint.tied and not torch.equal(state[HEAD], state[EMBED]):
             raise UnsupportedModel("the config says that head and embedding are tied, yet their weights differ")
-        weights = weights_in(state, tied=blueprint.tied)
+        weights = weights_in(state, FAMILIES[model.config.model_type].parts, tied=blueprint.tied)
     with torch.device("meta"):
         backbone = Backbone(blueprint)
     backbone.load_state_dict({name: weight.clone() for name, weight in weights.items()}, strict=True, assign=True)
@@ -79,15 +80,13 @@ def export_model(backbone: Backbone, origin: PreTrainedModel | None = None) -> P
     The weights are copies. The generation config (stop tokens, sampling) is `origin`'s, since no blueprint holds it.
     """
     blueprint, weights = backbone.blueprint, {k: v.detach().clone() for k, v in backbone.state_dict().items()}
-    made: type[PreTrainedModel] = PotstillForCausalLM
+    config: PreTrainedConfig
     if stock(blueprint) is None:
         config, state = PotstillConfig.of(blueprint), {f"model.backbone.{name}": w for name, w in weights.items()}
     else:
         config, state = export(blueprint, weights)
-        made = AutoModelForCausalLM._model_mapping[type(config)]
-    config.dtype = backbone.embed.weight.dtype
     with no_init_weights():  # saves the time, and draws none of the caller's random numbers
-        model = made(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=backbone.embed.weight.dtype)
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
     if origin is not None:

@@ -1,0 +1,175 @@
+"""How much of a text two tokenizers cut alike, and what finding it costs.
+
+For each kind of text: the share of the student's tokens that stand for the same bytes as one of the teacher's (exact),
+that begin where one of the teacher's begins (same context), and that are in a group of the merged spans; then the
+student's tokens a second of each stage. Without `--teacher`, one of SentencePiece's kind with 8,000 tokens is trained
+on the docstrings of the standard library. Chats, Chinese, Japanese and Korean come from `$POTSTILL_DATA` and are left
+out without it. Chats are written with SmolLM2's template for both, whose marks the teacher reads as plain text.
+
+    python benchmarks/alignment.py --json --teacher FOLDER_OR_GGUF
+"""
+
+import argparse
+import gzip
+import json
+import os
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from potstill.data.spans import located
+from potstill.data.stdlib import docstrings, modules
+from potstill.models import gguf, load
+from potstill.models.pieces import Pieces, counterparts, pieces
+from potstill.ops import align, edit
+from setting.document import command_line, document, refuse_on_red
+
+RESTS_ON = ["tests/ops/test_align.py", "tests/ops/test_edit.py", "tests/data/test_spans.py"]
+CHARACTERS, LONGEST = 400_000, 4_000
+GOAL = "locating the tokens of a text takes at most 1 % of a step of 4 ms a token"
+EMOJI = "I'm so happy 😀🎉! 👩‍👩‍👧‍👦 went to 🇯🇵 and ate 🍣🍜 🤷🏽‍♀️ ❤️‍🔥 thanks 🙏🏿🙏 see you at 8️⃣ 😂😂😂. "
+Side = tuple[PreTrainedTokenizerBase, Pieces]
+
+
+def main() -> None:
+    """Refuses on a red test, measures every kind of text, prints one document."""
+    options = arguments()
+    if not options.unchecked:
+        refuse_on_red(RESTS_ON)
+    student, teacher = tokenizer(options.student), tokenizer(options.teacher)
+    sides = (student, pieces(student)), (teacher, pieces(teacher))
+    shared = int((counterparts(sides[0][1], sides[1][1]) >= 0).sum())
+    vocabulary = {"student": len(student), "teacher": len(teacher), "student ids that the teacher has": shared}
+    texts = {kind: measured(some, *sides) for kind, some in kinds(student)}
+    met = {GOAL: all(one["tokens a CPU second"]["tokenised and located"] >= 25_000 for one in texts.values())}
+    print(document("alignment", {"vocabulary": vocabulary, "texts": texts}, met))
+
+
+def measured(texts: Sequence[str], student: Side, teacher: Side) -> dict[str, Any]:
+    """Shares over all `texts`, and rates in the student's tokens a second."""
+    read, ours = clocked(lambda: located(texts, *student))
+    _, theirs = clocked(lambda: located(texts, *teacher))
+    bare, _ = clocked(lambda: student[0](list(texts), verbose=False))
+    first, second = (end_to_end([one.spans for one in side], texts) for side in (ours, theirs))
+    seconds, pairs = clocked(lambda: align.exact(first, second))
+    merging, groups = clocked(lambda: align.merged(first, second))
+    real = first[:, 0] < first[:, 1]
+    tokens = len(first)
+    some = list(zip(ours, theirs, strict=True))[:20]
+    warping, warped = clocked(lambda: sum(warp(a.ids, b.ids, student[1], teacher[1]) for a, b in some))
+    return {
+        "tokens": {"student": tokens, "teacher": len(second), "bytes": sum(len(text.encode()) for text in texts)},
+        "exact": align.share(pairs[:, 0], real),
+        "same context": align.share(align.beginnings(first, second)[:, 0], real),
+        "in groups": align.share(torch.nonzero(groups.first >= 0)[:, 0], real),
+        "student tokens a group": float(real.sum()) / max(1, groups.total),
+        "tokens a CPU second": {
+            "tokenised": tokens / bare,
+            "tokenised and located": tokens / read,
+            "exact": tokens / seconds,
+            "merged": tokens / merging,
+            "warped (MinED)": warped / warping,
+        },
+    }
+
+
+def warp(ours: torch.Tensor, theirs: torch.Tensor, student: Pieces, teacher: Pieces) -> int:
+    """The tokens of one text, paired by minimum edit distance."""
+    first, second = ([known.of[i].strip() for i in ids.tolist()] for known, ids in ((teacher, theirs), (student, ours)))
+    edit.alone(edit.warped(edit.table(first, second)), len(second))
+    return len(second)
+
+
+def end_to_end(spans: Sequence[torch.Tensor], texts: Sequence[str]) -> torch.Tensor:
+    """All texts as one, so that all are aligned at once."""
+    starts = [0]
+    for text in texts:
+        starts.append(starts[-1] + len(text.encode()))
+    return torch.cat([one + start for one, start in zip(spans, starts, strict=False)])
+
+
+def clocked(work: Callable[[], Any], *, times: int = 3) -> tuple[float, Any]:
+    """The least seconds of the processor in a few runs, and what came out."""
+    best, found = float("inf"), None
+    for _ in range(times):
+        start = time.process_time()
+        found = work()
+        best = min(best, time.process_time() - start)
+    return best, found
+
+
+def kinds(student: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[str]]]:
+    """Each kind of text that there is here."""
+    yield "English (docstrings)", some(docstrings())
+    library = Path(sysconfig.get_path("stdlib"))
+    yield "code (Python)", some(path.read_text("utf-8", "replace") for path in sorted(modules(library)))
+    yield "emoji", [EMOJI * 20] * 20
+    if not (folder := os.environ.get("POTSTILL_DATA")):
+        return
+    chats = json.loads(unzipped(Path(folder) / "instruct/hiyouga__LLaMA-Factory/data/alpaca_en_demo.json.gz"))
+    yield "chat (English)", some(chat(one, student) for one in chats)
+    for name, language in (("Chinese", "zho-CN"), ("Japanese", "jpn"), ("Korean", "kor"), ("German", "deu")):
+        path = f"translation/MicrosoftTranslator__NTREX/NTREX-128/newstest2019-ref.{language}.txt.gz"
+        yield name, some(unzipped(Path(folder) / path).splitlines())
+
+
+def some(texts: Any) -> list[str]:
+    """The first texts, up to so many characters."""
+    taken, left = [], CHARACTERS
+    for text in texts:
+        if text and left > 0:
+            taken.append(text[:LONGEST])
+            left -= len(taken[-1])
+    return taken
+
+
+def unzipped(path: Path) -> str:
+    """The text of a gzipped file."""
+    return gzip.decompress(path.read_bytes()).decode()
+
+
+def chat(one: dict[str, str], student: PreTrainedTokenizerBase) -> str:
+    """A question and its answer as the student's template writes them."""
+    asked = {"role": "user", "content": f"{one['instruction']}\n{one['input']}".strip()}
+    said = {"role": "assistant", "content": one["output"]}
+    return str(student.apply_chat_template([asked, said], tokenize=False))
+
+
+def tokenizer(name: str | None) -> PreTrainedTokenizerBase:
+    """That of a folder or a GGUF file, of `smollm2`, or one trained here."""
+    if name is None:
+        return trained()
+    path = load.packaged() if name == "smollm2" else Path(name)
+    if path.suffix == ".gguf":
+        return gguf.load_tokenizer(path)
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    return found
+
+
+def trained() -> PreTrainedTokenizerFast:
+    """SentencePiece's kind: merges of characters, single bytes for the others, a space in front."""
+    found = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    found.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    found.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=8000, limit_alphabet=100, special_tokens=specials, show_progress=False)
+    found.train_from_iterator(docstrings(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=found, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("--student", default="smollm2", help="a folder, a GGUF file or smollm2")
+    parser.add_argument("--teacher", help="a folder or a GGUF file; without it, a tokenizer trained here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

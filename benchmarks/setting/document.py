@@ -1,0 +1,40 @@
+"""The command line of a benchmark, when it refuses, and the one JSON document that it prints."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def command_line(says: str | None) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes; `says` is the script's docstring."""
+    parser = argparse.ArgumentParser(description=says, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("--unchecked", action="store_true", help="skip the tests; for development alone")
+    return parser
+
+
+def refuse_on_red(tests: Sequence[str]) -> None:
+    """Ends the process where one of `tests` fails: a benchmark of wrong code is worth nothing."""
+    ran = subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], stdout=sys.stderr)
+    if ran.returncode:
+        sys.exit("refused: a test that this benchmark rests on is red")
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def document(
+    name: str, figures: Mapping[str, Any], met: Mapping[str, bool], *, goals: Mapping[str, str] | None = None
+) -> str:
+    """The document; `goals` gives each goal's formula where its name does not say it."""
+    found = {"name": name, "machine": machine(), "figures": figures, "goals": goals or list(met), "met": met}
+    return json.dumps(found, indent=2)

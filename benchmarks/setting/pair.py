@@ -1,0 +1,32 @@
+"""The pair of the benchmarks: SmolLM2-135M and its student of 12 evenly kept layers."""
+
+from typing import Any
+
+import torch
+
+LAYERS = 12
+
+
+def pair(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
+    """SmolLM2-135M in `dtype` and its student of `LAYERS` layers in fp32."""
+    from potstill.models import gguf, load
+    from potstill.models.families.table import export_model, import_model
+    from potstill.transforms.apply import apply
+    from potstill.transforms.drop_layers import DropLayers, evenly
+
+    teacher = gguf.load_model(load.packaged(), dtype=torch.float32)
+    whole = import_model(teacher)
+    student = export_model(apply(DropLayers(evenly(len(whole.layers), LAYERS)), whole), teacher)
+    return teacher.to(dtype).eval(), student
+
+
+def matrices() -> dict[str, int]:
+    """Weights of all matrices that a token is multiplied with, head included."""
+    from potstill.models import gguf, load
+    from potstill.models.families.table import import_model
+
+    whole = import_model(gguf.load_model(load.packaged(), dtype=torch.bfloat16))
+    sizes = {name: w.numel() for name, w in whole.state_dict().items() if w.ndim == 2}
+    layer = sum(n for name, n in sizes.items() if name.startswith("layers.0."))
+    head = sizes["embed.weight"]
+    return {"teacher": layer * len(whole.layers) + head, "student": layer * LAYERS + head}

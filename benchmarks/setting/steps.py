@@ -1,0 +1,81 @@
+"""One optimiser step by potstill and by TRL, of the same student on the same documents: lists of token ids."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Step = Callable[[list[list[int]]], float]  # documents to their loss
+
+
+def adam(student: Any) -> torch.optim.Optimizer:
+    """The optimiser of all sides."""
+    return torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
+
+
+def potstill_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> Step:
+    """Padding-free packs, fused loss; `teacher` is alive, or a cache of what it said."""
+    from potstill.data.pack import collate
+    from potstill.objectives.distill import Distill
+    from potstill.train.study import Study
+
+    study = Study(student, Distill(), frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
+
+    def step(batch: list[list[int]]) -> float:
+        student.train()
+        ids = torch.tensor([i for document in batch for i in document])
+        labels = torch.tensor([i for document in batch for i in [-100, *document[1:]]])
+        lengths = torch.tensor([len(document) for document in batch])
+        loss = study(**collate([{"input_ids": ids, "labels": labels, "lengths": lengths}]))["loss"]
+        loss.backward()
+        return finish(student, optimiser, loss)
+
+    return step
+
+
+def trl_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> Step:
+    """GKDTrainer's own training step on the padded batch, forward KL (beta 0), off-policy (lmbda 0)."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    from potstill.models import gguf, load
+
+    tokenizer = gguf.load_tokenizer(load.packaged())
+    config = GKDConfig(
+        output_dir=tempfile.mkdtemp(),
+        lmbda=0.0,
+        beta=0.0,
+        temperature=1.0,
+        bf16=True,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        report_to=[],
+    )
+    rows = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
+    trainer = GKDTrainer(
+        model=student, teacher_model=teacher, args=config, train_dataset=rows, processing_class=tokenizer
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    model = trainer.accelerator.prepare_model(trainer.model)
+
+    def step(batch: list[list[int]]) -> float:
+        width = max(map(len, batch))
+        padded = [[*d, *[tokenizer.pad_token_id] * (width - len(d))] for d in batch]
+        mask = [[1] * len(d) + [0] * (width - len(d)) for d in batch]
+        labels = [[*d, *[-100] * (width - len(d))] for d in batch]
+        inputs = {"input_ids": padded, "attention_mask": mask, "labels": labels}
+        loss = trainer.training_step(model, {k: torch.tensor(v) for k, v in inputs.items()}, None)
+        return finish(student, optimiser, loss)
+
+    return step
+
+
+def finish(student: torch.nn.Module, optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> float:
+    """Clip, step, zero: the same for all."""
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+    return loss.item()

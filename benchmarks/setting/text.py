@@ -1,0 +1,36 @@
+"""The documents of the benchmarks: docstrings of Python's library, ragged and real."""
+
+import json
+from pathlib import Path
+
+CONTEXT = 512
+
+
+def documents(steps: int, tokens: int) -> list[list[list[int]]]:
+    """For each step documents of about `tokens` tokens, in the order of the corpus, cut to `CONTEXT`."""
+    from potstill.data.chat import tokenise
+    from potstill.data.corpus import load_corpus
+    from potstill.models import gguf, load
+
+    rows = tokenise(load_corpus("stdlib"), gguf.load_tokenizer(load.packaged()), limit=steps * tokens * 2)
+    found: list[list[list[int]]] = [[]]
+    for row in rows:
+        if sum(map(len, found[-1])) + len(row.input_ids) > tokens:
+            if len(found) == steps:
+                break
+            found.append([])
+        found[-1].append(row.input_ids[:CONTEXT])
+    return found
+
+
+def write_texts(folder: Path, number: int) -> None:
+    """The first `number` documents as they were before they became tokens, as a corpus of which nothing is held out.
+
+    Files named train and validation are what keeps `load_corpus` from holding out a share of its own.
+    """
+    from potstill.data.corpus import load_corpus
+
+    rows = [json.dumps({"text": row["text"]}) + "\n" for row in load_corpus("stdlib").documents.take(number)]
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(rows), encoding="utf-8")
+    (folder / "validation.jsonl").write_text(rows[0], encoding="utf-8")
