@@ -12,12 +12,13 @@ from tests.pipeline.world import interrupted, saved
 from tests.serving import Server
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import Interrupted, UsageError
+from potstill.core.errors import Interrupted, UsageError, VocabularyMismatch
 from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill
-from potstill.pipeline.rollouts import stops_of
+from potstill.pipeline.rollouts import rollout_of, stops_of
 from potstill.train.policy import Policy
 from potstill.train.progress import read_metrics
+from potstill.train.rollout import Rollout
 
 
 @pytest.fixture
@@ -97,6 +98,18 @@ def test_what_ends_a_text_is_what_model_or_tokenizer_say(
     tiny_llama.generation_config.eos_token_id = tiny_tokenizer.eos_token = None
     with pytest.raises(UsageError, match="ends a text"):
         stops_of(tiny_llama, tiny_tokenizer)
+
+
+def test_a_teacher_with_tokens_of_its_own_does_not_write_along(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def written(name: str) -> Rollout | None:
+        policy = Policy(name=name, share=0.5)
+        return rollout_of(policy, SETTINGS, tiny_llama, tiny_tokenizer, vocabulary=259, beside=lambda pack: pack)
+
+    assert written("gkd") is not None
+    with pytest.raises(VocabularyMismatch, match="--rollout gkd"):
+        written("minillm")
 
 
 def test_a_share_of_zero_writes_nothing_and_distillm_begins_by_it() -> None:

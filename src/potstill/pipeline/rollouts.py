@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.core.errors import UsageError
+from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.data.pack import Pack
 from potstill.data.wire import is_address
 from potstill.decode.sample import Sampling
@@ -53,9 +53,16 @@ def rollout_of(
     vocabulary: int,
     beside: Callable[[Pack], Pack] = dict,
 ) -> Rollout | None:
-    """The rollout of a run; None where the text is the data's alone. For `beside` see `train.rollout.Author`."""
+    """The rollout of a run; None where the text is the data's alone. For `beside` see `train.rollout.Author`.
+
+    Raises: VocabularyMismatch for a teacher with tokens of its own that is to write along.
+    """
     if not policy.writes:
         return None
+    if policy.name == MINILLM and beside is not dict:
+        raise VocabularyMismatch(
+            "--rollout minillm samples from teacher and student together, whose tokenizers differ; choose --rollout gkd"
+        )
     sampling = Sampling(vocabulary=vocabulary, stop=stops_of(student, tokenizer))
     return policy.build(settings, sampling, ranks=ranks.count(), beside=beside)
 
