@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.small import assert_same_bits, settings, some_packs, study_of
+from tests.train.small import assert_same_bits, settings, some_packs, study_of, weights
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -16,7 +16,10 @@ from potstill.data.pack import Pack, Packs, collate, pack
 from potstill.data.tokens import Tokenised
 from potstill.decode.sample import Sampling
 from potstill.objectives.combine import Sum
+from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
+from potstill.objectives.policy import PolicyGradient
+from potstill.ops.divergence import reverse_kl
 from potstill.train.rollout import Author, Document, OnPolicy, documents_of, generator_of, prompt_of
 from potstill.train.run import metrics_of, train
 from potstill.train.study import Study
@@ -278,3 +281,17 @@ def test_the_metrics_say_what_was_rolled_out(tiny_llama: LlamaForCausalLM, tmp_p
     assert all(line["rollout_cut"] + line["rollout_empty"] <= line["rollout_documents"] for line in lines)
     assert all(line["cross_entropy"] == 0 for line in lines)
     assert sum(line["rollout_tokens"] for line in lines) < lines[-1]["tokens"]
+
+
+def test_a_teacher_that_writes_along_is_rewarded_for(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    single = Distill(divergence=reverse_kl)
+    study = study_of(tiny_llama, objective=Sum((0.5, CrossEntropy()), (1.0, PolicyGradient()), (1.0, single)))
+    before = weights(study)
+    rollout = OnPolicy(share=0.5, author=replace(AUTHOR, teacher=0.2))
+    with pytest.raises(KeyError, match="teacher"):  # it is asked
+        replace(rollout, share=1.0)(batch_of(asked_packs(), 0), study.student, {}, generator_of(1, 0, 0))
+    train(study, asked_packs(), settings(), tmp_path, rollout=rollout, show=False)
+    lines = [line for line in metrics_of(tmp_path) if "loss" in line]
+    for term in ("policy", "cross_entropy", "distill"):
+        assert any(line[term] != 0 for line in lines), term
+    assert not torch.equal(before["model.norm.weight"], weights(study)["model.norm.weight"])
