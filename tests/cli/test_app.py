@@ -103,6 +103,12 @@ def test_generate_answers(asked: Any, potstill: Call, teacher: Path) -> None:
     assert potstill("generate", teacher, "--prompt", "Hi", "--max-tokens", 4).out == found["text"] + "\n"
 
 
+def test_answers_to_a_data_set_can_be_rehearsed(asked: Any, teacher: Path, pairs: Path, tmp_path: Path) -> None:
+    found = asked("generate", teacher, "--data", pairs, "--out", tmp_path / "made", "--documents", 5, "--dry-run")
+    assert (found["stage"], found["data"], found["documents"]) == ("answers", str(pairs), 5)
+    assert not (tmp_path / "made").exists()
+
+
 def test_recipes_list_their_sources_and_cite_them(asked: Any, potstill: Call) -> None:
     assert [recipe["name"] for recipe in asked("recipes")] == table.names()
     assert "arXiv:2311.07052" in potstill("recipes").out

@@ -236,6 +236,8 @@ def test_options_that_cannot_be(
         pytest.param(("recipes", "hope"), "no recipe 'hope'", id="an unknown recipe to show"),
         pytest.param(("generate", "x", "--prompt", "a", "--max-tokens", "0"), "at least 1", id="no token to write"),
         pytest.param(("generate", "x", "--prompt", "a", "--temperature", "-1"), "at least 0", id="below greedy"),
+        pytest.param(("generate", "x"), "--prompt for one answer", id="nothing to answer"),
+        pytest.param(("generate", "x", "--data", "d"), "--data with --out", id="no folder for answers"),
         pytest.param(("measure", "a", "a"), "named twice", id="a model named twice"),
         pytest.param(("measure", "a", "--out", "no/such/file.json"), "no folder", id="measures into no folder"),
         pytest.param(("measure", "a", "--out", "."), "is a folder", id="measures into a folder"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from potstill.core.types import IGNORE, Head, Measure, Needs, supervised
+from potstill.core.types import IGNORE, Head, Measure, Needs, gold, supervised
 
 
 def test_a_position_is_supervised_if_its_next_token_is_trained_and_of_the_same_document() -> None:
@@ -59,3 +59,10 @@ def test_a_measure_leaves_out_what_was_not_measured() -> None:
         "n": 3,
         "better": "lower",
     }
+
+
+def test_a_row_is_gold_unless_its_document_was_sampled() -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    batch = {"input_ids": ids, "labels": ids, "documents": torch.tensor([[0, 0, 1, 1, 1]])}
+    assert gold(batch).tolist() == [True, True, True]
+    assert gold({**batch, "sampled": batch["documents"] == 1}).tolist() == [True, False, False]

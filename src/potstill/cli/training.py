@@ -28,6 +28,12 @@ def distill(
     objective: Annotated[str, typer.Option(help=o.OBJECTIVES)] = "forward_kl",
     cross_entropy: Annotated[float, typer.Option(help="Share of cross-entropy in the loss, 0 to 1.")] = 0.7,
     temperature: Annotated[float, typer.Option(help="Both logits are divided by it; the loss times its square.")] = 1.0,
+    on_policy: Annotated[
+        float, typer.Option(help="Share of the documents that the student completes itself, 0 to 1.")
+    ] = 0.0,
+    rollout: Annotated[
+        str, typer.Option(help="How those are chosen and written: gkd, distillm (grows, replays), minillm (mixed).")
+    ] = "gkd",
     tokens: o.Tokens = "200k",
     context: o.Context = 512,
     batch_tokens: o.BatchTokens = 2048,

@@ -12,6 +12,9 @@ The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning
 | `labels` | `[B T]` int64 | `input_ids` where trained on, else `IGNORE`, as the first of a document is; never shifted |
 | `position_ids` | `[B T]` int64 | restart at 0 with each document; this alone says where documents begin |
 | `documents` | `[B T]` int64 | number of the document in this batch, -1 on padding |
+| `sampled` | `[B T]` bool | whether a model wrote what is trained of this document, in this run; absent: of none |
+
+What was sampled is compared with a teacher and is no truth: whatever takes labels for the truth sums over `gold` alone.
 
 A packed batch has `B = 1` and no padding; documents lie end to end. A companion with tokens of its own reads the same
 documents, numbered alike, from keys with its name before them (`teacher.input_ids`, ...): see `view`. Which rows of the
@@ -45,6 +48,13 @@ def supervised(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor, " N"], In
     positions[:, :-1] = (labels[:, 1:] != IGNORE) & (documents[:, 1:] == documents[:, :-1])
     targets = labels[:, 1:][positions[:, :-1]]
     return positions, targets, documents[positions]
+
+
+def gold(batch: Batch) -> Bool[Tensor, " N"]:
+    """Which of the supervised rows come from the data, and not from a rollout."""
+    positions = supervised(batch)[0]
+    sampled = batch.get("sampled")
+    return torch.ones_like(positions)[positions] if sampled is None else ~sampled[positions]
 
 
 def view(batch: Batch, name: str) -> Batch:

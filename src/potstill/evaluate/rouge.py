@@ -65,13 +65,14 @@ def questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int 
     if corpus.kind == "text":
         raise DataError(f"{corpus.name} is plain text; ROUGE-L needs prompts with responses, or chats")
     template = ChatTemplate(tokenizer) if tokenizer.chat_template or corpus.kind == "chat" else None
-    asked = (_question(document, tokenizer, template) for document in corpus.documents)
+    asked = (question_of(document, tokenizer, template) for document in corpus.documents)
     return list(islice((question for question in asked if question is not None), limit))
 
 
-def _question(
+def question_of(
     document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
 ) -> Question | None:
+    """What a pair or a chat asks for; None for a chat in which nobody answers."""
     if template is None:
         return Question(list(tokenizer(document["prompt"] + "\n").input_ids), [document["response"]])
     messages = as_messages(document)

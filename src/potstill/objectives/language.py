@@ -4,14 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from potstill.core.types import Batch, Needs, Signals, Terms, supervised
+from potstill.core.types import Batch, Needs, Signals, Terms, gold, supervised
 from potstill.objectives import rows
-from potstill.ops.row_loss import CrossEntropyRows
+from potstill.ops.row_loss import CrossEntropyRows, Weighted
+
+GOLD = "gold"  # by what name the row loss hears of which rows count
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
     """sum over supervised positions of -log q(next token), in nats; q is the student.
+
+    What a model wrote in this run (`sampled` in the batch) is no truth, and is neither summed nor counted.
 
     Source: the definition.
     """
@@ -32,11 +36,15 @@ class CrossEntropy:
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
         """-log q(target) of each row."""
-        return {self.name: rows.RowTerm(CrossEntropyRows())}, {}
+        if "sampled" not in batch:
+            return {self.name: rows.RowTerm(CrossEntropyRows())}, {}
+        counted = gold(batch).to(views["student"].rows.dtype)
+        term = rows.RowTerm(Weighted(CrossEntropyRows(), GOLD), {GOLD: lambda start, stop: counted[start:stop]})
+        return {self.name: term}, {}
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """The number of supervised positions."""
-        return {self.name: len(supervised(batch)[1])}
+        """The number of supervised positions that come from the data."""
+        return {self.name: int(gold(batch).sum())}
 
     def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
         """The sum over the batch."""

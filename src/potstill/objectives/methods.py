@@ -6,9 +6,12 @@ from typing import NamedTuple
 
 from potstill.core.types import Objective
 from potstill.objectives.bridge import AlignedRows, CrossAttention
+from potstill.objectives.combine import Sum
+from potstill.objectives.distill import Distill
 from potstill.objectives.dual_space import DualSpace, DualSpaceV2, Spaces
+from potstill.objectives.policy import PolicyGradient
 from potstill.objectives.sides import Sides
-from potstill.ops.divergence import Divergence
+from potstill.ops.divergence import Divergence, reverse_kl
 
 
 class Asked(NamedTuple):
@@ -61,11 +64,22 @@ def dskdv2_eta(sides: Sides, asked: Asked) -> Objective:
     return DualSpaceV2(*weights, asked.spaces, AlignedRows(), sides.same_strings)
 
 
+def minillm(sides: Sides, asked: Asked) -> Objective:
+    """The policy's gradient and the single step by which the next token alone is judged, both weighing 1."""
+    single = Distill(divergence=reverse_kl, temperature=asked.temperature, name=f"{asked.name}_single_step")
+    mixed, scale, clip, discount = (asked.options[name] for name in MINILLM)
+    policy = PolicyGradient(mixed=mixed, scale=scale, clip=clip, discount=discount, name=f"{asked.name}_policy")
+    return Sum((1.0, policy), (1.0, single))
+
+
+MINILLM = MappingProxyType({"mixed": 0.2, "scale": 0.5, "clip": 0.2, "discount": 0.95})  # those of `PolicyGradient`
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "dskd": Method(dskd),
         "dskd_cma": Method(dskd_cma, across=True),
         "dskdv2": Method(dskdv2),
         "dskdv2_eta": Method(dskdv2_eta, across=True),
+        "minillm": Method(minillm, divergence=False, options=MINILLM),
     }
 )

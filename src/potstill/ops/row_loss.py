@@ -101,6 +101,34 @@ class DivergenceRows:
 
 
 @dataclass(frozen=True)
+class Weighted:
+    """w loss, by the definition, for the weights [C] that are said by that name; they may be negative.
+
+    A row of weight 0 has no gradient: the weights change summands and never what the sum is divided by.
+    """
+
+    loss: Differentiable
+    weights: str
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        return self.loss(student, frozen, targets) * self._weights(frozen)
+
+    def with_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
+        """The values and their derivative by the student's logits."""
+        values, gradient = self.loss.with_gradient(student, frozen, targets)
+        weights = self._weights(frozen).to(values.dtype)
+        return values * weights, gradient.mul_(weights[:, None])
+
+    def _weights(self, frozen: Mapping[str, Any]) -> Tensor:
+        weights: Tensor = frozen[self.weights]
+        return weights
+
+
+@dataclass(frozen=True)
 class Agreeing:
     """`loss` at the rows where what `said` has as its likeliest token is `choice`, or the target if `choice` is None.
 

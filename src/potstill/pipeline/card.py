@@ -68,7 +68,15 @@ def summary(card: Card) -> str:
         return f"A language model, made by potstill: {cut}, and not trained since."
     how = f", through adapters (LoRA) of rank {stage['lora']} merged into it" if stage.get("lora") else ""
     seen = f"trained{how} on {card.cost.get('tokens', 0):,} tokens of {card.data.get('trained_on', 'text')}"
-    return f"A language model, made by potstill: {cut}, {seen} under {_objective(stage)}."
+    return f"A language model, made by potstill: {cut}, {seen} under {_objective(stage)}{_written(stage)}."
+
+
+def _written(stage: Mapping[str, Any]) -> str:
+    share, rollout = stage.get("on_policy", 0), stage.get("rollout")
+    if rollout == "distillm":
+        return f", on a growing share of completions of its own (DistiLLM, from {share:.0%} on)"
+    mixed = ", sampled with the teacher (MiniLLM)" if rollout == "minillm" else ""
+    return f", {share:.0%} of the documents with completions of its own{mixed}" if share else ""
 
 
 def _objective(stage: Mapping[str, Any]) -> str:

@@ -50,6 +50,7 @@ from potstill.pipeline.examination import examine
 from potstill.pipeline.forecast import announce
 from potstill.pipeline.invariants import QUICK
 from potstill.pipeline.prune import Prune, reload_gap, save
+from potstill.pipeline.rollouts import UNCOUNTED, require_answers, rollout_of
 from potstill.pipeline.stage import (
     as_value,
     command,
@@ -65,6 +66,7 @@ from potstill.pipeline.stage import (
 from potstill.pipeline.texts import Prepared, Text, prepare
 from potstill.train import adapters, ranks
 from potstill.train.blocks import require_checkpointing
+from potstill.train.policy import GKD, Policy
 from potstill.train.progress import METRICS
 from potstill.train.run import Outcome, identify, train
 from potstill.train.settings import Settings
@@ -100,10 +102,10 @@ class Pair(NamedTuple):
         student, teacher = self.origin.tokenizer, self.teacher.tokenizer
         return Sides(Side(self.student, student), Side(self.teacher.model, teacher))
 
-    def packs(self, packs: Packs) -> Any:
-        """`packs` as both read them, or as a teacher that is not here can be asked about ahead of time."""
+    def packs(self, packs: Packs, *, ahead: bool = False) -> Any:
+        """`packs` as both read them; a teacher that is not here is asked about them `ahead` of time."""
         if isinstance(self.teacher, Absent):
-            return self.teacher.ahead(packs)
+            return self.teacher.ahead(packs) if ahead else packs
         if not self.across:
             return packs
         readers = (Reader(one, pieces(one)) for one in (self.origin.tokenizer, self.teacher.tokenizer))
@@ -132,6 +134,9 @@ class Distill:
     The teacher's weights need not be here if a student is given: `teacher` may be the address of a server, which is
     asked for the `top_k` likeliest tokens, or be left out (or not be found) where `teacher_cache` holds what it said.
 
+    `on_policy` is the share of the documents whose completions the student itself writes in training; they are compared
+    with the teacher, and are no truth for cross-entropy. `rollout` says how they are chosen (`train.policy`).
+
     The default objective is 0.7 cross-entropy + 0.3 forward KL; `objective="cross_entropy"` needs no teacher, which
     then only measures. The output folder appears whole; while training it holds `training/` alone.
     """
@@ -149,6 +154,8 @@ class Distill:
     objective: Mixture = field(default_factory=Mixture)
     settings: Settings = field(default_factory=Settings)
     lora: int = 0
+    on_policy: float = 0.0
+    rollout: str = GKD
     device: str = "auto"
     dtype: str = "auto"
     documents: int = 100
@@ -166,6 +173,7 @@ class Distill:
             raise UsageError(
                 f"{self.objective.name} learns from a teacher's hidden states; give a --teacher whose weights are here"
             )
+        require_answers(self.policy, self.objective, self.settings, teacher=self.teacher, cache=self.teacher_cache)
         if self.lora < 0:
             raise UsageError(f"--lora is {self.lora}; it is a rank, and 0 trains all weights")
         if self.documents < 1:
@@ -185,6 +193,11 @@ class Distill:
         settings = Settings(**{f.name: flat[f.name] for f in fields(Settings) if flat.get(f.name) is not None})
         own = {f.name for f in fields(cls)} - {"objective", "settings"}
         return cls(objective=objective, settings=settings, **{k: v for k, v in flat.items() if k in own})
+
+    @property
+    def policy(self) -> Policy:
+        """Who writes the tokens."""
+        return Policy(name=self.rollout, share=self.on_policy)
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain data."""
@@ -249,7 +262,18 @@ class Distill:
         measuring = f"measuring on {len(prepared.rows)} documents"
         study = self.study(pair, dtype, cache)
         model = study.student
+        tokenizer, writes = pair.origin.tokenizer, self.policy.writes
+        rollout = rollout_of(
+            self.policy,
+            self.settings,
+            pair.student,
+            tokenizer,
+            vocabulary=pair.vocabulary,
+            beside=pair.packs(prepared.packs).beside if pair.across else dict,
+        )
         announce(self, pair, prepared.packs, dtype, out, show=show)
+        if writes:
+            note(UNCOUNTED)
         told = None if cache is None else dict(cache.manifest.files)
         identity = identify(self.essence(), [p.digest for p in pair.parents], prepared.digest, pair.details, told)
         ranks.require_same("settings, models or text", identity)
@@ -269,11 +293,12 @@ class Distill:
                 teacher.model.to("meta")  # its memory is for training; it is read again to be measured beside
             outcome = train(
                 study,
-                pair.packs(prepared.packs),
+                pair.packs(prepared.packs, ahead=not writes),
                 self.settings,
                 folder,
-                tokenizer=pair.origin.tokenizer,
-                validation=pair.packs(prepared.validation_packs) if pair.across else prepared.validation_packs,
+                tokenizer=tokenizer,
+                validation=pair.packs(prepared.validation_packs),
+                rollout=rollout,
                 identity=identity,
                 resume=resume,
                 title=out.name,

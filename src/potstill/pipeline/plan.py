@@ -26,6 +26,7 @@ from potstill.pipeline.distill import Distill, Pair
 from potstill.pipeline.forecast import Forecast, forecast, pruning_bytes, tokenizer_bytes, workload_of
 from potstill.pipeline.prune import Prune
 from potstill.pipeline.rehearse import MEASURED, WARM_UP, rehearse, saved_bytes
+from potstill.pipeline.rollouts import UNCOUNTED
 from potstill.pipeline.room import Room, room
 from potstill.pipeline.stage import as_value, require_one_process
 from potstill.pipeline.texts import Text, prepare
@@ -68,6 +69,7 @@ class Plan:
         require_one_process()
         known = self.known()
         rates, notes = self.rates(known)
+        notes += [UNCOUNTED] if self.distill.policy.writes else []
         made, free = self.forecast(self.distill, known, rates), room(out, known.device)
         teacher, student = stored(known.teacher), stored(known.student)
         work = self.workload(self.distill, known)

@@ -18,6 +18,7 @@ from potstill.core.errors import MissingDependency, UsageError
 from potstill.train import checkpoint, ranks
 from potstill.train.blocks import blocks_run
 from potstill.train.progress import METRICS, Interrupt, Record, Show, peak_memory, read_metrics
+from potstill.train.rollout import Rollout
 from potstill.train.settings import Settings
 from potstill.train.study import Study
 from potstill.train.trainer import Trainer, arguments
@@ -54,6 +55,7 @@ def train(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     validation: Any = None,
+    rollout: Rollout | None = None,
     identity: str = "",
     resume: bool = False,
     title: str = "training",
@@ -61,7 +63,8 @@ def train(
 ) -> Outcome:
     """Train `study` in place on `packs`; checkpoints and `metrics.jsonl` go to `folder`.
 
-    `identity` names the run (settings, models, data); a checkpoint of another identity is refused.
+    `rollout` writes the tokens of each step anew before they are counted; `rollout.tally` is what it says of them in
+    `metrics.jsonl`. `identity` names the run (settings, models, data); a checkpoint of another identity is refused.
 
     Raises:
         ArtefactError: `resume` finds checkpoints but none that is whole and of this run, or one cannot be written.
@@ -83,6 +86,7 @@ def train(
         args,
         identity=identity,
         keep_best=bool(settings.patience),
+        rollout=rollout,
         train_dataset=packs,
         eval_dataset=validation,
         processing_class=tokenizer,

@@ -76,7 +76,7 @@ class Study(nn.Module):
         needs = self.objective.needs(batch)
         frozen = self._read_frozen(batch, {name: need for name, need in needs.items() if name != "student"})
         device = batch["input_ids"].device
-        with self._autocast(device):  # the objective too: it computes the head, the largest of all matrices
+        with self.autocast(device):  # the objective too: it computes the head, the largest of all matrices
             student = signals(self.student, view(batch, "student"), needs["student"], vocabulary=self._ids("student"))
             terms = self.objective({"student": student}, frozen, batch)
         sums = torch.stack([terms[name] for name in self.term_names])
@@ -93,14 +93,20 @@ class Study(nn.Module):
                 read[name] = self._companions[name].signals(own, need, vocabulary=ids)
                 continue
             model = self._frozen[name].eval()  # whatever happened around it
-            with self._autocast(batch["input_ids"].device) if model.dtype == torch.float32 else nullcontext():
+            with self.autocast(batch["input_ids"].device) if model.dtype == torch.float32 else nullcontext():
                 read[name] = signals(model, own, need, vocabulary=ids)
         return read
 
     def _ids(self, name: str) -> int | None:
         return self.vocabulary.get(name) if isinstance(self.vocabulary, Mapping) else self.vocabulary
 
-    def _autocast(self, device: torch.device) -> torch.autocast | nullcontext[None]:
+    @property
+    def frozen(self) -> Mapping[str, PreTrainedModel]:
+        """The companions that are alive here, by name."""
+        return self._frozen.by_name
+
+    def autocast(self, device: torch.device) -> torch.autocast | nullcontext[None]:
+        """What multiplies matrices in the compute dtype."""
         if self.compute_dtype == torch.float32:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.compute_dtype)
@@ -110,10 +116,10 @@ class _Unregistered:
     """Models that `nn.Module` must not find: a plain holder is no parameter, module or buffer."""
 
     def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
-        self._models = dict(models)
+        self.by_name = dict(models)
 
     def __getitem__(self, name: str) -> PreTrainedModel:
-        return self._models[name]
+        return self.by_name[name]
 
     def __iter__(self) -> Iterator[PreTrainedModel]:
-        return iter(self._models.values())
+        return iter(self.by_name.values())

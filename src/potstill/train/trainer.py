@@ -18,12 +18,14 @@ from potstill.core.errors import ArtefactError, TrainingDiverged
 from potstill.data.pack import collate
 from potstill.train import adapters, checkpoint
 from potstill.train.optimiser import parameter_groups, steer
+from potstill.train.rollout import Remembering, Rollout, generator_of, summary
 from potstill.train.settings import Settings
 from potstill.train.study import Study
 from potstill.train.watch import best_of, exploded_from
 
 OBJECTIVE_FILE = "objective.safetensors"
 ADAPTERS_FILE = "adapters.safetensors"
+ROLLOUT_FILE = "rollout-{}.safetensors"  # of each rank
 
 
 class Trainer(transformers.Trainer):
@@ -34,16 +36,40 @@ class Trainer(transformers.Trainer):
     _staging: Path | None = None  # where a checkpoint is written before it is sealed
 
     def __init__(
-        self, study: Study, args: TrainingArguments, *, identity: str = "", keep_best: bool = False, **kwargs: Any
+        self,
+        study: Study,
+        args: TrainingArguments,
+        *,
+        identity: str = "",
+        keep_best: bool = False,
+        rollout: Rollout | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(study, args, data_collator=collate, **kwargs)
         for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
             self.remove_callback(unwanted)  # train/progress.py shows and records
         self.identity = identity
         self.keep_best = keep_best  # whether the checkpoint of the best evaluation outlives newer ones
+        self.rollout = rollout
         self._sums = torch.zeros(len(study.term_names), dtype=torch.float64)
         self._counts = torch.zeros_like(self._sums)
         self._batches: list[Any] = []  # of the step in hand, to name them when it goes wrong
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of a step and their counts; with a rollout, as they are once it has written its part of them."""
+        batches = epoch_iterator if self.rollout is None else self._rolled_out(epoch_iterator, self.rollout)
+        return super().get_batch_samples(batches, num_batches, device)
+
+    def _rolled_out(self, batches: Iterator[Any], rollout: Rollout) -> Iterator[Any]:
+        """Each batch with what the rollout writes."""
+        generator = generator_of(self.args.seed, self.state.global_step, self.args.process_index)
+        study = self.study
+        for batch in batches:  # not `yield from`, which would close the loader at the end of a step
+            with torch.no_grad(), study.autocast(batch["input_ids"].device):
+                rolled = rollout(batch, study.student, study.frozen, generator)
+            yield rolled
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
         if not batch_samples:
@@ -85,7 +111,7 @@ class Trainer(transformers.Trainer):
         Raises: TrainingDiverged if the loss has exploded (see `watch.exploded_from`).
         """
         stepped = "loss" in logs and bool(self._counts.any())
-        super().log(logs | self._means() if stepped else logs, start_time)
+        super().log(logs | self._means() | self._written() if stepped else logs, start_time)
         if stepped and (before := exploded_from(self.state.log_history)) is not None:
             self._stop(f"the loss rose from {before:.3g} to {logs['loss']:.3g}", self._batches, done=True)
 
@@ -121,6 +147,17 @@ class Trainer(transformers.Trainer):
         self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
         return {k: s / max(n, 1) for k, s, n in zip(self.study.term_names, *both.tolist(), strict=True)}
 
+    def _written(self) -> dict[str, int]:
+        """What was rolled out since the last line, over all ranks."""
+        if self.rollout is None:
+            return {}
+        tally = summary(self.rollout.tally)
+        self.rollout.tally.clear()
+        if self.args.world_size > 1:
+            counted = self.accelerator.gather(torch.tensor([list(tally.values())], device=self.args.device)).sum(0)
+            tally = dict(zip(tally, counted.tolist(), strict=True))
+        return tally
+
     @torch.no_grad()
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -139,6 +176,8 @@ class Trainer(transformers.Trainer):
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in zip(study.term_names, means.tolist(), strict=True)}
         loss = sum(w * metrics[f"{metric_key_prefix}_{k}"] for k, w in study.objective.weights.items())
         metrics[f"{metric_key_prefix}_loss"] = float(loss)
+        if isinstance(self.rollout, Remembering):
+            self.rollout.evaluated(float(loss))
         self.log(metrics)
         self.control: transformers.TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -210,6 +249,11 @@ class Trainer(transformers.Trainer):
         if trained := _own_state(self.study):
             save_file(trained, folder / OBJECTIVE_FILE)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if isinstance(self.rollout, Remembering):
+            save_file(self.rollout.state_dict(), Path(output_dir) / ROLLOUT_FILE.format(self.args.process_index))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder, study = Path(resume_from_checkpoint), self.study
         if adapters.trained(study.student) is None:
@@ -219,6 +263,8 @@ class Trainer(transformers.Trainer):
             _fill(adapters.trained(study.student) or {}, load_file(folder / ADAPTERS_FILE))
         if _own_state(study):
             study.objective.load_state_dict(load_file(folder / OBJECTIVE_FILE), strict=True)  # type: ignore[attr-defined]
+        if isinstance(self.rollout, Remembering):
+            self.rollout.load_state_dict(load_file(folder / ROLLOUT_FILE.format(self.args.process_index)))
 
 
 def _fill(weights: dict[str, Tensor], saved: dict[str, Tensor]) -> None:

@@ -1,0 +1,33 @@
+"""Rewards of tokens as advantages: what follows a token, by the length that is left, centred and scaled.
+
+Source: Gu et al., "MiniLLM" (arXiv:2306.08543), section 2.2 (length normalisation), and the authors' code.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def returns_to_go(
+    rewards: Float[Tensor, " N"], segment: Int[Tensor, " N"], *, discount: float = 1.0
+) -> Float[Tensor, " N"]:
+    """R_t = (sum_{k >= t} discount^(k - t) r_k) / (number of k >= t), within each run of equal `segment`.
+
+    Source: MiniLLM's code, which begins the sum at the token's own reward.
+    Departs from the paper: its equation (5) begins it at the next token, whose own reward the single-step term has.
+    """
+    found, total, left = torch.empty_like(rewards), 0.0, 0
+    owners, values = segment.tolist(), rewards.tolist()
+    for n in reversed(range(len(values))):
+        if n + 1 == len(values) or owners[n + 1] != owners[n]:
+            total, left = 0.0, 0
+        total, left = values[n] + discount * total, left + 1
+        found[n] = total / left
+    return found
+
+
+def whitened(values: Float[Tensor, " N"], *, eps: float = 1e-8) -> Float[Tensor, " N"]:
+    """(x - mean) / sqrt(variance + eps), by the definition; of one value or none, zero."""
+    if len(values) < 2:
+        return torch.zeros_like(values)
+    return (values - values.mean()) / torch.sqrt(values.var(unbiased=False) + eps)

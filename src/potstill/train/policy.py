@@ -1,0 +1,47 @@
+"""Who writes the tokens, as a value: which rollout, and how much of the text is the student's own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from potstill.core.errors import UsageError
+from potstill.data.pack import Pack
+from potstill.decode.sample import Sampling
+from potstill.train.replay import Adaptive
+from potstill.train.rollout import Author, OnPolicy, Rollout
+from potstill.train.settings import Settings
+
+GKD, DISTILLM, MINILLM = "gkd", "distillm", "minillm"
+ROLLOUTS = (GKD, DISTILLM, MINILLM)
+TEACHER = 0.2  # alpha of MiniLLM, section 3.1: the share of the teacher in what is sampled from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """`share` of the documents get completions that are sampled in training; of `distillm` it is the share to begin by.
+
+    Raises: UsageError for a rollout that there is none of, or a share that is none.
+    """
+
+    name: str = GKD
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ROLLOUTS:
+            raise UsageError(f"no rollout is called {self.name!r}; choose one of {', '.join(ROLLOUTS)}")
+        if not 0 <= self.share <= 1:
+            raise UsageError(f"--on-policy is {self.share}; it is a share of the documents, from 0 to 1")
+
+    @property
+    def writes(self) -> bool:
+        """Whether anything is ever sampled."""
+        return self.share > 0 or self.name == DISTILLM
+
+    def build(
+        self, settings: Settings, sampling: Sampling, *, ranks: int = 1, beside: Callable[[Pack], Pack] = dict
+    ) -> Rollout:
+        """The rollout for a run of these settings; for `beside` see `Author`."""
+        teacher = TEACHER if self.name == MINILLM else 0.0
+        author = Author(sampling=sampling, longest=settings.context, teacher=teacher, beside=beside)
+        if self.name == DISTILLM:
+            return Adaptive(author, passes=settings.steps * settings.accumulation(ranks), share=self.share)
+        return OnPolicy(share=self.share, author=author)
