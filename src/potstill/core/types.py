@@ -57,6 +57,7 @@ class Needs:
     """What an objective wants computed for one network: rows at `positions`, hidden states of `layers`, named `extras`.
 
     The one extra that every live model gives is `embeddings [N 2 D]`: of each row's own token and of the one after it.
+    The relations are the `queries`, `keys` and `values` `[N W]` of the last attention layer, before positions.
 
     Needs of several objectives are united by `|`; nothing else is computed.
     """
@@ -116,6 +117,7 @@ class Signals:
     logits: Callable[[Tensor], Any]
     head: Head | None = None
     layers: Mapping[int, Tensor] = field(default_factory=dict)
+    relations: Mapping[str, Tensor] = field(default_factory=dict)
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 

@@ -4,9 +4,16 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from potstill.core.errors import UsageError
 from potstill.core.types import Objective
 from potstill.objectives.bridge import AlignedRows, CrossAttention
 from potstill.objectives.dual_space import DualSpace, DualSpaceV2, Spaces
+from potstill.objectives.edited import Edited
+from potstill.objectives.hidden import Hidden, evenly
+from potstill.objectives.merged import Merged
+from potstill.objectives.optimal import SortedGap
+from potstill.objectives.ranking import Ranking
+from potstill.objectives.relations import Relations, most_heads
 from potstill.objectives.sides import Sides
 from potstill.ops.divergence import Divergence
 
@@ -23,6 +30,16 @@ class Asked(NamedTuple):
     def spaces(self) -> Spaces:
         """The same for a dual-space objective."""
         return Spaces(divergence=self.divergence, temperature=self.temperature, name=self.name)
+
+    def whole(self, option: str) -> int:
+        """The option of this name as a number of things.
+
+        Raises: UsageError where it is no whole number of 1 or more.
+        """
+        value = self.options[option]
+        if not (value >= 1 and float(value).is_integer()):
+            raise UsageError(f"{self.name}: {option} = {value:g} counts nothing; choose a whole number of 1 or more")
+        return int(value)
 
 
 class Method(NamedTuple):
@@ -61,11 +78,56 @@ def dskdv2_eta(sides: Sides, asked: Asked) -> Objective:
     return DualSpaceV2(*weights, asked.spaces, AlignedRows(), sides.same_strings)
 
 
+def uld(sides: Sides, asked: Asked) -> Objective:
+    """`SortedGap`."""
+    return SortedGap(temperature=asked.temperature, name=asked.name)
+
+
+def tie_kd(sides: Sides, asked: Asked) -> Objective:
+    """`Ranking`."""
+    return Ranking(k=asked.whole("k"), divergence=asked.divergence, temperature=asked.temperature, name=asked.name)
+
+
+def mined(sides: Sides, asked: Asked) -> Objective:
+    """`Edited`."""
+    return Edited(sides.nearest, sides.vocabularies[0], temperature=asked.temperature, name=asked.name)
+
+
+def spans(sides: Sides, asked: Asked) -> Objective:
+    """`Merged`."""
+    return Merged(
+        sides.same_strings,
+        sides.vocabularies,
+        divergence=asked.divergence,
+        temperature=asked.temperature,
+        name=asked.name,
+    )
+
+
+def hidden(sides: Sides, asked: Asked) -> Objective:
+    """`Hidden` at layers evenly spread."""
+    student, teacher = sides.student, sides.teacher
+    layers = evenly((student.depth, teacher.depth), asked.whole("layers"))
+    return Hidden((student.width, teacher.width), layers, name=asked.name)
+
+
+def relations(sides: Sides, asked: Asked) -> Objective:
+    """`Relations` with as many heads as divide the teacher's widths."""
+    widths = sides.teacher.relations
+    return Relations(sides.student.width, widths, heads=most_heads(widths, asked.whole("heads")))
+
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "dskd": Method(dskd),
         "dskd_cma": Method(dskd_cma, across=True),
         "dskdv2": Method(dskdv2),
         "dskdv2_eta": Method(dskdv2_eta, across=True),
+        "uld": Method(uld, across=True, divergence=False),
+        "mined": Method(mined, across=True, divergence=False),
+        "spans": Method(spans, across=True),
+        "tie_kd": Method(tie_kd, options=MappingProxyType({"k": 5})),
+        "hidden": Method(hidden, across=True, divergence=False, options=MappingProxyType({"layers": 4})),
+        "relations": Method(relations, across=True, divergence=False, options=MappingProxyType({"heads": 32})),
     }
 )
