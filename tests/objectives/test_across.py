@@ -257,3 +257,9 @@ def test_own_tokens_decide_which_rows_of_a_path_are_aligned(pair: Sides) -> None
     for n, m in enumerate(partner.tolist()):
         reached = on_path.get(n, -1)
         assert m == (reached if reached >= 0 and pair.nearest[other[reached]] == own[n] else -1)
+
+
+def test_what_ends_a_text_is_nearest_to_what_ends_it_for_the_other(pair: Sides) -> None:
+    assert pair.nearest[THEIRS.eos_token_id] == OURS.eos_token_id
+    assert [OURS.eos_token_id, THEIRS.eos_token_id] in pair.same_strings.T.tolist()
+    assert (pair.nearest[THEIRS.bos_token_id]) == -1
