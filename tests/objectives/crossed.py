@@ -14,7 +14,11 @@ from potstill.models.pieces import pieces
 from potstill.ops.align import exact, merged
 from potstill.ops.edit import alone, table, warped
 
-TEXTS = ("The quick brown fox jumps, naïve 世界.", "def read(path):", "  party 🎉 with   spaces and a dog")
+TEXTS = (  # with much that both read byte by byte, since training a tokenizer breaks ties as it likes
+    "The quick brown fox jumps, naïve 世界. 0918273645KJHGZXCVWQ",
+    "def read(path): 246813579MNBVCXZLKJH0192837465",
+    "  party 🎉 with   spaces and a dog 7531902468ZQXWVKJH",
+)
 
 
 class Read(NamedTuple):
