@@ -3,7 +3,8 @@
 Both get the same last hidden states and heads, in float32, of the sizes of SmolLM2-135M (49,152 ids, width 576) and, as
 the teacher, of Gemma 3 270M (262,144 ids, width 640) or of SmolLM2-135M itself; logits have a standard deviation of 3.
 They give the loss and its gradient by the student's states and head. TRL is its ULDLoss (GOLDTrainer) without its
-cross-entropy and without span merging, after the heads' products; the goals are for the losses alone, without them. Each side runs in a process of its own, which says by how much its memory grew at most.
+cross-entropy and without span merging, after the heads' products; the goals are for the losses alone, without them.
+Each side runs in a process of its own, which says by how much its memory grew at most.
 
     python benchmarks/uld.py --json
 """
