@@ -5,10 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.data.trained import byte_level, sentencepiece
+from tests.objectives.crossed import batch_of, read
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.types import IGNORE, PAIRS, supervised, view
+from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED, supervised, view
 from potstill.data.pack import collate
 from potstill.data.pairs import Paired, Reader, translate
 from potstill.models.pieces import pieces
@@ -97,3 +98,38 @@ def test_whatever_ids_are_written_the_teacher_reads_a_text_and_pairs_none_but_eq
     for mine, yours in found.same.tolist():
         assert student.pieces.of[ids[mine]] == teacher.pieces.of[int(found.input_ids[yours])]
     assert len(found.labels) == len(found.input_ids)
+
+
+def test_the_tables_are_those_that_objectives_are_tested_with_and_ends_of_text_beside() -> None:
+    student, teacher = byte_level(), sentencepiece(scheme="never")
+    expected = batch_of(TEXTS, student, teacher, prompt=3)
+    packs = []
+    for text in TEXTS:
+        mine = read(text, student, 3)
+        packs.append({"input_ids": mine.ids, "labels": mine.labels, "lengths": torch.tensor([len(mine.ids)])})
+    paired = Paired(packs, reader(student), reader(teacher), warped=True)
+    found = collate([paired[i] for i in range(len(packs))])
+    for key in (WARPED, "teacher.input_ids", "documents", "teacher.documents"):
+        assert torch.equal(found[key], expected[key]), key
+    known, pairs = (set(map(tuple, batch[PAIRS].T.tolist())) for batch in (expected, found))
+    ends = {row for row in pairs if supervised(found)[1][row[0]] == student.eos_token_id}
+    assert pairs == known | ends
+    assert len(ends) == len(TEXTS)
+    for key in GROUPS:
+        assert (found[key] >= 0).sum() == (expected[key] >= 0).sum() + len(TEXTS)
+
+
+def test_a_group_stands_for_the_same_bytes_on_both_sides() -> None:
+    student, teacher = reader(byte_level()), reader(sentencepiece(scheme="never"))
+    batch = collate([Paired([pack_of(TEXTS, student)], student, teacher)[0]] * 2)
+    sides = [(batch, GROUPS[0], student), (view(batch, "teacher"), GROUPS[1], teacher)]
+    said = [
+        [
+            b"".join(next_tokens(one, (batch[key] == group).nonzero()[:, 0], known))  # type: ignore[arg-type]
+            for group in range(int(batch[key].max()) + 1)
+        ]
+        for one, key, known in sides
+    ]
+    assert said[0] == said[1]
+    assert len(said[0]) > 2 * len(TEXTS)
+    assert all(said[0])

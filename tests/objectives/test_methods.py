@@ -55,6 +55,16 @@ def test_a_method_trains_the_student_and_its_own_weights_and_never_the_teacher(
     assert sum(len(group["params"]) for group in groups if "decay" not in group["name"]) == len(own)
 
 
+@pytest.mark.parametrize("name", ["uld", "mined", "spans", "tie_kd", "dskdv2"])
+def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(name: str, tiny_llama: LlamaForCausalLM) -> None:
+    student = tiny_llama.double()
+    study, batch = study_of(student, copy.deepcopy(student), name), batch_of(9, 5, 14)
+    found = {key: g for key, g in gradients(study, batch).items() if key.startswith("student.")}
+    sums = dict(zip(study.term_names, study(**batch)["sums"].tolist(), strict=True))
+    assert all(abs(value) < 1e-10 for key, value in sums.items() if not key.endswith("_projector"))
+    assert max(g.abs().max().item() for g in found.values()) < 1e-10
+
+
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.alike])
 def test_a_method_gives_documents_together_what_it_gives_them_apart(
     name: str, pair: tuple[LlamaForCausalLM, LlamaForCausalLM]
@@ -83,6 +93,13 @@ def one_of(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
 def test_a_method_needs_both_networks() -> None:
     with pytest.raises(UsageError, match="give a teacher that is here"):
         Mixture(name="dskd").build()
+
+
+@pytest.mark.parametrize("text", ["tie_kd:k=0", "hidden:layers=2.5", "relations:heads=-1", "hidden:layers=nan"])
+def test_an_option_that_counts_is_a_whole_number(text: str, tiny_llama: LlamaForCausalLM) -> None:
+    sides = Sides(Side(tiny_llama, byte_tokenizer()), Side(larger(tiny_llama), byte_tokenizer()))
+    with pytest.raises(UsageError, match="choose a whole number"):
+        Mixture.parse(text, cross_entropy=0.0, temperature=1.0).build(sides)
 
 
 def test_a_method_for_one_tokenizer_is_refused_between_two_with_one_that_works(tiny_llama: LlamaForCausalLM) -> None:

@@ -30,6 +30,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PAIRS = "aligned.pairs"  # rows of student and teacher that predict the same bytes from the same text: [2 P], ascending
+WARPED = "aligned.warped"  # rows whose own tokens are paired by minimum edit distance: [2 P], the student's ascending
+GROUPS = ("aligned.groups", "aligned.teacher_groups")  # [N], [M]: rows whose tokens stand for one text together; or -1
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face
 
 Batch = Mapping[str, Tensor]
@@ -69,6 +71,7 @@ class Needs:
     """What an objective wants computed for one network: rows at `positions`, hidden states of `layers`, named `extras`.
 
     The one extra that every live model gives is `embeddings [N 2 D]`: of each row's own token and of the one after it.
+    The relations are the `queries`, `keys` and `values` `[N W]` of the last attention layer, before positions.
 
     Needs of several objectives are united by `|`; nothing else is computed.
     """
@@ -128,6 +131,7 @@ class Signals:
     logits: Callable[[Tensor], Any]
     head: Head | None = None
     layers: Mapping[int, Tensor] = field(default_factory=dict)
+    relations: Mapping[str, Tensor] = field(default_factory=dict)
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 

@@ -18,7 +18,7 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from potstill.core.errors import DataError, UsageError
-from potstill.core.types import IGNORE, PAIRS, supervised
+from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED, supervised, view
 from potstill.data.tokens import Tokenised
 
 Pack = dict[str, Tensor]  # input_ids [T], labels [T], lengths [documents]
@@ -162,17 +162,28 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 def collate(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Packs laid end to end as one row `[1 T]`, as a `Batch`: positions restart and numbers grow with each document.
 
-    What a companion reads is laid out alike under its own name, and tokens that are the same become pairs of rows.
+    What a teacher of another tokenizer reads (`data.pairs`) is laid out alike, and what is known of tokens that belong
+    together becomes what is known of rows.
     """
-    batch = _laid_out([{key: one[key] for key in ("input_ids", "labels", "lengths")} for one in packs])
-    for name in {key.partition(".")[0] for key in packs[0] if key.endswith(".input_ids")}:
-        own = _laid_out([{key: one[f"{name}.{key}"] for key in ("input_ids", "labels", "lengths")} for one in packs])
-        batch |= {f"{name}.{key}": tensor for key, tensor in own.items()}
-        sizes = torch.tensor([[len(one["input_ids"]), len(one[f"{name}.input_ids"])] for one in packs])
-        starts = sizes.cumsum(0) - sizes
-        tokens = torch.cat([one["aligned.tokens"] + start for one, start in zip(packs, starts, strict=True)])
-        batch[PAIRS] = _as_rows(tokens, batch, own)
-    return batch
+    batch = _laid_out(packs)
+    if "teacher.input_ids" not in packs[0]:
+        return batch
+    own = _laid_out([view(one, "teacher") for one in packs])
+    sizes = torch.tensor([[len(one["input_ids"]), len(one["teacher.input_ids"])] for one in packs])
+    starts = sizes.cumsum(0) - sizes
+    rows = [_rows_of(one) for one in (batch, own)]
+    pairs = {PAIRS: ("aligned.tokens", 1), WARPED: (WARPED, 0)}  # of what a row predicts, of what it is read at
+    for name, (key, ahead) in pairs.items():
+        if key in packs[0]:
+            tokens = torch.cat([one[key] + start for one, start in zip(packs, starts, strict=True)])
+            batch[name] = _as_rows(tokens - ahead, *rows)
+    before = torch.tensor([0, *(int(one[GROUPS[0]].max()) + 1 for one in packs[:-1])]).clamp(min=0).cumsum(0)
+    for name, side in zip(GROUPS, (batch, own), strict=True):
+        groups = torch.cat(
+            [torch.where(one[name] >= 0, one[name] + n, -1) for one, n in zip(packs, before, strict=True)]
+        )
+        batch[name] = groups[1:][supervised(side)[0][0, :-1]]
+    return batch | {f"teacher.{key}": tensor for key, tensor in own.items()}
 
 
 def _laid_out(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -187,12 +198,16 @@ def _laid_out(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _as_rows(tokens: Int64[Tensor, "P 2"], *batches: Mapping[str, Tensor]) -> Int64[Tensor, "2 Q"]:
-    """The rows that predict both tokens of a pair, of the pairs that both sides are trained on."""
-    rows = []
-    for side, batch in zip(tokens.unbind(1), batches, strict=True):
-        positions = supervised(batch)[0][0]
-        number = torch.where(positions, positions.cumsum(0) - 1, -1)
-        rows.append(torch.where(side > 0, number[(side - 1).clamp(min=0)], -1))
-    found = torch.stack(rows)
+def _rows_of(batch: Mapping[str, Tensor]) -> Int64[Tensor, " T"]:
+    """The number of the row at each token, -1 where none is asked for."""
+    positions = supervised(batch)[0][0]
+    return torch.where(positions, positions.cumsum(0) - 1, -1)
+
+
+def _as_rows(
+    tokens: Int64[Tensor, "P 2"], ours: Int64[Tensor, " T"], theirs: Int64[Tensor, " M"]
+) -> Int64[Tensor, "2 Q"]:
+    """The rows at both tokens of a pair, of the pairs that both sides have a row at."""
+    tokens = tokens[(tokens >= 0).all(1)]
+    found = torch.stack([ours[tokens[:, 0]], theirs[tokens[:, 1]]])
     return found[:, (found >= 0).all(0)]

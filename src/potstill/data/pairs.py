@@ -19,11 +19,11 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.types import IGNORE, PAIRS, supervised
+from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED, supervised
 from potstill.data.pack import Pack, collate
 from potstill.data.spans import Located, located, read_back
 from potstill.models.pieces import Pieces
-from potstill.ops import align
+from potstill.ops import align, edit
 
 UNREADABLE = "potstill.unreadable"  # how bytes that are no text are decoded: each as one "?", so that bytes keep places
 
@@ -36,22 +36,30 @@ class Reader(NamedTuple):
 
 
 class Translated(NamedTuple):
-    """A document as the teacher reads it; `same [P 2]` are the numbers of equal tokens, the student's first."""
+    """A document as the teacher reads it, and how its tokens lie beside the student's.
+
+    `same [P 2]` are the numbers of equal tokens, the student's first. `groups` numbers the runs of trained tokens that
+    stand for the same bytes together, for each token of either side, -1 for none. `warped [W 2]` pairs the tokens that
+    rows are read at by minimum edit distance, where that was asked for.
+    """
 
     input_ids: Int64[Tensor, " M"]
     labels: Int64[Tensor, " M"]
     same: Int64[Tensor, "P 2"]
+    groups: align.Groups
+    warped: Int64[Tensor, "W 2"]
 
 
 class Paired:
     """A data set of packs, each with what a teacher of another tokenizer reads beside it.
 
-    To the keys of a pack come `teacher.input_ids [M]`, `teacher.labels [M]`, `teacher.lengths [documents]` and
-    `aligned.tokens [P 2]`, numbers of tokens within the pack; `data.pack.collate` makes a batch of them.
+    To the keys of a pack come `teacher.input_ids [M]`, `teacher.labels [M]`, `teacher.lengths [documents]`, and with
+    numbers of tokens within the pack `aligned.tokens [P 2]`, `aligned.groups [T]`, `aligned.teacher_groups [M]` and, if
+    `warped`, `aligned.warped [W 2]`; `data.pack.collate` makes a batch of them.
     """
 
-    def __init__(self, packs: Any, student: Reader, teacher: Reader, *, name: str = "teacher") -> None:
-        self.packs, self.student, self.teacher, self.name = packs, student, teacher, name
+    def __init__(self, packs: Any, student: Reader, teacher: Reader, *, warped: bool = False) -> None:
+        self.packs, self.student, self.teacher, self.warped = packs, student, teacher, warped
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -63,26 +71,36 @@ class Paired:
         """One pack with the teacher's reading of its documents."""
         sizes = pack["lengths"].tolist()
         windows = list(zip(pack["input_ids"].split(sizes), pack["labels"].split(sizes), strict=True))
-        found = translate(windows, self.student, self.teacher)
+        found = translate(windows, self.student, self.teacher, warp=self.warped)
         lengths = torch.tensor([len(one.input_ids) for one in found])
         starts = torch.stack([pack["lengths"].cumsum(0) - pack["lengths"], lengths.cumsum(0) - lengths], 1)
-        same = [one.same + start for one, start in zip(found, starts, strict=True)]
+        totals = torch.tensor([one.groups.total for one in found])
+        first = totals.cumsum(0) - totals
         return {
             **pack,
-            f"{self.name}.input_ids": torch.cat([one.input_ids for one in found]),
-            f"{self.name}.labels": torch.cat([one.labels for one in found]),
-            f"{self.name}.lengths": lengths,
-            "aligned.tokens": torch.cat(same),
+            "teacher.input_ids": torch.cat([one.input_ids for one in found]),
+            "teacher.labels": torch.cat([one.labels for one in found]),
+            "teacher.lengths": lengths,
+            "aligned.tokens": torch.cat([one.same + start for one, start in zip(found, starts, strict=True)]),
+            GROUPS[0]: _numbered([one.groups.first for one in found], first),
+            GROUPS[1]: _numbered([one.groups.second for one in found], first),
+            **(
+                {WARPED: torch.cat([one.warped + s for one, s in zip(found, starts, strict=True)])}
+                if self.warped
+                else {}
+            ),
         }
 
 
-def translate(windows: Sequence[tuple[Tensor, Tensor]], student: Reader, teacher: Reader) -> list[Translated]:
+def translate(
+    windows: Sequence[tuple[Tensor, Tensor]], student: Reader, teacher: Reader, *, warp: bool = False
+) -> list[Translated]:
     """Each window of the student's ids and labels as the teacher reads it."""
     read = [read_back(ids.tolist(), student.pieces) for ids, _ in windows]
     texts = [data.decode(errors=UNREADABLE) for data, _ in read]
     others = located(texts, *teacher)
     return [
-        _translated(data, spans, ids, labels, other, student.pieces, teacher)
+        _translated(data, spans, ids, labels, other, student.pieces, teacher, warp=warp)
         for (ids, labels), (data, spans), other in zip(windows, read, others, strict=True)
     ]
 
@@ -95,6 +113,8 @@ def _translated(
     other: Located,
     pieces: Pieces,
     teacher: Reader,
+    *,
+    warp: bool,
 ) -> Translated:
     theirs, their_spans = other
     trained = torch.zeros(len(data) + 1, dtype=torch.bool)
@@ -108,9 +128,40 @@ def _translated(
         trained[-1] = True
     learnt = torch.where(_within(their_spans, trained), theirs, IGNORE)
     learnt[:1] = IGNORE
-    same = align.exact(spans, their_spans)
-    readable = _within(spans[same[:, 0]], torch.from_numpy(_readable(data)))
-    return Translated(theirs, learnt, same[readable])
+    clear = torch.from_numpy(_readable(data))
+    spans, their_spans = (_only(some, _within(some, clear)) for some in (spans, their_spans))
+    learning, others = labels != IGNORE, learnt != IGNORE
+    learning[:1] = False
+    groups = align.merged(_only(spans, learning), _only(their_spans, others))
+    warped = torch.empty(0, 2, dtype=torch.long)
+    if warp:
+        warped = _warped((ids, learning, pieces), (theirs, others, teacher.pieces))
+    return Translated(theirs, learnt, align.exact(spans, their_spans), groups, warped)
+
+
+def _warped(student: tuple[Tensor, Tensor, Pieces], teacher: tuple[Tensor, Tensor, Pieces]) -> Int64[Tensor, "W 2"]:
+    """The pairs of tokens that rows are read at, one before each trained token, that warping puts with one another."""
+    places = [learning.nonzero()[:, 0] - 1 for _, learning, _ in (student, teacher)]
+    (ours, ids, known), (theirs, other_ids, other_known) = (
+        (place, side[0], side[2]) for place, side in zip(places, (student, teacher), strict=True)
+    )
+    own = [known.of[i].strip() for i in ids[ours].tolist()]
+    other = [other_known.of[i].strip() for i in other_ids[theirs].tolist()]
+    if not own or not other:
+        return torch.empty(0, 2, dtype=torch.long)
+    alone = edit.alone(edit.warped(edit.table(other, own)), len(own))
+    kept = (alone >= 0).nonzero()[:, 0]
+    return torch.stack([ours[kept], theirs[alone[kept]]], 1)
+
+
+def _only(spans: Int64[Tensor, "T 2"], kept: Bool[Tensor, " T"]) -> Int64[Tensor, "T 2"]:
+    """`spans`, those that are not kept empty."""
+    return torch.where(kept[:, None], spans, spans[:, :1])
+
+
+def _numbered(groups: Sequence[Int64[Tensor, " _"]], first: Int64[Tensor, " D"]) -> Int64[Tensor, " T"]:
+    """The groups of documents, counted on from document to document."""
+    return torch.cat([torch.where(one >= 0, one + start, -1) for one, start in zip(groups, first, strict=True)])
 
 
 def _within(spans: Int64[Tensor, "T 2"], held: Bool[Tensor, " bytes"]) -> Bool[Tensor, " T"]:

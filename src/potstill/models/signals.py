@@ -7,6 +7,8 @@ once; a model that it cannot explain is refused as a student and, as a teacher, 
 
 import inspect
 import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +23,7 @@ from potstill.models.evaluating import evaluating
 from potstill.ops import layout
 
 EMBEDDINGS = "embeddings"
+RELATIONS: Mapping[str, str] = {"queries": "q_proj", "keys": "k_proj", "values": "v_proj"}  # and what makes each
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def signals(model: nn.Module, batch: Batch, needs: Needs, *, vocabulary: int | N
     """
     if needs.positions is None:
         raise ValueError("needs.positions is None: no row was asked for")
-    if unknown := sorted(needs.relations | needs.extras - {EMBEDDINGS}):
+    if unknown := sorted(needs.relations - RELATIONS.keys() | needs.extras - {EMBEDDINGS}):
         raise UnsupportedModel(f"{type(model).__name__} gives no {unknown}")
     probed, inner = network(model), plain(model)
     if not probed.packs:
@@ -84,16 +87,20 @@ def _read(
     positions, layers = needs.positions, needs.layers
     assert positions is not None
     if not probed.head_known:
+        if wanted := sorted(map(str, layers | needs.relations)):
+            raise UnsupportedModel(f"{type(inner).__name__} shows its logits alone, and {wanted} were asked for")
         logits = inner(**inputs, use_cache=False).logits[positions]
         cut = logits if vocabulary is None else logits[:, :vocabulary]
         return Signals(rows=cut, logits=lambda rows: rows)
-    output = inner.base_model(**inputs, use_cache=False, output_hidden_states=bool(layers))
+    with _related(inner, needs.relations) as related:
+        output = inner.base_model(**inputs, use_cache=False, output_hidden_states=bool(layers))
     head = head_of(inner)
     head = head if vocabulary is None else head.real(vocabulary)
     hidden = {layer: output.hidden_states[layer][positions] for layer in layers}
     extras = {EMBEDDINGS: _embeddings(inner, inputs["input_ids"], positions)} if needs.extras else {}
+    relations = {name: states[positions] for name, states in related.items()}
     rows = output.last_hidden_state[positions]
-    return Signals(rows=rows, logits=head.logits, head=head, layers=hidden, extras=extras)
+    return Signals(rows, head.logits, head, layers=hidden, relations=relations, extras=extras)
 
 
 def _embeddings(inner: PreTrainedModel, ids: Tensor, positions: Tensor) -> Float[Tensor, "N 2 D"]:
@@ -101,6 +108,36 @@ def _embeddings(inner: PreTrainedModel, ids: Tensor, positions: Tensor) -> Float
     pairs = torch.stack([ids[positions], ids.roll(-1, dims=1)[positions]], dim=1)
     found: Tensor = inner.get_input_embeddings()(pairs)
     return found
+
+
+def projections(model: nn.Module) -> dict[str, nn.Module]:
+    """What makes the queries, keys and values of the last attention layer.
+
+    Raises: UnsupportedModel where no layer has one of its own for each.
+    """
+    layers = [layer for layer in plain(model).modules() if all(hasattr(layer, own) for own in RELATIONS.values())]
+    if not layers:
+        raise UnsupportedModel(
+            f"{type(plain(model)).__name__} has no attention with queries, keys and values projected apart; choose a "
+            f"teacher that has, such as a Llama or a Qwen, or another objective"
+        )
+    return {name: getattr(layers[-1], own) for name, own in RELATIONS.items()}
+
+
+@contextmanager
+def _related(inner: PreTrainedModel, asked: frozenset[str]) -> Iterator[dict[str, Tensor]]:
+    """What the asked projections give in a forward inside."""
+    found: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: found.__setitem__(name, output))
+        for name, module in (projections(inner).items() if asked else ())
+        if name in asked
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def plain(model: nn.Module) -> PreTrainedModel:

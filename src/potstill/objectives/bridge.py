@@ -69,13 +69,11 @@ class AlignedRows:
         return each(batch, teacher)
 
     def counts(self, batch: Batch, teacher: str) -> tuple[int, int]:
-        pairs = batch[PAIRS].shape[1] if PAIRS in batch else len(supervised(batch)[1])
+        pairs = len(aligned(batch)[0])
         return pairs, pairs
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
-        if PAIRS not in batch:
-            return SameRows()(student, teacher, batch, name)
-        ours, theirs = batch[PAIRS]
+        ours, theirs = aligned(batch)
         return Bridged(ours, teacher.rows[theirs], theirs, theirs, student.rows[ours])
 
 
@@ -120,6 +118,27 @@ class CrossAttention(nn.Module):
 def each(batch: Batch, teacher: str) -> Mapping[str, Needs]:
     """Each network's own supervised rows."""
     return {"student": Needs(supervised(batch)[0]), teacher: Needs(supervised(view(batch, teacher))[0])}
+
+
+def aligned(batch: Batch, key: str = PAIRS) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
+    """The student's and the teacher's rows that `batch[key]` pairs; without that key each row with itself."""
+    if key in batch:
+        ours, theirs = batch[key]
+        return ours, theirs
+    every = torch.arange(len(supervised(batch)[1]), device=batch["labels"].device)
+    return every, every
+
+
+def by_place(batch: Batch, teacher: str) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
+    """The k-th row of the student in a document with the k-th of the teacher in it, as far as both go."""
+    ours, theirs = (_placed(supervised(view(batch, name))[2]) for name in ("student", teacher))
+    return _where(torch.isin(ours, theirs)), _where(torch.isin(theirs, ours))
+
+
+def _placed(documents: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """A number for each row that says its document and its place in it."""
+    place = torch.arange(len(documents), device=documents.device) - torch.searchsorted(documents, documents)
+    return documents * 2**31 + place
 
 
 def _where(kept: Bool[Tensor, " N"]) -> Int[Tensor, " P"]:

@@ -112,11 +112,11 @@ class DualSpace(nn.Module):
         bridged = self.bridge(student, teacher, batch, spaces.teacher)
         projected = self.to_student(bridged.to_student)
         loss: Any = DivergenceRows(spaces.divergence, temperature=spaces.temperature, teacher=spaces.projected)
-        labels = spread(targets[bridged.ours], bridged.ours, len(targets), NOBODY)
+        labels = rows.spread(targets[bridged.ours], bridged.ours, len(targets), NOBODY)
         if isinstance(self.bridge, CrossAttention):
             loss = Agreeing(loss, said=spaces.projected, choice=spaces.label)
         in_student, projector, in_teacher = spaces.terms
-        everywhere = spread(projected.detach(), bridged.ours, len(targets), 0)
+        everywhere = rows.spread(projected.detach(), bridged.ours, len(targets), 0)
         told = {spaces.projected: rows.telling(ours, everywhere), spaces.label: lambda a, b: labels[a:b]}
         back = self.to_teacher(bridged.to_teacher)
         return {in_student: rows.RowTerm(loss, told)}, {
@@ -185,8 +185,8 @@ class DualSpaceV2(nn.Module):
         chosen = self.known.on(student.rows)[greedy(teacher)[bridged.partner]]
         kept = chosen != NOBODY
         projected = bridged.to_student @ self.to_student.to(bridged.to_student.dtype)
-        labels = spread(chosen, bridged.ours, n, NOBODY)
-        everywhere = spread(projected.detach(), bridged.ours, n, 0)
+        labels = rows.spread(chosen, bridged.ours, n, NOBODY)
+        everywhere = rows.spread(projected.detach(), bridged.ours, n, 0)
         told = {spaces.projected: rows.telling(ours, everywhere), spaces.label: lambda a, b: labels[a:b]}
         loss = DivergenceRows(spaces.divergence, temperature=spaces.temperature, teacher=spaces.projected)
         back = bridged.to_teacher @ self.to_teacher(student, teacher).to(bridged.to_teacher.dtype)
@@ -241,15 +241,6 @@ def summed(
     """`loss` summed over the rows of projected states through a constant head."""
     (total,) = fused.sums([loss], states, head, targets=targets, frozen=said, mix=[1.0])
     return total
-
-
-def spread(values: Tensor, places: Int[Tensor, " P"], rows: int, otherwise: int) -> Tensor:
-    """[N ...] with `values [P ...]` at their places and `otherwise` everywhere else."""
-    if len(places) == rows:
-        return values  # ascending places: each row is its own
-    found = values.new_full((rows, *values.shape[1:]), otherwise)
-    found[places] = values
-    return found
 
 
 @torch.no_grad()

@@ -4,12 +4,19 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from potstill.core.errors import UsageError
 from potstill.core.types import Objective
 from potstill.objectives.bridge import AlignedRows, CrossAttention
 from potstill.objectives.combine import Sum
 from potstill.objectives.distill import Distill
 from potstill.objectives.dual_space import DualSpace, DualSpaceV2, Spaces
+from potstill.objectives.edited import Edited
+from potstill.objectives.hidden import Hidden, evenly
+from potstill.objectives.merged import Merged
+from potstill.objectives.optimal import SortedGap
 from potstill.objectives.policy import PolicyGradient
+from potstill.objectives.ranking import Ranking
+from potstill.objectives.relations import Relations, most_heads
 from potstill.objectives.sides import Sides
 from potstill.ops.divergence import Divergence, reverse_kl
 
@@ -27,17 +34,29 @@ class Asked(NamedTuple):
         """The same for a dual-space objective."""
         return Spaces(divergence=self.divergence, temperature=self.temperature, name=self.name)
 
+    def whole(self, option: str) -> int:
+        """The option of this name as a number of things.
+
+        Raises: UsageError where it is no whole number of 1 or more.
+        """
+        value = self.options[option]
+        if not (value >= 1 and float(value).is_integer()):
+            raise UsageError(f"{self.name}: {option} = {value:g} counts nothing; choose a whole number of 1 or more")
+        return int(value)
+
 
 class Method(NamedTuple):
     """`build` makes the objective; `alike` and `across` say whether it works with one tokenizer and between two.
 
-    `options` are the numbers that it takes, with their defaults; `divergence` says whether it takes one.
+    `options` are the numbers that it takes, with their defaults; `divergence` says whether it takes one, `warped` whether
+    rows of two tokenizers have to be paired by edit distance.
     """
 
     build: Callable[[Sides, Asked], Objective]
     alike: bool = True
     across: bool = False
     divergence: bool = True
+    warped: bool = False
     options: Mapping[str, float] = MappingProxyType({})
 
 
@@ -74,6 +93,46 @@ def minillm(sides: Sides, asked: Asked) -> Objective:
 
 MINILLM = MappingProxyType({"mixed": 0.2, "scale": 0.5, "clip": 0.2, "discount": 0.95})  # those of `PolicyGradient`
 
+
+def uld(sides: Sides, asked: Asked) -> Objective:
+    """`SortedGap`."""
+    return SortedGap(temperature=asked.temperature, name=asked.name)
+
+
+def tie_kd(sides: Sides, asked: Asked) -> Objective:
+    """`Ranking`."""
+    return Ranking(k=asked.whole("k"), divergence=asked.divergence, temperature=asked.temperature, name=asked.name)
+
+
+def mined(sides: Sides, asked: Asked) -> Objective:
+    """`Edited`."""
+    return Edited(sides.nearest, sides.vocabularies[0], temperature=asked.temperature, name=asked.name)
+
+
+def spans(sides: Sides, asked: Asked) -> Objective:
+    """`Merged`."""
+    return Merged(
+        sides.same_strings,
+        sides.vocabularies,
+        divergence=asked.divergence,
+        temperature=asked.temperature,
+        name=asked.name,
+    )
+
+
+def hidden(sides: Sides, asked: Asked) -> Objective:
+    """`Hidden` at layers evenly spread."""
+    student, teacher = sides.student, sides.teacher
+    layers = evenly((student.depth, teacher.depth), asked.whole("layers"))
+    return Hidden((student.width, teacher.width), layers, name=asked.name)
+
+
+def relations(sides: Sides, asked: Asked) -> Objective:
+    """`Relations` with as many heads as divide the teacher's widths."""
+    widths = sides.teacher.relations
+    return Relations(sides.student.width, widths, heads=most_heads(widths, asked.whole("heads")))
+
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "dskd": Method(dskd),
@@ -81,5 +140,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "dskdv2": Method(dskdv2),
         "dskdv2_eta": Method(dskdv2_eta, across=True),
         "minillm": Method(minillm, divergence=False, options=MINILLM),
+        "uld": Method(uld, across=True, divergence=False),
+        "mined": Method(mined, across=True, divergence=False, warped=True),
+        "spans": Method(spans, across=True),
+        "tie_kd": Method(tie_kd, options=MappingProxyType({"k": 5})),
+        "hidden": Method(hidden, across=True, divergence=False, options=MappingProxyType({"layers": 4})),
+        "relations": Method(relations, across=True, divergence=False, options=MappingProxyType({"heads": 32})),
     }
 )

@@ -74,6 +74,11 @@ class Mixture:
         """Whether teacher and student may have different tokenizers."""
         return not self.teaches or (self.name in METHODS and METHODS[self.name].across)
 
+    @property
+    def warped(self) -> bool:
+        """Whether rows of two tokenizers have to be paired by edit distance."""
+        return self.alive and METHODS[self.name].warped
+
     def build(self, sides: Sides | None = None) -> Objective:
         """The objective itself; a method wants to know both `sides`.
 

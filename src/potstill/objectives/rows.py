@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.core.errors import UnsupportedModel
@@ -84,3 +84,12 @@ def logits_of(signals: Signals) -> Telling:
 def telling(head: Head, states: Float[Tensor, "N F"]) -> Telling:
     """The logits that `head` gives for the states of rows a to b."""
     return lambda start, stop: head.logits(states[start:stop])
+
+
+def spread(values: Tensor, places: Int[Tensor, " P"], rows: int, otherwise: int) -> Tensor:
+    """[N ...] with `values [P ...]` at their places and `otherwise` everywhere else."""
+    if len(places) == rows:
+        return values  # ascending places: each row is its own
+    found = values.new_full((rows, *values.shape[1:]), otherwise)
+    found[places] = values
+    return found

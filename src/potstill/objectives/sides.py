@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import VocabularyMismatch
 from potstill.core.types import Head
+from potstill.models.nearest import nearest
 from potstill.models.pieces import Pieces, counterparts, pieces
-from potstill.models.signals import head_of, plain
+from potstill.models.signals import head_of, plain, projections
 from potstill.models.vocabulary import real_ids, shared_ids
 
 AT_ONCE = 2**13  # embeddings looked at together
@@ -38,6 +39,20 @@ class Side:
     def width(self) -> int:
         """Of the last hidden states."""
         return self.head.weight.shape[1]
+
+    @property
+    def depth(self) -> int:
+        """How many layers it has."""
+        layers: int = plain(self.model).config.get_text_config().num_hidden_layers
+        return layers
+
+    @property
+    def relations(self) -> dict[str, int]:
+        """The widths of the queries, keys and values of its last attention layer.
+
+        Raises: UnsupportedModel where it has none apart.
+        """
+        return {name: module.get_parameter("weight").shape[0] for name, module in projections(self.model).items()}
 
     @cached_property
     def pieces(self) -> Pieces:
@@ -68,11 +83,32 @@ class Sides:
         except VocabularyMismatch:
             return None
 
+    @property
+    def vocabularies(self) -> tuple[int, int]:
+        """How many ids of the student and of the teacher are compared."""
+        return (self.student.ids, self.teacher.ids) if self.shared is None else (self.shared, self.shared)
+
+    @cached_property
+    def nearest(self) -> Int[Tensor, " V_t"]:
+        """For each of the teacher's ids the student's that is written most like it, -1 where none is."""
+        if self.shared is not None:
+            return torch.arange(self.shared)
+        found = nearest(self.teacher.pieces, self.student.pieces)
+        if self._ends:
+            found[self._ends[0][0]] = self._ends[0][1]
+        return found
+
     @cached_property
     def same_strings(self) -> Int[Tensor, "2 S"]:
         """The ids of the student and of the teacher that stand for the same bytes, or both end a text."""
-        ends = (self.teacher.tokenizer.eos_token_id, self.student.tokenizer.eos_token_id)
-        also = [] if None in ends else [ends]
-        ours = counterparts(self.teacher.pieces, self.student.pieces, also=also)
+        if self.shared is not None:
+            return torch.arange(self.shared).expand(2, -1)
+        ours = counterparts(self.teacher.pieces, self.student.pieces, also=self._ends)
         theirs = (ours >= 0).nonzero()[:, 0]
         return torch.stack([ours[theirs], theirs])
+
+    @property
+    def _ends(self) -> list[tuple[int, int]]:
+        """The teacher's and the student's id that ends a text, where both have one."""
+        ends = (self.teacher.tokenizer.eos_token_id, self.student.tokenizer.eos_token_id)
+        return [] if None in ends else [ends]

@@ -155,3 +155,48 @@ class Agreeing:
 
     def _holds(self, frozen: Mapping[str, Any], targets: Tensor) -> Tensor:
         return frozen[self.said].argmax(-1) == (targets if self.choice is None else frozen[self.choice])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """`loss` at the rows where `kept` holds, which is told as booleans [C]; 0 and no gradient at all others."""
+
+    loss: Differentiable
+    kept: str
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        return torch.where(frozen[self.kept], self.loss(student, frozen, targets), 0.0)
+
+    def with_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
+        """The values and their derivative by the student's logits."""
+        values, gradient = self.loss.with_gradient(student, frozen, targets)
+        return torch.where(frozen[self.kept], values, 0.0), gradient.masked_fill_(~frozen[self.kept][:, None], 0.0)
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """value + slope (log q[target] - at): a function of the log-likelihoods of several rows, near where they are.
+
+    The function's value is told to one of its rows, its derivative by a row's log q[target] to that row, with at = log
+    q[target] as it is. So value and gradient are the function's, and its rows need not be seen together again.
+    """
+
+    told: str  # [C 3]: value, slope, at
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        value, slope, at = frozen[self.told].unbind(-1)
+        return value - slope * (cross_entropy(student, targets) + at)
+
+    def with_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
+        """The values and slope (onehot(target) - q)."""
+        value, slope, at = frozen[self.told].unbind(-1)
+        found, gradient = cross_entropy_with_gradient(student, targets)
+        return value - slope * (found + at), gradient.mul_(-slope[:, None])

@@ -94,6 +94,7 @@ class Pair(NamedTuple):
     parents: list[Any]
     details: dict[str, Any]
     across: bool = False
+    warped: bool = False
 
     @property
     def sides(self) -> Sides:
@@ -109,7 +110,7 @@ class Pair(NamedTuple):
         if not self.across:
             return packs
         readers = (Reader(one, pieces(one)) for one in (self.origin.tokenizer, self.teacher.tokenizer))
-        return Paired(packs, *readers)
+        return Paired(packs, *readers, warped=self.warped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,7 +412,8 @@ class Distill:
             except VocabularyMismatch:
                 if not self.objective.across:
                     raise
-                return Pair(origin.model, origin, teacher, real_ids(origin.tokenizer), parents, {}, across=True)
+                own, warped = real_ids(origin.tokenizer), self.objective.warped
+                return Pair(origin.model, origin, teacher, own, parents, {}, across=True, warped=warped)
             return Pair(origin.model, origin, teacher, vocabulary, parents, {})
         assert teacher is not None
         stage = Prune(

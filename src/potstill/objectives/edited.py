@@ -1,0 +1,110 @@
+"""The teacher's distributions brought into the student's vocabulary by likeness of spelling (MinED)."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from potstill.core.types import WARPED, Batch, Needs, Signals, Terms, supervised, view
+from potstill.objectives import rows
+from potstill.objectives.bridge import aligned, each
+from potstill.ops.row_loss import DivergenceRows
+
+NEVER = -1e5  # a logit so low that its probability is 0 in any dtype, and 0 times it is 0
+
+
+class Edited:
+    """sum over the student's rows of tau^2 KL(p' || q), with p' the teacher's row in the student's vocabulary.
+
+    `nearest [V_t]` names the student's id that is written most like each of the teacher's, -1 where none is
+    (`models.nearest`). Of several of the teacher's ids for one of the student's the first counts. At a row that is
+    aligned, p' is softmax over the student's ids that have one; at every other it is all at the text's next token.
+
+    The batch key `warped [2 P]` pairs a row of the student with the row of the teacher that the cheapest path through
+    their own tokens (`ops.edit.warped`, the teacher first, spaces stripped) gives it, where that gives one alone
+    (`ops.edit.alone`); rows count the supervised ones of each side, as in `pairs`. Without the key each row is paired
+    with itself. A pair is aligned where `nearest` takes the teacher's own token to the student's.
+
+    Source: Wan et al. (arXiv:2401.10491), as the baseline of DSKD's code. Departs from that code: likeness is bounded
+    (`models.nearest`), over bytes; tau^2, which there is left out.
+    """
+
+    additive: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        nearest: Int[Tensor, " V_t"],
+        vocabulary: int,
+        *,
+        temperature: float = 1.0,
+        teacher: str = "teacher",
+        name: str = "mined",
+    ) -> None:
+        self.nearest, self.source = nearest, first_of_each(nearest, vocabulary)
+        self.temperature, self.teacher, self.name = temperature, teacher, name
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The one term, weighing 1."""
+        return {self.name: 1.0}
+
+    def needs(self, batch: Batch) -> Mapping[str, Needs]:
+        """Each network's own supervised rows."""
+        return each(batch, self.teacher)
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """The number of the student's supervised rows."""
+        return {self.name: len(supervised(batch)[1])}
+
+    def split(
+        self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
+    ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
+        """tau^2 KL(p' || q) of each row."""
+        teacher, targets, told = frozen[self.teacher], supervised(batch)[1], f"{self.name}_told"
+        partner = self.partners(batch)
+        source = self.source.to(partner.device)
+
+        def telling(start: int, stop: int) -> Float[Tensor, "C V"]:
+            return told_rows(teacher, partner[start:stop], source, targets[start:stop])
+
+        loss = DivergenceRows(temperature=self.temperature, teacher=told)
+        return {self.name: rows.RowTerm(loss, {told: telling})}, {}
+
+    def partners(self, batch: Batch) -> Int[Tensor, " N"]:
+        """For each of the student's rows the teacher's that it learns from, -1 where none is aligned with it."""
+        own = {name: _own_tokens(view(batch, name)) for name in ("student", self.teacher)}
+        ours, theirs = aligned(batch, WARPED)
+        same = self.nearest.to(theirs.device)[own[self.teacher][theirs]] == own["student"][ours]
+        return rows.spread(theirs.masked_fill(~same, -1), ours, len(own["student"]), -1)
+
+    def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
+        """The sum over the batch."""
+        return rows.terms([(1.0, self)], views, frozen, batch)
+
+
+def first_of_each(nearest: Int[Tensor, " V_t"], vocabulary: int) -> Int[Tensor, " V_s"]:
+    """For each of the student's ids the first of the teacher's that is nearest to it, -1 where none is."""
+    theirs = (nearest >= 0).nonzero()[:, 0]
+    none = torch.full((vocabulary,), len(nearest), device=nearest.device)
+    first = none.scatter_reduce(0, nearest[theirs], theirs, "amin")
+    return first.masked_fill(first == len(nearest), -1)
+
+
+def told_rows(
+    teacher: Signals, partner: Int[Tensor, " C"], source: Int[Tensor, " V"], targets: Int[Tensor, " C"]
+) -> Float[Tensor, "C V"]:
+    """Logits over the student's vocabulary: the partner's where there is one, else certain of the target."""
+    known: Bool[Tensor, " C"] = partner >= 0
+    logits = teacher.logits(teacher.rows[partner[known]])
+    found = logits.new_full((len(partner), len(source)), NEVER)
+    found[known] = logits[:, source.clamp(min=0)].masked_fill_(source < 0, NEVER)
+    lost = (~known).nonzero()[:, 0]
+    found[lost, targets[lost]] = 0
+    return found
+
+
+def _own_tokens(batch: Batch) -> Int[Tensor, " N"]:
+    """The token that each row is the last to have read."""
+    return batch["input_ids"][supervised(batch)[0]]

@@ -1,0 +1,58 @@
+"""The teacher's distribution together with its order of the likeliest tokens (TIE-KD)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from potstill.core.types import Batch, Needs, Signals, Terms, supervised
+from potstill.objectives import rows
+from potstill.ops.divergence import Divergence, forward_kl
+from potstill.ops.ranking import RankingRows
+from potstill.ops.row_loss import DivergenceRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """tau^2 KL(p || q) + tau (R_top1 + R_other), the hierarchical ranking loss over the `k` likeliest tokens of each.
+
+    The teacher gets no gradient. The two summands are terms of their own, each weighing 1.
+
+    Source: Zhang et al. (arXiv:2305.08096); its second half, training on the student's own predictions, is a matter of
+    what is read and not of this objective. Departs from the authors' code: no 1e-6 inside the logarithms, so that KL is
+    0 at p = q; the temperature, which there is 1.
+    """
+
+    k: int = 5
+    divergence: Divergence = forward_kl
+    temperature: float = 1.0
+    teacher: str = "teacher"
+    name: str = "tie_kd"
+    additive: ClassVar[bool] = True
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Both terms, each weighing 1."""
+        return {f"{self.name}_divergence": 1.0, f"{self.name}_ranking": 1.0}
+
+    def needs(self, batch: Batch) -> Mapping[str, Needs]:
+        """The rows of student and teacher at the same positions."""
+        needs = Needs(supervised(batch)[0])
+        return {"student": needs, self.teacher: needs}
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """The number of supervised positions, for both."""
+        return dict.fromkeys(self.weights, len(supervised(batch)[1]))
+
+    def split(
+        self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
+    ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
+        """The divergence and the ranking of each row."""
+        said = {self.teacher: rows.logits_of(frozen[self.teacher])}
+        divergence = DivergenceRows(self.divergence, temperature=self.temperature, teacher=self.teacher)
+        ranking = RankingRows(self.k, temperature=self.temperature, teacher=self.teacher)
+        both = (rows.RowTerm(divergence, said), rows.RowTerm(ranking, said))
+        return dict(zip(self.weights, both, strict=True)), {}
+
+    def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
+        """The sums over the batch."""
+        return rows.terms([(1.0, self)], views, frozen, batch)

@@ -1,0 +1,44 @@
+"""How likely two models find the same text that each cuts into tokens of its own.
+
+    L(g) = sum over the tokens of group g of log p(token | what is before it)
+    d(P, Q) = P log(P / Q) + (1 - P) log((1 - P) / (1 - Q))        P = exp(L_teacher(g)), Q = exp(L_student(g))
+
+d is the divergence between "this text comes next" and "another one does". It is at most the divergence between the two
+models' distributions over texts (the data-processing inequality), at least 0, and 0 only where P = Q. A part of a
+divergence without the rest, P log(P / Q), would be least for a student that is certain of every text.
+
+Source: the definition; that groups are compared at all is the idea of GOLD in TRL (`objectives.merged`).
+P is the probability of this one way to cut the text, not of the text: others are left out on both sides.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+NEARLY_ONE = -1e-6  # above this log-probability "another text" is below what float32 tells from 0
+
+
+def grouped(values: Float[Tensor, " N"], group: Int[Tensor, " N"], total: int) -> Float[Tensor, " G"]:
+    """The sums over the rows of each group."""
+    return values.new_zeros(total).index_add(0, group, values)
+
+
+def binary_kl(log_p: Float[Tensor, " G"], log_q: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
+    """d(exp(log_p), exp(log_q)) in nats; differentiable by either, with no gradient where it is nearly 1."""
+    log_p, log_q = log_p.clamp(max=NEARLY_ONE), log_q.clamp(max=NEARLY_ONE)
+    not_p, not_q = _log_complement(log_p), _log_complement(log_q)
+    return log_p.exp() * (log_p - log_q) + not_p.exp() * (not_p - not_q)
+
+
+def binary_kl_with_slope(
+    log_p: Float[Tensor, " G"], log_q: Float[Tensor, " G"]
+) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
+    """`binary_kl` and its derivative by log_q, (Q - P) / (1 - Q)."""
+    p, q = log_p.clamp(max=NEARLY_ONE).exp(), log_q.exp()
+    slope = (q - p) / -torch.expm1(log_q.clamp(max=NEARLY_ONE))
+    return binary_kl(log_p, log_q), slope.masked_fill(log_q > NEARLY_ONE, 0.0)
+
+
+def _log_complement(log_p: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
+    """log(1 - exp(log_p))."""
+    return torch.log(-torch.expm1(log_p))

@@ -1,0 +1,51 @@
+"""Whether a student ranks the tokens as its teacher does, where either of them puts its k likeliest ones.
+
+    R_top1  = sum over i in T of max(0, q[i] - q[t])                       t = the teacher's likeliest token
+    R_other = sum over i in T, j in S with p[i] > p[j] of max(0, q[j] - q[i])
+
+T and S are the k likeliest tokens of the teacher and of the student. Margins are on probabilities, and the token that
+is too high goes down while the one that is too low goes up. Both are 0 for every student with the teacher's order.
+
+Source: Zhang et al., "Towards Understanding and Improving Knowledge Distillation for Neural Machine Translation"
+(arXiv:2305.08096), equations of the hierarchical ranking loss, as in the authors' code (NMT-KD). The same authors'
+KDFlow compares the student's own probabilities in the indicator; then no pair is wrong that the student ranks so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from potstill.ops.coarse import Coarse
+
+
+def hierarchical(p: Float[Tensor, "N V"], q: Float[Tensor, "N V"], *, k: int) -> Float[Tensor, " N"]:
+    """R_top1 + R_other from probabilities; differentiable by q."""
+    top, ours = p.topk(min(k, p.shape[-1]), -1)
+    theirs = q.topk(min(k, q.shape[-1]), -1).indices
+    at_top, at_own = q.gather(-1, ours), q.gather(-1, theirs)
+    first = (at_top - at_top[:, :1]).clamp(min=0).sum(-1)
+    ordered = top[:, :, None] > p.gather(-1, theirs)[:, None]
+    others = (at_own[:, None] - at_top[:, :, None]).clamp(min=0) * ordered
+    return first + others.sum((-1, -2))
+
+
+@dataclass(frozen=True)
+class RankingRows:
+    """tau (R_top1 + R_other) between softmax(teacher / tau) and softmax(student / tau).
+
+    tau once: hinges are of first order in the difference of the logits, so that their gradient falls as 1 / tau.
+    """
+
+    k: int = 5
+    temperature: float = 1.0
+    teacher: str = "teacher"
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor | Coarse], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        teacher, tau = frozen[self.teacher], self.temperature
+        assert isinstance(teacher, Tensor), "the order of all tokens counts"
+        return tau * hierarchical((teacher / tau).softmax(-1), torch.softmax(student / tau, -1), k=self.k)

@@ -1,0 +1,54 @@
+"""How the rows of one document relate to one another, whatever the width of the network that says it.
+
+    R = softmax(phi phi^T / sqrt(K) + mask)      phi [T A K]: A relation heads of the width K that gives each network
+    loss = 1/A sum over heads and rows of KL(R_teacher || R_student)
+
+Source: Wang et al., MiniLMv2 (arXiv:2012.15828), section 3.1. Departs from it: with `causal` a row is compared with
+itself and the rows before it alone, as a causal model reads them, where the paper's encoders look both ways; no 1e-7
+inside the logarithms.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from potstill.ops.divergence import forward_kl
+
+
+def relation_kl(
+    teacher: Float[Tensor, "N W"],
+    student: Float[Tensor, "N D"],
+    documents: Int[Tensor, " N"],
+    *,
+    heads: int,
+    causal: bool = True,
+) -> Float[Tensor, ""]:
+    """The sum over rows, document by document; differentiable by the student.
+
+    No relation between documents is computed, and only one document's [A T T] is held: the backward computes it again.
+    """
+    sizes = torch.unique_consecutive(documents, return_counts=True)[1].tolist()
+    total = student[:0].sum(dtype=torch.promote_types(student.dtype, torch.float32))  # a gradient even of no document
+    with torch.autocast(student.device.type, enabled=False):
+        for theirs, ours in zip(teacher.split(sizes), student.split(sizes), strict=True):
+            both = theirs, ours, heads, causal
+            total = total + checkpoint(_of_document, *both, use_reentrant=False, preserve_rng_state=False)
+    return total
+
+
+def relations(phi: Float[Tensor, "T W"], *, heads: int, causal: bool) -> Float[Tensor, "A T T"]:
+    """phi phi^T / sqrt(K), -inf behind a row where it is causal."""
+    wide = phi.to(torch.promote_types(phi.dtype, torch.float32)).unflatten(-1, (heads, -1)).transpose(0, 1)
+    scores = wide @ wide.mT / math.sqrt(wide.shape[-1])
+    if not causal:
+        return scores
+    later = torch.ones(len(phi), len(phi), dtype=torch.bool, device=phi.device).triu(1)
+    return scores.masked_fill(later, -torch.inf)
+
+
+def _of_document(teacher: Tensor, student: Tensor, heads: int, causal: bool) -> Tensor:
+    theirs, ours = (relations(phi, heads=heads, causal=causal).flatten(0, 1) for phi in (teacher, student))
+    return forward_kl(theirs, ours).sum() / heads

@@ -1,0 +1,89 @@
+"""Batches of the same texts as two tokenizers read them, with every table that says which rows belong together."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED
+from potstill.data.pack import collate
+from potstill.data.spans import located
+from potstill.models.pieces import pieces
+from potstill.ops.align import exact, merged
+from potstill.ops.edit import alone, table, warped
+
+TEXTS = (  # with much that both read byte by byte, since training a tokenizer breaks ties as it likes
+    "The quick brown fox jumps, naïve 世界. 0918273645KJHGZXCVWQ",
+    "def read(path): 246813579MNBVCXZLKJH0192837465",
+    "  party 🎉 with   spaces and a dog 7531902468ZQXWVKJH",
+)
+
+
+class Read(NamedTuple):
+    """One document as one network reads it: its rows' own tokens as strings, the spans of what they predict."""
+
+    ids: Tensor
+    labels: Tensor
+    spans: Tensor
+    own: list[bytes]
+
+
+def read(text: str, tokenizer: PreTrainedTokenizerFast, prompt: int) -> Read:
+    """`text` with an end, trained from byte `prompt` on."""
+    known = pieces(tokenizer)
+    (found,) = located([text], tokenizer, known)
+    ids = torch.cat([found.ids, torch.tensor([tokenizer.eos_token_id])])
+    spans = torch.cat([found.spans, torch.full((1, 2), len(text.encode()))])
+    labels = torch.where(spans[:, 0] >= prompt, ids, IGNORE)
+    labels[0] = IGNORE
+    trained = labels[1:] != IGNORE
+    own = [known.of[i].strip() for i in ids[:-1][trained].tolist()]
+    return Read(ids, labels, spans[1:][trained], own)
+
+
+def batch_of(
+    texts: Sequence[str], ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast, *, prompt: int = 3
+) -> dict[str, Tensor]:
+    """A packed batch with pairs, warped rows and groups."""
+    sides = [[read(text, tokenizer, prompt) for text in texts] for tokenizer in (ours, theirs)]
+    batch, teacher = (
+        collate([{"input_ids": r.ids, "labels": r.labels, "lengths": torch.tensor([len(r.ids)])} for r in side])
+        for side in sides
+    )
+    pairs, near, groups, total = [], [], ([], []), 0
+    before = torch.zeros(2, 1, dtype=torch.long)
+    for mine, yours in zip(*sides, strict=True):
+        pairs.append(exact(mine.spans, yours.spans).T + before)
+        only = alone(warped(table(yours.own, mine.own)), len(mine.own))
+        kept = (only >= 0).nonzero()[:, 0]
+        near.append(torch.stack([kept, only[kept]]) + before)
+        first, second, more = merged(mine.spans, yours.spans)
+        for side, group in zip(groups, (first, second), strict=True):
+            side.append(torch.where(group >= 0, group + total, -1))
+        total += more
+        before = before + torch.tensor([[len(mine.own)], [len(yours.own)]])
+    tables = {
+        PAIRS: torch.cat(pairs, 1),
+        WARPED: torch.cat(near, 1),
+        **dict(zip(GROUPS, map(torch.cat, groups), strict=True)),
+    }
+    others = {f"teacher.{key}": tensor for key, tensor in teacher.items()}
+    return {**batch, **tables, **others}
+
+
+def llama(tokenizer: PreTrainedTokenizerFast, width: int, seed: int, *, layers: int = 2) -> LlamaForCausalLM:
+    """A random Llama that speaks `tokenizer`."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).double().eval()

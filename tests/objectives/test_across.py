@@ -1,0 +1,265 @@
+"""Methods between two tokenizers: every one of them on the same laws, then each against its definition."""
+
+import copy
+from collections.abc import Mapping
+
+import pytest
+import torch
+from tests.data.trained import byte_level, sentencepiece
+from tests.objectives.crossed import TEXTS, batch_of, llama
+from tests.objectives.test_invariants import assert_equal, gradients
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from potstill.core.types import GROUPS, PAIRS, WARPED, Signals, supervised, view
+from potstill.models.signals import signals
+from potstill.objectives.distill import Distill
+from potstill.objectives.edited import Edited
+from potstill.objectives.merged import Merged
+from potstill.objectives.methods import METHODS
+from potstill.objectives.named import Mixture
+from potstill.objectives.optimal import SortedGap
+from potstill.objectives.rows import RowObjective, RowTerm
+from potstill.objectives.sides import Side, Sides
+from potstill.ops.divergence import forward_kl
+from potstill.ops.fused import plain, sums
+from potstill.ops.likelihood import binary_kl
+from potstill.ops.sorted_gap import sorted_gap
+from potstill.train.study import Study
+
+ACROSS = [name for name, method in METHODS.items() if method.across]
+OURS, THEIRS = byte_level(330), sentencepiece()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Sides:
+    return Sides(Side(llama(OURS, 32, 1), OURS), Side(llama(THEIRS, 48, 2), THEIRS))
+
+
+def study_of(sides: Sides, name: str) -> Study:
+    torch.manual_seed(0)
+    objective = Mixture.parse(name, cross_entropy=0.0, temperature=1.5).build(sides)
+    assert isinstance(objective, torch.nn.Module)
+    ids = {"student": sides.student.ids, "teacher": sides.teacher.ids}
+    student, teacher = copy.deepcopy(sides.student.model), sides.teacher.model
+    assert isinstance(teacher, LlamaForCausalLM)
+    return Study(student, objective.double(), frozen={"teacher": teacher}, vocabulary=ids)
+
+
+def read(sides: Sides, batch: Mapping[str, Tensor]) -> tuple[Signals, Signals]:
+    """Student, trained, and teacher, frozen, at their supervised rows."""
+    found = []
+    for side, name in ((sides.student, "student"), (sides.teacher, "teacher")):
+        objective = SortedGap()
+        needs = objective.needs(batch)[name]
+        with torch.no_grad():
+            found.append(signals(side.model, view(batch, name), needs, vocabulary=side.ids))
+    student = found[0]
+    assert student.head is not None
+    rows, weight = student.rows.requires_grad_(), student.head.weight.detach().clone().requires_grad_()
+    head = student.head._replace(weight=weight)
+    return Signals(rows, head.logits, head), found[1]
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_a_method_trains_the_student_and_its_own_weights_and_never_the_teacher(name: str, pair: Sides) -> None:
+    study = study_of(pair, name)
+    found = gradients(study, batch_of(TEXTS, OURS, THEIRS))
+    own = {key for key, _ in study.named_parameters() if key.startswith("objective.")}
+    assert own <= found.keys()
+    assert all(found[key].any() for key in own)
+    assert any(g.any() for key, g in found.items() if key.startswith("student."))
+    assert all(g.isfinite().all() for g in found.values())
+    assert all(p.grad is None for p in pair.teacher.model.parameters())
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_a_method_gives_documents_together_what_it_gives_them_apart(name: str, pair: Sides) -> None:
+    study, whole = study_of(pair, name), batch_of(TEXTS, OURS, THEIRS)
+    parts = [batch_of([text], OURS, THEIRS) for text in TEXTS]
+    counts = study.counts(whole)
+    assert torch.equal(counts, sum((study.counts(part) for part in parts), torch.zeros_like(counts)))
+    together = gradients(study, whole, counts)
+    apart: dict[str, Tensor] = {}
+    for part in parts:
+        for key, g in gradients(study, part, counts).items():
+            apart[key] = apart.get(key, torch.zeros_like(g)) + g
+    assert_equal(together, apart)
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_a_batch_in_which_nothing_belongs_together_is_finite(name: str, pair: Sides) -> None:
+    study, batch = study_of(pair, name), batch_of(TEXTS[:1], OURS, THEIRS)
+    nothing = torch.empty(2, 0, dtype=torch.long)
+    batch |= {PAIRS: nothing, WARPED: nothing}
+    batch |= {key: torch.full_like(batch[key], -1) for key in GROUPS}
+    assert all(g.isfinite().all() for g in gradients(study, batch).values())
+
+
+ROWS = [name for name in ACROSS if name in ("uld", "mined", "spans")]
+
+
+@pytest.mark.parametrize("chunk", [4, 1000])
+@pytest.mark.parametrize("name", ROWS)
+def test_fused_is_plain_in_value_and_every_gradient(name: str, chunk: int, pair: Sides) -> None:
+    batch = batch_of(TEXTS, OURS, THEIRS)
+    student, teacher = read(pair, batch)
+    objective = study_of(pair, name).objective.parts[0][1]
+    assert isinstance(objective, RowObjective)
+    terms, others = objective.split({"student": student}, {"teacher": teacher}, batch)
+    assert not others
+    found, expected = (by(terms, student, supervised(batch)[1], chunk) for by in (fused, definition))
+    assert_equal(found, expected)
+
+
+def definition(terms: Mapping[str, RowTerm], student: Signals, targets: Tensor, chunk: int) -> dict[str, Tensor]:
+    assert student.head is not None
+    said = {name: telling for term in terms.values() for name, telling in term.said.items()}
+    losses = [term.loss for term in terms.values()]
+    return with_gradients(terms, student, plain(losses, student.rows, student.head, targets=targets, frozen=said))
+
+
+def fused(terms: Mapping[str, RowTerm], student: Signals, targets: Tensor, chunk: int) -> dict[str, Tensor]:
+    assert student.head is not None
+    said = {name: telling for term in terms.values() for name, telling in term.said.items()}
+    losses, mix = [term.loss for term in terms.values()], [1.0] * len(terms)
+    found = sums(losses, student.rows, student.head, targets=targets, frozen=said, mix=mix, chunk=chunk)
+    return with_gradients(terms, student, found)
+
+
+def with_gradients(terms: Mapping[str, RowTerm], student: Signals, values: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    assert student.head is not None
+    found = torch.autograd.grad(sum(values, torch.tensor(0.0)), (student.rows, student.head.weight))
+    return {**dict(zip(terms, values, strict=True)), "rows": found[0], "head": found[1]}
+
+
+def renamed_batch(batch: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """What a teacher with the same tokens under other ids reads, with every row beside itself."""
+    rows = len(supervised(batch)[1])
+    every = torch.arange(rows)
+    labels = torch.where(batch["labels"] >= 0, ids[batch["labels"].clamp(min=0)], batch["labels"])
+    others = {**batch, "input_ids": ids[batch["input_ids"]], "labels": labels}
+    both = every.expand(2, -1)
+    return {
+        **batch,
+        PAIRS: both,
+        WARPED: both,
+        **dict.fromkeys(GROUPS, every),
+        **{f"teacher.{key}": tensor for key, tensor in others.items()},
+    }
+
+
+@pytest.mark.parametrize("name", ["mined", "spans"])
+def test_one_vocabulary_under_other_ids_gives_the_loss_and_gradient_of_plain_distillation(
+    name: str, pair: Sides
+) -> None:
+    ids = torch.randperm(pair.student.ids)  # the teacher's id of each of the student's
+    same = Sides(pair.student, Side(llama(OURS, 48, 5), OURS))
+    batch = {key: t for key, t in batch_of(TEXTS, OURS, OURS).items() if "." not in key}
+    student, teacher = read(same, batch)
+    back = ids.argsort()
+    head = teacher.head
+    assert head is not None
+    other = head._replace(weight=head.weight[back])
+    renamed = Signals(teacher.rows, other.logits, other)
+    objective = (
+        Edited(back, len(ids), temperature=1.5)
+        if name == "mined"
+        else Merged(torch.stack([torch.arange(len(ids)), ids]), (len(ids), len(ids)), temperature=1.5)
+    )
+    of = (student.rows, student.head.weight) if student.head else ()
+    found = sum(
+        objective({"student": student}, {"teacher": renamed}, renamed_batch(batch, ids)).values(), torch.tensor(0.0)
+    )
+    expected = Distill(temperature=1.5)({"student": student}, {"teacher": teacher}, batch)["distill"]
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(torch.autograd.grad(found, of), torch.autograd.grad(expected, of), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_sorted_gaps_pair_the_rows_of_a_document_by_their_place(pair: Sides) -> None:
+    batch = batch_of(TEXTS, OURS, THEIRS)
+    student, teacher = read(pair, batch)
+    ours, theirs = supervised(batch)[2], supervised(view(batch, "teacher"))[2]
+    p, q = (one.logits(one.rows).softmax(-1) for one in (teacher, student))
+    expected, pairs = torch.tensor(0.0).double(), 0
+    for document in range(len(TEXTS)):
+        mine, yours = q[ours == document], p[theirs == document]
+        n = min(len(mine), len(yours))
+        expected, pairs = expected + sorted_gap(yours[:n], mine[:n]).sum(), pairs + n
+    found = SortedGap()({"student": student}, {"teacher": teacher}, batch)["uld"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    assert SortedGap().counts(batch) == {"uld": pairs}
+    assert pairs < max(len(ours), len(theirs)), "the test wants rows without a partner"
+
+
+def test_runs_are_compared_by_their_likelihood_and_shared_tokens_by_their_distribution(pair: Sides) -> None:
+    batch = batch_of(TEXTS, OURS, THEIRS)
+    student, teacher = read(pair, batch)
+    shared = pair.same_strings
+    objective = Merged(shared, pair.vocabularies)
+    found = objective({"student": student}, {"teacher": teacher}, batch)
+    log_q, log_p = (one.logits(one.rows).log_softmax(-1) for one in (student, teacher))
+    targets, labels = supervised(batch)[1], supervised(view(batch, "teacher"))[1]
+    tokens, runs, kinds = torch.tensor(0.0).double(), torch.tensor(0.0).double(), [0, 0]
+    for group in range(int(batch[GROUPS[0]].max()) + 1):
+        mine, yours = (batch[key] == group for key in GROUPS)
+        alike = (shared == torch.tensor([[targets[mine][0]], [labels[yours][0]]])).all(0).any()
+        if mine.sum() == yours.sum() == 1 and alike:
+            both = []
+            for logs, ids in ((log_p[yours][0], shared[1]), (log_q[mine][0], shared[0])):
+                rest = torch.ones(len(logs), dtype=torch.bool)
+                rest[ids] = False
+                both.append(torch.cat([logs[ids], logs[rest].logsumexp(0)[None]])[None])
+            tokens, kinds[0] = tokens + forward_kl(*both)[0], kinds[0] + 1
+        else:
+            both = [logs[rows, wanted[rows]].sum() for logs, rows, wanted in
+                    ((log_p, yours, labels), (log_q, mine, targets))]  # fmt: skip
+            runs, kinds[1] = runs + binary_kl(both[0][None], both[1][None])[0], kinds[1] + 1
+    assert min(kinds) > 0, "the test wants both kinds"
+    torch.testing.assert_close(found["spans_tokens"], tokens)
+    torch.testing.assert_close(found["spans_runs"], runs)
+    assert set(objective.counts(batch).values()) == {sum(kinds)}
+    of = (student.rows, student.head.weight) if student.head else ()
+    for ours, theirs in zip(
+        torch.autograd.grad(sum(found.values(), torch.tensor(0.0)), of),
+        torch.autograd.grad(tokens + runs, of),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_rows_that_are_not_aligned_learn_the_text_and_the_others_the_teacher(pair: Sides) -> None:
+    batch = batch_of(TEXTS, OURS, THEIRS)
+    student, teacher = read(pair, batch)
+    objective = Edited(pair.nearest, pair.student.ids)
+    partner, targets = objective.partners(batch), supervised(batch)[1]
+    assert 0 < (partner >= 0).sum() < len(partner)
+    log_q, expected = student.logits(student.rows).log_softmax(-1), torch.tensor(0.0).double()
+    for n, m in enumerate(partner.tolist()):
+        if m < 0:
+            expected = expected - log_q[n, targets[n]]
+            continue
+        p = torch.full((pair.student.ids,), -torch.inf).double()
+        for i, logit in reversed(list(enumerate(teacher.logits(teacher.rows[m : m + 1])[0]))):
+            if pair.nearest[i] >= 0:
+                p[pair.nearest[i]] = logit  # the first of several is written last
+        expected = expected + forward_kl(p[None], log_q[n : n + 1])[0]
+    found = objective({"student": student}, {"teacher": teacher}, batch)["mined"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_own_tokens_decide_which_rows_of_a_path_are_aligned(pair: Sides) -> None:
+    batch = batch_of(TEXTS, OURS, THEIRS)
+    partner = Edited(pair.nearest, pair.student.ids).partners(batch)
+    own, other = (view(batch, name)["input_ids"][supervised(view(batch, name))[0]] for name in ("student", "teacher"))
+    on_path = dict(batch[WARPED].T.tolist())
+    for n, m in enumerate(partner.tolist()):
+        reached = on_path.get(n, -1)
+        assert m == (reached if reached >= 0 and pair.nearest[other[reached]] == own[n] else -1)
+
+
+def test_what_ends_a_text_is_nearest_to_what_ends_it_for_the_other(pair: Sides) -> None:
+    assert pair.nearest[THEIRS.eos_token_id] == OURS.eos_token_id
+    assert [OURS.eos_token_id, THEIRS.eos_token_id] in pair.same_strings.T.tolist()
+    assert (pair.nearest[THEIRS.bos_token_id]) == -1

@@ -1,0 +1,88 @@
+"""Sorted probabilities compared without sorting, beside the definition that sorts."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from potstill.ops.sorted_gap import BITS, EXPONENTS, SortedGapRows, counted, sorted_gap
+
+
+def probabilities(rows: int, tokens: int, spread: float, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (spread * torch.randn(rows, tokens, generator=generator)).to(dtype).softmax(-1)
+
+
+def test_it_is_the_number_of_the_literature() -> None:
+    teacher, student = torch.tensor([[2.0, 1, 0, -1, -3]]), torch.tensor([[0.0, 1, 0.5, -2]])
+    for found in (
+        sorted_gap(teacher.softmax(-1), student.softmax(-1)),
+        counted(teacher.softmax(-1), student.softmax(-1))[0],
+        SortedGapRows()(student, {"teacher": teacher}, torch.zeros(1, dtype=torch.long)),
+    ):
+        torch.testing.assert_close(found, torch.tensor([0.317507]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("spreads", [(3.0, 3.0), (1.0, 3.0), (0.3, 0.1), (6.0, 2.0), (20.0, 0.1)])
+@pytest.mark.parametrize("tokens", [(11, 9), (3, 200), (1000, 999), (49_152, 49_152), (262_144, 49_152)])
+def test_on_rows_of_softmax_it_is_the_definition_to_a_hundred_thousandth(
+    tokens: tuple[int, int], spreads: tuple[float, float]
+) -> None:
+    p, q = (probabilities(2, n, spread, i) for i, (n, spread) in enumerate(zip(tokens, spreads, strict=True)))
+    torch.testing.assert_close(counted(p, q)[0], sorted_gap(p, q), rtol=0, atol=1e-5)
+    torch.testing.assert_close(counted(p.float(), q.float())[0].double(), sorted_gap(p, q), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("tokens", [(40, 40), (1024, 1024), (50, 3000)])
+def test_the_bound_holds_where_all_entries_cross_inside_bins(tokens: tuple[int, int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    p, q = (1 + 2**-BITS * torch.rand(1, n, generator=generator, dtype=torch.float64) for n in tokens)
+    p, q = p / p.sum(), q / q.sum()
+    below, exact = counted(p, q)[0], sorted_gap(p, q)
+    rounding = 2**-22
+    assert exact - 2**-BITS - sum(tokens) * 2**-EXPONENTS - rounding <= below <= exact + rounding
+
+
+def test_the_bound_is_needed() -> None:
+    edge = 1 + 2.0**-BITS * torch.tensor([0.0, 0.999])
+    p, q = torch.tensor([[1.0, 1.0]]) * edge.mean() / 8, edge[None] / 8
+    exact = sorted_gap(p, q)
+    assert counted(p, q)[0] < 0.1 * exact
+    assert exact < 2**-BITS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_entries_in_any_order_give_exactly_nothing(dtype: torch.dtype) -> None:
+    p = probabilities(3, 777, 4.0, 1, dtype)
+    q = torch.nn.functional.pad(p[:, torch.randperm(777)], (0, 20))
+    values, slope = counted(p, q)
+    assert not values.any()
+    assert not slope.any()
+
+
+def test_it_is_symmetric_and_at_most_two() -> None:
+    p, q = probabilities(5, 300, 8.0, 1), probabilities(5, 120, 0.1, 2)
+    torch.testing.assert_close(counted(p, q)[0], counted(q, p)[0])
+    certain, uniform = torch.eye(4)[:1], torch.full((1, 100_000), 1e-5)
+    value = counted(certain, uniform)[0].item()
+    assert value == pytest.approx(2 - 2e-5, abs=1e-5)
+
+
+def test_its_slope_is_that_of_the_definition() -> None:
+    p, q = probabilities(4, 60, 3.0, 1), probabilities(4, 50, 2.0, 2).requires_grad_()
+    (expected,) = torch.autograd.grad(sorted_gap(p, q).sum(), q)
+    assert (counted(p, q.detach())[1] == expected).float().mean() > 0.98, "but for entries that share a bin"
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.5])
+def test_its_gradient_by_logits_is_that_of_its_value(tau: float) -> None:
+    torch.manual_seed(0)
+    told, logits = {"teacher": 3 * torch.randn(4, 60).double()}, (2 * torch.randn(4, 50)).double().requires_grad_()
+    loss, nobody = SortedGapRows(temperature=tau), torch.zeros(4, dtype=torch.long)
+    values, gradient = loss.with_gradient(logits.detach(), told, nobody)
+    (expected,) = torch.autograd.grad(loss(logits, told, nobody).sum(), logits)
+    torch.testing.assert_close(gradient, expected)
+    step = 1e-3 * torch.randn_like(logits)
+    there, back = (loss((logits + sign * step).detach(), told, nobody) for sign in (1, -1))
+    torch.testing.assert_close((gradient * step).sum(-1), (there - back) / 2, rtol=1e-3, atol=1e-7)
+    assert torch.equal(values, loss(logits, told, nobody))
