@@ -262,3 +262,16 @@ def test_a_teacher_without_a_head_is_refused() -> None:
     silent = {"teacher": Signals(torch.zeros(5, IDS), lambda rows: rows)}
     with pytest.raises(UnsupportedModel, match="teacher's head"):
         first()(views, silent, BATCH)
+
+
+def test_what_the_student_wrote_itself_is_no_label_of_the_projector() -> None:
+    views, frozen = pair()
+    objective = first()
+    sampled = torch.tensor([[False, True, True, False, False, False, False, False]])
+    found = objective(views, frozen, {**BATCH, "sampled": sampled})["dskd_projector"]
+    student, teacher = views["student"], frozen["teacher"]
+    assert student.head is not None
+    t2s = objective.to_student(teacher.rows) @ student.head.weight.mT
+    kept = torch.tensor([True, False, False, True, True])
+    torch.testing.assert_close(found, cross_entropy(t2s[kept], TARGETS[kept], reduction="sum"))
+    assert objective.counts({**BATCH, "sampled": sampled})["dskd_projector"] == 3

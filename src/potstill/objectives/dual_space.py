@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from potstill.core.types import Batch, Group, Head, Needs, Signals, Terms, supervised
+from potstill.core.types import Batch, Group, Head, Needs, Signals, Terms, gold, supervised
 from potstill.objectives import rows
 from potstill.objectives.bridge import Bridge, Bridged, CrossAttention, SameRows
 from potstill.ops import fused
@@ -98,9 +98,9 @@ class DualSpace(nn.Module):
         return self.bridge.needs(batch, self.spaces.teacher)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """The rows that are reached: of the student for the first two terms, of the teacher for the third."""
+        """The rows that are reached: of the student, of it where the text is the data's own, and of the teacher."""
         ours, theirs = self.bridge.counts(batch, self.spaces.teacher)
-        return dict(zip(self.spaces.terms, (ours, ours, theirs), strict=True))
+        return dict(zip(self.spaces.terms, (ours, int(gold(batch).sum()), theirs), strict=True))
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
@@ -119,8 +119,9 @@ class DualSpace(nn.Module):
         everywhere = rows.spread(projected.detach(), bridged.ours, len(targets), 0)
         told = {spaces.projected: rows.telling(ours, everywhere), spaces.label: lambda a, b: labels[a:b]}
         back = self.to_teacher(bridged.to_teacher)
+        true = gold(batch)[bridged.ours]  # a token that the student wrote itself is no label
         return {in_student: rows.RowTerm(loss, told)}, {
-            projector: summed(CrossEntropyRows(), projected, ours, targets[bridged.ours]),
+            projector: summed(CrossEntropyRows(), projected[true], ours, targets[bridged.ours][true]),
             in_teacher: in_teachers_space(forward_kl, spaces, back, theirs, teacher, bridged),
         }
 
@@ -170,7 +171,6 @@ class DualSpaceV2(nn.Module):
 
     weights = DualSpace.weights
     needs = DualSpace.needs
-    counts = DualSpace.counts
     forward = DualSpace.forward
 
     def split(
@@ -195,6 +195,11 @@ class DualSpaceV2(nn.Module):
             projector: summed(CrossEntropyRows(), projected[kept], ours, chosen[kept]),
             in_teacher: in_teachers_space(spaces.divergence, spaces, back, theirs, teacher, bridged),
         }
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """The rows that are reached: of the student for the first two terms, of the teacher for the third."""
+        ours, theirs = self.bridge.counts(batch, self.spaces.teacher)
+        return dict(zip(self.spaces.terms, (ours, ours, theirs), strict=True))
 
     @torch.no_grad()
     def to_teacher(self, student: Signals, teacher: Signals) -> Float[Tensor, "F D"]:

@@ -48,8 +48,8 @@ class Asked(NamedTuple):
 class Method(NamedTuple):
     """`build` makes the objective; `alike` and `across` say whether it works with one tokenizer and between two.
 
-    `options` are the numbers that it takes, with their defaults; `divergence` says whether it takes one, `warped` whether
-    rows of two tokenizers have to be paired by edit distance.
+    `options` are the numbers that it takes, with their defaults; `divergence` says whether it takes one, and `warped`
+    whether rows of two tokenizers have to be paired by edit distance.
     """
 
     build: Callable[[Sides, Asked], Objective]
