@@ -1,0 +1,53 @@
+"""DistiLLM: a skewed divergence, and a share of its own text that grows as the student stops improving.
+
+Source: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models" (arXiv:2402.03898).
+Cost and measures: only its tiny form has been run so far.
+"""
+
+from dataclasses import replace
+
+from potstill.objectives.named import Mixture
+from potstill.pipeline.distill import Distill
+from potstill.recipes.table import NEEDED, Recipe
+from potstill.train.settings import Settings
+
+BIBTEX = """@inproceedings{ko2024distillm,
+  title={DistiLLM: Towards Streamlined Distillation for Large Language Models},
+  author={Ko, Jongwoo and Kim, Sungnyun and Chen, Tianyi and Yun, Se-Young},
+  booktitle={ICML},
+  year={2024}
+}"""
+
+
+def full() -> Recipe:
+    """The buffer holds what the student wrote before."""
+    stage = Distill(
+        teacher="smollm2",
+        keep=0.75,
+        data=NEEDED,
+        objective=Mixture(name="skew_kl", options={"skew": 0.1}, cross_entropy=0.0),
+        rollout="distillm",
+        settings=Settings(tokens=200_000, learning_rate=5e-4, eval_every=2),
+    )
+    return Recipe(
+        name="distillm",
+        summary="skewed forward KL, adaptive on-policy share with a replay buffer",
+        source="arXiv:2402.03898",
+        bibtex=BIBTEX,
+        stages=(stage,),
+        origins={
+            "skew": "0.1, distillm/losses.py of the official code",
+            "rollout": "share 0 at the start, 0.1 more where an evaluation is no better, the official finetune.py",
+            "learning_rate": "5e-4, the GPT-2 script",
+            "eval_every, keep, tokens": "ours",
+        },
+    )
+
+
+def tiny() -> Recipe:
+    """The same method in seconds."""
+    recipe = full()
+    (stage,) = recipe.stages
+    assert isinstance(stage, Distill)
+    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
+    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))

@@ -1,0 +1,53 @@
+"""GKD: half of the text is what the student itself writes, and the teacher judges both halves.
+
+Source: Agarwal et al., "On-Policy Distillation of Language Models" (arXiv:2306.13649).
+Cost and measures: only its tiny form has been run so far.
+"""
+
+from dataclasses import replace
+
+from potstill.objectives.named import Mixture
+from potstill.pipeline.distill import Distill
+from potstill.recipes.table import NEEDED, Recipe
+from potstill.train.settings import Settings
+
+BIBTEX = """@inproceedings{agarwal2024onpolicy,
+  title={On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes},
+  author={Agarwal, Rishabh and Vieillard, Nino and Zhou, Yongchao and Stanczyk, Piotr and Ramos, Sabela and
+    Geist, Matthieu and Bachem, Olivier},
+  booktitle={ICLR},
+  year={2024}
+}"""
+
+
+def full() -> Recipe:
+    """Heal a pruned student first: one that stops at once learns nothing from its own text (docs/rollouts.md)."""
+    stage = Distill(
+        teacher="smollm2",
+        keep=0.75,
+        data=NEEDED,
+        objective=Mixture(name="jsd", options={"beta": 0.5}, cross_entropy=0.0),
+        on_policy=0.5,
+        settings=Settings(tokens=200_000),
+    )
+    return Recipe(
+        name="gkd",
+        summary="on-policy at a share of 0.5, generalised Jensen-Shannon divergence",
+        source="arXiv:2306.13649",
+        bibtex=BIBTEX,
+        stages=(stage,),
+        origins={
+            "on_policy": "0.5, lambda of the paper's mixed setting",
+            "objective": "JSD with beta 0.5, one of the paper's; no cross-entropy",
+            "keep, tokens": "ours",
+        },
+    )
+
+
+def tiny() -> Recipe:
+    """The same method in seconds."""
+    recipe = full()
+    (stage,) = recipe.stages
+    assert isinstance(stage, Distill)
+    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
+    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))

@@ -1,0 +1,50 @@
+"""MinED: the teacher of another tokenizer moved token by token to what is spelt most alike.
+
+Source: Wan et al., "Knowledge Fusion of Large Language Models" (arXiv:2401.10491), section 3, as a baseline of DSKD.
+Cost and measures: only its tiny form has been run so far.
+"""
+
+from dataclasses import replace
+
+from potstill.objectives.named import Mixture
+from potstill.pipeline.distill import Distill
+from potstill.recipes.table import Recipe
+from potstill.train.settings import Settings
+
+BIBTEX = """@inproceedings{wan2024knowledge,
+  title={Knowledge Fusion of Large Language Models},
+  author={Wan, Fanqi and Huang, Xinting and Cai, Deng and Quan, Xiaojun and Bi, Wei and Shi, Shuming},
+  booktitle={ICLR},
+  year={2024}
+}"""
+
+
+def full() -> Recipe:
+    """By default within one tokenizer; with a student of its own, any teacher."""
+    stage = Distill(
+        teacher="smollm2",
+        keep=0.75,
+        objective=Mixture(name="mined", cross_entropy=0.5, temperature=2.0),
+        settings=Settings(tokens=200_000),
+    )
+    return Recipe(
+        name="mined",
+        summary="forward KL to the teacher by minimum edit distance; --teacher may have another tokenizer",
+        source="arXiv:2401.10491",
+        bibtex=BIBTEX,
+        stages=(stage,),
+        origins={
+            "temperature": "2.0, the scripts of DSKD (arXiv:2406.17328)",
+            "cross_entropy": "0.5, kd_rate of the official scripts",
+            "keep, tokens": "ours",
+        },
+    )
+
+
+def tiny() -> Recipe:
+    """The same method in seconds."""
+    recipe = full()
+    (stage,) = recipe.stages
+    assert isinstance(stage, Distill)
+    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
+    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))

@@ -1,0 +1,54 @@
+"""MiniLLM: reverse KL over whole answers, by the gradient of a policy.
+
+Source: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models" (arXiv:2306.08543).
+Cost and measures: only its tiny form has been run so far.
+"""
+
+from dataclasses import replace
+
+from potstill.objectives.named import Mixture
+from potstill.pipeline.distill import Distill
+from potstill.recipes.table import NEEDED, Recipe
+from potstill.train.settings import Settings
+
+BIBTEX = """@inproceedings{gu2024minillm,
+  title={MiniLLM: Knowledge Distillation of Large Language Models},
+  author={Gu, Yuxian and Dong, Li and Wei, Furu and Huang, Minlie},
+  booktitle={ICLR},
+  year={2024}
+}"""
+
+
+def full() -> Recipe:
+    """One step on each answer, where the paper takes several; start from a student that was trained."""
+    stage = Distill(
+        teacher="smollm2",
+        keep=0.75,
+        data=NEEDED,
+        objective=Mixture(name="minillm", cross_entropy=0.5),
+        on_policy=1.0,
+        rollout="minillm",
+        settings=Settings(tokens=200_000, learning_rate=5e-6),
+    )
+    return Recipe(
+        name="minillm",
+        summary="policy gradient of the reverse KL on answers that teacher and student write together",
+        source="arXiv:2306.08543",
+        bibtex=BIBTEX,
+        stages=(stage,),
+        origins={
+            "cross_entropy": "0.5, on the data's own answers, where the official code takes a corpus of text",
+            "rollout": "0.2 of the teacher in what is sampled from, the paper's section 3.1",
+            "learning_rate": "5e-6, the official scripts",
+            "keep, tokens": "ours",
+        },
+    )
+
+
+def tiny() -> Recipe:
+    """The same method in seconds."""
+    recipe = full()
+    (stage,) = recipe.stages
+    assert isinstance(stage, Distill)
+    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
+    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))

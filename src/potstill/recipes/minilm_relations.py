@@ -1,0 +1,50 @@
+"""MiniLM: how the teacher's last attention relates tokens, whatever the widths.
+
+Source: Wang et al., "MiniLMv2: Multi-Head Self-Attention Relation Distillation" (arXiv:2012.15828).
+Cost and measures: only its tiny form has been run so far.
+"""
+
+from dataclasses import replace
+
+from potstill.objectives.named import Mixture
+from potstill.pipeline.distill import Distill
+from potstill.recipes.table import Recipe
+from potstill.train.settings import Settings
+
+BIBTEX = """@article{wang2020minilmv2,
+  title={MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers},
+  author={Wang, Wenhui and Bao, Hangbo and Huang, Shaohan and Dong, Li and Wei, Furu},
+  journal={arXiv preprint arXiv:2012.15828},
+  year={2020}
+}"""
+
+
+def full() -> Recipe:
+    """SmolLM2-135M taught to three quarters of itself."""
+    stage = Distill(
+        teacher="smollm2",
+        keep=0.75,
+        objective=Mixture(name="relations", cross_entropy=0.5, options={"heads": 32.0}),
+        settings=Settings(tokens=200_000),
+    )
+    return Recipe(
+        name="minilm-relations",
+        summary="relations of queries, keys and values in the last layer, and cross-entropy",
+        source="arXiv:2012.15828",
+        bibtex=BIBTEX,
+        stages=(stage,),
+        origins={
+            "heads": "32, the code of MiniMoE (arXiv:2305.12129); the paper takes 48 and 64",
+            "cross_entropy": "0.5, ours: the papers distil encoders without labels",
+            "keep, tokens": "ours",
+        },
+    )
+
+
+def tiny() -> Recipe:
+    """The same method in seconds."""
+    recipe = full()
+    (stage,) = recipe.stages
+    assert isinstance(stage, Distill)
+    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
+    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))

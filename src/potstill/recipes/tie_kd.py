@@ -1,0 +1,52 @@
+"""TIE-KD: a divergence, and the order of the likeliest tokens.
+
+Source: Zhang et al., "Towards Understanding and Improving Knowledge Distillation for Neural Machine Translation"
+(arXiv:2305.08096). The iterations over predicted prefixes are left out.
+Cost and measures: only its tiny form has been run so far.
+"""
+
+from dataclasses import replace
+
+from potstill.objectives.named import Mixture
+from potstill.pipeline.distill import Distill
+from potstill.recipes.table import Recipe
+from potstill.train.settings import Settings
+
+BIBTEX = """@inproceedings{zhang2023towards,
+  title={Towards Understanding and Improving Knowledge Distillation for Neural Machine Translation},
+  author={Zhang, Songming and Liang, Yunlong and Wang, Shuaibo and Chen, Yufeng and Han, Wenjuan and Liu, Jian and
+    Xu, Jinan},
+  booktitle={ACL},
+  year={2023}
+}"""
+
+
+def full() -> Recipe:
+    """SmolLM2-135M taught to three quarters of itself."""
+    stage = Distill(
+        teacher="smollm2",
+        keep=0.75,
+        objective=Mixture(name="tie_kd", cross_entropy=0.5, options={"k": 5.0}),
+        settings=Settings(tokens=200_000),
+    )
+    return Recipe(
+        name="tie-kd",
+        summary="forward KL, and the teacher's order of its five likeliest tokens",
+        source="arXiv:2305.08096",
+        bibtex=BIBTEX,
+        stages=(stage,),
+        origins={
+            "k": "5, the official code",
+            "cross_entropy": "0.5, the official code",
+            "keep, tokens": "ours",
+        },
+    )
+
+
+def tiny() -> Recipe:
+    """The same method in seconds."""
+    recipe = full()
+    (stage,) = recipe.stages
+    assert isinstance(stage, Distill)
+    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
+    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))

@@ -1,0 +1,50 @@
+"""ULD: probabilities compared in the order of their size, so that vocabularies need not match.
+
+Source: Boizard et al., "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs"
+(arXiv:2402.12030).
+Cost and measures: only its tiny form has been run so far.
+"""
+
+from dataclasses import replace
+
+from potstill.objectives.named import Mixture
+from potstill.pipeline.distill import Distill
+from potstill.recipes.table import Recipe
+from potstill.train.settings import Settings
+
+BIBTEX = """@article{boizard2024towards,
+  title={Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs},
+  author={Boizard, Nicolas and El Haddad, Kevin and Hudelot, C{\'e}line and Colombo, Pierre},
+  journal={arXiv preprint arXiv:2402.12030},
+  year={2024}
+}"""
+
+
+def full() -> Recipe:
+    """By default within one tokenizer; with a student of its own, any teacher."""
+    stage = Distill(
+        teacher="smollm2",
+        keep=0.75,
+        objective=Mixture(name="uld", cross_entropy=0.5),
+        settings=Settings(tokens=200_000),
+    )
+    return Recipe(
+        name="uld",
+        summary="sorted probabilities, half and half with cross-entropy; --teacher may have another tokenizer",
+        source="arXiv:2402.12030",
+        bibtex=BIBTEX,
+        stages=(stage,),
+        origins={
+            "cross_entropy": "0.5, as DSKD (arXiv:2406.17328) runs it; the first code takes 1 and 1.5",
+            "keep, tokens": "ours",
+        },
+    )
+
+
+def tiny() -> Recipe:
+    """The same method in seconds."""
+    recipe = full()
+    (stage,) = recipe.stages
+    assert isinstance(stage, Distill)
+    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
+    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))
