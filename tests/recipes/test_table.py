@@ -85,5 +85,5 @@ def test_fine_tuning_without_chats_is_refused() -> None:
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:
-    with pytest.raises(NotFound, match="dskd-cma.*minima.*vanilla-kd"):
+    with pytest.raises(NotFound, match=r"dskd-cma.*minima.*vanilla-kd"):
         table.recipe("alchemy")
