@@ -12,7 +12,6 @@ Each side runs in a process of its own, which says by how much its memory grew a
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from setting.document import command_line, document, refuse_on_red
 
 RESTS_ON = ["tests/ops/test_sorted_gap.py", "tests/ops/test_fused.py"]
 STUDENT = (49_152, 576)
@@ -43,21 +44,15 @@ def main() -> None:
         serve(options)
         return
     if not options.unchecked:
-        tests = subprocess.run([sys.executable, "-m", "pytest", "-q", *RESTS_ON], stdout=sys.stderr)
-        if tests.returncode:
-            sys.exit("refused: a test that this benchmark rests on is red")
+        refuse_on_red(RESTS_ON)
     figures = {name: compare(name, options) for name in TEACHERS}
-    goals = {
+    met = {
         "at least 3 times faster than TRL": min(found["times_faster"] for found in figures.values()) >= 3,
         "a third of TRL's memory": max(found["share_of_memory"] for found in figures.values()) <= 1 / 3,
         "the same loss within 0.1 %": max(found["loss_difference"] for found in figures.values()) <= 1e-3,
         "nearly the same gradient, a cosine of 0.99": min(found["cosine"] for found in figures.values()) >= 0.99,
     }
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
-    document = {"name": "uld", "machine": machine, "figures": figures, "goals": list(goals), "met": goals}
-    print(json.dumps(document, indent=2))
+    print(document("uld", figures, met))
 
 
 def compare(teacher: str, options: argparse.Namespace) -> dict[str, float]:
@@ -192,11 +187,9 @@ def status(key: str) -> int:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout (always so)")
+    parser = command_line(__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="of the rows; less is faster and says less of memory")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--unchecked", action="store_true", help="skip the tests; for development alone")
     for own in ("--side", "--teacher", "--kept"):
         parser.add_argument(own, help=argparse.SUPPRESS)
     return parser.parse_args()

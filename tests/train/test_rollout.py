@@ -11,7 +11,7 @@ from tests.train.small import assert_same_bits, settings, some_packs, study_of, 
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from potstill.core.types import IGNORE, PAIRS, Batch, gold, supervised, view
+from potstill.core.types import GROUPS, IGNORE, PAIRS, Batch, gold, supervised, view
 from potstill.data.pack import Pack, Packs, collate, pack
 from potstill.data.tokens import Tokenised
 from potstill.decode.sample import Sampling
@@ -123,7 +123,8 @@ def test_a_companion_with_tokens_of_its_own_reads_what_was_written(tiny_llama: L
     def beside(read: Pack) -> Pack:
         pairs = torch.arange(len(read["input_ids"]))[:, None].expand(-1, 2)
         own = {f"teacher.{name}": values for name, values in read.items()}
-        return {**read, **own, "aligned.tokens": pairs}
+        groups = dict.fromkeys(GROUPS, torch.arange(len(read["input_ids"])))
+        return {**read, **own, **groups, "aligned.tokens": pairs}
 
     packs = asked_packs()
     batch = collate([beside(packs[0])])

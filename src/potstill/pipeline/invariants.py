@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core.errors import VocabularyMismatch
-from potstill.core.types import Batch, Needs, Signals, supervised
+from potstill.core.types import Batch, Needs, Objective, Signals, supervised
 from potstill.models.evaluating import evaluating
 from potstill.models.signals import head_explains, network, plain, signals
 from potstill.models.vocabulary import shared_ids
@@ -118,21 +118,27 @@ def _moved(world: World, twin: nn.Module, weights: Sequence[tuple[Tensor, Tensor
 
 
 def zero_for_itself(world: World) -> Check | None:
-    """A student that is its teacher has no loss and no gradient."""
+    """A student that is its teacher has no loss and no gradient, beside those of cross-entropy on the same text."""
     if world.teacher is None:
         return None
     twin = copy.deepcopy(plain(world.teacher)).requires_grad_(True)
-    frozen = {"teacher": world.teacher}
-    loss = Study(twin, Distill(), frozen=frozen, vocabulary=world.vocabulary)(**world.batch)["loss"]
-    loss.backward()
-    steepest = max(float(p.grad.abs().max()) for p in twin.parameters() if p.grad is not None)
-    good = max(abs(loss.item()), steepest) <= world.tolerance
+    (soft, steepest), (hard, usual) = (_pull(world, twin, objective) for objective in (Distill(), CrossEntropy()))
+    good = soft <= world.tolerance * max(1, hard) and steepest <= world.tolerance * max(1, usual)
     return Check.of(
         "zero for itself",
         good,
-        found=f"loss {loss.item():.1e}, steepest gradient {steepest:.1e}",
+        found=f"loss {soft:.1e}, steepest gradient {steepest:.1e} (cross-entropy's {usual:.1e})",
         why="a loss that is not least at the teacher pulls the student away from it",
     )
+
+
+def _pull(world: World, twin: nn.Module, objective: Objective) -> tuple[float, float]:
+    """The size of the loss, and of the steepest entry of its gradient."""
+    twin.zero_grad()
+    study = Study(twin, objective, frozen={"teacher": world.teacher}, vocabulary=world.vocabulary)
+    loss = study(**world.batch)["loss"]
+    loss.backward()
+    return abs(loss.item()), max(float(p.grad.abs().max()) for p in twin.parameters() if p.grad is not None)
 
 
 @dataclass(frozen=True)
