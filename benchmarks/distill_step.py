@@ -213,7 +213,7 @@ def arguments() -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--warm-up", type=int, default=1)
-    parser.add_argument("--batch-tokens", type=int, default=1536)
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="real tokens a step; TRL takes 11 MiB for each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--side", choices=(*SIDES, "capture"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)

@@ -5,12 +5,17 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from tests.data.trained import byte_level, sentencepiece
+from tests.objectives.crossed import batch_of as crossed_batch
+from tests.objectives.crossed import llama
 from tests.objectives.test_invariants import batch_of, gradients
 from tests.tiny import byte_tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from potstill.core.errors import UsageError, VocabularyMismatch
+from potstill.core.types import WARPED
+from potstill.objectives.edited import first_of_each
 from potstill.objectives.methods import METHODS
 from potstill.objectives.named import Mixture
 from potstill.objectives.sides import Side, Sides
@@ -118,3 +123,29 @@ def test_the_same_strings_are_found_whatever_their_ids(tiny_llama: LlamaForCausa
     assert same.shape[1] > 100
     for mine, yours in same.T.tolist():
         assert ours.convert_ids_to_tokens(mine) == theirs.convert_ids_to_tokens(yours)
+
+
+def test_between_two_vocabularies_each_id_has_one_counterpart_and_no_byte_fallback_where_there_is_a_token(
+    tiny_llama: LlamaForCausalLM,
+) -> None:
+    sides = Sides(Side(tiny_llama, byte_level()), Side(tiny_llama, sentencepiece(scheme="never")))
+    ours, theirs = sides.same_strings
+    assert len(ours.unique()) == len(theirs.unique()) == len(ours)
+    of, raw = sides.teacher.pieces.of, sides.teacher.pieces.raw
+    written = {text for i, text in enumerate(of) if text and i not in raw}
+    assert not [j for j in theirs.tolist() if j in raw and of[j] in written]
+    source = first_of_each(sides.nearest, sides.student.ids)
+    assert not [j for j in source.tolist() if j in raw and of[j] in written]
+
+
+def test_edit_distance_takes_nothing_that_the_student_wrote_for_the_truth(tiny_llama: LlamaForCausalLM) -> None:
+    ours, theirs = byte_level(), sentencepiece(scheme="never")
+    student, teacher = llama(ours, 32, 1).double(), llama(theirs, 48, 2).double()
+    objective = Mixture(name="mined", cross_entropy=0.0).build(Sides(Side(student, ours), Side(teacher, theirs)))
+    study = Study(student, objective, frozen={"teacher": teacher})
+    batch = crossed_batch(["The quick brown fox jumps over the lazy dog."], ours, theirs)
+    batch |= {WARPED: torch.empty(2, 0, dtype=torch.long)}
+    sampled = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    assert study(**batch)["loss"].item() > 0
+    assert study(**batch, sampled=sampled)["loss"].item() == 0
+    assert objective.counts({**batch, "sampled": sampled}) == {"mined": 0}

@@ -30,7 +30,8 @@ from potstill.ops.divergence import Divergence, forward_kl
 from potstill.ops.projection import inverse_gram, onto_rows
 from potstill.ops.row_loss import Agreeing, CrossEntropyRows, DivergenceRows, RowLoss
 
-PROJECTORS = Group("projectors", rate=2.0)  # 1e-3 beside the student's 5e-4, as in the authors' scripts
+FAST = Group("projectors", rate=2.0)  # 1e-3 beside the student's 5e-4, as in the scripts of the first version
+LIKE_THE_STUDENT = Group("projectors")  # 5e-4 both, as in those of the second
 NOBODY = -1  # in place of a token id: this row has no counterpart
 
 
@@ -77,7 +78,7 @@ class DualSpace(nn.Module):
     """
 
     additive: ClassVar[bool] = True
-    group: ClassVar[Group] = PROJECTORS
+    group: ClassVar[Group] = FAST
 
     def __init__(
         self, student_width: int, teacher_width: int, spaces: Spaces | None = None, bridge: Bridge | None = None
@@ -147,7 +148,7 @@ class DualSpaceV2(nn.Module):
     """
 
     additive: ClassVar[bool] = True
-    group: ClassVar[Group] = PROJECTORS
+    group: ClassVar[Group] = LIKE_THE_STUDENT
 
     def __init__(
         self,

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from potstill.core.types import WARPED, Batch, Needs, Signals, Terms, supervised, view
+from potstill.core.types import WARPED, Batch, Needs, Signals, Terms, gold, supervised, view
 from potstill.objectives import rows
 from potstill.objectives.bridge import aligned, each
-from potstill.ops.row_loss import DivergenceRows
+from potstill.ops.row_loss import DivergenceRows, Kept
 
 NEVER = -1e5  # a logit so low that its probability is 0 in any dtype, and 0 times it is 0
 
@@ -55,8 +55,8 @@ class Edited:
         return each(batch, self.teacher)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """The number of the student's supervised rows."""
-        return {self.name: len(supervised(batch)[1])}
+        """The student's supervised rows, of a rollout those with a row to learn from."""
+        return {self.name: int(self._taught(batch, self.partners(batch)).sum())}
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
@@ -69,8 +69,13 @@ class Edited:
         def telling(start: int, stop: int) -> Float[Tensor, "C V"]:
             return told_rows(teacher, partner[start:stop], source, targets[start:stop])
 
-        loss = DivergenceRows(temperature=self.temperature, teacher=told)
-        return {self.name: rows.RowTerm(loss, {told: telling})}, {}
+        loss, kept = DivergenceRows(temperature=self.temperature, teacher=told), f"{self.name}_kept"
+        taught = self._taught(batch, partner)
+        return {self.name: rows.RowTerm(Kept(loss, kept), {told: telling, kept: lambda a, b: taught[a:b]})}, {}
+
+    def _taught(self, batch: Batch, partner: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
+        """Where there is something to learn from: a row of the teacher, or a token that the student did not write."""
+        return gold(batch) | (partner >= 0)
 
     def partners(self, batch: Batch) -> Int[Tensor, " N"]:
         """For each of the student's rows the teacher's that it learns from, -1 where none is aligned with it."""

@@ -96,16 +96,24 @@ class Sides:
         found = nearest(self.teacher.pieces, self.student.pieces)
         if self._ends:
             found[self._ends[0][0]] = self._ends[0][1]
+        raw = torch.tensor(sorted(self.teacher.pieces.raw), dtype=torch.long)
+        written = found.clone()
+        written[raw] = -1
+        found[raw[torch.isin(found[raw], written)]] = -1  # a byte fallback is written only where nothing else is
         return found
 
     @cached_property
     def same_strings(self) -> Int[Tensor, "2 S"]:
-        """The ids of the student and of the teacher that stand for the same bytes, or both end a text."""
+        """The ids of the student and of the teacher that stand for the same bytes, or both end a text; each id once.
+
+        Of several ids of a side the one that is no byte fallback, then the lowest, as a tokenizer itself writes it.
+        """
         if self.shared is not None:
             return torch.arange(self.shared).expand(2, -1)
         ours = counterparts(self.teacher.pieces, self.student.pieces, also=self._ends)
-        theirs = (ours >= 0).nonzero()[:, 0]
-        return torch.stack([ours[theirs], theirs])
+        theirs = counterparts(self.student.pieces, self.teacher.pieces, also=[(b, a) for a, b in self._ends])
+        both = ((theirs >= 0) & (ours[theirs] == torch.arange(len(theirs)))).nonzero()[:, 0]
+        return torch.stack([both, theirs[both]])
 
     @property
     def _ends(self) -> list[tuple[int, int]]:

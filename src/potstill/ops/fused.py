@@ -179,6 +179,7 @@ def _run(
                 total += value.sum()
         if wanted:
             gradients.add(start, logits, some, weight)  # the logits have become their derivative
+        del logits, teachers, student, taught  # or two chunks would be alive while the next is computed
     return totals
 
 

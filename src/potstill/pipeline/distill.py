@@ -94,6 +94,7 @@ class Pair(NamedTuple):
     parents: list[Any]
     details: dict[str, Any]
     across: bool = False
+    paired: bool = True  # whether a teacher of another tokenizer has to read along
     warped: bool = False
 
     @property
@@ -107,7 +108,7 @@ class Pair(NamedTuple):
         """`packs` as both read them; a teacher that is not here is asked about them `ahead` of time."""
         if isinstance(self.teacher, Absent):
             return self.teacher.ahead(packs) if ahead else packs
-        if not self.across:
+        if not (self.across and self.paired):
             return packs
         readers = (Reader(one, pieces(one)) for one in (self.origin.tokenizer, self.teacher.tokenizer))
         return Paired(packs, *readers, warped=self.warped)
@@ -270,7 +271,7 @@ class Distill:
             pair.student,
             tokenizer,
             vocabulary=pair.vocabulary,
-            beside=pair.packs(prepared.packs).beside if pair.across else dict,
+            beside=pair.packs(prepared.packs).beside if pair.across and pair.paired else dict,
         )
         announce(self, pair, prepared.packs, dtype, out, show=show)
         if writes:
@@ -345,7 +346,7 @@ class Distill:
         checked = require_sound(list(examine(world, QUICK)))
         if isinstance(teacher, Absent):
             checked.insert(0, {"name": "same tokens", "outcome": f"{teacher.proof}, {pair.vocabulary:,} shared"})
-        if pair.across:
+        if pair.across and pair.paired:
             share = aligned_share(pair.packs(prepared.packs))
             checked.insert(0, {"name": "aligned tokens", "outcome": f"{100 * share:.1f} % of those trained on"})
             if share < FEW_ALIGNED:
@@ -413,7 +414,7 @@ class Distill:
                 if not self.objective.across:
                     raise
                 own, warped = real_ids(origin.tokenizer), self.objective.warped
-                return Pair(origin.model, origin, teacher, own, parents, {}, across=True, warped=warped)
+                return Pair(origin.model, origin, teacher, own, parents, {}, True, self.objective.teaches, warped)
             return Pair(origin.model, origin, teacher, vocabulary, parents, {})
         assert teacher is not None
         stage = Prune(

@@ -26,5 +26,5 @@ def seconds_per_step(stage: Distill) -> float:
         teacher.to(device=device, dtype=dtype)
     study = stage.study(pair, dtype)
     live = teacher if stage.objective.teaches else None
-    clocked = rehearse(study, live, prepared.packs, brief, measured=MEASURED)
+    clocked = rehearse(study, live, pair.packs(prepared.packs), brief, measured=MEASURED)
     return sum(clocked.seconds.values())

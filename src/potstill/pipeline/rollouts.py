@@ -24,6 +24,13 @@ def require_answers(
 
     Raises: UsageError.
     """
+    if objective.name == MINILLM and not (policy.name == MINILLM and policy.share):
+        raise UsageError("--objective minillm judges what --rollout minillm samples; give it, with --on-policy 0.5 say")
+    if policy.share == 1 and 0 < objective.cross_entropy < 1 and objective.teaches:
+        raise UsageError(
+            "--on-policy 1 leaves no document of the data, so cross-entropy would train on nothing; give a share below "
+            "1, or --cross-entropy 0"
+        )
     if not policy.writes:
         if policy.name == MINILLM:
             raise UsageError("--rollout minillm samples a share of the text; give it, such as --on-policy 0.5")
