@@ -9,6 +9,7 @@ from tests.objectives.crossed import batch_of, read
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from potstill.core.errors import UsageError
 from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED, supervised, view
 from potstill.data.pack import collate
 from potstill.data.pairs import Paired, Reader, translate
@@ -133,3 +134,10 @@ def test_a_group_stands_for_the_same_bytes_on_both_sides() -> None:
     assert said[0] == said[1]
     assert len(said[0]) > 2 * len(TEXTS)
     assert all(said[0])
+
+
+def test_a_text_that_is_too_long_for_the_teacher_is_refused_with_what_to_do() -> None:
+    student, teacher = reader(byte_level()), reader(sentencepiece())
+    paired = Paired([pack_of(TEXTS, student)], student, teacher, longest=5)
+    with pytest.raises(UsageError, match="reads 5 at most; give a smaller --context"):
+        paired[0]

@@ -275,3 +275,19 @@ def test_what_the_student_wrote_itself_is_no_label_of_the_projector() -> None:
     kept = torch.tensor([True, False, False, True, True])
     torch.testing.assert_close(found, cross_entropy(t2s[kept], TARGETS[kept], reduction="sum"))
     assert objective.counts({**BATCH, "sampled": sampled})["dskd_projector"] == 3
+
+
+def test_heads_that_scale_their_logits_are_projected_as_they_speak() -> None:
+    views, frozen = pair()
+    mine, yours = views["student"], frozen["teacher"]
+    assert mine.head is not None
+    assert yours.head is not None
+    heads = mine.head._replace(scale=0.25), yours.head._replace(scale=2.0)
+    student, teacher = (Signals(s.rows, h.logits, h) for s, h in zip((mine, yours), heads, strict=True))
+    objective = DualSpaceV2(heads[0].weight, heads[1].weight, scale=8.0)
+    wanted, head = teacher.logits(teacher.rows), 0.25 * heads[0].weight.detach()
+    nearest = torch.linalg.lstsq(head, wanted.mT).solution.mT @ head.mT
+    torch.testing.assert_close(heads[0].logits(teacher.rows @ objective.to_student).detach(), nearest)
+    back = heads[1].logits(student.rows @ objective.to_teacher(student, teacher)).detach()
+    said, head = heads[0].logits(student.rows).detach(), 2.0 * heads[1].weight
+    torch.testing.assert_close(back, torch.linalg.lstsq(head, said.mT).solution.mT @ head.mT)

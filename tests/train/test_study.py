@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from potstill.core.types import IGNORE, Needs, Signals, supervised
 from potstill.data.pack import collate
 from potstill.models.signals import signals
+from potstill.objectives.combine import Sum
 from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
 from potstill.objectives.rows import RowTerm
@@ -144,3 +145,16 @@ def test_the_head_is_computed_in_what_was_asked_for(tiny_llama: LlamaForCausalLM
         Study(tiny_llama, Head(), compute_dtype=torch.bfloat16)(**batch_of())["loss"].backward()
         Study(tiny_llama, Head(), compute_dtype=torch.float32)(**batch_of())["loss"].backward()
     assert seen == [torch.bfloat16, torch.float32]
+
+
+def test_the_head_is_computed_once_though_terms_have_different_divisors(tiny_llama: LlamaForCausalLM) -> None:
+    batch, passes = batch_of(), []
+    sampled = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    sampled[:, 2:4] = True  # written by the student: cross-entropy counts fewer rows than the divergence
+    study = study_of(tiny_llama, objective=Sum((0.7, CrossEntropy()), (0.3, Distill())))
+    assert len(set(study.counts({**batch, "sampled": sampled}).tolist())) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        run = fused._run
+        patch.setattr(fused, "_run", lambda *given: passes.append(1) or run(*given))
+        study(**batch, sampled=sampled)["loss"].backward()
+    assert len(passes) == 1

@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PAIRS = "aligned.pairs"  # rows of student and teacher that predict the same bytes from the same text: [2 P], ascending
+DIVISOR = "divisor"  # `divisor.NAME`: what the trainer is going to divide the term of that name by; no term does itself
 WARPED = "aligned.warped"  # rows whose own tokens are paired by minimum edit distance: [2 P], the student's ascending
 GROUPS = ("aligned.groups", "aligned.teacher_groups")  # [N], [M]: rows whose tokens stand for one text together; or -1
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face

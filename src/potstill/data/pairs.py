@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from potstill.core.errors import UsageError
 from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED, supervised
 from potstill.data.pack import Pack, collate
 from potstill.data.spans import Located, located, read_back
@@ -58,8 +59,11 @@ class Paired:
     `warped`, `aligned.warped [W 2]`; `data.pack.collate` makes a batch of them.
     """
 
-    def __init__(self, packs: Any, student: Reader, teacher: Reader, *, warped: bool = False) -> None:
+    def __init__(
+        self, packs: Any, student: Reader, teacher: Reader, *, warped: bool = False, longest: int | None = None
+    ) -> None:
         self.packs, self.student, self.teacher, self.warped = packs, student, teacher, warped
+        self.longest = longest  # tokens that the teacher can read at once
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -73,6 +77,11 @@ class Paired:
         windows = list(zip(pack["input_ids"].split(sizes), pack["labels"].split(sizes), strict=True))
         found = translate(windows, self.student, self.teacher, warp=self.warped)
         lengths = torch.tensor([len(one.input_ids) for one in found])
+        if self.longest is not None and (most := int(lengths.max())) > self.longest:
+            raise UsageError(
+                f"{int(pack['lengths'].max())} tokens of the student are {most} of the teacher's, which reads "
+                f"{self.longest} at most; give a smaller --context"
+            )
         starts = torch.stack([pack["lengths"].cumsum(0) - pack["lengths"], lengths.cumsum(0) - lengths], 1)
         totals = torch.tensor([one.groups.total for one in found])
         first = totals.cumsum(0) - totals

@@ -138,6 +138,7 @@ class DualSpaceV2(nn.Module):
     can say. P_s2t = W_s^T pinv(W_t^T) is computed anew from the student's head in every pass, and not trained. The
     first term counts where Z_t2s prefers y_t; where it does not, the summand is 0 and the divisor stays.
 
+    `scale` is that of the teacher's head by that of the student's (Cohere, Granite); both maps leave out a soft-cap.
     Across tokenizers (`bridge` an `AlignedRows`) the heads are compared on `shared [2 S]`, the ids of the student and
     of the teacher that are the same string, and rows at which y_t is none of them are left out of the first two terms.
 
@@ -157,13 +158,14 @@ class DualSpaceV2(nn.Module):
         spaces: Spaces | None = None,
         bridge: Bridge | None = None,
         shared: Int[Tensor, "2 S"] | None = None,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.spaces = spaces or Spaces(name="dskdv2")
+        self.spaces, self.scale = spaces or Spaces(name="dskdv2"), scale
         self.bridge = bridge or SameRows()
         both = min(len(student), len(teacher))
         ours, theirs = torch.arange(both).expand(2, -1) if shared is None else shared
-        self.to_student = nn.Parameter(onto_rows(teacher[theirs], student[ours]))  # [D F]
+        self.to_student = nn.Parameter(scale * onto_rows(teacher[theirs], student[ours]))  # [D F]
         known = torch.full((len(teacher),), NOBODY)
         known[theirs] = ours
         self.shared = _Constant(torch.stack([ours, theirs]))
@@ -207,7 +209,7 @@ class DualSpaceV2(nn.Module):
         """P_s2t of the student's head as it is now."""
         mine, yours = rows.head_of(student, "student").weight, rows.head_of(teacher, "teacher").weight
         ours, theirs = self.shared.on(mine)
-        return onto_rows(mine[ours], yours[theirs], self.gram.on(mine))
+        return onto_rows(mine[ours], yours[theirs], self.gram.on(mine)) / self.scale
 
 
 class _Constant:

@@ -74,13 +74,13 @@ def dskd_cma(sides: Sides, asked: Asked) -> Objective:
 
 def dskdv2(sides: Sides, asked: Asked) -> Objective:
     """`DualSpaceV2` row by row."""
-    return DualSpaceV2(sides.student.head.weight, sides.teacher.head.weight, asked.spaces)
+    return DualSpaceV2(sides.student.head.weight, sides.teacher.head.weight, asked.spaces, scale=sides.scale)
 
 
 def dskdv2_eta(sides: Sides, asked: Asked) -> Objective:
     """`DualSpaceV2` at exactly aligned tokens."""
     weights = sides.student.head.weight, sides.teacher.head.weight
-    return DualSpaceV2(*weights, asked.spaces, AlignedRows(), sides.same_strings)
+    return DualSpaceV2(*weights, asked.spaces, AlignedRows(), sides.same_strings, sides.scale)
 
 
 def minillm(sides: Sides, asked: Asked) -> Objective:

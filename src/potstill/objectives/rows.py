@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import Batch, Head, Objective, Signals, Terms, supervised
+from potstill.core.types import DIVISOR, Batch, Head, Objective, Signals, Terms, supervised
 from potstill.ops import fused
 from potstill.ops.row_loss import RowLoss, Said
 
@@ -38,7 +38,7 @@ def terms(
     frozen: Mapping[str, Signals],
     batch: Batch,
 ) -> Terms:
-    """All terms of the objectives. Their weights tell the fused kernel how the terms will be added up.
+    """All terms of the objectives. Weights and divisors tell the fused kernel how the terms will be added up.
 
     Raises: UnsupportedModel for a student whose head cannot be read.
     """
@@ -49,7 +49,7 @@ def terms(
         over_rows, others = objective.split(views, frozen, batch)
         asked |= over_rows
         done |= others
-        mix += [weight * objective.weights[name] for name in over_rows]
+        mix += [weight * objective.weights[name] / float(batch.get(f"{DIVISOR}.{name}", 1)) for name in over_rows]
     if asked:
         student, targets = views["student"], supervised(batch)[1]
         sums = fused.sums(

@@ -84,6 +84,11 @@ class Sides:
             return None
 
     @property
+    def scale(self) -> float:
+        """By how much more the teacher's head scales its logits than the student's."""
+        return self.teacher.head.scale / self.student.head.scale
+
+    @property
     def vocabularies(self) -> tuple[int, int]:
         """How many ids of the student and of the teacher are compared."""
         return (self.student.ids, self.teacher.ids) if self.shared is None else (self.shared, self.shared)

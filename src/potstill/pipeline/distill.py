@@ -32,7 +32,7 @@ from potstill.data.pairs import Paired, Reader, aligned_share
 from potstill.data.served import TOP_K
 from potstill.data.wire import is_address
 from potstill.evaluate.plots import draw_curve
-from potstill.evaluate.reading import Reading
+from potstill.evaluate.reading import Reading, context_of
 from potstill.evaluate.rouge import Writing
 from potstill.evaluate.samples import side_by_side, to_markdown
 from potstill.models.load import Loaded, load
@@ -111,7 +111,7 @@ class Pair(NamedTuple):
         if not (self.across and self.paired):
             return packs
         readers = (Reader(one, pieces(one)) for one in (self.origin.tokenizer, self.teacher.tokenizer))
-        return Paired(packs, *readers, warped=self.warped)
+        return Paired(packs, *readers, warped=self.warped, longest=context_of(self.teacher.model))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from potstill.core.types import Batch, Companion, Needs, Objective, Signals, view
+from potstill.core.types import DIVISOR, Batch, Companion, Needs, Objective, Signals, view
 from potstill.models.signals import network, signals
 
 
@@ -72,7 +72,8 @@ class Study(nn.Module):
 
         Without `num_items_in_batch` the counts of this batch alone divide.
         """
-        counts = self.counts(batch) if num_items_in_batch is None else num_items_in_batch
+        counts = (self.counts(batch) if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+        batch |= {f"{DIVISOR}.{name}": count for name, count in zip(self.term_names, counts, strict=True)}
         needs = self.objective.needs(batch)
         frozen = self._read_frozen(batch, {name: need for name, need in needs.items() if name != "student"})
         device = batch["input_ids"].device
@@ -81,7 +82,7 @@ class Study(nn.Module):
             terms = self.objective({"student": student}, frozen, batch)
         sums = torch.stack([terms[name] for name in self.term_names])
         weights = torch.tensor(list(self.objective.weights.values()), dtype=sums.dtype, device=sums.device)
-        loss = (weights * sums / counts.to(sums).clamp(min=1)).sum()
+        loss = (weights * sums / counts.to(sums)).sum()
         return {"loss": loss, "sums": sums.detach()}
 
     @torch.no_grad()
