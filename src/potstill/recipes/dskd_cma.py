@@ -4,19 +4,11 @@ Source: Zhang et al., "Dual-Space Knowledge Distillation for Large Language Mode
 Cost and measures: only its tiny form has been run so far.
 """
 
-from dataclasses import replace
-
 from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill
+from potstill.recipes.dskd import BIBTEX
 from potstill.recipes.table import Recipe
 from potstill.train.settings import Settings
-
-BIBTEX = """@inproceedings{zhang2024dual,
-  title={Dual-Space Knowledge Distillation for Large Language Models},
-  author={Zhang, Songming and Zhang, Xue and Sun, Zengkui and Chen, Yufeng and Xu, Jinan},
-  booktitle={EMNLP},
-  year={2024}
-}"""
 
 
 def full() -> Recipe:
@@ -40,12 +32,3 @@ def full() -> Recipe:
             "learning_rate": "5e-4, and 1e-3 for projectors, the GPT-2 scripts",
         },
     )
-
-
-def tiny() -> Recipe:
-    """The same method in seconds."""
-    recipe = full()
-    (stage,) = recipe.stages
-    assert isinstance(stage, Distill)
-    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
-    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))

@@ -6,8 +6,6 @@ are averaged over trained positions only, where its code counts padding too. Cos
 its tiny form has been run so far.
 """
 
-from dataclasses import replace
-
 from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.prune import Prune
@@ -45,16 +43,3 @@ def full() -> Recipe:
             "tokens": "ours; the paper distils on 126 billion",
         },
     )
-
-
-def tiny() -> Recipe:
-    """The same method in seconds."""
-    recipe = full()
-    prune, distill = recipe.stages
-    settings = Settings(
-        tokens=1024, context=64, batch_tokens=256, micro_tokens=128, learning_rate=3e-4, weight_decay=0.1, warmup=0.01
-    )
-    assert isinstance(prune, Prune)
-    assert isinstance(distill, Distill)
-    stages = (replace(prune, calibration_tokens=256), replace(distill, settings=settings, documents=4))
-    return replace(recipe, stages=stages)

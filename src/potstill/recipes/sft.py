@@ -4,8 +4,6 @@ Source: MiniChat, in arXiv:2311.07052, section 4: loss on assistant tokens only.
 student is held against. Cost and measures: only its tiny form has been run so far.
 """
 
-from dataclasses import replace
-
 from potstill.objectives.named import CROSS_ENTROPY, Mixture
 from potstill.pipeline.distill import Distill
 from potstill.recipes.minima import BIBTEX
@@ -33,12 +31,3 @@ def full() -> Recipe:
             "tokens": "ours",
         },
     )
-
-
-def tiny() -> Recipe:
-    """The same method in seconds."""
-    recipe = full()
-    (stage,) = recipe.stages
-    assert isinstance(stage, Distill)
-    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
-    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))

@@ -2,7 +2,6 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +46,10 @@ class Recipe:
         changed = (_changed(stage, teacher, data, tokens, seed) for stage in self.stages)
         return replace(self, stages=tuple(replace(stage, device=device, dtype=dtype) for stage in changed))
 
+    def tiny(self) -> "Recipe":
+        """The same method in seconds: no more than the budget is another."""
+        return replace(self, stages=tuple(_tiny(stage) for stage in self.stages))
+
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data."""
         return {
@@ -65,21 +68,28 @@ def recipes() -> list[Recipe]:
 
 
 def recipe(name: str, *, tiny: bool = False) -> Recipe:
-    """The recipe called `name`; `tiny` changes names and budget, never the method.
+    """The recipe called `name`, or its tiny form.
 
     Raises: NotFound with the names there are.
     """
     if name not in names():
         raise NotFound(f"there is no recipe {name!r}; there are {', '.join(names())}")
     module = importlib.import_module(f"potstill.recipes.{name.replace('-', '_')}")
-    make: Callable[[], Recipe] = module.tiny if tiny else module.full
-    return make()
+    found: Recipe = module.full()
+    return found.tiny() if tiny else found
 
 
 def names() -> list[str]:
     """The names of all recipes: the files of this package."""
     found = (module.name for module in pkgutil.iter_modules(potstill.recipes.__path__))
     return sorted(name.replace("_", "-") for name in found if name != "table")
+
+
+def _tiny(stage: Prune | Distill) -> Prune | Distill:
+    if isinstance(stage, Prune):
+        return replace(stage, calibration_tokens=256)
+    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
+    return replace(stage, settings=settings, documents=4)
 
 
 def _changed(

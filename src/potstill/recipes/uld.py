@@ -5,8 +5,6 @@ Source: Boizard et al., "Towards Cross-Tokenizer Distillation: the Universal Log
 Cost and measures: only its tiny form has been run so far.
 """
 
-from dataclasses import replace
-
 from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill
 from potstill.recipes.table import Recipe
@@ -39,12 +37,3 @@ def full() -> Recipe:
             "keep, tokens": "ours",
         },
     )
-
-
-def tiny() -> Recipe:
-    """The same method in seconds."""
-    recipe = full()
-    (stage,) = recipe.stages
-    assert isinstance(stage, Distill)
-    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
-    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))

@@ -4,8 +4,6 @@ Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network"
 Cost and measures: only its tiny form has been run so far; LOG.md compares temperatures 1 and 2 on a like student.
 """
 
-from dataclasses import replace
-
 from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill
 from potstill.recipes.table import Recipe
@@ -39,12 +37,3 @@ def full() -> Recipe:
             "keep, tokens": "ours",
         },
     )
-
-
-def tiny() -> Recipe:
-    """The same method in seconds."""
-    recipe = full()
-    (stage,) = recipe.stages
-    assert isinstance(stage, Distill)
-    settings = Settings(tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
-    return replace(recipe, stages=(replace(stage, settings=settings, documents=4),))
