@@ -53,11 +53,9 @@ def capture(
 
     if out is None:
         raise UsageError("a folder is needed; give --out")
-    if teacher is None:
-        raise UsageError("a teacher is needed; give --teacher, such as smollm2")
     hush()
     stage = Capture(
-        teacher=teacher,
+        teacher=o.require_teacher(teacher),
         data=data,
         columns=columns,
         tokens=o.count(tokens),

@@ -6,7 +6,6 @@ import typer
 
 from potstill.cli import options as o
 from potstill.cli.verb import Verdict, answer, hush
-from potstill.core.errors import UsageError
 
 
 def doctor(
@@ -33,11 +32,9 @@ def doctor(
     from potstill.pipeline.doctor import Doctor
     from potstill.pipeline.examination import FAIL
 
-    if teacher is None:
-        raise UsageError("a teacher is needed; give --teacher, such as smollm2")
     hush()
     stage = Doctor(
-        teacher=teacher,
+        teacher=o.require_teacher(teacher),
         student=student,
         data=data,
         columns=columns,

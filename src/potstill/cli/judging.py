@@ -18,7 +18,7 @@ def measure(
     ] = "validation",
     documents: Annotated[int, typer.Option(help="Documents to read.")] = 100,
     context: o.Context = 512,
-    prompts: Annotated[int, typer.Option(help="Prompts to answer for ROUGE-L, on prompt/response data.")] = 20,
+    prompts: o.Prompts = 20,
     speed: Annotated[bool, typer.Option(help="Measure tokens/s and memory too.")] = True,
     tasks: o.Tasks = None,
     out: Annotated[str | None, typer.Option(help="Also write the measures to this JSON file.")] = None,

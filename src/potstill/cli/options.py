@@ -35,10 +35,25 @@ Columns = Annotated[
     str, typer.Option(help="Which column is which, as in prompt=instruction,response=text; by default told by name.")
 ]
 EvalData = Annotated[str | None, typer.Option(help="Held-out text; by default the data's own validation split.")]
-OBJECTIVES = (
-    "forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl or total_variation, with options after a colon "
-    "(jsd:beta=0.3); or cross_entropy, for no teacher in the loss."
-)
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")]
+Student = Annotated[
+    str | None, typer.Option(help="A smaller model; its tokens may differ with --objective dskdv2_eta.")
+]
+Objective = Annotated[
+    str,
+    typer.Option(
+        help="A divergence (forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl, total_variation), with "
+        "options after a colon (jsd:beta=0.3); a method of docs/objectives.md (dskd, dskdv2_eta, uld, ...); or "
+        "cross_entropy, for no teacher in the loss."
+    ),
+]
+CrossEntropy = Annotated[float, typer.Option(help="Share of cross-entropy in the loss, 0 to 1.")]
+Temperature = Annotated[float, typer.Option(help="Both logits are divided by it; the loss times its square.")]
+Documents = Annotated[int, typer.Option(help="Held-out documents to measure on.")]
+Prompts = Annotated[int, typer.Option(help="Prompts to answer for ROUGE-L, on prompt/response data.")]
+SkipDoctor = Annotated[
+    bool, typer.Option("--skip-doctor", help="Train even where an invariant of the pair does not hold.")
+]
 Tokens = Annotated[str, typer.Option(help="Tokens to train on, such as 200k or 2M.")]
 Context = Annotated[int, typer.Option(help="Longest document window, in tokens.")]
 BatchTokens = Annotated[int, typer.Option(help="Tokens per optimiser step.")]
@@ -89,6 +104,16 @@ def count(text: str | int | None) -> int | None:
     if number < 1:
         raise UsageError(f"{text!r} is no count; write 200000, 200k or 60M")
     return number
+
+
+def require_teacher(teacher: str | None) -> str:
+    """The teacher's name.
+
+    Raises: UsageError if none is given.
+    """
+    if teacher is None:
+        raise UsageError("a teacher is needed; give --teacher, such as smollm2")
+    return teacher
 
 
 def path(text: str) -> Path:

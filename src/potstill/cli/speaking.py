@@ -12,7 +12,7 @@ from potstill.core.errors import UsageError
 
 
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")],
+    model: o.Model,
     prompt: Annotated[str | None, typer.Option(help="What to answer; '-' reads standard input.")] = None,
     data: Annotated[
         str | None, typer.Option(help="Answer the prompts of this data set, into --out: a data set to distil from.")
@@ -87,7 +87,7 @@ def generate(
 
 
 def serve(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")],
+    model: o.Model,
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 is all of them, without a key.")] = (
         "127.0.0.1"
     ),

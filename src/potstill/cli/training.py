@@ -13,7 +13,7 @@ def distill(
     context_of_call: o.Call,
     out: o.Out,
     teacher: o.AnyTeacher = None,
-    student: Annotated[str | None, typer.Option(help="A smaller model with the teacher's tokenizer.")] = None,
+    student: o.Student = None,
     keep: o.Keep = None,
     params: o.Params = None,
     strategy: o.Strategy = "auto",
@@ -25,9 +25,9 @@ def distill(
     top_k: Annotated[
         int, typer.Option(help="Tokens of each distribution that a served teacher is asked for; vLLM gives 20.")
     ] = 20,
-    objective: Annotated[str, typer.Option(help=o.OBJECTIVES)] = "forward_kl",
-    cross_entropy: Annotated[float, typer.Option(help="Share of cross-entropy in the loss, 0 to 1.")] = 0.7,
-    temperature: Annotated[float, typer.Option(help="Both logits are divided by it; the loss times its square.")] = 1.0,
+    objective: o.Objective = "forward_kl",
+    cross_entropy: o.CrossEntropy = 0.7,
+    temperature: o.Temperature = 1.0,
     on_policy: Annotated[
         float, typer.Option(help="Share of the documents that the student completes itself, 0 to 1.")
     ] = 0.0,
@@ -43,7 +43,7 @@ def distill(
     micro_tokens: o.MicroTokens = 2048,
     checkpoint_activations: o.CheckpointActivations = False,
     compile: o.Compile = False,
-    documents: Annotated[int, typer.Option(help="Held-out documents to measure on.")] = 100,
+    documents: o.Documents = 100,
     eval_data: o.EvalData = None,
     eval_every: o.EvalEvery = 0,
     save_every: o.SaveEvery = 0,
@@ -61,9 +61,7 @@ def distill(
     resume: o.Resume = False,
     config: o.Config = None,
     dry_run: o.DryRun = False,
-    skip_doctor: Annotated[
-        bool, typer.Option("--skip-doctor", help="Train even where an invariant of the pair does not hold.")
-    ] = False,
+    skip_doctor: o.SkipDoctor = False,
     allow_pickle: o.AllowPickle = False,
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
@@ -86,7 +84,7 @@ def distill(
 
 
 def prune(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")],
+    model: o.Model,
     out: o.Out,
     keep: o.Keep = None,
     params: o.Params = None,

@@ -13,7 +13,7 @@ from potstill.ops.row_loss import DivergenceRows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill:
+class Distill(rows.OverRows):
     """sum over supervised positions of t^2 D(softmax(z_teacher / t), softmax(z_student / t)), in nats.
 
     The square of the temperature t keeps the gradient's scale (Hinton et al., arXiv:1503.02531, section 2). The teacher
@@ -56,7 +56,3 @@ class Distill:
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of supervised positions."""
         return {self.name: len(supervised(batch)[1])}
-
-    def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
-        """The sum over the batch."""
-        return rows.terms([(1.0, self)], views, frozen, batch)

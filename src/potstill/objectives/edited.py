@@ -15,7 +15,7 @@ from potstill.ops.row_loss import DivergenceRows, Kept
 NEVER = -1e5  # a logit so low that its probability is 0 in any dtype, and 0 times it is 0
 
 
-class Edited:
+class Edited(rows.OverRows):
     """sum over the student's rows of tau^2 KL(p' || q), with p' the teacher's row in the student's vocabulary.
 
     `nearest [V_t]` names the student's id that is written most like each of the teacher's, -1 where none is
@@ -83,10 +83,6 @@ class Edited:
         ours, theirs = aligned(batch, WARPED)
         same = self.nearest.to(theirs.device)[own[self.teacher][theirs]] == own["student"][ours]
         return rows.spread(theirs.masked_fill(~same, -1), ours, len(own["student"]), -1)
-
-    def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
-        """The sum over the batch."""
-        return rows.terms([(1.0, self)], views, frozen, batch)
 
 
 def first_of_each(nearest: Int[Tensor, " V_t"], vocabulary: int) -> Int[Tensor, " V_s"]:

@@ -12,7 +12,7 @@ GOLD = "gold"  # by what name the row loss hears of which rows count
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropy:
+class CrossEntropy(rows.OverRows):
     """sum over supervised positions of -log q(next token), in nats; q is the student.
 
     What a model wrote in this run (`sampled` in the batch) is no truth, and is neither summed nor counted.
@@ -45,7 +45,3 @@ class CrossEntropy:
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of supervised positions that come from the data."""
         return {self.name: int(gold(batch).sum())}
-
-    def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
-        """The sum over the batch."""
-        return rows.terms([(1.0, self)], views, frozen, batch)

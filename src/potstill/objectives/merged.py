@@ -30,7 +30,7 @@ class Sorted(NamedTuple):
     first: Tensor
 
 
-class Merged:
+class Merged(rows.OverRows):
     """sum over groups of tau^2 D(p~ || q~) where one shared token stands for the group, of d(P, Q) where a run does.
 
     p~ and q~ are the distributions over the tokens that both vocabularies have (`shared [2 S]`, the student's ids and
@@ -150,10 +150,6 @@ class Merged:
         log_p = logits.log_softmax(-1)
         rest = log_p.exp().index_fill_(1, theirs, 0.0).sum(-1, keepdim=True)
         return log_p[:, theirs], rest.log()
-
-    def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
-        """The sums over the batch."""
-        return rows.terms([(1.0, self)], views, frozen, batch)
 
 
 def log_likelihoods(

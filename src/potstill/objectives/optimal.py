@@ -12,7 +12,7 @@ from potstill.ops.sorted_gap import SortedGapRows
 
 
 @dataclass(frozen=True, kw_only=True)
-class SortedGap:
+class SortedGap(rows.OverRows):
     """sum over pairs of rows of tau sum_k |p_(k) - q_(k)|, p and q sorted descending, the shorter filled up with zeros.
 
     The k-th supervised row of a document is paired with the teacher's k-th in it, as far as both go; no batch key is
@@ -53,7 +53,3 @@ class SortedGap:
         loss = Kept(SortedGapRows(temperature=self.temperature, teacher=told), kept)
         said = {told: lambda a, b: teacher.logits(states[a:b]), kept: lambda a, b: paired[a:b]}
         return {self.name: rows.RowTerm(loss, said)}, {}
-
-    def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
-        """The sum over the batch."""
-        return rows.terms([(1.0, self)], views, frozen, batch)

@@ -18,7 +18,7 @@ LARGEST = 100.0  # of a reward
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyGradient:
+class PolicyGradient(rows.OverRows):
     """sum over sampled rows of -c log q(y), with the constant c = w A, or 0 where a clipped objective has no gradient.
 
         A = whitened R,   R_t = mean of the scaled rewards from t on,   r = log p(y) - log q(y)
@@ -64,10 +64,6 @@ class PolicyGradient:
         weights = self.coefficients(views["student"], frozen[self.teacher], batch)
         said = {self.name: lambda start, stop: weights[start:stop]}
         return {self.name: rows.RowTerm(Weighted(CrossEntropyRows(), self.name), said)}, {}
-
-    def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
-        """The sum over the batch."""
-        return rows.terms([(1.0, self)], views, frozen, batch)
 
     @torch.no_grad()
     def coefficients(self, student: Signals, teacher: Signals, batch: Batch) -> Float[Tensor, " N"]:

@@ -12,7 +12,7 @@ from potstill.ops.row_loss import DivergenceRows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking:
+class Ranking(rows.OverRows):
     """tau^2 KL(p || q) + tau (R_top1 + R_other), the hierarchical ranking loss over the `k` likeliest tokens of each.
 
     The teacher gets no gradient. The two summands are terms of their own, each weighing 1.
@@ -52,7 +52,3 @@ class Ranking:
         ranking = RankingRows(self.k, temperature=self.temperature, teacher=self.teacher)
         both = (rows.RowTerm(divergence, said), rows.RowTerm(ranking, said))
         return dict(zip(self.weights, both, strict=True)), {}
-
-    def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
-        """The sums over the batch."""
-        return rows.terms([(1.0, self)], views, frozen, batch)

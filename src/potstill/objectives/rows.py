@@ -32,6 +32,16 @@ class RowObjective(Objective, Protocol):
         ...
 
 
+class OverRows:
+    """The call of a `RowObjective` by itself, which is a sum of no other."""
+
+    def __call__(
+        self: RowObjective, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
+    ) -> Terms:
+        """The sums over the batch."""
+        return terms([(1.0, self)], views, frozen, batch)
+
+
 def terms(
     objectives: Sequence[tuple[float, RowObjective]],
     views: Mapping[str, Signals],
