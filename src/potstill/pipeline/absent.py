@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from potstill.core.artefact import Parent
 from potstill.core.errors import UsageError
 from potstill.core.types import Measure, Needs, supervised
-from potstill.data.cache import Cache
+from potstill.data.cache import Cache, Manifest
 from potstill.data.served import OWN, TOP_K, Served
 from potstill.data.wire import Address, is_address
 from potstill.evaluate.measure import quality
@@ -119,3 +119,21 @@ def require_bounded(objective: Mixture, *, top_k: int) -> None:
         raise UsageError("adaptive_kl weighs single tokens of the tail, which a server does not name; learn live")
     if top_k < 1:
         raise UsageError(f"--top-k is {top_k}; at least one token of each distribution is needed")
+
+
+def require_kept(objective: Mixture, manifest: Manifest) -> None:
+    """Refuse a divergence that what a cache keeps can neither give nor bound.
+
+    Of an f-divergence the likeliest tokens and the mass of the rest give a lower bound that the teacher minimises;
+    drawn tokens give an unbiased gradient of the forward KL alone.
+
+    Raises: UsageError.
+    """
+    if not objective.teaches:
+        raise UsageError("cross_entropy asks no teacher, so --teacher-cache has no use; omit it")
+    kept_all = manifest.kept == "top-k" and manifest.top_k >= manifest.facts.vocabulary and manifest.mass == 1
+    whole = manifest.exact and kept_all
+    if manifest.kept == "sampled" and objective.name != "forward_kl":
+        raise UsageError(f"a cache of drawn tokens serves forward_kl alone, not {objective.name}; capture --top-k")
+    if objective.name == "adaptive_kl" and not whole:
+        raise UsageError("adaptive_kl weighs single tokens of the tail, which a cache does not keep; learn live")

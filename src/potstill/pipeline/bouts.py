@@ -13,8 +13,9 @@ import torch
 from potstill.core import backend
 from potstill.core.artefact import ARENA, CARD, TRAINING, read_card
 from potstill.core.errors import ArtefactError, Interrupted, UsageError
-from potstill.pipeline.distill import Distill, has_checkpoint
+from potstill.pipeline.distill import Distill
 from potstill.pipeline.run import is_finished
+from potstill.pipeline.workplace import has_checkpoint
 from potstill.train.progress import forget_peak
 
 PAGE, CHART = "README.md", "arena.png"

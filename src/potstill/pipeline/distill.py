@@ -4,21 +4,20 @@ import contextlib
 import dataclasses
 import importlib.util
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from potstill.core import backend
-from potstill.core.artefact import TRAINING, Card, clear, recover, require_free, write_text, writing
+from potstill.core.artefact import TRAINING, Card, recover, require_free, writing
 from potstill.core.errors import (
     ArtefactError,
     DataError,
-    Interrupted,
     MissingDependency,
     NotFound,
     OutputExists,
@@ -26,22 +25,18 @@ from potstill.core.errors import (
     VocabularyMismatch,
 )
 from potstill.core.types import Measure, Objective
-from potstill.data.cache import Cache, Manifest, faults
-from potstill.data.pack import Packs
-from potstill.data.pairs import Paired, Reader, aligned_share
+from potstill.data.cache import Cache, faults
+from potstill.data.pairs import aligned_share
 from potstill.data.served import TOP_K
 from potstill.data.wire import is_address
 from potstill.evaluate.plots import draw_curve
-from potstill.evaluate.reading import Reading, context_of
+from potstill.evaluate.reading import Reading
 from potstill.evaluate.rouge import Writing
 from potstill.evaluate.samples import side_by_side, to_markdown
 from potstill.models.load import Loaded, load
-from potstill.models.pieces import pieces
-from potstill.models.signals import network
 from potstill.models.vocabulary import real_ids, shared_ids
 from potstill.objectives.named import Mixture
-from potstill.objectives.sides import Side, Sides
-from potstill.pipeline.absent import Absent, leaving, require_bounded, require_teacher
+from potstill.pipeline.absent import Absent, leaving, require_bounded, require_kept, require_teacher
 from potstill.pipeline.beside import BEFORE, before_training, beside_teacher
 from potstill.pipeline.capture import tokenizer_facts
 from potstill.pipeline.card import write_card
@@ -49,6 +44,7 @@ from potstill.pipeline.doctor import require_sound, world_of
 from potstill.pipeline.examination import examine
 from potstill.pipeline.forecast import announce
 from potstill.pipeline.invariants import QUICK
+from potstill.pipeline.pair import Pair, models_of, packed, require_known
 from potstill.pipeline.prune import Prune, reload_gap, save
 from potstill.pipeline.rollouts import UNCOUNTED, require_answers, rollout_of
 from potstill.pipeline.stage import (
@@ -64,6 +60,7 @@ from potstill.pipeline.stage import (
     waiting,
 )
 from potstill.pipeline.texts import Prepared, Text, prepare
+from potstill.pipeline.workplace import COMPUTE, resumable, workplace
 from potstill.train import adapters, ranks
 from potstill.train.blocks import require_checkpointing
 from potstill.train.policy import GKD, Policy
@@ -74,44 +71,10 @@ from potstill.train.study import Study
 from potstill.transforms.fit import AUTO
 
 PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do I read a file in Python?")
-COMPUTE = "dtype.txt"  # what `auto` chose when the run began
 BASELINE = "before.json"  # the measures of the student when it began
 CURVE = "curve.png"
 FEW_ALIGNED = 0.9  # below this share of aligned tokens a run says so
 TRACKERS = ("tensorboard", "wandb", "trackio")
-
-
-class Pair(NamedTuple):
-    """The student to be trained with its tokenizer and origin, the teacher or what stands for it, and shared ids.
-
-    `across` tokenizers no id is shared, and `vocabulary` is the student's own.
-    """
-
-    student: PreTrainedModel
-    origin: Loaded
-    teacher: Loaded | Absent
-    vocabulary: int
-    parents: list[Any]
-    details: dict[str, Any]
-    across: bool = False
-    paired: bool = True  # whether a teacher of another tokenizer has to read along
-    warped: bool = False
-
-    @property
-    def sides(self) -> Sides:
-        """Both networks, for an objective that has to know them."""
-        assert isinstance(self.teacher, Loaded)
-        student, teacher = self.origin.tokenizer, self.teacher.tokenizer
-        return Sides(Side(self.student, student), Side(self.teacher.model, teacher))
-
-    def packs(self, packs: Packs, *, ahead: bool = False) -> Any:
-        """`packs` as both read them; a teacher that is not here is asked about them `ahead` of time."""
-        if isinstance(self.teacher, Absent):
-            return self.teacher.ahead(packs) if ahead else packs
-        if not (self.across and self.paired):
-            return packs
-        readers = (Reader(one, pieces(one)) for one in (self.origin.tokenizer, self.teacher.tokenizer))
-        return Paired(packs, *readers, warped=self.warped, longest=context_of(self.teacher.model))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +247,7 @@ class Distill:
             leaving(teacher),
             disk(out),
             resumable(out),
-            self._workplace(out, overwrite=overwrite, dtype=dtype) as folder,
+            workplace(out, overwrite=overwrite, dtype=dtype) as folder,
         ):
             with waiting(f"{measuring} before training", show=show):
                 beside = None if pair.across else teacher
@@ -460,27 +423,6 @@ class Distill:
         require_apart(out, self.teacher, self.student, self.data, self.eval_data, self.teacher_cache)
         require_free(out, overwrite=overwrite or resume)
 
-    @contextlib.contextmanager
-    def _workplace(self, out: Path, *, overwrite: bool, dtype: torch.dtype) -> Iterator[Path]:
-        """`out`/training; removed again if the run ended before there was anything to resume."""
-        folder = out / TRAINING
-        if not ranks.first():
-            ranks.wait()
-            yield folder
-            return
-        if overwrite and folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        clear(folder)
-        try:
-            if not (folder / COMPUTE).exists():
-                write_text(folder / COMPUTE, str(dtype).removeprefix("torch."))
-            ranks.wait()
-            yield folder
-        finally:
-            if not has_checkpoint(out):
-                shutil.rmtree(folder, ignore_errors=True)
-
     def _finish(
         self,
         out: Path,
@@ -528,24 +470,6 @@ class Distill:
         return CURVE if (folder / CURVE).exists() else ""
 
 
-def require_kept(objective: Mixture, manifest: Manifest) -> None:
-    """Refuse a divergence that what a cache keeps can neither give nor bound.
-
-    Of an f-divergence the likeliest tokens and the mass of the rest give a lower bound that the teacher minimises;
-    drawn tokens give an unbiased gradient of the forward KL alone.
-
-    Raises: UsageError.
-    """
-    if not objective.teaches:
-        raise UsageError("cross_entropy asks no teacher, so --teacher-cache has no use; omit it")
-    kept_all = manifest.kept == "top-k" and manifest.top_k >= manifest.facts.vocabulary and manifest.mass == 1
-    whole = manifest.exact and kept_all
-    if manifest.kept == "sampled" and objective.name != "forward_kl":
-        raise UsageError(f"a cache of drawn tokens serves forward_kl alone, not {objective.name}; capture --top-k")
-    if objective.name == "adaptive_kl" and not whole:
-        raise UsageError("adaptive_kl weighs single tokens of the tail, which a cache does not keep; learn live")
-
-
 def require_tracker(name: str) -> None:
     """Refuse a tracker that is none of ours, or not installed.
 
@@ -554,47 +478,3 @@ def require_tracker(name: str) -> None:
     require_choice("report-to", name, TRACKERS)
     if importlib.util.find_spec(name) is None:
         raise MissingDependency(f"{name} is not installed; run: pip install {name}")
-
-
-@contextlib.contextmanager
-def resumable(out: Path) -> Iterator[None]:
-    """Says that what was trained is safe, and how it goes on.
-
-    Raises: Interrupted for KeyboardInterrupt, if there is a checkpoint in `out`.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not has_checkpoint(out):
-            raise
-        raise Interrupted(f"stopped; what was trained is saved in {out}, and --resume continues from there") from None
-
-
-def has_checkpoint(out: Path) -> bool:
-    """Whether there is anything to resume in `out`."""
-    return any((out / TRAINING).glob("checkpoint-*"))
-
-
-def require_known(text: Prepared, pair: Pair) -> None:
-    """Refuse text that the student's tokenizer reads with tokens that the teacher's does not have.
-
-    Raises: VocabularyMismatch.
-    """
-    packed = [int(packs.input_ids.max(initial=0)) for packs in (text.packs, text.validation_packs)]
-    largest = max(*packed, *(max(row.input_ids) for row in text.rows))
-    if largest >= pair.vocabulary:
-        token = pair.origin.tokenizer.convert_ids_to_tokens(largest)
-        raise VocabularyMismatch(
-            f"the text holds the token {token!r} (id {largest}), which the teacher's tokenizer lacks; give a student "
-            f"with the teacher's own tokenizer and chat template"
-        )
-
-
-def models_of(pair: Pair) -> list[PreTrainedModel]:
-    """The models here that read the text."""
-    return [pair.student, *([pair.teacher.model] if isinstance(pair.teacher, Loaded) else [])]
-
-
-def packed(pair: Pair) -> bool:
-    """Whether the models here keep packed documents apart, so that nothing has to be padded."""
-    return all(network(model).packs for model in models_of(pair))

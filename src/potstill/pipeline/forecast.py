@@ -16,13 +16,14 @@ from potstill.evaluate.size import stored
 from potstill.models.families.table import read
 from potstill.pipeline.absent import Absent
 from potstill.pipeline.calibrate import BESIDE, Calibration
+from potstill.pipeline.pair import Pair
 from potstill.pipeline.rehearse import saved_bytes
 from potstill.pipeline.room import Room, resident, room
 from potstill.pipeline.stage import note
 from potstill.pipeline.workload import WIDE, Saved, Texture, Workload, texture
 
 if TYPE_CHECKING:
-    from potstill.pipeline.distill import Distill, Pair
+    from potstill.pipeline.distill import Distill
 
 GIB = 2**30
 LOGITS = 10  # bytes an entry of the logits that pruning's loss, which is not fused, holds: bf16, float32, its gradient

@@ -4,7 +4,8 @@ import dataclasses
 
 from potstill.core import backend
 from potstill.models.load import Loaded
-from potstill.pipeline.distill import Distill, models_of
+from potstill.pipeline.distill import Distill
+from potstill.pipeline.pair import models_of
 from potstill.pipeline.rehearse import rehearse
 from potstill.pipeline.texts import Text, prepare
 

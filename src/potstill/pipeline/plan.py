@@ -22,8 +22,9 @@ from potstill.models.load import Loaded, load
 from potstill.models.outline import outline
 from potstill.models.vocabulary import shared_ids
 from potstill.pipeline.calibrate import Calibration, assume, fitted, product
-from potstill.pipeline.distill import Distill, Pair
+from potstill.pipeline.distill import Distill
 from potstill.pipeline.forecast import Forecast, forecast, pruning_bytes, tokenizer_bytes, workload_of
+from potstill.pipeline.pair import Pair
 from potstill.pipeline.prune import Prune
 from potstill.pipeline.rehearse import MEASURED, WARM_UP, rehearse, saved_bytes
 from potstill.pipeline.rollouts import UNCOUNTED

@@ -1,0 +1,74 @@
+"""A student and its teacher in memory, and how both read one text."""
+
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel
+
+from potstill.core.errors import VocabularyMismatch
+from potstill.data.pack import Packs
+from potstill.data.pairs import Paired, Reader
+from potstill.evaluate.reading import context_of
+from potstill.models.load import Loaded
+from potstill.models.pieces import pieces
+from potstill.models.signals import network
+from potstill.objectives.sides import Side, Sides
+from potstill.pipeline.absent import Absent
+from potstill.pipeline.texts import Prepared
+
+
+class Pair(NamedTuple):
+    """The student to be trained with its tokenizer and origin, the teacher or what stands for it, and shared ids.
+
+    `across` tokenizers no id is shared, and `vocabulary` is the student's own.
+    """
+
+    student: PreTrainedModel
+    origin: Loaded
+    teacher: Loaded | Absent
+    vocabulary: int
+    parents: list[Any]
+    details: dict[str, Any]
+    across: bool = False
+    paired: bool = True  # whether a teacher of another tokenizer has to read along
+    warped: bool = False
+
+    @property
+    def sides(self) -> Sides:
+        """Both networks, for an objective that has to know them."""
+        assert isinstance(self.teacher, Loaded)
+        student, teacher = self.origin.tokenizer, self.teacher.tokenizer
+        return Sides(Side(self.student, student), Side(self.teacher.model, teacher))
+
+    def packs(self, packs: Packs, *, ahead: bool = False) -> Any:
+        """`packs` as both read them; a teacher that is not here is asked about them `ahead` of time."""
+        if isinstance(self.teacher, Absent):
+            return self.teacher.ahead(packs) if ahead else packs
+        if not (self.across and self.paired):
+            return packs
+        readers = (Reader(one, pieces(one)) for one in (self.origin.tokenizer, self.teacher.tokenizer))
+        return Paired(packs, *readers, warped=self.warped, longest=context_of(self.teacher.model))
+
+
+def require_known(text: Prepared, pair: Pair) -> None:
+    """Refuse text that the student's tokenizer reads with tokens that the teacher's does not have.
+
+    Raises: VocabularyMismatch.
+    """
+    packed = [int(packs.input_ids.max(initial=0)) for packs in (text.packs, text.validation_packs)]
+    largest = max(*packed, *(max(row.input_ids) for row in text.rows))
+    if largest >= pair.vocabulary:
+        token = pair.origin.tokenizer.convert_ids_to_tokens(largest)
+        raise VocabularyMismatch(
+            f"the text holds the token {token!r} (id {largest}), which the teacher's tokenizer lacks; give a student "
+            f"with the teacher's own tokenizer and chat template"
+        )
+
+
+def models_of(pair: Pair) -> list[PreTrainedModel]:
+    """The models here that read the text."""
+    return [pair.student, *([pair.teacher.model] if isinstance(pair.teacher, Loaded) else [])]
+
+
+def packed(pair: Pair) -> bool:
+    """Whether the models here keep packed documents apart, so that nothing has to be padded."""
+    return all(network(model).packs for model in models_of(pair))
