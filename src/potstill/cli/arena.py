@@ -22,7 +22,7 @@ def arena(
         str,
         typer.Option(
             help="Arms, with commas between them: objectives of `distill`, and after an @ what an arm sets for itself "
-            "(cross_entropy, temperature, lr), as in jsd:beta=0.3@lr=1e-4."
+            "(cross_entropy, temperature, lr, on_policy, rollout), as in jsd:beta=0.3@lr=1e-4."
         ),
     ] = "cross_entropy,forward_kl",
     budget: Annotated[

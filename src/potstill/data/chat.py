@@ -30,15 +30,19 @@ class Drawn(NamedTuple):
     ends: bool  # whether an end of text belongs behind it
 
 
-def tokenise(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> TokenSet:
+def tokenise(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None, plain: bool = False
+) -> TokenSet:
     """`corpus` as tokens, up to the document with which `limit` tokens are reached.
+
+    With `plain`, a tokenizer without a chat template reads chats line by line, as it reads pairs.
 
     Rows without a token to train on are left out and counted.
     Raises: DataError if nothing is left, or if of a chat set every token would be trained on; UnsupportedModel for a
     tokenizer that cannot say where its tokens lie in the text.
     """
     dropped: Counter[str] = Counter()
-    rows = _kept(_rows(corpus, tokenizer), dropped)
+    rows = _kept(_rows(corpus, tokenizer, plain=plain), dropped)
     tokens = TokenSet(rows if limit is None else _until(rows, limit), dropped)
     if not len(tokens):
         left_out = ", ".join(f"{count} documents with {reason}" for reason, count in dropped.items())
@@ -67,17 +71,18 @@ def _until(rows: Iterable[tuple[int, Tokenised]], limit: int) -> Iterator[tuple[
             return
 
 
-def _rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, Tokenised]]:
+def _rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool) -> Iterator[tuple[int, Tokenised]]:
     if not tokenizer.is_fast:
         raise UnsupportedModel(f"{type(tokenizer).__name__} does not say where its tokens lie; use a fast tokenizer")
-    template = ChatTemplate(tokenizer) if corpus.kind == "chat" or _templated(corpus, tokenizer) else None
+    needed = corpus.kind == "chat" and not plain
+    template = ChatTemplate(tokenizer) if needed or _templated(corpus, tokenizer) else None
     drawn = enumerate(_drawn(document, template, corpus) for document in corpus.documents)
     while chunk := list(islice(drawn, CHUNK)):
         yield from _encoded(chunk, tokenizer, specials=template is None)
 
 
 def _templated(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> bool:
-    return corpus.kind == "pairs" and bool(tokenizer.chat_template)
+    return corpus.kind != "text" and bool(tokenizer.chat_template)
 
 
 def _drawn(document: Mapping[str, Any], template: ChatTemplate | None, corpus: Corpus) -> Drawn:
@@ -101,12 +106,16 @@ def as_messages(document: Mapping[str, Any]) -> list[Message]:
 
 
 def draw(document: Mapping[str, Any]) -> Drawn:
-    """A text, or a pair without a template: prompt, line break, response."""
+    """A text, or a pair or a chat without a template: prompt, line break, response."""
     if "text" in document:
         return Drawn(document["text"], [(0, len(document["text"]))], document.get("whole", True))
-    opening = document["prompt"] + "\n"
-    text = opening + document["response"]
-    return Drawn(text, [(len(opening), len(text))], True)
+    text, spans = "", []
+    for message in as_messages(document):
+        text = f"{text}\n" if text else text
+        if message["role"] == "assistant":
+            spans.append((len(text), len(text) + len(message["content"])))
+        text += message["content"]
+    return Drawn(text, spans, True)
 
 
 def draw_chat(messages: Sequence[Message], template: ChatTemplate) -> Drawn:

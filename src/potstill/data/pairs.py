@@ -5,11 +5,10 @@
 
 A window's ids say its text (`data.spans.read_back`), whoever wrote them, so that what a student writes itself is
 translated as a corpus is. The teacher reads that text behind its own BOS, and the student's special tokens are no text
-to it. Its tokens are trained on where all of their bytes are. A trained special token that ends a window (an end of
-text, a stop token) is the teacher's end of text.
+to it; a chat it reads as its own template writes one (`data.turns`), the tokens that end an answer being the same. Its
+tokens are trained on where all of their bytes are. A trained special token that ends a text is its end of text.
 """
 
-import codecs
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,18 +21,18 @@ from transformers import PreTrainedTokenizerBase
 from potstill.core.errors import UsageError
 from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED, supervised
 from potstill.data.pack import Pack, collate
-from potstill.data.spans import Located, located, read_back
+from potstill.data.spans import Located, located, read_back, readable
+from potstill.data.turns import Marks, Retold, retold
 from potstill.models.pieces import Pieces
 from potstill.ops import align, edit
 
-UNREADABLE = "potstill.unreadable"  # how bytes that are no text are decoded: each as one "?", so that bytes keep places
-
 
 class Reader(NamedTuple):
-    """A tokenizer, and what its ids stand for."""
+    """A tokenizer, what its ids stand for, and the marks between the turns of a chat where chats are to be read."""
 
     tokenizer: PreTrainedTokenizerBase
     pieces: Pieces
+    marks: Marks | None = None
 
 
 class Translated(NamedTuple):
@@ -101,35 +100,51 @@ class Paired:
         }
 
 
+class _Read(NamedTuple):
+    """A window as text for the teacher; the bytes that both texts have, and where each student token lies in them.
+
+    `told` says which bytes of `text` these are; None where they are all of it.
+    """
+
+    text: str
+    data: bytes
+    spans: Int64[Tensor, "T 2"]
+    told: Retold | None
+
+
 def translate(
     windows: Sequence[tuple[Tensor, Tensor]], student: Reader, teacher: Reader, *, warp: bool = False
 ) -> list[Translated]:
-    """Each window of the student's ids and labels as the teacher reads it."""
-    read = [read_back(ids.tolist(), student.pieces) for ids, _ in windows]
-    texts = [data.decode(errors=UNREADABLE) for data, _ in read]
-    others = located(texts, *teacher)
+    """Each window of the student's ids and labels as the teacher reads it: through its template if both have marks."""
+    read = [_read(ids.tolist(), student, teacher) for ids, _ in windows]
+    plain = student.marks is None or teacher.marks is None
+    others = located([one.text for one in read], teacher.tokenizer, teacher.pieces, specials=plain)
     return [
-        _translated(data, spans, ids, labels, other, student.pieces, teacher, warp=warp)
-        for (ids, labels), (data, spans), other in zip(windows, read, others, strict=True)
+        _translated(one, ids, labels, other, student.pieces, teacher, warp=warp)
+        for (ids, labels), one, other in zip(windows, read, others, strict=True)
     ]
 
 
+def _read(ids: Sequence[int], student: Reader, teacher: Reader) -> _Read:
+    if student.marks is None or teacher.marks is None:
+        data, spans = read_back(ids, student.pieces)
+        return _Read(readable(data), data, spans, None)
+    data, spans = read_back(ids, student.pieces, shown=student.marks.special)
+    told = retold(data, student.marks, teacher.marks)
+    return _Read(told.text, told.shared, align.shared(spans, told.own, told.common), told)
+
+
 def _translated(
-    data: bytes,
-    spans: Tensor,
-    ids: Tensor,
-    labels: Tensor,
-    other: Located,
-    pieces: Pieces,
-    teacher: Reader,
-    *,
-    warp: bool,
+    read: _Read, ids: Tensor, labels: Tensor, other: Located, pieces: Pieces, teacher: Reader, *, warp: bool
 ) -> Translated:
+    data, spans = read.data, read.spans
     theirs, their_spans = other
+    if read.told is not None:
+        their_spans = align.shared(their_spans, read.told.theirs, read.told.common)
     trained = torch.zeros(len(data) + 1, dtype=torch.bool)
     for start, end in spans[labels != IGNORE].tolist():
         trained[start:end] = True
-    if int(ids[-1]) in pieces.special and int(labels[-1]) != IGNORE and teacher.tokenizer.eos_token_id is not None:
+    if _ends(ids, labels, spans, pieces) and teacher.tokenizer.eos_token_id is not None:
         end_of_text = torch.tensor([[len(data), len(data) + 1]])  # one byte that both sides have, behind all others
         spans = torch.cat([spans[:-1], end_of_text])
         theirs = torch.cat([theirs, torch.tensor([teacher.tokenizer.eos_token_id])])
@@ -146,6 +161,11 @@ def _translated(
     if warp:
         warped = _warped((ids, learning, pieces), (theirs, others, teacher.pieces))
     return Translated(theirs, learnt, align.exact(spans, their_spans), groups, warped)
+
+
+def _ends(ids: Tensor, labels: Tensor, spans: Tensor, pieces: Pieces) -> bool:
+    """Whether a window ends with a special token that is trained and stands for no byte yet: an end of text."""
+    return bool(int(ids[-1]) in pieces.special and labels[-1] != IGNORE and spans[-1, 0] == spans[-1, 1])
 
 
 def _warped(student: tuple[Tensor, Tensor, Pieces], teacher: tuple[Tensor, Tensor, Pieces]) -> Int64[Tensor, "W 2"]:
@@ -192,14 +212,6 @@ def _readable(data: bytes) -> Bool[np.ndarray, " bytes_and_one"]:
             told[place + error.start : place + error.end] = False
             place += error.end
     return told
-
-
-def _unreadable(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeDecodeError)
-    return "?" * (error.end - error.start), error.end
-
-
-codecs.register_error(UNREADABLE, _unreadable)
 
 
 def aligned_share(packs: "Paired", *, most: int = 16) -> float:

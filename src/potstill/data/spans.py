@@ -7,7 +7,8 @@ are looked for near the tokenizer's offsets, and those that read otherwise there
 character) have an empty span: nothing is ever paired by a guess.
 """
 
-from collections.abc import Iterator, Sequence
+import codecs
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from potstill.models.pieces import Pieces
+
+UNREADABLE = "potstill.unreadable"  # how bytes that are no text are decoded
 
 
 class Located(NamedTuple):
@@ -42,13 +45,18 @@ def located(
     ]
 
 
-def read_back(ids: Sequence[int], pieces: Pieces) -> tuple[bytes, Int64[Tensor, "T 2"]]:
-    """The text that `ids` stand for, and where each lies in it; special tokens are no text.
+def read_back(ids: Sequence[int], pieces: Pieces, *, shown: Collection[int] = ()) -> tuple[bytes, Int64[Tensor, "T 2"]]:
+    """The text that `ids` stand for, and where each lies in it; special tokens are no text, except for those `shown`.
 
     A sequence that somebody wrote or cut may begin or end within a character, so this is no `str`.
     """
-    parts = [b"" if i in pieces.special else pieces.of[i] for i in ids]
+    parts = [b"" if i in pieces.special and i not in shown else pieces.of[i] for i in ids]
     return b"".join(parts), torch.from_numpy(_laid(parts))
+
+
+def readable(data: bytes) -> str:
+    """`data` as text of as many bytes: each byte that is part of no character is a question mark."""
+    return data.decode(errors=UNREADABLE)
 
 
 def _spans(text: str, encoding: Any, pieces: Pieces) -> Int64[np.ndarray, "T 2"]:
@@ -136,3 +144,11 @@ def _in_bytes(text: str) -> Int64[np.ndarray, " characters_and_one"]:
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     sizes = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
     return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _unreadable(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "?" * (error.end - error.start), error.end
+
+
+codecs.register_error(UNREADABLE, _unreadable)

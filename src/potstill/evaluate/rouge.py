@@ -64,7 +64,7 @@ def questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int 
     """
     if corpus.kind == "text":
         raise DataError(f"{corpus.name} is plain text; ROUGE-L needs prompts with responses, or chats")
-    template = ChatTemplate(tokenizer) if tokenizer.chat_template or corpus.kind == "chat" else None
+    template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
     asked = (question_of(document, tokenizer, template) for document in corpus.documents)
     return list(islice((question for question in asked if question is not None), limit))
 
@@ -72,15 +72,17 @@ def questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int 
 def question_of(
     document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
 ) -> Question | None:
-    """What a pair or a chat asks for; None for a chat in which nobody answers."""
-    if template is None:
-        return Question(list(tokenizer(document["prompt"] + "\n").input_ids), [document["response"]])
+    """What a pair or a chat asks for, line by line without a template; None for a chat in which nobody answers."""
     messages = as_messages(document)
     answered = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not answered:
         return None
-    rendered = template.render(messages[: answered[-1]], prompt=True)
-    return Question(list(tokenizer(rendered, add_special_tokens=False).input_ids), [messages[answered[-1]]["content"]])
+    before, answer = messages[: answered[-1]], messages[answered[-1]]["content"]
+    if template is None:
+        asked = "".join(message["content"] + "\n" for message in before)
+        return Question(list(tokenizer(asked).input_ids), [answer])
+    rendered = template.render(before, prompt=True)
+    return Question(list(tokenizer(rendered, add_special_tokens=False).input_ids), [answer])
 
 
 def judge_answers(

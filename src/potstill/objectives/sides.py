@@ -70,10 +70,11 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Student and teacher."""
+    """Student and teacher; `ends` are the ids that end an answer of each, where it is not their end of text."""
 
     student: Side
     teacher: Side
+    ends: tuple[int, int] | None = None
 
     @cached_property
     def shared(self) -> int | None:
@@ -122,6 +123,8 @@ class Sides:
 
     @property
     def _ends(self) -> list[tuple[int, int]]:
-        """The teacher's and the student's id that ends a text, where both have one."""
+        """The teacher's and the student's id that ends an answer or a text, where both have one."""
+        if self.ends is not None:
+            return [self.ends[::-1]]
         ends = (self.teacher.tokenizer.eos_token_id, self.student.tokenizer.eos_token_id)
         return [] if None in ends else [ends]

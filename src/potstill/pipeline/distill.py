@@ -218,6 +218,7 @@ class Distill:
             teacher_tokenizer=teacher.tokenizer if pair.across and isinstance(teacher, Loaded) else None,
         )
         require_known(prepared, pair)
+        pair = pair._replace(chats=prepared.facts["kind"] != "text")
         pair.student.to(device)
         if isinstance(teacher, Loaded):
             teacher.model.to(device=device, dtype=dtype)

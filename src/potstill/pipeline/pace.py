@@ -21,6 +21,7 @@ def seconds_per_step(stage: Distill) -> float:
     pair = stage.pair(dtype)
     text = Text(data=stage.data, columns=stage.columns, context=brief.context, seed=brief.seed)
     prepared = prepare(text, pair.origin.tokenizer, tokens=brief.tokens, models=models_of(pair), documents=1)
+    pair = pair._replace(chats=prepared.facts["kind"] != "text")
     pair.student.to(device)
     teacher = pair.teacher.model if isinstance(pair.teacher, Loaded) else None
     if teacher is not None:

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from potstill.core.errors import VocabularyMismatch
 from potstill.data.pack import Packs
 from potstill.data.pairs import Paired, Reader
+from potstill.data.turns import Marks
 from potstill.evaluate.reading import context_of
 from potstill.models.load import Loaded
 from potstill.models.pieces import pieces
@@ -31,13 +32,25 @@ class Pair(NamedTuple):
     across: bool = False
     paired: bool = True  # whether a teacher of another tokenizer has to read along
     warped: bool = False
+    chats: bool = False  # whether the text that is read is of turns, which each template writes in its own way
 
     @property
     def sides(self) -> Sides:
         """Both networks, for an objective that has to know them."""
         assert isinstance(self.teacher, Loaded)
         student, teacher = self.origin.tokenizer, self.teacher.tokenizer
-        return Sides(Side(self.student, student), Side(self.teacher.model, teacher))
+        return Sides(Side(self.student, student), Side(self.teacher.model, teacher), self.ends)
+
+    @property
+    def ends(self) -> tuple[int, int] | None:
+        """The ids by which student and teacher end an answer in a chat; None where that is no one token of each."""
+        if not (self.across and self.chats):
+            return None
+        student, teacher = (
+            None if reader.marks is None else reader.tokenizer.get_vocab().get(reader.marks.ending)
+            for reader in self.readers
+        )
+        return None if student is None or teacher is None else (student, teacher)
 
     def packs(self, packs: Packs, *, ahead: bool = False) -> Any:
         """`packs` as both read them; a teacher that is not here is asked about them `ahead` of time."""
@@ -45,8 +58,17 @@ class Pair(NamedTuple):
             return self.teacher.ahead(packs) if ahead else packs
         if not (self.across and self.paired):
             return packs
-        readers = (Reader(one, pieces(one)) for one in (self.origin.tokenizer, self.teacher.tokenizer))
-        return Paired(packs, *readers, warped=self.warped, longest=context_of(self.teacher.model))
+        return Paired(packs, *self.readers, warped=self.warped, longest=context_of(self.teacher.model))
+
+    @property
+    def readers(self) -> tuple[Reader, Reader]:
+        """Student and teacher, as they read the text. A teacher without a chat template reads turns line by line."""
+        assert isinstance(self.teacher, Loaded)
+        student, teacher = ((one, pieces(one)) for one in (self.origin.tokenizer, self.teacher.tokenizer))
+        marks = Marks.learnt(*student) if self.chats else None
+        if marks is None:
+            return Reader(*student), Reader(*teacher)
+        return Reader(*student, marks), Reader(*teacher, Marks.learnt(*teacher) or Marks.plain(teacher[0]))
 
 
 def require_known(text: Prepared, pair: Pair) -> None:
