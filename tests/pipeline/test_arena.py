@@ -217,3 +217,31 @@ def test_an_arm_takes_what_it_sets_and_the_rest_from_all(common: Distill) -> Non
     assert stage.settings.context == common.settings.context
     plain = Arm.parse("jsd", common)
     assert (plain.objective.cross_entropy, plain.learning_rate) == (0.7, 5e-4)
+
+
+def test_an_arm_says_who_writes_its_text_and_is_refused_where_nobody_could_answer_for_it(common: Distill) -> None:
+    arm = Arm.parse("forward_kl@on_policy=0.5,cross_entropy=0", common)
+    stage = arm.stage(common, student=None, tokens=9, seed=4)
+    assert (stage.on_policy, stage.rollout, stage.objective.cross_entropy) == (0.5, "gkd", 0)
+    evaluated = replace(common, settings=replace(common.settings, eval_every=2))
+    assert Arm.parse("forward_kl@rollout=distillm", evaluated).stage(
+        common, student=None, tokens=9, seed=4
+    ).rollout == ("distillm")
+    with pytest.raises(UsageError, match="--eval-every"):
+        Arm.parse("forward_kl@rollout=distillm", common)
+    with pytest.raises(UsageError, match="learns nothing from what the student itself writes"):
+        Arm.parse("cross_entropy@on_policy=0.5", common)
+    with pytest.raises(UsageError, match="no rollout is called 'dice'"):
+        Arm.parse("forward_kl@rollout=dice", common)
+    with pytest.raises(UsageError, match="give a budget in tokens"):
+        Arena(common=common, objectives=("forward_kl@on_policy=0.5",), seconds=60.0)
+
+
+@pytest.mark.slow
+def test_an_arm_that_writes_takes_part(common: Distill, tmp_path: Path) -> None:
+    arena = Arena(common=common, objectives=("forward_kl", "forward_kl@on_policy=0.5"), tokens=384, seeds=(1,))
+    found = arena.run(tmp_path / "made", show=False)
+    still, written = (arm["seeds"][0]["folder"] for arm in found["arms"])
+    assert losses(tmp_path / "made" / still) != losses(tmp_path / "made" / written)
+    line = json.loads((tmp_path / "made" / written / "metrics.jsonl").read_text().splitlines()[0])
+    assert "rollout_documents" in line

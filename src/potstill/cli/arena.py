@@ -44,6 +44,7 @@ def arena(
     micro_tokens: o.MicroTokens = 2048,
     lr: o.LearningRate = 5e-4,
     save_every: o.SaveEvery = 0,
+    eval_every: o.EvalEvery = 0,
     documents: o.Documents = 100,
     prompts: o.Prompts = 20,
     device: o.Device = "auto",

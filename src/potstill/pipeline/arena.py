@@ -56,6 +56,10 @@ class Arena:
         for what, given in (("arm", [arm.place for arm in self.arms]), ("seed", self.seeds)):
             if twice := [one for one in given if list(given).count(one) > 1]:
                 raise UsageError(f"the {what} {twice[0]} is there twice; name each once")
+        if self.seconds is not None and (writing := [arm.name for arm in self.arms if arm.policy.writes]):
+            raise UsageError(
+                f"how long the arm {writing[0]} takes depends on the student's answers; give a budget in tokens"
+            )
         if not self.seeds or min(self.seeds) < 0:
             raise UsageError(f"the seeds are {list(self.seeds)}; at least one is needed, and none below 0")
 

@@ -8,9 +8,11 @@ from typing import Any
 from potstill.core.artefact import CARD, TRAINING, read_card, require_free
 from potstill.core.errors import UsageError
 from potstill.core.types import Measure
+from potstill.pipeline.answers import Answers
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.prune import Prune
 
+Stage = Prune | Answers | Distill
 PREVIOUS = "@previous"  # in a recipe: the folder that the stage before made
 
 
@@ -31,9 +33,7 @@ class Finished:
         return {"out": str(self.out), **self.card}
 
 
-def run_stages(
-    stages: Sequence[Prune | Distill], out: Path, *, overwrite: bool = False, resume: bool = False
-) -> Finished:
+def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, resume: bool = False) -> Finished:
     """Runs `stages` into `out`/1-prune, `out`/2-distill, ...; with `resume`, finished ones are not made again.
 
     Raises: UsageError if there is no stage; OutputExists; what the stages raise.
@@ -52,13 +52,13 @@ def run_stages(
     return Finished(previous, read_card(previous))
 
 
-def is_finished(folder: Path, stage: Prune | Distill) -> bool:
+def is_finished(folder: Path, stage: Stage) -> bool:
     """Whether `folder` holds what exactly this stage makes, and no run that was begun there since."""
     finished = (folder / CARD).is_file() and not (folder / TRAINING).is_dir()
     return finished and read_card(folder).get("stage") == stage.to_dict()
 
 
-def placed_after(stage: Prune | Distill, previous: str) -> Prune | Distill:
+def placed_after(stage: Stage, previous: str) -> Stage:
     """`stage` with every `PREVIOUS` replaced by the folder that the stage before made."""
     named: dict[str, Any] = {f.name: previous for f in dataclasses.fields(stage) if getattr(stage, f.name) == PREVIOUS}
     return dataclasses.replace(stage, **named)

@@ -7,8 +7,9 @@ from typing import Any
 
 import potstill.recipes
 from potstill.core.errors import NotFound, UsageError
-from potstill.pipeline.distill import Distill
+from potstill.pipeline.answers import Answers
 from potstill.pipeline.prune import Prune
+from potstill.pipeline.run import PREVIOUS, Stage
 
 NEEDED = "@data"  # in a recipe whose text only the user can name
 
@@ -21,7 +22,7 @@ class Recipe:
     summary: str
     source: str
     bibtex: str
-    stages: tuple[Prune | Distill, ...]
+    stages: tuple[Stage, ...]
     origins: dict[str, str]
 
     def having(
@@ -85,18 +86,18 @@ def names() -> list[str]:
     return sorted(name.replace("_", "-") for name in found if name != "table")
 
 
-def _tiny(stage: Prune | Distill) -> Prune | Distill:
+def _tiny(stage: Stage) -> Stage:
     if isinstance(stage, Prune):
         return replace(stage, calibration_tokens=256)
+    if isinstance(stage, Answers):
+        return replace(stage, documents=16)
     settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
     return replace(stage, settings=settings, documents=4)
 
 
-def _changed(
-    stage: Prune | Distill, teacher: str | None, data: str | None, tokens: int | None, seed: int
-) -> Prune | Distill:
-    data = stage.data if data is None else data
-    if isinstance(stage, Prune):
+def _changed(stage: Stage, teacher: str | None, data: str | None, tokens: int | None, seed: int) -> Stage:
+    data = stage.data if data is None or stage.data == PREVIOUS else data
+    if isinstance(stage, Prune | Answers):
         return replace(stage, model=stage.model if teacher is None else teacher, data=data, seed=seed)
     settings = replace(stage.settings, seed=seed, tokens=stage.settings.tokens if tokens is None else tokens)
     if teacher is None:

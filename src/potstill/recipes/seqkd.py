@@ -1,0 +1,44 @@
+"""SeqKD: the teacher answers the prompts once and for all, and the student is trained on its answers.
+
+Source: Kim and Rush, "Sequence-Level Knowledge Distillation" (arXiv:1606.07947), section 3.2.
+Departs from the paper: answers are sampled, where it takes the best of a beam; what does not end is left out. Cost and
+measures: only its tiny form has been run so far.
+"""
+
+from potstill.objectives.named import CROSS_ENTROPY, Mixture
+from potstill.pipeline.answers import Answers
+from potstill.pipeline.distill import Distill
+from potstill.pipeline.run import PREVIOUS
+from potstill.recipes.table import NEEDED, Recipe
+from potstill.train.settings import Settings
+
+BIBTEX = """@inproceedings{kim2016sequence,
+  title={Sequence-Level Knowledge Distillation},
+  author={Kim, Yoon and Rush, Alexander M.},
+  booktitle={EMNLP},
+  year={2016}
+}"""
+
+
+def full() -> Recipe:
+    """Held out are the data's own answers, so that the student is measured on what any other is measured on."""
+    answers = Answers(model="smollm2", data=NEEDED, max_tokens=256, temperature=1.0)
+    distill = Distill(
+        teacher="smollm2",
+        keep=0.75,
+        data=PREVIOUS,
+        objective=Mixture(name=CROSS_ENTROPY),
+        settings=Settings(tokens=200_000),
+    )
+    return Recipe(
+        name="seqkd",
+        summary="the teacher's own answers as a data set, then cross-entropy",
+        source="arXiv:1606.07947",
+        bibtex=BIBTEX,
+        stages=(answers, distill),
+        origins={
+            "objective": "cross-entropy on the teacher's output, equation 5",
+            "temperature": "1, the model as it is; the paper takes the best of a beam of 5",
+            "max_tokens, keep, tokens": "ours",
+        },
+    )
