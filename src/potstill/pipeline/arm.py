@@ -11,6 +11,7 @@ from potstill.train.policy import Policy
 
 NUMBERS = ("cross_entropy", "temperature", "lr", "on_policy")
 SETTINGS = (*NUMBERS, "rollout")  # what an arm may set for itself, after an @
+OF_ITS_OWN = 8  # documents that an arm's own card is measured on; all arms are measured together, on all documents
 GOES_ON = re.compile(r"\w+=")  # a piece between commas that belongs to the arm before it
 
 
@@ -48,8 +49,9 @@ class Arm:
     def stage(self, common: Distill, *, student: str | None, tokens: int, seed: int) -> Distill:
         """The training of this arm: `common` with its objective and rate, from `student` (or cut, as `common` says)."""
         settings = replace(common.settings, learning_rate=self.learning_rate, tokens=tokens, seed=seed)
-        policy = self.policy
-        own = replace(common, objective=self.objective, settings=settings, on_policy=policy.share, rollout=policy.name)
+        policy, documents = self.policy, min(common.documents, OF_ITS_OWN)
+        own = replace(common, objective=self.objective, settings=settings, documents=documents)
+        own = replace(own, on_policy=policy.share, rollout=policy.name)
         return own if student is None else replace(own, student=student, keep=None, params=None)
 
     @property
