@@ -39,6 +39,14 @@ class Pair(NamedTuple):
         student, teacher = self.origin.tokenizer, self.teacher.tokenizer
         return Sides(Side(self.student, student), Side(self.teacher.model, teacher))
 
+    @property
+    def vocabularies(self) -> int | dict[str, int]:
+        """The real ids that are shared, or of each network by its name."""
+        if not self.across:
+            return self.vocabulary
+        sides = self.sides
+        return {"student": sides.student.ids, "teacher": sides.teacher.ids}
+
     def packs(self, packs: Packs, *, ahead: bool = False) -> Any:
         """`packs` as both read them; a teacher that is not here is asked about them `ahead` of time."""
         if isinstance(self.teacher, Absent):
