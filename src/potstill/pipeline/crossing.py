@@ -5,15 +5,14 @@ here look at what both read: is it one text, and does what is aligned stand for 
 tokens stand for and know nothing of spans or of how the alignment was found.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from potstill.core.types import GROUPS, IGNORE, PAIRS, Batch, supervised, view
-from potstill.data.pairs import UNREADABLE, Reader, translate
+from potstill.core.types import GROUPS, PAIRS, Batch, supervised, view
+from potstill.data.pairs import Reader, translate
 from potstill.data.spans import located
 from potstill.objectives.named import CROSS_ENTROPY
 from potstill.pipeline.examination import FAIL, NOTE, PASS, Check, Invariant, World, apart, examine
@@ -26,14 +25,13 @@ from potstill.pipeline.invariants import (
     passes_add_up,
     stop_token_trained,
 )
+from potstill.pipeline.readings import bare, brief, equal, part_of, predicted, runs, said
 from potstill.train.study import Study
 
 FEW_ALIGNED = 0.9  # below this share of aligned tokens it is said that there are few
 MOST = 16  # packs, and of them documents, that are looked at
 ENDED = 0.5  # of the answers, at least this share has to end for the teacher
 KEPT = 0.9  # of the documents, at least this share has to be the same text for both
-BRIEF = 40  # characters
-END = b"\x00<end>"  # what every special token stands for: it ends a text or a turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +72,9 @@ def examine_across(found: Crossing, *, quick: bool = False) -> Iterator[Check]:
 def same_text(found: Crossing) -> Check:
     """What the teacher is asked about is text that the student is trained on, byte for byte."""
     texts = [said(batch, reader) for batch, reader in found.sides]
-    other = [pair for pair in zip(*texts, strict=True) if not _part(*pair)]
+    other = [pair for pair in zip(*texts, strict=True) if not part_of(*pair)]
     kept = 1 - len(other) / len(texts[0])
-    example = "".join(f"; {_brief(a)} is {_brief(b)} for the teacher" for a, b in other[:1])
+    example = "".join(f"; {brief(a)} is {brief(b)} for the teacher" for a, b in other[:1])
     good = kept >= KEPT
     return Check(
         name="same text",
@@ -85,28 +83,6 @@ def same_text(found: Crossing) -> Check:
         why="a teacher whose tokenizer rewrites the text is asked about another one",
         remedy="" if good else "take a teacher whose tokenizer keeps the text as it is, letter case and spaces too",
     )
-
-
-def _part(ours: str, theirs: str) -> bool:
-    """Whether the teacher reads a part of the student's text, and most of it: at the ends it may lack half a token."""
-    return theirs.strip() in ours and 2 * len(theirs) >= len(ours) - BRIEF
-
-
-def said(batch: Batch, reader: Reader) -> list[str]:
-    """Of each document what is trained on, as text; special tokens are none, and bytes of no character are '?'."""
-    ids, labels, documents = (batch[name][0] for name in ("input_ids", "labels", "documents"))
-    sizes = torch.bincount(documents).tolist()
-    trained = (one[keep != IGNORE].tolist() for one, keep in zip(ids.split(sizes), labels.split(sizes), strict=True))
-    return [_text(some, reader) for some in trained]
-
-
-def _text(ids: Sequence[int], reader: Reader) -> str:
-    return b"".join(b"" if _special(i, reader) else reader.pieces.of[i] for i in ids).decode(errors=UNREADABLE)
-
-
-def _special(i: int, reader: Reader) -> bool:
-    """Whether this id stands for no text."""
-    return i in reader.pieces.special and i not in reader.pieces.raw
 
 
 def aligned_tokens(found: Crossing) -> Check:
@@ -129,7 +105,7 @@ def same_bytes(found: Crossing) -> Check:
     groups = [runs(side, found.whole[key].tolist()) for side, key in zip((own, other), GROUPS, strict=True)]
     both = [(groups[0].get(n, b""), groups[1].get(n, b"")) for n in sorted(groups[0].keys() | groups[1].keys())]
     documents = [supervised(batch)[2][rows] for batch, rows in zip((ours, theirs), found.whole[PAIRS], strict=True)]
-    wrong = [pair for pair in tokens + both if not _equal(*pair)]
+    wrong = [pair for pair in tokens + both if not equal(*pair)]
     good = not wrong and torch.equal(*documents)
     counted = f"{len(tokens):,} tokens and {len(both):,} runs of them"
     example = f", such as {wrong[0][0]!r} and {wrong[0][1]!r}" if wrong else ""
@@ -141,24 +117,9 @@ def same_bytes(found: Crossing) -> Check:
     )
 
 
-def predicted(batch: Batch, reader: Reader) -> list[bytes]:
-    """What each row has to predict, in bytes; END for a special token."""
-    targets = supervised(batch)[1].tolist()
-    return [END if _special(i, reader) else reader.pieces.of[i] for i in targets]
-
-
-def runs(rows: Sequence[bytes], groups: Sequence[int]) -> dict[int, bytes]:
-    """The bytes of each group of rows."""
-    found: dict[int, bytes] = defaultdict(bytes)
-    for row, group in zip(rows, groups, strict=True):
-        if group >= 0:
-            found[group] += row
-    return found
-
-
 def aligned_with_itself(found: Crossing) -> Check | None:
     """A tokenizer beside itself has every token aligned with itself."""
-    every = [_itself(text, reader) for batch, reader in found.sides for text in said(batch, reader)[:MOST]]
+    every = [_itself(bare(text), reader) for batch, reader in found.sides for text in said(batch, reader)[:MOST]]
     lost, total = (sum(counts) for counts in zip(*every, strict=True))
     if not total:
         return None
@@ -234,15 +195,6 @@ def _sums(found: Crossing, batch: Batch) -> Tensor:
     with torch.no_grad():
         sums: Tensor = found.study(**batch)["sums"].double().cpu()
     return sums
-
-
-def _equal(ours: bytes, theirs: bytes) -> bool:
-    """Whether these are the same bytes; the space that some teachers put in front of a text is in no text."""
-    return theirs in (ours, b" " + ours)
-
-
-def _brief(text: str) -> str:
-    return repr(text if len(text) <= BRIEF else text[:BRIEF] + "...")
 
 
 TOGETHER_QUICK: Sequence[Across] = (same_text, aligned_tokens, same_bytes, aligned_with_itself, stop_token_taught)

@@ -20,7 +20,8 @@ from potstill.pipeline.pair import Pair
 from potstill.pipeline.rehearse import saved_bytes
 from potstill.pipeline.room import Room, resident, room
 from potstill.pipeline.stage import note
-from potstill.pipeline.workload import WIDE, Otherwise, Saved, Texture, Workload, otherwise, texture
+from potstill.pipeline.texture import Otherwise, Texture, otherwise, texture
+from potstill.pipeline.workload import WIDE, Saved, Workload
 
 if TYPE_CHECKING:
     from potstill.pipeline.distill import Distill

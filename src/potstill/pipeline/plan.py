@@ -10,19 +10,16 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core import backend
 from potstill.core.blueprint import Blueprint
-from potstill.core.errors import UsageError, VocabularyMismatch
+from potstill.core.errors import UsageError
 from potstill.data.cache import Cache
 from potstill.data.pack import Packs
-from potstill.data.pairs import Paired, Reader
 from potstill.data.wire import is_address
 from potstill.evaluate.gap import advise
 from potstill.evaluate.size import stored
 from potstill.models.backbone import Backbone
 from potstill.models.families.table import export_model
 from potstill.models.load import Loaded, load
-from potstill.models.outline import Outline, outline
-from potstill.models.pieces import pieces
-from potstill.models.vocabulary import real_ids, shared_ids
+from potstill.models.outline import outline
 from potstill.pipeline.calibrate import Calibration, assume, fitted, product
 from potstill.pipeline.changes import changes
 from potstill.pipeline.crossing import FEW_ALIGNED
@@ -35,7 +32,8 @@ from potstill.pipeline.rollouts import UNCOUNTED
 from potstill.pipeline.room import Room, room
 from potstill.pipeline.stage import as_value, require_one_process
 from potstill.pipeline.texts import Text, prepare
-from potstill.pipeline.workload import CACHE_ROW, Otherwise, Workload, otherwise, texture
+from potstill.pipeline.texture import Otherwise, ids_of, texture
+from potstill.pipeline.workload import CACHE_ROW, Workload
 from potstill.transforms.fit import resized
 
 PATIENCE = 120.0  # seconds that measured steps may take, as far as can be told before
@@ -119,25 +117,9 @@ class Plan:
         device, cache = backend.device(stage.device), stage.cache()
         text = Text(data=stage.data, columns=stage.columns, context=stage.settings.context, seed=stage.settings.seed)
         prepared = prepare(text, origin.tokenizer, tokens=stage.settings.tokens, documents=1, cache=cache)
-        vocabulary, apart = self.ids(teacher, origin, prepared.packs)
+        vocabulary, apart = ids_of(teacher, origin, prepared.packs, stage.objective)
         dtype, packs = stage.compute_dtype(None), prepared.packs
         return Known(teacher.blueprint, student, origin.tokenizer, vocabulary, packs, device, dtype, cache, apart)
-
-    def ids(self, teacher: Outline, student: Outline, packs: Packs) -> tuple[int, Otherwise | None]:
-        """The ids that both share, or the student's own and how the teacher reads its text otherwise.
-
-        Raises: VocabularyMismatch for an objective that compares token by token; UsageError for a text too long.
-        """
-        try:
-            return shared_ids(teacher.tokenizer, student.tokenizer), None
-        except VocabularyMismatch:
-            if not self.distill.objective.across:
-                raise
-        ours, theirs = (Reader(one.tokenizer, pieces(one.tokenizer)) for one in (student, teacher))
-        if not self.distill.objective.teaches:
-            return real_ids(student.tokenizer), None
-        paired = Paired(packs, ours, theirs, longest=teacher.blueprint.context)
-        return real_ids(student.tokenizer), otherwise(paired, vocabulary=real_ids(teacher.tokenizer))
 
     def workload(self, stage: Distill, known: Known) -> Workload:
         """The sizes of `stage`, this plan's own or one that is suggested."""

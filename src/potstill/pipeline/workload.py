@@ -6,73 +6,21 @@ multiplies) comes in from `calibrate.py`.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from potstill.core.blueprint import Blueprint
-from potstill.core.types import PAIRS, supervised, view
-from potstill.data.pack import Packs, collate
 from potstill.evaluate.size import Flops, forward_flops, linears, stored
 from potstill.objectives.named import Mixture
 from potstill.ops import fused
 from potstill.pipeline.taught import Asked, Taught, numbers, taught
+from potstill.pipeline.texture import Otherwise, Texture
 from potstill.train.settings import Settings
 
 WIDE = 4  # bytes of float32: master weights, gradients and both moments of the optimiser
 KEPT_CHECKPOINTS = 2  # by `train.checkpoint.seal`, which removes the oldest once the newest is in place
 PAPERS, LINE = 128_000, 400  # bytes of card, README and curve; of a step's line in metrics.jsonl
 STATES = 45_000  # bytes of a checkpoint's random states, arguments, schedule and manifest
-SAMPLED = 16  # packs that tell how a teacher with another tokenizer reads the text
 CACHE_ROW = 176  # bytes a row at `--top-k 64` on real text; at most 200 (docs/cache.md)
-
-
-class Texture(NamedTuple):
-    """What the packs of a text are like: how full, how much of it is trained, how many tokens a token sees."""
-
-    fill: float
-    trained: float
-    seen: float
-
-
-def texture(packs: Packs) -> Texture:
-    """The texture of packs; a token at place n of its document sees n tokens."""
-    lengths = packs.lengths.astype("float64")
-    return Texture(packs.fill, packs.trained / packs.tokens, float((lengths * (lengths + 1) / 2).sum() / lengths.sum()))
-
-
-class Otherwise(NamedTuple):
-    """How a teacher with another tokenizer reads a text: its real ids, its tokens for each of the student's.
-
-    `rows` are its trained positions for each of the student's, `aligned` the share of the student's that are aligned,
-    `seen` the tokens that one of its tokens sees.
-    """
-
-    vocabulary: int
-    tokens: float
-    rows: float
-    aligned: float
-    seen: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Plain data, for JSON."""
-        return {
-            "aligned_share": self.aligned,
-            "teacher_tokens": self.tokens,
-            "teacher_rows": self.rows,
-            "teacher_vocabulary": self.vocabulary,
-        }
-
-
-def otherwise(packs: Any, *, vocabulary: int) -> Otherwise:
-    """What the first of `data.pairs.Paired` packs say."""
-    batch = collate([packs[i] for i in range(min(SAMPLED, len(packs)))])
-    theirs, ours = view(batch, "teacher"), len(supervised(batch)[1])
-    return Otherwise(
-        vocabulary=vocabulary,
-        tokens=theirs["input_ids"].numel() / batch["input_ids"].numel(),
-        rows=len(supervised(theirs)[1]) / max(1, ours),
-        aligned=batch[PAIRS].shape[1] / max(1, ours),
-        seen=float((theirs["position_ids"] + 1).double().mean()),
-    )
 
 
 class Saved(NamedTuple):
