@@ -23,7 +23,13 @@ from potstill.train.settings import Settings
 from potstill.train.study import Study
 
 LINES = ["The quick brown fox jumps over the lazy dog.", "def read(path):\n    return 0", "Schöne naïve 世界 🎉"] * 3
-BOUNDS = {"dskd_cma": 0.05, "dskdv2_eta": 0.1, "relations": 0.02}  # of means over documents, of all ids as shared
+BOUNDS = {  # of means over documents, of all ids as shared, of aligned tokens for what is paired otherwise
+    "dskd_cma": 0.05,
+    "dskdv2_eta": 0.1,
+    "mined": 0.05,
+    "relations": 0.05,
+    "spans": 0.05,
+}
 ROOM = Settings(tokens=512, context=512, batch_tokens=512, micro_tokens=512)
 
 
