@@ -34,7 +34,12 @@ PROBE = (64, 128)  # tokens of the two passes whose difference tells what autogr
 
 
 def rehearse(
-    study: Study, teacher: PreTrainedModel | None, packs: Packs | Paired, settings: Settings, *, measured: int = MEASURED
+    study: Study,
+    teacher: PreTrainedModel | None,
+    packs: Packs | Paired,
+    settings: Settings,
+    *,
+    measured: int = MEASURED,
 ) -> Clocked:
     """Some steps of `study` on `packs`, in a folder that vanishes; the student is no longer what it was."""
     device = next(study.student.parameters()).device
