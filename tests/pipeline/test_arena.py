@@ -161,6 +161,17 @@ def test_an_objective_that_is_not_for_the_pair_is_refused_before_anything_is_wri
     assert not (tmp_path / "made").exists()
 
 
+def test_an_arm_that_cannot_be_built_is_refused_before_anything_is_written(arena: Arena, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="heads = 0 counts nothing"):
+        replace(arena, objectives=("cross_entropy", "relations:heads=0")).run(tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_forecast_plans_arms_across_tokenizers(arena: Arena, foreign: Path) -> None:
+    across = replace(arena, common=replace(arena.common, teacher=str(foreign)), objectives=("uld", "dskdv2_eta"))
+    assert all(arm["tokens"] == 384 and arm["seconds"] > 0 for arm in across.forecast()["arms"])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -25,10 +25,11 @@ from transformers import (
 from potstill.models import signals as reading
 from potstill.pipeline import invariants
 from potstill.pipeline.capture import Capture
-from potstill.pipeline.doctor import Doctor, Unsound, require_sound, world_of
+from potstill.pipeline.doctor import Doctor, Unsound, require_sound
 from potstill.pipeline.examination import FAIL, Check, World, examine
 from potstill.pipeline.prune import Prune
 from potstill.pipeline.texts import Text, prepare
+from potstill.pipeline.worlds import world_of
 
 SIZES = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2}

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.pipeline.test_measure import foreign
 from transformers import LlamaForCausalLM
 
-from potstill.core.errors import ArtefactError, UsageError
+from potstill.core.errors import ArtefactError, UsageError, VocabularyMismatch
 from potstill.models.families.table import read
 from potstill.objectives.named import Mixture
 from potstill.pipeline.calibrate import Calibration, Clocked, fitted, merged
@@ -17,8 +18,11 @@ from potstill.pipeline.distill import Distill
 from potstill.pipeline.forecast import forecast
 from potstill.pipeline.plan import Plan
 from potstill.pipeline.rehearse import saved_bytes
-from potstill.pipeline.workload import Texture, Workload
+from potstill.pipeline.texture import Texture
+from potstill.pipeline.workload import Workload
 from potstill.train.settings import Settings
+
+__all__ = ["foreign"]
 
 SETTINGS = Settings(tokens=2048, context=256, batch_tokens=1024, micro_tokens=512, save_every=1)
 RATES = Calibration(
@@ -157,3 +161,46 @@ def test_no_teacher_in_the_loss_needs_no_cache(stage: Distill) -> None:
     made = Plan(distill=replace(stage, objective=Mixture(name="cross_entropy")), calibration=RATES).run()
     assert not any("--teacher-cache" in one["change"] for one in made["suggestions"])
     assert made["flops_per_token"]["teacher forward"] == 0
+
+
+@pytest.fixture
+def apart(stage: Distill, foreign: Path) -> Distill:
+    """A student under a teacher with another tokenizer."""
+    across = Mixture(name="dskdv2_eta")
+    return replace(stage, keep=None, student=stage.teacher, teacher=str(foreign), objective=across)
+
+
+def test_a_teacher_with_another_tokenizer_is_planned_as_it_reads_the_text(apart: Distill) -> None:
+    made = Plan(distill=apart, calibration=RATES).run()
+    assert json.loads(json.dumps(made)) == made
+    assert made["alignment"]["aligned_share"] == 1.0  # two letters are exchanged, so all is aligned
+    assert made["alignment"]["teacher_vocabulary"] == 259
+    assert made["alignment"]["teacher_tokens"] >= 1.0
+    assert made["parameters"]["objective"] == 32 * 32
+    assert made["parameters"]["trained"] == made["parameters"]["student"]["total"] + 32 * 32
+    with pytest.raises(VocabularyMismatch, match="dskdv2_eta"):
+        Plan(distill=replace(apart, objective=Mixture()), calibration=RATES).run()
+    alone = Plan(distill=replace(apart, objective=Mixture(name="cross_entropy")), calibration=RATES).run()
+    assert alone["alignment"] is None
+
+
+def test_steps_of_two_tokenizers_are_measured(apart: Distill) -> None:
+    made = Plan(distill=replace(apart, settings=replace(SETTINGS, tokens=512))).run()
+    assert made["calibration"]["measured"]
+    assert made["calibration"]["teacher"] > 0
+    assert "3 steps of 1024 tokens were measured" in made["notes"]
+    assert any("of dskdv2_eta products with both heads" in note for note in made["notes"])
+
+
+def test_few_aligned_tokens_are_said(apart: Distill, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.ops.align.exact", lambda a, b: torch.empty(0, 2, dtype=torch.long))
+    made = Plan(distill=apart, calibration=RATES).run()
+    assert made["alignment"]["aligned_share"] == 0
+    assert any(note.startswith("0.0% of the trained tokens are aligned") for note in made["notes"])
+
+
+def test_a_method_that_no_cache_can_serve_is_planned_and_none_is_suggested(stage: Distill) -> None:
+    made = Plan(distill=replace(stage, objective=Mixture(name="dskd")), calibration=RATES).run()
+    assert not any("--teacher-cache" in one["change"] for one in made["suggestions"])
+    assert made["parameters"]["objective"] > 0
+    assert made["alignment"] is None

@@ -19,7 +19,8 @@ from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.forecast import tokenizer_bytes
 from potstill.pipeline.rehearse import PROBE, _kept, saved_bytes
-from potstill.pipeline.workload import Texture, Workload, texture
+from potstill.pipeline.texture import Texture, texture
+from potstill.pipeline.workload import Workload
 from potstill.train import adapters
 from potstill.train.blocks import checkpointed
 from potstill.train.optimiser import parameter_groups

@@ -14,6 +14,8 @@ def doctor(
     data: o.Data = "stdlib",
     columns: o.Columns = "",
     teacher_cache: Annotated[str | None, typer.Option(help="A cache to compare with the live teacher.")] = None,
+    objective: o.Objective = "forward_kl",
+    cross_entropy: o.CrossEntropy = 0.7,
     context: o.Context = 512,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -29,6 +31,7 @@ def doctor(
     Example: [bold]potstill doctor --teacher smollm2 --data stdlib[/]
     """
     from potstill.cli import show
+    from potstill.objectives.named import Mixture
     from potstill.pipeline.doctor import Doctor
     from potstill.pipeline.examination import FAIL
 
@@ -39,6 +42,7 @@ def doctor(
         data=data,
         columns=columns,
         teacher_cache=teacher_cache,
+        objective=Mixture.parse(objective, cross_entropy=cross_entropy, temperature=1.0),
         context=context,
         seed=seed,
         device=device,

@@ -107,6 +107,7 @@ def summary(made: Mapping[str, Any]) -> list[str]:
     fits = {name: "" if enough else ", too little" for name, enough in made["fits"].items()}
     teacher = gap["teacher_for_student"]
     best = "no teacher" if teacher is None else f"a teacher of {teacher / 1e6:,.1f}M"
+    apart = made["alignment"]
     phase = max(made["phases"], key=made["phases"].__getitem__)
     return [
         f"time: {time['steps']:,} steps of {time['seconds_per_step']:.2f} s, {time['seconds'] / 60:.1f} min in all, "
@@ -116,8 +117,16 @@ def summary(made: Mapping[str, Any]) -> list[str]:
         f"{room['disk'] / GIB:.1f} GiB free{fits['disk']}",
         f"law of capacity gap: {best} suits this student, and a student of {gap['student_for_teacher'] / 1e6:,.1f}M "
         f"this teacher ({gap['range']})",
+        *([] if apart is None else [_apart(apart)]),
         *made["notes"],
     ]
+
+
+def _apart(found: Mapping[str, float]) -> str:
+    return (
+        f"two tokenizers: {found['teacher_tokens']:.2f} tokens of the teacher's for one of the student's, "
+        f"{found['aligned_share']:.1%} of the trained tokens aligned"
+    )
 
 
 def _sizes(made: Mapping[str, Any]) -> Table:
@@ -125,6 +134,8 @@ def _sizes(made: Mapping[str, Any]) -> Table:
     for name in ("teacher", "student"):
         size = made["parameters"][name]
         drawn.add_row(name, *(f"{size[part]:,}" for part in ("blocks", "embeddings", "total")))
+    if own := made["parameters"]["objective"]:
+        drawn.add_row("objective", "", "", f"{own:,}")
     return drawn
 
 

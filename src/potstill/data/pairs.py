@@ -23,7 +23,7 @@ from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED, supervised
 from potstill.data.pack import Pack, collate
 from potstill.data.spans import Located, located, read_back, readable
 from potstill.data.turns import Marks, Retold, retold
-from potstill.models.pieces import Pieces
+from potstill.models.pieces import Pieces, pieces
 from potstill.ops import align, edit
 
 
@@ -33,6 +33,17 @@ class Reader(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     pieces: Pieces
     marks: Marks | None = None
+
+
+def readers(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, chats: bool
+) -> tuple[Reader, Reader]:
+    """Student and teacher, as they read text or `chats`. A teacher without a template for them reads line by line."""
+    ours, theirs = ((one, pieces(one)) for one in (student, teacher))
+    marks = Marks.learnt(*ours) if chats else None
+    if marks is None:
+        return Reader(*ours), Reader(*theirs)
+    return Reader(*ours, marks), Reader(*theirs, Marks.learnt(*theirs) or Marks.plain(teacher))
 
 
 class Translated(NamedTuple):

@@ -13,10 +13,11 @@ from potstill.core.errors import OutputExists, UnsupportedModel, UsageError
 from potstill.data.wire import is_address
 from potstill.evaluate.reading import require_context
 from potstill.models.load import Loaded, load
+from potstill.objectives.sides import Side, Sides
 from potstill.pipeline.arm import Arm
 from potstill.pipeline.bouts import Bout, continuable, free_memory, require_alike, settled_in, train, vacate
 from potstill.pipeline.distill import Distill
-from potstill.pipeline.measure import Measurement, shared_with
+from potstill.pipeline.measure import Measurement
 from potstill.pipeline.pace import seconds_per_step
 from potstill.pipeline.plan import Plan
 from potstill.pipeline.prune import Prune
@@ -103,14 +104,18 @@ class Arena:
     def require_fit(self) -> None:
         """Refuse, before anything is trained, an objective or a context that is not for this teacher and student.
 
-        Raises: VocabularyMismatch, UsageError, NotFound.
+        Every arm's objective is built once, so that one which cannot be is refused too.
+
+        Raises: VocabularyMismatch, UsageError, UnsupportedModel, NotFound.
         """
         teacher = self._load(str(self.common.teacher))
         student = teacher if self.common.student is None else self._load(self.common.student)
         require_context(self.common.settings.context, teacher.model, student.model)
-        alike = shared_with(teacher, student) is not None
-        for arm in self.arms:
-            arm.objective.require(alike=alike)
+        sides = Sides(Side(student.model, student.tokenizer), Side(teacher.model, teacher.tokenizer))
+        asked = {(one.name, *one.options.items()): one for one in (arm.objective for arm in self.arms)}
+        for objective in asked.values():
+            objective.require(alike=sides.shared is not None)
+            objective.build(sides if objective.alive else None)
 
     def tokens_of(self, arm: Arm, common: Distill, student: str) -> int:
         """The tokens that an arm trains on."""
@@ -131,13 +136,14 @@ class Arena:
         An arm's seconds (or tokens, of a budget in seconds) are None for a family that no plan knows.
         """
         self.require_fit()
-        paces: dict[bool, float | None] = {}
+        paces: dict[str, float | None] = {}
         arms = []
         for arm in self.arms:
             brief = arm.stage(self.common, student=self.common.student, tokens=self.tokens or 1, seed=self.seeds[0])
-            if (teaches := arm.objective.teaches) not in paces:
-                paces[teaches] = planned_pace(brief)
-            pace, tokens, seconds = paces[teaches], self.tokens, self.seconds
+            name = arm.objective.name if arm.objective.alive else str(arm.objective.teaches)
+            if name not in paces:
+                paces[name] = planned_pace(brief)
+            pace, tokens, seconds = paces[name], self.tokens, self.seconds
             step = brief.settings.packs_per_step * brief.settings.context
             if pace is not None:
                 tokens = step * max(1, round(seconds / pace)) if seconds is not None else tokens

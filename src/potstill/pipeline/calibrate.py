@@ -27,7 +27,8 @@ NEAR = {"alone": 0.5, "cached": 0.75, "live": 1.0}  # losses beside one another,
 class Calibration:
     """Seconds per operation of the parts of a step, and bytes beside its tensors (Python, torch, the allocator's gaps).
 
-    `loss` holds, by source of the teacher's signals, seconds per row and entry of the vocabulary beside the products.
+    `loss` holds, by source of the teacher's signals, seconds per row and entry of the vocabulary (of both, where they
+    are two) beside the products; it is that of the objective which was measured.
     """
 
     measured: bool
@@ -57,7 +58,7 @@ class Calibration:
     def seconds(self, work: Workload) -> dict[str, float]:
         """Seconds of one step by part."""
         flops, tokens, rows = work.flops(), work.tokens * work.passes, work.rows * work.passes
-        head = flops["head and loss"] * tokens * self.gemm + rows * work.vocabulary * self.loss_of(work.source)
+        head = flops["head and loss"] * tokens * self.gemm + rows * work.entries * self.loss_of(work.source)
         return {
             "teacher forward": flops["teacher forward"] * tokens * self.teacher,
             "student forward": flops["student forward"] * tokens * self.student,
@@ -119,7 +120,7 @@ def fitted(seen: Clocked, work: Workload, *, held: float, gemm: float) -> Calibr
         student=student,
         backward=rate("backward", "backward", student),
         optimiser=seconds["optimiser"] / work.trained,
-        loss={work.source: (seconds["loss"] - products) / (seen.rows * work.vocabulary)},
+        loss={work.source: (seconds["loss"] - products) / (seen.rows * work.entries)},
         beside=seen.peak - held,
     )
 

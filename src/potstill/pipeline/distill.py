@@ -26,7 +26,6 @@ from potstill.core.errors import (
 )
 from potstill.core.types import Measure, Objective
 from potstill.data.cache import Cache, faults
-from potstill.data.pairs import aligned_share
 from potstill.data.served import TOP_K
 from potstill.data.wire import is_address
 from potstill.evaluate.plots import draw_curve
@@ -40,8 +39,9 @@ from potstill.pipeline.absent import Absent, leaving, require_bounded, require_k
 from potstill.pipeline.beside import BEFORE, before_training, beside_teacher
 from potstill.pipeline.capture import tokenizer_facts
 from potstill.pipeline.card import write_card
-from potstill.pipeline.doctor import require_sound, world_of
-from potstill.pipeline.examination import examine
+from potstill.pipeline.crossing import examine_across
+from potstill.pipeline.doctor import require_sound
+from potstill.pipeline.examination import NOTE, examine
 from potstill.pipeline.forecast import announce
 from potstill.pipeline.invariants import QUICK
 from potstill.pipeline.pair import Pair, models_of, packed, require_known
@@ -61,6 +61,7 @@ from potstill.pipeline.stage import (
 )
 from potstill.pipeline.texts import Prepared, Text, prepare
 from potstill.pipeline.workplace import COMPUTE, resumable, workplace
+from potstill.pipeline.worlds import crossing_of, world_of
 from potstill.train import adapters, ranks
 from potstill.train.blocks import require_checkpointing
 from potstill.train.policy import GKD, Policy
@@ -73,7 +74,6 @@ from potstill.transforms.fit import AUTO
 PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do I read a file in Python?")
 BASELINE = "before.json"  # the measures of the student when it began
 CURVE = "curve.png"
-FEW_ALIGNED = 0.9  # below this share of aligned tokens a run says so
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
@@ -254,7 +254,7 @@ class Distill:
                 beside = None if pair.across else teacher
                 told_to = (pair.student, beside, prepared.rows, reading)
                 before = before_training(folder / BASELINE, *told_to) if ranks.first() else []
-            checked = self._examined(pair, prepared, dtype, cache)
+            checked = self._examined(pair, prepared, dtype, cache, study)
             if cache is not None and isinstance(teacher, Loaded):
                 teacher.model.to("meta")  # its memory is for training; it is read again to be measured beside
             outcome = train(
@@ -286,7 +286,7 @@ class Distill:
             return run
 
     def _examined(
-        self, pair: Pair, prepared: Prepared, dtype: torch.dtype, cache: Cache | None
+        self, pair: Pair, prepared: Prepared, dtype: torch.dtype, cache: Cache | None, study: Study
     ) -> list[dict[str, str]]:
         """The quick invariants of this very pair, for its card.
 
@@ -294,7 +294,12 @@ class Distill:
         """
         if self.skip_doctor:
             return [{"name": "invariants", "outcome": "not examined, by --skip-doctor"}]
-        teacher = pair.teacher
+        teacher, kind = pair.teacher, prepared.facts["kind"]
+        if pair.across and pair.paired:
+            checks = list(examine_across(crossing_of(pair, prepared.packs, study, kind=kind), quick=True))
+            for check in (check for check in checks if check.outcome == NOTE):
+                note(f"{check.name}: {check.found}")
+            return require_sound(checks)
         here = teacher if isinstance(teacher, Loaded) and not pair.across else None
         world = world_of(
             prepared.packs,
@@ -303,21 +308,13 @@ class Distill:
             teacher=here.model if here else None,
             teacher_tokenizer=here.tokenizer if here else None,
             vocabulary=pair.vocabulary,
-            kind=prepared.facts["kind"],
+            kind=kind,
             compute=dtype,
             cache=cache,
         )
         checked = require_sound(list(examine(world, QUICK)))
         if isinstance(teacher, Absent):
             checked.insert(0, {"name": "same tokens", "outcome": f"{teacher.proof}, {pair.vocabulary:,} shared"})
-        if pair.across and pair.paired:
-            share = aligned_share(pair.packs(prepared.packs))
-            checked.insert(0, {"name": "aligned tokens", "outcome": f"{100 * share:.1f} % of those trained on"})
-            if share < FEW_ALIGNED:
-                note(
-                    f"{100 * share:.1f} % of the trained tokens are the same for both tokenizers; at the others an "
-                    f"objective at aligned tokens learns nothing from the teacher"
-                )
         return checked
 
     def cache(self) -> Cache | None:
@@ -344,10 +341,7 @@ class Distill:
         objective = self._objective(pair)
         if isinstance(objective, nn.Module):
             objective.to(device)
-        vocabulary: Any = pair.vocabulary
-        if pair.across:
-            vocabulary = {"student": pair.sides.student.ids, "teacher": pair.sides.teacher.ids}
-        return Study(model.to(device), objective, frozen=frozen, vocabulary=vocabulary, compute_dtype=dtype)
+        return Study(model.to(device), objective, frozen=frozen, vocabulary=pair.vocabularies, compute_dtype=dtype)
 
     def _objective(self, pair: Pair) -> Objective:
         """Its own weights, if any, are drawn by the seed, so that ranks and resumed runs begin alike."""

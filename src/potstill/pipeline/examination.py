@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from potstill.core.types import IGNORE, Batch
 from potstill.data.cache import Cache
 from potstill.models.evaluating import evaluating
 from potstill.models.signals import plain
-from potstill.models.vocabulary import shared_ids
+from potstill.models.vocabulary import real_ids, shared_ids
 from potstill.objectives.combine import Sum
 from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
@@ -48,7 +48,8 @@ class World:
     """What is checked: two models with their tokenizers, the ids that they share, and some of the text.
 
     `batch` is a small pack of several short documents and `whole` one pack as it is trained on. `teacher` is None where
-    its weights are not here. `stops` is the share of answers that end in a trained stop token, and `trained` the share
+    its weights are not here, or where one network is examined by itself, of which `role` says who it is; its loss is
+    then cross-entropy alone. `stops` is the share of answers that end in a trained stop token, and `trained` the share
     of tokens that are trained on.
     """
 
@@ -64,6 +65,7 @@ class World:
     trained: float
     compute: torch.dtype = torch.float32
     cache: Cache | None = None
+    role: str = "student"
 
     @property
     def tolerance(self) -> float:
@@ -77,13 +79,14 @@ class World:
     @property
     def models(self) -> dict[str, PreTrainedModel]:
         """Those that are here, by their role."""
-        return {"student": self.student, **({} if self.teacher is None else {"teacher": self.teacher})}
+        return {self.role: self.student, **({} if self.teacher is None else {"teacher": self.teacher})}
 
 
 Invariant = Callable[[World], Check | None]
+Examined = TypeVar("Examined")
 
 
-def examine(world: World, checks: Sequence[Invariant]) -> Iterator[Check]:
+def examine(world: Examined, checks: Sequence[Callable[[Examined], Check | None]]) -> Iterator[Check]:
     """What each check that applies finds; one that cannot be asked has failed."""
     for check in checks:
         try:
@@ -97,27 +100,36 @@ def examine(world: World, checks: Sequence[Invariant]) -> Iterator[Check]:
 
 def study(world: World, *, student: Any = None, compute: torch.dtype = torch.float32) -> Study:
     """Half cross-entropy, half forward KL, as it is trained: chunked, packed and cut to the shared ids."""
-    objective = Sum((0.5, CrossEntropy()), (0.5, Distill()))
+    alone = world.teacher is None
+    objective = Sum((1.0, CrossEntropy())) if alone else Sum((0.5, CrossEntropy()), (0.5, Distill()))
     frozen = {"teacher": world.teacher} if world.teacher is not None else {}
     learns = world.student if student is None else student
     return Study(learns, objective, frozen=frozen, vocabulary=world.vocabulary, compute_dtype=compute)
 
 
 @torch.no_grad()
-def defined(world: World, student: nn.Module, *, compute: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and forward KL, summed, from each model's own logits of each document alone, in float64."""
-    if world.teacher is None or world.teacher_tokenizer is None:
-        raise UnsupportedModel("the teacher's weights are not here, so its loss cannot be defined by them")
-    real = shared_ids(world.teacher_tokenizer, world.student_tokenizer)
-    hard, soft = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+def defined(world: World, student: nn.Module, *, compute: torch.dtype) -> Tensor:
+    """Cross-entropy and, of a pair, forward KL, summed, from the models' own logits of each document, float64."""
+    real, models = _real(world), [student, *([] if world.teacher is None else [world.teacher])]
+    sums = torch.zeros(len(models), dtype=torch.float64)
     for document in world.batch["documents"].unique():
         mine = world.batch["documents"][0] == document
         ids, labels = world.batch["input_ids"][:, mine], world.batch["labels"][0, mine]
         rows, targets = labels[1:] != IGNORE, labels[1:][labels[1:] != IGNORE].cpu()
-        log_q, log_p = (_log_probabilities(m, ids, real, compute)[rows] for m in (student, world.teacher))
-        hard -= log_q.gather(-1, targets[:, None]).sum()
-        soft += (log_p.exp() * (log_p - log_q)).sum()
-    return hard, soft
+        log_q, *others = (_log_probabilities(model, ids, real, compute)[rows] for model in models)
+        sums[0] -= log_q.gather(-1, targets[:, None]).sum()
+        for log_p in others:
+            sums[1] += (log_p.exp() * (log_p - log_q)).sum()
+    return sums
+
+
+def _real(world: World) -> int:
+    """The ids that stand for a token, of a pair for the same one."""
+    if world.teacher is None:
+        return min(real_ids(world.student_tokenizer), world.vocabulary)  # a teacher that is not here may know fewer
+    if world.teacher_tokenizer is None:
+        raise UnsupportedModel("the teacher's tokenizer is not here, so its loss cannot be defined")
+    return shared_ids(world.teacher_tokenizer, world.student_tokenizer)
 
 
 def _log_probabilities(model: nn.Module, ids: Tensor, real: int, compute: torch.dtype) -> Tensor:

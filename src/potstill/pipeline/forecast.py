@@ -20,7 +20,8 @@ from potstill.pipeline.pair import Pair
 from potstill.pipeline.rehearse import saved_bytes
 from potstill.pipeline.room import Room, resident, room
 from potstill.pipeline.stage import note
-from potstill.pipeline.workload import WIDE, Saved, Texture, Workload, texture
+from potstill.pipeline.texture import Otherwise, Texture, otherwise, texture
+from potstill.pipeline.workload import WIDE, Saved, Workload
 
 if TYPE_CHECKING:
     from potstill.pipeline.distill import Distill
@@ -93,9 +94,16 @@ def pruning_bytes(teacher: Blueprint, student: Blueprint, saved: Saved) -> float
 
 
 def workload_of(
-    stage: "Distill", teacher: Blueprint, student: Blueprint, *, vocabulary: int, dtype: torch.dtype, text: Texture
+    stage: "Distill",
+    teacher: Blueprint,
+    student: Blueprint,
+    *,
+    vocabulary: int,
+    dtype: torch.dtype,
+    text: Texture,
+    apart: Otherwise | None = None,
 ) -> Workload:
-    """The sizes of a stage."""
+    """The sizes of a stage; `apart` is how a teacher with another tokenizer reads the text."""
     source = "cached" if stage.teacher_cache else "live"
     return Workload(
         teacher=teacher,
@@ -106,6 +114,8 @@ def workload_of(
         source=source if stage.objective.teaches else "alone",
         lora=stage.lora,
         compute_bytes=dtype.itemsize,
+        objective=stage.objective,
+        otherwise=apart,
     )
 
 
@@ -131,7 +141,11 @@ def announce(stage: "Distill", pair: "Pair", packs: Packs, dtype: torch.dtype, o
     except UnsupportedModel:
         return
     backend.trim()  # what pruning freed is free for the training, or for others
-    work = workload_of(stage, teacher, student, vocabulary=pair.vocabulary, dtype=dtype, text=texture(packs))
+    apart, ids, paired = None, pair.vocabularies, pair.packs(packs)
+    if isinstance(ids, dict) and paired is not packs:
+        apart = otherwise(paired, vocabulary=ids["teacher"])
+    text, own = texture(packs), ids["student"] if isinstance(ids, dict) else ids
+    work = workload_of(stage, teacher, student, vocabulary=own, dtype=dtype, text=text, apart=apart)
     saved, free = saved_bytes(student, dtype=dtype, lora=stage.lora), room(out, pair.student.device)
     needed, peak = work.disk(tokenizer_bytes(pair.origin.tokenizer))["most"], sum(work.memory(saved).values())
     if needed > free.disk:

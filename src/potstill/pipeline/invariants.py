@@ -39,9 +39,9 @@ def same_tokens(world: World) -> Check | None:
     return Check.of(SAME_TOKENS, True, found=f"{shared:,} ids shared{cut}", why=BY_ID)
 
 
-def other_tokens(error: VocabularyMismatch) -> Check:
-    """What is said of a pair whose tokenizers differ, of which nothing else can be asked."""
-    remedy = "choose a teacher that has the student's tokenizer"
+def other_tokens(error: VocabularyMismatch, *, command: str) -> Check:
+    """What is said of a pair whose tokenizers differ under an objective that compares token by token."""
+    remedy = f"choose a teacher that has the student's tokenizer, or an objective that compares across: {command}"
     return Check.of(SAME_TOKENS, False, found=str(error), why=BY_ID, remedy=remedy)
 
 
@@ -70,13 +70,11 @@ def documents_apart(world: World) -> Check:
     )
 
 
-def loss_as_defined(world: World) -> Check | None:
+def loss_as_defined(world: World) -> Check:
     """The loss of a pack is what the models' own logits give, document by document, over the ids that are real."""
-    if world.teacher is None:
-        return None
     with torch.no_grad():
         ours = study(world, compute=world.compute)(**world.batch)["sums"].double().cpu()
-    theirs = torch.stack(defined(world, world.student, compute=world.compute))
+    theirs = defined(world, world.student, compute=world.compute)
     gap = apart(ours, theirs)
     good = gap <= world.tolerance
     found = f"within {gap:.1e}" if good else f"{rounded(ours)} where the definition gives {rounded(theirs)}"
@@ -88,10 +86,8 @@ def loss_as_defined(world: World) -> Check | None:
     )
 
 
-def gradient_as_differences(world: World) -> Check | None:
+def gradient_as_differences(world: World) -> Check:
     """The gradient's own slope is the difference of losses a small step to either side of the weights (in float32)."""
-    if world.teacher is None:
-        return None
     twin = copy.deepcopy(world.student).float().requires_grad_(True)
     loss = study(world, student=twin)(**world.batch)["loss"]
     loss.backward()
@@ -113,8 +109,7 @@ def gradient_as_differences(world: World) -> Check | None:
 def _moved(world: World, twin: nn.Module, weights: Sequence[tuple[Tensor, Tensor]], by: float) -> float:
     for weight, gradient in weights:
         weight.add_(gradient, alpha=by)
-    hard, soft = defined(world, twin, compute=torch.float32)
-    return float(hard + soft) / (2 * len(supervised(world.batch)[1]))
+    return float(defined(world, twin, compute=torch.float32).mean()) / len(supervised(world.batch)[1])
 
 
 def zero_for_itself(world: World) -> Check | None:
@@ -190,10 +185,8 @@ def teacher_at_rest(world: World) -> Check | None:
     )
 
 
-def passes_add_up(world: World) -> Check | None:
+def passes_add_up(world: World) -> Check:
     """Two passes over half of the documents give the sums of one pass over all."""
-    if world.teacher is None:
-        return None
     trained, documents = study(world, compute=world.compute), world.batch["documents"][0]
     first = documents <= documents.max() // 2
     parts = [{name: values[:, keep] for name, values in world.batch.items()} for keep in (first, ~first)]

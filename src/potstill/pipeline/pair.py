@@ -6,11 +6,9 @@ from transformers import PreTrainedModel
 
 from potstill.core.errors import VocabularyMismatch
 from potstill.data.pack import Packs
-from potstill.data.pairs import Paired, Reader
-from potstill.data.turns import Marks
+from potstill.data.pairs import Paired, Reader, readers
 from potstill.evaluate.reading import context_of
 from potstill.models.load import Loaded
-from potstill.models.pieces import pieces
 from potstill.models.signals import network
 from potstill.objectives.sides import Side, Sides
 from potstill.pipeline.absent import Absent
@@ -52,6 +50,14 @@ class Pair(NamedTuple):
         )
         return None if student is None or teacher is None else (student, teacher)
 
+    @property
+    def vocabularies(self) -> int | dict[str, int]:
+        """The real ids that are shared, or of each network by its name."""
+        if not self.across:
+            return self.vocabulary
+        sides = self.sides
+        return {"student": sides.student.ids, "teacher": sides.teacher.ids}
+
     def packs(self, packs: Packs, *, ahead: bool = False) -> Any:
         """`packs` as both read them; a teacher that is not here is asked about them `ahead` of time."""
         if isinstance(self.teacher, Absent):
@@ -62,13 +68,9 @@ class Pair(NamedTuple):
 
     @property
     def readers(self) -> tuple[Reader, Reader]:
-        """Student and teacher, as they read the text. A teacher without a chat template reads turns line by line."""
+        """Student and teacher, as they read the text."""
         assert isinstance(self.teacher, Loaded)
-        student, teacher = ((one, pieces(one)) for one in (self.origin.tokenizer, self.teacher.tokenizer))
-        marks = Marks.learnt(*student) if self.chats else None
-        if marks is None:
-            return Reader(*student), Reader(*teacher)
-        return Reader(*student, marks), Reader(*teacher, Marks.learnt(*teacher) or Marks.plain(teacher[0]))
+        return readers(self.origin.tokenizer, self.teacher.tokenizer, chats=self.chats)
 
 
 def require_known(text: Prepared, pair: Pair) -> None:

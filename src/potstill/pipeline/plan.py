@@ -20,8 +20,9 @@ from potstill.models.backbone import Backbone
 from potstill.models.families.table import export_model
 from potstill.models.load import Loaded, load
 from potstill.models.outline import outline
-from potstill.models.vocabulary import shared_ids
 from potstill.pipeline.calibrate import Calibration, assume, fitted, product
+from potstill.pipeline.changes import changes
+from potstill.pipeline.crossing import FEW_ALIGNED
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.forecast import Forecast, forecast, pruning_bytes, tokenizer_bytes, workload_of
 from potstill.pipeline.pair import Pair
@@ -31,16 +32,18 @@ from potstill.pipeline.rollouts import UNCOUNTED
 from potstill.pipeline.room import Room, room
 from potstill.pipeline.stage import as_value, require_one_process
 from potstill.pipeline.texts import Text, prepare
-from potstill.pipeline.workload import CACHE_ROW, Workload, texture
+from potstill.pipeline.texture import Otherwise, ids_of, texture
+from potstill.pipeline.workload import CACHE_ROW, Workload
 from potstill.transforms.fit import resized
 
 PATIENCE = 120.0  # seconds that measured steps may take, as far as can be told before
-RANK = 16  # of the adapters that are suggested
-SHORTEST = 128  # tokens of the shortest window that is suggested
 
 
 class Known(NamedTuple):
-    """What a plan is made from: both models without weights, the text as packs, the machine."""
+    """What a plan is made from: both models without weights, the text as packs, the machine.
+
+    `apart` is how a teacher with another tokenizer reads the text, None where both read it alike.
+    """
 
     teacher: Blueprint
     student: Blueprint
@@ -50,6 +53,8 @@ class Known(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     cache: Cache | None
+    apart: Otherwise | None = None
+    chats: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,7 @@ class Plan:
         known = self.known()
         rates, notes = self.rates(known)
         notes += [UNCOUNTED] if self.distill.policy.writes else []
+        notes += said_of(self.distill, known.apart)
         made, free = self.forecast(self.distill, known, rates), room(out, known.device)
         teacher, student = stored(known.teacher), stored(known.student)
         work = self.workload(self.distill, known)
@@ -81,8 +87,10 @@ class Plan:
                 "teacher": {"blocks": teacher.blocks, "embeddings": teacher.embeddings, "total": teacher.total},
                 "student": {"blocks": student.blocks, "embeddings": student.embeddings, "total": student.total},
                 "trained": work.trained,
+                "objective": work.taught.weights,
                 "share": student.total / teacher.total,
             },
+            "alignment": None if known.apart is None else known.apart.to_dict(),
             "text": {**work.texture._asdict(), "tokens": known.packs.tokens, "cache_bytes_per_row": cache_row(known)},
             "flops_per_token": {**flops, "total": sum(flops.values())},
             **made.to_dict(),
@@ -110,17 +118,22 @@ class Plan:
         device, cache = backend.device(stage.device), stage.cache()
         text = Text(data=stage.data, columns=stage.columns, context=stage.settings.context, seed=stage.settings.seed)
         prepared = prepare(text, origin.tokenizer, tokens=stage.settings.tokens, documents=1, cache=cache)
-        vocabulary = shared_ids(teacher.tokenizer, origin.tokenizer)
-        dtype = stage.compute_dtype(None)
-        return Known(teacher.blueprint, student, origin.tokenizer, vocabulary, prepared.packs, device, dtype, cache)
+        dtype, packs, chats = stage.compute_dtype(None), prepared.packs, prepared.facts["kind"] != "text"
+        vocabulary, apart = ids_of(teacher, origin, packs, stage.objective, chats=chats)
+        return Known(
+            teacher.blueprint, student, origin.tokenizer, vocabulary, packs, device, dtype, cache, apart, chats
+        )
 
     def workload(self, stage: Distill, known: Known) -> Workload:
         """The sizes of `stage`, this plan's own or one that is suggested."""
         dtype = known.dtype if stage.dtype == self.distill.dtype else backend.dtype(stage.dtype, on=str(known.device))
         text, context = texture(known.packs), stage.settings.context
         shorter = context < self.distill.settings.context
-        text = text._replace(seen=min(text.seen, (context + 1) / 2)) if shorter else text
-        return workload_of(stage, known.teacher, known.student, vocabulary=known.vocabulary, dtype=dtype, text=text)
+        apart, most = known.apart, (context + 1) / 2
+        text = text._replace(seen=min(text.seen, most)) if shorter else text
+        apart = apart._replace(seen=min(apart.seen, most * apart.tokens)) if shorter and apart else apart
+        ids = known.vocabulary
+        return workload_of(stage, known.teacher, known.student, vocabulary=ids, dtype=dtype, text=text, apart=apart)
 
     def forecast(self, stage: Distill, known: Known, rates: Calibration) -> Forecast:
         """What `stage` takes."""
@@ -176,6 +189,20 @@ class Plan:
             yield {**one, "fits": enough}
 
 
+def said_of(stage: Distill, apart: Otherwise | None) -> Iterator[str]:
+    """What has to be said of an objective that is not all counted, and of a teacher with another tokenizer."""
+    if stage.objective.alive:
+        yield (
+            f"of {stage.objective.name} products with both heads, maps and weights are counted; the rest of its time "
+            f"and memory is what measured steps show, and is left out where none was run"
+        )
+    if apart is not None and apart.aligned < FEW_ALIGNED:
+        yield (
+            f"{apart.aligned:.1%} of the trained tokens are aligned; at the others an objective at aligned tokens "
+            f"learns nothing from the teacher"
+        )
+
+
 def cut(stage: Distill, teacher: Blueprint) -> Blueprint:
     """The shape that pruning would give; which layers stay is left open, since none is read."""
     prune = Prune(model=str(stage.teacher), keep=stage.keep, params=stage.params, strategy=stage.strategy)
@@ -186,14 +213,14 @@ def cut(stage: Distill, teacher: Blueprint) -> Blueprint:
 
 def calibrated(stage: Distill, known: Known, work: Workload) -> Calibration:
     """The rates of a few steps of `stage`, run with the study that it would train."""
-    pair = rehearsed_pair(stage, known)
+    pair = rehearsed_pair(stage, known)._replace(chats=known.chats)
     pair.student.to(known.device)
     teacher = pair.teacher
     assert isinstance(teacher, Loaded)  # `known` has refused the others
     teacher.model.to("meta" if known.cache else known.device, known.dtype)
     study = stage.study(pair, known.dtype, known.cache)
     live = teacher.model if work.source == "live" else None
-    seen = rehearse(study, live, known.packs, stage.settings)
+    seen = rehearse(study, live, pair.packs(known.packs), stage.settings)
     held = sum(work.memory(saved_bytes(known.student, dtype=known.dtype, lora=stage.lora)).values())
     return fitted(seen, work, held=held, gemm=product(known.device, known.dtype, inner=known.student.hidden))
 
@@ -205,43 +232,6 @@ def rehearsed_pair(stage: Distill, known: Known) -> Pair:
     teacher = load(str(stage.teacher), allow_pickle=stage.allow_pickle, trust_remote_code=stage.trust_remote_code)
     student = export_model(Backbone(known.student), teacher.model)
     return Pair(student, teacher, teacher, known.vocabulary, [], {})
-
-
-def changes(stage: Distill) -> Iterator[tuple[str, Distill]]:
-    """Other ways to run `stage`, each by one option; at the end all that need least, together."""
-    settings = stage.settings
-    context, pass_tokens = settings.context, settings.packs_per_pass() * settings.context
-    smallest = replace(stage, settings=replace(settings, micro_tokens=context))
-    for tokens in sorted({pass_tokens // 2 // context * context, context}):
-        if context <= tokens < pass_tokens:
-            yield f"--micro-tokens {tokens}", replace(stage, settings=replace(settings, micro_tokens=tokens))
-    for shorter in sorted({context // 2, SHORTEST}):
-        if SHORTEST <= shorter < context:
-            brief = replace(settings, context=shorter, micro_tokens=shorter)
-            yield f"--context {shorter} --micro-tokens {shorter}", replace(stage, settings=brief)
-    if not settings.checkpoint_activations:
-        smallest = replace(smallest, settings=replace(smallest.settings, checkpoint_activations=True))
-        yield "--checkpoint-activations", replace(stage, settings=replace(settings, checkpoint_activations=True))
-    if not stage.lora:
-        yield f"--lora {RANK}", replace(stage, lora=RANK)
-        smallest = replace(smallest, lora=RANK)
-    if stage.teacher_cache is None and stage.objective.teaches:
-        yield "--teacher-cache CACHE, made before by potstill cache", replace(stage, teacher_cache="CACHE")
-        smallest = replace(smallest, teacher_cache="CACHE")
-    if settings.save_every and settings.save_every < settings.steps:
-        yield f"--save-every {settings.steps}", replace(stage, settings=replace(settings, save_every=settings.steps))
-    if smallest != stage:
-        yield described(stage, smallest), smallest
-
-
-def described(stage: Distill, other: Distill) -> str:
-    """The options by which `other` differs, all together."""
-    said = [f"--micro-tokens {other.settings.micro_tokens}"]
-    twice = other.settings.checkpoint_activations and not stage.settings.checkpoint_activations
-    said += ["--checkpoint-activations"] if twice else []
-    said += [f"--lora {other.lora}"] if other.lora != stage.lora else []
-    said += ["--teacher-cache CACHE"] if other.teacher_cache != stage.teacher_cache else []
-    return " ".join(said)
 
 
 def fits(made: Forecast, free: Room) -> dict[str, bool]:

@@ -15,6 +15,7 @@ from potstill.core import backend
 from potstill.core.blueprint import Blueprint
 from potstill.core.types import IGNORE, Needs, supervised
 from potstill.data.pack import Packs, collate
+from potstill.data.pairs import Paired
 from potstill.models.backbone import Backbone
 from potstill.models.families.table import export_model
 from potstill.models.signals import plain, signals
@@ -33,7 +34,12 @@ PROBE = (64, 128)  # tokens of the two passes whose difference tells what autogr
 
 
 def rehearse(
-    study: Study, teacher: PreTrainedModel | None, packs: Packs, settings: Settings, *, measured: int = MEASURED
+    study: Study,
+    teacher: PreTrainedModel | None,
+    packs: Packs | Paired,
+    settings: Settings,
+    *,
+    measured: int = MEASURED,
 ) -> Clocked:
     """Some steps of `study` on `packs`, in a folder that vanishes; the student is no longer what it was."""
     device = next(study.student.parameters()).device

@@ -4,13 +4,16 @@ Nothing here is measured. What depends on code that is not ours or changes (how 
 multiplies) comes in from `calibrate.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from potstill.core.blueprint import Blueprint
-from potstill.data.pack import Packs
 from potstill.evaluate.size import Flops, forward_flops, linears, stored
+from potstill.objectives.named import Mixture
 from potstill.ops import fused
+from potstill.pipeline.taught import Asked, Taught, numbers, taught
+from potstill.pipeline.texture import Otherwise, Texture
 from potstill.train.settings import Settings
 
 WIDE = 4  # bytes of float32: master weights, gradients and both moments of the optimiser
@@ -18,20 +21,6 @@ KEPT_CHECKPOINTS = 2  # by `train.checkpoint.seal`, which removes the oldest onc
 PAPERS, LINE = 128_000, 400  # bytes of card, README and curve; of a step's line in metrics.jsonl
 STATES = 45_000  # bytes of a checkpoint's random states, arguments, schedule and manifest
 CACHE_ROW = 176  # bytes a row at `--top-k 64` on real text; at most 200 (docs/cache.md)
-
-
-class Texture(NamedTuple):
-    """What the packs of a text are like: how full, how much of it is trained, how many tokens a token sees."""
-
-    fill: float
-    trained: float
-    seen: float
-
-
-def texture(packs: Packs) -> Texture:
-    """The texture of packs; a token at place n of its document sees n tokens."""
-    lengths = packs.lengths.astype("float64")
-    return Texture(packs.fill, packs.trained / packs.tokens, float((lengths * (lengths + 1) / 2).sum() / lengths.sum()))
 
 
 class Saved(NamedTuple):
@@ -44,7 +33,10 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A run of `Distill` as sizes. `source` is where the teacher's signals come from: live, cached or alone (none)."""
+    """A run of `Distill` as sizes. `source` is where the teacher's signals come from: live, cached or alone (none).
+
+    `vocabulary` is the student's where the teacher reads `otherwise`, else that of both.
+    """
 
     teacher: Blueprint
     student: Blueprint
@@ -54,13 +46,39 @@ class Workload:
     source: str = "live"
     lora: int = 0
     compute_bytes: int = 2
+    objective: Mixture = field(default_factory=Mixture)
+    otherwise: Otherwise | None = None
 
     @property
     def trained(self) -> int:
-        """Parameters that are trained: all, or LoRA's two matrices beside each one in the blocks."""
+        """Parameters trained: all, or LoRA's two matrices beside each one in the blocks; and the objective's."""
         if not self.lora:
-            return stored(self.student).total
-        return sum(self.lora * (rows + columns) for rows, columns in linears(self.student))
+            return stored(self.student).total + self.taught.weights
+        return sum(self.lora * (rows + columns) for rows, columns in linears(self.student)) + self.taught.weights
+
+    @cached_property
+    def taught(self) -> Taught:
+        """What the teacher's share of the objective computes and holds in a pass."""
+        if self.source == "alone":
+            return Taught()
+        apart, rows = self.otherwise, self.rows
+        asked = Asked(
+            student=self.student,
+            teacher=self.teacher,
+            vocabularies=(self.vocabulary, apart.vocabulary if apart else self.vocabulary),
+            rows=rows,
+            others=rows * (apart.rows if apart else 1.0),
+            pairs=rows * (apart.aligned if apart else 1.0),
+            near=(2 * self.texture.seen - 1) * self.texture.trained,
+            numbers=numbers(self.objective),
+        )
+        return taught(self.objective, asked)
+
+    @property
+    def entries(self) -> float:
+        """Entries of all distributions that are compared at one of the student's rows."""
+        apart = self.otherwise
+        return self.vocabulary + (apart.vocabulary * apart.rows if apart and self.source == "live" else 0.0)
 
     @property
     def tokens(self) -> float:
@@ -83,24 +101,40 @@ class Workload:
         each = forward_flops(blueprint, self.texture.seen)
         return Flops(each.blocks, each.attention, 2 * self.vocabulary * blueprint.hidden * self.texture.trained)
 
+    @property
+    def reading(self) -> Flops:
+        """Operations of the teacher's blocks per token of the student's text; a product of its head with one row."""
+        apart = self.otherwise
+        each = forward_flops(self.teacher, apart.seen if apart else self.texture.seen)
+        often, ids = (apart.tokens, apart.vocabulary) if apart else (1.0, self.vocabulary)
+        return Flops(each.blocks * often, each.attention * often, 2.0 * ids * self.teacher.hidden)
+
     def flops(self) -> dict[str, float]:
         """Operations per token by part.
 
-        The head of both models is counted under `head`: one product of teacher and student each, one for the gradient
-        of the rows and one for that of the head's weight. A backward is two products per matrix and, in attention, two
+        The student's loss is, under `head`, one product of its rows, one for their gradient and one for that of the
+        head's weight; what its teacher adds says `taught`. A backward is two products per matrix and, in attention, two
         and a half forwards (scores are computed again); of frozen matrices under LoRA one. With checkpointed
         activations the student's forward comes once more.
         """
-        teacher, student = self.forward(self.teacher), self.forward(self.student)
+        teacher, student, more = self.reading, self.forward(self.student), self.taught
         products = 1 if self.lora else 2
         again = 1 if self.settings.checkpoint_activations else 0
         live = self.source == "live"
+        head = (1 + products) * student.head * self.judged
+        beside = more.student * 2 * self.vocabulary * self.student.hidden + more.other
+        beside += more.teacher * teacher.head if live else 0.0
         return {
             "teacher forward": teacher.blocks + teacher.attention if live else 0.0,
             "student forward": student.blocks + student.attention,
             "backward": (products + again) * student.blocks + (2.5 + again) * student.attention,
-            "head and loss": (1 + products) * student.head + (teacher.head if live else 0.0),
+            "head and loss": head + beside / self.tokens,
         }
+
+    @property
+    def judged(self) -> bool:
+        """Whether the student's logits are asked for, which an objective over hidden states alone does not."""
+        return self.source == "alone" or self.objective.cross_entropy > 0 or self.taught.whole != (0, 0)
 
     def memory(self, saved: Saved) -> dict[str, float]:
         """Bytes that one step holds, by part.
@@ -108,21 +142,29 @@ class Workload:
         They are added up although not all live at once: what a part frees goes back to the allocator, which keeps it.
         `head` is the gradient of the head's weight as the loss makes it, its copy in the dtype of the products, and the
         embedding's gradient where that is a tensor of its own. `logits` are those of one chunk of rows of both models.
+        `objective` is what it holds beside its weights: a constant copy of the student's head, shared rows in float32.
         A teacher that teaches nothing waits to be measured beside; one that is cached is read again for that.
         """
         size, table = stored(self.student), self.vocabulary * self.student.hidden
-        chunk = min(fused.rows_at_once(self.vocabulary), max(1.0, self.rows))
-        copied = table * self.compute_bytes if self.compute_bytes < WIDE else 0
-        live = self.source == "live"
+        copied = float(table * self.compute_bytes if self.compute_bytes < WIDE else 0)
+        gradient = 0.0 if self.lora else copied
         return {
-            "weights": WIDE * float(size.total),
+            "weights": WIDE * float(size.total + self.taught.weights),
             "gradients": WIDE * float(self.trained),
             "optimiser": 2 * WIDE * float(self.trained),
             "teacher": 0.0 if self.source == "cached" else float(self.compute_bytes * stored(self.teacher).total),
             "activations": self.activations(saved),
-            "head": float(copied + (0 if self.lora else 2 * WIDE * table)),
-            "logits": chunk * self.vocabulary * self.compute_bytes * (2 if live else 1) + (0 if self.lora else copied),
+            "head": copied + (0 if self.lora else 2 * WIDE * table),
+            "logits": self.logits() + gradient,
+            "objective": self.taught.held + (copied if self.taught.student else 0.0),
         }
+
+    def logits(self) -> float:
+        """Bytes of the logits of one chunk of rows: the student's, and what is said of them over either vocabulary."""
+        chunk = min(fused.rows_at_once(self.vocabulary), max(1.0, self.rows))
+        ours, theirs = self.taught.whole if self.source == "live" else (0, 0)
+        others = self.otherwise.vocabulary if self.otherwise else self.vocabulary
+        return chunk * self.compute_bytes * ((1 + ours) * self.vocabulary + theirs * others)
 
     def activations(self, saved: Saved) -> float:
         """Bytes that a pass keeps for its backward: all of each block, or with checkpoints its input and all of one.
@@ -146,7 +188,7 @@ class Workload:
         """
         settings, trained = self.settings, self.trained
         size = stored(self.student).total
-        weights = WIDE * (trained if self.lora else size)
+        weights = WIDE * (trained if self.lora else size + self.taught.weights)
         checkpoint = weights + 2 * WIDE * trained + tokenizer + STATES
         final = WIDE * size + tokenizer + PAPERS + LINE * settings.steps
         saves = -(-settings.steps // (settings.save_every or max(10, settings.steps // 10)))
