@@ -28,7 +28,7 @@ from potstill.objectives.bridge import Bridge, CrossAttention, SameRows
 from potstill.ops import fused
 from potstill.ops.divergence import Divergence, forward_kl
 from potstill.ops.projection import inverse_gram, onto_rows
-from potstill.ops.row_loss import Agreeing, CrossEntropyRows, DivergenceRows, RowLoss, Said
+from potstill.ops.row_loss import Agreeing, CrossEntropyRows, DivergenceRows, RowLoss
 
 FAST = Group("projectors", rate=2.0)  # 1e-3 beside the student's 5e-4, as in the scripts of the first version
 LIKE_THE_STUDENT = Group("projectors")  # 5e-4 both, as in those of the second
@@ -185,7 +185,7 @@ class DualSpaceV2(nn.Module):
         ours, theirs = frozen_head(student, "student"), frozen_head(teacher, "teacher")
         bridged = self.bridge(student, teacher, batch, spaces.teacher)
         back = bridged.to_teacher @ self.to_teacher(student, teacher).to(bridged.to_teacher.dtype)
-        noting = Noting(rows.telling(theirs, teacher.rows[bridged.theirs]), bridged.theirs)
+        noting = Noting(theirs, teacher.rows[bridged.theirs])
         in_theirs = in_teachers_space(spaces.divergence, spaces, back, theirs, noting)
         chosen = self.known.on(student.rows)[noting.likeliest]
         kept = chosen != NOBODY
@@ -226,13 +226,14 @@ class _Constant:
 
 
 class Noting:
-    """What a teller says of rows, each asked for once, and on the way the likeliest token of each."""
+    """The logits that `head` gives for the states of rows, and on the way the likeliest token of each."""
 
-    def __init__(self, telling: rows.Telling, theirs: Int[Tensor, " Q"]) -> None:
-        self.telling, self.likeliest = telling, torch.zeros_like(theirs)
+    def __init__(self, head: Head, states: Float[Tensor, "Q D"]) -> None:
+        self.head, self.states = head, states
+        self.likeliest = torch.zeros(len(states), dtype=torch.long, device=states.device)
 
-    def __call__(self, start: int, stop: int) -> Said:
-        logits = self.telling(start, stop)
+    def __call__(self, start: int, stop: int) -> Float[Tensor, "C V"]:
+        logits = self.head.logits(self.states[start:stop])
         self.likeliest[start:stop] = logits.argmax(-1)
         return logits
 
