@@ -113,7 +113,7 @@ def _timed(model: Any, batch: dict[str, Tensor], dtype: torch.dtype) -> tuple[fl
 def _both(
     forward: Callable[[], Tensor], backward: Callable[[Tensor], Any], device: torch.device
 ) -> tuple[float, float]:
-    """Median seconds of both, once warm; of fewer repeats where they take long."""
+    """The least seconds of both, once warm, since what disturbs only adds; of fewer repeats where they take long."""
     times: list[tuple[float, float]] = []
     while len(times) <= REPEATS and (len(times) < 2 or sum(map(sum, times)) < LONG):
         start = now(device)
@@ -122,7 +122,7 @@ def _both(
         backward(made)
         times.append((between - start, now(device) - between))
     first, second = zip(*times[1:], strict=True)
-    return median(first), median(second)
+    return min(first), min(second)
 
 
 def _text(tokens: int, length: int, device: torch.device) -> dict[str, Tensor]:
