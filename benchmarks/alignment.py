@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from potstill.data.spans import located
 from potstill.data.stdlib import docstrings, modules
@@ -29,6 +28,7 @@ from potstill.models import gguf, load
 from potstill.models.pieces import Pieces, counterparts, pieces
 from potstill.ops import align, edit
 from setting.document import command_line, document, refuse_on_red
+from setting.tokenizer import trained
 
 RESTS_ON = ["tests/ops/test_align.py", "tests/ops/test_edit.py", "tests/data/test_spans.py"]
 CHARACTERS, LONGEST = 400_000, 4_000
@@ -150,17 +150,6 @@ def tokenizer(name: str | None) -> PreTrainedTokenizerBase:
         return gguf.load_tokenizer(path)
     found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     return found
-
-
-def trained() -> PreTrainedTokenizerFast:
-    """SentencePiece's kind: merges of characters, single bytes for the others, a space in front."""
-    found = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    found.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    found.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=8000, limit_alphabet=100, special_tokens=specials, show_progress=False)
-    found.train_from_iterator(docstrings(), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=found, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def arguments() -> argparse.Namespace:

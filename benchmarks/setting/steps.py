@@ -10,29 +10,40 @@ import torch
 Step = Callable[[list[list[int]]], float]  # documents to their loss
 
 
-def adam(student: Any) -> torch.optim.Optimizer:
+def adam(trained: Any) -> torch.optim.Optimizer:
     """The optimiser of all sides."""
-    return torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
+    return torch.optim.AdamW(trained.parameters(), lr=1e-4, fused=True)
 
 
 def potstill_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> Step:
     """Padding-free packs, fused loss; `teacher` is alive, or a cache of what it said."""
-    from potstill.data.pack import collate
     from potstill.objectives.distill import Distill
     from potstill.train.study import Study
 
     study = Study(student, Distill(), frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
+    return study_step(study, optimiser, packed)
+
+
+def study_step(study: Any, optimiser: torch.optim.Optimizer, read: Callable[[list[list[int]]], Any]) -> Step:
+    """A step of what potstill trains, on the batch that `read` makes of documents."""
 
     def step(batch: list[list[int]]) -> float:
-        student.train()
-        ids = torch.tensor([i for document in batch for i in document])
-        labels = torch.tensor([i for document in batch for i in [-100, *document[1:]]])
-        lengths = torch.tensor([len(document) for document in batch])
-        loss = study(**collate([{"input_ids": ids, "labels": labels, "lengths": lengths}]))["loss"]
+        study.student.train()
+        loss = study(**read(batch))["loss"]
         loss.backward()
-        return finish(student, optimiser, loss)
+        return finish(study, optimiser, loss)
 
     return step
+
+
+def packed(batch: list[list[int]], beside: Callable[[Any], Any] = dict) -> Any:
+    """The documents end to end, all of each but its first token trained on; `beside` adds what else reads them."""
+    from potstill.data.pack import collate
+
+    ids = torch.tensor([i for document in batch for i in document])
+    labels = torch.tensor([i for document in batch for i in [-100, *document[1:]]])
+    lengths = torch.tensor([len(document) for document in batch])
+    return collate([beside({"input_ids": ids, "labels": labels, "lengths": lengths})])
 
 
 def trl_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> Step:
@@ -73,9 +84,9 @@ def trl_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> St
     return step
 
 
-def finish(student: torch.nn.Module, optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> float:
+def finish(trained: torch.nn.Module, optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> float:
     """Clip, step, zero: the same for all."""
-    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
     optimiser.step()
     optimiser.zero_grad()
     return loss.item()

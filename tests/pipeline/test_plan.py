@@ -10,6 +10,7 @@ import torch
 from tests.pipeline.test_measure import foreign
 from transformers import LlamaForCausalLM
 
+from potstill.core.blueprint import Attention, SwiGLU
 from potstill.core.errors import ArtefactError, UsageError, VocabularyMismatch
 from potstill.models.families.table import read
 from potstill.objectives.named import Mixture
@@ -17,6 +18,7 @@ from potstill.pipeline.calibrate import Calibration, Clocked, fitted, merged
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.forecast import forecast
 from potstill.pipeline.plan import Plan
+from potstill.pipeline.probe import Pace, Rate, pace
 from potstill.pipeline.rehearse import saved_bytes
 from potstill.pipeline.texture import Texture
 from potstill.pipeline.workload import Workload
@@ -27,14 +29,15 @@ __all__ = ["foreign"]
 SETTINGS = Settings(tokens=2048, context=256, batch_tokens=1024, micro_tokens=512, save_every=1)
 RATES = Calibration(
     measured=True,
-    gemm=1e-11,
-    teacher=2e-11,
-    student=2e-11,
-    backward=3e-11,
+    teacher=1.0,
+    student=1.1,
+    backward=1.2,
     optimiser=1e-9,
     loss={"live": 1e-8},
     beside=1e8,
 )
+RATE = Rate(steady=2e-11, once=1e-9)
+PACE = Pace(teacher=RATE, student=RATE, backward=RATE, head=1e-11, table=(1e-3, 2e-3), clip=1e-9)
 
 
 @pytest.fixture
@@ -102,10 +105,32 @@ def test_measured_rates_give_back_the_time_and_memory_that_were_measured(work: W
     tokens, rows = work.tokens * work.passes, work.rows * work.passes
     saved = saved_bytes(work.student, dtype=torch.bfloat16)
     held = sum(work.memory(saved).values())
-    rates = fitted(Clocked(seconds=seconds, tokens=tokens, rows=rows, peak=1e9), work, held=held, gemm=1e-12)
-    again = forecast(work, saved, rates, tokenizer=0)
+    rates = fitted(Clocked(seconds=seconds, tokens=tokens, rows=rows, peak=1e9), work, PACE, held=held)
+    again = forecast(work, saved, PACE, rates, tokenizer=0)
     assert again.step == pytest.approx(10.5)
     assert again.peak == pytest.approx(1e9)
+
+
+def test_a_pass_of_fewer_tokens_takes_longer_for_each(work: Workload) -> None:
+    """Twice the passes of half the tokens: the layers' and the tables' fixed parts come twice."""
+    halved = replace(work, settings=replace(SETTINGS, micro_tokens=256))
+    seconds, more = (RATES.seconds(one, PACE) for one in (work, halved))
+    assert sum(more.values()) > sum(seconds.values())
+    flops, tokens = work.flops()["backward"], work.tokens * work.passes
+    layers = flops * tokens * RATES.backward * (RATE.at(halved.tokens) - RATE.at(work.tokens))
+    assert more["backward"] - seconds["backward"] == pytest.approx(layers + 2 * PACE.table[1])
+    assert more["head and loss"] - seconds["head and loss"] == pytest.approx(2 * PACE.table[0])
+
+
+def test_every_network_is_asked_itself(work: Workload) -> None:
+    wide = Attention(heads=8, kv_heads=8, head_dim=64)
+    layer = replace(work.student.layers[0], mixer=wide, ffn=SwiGLU(1024))
+    other = replace(work, student=replace(work.student, hidden=512, layers=(layer,) * 2))
+    narrow, broad = (pace(one, torch.device("cpu")) for one in (work, other))
+    assert narrow.teacher == broad.teacher
+    assert narrow.student.at(64.0) > broad.student.at(64.0)  # an operation of a narrow network takes longer
+    assert pace(replace(work, source="alone"), torch.device("cpu")).teacher == Rate(0.0, 0.0)
+    assert min(broad.table) > 0 < broad.clip
 
 
 def test_a_median_forgets_a_step_that_was_disturbed() -> None:
@@ -124,18 +149,18 @@ def test_calibrations_merge_and_each_counts_for_what_it_measured() -> None:
 def test_a_calibration_survives_json_and_another_document_is_refused() -> None:
     assert Calibration.from_dict(json.loads(json.dumps(RATES.to_dict()))) == RATES
     with pytest.raises(ArtefactError, match="a calibration holds backward"):
-        Calibration.from_dict({"gemm": 1.0})
+        Calibration.from_dict({"student": 1.0})
 
 
 def test_more_of_anything_never_takes_less(work: Workload) -> None:
     saved = saved_bytes(work.student, dtype=torch.bfloat16)
 
     def needed(one: Workload) -> tuple[float, float]:
-        made = forecast(one, saved, RATES, tokenizer=0)
+        made = forecast(one, saved, PACE, RATES, tokenizer=0)
         return made.peak, made.step
 
     for more in (
-        replace(work, settings=replace(SETTINGS, micro_tokens=1024)),
+        replace(work, settings=replace(SETTINGS, batch_tokens=2048)),
         replace(work, texture=work.texture._replace(trained=1.0)),
         replace(work, compute_bytes=4),
     ):
@@ -145,10 +170,10 @@ def test_more_of_anything_never_takes_less(work: Workload) -> None:
 def test_blocks_computed_twice_hold_less_and_take_a_forward_more(work: Workload) -> None:
     twice = replace(work, settings=replace(SETTINGS, checkpoint_activations=True))
     saved = saved_bytes(work.student, dtype=torch.bfloat16)
-    plain, other = (forecast(one, saved, RATES, tokenizer=0) for one in (work, twice))
+    plain, other = (forecast(one, saved, PACE, RATES, tokenizer=0) for one in (work, twice))
     assert other.memory["activations"] < 0.6 * plain.memory["activations"]
     assert other.peak < plain.peak
-    again = work.flops()["student forward"] * work.tokens * work.passes * RATES.backward
+    again = work.flops()["student forward"] * work.tokens * work.passes * RATE.at(work.tokens) * RATES.backward
     assert other.step - plain.step == pytest.approx(again)
 
 

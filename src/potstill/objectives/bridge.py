@@ -18,13 +18,12 @@ from potstill.ops.cross import crossed
 class Bridged(NamedTuple):
     """Hidden states on the other side.
 
-    `to_student[p]` is for the student's row `ours[p]`, where the teacher's own row is `partner[p]` (None where it is
-    no single row); `to_teacher[q]` is for the teacher's row `theirs[q]`.
+    `to_student[p]` is for the student's row `ours[p]`, `to_teacher[q]` for the teacher's row `theirs[q]`. A bridge that
+    pairs single rows gives both in the same order: the partner of `ours[p]` is `theirs[p]`.
     """
 
     ours: Int[Tensor, " P"]
     to_student: Float[Tensor, "P D"]
-    partner: Int[Tensor, " P"] | None
     theirs: Int[Tensor, " Q"]
     to_teacher: Float[Tensor, "Q F"]
 
@@ -59,7 +58,7 @@ class SameRows:
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
         rows = torch.arange(len(student.rows), device=student.rows.device)
-        return Bridged(rows, teacher.rows, rows, rows, student.rows)
+        return Bridged(rows, teacher.rows, rows, student.rows)
 
 
 class AlignedRows:
@@ -74,7 +73,7 @@ class AlignedRows:
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
         ours, theirs = aligned(batch)
-        return Bridged(ours, teacher.rows[theirs], theirs, theirs, student.rows[ours])
+        return Bridged(ours, teacher.rows[theirs], theirs, student.rows[ours])
 
 
 class CrossAttention(nn.Module):
@@ -112,7 +111,7 @@ class CrossAttention(nn.Module):
         ours, theirs = supervised(batch)[2], supervised(view(batch, name))[2]
         to_student, to_teacher = crossed(queries, embedded.flatten(1), (student.rows, ours), (values, theirs))
         mine, yours = torch.isin(ours, theirs), torch.isin(theirs, ours)
-        return Bridged(_where(mine), to_student[mine], None, _where(yours), to_teacher[yours])
+        return Bridged(_where(mine), to_student[mine], _where(yours), to_teacher[yours])
 
 
 def each(batch: Batch, teacher: str) -> Mapping[str, Needs]:

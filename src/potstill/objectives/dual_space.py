@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from potstill.core.types import Batch, Group, Head, Needs, Signals, Terms, gold, supervised
 from potstill.objectives import rows
-from potstill.objectives.bridge import Bridge, Bridged, CrossAttention, SameRows
+from potstill.objectives.bridge import Bridge, CrossAttention, SameRows
 from potstill.ops import fused
 from potstill.ops.divergence import Divergence, forward_kl
 from potstill.ops.projection import inverse_gram, onto_rows
@@ -123,7 +123,9 @@ class DualSpace(nn.Module):
         true = gold(batch)[bridged.ours]  # a token that the student wrote itself is no label
         return {in_student: rows.RowTerm(loss, told)}, {
             projector: summed(CrossEntropyRows(), projected[true], ours, targets[bridged.ours][true]),
-            in_teacher: in_teachers_space(forward_kl, spaces, back, theirs, teacher, bridged),
+            in_teacher: in_teachers_space(
+                forward_kl, spaces, back, theirs, rows.telling(theirs, teacher.rows[bridged.theirs])
+            ),
         }
 
     forward = rows.OverRows.__call__
@@ -182,19 +184,20 @@ class DualSpaceV2(nn.Module):
         student, teacher = views["student"], frozen[spaces.teacher]
         ours, theirs = frozen_head(student, "student"), frozen_head(teacher, "teacher")
         bridged = self.bridge(student, teacher, batch, spaces.teacher)
-        assert bridged.partner is not None
-        chosen = self.known.on(student.rows)[greedy(teacher)[bridged.partner]]
+        back = bridged.to_teacher @ self.to_teacher(student, teacher).to(bridged.to_teacher.dtype)
+        noting = Noting(theirs, teacher.rows[bridged.theirs])
+        in_theirs = in_teachers_space(spaces.divergence, spaces, back, theirs, noting)
+        chosen = self.known.on(student.rows)[noting.likeliest]
         kept = chosen != NOBODY
         projected = bridged.to_student @ self.to_student.to(bridged.to_student.dtype)
         labels = rows.spread(chosen, bridged.ours, n, NOBODY)
         everywhere = rows.spread(projected.detach(), bridged.ours, n, 0)
         told = {spaces.projected: rows.telling(ours, everywhere), spaces.label: lambda a, b: labels[a:b]}
         loss = DivergenceRows(spaces.divergence, temperature=spaces.temperature, teacher=spaces.projected)
-        back = bridged.to_teacher @ self.to_teacher(student, teacher).to(bridged.to_teacher.dtype)
         in_student, projector, in_teacher = spaces.terms
         return {in_student: rows.RowTerm(Agreeing(loss, said=spaces.projected, choice=spaces.label), told)}, {
             projector: summed(CrossEntropyRows(), projected[kept], ours, chosen[kept]),
-            in_teacher: in_teachers_space(spaces.divergence, spaces, back, theirs, teacher, bridged),
+            in_teacher: in_theirs,
         }
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
@@ -222,13 +225,26 @@ class _Constant:
         return self.value
 
 
+class Noting:
+    """The logits that `head` gives for the states of rows, and on the way the likeliest token of each."""
+
+    def __init__(self, head: Head, states: Float[Tensor, "Q D"]) -> None:
+        self.head, self.states = head, states
+        self.likeliest = torch.zeros(len(states), dtype=torch.long, device=states.device)
+
+    def __call__(self, start: int, stop: int) -> Float[Tensor, "C V"]:
+        logits = self.head.logits(self.states[start:stop])
+        self.likeliest[start:stop] = logits.argmax(-1)
+        return logits
+
+
 def in_teachers_space(
-    divergence: Divergence, spaces: Spaces, states: Float[Tensor, "Q D"], head: Head, teacher: Signals, bridged: Bridged
+    divergence: Divergence, spaces: Spaces, states: Float[Tensor, "Q D"], head: Head, said: rows.Telling
 ) -> Float[Tensor, ""]:
-    """tau^2 D(Z_t, Z_s2t) summed over the teacher's rows that were reached."""
+    """tau^2 D(Z_t, Z_s2t) summed over the teacher's rows that were reached; `said` are their Z_t."""
     loss = DivergenceRows(divergence, temperature=spaces.temperature, teacher=spaces.teacher)
-    said = rows.telling(head, teacher.rows[bridged.theirs])
-    return summed(loss, states, head, torch.zeros_like(bridged.theirs), **{spaces.teacher: said})
+    targets = torch.zeros(len(states), dtype=torch.long, device=states.device)
+    return summed(loss, states, head, targets, **{spaces.teacher: said})
 
 
 def frozen_head(signals: Signals, name: str) -> Head:
@@ -247,10 +263,3 @@ def summed(
     """`loss` summed over the rows of projected states through a constant head."""
     (total,) = fused.sums([loss], states, head, targets=targets, frozen=said, mix=[1.0])
     return total
-
-
-@torch.no_grad()
-def greedy(signals: Signals, *, chunk: int = 1024) -> Int[Tensor, " N"]:
-    """The likeliest token of each row."""
-    parts = [signals.logits(some).argmax(-1) for some in signals.rows.split(chunk)]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)

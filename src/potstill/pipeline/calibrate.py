@@ -1,11 +1,10 @@
-"""How fast this machine does the parts of a step, and what memory a step takes beside what can be counted.
+"""How much longer the parts of a step take here than the same parts alone, and what memory a step takes besides.
 
-`measure` runs a few real steps of the one trainer on real packs and clocks them from outside, by hooks: whatever the
-step is made of, its rates follow. `assume` runs no step: it times a product, a softmax and the optimiser alone.
+What the layers and the head take alone is asked of every network anew (`pipeline/probe.py`). `fitted` says how a few
+real steps of the one trainer on real packs, clocked from outside, lie beside that; `assume` runs no step.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from statistics import fmean, median
 from typing import Any
@@ -14,10 +13,10 @@ import torch
 from torch import nn
 
 from potstill.core.errors import ArtefactError
+from potstill.pipeline.probe import Pace, clock
 from potstill.pipeline.room import resident
 from potstill.pipeline.workload import Workload
 
-EFFICIENCY = 0.5  # of a plain product's rate that a network's blocks reach, where no step was run; ours, rough
 LOSS = 2.0  # a loss beside a softmax, where no step was run; ours, rough
 BESIDE = 400 * 2**20  # bytes of torch's kernels and the allocator's gaps, where no step was run; ours, rough
 NEAR = {"alone": 0.5, "cached": 0.75, "live": 1.0}  # losses beside one another, where only some were measured; rough
@@ -25,14 +24,14 @@ NEAR = {"alone": 0.5, "cached": 0.75, "live": 1.0}  # losses beside one another,
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Seconds per operation of the parts of a step, and bytes beside its tensors (Python, torch, the allocator's gaps).
+    """The times that the layers of each part take as long as alone, seconds of the rest, and bytes beside the tensors.
 
-    `loss` holds, by source of the teacher's signals, seconds per row and entry of the vocabulary (of both, where they
-    are two) beside the products; it is that of the objective which was measured.
+    `optimiser` is seconds per trained weight. `loss` holds, by source of the teacher's signals, seconds per row and
+    entry of the vocabulary (of both, where they are two) beside the products; it is that of the objective which was
+    measured. `beside` is Python, torch, and the allocator's gaps.
     """
 
     measured: bool
-    gemm: float
     teacher: float
     student: float
     backward: float
@@ -55,15 +54,16 @@ class Calibration:
             raise ArtefactError(f"a calibration holds {', '.join(sorted(names))}; take it from potstill plan --json")
         return cls(**found)
 
-    def seconds(self, work: Workload) -> dict[str, float]:
-        """Seconds of one step by part."""
-        flops, tokens, rows = work.flops(), work.tokens * work.passes, work.rows * work.passes
-        head = flops["head and loss"] * tokens * self.gemm + rows * work.entries * self.loss_of(work.source)
+    def seconds(self, work: Workload, pace: Pace) -> dict[str, float]:
+        """Seconds of one step by part, of networks that run at this pace."""
+        tokens, rows = work.tokens * work.passes, work.rows * work.passes
+        alone, beside = layers(work, pace, tokens), once(work, pace)
+        head = products(work, pace, rows) + rows * work.entries * self.loss_of(work.source)
         return {
-            "teacher forward": flops["teacher forward"] * tokens * self.teacher,
-            "student forward": flops["student forward"] * tokens * self.student,
-            "backward": flops["backward"] * tokens * self.backward,
-            "head and loss": head,
+            "teacher forward": alone["teacher"] * self.teacher,
+            "student forward": alone["student"] * self.student,
+            "backward": alone["backward"] * self.backward + beside["backward"],
+            "head and loss": head + beside["loss"],
             "optimiser": work.trained * self.optimiser,
         }
 
@@ -77,7 +77,7 @@ class Calibration:
 
 def merged(several: Sequence[Calibration]) -> Calibration:
     """The mean of several calibrations; each counts for what it measured."""
-    names = ("gemm", "student", "backward", "optimiser", "beside")
+    names = ("student", "backward", "optimiser", "beside")
     means: dict[str, Any] = {name: fmean(getattr(one, name) for one in several) for name in names}
     taught = [one.teacher for one in several if "live" in one.loss] or [several[0].teacher]
     sources = sorted({source for one in several for source in one.loss})
@@ -103,67 +103,55 @@ class Clocked:
         return cls(seconds=found, tokens=found.pop("tokens"), rows=found.pop("rows"), peak=peak)
 
 
-def fitted(seen: Clocked, work: Workload, *, held: float, gemm: float) -> Calibration:
-    """The rates that explain what was seen; `held` are the bytes of the step's tensors, as `work` counts them."""
-    flops, seconds = work.flops(), seen.seconds
-    products = flops["head and loss"] / work.texture.trained * seen.rows * gemm
+def layers(work: Workload, pace: Pace, tokens: float) -> dict[str, float]:
+    """Seconds of the layers alone, for so many tokens in passes of the size of `work`'s."""
+    flops, size = work.flops(), work.tokens
+    return {
+        "teacher": flops["teacher forward"] * tokens * pace.teacher.at(size),
+        "student": flops["student forward"] * tokens * pace.student.at(size),
+        "backward": flops["backward"] * tokens * pace.backward.at(size),
+    }
 
-    def rate(part: str, name: str, default: float) -> float:
-        done = flops[name] * seen.tokens
-        return seconds.get(part, 0.0) / done if done else default
 
-    student = rate("student", "student forward", gemm)
+def products(work: Workload, pace: Pace, rows: float) -> float:
+    """Seconds of the heads' products alone."""
+    return work.flops()["head and loss"] / work.texture.trained * rows * pace.head
+
+
+def once(work: Workload, pace: Pace) -> dict[str, float]:
+    """Seconds of a step that no token and no row changes: what its passes do to whole matrices."""
+    forward, backward = pace.table
+    return {"loss": work.passes * forward, "backward": work.passes * backward + work.trained * pace.clip}
+
+
+def fitted(seen: Clocked, work: Workload, pace: Pace, *, held: float) -> Calibration:
+    """The calibration that explains what was seen; `held` are the bytes of the step's tensors, as `work` has them."""
+    alone, beside, found = layers(work, pace, seen.tokens), once(work, pace), seen.seconds
+    loss = found["loss"] - products(work, pace, seen.rows) - beside["loss"]
     return Calibration(
         measured=True,
-        gemm=gemm,
-        teacher=rate("teacher", "teacher forward", student),
-        student=student,
-        backward=rate("backward", "backward", student),
-        optimiser=seconds["optimiser"] / work.trained,
-        loss={work.source: (seconds["loss"] - products) / (seen.rows * work.entries)},
+        teacher=found["teacher"] / alone["teacher"] if "teacher" in found else 1.0,
+        student=found["student"] / alone["student"],
+        backward=(found["backward"] - beside["backward"]) / alone["backward"],
+        optimiser=found["optimiser"] / work.trained,
+        loss={work.source: loss / (seen.rows * work.entries)},
         beside=seen.peak - held,
     )
 
 
-def assume(work: Workload, device: torch.device, dtype: torch.dtype) -> Calibration:
-    """Rates without a step: from a product, a softmax and an optimiser's step alone. Within a factor of two or so."""
-    gemm = product(device, dtype)
+def assume(work: Workload, device: torch.device) -> Calibration:
+    """A calibration without a step: layers as fast as alone, a softmax and an optimiser's step that are timed."""
     table = torch.randn(64, min(work.vocabulary, 2**16), device=device)
     softmax = clock(lambda: table.log_softmax(-1), device) / table.numel()
     weights = nn.Parameter(torch.ones(2**20, device=device))
     weights.grad = torch.ones_like(weights)
     optimiser = torch.optim.AdamW([weights], fused=True)
-    blocks = gemm / EFFICIENCY
     return Calibration(
         measured=False,
-        gemm=gemm,
-        teacher=blocks,
-        student=blocks,
-        backward=blocks,
+        teacher=1.0,
+        student=1.0,
+        backward=1.0,
         optimiser=clock(optimiser.step, device) / weights.numel(),
         loss={source: LOSS * factor * softmax for source, factor in NEAR.items()},
         beside=float(resident() + BESIDE) if device.type == "cpu" else 0.0,
     )
-
-
-def product(device: torch.device, dtype: torch.dtype, *, rows: int = 512, inner: int = 576, outer: int = 8192) -> float:
-    """Seconds per operation of one large product, the shape of a head's."""
-    a, b = torch.ones(rows, inner, device=device, dtype=dtype), torch.ones(outer, inner, device=device, dtype=dtype)
-    return clock(lambda: a @ b.mT, device) / (2 * rows * inner * outer)
-
-
-def clock(job: Callable[[], Any], device: torch.device, *, repeats: int = 5) -> float:
-    """Seconds of `job`, the median of several after one that warms up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = now(device)
-        job()
-        times.append(now(device) - start)
-    return median(times[1:])
-
-
-def now(device: torch.device) -> float:
-    """The time when `device` has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

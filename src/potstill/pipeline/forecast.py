@@ -17,6 +17,7 @@ from potstill.models.families.table import read
 from potstill.pipeline.absent import Absent
 from potstill.pipeline.calibrate import BESIDE, Calibration
 from potstill.pipeline.pair import Pair
+from potstill.pipeline.probe import Pace
 from potstill.pipeline.rehearse import saved_bytes
 from potstill.pipeline.room import Room, resident, room
 from potstill.pipeline.stage import note
@@ -64,8 +65,10 @@ class Forecast:
         return {"memory": {**self.memory, "peak": self.peak}, "phases": self.phases, "disk": self.disk, "time": time}
 
 
-def forecast(work: Workload, saved: Saved, rates: Calibration, *, tokenizer: int, pruning: float = 0.0) -> Forecast:
-    """What `work` takes at these rates; `pruning` are the bytes that the teacher's pruning holds, beside Python."""
+def forecast(
+    work: Workload, saved: Saved, pace: Pace, rates: Calibration, *, tokenizer: int, pruning: float = 0.0
+) -> Forecast:
+    """What `work` takes; `pruning` are the bytes that the teacher's pruning holds, beside Python."""
     memory = {**work.memory(saved), "beside": rates.beside}
     phases = {"loading": rates.beside + work.loading(), "training": sum(memory.values())}
     if pruning:
@@ -74,7 +77,7 @@ def forecast(work: Workload, saved: Saved, rates: Calibration, *, tokenizer: int
         memory=memory,
         phases=phases,
         disk=work.disk(tokenizer),
-        seconds=rates.seconds(work),
+        seconds=rates.seconds(work, pace),
         steps=work.settings.steps,
         tokens=work.tokens * work.passes,
     )

@@ -20,12 +20,13 @@ from potstill.models.backbone import Backbone
 from potstill.models.families.table import export_model
 from potstill.models.load import Loaded, load
 from potstill.models.outline import outline
-from potstill.pipeline.calibrate import Calibration, assume, fitted, product
+from potstill.pipeline.calibrate import Calibration, assume, fitted
 from potstill.pipeline.changes import changes
 from potstill.pipeline.crossing import FEW_ALIGNED
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.forecast import Forecast, forecast, pruning_bytes, tokenizer_bytes, workload_of
 from potstill.pipeline.pair import Pair
+from potstill.pipeline.probe import pace
 from potstill.pipeline.prune import Prune
 from potstill.pipeline.rehearse import MEASURED, WARM_UP, rehearse, saved_bytes
 from potstill.pipeline.rollouts import UNCOUNTED
@@ -59,8 +60,8 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `distill` would take. Rates come from `calibration`, from a few measured steps, or (not `measure`) from a
-    product, a softmax and an optimiser's step alone.
+    """What `distill` would take. Rates come from `calibration`, from a few measured steps, or (not `measure`) from
+    layers, a softmax and an optimiser's step alone.
     """
 
     distill: Distill
@@ -144,13 +145,14 @@ class Plan:
             kept = saved_bytes(known.teacher, dtype=dtype, stock=False)
             pruning = pruning_bytes(known.teacher, known.student, kept)
         saved = saved_bytes(known.student, dtype=dtype, lora=stage.lora)
-        return forecast(work, saved, rates, tokenizer=tokenizer_bytes(known.tokenizer), pruning=pruning)
+        running = pace(work, known.device)
+        return forecast(work, saved, running, rates, tokenizer=tokenizer_bytes(known.tokenizer), pruning=pruning)
 
     def rates(self, known: Known) -> tuple[Calibration, list[str]]:
         """The calibration, and what has to be said of it."""
         if self.calibration is not None:
             return self.calibration, ["the rates are those of the calibration that was given; no step was run"]
-        guess = assume(self.workload(self.distill, known), known.device, known.dtype)
+        guess = assume(self.workload(self.distill, known), known.device)
         if not self.measure:
             return guess, ["no step was run: times may be wrong by a factor of two, memory by a quarter"]
         stage, notes = self.affordable(known, guess)
@@ -222,7 +224,7 @@ def calibrated(stage: Distill, known: Known, work: Workload) -> Calibration:
     live = teacher.model if work.source == "live" else None
     seen = rehearse(study, live, pair.packs(known.packs), stage.settings)
     held = sum(work.memory(saved_bytes(known.student, dtype=known.dtype, lora=stage.lora)).values())
-    return fitted(seen, work, held=held, gemm=product(known.device, known.dtype, inner=known.student.hidden))
+    return fitted(seen, work, pace(work, known.device), held=held)
 
 
 def rehearsed_pair(stage: Distill, known: Known) -> Pair:

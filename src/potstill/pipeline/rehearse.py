@@ -19,7 +19,8 @@ from potstill.data.pairs import Paired
 from potstill.models.backbone import Backbone
 from potstill.models.families.table import export_model
 from potstill.models.signals import plain, signals
-from potstill.pipeline.calibrate import Clocked, now
+from potstill.pipeline.calibrate import Clocked
+from potstill.pipeline.probe import now
 from potstill.pipeline.workload import Saved
 from potstill.train import adapters
 from potstill.train.blocks import blocks_run
@@ -59,7 +60,7 @@ def rehearse(
         backend.trim()
         forget_peak(device.type)
         try:
-            with blocks_run(study, settings):
+            with backend.held_memory(), blocks_run(study, settings):  # as `train.run.train` has it
                 trainer.train()
         finally:
             for hook in hooks:

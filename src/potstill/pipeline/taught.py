@@ -83,12 +83,12 @@ def dskd_cma(asked: Asked) -> Taught:
 
 
 def dskdv2(asked: Asked) -> Taught:
-    """`dskd` at the pairs, and the teacher's choice at each of its rows. One map is trained, one found in each pass."""
+    """`dskd` at the pairs. One map is trained, one found in each pass."""
     ours, theirs = asked.widths
     shared = min(asked.vocabularies)
     maps = 10.0 * ours * theirs * asked.pairs + 2.0 * shared * ours * theirs
     held = 4.0 * shared * (ours + theirs) + 8.0 * theirs**2  # both heads' shared rows in float32; the inverse Gram
-    products = asked.rows + 2 * asked.pairs, asked.others + 3 * asked.pairs
+    products = asked.rows + 2 * asked.pairs, 3 * asked.pairs
     return Taught(*products, maps, ours * theirs, (1, 0), held)
 
 

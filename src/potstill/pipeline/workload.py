@@ -127,7 +127,7 @@ class Workload:
         return {
             "teacher forward": teacher.blocks + teacher.attention if live else 0.0,
             "student forward": student.blocks + student.attention,
-            "backward": (products + again) * student.blocks + (2.5 + again) * student.attention,
+            "backward": backward_flops(student, products=products) + again * (student.blocks + student.attention),
             "head and loss": head + beside / self.tokens,
         }
 
@@ -200,3 +200,8 @@ class Workload:
     def cache(self) -> float:
         """Bytes of a teacher's cache (`potstill cache`, top 64) of the text that is trained on."""
         return CACHE_ROW * self.settings.tokens * self.texture.fill * self.texture.trained
+
+
+def backward_flops(forward: Flops, *, products: int) -> float:
+    """Operations of a backward through the blocks: so many products a matrix, and 2.5 forwards of attention."""
+    return products * forward.blocks + 2.5 * forward.attention
