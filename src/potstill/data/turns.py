@@ -192,10 +192,11 @@ def _parts(data: bytes, student: Marks, teacher: Marks) -> Iterator[_Part]:
 
 def _mark(marks: Marks, last: str, role: str, ends: int | None, size: int) -> Iterator[_Part]:
     """What the teacher's template writes there, its ending for the student's of `size` at `ends`."""
-    before, ending, behind = marks.text(last, role).partition(marks.ending)
-    if ends is None or not ending:
-        yield _Part(before + ending + behind)
+    text = marks.text(last, role)
+    if ends is None or not marks.ending or marks.ending not in text:
+        yield _Part(text)
     else:
+        before, ending, behind = text.partition(marks.ending)
         yield from (_Part(before), _Part(ending, (ends, ends + size), b"."), _Part(behind))
 
 
