@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import ServerError, UnsupportedModel, UsageError, VocabularyMismatch
-from potstill.core.types import IGNORE, Batch, Needs, Signals
+from potstill.core.types import IGNORE, OWN, Batch, Needs, Signals
 from potstill.data.cache import key_of, windows_of
 from potstill.data.dialects import ById, ByString, Dialect, Heard
 from potstill.data.pack import collate
@@ -27,7 +27,6 @@ from potstill.ops.coarse import Coarse
 
 TOP_K = 20  # what vLLM gives unless it was started with another --max-logprobs
 ROOM = 2**28  # bytes of answers that may wait for their batch
-OWN = "own_log_p"  # [N] among the scores: the log-probability of the token that follows
 CAPPED = re.compile(r"logprobs.*(max|greater|exceed|at most|less than|<=|allowed)", re.IGNORECASE | re.DOTALL)
 DIALECTS = (ById, ByString)
 

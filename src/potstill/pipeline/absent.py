@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core.artefact import Parent
 from potstill.core.errors import UsageError
-from potstill.core.types import Measure, Needs, supervised
+from potstill.core.types import OWN, Measure, Needs, supervised
 from potstill.data.cache import Cache, Manifest
-from potstill.data.served import OWN, TOP_K, Served
+from potstill.data.served import TOP_K, Served
 from potstill.data.wire import Address, is_address
 from potstill.evaluate.measure import quality
 from potstill.evaluate.perplexity import Scores, scored_tokens, sizes_of, tally

@@ -159,7 +159,7 @@ def rows_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: in
         rows = [row for row in text_rows(texts, tokenizer) if row.size]
     else:
         some = replace(corpus, documents=corpus.documents.take(documents))  # of a stream, no more than these
-        rows = list(supervised_rows(tokenise(some, tokenizer), tokenizer))
+        rows = list(supervised_rows(((one.input_ids, one.labels) for one in tokenise(some, tokenizer)), tokenizer))
     if not rows:
         raise DataError(f"the held-out part of {corpus.name} has no token to score; give --eval-data")
     return rows
