@@ -118,7 +118,8 @@ class Mixture:
     def _taught_by(self, panel: Panel) -> Objective:
         assert self.name not in METHODS  # `pipeline.teachers` has refused them
         part = Distill(divergence=self._divergence(), temperature=self.temperature)
-        return combined(panel, [replace(part, teacher=name, name=f"{self.name}.{name}") for name in panel.names])
+        named = zip(panel.networks, panel.names, strict=True)
+        return combined(panel, [replace(part, teacher=one, name=f"{self.name}.{name}") for one, name in named])
 
     def _divergence(self) -> Divergence:
         if self.name in METHODS:

@@ -34,6 +34,11 @@ class Panel(NamedTuple):
     names: tuple[str, ...]
     combination: Combination
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """What each is called among the networks of a study, where `student` is one too."""
+        return tuple(f"teacher {name}" for name in self.names)
+
 
 def averaged(parts: Sequence[Distill]) -> Sum:
     """w_k = 1 / K: the mean of what each teacher alone would teach.
