@@ -79,7 +79,7 @@ def test_the_card_names_every_teacher_and_metrics_show_each(
     ]
     assert set(run.card.cost["losses"]) == {"cross_entropy", "forward_kl.one", "forward_kl.two"}
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
-    assert all(line["forward_kl.one"] > 0 for line in lines)
+    assert all(any(line[f"forward_kl.{name}"] > 0 for line in lines) for name in ("one", "two"))
     assert run.card.data["routes"].keys() == {"one", "two"}
     readme = (run.out / "README.md").read_text()
     assert f"forward kl to `one={teacher}` and `two={other}`, each for the documents that `for` gives it" in readme
@@ -133,7 +133,7 @@ def test_what_the_student_writes_keeps_its_route(stage: Distill, tmp_path: Path)
     run = stage.run(tmp_path / "made", show=False)
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     assert sum(line["rollout_documents"] for line in lines) > 0
-    assert all(line["forward_kl.two"] >= 0 for line in lines)
+    assert any(line["forward_kl.two"] > 0 for line in lines)
 
 
 # what is refused

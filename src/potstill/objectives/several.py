@@ -128,7 +128,7 @@ class Routed(_Shared):
         found, none = {}, {}
         for k, part in enumerate(self.parts):
             if part.teacher not in frozen:
-                none[part.name] = views["student"].rows.new_zeros(())
+                none[part.name] = torch.zeros((), device=routes.device)
                 continue
             ((name, term),) = part.split(views, frozen, batch)[0].items()
             said = {part.teacher: _of_own(term.said[part.teacher], routes == k)}

@@ -260,8 +260,9 @@ class Distill:
         )
         require_known(prepared, pair)
         pair.student.to(device)
-        for model in models_of(pair)[1:]:
-            model.to(device=device, dtype=dtype)
+        for said in pair.teachers.values():
+            if isinstance(said, Loaded):
+                said.model.to(device=device, dtype=dtype)
         if not packed(pair):
             note("a model here mixes documents that are packed, so they are padded: slower, and the same numbers")
         reading = Reading(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)

@@ -86,7 +86,7 @@ def alone(stage: "Distill", several: Several) -> "dict[str, Distill]":
     for source, network in zip(several.sources.values(), several.panel.networks, strict=True):
         cached = is_cache(Path(source).expanduser())
         own = {"teacher": None, "teacher_cache": source} if cached else {"teacher": source}
-        size = begun if source is first and not found else learns
+        size = learns if found else begun
         found[network] = replace(stage, combine=AVERAGE, **{**own, **size})  # type: ignore[arg-type]
     return found
 
