@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 
-from potstill.core.errors import UsageError
+from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.data.cache import Cache, is_cache
 from potstill.data.rows import Route
 from potstill.data.wire import is_address
@@ -109,9 +109,16 @@ def _require_combinable(stage: "Distill", several: Several) -> None:
 def pair_of(stages: "Mapping[str, Distill]", caches: Mapping[str, Cache], dtype: torch.dtype) -> Pair:
     """The student with all its teachers, each checked as if it taught alone; the first is measured beside.
 
-    Raises: VocabularyMismatch for a teacher with other tokens than the student's; UsageError for a cache that does not
-    say how likely the text is, where that weighs.
+    Raises: VocabularyMismatch for a teacher with other tokens than the student's, and what a stage with one does.
     """
+    try:
+        return _joined(stages, caches, dtype)
+    except VocabularyMismatch as error:
+        found = str(error).partition(";")[0]  # the way out that one teacher has is none for several
+        raise VocabularyMismatch(f"{found}; of several teachers each needs the student's tokenizer") from error
+
+
+def _joined(stages: "Mapping[str, Distill]", caches: Mapping[str, Cache], dtype: torch.dtype) -> Pair:
     (first, stage), *others = stages.items()
     pair = stage.pair(dtype, {"teacher": caches[first]} if first in caches else {})
     found, parents, vocabulary = {first: pair.teacher}, [*pair.parents], pair.vocabulary
