@@ -1,4 +1,7 @@
-"""What is said of some rows and not of others, as a teacher says it that was asked about its own documents alone."""
+"""What is said of some rows and not of others, as a teacher says it that was asked about its own documents alone.
+
+Source: the definition.
+"""
 
 from dataclasses import dataclass
 
