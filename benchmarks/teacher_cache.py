@@ -118,7 +118,7 @@ def batches(cache: Any, number: int) -> list[dict[str, torch.Tensor]]:
     from potstill.data.pack import collate
     from potstill.pipeline.texts import Text, prepare, tokenizer_of
 
-    packs = prepare(Text(data="stdlib", context=CONTEXT), tokenizer_of("smollm2"), tokens=1, cache=cache).packs
+    packs = prepare(Text(data="stdlib", context=CONTEXT), tokenizer_of("smollm2"), tokens=1, caches=[cache]).packs
     return [collate([packs[i] for i in range(n * PACKS, (n + 1) * PACKS)]) for n in range(number)]
 
 

@@ -1,5 +1,6 @@
 """The verbs of the command line as Python functions, with the same names and defaults."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from potstill.train.settings import Settings
 def distill(
     *,
     out: str | Path,
-    teacher: str | None = None,
+    teacher: str | Sequence[str] | None = None,
     student: str | None = None,
     keep: float | None = None,
     params: int | None = None,
@@ -32,6 +33,7 @@ def distill(
 ) -> Run:
     """Distil `teacher` into a student and measure both; the run holds model, card and measures.
 
+    Several teachers (`NAME=TEACHER` each) teach together as `combine` says: average, confidence or route:COLUMN.
     `objective` is a divergence with its options (`jsd:beta=0.3`) or `cross_entropy`; `cross_entropy` is the share of it
     that is mixed in. `more` are fields of `potstill.train.settings.Settings` (context, batch_tokens, seed, ...) and of
     `potstill.pipeline.distill.Distill` (strategy, columns, eval_data, lora, device, ...).

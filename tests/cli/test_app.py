@@ -185,6 +185,15 @@ def test_a_config_holds_options_and_the_command_line_wins(plan: Any) -> None:
     assert (found["keep"], found["params"], found["settings"]["tokens"]) == (None, 60_000_000, 1000)
 
 
+def test_several_teachers_are_a_list_in_a_config_and_one_may_be_a_list_too(plan: Any) -> None:
+    several = plan("teacher: [smollm2, own=pruned]\nstudent: pruned\ncombine: confidence\n")
+    assert (several["teacher"], several["combine"]) == (["smollm2", "own=pruned"], "confidence")
+    assert plan(json.dumps(several)) == several
+    assert plan("teacher: [smollm2]\nkeep: 0.5\n")["teacher"] == "smollm2"
+    given = plan("student: pruned\n", "--teacher", "a=x", "--teacher", "b=y", "--combine", "route:subject")
+    assert given["teacher"] == ["a=x", "b=y"]
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["a card", "the stage in a card"])
 def test_a_config_takes_what_a_card_holds(plan: Any, asked: Any, whole: bool) -> None:
     stage = plan("teacher: smollm2\nkeep: 0.5\nobjective: jsd:beta=0.3\nlora: 4\ndocuments: 7\nwarmup: 0.2\nclip: 3\n")

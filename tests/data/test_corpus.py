@@ -14,7 +14,7 @@ from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.data import corpus as corpus_module
 from potstill.data import hub
 from potstill.data.corpus import Corpus, load_corpus, said, streamed
-from potstill.data.rows import Reader
+from potstill.data.rows import Reader, Route
 from potstill.data.split import fingerprint
 
 Lines = Callable[..., Path]
@@ -243,6 +243,49 @@ def test_a_stream_may_be_limited_and_has_no_length() -> None:
     assert stream.provenance["unread_columns"] == ["extra"]
     with pytest.raises(TypeError):
         len(stream)
+
+
+ROUTE = Route("of", ("odd", "even"))
+SORTED = [{"text": f"document number {i}", "of": "odd" if i % 2 else "even"} for i in range(400)]
+
+
+def test_a_route_is_a_number_beside_the_text_and_changes_nothing_else(lines: Lines) -> None:
+    path = lines(SORTED)
+    for split in ("train", "validation", "all"):
+        plain, routed = (load_corpus(path, split=split, route=route) for route in (None, ROUTE))
+        assert routed.digest == plain.digest
+        assert texts(routed) == texts(plain)
+        assert routed.documents["route"][:] == [int(text.split()[-1]) % 2 == 0 for text in texts(plain)]
+    assert "route" not in plain.documents.features
+    assert (plain.provenance["unread_columns"], routed.provenance["unread_columns"]) == (["of"], [])
+
+
+def test_a_stream_has_its_routes_too() -> None:
+    blank = Corpus("a/b", "text", datasets.Dataset.from_dict({}), None, None, {})
+    stream = streamed(blank, stream_of(SORTED), Reader(route=ROUTE), "all", None)
+    assert all(one["route"] == (int(one["text"].split()[-1]) % 2 == 0) for one in stream.documents)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": "a", "of": "prime"}, "line 401 has 'prime' in `of`, and no teacher has that name; the names are odd"),
+        ({"text": "a"}, "line 401 has no column `of` to route by; it has text"),
+        ({"text": "a", "of": None}, "line 401 has 'None' in `of`"),
+    ],
+)
+def test_a_document_that_is_for_nobody_is_refused_with_its_line(lines: Lines, row: dict[str, str], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        load_corpus(lines([*SORTED, row]), route=ROUTE)
+
+
+def test_texts_that_are_cut_into_sections_and_those_of_python_cannot_be_routed(lines: Lines) -> None:
+    long = [{"text": "word " * 2000 + str(i), "of": "odd"} for i in range(3)]
+    with pytest.raises(DataError, match="3 texts, which are cut into sections"):
+        load_corpus(lines(long), route=ROUTE)
+    assert len(load_corpus(lines(long), split="all", route=ROUTE)) == 3
+    with pytest.raises(UsageError, match="stdlib has no column 'of'"):
+        load_corpus("stdlib", route=ROUTE)
 
 
 def test_a_stream_of_nothing_is_refused() -> None:

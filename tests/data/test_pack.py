@@ -168,3 +168,21 @@ def test_nothing_to_train_on_and_no_room_are_refused() -> None:
         pack(distinct(3), length=1)
     with pytest.raises(UsageError, match="packs of 2 tokens"):
         pack(distinct(3), length=2, bos=0)
+
+
+def test_windows_keep_their_documents_route_and_packs_are_the_same_without() -> None:
+    rows = distinct(30, 5, 12, 7, 41)
+    routed = [one._replace(route=n % 3) for n, one in enumerate(rows)]
+    plain, packs = pack(rows, length=16, bos=7), pack(routed, length=16, bos=7)
+    assert plain.routes is None
+    assert np.array_equal(plain.input_ids, packs.input_ids)
+    assert plain.digest != packs.digest
+    route = {token: n % 3 for n, one in enumerate(rows) for token in one.input_ids}
+    batch = collate([packs[i] for i in range(len(packs))])
+    for token, found in zip(batch["input_ids"][0].tolist(), batch["routes"][0].tolist(), strict=True):
+        assert token == 7 or route[token] == found
+    assert "routes" not in collate([plain[0]])
+    first = packs.head(1)
+    assert torch.equal(first[0]["routes"], packs[0]["routes"])
+    assert first.routes is not None
+    assert len(first.routes) == len(first.lengths)

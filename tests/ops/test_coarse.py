@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potstill.ops.coarse import Coarse, coarse, coarse_with_gradient, coarsened, joined
+from potstill.ops.coarse import Coarse, coarse, coarse_with_gradient, coarsened, joined, log_chance
 from potstill.ops.divergence import DIVERGENCES, adaptive_kl, forward_kl, forward_kl_with_gradient, jsd, reverse_kl
 from potstill.ops.fused import plain, sums
 from potstill.ops.row_loss import DivergenceRows
@@ -41,6 +41,23 @@ def test_a_hand_written_distribution_has_the_buckets_one_would_write() -> None:
     torch.testing.assert_close(found.buckets.exp(), torch.tensor([[0.4, 0.3, 0.05, 0.25]], dtype=torch.float64))
     few = coarsened(p.log(), 4, classes(5, 1), mass=0.65)
     torch.testing.assert_close(few.buckets.exp(), torch.tensor([[0.4, 0.3, 0, 0, 0.3]], dtype=torch.float64))
+
+
+def test_a_token_without_a_bucket_has_an_equal_share_of_its_class() -> None:
+    p = torch.tensor([[0.4, 0.05, 0.3, 0.2, 0.05]] * 5, dtype=torch.float64)
+    found = log_chance(coarsened(p.log(), 2, classes(5, 2)), torch.arange(5)).exp()  # 0.05 of 4, 0.25 of 1 and 3
+    torch.testing.assert_close(found, torch.tensor([0.4, 0.125, 0.3, 0.125, 0.05], dtype=torch.float64))
+    few = coarsened(p.log(), 4, classes(5, 1), mass=0.65)
+    torch.testing.assert_close(log_chance(few, torch.arange(5)).exp()[1:3], torch.tensor([0.1, 0.3]).double())
+
+
+@law
+@given(st.integers(0, 9), st.integers(1, 12), st.integers(1, 4))
+def test_the_chances_of_all_tokens_sum_to_one(seed: int, k: int, c: int) -> None:
+    known = coarsened(logits(1, 12, seed=seed), k, classes(12, c))
+    rows = known.at(torch.zeros(1, dtype=torch.long))
+    total = sum(float(log_chance(rows, torch.tensor([token])).exp()) for token in range(12))
+    assert total == pytest.approx(1, rel=1e-9)
 
 
 @each

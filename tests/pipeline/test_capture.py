@@ -58,7 +58,7 @@ def test_a_cache_says_of_any_batch_of_its_text_what_the_teacher_says(
     stage = replace(stage, exact=True, hidden=True)
     manifest = stage.run(tmp_path / "cache", show=False)
     cache, live = Cache(tmp_path / "cache"), load(teacher)
-    packs = prepare(Text(data=str(text), context=64, seed=9), live.tokenizer, tokens=512, cache=cache).packs
+    packs = prepare(Text(data=str(text), context=64, seed=9), live.tokenizer, tokens=512, caches=[cache]).packs
     batch = collate([packs[i] for i in (3, 0, 5)])
     needs = Needs(supervised(batch)[0], layers=frozenset({-1}))
     found = cache.signals(batch, needs)
@@ -239,7 +239,7 @@ def test_drawn_tokens_give_the_forward_kl_its_gradient_on_average(
 ) -> None:
     replace(stage, sampled=4_000).run(tmp_path / "cache", show=False)
     cache, live = Cache(tmp_path / "cache"), load(teacher)
-    packs = prepare(Text(data=str(text), context=64), live.tokenizer, tokens=64, cache=cache).packs
+    packs = prepare(Text(data=str(text), context=64), live.tokenizer, tokens=64, caches=[cache]).packs
     batch = collate([packs[0]])
     needs = Needs(supervised(batch)[0])
     drawn = cache.signals(batch, needs)

@@ -63,10 +63,13 @@ def test_with_a_share_of_zero_nothing_is_written(tiny_llama: LlamaForCausalLM) -
     assert Adaptive(AUTHOR, passes=9)(batch, tiny_llama, {}, generator_of(1, 0, 0)) is batch
 
 
-def test_what_was_remembered_is_remembered_again(tiny_llama: LlamaForCausalLM) -> None:
+@pytest.mark.parametrize("routed", [False, True])
+def test_what_was_remembered_is_remembered_again(routed: bool, tiny_llama: LlamaForCausalLM) -> None:
     rollout, again = Adaptive(AUTHOR, passes=9, share=0.7), Adaptive(AUTHOR, passes=9)
     again.load_state_dict(rollout.state_dict())  # of an empty buffer
-    rollout(batch_of(asked_packs(), 0, 1), tiny_llama, {}, generator_of(1, 0, 0))
+    batch = batch_of(asked_packs(), 0, 1)
+    batch = {**batch, "routes": batch["documents"] % 3} if routed else batch
+    rollout(batch, tiny_llama, {}, generator_of(1, 0, 0))
     rollout.evaluated(3.0)
     again.load_state_dict(rollout.state_dict())
     assert (again.share, again.before, again.done) == (0.7, 3.0, 1)
@@ -74,6 +77,8 @@ def test_what_was_remembered_is_remembered_again(tiny_llama: LlamaForCausalLM) -
         assert torch.equal(a.input_ids, b.input_ids)
         assert torch.equal(a.labels, b.labels)
         assert b.sampled
+        assert a.route == b.route
+        assert (b.route is not None) is routed
 
 
 def run(study: Study, folder: Path, **more: Any) -> Adaptive:

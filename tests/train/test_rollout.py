@@ -87,6 +87,13 @@ def test_a_rolled_out_batch_is_packed_as_the_data_is(tiny_llama: LlamaForCausalL
     assert_same({name: values for name, values in rolled.items() if name != "sampled"}, collate(packs))
 
 
+def test_what_is_written_is_for_whom_its_prompt_was_for(tiny_llama: LlamaForCausalLM) -> None:
+    batch = batch_of(asked_packs(), 0, 1)
+    found = roll(1.0, {**batch, "routes": batch["documents"] % 3}, tiny_llama)
+    assert found["sampled"].any()
+    assert torch.equal(found["routes"], found["documents"] % 3)
+
+
 def test_what_was_not_rolled_out_is_as_it_was(tiny_llama: LlamaForCausalLM) -> None:
     batch = batch_of(asked_packs(), 0, 1, 2)
     rolled = roll(0.5, batch, tiny_llama)

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -18,11 +18,17 @@ else:
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
 Teacher = Annotated[str | None, typer.Option(help="A hub id, a folder, a .gguf file, or smollm2.")]
-AnyTeacher = Annotated[
-    str | None,
+AnyTeachers = Annotated[
+    list[str] | None,
     typer.Option(
-        "--teacher", help="A hub id, a folder, a .gguf file, smollm2, or a server: http://HOST:PORT/v1#MODEL."
+        "--teacher",
+        help="A hub id, a folder, a .gguf file, smollm2, or a server: http://HOST:PORT/v1#MODEL. Several may teach "
+        "together, as NAME=TEACHER each, caches too; the first is measured beside.",
     ),
+]
+Combine = Annotated[
+    str,
+    typer.Option(help="How several teachers teach: average, confidence (in the text) or route:COLUMN of the data."),
 ]
 Out = Annotated[str, typer.Option(help="The folder to make.")]
 Keep = Annotated[float | None, typer.Option(help="Share of all stored parameters to keep, in (0, 1].")]
@@ -173,6 +179,8 @@ def _cast(hints: Mapping[str, Any], config: str, name: str, value: Any) -> Any:
 
     if value is None or name in COUNTS:
         return value
+    if isinstance(value, str) and list[str] in get_args(hints[name]):
+        value = [value]  # given once on a command line, it is a list too
     try:
         return TypeAdapter(hints[name]).validate_python(value)
     except ValidationError as error:

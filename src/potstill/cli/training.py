@@ -12,7 +12,8 @@ from potstill.cli.verb import answer, hush
 def distill(
     context_of_call: o.Call,
     out: o.Out,
-    teacher: o.AnyTeacher = None,
+    teacher: o.AnyTeachers = None,
+    combine: o.Combine = "average",
     student: o.Student = None,
     keep: o.Keep = None,
     params: o.Params = None,
@@ -69,6 +70,8 @@ def distill(
     """Distil a teacher into a smaller student, and measure both.
 
     Example: [bold]potstill distill --teacher smollm2 --keep 0.75 --data stdlib --tokens 200k --out student[/]
+
+    Two teachers: [bold]potstill distill --teacher smollm2 --teacher own=pruned --student pruned --out student[/]
     """
     from potstill.cli import show
     from potstill.pipeline.distill import Distill

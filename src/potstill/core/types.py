@@ -12,6 +12,7 @@ The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning
 | `labels` | `[B T]` int64 | `input_ids` where trained on, else `IGNORE`, as the first of a document is; never shifted |
 | `position_ids` | `[B T]` int64 | restart at 0 with each document; this alone says where documents begin |
 | `documents` | `[B T]` int64 | number of the document in this batch, -1 on padding |
+| `routes` | `[B T]` int64 | which of several teachers a document is for, by number; absent: it is for all |
 | `sampled` | `[B T]` bool | whether a model wrote what is trained of this document, in this run; absent: of none |
 
 What was sampled is compared with a teacher and is no truth: whatever takes labels for the truth sums over `gold` alone.
@@ -22,7 +23,7 @@ two belong together stands under `aligned.` (`data.pairs`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -30,6 +31,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PAIRS = "aligned.pairs"  # rows of student and teacher that predict the same bytes from the same text: [2 P], ascending
+OWN = "own_log_p"  # among the scores, [N]: the log-probability of the token that follows, where a server tells it
 DIVISOR = "divisor"  # `divisor.NAME`: what the trainer is going to divide the term of that name by; no term does itself
 WARPED = "aligned.warped"  # rows whose own tokens are paired by minimum edit distance: [2 P], the student's ascending
 GROUPS = ("aligned.groups", "aligned.teacher_groups")  # [N], [M]: rows whose tokens stand for one text together; or -1
@@ -92,6 +94,15 @@ class Needs:
         return Needs(
             positions, self.layers | other.layers, self.relations | other.relations, self.extras | other.extras
         )
+
+
+def asked(batch: Batch, needs: Needs) -> tuple[Batch, Needs]:
+    """Where documents have `routes`, those of a packed batch that hold a position which is asked for, and no others."""
+    if "routes" not in batch or needs.positions is None:
+        return batch, needs
+    documents = batch["documents"][0]
+    kept = torch.isin(documents, documents[needs.positions[0]])
+    return {name: values[:, kept] for name, values in batch.items()}, replace(needs, positions=needs.positions[:, kept])
 
 
 class Head(NamedTuple):

@@ -221,11 +221,12 @@ def caches(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise NotFound(f"there is no folder {folder}")
-    return [one for one in (folder, *sorted(folder.iterdir())) if _ours(one / MANIFEST)]
+    return [one for one in (folder, *sorted(folder.iterdir())) if is_cache(one)]
 
 
-def _ours(file: Path) -> bool:
-    """Whether this is the manifest of a cache; checkpoints and web pages have one too."""
+def is_cache(folder: Path) -> bool:
+    """Whether this folder is a cache; those of checkpoints and web pages have a manifest too."""
+    file = folder / MANIFEST
     return file.is_file() and KIND in file.read_text(encoding="utf-8", errors="replace")
 
 

@@ -23,11 +23,12 @@ CHUNK = 512  # documents tokenised at once
 
 
 class Drawn(NamedTuple):
-    """A document as the text that is tokenised, and the spans of its characters that are trained on."""
+    """A document as the text that is tokenised, the spans of its characters that are trained on, and its route."""
 
     text: str
     spans: Sequence[Span]
     ends: bool  # whether an end of text belongs behind it
+    route: int | None = None
 
 
 def tokenise(
@@ -76,7 +77,9 @@ def _rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool) ->
         raise UnsupportedModel(f"{type(tokenizer).__name__} does not say where its tokens lie; use a fast tokenizer")
     needed = corpus.kind == "chat" and not plain
     template = ChatTemplate(tokenizer) if needed or _templated(corpus, tokenizer) else None
-    drawn = enumerate(_drawn(document, template, corpus) for document in corpus.documents)
+    drawn = enumerate(
+        _drawn(document, template, corpus)._replace(route=document.get("route")) for document in corpus.documents
+    )
     while chunk := list(islice(drawn, CHUNK)):
         yield from _encoded(chunk, tokenizer, specials=template is None)
 
@@ -131,7 +134,8 @@ def _encoded(
     encoded = tokenizer(texts, add_special_tokens=specials, return_offsets_mapping=True, verbose=False)
     columns = (encoded["input_ids"], encoded["offset_mapping"])
     for (number, drawn), ids, offsets in zip(chunk, *columns, strict=True):
-        yield number, labelled(ids, within(drawn.spans, offsets), tokenizer.eos_token_id if drawn.ends else None)
+        row = labelled(ids, within(drawn.spans, offsets), tokenizer.eos_token_id if drawn.ends else None)
+        yield number, row._replace(route=drawn.route)
 
 
 def labelled(ids: Sequence[int], trained: Sequence[bool], end: int | None) -> Tokenised:

@@ -18,7 +18,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.data import hub, sources, stdlib
-from potstill.data.rows import Reader
+from potstill.data.rows import Reader, Route
 from potstill.data.shapes import Document, Kind
 from potstill.data.sources import Record
 from potstill.data.split import FEW, SHARE, below, fingerprint, hidden, runs
@@ -43,7 +43,8 @@ class Corpus:
     text belongs there) | `prompt`, `response` | `messages`, a list of `{role, content}` with the roles system, user
     and assistant. They lie in the order of their hashes, those of a stream in their own, so that what reads only the
     first ones reads a fair sample. `digest` is the SHA-256 over all of them, None for a stream. `dropped` counts the
-    rows of the source that were left out, by reason.
+    rows of the source that were left out, by reason. Where a route was asked for, `route` is a column too: a number,
+    that is no part of what a document says.
     """
 
     name: str
@@ -75,11 +76,13 @@ def load_corpus(
     split: str = "train",
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
+    route: Route | None = None,
 ) -> Corpus:
     """The corpus of that name, or at that path.
 
     `split` is `train`, `validation` or `all`. `limit` keeps the first so many documents. `columns` says which column
     is which where their names do not: `{"text": ...}`, `{"prompt": ..., "response": ...}` or `{"messages": ...}`.
+    `route` adds to each document whose it is.
 
     Raises: NotFound, UsageError for a wrong option, DataError for a data set that is broken, empty or of another shape.
     """
@@ -89,11 +92,13 @@ def load_corpus(
     name = os.fspath(name)
     path = Path(name).expanduser()
     if name == "stdlib":
+        if route is not None:
+            raise UsageError(f"stdlib has no column {route.column!r} to route by; give --data that has")
         return _stdlib(side, limit)
     if path.exists():
-        return _local(name, path, side, limit, columns)
+        return _local(name, path, side, limit, Reader(columns, route))
     if hub.ID.fullmatch(name) and not sources.format_of(path):
-        return _from_hub(name, side, limit, columns)
+        return _from_hub(name, side, limit, Reader(columns, route))
     raise NotFound(f"there is no file or folder {name}; a data set of the hub is called owner/name")
 
 
@@ -110,11 +115,10 @@ def _stdlib(split: Split, limit: int | None) -> Corpus:
     return _share(Corpus("stdlib", "text", documents, None, stdlib.LICENCE, provenance), split, limit)
 
 
-def _local(name: str, path: Path, split: Split, limit: int | None, columns: Mapping[str, str] | None) -> Corpus:
+def _local(name: str, path: Path, split: Split, limit: int | None, reader: Reader) -> Corpus:
     files = sources.files_of(path)
     sides = sources.held_out([str(file.relative_to(path)) for file in files]) if path.is_dir() else None
     files, left = _chosen(files, sides, split)
-    reader = Reader(columns)
     read = (reader.documents(sources.records(file), source=_spoken(file)) for file in files)
     documents = _stored(chain.from_iterable(read))
     provenance = {"source": name, "files": len(files)}
@@ -122,13 +126,12 @@ def _local(name: str, path: Path, split: Split, limit: int | None, columns: Mapp
     return _share(_told(corpus, reader, named=left != split), left, limit)
 
 
-def _from_hub(name: str, split: Split, limit: int | None, columns: Mapping[str, str] | None) -> Corpus:
+def _from_hub(name: str, split: Split, limit: int | None, reader: Reader) -> Corpus:
     source = hub.Source(name)
     names = source.splits()
     chosen, left = _chosen(names, sources.held_out(names), split)
     provenance = {"source": f"hub: {name}", "revision": source.revision, "splits": chosen}
     corpus = Corpus(name, "text", Dataset.from_dict({}), None, source.licence, provenance)
-    reader = Reader(columns)
     parts = [source.rows(part) for part in chosen]
     if source.offline:
         read = (reader.documents(numbered(part, name), source=name) for part in parts)
@@ -152,7 +155,7 @@ def streamed(corpus: Corpus, rows: IterableDataset, reader: Reader, split: Split
     first = next(reader.documents(numbered(ahead, corpus.name), source=corpus.name), None)
     if first is None:
         raise DataError(_nothing(corpus.name, reader.dropped))
-    kind = kind_of(first)
+    kind, features = kind_of(first), features_of(first)
     reader.dropped.clear()
 
     def documents(table: Mapping[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
@@ -160,11 +163,9 @@ def streamed(corpus: Corpus, rows: IterableDataset, reader: Reader, split: Split
         located = (Record(row, f"{corpus.name}, row {n + 1}") for row, n in zip(batch, places, strict=True))
         read = reader.documents(located, source=corpus.name)
         kept = [one for one in read if split == "all" or below(fingerprint(one)) == (split == "validation")]
-        return {column: [one[column] for one in kept] for column in FEATURES[kind]}
+        return {column: [one[column] for one in kept] for column in features}
 
-    stream = rows.map(
-        documents, batched=True, with_indices=True, remove_columns=list(ahead[0]), features=FEATURES[kind]
-    )
+    stream = rows.map(documents, batched=True, with_indices=True, remove_columns=list(ahead[0]), features=features)
     stream = stream if limit is None else stream.take(limit)
     share = split if split == "all" else f"{split}, {SHARE:.0%} held out by hash"
     provenance = {"split": share, **corpus.provenance, "unread_columns": sorted(reader.unread)}
@@ -207,11 +208,17 @@ def kind_of(document: Mapping[str, Any]) -> Kind:
     return "chat" if "messages" in document else "pairs" if "prompt" in document else "text"
 
 
+def features_of(document: Mapping[str, Any]) -> Features:
+    """The columns of a corpus of documents like this one."""
+    routed = {"route": Value("int64")} if "route" in document else {}
+    return Features({**FEATURES[kind_of(document)], **routed})
+
+
 def _stored(documents: Iterable[Document]) -> Dataset:
     """The documents in Arrow's memory, a chunk at a time."""
     documents, chunks = iter(documents), []
     while chunk := list(islice(documents, CHUNK)):
-        chunks.append(Dataset.from_list(chunk, features=FEATURES[kind_of(chunk[0])]))
+        chunks.append(Dataset.from_list(chunk, features=features_of(chunk[0])))
     return concatenate_datasets(chunks) if chunks else Dataset.from_dict({})
 
 
@@ -220,6 +227,11 @@ def _share(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
     documents, kind = corpus.documents, kind_of(corpus.documents.features)
     said, cut = str(split), split != "all" and kind == "text" and len(documents) < FEW
     if cut:
+        if "route" in documents.features:
+            raise DataError(
+                f"{corpus.name} holds {len(documents)} texts, which are cut into sections, and no column says whose a "
+                f"section is; give {FEW} texts or more"
+            )
         documents = _stored(runs(list(documents["text"]), validation=split == "validation"))
         said = f"{split}, {SHARE:.0%} held out in sections, by hash"
     prints = [fingerprint(document) for document in documents]

@@ -21,7 +21,7 @@ from potstill.core.errors import DataError, UsageError
 from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED, supervised, view
 from potstill.data.tokens import Tokenised
 
-Pack = dict[str, Tensor]  # input_ids [T], labels [T], lengths [documents]
+Pack = dict[str, Tensor]  # input_ids [T], labels [T], lengths [documents], routes [documents] if there are any
 Piece = tuple[Int32[np.ndarray, " _"], Int32[np.ndarray, " _"]]  # ids and labels of a document or a window of one
 
 
@@ -30,6 +30,7 @@ class Packs:
     """A map-style data set: `packs[i]` holds `input_ids [T]`, `labels [T]` and the `lengths` of its documents.
 
     `cut` counts the documents that were longer than a pack, `dropped` the windows of them without a token to train on.
+    Where a route was asked for, each document has one in `routes`.
     """
 
     input_ids: Int32[np.ndarray, " tokens"]  # of all packs, end to end
@@ -40,6 +41,7 @@ class Packs:
     length: int
     cut: int
     dropped: int
+    routes: Int32[np.ndarray, " documents"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens_before) - 1
@@ -49,6 +51,7 @@ class Packs:
         tokens = slice(*self.tokens_before[i : i + 2])
         documents = slice(*self.documents_before[i : i + 2])
         parts = {"input_ids": self.input_ids[tokens], "labels": self.labels[tokens], "lengths": self.lengths[documents]}
+        parts |= {} if self.routes is None else {"routes": self.routes[documents]}
         return {name: torch.from_numpy(part.astype(np.int64)) for name, part in parts.items()}
 
     def head(self, packs: int) -> "Packs":
@@ -66,6 +69,7 @@ class Packs:
             self.length,
             self.cut,
             self.dropped,
+            None if self.routes is None else self.routes[:documents],
         )
 
     @property
@@ -85,8 +89,9 @@ class Packs:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the tokens, labels and bounds, in order: what a teacher's cache is made for."""
-        parts = (self.input_ids, self.labels, self.lengths, self.documents_before)
+        """The SHA-256 of the tokens, labels, bounds and routes, in order."""
+        parts = [self.input_ids, self.labels, self.lengths, self.documents_before]
+        parts += [] if self.routes is None else [self.routes]
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
@@ -107,28 +112,39 @@ def pack(
     if length < (2 if bos is None else 3):
         raise UsageError(f"packs of {length} tokens have no room for a token and what it is predicted from")
     pieces: list[Piece] = []
+    routes: list[int] = []
     cut = dropped = 0
     for row in rows:
         parts = windows(row, length=length, bos=bos)
         kept = [part for part in parts if (part[1] != IGNORE).any() and (only is None or only(*part))]
         cut, dropped = cut + (len(parts) > 1), dropped + len(parts) - len(kept)
         pieces += kept
+        routes += [] if row.route is None else [row.route] * len(kept)
     if not pieces:
         raise DataError("there is no token to train on in any document; nothing can be packed")
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(pieces)).tolist()
     bins = best_fit([len(pieces[i][0]) for i in order], length)
     chosen = [[order[place] for place in bins[b]] for b in generator.permutation(len(bins)).tolist()]
-    return _laid(pieces, chosen, length=length, cut=cut, dropped=dropped)
+    return _laid(pieces, routes, chosen, length=length, cut=cut, dropped=dropped)
 
 
-def _laid(pieces: Sequence[Piece], packs: Sequence[Sequence[int]], *, length: int, cut: int, dropped: int) -> Packs:
+def _laid(
+    pieces: Sequence[Piece],
+    routes: Sequence[int],
+    packs: Sequence[Sequence[int]],
+    *,
+    length: int,
+    cut: int,
+    dropped: int,
+) -> Packs:
     flat = [i for members in packs for i in members]
     lengths = np.array([len(pieces[i][0]) for i in flat], dtype=np.int32)
     documents = np.cumsum([0, *map(len, packs)], dtype=np.int64)
     tokens = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[documents]
     ids, labels = (np.concatenate([pieces[i][part] for i in flat]) for part in (0, 1))
-    return Packs(ids, labels, lengths, tokens, documents, length, cut, dropped)
+    routed = np.array([routes[i] for i in flat], dtype=np.int32) if routes else None
+    return Packs(ids, labels, lengths, tokens, documents, length, cut, dropped, routed)
 
 
 def windows(row: Tokenised, *, length: int, bos: int | None = None) -> list[Piece]:
@@ -190,11 +206,14 @@ def _laid_out(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     lengths = torch.cat([torch.as_tensor(one["lengths"]) for one in packs])
     documents = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     starts = (lengths.cumsum(0) - lengths)[documents]
+    routes = [torch.as_tensor(one["routes"]) for one in packs if "routes" in one]
+    routed = {"routes": torch.cat(routes)[documents][None]} if routes else {}
     return {
         "input_ids": torch.cat([torch.as_tensor(one["input_ids"]) for one in packs])[None],
         "labels": torch.cat([torch.as_tensor(one["labels"]) for one in packs])[None],
         "position_ids": (torch.arange(len(documents)) - starts)[None],
         "documents": documents[None],
+        **routed,
     }
 
 

@@ -2,17 +2,43 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from potstill.core.errors import DataError
 from potstill.data.shapes import Document, Kind, Malformed, lack, recognise
 from potstill.data.sources import Record
 
 
-class Reader:
-    """Reads the rows of sources that are all of one kind; `dropped` and `unread` say afterwards what was left out."""
+class Route(NamedTuple):
+    """A column that says whose a document is: the number of its value among `values` is the document's `route`."""
 
-    def __init__(self, columns: Mapping[str, str] | None = None) -> None:
-        self.columns = columns
+    column: str
+    values: tuple[str, ...]
+
+    def of(self, row: Mapping[str, Any], where: str) -> int:
+        """The route of a row.
+
+        Raises: DataError where the column is missing or holds none of the values.
+        """
+        if self.column not in row:
+            raise DataError(f"{where} has no column `{self.column}` to route by; it has {', '.join(map(str, row))}")
+        value = str(row[self.column])
+        if value not in self.values:
+            raise DataError(
+                f"{where} has {value!r} in `{self.column}`, and no teacher has that name; the names are "
+                f"{', '.join(self.values)}"
+            )
+        return self.values.index(value)
+
+
+class Reader:
+    """Reads the rows of sources that are all of one kind; `dropped` and `unread` say afterwards what was left out.
+
+    With a `route` each document has the number that it says, under `route`.
+    """
+
+    def __init__(self, columns: Mapping[str, str] | None = None, route: Route | None = None) -> None:
+        self.columns, self.route = columns, route
         self.dropped: Counter[str] = Counter()
         self.unread: set[str] = set()
         self.kind: Kind | None = None
@@ -28,14 +54,15 @@ class Reader:
             if shape is None:
                 shape = recognise(row.keys(), source, columns=self.columns)
                 self._agree(shape.kind, source)
-            self.unread.update(row.keys() - {*shape.columns, *shape.optional})
+            routed = () if self.route is None else (self.route.column,)
+            self.unread.update(row.keys() - {*shape.columns, *shape.optional, *routed})
             try:
                 document = shape.document(row)
             except Malformed as error:
                 raise DataError(f"{where} {error}") from error
             missing = lack(document)
             if missing is None:
-                yield document
+                yield document if self.route is None else {**document, "route": self.route.of(row, where)}
             else:
                 self.dropped[missing] += 1
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import ServerError, UnsupportedModel, UsageError, VocabularyMismatch
-from potstill.core.types import IGNORE, Batch, Needs, Signals
+from potstill.core.types import IGNORE, OWN, Batch, Needs, Signals
 from potstill.data.cache import key_of, windows_of
 from potstill.data.dialects import ById, ByString, Dialect, Heard
 from potstill.data.pack import collate
@@ -27,7 +27,6 @@ from potstill.ops.coarse import Coarse
 
 TOP_K = 20  # what vLLM gives unless it was started with another --max-logprobs
 ROOM = 2**28  # bytes of answers that may wait for their batch
-OWN = "own_log_p"  # [N] among the scores: the log-probability of the token that follows
 CAPPED = re.compile(r"logprobs.*(max|greater|exceed|at most|less than|<=|allowed)", re.IGNORECASE | re.DOTALL)
 DIALECTS = (ById, ByString)
 
@@ -89,13 +88,16 @@ class Served:
             self._waiting.pop(key, None)
         return self._signals([way.result() for _, way in asked], batch["input_ids"].device)
 
-    def ahead(self, packs: Any) -> "Ahead":
-        """`packs`, of which each is asked about as soon as it is read."""
-        return Ahead(packs, self)
+    def ahead(self, packs: Any, *, route: int | None = None) -> "Ahead":
+        """`packs`, of which each is asked about as soon as it is read; with a `route`, about the documents of it."""
+        return Ahead(packs, self, route)
 
-    def prepare(self, pack: Mapping[str, Tensor]) -> None:
+    def prepare(self, pack: Mapping[str, Tensor], *, route: int | None = None) -> None:
         """Ask about a pack before its batch comes, so that the answer is there by then."""
-        self._ask(windows_of(collate([pack])))
+        windows = windows_of(collate([pack]))
+        if route is not None:
+            windows = [one for one, own in zip(windows, (pack["routes"] == route).tolist(), strict=True) if own]
+        self._ask(windows)
 
     def _ask(self, windows: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[int, "Future[Heard]"]]:
         """Each window with a token to learn: what it is found by, and its answer, asked for if it is not yet."""
@@ -206,13 +208,13 @@ class Ahead:
     A loader reads one batch ahead, so that answers come while the step before trains.
     """
 
-    def __init__(self, packs: Any, teacher: Served) -> None:
-        self._packs, self._teacher = packs, teacher
+    def __init__(self, packs: Any, teacher: Served, route: int | None = None) -> None:
+        self._packs, self._teacher, self._route = packs, teacher, route
 
     def __len__(self) -> int:
         return len(self._packs)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         pack: dict[str, Tensor] = self._packs[i]
-        self._teacher.prepare(pack)
+        self._teacher.prepare(pack, route=self._route)
         return pack

@@ -1,7 +1,7 @@
 """Objectives by name, as a command line, a recipe or a card says them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 
@@ -13,6 +13,7 @@ from potstill.objectives.combine import Sum
 from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
 from potstill.objectives.methods import METHODS, Asked
+from potstill.objectives.several import Panel, combined
 from potstill.objectives.sides import Sides
 from potstill.ops.divergence import DIVERGENCES, Divergence
 
@@ -79,14 +80,14 @@ class Mixture:
         """Whether rows of two tokenizers have to be paired by edit distance."""
         return self.alive and METHODS[self.name].warped
 
-    def build(self, sides: Sides | None = None) -> Objective:
-        """The objective itself; a method wants to know both `sides`.
+    def build(self, sides: Sides | None = None, panel: Panel | None = None) -> Objective:
+        """The objective itself; a method wants to know both `sides`. With a `panel`, of several teachers.
 
         Raises: VocabularyMismatch for tokenizers that it cannot compare.
         """
         if not self.teaches:
             return Sum((1.0, CrossEntropy()))
-        taught = self._taught(sides)
+        taught = self._taught(sides) if panel is None else self._taught_by(panel)
         if self.cross_entropy == 0:
             return Sum((1.0, taught))
         return Sum((self.cross_entropy, CrossEntropy()), (1 - self.cross_entropy, taught))
@@ -113,6 +114,12 @@ class Mixture:
         method = METHODS[self.name]
         numbers = {name: float(self.options.get(name, default)) for name, default in method.options.items()}
         return method.build(sides, Asked(self.name, self._divergence(), self.temperature, numbers))
+
+    def _taught_by(self, panel: Panel) -> Objective:
+        assert self.name not in METHODS  # `pipeline.teachers` has refused them
+        part = Distill(divergence=self._divergence(), temperature=self.temperature)
+        named = zip(panel.networks, panel.names, strict=True)
+        return combined(panel, [replace(part, teacher=one, name=f"{self.name}.{name}") for one, name in named])
 
     def _divergence(self) -> Divergence:
         if self.name in METHODS:

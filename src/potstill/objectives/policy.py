@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from potstill.core.types import Batch, Needs, Signals, Terms, gold, supervised
@@ -13,7 +13,6 @@ from potstill.objectives import rows
 from potstill.ops.advantage import returns_to_go, whitened
 from potstill.ops.row_loss import CrossEntropyRows, Weighted
 
-CHUNK = 256  # rows whose logits are alive at once
 LARGEST = 100.0  # of a reward
 
 
@@ -70,7 +69,7 @@ class PolicyGradient(rows.OverRows):
         """c of each supervised row, 0 for those from the data."""
         _, targets, segment = supervised(batch)
         sampled = ~gold(batch)
-        log_q, log_p = log_chance(student, targets)[sampled], log_chance(teacher, targets)[sampled]
+        log_q, log_p = (rows.log_chance(one, targets)[sampled] for one in (student, teacher))
         rewards = ((log_p - log_q) / self.scale).clamp(-LARGEST, LARGEST)
         advantage = whitened(returns_to_go(rewards, segment[sampled], discount=self.discount))
         ratio = 1 / (self.mixed * (log_p - log_q).exp() + 1 - self.mixed)
@@ -78,14 +77,3 @@ class PolicyGradient(rows.OverRows):
         found = torch.zeros(len(targets), dtype=log_q.dtype, device=log_q.device)
         found[sampled] = (advantage * ratio).masked_fill(outside, 0.0)
         return found
-
-
-def log_chance(signals: Signals, targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """The log-probability of each row's target, a few rows at a time."""
-    pairs = zip(signals.rows.split(CHUNK), targets.split(CHUNK), strict=True)
-    parts = []
-    for some, ids in pairs:
-        logits = signals.logits(some)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        parts.append(wide.gather(-1, ids[:, None])[:, 0] - wide.logsumexp(-1))
-    return torch.cat(parts)

@@ -3,14 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import DIVISOR, Batch, Head, Objective, Signals, Terms, supervised
-from potstill.ops import fused
+from potstill.core.types import DIVISOR, OWN, Batch, Head, Objective, Signals, Terms, supervised
+from potstill.ops import coarse, fused
+from potstill.ops.coarse import Coarse
 from potstill.ops.row_loss import RowLoss, Said
 
+CHUNK = 256  # rows whose logits are alive at once, where all that is asked of them is one number each
 Telling = Callable[[int, int], Said]  # what is said of rows a to b
 
 
@@ -89,6 +92,24 @@ def head_of(signals: Signals, name: str) -> Head:
 def logits_of(signals: Signals) -> Telling:
     """The logits of rows a to b."""
     return lambda start, stop: signals.logits(signals.rows[start:stop])
+
+
+def log_chance(signals: Signals, targets: Int[Tensor, " N"], *, temperature: float = 1.0) -> Float[Tensor, " N"]:
+    """log p(target) of each row at that temperature, a few rows at a time.
+
+    What is known in part was read at the temperature already; a server tells the target's own, at 1.
+    """
+    if OWN in signals.scores:
+        return signals.scores[OWN]
+    parts = []
+    for some, ids in zip(signals.rows.split(CHUNK), targets.split(CHUNK), strict=True):
+        said = signals.logits(some)
+        if isinstance(said, Coarse):
+            parts.append(coarse.log_chance(said, ids))
+            continue
+        wide = said.to(torch.promote_types(said.dtype, torch.float32)) / temperature
+        parts.append(wide.gather(-1, ids[:, None])[:, 0] - wide.logsumexp(-1))
+    return torch.cat(parts)
 
 
 def telling(head: Head, states: Float[Tensor, "N F"]) -> Telling:

@@ -65,6 +65,16 @@ def coarsened(logits: Float[Tensor, "N V"], k: int, members: Float[Tensor, "V C"
     return Coarse(ids, top, rest.log(), members)
 
 
+def log_chance(known: Coarse, tokens: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """log p of one token a row; all tokens of a class that have no bucket of their own share its mass alike."""
+    own = (known.ids == tokens[:, None]) & ~known.log_p.isneginf()
+    named = known.log_p.masked_fill(~own, -torch.inf).amax(-1)
+    kept = known.members.sum(0) - _kept(known)
+    of = known.members[tokens].argmax(-1, keepdim=True)
+    alike = (known.log_rest - kept.clamp_min(1).log()).gather(-1, of)[:, 0]
+    return torch.where(own.any(-1), named, alike)
+
+
 def tail(logits: Float[Tensor, "N V"], k: int) -> Float[Tensor, "N V"]:
     """softmax(logits) with 0 at the `k` likeliest tokens of each row."""
     p = logits.softmax(-1)
@@ -104,6 +114,13 @@ def coarse_with_gradient(
     values, delta = differentiate(teacher.buckets.to(student.dtype), torch.cat([head, mass.log() + largest], -1))
     share = torch.where(mass > 0, delta[:, known:] / mass, 0.0)
     return values, rest.mul_(share @ members.T).scatter_add_(-1, teacher.ids, delta[:, :known].masked_fill(absent, 0.0))
+
+
+def _kept(known: Coarse) -> Float[Tensor, "N C"]:
+    """How many tokens of each class have a bucket of their own."""
+    own = (~known.log_p.isneginf()).to(known.members.dtype)
+    none = own.new_zeros(known.log_rest.shape)
+    return none.scatter_add_(-1, known.members.argmax(-1)[known.ids], own)
 
 
 def _named(teacher: Coarse, vocabulary: int) -> Bool[Tensor, "N V"]:

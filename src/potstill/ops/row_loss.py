@@ -23,9 +23,11 @@ from potstill.ops.divergence import (
     forward_kl,
     tempered,
 )
+from potstill.ops.partial import Partial
 
 RowLoss = Callable[[Tensor, Mapping[str, Any], Tensor], Tensor]
-Said = Tensor | Coarse
+
+Said = Tensor | Coarse | Partial
 
 
 @runtime_checkable
@@ -70,18 +72,20 @@ class DivergenceRows:
         tempered(self.divergence, self.temperature)
 
     def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
-        teacher, tau = frozen[self.teacher], self.temperature
+        teacher: Tensor | Coarse = frozen[self.teacher]
+        tau = self.temperature
         if isinstance(teacher, Coarse):
             return coarse(self.divergence, teacher, student / tau) * tau**2
         return tempered(self.divergence, tau)(teacher, student)
 
     def with_gradient(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and their derivative by the student's logits."""
-        teacher, tau = frozen[self.teacher], self.temperature
+        teacher: Tensor | Coarse = frozen[self.teacher]
+        tau = self.temperature
         student = student if tau == 1 else student / tau
         if isinstance(teacher, Coarse):
             values, gradient = coarse_with_gradient(self._differentiate, teacher, student)
@@ -175,6 +179,40 @@ class Kept:
         """The values and their derivative by the student's logits."""
         values, gradient = self.loss.with_gradient(student, frozen, targets)
         return torch.where(frozen[self.kept], values, 0.0), gradient.masked_fill_(~frozen[self.kept][:, None], 0.0)
+
+
+@dataclass(frozen=True)
+class WhereTold:
+    """`loss` at the rows of which something is told (a `Partial` by that name); 0 and no gradient at all others.
+
+    Only those rows are looked at, so that several of these, each of rows of its own, cost as much as one loss of all.
+    """
+
+    loss: Differentiable
+    told: str
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        own = frozen[self.told].places >= 0
+        found = student.new_zeros(len(student))
+        return found.masked_scatter(own, self.loss(student[own], self._said(student, frozen), targets[own]))
+
+    def with_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
+        """The values and their derivative by the student's logits."""
+        own = frozen[self.told].places >= 0
+        values, gradient = self.loss.with_gradient(student[own], self._said(student, frozen), targets[own])
+        found = values.new_zeros(len(student)), torch.zeros_like(student)
+        for whole, part in zip(found, (values, gradient), strict=True):
+            whole[own] = part
+        return found
+
+    def _said(self, student: Tensor, frozen: Mapping[str, Any]) -> dict[str, Any]:
+        """What is told, of its own rows alone, as precisely as the student's logits are."""
+        said = frozen[self.told].said
+        return {**frozen, self.told: said if isinstance(said, Coarse) else said.to(student.dtype)}
 
 
 @dataclass(frozen=True)

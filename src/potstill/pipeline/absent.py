@@ -1,7 +1,7 @@
 """A teacher that is not here: known by its cache, or asked over the wire. Its weights are never read."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core.artefact import Parent
 from potstill.core.errors import UsageError
-from potstill.core.types import Measure, Needs, supervised
+from potstill.core.types import OWN, Measure, Needs, supervised
 from potstill.data.cache import Cache, Manifest
-from potstill.data.served import OWN, TOP_K, Served
+from potstill.data.served import TOP_K, Served
 from potstill.data.wire import Address, is_address
 from potstill.evaluate.measure import quality
 from potstill.evaluate.perplexity import Scores, scored_tokens, sizes_of, tally
@@ -52,9 +52,9 @@ class Absent:
             served, served.vocabulary, parent, f"yes, the server reads known texts alike ({served.dialect.name})"
         )
 
-    def ahead(self, data: object) -> object:
-        """Packs to train on, of which a server is asked about each as soon as it is read."""
-        return self.companion.ahead(data) if isinstance(self.companion, Served) else data
+    def ahead(self, data: object, *, route: int | None = None) -> object:
+        """Packs to train on, of which a server is asked about each (or the documents of a route) as it is read."""
+        return self.companion.ahead(data, route=route) if isinstance(self.companion, Served) else data
 
     def measures(self, rows: Sequence[Row], reading: Reading) -> list[Measure]:
         """What a server's own log-probabilities of held-out text come to; a cache holds none of that text."""
@@ -75,13 +75,14 @@ class Absent:
 
 
 @contextlib.contextmanager
-def leaving(teacher: object) -> Iterator[None]:
+def leaving(teachers: Iterable[object]) -> Iterator[None]:
     """Leaves no connection to a teacher open that is not here."""
     try:
         yield
     finally:
-        if isinstance(teacher, Absent):
-            teacher.close()
+        for teacher in teachers:
+            if isinstance(teacher, Absent):
+                teacher.close()
 
 
 def require_teacher(teacher: str | None, cache: str | None, *, student: str | None) -> None:

@@ -24,6 +24,7 @@ from potstill.pipeline.prune import Prune
 from potstill.pipeline.run import is_finished
 from potstill.pipeline.stage import as_value, disk, note, require_apart, require_one_process
 from potstill.pipeline.standings import publish
+from potstill.pipeline.teachers import require_one
 from potstill.pipeline.texts import Text, held_out_corpus
 
 STUDENT = "student"  # the folder that every arm starts from, where it had to be pruned
@@ -50,7 +51,8 @@ class Arena:
             raise UsageError("a budget is needed, in tokens or in seconds: one of them")
         if min(self.tokens or 1, self.seconds or 1) <= 0:
             raise UsageError(f"the budget is {self.tokens or self.seconds}; it must be above 0")
-        if self.common.teacher is None or is_address(self.common.teacher) or self.common.teacher_cache is not None:
+        teacher = require_one(self.common.teacher, "an arena")
+        if teacher is None or is_address(teacher) or self.common.teacher_cache is not None:
             raise UsageError("an arena measures beside its teacher, which has to be here; give --teacher, a model")
         if not self.objectives:
             raise UsageError("an arena needs an objective; give --objectives, such as cross_entropy,forward_kl")
@@ -160,7 +162,7 @@ class Arena:
         if resume and overwrite:
             raise UsageError("--resume continues the arena in the folder and --overwrite discards it; give one of them")
         common, found = self.common, None
-        require_apart(out, common.teacher, common.student, common.data, common.eval_data)
+        require_apart(out, common.sole, common.student, common.data, common.eval_data)
         full = out.is_dir() and any(out.iterdir())
         if full and (overwrite or resume) and not (out / ARENA).is_file():
             raise OutputExists(f"{out} holds no arena, so it is neither resumed nor replaced; choose another --out")
@@ -196,7 +198,7 @@ class Arena:
         corpus = held_out_corpus(text)
         judged = Measurement(
             models=tuple(dict.fromkeys((str(common.teacher), student, *(str(bout.folder) for bout in bouts)))),
-            teacher=common.teacher,
+            teacher=common.sole,
             documents=common.documents,
             context=common.settings.context,
             prompts=self.prompts,

@@ -43,7 +43,7 @@ class Arm:
         rate = given.get("lr", common.settings.learning_rate)
         learned = replace(common.settings, learning_rate=rate)  # refuses one that is none
         policy = Policy(name=chosen.get("rollout", common.rollout), share=given.get("on_policy", common.on_policy))
-        require_answers(policy, mixture, learned, teacher=common.teacher, cache=None)
+        require_answers(policy, mixture, learned, teacher=common.sole, cache=None)
         return cls(name=text, objective=mixture, learning_rate=rate, policy=policy)
 
     def stage(self, common: Distill, *, student: str | None, tokens: int, seed: int) -> Distill:

@@ -90,9 +90,18 @@ def _objective(stage: Mapping[str, Any]) -> str:
 
 
 def _teacher(stage: Mapping[str, Any]) -> str:
+    if isinstance(stage["teacher"], list):
+        *others, last = (f"`{one}`" for one in stage["teacher"])
+        return f"{', '.join(others)} and {last}, {_combined(stage['combine'])}"
     if stage["teacher"] is None:
         return f"the teacher of the cache `{stage['teacher_cache']}`"
     return f"`{stage['teacher']}`"
+
+
+def _combined(combine: str) -> str:
+    combination, _, column = combine.partition(":")
+    said = {"average": "averaged", "confidence": "weighted by how sure each is of the text"}
+    return said.get(combination, f"each for the documents that `{column}` gives it")
 
 
 def _cost(card: Card) -> dict[str, str]:
@@ -125,6 +134,8 @@ def _data(data: Mapping[str, Any]) -> dict[str, str]:
         "read": f"{data['documents']:,} windows, {data['tokens']:,} tokens in all, {data['trained_share']:.0%} trained",
         "SHA-256 of the text": f"`{data['text_digest']}`" if data["text_digest"] else "none, it was streamed",
     }
+    if data.get("routes"):
+        found["taught by"] = ", ".join(f"{name}: {windows:,} windows" for name, windows in data["routes"].items())
     if data.get("dropped"):
         found["left out"] = ", ".join(f"{count:,} with {reason}" for reason, count in data["dropped"].items())
     if origin:

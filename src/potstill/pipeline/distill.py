@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,6 +60,15 @@ from potstill.pipeline.stage import (
     require_strategy,
     waiting,
 )
+from potstill.pipeline.teachers import (
+    AVERAGE,
+    Several,
+    alone,
+    live_teachers,
+    of_teacher,
+    pair_of,
+    require_sure,
+)
 from potstill.pipeline.texts import Prepared, Text, prepare
 from potstill.pipeline.workplace import COMPUTE, resumable, workplace
 from potstill.pipeline.worlds import crossing_of, world_of
@@ -98,6 +108,7 @@ class Distill:
 
     The teacher's weights need not be here if a student is given: `teacher` may be the address of a server, which is
     asked for the `top_k` likeliest tokens, or be left out (or not be found) where `teacher_cache` holds what it said.
+    It may also be several (`pipeline.teachers`), caches among them, that teach together as `combine` says.
 
     `on_policy` is the share of the documents whose completions the student itself writes in training; they are compared
     with the teacher, and are no truth for cross-entropy. `rollout` says how they are chosen (`train.policy`).
@@ -106,7 +117,8 @@ class Distill:
     then only measures. The output folder appears whole; while training it holds `training/` alone.
     """
 
-    teacher: str | None = None
+    teacher: str | tuple[str, ...] | None = None
+    combine: str = AVERAGE
     student: str | None = None
     keep: float | None = None
     params: int | None = None
@@ -131,20 +143,28 @@ class Distill:
     def __post_init__(self) -> None:
         require_size({"student": self.student, "keep": self.keep, "params": self.params})
         require_strategy(self.strategy)
-        require_teacher(self.teacher, self.teacher_cache, student=self.student)
-        if is_address(self.teacher):
-            require_bounded(self.objective, top_k=self.top_k)
-        if self.objective.alive and (self.teacher_cache or is_address(self.teacher)):
-            raise UsageError(
-                f"{self.objective.name} learns from a teacher's hidden states; give a --teacher whose weights are here"
-            )
-        require_answers(self.policy, self.objective, self.settings, teacher=self.teacher, cache=self.teacher_cache)
+        if self.several is None:
+            self._require_taught()
+        else:
+            _ = self.alone  # each of several is checked as if it taught alone
         if self.lora < 0:
             raise UsageError(f"--lora is {self.lora}; it is a rank, and 0 trains all weights")
         if self.documents < 1:
             raise UsageError(f"documents is {self.documents}; at least one has to be measured on")
         for tracker in self.settings.report_to:
             require_tracker(tracker)
+
+    def _require_taught(self) -> None:
+        if self.combine != AVERAGE:
+            raise UsageError(f"--combine {self.combine} is for several teachers; give --teacher more than once")
+        require_teacher(self.sole, self.teacher_cache, student=self.student)
+        if is_address(self.sole):
+            require_bounded(self.objective, top_k=self.top_k)
+        if self.objective.alive and (self.teacher_cache or is_address(self.sole)):
+            raise UsageError(
+                f"{self.objective.name} learns from a teacher's hidden states; give a --teacher whose weights are here"
+            )
+        require_answers(self.policy, self.objective, self.settings, teacher=self.sole, cache=self.teacher_cache)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "Distill":
@@ -156,6 +176,8 @@ class Distill:
         flat = {names.get(k, k): v for k, v in options.items()}
         flat["report_to"] = tuple(flat.get("report_to") or ())
         settings = Settings(**{f.name: flat[f.name] for f in fields(Settings) if flat.get(f.name) is not None})
+        if isinstance(given := flat.get("teacher"), list | tuple):
+            flat["teacher"] = tuple(given) if len(given) > 1 else next(iter(given), None)
         own = {f.name for f in fields(cls)} - {"objective", "settings"}
         return cls(objective=objective, settings=settings, **{k: v for k, v in flat.items() if k in own})
 
@@ -163,6 +185,22 @@ class Distill:
     def policy(self) -> Policy:
         """Who writes the tokens."""
         return Policy(name=self.rollout, share=self.on_policy)
+
+    @property
+    def sole(self) -> str | None:
+        """The teacher, where there is one."""
+        assert not isinstance(self.teacher, tuple)
+        return self.teacher
+
+    @property
+    def several(self) -> Several | None:
+        """The teachers, where there are several."""
+        return Several.of(self.teacher, self.combine) if isinstance(self.teacher, tuple) else None
+
+    @property
+    def alone(self) -> "Mapping[str, Distill]":
+        """For each teacher, by its name as a network, the stage in which it alone teaches."""
+        return {"teacher": self} if self.several is None else alone(self, self.several)
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain data."""
@@ -184,12 +222,13 @@ class Distill:
             return self._run(out, overwrite=overwrite, resume=resume, show=show and ranks.first())
 
     def _run(self, out: Path, *, overwrite: bool, resume: bool, show: bool) -> Run:
-        cache = self.cache()
+        several, caches = self.several, self.caches()
+        cache = caches.get("teacher")
         if ranks.first():
             self._require_room(out, overwrite=overwrite, resume=resume)
         ranks.wait()
         device, dtype = backend.device(self.device), ranks.told(self.compute_dtype(out if resume else None))
-        pair = self.pair(dtype, cache)
+        pair = self.pair(dtype, caches)
         teacher = pair.teacher
         text = Text(
             data=self.data,
@@ -197,11 +236,13 @@ class Distill:
             columns=self.columns,
             context=self.settings.context,
             seed=self.settings.seed,
+            route=None if several is None else several.route,
         )
-        if cache is not None:
-            cache.require(
+        for one, kept in caches.items():
+            said = pair.teachers[one]
+            kept.require(
                 {
-                    **({"teacher": teacher.digest} if isinstance(teacher, Loaded) else {}),
+                    **({"teacher": said.digest} if isinstance(said, Loaded) else {}),
                     **tokenizer_facts(pair.origin.tokenizer),
                     "context": self.settings.context,
                     "temperature": self.objective.temperature,
@@ -214,19 +255,20 @@ class Distill:
             tokens=self.settings.tokens,
             models=models_of(pair),
             documents=self.documents,
-            cache=cache,
+            caches=list(caches.values()),
             teacher_tokenizer=teacher.tokenizer if pair.across and isinstance(teacher, Loaded) else None,
         )
         require_known(prepared, pair)
         pair = pair._replace(chats=prepared.facts["kind"] != "text")
         pair.student.to(device)
-        if isinstance(teacher, Loaded):
-            teacher.model.to(device=device, dtype=dtype)
+        for said in pair.teachers.values():
+            if isinstance(said, Loaded):
+                said.model.to(device=device, dtype=dtype)
         if not packed(pair):
             note("a model here mixes documents that are packed, so they are padded: slower, and the same numbers")
         reading = Reading(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)
         measuring = f"measuring on {len(prepared.rows)} documents"
-        study = self.study(pair, dtype, cache)
+        study = self.study(pair, dtype, caches)
         model = study.student
         tokenizer, writes = pair.origin.tokenizer, self.policy.writes
         rollout = rollout_of(
@@ -240,12 +282,12 @@ class Distill:
         announce(self, pair, prepared.packs, dtype, out, show=show)
         if writes:
             note(UNCOUNTED)
-        told = None if cache is None else dict(cache.manifest.files)
+        told = {one: dict(kept.manifest.files) for one, kept in caches.items()}
         identity = identify(self.essence(), [p.digest for p in pair.parents], prepared.digest, pair.details, told)
         ranks.require_same("settings, models or text", identity)
         ranks.require_same("student", ranks.digest_of_weights(model) if ranks.count() > 1 else "")
         with (
-            leaving(teacher),
+            leaving(pair.teachers.values()),
             disk(out),
             resumable(out),
             workplace(out, overwrite=overwrite, dtype=dtype) as folder,
@@ -294,27 +336,29 @@ class Distill:
         """
         if self.skip_doctor:
             return [{"name": "invariants", "outcome": "not examined, by --skip-doctor"}]
-        teacher, kind = pair.teacher, prepared.facts["kind"]
+        kind, checked = prepared.facts["kind"], []
         if pair.across and pair.paired:
             checks = list(examine_across(crossing_of(pair, prepared.packs, study, kind=kind), quick=True))
             for check in (check for check in checks if check.outcome == NOTE):
                 note(f"{check.name}: {check.found}")
             return require_sound(checks)
-        here = teacher if isinstance(teacher, Loaded) and not pair.across else None
-        world = world_of(
-            prepared.packs,
-            student=pair.student,
-            student_tokenizer=pair.origin.tokenizer,
-            teacher=here.model if here else None,
-            teacher_tokenizer=here.tokenizer if here else None,
-            vocabulary=pair.vocabulary,
-            kind=kind,
-            compute=dtype,
-            cache=cache,
-        )
-        checked = require_sound(list(examine(world, QUICK)))
-        if isinstance(teacher, Absent):
-            checked.insert(0, {"name": "same tokens", "outcome": f"{teacher.proof}, {pair.vocabulary:,} shared"})
+        for network, here in live_teachers(pair):
+            world = world_of(
+                prepared.packs,
+                student=pair.student,
+                student_tokenizer=pair.origin.tokenizer,
+                teacher=here.model if here else None,
+                teacher_tokenizer=here.tokenizer if here else None,
+                vocabulary=pair.vocabulary,
+                kind=kind,
+                compute=dtype,
+                cache=cache,
+            )
+            checked += [of_teacher(network, one) for one in require_sound(list(examine(world, QUICK)))]
+        for network, one in pair.teachers.items():
+            if isinstance(one, Absent):
+                same = {"name": "same tokens", "outcome": f"{one.proof}, {pair.vocabulary:,} shared"}
+                checked.insert(0, of_teacher(network, same))
         return checked
 
     def cache(self) -> Cache | None:
@@ -330,12 +374,22 @@ class Distill:
         require_kept(self.objective, cache.manifest)
         return cache
 
-    def study(self, pair: Pair, dtype: torch.dtype, cache: Cache | None = None) -> Study:
+    def caches(self) -> dict[str, Cache]:
+        """The caches that are learnt from, by their teachers' names as networks."""
+        found = {network: cache for network, one in self.alone.items() if (cache := one.cache()) is not None}
+        if self.several is not None:
+            require_sure(self.several, found)
+        return found
+
+    def study(self, pair: Pair, dtype: torch.dtype, caches: Mapping[str, Cache] = MappingProxyType({})) -> Study:
         """What is trained: the student of `pair` where it lies, with adapters if asked for, under the objective."""
         device = pair.student.device
         model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
-        said = pair.teacher.companion if isinstance(pair.teacher, Absent) else cache or pair.teacher.model
-        frozen = {"teacher": said} if self.objective.teaches else {}
+        said = {
+            network: one.companion if isinstance(one, Absent) else caches.get(network, one.model)
+            for network, one in pair.teachers.items()
+        }
+        frozen = said if self.objective.teaches else {}
         if self.settings.checkpoint_activations:
             require_checkpointing(model)
         objective = self._objective(pair)
@@ -347,7 +401,8 @@ class Distill:
         """Its own weights, if any, are drawn by the seed, so that ranks and resumed runs begin alike."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            return self.objective.build(pair.sides if self.objective.alive else None)
+            panel = None if self.several is None else self.several.panel
+            return self.objective.build(pair.sides if self.objective.alive else None, panel)
 
     def compute_dtype(self, resumed: Path | None) -> torch.dtype:
         """What matrices are multiplied in; a resumed run keeps what was measured when it began."""
@@ -356,13 +411,16 @@ class Distill:
             chosen = (resumed / TRAINING / COMPUTE).read_text(encoding="utf-8").strip()
         return backend.dtype(chosen, on=str(backend.device(self.device)))
 
-    def pair(self, dtype: torch.dtype, cache: Cache | None = None) -> Pair:
+    def pair(self, dtype: torch.dtype, caches: Mapping[str, Cache] = MappingProxyType({})) -> Pair:
         """Student and teacher in memory, with everything that can be refused refused; what is pruned, in `dtype`."""
-        teacher = self._teacher(cache)
+        if self.several is not None:
+            return pair_of(self.alone, caches, dtype)
+        cache = caches.get("teacher")
+        teacher = self.live(cache)
         if self.student is not None:
             origin = self._load(self.student)
             if teacher is None:
-                away = Absent.of(self.teacher, cache, origin.tokenizer, top_k=self.top_k)
+                away = Absent.of(self.sole, cache, origin.tokenizer, top_k=self.top_k)
                 parents = [parent("student", origin), away.parent]
                 return Pair(origin.model, origin, away, away.vocabulary, parents, {})
             parents = [parent("student", origin), parent("teacher", teacher)]
@@ -391,19 +449,19 @@ class Distill:
         parents = [parent("teacher, which it was pruned from", teacher)]
         return Pair(student, teacher, teacher, vocabulary, parents, dict(card.details))
 
-    def _teacher(self, cache: Cache | None) -> Loaded | None:
+    def live(self, cache: Cache | None) -> Loaded | None:
         """The teacher's weights; None where they are not here and something else stands for them.
 
         Raises: NotFound where nothing does.
         """
-        if self.teacher is None or is_address(self.teacher):
+        if self.sole is None or is_address(self.sole):
             return None
         try:
-            return self._load(self.teacher)
+            return self._load(self.sole)
         except NotFound:
             if cache is None or self.student is None:
                 raise
-            note(f"{self.teacher} is not here, so what its cache says stands for it; it is not measured beside")
+            note(f"{self.sole} is not here, so what its cache says stands for it; it is not measured beside")
             return None
 
     def _load(self, name: str) -> Loaded:
@@ -415,7 +473,8 @@ class Distill:
         recover(out)
         if resume and out.is_dir() and not (out / TRAINING).is_dir() and any(out.iterdir()):
             raise OutputExists(f"{out} holds no unfinished run, so there is nothing to resume")
-        require_apart(out, self.teacher, self.student, self.data, self.eval_data, self.teacher_cache)
+        sources = (self.sole,) if self.several is None else self.several.sources.values()
+        require_apart(out, *sources, self.student, self.data, self.eval_data, self.teacher_cache)
         require_free(out, overwrite=overwrite or resume)
 
     def _finish(

@@ -131,13 +131,13 @@ def tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def announce(stage: "Distill", pair: "Pair", packs: Packs, dtype: torch.dtype, out: Path, *, show: bool = True) -> None:
     """Says before a run, at no cost, how much memory and disk it takes; of a family that no blueprint says,
-    or with a teacher that is not here, nothing.
+    or with a teacher that is not here, or with several, nothing.
 
     Without `show` it speaks only where the memory is too little.
 
     Raises: ArtefactError if the disk has not enough room.
     """
-    if isinstance(pair.teacher, Absent):
+    if isinstance(pair.teacher, Absent) or pair.several:
         return
     try:
         teacher, student = read(pair.teacher.model.config), read(pair.student.config)

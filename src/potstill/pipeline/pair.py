@@ -1,5 +1,7 @@
 """A student and its teacher in memory, and how both read one text."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
@@ -18,7 +20,8 @@ from potstill.pipeline.texts import Prepared
 class Pair(NamedTuple):
     """The student to be trained with its tokenizer and origin, the teacher or what stands for it, and shared ids.
 
-    `across` tokenizers no id is shared, and `vocabulary` is the student's own.
+    `across` tokenizers no id is shared, and `vocabulary` is the student's own. Of `several` teachers `teacher` is the
+    first.
     """
 
     student: PreTrainedModel
@@ -31,6 +34,12 @@ class Pair(NamedTuple):
     paired: bool = True  # whether a teacher of another tokenizer has to read along
     warped: bool = False
     chats: bool = False  # whether the text that is read is of turns, which each template writes in its own way
+    several: Mapping[str, Loaded | Absent] = MappingProxyType({})
+
+    @property
+    def teachers(self) -> Mapping[str, Loaded | Absent]:
+        """Every teacher, by its name among the networks of a study."""
+        return self.several or {"teacher": self.teacher}
 
     @property
     def sides(self) -> Sides:
@@ -60,10 +69,9 @@ class Pair(NamedTuple):
 
     def packs(self, packs: Packs, *, ahead: bool = False) -> Any:
         """`packs` as both read them; a teacher that is not here is asked about them `ahead` of time."""
-        if isinstance(self.teacher, Absent):
-            return self.teacher.ahead(packs) if ahead else packs
         if not (self.across and self.paired):
-            return packs
+            return self._ahead(packs) if ahead else packs
+        assert isinstance(self.teacher, Loaded)
         return Paired(packs, *self.readers, warped=self.warped, longest=context_of(self.teacher.model))
 
     @property
@@ -71,6 +79,13 @@ class Pair(NamedTuple):
         """Student and teacher, as they read the text."""
         assert isinstance(self.teacher, Loaded)
         return readers(self.origin.tokenizer, self.teacher.tokenizer, chats=self.chats)
+
+    def _ahead(self, packs: Packs) -> Any:
+        asked: object = packs
+        for number, one in enumerate(self.teachers.values()):
+            if isinstance(one, Absent):
+                asked = one.ahead(asked, route=None if packs.routes is None else number)
+        return asked
 
 
 def require_known(text: Prepared, pair: Pair) -> None:
@@ -90,7 +105,7 @@ def require_known(text: Prepared, pair: Pair) -> None:
 
 def models_of(pair: Pair) -> list[PreTrainedModel]:
     """The models here that read the text."""
-    return [pair.student, *([pair.teacher.model] if isinstance(pair.teacher, Loaded) else [])]
+    return [pair.student, *(one.model for one in pair.teachers.values() if isinstance(one, Loaded))]
 
 
 def packed(pair: Pair) -> bool:

@@ -32,6 +32,7 @@ from potstill.pipeline.rehearse import MEASURED, WARM_UP, rehearse, saved_bytes
 from potstill.pipeline.rollouts import UNCOUNTED
 from potstill.pipeline.room import Room, room
 from potstill.pipeline.stage import as_value, require_one_process
+from potstill.pipeline.teachers import require_one
 from potstill.pipeline.texts import Text, prepare
 from potstill.pipeline.texture import Otherwise, ids_of, texture
 from potstill.pipeline.workload import CACHE_ROW, Workload
@@ -108,9 +109,10 @@ class Plan:
         """Everything that is read; no weight is."""
         stage = self.distill
         allowed = {"allow_pickle": stage.allow_pickle, "trust_remote_code": stage.trust_remote_code}
-        if stage.teacher is None or is_address(stage.teacher):
+        name = require_one(stage.teacher, "a plan")
+        if name is None or is_address(name):
             raise UsageError("a plan needs the teacher's config; give --teacher, a model that is here")
-        teacher = outline(stage.teacher, **allowed)
+        teacher = outline(name, **allowed)
         origin = teacher if stage.student is None else outline(stage.student, **allowed)
         student = origin.blueprint if stage.student is not None else cut(stage, teacher.blueprint)
         for one in (teacher.blueprint, student):
@@ -118,7 +120,8 @@ class Plan:
                 raise UsageError(f"context is {stage.settings.context}, and a model here takes {one.context} tokens")
         device, cache = backend.device(stage.device), stage.cache()
         text = Text(data=stage.data, columns=stage.columns, context=stage.settings.context, seed=stage.settings.seed)
-        prepared = prepare(text, origin.tokenizer, tokens=stage.settings.tokens, documents=1, cache=cache)
+        caches = () if cache is None else (cache,)
+        prepared = prepare(text, origin.tokenizer, tokens=stage.settings.tokens, documents=1, caches=caches)
         dtype, packs, chats = stage.compute_dtype(None), prepared.packs, prepared.facts["kind"] != "text"
         vocabulary, apart = ids_of(teacher, origin, packs, stage.objective, chats=chats)
         return Known(
@@ -220,7 +223,7 @@ def calibrated(stage: Distill, known: Known, work: Workload) -> Calibration:
     teacher = pair.teacher
     assert isinstance(teacher, Loaded)  # `known` has refused the others
     teacher.model.to("meta" if known.cache else known.device, known.dtype)
-    study = stage.study(pair, known.dtype, known.cache)
+    study = stage.study(pair, known.dtype, {} if known.cache is None else {"teacher": known.cache})
     live = teacher.model if work.source == "live" else None
     seen = rehearse(study, live, pair.packs(known.packs), stage.settings)
     held = sum(work.memory(saved_bytes(known.student, dtype=known.dtype, lora=stage.lora)).values())

@@ -1,11 +1,12 @@
 """Text for a stage: a corpus by name, read by a tokenizer, packed for training and kept in rows for measuring."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,6 +16,7 @@ from potstill.data.cache import Cache
 from potstill.data.chat import tokenise
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.pack import Packs, collate, pack
+from potstill.data.rows import Route
 from potstill.data.show import describe
 from potstill.data.tokens import TokenSet
 from potstill.evaluate.perplexity import bos_of, supervised_rows, text_rows
@@ -30,7 +32,8 @@ MEASURED = 2_000  # characters of a text that are read for measuring, about 500 
 class Text:
     """Which text, in windows of which length. Without `eval_data` the corpus' own validation split is held out.
 
-    `columns` says which column is which where their names do not: `prompt=instruction,response=text`.
+    `columns` says which column is which where their names do not: `prompt=instruction,response=text`. With a `route`
+    each document has the number of who is to teach it.
     """
 
     data: str
@@ -38,6 +41,7 @@ class Text:
     columns: str = ""
     context: int = 512
     seed: int = 1
+    route: Route | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +66,23 @@ def prepare(
     tokens: int,
     models: Sequence[PreTrainedModel] = (),
     documents: int = 100,
-    cache: Cache | None = None,
+    caches: Sequence[Cache] = (),
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Prepared:
-    """Everything that a training stage reads; with a teacher's `cache`, no windows but its own are trained on.
+    """Everything that a training stage reads; with teachers' `caches`, no windows but theirs are trained on.
 
     Raises:
-        DataError, NotFound: as `load_corpus` and `tokenise` do.
+        DataError, NotFound: as `load_corpus` and `tokenise` do; a route that no document is on.
         UsageError: a context longer than one of `models` can take in.
         CacheMismatch: a cache of another text.
     """
     require_context(text.context, *models)
-    corpus = load_corpus(text.data, columns=columns_of(text.columns))
-    if cache is not None and corpus.digest is not None:  # a stream is known by its windows alone
+    corpus = load_corpus(text.data, columns=columns_of(text.columns), route=text.route)
+    for cache in caches if corpus.digest is not None else ():  # a stream is known by its windows alone
         cache.require({"text": corpus.digest})
     read = sampled(corpus, tokenizer, tokens=tokens)
-    held = None if cache is None else cache.holds
-    packs = pack(read, length=text.context, seed=text.seed, bos=bos_of(tokenizer), only=held)
+    packs = pack(read, length=text.context, seed=text.seed, bos=bos_of(tokenizer), only=held_by(caches))
+    routed = {} if text.route is None else {"routes": windows_by_route(packs, text.route, corpus.name)}
     held_out = held_out_corpus(text)
     validation = pack(
         tokenise(held_out, tokenizer, limit=50_000), length=text.context, seed=text.seed, bos=bos_of(tokenizer)
@@ -87,6 +91,7 @@ def prepare(
     theirs = rows_of(held_out, teacher_tokenizer, documents=documents) if teacher_tokenizer is not None else []
     facts = {
         **facts_of(corpus, packs),
+        **routed,
         "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), {len(rows)} documents",
         "measured_digest": held_out.digest,
     }
@@ -94,6 +99,27 @@ def prepare(
     return Prepared(
         packs=packs, validation_packs=validation, rows=rows, teacher_rows=theirs, digest=digest, facts=facts
     )
+
+
+def held_by(caches: Sequence[Cache]) -> Callable[[np.ndarray, np.ndarray], bool] | None:
+    """Whether a window is in all caches; None where there are none."""
+    return (lambda ids, labels: all(cache.holds(ids, labels) for cache in caches)) if caches else None
+
+
+def windows_by_route(packs: Packs, route: Route, name: str) -> dict[str, int]:
+    """How many windows of the text `name` each value of the route has.
+
+    Raises: DataError where one has none.
+    """
+    assert packs.routes is not None
+    found = np.bincount(packs.routes, minlength=len(route.values)).tolist()
+    if 0 in found:
+        value = route.values[found.index(0)]
+        raise DataError(
+            f"no document of {name} that is trained on has {value!r} in `{route.column}`, so the teacher {value!r} "
+            f"would teach nothing; leave it out, or give other --data"
+        )
+    return dict(zip(route.values, found, strict=True))
 
 
 def sampled(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, tokens: int) -> TokenSet:
@@ -125,13 +151,14 @@ def held_out_corpus(text: Text) -> Corpus:
     named, eval_data = columns_of(text.columns), text.data if text.eval_data is None else text.eval_data
     trained, held_out = (Path(name).expanduser().resolve() for name in (text.data, eval_data))
     if eval_data == text.data or (held_out.exists() and held_out == trained):
-        return load_corpus(text.data, split="validation", columns=named)
+        return load_corpus(text.data, split="validation", columns=named, route=text.route)
     if held_out.exists() and (trained in held_out.parents or held_out in trained.parents):
         raise UsageError(
             f"--eval-data {text.eval_data} and --data {text.data} lie in one another, so what is measured would be "
             f"trained on; keep them apart"
         )
-    return load_corpus(eval_data, split="all" if held_out.is_file() else "validation", columns=named)
+    split = "all" if held_out.is_file() else "validation"
+    return load_corpus(eval_data, split=split, columns=named, route=text.route)
 
 
 def columns_of(said: str) -> dict[str, str] | None:
@@ -159,7 +186,8 @@ def rows_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: in
         rows = [row for row in text_rows(texts, tokenizer) if row.size]
     else:
         some = replace(corpus, documents=corpus.documents.take(documents))  # of a stream, no more than these
-        rows = list(supervised_rows(tokenise(some, tokenizer, plain=True), tokenizer))
+        read = tokenise(some, tokenizer, plain=True)
+        rows = list(supervised_rows(((one.input_ids, one.labels) for one in read), tokenizer))
     if not rows:
         raise DataError(f"the held-out part of {corpus.name} has no token to score; give --eval-data")
     return rows

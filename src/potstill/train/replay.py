@@ -64,11 +64,13 @@ class Adaptive:
     def state_dict(self) -> dict[str, Tensor]:
         """The share, the last evaluation, the passes done, and the buffer."""
         empty = torch.zeros(0, dtype=torch.long)
+        routes = [one.route for one in self.kept if one.route is not None]
         return {
             "facts": torch.tensor([self.share, self.before, self.done], dtype=torch.float64),
             "input_ids": torch.cat([empty, *(one.input_ids for one in self.kept)]),
             "labels": torch.cat([empty, *(one.labels for one in self.kept)]),
             "lengths": torch.tensor([len(one.input_ids) for one in self.kept], dtype=torch.long),
+            **({"routes": torch.tensor(routes)} if routes else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -77,4 +79,7 @@ class Adaptive:
         self.done, lengths = int(done), state["lengths"].tolist()
         columns = (state[name].split(lengths) for name in ("input_ids", "labels"))
         self.kept.clear()
-        self.kept.extend(Document(ids, labels, sampled=True) for ids, labels in zip(*columns, strict=True))
+        routes = state["routes"].tolist() if "routes" in state else [None] * len(lengths)
+        self.kept.extend(
+            Document(ids, labels, True, route) for ids, labels, route in zip(*columns, routes, strict=True)
+        )

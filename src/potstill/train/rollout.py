@@ -35,11 +35,12 @@ UNPROMPTED = 2  # tokens before the first trained one that are no prompt: a BOS,
 
 
 class Document(NamedTuple):
-    """A document of a batch, on the CPU."""
+    """A document of a batch, on the CPU; `route` says by number whose it is, of several teachers."""
 
     input_ids: Int[Tensor, " _"]
     labels: Int[Tensor, " _"]
     sampled: bool = False
+    route: int | None = None
 
 
 @runtime_checkable
@@ -99,13 +100,16 @@ class Author:
             voices.append((self.teacher, frozen["teacher"]))
         written = complete(voices, prompts, noise[:, 2:].to(device), limits, self.sampling)
         count(tally, written, self.sampling.stop)
-        return [completed(prompt.cpu(), tokens) for prompt, tokens in zip(prompts, written, strict=True)]
+        found = (completed(prompt.cpu(), tokens) for prompt, tokens in zip(prompts, written, strict=True))
+        return [new._replace(route=old.route) for new, old in zip(found, documents, strict=True)]
 
     def laid_out(self, documents: Sequence[Document], device: torch.device) -> Batch:
         """The documents as one packed batch that says which of them were sampled."""
         lengths = torch.tensor([len(one.input_ids) for one in documents])
         ids, labels = [one.input_ids for one in documents], [one.labels for one in documents]
+        routes = [one.route for one in documents if one.route is not None]
         pack = {"input_ids": torch.cat(ids), "labels": torch.cat(labels), "lengths": lengths}
+        pack |= {"routes": torch.tensor(routes)} if routes else {}
         sampled = torch.tensor([one.sampled for one in documents]).repeat_interleave(lengths)
         batch = {**collate([self.beside(pack)]), "sampled": sampled[None]}
         return {name: values.to(device) for name, values in batch.items()}
@@ -144,7 +148,11 @@ def documents_of(batch: Batch) -> list[Document]:
     assert len(batch["input_ids"]) == 1, "a rollout reads packed batches"
     lengths = torch.bincount(batch["documents"][0].cpu()).tolist()
     columns = (batch[name][0].cpu().split(lengths) for name in ("input_ids", "labels"))
-    return [Document(ids, labels) for ids, labels in zip(*columns, strict=True)]
+    found = [Document(ids, labels) for ids, labels in zip(*columns, strict=True)]
+    if "routes" not in batch:
+        return found
+    routes = (int(one[0]) for one in batch["routes"][0].cpu().split(lengths))
+    return [one._replace(route=route) for one, route in zip(found, routes, strict=True)]
 
 
 def trained(documents: Sequence[Document]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from potstill.core.types import DIVISOR, Batch, Companion, Needs, Objective, Signals, view
+from potstill.core.types import DIVISOR, Batch, Companion, Needs, Objective, Signals, asked, view
 from potstill.models.signals import network, signals
 
 
@@ -89,7 +89,9 @@ class Study(nn.Module):
     def _read_frozen(self, batch: Batch, needs: Mapping[str, Needs]) -> dict[str, Signals]:
         read = {}
         for name, need in needs.items():
-            own, ids = view(batch, name), self._ids(name)
+            (own, need), ids = asked(view(batch, name), need), self._ids(name)
+            if not own["input_ids"].numel():
+                continue  # nothing is asked of it in this pass
             if name in self._companions:
                 read[name] = self._companions[name].signals(own, need, vocabulary=ids)
                 continue
