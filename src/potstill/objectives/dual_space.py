@@ -16,15 +16,15 @@ trained with the student and thrown away at the end.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from potstill.core.types import Batch, Group, Head, Needs, Signals, Terms, gold, supervised
 from potstill.objectives import rows
-from potstill.objectives.bridge import Bridge, CrossAttention, SameRows
+from potstill.objectives.bridge import Bridge, Bridged, CrossAttention, SameRows
 from potstill.ops import fused
 from potstill.ops.divergence import Divergence, forward_kl
 from potstill.ops.projection import inverse_gram, onto_rows
@@ -63,7 +63,77 @@ class Spaces:
         return f"{self.name}_label"
 
 
-class DualSpace(nn.Module):
+class Choice(NamedTuple):
+    """The token that Z_t2s has to prefer at each row that is reached, and at which of them it is learnt."""
+
+    token: Int[Tensor, " P"]
+    learnt: Bool[Tensor, " P"]
+
+
+class TwoSpaces(nn.Module):
+    """What both versions share: three terms, each weighing 1, from the same rows, heads and projected states.
+
+    A version says how states get to the other width, which token Z_t2s has to prefer, whether the first term counts
+    only where it does (`agreeing`), and by what the teacher's space is compared (`inside`).
+    """
+
+    additive: ClassVar[bool] = True
+    agreeing: bool
+    inside: Divergence
+
+    def __init__(self, spaces: Spaces, bridge: Bridge | None) -> None:
+        super().__init__()
+        self.spaces, self.bridge = spaces, bridge or SameRows()
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Three terms, each weighing 1."""
+        return dict.fromkeys(self.spaces.terms, 1.0)
+
+    def needs(self, batch: Batch) -> Mapping[str, Needs]:
+        """What the bridge needs of student and teacher."""
+        return self.bridge.needs(batch, self.spaces.teacher)
+
+    def forth(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P F"]:
+        """The teacher's states in the student's space, by P_t2s."""
+        raise NotImplementedError
+
+    def back(self, states: Float[Tensor, "Q F"], student: Signals, teacher: Signals) -> Float[Tensor, "Q D"]:
+        """The student's states in the teacher's space, by P_s2t."""
+        raise NotImplementedError
+
+    def choice(self, bridged: Bridged, said: "Noting", batch: Batch) -> Choice:
+        """Which token Z_t2s has to prefer; `said` is what the teacher has said in its own space."""
+        raise NotImplementedError
+
+    def split(
+        self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
+    ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
+        """The term in the student's space, over its rows, and the two others."""
+        spaces, n = self.spaces, len(supervised(batch)[1])
+        student, teacher = views["student"], frozen[spaces.teacher]
+        ours, theirs = frozen_head(student, "student"), frozen_head(teacher, "teacher")
+        bridged = self.bridge(student, teacher, batch, spaces.teacher)
+        back, said = self.back(bridged.to_teacher, student, teacher), Noting(theirs, teacher.rows[bridged.theirs])
+        in_theirs = in_teachers_space(self.inside, spaces, back, theirs, said)
+        token, learnt = self.choice(bridged, said, batch)
+        projected = self.forth(bridged.to_student)
+        everywhere = rows.spread(projected.detach(), bridged.ours, n, 0)
+        labels = rows.spread(token, bridged.ours, n, NOBODY)
+        told = {spaces.projected: rows.telling(ours, everywhere), spaces.label: lambda a, b: labels[a:b]}
+        loss: Any = DivergenceRows(spaces.divergence, temperature=spaces.temperature, teacher=spaces.projected)
+        if self.agreeing:
+            loss = Agreeing(loss, said=spaces.projected, choice=spaces.label)
+        in_student, projector, in_teacher = spaces.terms
+        return {in_student: rows.RowTerm(loss, told)}, {
+            projector: summed(CrossEntropyRows(), projected[learnt], ours, token[learnt]),
+            in_teacher: in_theirs,
+        }
+
+    forward = rows.OverRows.__call__
+
+
+class DualSpace(TwoSpaces):
     """D(Z_t2s || Z_s) + CE(Z_t2s, y) + KL(Z_t || Z_s2t), with y the text's next token.
 
     P_t2s and P_s2t are linear maps with bias, as torch draws them. The teacher's space is compared by forward KL
@@ -77,61 +147,37 @@ class DualSpace(nn.Module):
     Raises: UnsupportedModel when called with a network whose head cannot be read.
     """
 
-    additive: ClassVar[bool] = True
     group: ClassVar[Group] = FAST
 
     def __init__(
         self, student_width: int, teacher_width: int, spaces: Spaces | None = None, bridge: Bridge | None = None
     ) -> None:
-        super().__init__()
-        self.spaces = spaces or Spaces()
-        self.bridge = bridge or SameRows()
+        super().__init__(spaces or Spaces(), bridge)
+        self.inside, self.agreeing = forward_kl, isinstance(bridge, CrossAttention)
         self.to_student = nn.Linear(teacher_width, student_width)
         self.to_teacher = nn.Linear(student_width, teacher_width)
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """Three terms, each weighing 1."""
-        return dict.fromkeys(self.spaces.terms, 1.0)
-
-    def needs(self, batch: Batch) -> Mapping[str, Needs]:
-        """What the bridge needs of student and teacher."""
-        return self.bridge.needs(batch, self.spaces.teacher)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The rows that are reached: of the student, of it where the text is the data's own, and of the teacher."""
         ours, theirs = self.bridge.counts(batch, self.spaces.teacher)
         return dict(zip(self.spaces.terms, (ours, int(gold(batch).sum()), theirs), strict=True))
 
-    def split(
-        self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
-    ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
-        """The term in the student's space, over its rows, and the two others."""
-        spaces, targets = self.spaces, supervised(batch)[1]
-        student, teacher = views["student"], frozen[spaces.teacher]
-        ours, theirs = frozen_head(student, "student"), frozen_head(teacher, "teacher")
-        bridged = self.bridge(student, teacher, batch, spaces.teacher)
-        projected = self.to_student(bridged.to_student)
-        loss: Any = DivergenceRows(spaces.divergence, temperature=spaces.temperature, teacher=spaces.projected)
-        labels = rows.spread(targets[bridged.ours], bridged.ours, len(targets), NOBODY)
-        if isinstance(self.bridge, CrossAttention):
-            loss = Agreeing(loss, said=spaces.projected, choice=spaces.label)
-        in_student, projector, in_teacher = spaces.terms
-        everywhere = rows.spread(projected.detach(), bridged.ours, len(targets), 0)
-        told = {spaces.projected: rows.telling(ours, everywhere), spaces.label: lambda a, b: labels[a:b]}
-        back = self.to_teacher(bridged.to_teacher)
-        true = gold(batch)[bridged.ours]  # a token that the student wrote itself is no label
-        return {in_student: rows.RowTerm(loss, told)}, {
-            projector: summed(CrossEntropyRows(), projected[true], ours, targets[bridged.ours][true]),
-            in_teacher: in_teachers_space(
-                forward_kl, spaces, back, theirs, rows.telling(theirs, teacher.rows[bridged.theirs])
-            ),
-        }
+    def forth(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P F"]:
+        """Through a learned map."""
+        found: Tensor = self.to_student(states)
+        return found
 
-    forward = rows.OverRows.__call__
+    def back(self, states: Float[Tensor, "Q F"], student: Signals, teacher: Signals) -> Float[Tensor, "Q D"]:
+        """Through a learned map."""
+        found: Tensor = self.to_teacher(states)
+        return found
+
+    def choice(self, bridged: Bridged, said: "Noting", batch: Batch) -> Choice:
+        """The text's next token; one that the student wrote itself is not learnt."""
+        return Choice(supervised(batch)[1][bridged.ours], gold(batch)[bridged.ours])
 
 
-class DualSpaceV2(nn.Module):
+class DualSpaceV2(TwoSpaces):
     """D(Z_t2s || Z_s) + CE(Z_t2s, y_t) + D(Z_t || Z_s2t), with y_t the teacher's likeliest token.
 
     P_t2s = W_t^T pinv(W_s^T) at the start, without bias: the teacher's logits projected onto what the student's head
@@ -148,8 +194,8 @@ class DualSpaceV2(nn.Module):
     Raises: UnsupportedModel when called with a network whose head cannot be read.
     """
 
-    additive: ClassVar[bool] = True
     group: ClassVar[Group] = LIKE_THE_STUDENT
+    agreeing = True
 
     def __init__(
         self,
@@ -160,9 +206,8 @@ class DualSpaceV2(nn.Module):
         shared: Int[Tensor, "2 S"] | None = None,
         scale: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.spaces, self.scale = spaces or Spaces(name="dskdv2"), scale
-        self.bridge = bridge or SameRows()
+        super().__init__(spaces or Spaces(name="dskdv2"), bridge)
+        self.inside, self.scale = self.spaces.divergence, scale
         both = min(len(student), len(teacher))
         ours, theirs = torch.arange(both).expand(2, -1) if shared is None else shared
         self.to_student = nn.Parameter(scale * onto_rows(teacher[theirs], student[ours]))  # [D F]
@@ -172,38 +217,23 @@ class DualSpaceV2(nn.Module):
         self.known = _Constant(known)  # the student's id of each of the teacher's
         self.gram = _Constant(inverse_gram(teacher[theirs]))
 
-    weights = DualSpace.weights
-    needs = DualSpace.needs
-    forward = DualSpace.forward
-
-    def split(
-        self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
-    ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
-        """The term in the student's space, over its rows, and the two others."""
-        spaces, n = self.spaces, len(supervised(batch)[1])
-        student, teacher = views["student"], frozen[spaces.teacher]
-        ours, theirs = frozen_head(student, "student"), frozen_head(teacher, "teacher")
-        bridged = self.bridge(student, teacher, batch, spaces.teacher)
-        back = bridged.to_teacher @ self.to_teacher(student, teacher).to(bridged.to_teacher.dtype)
-        noting = Noting(theirs, teacher.rows[bridged.theirs])
-        in_theirs = in_teachers_space(spaces.divergence, spaces, back, theirs, noting)
-        chosen = self.known.on(student.rows)[noting.likeliest]
-        kept = chosen != NOBODY
-        projected = bridged.to_student @ self.to_student.to(bridged.to_student.dtype)
-        labels = rows.spread(chosen, bridged.ours, n, NOBODY)
-        everywhere = rows.spread(projected.detach(), bridged.ours, n, 0)
-        told = {spaces.projected: rows.telling(ours, everywhere), spaces.label: lambda a, b: labels[a:b]}
-        loss = DivergenceRows(spaces.divergence, temperature=spaces.temperature, teacher=spaces.projected)
-        in_student, projector, in_teacher = spaces.terms
-        return {in_student: rows.RowTerm(Agreeing(loss, said=spaces.projected, choice=spaces.label), told)}, {
-            projector: summed(CrossEntropyRows(), projected[kept], ours, chosen[kept]),
-            in_teacher: in_theirs,
-        }
-
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The rows that are reached: of the student for the first two terms, of the teacher for the third."""
         ours, theirs = self.bridge.counts(batch, self.spaces.teacher)
         return dict(zip(self.spaces.terms, (ours, ours, theirs), strict=True))
+
+    def forth(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P F"]:
+        """Through the learned map that began as the pseudo-inverse's."""
+        return states @ self.to_student.to(states.dtype)
+
+    def back(self, states: Float[Tensor, "Q F"], student: Signals, teacher: Signals) -> Float[Tensor, "Q D"]:
+        """Through the pseudo-inverse's map for the student's head as it is now."""
+        return states @ self.to_teacher(student, teacher).to(states.dtype)
+
+    def choice(self, bridged: Bridged, said: "Noting", batch: Batch) -> Choice:
+        """The student's id of what the teacher finds likeliest, where it has one; bridges here pair single rows."""
+        token = self.known.on(said.likeliest)[said.likeliest]
+        return Choice(token, token != NOBODY)
 
     @torch.no_grad()
     def to_teacher(self, student: Signals, teacher: Signals) -> Float[Tensor, "F D"]:
