@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
@@ -17,7 +17,9 @@ else:
     Call = typer.Context.__mro__[1]  # what typer passes where it asks for its own subclass to be named
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
-Teacher = Annotated[str | None, typer.Option(help="A hub id, a folder, a .gguf file, or smollm2.")]
+Teacher = Annotated[  # one; a list, so that a second one is refused and does not take the first one's place
+    list[str] | None, typer.Option("--teacher", help="A hub id, a folder, a .gguf file, or smollm2.", metavar="TEXT")
+]
 AnyTeachers = Annotated[
     list[str] | None,
     typer.Option(
@@ -112,14 +114,16 @@ def count(text: str | int | None) -> int | None:
     return number
 
 
-def require_teacher(teacher: str | None) -> str:
-    """The teacher's name.
+def require_teacher(teachers: Sequence[str] | None) -> str:
+    """The one teacher's name.
 
-    Raises: UsageError if none is given.
+    Raises: UsageError if none is given, or several.
     """
-    if teacher is None:
+    if not teachers:
         raise UsageError("a teacher is needed; give --teacher, such as smollm2")
-    return teacher
+    if len(teachers) > 1:
+        raise UsageError(f"one teacher is taken here, and {len(teachers)} are given; give one of them at a time")
+    return teachers[0]
 
 
 def path(text: str) -> Path:
