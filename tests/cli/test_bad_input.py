@@ -140,7 +140,7 @@ def test_a_vocabulary_padded_to_another_width_simply_works(
 def test_a_second_teacher_does_not_take_the_place_of_the_first(
     refused: Refused, teacher: Path, text: Path, verb: tuple[object, ...]
 ) -> None:
-    said = refused(verb[0], "--teacher", teacher, "--teacher", teacher, "--data", text, *verb[1:], code=2)
+    said = refused(verb[0], "--teacher", teacher, "--teacher", f"b={teacher}", "--data", text, *verb[1:], code=2)
     assert "one of them at a time" in said
 
 
