@@ -40,7 +40,7 @@ def text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
 
 def trained(row: Tokenised, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of the tokens that are trained on."""
-    assert all(label in (IGNORE, i) for i, label in zip(*row, strict=True))
+    assert all(label in (IGNORE, i) for i, label in zip(row.input_ids, row.labels, strict=True))
     return text([label for label in row.labels if label != IGNORE], tokenizer)
 
 
@@ -206,10 +206,10 @@ def test_tokens_that_tile_a_text_are_within_where_they_lie_in_a_span(sizes: list
 
 
 def test_an_end_of_text_that_is_there_already_is_not_put_again() -> None:
-    assert labelled([5, 6, 9], [True, True, False], 9) == ([5, 6, 9], [IGNORE, 6, 9])
-    assert labelled([5, 6], [True, True], 9) == ([5, 6, 9], [IGNORE, 6, 9])
-    assert labelled([5, 6], [True, True], None) == ([5, 6], [IGNORE, 6])
-    assert labelled([], [], 9) == ([], [])
+    assert labelled([5, 6, 9], [True, True, False], 9) == Tokenised([5, 6, 9], [IGNORE, 6, 9])
+    assert labelled([5, 6], [True, True], 9) == Tokenised([5, 6, 9], [IGNORE, 6, 9])
+    assert labelled([5, 6], [True, True], None) == Tokenised([5, 6], [IGNORE, 6])
+    assert labelled([], [], 9) == Tokenised([], [])
 
 
 @pytest.fixture(scope="module")

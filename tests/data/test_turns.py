@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from tests.data.trained import byte_level, sentencepiece
 from transformers import PreTrainedTokenizerFast
 
 from potstill.core.types import IGNORE
@@ -158,3 +159,69 @@ def test_special_tokens_are_read_back_only_where_they_are_asked_for(bytes_with: 
     known, ids = pieces(tokenizer), tokenizer("<|start|>Hi<|eot|>", add_special_tokens=False).input_ids
     assert read_back(ids, known)[0] == b"Hi"
     assert read_back(ids, known, shown=known.special)[0] == b"<|start|>Hi<|eot|>"
+
+
+def told(bytes_with: Make, student: str, teacher: str, window: str) -> str:
+    ours, theirs = bytes_with(student), bytes_with(teacher)
+    return retold(window.encode(), marks_of(ours), marks_of(theirs)).text
+
+
+def test_a_break_within_an_answer_is_no_end_of_a_system_message(bytes_with: Make) -> None:
+    found = told(bytes_with, FOLDED, CHATML, "ne.\n\nTwo.\n\nThree.<|end|>\n")
+    assert found == "ne.\n\nTwo.\n\nThree.<|eot|>\n"
+
+
+def test_a_window_that_begins_within_a_prompt_is_the_users(bytes_with: Make) -> None:
+    found = told(bytes_with, CHATML, FOLDED, "three four<|eot|>\n<|start|>assistant\nThe answer.<|eot|>\n")
+    assert found == "three four<|end|>\n<|start|>model\nThe answer.<|end|>\n"
+
+
+def test_a_window_that_begins_or_ends_within_a_mark_shows_the_teacher_no_token_of_it(bytes_with: Make) -> None:
+    assert told(bytes_with, CHATML, FOLDED, "<|start|>assistant\nHello.") == "Hello."
+    assert told(bytes_with, CHATML, FOLDED, "Hello.<|eot|>\n<|start|>") == "Hello.<|end|>\n"
+    assert "<|start|>assi" not in told(
+        bytes_with, CHATML, FOLDED, "<|start|>system\nBe brief<|eot|>\n<|start|>user\nHi<|eot|>\n<|start|>assi"
+    )
+
+
+def test_a_bos_before_a_further_window_is_no_text(bytes_with: Make) -> None:
+    ours, theirs = bytes_with(LLAMA, adds_bos=True), bytes_with(CHATML)
+    data = b"<|bos|>one paragraph\n\nand another<|eot|>"
+    assert retold(data, marks_of(ours), marks_of(theirs)).text == "one paragraph\n\nand another<|eot|>\n"
+
+
+LINES = (
+    "{% for message in messages %}{{ '### ' + message['role'] + ':\n' + message['content'] + '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
+)
+
+
+def test_an_ending_that_is_text_ends_an_answer_only_where_nothing_follows(bytes_with: Make) -> None:
+    answer = "First.\n\nSecond.\n\nThird."
+    window = f"### user:\nHi\n\n### assistant:\n{answer}\n\n"
+    assert told(bytes_with, LINES, FOLDED, window) == (
+        f"<|bos|><|start|>user\nHi<|end|>\n<|start|>model\n{answer}<|end|>\n"
+    )
+
+
+def test_thinking_is_told_in_the_last_answer_alone(bytes_with: Make) -> None:
+    messages = chat("Hi", "Hello", "And?", "Bye")
+    data = ChatTemplate(bytes_with(CHATML)).render(messages)
+    assert told(bytes_with, CHATML, THINKING, data) == ChatTemplate(bytes_with(THINKING)).render(messages)
+
+
+def test_a_tokenizer_that_ends_every_text_itself_ends_it_once(bytes_with: Make) -> None:
+    ours, theirs = bytes_with(), bytes_with(adds_bos=True, adds_eos=True)
+    sides = [Reader(one, pieces(one)) for one in (ours, theirs)]
+    ids = torch.tensor([*ours("Hi", add_special_tokens=False).input_ids, ours.eos_token_id])
+    (found,) = translate([(ids, ids)], *sides)
+    assert theirs.decode(found.input_ids) == "<|bos|>Hi<|eos|>"
+    (cut,) = translate([(ids[:-1], ids[:-1])], *sides)
+    assert theirs.decode(cut.input_ids) == "<|bos|>Hi"
+
+
+def test_the_space_that_a_tokenizer_puts_in_front_is_not_told() -> None:
+    ours, theirs = (Reader(one, pieces(one)) for one in (sentencepiece(), byte_level()))
+    ids = torch.tensor(ours.tokenizer("The other", add_special_tokens=False).input_ids)
+    (found,) = translate([(ids, ids)], ours, theirs)
+    assert theirs.tokenizer.decode(found.input_ids) == "The other"

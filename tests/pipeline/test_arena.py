@@ -235,9 +235,8 @@ def test_an_arm_says_who_writes_its_text_and_is_refused_where_nobody_could_answe
     stage = arm.stage(common, student=None, tokens=9, seed=4)
     assert (stage.on_policy, stage.rollout, stage.objective.cross_entropy) == (0.5, "gkd", 0)
     evaluated = replace(common, settings=replace(common.settings, eval_every=2))
-    assert Arm.parse("forward_kl@rollout=distillm", evaluated).stage(
-        common, student=None, tokens=9, seed=4
-    ).rollout == ("distillm")
+    adaptive = Arm.parse("forward_kl@rollout=distillm", evaluated)
+    assert adaptive.stage(evaluated, student=None, tokens=9, seed=4).rollout == "distillm"
     with pytest.raises(UsageError, match="--eval-every"):
         Arm.parse("forward_kl@rollout=distillm", common)
     with pytest.raises(UsageError, match="learns nothing from what the student itself writes"):

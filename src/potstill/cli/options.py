@@ -161,7 +161,10 @@ def merge(context: Call, config: str | None, also: Mapping[str, type]) -> dict[s
     """
     options = {name: value for name, value in context.params.items() if name not in ONCE}
     hints = {**get_type_hints(context.command.callback), **also}
-    for name, value in _flat(_read(path(config))).items() if config else ():
+    read = _read(path(config)) if config else {}
+    for name, value in _flat(read).items():
+        if "stage" in read and name not in options and name not in also:
+            continue  # a card says more of its stage than another verb asks
         if name not in options and name not in also:
             known = ", ".join(sorted({*options, *also} - {"config"}))
             raise UsageError(f"{config} names {name!r}, which is no option; options are {known}")

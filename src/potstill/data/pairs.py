@@ -34,6 +34,11 @@ class Reader(NamedTuple):
     pieces: Pieces
     marks: Marks | None = None
 
+    @property
+    def dummy(self) -> bool:
+        """Whether the tokenizer puts a space before a text, as SentencePiece does."""
+        return read_back(self.tokenizer("a", add_special_tokens=False).input_ids, self.pieces)[0] == b" a"
+
 
 def readers(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, chats: bool
@@ -139,6 +144,8 @@ def translate(
 def _read(ids: Sequence[int], student: Reader, teacher: Reader) -> _Read:
     if student.marks is None or teacher.marks is None:
         data, spans = read_back(ids, student.pieces)
+        if data[:1] == b" " and student.dummy:  # put in front by the student's tokenizer; in no text
+            data, spans = data[1:], (spans - 1).clamp(min=0)
         return _Read(readable(data), data, spans, None)
     data, spans = read_back(ids, student.pieces, shown=student.marks.special)
     told = retold(data, student.marks, teacher.marks)
@@ -149,7 +156,7 @@ def _translated(
     read: _Read, ids: Tensor, labels: Tensor, other: Located, pieces: Pieces, teacher: Reader, *, warp: bool
 ) -> Translated:
     data, spans = read.data, read.spans
-    theirs, their_spans = other
+    theirs, their_spans = _unended(other, teacher)
     if read.told is not None:
         their_spans = align.shared(their_spans, read.told.theirs, read.told.common)
     trained = torch.zeros(len(data) + 1, dtype=torch.bool)
@@ -172,6 +179,13 @@ def _translated(
     if warp:
         warped = _warped((ids, learning, pieces), (theirs, others, teacher.pieces))
     return Translated(theirs, learnt, align.exact(spans, their_spans), groups, warped)
+
+
+def _unended(other: Located, teacher: Reader) -> Located:
+    """Without the end of text that some tokenizers put behind every text, whether it ends there or not."""
+    ids, spans = other
+    added = len(ids) and int(ids[-1]) == teacher.tokenizer.eos_token_id and int(spans[-1, 0]) == int(spans[-1, 1])
+    return Located(ids[:-1], spans[:-1]) if added else other
 
 
 def _ends(ids: Tensor, labels: Tensor, spans: Tensor, pieces: Pieces) -> bool:

@@ -75,11 +75,14 @@ class Retold(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """The marks of a template, the string that ends an answer, the special ids that marks are made of, and a BOS."""
+    """The marks of a template, the string that ends an answer, the special tokens that marks are made of, and a BOS.
+
+    Of two marks between the same roles the first is how a chat's last answer is opened, the last how all others are.
+    """
 
     all: Sequence[Mark]
     ending: str
-    special: frozenset[int]
+    special: Mapping[int, bytes]
     bos: str
 
     @classmethod
@@ -92,11 +95,16 @@ class Marks:
         found: dict[Mark, frozenset[int]] = {}
         for roles in SPEAKERS:
             found |= dict(_learnt(template, pieces, roles))
-        special = frozenset().union(*found.values()) & pieces.special
+        special = {i: pieces.of[i] for i in frozenset().union(*found.values()) & pieces.special}
         written = [str(tokenizer.convert_ids_to_tokens(i)) for i in special]
         ending = next((token for token in written if template.stop.endswith(token)), template.stop)
         marks = cls(list(found), ending, special, _bos(tokenizer))
         return marks if ending and marks.text("user", "assistant") != BREAK else None
+
+    @classmethod
+    def unknown(cls, tokenizer: PreTrainedTokenizerBase, pieces: Pieces) -> bool:
+        """Whether there is a template, and nothing could be learnt of it."""
+        return bool(tokenizer.chat_template) and cls.learnt(tokenizer, pieces) is None
 
     @classmethod
     def plain(cls, tokenizer: PreTrainedTokenizerBase) -> "Marks":
@@ -105,7 +113,7 @@ class Marks:
         roles = ("system", "user", "assistant")
         between = [Mark(last, role, LINE, LINE.encode()) for last in roles for role in roles]
         opening = [Mark(START, role, bos, bos.encode()) for role in roles]
-        return cls([*opening, *between, Mark("assistant", END, ending, ending.encode())], ending, frozenset(), bos)
+        return cls([*opening, *between, Mark("assistant", END, ending, ending.encode())], ending, {}, bos)
 
     def taken(self, data: bytes) -> tuple[list[Turn], bool]:
         """The turns of a window, and whether it begins where the chat does.
@@ -114,7 +122,7 @@ class Marks:
         mark says otherwise, and one that ends within a mark ends with the answer before it.
         """
         opening = next((mark for mark in self._following[START] if data.startswith(mark.data)), None)
-        role, place = (UNKNOWN, 0) if opening is None else (opening.next, len(opening.data))
+        role, place = self._begun(data) if opening is None else (opening.next, len(opening.data))
         turns = []
         while (found := self._next(role, data, place)) is not None:
             at, mark = found
@@ -123,21 +131,41 @@ class Marks:
         turns.append(self._turn(data, role, place, self._end(data, role, place)))
         return turns, opening is not None
 
-    def text(self, last: str, role: str) -> str:
+    def text(self, last: str, role: str, *, final: bool = True) -> str:
         """What is written between two turns. A system message without a mark of its own opens what the user says."""
-        found = next((mark.text for mark in self.all if (mark.last, mark.next) == (last, role)), None)
-        if found is not None or last != START:
-            return BREAK if found is None else found
+        found = [mark.text for mark in self.all if (mark.last, mark.next) == (last, role)]
+        if found or last != START:
+            return found[0 if final else -1] if found else BREAK
         opening = self.text(START, "user")
         return opening if role == "system" else self.bos * opening.startswith(self.bos)
 
+    def _begun(self, data: bytes) -> tuple[str, int]:
+        """Who speaks in a window that begins within a chat, and from where: one may begin within a mark, too."""
+        place = next(
+            (len(one) for one in self.special.values() if one == self.bos.encode() and data.startswith(one)), 0
+        )
+        for mark in self._following[UNKNOWN]:
+            cuts = (at for token in self.special.values() if (at := mark.data.find(token, 1)) > 0)
+            if any(data.startswith(rest := mark.data[at:], place) for at in cuts):
+                return mark.next, place + len(rest)
+        return UNKNOWN, place
+
     def _end(self, data: bytes, role: str, place: int) -> int:
-        """Where the last turn of a window ends: at the answer's ending, if one is there."""
+        """Where the last turn of a window ends: at the last ending behind which nothing but the rest of a mark comes.
+
+        Of a turn that is no answer, where the first special token of a mark that was cut stands.
+        """
         if role not in ("assistant", UNKNOWN):
+            return min((at for one in self.special.values() if (at := data.find(one, place)) >= 0), default=len(data))
+        ending = self.ending.encode()
+        closing = [mark.data.partition(ending) for mark in self.all if mark.last == "assistant"]
+        at = data.rfind(ending, place)
+        while at >= 0 and not any(found and rest.startswith(data[at + len(ending) :]) for _, found, rest in closing):
+            at = data.rfind(ending, place, at)
+        if at < 0:
             return len(data)
-        before = self.text("assistant", END).partition(self.ending)[0] + self.ending
-        found = (data.find(one.encode(), place) for one in (before, self.ending))
-        return next((at for at in found if at >= 0), len(data))
+        before = next((one for one, found, _ in closing if found and one and data.endswith(one, place, at)), b"")
+        return at - len(before)
 
     def _turn(self, data: bytes, role: str, start: int, stop: int) -> Turn:
         ends = data.find(self.ending.encode(), stop) if role in ("assistant", UNKNOWN) else -1
@@ -150,10 +178,11 @@ class Marks:
 
     @cached_property
     def _following(self) -> Mapping[str, list[Mark]]:
-        """The marks that may follow each role, the longest first; of an unknown one the assistant's come before all."""
+        """The marks that may follow each role, the longest first; of an unknown one those of user and assistant."""
         marks = sorted((mark for mark in self.all if mark.data and mark.next != END), key=lambda mark: -len(mark.data))
         found = {role: [m for m in marks if m.last == role] for role in (START, "system", "user", "assistant")}
-        within = sorted((m for m in marks if m.last != START), key=lambda m: (-len(m.data), m.last != "assistant"))
+        within = [m for m in marks if m.last in ("user", "assistant")]  # what a system message ends with may be a break
+        within.sort(key=lambda m: (-len(m.data), m.last != ("user" if m.next == "assistant" else "assistant")))
         return {**found, UNKNOWN: within}
 
 
@@ -179,24 +208,35 @@ def retold(data: bytes, student: Marks, teacher: Marks) -> Retold:
 
 def _parts(data: bytes, student: Marks, teacher: Marks) -> Iterator[_Part]:
     turns, whole = student.taken(data)
-    last, ends = START, None
+    last, ends, size = START, None, len(student.ending.encode())
     for number, turn in enumerate(turns):
-        yield from _mark(teacher, last, turn.role if whole or number else UNKNOWN, ends, len(student.ending))
-        if turn.stop > turn.start:
-            said = data[turn.start : turn.stop]
-            yield _Part(readable(said), (turn.start, turn.stop), said)
+        final = number == len(turns) - 1
+        role = turn.role if whole or number else UNKNOWN
+        yield from _mark(teacher.text(last, role, final=final), teacher.ending, ends, size)
+        for start, stop in _said(data, turn, student):
+            yield _Part(readable(data[start:stop]), (start, stop), data[start:stop])
         last, ends = turn.role, turn.ends
     if ends is not None:
-        yield from _mark(teacher, "assistant", END, ends, len(student.ending))
+        yield from _mark(teacher.text("assistant", END), teacher.ending, ends, size)
 
 
-def _mark(marks: Marks, last: str, role: str, ends: int | None, size: int) -> Iterator[_Part]:
+def _said(data: bytes, turn: Turn, marks: Marks) -> Iterator[tuple[int, int]]:
+    """The stretches of a turn between special tokens that no mark explains, which are no text to another tokenizer."""
+    start = turn.start
+    while start < turn.stop:
+        found = ((data.find(one, start, turn.stop), len(one)) for one in marks.special.values())
+        at, size = min((one for one in found if one[0] >= 0), default=(turn.stop, 0))
+        if at > start:
+            yield start, at
+        start = at + size
+
+
+def _mark(text: str, ending: str, ends: int | None, size: int) -> Iterator[_Part]:
     """What the teacher's template writes there, its ending for the student's of `size` at `ends`."""
-    text = marks.text(last, role)
-    if ends is None or not marks.ending or marks.ending not in text:
+    if ends is None or not ending or ending not in text:
         yield _Part(text)
     else:
-        before, ending, behind = text.partition(marks.ending)
+        before, _, behind = text.partition(ending)
         yield from (_Part(before), _Part(ending, (ends, ends + size), b"."), _Part(behind))
 
 

@@ -58,6 +58,8 @@ class Mixture:
             options = {key: value if key == INNER else float(value) for key, value in pairs}
         except ValueError as error:
             raise UsageError(f"objective {text!r} is not NAME or NAME:OPTION=NUMBER, such as jsd:beta=0.3") from error
+        if len(options) < len(pairs):
+            raise UsageError(f"objective {text!r} sets an option twice; set it once")
         return cls(name=name, cross_entropy=cross_entropy, temperature=temperature, options=options)
 
     @property

@@ -3,8 +3,9 @@
     potstill generate TEACHER --data D --out answers
     potstill distill --teacher TEACHER --student S --data answers --objective cross_entropy --out student
 
-The folder holds `train.jsonl` with what the teacher answers to the training prompts, and `validation.jsonl` with the
-data's own held-out answers, so that a student of either is measured on the same text.
+The folder holds `train.jsonl` with what the teacher answers to the training prompts (of a chat, to what comes before
+its first answer, so that no other answer is trained on), and `validation.jsonl` with the data's own held-out answers,
+so that a student of either is measured on the same text.
 
 Source: Kim and Rush, "Sequence-Level Knowledge Distillation" (arXiv:1606.07947), section 3.2. Departs from the paper:
 answers are greedy or sampled, not searched by beam.
@@ -130,6 +131,7 @@ class Answers:
             return
         tokenizer = loaded.tokenizer
         template = ChatTemplate(tokenizer) if tokenizer.chat_template or "messages" in documents[0] else None
+        documents = [opening(document) for document in documents]
         asked = [question_of(document, tokenizer, template) for document in documents]
         room = context_of(loaded.model) - self.max_tokens
         prompts = {n: list(one.prompt) for n, one in enumerate(asked) if one is not None and len(one.prompt) <= room}
@@ -188,6 +190,12 @@ class Answers:
         return card.to_dict()
 
 
+def opening(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A pair, or a chat up to its first answer: whatever is trained on of it is then the teacher's own."""
+    first = next((n for n, turn in enumerate(document.get("messages", ())) if turn["role"] == "assistant"), None)
+    return document if first is None else {"messages": document["messages"][: first + 1]}
+
+
 def line_of(
     document: Mapping[str, Any], tokens: Sequence[int] | None, stop: frozenset[int], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
@@ -201,7 +209,7 @@ def line_of(
 
 
 def answered(document: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """A pair with another response, or a chat up to its last answer, which is another."""
+    """A pair with another response, or a chat whose last answer is another."""
     if "messages" not in document:
         return {"prompt": document["prompt"], "response": text}
     last = max(n for n, message in enumerate(document["messages"]) if message["role"] == "assistant")

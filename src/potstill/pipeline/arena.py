@@ -59,6 +59,9 @@ class Arena:
         for what, given in (("arm", [arm.place for arm in self.arms]), ("seed", self.seeds)):
             if twice := [one for one in given if list(given).count(one) > 1]:
                 raise UsageError(f"the {what} {twice[0]} is there twice; name each once")
+        for arm in self.arms:
+            if same := [one.name for one in self.arms if one is not arm and one.same(arm)]:
+                raise UsageError(f"the arms {arm.name} and {same[0]} are one and the same; name it once")
         if self.seconds is not None and (writing := [arm.name for arm in self.arms if arm.policy.writes]):
             raise UsageError(
                 f"how long the arm {writing[0]} takes depends on the student's answers; give a budget in tokens"

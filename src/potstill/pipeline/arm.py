@@ -54,6 +54,10 @@ class Arm:
         own = replace(own, on_policy=policy.share, rollout=policy.name)
         return own if student is None else replace(own, student=student, keep=None, params=None)
 
+    def same(self, other: "Arm") -> bool:
+        """Whether both train alike, whatever they are called."""
+        return replace(self, name="") == replace(other, name="")
+
     @property
     def place(self) -> str:
         """The name as a folder's."""
@@ -78,6 +82,8 @@ def _chosen(text: str, arm: str) -> dict[str, str]:
         name, _, value = piece.partition("=")
         if name not in SETTINGS:
             raise UsageError(f"the arm {arm!r} has no setting {name!r}; after an @ it takes {', '.join(SETTINGS)}")
+        if name in found:
+            raise UsageError(f"the arm {arm!r} sets {name} twice; set it once")
         found[name] = value
     return found
 

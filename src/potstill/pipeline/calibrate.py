@@ -132,9 +132,9 @@ def fitted(seen: Clocked, work: Workload, pace: Pace, *, held: float) -> Calibra
         measured=True,
         teacher=found["teacher"] / alone["teacher"] if "teacher" in found else 1.0,
         student=found["student"] / alone["student"],
-        backward=(found["backward"] - beside["backward"]) / alone["backward"],
+        backward=max(0.0, found["backward"] - beside["backward"]) / alone["backward"],
         optimiser=found["optimiser"] / work.trained,
-        loss={work.source: loss / (seen.rows * work.entries)},
+        loss={work.source: max(0.0, loss) / (seen.rows * work.entries)},
         beside=seen.peak - held,
     )
 

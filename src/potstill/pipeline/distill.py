@@ -28,6 +28,7 @@ from potstill.core.errors import (
 from potstill.core.types import Measure, Objective
 from potstill.data.cache import Cache, faults
 from potstill.data.served import TOP_K
+from potstill.data.turns import Marks
 from potstill.data.wire import is_address
 from potstill.evaluate.plots import draw_curve
 from potstill.evaluate.reading import Reading
@@ -264,6 +265,8 @@ class Distill:
         for said in pair.teachers.values():
             if isinstance(said, Loaded):
                 said.model.to(device=device, dtype=dtype)
+        if pair.across and pair.paired and pair.chats and any(Marks.unknown(*one[:2]) for one in pair.readers):
+            note("a chat template here writes turns in a way that is not known, so the teacher reads them line by line")
         if not packed(pair):
             note("a model here mixes documents that are packed, so they are padded: slower, and the same numbers")
         reading = Reading(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)

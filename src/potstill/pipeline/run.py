@@ -13,6 +13,7 @@ from potstill.pipeline.distill import Distill
 from potstill.pipeline.prune import Prune
 
 Stage = Prune | Answers | Distill
+FREE = ("skip_doctor", "compile", "checkpoint_activations")  # options of a stage that change no result
 PREVIOUS = "@previous"  # in a recipe: the folder that the stage before made
 
 
@@ -55,7 +56,13 @@ def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, r
 def is_finished(folder: Path, stage: Stage) -> bool:
     """Whether `folder` holds what exactly this stage makes, and no run that was begun there since."""
     finished = (folder / CARD).is_file() and not (folder / TRAINING).is_dir()
-    return finished and read_card(folder).get("stage") == stage.to_dict()
+    return finished and essence(read_card(folder).get("stage", {})) == essence(stage.to_dict())
+
+
+def essence(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage as plain data, without what changes no result."""
+    kept = {name: value for name, value in stage.items() if name not in FREE}
+    return {name: essence(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
 def placed_after(stage: Stage, previous: str) -> Stage:

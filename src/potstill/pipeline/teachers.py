@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from potstill.pipeline.distill import Distill
 
 NAMED = re.compile(r"([^/\\:=]+)=(.+)")  # no address and no path of several parts has a = before its first / or :
+VALUED = re.compile(r"([^=]+)=(.+)")  # under a route every teacher is named, by whatever stands in the column
 AVERAGE, ROUTE = "average", "route"
 
 
@@ -43,7 +44,8 @@ class Several(NamedTuple):
         combination, _, column = combine.partition(":")
         if combination not in COMBINATIONS or (combination == ROUTE) != bool(column):
             raise UsageError(f"--combine {combine!r} is none of average, confidence and route:COLUMN")
-        named = [hit.groups() if (hit := NAMED.fullmatch(one)) else ("", one) for one in teachers]
+        pattern = VALUED if combination == ROUTE else NAMED
+        named = [hit.groups() if (hit := pattern.fullmatch(one)) else ("", one) for one in teachers]
         if combination == ROUTE and (unnamed := [source for name, source in named if not name]):
             raise UsageError(
                 f"--combine {combine} needs the value of {column!r} that each teacher is for; give --teacher "
