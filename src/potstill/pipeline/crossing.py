@@ -144,7 +144,10 @@ def _itself(text: str, reader: Reader) -> tuple[int, int]:
     opening = len(one.input_ids) - len(ids)
     if opening < 0 or not torch.equal(one.input_ids[opening:], ids):
         return 0, 0
-    want = [n for n, i in enumerate(ids.tolist()) if reader.pieces.of[i] and i not in reader.pieces.special]
+    told = [b"" if i in reader.pieces.special else reader.pieces.of[i] for i in ids.tolist()]
+    if reader.dummy and told[0] == b" ":
+        told[0] = b""  # put in front by the tokenizer; in no text
+    want = [n for n, piece in enumerate(told) if piece]
     return len({(n, n + opening) for n in want} - set(map(tuple, one.same.tolist()))), len(want)
 
 
