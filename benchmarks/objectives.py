@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from setting.document import command_line, document, refuse_on_red
+from setting.document import command_line, document, parsed, refuse_on_red
 from setting.memory import peak
 from setting.networks import both, random_teacher, sizes, translating
 from setting.products import Linear, of_a_step, seconds
@@ -176,12 +176,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", help="one with another tokenizer: a folder or a GGUF file")
     parser.add_argument("--only", nargs="+", choices=(*ALIKE, *ACROSS), help="some objectives, for development alone")
     parser.add_argument("--quick", action="store_true", help="tiny random models; the figures mean nothing")
-    parser.add_argument("--cpu-seconds", action="store_true", help="count seconds of the processor, on a busy machine")
     parser.add_argument("--side", choices=(PLAIN, PRODUCTS, *ALIKE, *ACROSS), help=argparse.SUPPRESS)
-    found = parser.parse_args()
-    if found.cpu_seconds:
-        time.perf_counter = time.process_time
-    return found
+    return parsed(parser)
 
 
 if __name__ == "__main__":

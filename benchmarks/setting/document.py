@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,15 @@ def command_line(says: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--unchecked", action="store_true", help="skip the tests; for development alone")
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a benchmark that can count seconds of the processor in place of the clock's."""
+    parser.add_argument("--cpu-seconds", action="store_true", help="count seconds of the processor, on a busy machine")
+    found = parser.parse_args()
+    if found.cpu_seconds:
+        time.perf_counter = time.process_time
+    return found
 
 
 def refuse_on_red(tests: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ def translating(sides: Any, *, warped: bool) -> Callable[[Any], Any]:
     """What adds the teacher's reading to a pack."""
     from potstill.data.pairs import Paired, Reader
 
-    readers = (Reader(one.tokenizer, one.pieces) for one in (sides.student, sides.teacher))
+    readers = (Reader.of(one.tokenizer) for one in (sides.student, sides.teacher))
     return Paired([], *readers, warped=warped).beside
 
 

@@ -13,13 +13,12 @@ from potstill.core.errors import UsageError
 from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED, supervised, view
 from potstill.data.pack import collate
 from potstill.data.pairs import Paired, Reader, translate
-from potstill.models.pieces import pieces
 
 TEXTS = ["The quick brown fox.", "世界 naïve café 🎉", "def read(path):\n    return open(path).read()\n"]
 
 
 def reader(tokenizer: PreTrainedTokenizerBase) -> Reader:
-    return Reader(tokenizer, pieces(tokenizer))
+    return Reader.of(tokenizer)
 
 
 def pack_of(texts: list[str], student: Reader, *, prompt: int = 0, ends: bool = True) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from potstill.core.types import IGNORE
 from potstill.data.chat import draw_chat, labelled, within
-from potstill.data.pairs import Reader, translate
+from potstill.data.pairs import Reader, readers, translate
 from potstill.data.spans import read_back
 from potstill.data.template import ChatTemplate, Message
 from potstill.data.turns import Marks, retold
@@ -55,8 +55,8 @@ def marks_of(tokenizer: PreTrainedTokenizerFast) -> Marks:
 
 
 def reader(tokenizer: PreTrainedTokenizerFast) -> Reader:
-    known = pieces(tokenizer)
-    return Reader(tokenizer, known, Marks.learnt(tokenizer, known) or Marks.plain(tokenizer))
+    found = Reader.of(tokenizer)
+    return found._replace(marks=Marks.learnt(tokenizer, found.pieces) or Marks.plain(tokenizer))
 
 
 def window(messages: list[Message], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,6 +154,25 @@ def test_without_a_template_there_are_no_marks_to_learn(bytes_with: Make) -> Non
     assert Marks.learnt(tokenizer, pieces(tokenizer)) is None
 
 
+def test_a_template_of_which_nothing_can_be_learnt_is_known_as_one(bytes_with: Make) -> None:
+    found = {
+        template: Marks.unknown(one, pieces(one))
+        for template in (None, CHATML, "{{ messages | length }}")
+        for one in [bytes_with(template)]
+    }
+    assert found == {None: False, CHATML: False, "{{ messages | length }}": True}
+
+
+def test_readers_are_made_once_and_a_base_teacher_reads_chats_line_by_line(bytes_with: Make) -> None:
+    ours, theirs = bytes_with(CHATML), bytes_with()
+    student, teacher = readers(ours, theirs, chats=True)
+    assert student.marks is not None
+    assert teacher.marks is not None
+    assert teacher.marks.text("user", "assistant") == "\n"
+    assert readers(ours, theirs, chats=True)[1] is teacher
+    assert [one.marks for one in readers(ours, theirs, chats=False)] == [None, None]
+
+
 def test_special_tokens_are_read_back_only_where_they_are_asked_for(bytes_with: Make) -> None:
     tokenizer = bytes_with()
     known, ids = pieces(tokenizer), tokenizer("<|start|>Hi<|eot|>", add_special_tokens=False).input_ids
@@ -212,7 +231,7 @@ def test_thinking_is_told_in_the_last_answer_alone(bytes_with: Make) -> None:
 
 def test_a_tokenizer_that_ends_every_text_itself_ends_it_once(bytes_with: Make) -> None:
     ours, theirs = bytes_with(), bytes_with(adds_bos=True, adds_eos=True)
-    sides = [Reader(one, pieces(one)) for one in (ours, theirs)]
+    sides = [Reader.of(one) for one in (ours, theirs)]
     ids = torch.tensor([*ours("Hi", add_special_tokens=False).input_ids, ours.eos_token_id])
     (found,) = translate([(ids, ids)], *sides)
     assert theirs.decode(found.input_ids) == "<|bos|>Hi<|eos|>"
@@ -221,7 +240,7 @@ def test_a_tokenizer_that_ends_every_text_itself_ends_it_once(bytes_with: Make) 
 
 
 def test_the_space_that_a_tokenizer_puts_in_front_is_not_told() -> None:
-    ours, theirs = (Reader(one, pieces(one)) for one in (sentencepiece(), byte_level()))
+    ours, theirs = (Reader.of(one) for one in (sentencepiece(), byte_level()))
     ids = torch.tensor(ours.tokenizer("The other", add_special_tokens=False).input_ids)
     (found,) = translate([(ids, ids)], ours, theirs)
     assert theirs.tokenizer.decode(found.input_ids) == "The other"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.objectives.test_invariants import gradients
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -57,12 +58,6 @@ def parts(names: Sequence[str] = NAMES, **options: Any) -> list[Distill]:
 
 def together(combination: Any, names: Sequence[str] = NAMES, **options: Any) -> Objective:
     return combined(Panel(tuple(names), combination), parts(names, **options))
-
-
-def gradients(study: Study, batch: Mapping[str, Tensor], counts: Tensor | None = None) -> dict[str, Tensor]:
-    study.zero_grad()
-    study(**batch, num_items_in_batch=counts)["loss"].backward()
-    return {name: p.grad.clone() for name, p in study.named_parameters() if p.grad is not None}
 
 
 def assert_equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:

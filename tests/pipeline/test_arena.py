@@ -12,6 +12,7 @@ from tests.pipeline.test_measure import foreign
 from tests.pipeline.world import interrupted
 from transformers import PreTrainedModel
 
+from potstill.core.artefact import ARENA
 from potstill.core.errors import Interrupted, OutputExists, UsageError, VocabularyMismatch
 from potstill.evaluate.contest import EQUAL
 from potstill.pipeline.arena import Arena
@@ -124,6 +125,15 @@ def test_an_arena_grows_by_arms_and_seeds_but_keeps_its_conditions(arena: Arena,
     assert stamps(tmp_path / "made").keys() == before.keys()
 
 
+def test_an_arena_goes_on_with_other_options_that_change_no_result(arena: Arena, tmp_path: Path) -> None:
+    (tmp_path / ARENA).write_text(json.dumps({"settled": {"tokens": {}}, "stage": arena.to_dict()}))
+    otherwise = replace(arena.common, skip_doctor=False, settings=replace(SETTINGS, checkpoint_activations=True))
+    assert settled_in(tmp_path, replace(arena, common=otherwise).to_dict()) == {"tokens": {}}
+    slower = replace(arena.common, settings=replace(SETTINGS, learning_rate=1e-5))
+    with pytest.raises(UsageError, match="begun with learning_rate"):
+        settled_in(tmp_path, replace(arena, common=slower).to_dict())
+
+
 @pytest.mark.slow
 def test_a_budget_of_time_gives_every_seed_of_an_arm_the_same_steps_and_is_settled_once(
     arena: Arena, tmp_path: Path
@@ -180,6 +190,9 @@ def test_a_forecast_plans_arms_across_tokenizers(arena: Arena, foreign: Path) ->
         ({"objectives": ("jsd@speed=2",)}, "no setting 'speed'.*cross_entropy, temperature, lr"),
         ({"objectives": ("jsd@lr=fast",)}, "sets lr to 'fast', which is no number"),
         ({"objectives": ("jsd@lr=2",)}, "learning_rate is 2"),
+        ({"objectives": ("jsd@lr=1e-4,lr=1e-3",)}, "sets lr twice"),
+        ({"objectives": ("jsd:beta=0.3,beta=0.4",)}, "sets an option twice"),
+        ({"objectives": ("jsd", "jsd@temperature=1")}, "one and the same"),
         ({"objectives": ("jsd", "jsd")}, "the arm jsd is there twice"),
         ({"objectives": ()}, "--objectives"),
         ({"seeds": ()}, "at least one"),

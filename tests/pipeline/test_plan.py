@@ -111,6 +111,13 @@ def test_measured_rates_give_back_the_time_and_memory_that_were_measured(work: W
     assert again.peak == pytest.approx(1e9)
 
 
+def test_what_takes_no_longer_than_its_products_alone_is_not_below_nothing(work: Workload) -> None:
+    seconds = {"student": 2.0, "loss": 1e-9, "backward": 1e-9, "optimiser": 0.5}
+    seen = Clocked(seconds=seconds, tokens=work.tokens, rows=work.rows, peak=1e9)
+    rates = fitted(seen, work, PACE, held=0.0)
+    assert (rates.backward, dict(rates.loss), rates.teacher) == (0.0, {"live": 0.0}, 1.0)
+
+
 def test_a_pass_of_fewer_tokens_takes_longer_for_each(work: Workload) -> None:
     """Twice the passes of half the tokens: the layers' and the tables' fixed parts come twice."""
     halved = replace(work, settings=replace(SETTINGS, micro_tokens=256))

@@ -10,6 +10,7 @@ from potstill.core.errors import OutputExists, UsageError
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.prune import Prune
 from potstill.pipeline.run import PREVIOUS, is_finished, placed_after, run_stages
+from potstill.pipeline.stage import essence
 from potstill.train.settings import Settings
 
 
@@ -63,6 +64,18 @@ def test_what_stands_there_is_refused_or_overwritten(stages: tuple[Prune | Disti
     before = stamps(tmp_path / "made")
     run_stages(stages[:1], tmp_path / "made", overwrite=True)
     assert stamps(tmp_path / "made") != before
+
+
+def test_the_essence_of_a_stage_is_all_that_changes_a_result(stages: tuple[Prune | Distill, ...]) -> None:
+    def of(**changes: object) -> object:
+        stage = stages[1]
+        assert isinstance(stage, Distill)
+        settings = {name: changes.pop(name) for name in ("compile", "seed") if name in changes}
+        return essence(replace(stage, settings=replace(stage.settings, **settings), **changes).to_dict())
+
+    assert of() == of(skip_doctor=True) == of(compile=True)
+    assert of() != of(seed=2)
+    assert of() != of(documents=5)
 
 
 def test_no_stage_is_no_recipe(tmp_path: Path) -> None:

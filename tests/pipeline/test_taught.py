@@ -13,7 +13,6 @@ from potstill.data.pack import Packs, collate, pack
 from potstill.data.pairs import Paired, Reader
 from potstill.data.tokens import Tokenised
 from potstill.models.families.table import read
-from potstill.models.pieces import pieces
 from potstill.objectives.methods import METHODS
 from potstill.objectives.named import Mixture
 from potstill.objectives.sides import Side, Sides
@@ -57,7 +56,7 @@ def pair(mixture: Mixture, *, across: bool) -> tuple[Study, dict[str, torch.Tens
     ours, theirs = byte_level(), sentencepiece() if across else byte_level()
     student, teacher = speaking(ours, width=32, layers=2), speaking(theirs, width=48, layers=3)
     sides = Sides(Side(student, ours), Side(teacher, theirs))
-    packs, readers = packed(ours), [Reader(one, pieces(one)) for one in (ours, theirs)]
+    packs, readers = packed(ours), [Reader.of(one) for one in (ours, theirs)]
     paired = Paired(packs, *readers, warped=mixture.warped) if across else packs
     ids = {"student": len(ours), "teacher": len(theirs)}
     study = Study(student, mixture.build(sides), frozen={"teacher": teacher}, vocabulary=ids)

@@ -166,6 +166,7 @@ def test_names_are_given_or_taken_from_what_the_teachers_are() -> None:
         "http://host:1/v1": "http://host:1/v1",
     }
     assert Several.of(("a=x", "b=y"), "route:of:it").column == "of:it"
+    assert dict(Several.of(("text/html=x", "C:d=y"), "route:kind").sources) == {"text/html": "x", "C:d": "y"}
 
 
 @pytest.mark.parametrize(

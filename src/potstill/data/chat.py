@@ -75,8 +75,7 @@ def _until(rows: Iterable[tuple[int, Tokenised]], limit: int) -> Iterator[tuple[
 def _rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool) -> Iterator[tuple[int, Tokenised]]:
     if not tokenizer.is_fast:
         raise UnsupportedModel(f"{type(tokenizer).__name__} does not say where its tokens lie; use a fast tokenizer")
-    needed = corpus.kind == "chat" and not plain
-    template = ChatTemplate(tokenizer) if needed or _templated(corpus, tokenizer) else None
+    template = ChatTemplate(tokenizer) if _templated(corpus, tokenizer, plain=plain) else None
     drawn = enumerate(
         _drawn(document, template, corpus)._replace(route=document.get("route")) for document in corpus.documents
     )
@@ -84,8 +83,9 @@ def _rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool) ->
         yield from _encoded(chunk, tokenizer, specials=template is None)
 
 
-def _templated(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> bool:
-    return corpus.kind != "text" and bool(tokenizer.chat_template)
+def _templated(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool) -> bool:
+    """Whether a template is used, or, for chats that may not be read `plain`, is missing and to be asked for."""
+    return corpus.kind != "text" and (bool(tokenizer.chat_template) or (corpus.kind == "chat" and not plain))
 
 
 def _drawn(document: Mapping[str, Any], template: ChatTemplate | None, corpus: Corpus) -> Drawn:

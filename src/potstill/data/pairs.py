@@ -10,6 +10,7 @@ tokens are trained on where all of their bytes are. A trained special token that
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,22 +34,27 @@ class Reader(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     pieces: Pieces
     marks: Marks | None = None
+    dummy: bool = False  # whether the tokenizer puts a space before a text, as SentencePiece does
 
-    @property
-    def dummy(self) -> bool:
-        """Whether the tokenizer puts a space before a text, as SentencePiece does."""
-        return read_back(self.tokenizer("a", add_special_tokens=False).input_ids, self.pieces)[0] == b" a"
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Reader":
+        """One of text."""
+        known = pieces(tokenizer)
+        told = read_back(tokenizer("a", add_special_tokens=False).input_ids, known)[0]
+        return cls(tokenizer, known, dummy=told == b" a")
 
 
+@lru_cache(maxsize=4)  # a run asks several times, and a vocabulary of 262k ids takes a while to read
 def readers(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, chats: bool
 ) -> tuple[Reader, Reader]:
     """Student and teacher, as they read text or `chats`. A teacher without a template for them reads line by line."""
-    ours, theirs = ((one, pieces(one)) for one in (student, teacher))
-    marks = Marks.learnt(*ours) if chats else None
+    ours, theirs = Reader.of(student), Reader.of(teacher)
+    marks = Marks.learnt(student, ours.pieces) if chats else None
     if marks is None:
-        return Reader(*ours), Reader(*theirs)
-    return Reader(*ours, marks), Reader(*theirs, Marks.learnt(*theirs) or Marks.plain(teacher))
+        return ours, theirs
+    others = Marks.learnt(teacher, theirs.pieces) or Marks.plain(teacher)
+    return ours._replace(marks=marks), theirs._replace(marks=others)
 
 
 class Translated(NamedTuple):

@@ -14,12 +14,13 @@ from potstill.core import backend
 from potstill.core.artefact import ARENA, CARD, TRAINING, read_card
 from potstill.core.errors import ArtefactError, Interrupted, UsageError
 from potstill.pipeline.distill import Distill
-from potstill.pipeline.run import FREE, is_finished
+from potstill.pipeline.run import is_finished
+from potstill.pipeline.stage import essence
 from potstill.pipeline.workplace import has_checkpoint
 from potstill.train.progress import forget_peak
 
 PAGE, CHART = "README.md", "arena.png"
-MAY_DIFFER = ("objectives", "seeds", "prompts", *FREE)  # what an arena that is resumed may have otherwise
+MAY_GROW = ("objectives", "seeds", "prompts")  # what an arena that is resumed may have otherwise
 
 
 class Bout(NamedTuple):
@@ -74,9 +75,9 @@ def settled_in(out: Path, stage: Mapping[str, Any]) -> dict[str, Any]:
         settled, then = dict(begun["settled"]), dict(begun["stage"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{out / ARENA} cannot be read ({error}); start again with --overwrite") from error
-    now = dict(_flat(stage))
-    for name, value in _flat(then):
-        if name.split(".")[-1] not in MAY_DIFFER and now.get(name) != value:
+    now = dict(_flat(essence(stage)))
+    for name, value in _flat(essence(then)):
+        if name not in MAY_GROW and now.get(name) != value:
             raise UsageError(
                 f"the arena in {out} was begun with {name.split('.')[-1]} {value}, and now it is {now.get(name)}; give "
                 f"what it was, or --overwrite"

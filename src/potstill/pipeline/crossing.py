@@ -18,6 +18,7 @@ from potstill.objectives.named import CROSS_ENTROPY
 from potstill.pipeline.examination import FAIL, NOTE, PASS, Check, Invariant, World, apart, examine
 from potstill.pipeline.invariants import (
     answers_alone_trained,
+    at_rest,
     documents_apart,
     gradient_as_differences,
     heads_explained,
@@ -168,18 +169,7 @@ def stop_token_taught(found: Crossing) -> Check | None:
 
 def teacher_at_rest(found: Crossing) -> Check:
     """The objective gives the same twice, whatever mode the teacher was left in."""
-    found.teacher.student.train()
-    sums = [_sums(found, found.batch) for _ in range(2)]
-    found.teacher.student.eval()
-    gap = apart(*sums)
-    good = gap <= found.student.tolerance
-    return Check.of(
-        "teacher at rest",
-        good,
-        found="the same twice" if good else f"{gap:.1%} apart when it is asked twice",
-        why="a teacher with dropout says something else in every step",
-        remedy="set its dropout to 0, or mend its eval()",
-    )
+    return at_rest(found.teacher.student, lambda: _sums(found, found.batch), tolerance=found.student.tolerance)
 
 
 def documents_add_up(found: Crossing) -> Check | None:

@@ -53,6 +53,7 @@ from potstill.pipeline.stage import (
     as_value,
     command,
     disk,
+    essence,
     note,
     parent,
     require_apart,
@@ -207,11 +208,6 @@ class Distill:
         """The stage as plain data."""
         return as_value(self)
 
-    def essence(self) -> dict[str, Any]:
-        """The stage without what changes no result, so that a run may be resumed with other values of it."""
-        settings = dataclasses.replace(self.settings, checkpoint_activations=False, compile=False)
-        return dataclasses.replace(self, skip_doctor=False, settings=settings).to_dict()
-
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False, show: bool = True) -> Run:
         """Prunes if it has to, trains, measures beside the teacher, and writes the folder.
 
@@ -286,7 +282,9 @@ class Distill:
         if writes:
             note(UNCOUNTED)
         told = {one: dict(kept.manifest.files) for one, kept in caches.items()}
-        identity = identify(self.essence(), [p.digest for p in pair.parents], prepared.digest, pair.details, told)
+        identity = identify(
+            essence(self.to_dict()), [p.digest for p in pair.parents], prepared.digest, pair.details, told
+        )
         ranks.require_same("settings, models or text", identity)
         ranks.require_same("student", ranks.digest_of_weights(model) if ranks.count() > 1 else "")
         with (

@@ -6,7 +6,7 @@ softmax adds up (1e-3 for 262,144).
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -170,12 +170,21 @@ def teacher_at_rest(world: World) -> Check | None:
     if world.teacher is None:
         return None
     trained = study(world, compute=world.compute)
-    world.teacher.train()
-    with torch.no_grad():
-        said = [trained(**world.batch)["sums"].double().cpu() for _ in range(2)]
-    world.teacher.eval()
+
+    def sums() -> Tensor:
+        with torch.no_grad():
+            return trained(**world.batch)["sums"].double().cpu()
+
+    return at_rest(world.teacher, sums, tolerance=world.tolerance)
+
+
+def at_rest(teacher: nn.Module, sums: Callable[[], Tensor], *, tolerance: float) -> Check:
+    """Whether `sums` are the same twice with a teacher that was left in train mode."""
+    teacher.train()
+    said = [sums() for _ in range(2)]
+    teacher.eval()
     gap = apart(*said)
-    good = gap <= world.tolerance
+    good = gap <= tolerance
     return Check.of(
         "teacher at rest",
         good,

@@ -11,9 +11,9 @@ from potstill.core.types import Measure
 from potstill.pipeline.answers import Answers
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.prune import Prune
+from potstill.pipeline.stage import essence
 
 Stage = Prune | Answers | Distill
-FREE = ("skip_doctor", "compile", "checkpoint_activations")  # options of a stage that change no result
 PREVIOUS = "@previous"  # in a recipe: the folder that the stage before made
 
 
@@ -57,12 +57,6 @@ def is_finished(folder: Path, stage: Stage) -> bool:
     """Whether `folder` holds what exactly this stage makes, and no run that was begun there since."""
     finished = (folder / CARD).is_file() and not (folder / TRAINING).is_dir()
     return finished and essence(read_card(folder).get("stage", {})) == essence(stage.to_dict())
-
-
-def essence(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage as plain data, without what changes no result."""
-    kept = {name: value for name, value in stage.items() if name not in FREE}
-    return {name: essence(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
 def placed_after(stage: Stage, previous: str) -> Stage:

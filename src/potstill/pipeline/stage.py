@@ -19,6 +19,7 @@ from potstill.models.load import Loaded
 from potstill.train import ranks
 from potstill.transforms.fit import AUTO, STRATEGIES
 
+FREE = ("skip_doctor", "compile", "checkpoint_activations")  # options of a stage that change no result
 TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "open file failed")  # torch.save names no errno
 
 
@@ -26,6 +27,12 @@ def as_value(stage: Any) -> dict[str, Any]:
     """A stage as plain data under its name, as JSON gives it back: for cards, `--dry-run` and `--config`."""
     plain: dict[str, Any] = json.loads(json.dumps({"stage": type(stage).__name__.lower(), **asdict(stage)}))
     return plain
+
+
+def essence(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage as plain data, with what changes no result left off: what a run that is resumed has to agree in."""
+    plain = {name: essence(value) if isinstance(value, Mapping) else value for name, value in stage.items()}
+    return {name: False if name in FREE else value for name, value in plain.items()}
 
 
 def parent(role: str, loaded: Loaded) -> Parent:
