@@ -111,6 +111,17 @@ def test_a_cached_teacher_takes_no_memory_and_a_silent_one_does(work: Workload) 
     assert parts["alone"]["logits"] == parts["live"]["logits"] / 2
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_step_of_one_pass_has_no_gradient_to_add_to(work: Workload, tied: bool) -> None:
+    saved = saved_bytes(work.student, dtype=torch.float32)
+    student = replace(work.student, tied=tied)
+    several, one = (
+        replace(work, student=student, settings=replace(work.settings, micro_tokens=tokens)).memory(saved)["head"]
+        for tokens in (work.settings.batch_tokens // 2, work.settings.batch_tokens)
+    )
+    assert several - one == (1 if tied else 2) * 4 * work.vocabulary * work.student.hidden
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_autograd_saves_is_linear_in_tokens_and_layers(work: Workload, dtype: torch.dtype) -> None:
     """Held against the whole student of three layers at 48 tokens, which none of the four probes has."""

@@ -140,12 +140,14 @@ class Workload:
         """Bytes that one step holds, by part.
 
         They are added up although not all live at once: what a part frees goes back to the allocator, which keeps it.
-        `head` is the gradient of the head's weight as the loss makes it, its copy in the dtype of the products, and the
-        embedding's gradient where that is a tensor of its own. `logits` are those of one chunk of rows of both models.
+        `head` is the head's copy in the dtype of the products, and the gradients of head and embedding as a pass makes
+        them; in a step of one pass those are `gradients` themselves, but for one of the two that tied weights add up.
+        `logits` are those of one chunk of rows of both models.
         `objective` is what it holds beside its weights: a constant copy of the student's head, shared rows in float32.
         A teacher that teaches nothing waits to be measured beside; one that is cached is read again for that.
         """
         size, table = stored(self.student), self.vocabulary * self.student.hidden
+        apart = 2 if self.passes > 1 else int(self.student.tied)  # gradients of tables that lie beside `gradients`
         copied = float(table * self.compute_bytes if self.compute_bytes < WIDE else 0)
         gradient = 0.0 if self.lora else copied
         return {
@@ -154,7 +156,7 @@ class Workload:
             "optimiser": 2 * WIDE * float(self.trained),
             "teacher": 0.0 if self.source == "cached" else float(self.compute_bytes * stored(self.teacher).total),
             "activations": self.activations(saved),
-            "head": copied + (0 if self.lora else 2 * WIDE * table),
+            "head": copied + (0 if self.lora else apart * WIDE * table),
             "logits": self.logits() + gradient,
             "objective": self.taught.held + (copied if self.taught.student else 0.0),
         }
