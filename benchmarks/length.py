@@ -12,6 +12,7 @@ what attention took alone = a + b T.
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from setting.document import command_line, document, refuse_on_red
+from setting.document import command_line, document, parsed, refuse_on_red
 from setting.memory import forget_peak, peak
 from setting.pair import pair
 from setting.sides import Side, serve
@@ -36,9 +37,7 @@ def main() -> None:
     """The parent: refuses on a red test, asks a child for each length, prints one document."""
     options = arguments()
     if options.length:
-        if options.cpu_seconds:
-            time.perf_counter = time.process_time
-        serve(lambda: clocked(options.length), held=True)
+        serve(lambda: clocked(options.length, twice=options.checkpoint_activations), held=True)
         return
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
@@ -53,7 +52,10 @@ def main() -> None:
 
 def measured(length: int, options: argparse.Namespace) -> dict[str, float]:
     """One length: the median of some steps, each with attention alone beside it; one of the longest."""
-    side = Side(["--length", str(length), *(["--cpu-seconds"] if options.cpu_seconds else [])])
+    flags = [
+        f"--{name.replace('_', '-')}" for name in ("cpu_seconds", "checkpoint_activations") if getattr(options, name)
+    ]
+    side = Side(["--length", str(length), *flags])
     replies = [side.ask(number) for number in range(max(1, min(options.steps, 4096 // length)))]
     side.close()
     found = {what: statistics.median(one[what] for one in replies) for what in ("seconds", "attention_seconds")}
@@ -62,9 +64,15 @@ def measured(length: int, options: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-def clocked(length: int) -> Callable[[int], dict[str, float]]:
-    """The child: a step on a document of `length` tokens and then attention alone, for every question."""
+def clocked(length: int, *, twice: bool) -> Callable[[int], dict[str, float]]:
+    """The child: a step on a document of `length` tokens and then attention alone, for every question.
+
+    With `twice` the student's blocks keep their inputs alone and are computed again in the backward.
+    """
+    from potstill.train.blocks import checkpointed
+
     teacher, student = pair()
+    blocks_run = (lambda: checkpointed(student)) if twice else contextlib.nullcontext
     step = potstill_step(teacher, student, adam(student))
     config, layers = teacher.config, student.config.num_hidden_layers
     heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
@@ -75,7 +83,8 @@ def clocked(length: int) -> Callable[[int], dict[str, float]]:
     def once(number: int) -> dict[str, float]:
         forget_peak()
         start = time.perf_counter()
-        step([document])
+        with blocks_run():
+            step([document])
         seconds, most = time.perf_counter() - start, peak()
         alone = config.num_hidden_layers * attention(length, heads) + layers * attention(length, heads, trained=True)
         return {"seconds": seconds, "peak": most, "attention_seconds": alone}
@@ -128,9 +137,9 @@ def arguments() -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--steps", type=int, default=3, help="steps of every length that has time for them")
-    parser.add_argument("--cpu-seconds", action="store_true", help="count seconds of the processor, on a busy machine")
+    parser.add_argument("--checkpoint-activations", action="store_true", help="compute the student's blocks twice")
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parsed(parser)
 
 
 if __name__ == "__main__":
