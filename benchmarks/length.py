@@ -13,6 +13,7 @@ what attention took alone = a + b T.
 
 import argparse
 import contextlib
+import functools
 import statistics
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from setting.document import command_line, document, parsed, refuse_on_red
+from setting.document import command_line, document, parsed, passed_on, refuse_on_red
 from setting.memory import forget_peak, peak
 from setting.pair import pair
 from setting.sides import Side, serve
@@ -52,10 +53,7 @@ def main() -> None:
 
 def measured(length: int, options: argparse.Namespace) -> dict[str, float]:
     """One length: the median of some steps, each with attention alone beside it; one of the longest."""
-    flags = [
-        f"--{name.replace('_', '-')}" for name in ("cpu_seconds", "checkpoint_activations") if getattr(options, name)
-    ]
-    side = Side(["--length", str(length), *flags])
+    side = Side(["--length", str(length), *passed_on(options, "cpu_seconds", "checkpoint_activations")])
     replies = [side.ask(number) for number in range(max(1, min(options.steps, 4096 // length)))]
     side.close()
     found = {what: statistics.median(one[what] for one in replies) for what in ("seconds", "attention_seconds")}
@@ -72,7 +70,7 @@ def clocked(length: int, *, twice: bool) -> Callable[[int], dict[str, float]]:
     from potstill.train.blocks import checkpointed
 
     teacher, student = pair()
-    blocks_run = (lambda: checkpointed(student)) if twice else contextlib.nullcontext
+    kept = functools.partial(checkpointed, student) if twice else contextlib.nullcontext
     step = potstill_step(teacher, student, adam(student))
     config, layers = teacher.config, student.config.num_hidden_layers
     heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
@@ -83,7 +81,7 @@ def clocked(length: int, *, twice: bool) -> Callable[[int], dict[str, float]]:
     def once(number: int) -> dict[str, float]:
         forget_peak()
         start = time.perf_counter()
-        with blocks_run():
+        with kept():
             step([document])
         seconds, most = time.perf_counter() - start, peak()
         alone = config.num_hidden_layers * attention(length, heads) + layers * attention(length, heads, trained=True)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from setting.document import command_line, document, refuse_on_red
+from setting.document import command_line, document, parsed, passed_on, refuse_on_red
 from setting.memory import forget_peak, peak, resident
 from setting.sides import Side, alone, serve
 
@@ -48,8 +48,6 @@ def main() -> None:
     options = arguments()
     if options.role:
         roles = {"side": lambda: clocked(options.side, options.vocabulary), "agreement": lambda: agreement}
-        if options.cpu_seconds:
-            time.perf_counter = time.process_time
         serve(roles[options.role], held=True)  # as in a run, for all sides alike
         return
     if not options.unchecked:
@@ -71,7 +69,7 @@ def main() -> None:
 def compare(vocabulary: int, options: argparse.Namespace) -> dict[str, Any]:
     """All sides at one vocabulary."""
     names = [name for name in LOSSES if name != "plain" or vocabulary <= options.plain_up_to]
-    shared = ["--role", "side", "--vocabulary", str(vocabulary), *(["--cpu-seconds"] if options.cpu_seconds else [])]
+    shared = ["--role", "side", "--vocabulary", str(vocabulary), *passed_on(options, "cpu_seconds")]
     sides = {name: Side([*shared, "--side", name]) for name in names}
     replies: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(1 + options.rounds):
@@ -203,13 +201,12 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
-    parser.add_argument("--cpu-seconds", action="store_true", help="count seconds of the processor, on a busy machine")
     parser.add_argument("--rounds", type=int, default=2, help="timed passes of every side, after the first")
     parser.add_argument("--plain-up-to", type=int, default=2**16, help="the largest vocabulary of the plain definition")
     parser.add_argument("--role", choices=("side", "agreement"), help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=LOSSES, help=argparse.SUPPRESS)
     parser.add_argument("--vocabulary", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parsed(parser)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from setting.document import command_line, document, parsed, refuse_on_red
+from setting.document import command_line, document, parsed, passed_on, refuse_on_red
 from setting.memory import peak
 from setting.networks import both, random_teacher, sizes, translating
 from setting.products import Linear, of_a_step, seconds
@@ -65,7 +65,7 @@ def main() -> None:
 def compared(batches: list[list[list[int]]], options: argparse.Namespace) -> dict[str, list[dict[str, Reply]]]:
     """For each objective every round: what it, plain KD and its products answered."""
     flags = ["--seed", str(options.seed), "--teacher", options.teacher]
-    flags += [f"--{name.replace('_', '-')}" for name in ("quick", "cpu_seconds") if getattr(options, name)]
+    flags += passed_on(options, "quick", "cpu_seconds")
     plain, products = (Side(["--side", name, *flags]) for name in (PLAIN, PRODUCTS))
     found: dict[str, list[dict[str, Reply]]] = {}
     for name in options.only or (*ALIKE, *ACROSS):

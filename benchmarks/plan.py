@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from setting.document import command_line, document, parsed, refuse_on_red
+from setting.document import command_line, document, parsed, passed_on, refuse_on_red
 from setting.memory import peak
 
 RESTS_ON = ["tests/pipeline/test_workload.py", "tests/pipeline/test_plan.py"]
@@ -96,7 +96,8 @@ def in_short(plan: dict[str, Any]) -> dict[str, float]:
 
 def report(found: dict[str, Any], rates: list[Any]) -> str:
     """The figures, with the table on stderr."""
-    print("| run | memory GiB | predicted | seconds a step | predicted | disk GiB | predicted |", file=sys.stderr)
+    heads = (f"{what} | predicted, without steps" for what in ("memory GiB", "seconds a step", "disk GiB"))
+    print("| run | " + " | ".join(heads) + " |", file=sys.stderr)
     print("|---" * 7 + "|", file=sys.stderr)
     for name, one in found.items():
         cells = [
@@ -120,7 +121,7 @@ def off(one: dict[str, Any], what: str, how: str = "predicted") -> float:
 def child(role: str, job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """What a fresh process answers; while it runs, its output folder is watched."""
     call = [sys.executable, __file__, "--role", role, "--job", json.dumps(job)]
-    call += ["--cpu-seconds"] if options.cpu_seconds else []
+    call += passed_on(options, "cpu_seconds")
     work, most = Path(job["folder"]) / "work", 0
     shutil.rmtree(work, ignore_errors=True)
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -163,8 +164,7 @@ def planned(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     from potstill.pipeline.plan import Plan
 
     rates = merged([Calibration.from_dict(one) for one in job["rates"]]) if "rates" in job else None
-    how = {"calibration": rates, "measure": job.get("measure", True)}
-    return Plan(distill=stage(job), **how).run(Path(job["folder"]))
+    return Plan(distill=stage(job), calibration=rates, measure=job.get("measure", True)).run(Path(job["folder"]))
 
 
 def ran(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:

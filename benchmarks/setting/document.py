@@ -30,6 +30,11 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return found
 
 
+def passed_on(options: argparse.Namespace, *names: str) -> list[str]:
+    """The flags among `names` that are set, as a child is given them."""
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+
+
 def refuse_on_red(tests: Sequence[str]) -> None:
     """Ends the process where one of `tests` fails: a benchmark of wrong code is worth nothing."""
     ran = subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], stdout=sys.stderr)

@@ -163,9 +163,9 @@ def merge(context: Call, config: str | None, also: Mapping[str, type]) -> dict[s
     hints = {**get_type_hints(context.command.callback), **also}
     read = _read(path(config)) if config else {}
     for name, value in _flat(read).items():
-        if "stage" in read and name not in options and name not in also:
-            continue  # a card says more of its stage than another verb asks
         if name not in options and name not in also:
+            if "stage" in read:
+                continue  # a card says more of its stage than another verb asks
             known = ", ".join(sorted({*options, *also} - {"config"}))
             raise UsageError(f"{config} names {name!r}, which is no option; options are {known}")
         if not _said(context, name) and not (name in SIZES and any(_said(context, size) for size in SIZES)):

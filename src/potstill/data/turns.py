@@ -141,9 +141,8 @@ class Marks:
 
     def _begun(self, data: bytes) -> tuple[str, int]:
         """Who speaks in a window that begins within a chat, and from where: one may begin within a mark, too."""
-        place = next(
-            (len(one) for one in self.special.values() if one == self.bos.encode() and data.startswith(one)), 0
-        )
+        bos = self.bos.encode()
+        place = len(bos) if bos in self.special.values() and data.startswith(bos) else 0
         for mark in self._following[UNKNOWN]:
             cuts = (at for token in self.special.values() if (at := mark.data.find(token, 1)) > 0)
             if any(data.startswith(rest := mark.data[at:], place) for at in cuts):

@@ -30,7 +30,7 @@ def _text(ids: Sequence[int], trained: Sequence[bool], reader: Reader) -> str:
 
 def special(i: int, reader: Reader) -> bool:
     """Whether this id stands for no text: control tokens, and what ends an answer where that is one token."""
-    ending = None if reader.marks is None else reader.tokenizer.get_vocab().get(reader.marks.ending)
+    ending = None if reader.marks is None else reader.tokenizer.backend_tokenizer.token_to_id(reader.marks.ending)
     return i == ending or (i in reader.pieces.special and i not in reader.pieces.raw)
 
 
