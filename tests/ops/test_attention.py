@@ -87,6 +87,21 @@ def test_no_gradient_reaches_another_document_or_the_future() -> None:
     assert (v.grad[0].abs().sum((0, 2)) > 0).tolist() == [False, False, False, True, True, False, False]
 
 
+def test_a_gradient_on_a_cpu_comes_from_float32_also_where_rotary_positions_have_widened_queries_and_keys() -> None:
+    lengths = ((5, 9, 2),)
+    q, k, v = inputs(1, 16, dtype=torch.float32)
+    v, upstream = v.bfloat16(), torch.randn(1, 4, 16, 8).bfloat16()
+    wide = [x.float().requires_grad_() for x in (q, k, v)]
+    meant = torch.autograd.grad(by_document(*wide, lengths, scale=0.4), wide, upstream.float())
+    mixed = [x.detach().requires_grad_() for x in (q, k, v)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = by_document(*mixed, lengths, scale=0.4)
+    assert y.dtype == torch.bfloat16
+    found = torch.autograd.grad(y, mixed, upstream)
+    for ours, theirs in zip(found, meant, strict=True):
+        assert torch.equal(ours, theirs.to(ours.dtype))
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_keeps_its_dtype_and_its_gradients_are_those_of_float64_within_its_rounding(autocast) -> None:
     lengths = ((5, 9, 2),)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from potstill.core import backend
 from potstill.core.types import Head
 from potstill.ops import fused
 from potstill.ops.divergence import DIVERGENCES, cross_entropy, forward_kl, jsd, total_variation
@@ -124,13 +125,15 @@ mixes = st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, -2.0, 1e-3])] * len(LOSSES))
     factor=st.sampled_from([1.0, -0.125, 3.0]),
     chunk=st.integers(1, 12),
     block=st.integers(1, 20),
+    even=st.sampled_from([2, 4, 32]),
 )
 def test_fused_is_plain_in_value_and_every_gradient_whatever_the_chunk(
-    some: Case, mix: tuple[float, ...], factor: float, chunk: int, block: int
+    some: Case, mix: tuple[float, ...], factor: float, chunk: int, block: int, even: int
 ) -> None:
     upstream = [factor * weight for weight in mix]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "BLOCK", block)
+        patch.setattr(backend, "ROUND", even)
         assert_same(run(sums, some, upstream, mix=mix, chunk=chunk), run(plain, some, upstream))
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from potstill.core.backend import evened
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import Batch, Head, Needs, Signals
 from potstill.models import isolation
@@ -62,8 +63,15 @@ def signals(model: nn.Module, batch: Batch, needs: Needs, *, vocabulary: int | N
     probed, inner = network(model), plain(model)
     if not probed.packs:
         return _signals_padded(probed, inner, batch, needs, vocabulary)
-    ids, positions = batch["input_ids"], batch["position_ids"]
-    return _read(probed, inner, {"input_ids": ids, "position_ids": positions}, needs, vocabulary)
+    inputs, asked_of = _evened(batch["input_ids"], batch["position_ids"], needs.positions)
+    return _read(probed, inner, inputs, replace(needs, positions=asked_of), vocabulary)
+
+
+def _evened(ids: Tensor, places: Tensor, asked: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What a packed row is read from, with a last document that nothing is asked of, up to a round length."""
+    longer = evened(ids, dim=1)
+    more = torch.arange(longer.shape[1] - ids.shape[1], device=ids.device).expand(len(ids), -1)
+    return {"input_ids": longer, "position_ids": torch.cat([places, more], 1)}, evened(asked, dim=1)
 
 
 def _signals_padded(

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
+from potstill.core.backend import evened
 from potstill.ops.coarse import Coarse
 from potstill.ops.divergence import forward_kl, mixture_with_gradient
 from potstill.ops.row_loss import CrossEntropyRows, Differentiable, DivergenceRows, RowLoss, Said
@@ -76,7 +77,7 @@ def sums(
     if chunk < 1:
         raise ValueError(f"chunk = {chunk} rows at a time: choose 1 or more")
     weight, bias, scale, softcap = head
-    rows = rows.to(compute_dtype(rows))
+    rows = evened(rows.to(compute_dtype(rows)))
     problem = _Problem(tuple(losses), targets, frozen, scale, softcap, chunk)
     if torch.is_grad_enabled():
         totals = _Sums.apply(rows, weight, bias, problem, tuple(mix))
@@ -161,25 +162,27 @@ def _run(
     head = (weight, bias, problem.scale, problem.softcap)
     totals = rows.new_zeros(len(problem.losses), dtype=_wide(rows.dtype))
     wanted = any(gradient is not None for gradient in gradients)
-    for start in range(0, len(rows), problem.chunk):
-        some = rows[start : start + problem.chunk]
+    for start in range(0, len(problem.targets), problem.chunk):
+        some = rows[start : start + problem.chunk]  # the last of them may be nobody's
         logits = _logits(some, head)
-        teachers = _teachers(problem.frozen, start, start + len(some))
-        for block in _blocks(logits):
-            student = _widened(logits[block])
+        asked = logits[: len(problem.targets) - start]
+        teachers = _teachers(problem.frozen, start, start + len(asked))
+        for block in _blocks(asked):
+            student = _widened(asked[block])
             taught = {name: _known(teacher[block]) for name, teacher in teachers.items()}
-            targets = problem.targets[start : start + len(some)][block]
+            targets = problem.targets[start : start + len(asked)][block]
             with torch.autocast(rows.device.type, enabled=False):  # it would halve the products inside a loss
                 if wanted:
                     values, delta = _differentiate(problem.losses, student, taught, targets, mix)
-                    logits[block] = _through_head(delta, student, problem)
+                    asked[block] = _through_head(delta, student, problem)
                 else:
                     values = [loss(student, taught, targets) for loss in problem.losses]
             for total, value in zip(totals, values, strict=True):
                 total += value.sum()
         if wanted:
+            logits[len(asked) :] = 0
             gradients.add(start, logits, some, weight)  # the logits have become their derivative
-        del logits, teachers, student, taught  # or two chunks would be alive while the next is computed
+        del logits, asked, teachers, student, taught  # or two chunks would be alive while the next is computed
     return totals
 
 
