@@ -3,8 +3,8 @@
 Some short rehearsals of one pair calibrate it (a live teacher, none, a cached one). Then it predicts other runs: other
 students, teachers, contexts, batches, objectives, adapters. Each run is a whole `Distill.run` in a process of its own,
 whose peak resident set is its own; a step's time is the median of all but the first three, in which kernels are made
-and memory is touched for the first time, and the folder is watched while it is written. Students are cut from SmolLM2-135M without measuring
-what matters: time and memory do not ask.
+and memory is touched for the first time, and the folder is watched while it is written. Students are cut from
+SmolLM2-135M without measuring what matters: time and memory do not ask.
 
     python benchmarks/plan.py --json
 """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from potstill.core.artefact import CARD
 from potstill.core.errors import OutputExists, UsageError
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.prune import Prune
@@ -96,4 +97,20 @@ def test_a_stage_that_was_begun_anew_is_not_finished(stages: tuple[Prune | Disti
     assert is_finished(done.out, stage)
     assert not is_finished(done.out, replace(stages[1], documents=5))
     (done.out / "training").mkdir()
+    assert not is_finished(done.out, stage)
+
+
+def test_a_card_that_is_older_than_an_option_still_counts_while_the_option_is_at_its_default(
+    stages: tuple[Prune | Distill, ...], tmp_path: Path
+) -> None:
+    done = run_stages(stages, tmp_path / "made")
+    stage = placed_after(stages[1], str(tmp_path / "made" / "1-prune"))
+    assert isinstance(stage, Distill)
+    card = json.loads((done.out / CARD).read_text())
+    del card["stage"]["combine"], card["stage"]["settings"]["clip"]
+    (done.out / CARD).write_text(json.dumps(card))
+    assert is_finished(done.out, stage)
+    assert not is_finished(done.out, replace(stage, settings=replace(stage.settings, clip=0.5)))
+    del card["stage"]["data"]
+    (done.out / CARD).write_text(json.dumps(card))
     assert not is_finished(done.out, stage)

@@ -7,10 +7,12 @@ from os import environ
 import pytest
 
 STEPS = """
+import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from potstill.data.pack import collate
-from potstill.objectives.named import Mixture
+from potstill.objectives.distill import Distill
+from potstill.objectives.dual_space import DualSpace
 from potstill.train.study import Study
 
 torch.manual_seed(0)
@@ -19,7 +21,8 @@ config = LlamaConfig(
     num_key_value_heads=2, tie_word_embeddings=True,
 )
 student, teacher = LlamaForCausalLM(config), LlamaForCausalLM(config).bfloat16()
-study = Study(student, Mixture().build(), frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
+objective = {"Distill": Distill, "DualSpace": lambda: DualSpace(64, 64)}[sys.argv[1]]()
+study = Study(student, objective, frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
 for lengths in ((20, 30), (11, 13, 24), (33, 5, 6), (40, 17), (3, 58)):
     print("step", flush=True)
     ids = torch.randint(3, 256, (sum(lengths),))
@@ -29,9 +32,12 @@ for lengths in ((20, 30), (11, 13, 24), (33, 5, 6), (40, 17), (3, 58)):
 """
 
 
-def test_steps_on_documents_of_other_lengths_compile_nothing_that_the_first_step_did_not() -> None:
+@pytest.mark.parametrize("objective", ["Distill", "DualSpace"])
+def test_steps_on_documents_of_other_lengths_compile_nothing_that_the_first_step_did_not(objective: str) -> None:
     said = {"ONEDNN_VERBOSE": "profile_create", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True, env=environ | said)
+    ran = subprocess.run(
+        [sys.executable, "-c", STEPS, objective], capture_output=True, text=True, check=True, env=environ | said
+    )
     first, *others = (step.count("create:cache_miss") for step in ran.stdout.split("step\n")[1:])
     if not first:
         pytest.skip("nothing here is multiplied by oneDNN")

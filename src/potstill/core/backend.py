@@ -127,6 +127,11 @@ def evened(x: Tensor, dim: int = 0) -> Tensor:
     return torch.cat([x, torch.zeros_like(x.narrow(dim, 0, -size % ROUND))], dim)
 
 
+def through(linear: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """`linear(rows)`, multiplied as so many rows as `evened` makes of them."""
+    return linear(evened(rows))[: len(rows)]
+
+
 @contextlib.contextmanager
 def held_memory() -> Iterator[None]:
     """Memory that is freed inside is kept for the next allocation, and given back to the system at the end.

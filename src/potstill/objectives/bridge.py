@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from potstill.core.backend import through
 from potstill.core.types import PAIRS, Batch, Needs, Signals, supervised, view
 from potstill.models.signals import EMBEDDINGS
 from potstill.ops.cross import crossed
@@ -104,7 +105,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
         """Both mixtures."""
-        queries = self.query(student.extras[EMBEDDINGS].detach().flatten(1))
+        queries = through(self.query, student.extras[EMBEDDINGS].detach().flatten(1))
         embedded = teacher.extras[EMBEDDINGS].detach() / self.spread
         states = teacher.rows.detach()
         values = states / states.float().std(-1, keepdim=True).to(states.dtype) + embedded[:, 1].to(states.dtype)

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from potstill.core.backend import through
 from potstill.core.types import Batch, Group, Head, Needs, Signals, Terms, gold, supervised
 from potstill.objectives import rows
 from potstill.objectives.bridge import Bridge, Bridged, CrossAttention, SameRows
@@ -114,10 +115,11 @@ class TwoSpaces(nn.Module):
         student, teacher = views["student"], frozen[spaces.teacher]
         ours, theirs = frozen_head(student, "student"), frozen_head(teacher, "teacher")
         bridged = self.bridge(student, teacher, batch, spaces.teacher)
-        back, said = self.back(bridged.to_teacher, student, teacher), Noting(theirs, teacher.rows[bridged.theirs])
+        back = through(lambda states: self.back(states, student, teacher), bridged.to_teacher)
+        said = Noting(theirs, teacher.rows[bridged.theirs])
         in_theirs = in_teachers_space(self.inside, spaces, back, theirs, said)
         token, learnt = self.choice(bridged, said, batch)
-        projected = self.forth(bridged.to_student)
+        projected = through(self.forth, bridged.to_student)
         everywhere = rows.spread(projected.detach(), bridged.ours, n, 0)
         labels = rows.spread(token, bridged.ours, n, NOBODY)
         told = {spaces.projected: rows.telling(ours, everywhere), spaces.label: lambda a, b: labels[a:b]}

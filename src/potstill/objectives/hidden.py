@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from potstill.core.backend import through
 from potstill.core.errors import UsageError
 from potstill.core.types import Batch, Needs, Signals, Terms
 from potstill.objectives.bridge import aligned, each
@@ -63,7 +64,7 @@ class Hidden(nn.Module):
         total = student.rows.new_zeros((), dtype=torch.promote_types(student.rows.dtype, torch.float32))
         for (ours, theirs), to_teacher in zip(self.layers, self.maps, strict=True):
             wanted = teacher.layers[theirs][yours].detach().to(total.dtype)
-            error = to_teacher(student.layers[ours][mine]).to(total.dtype) - wanted
+            error = through(to_teacher, student.layers[ours][mine]).to(total.dtype) - wanted
             size = wanted.square().sum(-1).clamp(min=torch.finfo(total.dtype).tiny)
             total = total + (error.square().sum(-1) / size).sum()
         return {self.name: total / len(self.layers)}

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from potstill.core.backend import through
 from potstill.core.errors import UsageError
 from potstill.core.types import Batch, Needs, Signals, Terms, supervised
 from potstill.models.signals import RELATIONS
@@ -58,7 +59,7 @@ class Relations(nn.Module):
         total = student.new_zeros((), dtype=torch.promote_types(student.dtype, torch.float32))
         for name, own in zip(RELATIONS, self.maps, strict=True):
             said = teacher.relations[name][theirs].detach()
-            total = total + relation_kl(said, own(student[ours]), documents, heads=self.heads)
+            total = total + relation_kl(said, through(own, student[ours]), documents, heads=self.heads)
         return {self.name: total / len(self.maps)}
 
 

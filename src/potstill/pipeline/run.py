@@ -55,8 +55,21 @@ def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, r
 
 def is_finished(folder: Path, stage: Stage) -> bool:
     """Whether `folder` holds what exactly this stage makes, and no run that was begun there since."""
-    finished = (folder / CARD).is_file() and not (folder / TRAINING).is_dir()
-    return finished and essence(read_card(folder).get("stage", {})) == essence(stage.to_dict())
+    if not (folder / CARD).is_file() or (folder / TRAINING).is_dir():
+        return False
+    said = read_card(folder).get("stage", {})
+    return essence(said) == essence(_known_to(said, stage, stage.to_dict()))
+
+
+def _known_to(said: Mapping[str, Any], value: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` as plain data, without options at their default that a card does not name: it is older than they are."""
+    defaults = {f.name: f.default for f in dataclasses.fields(value)}
+    younger = {name for name in defaults.keys() - said.keys() if getattr(value, name) == defaults[name]}
+    kept = {name: part for name, part in plain.items() if name not in younger}
+    for name, part in kept.items():
+        if dataclasses.is_dataclass(own := getattr(value, name, None)) and isinstance(said.get(name), Mapping):
+            kept[name] = _known_to(said[name], own, part)
+    return kept
 
 
 def placed_after(stage: Stage, previous: str) -> Stage:
