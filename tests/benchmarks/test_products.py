@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
-from potstill.core import backend
 from potstill.core.types import supervised, view
 from potstill.evaluate.size import linears
 from potstill.models.families.table import read
 from potstill.objectives.named import Mixture
 from potstill.objectives.sides import Side, Sides
+from potstill.ops import layout
 from potstill.train.study import Study
 
 ALIKE, ACROSS = ("forward_kl", "tie_kd", "dskd", "dskdv2"), ("uld", "mined", "spans", "dskd_cma", "dskdv2_eta")
@@ -48,7 +48,7 @@ def network(model: LlamaForCausalLM, batch: dict[str, Tensor], vocabulary: int) 
 def test_the_products_that_are_listed_are_those_that_a_step_computes(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "ROUND", 1)  # of so few rows as here, most would be those that are filled up
+    monkeypatch.setattr(layout, "ROUND", 1)  # of so few rows as here, most would be those that are filled up
     across = name in ACROSS
     ours, theirs = byte_level(), sentencepiece() if across else byte_level()
     student, teacher = llama(ours, 32, 1).float(), llama(theirs, 48, 2).float()

@@ -72,22 +72,3 @@ def test_held_memory_serves_the_next_large_block_without_new_pages_and_is_given_
     ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     inside, after = map(int, ran.stdout.split())
     assert inside < 1000 < after
-
-
-@pytest.mark.parametrize(("size", "even"), [(0, 0), (1, 1), (31, 31), (32, 32), (33, 64), (64, 64), (65, 96)])
-@pytest.mark.parametrize("dim", [0, 1])
-def test_more_than_32_rows_are_filled_up_with_zeros_to_a_multiple_of_32(size: int, even: int, dim: int) -> None:
-    x = torch.randn(size, size)
-    found = backend.evened(x, dim)
-    assert torch.equal(found.narrow(dim, 0, size), x)
-    assert found.shape[dim] == even
-    assert found.shape[1 - dim] == size
-    assert not found.narrow(dim, size, even - size).any()
-
-
-def test_zeros_keep_the_dtype_and_a_gradient_passes_by_them() -> None:
-    assert backend.evened(torch.ones(1, 33, dtype=torch.bool), dim=1).sum() == 33
-    x = torch.randn(33, 2, dtype=torch.bfloat16, requires_grad=True)
-    backend.evened(x).sum().backward()
-    assert x.grad is not None
-    assert torch.equal(x.grad, torch.ones_like(x))

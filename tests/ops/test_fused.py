@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from potstill.core import backend
 from potstill.core.types import Head
-from potstill.ops import fused
+from potstill.ops import fused, layout
 from potstill.ops.divergence import DIVERGENCES, cross_entropy, forward_kl, jsd, total_variation
 from potstill.ops.fused import Frozen, HeadLike, plain, rows_at_once, sums
 from potstill.ops.row_loss import CrossEntropyRows, DivergenceRows, RowLoss
@@ -133,7 +132,7 @@ def test_fused_is_plain_in_value_and_every_gradient_whatever_the_chunk(
     upstream = [factor * weight for weight in mix]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "BLOCK", block)
-        patch.setattr(backend, "ROUND", even)
+        patch.setattr(layout, "ROUND", even)
         assert_same(run(sums, some, upstream, mix=mix, chunk=chunk), run(plain, some, upstream))
 
 

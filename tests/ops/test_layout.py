@@ -8,7 +8,7 @@ from torch import Tensor
 
 from potstill.core.types import IGNORE, supervised
 from potstill.ops import layout
-from potstill.ops.layout import unpack
+from potstill.ops.layout import evened, unpack
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
@@ -148,3 +148,22 @@ def test_a_batch_of_nothing_but_padding_has_no_rows(width: int) -> None:
     nothing = torch.zeros(1, width, dtype=torch.long)
     padded = unpack({"input_ids": nothing, "position_ids": nothing, "documents": nothing - 1})
     assert len(padded["input_ids"]) == 0
+
+
+@pytest.mark.parametrize(("size", "even"), [(0, 0), (1, 1), (31, 31), (32, 32), (33, 64), (64, 64), (65, 96)])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_more_than_32_rows_are_filled_up_with_zeros_to_a_multiple_of_32(size: int, even: int, dim: int) -> None:
+    x = torch.randn(size, size)
+    found = evened(x, dim)
+    assert torch.equal(found.narrow(dim, 0, size), x)
+    assert found.shape[dim] == even
+    assert found.shape[1 - dim] == size
+    assert not found.narrow(dim, size, even - size).any()
+
+
+def test_zeros_keep_the_dtype_and_a_gradient_passes_by_them() -> None:
+    assert evened(torch.ones(1, 33, dtype=torch.bool), dim=1).sum() == 33
+    x = torch.randn(33, 2, dtype=torch.bfloat16, requires_grad=True)
+    evened(x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.ones_like(x))

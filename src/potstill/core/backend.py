@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from potstill.core.errors import UsageError
 
 log = logging.getLogger("potstill")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h, with their defaults
 TRIM_THRESHOLD, MMAP_MAX = 128 * 1024, 65536
-ROUND = 32  # what a number of rows is rounded up to before they are multiplied, and of tokens before they are read
 RECOMPILE_LIMIT = 64  # two models, with and without gradients, in a few dtypes: more than torch's 8 forms of a layer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -113,23 +112,6 @@ def _compiler(name: str) -> Callable[[torch.fx.GraphModule, list[Any]], Callable
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-
-
-def evened(x: Tensor, dim: int = 0) -> Tensor:
-    """`x`, where it is longer than 32 along `dim`, with zeros after it up to a multiple of 32.
-
-    On a CPU oneDNN compiles a kernel for every shape that it multiplies in bf16, and keeps a thousand of them, half a
-    MiB each, spread over the heap: rows of any number made a run slower in every step and its memory grow without end.
-    """
-    size = x.shape[dim]
-    if size <= ROUND or size % ROUND == 0:
-        return x
-    return torch.cat([x, torch.zeros_like(x.narrow(dim, 0, -size % ROUND))], dim)
-
-
-def through(linear: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """`linear(rows)`, multiplied as so many rows as `evened` makes of them."""
-    return linear(evened(rows))[: len(rows)]
 
 
 @contextlib.contextmanager

@@ -30,8 +30,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from potstill.core.backend import evened
-
 PAIRS = "aligned.pairs"  # rows of student and teacher that predict the same bytes from the same text: [2 P], ascending
 OWN = "own_log_p"  # among the scores, [N]: the log-probability of the token that follows, where a server tells it
 DIVISOR = "divisor"  # `divisor.NAME`: what the trainer is going to divide the term of that name by; no term does itself
@@ -118,8 +116,7 @@ class Head(NamedTuple):
     def logits(self, rows: Float[Tensor, "N F"]) -> Float[Tensor, "N V"]:
         """The logits of `rows`, in the dtype of `rows`."""
         bias = None if self.bias is None else self.bias.to(rows.dtype)
-        multiplied = rows if rows.requires_grad else evened(rows)  # the gradient of a slice would be as large again
-        logits = torch.nn.functional.linear(multiplied, self.weight.to(rows.dtype), bias)[: len(rows)]
+        logits = torch.nn.functional.linear(rows, self.weight.to(rows.dtype), bias)
         if self.scale != 1:
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)

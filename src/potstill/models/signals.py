@@ -10,13 +10,13 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from potstill.core.backend import evened
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import Batch, Head, Needs, Signals
 from potstill.models import isolation
@@ -69,9 +69,9 @@ def signals(model: nn.Module, batch: Batch, needs: Needs, *, vocabulary: int | N
 
 def _evened(ids: Tensor, places: Tensor, asked: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """What a packed row is read from, with a last document that nothing is asked of, up to a round length."""
-    longer = evened(ids, dim=1)
+    longer = layout.evened(ids, dim=1)
     more = torch.arange(longer.shape[1] - ids.shape[1], device=ids.device).expand(len(ids), -1)
-    return {"input_ids": longer, "position_ids": torch.cat([places, more], 1)}, evened(asked, dim=1)
+    return {"input_ids": longer, "position_ids": torch.cat([places, more], 1)}, layout.evened(asked, dim=1)
 
 
 def _signals_padded(
@@ -108,7 +108,12 @@ def _read(
     extras = {EMBEDDINGS: _embeddings(inner, inputs["input_ids"], positions)} if needs.extras else {}
     relations = {name: states[positions] for name, states in related.items()}
     rows = output.last_hidden_state[positions]
-    return Signals(rows, head.logits, head, layers=hidden, relations=relations, extras=extras)
+    return Signals(rows, partial(_logits, head), head, layers=hidden, relations=relations, extras=extras)
+
+
+def _logits(head: Head, rows: Tensor) -> Tensor:
+    """The logits of `rows`; with a gradient as they come, since that of a slice would be as large again."""
+    return head.logits(rows) if rows.requires_grad else layout.through(head.logits, rows)
 
 
 def _embeddings(inner: PreTrainedModel, ids: Tensor, positions: Tensor) -> Float[Tensor, "N 2 D"]:

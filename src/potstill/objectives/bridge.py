@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from potstill.core.backend import through
 from potstill.core.types import PAIRS, Batch, Needs, Signals, supervised, view
 from potstill.models.signals import EMBEDDINGS
 from potstill.ops.cross import crossed
+from potstill.ops.layout import through
 
 
 class Bridged(NamedTuple):

@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from potstill.core.backend import through
 from potstill.core.types import Batch, Group, Head, Needs, Signals, Terms, gold, supervised
 from potstill.objectives import rows
 from potstill.objectives.bridge import Bridge, Bridged, CrossAttention, SameRows
 from potstill.ops import fused
 from potstill.ops.divergence import Divergence, forward_kl
+from potstill.ops.layout import through
 from potstill.ops.projection import inverse_gram, onto_rows
 from potstill.ops.row_loss import Agreeing, CrossEntropyRows, DivergenceRows, RowLoss
 
@@ -265,7 +265,7 @@ class Noting:
         self.likeliest = torch.zeros(len(states), dtype=torch.long, device=states.device)
 
     def __call__(self, start: int, stop: int) -> Float[Tensor, "C V"]:
-        logits = self.head.logits(self.states[start:stop])
+        logits = through(self.head.logits, self.states[start:stop])
         self.likeliest[start:stop] = logits.argmax(-1)
         return logits
 

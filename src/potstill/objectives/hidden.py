@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from potstill.core.backend import through
 from potstill.core.errors import UsageError
 from potstill.core.types import Batch, Needs, Signals, Terms
 from potstill.objectives.bridge import aligned, each
+from potstill.ops.layout import through
 
 
 class Hidden(nn.Module):

@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from potstill.core.backend import through
 from potstill.core.errors import UsageError
 from potstill.core.types import Batch, Needs, Signals, Terms, supervised
 from potstill.models.signals import RELATIONS
 from potstill.objectives.bridge import aligned, each
+from potstill.ops.layout import through
 from potstill.ops.relation import relation_kl
 
 

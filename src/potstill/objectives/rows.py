@@ -11,6 +11,7 @@ from potstill.core.errors import UnsupportedModel
 from potstill.core.types import DIVISOR, OWN, Batch, Head, Objective, Signals, Terms, supervised
 from potstill.ops import coarse, fused
 from potstill.ops.coarse import Coarse
+from potstill.ops.layout import through
 from potstill.ops.row_loss import RowLoss, Said
 
 CHUNK = 256  # rows whose logits are alive at once, where all that is asked of them is one number each
@@ -114,7 +115,7 @@ def log_chance(signals: Signals, targets: Int[Tensor, " N"], *, temperature: flo
 
 def telling(head: Head, states: Float[Tensor, "N F"]) -> Telling:
     """The logits that `head` gives for the states of rows a to b."""
-    return lambda start, stop: head.logits(states[start:stop])
+    return lambda start, stop: through(head.logits, states[start:stop])
 
 
 def spread(values: Tensor, places: Int[Tensor, " P"], rows: int, otherwise: int) -> Tensor:

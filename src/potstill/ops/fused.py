@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from potstill.core.backend import evened
 from potstill.ops.coarse import Coarse
 from potstill.ops.divergence import forward_kl, mixture_with_gradient
+from potstill.ops.layout import evened
 from potstill.ops.row_loss import CrossEntropyRows, Differentiable, DivergenceRows, RowLoss, Said
 
 HeadLike = tuple[Tensor, Tensor | None, float, float | None]  # weight [V F], bias [V], scale, softcap

@@ -1,11 +1,11 @@
-"""Packed documents as padded rows, one document a row, for a network that would mix what is packed.
+"""Packed documents as padded rows, one document a row, for a network that would mix what is packed; round shapes.
 
 The definition: with documents d = 0, 1, ... in the order in which they lie in the batch, document d becomes row d, its
 tokens keep their order, and the rest of the row is padding. So whatever is read in the order of the batch (the rows of
 a network at the supervised positions) comes in the same order before and after.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Int
@@ -14,6 +14,7 @@ from torch import Tensor
 # What a padded cell holds: no document, a label that is not trained on (core.types.IGNORE), and zero for all else,
 # since zero is a token that every vocabulary has.
 PADDING = {"labels": -100, "documents": -1}
+ROUND = 32  # what a number of rows is rounded up to before they are multiplied, and of tokens before they are read
 
 
 def unpack(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,3 +59,20 @@ def begins(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) -> T
     first[:, :1] = True
     first[:, 1:] |= documents[:, 1:] != documents[:, :-1]
     return first
+
+
+def evened(x: Tensor, dim: int = 0) -> Tensor:
+    """`x`, where it is longer than 32 along `dim`, with zeros after it up to a multiple of 32.
+
+    On a CPU oneDNN compiles a kernel for every shape that it multiplies in bf16, and keeps a thousand of them, half a
+    MiB each, spread over the heap: rows of any number made a run slower in every step and its memory grow without end.
+    """
+    size = x.shape[dim]
+    if size <= ROUND or size % ROUND == 0:
+        return x
+    return torch.cat([x, torch.zeros_like(x.narrow(dim, 0, -size % ROUND))], dim)
+
+
+def through(linear: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """`linear(rows)`, multiplied as so many rows as `evened` makes of them."""
+    return linear(evened(rows))[: len(rows)]
