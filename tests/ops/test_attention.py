@@ -102,6 +102,13 @@ def test_a_gradient_on_a_cpu_comes_from_float32_also_where_rotary_positions_have
         assert torch.equal(ours, theirs.to(ours.dtype))
 
 
+def test_autocast_leaves_float64_alone() -> None:
+    exact = inputs(1, 16, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = by_document(*exact, ((5, 9, 2),), scale=0.4)
+    assert torch.equal(y, by_document(*exact, ((5, 9, 2),), scale=0.4))
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_keeps_its_dtype_and_its_gradients_are_those_of_float64_within_its_rounding(autocast) -> None:
     lengths = ((5, 9, 2),)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from potstill.core.types import IGNORE, supervised
 from potstill.ops import layout
-from potstill.ops.layout import evened, unpack
+from potstill.ops.layout import evened, through, unpack
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
@@ -167,3 +167,15 @@ def test_zeros_keep_the_dtype_and_a_gradient_passes_by_them() -> None:
     evened(x).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("size", [1, 32, 33])
+def test_rows_that_are_filled_up_to_be_multiplied_come_back_without_the_filling(size: int) -> None:
+    rows, seen = torch.randn(size, 3, dtype=torch.float64), []
+
+    def linear(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return 2 * x + 1
+
+    assert torch.equal(through(linear, rows), 2 * rows + 1)
+    assert seen == [len(evened(rows))]

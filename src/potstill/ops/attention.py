@@ -64,9 +64,9 @@ def by_document(
 
 
 def _halved(*states: Tensor) -> bool:
-    """Whether attention to these would run in half precision: they are, or autocast is about to make them so."""
+    """Whether attention to these would run in half precision: they are, or autocast would make float32 so."""
     casts = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") in HALVES
-    return casts or any(x.dtype in HALVES for x in states)
+    return any(x.dtype in HALVES or (casts and x.dtype == torch.float32) for x in states)
 
 
 def plain(

@@ -65,7 +65,7 @@ def evened(x: Tensor, dim: int = 0) -> Tensor:
     """`x`, where it is longer than 32 along `dim`, with zeros after it up to a multiple of 32.
 
     On a CPU oneDNN compiles a kernel for every shape that it multiplies in bf16, and keeps a thousand of them, half a
-    MiB each, spread over the heap: rows of any number made a run slower in every step and its memory grow without end.
+    MiB each, spread over the heap: with rows of any number, every step compiles some, and a run's memory grows.
     """
     size = x.shape[dim]
     if size <= ROUND or size % ROUND == 0:
