@@ -114,7 +114,8 @@ def of_the_objective(student: Network, teacher: Network, objective: Any, batch: 
         case SortedGap():
             yield from teacher.through_head("f", *objective.counts(batch).values())
         case Edited():
-            yield from teacher.through_head("f", int((objective.partners(batch) >= 0).sum()))
+            small = teacher._replace(vocabulary=student.vocabulary)  # no other row of the head is asked
+            yield from small.through_head("f", int((objective.partners(batch) >= 0).sum()))
         case Merged():
             found = objective.sorted_out(batch)
             yield from teacher.through_head("f", len(found.tokens[1]) + len(found.runs[1]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.ops.sorted_gap import BITS, EXPONENTS, SortedGapRows, counted, sorted_gap
+from potstill.ops.sorted_gap import BITS, EXPONENTS, WIDE, SortedGapRows, counted, short, sorted_gap, tallied
 
 
 def probabilities(rows: int, tokens: int, spread: float, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -86,3 +86,48 @@ def test_its_gradient_by_logits_is_that_of_its_value(tau: float) -> None:
     there, back = (loss((logits + sign * step).detach(), told, nobody) for sign in (1, -1))
     torch.testing.assert_close((gradient * step).sum(-1), (there - back) / 2, rtol=1e-3, atol=1e-7)
     assert torch.equal(values, loss(logits, told, nobody))
+
+
+def halved(rows: int, tokens: int, spread: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (spread * torch.randn(rows, tokens, generator=generator)).bfloat16().float()
+
+
+def test_logits_are_short_where_bfloat16_holds_them() -> None:
+    assert short(halved(2, 9, 3.0, 1))
+    assert not short(torch.tensor([[1.0, 1 + 2**-20]]))
+    assert not short(torch.ones(1, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.5])
+@pytest.mark.parametrize("spreads", [(3.0, 3.0), (6.0, 2.0), (20.0, 0.1)])
+@pytest.mark.parametrize("tokens", [(11, 9), (3, 200), (2 * WIDE, 49_152)])
+def test_numbers_that_are_counted_first_give_the_same(
+    tokens: tuple[int, int], spreads: tuple[float, float], tau: float
+) -> None:
+    teacher, student = (halved(2, n, s, i) for i, (n, s) in enumerate(zip(tokens, spreads, strict=True)))
+    teacher[:, 1] = -torch.inf
+    values, slope = tallied(teacher, student, tau)
+    p, q = ((logits.double() / tau).softmax(-1) for logits in (teacher, student))
+    expected, slopes = counted(p, q)
+    torch.testing.assert_close(values.double(), expected, rtol=0, atol=1e-5)
+    assert (slope == slopes).double().mean() > 0.99, "but for entries that rounding puts on a bin's edge"
+
+
+def test_equal_numbers_in_any_order_give_exactly_nothing() -> None:
+    logits = halved(3, 777, 4.0, 1)
+    values, slope = tallied(logits, torch.nn.functional.pad(logits[:, torch.randperm(777)], (0, 20), value=-torch.inf))
+    assert not values.any()
+    assert not slope.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_wide_teacher_is_compared_by_its_numbers_where_these_are_few(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, student = (torch.randn(2, n).to(dtype).float() for n in (WIDE, 500))
+    loss, nobody = SortedGapRows(), torch.zeros(2, dtype=torch.long)
+    by_tallies = loss.with_gradient(student, {"teacher": teacher}, nobody)
+    monkeypatch.setattr("potstill.ops.sorted_gap.short", lambda logits: False)
+    by_entries = loss.with_gradient(student, {"teacher": teacher}, nobody)
+    torch.testing.assert_close(by_tallies, by_entries, rtol=1e-4, atol=1e-6)

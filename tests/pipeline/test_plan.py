@@ -14,7 +14,7 @@ from potstill.core.blueprint import Attention, SwiGLU
 from potstill.core.errors import ArtefactError, UsageError, VocabularyMismatch
 from potstill.models.families.table import read
 from potstill.objectives.named import Mixture
-from potstill.pipeline.calibrate import Calibration, Clocked, fitted, merged
+from potstill.pipeline.calibrate import Calibration, Clocked, fitted
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.forecast import forecast
 from potstill.pipeline.plan import Plan
@@ -146,10 +146,7 @@ def test_a_median_forgets_a_step_that_was_disturbed() -> None:
     assert (dict(seen.seconds), seen.tokens, seen.rows) == ({"loss": 1.2}, 9.0, 4.0)
 
 
-def test_calibrations_merge_and_each_counts_for_what_it_measured() -> None:
-    alone = replace(RATES, teacher=9.0, beside=3e8, loss={"alone": 5e-9})
-    both = merged([RATES, alone])
-    assert (both.teacher, both.beside, dict(both.loss)) == (RATES.teacher, 2e8, {"alone": 5e-9, "live": 1e-8})
+def test_the_loss_of_a_source_that_was_not_measured_is_guessed_in_order() -> None:
     assert RATES.loss_of("alone") < RATES.loss_of("cached") < RATES.loss_of("live")
 
 

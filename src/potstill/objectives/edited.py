@@ -1,15 +1,17 @@
 """The teacher's distributions brought into the student's vocabulary by likeness of spelling (MinED)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from potstill.core.types import WARPED, Batch, Needs, Signals, Terms, gold, supervised, view
+from potstill.core.types import WARPED, Batch, Head, Needs, Signals, Terms, gold, supervised, view
 from potstill.objectives import rows
 from potstill.objectives.bridge import aligned, each
+from potstill.ops.fused import compute_dtype
+from potstill.ops.layout import through
 from potstill.ops.row_loss import DivergenceRows, Kept
 
 NEVER = -1e5  # a logit so low that its probability is 0 in any dtype, and 0 times it is 0
@@ -64,10 +66,10 @@ class Edited(rows.OverRows):
         """tau^2 KL(p' || q) of each row."""
         teacher, targets, told = frozen[self.teacher], supervised(batch)[1], f"{self.name}_told"
         partner = self.partners(batch)
-        source = self.source.to(partner.device)
+        over_ours = over(self.source.to(partner.device), teacher)
 
         def telling(start: int, stop: int) -> Float[Tensor, "C V"]:
-            return told_rows(teacher, partner[start:stop], source, targets[start:stop])
+            return told_rows(over_ours, teacher.rows, partner[start:stop], targets[start:stop])
 
         loss, kept = DivergenceRows(temperature=self.temperature, teacher=told), f"{self.name}_kept"
         taught = self._taught(batch, partner)
@@ -93,14 +95,28 @@ def first_of_each(nearest: Int[Tensor, " V_t"], vocabulary: int) -> Int[Tensor, 
     return first.masked_fill(first == len(nearest), -1)
 
 
+def over(source: Int[Tensor, " V_s"], teacher: Signals) -> Callable[[Tensor], Tensor]:
+    """What gives the teacher's logits for the student's ids, by those rows of its head alone where it can be read."""
+    columns, none = source.clamp(min=0), source < 0
+    if teacher.head is None:
+        return lambda states: teacher.logits(states)[:, columns].masked_fill_(none, NEVER)
+    weight, bias, *rest = teacher.head
+    dtype = compute_dtype(teacher.rows)
+    head = Head(weight.detach()[columns].to(dtype), None if bias is None else bias.detach()[columns], *rest)
+    return lambda states: through(head.logits, states).masked_fill_(none, NEVER)
+
+
 def told_rows(
-    teacher: Signals, partner: Int[Tensor, " C"], source: Int[Tensor, " V"], targets: Int[Tensor, " C"]
+    logits: Callable[[Tensor], Tensor],
+    states: Float[Tensor, "M D"],
+    partner: Int[Tensor, " C"],
+    targets: Int[Tensor, " C"],
 ) -> Float[Tensor, "C V"]:
-    """Logits over the student's vocabulary: the partner's where there is one, else certain of the target."""
+    """`logits` of the partner's states, over the student's ids; where there is no partner, certain of the target."""
     known: Bool[Tensor, " C"] = partner >= 0
-    logits = teacher.logits(teacher.rows[partner[known]])
-    found = logits.new_full((len(partner), len(source)), NEVER)
-    found[known] = logits[:, source.clamp(min=0)].masked_fill_(source < 0, NEVER)
+    some = logits(states[partner[known]])
+    found = some.new_full((len(partner), some.shape[1]), NEVER)
+    found[known] = some
     lost = (~known).nonzero()[:, 0]
     found[lost, targets[lost]] = 0
     return found

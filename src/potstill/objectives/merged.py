@@ -10,12 +10,13 @@ from torch import Tensor
 from potstill.core.types import GROUPS, Batch, Needs, Signals, Terms, supervised, view
 from potstill.objectives import rows
 from potstill.objectives.bridge import each
+from potstill.ops import fused
 from potstill.ops.coarse import Coarse
 from potstill.ops.divergence import Divergence, cross_entropy, forward_kl
 from potstill.ops.likelihood import binary_kl_with_slope, grouped
 from potstill.ops.row_loss import DivergenceRows, Kept, Tangent
 
-AT_ONCE = 64  # rows of a teacher whose softmax is held in float32
+AT_ONCE = 128  # rows of a teacher whose logits are held
 
 
 class Sorted(NamedTuple):
@@ -134,7 +135,11 @@ class Merged(rows.OverRows):
         """The partners' rows over the shared tokens, at the temperature; a row without one says nothing."""
         ours, theirs = (ids.to(partner.device) for ids in self.shared)
         known = (partner >= 0).nonzero()[:, 0]
-        parts = [self._merged(teacher.logits(teacher.rows[some]), theirs) for some in partner[known].split(AT_ONCE)]
+        parts = [
+            self._merged(few, theirs)
+            for some in partner[known].split(AT_ONCE)
+            for few in teacher.logits(teacher.rows[some]).split(max(1, fused.BLOCK // self.vocabularies[1]))
+        ]
         wide = parts[0][0].dtype if parts else torch.float32
         log_p, log_rest = (torch.zeros(len(partner), n, dtype=wide, device=partner.device) for n in (len(ours), 1))
         if parts:
@@ -144,12 +149,15 @@ class Merged(rows.OverRows):
 
     def _merged(self, logits: Float[Tensor, "C V"], theirs: Int[Tensor, " S"]) -> tuple[Tensor, Tensor]:
         """(log p of the shared tokens, log p of all others); nothing for others where the student has none."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits if self.temperature == 1 else logits / self.temperature
+        known = logits.index_select(1, theirs)
+        some = known.logsumexp(-1, keepdim=True)
         if self.shared.shape[1] == self.vocabularies[0]:
-            return logits[:, theirs].log_softmax(-1), logits.new_full((len(logits), 1), -torch.inf)
-        log_p = logits.log_softmax(-1)
-        rest = log_p.exp().index_fill_(1, theirs, 0.0).sum(-1, keepdim=True)
-        return log_p[:, theirs], rest.log()
+            return known - some, logits.new_full((len(logits), 1), -torch.inf)
+        rest = logits.index_fill(1, theirs, -torch.inf).logsumexp(-1, keepdim=True)
+        every = torch.logaddexp(some, rest)
+        return known - every, rest - every
 
 
 def log_likelihoods(

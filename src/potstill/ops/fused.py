@@ -162,9 +162,10 @@ def _run(
     head = (weight, bias, problem.scale, problem.softcap)
     totals = rows.new_zeros(len(problem.losses), dtype=_wide(rows.dtype))
     wanted = any(gradient is not None for gradient in gradients)
+    space = rows.new_empty(min(problem.chunk, len(rows)), len(weight))  # one for all chunks: no holes between
     for start in range(0, len(problem.targets), problem.chunk):
         some = rows[start : start + problem.chunk]  # the last of them may be nobody's
-        logits = _logits(some, head)
+        logits = _logits_in(space[: len(some)], some, head)
         asked = logits[: len(problem.targets) - start]
         teachers = _teachers(problem.frozen, start, start + len(asked))
         for block in _blocks(asked):
@@ -182,7 +183,7 @@ def _run(
         if wanted:
             logits[len(asked) :] = 0
             gradients.add(start, logits, some, weight)  # the logits have become their derivative
-        del logits, asked, teachers, student, taught  # or two chunks would be alive while the next is computed
+        del teachers, taught, student  # what lies there still would keep the next from lying there
     return totals
 
 
@@ -239,6 +240,18 @@ def _logits(rows: Float[Tensor, "N F"], head: HeadLike) -> Float[Tensor, "N V"]:
     if scale != 1:
         logits = logits * scale
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _logits_in(space: Float[Tensor, "C V"], rows: Float[Tensor, "C F"], head: HeadLike) -> Float[Tensor, "C V"]:
+    """`space`, filled with what `_logits` gives, the weight being in the dtype of `rows` already."""
+    weight, bias, scale, softcap = head
+    if bias is None:
+        torch.mm(rows, weight.mT, out=space)
+    else:
+        torch.addmm(bias.to(rows.dtype), rows, weight.mT, out=space)
+    if scale != 1:
+        space.mul_(scale)
+    return space if softcap is None else space.div_(softcap).tanh_().mul_(softcap)
 
 
 def _through_head(delta: Tensor, logits: Tensor, problem: _Problem) -> Tensor:

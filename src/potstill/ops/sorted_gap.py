@@ -21,10 +21,14 @@ The worst case is a thousandth where bfloat16 logits around 16 are off by 3 % of
 less (`tests/ops/test_sorted_gap.py`). Areas are integers: one scatter for each side adds to its bin an entry's count
 and its distance from the lower edge, in units in the last place, packed into one int64. So the result does not depend
 on the order of the sums, is 0 where both hold the same entries, and the sign of each area is exact.
+
+Logits that were computed in bfloat16 are few numbers: of 262,144 some thousands differ. `tallied` counts these first,
+one integer an entry, and reads a probability for each number instead of for each entry.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +42,8 @@ BELOW = 23 - BITS  # bits of a float32 that tell entries of one bin apart
 FIRST = ((127 - EXPONENTS) << 23) - (1 << BELOW)  # the bits at which bin 0 begins, that of all that counts as 0
 BINS = (EXPONENTS << BITS) + 2  # the last one is of 1 itself
 ONE = 1 << 40  # one entry, above the distances of all entries in a bin
+PATTERNS = 2**16  # of the bits of a bfloat16
+WIDE = 2 * PATTERNS  # entries from which on counting equal ones first is faster
 
 
 def sorted_gap(p: Float[Tensor, "N V"], q: Float[Tensor, "N W"]) -> Float[Tensor, " N"]:
@@ -56,12 +62,29 @@ def counted(p: Float[Tensor, "N V"], q: Float[Tensor, "N W"]) -> tuple[Float[Ten
     areas = torch.zeros(len(q), BINS, dtype=torch.int64, device=q.device)
     areas.scatter_add_(1, bins, distances)
     areas.scatter_add_(1, *_negative(_read(p)))
-    counts = (areas + ONE // 2) >> 40  # distances may sum to less than 0
-    above = counts.sum(-1, keepdim=True) - counts.cumsum(-1)
-    areas = areas.sub_(counts << 40).add_(above << BELOW)
-    unit = torch.ldexp(torch.ones(BINS, device=q.device), _exponents(q.device)).to(q.dtype)
-    values = areas.abs().to(q.dtype) @ unit
-    return values, areas.sign().to(q.dtype).gather(1, bins)
+    values, signs = _between(areas, q.dtype)
+    return values, signs.gather(1, bins)
+
+
+def tallied(
+    teacher: Float[Tensor, "N V"], student: Float[Tensor, "N W"], temperature: float = 1.0
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "N W"]]:
+    """`counted` of softmax(teacher / tau) and softmax(student / tau), for float32 logits that are `short`."""
+    areas = torch.zeros(len(student), BINS, dtype=torch.int64, device=student.device)
+    flat = areas.view(-1)
+    p, q = _tally(teacher, temperature), _tally(student, temperature)
+    for tally, sign in ((p, -1), (q, 1)):
+        bins, distances = _read(tally.value)
+        flat.index_add_(0, tally.row * BINS + bins, distances.mul_(tally.count), alpha=sign)
+    values, signs = _between(areas, student.dtype)
+    slope = torch.zeros(len(student), PATTERNS, dtype=student.dtype, device=student.device)
+    slope[q.row, q.pattern] = signs[q.row, bins]
+    return values, slope.gather(1, q.patterns)
+
+
+def short(logits: Tensor) -> bool:
+    """Whether these are float32 that bfloat16 would hold as well."""
+    return logits.dtype == torch.float32 and not bool((logits.view(torch.int32) & (PATTERNS - 1)).any())
 
 
 @dataclass(frozen=True)
@@ -78,29 +101,63 @@ class SortedGapRows:
     def __call__(
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor | Coarse], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
-        p, q = self._both(student, frozen)
-        values, slope = counted(p, q.detach())
+        q, values, slope = self._compared(student, frozen)
         return self.temperature * (values + ((q - q.detach()) * slope).sum(-1))
 
     def with_gradient(
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor | Coarse], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and q (s - <q, s>), s being the derivative by q; tau cancels."""
-        p, q = self._both(student, frozen)
-        values, slope = counted(p, q)
+        q, values, slope = self._compared(student, frozen)
         slope.sub_(torch.linalg.vecdot(q, slope)[:, None])
         return self.temperature * values, q.mul_(slope)
 
-    def _both(self, student: Tensor, frozen: Mapping[str, Tensor | Coarse]) -> tuple[Tensor, Tensor]:
-        teacher = frozen[self.teacher]
+    def _compared(self, student: Tensor, frozen: Mapping[str, Tensor | Coarse]) -> tuple[Tensor, Tensor, Tensor]:
+        """q, U, and the derivative of U by q."""
+        teacher, tau = frozen[self.teacher], self.temperature
         assert isinstance(teacher, Tensor), "every entry of the teacher's distribution counts"
-        tau = self.temperature
-        return (teacher / tau if tau != 1 else teacher).softmax(-1), (student / tau if tau != 1 else student).softmax(
-            -1
-        )
+        q = (student if tau == 1 else student / tau).softmax(-1)
+        if teacher.shape[1] >= WIDE and short(teacher) and short(student):
+            return q, *tallied(teacher, student.detach(), tau)
+        return q, *counted((teacher if tau == 1 else teacher / tau).softmax(-1), q.detach())
 
 
-def _read(values: Float[Tensor, "N V"]) -> tuple[Int[Tensor, "N V"], Int[Tensor, "N V"]]:
+class _Tally(NamedTuple):
+    """The numbers that rows of short logits hold: in row `row[m]` the one of bits `pattern[m]`, `count[m]` times.
+
+    `value[m]` is its probability; `patterns` are the bits of every entry.
+    """
+
+    patterns: Int[Tensor, "N V"]
+    row: Int[Tensor, " M"]
+    pattern: Int[Tensor, " M"]
+    count: Int[Tensor, " M"]
+    value: Float[Tensor, " M"]
+
+
+def _tally(logits: Float[Tensor, "N V"], temperature: float) -> _Tally:
+    patterns = (logits.view(torch.int32) >> 16).long().add_(PATTERNS // 2)
+    counts = torch.zeros(len(logits), PATTERNS, dtype=torch.int32, device=logits.device)
+    counts.scatter_add_(1, patterns, counts.new_ones(1, 1).expand_as(patterns))
+    row, pattern = counts.nonzero(as_tuple=True)
+    count = counts[row, pattern]
+    value = ((pattern - PATTERNS // 2) << 16).int().view(torch.float32) / temperature
+    largest = logits.amax(-1) / temperature
+    value = (value - largest[row]).exp_()
+    total = torch.zeros_like(largest).index_add_(0, row, value * count)
+    return _Tally(patterns, row, pattern, count, value / total[row])
+
+
+def _between(areas: Int[Tensor, "N B"], dtype: torch.dtype) -> tuple[Float[Tensor, " N"], Float[Tensor, "N B"]]:
+    """U, and the sign of the area in each bin, from the student's counts and distances less the teacher's."""
+    counts = (areas + ONE // 2) >> 40  # distances may sum to less than 0
+    above = counts.sum(-1, keepdim=True) - counts.cumsum(-1)
+    areas = areas.sub_(counts << 40).add_(above << BELOW)
+    unit = torch.ldexp(torch.ones(BINS, device=areas.device), _exponents(areas.device)).to(dtype)
+    return areas.abs().to(dtype) @ unit, areas.sign().to(dtype)
+
+
+def _read(values: Float[Tensor, "..."]) -> tuple[Int[Tensor, "..."], Int[Tensor, "..."]]:
     """Of each entry the bin, and one count with the distance from the bin's lower edge."""
     bits = values.float().view(torch.int32).sub(FIRST).clamp_(0, (BINS << BELOW) - 1)
     return (bits >> BELOW).long(), bits.bitwise_and_((1 << BELOW) - 1).long().add_(ONE)

@@ -5,8 +5,8 @@ real steps of the one trainer on real packs, clocked from outside, lie beside th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from statistics import fmean, median
+from dataclasses import asdict, dataclass, field, fields
+from statistics import median
 from typing import Any
 
 import torch
@@ -73,16 +73,6 @@ class Calibration:
             return self.loss[source]
         known, rate = next(iter(self.loss.items()))
         return rate * NEAR[source] / NEAR[known]
-
-
-def merged(several: Sequence[Calibration]) -> Calibration:
-    """The mean of several calibrations; each counts for what it measured."""
-    names = ("student", "backward", "optimiser", "beside")
-    means: dict[str, Any] = {name: fmean(getattr(one, name) for one in several) for name in names}
-    taught = [one.teacher for one in several if "live" in one.loss] or [several[0].teacher]
-    sources = sorted({source for one in several for source in one.loss})
-    losses = {source: fmean(one.loss[source] for one in several if source in one.loss) for source in sources}
-    return replace(several[0], **means, teacher=fmean(taught), loss=losses)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,8 +93,9 @@ def dskdv2(asked: Asked) -> Taught:
 
 
 def mined(asked: Asked) -> Taught:
-    """The teacher's logits where a row has a partner, spread over the student's ids."""
-    return Taught(teacher=asked.pairs, whole=(1, 1))
+    """The teacher's logits at the pairs, for the student's ids alone, by a copy of their part of its head."""
+    table = asked.vocabularies[0] * asked.widths[1]
+    return Taught(other=2.0 * table * asked.pairs, whole=(2, 0), held=2.0 * table)
 
 
 def spans(asked: Asked) -> Taught:

@@ -166,7 +166,7 @@ class Workload:
         chunk = min(fused.rows_at_once(self.vocabulary), max(1.0, self.rows))
         ours, theirs = self.taught.whole if self.source == "live" else (0, 0)
         others = self.otherwise.vocabulary if self.otherwise else self.vocabulary
-        return chunk * self.compute_bytes * ((1 + ours) * self.vocabulary + theirs * others)
+        return float(chunk * self.compute_bytes * ((1 + ours) * self.vocabulary + theirs * others))
 
     def activations(self, saved: Saved) -> float:
         """Bytes that a pass keeps for its backward: all of each block, or with checkpoints its input and all of one.
