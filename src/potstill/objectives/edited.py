@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from potstill.core.types import WARPED, Batch, Head, Needs, Signals, Terms, gold, supervised, view
+from potstill.core.types import WARPED, Batch, Needs, Signals, Terms, gold, supervised, view
 from potstill.objectives import rows
 from potstill.objectives.bridge import aligned, each
 from potstill.ops.fused import compute_dtype
@@ -100,9 +100,9 @@ def over(source: Int[Tensor, " V_s"], teacher: Signals) -> Callable[[Tensor], Te
     columns, none = source.clamp(min=0), source < 0
     if teacher.head is None:
         return lambda states: teacher.logits(states)[:, columns].masked_fill_(none, NEVER)
-    weight, bias, *rest = teacher.head
-    dtype = compute_dtype(teacher.rows)
-    head = Head(weight.detach()[columns].to(dtype), None if bias is None else bias.detach()[columns], *rest)
+    weight, bias = teacher.head.weight.detach(), teacher.head.bias
+    some = weight[columns].to(compute_dtype(teacher.rows))
+    head = teacher.head._replace(weight=some, bias=None if bias is None else bias.detach()[columns])
     return lambda states: through(head.logits, states).masked_fill_(none, NEVER)
 
 

@@ -75,7 +75,7 @@ def tallied(
     p, q = _tally(teacher, temperature), _tally(student, temperature)
     for tally, sign in ((p, -1), (q, 1)):
         bins, distances = _read(tally.value)
-        flat.index_add_(0, tally.row * BINS + bins, distances.mul_(tally.count), alpha=sign)
+        flat.index_add_(0, tally.row * BINS + bins, distances.mul_(tally.times), alpha=sign)
     values, signs = _between(areas, student.dtype)
     slope = torch.zeros(len(student), PATTERNS, dtype=student.dtype, device=student.device)
     slope[q.row, q.pattern] = signs[q.row, bins]
@@ -123,7 +123,7 @@ class SortedGapRows:
 
 
 class _Tally(NamedTuple):
-    """The numbers that rows of short logits hold: in row `row[m]` the one of bits `pattern[m]`, `count[m]` times.
+    """The numbers that rows of short logits hold: in row `row[m]` the one of bits `pattern[m]`, `times[m]` times.
 
     `value[m]` is its probability; `patterns` are the bits of every entry.
     """
@@ -131,7 +131,7 @@ class _Tally(NamedTuple):
     patterns: Int[Tensor, "N V"]
     row: Int[Tensor, " M"]
     pattern: Int[Tensor, " M"]
-    count: Int[Tensor, " M"]
+    times: Int[Tensor, " M"]
     value: Float[Tensor, " M"]
 
 
@@ -140,12 +140,12 @@ def _tally(logits: Float[Tensor, "N V"], temperature: float) -> _Tally:
     counts = torch.zeros(len(logits), PATTERNS, dtype=torch.int32, device=logits.device)
     counts.scatter_add_(1, patterns, counts.new_ones(1, 1).expand_as(patterns))
     row, pattern = counts.nonzero(as_tuple=True)
-    count = counts[row, pattern]
+    times = counts[row, pattern]
     value = ((pattern - PATTERNS // 2) << 16).int().view(torch.float32) / temperature
     largest = logits.amax(-1) / temperature
     value = (value - largest[row]).exp_()
-    total = torch.zeros_like(largest).index_add_(0, row, value * count)
-    return _Tally(patterns, row, pattern, count, value / total[row])
+    total = torch.zeros_like(largest).index_add_(0, row, value * times)
+    return _Tally(patterns, row, pattern, times, value / total[row])
 
 
 def _between(areas: Int[Tensor, "N B"], dtype: torch.dtype) -> tuple[Float[Tensor, " N"], Float[Tensor, "N B"]]:
