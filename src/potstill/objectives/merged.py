@@ -16,7 +16,7 @@ from potstill.ops.divergence import Divergence, cross_entropy, forward_kl
 from potstill.ops.likelihood import binary_kl_with_slope, grouped
 from potstill.ops.row_loss import DivergenceRows, Kept, Tangent
 
-AT_ONCE = 128  # rows of a teacher whose logits are held
+AT_ONCE = 128  # rows whose logits are held
 
 
 class Sorted(NamedTuple):
@@ -136,9 +136,10 @@ class Merged(rows.OverRows):
         ours, theirs = (ids.to(partner.device) for ids in self.shared)
         known = (partner >= 0).nonzero()[:, 0]
         parts = [
-            self._merged(few, theirs)
+            self._merged(logits[block], theirs)
             for some in partner[known].split(AT_ONCE)
-            for few in teacher.logits(teacher.rows[some]).split(max(1, fused.BLOCK // self.vocabularies[1]))
+            for logits in [teacher.logits(teacher.rows[some])]
+            for block in fused.blocks(logits)
         ]
         wide = parts[0][0].dtype if parts else torch.float32
         log_p, log_rest = (torch.zeros(len(partner), n, dtype=wide, device=partner.device) for n in (len(ours), 1))
@@ -160,12 +161,12 @@ class Merged(rows.OverRows):
         return known - every, rest - every
 
 
-def log_likelihoods(
-    signals: Signals, numbers: Int[Tensor, " R"], targets: Int[Tensor, " R"], *, chunk: int = 256
-) -> Float[Tensor, " R"]:
+def log_likelihoods(signals: Signals, numbers: Int[Tensor, " R"], targets: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
     """log p(target) at the rows of these numbers."""
-    parts = zip(numbers.split(chunk), targets.split(chunk), strict=True)
-    found = [-cross_entropy(signals.logits(signals.rows[some]), wanted) for some, wanted in parts]
+    found = [torch.zeros(0, device=numbers.device)]
+    for some, wanted in zip(numbers.split(AT_ONCE), targets.split(AT_ONCE), strict=True):
+        logits = signals.logits(signals.rows[some])
+        found += [-cross_entropy(logits[block], wanted[block]) for block in fused.blocks(logits)]
     return torch.cat(found)
 
 

@@ -168,7 +168,7 @@ def _run(
         logits = _logits_in(space[: len(some)], some, head)
         asked = logits[: len(problem.targets) - start]
         teachers = _teachers(problem.frozen, start, start + len(asked))
-        for block in _blocks(asked):
+        for block in blocks(asked):
             student = _widened(asked[block])
             taught = {name: _known(teacher[block]) for name, teacher in teachers.items()}
             targets = problem.targets[start : start + len(asked)][block]
@@ -273,7 +273,7 @@ def _known(said: Said) -> Said:
     return _widened(said) if isinstance(said, Tensor) and said.is_floating_point() else said
 
 
-def _blocks(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
+def blocks(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
     """Few rows at a time on a CPU, for its caches; all of them elsewhere, where each kernel has to be launched."""
     size = max(1, BLOCK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     return (slice(start, start + size) for start in range(0, len(logits), size))
