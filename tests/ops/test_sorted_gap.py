@@ -131,3 +131,7 @@ def test_a_wide_teacher_is_compared_by_its_numbers_where_these_are_few(
     monkeypatch.setattr("potstill.ops.sorted_gap.short", lambda logits: False)
     by_entries = loss.with_gradient(student, {"teacher": teacher}, nobody)
     torch.testing.assert_close(by_tallies, by_entries, rtol=1e-4, atol=1e-6)
+    monkeypatch.undo()
+    logits = student.requires_grad_()
+    loss(logits, {"teacher": teacher}, nobody).sum().backward()
+    torch.testing.assert_close(logits.grad, by_tallies[1], rtol=1e-4, atol=1e-6)

@@ -117,7 +117,7 @@ class SortedGapRows:
         teacher, tau = frozen[self.teacher], self.temperature
         assert isinstance(teacher, Tensor), "every entry of the teacher's distribution counts"
         q = (student if tau == 1 else student / tau).softmax(-1)
-        if teacher.shape[1] >= WIDE and short(teacher) and short(student):
+        if teacher.shape[1] >= WIDE and short(teacher) and short(student.detach()):
             return q, *tallied(teacher, student.detach(), tau)
         return q, *counted((teacher if tau == 1 else teacher / tau).softmax(-1), q.detach())
 
