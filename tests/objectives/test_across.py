@@ -11,10 +11,10 @@ from tests.objectives.test_invariants import assert_equal, gradients
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from potstill.core.types import GROUPS, PAIRS, WARPED, Signals, supervised, view
+from potstill.core.types import GROUPS, PAIRS, WARPED, Head, Signals, supervised, view
 from potstill.models.signals import signals
 from potstill.objectives.distill import Distill
-from potstill.objectives.edited import Edited
+from potstill.objectives.edited import NEVER, Edited, over
 from potstill.objectives.merged import Merged
 from potstill.objectives.methods import METHODS
 from potstill.objectives.named import Mixture
@@ -247,6 +247,17 @@ def test_rows_that_are_not_aligned_learn_the_text_and_the_others_the_teacher(pai
         expected = expected + forward_kl(p[None], log_q[n : n + 1])[0]
     found = objective({"student": student}, {"teacher": teacher}, batch)["mined"]
     torch.testing.assert_close(found, expected)
+
+
+def test_the_students_ids_alone_are_asked_of_a_head_as_of_all_its_ids() -> None:
+    torch.manual_seed(0)
+    rows, source = torch.randn(5, 8).double(), torch.tensor([3, -1, 0, 6])
+    head = Head(torch.randn(7, 8).double(), torch.randn(7).double(), 0.5, 3.0)
+    by_head, by_logits = (over(source, Signals(rows, head.logits, one))(rows) for one in (head, None))
+    expected = head.logits(rows)[:, [3, 0, 0, 6]]
+    expected[:, 1] = NEVER
+    for found in (by_head, by_logits):
+        torch.testing.assert_close(found, expected)
 
 
 def test_own_tokens_decide_which_rows_of_a_path_are_aligned(pair: Sides) -> None:

@@ -498,3 +498,10 @@ def test_the_logits_of_a_chunk_take_the_same_memory_at_any_vocabulary() -> None:
     assert max(sizes.values()) <= 1.01 * min(sizes.values())
     assert rows_at_once(100) == 1024
     assert rows_at_once(1 << 30) == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_blocks_hold_every_row_once_and_of_no_rows_there_is_none(device: str) -> None:
+    for rows in (0, 1, 7):
+        logits = torch.empty(rows, fused.BLOCK // 2, device=device)
+        assert [i for block in fused.blocks(logits) for i in range(rows)[block]] == list(range(rows))

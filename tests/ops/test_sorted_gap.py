@@ -1,5 +1,7 @@
 """Sorted probabilities compared without sorting, beside the definition that sorts."""
 
+import unittest.mock
+
 import pytest
 import torch
 from torch import Tensor
@@ -127,7 +129,11 @@ def test_a_wide_teacher_is_compared_by_its_numbers_where_these_are_few(
 ) -> None:
     teacher, student = (torch.randn(2, n).to(dtype).float() for n in (WIDE, 500))
     loss, nobody = SortedGapRows(), torch.zeros(2, dtype=torch.long)
-    by_tallies = loss.with_gradient(student, {"teacher": teacher}, nobody)
+    with unittest.mock.patch("potstill.ops.sorted_gap.tallied", wraps=tallied) as asked:
+        by_tallies = loss.with_gradient(student, {"teacher": teacher}, nobody)
+        assert asked.call_count == (dtype == torch.bfloat16)
+        loss.with_gradient(student, {"teacher": teacher[:, 1:]}, nobody)
+        assert asked.call_count == (dtype == torch.bfloat16), "not for fewer"
     monkeypatch.setattr("potstill.ops.sorted_gap.short", lambda logits: False)
     by_entries = loss.with_gradient(student, {"teacher": teacher}, nobody)
     torch.testing.assert_close(by_tallies, by_entries, rtol=1e-4, atol=1e-6)

@@ -168,23 +168,34 @@ def _run(
         logits = _logits_in(space[: len(some)], some, head)
         asked = logits[: len(problem.targets) - start]
         teachers = _teachers(problem.frozen, start, start + len(asked))
+        wished = problem.targets[start : start + len(asked)]
         for block in blocks(asked):
-            student = _widened(asked[block])
             taught = {name: _known(teacher[block]) for name, teacher in teachers.items()}
-            targets = problem.targets[start : start + len(asked)][block]
-            with torch.autocast(rows.device.type, enabled=False):  # it would halve the products inside a loss
-                if wanted:
-                    values, delta = _differentiate(problem.losses, student, taught, targets, mix)
-                    asked[block] = _through_head(delta, student, problem)
-                else:
-                    values = [loss(student, taught, targets) for loss in problem.losses]
+            values = _block(problem, asked[block], taught, wished[block], mix if wanted else None)
             for total, value in zip(totals, values, strict=True):
                 total += value.sum()
         if wanted:
             logits[len(asked) :] = 0
             gradients.add(start, logits, some, weight)  # the logits have become their derivative
-        del teachers, taught, student  # what lies there still would keep the next from lying there
+        del teachers, taught  # what lies there still would keep the next from lying there
     return totals
+
+
+def _block(
+    problem: _Problem,
+    logits: Float[Tensor, "C V"],
+    teachers: Mapping[str, Said],
+    targets: Int[Tensor, " C"],
+    mix: Sequence[float] | None,
+) -> list[Tensor]:
+    """The values of each loss; with a `mix`, `logits` become the derivative of sum_k mix[k] loss_k."""
+    student = _widened(logits)
+    with torch.autocast(logits.device.type, enabled=False):  # it would halve the products inside a loss
+        if mix is None:
+            return [loss(student, teachers, targets) for loss in problem.losses]
+        values, delta = _differentiate(problem.losses, student, teachers, targets, mix)
+        logits.copy_(_through_head(delta, student, problem))
+    return values
 
 
 def _differentiate(
@@ -275,7 +286,7 @@ def _known(said: Said) -> Said:
 
 def blocks(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
     """Few rows at a time on a CPU, for its caches; all of them elsewhere, where each kernel has to be launched."""
-    size = max(1, BLOCK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    size = max(1, BLOCK // logits.shape[1] if logits.device.type == "cpu" else len(logits))
     return (slice(start, start + size) for start in range(0, len(logits), size))
 
 

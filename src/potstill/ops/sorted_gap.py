@@ -144,8 +144,8 @@ def _tally(logits: Float[Tensor, "N V"], temperature: float) -> _Tally:
     value = ((pattern - PATTERNS // 2) << 16).int().view(torch.float32) / temperature
     largest = logits.amax(-1) / temperature
     value = (value - largest[row]).exp_()
-    total = torch.zeros_like(largest).index_add_(0, row, value * times)
-    return _Tally(patterns, row, pattern, times, value / total[row])
+    total = torch.zeros_like(largest, dtype=torch.float64).index_add_(0, row, (value * times).double())
+    return _Tally(patterns, row, pattern, times, value / total.float()[row])  # whatever the order of the sum
 
 
 def _between(areas: Int[Tensor, "N B"], dtype: torch.dtype) -> tuple[Float[Tensor, " N"], Float[Tensor, "N B"]]:

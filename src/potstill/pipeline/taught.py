@@ -20,7 +20,7 @@ from potstill.objectives.named import Mixture
 class Asked:
     """Both shapes, and the rows of a pass: of the student, of the teacher, paired ones, and of a row's own document.
 
-    `numbers` are the options of the method.
+    `numbers` are the options of the method, `compute_bytes` an entry's in the dtype of the products.
     """
 
     student: Blueprint
@@ -31,6 +31,7 @@ class Asked:
     pairs: float
     near: float
     numbers: Mapping[str, float]
+    compute_bytes: int
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -95,7 +96,7 @@ def dskdv2(asked: Asked) -> Taught:
 def mined(asked: Asked) -> Taught:
     """The teacher's logits at the pairs, for the student's ids alone, by a copy of their part of its head."""
     table = asked.vocabularies[0] * asked.widths[1]
-    return Taught(other=2.0 * table * asked.pairs, whole=(2, 0), held=2.0 * table)
+    return Taught(other=2.0 * table * asked.pairs, whole=(2, 0), held=float(asked.compute_bytes * table))
 
 
 def spans(asked: Asked) -> Taught:

@@ -71,6 +71,7 @@ class Workload:
             pairs=rows * (apart.aligned if apart else 1.0),
             near=(2 * self.texture.seen - 1) * self.texture.trained,
             numbers=numbers(self.objective),
+            compute_bytes=self.compute_bytes,
         )
         return taught(self.objective, asked)
 
@@ -143,7 +144,7 @@ class Workload:
         `head` is the head's copy in the dtype of the products, and the gradients of head and embedding as a pass makes
         them; in a step of one pass those are `gradients` themselves, but for one of the two that tied weights add up.
         `logits` are those of one chunk of rows of both models.
-        `objective` is what it holds beside its weights: a constant copy of the student's head, shared rows in float32.
+        `objective` is what it holds beside its weights: constant copies of heads or parts of them.
         A teacher that teaches nothing waits to be measured beside; one that is cached is read again for that.
         """
         size, table = stored(self.student), self.vocabulary * self.student.hidden
