@@ -135,13 +135,14 @@ def test_the_head_is_computed_in_what_was_asked_for(tiny_llama: LlamaForCausalLM
         def split(self, *_: object) -> tuple[dict[str, RowTerm], dict[str, Tensor]]:
             return {self.name: RowTerm(spy)}, {}
 
-    def note(rows: Tensor, *args: object, **options: object) -> Tensor:
+    def note(space: Tensor, rows: Tensor, head: fused.HeadLike) -> Tensor:
+        assert {space.dtype, rows.dtype} == {head[0].dtype}
         seen.append(rows.dtype)
-        return linear(rows, *args, **options)
+        return logits(space, rows, head)
 
     with pytest.MonkeyPatch.context() as patch:
-        linear = fused.linear
-        patch.setattr(fused, "linear", note)
+        logits = fused._logits_in
+        patch.setattr(fused, "_logits_in", note)
         Study(tiny_llama, Head(), compute_dtype=torch.bfloat16)(**batch_of())["loss"].backward()
         Study(tiny_llama, Head(), compute_dtype=torch.float32)(**batch_of())["loss"].backward()
     assert seen == [torch.bfloat16, torch.float32]
