@@ -15,7 +15,7 @@ from potstill.core.types import GROUPS, PAIRS, WARPED, Head, Signals, supervised
 from potstill.models.signals import signals
 from potstill.objectives.distill import Distill
 from potstill.objectives.edited import NEVER, Edited, over
-from potstill.objectives.merged import Merged
+from potstill.objectives.merged import Merged, log_likelihoods
 from potstill.objectives.methods import METHODS
 from potstill.objectives.named import Mixture
 from potstill.objectives.optimal import SortedGap
@@ -258,6 +258,15 @@ def test_the_students_ids_alone_are_asked_of_a_head_as_of_all_its_ids() -> None:
     expected[:, 1] = NEVER
     for found in (by_head, by_logits):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_likelihoods_belong_to_their_rows_wherever_these_are_cut(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.objectives.merged.AT_ONCE", 3)
+    monkeypatch.setattr("potstill.ops.fused.BLOCK", 2 * 11)  # two rows
+    logits, numbers, targets = torch.randn(9, 11), torch.randperm(9)[:rows], torch.randint(0, 11, (rows,))
+    found = log_likelihoods(Signals(torch.arange(9), lambda places: logits[places]), numbers, targets)
+    torch.testing.assert_close(found, logits.log_softmax(-1)[numbers, targets])
 
 
 def test_own_tokens_decide_which_rows_of_a_path_are_aligned(pair: Sides) -> None:

@@ -115,7 +115,7 @@ class TwoSpaces(nn.Module):
         """The term in the student's space, over its rows, and the two others."""
         spaces, n = self.spaces, len(supervised(batch)[1])
         student, teacher = views["student"], frozen[spaces.teacher]
-        ours, theirs = frozen_head(student, "student"), frozen_head(teacher, "teacher")
+        ours, theirs = rows.frozen_head(student, "student"), rows.frozen_head(teacher, "teacher")
         bridged = self.bridge(student, teacher, batch, spaces.teacher)
         back = through(lambda states: self.back(states, student, teacher), bridged.to_teacher)
         said = Noting(theirs, teacher.rows[bridged.theirs], hears=self.hears)
@@ -263,12 +263,12 @@ class _Constant:
 class Noting:
     """The logits that `head` gives for the states of rows, and, if it `hears`, the likeliest token of each."""
 
-    def __init__(self, head: Head, states: Float[Tensor, "Q D"], *, hears: bool = True) -> None:
-        self.head, self.states, self.hears = head, states, hears
+    def __init__(self, head: Head, states: Float[Tensor, "Q D"], *, hears: bool) -> None:
+        self.tell, self.hears = rows.telling(head, states), hears
         self.likeliest = torch.zeros(len(states), dtype=torch.long, device=states.device)
 
     def __call__(self, start: int, stop: int) -> Float[Tensor, "C V"]:
-        logits = through(self.head.logits, self.states[start:stop])
+        logits = self.tell(start, stop)
         if self.hears:
             self.likeliest[start:stop] = logits.max(-1).indices  # argmax takes four times as long in bfloat16
         return logits
@@ -281,16 +281,6 @@ def in_teachers_space(
     loss = DivergenceRows(divergence, temperature=spaces.temperature, teacher=spaces.teacher)
     targets = torch.zeros(len(states), dtype=torch.long, device=states.device)
     return summed(loss, states, head, targets, **{spaces.teacher: said})
-
-
-def frozen_head(signals: Signals, name: str) -> Head:
-    """The head of a network as a constant, in the dtype that products of its rows are computed in.
-
-    Raises: UnsupportedModel where it cannot be read.
-    """
-    head = rows.head_of(signals, name)
-    bias = None if head.bias is None else head.bias.detach()
-    return head._replace(weight=head.weight.detach().to(fused.compute_dtype(signals.rows)), bias=bias)
 
 
 def summed(

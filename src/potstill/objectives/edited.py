@@ -10,7 +10,6 @@ from torch import Tensor
 from potstill.core.types import WARPED, Batch, Needs, Signals, Terms, gold, supervised, view
 from potstill.objectives import rows
 from potstill.objectives.bridge import aligned, each
-from potstill.ops.fused import compute_dtype
 from potstill.ops.layout import through
 from potstill.ops.row_loss import DivergenceRows, Kept
 
@@ -100,9 +99,8 @@ def over(source: Int[Tensor, " V_s"], teacher: Signals) -> Callable[[Tensor], Te
     columns, none = source.clamp(min=0), source < 0
     if teacher.head is None:
         return lambda states: teacher.logits(states)[:, columns].masked_fill_(none, NEVER)
-    weight, bias = teacher.head.weight.detach(), teacher.head.bias
-    some = weight[columns].to(compute_dtype(teacher.rows))
-    head = teacher.head._replace(weight=some, bias=None if bias is None else bias.detach()[columns])
+    whole = rows.frozen_head(teacher, "teacher")
+    head = whole._replace(weight=whole.weight[columns], bias=None if whole.bias is None else whole.bias[columns])
     return lambda states: through(head.logits, states).masked_fill_(none, NEVER)
 
 

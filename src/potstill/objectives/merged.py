@@ -1,6 +1,6 @@
 """Two tokenisations compared by the text that runs of their tokens stand for (the idea behind GOLD)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -135,12 +135,7 @@ class Merged(rows.OverRows):
         """The partners' rows over the shared tokens, at the temperature; a row without one says nothing."""
         ours, theirs = (ids.to(partner.device) for ids in self.shared)
         known = (partner >= 0).nonzero()[:, 0]
-        parts = [
-            self._merged(logits[block], theirs)
-            for some in partner[known].split(AT_ONCE)
-            for logits in [teacher.logits(teacher.rows[some])]
-            for block in fused.blocks(logits)
-        ]
+        parts = [self._merged(logits, theirs) for logits, _ in _few(teacher, partner[known])]
         wide = parts[0][0].dtype if parts else torch.float32
         log_p, log_rest = (torch.zeros(len(partner), n, dtype=wide, device=partner.device) for n in (len(ours), 1))
         if parts:
@@ -163,11 +158,17 @@ class Merged(rows.OverRows):
 
 def log_likelihoods(signals: Signals, numbers: Int[Tensor, " R"], targets: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
     """log p(target) at the rows of these numbers."""
-    found = [torch.zeros(0, device=numbers.device)]
-    for some, wanted in zip(numbers.split(AT_ONCE), targets.split(AT_ONCE), strict=True):
-        logits = signals.logits(signals.rows[some])
-        found += [-cross_entropy(logits[block], wanted[block]) for block in fused.blocks(logits)]
-    return torch.cat(found)
+    found = [-cross_entropy(logits, targets[own]) for logits, own in _few(signals, numbers)]
+    return torch.cat([torch.zeros(0, device=numbers.device), *found])
+
+
+def _few(signals: Signals, numbers: Int[Tensor, " R"]) -> Iterator[tuple[Float[Tensor, "C V"], slice]]:
+    """The logits of the rows of these numbers, few at a time and in order, and which of the numbers they belong to."""
+    for start in range(0, len(numbers), AT_ONCE):
+        logits = signals.logits(signals.rows[numbers[start : start + AT_ONCE]])
+        for block in fused.blocks(logits):
+            few, first = logits[block], start + block.start
+            yield few, slice(first, first + len(few))
 
 
 def _side(batch: Batch, name: str, key: str) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:

@@ -90,6 +90,16 @@ def head_of(signals: Signals, name: str) -> Head:
     return signals.head
 
 
+def frozen_head(signals: Signals, name: str) -> Head:
+    """The head of a network as a constant, in the dtype that products of its rows are computed in.
+
+    Raises: UnsupportedModel where it cannot be read.
+    """
+    head = head_of(signals, name)
+    bias = None if head.bias is None else head.bias.detach()
+    return head._replace(weight=head.weight.detach().to(fused.compute_dtype(signals.rows)), bias=bias)
+
+
 def logits_of(signals: Signals) -> Telling:
     """The logits of rows a to b."""
     return lambda start, stop: signals.logits(signals.rows[start:stop])
@@ -113,7 +123,7 @@ def log_chance(signals: Signals, targets: Int[Tensor, " N"], *, temperature: flo
     return torch.cat(parts)
 
 
-def telling(head: Head, states: Float[Tensor, "N F"]) -> Telling:
+def telling(head: Head, states: Float[Tensor, "N F"]) -> Callable[[int, int], Tensor]:
     """The logits that `head` gives for the states of rows a to b."""
     return lambda start, stop: through(head.logits, states[start:stop])
 
