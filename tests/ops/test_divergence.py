@@ -22,7 +22,6 @@ from potstill.ops.divergence import (
     cross_entropy_with_gradient,
     forward_kl,
     jsd,
-    mixture_with_gradient,
     reverse_kl,
     skew_kl,
     skew_reverse_kl,
@@ -429,31 +428,6 @@ def test_the_derivative_of_cross_entropy_is_the_one_of_autograd(
     expected = cross_entropy(student.requires_grad_(), targets)
     torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), student)[0], rtol=1e-9, atol=1e-12)
-
-
-@law
-@given(logits=pairs(), data=st.data(), hard=st.sampled_from([0.0, 0.3, 2.0]), soft=st.sampled_from([0.0, 0.7, 1.0]))
-def test_the_mixture_is_its_two_parts_and_its_derivative_theirs(
-    logits: tuple[Tensor, Tensor], data: st.DataObject, hard: float, soft: float
-) -> None:
-    teacher, student = logits
-    targets = torch.tensor(
-        data.draw(st.lists(st.integers(0, student.shape[1] - 1), min_size=len(student), max_size=len(student)))
-    )
-    student.requires_grad_()
-    expected = cross_entropy(student, targets), forward_kl(teacher, student)
-    (gradient,) = torch.autograd.grad((hard * expected[0] + soft * expected[1]).sum(), student)
-    found = mixture_with_gradient(teacher, student.detach().clone(), targets, hard, soft)
-    torch.testing.assert_close(found, (expected[0].detach(), expected[1].detach(), gradient), rtol=1e-9, atol=1e-11)
-
-
-def test_the_mixture_takes_tokens_that_are_masked_on_both_sides() -> None:
-    teacher, student = double([[1.0, 2.0, -INF]]), double([[0.5, 0.0, -INF]])
-    values = mixture_with_gradient(teacher, student, torch.tensor([1]), 0.5, 0.5)
-    whole = mixture_with_gradient(teacher[:, :2], student[:, :2], torch.tensor([1]), 0.5, 0.5)
-    torch.testing.assert_close(values[:2], whole[:2])
-    torch.testing.assert_close(values[2][:, :2], whole[2])
-    assert values[2].isfinite().all()
 
 
 def test_cross_entropy_ignores_no_target() -> None:

@@ -505,3 +505,13 @@ def test_blocks_hold_every_row_once_and_of_no_rows_there_is_none(device: str) ->
     for rows in (0, 1, 7):
         logits = torch.empty(rows, fused.BLOCK // 2, device=device)
         assert [i for block in fused.blocks(logits) for i in range(rows)[block]] == list(range(rows))
+
+
+def test_a_block_has_as_many_rows_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    sizes = {v: [*fused.blocks(torch.empty(100, v, device="meta"))] for v in (1000, 49_152, 2**20)}
+    assert all(len(found) == 1 for found in sizes.values())  # elsewhere all rows are one block
+    for vocabulary in (1000, 49_152, 2**19):
+        first, *_ = fused.blocks(torch.empty(1, vocabulary).expand(1000, -1))
+        assert first.stop % 3 == 0
+        assert first.stop == 3 * max(1, fused.BLOCK // (3 * vocabulary))

@@ -12,7 +12,7 @@ from potstill.objectives import rows
 from potstill.objectives.bridge import each
 from potstill.ops import fused
 from potstill.ops.coarse import Coarse
-from potstill.ops.divergence import Divergence, cross_entropy, forward_kl
+from potstill.ops.divergence import Divergence, cross_entropy, forward_kl, log_partition
 from potstill.ops.likelihood import binary_kl_with_slope, grouped
 from potstill.ops.row_loss import DivergenceRows, Kept, Tangent
 
@@ -64,6 +64,7 @@ class Merged(rows.OverRows):
         self.divergence, self.temperature, self.teacher, self.name = divergence, temperature, teacher, name
         self.known = torch.full((vocabularies[1],), -1)
         self.known[shared[1]] = shared[0]
+        self.others = (self.known < 0).float()
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -147,13 +148,12 @@ class Merged(rows.OverRows):
         """(log p of the shared tokens, log p of all others); nothing for others where the student has none."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.temperature == 1 else logits / self.temperature
-        known = logits.index_select(1, theirs)
-        some = known.logsumexp(-1, keepdim=True)
+        p, known = logits.softmax(-1), logits.gather(-1, theirs.expand(len(logits), -1))
+        known.sub_(log_partition(logits, p)[:, None])
         if self.shared.shape[1] == self.vocabularies[0]:
-            return known - some, logits.new_full((len(logits), 1), -torch.inf)
-        rest = logits.index_fill(1, theirs, -torch.inf).logsumexp(-1, keepdim=True)
-        every = torch.logaddexp(some, rest)
-        return known - every, rest - every
+            return known.log_softmax(-1), known.new_full((len(known), 1), -torch.inf)
+        others = (p * self.others.to(p)).sum(-1, keepdim=True)  # not @, which autocast would halve
+        return known, others.clamp_min_(torch.finfo(p.dtype).tiny).log_()
 
 
 def log_likelihoods(signals: Signals, numbers: Int[Tensor, " R"], targets: Int[Tensor, " R"]) -> Float[Tensor, " R"]:

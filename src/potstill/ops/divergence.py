@@ -130,7 +130,7 @@ def cross_entropy_with_gradient(
     """`cross_entropy` and its derivative by the logits, q - onehot(target)."""
     student, targets = _widened(student), targets[:, None]
     q = student.softmax(-1)
-    values = _log_partition(student, q) - student.gather(-1, targets).squeeze(-1)
+    values = log_partition(student, q) - student.gather(-1, targets).squeeze(-1)
     return values, q.scatter_add_(-1, targets, q.new_full(targets.shape, -1.0))
 
 
@@ -140,22 +140,22 @@ def forward_kl_with_gradient(
     """`forward_kl` as sum p (z_p - z_q) - log Z_p + log Z_q, and its derivative by the student's logits z_q, q - p."""
     teacher, student = _widened(teacher), _widened(student)
     p, q = teacher.softmax(-1), student.softmax(-1)
-    return _kl_of_logits(teacher, student, p, _log_partition(student, q)), q.sub_(p)
+    return kl_of_logits(teacher, student, p, log_partition(student, q)), q.sub_(p)
 
 
-def mixture_with_gradient(
-    teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], targets: Int[Tensor, " N"], hard: float, soft: float
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, "N V"]]:
-    """`cross_entropy`, `forward_kl`, and the derivative of hard * the one + soft * the other by the student's logits.
+def log_partition(logits: Float[Tensor, "N V"], p: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """log sum exp(logits) from their softmax, without a second exponential: z = log p + log Z, where p is largest."""
+    return logits.amax(-1) - p.amax(-1).log()
 
-    (hard + soft) q - soft p - hard onehot(target): one softmax of the student serves both.
-    """
-    teacher, student, targets = _widened(teacher), _widened(student), targets[:, None]
-    p, q = teacher.softmax(-1), student.softmax(-1)
-    log_z = _log_partition(student, q)
-    kl = _kl_of_logits(teacher, student, p, log_z)
-    gradient = q.mul_(hard + soft).sub_(p, alpha=soft).scatter_add_(-1, targets, q.new_full(targets.shape, -hard))
-    return log_z - student.gather(-1, targets).squeeze(-1), kl, gradient
+
+def kl_of_logits(
+    teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], p: Float[Tensor, "N V"], log_z: Float[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """sum p (z_p - z_q) - log Z_p + log Z_q, `log_z` being the student's: no logarithm of every token is taken."""
+    kl = torch.linalg.vecdot(p, teacher - student) - log_partition(teacher, p) + log_z
+    if kl.isnan().any():  # a masked token: 0 (-inf - z)
+        kl = _kl(_log_softmax(teacher), _log_softmax(student))
+    return kl
 
 
 DIVERGENCES: Mapping[str, Divergence] = MappingProxyType(
@@ -181,21 +181,6 @@ def _log_softmax(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
 
 def _widened(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _log_partition(logits: Float[Tensor, "N V"], p: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """log sum exp(logits) from their softmax, without a second exponential: z = log p + log Z, where p is largest."""
-    return logits.amax(-1) - p.amax(-1).log()
-
-
-def _kl_of_logits(
-    teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], p: Float[Tensor, "N V"], log_z: Float[Tensor, " N"]
-) -> Float[Tensor, " N"]:
-    """sum p (z_p - z_q) - log Z_p + log Z_q, `log_z` being the student's: no logarithm of every token is taken."""
-    kl = torch.linalg.vecdot(p, teacher - student) - _log_partition(teacher, p) + log_z
-    if kl.isnan().any():  # a masked token: 0 (-inf - z)
-        kl = _kl(_log_softmax(teacher), _log_softmax(student))
-    return kl
 
 
 def _kl(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:

@@ -8,11 +8,12 @@ alive, in the forward, so that nothing is computed twice. For that it must know 
 up: `mix`. A backward that asks for another combination is answered correctly, by a second pass.
 
 The losses are those of `ops/row_loss.py`; they receive float32 at least. One that is `Differentiable` also gives its
-derivative; the others go through autograd, few rows at a time.
+derivative, and those that are `Sharing` do with one softmax; the others go through autograd, few rows at a time.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,17 +21,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from potstill.ops.coarse import Coarse
-from potstill.ops.divergence import forward_kl, mixture_with_gradient
 from potstill.ops.layout import evened
-from potstill.ops.row_loss import CrossEntropyRows, Differentiable, DivergenceRows, RowLoss, Said
+from potstill.ops.row_loss import Differentiable, RowLoss, Said
+from potstill.ops.softmax import Softmax, slope_of, together
 
 HeadLike = tuple[Tensor, Tensor | None, float, float | None]  # weight [V F], bias [V], scale, softcap
 Frozen = Mapping[str, Callable[[int, int], Said]]  # name -> what is said of rows a to b
 
 LOGITS = 2**25  # of a chunk: 64 MiB in bf16
 BAND = 2**10  # tokens of the head whose gradient is added at once on a CPU
-BLOCK = 2**18  # logits of one block on a CPU, 1 MiB in float32: the many passes of a loss stay in a core's own cache
+BLOCK = 2**18  # logits of one block on a CPU, 1 MiB in float32: the many passes of a loss stay in the cores' own caches
 
 
 def plain(
@@ -202,38 +202,23 @@ def _differentiate(
     losses: Sequence[RowLoss], student: Tensor, frozen: Mapping[str, Said], targets: Tensor, mix: Sequence[float]
 ) -> tuple[list[Tensor], Tensor]:
     """The values of each loss, and the derivative of sum_k mix[k] loss_k by the logits."""
+    shared, slopes = Softmax(student), []
     values: dict[int, Tensor] = {}
     delta = None
-    if (pair := _mixture(losses, frozen)) is not None:
-        hard, soft = pair
-        teacher: Any = frozen[losses[soft].teacher]  # type: ignore[attr-defined]
-        values[hard], values[soft], delta = mixture_with_gradient(teacher, student, targets, mix[hard], mix[soft])
     for k, (loss, weight) in enumerate(zip(losses, mix, strict=True)):
-        if k in values:
-            continue
         if weight == 0:
             values[k] = loss(student, frozen, targets)
-            continue
-        if isinstance(loss, Differentiable):
-            values[k], gradient = loss.with_gradient(student, frozen, targets)
+        elif (slope := slope_of(loss, shared, frozen, targets)) is not None:
+            values[k] = slope.values
+            slopes.append((weight, slope))
         else:
-            values[k], gradient = _by_autograd(loss, student, frozen, targets)
-        delta = gradient.mul_(weight) if delta is None else delta.add_(gradient, alpha=weight)
+            form = loss.with_gradient if isinstance(loss, Differentiable) else partial(_by_autograd, loss)
+            values[k], gradient = form(student, frozen, targets)
+            delta = gradient.mul_(weight) if delta is None else delta.add_(gradient, alpha=weight)
+    if slopes:
+        own = together(shared, slopes)
+        delta = own if delta is None else delta.add_(own)
     return [values[k] for k in range(len(losses))], torch.zeros_like(student) if delta is None else delta
-
-
-def _mixture(losses: Sequence[RowLoss], frozen: Mapping[str, Said]) -> tuple[int, int] | None:
-    """The places of the first cross-entropy and the first forward KL to a whole teacher, which share a softmax."""
-    hard = (k for k, loss in enumerate(losses) if isinstance(loss, CrossEntropyRows))
-    soft = (
-        k
-        for k, loss in enumerate(losses)
-        if isinstance(loss, DivergenceRows)
-        and (loss.divergence, loss.temperature) == (forward_kl, 1)
-        and not isinstance(frozen[loss.teacher], Coarse)
-    )
-    pair = next(hard, None), next(soft, None)
-    return None if pair[0] is None or pair[1] is None else (pair[0], pair[1])
 
 
 def _by_autograd(loss: RowLoss, student: Tensor, frozen: Mapping[str, Said], targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,9 +270,13 @@ def _known(said: Said) -> Said:
 
 
 def blocks(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
-    """Few rows at a time on a CPU, for its caches; all of them elsewhere, where each kernel has to be launched."""
-    size = max(1, BLOCK // logits.shape[1] if logits.device.type == "cpu" else len(logits))
-    return (slice(start, start + size) for start in range(0, len(logits), size))
+    """Few rows at a time on a CPU, for its caches, as many for each core, since a softmax is of whole rows; all of them
+    elsewhere, where each kernel has to be launched.
+    """
+    size, cores = len(logits), torch.get_num_threads()
+    if logits.device.type == "cpu":
+        size = max(1, BLOCK // (cores * logits.shape[1])) * cores
+    return (slice(start, start + size) for start in range(0, len(logits), max(1, size)))
 
 
 def _bands(delta: Float[Tensor, "C V"]) -> Iterator[slice]:

@@ -24,6 +24,14 @@ from potstill.ops.divergence import (
     tempered,
 )
 from potstill.ops.partial import Partial
+from potstill.ops.softmax import (
+    Slope,
+    Softmax,
+    coarse_kl_slope,
+    cross_entropy_slope,
+    forward_kl_slope,
+    slope_of,
+)
 
 RowLoss = Callable[[Tensor, Mapping[str, Any], Tensor], Tensor]
 
@@ -55,6 +63,10 @@ class CrossEntropyRows:
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and q - onehot(target)."""
         return cross_entropy_with_gradient(student, targets)
+
+    def slope(self, student: Softmax, frozen: Mapping[str, Said], targets: Int[Tensor, " C"]) -> Slope:
+        """Both, of the softmax that is there."""
+        return cross_entropy_slope(student, targets)
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,15 @@ class DivergenceRows:
             values, gradient = self._differentiate(teacher if tau == 1 else teacher / tau, student)
         return (values, gradient) if tau == 1 else (values * tau**2, gradient * tau)
 
+    def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
+        """Both, of the softmax that is there: forward KL at temperature 1."""
+        teacher: Tensor | Coarse = frozen[self.teacher]
+        if (self.divergence, self.temperature) != (forward_kl, 1):
+            return None
+        if isinstance(teacher, Coarse):
+            return coarse_kl_slope(teacher, student)
+        return forward_kl_slope(teacher, student)
+
     def _differentiate(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """D at temperature 1 and its derivative by the student's logits."""
         if self.divergence in WITH_GRADIENT:
@@ -127,6 +148,11 @@ class Weighted:
         weights = self._weights(frozen).to(values.dtype)
         return values * weights, gradient.mul_(weights[:, None])
 
+    def slope(self, student: Softmax, frozen: Mapping[str, Said], targets: Int[Tensor, " C"]) -> Slope | None:
+        """Both, of the softmax that is there, where the loss has one."""
+        found = slope_of(self.loss, student, frozen, targets)
+        return found and found.times(self._weights(frozen).to(found.values.dtype))
+
     def _weights(self, frozen: Mapping[str, Any]) -> Tensor:
         weights: Tensor = frozen[self.weights]
         return weights
@@ -157,6 +183,11 @@ class Agreeing:
         holds = self._holds(frozen, targets)
         return torch.where(holds, values, 0.0), gradient.masked_fill_(~holds[:, None], 0.0)
 
+    def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
+        """Both, of the softmax that is there, where the loss has one."""
+        found = slope_of(self.loss, student, frozen, targets)
+        return found and found.times(self._holds(frozen, targets).to(found.values.dtype))
+
     def _holds(self, frozen: Mapping[str, Any], targets: Tensor) -> Tensor:
         return frozen[self.said].argmax(-1) == (targets if self.choice is None else frozen[self.choice])
 
@@ -179,6 +210,11 @@ class Kept:
         """The values and their derivative by the student's logits."""
         values, gradient = self.loss.with_gradient(student, frozen, targets)
         return torch.where(frozen[self.kept], values, 0.0), gradient.masked_fill_(~frozen[self.kept][:, None], 0.0)
+
+    def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
+        """Both, of the softmax that is there, where the loss has one."""
+        found = slope_of(self.loss, student, frozen, targets)
+        return found and found.times(frozen[self.kept].to(found.values.dtype))
 
 
 @dataclass(frozen=True)
@@ -238,3 +274,9 @@ class Tangent:
         value, slope, at = frozen[self.told].unbind(-1)
         found, gradient = cross_entropy_with_gradient(student, targets)
         return value - slope * (found + at), gradient.mul_(-slope[:, None])
+
+    def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope:
+        """Both, of the softmax that is there."""
+        value, slope, at = frozen[self.told].unbind(-1)
+        found = cross_entropy_slope(student, targets)
+        return found.times(-slope)._replace(values=value - slope * (found.values + at))

@@ -26,6 +26,7 @@ Logits that were computed in bfloat16 are few numbers: of 262,144 some thousands
 one integer an entry, and reads a probability for each number instead of for each entry.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -84,7 +85,7 @@ def tallied(
 
 def short(logits: Tensor) -> bool:
     """Whether these are float32 that bfloat16 would hold as well."""
-    return logits.dtype == torch.float32 and not bool((logits.view(torch.int32) & (PATTERNS - 1)).any())
+    return logits.dtype == torch.float32 and int((logits.view(torch.int32) & (PATTERNS - 1)).amax()) == 0
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,12 @@ class _Tally(NamedTuple):
 
 
 def _tally(logits: Float[Tensor, "N V"], temperature: float) -> _Tally:
-    patterns = (logits.view(torch.int32) >> 16).long().add_(PATTERNS // 2)
+    patterns = (logits.view(torch.int32) >> 16).bitwise_and_(PATTERNS - 1).long()
     counts = torch.zeros(len(logits), PATTERNS, dtype=torch.int32, device=logits.device)
     counts.scatter_add_(1, patterns, counts.new_ones(1, 1).expand_as(patterns))
     row, pattern = counts.nonzero(as_tuple=True)
     times = counts[row, pattern]
-    value = ((pattern - PATTERNS // 2) << 16).int().view(torch.float32) / temperature
+    value = (pattern << 16).int().view(torch.float32) / temperature
     largest = logits.amax(-1) / temperature
     value = (value - largest[row]).exp_()
     total = torch.zeros_like(largest, dtype=torch.float64).index_add_(0, row, (value * times).double())
@@ -153,8 +154,7 @@ def _between(areas: Int[Tensor, "N B"], dtype: torch.dtype) -> tuple[Float[Tenso
     counts = (areas + ONE // 2) >> 40  # distances may sum to less than 0
     above = counts.sum(-1, keepdim=True) - counts.cumsum(-1)
     areas = areas.sub_(counts << 40).add_(above << BELOW)
-    unit = torch.ldexp(torch.ones(BINS, device=areas.device), _exponents(areas.device)).to(dtype)
-    return areas.abs().to(dtype) @ unit, areas.sign().to(dtype)
+    return areas.abs().to(dtype) @ _units(areas.device).to(dtype), areas.sign().to(dtype)
 
 
 def _read(values: Float[Tensor, "..."]) -> tuple[Int[Tensor, "..."], Int[Tensor, "..."]]:
@@ -167,7 +167,9 @@ def _negative(read: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return read[0], read[1].neg_()
 
 
-def _exponents(device: torch.device) -> Int[Tensor, " bins"]:
-    """Of each bin the power of two that one unit in the last place is."""
-    power = (torch.arange(BINS, device=device) + (FIRST >> BELOW)) >> BITS
-    return power - 127 - 23
+@functools.cache
+def _units(device: torch.device) -> Float[Tensor, " bins"]:
+    """Of each bin what one unit in the last place is."""
+    with torch.inference_mode(False):
+        power = (torch.arange(BINS, device=device) + (FIRST >> BELOW)) >> BITS
+        return torch.ldexp(torch.ones(BINS, device=device), power - 127 - 23)

@@ -1,0 +1,125 @@
+"""One softmax of the student's logits for all losses of a row whose derivatives are made of it.
+
+    d loss_k / d z = a_k q + b_k        q = softmax(z), a_k a number of each row, b_k whatever the loss brings
+
+So sum_k w_k loss_k has the derivative (sum_k w_k a_k) q + sum_k w_k b_k: q is taken once, scaled once, in its place,
+and each loss adds what it brings. Cross-entropy brings -onehot(target), forward KL -p.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from potstill.ops.coarse import Coarse
+from potstill.ops.divergence import kl_of_logits, log_partition
+
+Each = float | Float[Tensor, "C 1"]  # a number for all rows, or one for each
+
+
+class Softmax:
+    """Logits [C V] of the student with q and log Z, each computed when it is first asked for."""
+
+    def __init__(self, logits: Float[Tensor, "C V"]) -> None:
+        self.logits = logits
+
+    @cached_property
+    def q(self) -> Float[Tensor, "C V"]:
+        """softmax(logits), which `together` overwrites."""
+        return self.logits.softmax(-1)
+
+    @cached_property
+    def log_z(self) -> Float[Tensor, " C"]:
+        """log sum exp(logits)."""
+        return log_partition(self.logits, self.q)
+
+
+class Slope(NamedTuple):
+    """Values of a loss with its derivative a q + b: `share` is a, and `add(delta, weight)` adds weight b to delta."""
+
+    values: Float[Tensor, " C"]
+    share: Each
+    add: Callable[[Float[Tensor, "C V"], Each], Any]
+
+    def times(self, weights: Float[Tensor, " C"]) -> "Slope":
+        """The slope of a loss whose rows weigh that much. A row of weight 0 is 0, whatever it was."""
+        each, values = weights[:, None], torch.where(weights == 0, 0.0, self.values * weights)
+        return Slope(values, self.share * each, lambda delta, weight: self.add(delta, weight * each))
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A row loss that can do with the softmax of others, where it says so."""
+
+    def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Tensor) -> Slope | None:
+        """Values and derivative; None where, as it is told, its derivative is not of this form."""
+        ...
+
+
+def slope_of(loss: Any, student: Softmax, frozen: Mapping[str, Any], targets: Tensor) -> Slope | None:
+    """The slope of any row loss; None of one that shares nothing."""
+    return loss.slope(student, frozen, targets) if isinstance(loss, Sharing) else None
+
+
+def cross_entropy_slope(student: Softmax, targets: Int[Tensor, " C"]) -> Slope:
+    """-log q[target], with q - onehot(target)."""
+    targets = targets[:, None]
+    values = student.log_z - student.logits.gather(-1, targets)[:, 0]
+    return Slope(
+        values, 1.0, lambda delta, weight: delta.scatter_add_(-1, targets, -weight * delta.new_ones(targets.shape))
+    )
+
+
+def forward_kl_slope(teacher: Float[Tensor, "C V"], student: Softmax) -> Slope:
+    """KL(p||q), with q - p."""
+    p = teacher.softmax(-1)
+    return Slope(kl_of_logits(teacher, student.logits, p, student.log_z), 1.0, lambda delta, w: _less(delta, p, w))
+
+
+def coarse_kl_slope(teacher: Coarse, student: Softmax) -> Slope:
+    """KL(p~||q~) over the teacher's tokens and classes (`ops.coarse`).
+
+    Brings -p[v] at its tokens, and -q[v] r_c(p) / r_c(q) at any other token v of class c.
+    """
+    logits, members = student.logits, teacher.members.to(student.logits.dtype)
+    p, tail = (x.to(logits.dtype).exp() for x in (teacher.log_p, teacher.log_rest))
+    total = p.sum(-1, keepdim=True) + tail.sum(-1, keepdim=True)  # what was kept in few bits sums to 1 only nearly
+    p, tail = p.div_(total), tail.div_(total)
+    others = student.q.scatter(-1, teacher.ids, torch.zeros_like(p))  # the number 0 would take four times as long
+    mass = others @ members
+    mass = torch.where(tail > 0, mass.clamp_min(torch.finfo(mass.dtype).tiny), mass)  # so that no log overflows
+    log_q = logits.gather(-1, teacher.ids).sub_(student.log_z[:, None])
+    values = _kl(p, teacher.log_p - total.log(), log_q) + _kl(tail, teacher.log_rest - total.log(), mass.log())
+    others.mul_(torch.where(mass > 0, tail / mass, 0.0) @ members.T)
+
+    def add(delta: Float[Tensor, "C V"], weight: Each) -> None:
+        _less(delta, others, weight)
+        delta.scatter_add_(-1, teacher.ids, -weight * p)
+
+    return Slope(values, 1.0, add)
+
+
+def together(student: Softmax, slopes: Sequence[tuple[float, Slope]]) -> Float[Tensor, "C V"]:
+    """The derivative of sum_k w_k loss_k; it lies where q did."""
+    share = sum(weight * slope.share for weight, slope in slopes)
+    delta = student.q if isinstance(share, float) and share == 1 else student.q.mul_(share)
+    for weight, slope in slopes:
+        slope.add(delta, weight)
+    return delta
+
+
+def _less(delta: Float[Tensor, "C V"], brought: Float[Tensor, "C V"], weight: Each) -> None:
+    """delta -= weight brought."""
+    if isinstance(weight, Tensor):
+        delta.addcmul_(brought, weight, value=-1)
+    else:
+        delta.sub_(brought, alpha=weight)
+
+
+def _kl(p: Float[Tensor, "C K"], log_p: Float[Tensor, "C K"], log_q: Float[Tensor, "C K"]) -> Float[Tensor, " C"]:
+    ratio = log_p - log_q
+    kl = torch.linalg.vecdot(p, ratio)
+    return torch.where(p > 0, p * ratio, 0.0).sum(-1) if kl.isnan().any() else kl  # 0 (-inf - z)

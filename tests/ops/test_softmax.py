@@ -1,0 +1,112 @@
+"""Losses that share a softmax: each alone and all together, beside their definitions by autograd."""
+
+import math
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from potstill.ops.coarse import Coarse, coarsened
+from potstill.ops.divergence import jsd
+from potstill.ops.row_loss import Agreeing, CrossEntropyRows, DivergenceRows, Kept, RowLoss, Tangent, Weighted
+from potstill.ops.softmax import Softmax, slope_of, together
+
+ROWS, VOCABULARY = 5, 7
+KL = DivergenceRows()
+LOSSES = {
+    "cross-entropy": CrossEntropyRows(),
+    "forward KL": KL,
+    "forward KL to another": DivergenceRows(teacher="other"),
+    "coarse KL": DivergenceRows(teacher="part"),
+    "coarse KL where kept": Kept(DivergenceRows(teacher="part"), "kept"),
+    "weighted": Weighted(KL, "weights"),
+    "agreeing": Agreeing(KL, "teacher"),
+    "kept": Kept(KL, "kept"),
+    "tangent": Tangent("tangent"),
+    "weighted where kept": Weighted(Kept(CrossEntropyRows(), "kept"), "weights"),
+}
+SETS = [*[(name,) for name in LOSSES], *combinations(LOSSES, 2), tuple(LOSSES)]
+
+
+def told(seed: int = 1) -> tuple[Tensor, dict[str, Any], Tensor]:
+    """Logits, what is said of them, targets; the teacher agrees with the target of some rows.
+
+    `part` is known by up to three tokens, some rows by fewer, and two classes; its numbers sum to 1 only nearly.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    logits, teacher, other = (3 * torch.randn(ROWS, VOCABULARY, generator=generator).double() for _ in range(3))
+    targets = torch.randint(VOCABULARY, (ROWS,), generator=generator)
+    targets[:2] = teacher[:2].argmax(-1)
+    targets[2] = (teacher[2].argmax() + 1) % VOCABULARY
+    part = coarsened(other, 3, torch.eye(2).double()[torch.arange(VOCABULARY) % 2], mass=0.8)
+    said = {
+        "teacher": teacher,
+        "part": replace(part, log_p=part.log_p + 0.01),
+        "other": other,
+        "weights": torch.tensor([2.0, 0.0, -1.5, 0.3, 1.0]).double(),
+        "kept": torch.tensor([True, False, True, True, False]),
+        "tangent": torch.randn(ROWS, 3, generator=generator).double(),
+    }
+    return logits, said, targets
+
+
+@pytest.mark.parametrize("names", SETS, ids="+".join)
+def test_values_and_the_derivative_of_any_sum_are_those_of_the_definitions(names: tuple[str, ...]) -> None:
+    logits, said, targets = told()
+    losses: list[RowLoss] = [LOSSES[name] for name in names]
+    mix = [0.7, -0.2, 1.0, 0.3, 2.0, 0.1, 0.6, 1.5, 0.4, 0.9][: len(losses)]
+    leaf = logits.clone().requires_grad_()
+    expected = [loss(leaf, said, targets) for loss in losses]
+    (by_autograd,) = torch.autograd.grad(sum(w * v.sum() for w, v in zip(mix, expected, strict=True)), leaf)
+    softmax = Softmax(logits)
+    slopes = [slope_of(loss, softmax, said, targets) for loss in losses]
+    found = [slope for slope in slopes if slope is not None]
+    assert len(found) == len(losses)
+    for slope, value in zip(found, expected, strict=True):
+        torch.testing.assert_close(slope.values, value.detach())
+    torch.testing.assert_close(together(softmax, list(zip(mix, found, strict=True))), by_autograd)
+
+
+def test_a_row_of_no_weight_is_zero_whatever_its_loss_is() -> None:
+    logits, said, targets = told()
+    logits[1, 3], said["teacher"][1, 3] = -math.inf, 1.0  # where the teacher gives something and the student nothing
+    softmax = Softmax(logits)
+    for loss in (Kept(KL, "kept"), Weighted(KL, "weights")):
+        slope = slope_of(loss, softmax, said, targets)
+        assert slope is not None
+        assert slope.values[1] == 0
+        delta = together(Softmax(logits), [(1.0, slope)])
+        assert torch.equal(delta[1], torch.zeros(VOCABULARY).double())
+
+
+def test_tokens_that_are_masked_on_both_sides_change_nothing() -> None:
+    logits, said, targets = told()
+    wide = {name: torch.nn.functional.pad(x, (0, 1), value=-math.inf) for name, x in said.items() if name == "teacher"}
+    found = []
+    for one, heard in ((logits, said), (torch.nn.functional.pad(logits, (0, 1), value=-math.inf), wide)):
+        softmax = Softmax(one)
+        slopes = [slope_of(loss, softmax, heard, targets) for loss in (CrossEntropyRows(), KL)]
+        pairs = [(0.5, slope) for slope in slopes if slope is not None]
+        found.append((*(slope.values for _, slope in pairs), together(softmax, pairs)[:, :VOCABULARY]))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_a_class_of_which_the_student_gives_nothing_leaves_values_and_derivatives_finite() -> None:
+    teacher = Coarse(torch.tensor([[0]]), torch.tensor([[0.5]]).log(), torch.tensor([[0.5]]).log(), torch.ones(3, 1))
+    softmax = Softmax(torch.tensor([[0.0, -1e4, -1e4]]))
+    slope = slope_of(KL, softmax, {"teacher": teacher}, torch.tensor([0]))
+    assert slope is not None
+    assert slope.values.isfinite().all()
+    torch.testing.assert_close(together(softmax, [(1.0, slope)]), torch.tensor([[0.5, 0.0, 0.0]]))
+
+
+def test_a_derivative_of_another_form_is_not_shared() -> None:
+    logits, said, targets = told()
+    softmax = Softmax(logits)
+    hot, bent = DivergenceRows(temperature=2.0), DivergenceRows(jsd)
+    for loss in (hot, bent, Kept(hot, "kept"), Weighted(bent, "weights"), Agreeing(bent, "teacher")):
+        assert slope_of(loss, softmax, said, targets) is None
+    assert "q" not in vars(softmax)  # nothing was computed for it
