@@ -217,7 +217,7 @@ def test_steps_of_two_tokenizers_are_measured(apart: Distill) -> None:
     made = Plan(distill=replace(apart, settings=replace(SETTINGS, tokens=512))).run()
     assert made["calibration"]["measured"]
     assert made["calibration"]["teacher"] > 0
-    assert "3 steps of 1024 tokens were measured" in made["notes"]
+    assert "5 steps of 1024 tokens were measured" in made["notes"]
     assert any("of dskdv2_eta products with both heads" in note for note in made["notes"])
 
 

@@ -6,17 +6,17 @@ from potstill.core import backend
 from potstill.models.load import Loaded
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.pair import models_of
-from potstill.pipeline.rehearse import rehearse
+from potstill.pipeline.rehearse import WARM_UP, rehearse
 from potstill.pipeline.texts import Text, prepare
 
-MEASURED = 8  # steps, after one that warms up
+MEASURED = 8  # steps, after those that warm up
 
 
 def seconds_per_step(stage: Distill) -> float:
     """The median seconds of an optimiser step of `stage`, with its own models, text and objective."""
     device, dtype = backend.device(stage.device), stage.compute_dtype(None)
     size = stage.settings.packs_per_step * stage.settings.context
-    brief = dataclasses.replace(stage.settings, tokens=(1 + MEASURED) * size)
+    brief = dataclasses.replace(stage.settings, tokens=(WARM_UP + MEASURED) * size)
     stage = dataclasses.replace(stage, settings=brief)
     pair = stage.pair(dtype)
     text = Text(data=stage.data, columns=stage.columns, context=brief.context, seed=brief.seed)

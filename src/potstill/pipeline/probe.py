@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +32,7 @@ from potstill.train import adapters
 
 LAYERS, VOCABULARY = 2, 64  # of the network that is timed, at its full width
 TOKENS = (128, 512)  # of the two passes whose difference tells what each token takes
-REPEATS, LONG = 3, 2.0  # after one that warms up; seconds after which what was seen is believed
+REPEATS, LONG = 20, 2.0  # after one that warms up; seconds after which what was seen is believed
 ENTRIES = 2**24  # of a matrix that stands for larger ones: more than a processor's caches hold
 
 
@@ -110,12 +109,10 @@ def _timed(model: Any, batch: dict[str, Tensor], dtype: torch.dtype) -> tuple[fl
     return _both(forward, lambda rows: rows.float().sum().backward() if trained else None, device)
 
 
-def _both(
-    forward: Callable[[], Tensor], backward: Callable[[Tensor], Any], device: torch.device
-) -> tuple[float, float]:
-    """The least seconds of both, once warm, since what disturbs only adds; of fewer repeats where they take long."""
+def _both(forward: Callable[[], Any], backward: Callable[[Any], Any], device: torch.device) -> tuple[float, float]:
+    """The least seconds of both, once warm, since what disturbs only adds; of two repeats at least, some in LONG."""
     times: list[tuple[float, float]] = []
-    while len(times) <= REPEATS and (len(times) < 2 or sum(map(sum, times)) < LONG):
+    while len(times) <= REPEATS and (len(times) < 3 or sum(map(sum, times)) < LONG):
         start = now(device)
         made = forward()
         between = now(device)
@@ -161,14 +158,9 @@ def product(device: torch.device, dtype: torch.dtype, *, rows: int = 512, inner:
     return clock(lambda: a @ b.mT, device) / (2 * rows * inner * outer)
 
 
-def clock(job: Callable[[], Any], device: torch.device, *, repeats: int = 5) -> float:
-    """Seconds of `job`, the median of several after one that warms up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = now(device)
-        job()
-        times.append(now(device) - start)
-    return median(times[1:])
+def clock(job: Callable[[], Any], device: torch.device) -> float:
+    """The least seconds of `job`."""
+    return _both(job, lambda _: None, device)[0]
 
 
 def now(device: torch.device) -> float:

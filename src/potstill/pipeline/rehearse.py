@@ -30,7 +30,7 @@ from potstill.train.settings import Settings
 from potstill.train.study import Study
 from potstill.train.trainer import Trainer, arguments
 
-WARM_UP, MEASURED = 2, 3  # steps; in the first two memory is touched for the first time
+WARM_UP, MEASURED = 3, 5  # steps; in the first three memory is touched for the first time
 PROBE = (64, 128)  # tokens of the two passes whose difference tells what autograd saves per token
 
 
