@@ -7,7 +7,7 @@ CONTEXT = 512
 
 
 def documents(steps: int, tokens: int) -> list[list[list[int]]]:
-    """For each step documents of `tokens` tokens, in the order of the corpus, cut to `CONTEXT`, the last to fit."""
+    """For each step documents of at most `tokens` tokens, in the order of the corpus, cut to `CONTEXT`."""
     from potstill.data.chat import tokenise
     from potstill.data.corpus import load_corpus
     from potstill.models import gguf, load
@@ -15,13 +15,12 @@ def documents(steps: int, tokens: int) -> list[list[list[int]]]:
     rows = tokenise(load_corpus("stdlib"), gguf.load_tokenizer(load.packaged()), limit=steps * tokens * 2)
     found: list[list[list[int]]] = [[]]
     for row in rows:
-        left = tokens - sum(map(len, found[-1]))
-        found[-1].append(row.input_ids[: min(CONTEXT, left)])
-        if len(found[-1][-1]) < left:
-            continue
-        if len(found) == steps:
-            break
-        found.append([])
+        ids = row.input_ids[:CONTEXT]
+        if sum(map(len, found[-1])) + len(ids) > tokens:
+            if len(found) == steps:
+                break
+            found.append([])
+        found[-1].append(ids)
     return found
 
 

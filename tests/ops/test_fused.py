@@ -507,11 +507,22 @@ def test_blocks_hold_every_row_once_and_of_no_rows_there_is_none(device: str) ->
         assert [i for block in fused.blocks(logits) for i in range(rows)[block]] == list(range(rows))
 
 
-def test_a_block_has_as_many_rows_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cores", "vocabulary", "rows"), [(1, 49_152, 5), (2, 49_152, 4), (2, 2**18, 2), (16, 2**18, 16)]
+)
+def test_a_block_has_as_many_rows_for_each_core(
+    cores: int, vocabulary: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    first, *_ = fused.blocks(torch.empty(1, vocabulary).expand(100, -1))
+    assert first == slice(0, rows)
+    assert [*fused.blocks(torch.empty(100, vocabulary, device="meta"))] == [slice(0, 100)]
+
+
+def test_rows_of_several_cores_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    sizes = {v: [*fused.blocks(torch.empty(100, v, device="meta"))] for v in (1000, 49_152, 2**20)}
-    assert all(len(found) == 1 for found in sizes.values())  # elsewhere all rows are one block
-    for vocabulary in (1000, 49_152, 2**19):
-        first, *_ = fused.blocks(torch.empty(1, vocabulary).expand(1000, -1))
-        assert first.stop % 3 == 0
-        assert first.stop == 3 * max(1, fused.BLOCK // (3 * vocabulary))
+    monkeypatch.setattr(fused, "BLOCK", 1)
+    some = case(11)
+    assert_same(
+        run(sums, some, [0.7, 0.3], LOSSES[:2], mix=[0.7, 0.3], chunk=5), run(plain, some, [0.7, 0.3], LOSSES[:2])
+    )

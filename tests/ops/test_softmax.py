@@ -70,16 +70,36 @@ def test_values_and_the_derivative_of_any_sum_are_those_of_the_definitions(names
     torch.testing.assert_close(together(softmax, list(zip(mix, found, strict=True))), by_autograd)
 
 
-def test_a_row_of_no_weight_is_zero_whatever_its_loss_is() -> None:
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+def test_a_row_of_no_weight_is_zero_whatever_is_said_of_it(wrong: float) -> None:
     logits, said, targets = told()
-    logits[1, 3], said["teacher"][1, 3] = -math.inf, 1.0  # where the teacher gives something and the student nothing
-    softmax = Softmax(logits)
+    said["teacher"][1, 3] = wrong
     for loss in (Kept(KL, "kept"), Weighted(KL, "weights")):
-        slope = slope_of(loss, softmax, said, targets)
+        softmax = Softmax(logits)
+        slopes = [slope_of(one, softmax, said, targets) for one in (loss, CrossEntropyRows())]
+        pairs = [(1.0, slope) for slope in slopes if slope is not None]
+        assert pairs[0][1].values[1] == 0
+        alone = CrossEntropyRows().with_gradient(logits, said, targets)[1]
+        torch.testing.assert_close(together(softmax, pairs)[1], alone[1])
+
+
+def test_a_teacher_that_says_no_number_is_not_silenced() -> None:
+    logits, said, targets = told()
+    nan = replace(said["part"], log_p=said["part"].log_p.clone())
+    nan.log_p[0, 0] = math.nan
+    for teacher in (nan, torch.full_like(logits, math.nan)):
+        slope = slope_of(KL, Softmax(logits), {"teacher": teacher}, targets)
         assert slope is not None
-        assert slope.values[1] == 0
-        delta = together(Softmax(logits), [(1.0, slope)])
-        assert torch.equal(delta[1], torch.zeros(VOCABULARY).double())
+        assert slope.values[0].isnan()
+
+
+def test_what_is_said_in_another_precision_is_read_in_the_students() -> None:
+    logits, said, targets = told()
+    for name in ("part", "tangent"):
+        loss: Any = DivergenceRows(teacher=name) if name == "part" else Tangent(name)
+        slope = slope_of(loss, Softmax(logits.float()), said, targets)
+        assert slope is not None
+        torch.testing.assert_close(slope.values.double(), loss(logits, said, targets), rtol=1e-5, atol=1e-5)
 
 
 def test_tokens_that_are_masked_on_both_sides_change_nothing() -> None:

@@ -99,6 +99,7 @@ def test_logits_are_short_where_bfloat16_holds_them() -> None:
     assert short(halved(2, 9, 3.0, 1))
     assert not short(torch.tensor([[1.0, 1 + 2**-20]]))
     assert not short(torch.ones(1, 2, dtype=torch.float64))
+    assert not short(torch.ones(0, 2))
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.5])

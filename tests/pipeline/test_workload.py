@@ -1,5 +1,6 @@
 """What is counted beside what is there: torch's own counter, tensors' bytes, files' bytes."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,17 @@ def test_a_step_of_one_pass_has_no_gradient_to_add_to(work: Workload, tied: bool
         for tokens in (work.settings.batch_tokens // 2, work.settings.batch_tokens)
     )
     assert several - one == (1 if tied else 2) * 4 * work.vocabulary * work.student.hidden
+
+
+def test_nothing_is_left_of_the_passes_that_tell_what_autograd_saves(work: Workload) -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(type(one) in (Tensor, torch.nn.Parameter) for one in gc.get_objects())
+
+    saved_bytes(work.student, dtype=torch.bfloat16)
+    before = alive()
+    saved_bytes(work.student, dtype=torch.bfloat16)
+    assert alive() == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,5 +1,6 @@
 """Two tokenisations compared by the text that runs of their tokens stand for (the idea behind GOLD)."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
@@ -64,7 +65,6 @@ class Merged(rows.OverRows):
         self.divergence, self.temperature, self.teacher, self.name = divergence, temperature, teacher, name
         self.known = torch.full((vocabularies[1],), -1)
         self.known[shared[1]] = shared[0]
-        self.others = (self.known < 0).float()
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -149,10 +149,10 @@ class Merged(rows.OverRows):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.temperature == 1 else logits / self.temperature
         p, known = logits.softmax(-1), logits.gather(-1, theirs.expand(len(logits), -1))
-        known.sub_(log_partition(logits, p)[:, None])
+        known.sub_(log_partition(logits, p)[:, None]).clamp_min_(math.log(torch.finfo(p.dtype).tiny))
         if self.shared.shape[1] == self.vocabularies[0]:
             return known.log_softmax(-1), known.new_full((len(known), 1), -torch.inf)
-        others = (p * self.others.to(p)).sum(-1, keepdim=True)  # not @, which autocast would halve
+        others = p.index_fill_(-1, theirs, 0.0).sum(-1, keepdim=True)
         return known, others.clamp_min_(torch.finfo(p.dtype).tiny).log_()
 
 

@@ -124,16 +124,6 @@ def tempered(divergence: Divergence, temperature: float) -> Divergence:
     return divergence if temperature == 1 else at_temperature
 
 
-def cross_entropy_with_gradient(
-    student: Float[Tensor, "N V"], targets: Int[Tensor, " N"]
-) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
-    """`cross_entropy` and its derivative by the logits, q - onehot(target)."""
-    student, targets = _widened(student), targets[:, None]
-    q = student.softmax(-1)
-    values = log_partition(student, q) - student.gather(-1, targets).squeeze(-1)
-    return values, q.scatter_add_(-1, targets, q.new_full(targets.shape, -1.0))
-
-
 def forward_kl_with_gradient(
     teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:

@@ -30,7 +30,7 @@ Frozen = Mapping[str, Callable[[int, int], Said]]  # name -> what is said of row
 
 LOGITS = 2**25  # of a chunk: 64 MiB in bf16
 BAND = 2**10  # tokens of the head whose gradient is added at once on a CPU
-BLOCK = 2**18  # logits of one block on a CPU, 1 MiB in float32: the many passes of a loss stay in the cores' own caches
+BLOCK = 2**18  # logits of one block on a CPU, 1 MiB in float32, or a row a core: passes stay in the cores' caches
 
 
 def plain(

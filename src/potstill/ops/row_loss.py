@@ -19,7 +19,6 @@ from potstill.ops.divergence import (
     WITH_GRADIENT,
     Divergence,
     cross_entropy,
-    cross_entropy_with_gradient,
     forward_kl,
     tempered,
 )
@@ -27,6 +26,7 @@ from potstill.ops.partial import Partial
 from potstill.ops.softmax import (
     Slope,
     Softmax,
+    alone,
     coarse_kl_slope,
     cross_entropy_slope,
     forward_kl_slope,
@@ -62,7 +62,7 @@ class CrossEntropyRows:
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and q - onehot(target)."""
-        return cross_entropy_with_gradient(student, targets)
+        return alone(self, student, frozen, targets)
 
     def slope(self, student: Softmax, frozen: Mapping[str, Said], targets: Int[Tensor, " C"]) -> Slope:
         """Both, of the softmax that is there."""
@@ -271,12 +271,10 @@ class Tangent:
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and slope (onehot(target) - q)."""
-        value, slope, at = frozen[self.told].unbind(-1)
-        found, gradient = cross_entropy_with_gradient(student, targets)
-        return value - slope * (found + at), gradient.mul_(-slope[:, None])
+        return alone(self, student, frozen, targets)
 
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope:
         """Both, of the softmax that is there."""
-        value, slope, at = frozen[self.told].unbind(-1)
+        value, slope, at = frozen[self.told].to(student.logits.dtype).unbind(-1)
         found = cross_entropy_slope(student, targets)
         return found.times(-slope)._replace(values=value - slope * (found.values + at))

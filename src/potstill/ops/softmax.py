@@ -3,7 +3,9 @@
     d loss_k / d z = a_k q + b_k        q = softmax(z), a_k a number of each row, b_k whatever the loss brings
 
 So sum_k w_k loss_k has the derivative (sum_k w_k a_k) q + sum_k w_k b_k: q is taken once, scaled once, in its place,
-and each loss adds what it brings. Cross-entropy brings -onehot(target), forward KL -p.
+and each loss adds what it brings. Cross-entropy brings -onehot(target), forward KL -p, which lives until then.
+
+Source: the definitions in `ops.divergence` and `ops.coarse`, differentiated by hand.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +61,14 @@ class Sharing(Protocol):
         ...
 
 
+def alone(loss: Sharing, logits: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(values, derivative by the logits) of one loss that always has a slope."""
+    student = Softmax(logits)
+    found = loss.slope(student, frozen, targets)
+    assert found is not None
+    return found.values, together(student, [(1.0, found)])
+
+
 def slope_of(loss: Any, student: Softmax, frozen: Mapping[str, Any], targets: Tensor) -> Slope | None:
     """The slope of any row loss; None of one that shares nothing."""
     return loss.slope(student, frozen, targets) if isinstance(loss, Sharing) else None
@@ -85,14 +95,15 @@ def coarse_kl_slope(teacher: Coarse, student: Softmax) -> Slope:
     Brings -p[v] at its tokens, and -q[v] r_c(p) / r_c(q) at any other token v of class c.
     """
     logits, members = student.logits, teacher.members.to(student.logits.dtype)
-    p, tail = (x.to(logits.dtype).exp() for x in (teacher.log_p, teacher.log_rest))
+    log_p, log_tail = (x.to(logits.dtype) for x in (teacher.log_p, teacher.log_rest))
+    p, tail = log_p.exp(), log_tail.exp()
     total = p.sum(-1, keepdim=True) + tail.sum(-1, keepdim=True)  # what was kept in few bits sums to 1 only nearly
     p, tail = p.div_(total), tail.div_(total)
     others = student.q.scatter(-1, teacher.ids, torch.zeros_like(p))  # the number 0 would take four times as long
     mass = others @ members
     mass = torch.where(tail > 0, mass.clamp_min(torch.finfo(mass.dtype).tiny), mass)  # so that no log overflows
     log_q = logits.gather(-1, teacher.ids).sub_(student.log_z[:, None])
-    values = _kl(p, teacher.log_p - total.log(), log_q) + _kl(tail, teacher.log_rest - total.log(), mass.log())
+    values = _kl(p, log_p - total.log(), log_q) + _kl(tail, log_tail - total.log(), mass.log())
     others.mul_(torch.where(mass > 0, tail / mass, 0.0) @ members.T)
 
     def add(delta: Float[Tensor, "C V"], weight: Each) -> None:
@@ -112,14 +123,12 @@ def together(student: Softmax, slopes: Sequence[tuple[float, Slope]]) -> Float[T
 
 
 def _less(delta: Float[Tensor, "C V"], brought: Float[Tensor, "C V"], weight: Each) -> None:
-    """delta -= weight brought."""
+    """delta -= weight brought, nothing of a row of weight 0."""
     if isinstance(weight, Tensor):
-        delta.addcmul_(brought, weight, value=-1)
+        delta.addcmul_(brought.masked_fill(weight == 0, 0.0), weight, value=-1)
     else:
         delta.sub_(brought, alpha=weight)
 
 
 def _kl(p: Float[Tensor, "C K"], log_p: Float[Tensor, "C K"], log_q: Float[Tensor, "C K"]) -> Float[Tensor, " C"]:
-    ratio = log_p - log_q
-    kl = torch.linalg.vecdot(p, ratio)
-    return torch.where(p > 0, p * ratio, 0.0).sum(-1) if kl.isnan().any() else kl  # 0 (-inf - z)
+    return torch.linalg.vecdot(p, (log_p - log_q).masked_fill_(p == 0, 0.0))

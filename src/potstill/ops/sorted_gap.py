@@ -85,7 +85,9 @@ def tallied(
 
 def short(logits: Tensor) -> bool:
     """Whether these are float32 that bfloat16 would hold as well."""
-    return logits.dtype == torch.float32 and int((logits.view(torch.int32) & (PATTERNS - 1)).amax()) == 0
+    if logits.dtype != torch.float32 or not logits.numel():
+        return False
+    return int((logits.view(torch.int32) & (PATTERNS - 1)).amax()) == 0
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Pace(NamedTuple):
 
 
 def pace(work: Workload, device: torch.device) -> Pace:
-    """How fast the networks of `work` run on `device`: about a second for each, and each is asked once."""
+    """How fast the networks of `work` run on `device`: about two seconds for each, and each is asked once."""
     length = min(TOKENS[0], 2 ** round(math.log2(max(2.0, 2 * work.texture.seen - 1))))
     dtype = torch.bfloat16 if work.compute_bytes == 2 else torch.float32
     with backend.held_memory():  # as a run has it

@@ -158,11 +158,13 @@ def _kept(model: Any, tokens: int, dtype: torch.dtype) -> float:
     ids = torch.arange(tokens) % PROBE[0]
     batch = collate([{"input_ids": ids, "labels": ids, "lengths": torch.tensor([tokens])}])
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    held: dict[int, Tensor] = {}  # alive until they are counted, so that no address comes twice
+    held: dict[int, torch.UntypedStorage] = {}  # alive until they are counted, so that no address comes twice
 
     def keep(tensor: Tensor) -> Tensor:
-        held.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
+        # a graph holds this hook and what it gives: were either to hold a tensor with a graph, it would hold itself
+        storage = tensor.untyped_storage()
+        held.setdefault(storage.data_ptr(), storage)
+        return tensor.detach()
 
     enabled = dtype != torch.float32
     with (
@@ -173,4 +175,4 @@ def _kept(model: Any, tokens: int, dtype: torch.dtype) -> float:
             _ = model(batch["input_ids"], batch["position_ids"])
         else:
             _ = signals(model, batch, Needs(supervised(batch)[0]))
-    return float(sum(one.untyped_storage().nbytes() for place, one in held.items() if place not in own))
+    return float(sum(one.nbytes() for place, one in held.items() if place not in own))
