@@ -5,7 +5,7 @@
 So sum_k w_k loss_k has the derivative (sum_k w_k a_k) q + sum_k w_k b_k: q is taken once, scaled once, in its place,
 and each loss adds what it brings. Cross-entropy brings -onehot(target), forward KL -p, which lives until then.
 
-Source: the definitions in `ops.divergence` and `ops.coarse`, differentiated by hand.
+Source: the definition (of each loss, in `ops.divergence` and `ops.coarse`), differentiated by hand.
 """
 
 from collections.abc import Callable, Mapping, Sequence
