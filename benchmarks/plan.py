@@ -35,7 +35,7 @@ from setting.roofline import roofline
 
 RESTS_ON = ["tests/pipeline/test_workload.py", "tests/pipeline/test_plan.py"]
 STEPS, WARM_UP, SAVE_EVERY, CLAIM = 12, 3, 5, 0.15
-STEADY, TRIES = 1.1, 3  # the largest rate of a product by the smallest, for a comparison to be fair; how often to try
+STEADY = 1.1  # the largest rate of a product by the smallest, for a comparison to be fair
 SIZE, REPEATS = 3072, 20  # of that product, a square; it takes some three seconds
 HOW = ("predicted", "own steps", "without steps")
 BASE = {"teacher": "t30", "student": "s12", "context": 256, "batch_tokens": 512, "micro_tokens": 256}
@@ -87,7 +87,7 @@ def chosen(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
 def steadily(name: str, folder: str, job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """One run beside its predictions, in minutes in which the machine kept its speed, where there are such."""
     tries = []
-    for _ in range(TRIES):
+    for _ in range(options.tries):
         tries.append(compare(folder, job, options))
         print(f"{name}: {tries[-1]}", file=sys.stderr)
         if tries[-1]["drift"] <= STEADY:
@@ -267,6 +267,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the runs to compare; for development alone")
+    parser.add_argument("--tries", type=int, default=3, help="how often a run is compared, until the machine is steady")
     parser.add_argument("--role", choices=("plan", "run", "make"), help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parsed(parser)

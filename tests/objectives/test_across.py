@@ -269,6 +269,21 @@ def test_likelihoods_belong_to_their_rows_wherever_these_are_cut(rows: int, monk
     torch.testing.assert_close(found, logits.log_softmax(-1)[numbers, targets])
 
 
+@pytest.mark.parametrize("width", [5, 6, 8])  # a head may have fewer rows than its tokenizer has ids, or more
+def test_shared_tokens_and_all_others_are_what_the_head_gives_them(width: int) -> None:
+    shared, objective = torch.tensor([0, 2]), Merged(torch.tensor([[0, 1], [0, 2]]), (3, 6))
+    logits = torch.randn(4, width, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        log_p, log_rest = objective._merged(logits, shared)
+    p = logits.softmax(-1)
+    torch.testing.assert_close(log_p.exp(), p[:, shared])
+    torch.testing.assert_close(log_rest.exp()[:, 0], 1 - p[:, shared].sum(-1))
+    logits[0, 2], logits[1, 3:] = -torch.inf, -torch.inf  # a shared token and all others that the teacher never says
+    log_p, log_rest = objective._merged(logits, shared)
+    assert log_p.isfinite().all()
+    assert log_rest.isfinite().all()
+
+
 def test_own_tokens_decide_which_rows_of_a_path_are_aligned(pair: Sides) -> None:
     batch = batch_of(TEXTS, OURS, THEIRS)
     partner = Edited(pair.nearest, pair.student.ids).partners(batch)

@@ -163,6 +163,7 @@ def test_a_capture_with_other_settings_is_not_continued(
         ({"settings": replace(SETTINGS, context=32, batch_tokens=128)}, "context 64, and this run has 32"),
         ({"settings": replace(SETTINGS, eval_every=2)}, "held-out text"),
         ({"objective": Mixture(temperature=2.0)}, "temperature 1.0, and this run has 2.0"),
+        ({"dtype": "bfloat16"}, "dtype float32, and this run has bfloat16"),
         ({"objective": Mixture(name="adaptive_kl")}, "adaptive_kl"),
         ({"objective": Mixture(name="cross_entropy")}, "asks no teacher"),
     ],
@@ -189,6 +190,19 @@ def test_another_teacher_is_refused(
     other = saved(tmp_path / "other", tiny_llama, tiny_tokenizer)
     with pytest.raises(CacheMismatch, match="was made with teacher"):
         distil(other, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+
+
+def test_a_teacher_whose_config_alone_was_changed_is_refused(
+    stage: Capture, text: Path, teacher: Path, tmp_path: Path
+) -> None:
+    stage.run(tmp_path / "cache", show=False)
+    config = json.loads((teacher / "config.json").read_text())
+    harmless = {**config, "transformers_version": "0.0.1", "dtype": "bfloat16", "use_cache": False}
+    (teacher / "config.json").write_text(json.dumps(harmless))
+    distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+    (teacher / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    with pytest.raises(CacheMismatch, match="was made with config"):
+        distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "again", show=False)
 
 
 def test_a_tokenizer_that_ends_documents_otherwise_is_refused(

@@ -34,7 +34,7 @@ from potstill.ops.coarse import Coarse, joined
 
 MANIFEST, CLASSES = "manifest.json", "classes.safetensors"
 PROGRESS = "capture.json"  # while capturing: the run's identity, and the shards that are whole
-KIND, VERSION = "potstill teacher cache", 1
+KIND, VERSION = "potstill teacher cache", 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class Facts:
     """What a cache was made from; each must be the same again where it is used. Digests are SHA-256."""
 
     teacher: str
+    config: str
+    dtype: str
     tokenizer: str
     template: str
     text: str
@@ -56,7 +58,6 @@ class Manifest:
 
     facts: Facts
     names: Mapping[str, str]
-    dtype: str
     kept: str
     top_k: int
     mass: float

@@ -54,6 +54,8 @@ from potstill.train.run import identify
 
 PACKS = 128  # in a shard
 CHUNK = 256  # rows whose logits are alive at once
+# What a config says beside the network.
+BESIDE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +126,16 @@ class Capture:
         device = backend.device(self.device)
         dtype = backend.dtype(self.dtype, on=str(device))
         teacher.model.to(device=device, dtype=dtype)
-        facts = Facts(**facts_expected(teacher, corpus, packs), context=self.context, temperature=self.temperature)
-        identity = identify(self.to_dict(), asdict(facts), packs.digest, str(dtype), device.type)
+        facts = Facts(
+            **facts_expected(teacher, corpus, packs, dtype), context=self.context, temperature=self.temperature
+        )
+        identity = identify(self.to_dict(), asdict(facts), packs.digest, device.type)
         with disk(out), _workplace(out, overwrite=overwrite, identity=identity, resume=resume) as folder:
             start = time.perf_counter()
             with evaluating(teacher.model), torch.no_grad():
                 classes = self._classes(folder, teacher, packs)
                 self._shards(folder, identity, teacher, packs, classes, show=show)
-            return self._finish(out, folder, teacher, corpus, packs, facts, dtype, time.perf_counter() - start)
+            return self._finish(out, folder, teacher, corpus, packs, facts, time.perf_counter() - start)
 
     def _finished(self, out: Path) -> Manifest:
         """The cache that is there already, if it is this one.
@@ -231,7 +235,6 @@ class Capture:
         corpus: Corpus,
         packs: Packs,
         facts: Facts,
-        dtype: torch.dtype,
         seconds: float,
     ) -> Manifest:
         files = {**_progress(folder)["files"], CLASSES: hash_file(folder / CLASSES)}
@@ -240,7 +243,6 @@ class Capture:
         manifest = Manifest(
             facts=facts,
             names={"teacher": teacher.name, "text": corpus.name, "columns": self.columns},
-            dtype=str(dtype).removeprefix("torch."),
             kept="sampled" if self.sampled else "top-k",
             top_k=self.sampled or self.top_k,
             mass=self.mass,
@@ -273,14 +275,22 @@ class Capture:
         return manifest
 
 
-def facts_expected(teacher: Loaded, corpus: Corpus, packs: Packs) -> dict[str, Any]:
+def facts_expected(teacher: Loaded, corpus: Corpus, packs: Packs, dtype: torch.dtype) -> dict[str, Any]:
     """The facts of a cache that follow from teacher and text."""
     return {
-        "teacher": teacher.digest,
+        **teacher_facts(teacher),
+        "dtype": str(dtype).removeprefix("torch."),
         **tokenizer_facts(teacher.tokenizer),
         "text": corpus.digest or packs.digest,
         "vocabulary": real_ids(teacher.tokenizer),
     }
+
+
+def teacher_facts(teacher: Loaded) -> dict[str, str]:
+    """The digests of a teacher's weights, and of its config as far as it says anything of the network."""
+    config = {name: value for name, value in teacher.model.config.to_diff_dict().items() if name not in BESIDE}
+    said = json.dumps(config, sort_keys=True, default=str)
+    return {"teacher": teacher.digest, "config": hashlib.sha256(said.encode()).hexdigest()}
 
 
 def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -39,7 +39,7 @@ from potstill.models.vocabulary import real_ids, shared_ids
 from potstill.objectives.named import Mixture
 from potstill.pipeline.absent import Absent, leaving, require_bounded, require_kept, require_teacher
 from potstill.pipeline.beside import BEFORE, before_training, beside_teacher
-from potstill.pipeline.capture import tokenizer_facts
+from potstill.pipeline.capture import teacher_facts, tokenizer_facts
 from potstill.pipeline.card import write_card
 from potstill.pipeline.crossing import examine_across
 from potstill.pipeline.doctor import require_sound
@@ -239,7 +239,8 @@ class Distill:
             said = pair.teachers[one]
             kept.require(
                 {
-                    **({"teacher": said.digest} if isinstance(said, Loaded) else {}),
+                    **(teacher_facts(said) if isinstance(said, Loaded) else {}),
+                    "dtype": str(dtype).removeprefix("torch."),
                     **tokenizer_facts(pair.origin.tokenizer),
                     "context": self.settings.context,
                     "temperature": self.objective.temperature,
