@@ -76,11 +76,18 @@ def test_two_ranks_leave_the_folder_that_one_process_leaves(
 
 
 @pytest.mark.slow
-def test_ranks_that_are_told_to_end_save_and_go_on_to_the_same_bits(teacher: Path, text: Path, tmp_path: Path) -> None:
-    whole = started(TORCHRUN, "potstill", *options(teacher, text, tmp_path / "whole"))
-    assert ended(whole)[0] == 0
+@pytest.mark.parametrize(
+    "more", [[], ["--on-policy=0.5"], ["--on-policy=0.5", "--rollout=distillm"]], ids=["text", "gkd", "distillm"]
+)
+def test_ranks_that_are_told_to_end_save_and_go_on_to_the_same_bits(
+    teacher: Path, text: Path, tmp_path: Path, more: list[str]
+) -> None:
+    whole = started(TORCHRUN, "potstill", *options(teacher, text, tmp_path / "whole"), *more)
+    code, _, error = ended(whole)
+    assert code == 0, error
+    assert all(("rollout_documents" in line) == bool(more) for line in lines(tmp_path / "whole") if "loss" in line)
     out = tmp_path / "out"
-    process = started(TORCHRUN, "potstill", *options(teacher, text, out))
+    process = started(TORCHRUN, "potstill", *options(teacher, text, out), *more)
     log = out / "training" / "metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.stat().st_size):
         time.sleep(0.005)
@@ -88,10 +95,10 @@ def test_ranks_that_are_told_to_end_save_and_go_on_to_the_same_bits(teacher: Pat
     code, _, error = ended(process)
     assert code != 0
     assert error.count("--resume continues from there") == 1
-    code, _, error = ended(started(ALONE, "potstill", *options(teacher, text, out), "--resume"))
+    code, _, error = ended(started(ALONE, "potstill", *options(teacher, text, out), *more, "--resume"))
     assert code == 1
     assert "was written by 2 ranks, and this run has 1" in error
-    code, _, error = ended(started(TORCHRUN, "potstill", *options(teacher, text, out), "--resume"))
+    code, _, error = ended(started(TORCHRUN, "potstill", *options(teacher, text, out), *more, "--resume"))
     assert code == 0, error
     assert lines(out) == lines(tmp_path / "whole")
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "whole"))
