@@ -73,8 +73,8 @@ def test_values_and_the_derivative_of_any_sum_are_those_of_the_definitions(names
 @pytest.mark.parametrize("wrong", [math.inf, math.nan])
 def test_a_row_of_no_weight_is_zero_whatever_is_said_of_it(wrong: float) -> None:
     logits, said, targets = told()
-    said["teacher"][1, 3] = wrong
-    for loss in (Kept(KL, "kept"), Weighted(KL, "weights")):
+    said["teacher"][1, 3] = said["part"].log_p[1, 0] = wrong
+    for loss in (Kept(KL, "kept"), Weighted(KL, "weights"), Kept(DivergenceRows(teacher="part"), "kept")):
         softmax = Softmax(logits)
         slopes = [slope_of(one, softmax, said, targets) for one in (loss, CrossEntropyRows())]
         pairs = [(1.0, slope) for slope in slopes if slope is not None]

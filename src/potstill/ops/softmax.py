@@ -108,7 +108,7 @@ def coarse_kl_slope(teacher: Coarse, student: Softmax) -> Slope:
 
     def add(delta: Float[Tensor, "C V"], weight: Each) -> None:
         _less(delta, others, weight)
-        delta.scatter_add_(-1, teacher.ids, -weight * p)
+        delta.scatter_add_(-1, teacher.ids, -weight * _heard(p, weight))
 
     return Slope(values, 1.0, add)
 
@@ -123,11 +123,16 @@ def together(student: Softmax, slopes: Sequence[tuple[float, Slope]]) -> Float[T
 
 
 def _less(delta: Float[Tensor, "C V"], brought: Float[Tensor, "C V"], weight: Each) -> None:
-    """delta -= weight brought, nothing of a row of weight 0."""
+    """delta -= weight brought."""
     if isinstance(weight, Tensor):
-        delta.addcmul_(brought.masked_fill(weight == 0, 0.0), weight, value=-1)
+        delta.addcmul_(_heard(brought, weight), weight, value=-1)
     else:
         delta.sub_(brought, alpha=weight)
+
+
+def _heard(brought: Float[Tensor, "C K"], weight: Each) -> Float[Tensor, "C K"]:
+    """`brought`, and nothing of a row of weight 0, of which it may be no number."""
+    return brought.masked_fill(weight == 0, 0.0) if isinstance(weight, Tensor) else brought
 
 
 def _kl(p: Float[Tensor, "C K"], log_p: Float[Tensor, "C K"], log_q: Float[Tensor, "C K"]) -> Float[Tensor, " C"]:
