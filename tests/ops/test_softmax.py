@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.ops.test_divergence import double, law, pairs
 from torch import Tensor
 
 from potstill.ops.coarse import Coarse, coarsened
-from potstill.ops.divergence import jsd
+from potstill.ops.divergence import cross_entropy, forward_kl, jsd
 from potstill.ops.row_loss import Agreeing, CrossEntropyRows, DivergenceRows, Kept, RowLoss, Tangent, Weighted
 from potstill.ops.softmax import Softmax, slope_of, together
 
@@ -70,6 +73,45 @@ def test_values_and_the_derivative_of_any_sum_are_those_of_the_definitions(names
     torch.testing.assert_close(together(softmax, list(zip(mix, found, strict=True))), by_autograd)
 
 
+def mixture(teacher: Tensor, student: Tensor, targets: Tensor, hard: float, soft: float) -> tuple[Tensor, ...]:
+    """Cross-entropy, forward KL and the derivative of their weighted sum, from one softmax."""
+    softmax, said = Softmax(student), {"teacher": teacher}
+    slopes = [slope_of(loss, softmax, said, targets) for loss in (CrossEntropyRows(), KL)]
+    first, second = (slope for slope in slopes if slope is not None)
+    return first.values, second.values, together(softmax, [(hard, first), (soft, second)])
+
+
+@law
+@given(logits=pairs(), data=st.data())
+def test_the_derivative_of_cross_entropy_is_the_one_of_autograd(
+    logits: tuple[Tensor, Tensor], data: st.DataObject
+) -> None:
+    student = logits[1]
+    targets = torch.tensor([data.draw(st.integers(0, student.shape[1] - 1)) for _ in student])
+    before = student.clone()
+    values, gradient = CrossEntropyRows().with_gradient(student, {}, targets)
+    assert torch.equal(student, before)
+    expected = cross_entropy(student.requires_grad_(), targets)
+    torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), student)[0], rtol=1e-9, atol=1e-12)
+
+
+@law
+@given(logits=pairs(), data=st.data(), hard=st.sampled_from([0.0, 0.3, 2.0]), soft=st.sampled_from([0.0, 0.7, 1.0]))
+def test_the_mixture_is_its_two_parts_and_its_derivative_theirs(
+    logits: tuple[Tensor, Tensor], data: st.DataObject, hard: float, soft: float
+) -> None:
+    teacher, student = logits
+    targets = torch.tensor(
+        data.draw(st.lists(st.integers(0, student.shape[1] - 1), min_size=len(student), max_size=len(student)))
+    )
+    student.requires_grad_()
+    expected = cross_entropy(student, targets), forward_kl(teacher, student)
+    (gradient,) = torch.autograd.grad((hard * expected[0] + soft * expected[1]).sum(), student)
+    found = mixture(teacher, student.detach().clone(), targets, hard, soft)
+    torch.testing.assert_close(found, (expected[0].detach(), expected[1].detach(), gradient), rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("wrong", [math.inf, math.nan])
 def test_a_row_of_no_weight_is_zero_whatever_is_said_of_it(wrong: float) -> None:
     logits, said, targets = told()
@@ -102,16 +144,13 @@ def test_what_is_said_in_another_precision_is_read_in_the_students() -> None:
         torch.testing.assert_close(slope.values.double(), loss(logits, said, targets), rtol=1e-5, atol=1e-5)
 
 
-def test_tokens_that_are_masked_on_both_sides_change_nothing() -> None:
-    logits, said, targets = told()
-    wide = {name: torch.nn.functional.pad(x, (0, 1), value=-math.inf) for name, x in said.items() if name == "teacher"}
-    found = []
-    for one, heard in ((logits, said), (torch.nn.functional.pad(logits, (0, 1), value=-math.inf), wide)):
-        softmax = Softmax(one)
-        slopes = [slope_of(loss, softmax, heard, targets) for loss in (CrossEntropyRows(), KL)]
-        pairs = [(0.5, slope) for slope in slopes if slope is not None]
-        found.append((*(slope.values for _, slope in pairs), together(softmax, pairs)[:, :VOCABULARY]))
-    torch.testing.assert_close(found[1], found[0])
+def test_the_mixture_takes_tokens_that_are_masked_on_both_sides() -> None:
+    teacher, student = double([[1.0, 2.0, -math.inf]]), double([[0.5, 0.0, -math.inf]])
+    values = mixture(teacher, student, torch.tensor([1]), 0.5, 0.5)
+    whole = mixture(teacher[:, :2], student[:, :2], torch.tensor([1]), 0.5, 0.5)
+    torch.testing.assert_close(values[:2], whole[:2])
+    torch.testing.assert_close(values[2][:, :2], whole[2])
+    assert values[2].isfinite().all()
 
 
 def test_a_class_of_which_the_student_gives_nothing_leaves_values_and_derivatives_finite() -> None:

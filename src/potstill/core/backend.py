@@ -47,6 +47,11 @@ def dtype(name: str = "auto", *, on: str = "cpu") -> torch.dtype:
     return DTYPES[name]
 
 
+def name_of(kind: torch.dtype) -> str:
+    """What `dtype` takes for it, and what is written of it."""
+    return str(kind).removeprefix("torch.")
+
+
 @functools.cache
 def compute_dtype(on: str = "cpu") -> torch.dtype:
     """bfloat16 where a matrix product in it is faster here than in float32, else float32.

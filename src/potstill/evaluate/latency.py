@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from potstill.core import backend
 from potstill.core.errors import UsageError
 from potstill.evaluate.reading import at_rest, context_of
 
@@ -145,5 +146,5 @@ def peak_memory(device: torch.device) -> int:
 
 def _conditions(model: PreTrainedModel, trial: Trial) -> str:
     where = f"{torch.get_num_threads()} threads" if model.device.type == "cpu" else str(model.device)
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = backend.name_of(model.dtype)
     return f"{dtype}, {where}, batch 1, {trial.prompt_tokens} + {trial.new_tokens} tokens, median of {trial.runs} runs"

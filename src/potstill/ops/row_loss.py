@@ -151,7 +151,7 @@ class Weighted:
     def slope(self, student: Softmax, frozen: Mapping[str, Said], targets: Int[Tensor, " C"]) -> Slope | None:
         """Both, of the softmax that is there, where the loss has one."""
         found = slope_of(self.loss, student, frozen, targets)
-        return found and found.times(self._weights(frozen).to(found.values.dtype))
+        return found and found.times(self._weights(frozen))
 
     def _weights(self, frozen: Mapping[str, Any]) -> Tensor:
         weights: Tensor = frozen[self.weights]
@@ -186,7 +186,7 @@ class Agreeing:
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
         """Both, of the softmax that is there, where the loss has one."""
         found = slope_of(self.loss, student, frozen, targets)
-        return found and found.times(self._holds(frozen, targets).to(found.values.dtype))
+        return found and found.times(self._holds(frozen, targets))
 
     def _holds(self, frozen: Mapping[str, Any], targets: Tensor) -> Tensor:
         return frozen[self.said].argmax(-1) == (targets if self.choice is None else frozen[self.choice])
@@ -214,7 +214,7 @@ class Kept:
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
         """Both, of the softmax that is there, where the loss has one."""
         found = slope_of(self.loss, student, frozen, targets)
-        return found and found.times(frozen[self.kept].to(found.values.dtype))
+        return found and found.times(frozen[self.kept])
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ class Slope(NamedTuple):
     share: Each
     add: Callable[[Float[Tensor, "C V"], Each], Any]
 
-    def times(self, weights: Float[Tensor, " C"]) -> "Slope":
-        """The slope of a loss whose rows weigh that much. A row of weight 0 is 0, whatever it was."""
+    def times(self, weights: Tensor) -> "Slope":
+        """The slope of a loss whose rows weigh that much [C]; False is 0. A row of weight 0 is 0, whatever it was."""
+        weights = weights.to(self.values.dtype)
         each, values = weights[:, None], torch.where(weights == 0, 0.0, self.values * weights)
         return Slope(values, self.share * each, lambda delta, weight: self.add(delta, weight * each))
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from potstill.core import backend
 from potstill.core.artefact import ARENA, recover, require_free, write_text
 from potstill.core.errors import OutputExists, UnsupportedModel, UsageError
 from potstill.data.wire import is_address
@@ -93,7 +94,7 @@ class Arena:
         with disk(out), continuable(out):
             if overwrite:
                 vacate(out)
-            settled = begun or {"dtype": str(self.common.compute_dtype(None)).removeprefix("torch."), "tokens": {}}
+            settled = begun or {"dtype": backend.name_of(self.common.compute_dtype(None)), "tokens": {}}
             common = dataclasses.replace(self.common, dtype=settled["dtype"])
             self._write(out, settled)
             student = started(common, out)

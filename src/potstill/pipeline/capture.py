@@ -279,7 +279,7 @@ def facts_expected(teacher: Loaded, corpus: Corpus, packs: Packs, dtype: torch.d
     """The facts of a cache that follow from teacher and text."""
     return {
         **teacher_facts(teacher),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": backend.name_of(dtype),
         **tokenizer_facts(teacher.tokenizer),
         "text": corpus.digest or packs.digest,
         "vocabulary": real_ids(teacher.tokenizer),

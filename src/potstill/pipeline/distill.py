@@ -240,7 +240,7 @@ class Distill:
             kept.require(
                 {
                     **(teacher_facts(said) if isinstance(said, Loaded) else {}),
-                    "dtype": str(dtype).removeprefix("torch."),
+                    "dtype": backend.name_of(dtype),
                     **tokenizer_facts(pair.origin.tokenizer),
                     "context": self.settings.context,
                     "temperature": self.objective.temperature,
@@ -444,7 +444,7 @@ class Distill:
             strategy=self.strategy,
             seed=self.settings.seed,
             device=self.device,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=backend.name_of(dtype),
         )
         student, card = stage.apply(teacher)
         vocabulary = shared_ids(teacher.tokenizer, teacher.tokenizer)

@@ -110,7 +110,7 @@ def _timed(model: Any, batch: dict[str, Tensor], dtype: torch.dtype) -> tuple[fl
 
 
 def _both(forward: Callable[[], Any], backward: Callable[[Any], Any], device: torch.device) -> tuple[float, float]:
-    """The least seconds of both, once warm, since what disturbs only adds; of two repeats at least, some in LONG."""
+    """The least seconds of both, once warm, since what disturbs only adds: of two repeats, of more while LONG lasts."""
     times: list[tuple[float, float]] = []
     while len(times) <= REPEATS and (len(times) < 3 or sum(map(sum, times)) < LONG):
         start = now(device)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from potstill.core import backend
 from potstill.core.artefact import TRAINING, clear, write_text
 from potstill.core.errors import Interrupted
 from potstill.train import ranks
@@ -47,7 +48,7 @@ def workplace(out: Path, *, overwrite: bool, dtype: torch.dtype) -> Iterator[Pat
     clear(folder)
     try:
         if not (folder / COMPUTE).exists():
-            write_text(folder / COMPUTE, str(dtype).removeprefix("torch."))
+            write_text(folder / COMPUTE, backend.name_of(dtype))
         ranks.wait()
         yield folder
     finally:
