@@ -1,16 +1,15 @@
 """GGUF files: dense, trainable, saved and reloaded; or refused."""
 
 from pathlib import Path
+from typing import Any
 
 import gguf as writer
 import pytest
 import torch
 
 from potstill.core.errors import ArtefactError, MissingDependency, UnsupportedModel
-from potstill.models.gguf import PROBES, read_metadata
+from potstill.models.gguf import PROBES, read_metadata, read_once, require_shape
 from potstill.models.load import licence_of, load, packaged
-
-pytestmark = pytest.mark.slow  # the packaged model takes its time to load
 
 
 def written(file: Path, architecture: str = "llama", *, layers: int = 0) -> Path:
@@ -37,6 +36,23 @@ def test_a_file_says_its_name_and_licence(tmp_path: Path) -> None:
     file = written(tmp_path / "a.gguf")
     assert read_metadata(file)["name"] == "Nothing"
     assert licence_of(file) == "mit"
+
+
+def test_a_file_is_parsed_once_where_that_is_asked_and_anew_afterwards(tmp_path: Path, monkeypatch: Any) -> None:
+    parsed, parse = [], writer.GGUFReader.__init__
+    monkeypatch.setattr(writer.GGUFReader, "__init__", lambda self, *args: (parsed.append(args), parse(self, *args))[1])
+    file = written(tmp_path / "a.gguf", layers=1)
+    before = writer.GGUFReader, writer.get_tensor_name_map
+    with read_once():
+        assert read_metadata(file)["name"] == "Nothing"
+        require_shape(file)
+    assert len(parsed) == 1
+    assert (writer.GGUFReader, writer.get_tensor_name_map) == before
+    written(file)
+    with pytest.raises(ArtefactError), read_once():
+        require_shape(file)
+    assert len(parsed) == 2
+    assert (writer.GGUFReader, writer.get_tensor_name_map) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model at all, but long enough to be read", b"\0" * 400])

@@ -1,6 +1,7 @@
 """Plans of the small world: what they hold, that they leave nothing, and that what they advise helps."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.pipeline.test_measure import foreign
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
 from potstill.core.blueprint import Attention, SwiGLU
 from potstill.core.errors import ArtefactError, UsageError, VocabularyMismatch
@@ -19,7 +20,7 @@ from potstill.pipeline.distill import Distill
 from potstill.pipeline.forecast import forecast
 from potstill.pipeline.plan import Plan
 from potstill.pipeline.probe import Pace, Rate, pace
-from potstill.pipeline.rehearse import saved_bytes
+from potstill.pipeline.rehearse import MEASURED, WARM_UP, Clock, lasts, saved_bytes
 from potstill.pipeline.texture import Texture
 from potstill.pipeline.workload import Workload
 from potstill.train.settings import Settings
@@ -217,8 +218,19 @@ def test_steps_of_two_tokenizers_are_measured(apart: Distill) -> None:
     made = Plan(distill=replace(apart, settings=replace(SETTINGS, tokens=512))).run()
     assert made["calibration"]["measured"]
     assert made["calibration"]["teacher"] > 0
-    assert "5 steps of 1024 tokens were measured" in made["notes"]
+    assert "steps of 1024 tokens were measured" in made["notes"]
     assert any("of dskdv2_eta products with both heads" in note for note in made["notes"])
+
+
+@pytest.mark.parametrize(("step", "seconds"), [(0.5, 4.0), (4.0, 24.0), (5.0, 30.0), (10.0, 50.0)])
+def test_short_steps_are_measured_five_times_and_long_ones_for_twelve_seconds(step: float, seconds: float) -> None:
+    assert lasts(step) == seconds
+    clock, control, ran = Clock({}, torch.device("cpu")), TrainerControl(), 0
+    while not control.should_training_stop and ran < WARM_UP + MEASURED:
+        clock._since["step"] = time.perf_counter() - step
+        clock.on_step_end(TrainingArguments(), TrainerState(), control)
+        ran += 1
+    assert ran * step == seconds
 
 
 def test_few_aligned_tokens_are_said(apart: Distill, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,10 @@ Here every tensor is dequantised explicitly and the model is rebuilt from its co
 out is an ordinary model of its family.
 """
 
+import functools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,24 @@ modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # its bar, too, can be switched
 
 # Digits, an emoji joined of several, CJK, indentation: where tokenizers rebuilt from GGUF metadata have gone wrong.
 PROBES = ("0 12 345 6789 3.14", "naïve café — 🎉👩‍👩‍👧", "世界 こんにちは 안녕", "def f(x):\n\treturn  x\n")
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Within, a GGUF file is parsed once, and a family's table of tensor names made once.
+
+    transformers parses the file for the config, the weights and the tokenizer, which takes seconds each where the file
+    lists a vocabulary, and makes the table for each module of the model.
+    """
+    import gguf
+
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    parsed = functools.cache(reader)
+    gguf.GGUFReader, gguf.get_tensor_name_map = lambda path: parsed(str(path)), functools.cache(names)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -52,14 +52,14 @@ def load(
     """
     path = locate(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     if path.suffix == ".gguf":
-        model, tokenizer = gguf.load_model(path, dtype=dtype), gguf.load_tokenizer(path)
+        with gguf.read_once():
+            model, tokenizer, licence = gguf.load_model(path, dtype=dtype), gguf.load_tokenizer(path), licence_of(path)
+        note = "GGUF weights dequantised"
     else:
         check_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         model = _open_folder(path, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        tokenizer = _open_tokenizer(path, trust_remote_code=trust_remote_code)
-    note = "GGUF weights dequantised" if path.suffix == ".gguf" else ""
-    model = model.to(device).eval()
-    return Loaded(model, tokenizer, str(name), path, licence_of(path), digest_of(path), note)
+        tokenizer, licence, note = _open_tokenizer(path, trust_remote_code=trust_remote_code), licence_of(path), ""
+    return Loaded(model.to(device).eval(), tokenizer, str(name), path, licence, digest_of(path), note)
 
 
 def locate(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Path:

@@ -27,9 +27,11 @@ def outline(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: 
     """
     path = locate(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     if path.suffix == ".gguf":
-        gguf.read_metadata(path)
-        gguf.require_shape(path)
-        return Outline(read(AutoConfig.from_pretrained(path.parent, gguf_file=path.name)), gguf.load_tokenizer(path))
+        with gguf.read_once():
+            gguf.read_metadata(path)
+            gguf.require_shape(path)
+            config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+            return Outline(read(config), gguf.load_tokenizer(path))
     check_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

@@ -18,7 +18,6 @@ from potstill.pipeline.room import resident
 from potstill.pipeline.workload import Workload
 
 LOSS = 2.0  # a loss beside a softmax, where no step was run; ours, rough
-BESIDE = 400 * 2**20  # bytes of torch's kernels and the allocator's gaps, where no step was run; ours, rough
 NEAR = {"alone": 0.5, "cached": 0.75, "live": 1.0}  # losses beside one another, where only some were measured; rough
 
 
@@ -143,5 +142,5 @@ def assume(work: Workload, device: torch.device) -> Calibration:
         backward=1.0,
         optimiser=clock(optimiser.step, device) / weights.numel(),
         loss={source: LOSS * factor * softmax for source, factor in NEAR.items()},
-        beside=float(resident() + BESIDE) if device.type == "cpu" else 0.0,
+        beside=float(resident()) if device.type == "cpu" else 0.0,
     )

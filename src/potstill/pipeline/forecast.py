@@ -15,7 +15,7 @@ from potstill.data.pack import Packs
 from potstill.evaluate.size import stored
 from potstill.models.families.table import read
 from potstill.pipeline.absent import Absent
-from potstill.pipeline.calibrate import BESIDE, Calibration
+from potstill.pipeline.calibrate import Calibration
 from potstill.pipeline.pair import Pair
 from potstill.pipeline.probe import Pace
 from potstill.pipeline.rehearse import saved_bytes
@@ -169,7 +169,7 @@ def _models(work: Workload) -> float:
 def _said(peak: float, disk: float, free: Room, *, on_cpu: bool, models: float) -> tuple[str, bool]:
     """The short form, and whether the memory is enough."""
     here = resident() if on_cpu else models
-    peak += max(here - models, 0.0) + (BESIDE if on_cpu else 0)
+    peak += max(here - models, 0.0)
     said = f"the run takes about {peak / GIB:.1f} GiB of memory and {disk / GIB:.2f} GiB of disk"
     if free.memory is None or peak - here <= free.memory:
         return said, True

@@ -28,7 +28,7 @@ from potstill.pipeline.forecast import Forecast, forecast, pruning_bytes, tokeni
 from potstill.pipeline.pair import Pair
 from potstill.pipeline.probe import pace
 from potstill.pipeline.prune import Prune
-from potstill.pipeline.rehearse import MEASURED, WARM_UP, rehearse, saved_bytes
+from potstill.pipeline.rehearse import lasts, rehearse, saved_bytes
 from potstill.pipeline.rollouts import UNCOUNTED
 from potstill.pipeline.room import Room, room
 from potstill.pipeline.stage import as_value, require_one_process
@@ -171,9 +171,8 @@ class Plan:
         for chosen in (settings, small):
             stage = replace(self.distill, settings=chosen)
             made = self.forecast(stage, known, guess)
-            time = (WARM_UP + MEASURED) * made.step
-            if time <= PATIENCE and (free is None or made.phases["training"] - guess.beside <= free):
-                said = f"{MEASURED} steps of {chosen.batch_tokens} tokens were measured"
+            if lasts(made.step) <= PATIENCE and (free is None or made.phases["training"] - guess.beside <= free):
+                said = f"steps of {chosen.batch_tokens} tokens were measured"
                 return stage, [said if chosen is settings else f"{said}: those of the run itself would take too much"]
         return None, [
             "no step was run, since even the smallest takes too much here: times may be wrong by a factor of two"

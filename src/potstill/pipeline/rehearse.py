@@ -1,5 +1,6 @@
 """A few real steps of a run, clocked: the trainer, the study and the optimiser are those that the run itself has."""
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,6 +32,7 @@ from potstill.train.study import Study
 from potstill.train.trainer import Trainer, arguments
 
 WARM_UP, MEASURED = 3, 5  # steps; in the first three memory is touched for the first time
+LEAST, LONG = 2, 12.0  # of those measured, where they last so many seconds together
 PROBE = (64, 128)  # tokens of the two passes whose difference tells what autograd saves per token
 
 
@@ -42,7 +44,7 @@ def rehearse(
     *,
     measured: int = MEASURED,
 ) -> Clocked:
-    """Some steps of `study` on `packs`, in a folder that vanishes; the student is no longer what it was."""
+    """Up to `measured` steps of `study` on `packs`, in a folder that vanishes; the student is no longer what it was."""
     device = next(study.student.parameters()).device
     steps = WARM_UP + measured
     brief = replace(
@@ -65,7 +67,12 @@ def rehearse(
         finally:
             for hook in hooks:
                 hook.remove()
-    return Clocked.of(clock.steps[WARM_UP:], peak=float(peak_memory(device.type)))
+    return Clocked.of(clock.measured, peak=float(peak_memory(device.type)))
+
+
+def lasts(step: float) -> float:
+    """Seconds that rehearsing steps of so many seconds takes."""
+    return (WARM_UP + min(MEASURED, max(LEAST, math.ceil(LONG / step)))) * step
 
 
 class Clock(TrainerCallback):
@@ -79,6 +86,12 @@ class Clock(TrainerCallback):
         self.steps: list[dict[str, float]] = []
         self._step: dict[str, float] = {}
         self._since: dict[str, float] = {}
+        self._seconds = 0.0
+
+    @property
+    def measured(self) -> list[dict[str, float]]:
+        """The steps after those that warm up."""
+        return self.steps[WARM_UP:]
 
     def hooks(self) -> list[Any]:
         """Hooks on the parts; each has to be removed."""
@@ -123,12 +136,14 @@ class Clock(TrainerCallback):
         self.stop("optimiser")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """One step ends and the next begins."""
+        """One step ends and the next begins, if there is to be one."""
         self.stop("step")
         whole = self._step.pop("step")
         timed = sum(seconds for name, seconds in self._step.items() if name not in ("tokens", "rows"))
         self.steps.append({**self._step, "backward": max(0.0, whole - timed)})
         self._step = {}
+        self._seconds += whole if self.measured else 0.0
+        control.should_training_stop |= len(self.measured) >= LEAST and self._seconds >= LONG
         self.start("step")
 
 
