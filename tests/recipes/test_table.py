@@ -2,21 +2,42 @@
 
 import importlib
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, replace
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.data.trained import byte_level
 from tests.pipeline.world import saved
+from tests.tiny import random_llama
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from potstill.cli import recipes as cli
 from potstill.core.errors import NotFound, UsageError
+from potstill.models.load import load
+from potstill.objectives.methods import METHODS
+from potstill.objectives.named import INNER, Mixture
+from potstill.ops.divergence import DIVERGENCES
 from potstill.pipeline.answers import Answers
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.prune import Prune
 from potstill.pipeline.run import PREVIOUS, Stage, run_stages
 from potstill.recipes import table
+from potstill.train.settings import Settings
 
 NAMES = table.names()
+PRUNED = ("minima",)  # those that make their student in a stage of its own
+ACROSS = [
+    name
+    for name in NAMES
+    if any(isinstance(s, Distill) and s.objective.teaches and s.objective.across for s in table.recipe(name).stages)
+]
+APART = {  # no part of a method: names, values looked into, the machine, what is measured or saved, what fits in memory
+    *("teacher", "student", "model", "data", "objective", "settings", "options", "name", "top_k"),
+    *("seed", "device", "dtype", "documents", "save_every", "micro_tokens", "batch"),
+}
 
 
 @pytest.fixture
@@ -32,6 +53,29 @@ def test_the_tiny_form_runs(name: str, roomy: Path, pairs: Path, tmp_path: Path)
     chosen = table.recipe(name, tiny=True).having(teacher=str(roomy), data=str(pairs), tokens=256)
     done = run_stages(chosen.stages, tmp_path / "made")
     assert done.measures
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Path:
+    """A tiny teacher whose tokens are several letters long."""
+    return saved(tmp_path / "stranger", random_llama(byte_level(), context=512), byte_level())
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_the_tiny_form_runs_between_two_tokenizers(
+    name: str, stranger: Path, teacher: Path, pairs: Path, tmp_path: Path
+) -> None:
+    recipe = table.recipe(name, tiny=True)
+    chosen = recipe.having(teacher=str(stranger), student=str(teacher), data=str(pairs), tokens=256)
+    done = run_stages(chosen.stages, tmp_path / "made")
+    student, own, other = (load(str(folder)).tokenizer.get_vocab() for folder in (done.out, teacher, stranger))
+    assert student == own != other
+    assert {parent["role"] for parent in done.card["parents"]} == {"student", "teacher"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_summary_says_whether_tokenizers_may_differ(name: str) -> None:
+    assert ("--teacher and --student may differ in tokenizer" in table.recipe(name).summary) == (name in ACROSS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,6 +109,56 @@ def test_a_recipe_says_where_it_and_its_numbers_come_from(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_number_of_a_recipe_has_an_origin(name: str) -> None:
+    recipe = table.recipe(name)
+    own, found = (", ".join(origins).split(", ") for origins in (recipe.origins, recipe.accounts))
+    numbers = [one for stage in recipe.stages for one in numbers_of(stage)]
+    assert {number for number, chosen in numbers if chosen} <= set(own)
+    assert {number for number, _ in numbers} <= set(found)
+    assert len(found) == len(set(found))
+    assert set(found) <= {number for number, _ in numbers} | names_of(*recipe.stages)
+    assert recipe.to_dict()["origins"] == recipe.accounts
+
+
+def numbers_of(stage: Stage) -> Iterator[tuple[str, bool]]:
+    """What a stage's method depends on: each number and each choice, and whether the recipe itself has to account."""
+    values: list[Any] = [stage]
+    if isinstance(stage, Distill):
+        values += [stage.settings, *([stage.objective] if stage.objective.teaches else [])]
+        if stage.policy.writes:
+            yield "on_policy", True
+        for option in options_of(stage.objective) if stage.objective.teaches else ():
+            yield (option if option not in names_of(stage) else f"objective.{option}"), True
+    for value in values:
+        for field in fields(value):
+            given = getattr(value, field.name)
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            number = isinstance(given, int | float) and not isinstance(given, bool)
+            if field.name not in APART and (number or given != default):
+                yield field.name, given != default
+
+
+def options_of(objective: Mixture) -> set[str]:
+    """All options of an objective, given or not."""
+    if method := METHODS.get(objective.name):
+        return {*method.options, *([INNER] if method.divergence else [])}
+    parameters = signature(DIVERGENCES[objective.name]).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def names_of(*stages: Stage) -> set[str]:
+    """Everything that stages can be told, but for an objective's options."""
+    return {field.name for kind in (Distill, Settings, Mixture, *map(type, stages)) for field in fields(kind)}
+
+
+def test_what_a_recipe_says_itself_goes_before_the_house() -> None:
+    recipe = replace(table.recipe("gkd"), origins={"warmup, clip": "theirs", "temperature": "the paper"})
+    found = {name: said for names, said in recipe.accounts.items() for name in names.split(", ")}
+    assert (found["warmup"], found["clip"], found["temperature"]) == ("theirs", "theirs", "the paper")
+    assert found["final_rate"] == found["batch_tokens"] == "ours, the defaults of distill"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_names_budget_and_seed_can_be_changed(name: str) -> None:
     recipe = table.recipe(name).having(teacher="another", data="other.jsonl", tokens=7, seed=3)
     for stage in recipe.stages:
@@ -76,10 +170,35 @@ def test_names_budget_and_seed_can_be_changed(name: str) -> None:
     assert table.recipe(name).having(data=own, seed=1) == table.recipe(name)
 
 
-def test_a_fine_tuned_model_starts_as_its_teacher() -> None:
-    (stage,) = table.recipe("sft").having(teacher="another", data="chats.jsonl").stages
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in PRUNED])
+def test_the_student_can_be_another_model(name: str) -> None:
+    recipe = table.recipe(name).having(teacher="large", data="other.jsonl")
+    changed = table.recipe(name).having(teacher="large", student="small", data="other.jsonl")
+    for before, stage in zip(recipe.stages, changed.stages, strict=True):
+        if isinstance(stage, Distill):
+            assert (stage.student, stage.keep, stage.params) == ("small", None, None)
+            assert isinstance(before, Distill)
+            stage = replace(stage, student=before.student, keep=before.keep, params=before.params)
+        assert stage == before
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_what_makes_its_student_itself_takes_no_other(name: str) -> None:
+    assert any(isinstance(stage, Distill) and stage.student == PREVIOUS for stage in table.recipe(name).stages)
+    with pytest.raises(UsageError, match=rf"{name} trains what it has pruned itself, so it takes no --student"):
+        table.recipe(name).having(student="small")
+
+
+@pytest.mark.parametrize("named", [{"teacher": "another"}, {"student": "another"}])
+def test_a_fine_tuned_model_starts_as_its_teacher(named: dict[str, str]) -> None:
+    (stage,) = table.recipe("sft").having(data="chats.jsonl", **named).stages
     assert isinstance(stage, Distill)
     assert (stage.teacher, stage.student) == ("another", "another")
+
+
+def test_run_takes_a_student() -> None:
+    (stage,) = cli.run("uld", "made", teacher="large", student="small", dry_run=True, as_json=True)["stages"]
+    assert (stage["teacher"], stage["student"], stage["keep"]) == ("large", "small", None)
 
 
 def test_fine_tuning_without_chats_is_refused() -> None:

@@ -13,6 +13,9 @@ def run(
     out: o.Out,
     tiny: Annotated[bool, typer.Option("--tiny", help="The same method on a tiny budget.")] = False,
     teacher: Annotated[str | None, typer.Option(help="Another teacher than the recipe's.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Another student than the recipe's: a model instead of a share of the teacher.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Other data than the recipe's.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Another budget, such as 2M.")] = None,
     device: o.Device = "auto",
@@ -33,7 +36,13 @@ def run(
 
     hush()
     chosen = table.recipe(recipe, tiny=tiny).having(
-        teacher=teacher, data=data, tokens=o.count(tokens), seed=seed, device=device, dtype=dtype
+        teacher=teacher,
+        student=student,
+        data=data,
+        tokens=o.count(tokens),
+        seed=seed,
+        device=device,
+        dtype=dtype,
     )
     if dry_run:
         return answer(chosen.to_dict(), as_json, lambda: show.facts(chosen.to_dict()))

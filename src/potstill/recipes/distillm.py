@@ -1,4 +1,4 @@
-"""DistiLLM: a skewed divergence, and a share of its own text that grows as the student stops improving.
+"""DistiLLM: a skewed divergence, and a share of its own text that grows where an evaluation is clearly worse.
 
 Source: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models" (arXiv:2402.03898).
 Cost and measures: only its tiny form has been run so far.
@@ -35,8 +35,13 @@ def full() -> Recipe:
         stages=(stage,),
         origins={
             "skew": "0.1, distillm/losses.py of the official code",
-            "rollout": "share 0 at the start, 0.1 more where an evaluation is no better, the official finetune.py",
-            "learning_rate": "5e-4, the GPT-2 script",
-            "eval_every, keep, tokens": "ours",
+            "cross_entropy": "0, kd-ratio 1 of the GPT-2 script; its loss on OpenWebText is left out",
+            "temperature": "1, the official code has none",
+            "rollout, on_policy": "share 0 at the start, 0.1 more where an evaluation is at least 0.1 nats worse than "
+            "the one before; numbers of the script, whose code compares with where the share last grew",
+            "learning_rate, weight_decay, clip, context": "5e-4, 0.01, 1 and 512, the GPT-2 script",
+            "warmup": "ours; the script has none",
+            "eval_every": "2, ours; the script evaluates once an epoch",
+            "keep, tokens": "ours",
         },
     )

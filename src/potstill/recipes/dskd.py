@@ -17,6 +17,13 @@ BIBTEX = """@inproceedings{zhang2024dual,
 }"""
 
 
+SCRIPTS = {
+    "weight_decay, clip, context": "0.01, 1 and 512, the GPT-2 scripts of DSKD",
+    "warmup, final_rate": "ours; the scripts have no warm-up, and a cosine down to 1e-7",
+    "batch_tokens": "ours; the scripts take 32 windows a step",
+}
+
+
 def full() -> Recipe:
     """SmolLM2-135M taught to three quarters of itself."""
     stage = Distill(
@@ -34,7 +41,9 @@ def full() -> Recipe:
         origins={
             "temperature": "2.0, every script of the official code",
             "cross_entropy": "0.5, kd_rate of the official scripts",
-            "keep, tokens": "ours",
+            "divergence": "forward KL, kd-objective of the GPT-2 script",
             "learning_rate": "5e-4, and 1e-3 for projectors, the GPT-2 scripts",
+            **SCRIPTS,
+            "keep, tokens": "ours",
         },
     )

@@ -6,7 +6,7 @@ Cost and measures: only its tiny form has been run so far.
 
 from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill
-from potstill.recipes.dskd import BIBTEX
+from potstill.recipes.dskd import BIBTEX, SCRIPTS
 from potstill.recipes.table import Recipe
 from potstill.train.settings import Settings
 
@@ -21,14 +21,16 @@ def full() -> Recipe:
     )
     return Recipe(
         name="dskd-cma",
-        summary="dual-space distillation by attention between two tokenisations; --teacher may have another tokenizer",
+        summary="dual-space distillation by cross-model attention; --teacher and --student may differ in tokenizer",
         source="arXiv:2406.17328",
         bibtex=BIBTEX,
         stages=(stage,),
         origins={
             "temperature": "2.0, every script of the official code",
             "cross_entropy": "0.5, kd_rate of the official scripts",
-            "keep, tokens": "ours",
+            "divergence": "forward KL, kd-objective of the GPT-2 script",
             "learning_rate": "5e-4, and 1e-3 for projectors, the GPT-2 scripts",
+            **SCRIPTS,
+            "keep, tokens": "ours",
         },
     )

@@ -35,7 +35,10 @@ def full() -> Recipe:
         origins={
             "temperature": "2.0, the official scripts",
             "cross_entropy": "0.5, kd_rate of the official scripts",
-            "keep, tokens": "ours",
+            "divergence": "forward KL, ours: the first version's; the code takes any",
             "learning_rate": "5e-4, the official scripts",
+            "batch_tokens": "ours; the scripts take 64 windows a step",
+            "on_policy": "0, ours; the code can have the student write, by default half of the text after three epochs",
+            "keep, tokens": "ours",
         },
     )

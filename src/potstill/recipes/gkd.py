@@ -36,7 +36,7 @@ def full() -> Recipe:
         stages=(stage,),
         origins={
             "on_policy": "0.5, lambda of the paper's mixed setting",
-            "objective": "JSD with beta 0.5, one of the paper's; no cross-entropy",
+            "objective, beta, cross_entropy": "JSD with beta 0.5, one of the paper's; no cross-entropy",
             "keep, tokens": "ours",
         },
     )

@@ -6,6 +6,7 @@ Cost and measures: only its tiny form has been run so far.
 
 from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill
+from potstill.recipes.dskd import SCRIPTS
 from potstill.recipes.table import Recipe
 from potstill.train.settings import Settings
 
@@ -27,13 +28,15 @@ def full() -> Recipe:
     )
     return Recipe(
         name="mined",
-        summary="forward KL to the teacher by minimum edit distance; --teacher may have another tokenizer",
+        summary="forward KL to the teacher by minimum edit distance; --teacher and --student may differ in tokenizer",
         source="arXiv:2401.10491",
         bibtex=BIBTEX,
         stages=(stage,),
         origins={
             "temperature": "2.0, the scripts of DSKD (arXiv:2406.17328)",
-            "cross_entropy": "0.5, kd_rate of the official scripts",
+            "cross_entropy": "0.5, kd_rate of the same scripts",
+            "learning_rate": "5e-4, the GPT-2 scripts of DSKD",
+            **SCRIPTS,
             "keep, tokens": "ours",
         },
     )

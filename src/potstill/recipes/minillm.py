@@ -38,7 +38,9 @@ def full() -> Recipe:
             "on_policy": "0.5, ours: cross-entropy needs documents that nobody samples",
             "cross_entropy": "0.5, on the data's own answers, where the official code takes a corpus of text",
             "rollout": "0.2 of the teacher in what is sampled from, the paper's section 3.1",
-            "learning_rate": "5e-6, the official scripts",
+            "mixed, scale, discount, objective.clip": "0.2, 0.5, 0.95 and 0.2, the GPT-2 script and arguments.py",
+            "learning_rate, weight_decay, clip, context": "5e-6, 0.01, 1 and 512, the GPT-2 script and arguments.py",
+            "warmup, final_rate": "ours; the script has 100 steps of 5,000, then a constant rate",
             "keep, tokens": "ours",
         },
     )

@@ -38,8 +38,11 @@ def full() -> Recipe:
         stages=(prune, distill),
         origins={
             "keep": "0.4: the best teacher is about 2.5 times its student",
+            "strategy": "width, then depth, run_converting_llama.py of the official code",
+            "calibration_tokens": "ours",
             "cross_entropy, temperature": "0.5 and 1, run_distillation_llama_ds.py of the official code",
-            "learning_rate, weight_decay, warmup": "3e-4, 0.1 and 1 %, the same script",
+            "learning_rate, weight_decay, warmup, clip": "3e-4, 0.1, 1 % and 1, distil_minima.sh",
+            "context, batch_tokens": "ours; the script has windows of 4,096, 64 of them a GPU",
             "tokens": "ours; the paper distils on 126 billion",
         },
     )

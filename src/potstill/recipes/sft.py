@@ -27,7 +27,9 @@ def full() -> Recipe:
         bibtex=BIBTEX,
         stages=(stage,),
         origins={
-            "learning_rate, weight_decay, warmup": "2e-5, 0.1 and 10 %, MiniChat's scripts",
+            "learning_rate, weight_decay, warmup, clip": "2e-5, 0.1, 10 % and 1, instruct_minichat.sh",
+            "context, batch_tokens": "ours; the script has windows of 4,096, 32 of them a GPU",
+            "patience": "0, ours; the script has 2 epochs",
             "tokens": "ours",
         },
     )

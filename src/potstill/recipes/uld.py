@@ -7,6 +7,7 @@ Cost and measures: only its tiny form has been run so far.
 
 from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill
+from potstill.recipes.dskd import SCRIPTS
 from potstill.recipes.table import Recipe
 from potstill.train.settings import Settings
 
@@ -28,12 +29,15 @@ def full() -> Recipe:
     )
     return Recipe(
         name="uld",
-        summary="sorted probabilities, half and half with cross-entropy; --teacher may have another tokenizer",
+        summary="sorted probabilities, and half cross-entropy; --teacher and --student may differ in tokenizer",
         source="arXiv:2402.12030",
         bibtex=BIBTEX,
         stages=(stage,),
         origins={
             "cross_entropy": "0.5, as DSKD (arXiv:2406.17328) runs it; the first code takes 1 and 1.5",
+            "temperature": "1: the first code has 1, and DSKD's asks for 2 and does not use it",
+            "learning_rate": "5e-4, the GPT-2 scripts of DSKD",
+            **SCRIPTS,
             "keep, tokens": "ours",
         },
     )

@@ -6,6 +6,7 @@ Cost and measures: only its tiny form has been run so far; LOG.md compares tempe
 
 from potstill.objectives.named import Mixture
 from potstill.pipeline.distill import Distill
+from potstill.recipes.dskd import SCRIPTS
 from potstill.recipes.table import Recipe
 from potstill.train.settings import Settings
 
@@ -34,6 +35,8 @@ def full() -> Recipe:
         origins={
             "temperature": "2.0, as every script of DSKD (arXiv:2406.17328) for its vanilla baseline",
             "cross_entropy": "0.5, kd_rate of the same scripts; the paper only asks for 'a considerably lower weight'",
+            "learning_rate": "5e-4, the GPT-2 scripts of DSKD",
+            **SCRIPTS,
             "keep, tokens": "ours",
         },
     )
