@@ -74,7 +74,7 @@ def test_a_prompt_is_trained_on_neither_side() -> None:
     assert len(text) > 0
 
 
-def test_a_permuted_vocabulary_pairs_every_row_with_itself() -> None:
+def test_a_tokenizer_beside_itself_pairs_every_row_with_itself() -> None:
     student = reader(byte_level())
     batch = collate([Paired([pack_of(TEXTS, student)], student, student)[0]])
     rows = torch.arange(len(supervised(batch)[1]))

@@ -1,6 +1,6 @@
 """Batches of the same texts as two tokenizers read them, with every table that says which rows belong together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from potstill.data.spans import located
 from potstill.models.pieces import pieces
 from potstill.ops.align import exact, merged
 from potstill.ops.edit import alone, table, warped
+from potstill.train.study import Study
 
 TEXTS = (  # with much that both read byte by byte, since training a tokenizer breaks ties as it likes
     "The quick brown fox jumps, naïve 世界. 0918273645KJHGZXCVWQ",
@@ -87,3 +88,17 @@ def llama(tokenizer: PreTrainedTokenizerFast, width: int, seed: int, *, layers: 
     )
     torch.manual_seed(seed)
     return LlamaForCausalLM(config).double().eval()
+
+
+def taught(study: Study, batch: Mapping[str, Tensor]) -> Study:
+    """`study` with a dual space's maps trained on `batch`, so that what counts where they are right counts for some."""
+    own = [weight for name, weight in study.named_parameters() if name.startswith("objective.")]
+    if any(name.endswith("_projector") for name in study.term_names):
+        optimiser = torch.optim.Adam(own, lr=0.05)
+        for _ in range(20):
+            study.zero_grad()
+            study(**batch)["loss"].backward()
+            optimiser.step()
+    found = dict(zip(study.term_names, study(**batch)["sums"].tolist(), strict=True))
+    assert all(value for name, value in found.items() if not name.endswith("_runs")), found
+    return study

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from tests.data.trained import byte_level, sentencepiece
-from tests.objectives.crossed import TEXTS, batch_of, llama
+from tests.objectives.crossed import TEXTS, batch_of, llama, taught
 from tests.objectives.test_invariants import assert_equal, gradients
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -75,8 +75,8 @@ def test_a_method_trains_the_student_and_its_own_weights_and_never_the_teacher(n
 
 @pytest.mark.parametrize("name", ACROSS)
 def test_a_method_gives_documents_together_what_it_gives_them_apart(name: str, pair: Sides) -> None:
-    study, whole = study_of(pair, name), batch_of(TEXTS, OURS, THEIRS)
-    parts = [batch_of([text], OURS, THEIRS) for text in TEXTS]
+    whole, parts = batch_of(TEXTS, OURS, THEIRS), [batch_of([text], OURS, THEIRS) for text in TEXTS]
+    study = taught(study_of(pair, name), whole)
     counts = study.counts(whole)
     assert torch.equal(counts, sum((study.counts(part) for part in parts), torch.zeros_like(counts)))
     together = gradients(study, whole, counts)

@@ -1,7 +1,7 @@
 """Dual-space objectives against their definitions: values, who gets a gradient, and who must not."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import IGNORE, PAIRS, Batch, Head, Signals
+from potstill.core.types import IGNORE, PAIRS, Batch, Head, Signals, supervised
 from potstill.objectives.bridge import AlignedRows, CrossAttention
 from potstill.objectives.combine import Sum
 from potstill.objectives.dual_space import DualSpace, DualSpaceV2, Spaces
@@ -117,12 +117,13 @@ def test_each_term_trains_what_the_table_says() -> None:
 def test_cross_attention_is_trained_by_the_projector_and_the_teachers_space() -> None:
     views, frozen = pair(crossed=True)
     objective = crossing()
-    found, of = objective(views, frozen, CROSSED), parts(objective, views["student"])
+    batch = right_at([1, 3], by_attention(objective, views["student"], frozen["teacher"])[0])
+    found, of = objective(views, frozen, batch), parts(objective, views["student"])
     query = {"bridge.query.weight", "bridge.query.bias"}
     query_of_softmax = {"bridge.query.weight"} | query
     assert reached(found["dskd_projector"], of) == {"to_student.weight", "to_student.bias"} | query_of_softmax
     assert reached(found["dskd_teacher_space"], of) == {"states", "to_teacher.weight", "to_teacher.bias"} | query
-    assert reached(found["dskd_student_space"], of) <= {"states", "head"}
+    assert reached(found["dskd_student_space"], of) == {"states", "head"}
 
 
 def crossing() -> DualSpace:
@@ -130,10 +131,9 @@ def crossing() -> DualSpace:
     return DualSpace(STUDENT, TEACHER, bridge=CrossAttention(STUDENT, TEACHER, spread=0.7)).double()
 
 
-def test_cross_attention_is_that_of_the_equations_and_counts_where_the_projection_is_right() -> None:
-    views, frozen = pair(crossed=True)
-    objective = crossing()
-    student, teacher, bridge = views["student"], frozen["teacher"], objective.bridge
+def by_attention(objective: DualSpace, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
+    """Z_t2s and Z_s2t of `CROSSED`, as one masked matrix says."""
+    bridge = objective.bridge
     assert isinstance(bridge, CrossAttention)
     assert student.head is not None
     assert teacher.head is not None
@@ -141,15 +141,34 @@ def test_cross_attention_is_that_of_the_equations_and_counts_where_the_projectio
     scores = bridge.query(e_s) @ e_t.mT / math.sqrt(2 * TEACHER)
     scores = scores.masked_fill(SEGMENTS[:, None] != OTHER_SEGMENTS[None], -math.inf)
     value = objective.to_student(teacher.rows / teacher.rows.std(1, keepdim=True) + e_t[:, TEACHER:])
-    t2s = scores.softmax(1) @ value @ student.head.weight.mT
     s2t = scores.softmax(0).mT @ objective.to_teacher(student.rows) @ teacher.head.weight.mT
-    right = (t2s.argmax(1) == TARGETS).double()
-    found = objective(views, frozen, CROSSED)
+    return scores.softmax(1) @ value @ student.head.weight.mT, s2t
+
+
+def right_at(some: list[int], t2s: Tensor) -> Batch:
+    """`CROSSED` with other labels: at the rows `some` the token that Z_t2s prefers, at all others the next one."""
+    wished = (t2s.argmax(1) + 1) % IDS
+    wished[some] = t2s.argmax(1)[some]
+    labels = CROSSED["labels"].clone()
+    labels[labels != IGNORE] = wished
+    return {**CROSSED, "labels": labels}
+
+
+@pytest.mark.parametrize("some", [[], [0, 3], [0, 1, 2, 3, 4]])
+def test_cross_attention_is_that_of_the_equations_and_counts_where_the_projection_is_right(some: list[int]) -> None:
+    views, frozen = pair(crossed=True)
+    objective = crossing()
+    student, teacher = views["student"], frozen["teacher"]
+    t2s, s2t = by_attention(objective, student, teacher)
+    batch = right_at(some, t2s)
+    targets = supervised(batch)[1]
+    found = objective(views, frozen, batch)
     kd = forward_kl(t2s, student.logits(student.rows))
-    torch.testing.assert_close(found["dskd_student_space"], (right * kd).sum())
-    torch.testing.assert_close(found["dskd_projector"], cross_entropy(t2s, TARGETS, reduction="sum"))
+    assert kd.min() > 1e-2, "the test wants every row to matter"
+    torch.testing.assert_close(found["dskd_student_space"], kd[some].sum())
+    torch.testing.assert_close(found["dskd_projector"], cross_entropy(t2s, targets, reduction="sum"))
     torch.testing.assert_close(found["dskd_teacher_space"], forward_kl(teacher.logits(teacher.rows), s2t).sum())
-    assert objective.counts(CROSSED) == {"dskd_student_space": 5, "dskd_projector": 5, "dskd_teacher_space": 4}
+    assert objective.counts(batch) == {"dskd_student_space": 5, "dskd_projector": 5, "dskd_teacher_space": 4}
 
 
 @pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])
@@ -175,17 +194,49 @@ def test_the_second_version_learns_from_the_teachers_own_choice_where_the_projec
     assert reached(found["v2_teacher_space"], of) == {"states"}
 
 
-def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient_in_the_second_version() -> None:
-    teacher = network(5, TEACHER, IDS, 2)
-    student = network(5, TEACHER, IDS, 2, trained=True)
-    assert student.head is not None
-    objective = DualSpaceV2(student.head.weight, student.head.weight)
-    torch.testing.assert_close(objective.to_student.detach(), torch.eye(TEACHER).double())
-    found = objective({"student": student}, {"teacher": teacher}, BATCH)
-    for name in ("dskdv2_student_space", "dskdv2_teacher_space"):
+def require_silent(found: Mapping[str, Tensor], names: Collection[str], of: Mapping[str, Tensor]) -> None:
+    """The terms of these names are zero and have no gradient; the projector's is neither."""
+    for name in names:
         assert abs(found[name].item()) < 1e-12
-        for gradient in gradients(found[name], parts(objective, student)).values():
+        for gradient in gradients(found[name], of).values():
             assert gradient is None or gradient.abs().max() < 1e-12
+    (projector,) = set(found) - set(names)
+    assert found[projector] > 0.1
+    assert reached(found[projector], of)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient_where_both_maps_change_nothing(
+    divergence: str, temperature: float
+) -> None:
+    student, teacher = network(5, TEACHER, IDS, 2, trained=True), network(5, TEACHER, IDS, 2)
+    spaces = Spaces(divergence=DIVERGENCES[divergence], temperature=temperature)
+    objective = DualSpace(TEACHER, TEACHER, spaces).double()
+    with torch.no_grad():
+        for way in (objective.to_student, objective.to_teacher):
+            way.weight.copy_(torch.eye(TEACHER))
+            way.bias.zero_()
+    found = objective({"student": student}, {"teacher": teacher}, BATCH)
+    require_silent(found, ["dskd_student_space", "dskd_teacher_space"], parts(objective, student))
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient_in_the_second_version(paired: bool) -> None:
+    student, teacher = network(5, TEACHER, IDS, 2, trained=True), network(5, TEACHER, IDS, 2)
+    assert student.head is not None
+    ours, batch, bridge, shared = student.head.weight, BATCH, None, None
+    if paired:  # the same network under other ids, with three rows that are paired
+        ids = torch.randperm(IDS)
+        head = Head(ours.detach()[ids.argsort()])
+        teacher = Signals(teacher.rows, head.logits, head)
+        batch, bridge = {**BATCH, PAIRS: torch.tensor([[0, 2, 3], [0, 2, 3]])}, AlignedRows()
+        shared = torch.stack([torch.arange(IDS), ids])
+    assert teacher.head is not None
+    objective = DualSpaceV2(ours, teacher.head.weight, bridge=bridge, shared=shared)
+    torch.testing.assert_close(objective.to_student.detach(), torch.eye(TEACHER).double())
+    found = objective({"student": student}, {"teacher": teacher}, batch)
+    require_silent(found, ["dskdv2_student_space", "dskdv2_teacher_space"], parts(objective, student))
 
 
 def test_the_way_to_the_teacher_follows_the_students_head() -> None:

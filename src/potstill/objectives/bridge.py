@@ -108,7 +108,8 @@ class CrossAttention(nn.Module):
         queries = through(self.query, student.extras[EMBEDDINGS].detach().flatten(1))
         embedded = teacher.extras[EMBEDDINGS].detach() / self.spread
         states = teacher.rows.detach()
-        values = states / states.float().std(-1, keepdim=True).to(states.dtype) + embedded[:, 1].to(states.dtype)
+        spread = states.to(torch.promote_types(states.dtype, torch.float32)).std(-1, keepdim=True)
+        values = states / spread.to(states.dtype) + embedded[:, 1].to(states.dtype)
         ours, theirs = supervised(batch)[2], supervised(view(batch, name))[2]
         to_student, to_teacher = crossed(queries, embedded.flatten(1), (student.rows, ours), (values, theirs))
         mine, yours = torch.isin(ours, theirs), torch.isin(theirs, ours)
