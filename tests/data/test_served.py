@@ -311,6 +311,25 @@ def test_no_server_at_all_is_named_with_what_to_do(quick: None) -> None:
         Served("http://127.0.0.1:9/v1", byte_tokenizer())
 
 
+def test_a_server_that_says_something_else_of_the_same_text_is_refused(server: Server) -> None:
+    def fainter(body: dict[str, Any], _: int) -> Any:
+        if not isinstance(body["prompt"], str):
+            return body
+        body.pop("headers")
+        call = urllib.request.Request(
+            server.url + "/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(call) as found:
+            answer = json.load(found)
+        for known in answer["choices"][0]["prompt_logprobs"][1:]:
+            for token in known.values():
+                token["logprob"] -= 0.5
+        return 200, answer
+
+    with between(server.url, fainter) as url, pytest.raises(ServerError, match=r"lie 0\.5 nats apart"):
+        Served(url, byte_tokenizer())
+
+
 def test_a_refusal_is_not_asked_again(server: Server) -> None:
     counts: list[int] = []
 

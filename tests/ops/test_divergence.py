@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from potstill.ops import divergence as divergences
 from potstill.ops.divergence import (
     DIVERGENCES,
     WITH_GRADIENT,
@@ -203,6 +204,25 @@ def _tail_is_clear(teacher: Tensor) -> bool:
     """No cumulated probability is within rounding of the mass of a tail that is tested."""
     cumulated = teacher.softmax(-1).sort(-1).values.cumsum(-1)
     return all(bool(((cumulated - tail).abs() > 1e-9).all()) for tail in (0.1, 0.5))
+
+
+@pytest.mark.parametrize("tail", [0.1, 0.5, 0.9])
+def test_the_head_of_adaptive_kl_is_the_same_however_many_tokens_are_looked_at_first(
+    tail: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, student = (torch.randn(8, 300, dtype=torch.float64).mul_(2) for _ in range(2))
+    teacher[0] = 0  # of this row all are equally likely
+    found = {}
+    for few in (1, 3, divergences.HEAD, 300):
+        monkeypatch.setattr(divergences, "HEAD", few)
+        found[few] = adaptive_kl(teacher, student, tail=tail)
+    literal = [
+        literal_adaptive(p.tolist(), q.tolist(), tail)
+        for p, q in zip(teacher.softmax(-1)[1:], student.softmax(-1)[1:], strict=True)
+    ]
+    for values in found.values():
+        torch.testing.assert_close(values[1:], double(literal))
+        assert torch.equal(values, found[300])
 
 
 @every

@@ -61,7 +61,7 @@ def test_strings_compared_a_few_at_a_time_are_as_far_apart(monkeypatch: pytest.M
 
 
 def test_strings_end_where_minus_one_begins() -> None:
-    padded = torch.nn.functional.pad(letters([b"abc"]), (0, 3), value=-1)
+    padded = torch.nn.functional.pad(letters([b"abc"]), (0, 0, 0, 3), value=-1)
     assert distances(padded, letters([b"ac"])).tolist() == distances(letters([b"ac"]), padded).tolist() == [1]
 
 

@@ -177,6 +177,16 @@ def test_a_use_that_it_was_not_made_for_is_refused_with_the_two_values(
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float32"])
+def test_a_run_that_leaves_it_open_multiplies_as_the_teacher_of_its_cache_did(
+    name: str, stage: Capture, teacher: Path, text: Path, tmp_path: Path
+) -> None:
+    replace(stage, dtype=name).run(tmp_path / "cache", show=False)
+    learns = distil(teacher, text, teacher_cache=str(tmp_path / "cache"), dtype="auto")
+    assert learns.compute_dtype(None, learns.caches()) == getattr(torch, name)
+    learns.run(tmp_path / "made", show=False)
+
+
 def test_another_teacher_is_refused(
     stage: Capture,
     text: Path,

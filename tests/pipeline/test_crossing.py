@@ -185,8 +185,13 @@ def test_a_token_by_token_objective_is_refused_with_the_command_that_works(
         replace(doctor, objective=ACROSS, teacher_cache="somewhere").run()
 
 
-def test_distill_asks_the_quick_ones_first_and_refuses_what_fails(
-    teacher: Path, foreign: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_distill_asks_the_quick_ones_first_warns_of_few_aligned_tokens_and_refuses_what_fails(
+    teacher: Path,
+    foreign: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stage = Distill(
         teacher=str(foreign),
@@ -201,6 +206,12 @@ def test_distill_asks_the_quick_ones_first_and_refuses_what_fails(
     names = [one["name"] for one in run.card.invariants]
     assert names[:4] == ["same text", "aligned tokens", "same bytes", "aligned with itself"]
     assert {"loss as defined (student)", "loss as defined (teacher)"} <= set(names)
+    assert "aligned tokens" not in capsys.readouterr().err
+    whole = align.exact
+    monkeypatch.setattr(align, "exact", lambda a, b: whole(a, b)[::2])
+    with pytest.raises(Unsound, match="aligned with itself"):
+        stage.run(tmp_path / "half", show=False)
+    assert "note: aligned tokens: 49.4%" in capsys.readouterr().err
     monkeypatch.setattr(align, "exact", lambda a, b: align.beginnings(a, b)[:-1] + torch.tensor([0, 1]))
     with pytest.raises(Unsound, match="same bytes"):
         stage.run(tmp_path / "other", show=False)

@@ -56,6 +56,16 @@ def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: Run, tm
     assert torch.allclose(opened(ids).logits, run.model(ids).logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["dskd", "dskdv2", "hidden", "relations"])
+def test_an_objectives_own_weights_do_not_ship(name: str, run: Run, stage: Distill, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, tokens=128)
+    other = replace(stage, settings=settings, objective=Mixture(name=name)).run(tmp_path / "other", show=False)
+    assert {file.name for file in other.out.iterdir()} == {file.name for file in run.out.iterdir()}
+    assert {key: value.shape for key, value in weights(other.out).items()} == {
+        key: value.shape for key, value in weights(run.out).items()
+    }
+
+
 def test_the_card_says_what_was_done(run: Run, stage: Distill, teacher: Path) -> None:
     card = json.loads((run.out / "card.json").read_text())
     assert card == json.loads(json.dumps(run.card.to_dict()))
@@ -68,6 +78,11 @@ def test_the_card_says_what_was_done(run: Run, stage: Distill, teacher: Path) ->
     assert card["data"]["measured_on"].endswith("2 documents")
     assert card["cost"]["tokens"] <= 512
     assert set(card["cost"]["losses"]) == {"cross_entropy", "forward_kl"}
+    checked = {one["name"]: one["outcome"] for one in card["invariants"]}
+    quick = ["same tokens", "heads explained", "documents apart", "loss as defined"]
+    assert list(checked) == [*quick, "logits after reload"]
+    assert all(checked[name].startswith("pass: ") for name in quick)
+    assert "## Invariants checked" in (run.out / "README.md").read_text()
     assert list(card["measures"]) == ["teacher", "before training", "made"]
     for name in ("bits_per_byte", "teacher_kl", "teacher_agreement"):
         found = next(m for m in card["measures"]["made"] if m["name"] == name)

@@ -23,6 +23,10 @@ from transformers import (
 )
 
 from potstill.models import signals as reading
+from potstill.objectives.distill import Distill
+from potstill.objectives.named import Mixture
+from potstill.ops.divergence import DIVERGENCES, reverse_kl
+from potstill.ops.row_loss import DivergenceRows
 from potstill.pipeline import invariants
 from potstill.pipeline.capture import Capture
 from potstill.pipeline.doctor import Doctor, Unsound, require_sound
@@ -86,6 +90,38 @@ def test_an_honest_pair_is_well(
     found = list(examine(world(teacher, student, tiny_tokenizer, text, compute), invariants.ALL))
     assert not failed(found), [check.to_dict() for check in found]
     assert len(found) == 9  # of twelve: no chat, no cache
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("name", sorted(DIVERGENCES))
+def test_an_honest_pair_is_well_under_the_divergence_that_it_is_to_be_trained_with(
+    name: str, temperature: float, compute: torch.dtype, tiny_tokenizer: PreTrainedTokenizerFast, text: Path
+) -> None:
+    teacher, student = made("gemma2", 1).to(compute), made("gemma2", 2)
+    asked = world(teacher, student, tiny_tokenizer, text, compute)
+    found = list(examine(replace(asked, compared=Mixture(name=name, temperature=temperature).compared), invariants.ALL))
+    assert not failed(found), [check.to_dict() for check in found]
+
+
+def test_a_temperature_that_the_loss_forgets_is_found(
+    tiny_tokenizer: PreTrainedTokenizerFast, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = world(made("qwen3", 1), made("qwen3", 2), tiny_tokenizer, text)
+    warm = replace(found, compared=Mixture(name="jsd", temperature=2.0).compared)
+    assert not ill(warm)
+    monkeypatch.setattr(
+        "potstill.objectives.distill.DivergenceRows",
+        lambda divergence, temperature, teacher: DivergenceRows(divergence, teacher=teacher),
+    )
+    assert not ill(found)
+    assert "loss as defined" in ill(warm)
+
+
+def test_what_is_compared_is_the_objectives_own_divergence() -> None:
+    inner = Mixture(name="dskd", options={"divergence": "reverse_kl"}, temperature=2.0).compared
+    assert (inner.divergence, inner.temperature) == (reverse_kl, 2.0)
+    assert Mixture(name="cross_entropy").compared == Distill()
 
 
 @pytest.fixture(scope="module", params=REAL)

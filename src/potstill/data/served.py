@@ -26,6 +26,7 @@ from potstill.models.vocabulary import PROBES, real_ids
 from potstill.ops.coarse import Coarse
 
 TOP_K = 20  # what vLLM gives unless it was started with another --max-logprobs
+PARITY = 0.1  # nats between two answers about a token that rounding in bfloat16 explains
 ROOM = 2**28  # bytes of answers that may wait for their batch
 CAPPED = re.compile(r"logprobs.*(max|greater|exceed|at most|less than|<=|allowed)", re.IGNORECASE | re.DOTALL)
 DIALECTS = (ById, ByString)
@@ -178,21 +179,26 @@ class Served:
         )
 
     def _probe(self) -> None:
-        """Known texts, as text and as ids, must be read as the student's tokenizer reads them.
+        """Known texts, as text and as ids, must be read as the student's tokenizer reads them, and told of alike.
 
-        Raises: VocabularyMismatch; ServerError for what is no distribution.
+        Raises: VocabularyMismatch; ServerError for what is no distribution, or another one each time.
         """
         asked = []
         for text in PROBES:
             ids = list(self.tokenizer(text).input_ids)
-            asked += [
-                (text, self._wire.soon(self._hear(prompt, ids, k))) for prompt, k in ((text, 1), (ids, self.top_k))
-            ]
-        for text, way in asked:
+            both = ((text, 1), (ids, self.top_k))
+            asked.append((text, [self._wire.soon(self._hear(prompt, ids, k)) for prompt, k in both]))
+        for text, ways in asked:
             try:
-                way.result()
+                first, second = (way.result().own for way in ways)
             except VocabularyMismatch as error:
                 raise VocabularyMismatch(f"of {text[:20]!r}: {error}") from error
+            gap = float(np.median(np.abs(first - second)))
+            if not gap <= PARITY:
+                raise ServerError(
+                    f"the server at {self.url} gives the tokens of {text[:20]!r} log-probabilities that lie {gap:.2g} "
+                    f"nats apart when it is asked twice; it must give those of its logits, the same each time"
+                )
 
     def _signals(self, said: Sequence[Heard], device: torch.device) -> Signals:
         heard = Heard.joined(said, self.top_k)

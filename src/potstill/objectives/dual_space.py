@@ -193,7 +193,8 @@ class DualSpaceV2(TwoSpaces):
     of the teacher that are the same string, and rows at which y_t is none of them are left out of the first two terms.
 
     Source: Zhang et al., "A Dual-Space Framework for General Knowledge Distillation" (arXiv:2504.11426).
-    Departs from the authors' code: the divisor above, where the code averages over the rows that agree; tau^2.
+    Departs from the authors' code: the divisor above, where the code averages over the rows that agree; tau^2; rows at
+    which the student has no y_t count in the third term too, where the code drops them from all three.
 
     Raises: UnsupportedModel when called with a network whose head cannot be read.
     """

@@ -82,6 +82,13 @@ class Mixture:
         """Whether rows of two tokenizers have to be paired by edit distance."""
         return self.alive and METHODS[self.name].warped
 
+    @property
+    def compared(self) -> Distill:
+        """The divergence between rows of logits: the objective itself, or the one inside a method; else forward KL."""
+        if self.name == CROSS_ENTROPY:
+            return Distill()
+        return Distill(divergence=self._divergence(), temperature=self.temperature, name=self.name)
+
     def build(self, sides: Sides | None = None, panel: Panel | None = None) -> Objective:
         """The objective itself; a method wants to know both `sides`. With a `panel`, of several teachers.
 
@@ -109,7 +116,7 @@ class Mixture:
 
     def _taught(self, sides: Sides | None) -> Objective:
         if self.name not in METHODS:
-            return Distill(divergence=self._divergence(), temperature=self.temperature, name=self.name)
+            return self.compared
         if sides is None:
             raise UsageError(f"{self.name} learns from a teacher's hidden states; give a teacher that is here")
         self.require(alike=sides.shared is not None)

@@ -31,7 +31,8 @@ class PolicyGradient(rows.OverRows):
     `CrossEntropy`, which is of the data alone, keeps the language.
 
     Source: Gu et al., "MiniLLM" (arXiv:2306.08543), section 2.2; the numbers are those of the authors' GPT-2 script.
-    Departs from the paper: one update for each rollout, where its code makes four, so q is what it was when it wrote.
+    Departs from the paper: one update for each rollout, where its code makes four, so q is what it was when it wrote;
+    A is whitened within a pass, where the code whitens a step; the single step is taken at rows of the data as well.
     """
 
     mixed: float = 0.2

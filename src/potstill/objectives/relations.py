@@ -24,7 +24,8 @@ class Relations(nn.Module):
     supervised rows of one document; across tokenizers, between those of the batch's `pairs`.
 
     Source: Wang et al., MiniLMv2 (arXiv:2012.15828); the learned maps are those of MiniMoE's students
-    (arXiv:2305.12129). Departs from both as `ops.relation` says.
+    (arXiv:2305.12129). Departs from both as `ops.relation` says, and in that rows which nothing is learnt at, such as
+    prompts, are not related either.
 
     Raises: UsageError where the number of heads is no whole number that divides every width.
     """

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+HEAD = 64  # tokens among which the head of a distribution is looked for first
+
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (teacher [N V], student [N V]) -> [N]
 
 
@@ -186,10 +188,19 @@ def _log_mixture(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"], weigh
 
 
 def _tail(log_p: Float[Tensor, "N V"], mass: float) -> Bool[Tensor, "N V"]:
-    """The tokens less likely than the first, from the least likely upwards, whose cumulated p exceeds `mass`."""
-    ascending = log_p.sort(-1).values
-    above = ascending.exp().cumsum(-1) > mass
-    return log_p < ascending.masked_fill(~above, math.inf).amin(-1, keepdim=True)
+    """The tokens less likely than the first, from the least likely upwards, whose cumulated p exceeds `mass`.
+
+    That one is the last, from the likeliest downwards, above which there is less than 1 - mass: so no more tokens have
+    to be sorted than hold as much.
+    """
+    vocabulary, few = log_p.shape[-1], HEAD
+    while True:
+        top = log_p.topk(min(few, vocabulary), -1).values
+        p = top.exp()
+        inside = p.cumsum(-1) - p < 1 - mass
+        if few >= vocabulary or not inside[..., -1].any():
+            return log_p < top.masked_fill(~inside, math.inf).amin(-1, keepdim=True)
+        few *= 8
 
 
 def _share(skew: float) -> float:

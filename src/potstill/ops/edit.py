@@ -8,8 +8,8 @@ The first is Levenshtein's (doi:10.1145/321796.321811), the second dynamic time 
 path is read off from its end, preferring both sides, then the first side, then the second one to step back: the
 released code has the teacher first and the student second, and another order gives another alignment.
 
-Either recurrence runs along a row by a running minimum, since a step along it only ever adds:
-min over k <= j of (E[k] + S[j] - S[k]) = S[j] + cummin(E - S)[j].
+The first runs over many pairs of strings at once, the second along a row by a running minimum, since a step along it
+only ever adds: min over k <= j of (E[k] + S[j] - S[k]) = S[j] + cummin(E - S)[j].
 
 Departs from the paper: distances are over bytes and not over characters, so that half a character has one too.
 """
@@ -17,24 +17,28 @@ Departs from the paper: distances are over bytes and not over characters, so tha
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int16, Int64
 from torch import Tensor
 
-BLOCK = 128  # different strings of each side that are compared at once
+BLOCK = 256  # different strings of each side that are compared at once
 BOTH, FIRST, SECOND = range(3)  # which sides step back
 
 
-def distances(first: Int64[Tensor, "N A"], second: Int64[Tensor, "N B"]) -> Int64[Tensor, " N"]:
-    """d(first[n], second[n]); strings end where -1 begins. O(A) steps over N B cells."""
-    columns = torch.arange(second.shape[1] + 1, device=second.device)
-    row = columns.expand(len(first), -1)
-    for i, letter in enumerate(first.unbind(1), 1):
-        best = row + 1
-        best[:, 0] = i
-        best[:, 1:] = torch.minimum(best[:, 1:], row[:, :-1] + (second != letter[:, None]))
-        best = (best - columns).cummin(-1).values + columns
-        row = torch.where((letter < 0)[:, None], row, best)
-    return row.gather(1, (second >= 0).sum(-1, keepdim=True))[:, 0]
+def distances(first: Int16[Tensor, "A *N"], second: Int16[Tensor, "B *M"]) -> Int64[Tensor, "..."]:
+    """d of strings that lie along the first dimension, one for each place of the others, which are broadcast.
+
+    A letter of -1 is none: it costs nothing to insert or delete, so that strings may end in some. A B steps.
+    """
+    shape = torch.broadcast_shapes(first.shape[1:], second.shape[1:])
+    row = [first.new_zeros(shape)]
+    for y in second:
+        row.append(row[-1] + (y >= 0))
+    for x in first:
+        above, row = row, [row[0] + (x >= 0)]
+        for j, y in enumerate(second):
+            either = torch.minimum(above[j + 1] + (x >= 0), row[j] + (y >= 0))
+            row.append(torch.minimum(above[j] + (x != y), either))
+    return row[-1].long()
 
 
 def table(first: Sequence[bytes], second: Sequence[bytes]) -> Int64[Tensor, "A B"]:
@@ -44,8 +48,7 @@ def table(first: Sequence[bytes], second: Sequence[bytes]) -> Int64[Tensor, "A B
     for i in range(0, len(rows), BLOCK):  # the shortest first, so that few steps are taken over padding
         for j in range(0, len(columns), BLOCK):
             some, others = letters(rows[i : i + BLOCK]), letters(columns[j : j + BLOCK])
-            apart = distances(some.repeat_interleave(len(others), 0), others.repeat(len(some), 1))
-            found[i : i + BLOCK, j : j + BLOCK] = apart.view(len(some), len(others))
+            found[i : i + BLOCK, j : j + BLOCK] = distances(some[:, :, None], others[:, None, :])
     return found[of_first][:, of_second]
 
 
@@ -73,11 +76,11 @@ def alone(path: Int64[Tensor, "P 2"], tokens: int) -> Int64[Tensor, " B"]:
     return only.masked_fill(several, -1)
 
 
-def letters(strings: Sequence[bytes]) -> Int64[Tensor, "N W"]:
-    """The bytes of each string, as wide as the longest, -1 behind the others."""
+def letters(strings: Sequence[bytes]) -> Int16[Tensor, "W N"]:
+    """The bytes of each string down a column, as long as the longest, -1 below the others."""
     width = max(map(len, strings), default=0)
     rows = [[*text, *[-1] * (width - len(text))] for text in strings]
-    return torch.tensor(rows, dtype=torch.int64).reshape(len(strings), width)
+    return torch.tensor(rows, dtype=torch.int16).reshape(len(strings), width).T.contiguous()
 
 
 def _distinct(strings: Sequence[bytes]) -> tuple[list[bytes], Int64[Tensor, " N"]]:

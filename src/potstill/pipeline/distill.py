@@ -224,7 +224,7 @@ class Distill:
         if ranks.first():
             self._require_room(out, overwrite=overwrite, resume=resume)
         ranks.wait()
-        device, dtype = backend.device(self.device), ranks.told(self.compute_dtype(out if resume else None))
+        device, dtype = backend.device(self.device), ranks.told(self.compute_dtype(out if resume else None, caches))
         pair = self.pair(dtype, caches)
         teacher = pair.teacher
         text = Text(
@@ -355,6 +355,7 @@ class Distill:
                 kind=kind,
                 compute=dtype,
                 cache=cache,
+                compared=self.objective.compared,
             )
             checked += [of_teacher(network, one) for one in require_sound(list(examine(world, QUICK)))]
         for network, one in pair.teachers.items():
@@ -406,11 +407,17 @@ class Distill:
             panel = None if self.several is None else self.several.panel
             return self.objective.build(pair.sides if self.objective.alive else None, panel)
 
-    def compute_dtype(self, resumed: Path | None) -> torch.dtype:
-        """What matrices are multiplied in; a resumed run keeps what was measured when it began."""
+    def compute_dtype(self, resumed: Path | None, caches: Mapping[str, Cache] = MappingProxyType({})) -> torch.dtype:
+        """What matrices are multiplied in.
+
+        Where it is not said, a resumed run keeps what was measured when it began, and one that learns from a cache
+        multiplies as the teacher did that speaks in it.
+        """
         chosen = self.dtype
-        if resumed is not None and chosen == "auto" and (resumed / TRAINING / COMPUTE).is_file():
+        if chosen == "auto" and resumed is not None and (resumed / TRAINING / COMPUTE).is_file():
             chosen = (resumed / TRAINING / COMPUTE).read_text(encoding="utf-8").strip()
+        elif chosen == "auto" and caches:
+            chosen = next(iter(caches.values())).manifest.facts.dtype
         return backend.dtype(chosen, on=str(backend.device(self.device)))
 
     def pair(self, dtype: torch.dtype, caches: Mapping[str, Cache] = MappingProxyType({})) -> Pair:

@@ -42,7 +42,8 @@ class Unsound(PotstillError):
 class Doctor:
     """Examines `teacher` and `student` (by default the teacher itself) on `data`, within a minute for small models.
 
-    A pair with two tokenizers is examined under `objective`, which has to compare across; to others it does not matter.
+    A pair with two tokenizers is examined under `objective`, which has to compare across; one with the same tokenizer
+    under its divergence and temperature, or under the divergence inside a method.
     """
 
     teacher: str
@@ -67,7 +68,7 @@ class Doctor:
 
         Raises: NotFound, UsageError, UnsafeModel and the like, as training would.
         """
-        device, compute = backend.device(self.device), backend.dtype(self.dtype, on=str(backend.device(self.device)))
+        device = backend.device(self.device)
         teacher = self._load(self.teacher)
         twin = replace(teacher, model=copy.deepcopy(teacher.model)) if self.student is None else None
         student = twin or self._load(str(self.student))
@@ -76,6 +77,8 @@ class Doctor:
         except VocabularyMismatch as error:
             return [other_tokens(error, command=self.command)]
         cache = None if self.teacher_cache is None else Cache(Path(self.teacher_cache).expanduser())
+        said = self.dtype if self.dtype != "auto" or cache is None else cache.manifest.facts.dtype
+        compute = backend.dtype(said, on=str(device))
         corpus = load_corpus(self.data, columns=columns_of(self.columns))
         try:
             packs = self._packs(corpus, student.tokenizer, cache)
@@ -98,6 +101,7 @@ class Doctor:
             kind=corpus.kind,
             compute=compute,
             cache=cache,
+            compared=self.objective.compared,
         )
         return list(examine(world, ALL))
 

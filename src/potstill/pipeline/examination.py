@@ -1,7 +1,7 @@
 """What is examined, the verdict on it, and the plain definition of the loss that everything is compared with."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from potstill.models.vocabulary import real_ids, shared_ids
 from potstill.objectives.combine import Sum
 from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
+from potstill.ops.divergence import tempered
 from potstill.train.study import Study
 
 PASS, FAIL, NOTE = "pass", "fail", "note"
@@ -49,8 +50,8 @@ class World:
 
     `batch` is a small pack of several short documents and `whole` one pack as it is trained on. `teacher` is None where
     its weights are not here, or where one network is examined by itself, of which `role` says who it is; its loss is
-    then cross-entropy alone. `stops` is the share of answers that end in a trained stop token, and `trained` the share
-    of tokens that are trained on.
+    then cross-entropy alone. `compared` is the divergence that is trained beside it. `stops` is the share of answers
+    that end in a trained stop token, and `trained` the share of tokens that are trained on.
     """
 
     student: PreTrainedModel
@@ -66,6 +67,7 @@ class World:
     compute: torch.dtype = torch.float32
     cache: Cache | None = None
     role: str = "student"
+    compared: Distill = field(default_factory=Distill)
 
     @property
     def tolerance(self) -> float:
@@ -99,9 +101,9 @@ def examine(world: Examined, checks: Sequence[Callable[[Examined], Check | None]
 
 
 def study(world: World, *, student: Any = None, compute: torch.dtype = torch.float32) -> Study:
-    """Half cross-entropy, half forward KL, as it is trained: chunked, packed and cut to the shared ids."""
+    """Half cross-entropy, half the divergence, as it is trained: chunked, packed and cut to the shared ids."""
     alone = world.teacher is None
-    objective = Sum((1.0, CrossEntropy())) if alone else Sum((0.5, CrossEntropy()), (0.5, Distill()))
+    objective = Sum((1.0, CrossEntropy())) if alone else Sum((0.5, CrossEntropy()), (0.5, world.compared))
     frozen = {"teacher": world.teacher} if world.teacher is not None else {}
     learns = world.student if student is None else student
     return Study(learns, objective, frozen=frozen, vocabulary=world.vocabulary, compute_dtype=compute)
@@ -109,7 +111,8 @@ def study(world: World, *, student: Any = None, compute: torch.dtype = torch.flo
 
 @torch.no_grad()
 def defined(world: World, student: nn.Module, *, compute: torch.dtype) -> Tensor:
-    """Cross-entropy and, of a pair, forward KL, summed, from the models' own logits of each document, float64."""
+    """Cross-entropy and, of a pair, the divergence, summed, from the models' own logits of each document, float64."""
+    divergence = tempered(world.compared.divergence, world.compared.temperature)
     real, models = _real(world), [student, *([] if world.teacher is None else [world.teacher])]
     sums = torch.zeros(len(models), dtype=torch.float64)
     for document in world.batch["documents"].unique():
@@ -119,7 +122,7 @@ def defined(world: World, student: nn.Module, *, compute: torch.dtype) -> Tensor
         log_q, *others = (_log_probabilities(model, ids, real, compute)[rows] for model in models)
         sums[0] -= log_q.gather(-1, targets[:, None]).sum()
         for log_p in others:
-            sums[1] += (log_p.exp() * (log_p - log_q)).sum()
+            sums[1] += divergence(log_p, log_q).sum()
     return sums
 
 

@@ -7,7 +7,7 @@ softmax adds up (1e-3 for 262,144).
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,12 @@ def loss_as_defined(world: World) -> Check:
 
 
 def gradient_as_differences(world: World) -> Check:
-    """The gradient's own slope is the difference of losses a small step to either side of the weights (in float32)."""
+    """The gradient's own slope is the difference of losses a small step to either side of the weights (in float32).
+
+    Adaptive KL's weights are constants of its gradient, though they move with the student: forward KL stands for it.
+    """
+    if world.compared.name == "adaptive_kl":
+        world = replace(world, compared=Distill())
     twin = copy.deepcopy(world.student).float().requires_grad_(True)
     loss = study(world, student=twin)(**world.batch)["loss"]
     loss.backward()
@@ -117,7 +122,7 @@ def zero_for_itself(world: World) -> Check | None:
     if world.teacher is None:
         return None
     twin = copy.deepcopy(plain(world.teacher)).requires_grad_(True)
-    (soft, steepest), (hard, usual) = (_pull(world, twin, objective) for objective in (Distill(), CrossEntropy()))
+    (soft, steepest), (hard, usual) = (_pull(world, twin, objective) for objective in (world.compared, CrossEntropy()))
     good = soft <= world.tolerance * max(1, hard) and steepest <= world.tolerance * max(1, usual)
     return Check.of(
         "zero for itself",
@@ -149,7 +154,7 @@ class _Certain:
 
 
 def certain_teacher(world: World) -> Check:
-    """A teacher that is sure of the text gives the cross-entropy."""
+    """The forward KL to a teacher that is sure of the text is the cross-entropy."""
     objective = Sum((0.5, CrossEntropy()), (0.5, Distill()))
     trained = Study(
         world.student, objective, frozen={"teacher": _Certain(world.vocabulary)}, vocabulary=world.vocabulary

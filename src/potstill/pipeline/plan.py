@@ -122,7 +122,8 @@ class Plan:
         text = Text(data=stage.data, columns=stage.columns, context=stage.settings.context, seed=stage.settings.seed)
         caches = () if cache is None else (cache,)
         prepared = prepare(text, origin.tokenizer, tokens=stage.settings.tokens, documents=1, caches=caches)
-        dtype, packs, chats = stage.compute_dtype(None), prepared.packs, prepared.facts["kind"] != "text"
+        dtype = stage.compute_dtype(None, {} if cache is None else {"teacher": cache})
+        packs, chats = prepared.packs, prepared.facts["kind"] != "text"
         vocabulary, apart = ids_of(teacher, origin, packs, stage.objective, chats=chats)
         return Known(
             teacher.blueprint, student, origin.tokenizer, vocabulary, packs, device, dtype, cache, apart, chats

@@ -14,11 +14,13 @@ from potstill.data.cache import Cache
 from potstill.data.pack import Pack, Packs, collate
 from potstill.data.pairs import aligned_share
 from potstill.models.load import Loaded
+from potstill.objectives.distill import Distill
 from potstill.pipeline.crossing import MOST, Crossing
 from potstill.pipeline.examination import World
 from potstill.pipeline.pair import Pair
 from potstill.train.study import Study
 
+FORWARD_KL = Distill()
 DOCUMENTS, LENGTH = 3, 48  # of the small batch: enough for packing to show, and a second on a laptop
 
 
@@ -33,6 +35,7 @@ def world_of(
     kind: str,
     compute: torch.dtype,
     cache: Cache | None = None,
+    compared: Distill = FORWARD_KL,
 ) -> World:
     """What is examined, from packs that are about to be trained on."""
     return World(
@@ -48,6 +51,7 @@ def world_of(
         trained=packs.trained / (packs.tokens - len(packs.lengths)),
         compute=compute,
         cache=cache,
+        compared=compared,
     )
 
 

@@ -22,8 +22,10 @@ class Adaptive:
     grows by 0.1, up to 1, whenever the loss of an evaluation is at least 0.1 above that of the one before.
 
     Source: Ko et al., "DistiLLM" (arXiv:2402.03898), section 3.2; the numbers are those of the authors' code.
-    Departs from the paper: there a whole batch is either; here each document is. What is replayed may be longer than
-    what it replaces, and what is in the buffer depends on how a step is cut into passes.
+    Departs from the authors' code: there a whole batch is either, here each document is; there an evaluation is
+    compared with the last that made phi grow, or with one before training; there nothing is replayed before the buffer
+    is full. What is replayed may be longer than what it replaces, and what is in the buffer depends on how a step is
+    cut into passes.
     """
 
     def __init__(self, author: Author, *, passes: int, share: float = 0.0, room: int = 1000) -> None:

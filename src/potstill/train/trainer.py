@@ -294,6 +294,7 @@ def arguments(settings: Settings, out: Path, *, device: str = "cpu", ranks: int 
         lr_scheduler_kwargs={"min_lr_rate": settings.final_rate},
         warmup_steps=math.ceil(settings.warmup * steps),
         weight_decay=settings.weight_decay,
+        optim="adamw_torch_fused",
         adam_beta2=0.95,
         max_grad_norm=settings.clip,
         seed=settings.seed,
