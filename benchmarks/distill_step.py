@@ -177,8 +177,10 @@ def stepping(options: argparse.Namespace) -> Callable[[list[list[int]]], dict[st
     return once
 
 
-def floor_step(teacher: Any, student: Any, chunk: int = 1024) -> Step:
+def floor_step(teacher: Any, student: Any) -> Step:
     """Every matrix product of a step, alone; the head in chunks of rows, as the fused loss takes it."""
+    from potstill.ops.fused import rows_at_once
+
     kinds = {
         name: [w.detach().bfloat16() for n, w in model.named_parameters() if w.ndim == 2 and "embed" not in n]
         for name, model in (("teacher", teacher), ("student", student))
@@ -200,7 +202,7 @@ def floor_step(teacher: Any, student: Any, chunk: int = 1024) -> Step:
             forward(inputs[weight.shape[1]], weight)
         for weight in kinds["student"]:
             both(inputs[weight.shape[1]], weight)
-        for some in inputs[HEAD[1]][:rows].split(chunk):
+        for some in inputs[HEAD[1]][:rows].split(rows_at_once(HEAD[0])):
             forward(some, head)
             both(some, head)
         return 0.0
@@ -211,7 +213,7 @@ def floor_step(teacher: Any, student: Any, chunk: int = 1024) -> Step:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--batch-tokens", type=int, default=1024, help="real tokens a step; TRL takes 11 MiB for each")
     parser.add_argument("--seed", type=int, default=1)

@@ -109,6 +109,29 @@ def test_an_option_that_counts_is_a_whole_number(text: str, tiny_llama: LlamaFor
         Mixture.parse(text, cross_entropy=0.0, temperature=1.0).build(sides)
 
 
+def test_hidden_states_are_compared_at_the_layers_of_a_map(tiny_llama: LlamaForCausalLM) -> None:
+    sides = Sides(Side(tiny_llama, byte_tokenizer()), Side(larger(tiny_llama), byte_tokenizer()))
+    mixed = Mixture.parse("hidden:map=0-1/3-2/1-2", cross_entropy=0.0, temperature=1.0)
+    ((_, own),) = mixed.build(sides).parts  # type: ignore[attr-defined]
+    assert own.layers == ((0, 1), (3, 2), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hidden:map=2", "is not STUDENT-TEACHER"),
+        ("hidden:map=a-b", "is not STUDENT-TEACHER"),
+        ("hidden:map=4-1", "the student has the layers 0 .its embeddings. to 3, and the map names 4"),
+        ("hidden:map=1-3", "the teacher has the layers 0 .its embeddings. to 2, and the map names 3"),
+        ("relations:map=1-1", "relations has no option 'map'"),
+    ],
+)
+def test_a_map_of_layers_that_are_not_there_is_refused(text: str, said: str, tiny_llama: LlamaForCausalLM) -> None:
+    sides = Sides(Side(tiny_llama, byte_tokenizer()), Side(larger(tiny_llama), byte_tokenizer()))
+    with pytest.raises(UsageError, match=said):
+        Mixture.parse(text, cross_entropy=0.0, temperature=1.0).build(sides)
+
+
 def test_a_method_for_one_tokenizer_is_refused_between_two_with_one_that_works(tiny_llama: LlamaForCausalLM) -> None:
     other = byte_tokenizer(ascii=True)
     student = copy.deepcopy(tiny_llama)

@@ -56,10 +56,10 @@ def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: Run, tm
     assert torch.allclose(opened(ids).logits, run.model(ids).logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dskd", "dskdv2", "hidden", "relations"])
+@pytest.mark.parametrize("name", ["dskd:divergence=reverse_kl", "dskdv2", "hidden:map=0-1/2-3", "relations"])
 def test_an_objectives_own_weights_do_not_ship(name: str, run: Run, stage: Distill, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, tokens=128)
-    other = replace(stage, settings=settings, objective=Mixture(name=name)).run(tmp_path / "other", show=False)
+    settings, mixture = replace(SETTINGS, tokens=128), Mixture.parse(name, cross_entropy=0.5, temperature=1.0)
+    other = replace(stage, settings=settings, objective=mixture).run(tmp_path / "other", show=False)
     assert {file.name for file in other.out.iterdir()} == {file.name for file in run.out.iterdir()}
     assert {key: value.shape for key, value in weights(other.out).items()} == {
         key: value.shape for key, value in weights(run.out).items()

@@ -70,6 +70,30 @@ class Hidden(nn.Module):
         return {self.name: total / len(self.layers)}
 
 
+def layer_map(text: str) -> list[tuple[int, int]]:
+    """`2-6/12-30` as pairs of a layer of the student and one of the teacher.
+
+    Raises: UsageError where it is none.
+    """
+    try:
+        return [(int(ours), int(theirs)) for ours, theirs in (pair.split("-") for pair in text.split("/"))]
+    except ValueError as error:
+        raise UsageError(
+            f"the layer map {text!r} is not STUDENT-TEACHER/STUDENT-TEACHER/..., such as 2-6/12-30"
+        ) from error
+
+
+def require_layers(layers: Sequence[tuple[int, int]], depths: tuple[int, int]) -> None:
+    """Refuse pairs of layers that student and teacher do not have.
+
+    Raises: UsageError.
+    """
+    for pair in layers:
+        for who, layer, depth in zip(("student", "teacher"), pair, depths, strict=True):
+            if layer > depth:
+                raise UsageError(f"the {who} has the layers 0 (its embeddings) to {depth}, and the map names {layer}")
+
+
 def evenly(depths: tuple[int, int], pairs: int) -> list[tuple[int, int]]:
     """The last layers of both, and others at the same shares of their depths; fewer where one has fewer."""
     n = min(pairs, *depths)

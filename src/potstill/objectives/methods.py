@@ -11,7 +11,7 @@ from potstill.objectives.combine import Sum
 from potstill.objectives.distill import Distill
 from potstill.objectives.dual_space import DualSpace, DualSpaceV2, Spaces
 from potstill.objectives.edited import Edited
-from potstill.objectives.hidden import Hidden, evenly
+from potstill.objectives.hidden import Hidden, evenly, layer_map, require_layers
 from potstill.objectives.merged import Merged
 from potstill.objectives.optimal import SortedGap
 from potstill.objectives.policy import PolicyGradient
@@ -20,14 +20,17 @@ from potstill.objectives.relations import Relations, most_heads
 from potstill.objectives.sides import Sides
 from potstill.ops.divergence import Divergence, reverse_kl
 
+MAP = "map"  # the option that names the layers of `hidden`
+
 
 class Asked(NamedTuple):
-    """What a user says of an objective: its name, the divergence inside it, its temperature and other numbers."""
+    """What a user says of an objective: name, the divergence inside it, temperature, other numbers, and texts."""
 
     name: str
     divergence: Divergence
     temperature: float
     options: Mapping[str, float]
+    texts: Mapping[str, str]
 
     @property
     def spaces(self) -> Spaces:
@@ -48,8 +51,9 @@ class Asked(NamedTuple):
 class Method(NamedTuple):
     """`build` makes the objective; `alike` and `across` say whether it works with one tokenizer and between two.
 
-    `options` are the numbers that it takes, with their defaults; `divergence` says whether it takes one, and `warped`
-    whether rows of two tokenizers have to be paired by edit distance.
+    `options` are the numbers that it takes, with their defaults, and `texts` names what else it can be told;
+    `divergence` says whether it takes one, and `warped` whether rows of two tokenizers have to be paired by edit
+    distance.
     """
 
     build: Callable[[Sides, Asked], Objective]
@@ -58,6 +62,7 @@ class Method(NamedTuple):
     divergence: bool = True
     warped: bool = False
     options: Mapping[str, float] = MappingProxyType({})
+    texts: tuple[str, ...] = ()
 
 
 def dskd(sides: Sides, asked: Asked) -> Objective:
@@ -121,9 +126,11 @@ def spans(sides: Sides, asked: Asked) -> Objective:
 
 
 def hidden(sides: Sides, asked: Asked) -> Objective:
-    """`Hidden` at layers evenly spread."""
+    """`Hidden` at the layers of a `map`, else at some evenly spread."""
     student, teacher = sides.student, sides.teacher
-    layers = evenly((student.depth, teacher.depth), asked.whole("layers"))
+    depths = student.depth, teacher.depth
+    layers = layer_map(asked.texts[MAP]) if MAP in asked.texts else evenly(depths, asked.whole("layers"))
+    require_layers(layers, depths)
     return Hidden((student.width, teacher.width), layers, name=asked.name)
 
 
@@ -144,7 +151,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "mined": Method(mined, across=True, divergence=False, warped=True),
         "spans": Method(spans, across=True),
         "tie_kd": Method(tie_kd, options=MappingProxyType({"k": 5})),
-        "hidden": Method(hidden, across=True, divergence=False, options=MappingProxyType({"layers": 4})),
+        "hidden": Method(hidden, across=True, divergence=False, options=MappingProxyType({"layers": 4}), texts=(MAP,)),
         "relations": Method(relations, across=True, divergence=False, options=MappingProxyType({"heads": 32})),
     }
 )

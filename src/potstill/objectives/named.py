@@ -12,7 +12,7 @@ from potstill.core.types import Objective
 from potstill.objectives.combine import Sum
 from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
-from potstill.objectives.methods import METHODS, Asked
+from potstill.objectives.methods import MAP, METHODS, Asked
 from potstill.objectives.several import Panel, combined
 from potstill.objectives.sides import Sides
 from potstill.ops.divergence import DIVERGENCES, Divergence
@@ -55,7 +55,7 @@ class Mixture:
         name, _, rest = text.partition(":")
         try:
             pairs = [pair.split("=") for pair in rest.split(",") if pair]
-            options = {key: value if key == INNER else float(value) for key, value in pairs}
+            options = {key: value if key in (INNER, MAP) else float(value) for key, value in pairs}
         except ValueError as error:
             raise UsageError(f"objective {text!r} is not NAME or NAME:OPTION=NUMBER, such as jsd:beta=0.3") from error
         if len(options) < len(pairs):
@@ -122,7 +122,8 @@ class Mixture:
         self.require(alike=sides.shared is not None)
         method = METHODS[self.name]
         numbers = {name: float(self.options.get(name, default)) for name, default in method.options.items()}
-        return method.build(sides, Asked(self.name, self._divergence(), self.temperature, numbers))
+        texts = {name: str(self.options[name]) for name in method.texts if name in self.options}
+        return method.build(sides, Asked(self.name, self._divergence(), self.temperature, numbers, texts))
 
     def _taught_by(self, panel: Panel) -> Objective:
         assert self.name not in METHODS  # `pipeline.teachers` has refused them
@@ -139,7 +140,7 @@ class Mixture:
     def _check_options(self) -> None:
         if self.name in METHODS:
             method = METHODS[self.name]
-            allowed = {*method.options, *([INNER] if method.divergence else [])}
+            allowed = {*method.options, *method.texts, *([INNER] if method.divergence else [])}
         else:
             parameters = signature(DIVERGENCES[self.name]).parameters.values()
             allowed = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}

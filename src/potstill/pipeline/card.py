@@ -84,7 +84,7 @@ def _objective(stage: Mapping[str, Any]) -> str:
     share, name = objective["cross_entropy"], objective["name"].replace("_", " ")
     if name == "cross entropy" or share == 1:
         return "cross-entropy alone, so without a teacher"
-    options = "".join(f", {k} {v:g}" for k, v in objective["options"].items())
+    options = "".join(f", {k} {v if isinstance(v, str) else f'{v:g}'}" for k, v in objective["options"].items())
     taught = f"{name} to {_teacher(stage)} (temperature {objective['temperature']:g}{options})"
     return taught if share == 0 else f"{share:.0%} cross-entropy and {1 - share:.0%} {taught}"
 

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from potstill.core.blueprint import Blueprint
-from potstill.objectives.methods import METHODS
+from potstill.objectives.hidden import layer_map
+from potstill.objectives.methods import MAP, METHODS
 from potstill.objectives.named import Mixture
 
 
@@ -107,7 +108,8 @@ def spans(asked: Asked) -> Taught:
 def hidden(asked: Asked) -> Taught:
     """A map of each pair of layers, with both gradients."""
     ours, theirs = asked.widths
-    pairs = min(int(asked.numbers["layers"]), len(asked.student.layers), len(asked.teacher.layers))
+    depths = len(asked.student.layers), len(asked.teacher.layers)
+    pairs = int(asked.numbers.get(MAP) or min(asked.numbers["layers"], *depths))
     return Taught(other=6.0 * pairs * ours * theirs * asked.pairs, weights=pairs * ours * theirs)
 
 
@@ -136,6 +138,7 @@ COUNTS: Mapping[str, Callable[[Asked], Taught]] = MappingProxyType(
 
 
 def numbers(mixture: Mixture) -> dict[str, float]:
-    """The options of a method, those that are left open by their defaults."""
+    """The options of a method, those that are left open by their defaults; of a map of layers how many pairs it has."""
     defaults = METHODS[mixture.name].options if mixture.name in METHODS else {}
-    return {name: float(mixture.options.get(name, default)) for name, default in defaults.items()}
+    mapped = {MAP: float(len(layer_map(str(mixture.options[MAP]))))} if MAP in mixture.options else {}
+    return {**{name: float(mixture.options.get(name, default)) for name, default in defaults.items()}, **mapped}
