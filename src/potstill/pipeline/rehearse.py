@@ -32,7 +32,7 @@ from potstill.train.study import Study
 from potstill.train.trainer import Trainer, arguments
 
 WARM_UP, MEASURED = 3, 5  # steps; in the first three memory is touched for the first time
-LEAST, LONG = 2, 12.0  # of those measured, where they last so many seconds together
+LEAST, LONG = 3, 15.0  # of those measured, where they last so many seconds together
 PROBE = (64, 128)  # tokens of the two passes whose difference tells what autograd saves per token
 
 
