@@ -25,6 +25,7 @@ def test_a_device_that_is_not_here_is_refused(name: str) -> None:
 def test_dtypes_go_by_their_names() -> None:
     assert [backend.name_of(backend.dtype(name)) for name in backend.DTYPES] == ["float32", "bfloat16"]
     assert backend.dtype("float32") == torch.float32
+    assert [backend.dtype(name, auto="bfloat16") for name in ("auto", "float32")] == [torch.bfloat16, torch.float32]
     assert backend.dtype("bfloat16") == torch.bfloat16
     with pytest.raises(UsageError, match="float16"):
         backend.dtype("float16")

@@ -35,11 +35,12 @@ def device(name: str = "auto") -> torch.device:
     return found
 
 
-def dtype(name: str = "auto", *, on: str = "cpu") -> torch.dtype:
-    """The dtype called `name`; `auto` measures.
+def dtype(name: str = "auto", *, on: str = "cpu", auto: str = "auto") -> torch.dtype:
+    """The dtype called `name`; `auto` is the one that the argument names, and measures where it names none.
 
     Raises: UsageError for a name that is none of float32, bfloat16, auto.
     """
+    name = auto if name == "auto" else name
     if name == "auto":
         return compute_dtype(on)
     if name not in DTYPES:

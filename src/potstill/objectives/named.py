@@ -83,6 +83,12 @@ class Mixture:
         return self.alive and METHODS[self.name].warped
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """The numbers that a method takes, those that are left open by their defaults."""
+        defaults = METHODS[self.name].options if self.name in METHODS else {}
+        return {name: float(self.options.get(name, default)) for name, default in defaults.items()}
+
+    @property
     def compared(self) -> Distill:
         """The divergence between rows of logits: the objective itself, or the one inside a method; else forward KL."""
         if self.name == CROSS_ENTROPY:
@@ -121,9 +127,8 @@ class Mixture:
             raise UsageError(f"{self.name} learns from a teacher's hidden states; give a teacher that is here")
         self.require(alike=sides.shared is not None)
         method = METHODS[self.name]
-        numbers = {name: float(self.options.get(name, default)) for name, default in method.options.items()}
         texts = {name: str(self.options[name]) for name in method.texts if name in self.options}
-        return method.build(sides, Asked(self.name, self._divergence(), self.temperature, numbers, texts))
+        return method.build(sides, Asked(self.name, self._divergence(), self.temperature, self.numbers, texts))
 
     def _taught_by(self, panel: Panel) -> Objective:
         assert self.name not in METHODS  # `pipeline.teachers` has refused them

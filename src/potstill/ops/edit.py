@@ -30,13 +30,13 @@ def distances(first: Int16[Tensor, "A *N"], second: Int16[Tensor, "B *M"]) -> In
     A letter of -1 is none: it costs nothing to insert or delete, so that strings may end in some. A B steps.
     """
     shape = torch.broadcast_shapes(first.shape[1:], second.shape[1:])
-    row = [first.new_zeros(shape)]
-    for y in second:
-        row.append(row[-1] + (y >= 0))
-    for x in first:
-        above, row = row, [row[0] + (x >= 0)]
-        for j, y in enumerate(second):
-            either = torch.minimum(above[j + 1] + (x >= 0), row[j] + (y >= 0))
+    row, costs = [first.new_zeros(shape)], (second >= 0).unbind()
+    for cost in costs:
+        row.append(row[-1] + cost)
+    for x, gone in zip(first, first >= 0, strict=True):
+        above, row = row, [row[0] + gone]
+        for j, (y, cost) in enumerate(zip(second, costs, strict=True)):
+            either = torch.minimum(above[j + 1] + gone, row[j] + cost)
             row.append(torch.minimum(above[j] + (x != y), either))
     return row[-1].long()
 

@@ -17,7 +17,7 @@ from potstill.pipeline.probe import Pace, clock
 from potstill.pipeline.room import resident
 from potstill.pipeline.workload import Workload
 
-BUSY = 1.15  # times as long as alone that parts of a step take, where none was run; ours, of ten runs (docs/plan.md)
+BUSY = 1.15  # times as long as alone that parts of a step take, where none was run; ours, of eight runs (docs/plan.md)
 LOSS = 2.0  # a loss alone beside a softmax, where no step was run; ours, rough
 NEAR = {"alone": 0.5, "cached": 0.75, "live": 1.0}  # losses beside one another, where only some were measured; rough
 

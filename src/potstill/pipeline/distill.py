@@ -413,12 +413,12 @@ class Distill:
         Where it is not said, a resumed run keeps what was measured when it began, and one that learns from a cache
         multiplies as the teacher did that speaks in it.
         """
-        chosen = self.dtype
-        if chosen == "auto" and resumed is not None and (resumed / TRAINING / COMPUTE).is_file():
-            chosen = (resumed / TRAINING / COMPUTE).read_text(encoding="utf-8").strip()
-        elif chosen == "auto" and caches:
-            chosen = next(iter(caches.values())).manifest.facts.dtype
-        return backend.dtype(chosen, on=str(backend.device(self.device)))
+        auto = "auto"
+        if resumed is not None and (resumed / TRAINING / COMPUTE).is_file():
+            auto = (resumed / TRAINING / COMPUTE).read_text(encoding="utf-8").strip()
+        elif caches:
+            auto = next(iter(caches.values())).manifest.facts.dtype
+        return backend.dtype(self.dtype, on=str(backend.device(self.device)), auto=auto)
 
     def pair(self, dtype: torch.dtype, caches: Mapping[str, Cache] = MappingProxyType({})) -> Pair:
         """Student and teacher in memory, with everything that can be refused refused; what is pruned, in `dtype`."""

@@ -77,8 +77,8 @@ class Doctor:
         except VocabularyMismatch as error:
             return [other_tokens(error, command=self.command)]
         cache = None if self.teacher_cache is None else Cache(Path(self.teacher_cache).expanduser())
-        said = self.dtype if self.dtype != "auto" or cache is None else cache.manifest.facts.dtype
-        compute = backend.dtype(said, on=str(device))
+        spoken = "auto" if cache is None else cache.manifest.facts.dtype
+        compute = backend.dtype(self.dtype, on=str(device), auto=spoken)
         corpus = load_corpus(self.data, columns=columns_of(self.columns))
         try:
             packs = self._packs(corpus, student.tokenizer, cache)

@@ -1,7 +1,7 @@
 """What is examined, the verdict on it, and the plain definition of the loss that everything is compared with."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from potstill.objectives.language import CrossEntropy
 from potstill.ops.divergence import tempered
 from potstill.train.study import Study
 
+FORWARD_KL = Distill()
 PASS, FAIL, NOTE = "pass", "fail", "note"
 REPORT = "report it with the two models' names, and take another pair until it is mended"
 
@@ -67,7 +68,7 @@ class World:
     compute: torch.dtype = torch.float32
     cache: Cache | None = None
     role: str = "student"
-    compared: Distill = field(default_factory=Distill)
+    compared: Distill = FORWARD_KL
 
     @property
     def tolerance(self) -> float:

@@ -18,11 +18,22 @@ from potstill.models.evaluating import evaluating
 from potstill.models.signals import head_explains, network, plain, signals
 from potstill.models.vocabulary import shared_ids
 from potstill.objectives.combine import Sum
-from potstill.objectives.distill import Distill
 from potstill.objectives.language import CrossEntropy
 from potstill.ops.coarse import coarse
 from potstill.ops.divergence import forward_kl
-from potstill.pipeline.examination import FAIL, NOTE, PASS, Check, Invariant, World, apart, defined, rounded, study
+from potstill.pipeline.examination import (
+    FAIL,
+    FORWARD_KL,
+    NOTE,
+    PASS,
+    Check,
+    Invariant,
+    World,
+    apart,
+    defined,
+    rounded,
+    study,
+)
 from potstill.train.study import Study
 
 SAME_TOKENS, BY_ID = "same tokens", "a divergence compares the two distributions id by id"
@@ -92,7 +103,7 @@ def gradient_as_differences(world: World) -> Check:
     Adaptive KL's weights are constants of its gradient, though they move with the student: forward KL stands for it.
     """
     if world.compared.name == "adaptive_kl":
-        world = replace(world, compared=Distill())
+        world = replace(world, compared=FORWARD_KL)
     twin = copy.deepcopy(world.student).float().requires_grad_(True)
     loss = study(world, student=twin)(**world.batch)["loss"]
     loss.backward()
@@ -155,7 +166,7 @@ class _Certain:
 
 def certain_teacher(world: World) -> Check:
     """The forward KL to a teacher that is sure of the text is the cross-entropy."""
-    objective = Sum((0.5, CrossEntropy()), (0.5, Distill()))
+    objective = Sum((0.5, CrossEntropy()), (0.5, FORWARD_KL))
     trained = Study(
         world.student, objective, frozen={"teacher": _Certain(world.vocabulary)}, vocabulary=world.vocabulary
     )

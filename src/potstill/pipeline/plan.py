@@ -120,9 +120,10 @@ class Plan:
                 raise UsageError(f"context is {stage.settings.context}, and a model here takes {one.context} tokens")
         device, cache = backend.device(stage.device), stage.cache()
         text = Text(data=stage.data, columns=stage.columns, context=stage.settings.context, seed=stage.settings.seed)
-        caches = () if cache is None else (cache,)
-        prepared = prepare(text, origin.tokenizer, tokens=stage.settings.tokens, documents=1, caches=caches)
-        dtype = stage.compute_dtype(None, {} if cache is None else {"teacher": cache})
+        caches = {} if cache is None else {"teacher": cache}
+        kept = tuple(caches.values())
+        prepared = prepare(text, origin.tokenizer, tokens=stage.settings.tokens, documents=1, caches=kept)
+        dtype = stage.compute_dtype(None, caches)
         packs, chats = prepared.packs, prepared.facts["kind"] != "text"
         vocabulary, apart = ids_of(teacher, origin, packs, stage.objective, chats=chats)
         return Known(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from potstill.core.blueprint import Blueprint
 from potstill.objectives.hidden import layer_map
-from potstill.objectives.methods import MAP, METHODS
+from potstill.objectives.methods import MAP
 from potstill.objectives.named import Mixture
 
 
@@ -138,7 +138,6 @@ COUNTS: Mapping[str, Callable[[Asked], Taught]] = MappingProxyType(
 
 
 def numbers(mixture: Mixture) -> dict[str, float]:
-    """The options of a method, those that are left open by their defaults; of a map of layers how many pairs it has."""
-    defaults = METHODS[mixture.name].options if mixture.name in METHODS else {}
+    """The numbers of a method, and of a map of layers how many pairs it has."""
     mapped = {MAP: float(len(layer_map(str(mixture.options[MAP]))))} if MAP in mixture.options else {}
-    return {**{name: float(mixture.options.get(name, default)) for name, default in defaults.items()}, **mapped}
+    return {**mixture.numbers, **mapped}

@@ -16,11 +16,10 @@ from potstill.data.pairs import aligned_share
 from potstill.models.load import Loaded
 from potstill.objectives.distill import Distill
 from potstill.pipeline.crossing import MOST, Crossing
-from potstill.pipeline.examination import World
+from potstill.pipeline.examination import FORWARD_KL, World
 from potstill.pipeline.pair import Pair
 from potstill.train.study import Study
 
-FORWARD_KL = Distill()
 DOCUMENTS, LENGTH = 3, 48  # of the small batch: enough for packing to show, and a second on a laptop
 
 
