@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -169,6 +170,24 @@ def test_cross_attention_is_that_of_the_equations_and_counts_where_the_projectio
     torch.testing.assert_close(found["dskd_projector"], cross_entropy(t2s, targets, reduction="sum"))
     torch.testing.assert_close(found["dskd_teacher_space"], forward_kl(teacher.logits(teacher.rows), s2t).sum())
     assert objective.counts(batch) == {"dskd_student_space": 5, "dskd_projector": 5, "dskd_teacher_space": 4}
+
+
+def test_a_document_of_which_the_teacher_has_no_row_changes_no_mean() -> None:
+    views, frozen = pair(crossed=True)
+    objective, labels = crossing(), CROSSED["teacher.labels"].clone()
+    labels[:, 3:] = IGNORE
+    batch = {**CROSSED, "teacher.labels": labels}
+    alone = {name: values[:, : 3 if name.startswith("teacher") else 5] for name, values in batch.items()}
+    student, teacher = (
+        replace(one, rows=one.rows[:kept], extras={"embeddings": one.extras["embeddings"][:kept]})
+        for one, kept in ((views["student"], 3), (frozen["teacher"], 2))
+    )
+    found = objective(views, {"teacher": teacher}, batch)
+    expected = objective({"student": student}, {"teacher": teacher}, alone)
+    assert objective.counts(batch) == objective.counts(alone)
+    assert list(objective.counts(batch).values()) == [3, 3, 2]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
 
 
 @pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])

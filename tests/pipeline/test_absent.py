@@ -183,6 +183,8 @@ def test_a_student_with_another_tokenizer_than_the_caches_is_refused(
         ({"objective": Mixture(name="adaptive_kl")}, "adaptive_kl"),
         ({"objective": Mixture(name="cross_entropy")}, "asks no teacher"),
         ({"top_k": 0}, "--top-k is 0"),
+        ({"top_k": 64, "teacher": None, "teacher_cache": "c"}, "--top-k is how many tokens a served teacher"),
+        ({"top_k": 64, "teacher": "smollm2"}, "none is served here"),
         ({"teacher": "http://me:secret@host/v1"}, "POTSTILL_API_KEY"),
     ],
 )

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from potstill.core.types import Batch, Group, Needs, Signals, Terms, supervised
 from potstill.data.pack import collate
 from potstill.train.optimiser import parameter_groups, steer
-from potstill.train.run import train
+from potstill.train.run import metrics_of, train
 
 
 def groups_of(objective: nn.Module, rate: float = 0.1) -> dict[str, dict[str, object]]:
@@ -110,3 +110,14 @@ def test_a_critic_is_trained_against_the_student_in_one_backward(
         for parameter, was in zip(game.critic.parameters(), first, strict=True):
             parameter.copy_(was)
     assert study(**batch)["loss"].item() < before, "the student goes down what the critic said"
+
+
+def test_what_rests_has_no_part_in_the_norm_that_is_clipped(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    game, norms = Game(32), []
+    for folder, trained in (("critic", True), ("constant", False)):
+        game.critic.requires_grad_(trained)
+        study = study_of(tiny_llama, objective=game)
+        train(study, some_packs(), settings(tokens=64, warmup=0.0, clip=1e-3), tmp_path / folder, show=False)
+        (line,) = metrics_of(tmp_path / folder)
+        norms.append(line["grad_norm"])
+    assert norms[0] == norms[1]

@@ -13,7 +13,8 @@ import torch
 from tests.train.ranks import main
 from transformers import LlamaForCausalLM
 
-from potstill.train import checkpoint
+from potstill.core.errors import UsageError
+from potstill.train import checkpoint, ranks
 from potstill.train.run import metrics_of
 
 
@@ -67,3 +68,10 @@ def test_two_processes_train_log_evaluate_and_resume_as_one_does(tiny_llama: Lla
     for name, weight in halves[0]["weights"].items():
         assert torch.equal(again["weights"][name], weight), name
     assert [line["step"] for line in metrics_of(two) if "loss" in line] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("which", ["FSDP", "DeepSpeed"])
+def test_accelerate_is_not_left_to_share_weights_out_in_silence(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{which.upper()}", "true")
+    with pytest.raises(UsageError, match=f"share the weights out by {which}.*docs/scale.md"), ranks.joined():
+        pass

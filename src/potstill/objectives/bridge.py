@@ -15,6 +15,8 @@ from potstill.models.signals import EMBEDDINGS
 from potstill.ops.cross import crossed
 from potstill.ops.layout import through
 
+Rows = tuple[Int[Tensor, " P"], Int[Tensor, " Q"]]  # of the student and of the teacher
+
 
 class Bridged(NamedTuple):
     """Hidden states on the other side.
@@ -37,8 +39,8 @@ class Bridge(Protocol):
         """What is wanted of either network."""
         ...
 
-    def counts(self, batch: Batch, teacher: str) -> tuple[int, int]:
-        """How many rows of the student and of the teacher are reached, from the batch alone."""
+    def reached(self, batch: Batch, teacher: str) -> Rows:
+        """Which rows of the student and of the teacher are brought over, from the batch alone."""
         ...
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
@@ -53,13 +55,12 @@ class SameRows:
         needs = Needs(supervised(batch)[0])
         return {"student": needs, teacher: needs}
 
-    def counts(self, batch: Batch, teacher: str) -> tuple[int, int]:
-        rows = len(supervised(batch)[1])
-        return rows, rows
+    def reached(self, batch: Batch, teacher: str) -> Rows:
+        return every(batch)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
-        rows = torch.arange(len(student.rows), device=student.rows.device)
-        return Bridged(rows, teacher.rows, rows, student.rows)
+        ours, theirs = every(batch)
+        return Bridged(ours, teacher.rows, theirs, student.rows)
 
 
 class AlignedRows:
@@ -68,9 +69,8 @@ class AlignedRows:
     def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
         return each(batch, teacher)
 
-    def counts(self, batch: Batch, teacher: str) -> tuple[int, int]:
-        pairs = len(aligned(batch)[0])
-        return pairs, pairs
+    def reached(self, batch: Batch, teacher: str) -> Rows:
+        return aligned(batch)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
         ours, theirs = aligned(batch)
@@ -99,9 +99,10 @@ class CrossAttention(nn.Module):
         wanted = Needs(extras=frozenset({EMBEDDINGS}))
         return {name: needs | wanted for name, needs in each(batch, teacher).items()}
 
-    def counts(self, batch: Batch, teacher: str) -> tuple[int, int]:
-        """All supervised rows of both."""
-        return len(supervised(batch)[1]), len(supervised(view(batch, teacher))[1])
+    def reached(self, batch: Batch, teacher: str) -> Rows:
+        """All supervised rows of both, but for those of a document of which the other has none."""
+        ours, theirs = supervised(batch)[2], supervised(view(batch, teacher))[2]
+        return _where(torch.isin(ours, theirs)), _where(torch.isin(theirs, ours))
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
         """Both mixtures."""
@@ -110,10 +111,11 @@ class CrossAttention(nn.Module):
         states = teacher.rows.detach()
         spread = states.to(torch.promote_types(states.dtype, torch.float32)).std(-1, keepdim=True)
         values = states / spread.to(states.dtype) + embedded[:, 1].to(states.dtype)
-        ours, theirs = supervised(batch)[2], supervised(view(batch, name))[2]
-        to_student, to_teacher = crossed(queries, embedded.flatten(1), (student.rows, ours), (values, theirs))
-        mine, yours = torch.isin(ours, theirs), torch.isin(theirs, ours)
-        return Bridged(_where(mine), to_student[mine], _where(yours), to_teacher[yours])
+        documents = supervised(batch)[2], supervised(view(batch, name))[2]
+        both = zip((student.rows, values), documents, strict=True)
+        to_student, to_teacher = crossed(queries, embedded.flatten(1), *both)
+        ours, theirs = self.reached(batch, name)
+        return Bridged(ours, to_student[ours], theirs, to_teacher[theirs])
 
 
 def each(batch: Batch, teacher: str) -> Mapping[str, Needs]:
@@ -121,16 +123,21 @@ def each(batch: Batch, teacher: str) -> Mapping[str, Needs]:
     return {"student": Needs(supervised(batch)[0]), teacher: Needs(supervised(view(batch, teacher))[0])}
 
 
-def aligned(batch: Batch, key: str = PAIRS) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
+def every(batch: Batch) -> Rows:
+    """Each row with itself."""
+    rows = torch.arange(len(supervised(batch)[1]), device=batch["labels"].device)
+    return rows, rows
+
+
+def aligned(batch: Batch, key: str = PAIRS) -> Rows:
     """The student's and the teacher's rows that `batch[key]` pairs; without that key each row with itself."""
     if key in batch:
         ours, theirs = batch[key]
         return ours, theirs
-    every = torch.arange(len(supervised(batch)[1]), device=batch["labels"].device)
-    return every, every
+    return every(batch)
 
 
-def by_place(batch: Batch, teacher: str) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
+def by_place(batch: Batch, teacher: str) -> Rows:
     """The k-th row of the student in a document with the k-th of the teacher in it, as far as both go."""
     ours, theirs = (_placed(supervised(view(batch, name))[2]) for name in ("student", teacher))
     return _where(torch.isin(ours, theirs)), _where(torch.isin(theirs, ours))

@@ -163,8 +163,8 @@ class DualSpace(TwoSpaces):
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The rows that are reached: of the student, of it where the text is the data's own, and of the teacher."""
-        ours, theirs = self.bridge.counts(batch, self.spaces.teacher)
-        return dict(zip(self.spaces.terms, (ours, int(gold(batch).sum()), theirs), strict=True))
+        ours, theirs = self.bridge.reached(batch, self.spaces.teacher)
+        return dict(zip(self.spaces.terms, (len(ours), int(gold(batch)[ours].sum()), len(theirs)), strict=True))
 
     def forth(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P F"]:
         """Through a learned map."""
@@ -225,7 +225,7 @@ class DualSpaceV2(TwoSpaces):
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The rows that are reached: of the student for the first two terms, of the teacher for the third."""
-        ours, theirs = self.bridge.counts(batch, self.spaces.teacher)
+        ours, theirs = map(len, self.bridge.reached(batch, self.spaces.teacher))
         return dict(zip(self.spaces.terms, (ours, ours, theirs), strict=True))
 
     def forth(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P F"]:

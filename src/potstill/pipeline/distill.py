@@ -149,6 +149,11 @@ class Distill:
             self._require_taught()
         else:
             _ = self.alone  # each of several is checked as if it taught alone
+        if self.top_k != TOP_K and not any(map(is_address, self.sources)):
+            raise UsageError(
+                "--top-k is how many tokens a served teacher is asked for, and none is served here; leave it out (what "
+                "a cache keeps was said when it was captured)"
+            )
         if self.lora < 0:
             raise UsageError(f"--lora is {self.lora}; it is a rank, and 0 trains all weights")
         if self.documents < 1:
@@ -198,6 +203,11 @@ class Distill:
     def several(self) -> Several | None:
         """The teachers, where there are several."""
         return Several.of(self.teacher, self.combine) if isinstance(self.teacher, tuple) else None
+
+    @property
+    def sources(self) -> tuple[str | None, ...]:
+        """Where each teacher is."""
+        return (self.sole,) if self.several is None else tuple(self.several.sources.values())
 
     @property
     def alone(self) -> "Mapping[str, Distill]":
@@ -482,8 +492,7 @@ class Distill:
         recover(out)
         if resume and out.is_dir() and not (out / TRAINING).is_dir() and any(out.iterdir()):
             raise OutputExists(f"{out} holds no unfinished run, so there is nothing to resume")
-        sources = (self.sole,) if self.several is None else self.several.sources.values()
-        require_apart(out, *sources, self.student, self.data, self.eval_data, self.teacher_cache)
+        require_apart(out, *self.sources, self.student, self.data, self.eval_data, self.teacher_cache)
         require_free(out, overwrite=overwrite or resume)
 
     def _finish(

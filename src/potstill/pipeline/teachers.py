@@ -11,6 +11,7 @@ import torch
 from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.data.cache import Cache, is_cache
 from potstill.data.rows import Route
+from potstill.data.served import TOP_K
 from potstill.data.wire import is_address
 from potstill.models.load import Loaded
 from potstill.models.vocabulary import shared_ids
@@ -89,7 +90,8 @@ def alone(stage: "Distill", several: Several) -> "dict[str, Distill]":
         cached = is_cache(Path(source).expanduser())
         own = {"teacher": None, "teacher_cache": source} if cached else {"teacher": source}
         size = learns if found else begun
-        found[network] = replace(stage, combine=AVERAGE, **{**own, **size})  # type: ignore[arg-type]
+        asked = {} if is_address(source) else {"top_k": TOP_K}
+        found[network] = replace(stage, combine=AVERAGE, **{**own, **size, **asked})  # type: ignore[arg-type]
     return found
 
 

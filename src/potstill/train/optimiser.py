@@ -29,18 +29,24 @@ def parameter_groups(
     return [group for group in groups.values() if group["params"]]
 
 
-def steer(optimiser: torch.optim.Optimizer, *_: Any) -> None:
-    """Before a step: gradients of groups that climb are turned round, those of groups that rest are let go of.
+def rest(optimiser: torch.optim.Optimizer) -> None:
+    """Lets go of the gradients of groups that sit out the step to come; before clipping, whose norm is of the others.
 
     How many steps a group has seen is kept in it, and so in a checkpoint.
     """
     for group in optimiser.param_groups:
-        group["seen"] += 1
-        rests = group["seen"] % group["every"] != 0
-        for parameter in group["params"]:
-            if rests:
+        if (group["seen"] + 1) % group["every"] != 0:
+            for parameter in group["params"]:
                 parameter.grad = None
-            elif group["sign"] < 0 and parameter.grad is not None:
+
+
+def steer(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    """Before a step: groups rest, and gradients of groups that climb are turned round."""
+    rest(optimiser)
+    for group in optimiser.param_groups:
+        group["seen"] += 1
+        for parameter in group["params"]:
+            if group["sign"] < 0 and parameter.grad is not None:
                 parameter.grad.neg_()
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from potstill.core.errors import ArtefactError, Interrupted, PeerFailed, PotstillError
+from potstill.core.errors import ArtefactError, Interrupted, PeerFailed, PotstillError, UsageError
 
 PATIENCE = timedelta(days=1)  # rank 0 measures while the others wait; a rank that dies ends them by itself
 FAILED = "potstill/failed"
+SHARED_OUT = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
@@ -41,8 +42,15 @@ def joined() -> Iterator[None]:
 
     What goes wrong on one rank ends all of them, and the first to fail alone says why.
 
-    Raises: PeerFailed on the others, with that one's exit code if theirs would be the same.
+    Raises: PeerFailed on the others, with that one's exit code if theirs would be the same; UsageError where accelerate
+    was told to share weights out, which on a CPU it leaves undone in silence.
     """
+    for name, switch in SHARED_OUT.items():
+        if os.environ.get(switch, "").lower() in ("1", "true"):
+            raise UsageError(
+                f"accelerate is to share the weights out by {name}, and each rank here holds, saves and resumes all of "
+                f"them; leave {name} out of its config or command (what is larger than a GPU: docs/scale.md)"
+            )
     if count() == 1 or distributed.is_initialized():
         yield
         return

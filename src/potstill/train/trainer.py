@@ -17,7 +17,7 @@ from transformers import TrainerState, TrainingArguments
 from potstill.core.errors import ArtefactError, TrainingDiverged
 from potstill.data.pack import collate
 from potstill.train import adapters, checkpoint
-from potstill.train.optimiser import parameter_groups, steer
+from potstill.train.optimiser import parameter_groups, rest, steer
 from potstill.train.rollout import Remembering, Rollout, generator_of, summary
 from potstill.train.settings import Settings
 from potstill.train.study import Study
@@ -98,6 +98,11 @@ class Trainer(transformers.Trainer):
         self._sums += outputs["sums"].detach().double().cpu()
         self._counts += self.study.counts(inputs)
         return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        assert self.optimizer is not None
+        rest(self.optimizer)
+        return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
