@@ -24,6 +24,7 @@ from potstill.data.cache import Cache, Manifest, caches, faults, remove
 from potstill.data.pack import collate
 from potstill.models.load import load
 from potstill.models.signals import signals
+from potstill.objectives.methods import METHODS
 from potstill.objectives.named import Mixture
 from potstill.ops.coarse import coarsened
 from potstill.pipeline import capture as capturing
@@ -55,12 +56,12 @@ def distil(teacher: Path, text: Path, **more: object) -> Distill:
 def test_a_cache_says_of_any_batch_of_its_text_what_the_teacher_says(
     stage: Capture, teacher: Path, text: Path, tmp_path: Path
 ) -> None:
-    stage = replace(stage, exact=True, hidden=True)
+    stage = replace(stage, exact=True)
     manifest = stage.run(tmp_path / "cache", show=False)
     cache, live = Cache(tmp_path / "cache"), load(teacher)
     packs = prepare(Text(data=str(text), context=64, seed=9), live.tokenizer, tokens=512, caches=[cache]).packs
     batch = collate([packs[i] for i in (3, 0, 5)])
-    needs = Needs(supervised(batch)[0], layers=frozenset({-1}))
+    needs = Needs(supervised(batch)[0])
     found = cache.signals(batch, needs)
     with torch.no_grad():
         said = signals(live.model, batch, Needs(needs.positions), vocabulary=manifest.facts.vocabulary)
@@ -68,10 +69,41 @@ def test_a_cache_says_of_any_batch_of_its_text_what_the_teacher_says(
     told = found.logits(found.rows)
     assert torch.equal(told.ids, expected.ids)
     torch.testing.assert_close(told.buckets, expected.buckets, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.layers[-1], said.rows, rtol=1e-2, atol=1e-2)
     assert len(found.logits(found.rows[4:7])) == 3
     assert manifest.rows == packs.trained
     assert manifest.bytes == sum((tmp_path / "cache" / name).stat().st_size for name in manifest.files)
+
+
+RECALLED = [name for name, method in METHODS.items() if method.recalled]
+
+
+@pytest.mark.parametrize("name", RECALLED)
+def test_kept_hidden_states_teach_to_the_bit_what_the_live_teacher_does(
+    name: str, stage: Capture, teacher: Path, text: Path, tmp_path: Path
+) -> None:
+    replace(stage, hidden=True, dtype="bfloat16").run(tmp_path / "cache", show=False)
+    own = {"dtype": "bfloat16", "objective": Mixture(name=name, cross_entropy=0.0)}
+    cached = distil(teacher, text, teacher_cache=str(tmp_path / "cache"), **own).run(tmp_path / "cached", show=False)
+    live = distil(teacher, text, **own).run(tmp_path / "live", show=False)
+    assert live.card.cost["losses"]
+    assert cached.card.cost["losses"] == live.card.cost["losses"]
+    ours, theirs = (load_file(run.out / "model.safetensors") for run in (cached, live))
+    for key, weight in theirs.items():
+        assert torch.equal(ours[key], weight), key
+
+
+def test_what_wants_hidden_states_is_refused_a_cache_without_them(
+    stage: Capture, teacher: Path, text: Path, tmp_path: Path
+) -> None:
+    stage.run(tmp_path / "cache", show=False)
+    cache = str(tmp_path / "cache")
+    with pytest.raises(UsageError, match=r"dskd learns from hidden states, .* keeps none; capture it with --hidden"):
+        distil(teacher, text, teacher_cache=cache, objective=Mixture(name="dskd")).run(tmp_path / "x", show=False)
+    with pytest.raises(UsageError, match=r"give a --teacher whose weights are here \(its head"):
+        Distill(student="s", data=str(text), teacher_cache=cache, objective=Mixture(name="dskd"))
+    for name in METHODS.keys() - RECALLED:
+        with pytest.raises(UsageError, match=f"{name} learns from a teacher's hidden states"):
+            distil(teacher, text, teacher_cache=cache, objective=Mixture(name=name))
 
 
 def test_a_student_learns_from_a_whole_cache_what_it_learns_from_the_live_teacher(

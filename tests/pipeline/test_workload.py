@@ -112,6 +112,16 @@ def test_a_cached_teacher_takes_no_memory_and_a_silent_one_does(work: Workload) 
     assert parts["alone"]["logits"] == parts["live"]["logits"] / 2
 
 
+def test_a_teacher_of_kept_hidden_states_has_a_head_and_no_body(work: Workload) -> None:
+    saved = saved_bytes(work.student, dtype=torch.float32)
+    work = replace(work, objective=Mixture(name="dskd"))
+    live, cached = work, replace(work, source="cached")
+    assert cached.flops()["head and loss"] == live.flops()["head and loss"]
+    assert cached.flops()["teacher forward"] == 0
+    assert cached.memory(saved)["teacher"] == work.compute_bytes * 259 * 32
+    assert cached.memory(saved)["logits"] == live.memory(saved)["logits"]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_step_of_one_pass_has_no_gradient_to_add_to(work: Workload, tied: bool) -> None:
     saved = saved_bytes(work.student, dtype=torch.float32)

@@ -30,7 +30,9 @@ def capture(
     classes: Annotated[int, typer.Option(help="Classes by which the mass of all others is kept; 1: as one.")] = 16,
     sampled: Annotated[int, typer.Option(help="Keep so many drawn tokens instead, for forward_kl alone.")] = 0,
     exact: Annotated[bool, typer.Option("--exact", help="Logarithms as float32 instead of 8 bits.")] = False,
-    hidden: Annotated[bool, typer.Option("--hidden", help="Keep the last hidden states too, as bfloat16.")] = False,
+    hidden: Annotated[
+        bool, typer.Option("--hidden", help="Keep the last hidden states too, as bfloat16: dskd, dskdv2, tie_kd ask.")
+    ] = False,
     temperature: Annotated[float, typer.Option(help="The temperature that students will learn at.")] = 1.0,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",

@@ -121,6 +121,10 @@ class Head(NamedTuple):
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
+    def constant(self) -> "Head":
+        """The same head without gradients; it stays where it is when the model that it came from is moved."""
+        return self._replace(weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+
     def real(self, vocabulary: int) -> "Head":
         """The same head without the rows that pad the vocabulary to a round width."""
         if vocabulary >= len(self.weight):

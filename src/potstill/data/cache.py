@@ -8,7 +8,7 @@ A shard holds windows (documents, or the windows of a long one) end to end: the 
 rows, and for each window its `keys` uint64, and where its rows, its ids and its codes end (`row_ends`, `id_ends`,
 `code_ends`, int64). A key is the first eight bytes of the BLAKE2b hash of the window's tokens and of which of them are
 trained, so a window is found whatever its place, and another text, mask or tokenizer finds nothing. With hidden states
-kept, `hidden` is bfloat16 [N D], the last ones, after the final norm.
+kept, `hidden` is bfloat16 [N D] (as uint16), the last ones, after the final norm.
 
 Shards are memory-mapped: only what a batch asks for is read.
 """
@@ -28,9 +28,10 @@ from torch import Tensor
 
 from potstill.core.artefact import CARD, hash_file
 from potstill.core.errors import ArtefactError, CacheMismatch, NotFound, UnsupportedModel, UsageError
-from potstill.core.types import IGNORE, Batch, Needs, Signals
+from potstill.core.types import IGNORE, Batch, Head, Needs, Signals
 from potstill.data.codes import Format, decode
 from potstill.ops.coarse import Coarse, joined
+from potstill.ops.layout import through
 
 MANIFEST, CLASSES = "manifest.json", "classes.safetensors"
 PROGRESS = "capture.json"  # while capturing: the run's identity, and the shards that are whole
@@ -173,20 +174,29 @@ class Cache:
         return key_of(ids, labels) in self._places
 
     def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
-        """What the teacher said about a packed batch, rows as `Coarse`; its last hidden states under layer -1.
+        """What the teacher said about a packed batch, rows as `Coarse`.
 
         Raises: CacheMismatch for a window that is not in the cache; UnsupportedModel for what it does not keep.
         """
-        unknown = sorted(needs.layers - ({-1} if self.manifest.hidden else set()))
-        if unknown or needs.relations or needs.extras:
-            raise UnsupportedModel(f"the cache {self.folder} does not keep what the objective needs; learn live")
-        places = [self._find(*window) for window in windows_of(batch)]
-        places = [place for place in places if place.rows.stop > place.rows.start]
-        device = batch["input_ids"].device
-        layers = {-1: torch.cat([self._hidden(place) for place in places]).to(device)} if needs.layers else {}
+        require_rows(needs)
+        places, device = self._places_of(batch), batch["input_ids"].device
         known = joined([self._read(place) for place in places]) if places else self._none()
         moved = Coarse(*(part.to(device) for part in (known.ids, known.log_p, known.log_rest, known.members)))
-        return Signals(rows=torch.arange(len(moved), device=device), logits=moved.at, layers=layers)
+        return Signals(rows=torch.arange(len(moved), device=device), logits=moved.at)
+
+    def states(self, batch: Batch) -> Tensor:
+        """The teacher's last hidden states [N D] of a packed batch, in bfloat16, where they were kept.
+
+        Raises: CacheMismatch for a window that is not in the cache.
+        """
+        parts = [self._shards[place.shard].get_slice("hidden")[place.rows] for place in self._places_of(batch)]
+        width = self._shards[0].get_slice("hidden").get_shape()[1]
+        found = np.concatenate([np.zeros((0, width), np.uint16), *parts])
+        return torch.from_numpy(found).view(torch.bfloat16).to(batch["input_ids"].device)
+
+    def _places_of(self, batch: Batch) -> list["_Place"]:
+        places = [self._find(*window) for window in windows_of(batch)]
+        return [place for place in places if place.rows.stop > place.rows.start]
 
     def _find(self, ids: np.ndarray, labels: np.ndarray) -> _Place:
         key = key_of(ids, labels)
@@ -206,13 +216,36 @@ class Cache:
         slices |= dict.fromkeys(rows, place.rows)
         return decode({n: shard.get_slice(n)[part] for n, part in slices.items()}, self.members, self.manifest.format)
 
-    def _hidden(self, place: _Place) -> Tensor:
-        found = self._shards[place.shard].get_slice("hidden")[place.rows.start : place.rows.stop]
-        return torch.from_numpy(found).view(torch.bfloat16).float()
-
     def _none(self) -> Coarse:
         nothing = torch.zeros(0, self.manifest.classes)
         return Coarse(torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1), nothing, self.members)
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """A teacher of whom a cache keeps the last hidden states and whose `head` is here: all of its distributions."""
+
+    cache: Cache
+    head: Head
+
+    def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
+        """Its states at the rows of a packed batch, in the head's dtype, and the head that makes them logits.
+
+        Raises: what `Cache.signals` does.
+        """
+        require_rows(needs)
+        head = self.head if vocabulary is None else self.head.real(vocabulary)
+        states = self.cache.states(batch).to(head.weight.dtype)
+        return Signals(rows=states, logits=lambda rows: through(head.logits, rows), head=head)
+
+
+def require_rows(needs: Needs) -> None:
+    """Refuse to be asked for more than rows, which is all that a cache keeps.
+
+    Raises: UnsupportedModel.
+    """
+    if needs.layers or needs.relations or needs.extras:
+        raise UnsupportedModel("a cache keeps no inner layer, and the objective needs one; learn live")
 
 
 def caches(folder: Path) -> list[Path]:

@@ -56,6 +56,7 @@ class SameRows:
         return {"student": needs, teacher: needs}
 
     def reached(self, batch: Batch, teacher: str) -> Rows:
+        """All supervised rows."""
         return every(batch)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
@@ -70,6 +71,7 @@ class AlignedRows:
         return each(batch, teacher)
 
     def reached(self, batch: Batch, teacher: str) -> Rows:
+        """Those that are paired."""
         return aligned(batch)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:

@@ -53,7 +53,8 @@ class Method(NamedTuple):
 
     `options` are the numbers that it takes, with their defaults, and `texts` names what else it can be told;
     `divergence` says whether it takes one, and `warped` whether rows of two tokenizers have to be paired by edit
-    distance.
+    distance. What is `recalled` asks a teacher for its last hidden states and its head alone, so that a cache that kept
+    those states can take the place of its body.
     """
 
     build: Callable[[Sides, Asked], Objective]
@@ -61,6 +62,7 @@ class Method(NamedTuple):
     across: bool = False
     divergence: bool = True
     warped: bool = False
+    recalled: bool = False
     options: Mapping[str, float] = MappingProxyType({})
     texts: tuple[str, ...] = ()
 
@@ -142,15 +144,15 @@ def relations(sides: Sides, asked: Asked) -> Objective:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "dskd": Method(dskd),
+        "dskd": Method(dskd, recalled=True),
         "dskd_cma": Method(dskd_cma, across=True),
-        "dskdv2": Method(dskdv2),
+        "dskdv2": Method(dskdv2, recalled=True),
         "dskdv2_eta": Method(dskdv2_eta, across=True),
         "minillm": Method(minillm, divergence=False, options=MINILLM),
         "uld": Method(uld, across=True, divergence=False),
         "mined": Method(mined, across=True, divergence=False, warped=True),
         "spans": Method(spans, across=True),
-        "tie_kd": Method(tie_kd, options=MappingProxyType({"k": 5})),
+        "tie_kd": Method(tie_kd, recalled=True, options=MappingProxyType({"k": 5})),
         "hidden": Method(hidden, across=True, divergence=False, options=MappingProxyType({"layers": 4}), texts=(MAP,)),
         "relations": Method(relations, across=True, divergence=False, options=MappingProxyType({"heads": 32})),
     }

@@ -69,8 +69,13 @@ class Mixture:
 
     @property
     def alive(self) -> bool:
-        """Whether the teacher's hidden states and weights are needed, which neither a cache nor a server gives."""
+        """Whether the teacher's hidden states and weights are needed, which a server does not give."""
         return self.teaches and self.name in METHODS
+
+    @property
+    def recalled(self) -> bool:
+        """Whether its last hidden states, which a cache may keep, and its head are all that is needed of these."""
+        return self.alive and METHODS[self.name].recalled
 
     @property
     def across(self) -> bool:

@@ -95,9 +95,8 @@ def frozen_head(signals: Signals, name: str) -> Head:
 
     Raises: UnsupportedModel where it cannot be read.
     """
-    head = head_of(signals, name)
-    bias = None if head.bias is None else head.bias.detach()
-    return head._replace(weight=head.weight.detach().to(fused.compute_dtype(signals.rows)), bias=bias)
+    head = head_of(signals, name).constant()
+    return head._replace(weight=head.weight.to(fused.compute_dtype(signals.rows)))
 
 
 def logits_of(signals: Signals) -> Telling:

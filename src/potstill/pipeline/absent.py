@@ -123,7 +123,7 @@ def require_bounded(objective: Mixture, *, top_k: int) -> None:
 
 
 def require_kept(objective: Mixture, manifest: Manifest) -> None:
-    """Refuse a divergence that what a cache keeps can neither give nor bound.
+    """Refuse an objective that what a cache keeps can neither give nor bound.
 
     Of an f-divergence the likeliest tokens and the mass of the rest give a lower bound that the teacher minimises;
     drawn tokens give an unbiased gradient of the forward KL alone.
@@ -132,6 +132,13 @@ def require_kept(objective: Mixture, manifest: Manifest) -> None:
     """
     if not objective.teaches:
         raise UsageError("cross_entropy asks no teacher, so --teacher-cache has no use; omit it")
+    if objective.recalled:
+        if not manifest.hidden:
+            raise UsageError(
+                f"{objective.name} learns from hidden states, and this cache keeps none; capture it with --hidden, or "
+                f"choose a divergence"
+            )
+        return
     kept_all = manifest.kept == "top-k" and manifest.top_k >= manifest.facts.vocabulary and manifest.mass == 1
     whole = manifest.exact and kept_all
     if manifest.kept == "sampled" and objective.name != "forward_kl":

@@ -25,8 +25,8 @@ from potstill.core.errors import (
     UsageError,
     VocabularyMismatch,
 )
-from potstill.core.types import Measure, Objective
-from potstill.data.cache import Cache, faults
+from potstill.core.types import Companion, Measure, Objective
+from potstill.data.cache import Cache, Recalled, faults
 from potstill.data.served import TOP_K
 from potstill.data.turns import Marks
 from potstill.data.wire import is_address
@@ -35,6 +35,7 @@ from potstill.evaluate.reading import Reading
 from potstill.evaluate.rouge import Writing
 from potstill.evaluate.samples import side_by_side, to_markdown
 from potstill.models.load import Loaded, load
+from potstill.models.signals import head_of
 from potstill.models.vocabulary import real_ids, shared_ids
 from potstill.objectives.named import Mixture
 from potstill.pipeline.absent import Absent, leaving, require_bounded, require_kept, require_teacher
@@ -167,9 +168,11 @@ class Distill:
         require_teacher(self.sole, self.teacher_cache, student=self.student)
         if is_address(self.sole):
             require_bounded(self.objective, top_k=self.top_k)
-        if self.objective.alive and (self.teacher_cache or is_address(self.sole)):
+        kept = self.teacher_cache is None or (self.objective.recalled and self.teacher is not None)
+        if self.objective.alive and (is_address(self.sole) or not kept):
             raise UsageError(
                 f"{self.objective.name} learns from a teacher's hidden states; give a --teacher whose weights are here"
+                + (" (its head is read)" if self.objective.recalled else "")
             )
         require_answers(self.policy, self.objective, self.settings, teacher=self.sole, cache=self.teacher_cache)
 
@@ -398,17 +401,22 @@ class Distill:
         """What is trained: the student of `pair` where it lies, with adapters if asked for, under the objective."""
         device = pair.student.device
         model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
-        said = {
-            network: one.companion if isinstance(one, Absent) else caches.get(network, one.model)
-            for network, one in pair.teachers.items()
-        }
-        frozen = said if self.objective.teaches else {}
+        teachers = pair.teachers.items() if self.objective.teaches else ()
+        frozen = {network: self._speaker(one, caches.get(network)) for network, one in teachers}
         if self.settings.checkpoint_activations:
             require_checkpointing(model)
         objective = self._objective(pair)
         if isinstance(objective, nn.Module):
             objective.to(device)
         return Study(model.to(device), objective, frozen=frozen, vocabulary=pair.vocabularies, compute_dtype=dtype)
+
+    def _speaker(self, teacher: Loaded | Absent, cache: Cache | None) -> PreTrainedModel | Companion:
+        """What speaks for a teacher in training."""
+        if isinstance(teacher, Absent):
+            return teacher.companion
+        if cache is None:
+            return teacher.model
+        return Recalled(cache, head_of(teacher.model).constant()) if self.objective.recalled else cache
 
     def _objective(self, pair: Pair) -> Objective:
         """Its own weights, if any, are drawn by the seed, so that ranks and resumed runs begin alike."""
@@ -478,7 +486,7 @@ class Distill:
         try:
             return self._load(self.sole)
         except NotFound:
-            if cache is None or self.student is None:
+            if cache is None or self.student is None or self.objective.recalled:
                 raise
             note(f"{self.sole} is not here, so what its cache says stands for it; it is not measured beside")
             return None

@@ -76,6 +76,11 @@ class Workload:
         return taught(self.objective, asked)
 
     @property
+    def heard(self) -> bool:
+        """Whether the teacher's head is multiplied: where it is live, or a cache kept the states before its head."""
+        return self.source == "live" or (self.source == "cached" and self.objective.recalled)
+
+    @property
     def entries(self) -> float:
         """Entries of all distributions that are compared at one of the student's rows."""
         apart = self.otherwise
@@ -121,12 +126,11 @@ class Workload:
         teacher, student, more = self.reading, self.forward(self.student), self.taught
         products = 1 if self.lora else 2
         again = 1 if self.settings.checkpoint_activations else 0
-        live = self.source == "live"
         head = (1 + products) * student.head * self.judged
         beside = more.student * 2 * self.vocabulary * self.student.hidden + more.other
-        beside += more.teacher * teacher.head if live else 0.0
+        beside += more.teacher * teacher.head if self.heard else 0.0
         return {
-            "teacher forward": teacher.blocks + teacher.attention if live else 0.0,
+            "teacher forward": teacher.blocks + teacher.attention if self.source == "live" else 0.0,
             "student forward": student.blocks + student.attention,
             "backward": backward_flops(student, products=products) + again * (student.blocks + student.attention),
             "head and loss": head + beside / self.tokens,
@@ -145,17 +149,20 @@ class Workload:
         them; in a step of one pass those are `gradients` themselves, but for one of the two that tied weights add up.
         `logits` are those of one chunk of rows of both models.
         `objective` is what it holds beside its weights: constant copies of heads or parts of them.
-        A teacher that teaches nothing waits to be measured beside; one that is cached is read again for that.
+        A teacher that teaches nothing waits to be measured beside; one that is cached is read again for that, but for
+        the head, where that is multiplied.
         """
         size, table = stored(self.student), self.vocabulary * self.student.hidden
         apart = 2 if self.passes > 1 else int(self.student.tied)  # gradients of tables that lie beside `gradients`
         copied = float(table * self.compute_bytes if self.compute_bytes < WIDE else 0)
         gradient = 0.0 if self.lora else copied
+        head = self.heard * self.vocabulary * self.teacher.hidden
+        teacher = head if self.source == "cached" else stored(self.teacher).total
         return {
             "weights": WIDE * float(size.total + self.taught.weights),
             "gradients": WIDE * float(self.trained),
             "optimiser": 2 * WIDE * float(self.trained),
-            "teacher": 0.0 if self.source == "cached" else float(self.compute_bytes * stored(self.teacher).total),
+            "teacher": float(self.compute_bytes * teacher),
             "activations": self.activations(saved),
             "head": copied + (0 if self.lora else apart * WIDE * table),
             "logits": self.logits() + gradient,
@@ -165,7 +172,7 @@ class Workload:
     def logits(self) -> float:
         """Bytes of the logits of one chunk of rows: the student's, and what is said of them over either vocabulary."""
         chunk = min(fused.rows_at_once(self.vocabulary), max(1.0, self.rows))
-        ours, theirs = self.taught.whole if self.source == "live" else (0, 0)
+        ours, theirs = self.taught.whole if self.heard else (0, 0)
         others = self.otherwise.vocabulary if self.otherwise else self.vocabulary
         return float(chunk * self.compute_bytes * ((1 + ours) * self.vocabulary + theirs * others))
 
