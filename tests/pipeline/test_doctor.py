@@ -22,6 +22,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from potstill.data.cache import Cache
 from potstill.models import signals as reading
 from potstill.objectives.distill import Distill
 from potstill.objectives.named import Mixture
@@ -240,6 +241,22 @@ def test_a_cache_of_another_teacher_is_found(
         tiny_llama.model.norm.weight.mul_(1.5)
     other = saved(tmp_path / "other", tiny_llama, tiny_tokenizer)
     assert failed(replace(doctor, teacher=str(other)).run()) == ["cache as live"]
+
+
+@pytest.mark.parametrize("sampled", [0, 4])
+def test_hidden_states_of_another_teacher_are_found(
+    sampled: int, teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Capture(teacher=str(teacher), data=str(text), context=64, top_k=8, dtype="float32", sampled=sampled)
+    replace(stage, hidden=True).run(tmp_path / "c", show=False)
+    doctor = Doctor(
+        teacher=str(teacher), data=str(text), context=64, teacher_cache=str(tmp_path / "c"), dtype="float32"
+    )
+    assert "cache as live" in {check.name for check in doctor.run()}
+    assert not failed(doctor.run())
+    kept = Cache.states
+    monkeypatch.setattr(Cache, "states", lambda cache, batch: kept(cache, batch).flip(0))
+    assert failed(doctor.run()) == ["cache as live"]
 
 
 def test_what_fails_stops_a_run_with_what_to_do_and_what_passes_goes_into_its_card() -> None:

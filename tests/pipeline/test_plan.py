@@ -16,6 +16,7 @@ from potstill.core.errors import ArtefactError, UsageError, VocabularyMismatch
 from potstill.models.families.table import read
 from potstill.objectives.named import Mixture
 from potstill.pipeline.calibrate import Calibration, Clocked, fitted
+from potstill.pipeline.capture import Capture
 from potstill.pipeline.distill import Distill
 from potstill.pipeline.forecast import forecast
 from potstill.pipeline.plan import Plan
@@ -233,6 +234,18 @@ def test_short_steps_are_measured_five_times_and_long_ones_for_fifteen_seconds(s
     assert ran * step == seconds
 
 
+@pytest.mark.parametrize("name", ["forward_kl", "dskd", "dskdv2", "tie_kd"])
+def test_steps_from_a_cache_are_measured(name: str, stage: Distill, tmp_path: Path) -> None:
+    cache, settings = tmp_path / "cache", replace(SETTINGS, tokens=512)
+    own = {"teacher": stage.sole, "data": stage.data, "context": settings.context, "dtype": "float32"}
+    Capture(**own, top_k=8, hidden=True).run(cache, show=False)  # type: ignore[arg-type]
+    cached = replace(stage, teacher_cache=str(cache), settings=settings, objective=Mixture(name=name))
+    made = Plan(distill=cached).run()
+    assert made["calibration"]["measured"]
+    assert made["calibration"]["loss"].keys() == {"cached"}
+    assert made["time"]["seconds_per_step"] > 0
+
+
 def test_few_aligned_tokens_are_said(apart: Distill, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("potstill.ops.align.exact", lambda a, b: torch.empty(0, 2, dtype=torch.long))
     made = Plan(distill=apart, calibration=RATES).run()
@@ -240,8 +253,10 @@ def test_few_aligned_tokens_are_said(apart: Distill, monkeypatch: pytest.MonkeyP
     assert any(note.startswith("0.0% of the trained tokens are aligned") for note in made["notes"])
 
 
-def test_a_method_that_no_cache_can_serve_is_planned_and_none_is_suggested(stage: Distill) -> None:
-    made = Plan(distill=replace(stage, objective=Mixture(name="dskd")), calibration=RATES).run()
-    assert not any("--teacher-cache" in one["change"] for one in made["suggestions"])
+@pytest.mark.parametrize(("name", "served"), [("relations", False), ("dskd", True)])
+def test_a_cache_is_suggested_to_a_method_that_it_can_serve(name: str, served: bool, stage: Distill) -> None:
+    made = Plan(distill=replace(stage, objective=Mixture(name=name)), calibration=RATES).run()
+    offered = [one["change"] for one in made["suggestions"] if one["change"].startswith("--teacher-cache")]
+    assert offered == ["--teacher-cache CACHE, made before by potstill cache --hidden"] * served
     assert made["parameters"]["objective"] > 0
     assert made["alignment"] is None

@@ -70,8 +70,8 @@ def test_two_processes_train_log_evaluate_and_resume_as_one_does(tiny_llama: Lla
     assert [line["step"] for line in metrics_of(two) if "loss" in line] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("which", ["FSDP", "DeepSpeed"])
+@pytest.mark.parametrize("which", ranks.SHARED_OUT)
 def test_accelerate_is_not_left_to_share_weights_out_in_silence(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{which.upper()}", "true")
+    monkeypatch.setenv(ranks.SHARED_OUT[which], "true")
     with pytest.raises(UsageError, match=f"share the weights out by {which}.*docs/scale.md"), ranks.joined():
         pass

@@ -122,7 +122,7 @@ class Head(NamedTuple):
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def constant(self) -> "Head":
-        """The same head without gradients; it stays where it is when the model that it came from is moved."""
+        """The same head without gradients."""
         return self._replace(weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
     def real(self, vocabulary: int) -> "Head":

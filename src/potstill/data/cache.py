@@ -187,8 +187,10 @@ class Cache:
     def states(self, batch: Batch) -> Tensor:
         """The teacher's last hidden states [N D] of a packed batch, in bfloat16, where they were kept.
 
-        Raises: CacheMismatch for a window that is not in the cache.
+        Raises: CacheMismatch for a window that is not in the cache; UnsupportedModel where none are kept.
         """
+        if not self.manifest.hidden:
+            raise UnsupportedModel(f"the cache {self.folder} keeps no hidden states; capture it with --hidden")
         parts = [self._shards[place.shard].get_slice("hidden")[place.rows] for place in self._places_of(batch)]
         width = self._shards[0].get_slice("hidden").get_shape()[1]
         found = np.concatenate([np.zeros((0, width), np.uint16), *parts])
@@ -245,7 +247,7 @@ def require_rows(needs: Needs) -> None:
     Raises: UnsupportedModel.
     """
     if needs.layers or needs.relations or needs.extras:
-        raise UnsupportedModel("a cache keeps no inner layer, and the objective needs one; learn live")
+        raise UnsupportedModel("a cache keeps what a teacher says at its end, and the objective needs more; learn live")
 
 
 def caches(folder: Path) -> list[Path]:

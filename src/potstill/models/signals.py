@@ -175,6 +175,16 @@ def head_of(model: nn.Module) -> Head:
     return Head(output.weight, getattr(output, "bias", None), float(scale), softcap)
 
 
+def known_head(model: nn.Module) -> Head:
+    """The head of a frozen model as a constant, which stays where it is when the model is moved.
+
+    Raises: UnsupportedModel where it does not explain the model's logits.
+    """
+    if not network(model).head_known:
+        raise UnsupportedModel(f"no head explains the logits of {type(model).__name__}; learn from it live")
+    return head_of(model).constant()
+
+
 @torch.no_grad()
 def head_explains(model: PreTrainedModel, *, seed: int = 0) -> bool:
     """Whether `head_of(model)` applied to the last hidden states gives the logits that the model gives itself."""

@@ -60,8 +60,8 @@ class SameRows:
         return every(batch)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
-        ours, theirs = every(batch)
-        return Bridged(ours, teacher.rows, theirs, student.rows)
+        rows = torch.arange(len(student.rows), device=student.rows.device)
+        return Bridged(rows, teacher.rows, rows, student.rows)
 
 
 class AlignedRows:
@@ -103,8 +103,7 @@ class CrossAttention(nn.Module):
 
     def reached(self, batch: Batch, teacher: str) -> Rows:
         """All supervised rows of both, but for those of a document of which the other has none."""
-        ours, theirs = supervised(batch)[2], supervised(view(batch, teacher))[2]
-        return _where(torch.isin(ours, theirs)), _where(torch.isin(theirs, ours))
+        return _met(supervised(batch)[2], supervised(view(batch, teacher))[2])
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
         """Both mixtures."""
@@ -116,7 +115,7 @@ class CrossAttention(nn.Module):
         documents = supervised(batch)[2], supervised(view(batch, name))[2]
         both = zip((student.rows, values), documents, strict=True)
         to_student, to_teacher = crossed(queries, embedded.flatten(1), *both)
-        ours, theirs = self.reached(batch, name)
+        ours, theirs = _met(*documents)
         return Bridged(ours, to_student[ours], theirs, to_teacher[theirs])
 
 
@@ -141,14 +140,18 @@ def aligned(batch: Batch, key: str = PAIRS) -> Rows:
 
 def by_place(batch: Batch, teacher: str) -> Rows:
     """The k-th row of the student in a document with the k-th of the teacher in it, as far as both go."""
-    ours, theirs = (_placed(supervised(view(batch, name))[2]) for name in ("student", teacher))
-    return _where(torch.isin(ours, theirs)), _where(torch.isin(theirs, ours))
+    return _met(*(_placed(supervised(view(batch, name))[2]) for name in ("student", teacher)))
 
 
 def _placed(documents: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
     """A number for each row that says its document and its place in it."""
     place = torch.arange(len(documents), device=documents.device) - torch.searchsorted(documents, documents)
     return documents * 2**31 + place
+
+
+def _met(ours: Int[Tensor, " N"], theirs: Int[Tensor, " M"]) -> Rows:
+    """The places of either side whose number the other has too."""
+    return _where(torch.isin(ours, theirs)), _where(torch.isin(theirs, ours))
 
 
 def _where(kept: Bool[Tensor, " N"]) -> Int[Tensor, " P"]:

@@ -27,8 +27,10 @@ def changes(stage: Distill) -> Iterator[tuple[str, Distill]]:
     if not stage.lora:
         yield f"--lora {RANK}", replace(stage, lora=RANK)
         smallest = replace(smallest, lora=RANK)
-    if stage.teacher_cache is None and stage.objective.teaches and not stage.objective.alive:
-        yield "--teacher-cache CACHE, made before by potstill cache", replace(stage, teacher_cache="CACHE")
+    served = stage.objective.teaches and (stage.objective.recalled or not stage.objective.alive)
+    if stage.teacher_cache is None and served:
+        made = "potstill cache --hidden" if stage.objective.recalled else "potstill cache"
+        yield f"--teacher-cache CACHE, made before by {made}", replace(stage, teacher_cache="CACHE")
         smallest = replace(smallest, teacher_cache="CACHE")
     if settings.save_every and settings.save_every < settings.steps:
         yield f"--save-every {settings.steps}", replace(stage, settings=replace(settings, save_every=settings.steps))

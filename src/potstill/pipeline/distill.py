@@ -35,7 +35,7 @@ from potstill.evaluate.reading import Reading
 from potstill.evaluate.rouge import Writing
 from potstill.evaluate.samples import side_by_side, to_markdown
 from potstill.models.load import Loaded, load
-from potstill.models.signals import head_of
+from potstill.models.signals import known_head
 from potstill.models.vocabulary import real_ids, shared_ids
 from potstill.objectives.named import Mixture
 from potstill.pipeline.absent import Absent, leaving, require_bounded, require_kept, require_teacher
@@ -168,11 +168,11 @@ class Distill:
         require_teacher(self.sole, self.teacher_cache, student=self.student)
         if is_address(self.sole):
             require_bounded(self.objective, top_k=self.top_k)
-        kept = self.teacher_cache is None or (self.objective.recalled and self.teacher is not None)
-        if self.objective.alive and (is_address(self.sole) or not kept):
+        if self.objective.alive and self.teacher_cache is not None and not self.objective.recalled:
+            raise UsageError(f"{self.objective.name} asks more of a teacher than a cache keeps; omit --teacher-cache")
+        if self.objective.alive and (self.teacher is None or is_address(self.sole)):
             raise UsageError(
-                f"{self.objective.name} learns from a teacher's hidden states; give a --teacher whose weights are here"
-                + (" (its head is read)" if self.objective.recalled else "")
+                f"{self.objective.name} reads a teacher's weights; give a --teacher whose weights are here"
             )
         require_answers(self.policy, self.objective, self.settings, teacher=self.sole, cache=self.teacher_cache)
 
@@ -256,8 +256,8 @@ class Distill:
                     "dtype": backend.name_of(dtype),
                     **tokenizer_facts(pair.origin.tokenizer),
                     "context": self.settings.context,
-                    "temperature": self.objective.temperature,
                     "vocabulary": pair.vocabulary,
+                    **({} if self.objective.recalled else {"temperature": self.objective.temperature}),
                 }
             )
         prepared = prepare(
@@ -416,7 +416,7 @@ class Distill:
             return teacher.companion
         if cache is None:
             return teacher.model
-        return Recalled(cache, head_of(teacher.model).constant()) if self.objective.recalled else cache
+        return Recalled(cache, known_head(teacher.model)) if self.objective.recalled else cache
 
     def _objective(self, pair: Pair) -> Objective:
         """Its own weights, if any, are drawn by the seed, so that ranks and resumed runs begin alike."""

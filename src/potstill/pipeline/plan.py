@@ -223,8 +223,10 @@ def calibrated(stage: Distill, known: Known, work: Workload) -> Calibration:
     pair.student.to(known.device)
     teacher = pair.teacher
     assert isinstance(teacher, Loaded)  # `known` has refused the others
-    teacher.model.to("meta" if known.cache else known.device, known.dtype)
+    teacher.model.to(known.device, known.dtype)
     study = stage.study(pair, known.dtype, {} if known.cache is None else {"teacher": known.cache})
+    if known.cache is not None:
+        teacher.model.to("meta")
     live = teacher.model if work.source == "live" else None
     seen = rehearse(study, live, pair.packs(known.packs), stage.settings)
     held = sum(work.memory(saved_bytes(known.student, dtype=known.dtype, lora=stage.lora)).values())

@@ -209,7 +209,8 @@ class Workload:
 
     def cache(self) -> float:
         """Bytes of a teacher's cache (`potstill cache`, top 64) of the text that is trained on."""
-        return CACHE_ROW * self.settings.tokens * self.texture.fill * self.texture.trained
+        row = CACHE_ROW + (2 * self.teacher.hidden if self.objective.recalled else 0)
+        return row * self.settings.tokens * self.texture.fill * self.texture.trained
 
 
 def backward_flops(forward: Flops, *, products: int) -> float:

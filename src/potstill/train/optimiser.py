@@ -30,10 +30,7 @@ def parameter_groups(
 
 
 def rest(optimiser: torch.optim.Optimizer) -> None:
-    """Lets go of the gradients of groups that sit out the step to come; before clipping, whose norm is of the others.
-
-    How many steps a group has seen is kept in it, and so in a checkpoint.
-    """
+    """Lets go of the gradients of groups that sit out the coming step; before clipping, whose norm is of the others."""
     for group in optimiser.param_groups:
         if (group["seen"] + 1) % group["every"] != 0:
             for parameter in group["params"]:
@@ -41,7 +38,10 @@ def rest(optimiser: torch.optim.Optimizer) -> None:
 
 
 def steer(optimiser: torch.optim.Optimizer, *_: Any) -> None:
-    """Before a step: groups rest, and gradients of groups that climb are turned round."""
+    """Before a step: groups rest, and gradients of groups that climb are turned round.
+
+    How many steps a group has seen is kept in it, and so in a checkpoint.
+    """
     rest(optimiser)
     for group in optimiser.param_groups:
         group["seen"] += 1

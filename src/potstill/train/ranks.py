@@ -17,7 +17,12 @@ from potstill.core.errors import ArtefactError, Interrupted, PeerFailed, Potstil
 
 PATIENCE = timedelta(days=1)  # rank 0 measures while the others wait; a rank that dies ends them by itself
 FAILED = "potstill/failed"
-SHARED_OUT = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+SHARED_OUT = {
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+    "a parallelism config": "ACCELERATE_USE_PARALLELISM_CONFIG",
+}
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 

@@ -100,15 +100,19 @@ class Trainer(transformers.Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        assert self.optimizer is not None
-        rest(self.optimizer)
+        self._let_rest()
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        self._let_rest()  # here too, since nothing may have been clipped
         norm = super()._get_grad_norm(model, grad_norm)
         if not math.isfinite(norm):  # checked before the optimiser steps, so no weight is ever spoilt
             self._stop(f"the gradient's norm became {float(norm)}", self._batches)
         return norm
+
+    def _let_rest(self) -> None:
+        assert self.optimizer is not None
+        rest(self.optimizer)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each term since the last line to the log.
