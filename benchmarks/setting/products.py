@@ -129,7 +129,7 @@ def both_spaces(student: Network, teacher: Network, objective: Any, batch: Any) 
     from potstill.objectives.bridge import CrossAttention
     from potstill.objectives.dual_space import DualSpaceV2
 
-    ours, theirs = objective.bridge.counts(batch, "teacher")
+    ours, theirs = map(len, objective.bridge.reached(batch, "teacher"))
     mixing = isinstance(objective.bridge, CrossAttention)
     computed = isinstance(objective, DualSpaceV2)
     yield Linear(ours, teacher.width, student.width, "frw" if mixing else "fw")
