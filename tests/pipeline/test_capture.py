@@ -20,10 +20,10 @@ from potstill.core.errors import (
     UsageError,
 )
 from potstill.core.types import Needs, supervised
-from potstill.data.cache import Cache, Manifest, caches, faults, remove
+from potstill.data.cache import Cache, Manifest, Recalled, caches, faults, remove
 from potstill.data.pack import collate
 from potstill.models.load import load
-from potstill.models.signals import signals
+from potstill.models.signals import known_head, signals
 from potstill.objectives.methods import METHODS
 from potstill.objectives.named import Mixture
 from potstill.ops.coarse import coarsened
@@ -56,7 +56,7 @@ def distil(teacher: Path, text: Path, **more: object) -> Distill:
 def test_a_cache_says_of_any_batch_of_its_text_what_the_teacher_says(
     stage: Capture, teacher: Path, text: Path, tmp_path: Path
 ) -> None:
-    stage = replace(stage, exact=True)
+    stage = replace(stage, exact=True, hidden=True)
     manifest = stage.run(tmp_path / "cache", show=False)
     cache, live = Cache(tmp_path / "cache"), load(teacher)
     packs = prepare(Text(data=str(text), context=64, seed=9), live.tokenizer, tokens=512, caches=[cache]).packs
@@ -69,6 +69,11 @@ def test_a_cache_says_of_any_batch_of_its_text_what_the_teacher_says(
     told = found.logits(found.rows)
     assert torch.equal(told.ids, expected.ids)
     torch.testing.assert_close(told.buckets, expected.buckets, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cache.states(batch).float(), said.rows, rtol=1e-2, atol=1e-2)
+    assert said.head is not None
+    for speaker in (cache, Recalled(cache, said.head)):
+        with pytest.raises(UnsupportedModel, match="the objective needs more"):
+            speaker.signals(batch, replace(needs, layers=frozenset({-1})))
     assert len(found.logits(found.rows[4:7])) == 3
     assert manifest.rows == packs.trained
     assert manifest.bytes == sum((tmp_path / "cache" / name).stat().st_size for name in manifest.files)
@@ -90,6 +95,17 @@ def test_kept_hidden_states_teach_to_the_bit_what_the_live_teacher_does(
     ours, theirs = (load_file(run.out / "model.safetensors") for run in (cached, live))
     for key, weight in theirs.items():
         assert torch.equal(ours[key], weight), key
+
+
+def test_kept_hidden_states_serve_at_any_temperature_and_under_a_head_that_explains_them(
+    stage: Capture, teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace(stage, hidden=True).run(tmp_path / "cache", show=False)
+    warm = distil(teacher, text, teacher_cache=str(tmp_path / "cache"), objective=Mixture(name="dskd", temperature=2.0))
+    assert warm.run(tmp_path / "warm", show=False).card.cost["losses"]["dskd_student_space"] > 0
+    monkeypatch.setattr("potstill.models.signals.head_explains", lambda model: False)
+    with pytest.raises(UnsupportedModel, match="no head explains the logits"):
+        known_head(load(teacher).model)
 
 
 def test_what_wants_hidden_states_is_refused_a_cache_without_them(
@@ -288,6 +304,8 @@ def test_other_text_is_refused(stage: Capture, teacher: Path, text: Path, tmp_pa
     )
     with pytest.raises(CacheMismatch, match="is not in the cache"):
         cache.signals(batch, Needs(supervised(batch)[0]))
+    with pytest.raises(UnsupportedModel, match="keeps no hidden states; capture it with --hidden"):
+        cache.states(batch)
 
 
 def test_drawn_tokens_give_the_forward_kl_its_gradient_on_average(
