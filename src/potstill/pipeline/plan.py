@@ -1,6 +1,6 @@
 """Plan: what a distillation is going to take, before it starts, and what to change where it does not fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ class Known(NamedTuple):
     packs: Packs
     device: torch.device
     dtype: torch.dtype
-    cache: Cache | None
+    caches: Mapping[str, Cache]
     apart: Otherwise | None = None
     chats: bool = False
 
@@ -118,16 +118,15 @@ class Plan:
         for one in (teacher.blueprint, student):
             if stage.settings.context > one.context:
                 raise UsageError(f"context is {stage.settings.context}, and a model here takes {one.context} tokens")
-        device, cache = backend.device(stage.device), stage.cache()
+        device, caches = backend.device(stage.device), stage.caches()
         text = Text(data=stage.data, columns=stage.columns, context=stage.settings.context, seed=stage.settings.seed)
-        caches = {} if cache is None else {"teacher": cache}
-        kept = tuple(caches.values())
+        kept = list(caches.values())
         prepared = prepare(text, origin.tokenizer, tokens=stage.settings.tokens, documents=1, caches=kept)
         dtype = stage.compute_dtype(None, caches)
         packs, chats = prepared.packs, prepared.facts["kind"] != "text"
         vocabulary, apart = ids_of(teacher, origin, packs, stage.objective, chats=chats)
         return Known(
-            teacher.blueprint, student, origin.tokenizer, vocabulary, packs, device, dtype, cache, apart, chats
+            teacher.blueprint, student, origin.tokenizer, vocabulary, packs, device, dtype, caches, apart, chats
         )
 
     def workload(self, stage: Distill, known: Known) -> Workload:
@@ -224,8 +223,8 @@ def calibrated(stage: Distill, known: Known, work: Workload) -> Calibration:
     teacher = pair.teacher
     assert isinstance(teacher, Loaded)  # `known` has refused the others
     teacher.model.to(known.device, known.dtype)
-    study = stage.study(pair, known.dtype, {} if known.cache is None else {"teacher": known.cache})
-    if known.cache is not None:
+    study = stage.study(pair, known.dtype, known.caches)
+    if known.caches:
         teacher.model.to("meta")
     live = teacher.model if work.source == "live" else None
     seen = rehearse(study, live, pair.packs(known.packs), stage.settings)
@@ -249,4 +248,5 @@ def fits(made: Forecast, free: Room) -> dict[str, bool]:
 
 def cache_row(known: Known) -> float:
     """Bytes a row of the teacher's cache: of the one that is used, else what one of the top 64 takes."""
-    return float(CACHE_ROW) if known.cache is None else known.cache.manifest.bytes / known.cache.manifest.rows
+    cache = known.caches.get("teacher")
+    return float(CACHE_ROW) if cache is None else cache.manifest.bytes / cache.manifest.rows
