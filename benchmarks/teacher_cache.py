@@ -125,7 +125,7 @@ def batches(cache: Any, number: int) -> list[dict[str, torch.Tensor]]:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__)
-    parser.add_argument("--tokens", type=int, default=14_000, help="how much is captured")
+    parser.add_argument("--tokens", type=int, default=30_000, help="how much is captured")
     parser.add_argument("--batches", type=int, default=8)
     return parser.parse_args()
 

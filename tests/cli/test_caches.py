@@ -37,6 +37,22 @@ def test_a_cache_of_which_a_byte_was_changed_is_not_whole(
     assert "make it again" in answer.err
 
 
+def test_a_cache_of_another_version_is_passed_over_refused_and_removed(
+    potstill: Call, teacher: Path, text: Path, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for made in (old, new):
+        potstill("cache", "--teacher", teacher, "--data", text, "--context", 64, "--dtype", "float32", "--out", made)
+    manifest = json.loads((old / "manifest.json").read_text())
+    (old / "manifest.json").write_text(json.dumps({**manifest, "version": manifest["version"] - 1}))
+    listed = potstill("cache", "ls", tmp_path, "--json")
+    assert [one["out"] for one in json.loads(listed.out)] == [str(new)]
+    for said in (listed, potstill("cache", "verify", old)):
+        assert f"is a cache of version {manifest['version'] - 1}" in said.err
+    assert potstill("cache", "rm", old).code == 0
+    assert not old.exists()
+
+
 def test_what_is_no_cache_is_not_removed(potstill: Call, text: Path) -> None:
     answer = potstill("cache", "rm", text.parent)
     assert answer.code == 2

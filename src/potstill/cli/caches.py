@@ -92,9 +92,16 @@ def ls(
     Example: [bold]potstill cache ls .[/]
     """
     from potstill.cli import show
+    from potstill.core.errors import ArtefactError
     from potstill.data.cache import Manifest, caches
+    from potstill.pipeline.stage import note
 
-    found = [{"out": str(one), **Manifest.read(one).to_dict()} for folder in folders for one in caches(o.path(folder))]
+    found = []
+    for one in (one for folder in folders for one in caches(o.path(folder))):
+        try:
+            found.append({"out": str(one), **Manifest.read(one).to_dict()})
+        except ArtefactError as error:
+            note(str(error))
     return answer(found, as_json, lambda: show.caches(found))
 
 

@@ -4,11 +4,11 @@
     DIR/classes.safetensors  `classes` uint8 [V], the class of every token
     DIR/shard-00000.safetensors ...
 
-A shard holds windows (documents, or the windows of a long one) end to end: the arrays of `codes.py` over all its
-rows, and for each window its `keys` uint64, and where its rows, its ids and its codes end (`row_ends`, `id_ends`,
-`code_ends`, int64). A key is the first eight bytes of the BLAKE2b hash of the window's tokens and of which of them are
-trained, so a window is found whatever its place, and another text, mask or tokenizer finds nothing. With hidden states
-kept, `hidden` is bfloat16 [N D] (as uint16), the last ones, after the final norm.
+A shard holds windows (documents, or the windows of a long one) end to end: the arrays of `codes.py`, and for each
+window its `keys` uint64, and where its rows, its ids and its record end (`row_ends`, `id_ends`, `record_ends`, int64).
+A key is the first eight bytes of the BLAKE2b hash of the window's tokens and of which of them are trained, so a window
+is found whatever its place, and another text, mask or tokenizer finds nothing. With hidden states kept, `hidden` is
+bfloat16 [N D] (as uint16), the last ones, after the final norm.
 
 Shards are memory-mapped: only what a batch asks for is read.
 """
@@ -35,7 +35,7 @@ from potstill.ops.layout import through
 
 MANIFEST, CLASSES = "manifest.json", "classes.safetensors"
 PROGRESS = "capture.json"  # while capturing: the run's identity, and the shards that are whole
-KIND, VERSION = "potstill teacher cache", 2
+KIND, VERSION = "potstill teacher cache", 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +82,15 @@ class Manifest:
 
         Raises: NotFound, ArtefactError.
         """
-        file = folder / MANIFEST
-        if not file.is_file():
-            raise NotFound(f"{folder} is no teacher cache (it has no {MANIFEST}); make one with potstill cache")
+        found = _manifest(folder)
+        if (version := found.pop("version")) != VERSION:
+            raise ArtefactError(
+                f"{folder} is a cache of version {version}, and this potstill reads {VERSION}; make it again"
+            )
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            kind, version = found.pop("kind"), found.pop("version")
-            if (kind, version) != (KIND, VERSION):
-                raise ArtefactError(f"{file} is a {kind} of version {version}, and this potstill reads {VERSION}")
             return cls(**{**found, "facts": Facts(**found["facts"])})
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise (
-                error
-                if isinstance(error, ArtefactError)
-                else ArtefactError(f"{file} cannot be read ({error}); make the cache again")
-            ) from error
+        except (KeyError, TypeError) as error:
+            raise ArtefactError(f"{folder / MANIFEST} cannot be read ({error}); make the cache again") from error
 
     @property
     def drawn(self) -> bool:
@@ -126,12 +120,12 @@ def windows_of(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a window lies: its shard, and its rows, ids and codes there."""
+    """Where a window lies: its shard, and its rows, ids and record there."""
 
     shard: int
     rows: slice
     ids: slice
-    codes: slice
+    record: slice
 
 
 class Cache:
@@ -209,14 +203,13 @@ class Cache:
         return self._places[key]
 
     def _read(self, place: _Place) -> Coarse:
-        shard, slices = self._shards[place.shard], {"ids": place.ids, "codes": place.codes}
-        if self.manifest.exact:
-            classes = self.manifest.classes
-            whole = slice(place.rows.start * classes, place.rows.stop * classes)
-            slices = {"ids": place.ids, "log_p": place.ids, "log_rest": whole}
-        rows = ("counts", "tails") if self.manifest.exact else ("counts", "tails", "steps")
-        slices |= dict.fromkeys(rows, place.rows)
-        return decode({n: shard.get_slice(n)[part] for n, part in slices.items()}, self.members, self.manifest.format)
+        manifest, slices = self.manifest, {"record": place.record}
+        rows, ids = (part.stop - part.start for part in (place.rows, place.ids))
+        if manifest.exact:
+            rest = slice(place.rows.start * manifest.classes, place.rows.stop * manifest.classes)
+            slices |= {"log_p": place.ids, "log_rest": rest}
+        arrays = {name: self._shards[place.shard].get_slice(name)[part] for name, part in slices.items()}
+        return decode(arrays, rows, ids, self.members, manifest.format)
 
     def _none(self) -> Coarse:
         nothing = torch.zeros(0, self.manifest.classes)
@@ -271,7 +264,7 @@ def remove(folder: Path) -> int:
 
     Raises: NotFound, ArtefactError where it is no cache; UsageError where it holds files that are not the cache's.
     """
-    files = {MANIFEST, CARD, PROGRESS, *Manifest.read(folder).files}
+    files = {MANIFEST, CARD, PROGRESS, *_manifest(folder).get("files", ())}
     if others := sorted(one.name for one in folder.iterdir() if one.name not in files):
         raise UsageError(f"{folder} holds {others[0]}, which is no part of the cache; move it away first")
     freed = sum(one.stat().st_size for one in folder.iterdir())
@@ -279,13 +272,22 @@ def remove(folder: Path) -> int:
     return freed
 
 
-def laid(windows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """A shard: windows, each the arrays of `codes.encode` and its `key`, end to end, and where each one's parts end."""
-    codes = "codes" if "codes" in windows[0] else "log_p"
-    ends = {"row_ends": "counts", "id_ends": "ids", "code_ends": codes}
-    found = {name: np.concatenate([window[name] for window in windows]) for name in windows[0] if name != "key"}
-    found |= {name: np.cumsum([len(window[of]) for window in windows], dtype=np.int64) for name, of in ends.items()}
-    return {**found, "keys": np.concatenate([window["key"] for window in windows])}
+@dataclass(frozen=True)
+class Window:
+    """What a shard holds of one window: its key, the numbers of its rows and of their ids, and its arrays."""
+
+    key: int
+    rows: int
+    ids: int
+    arrays: Mapping[str, np.ndarray]
+
+
+def laid(windows: Sequence[Window]) -> dict[str, np.ndarray]:
+    """A shard: the arrays of windows end to end, their keys, and where each one's parts end."""
+    sizes = np.array([(one.rows, one.ids, len(one.arrays["record"])) for one in windows], dtype=np.int64)
+    found = {name: np.concatenate([one.arrays[name] for one in windows]) for name in windows[0].arrays}
+    found |= dict(zip(("row_ends", "id_ends", "record_ends"), np.ascontiguousarray(sizes.cumsum(0).T), strict=True))
+    return {**found, "keys": np.array([one.key for one in windows], dtype=np.uint64)}
 
 
 def counted(shard: Path) -> tuple[int, int, int]:
@@ -293,6 +295,21 @@ def counted(shard: Path) -> tuple[int, int, int]:
     with safe_open(shard, framework="np") as file:
         rows, ids = (int(file.get_tensor(name)[-1]) for name in ("row_ends", "id_ends"))
         return rows, len(file.get_tensor("keys")), ids
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """A cache's manifest, of whatever version, without its kind."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise NotFound(f"{folder} is no teacher cache (it has no {MANIFEST}); make one with potstill cache")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        kind, _ = found.pop("kind"), found["version"]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ArtefactError(f"{file} cannot be read ({error}); make the cache again") from error
+    if kind != KIND:
+        raise ArtefactError(f"{file} is that of a {kind}, and of no teacher cache")
+    return dict(found)
 
 
 def faults(folder: Path) -> Iterator[str]:
@@ -309,7 +326,7 @@ def faults(folder: Path) -> Iterator[str]:
 
 
 def _places(number: int, shard: Any) -> Iterator[tuple[int, _Place]]:
-    keys, *ends = (shard.get_tensor(name) for name in ("keys", "row_ends", "id_ends", "code_ends"))
+    keys, *ends = (shard.get_tensor(name) for name in ("keys", "row_ends", "id_ends", "record_ends"))
     starts = [np.concatenate([[0], end[:-1]]) for end in ends]
     for i, key in enumerate(keys.tolist()):
         yield key, _Place(number, *(slice(int(a[i]), int(b[i])) for a, b in zip(starts, ends, strict=True)))

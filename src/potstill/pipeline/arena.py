@@ -196,7 +196,6 @@ class Arena:
         self, out: Path, bouts: Sequence[Bout], settled: Mapping[str, Any], common: Distill, student: str
     ) -> dict[str, Any]:
         """Measures the teacher, the student as it began and every arm on the same documents, and writes it all."""
-        note(f"measuring {len(bouts)} students, their beginning and the teacher")
         free_memory(common.device)
         text = Text(data=common.data, eval_data=common.eval_data, columns=common.columns)
         corpus = held_out_corpus(text)

@@ -35,7 +35,7 @@ from potstill.core.artefact import (
 )
 from potstill.core.errors import ArtefactError, Interrupted, OutputExists, UnsupportedModel, UsageError
 from potstill.core.types import Needs, Signals, supervised
-from potstill.data.cache import CLASSES, MANIFEST, PROGRESS, Facts, Manifest, counted, key_of, laid
+from potstill.data.cache import CLASSES, MANIFEST, PROGRESS, VERSION, Facts, Manifest, Window, counted, key_of, laid
 from potstill.data.chat import tokenise
 from potstill.data.codes import Format, encode
 from potstill.data.corpus import Corpus, load_corpus
@@ -129,7 +129,7 @@ class Capture:
         facts = Facts(
             **facts_expected(teacher, corpus, packs, dtype), context=self.context, temperature=self.temperature
         )
-        identity = identify(self.to_dict(), asdict(facts), packs.digest, device.type)
+        identity = identify(VERSION, self.to_dict(), asdict(facts), packs.digest, device.type)
         with disk(out), _workplace(out, overwrite=overwrite, identity=identity, resume=resume) as folder:
             start = time.perf_counter()
             with evaluating(teacher.model), torch.no_grad():
@@ -196,7 +196,7 @@ class Capture:
                 done[name] = hash_file(folder / name)
                 write_text(folder / PROGRESS, json.dumps({"identity": identity, "files": done}))
 
-    def _windows(self, teacher: Loaded, packs: Packs, number: int, members: Tensor) -> Iterator[dict[str, np.ndarray]]:
+    def _windows(self, teacher: Loaded, packs: Packs, number: int, members: Tensor) -> Iterator[Window]:
         """What is stored of each window of a pack."""
         said, batch = self._said(teacher, packs, range(number, number + 1))
         generator = torch.Generator(members.device).manual_seed(self.seed * 2**32 + number)
@@ -210,12 +210,13 @@ class Capture:
         for document in range(int(documents[-1]) + 1):
             mine, rows = documents == document, int((owners == document).sum())
             ids, labels = (batch[name][0].cpu()[mine].numpy() for name in ("input_ids", "labels"))
-            found = encode(known[start : start + rows], how)
+            part = known[start : start + rows]
+            arrays = encode(part, how)
             if self.hidden and said.head is None:
                 raise UnsupportedModel(f"no head explains the hidden states of {teacher.name}; omit --hidden")
             if self.hidden:
-                found["hidden"] = said.rows[start : start + rows].bfloat16().cpu().view(torch.uint16).numpy()
-            yield {**found, "key": np.array([key_of(ids, labels)], dtype=np.uint64)}
+                arrays["hidden"] = said.rows[start : start + rows].bfloat16().cpu().view(torch.uint16).numpy()
+            yield Window(key_of(ids, labels), rows, int((~part.log_p.isneginf()).sum()), arrays)
             start += rows
 
     def _kept(self, logits: Tensor, members: Tensor, generator: torch.Generator) -> Coarse:

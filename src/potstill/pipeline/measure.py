@@ -18,7 +18,7 @@ from potstill.evaluate.reading import Reading, Row, require_context
 from potstill.evaluate.rouge import judge_answers, questions
 from potstill.models.load import Loaded, load
 from potstill.models.vocabulary import real_ids, shared_ids
-from potstill.pipeline.stage import as_value
+from potstill.pipeline.stage import as_value, note
 from potstill.pipeline.texts import columns_of, rows_of
 
 
@@ -74,7 +74,8 @@ class Measurement:
         teacher = None if self.teacher is None else self._load(self.teacher)
         remembered: dict[int, Remembered] = {}
         found: dict[str, Judged] = {}
-        for name in self.models:
+        for number, name in enumerate(self.models, 1):
+            note(f"measuring model {number} of {len(self.models)}: {name}")
             loaded = teacher if teacher is not None and name == self.teacher else self._load(name)
             require_context(self.context, loaded.model)
             vocabulary = None if teacher is None else shared_with(teacher, loaded)

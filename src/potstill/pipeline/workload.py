@@ -20,7 +20,7 @@ WIDE = 4  # bytes of float32: master weights, gradients and both moments of the 
 KEPT_CHECKPOINTS = 2  # by `train.checkpoint.seal`, which removes the oldest once the newest is in place
 PAPERS, LINE = 128_000, 400  # bytes of card, README and curve; of a step's line in metrics.jsonl
 STATES = 45_000  # bytes of a checkpoint's random states, arguments, schedule and manifest
-CACHE_ROW = 176  # bytes a row at `--top-k 64` on real text; at most 200 (docs/cache.md)
+CACHE_ROW = 131  # bytes a row at `--top-k 64` on real text (benchmarks/teacher_cache.py)
 
 
 class Saved(NamedTuple):
