@@ -8,7 +8,7 @@ A window is one record. Its N rows have tokens i_1 < ... < i_k each, the likelie
 | `tails` | float32 `[N]` | r, exact |
 | `widths` | float16 `[N]` | w = log p[i*] - min_j log p[i_j] |
 | `codes` | uint8 `[sum k]` | round(255 sqrt((log p[i*] - log p[i_j]) / w)): the steps are finest where the mass is |
-| `classes` | uint8 `[N C]` | class c has min(254, round(10 log(r / r_c))), and 255 stands for nothing |
+| `classes` | uint8 `[N C]` | class c has min(254, round(5 log(r / r_c))), and 255 stands for nothing |
 | `places` | uint16 `[sum k]` | where the row's ids stand among the window's names, from one to the next |
 | `names` | uint16 `[U]` | the ids that occur in the window, ascending, from one to the next |
 
@@ -30,7 +30,7 @@ from torch import Tensor
 from potstill.ops.coarse import Coarse
 
 LEVELS = 255
-CLASS_STEP = 0.1  # nats
+CLASS_STEP = 0.2  # nats
 NARROW = 2**16  # a vocabulary below it takes two bytes
 FULL = 1 - 2**-24  # the largest float32 below 1: a rest of all the mass is a rounding
 
