@@ -204,12 +204,11 @@ class Cache:
 
     def _read(self, place: _Place) -> Coarse:
         manifest, slices = self.manifest, {"record": place.record}
-        rows, ids = (part.stop - part.start for part in (place.rows, place.ids))
         if manifest.exact:
             rest = slice(place.rows.start * manifest.classes, place.rows.stop * manifest.classes)
             slices |= {"log_p": place.ids, "log_rest": rest}
         arrays = {name: self._shards[place.shard].get_slice(name)[part] for name, part in slices.items()}
-        return decode(arrays, rows, ids, self.members, manifest.format)
+        return decode(arrays, place.rows.stop - place.rows.start, self.members, manifest.format)
 
     def _none(self) -> Coarse:
         nothing = torch.zeros(0, self.manifest.classes)

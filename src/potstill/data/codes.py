@@ -68,11 +68,12 @@ def encode(rows: Coarse, how: Format) -> dict[str, np.ndarray]:
     return {"record": np.frombuffer(record, np.uint8), **plain}
 
 
-def decode(arrays: Mapping[str, np.ndarray], rows: int, ids: int, members: Tensor, how: Format) -> Coarse:
-    """The `rows` again, of `ids` tokens in all, in float32; the ids of a row ascend."""
+def decode(arrays: Mapping[str, np.ndarray], rows: int, members: Tensor, how: Format) -> Coarse:
+    """The `rows` again, in float32; the ids of a row ascend."""
     record = _Record(arrays["record"])
     counts = torch.from_numpy(record.take(how.integer, rows).astype(np.int64))
     tails = torch.from_numpy(record.take("<f4", rows))
+    ids = int(counts.sum())
     known = torch.arange(int(counts.max()) if rows else 1) < counts[:, None]
     if how.exact:
         log_p = _laid(arrays["log_p"], known).masked_fill(~known, -torch.inf)
@@ -80,9 +81,8 @@ def decode(arrays: Mapping[str, np.ndarray], rows: int, ids: int, members: Tenso
     else:
         widths = torch.from_numpy(record.take("<f2", rows)).float()
         below = (_laid(record.take("u1", ids), known).float() / LEVELS).square() * widths[:, None]
-        log_p = (
-            torch.log_softmax(-below.masked_fill(~known, torch.inf), -1) + torch.log1p(-tails.clamp_max(FULL))[:, None]
-        )
+        named = torch.log1p(-tails.clamp_max(FULL))
+        log_p = torch.log_softmax(-below.masked_fill(~known, torch.inf), -1) + named[:, None]
         codes = torch.from_numpy(record.take("u1", rows * how.classes)).float().reshape(rows, how.classes)
         share = torch.where(codes == LEVELS, -torch.inf, -CLASS_STEP * codes)
         nothing = share.isneginf().all(-1, keepdim=True)
