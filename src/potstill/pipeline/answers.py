@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -57,6 +57,7 @@ class Answers:
     its own, so what is answered depends on the seed alone.
     """
 
+    kind: ClassVar[str] = "answers"
     model: str
     data: str
     columns: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from potstill.core import backend
 from potstill.core.artefact import ARENA, recover, require_free, write_text
@@ -40,6 +40,7 @@ class Arena:
     `prompts` are answered for ROUGE-L where the text asks something.
     """
 
+    kind: ClassVar[str] = "arena"
     common: Distill
     objectives: tuple[str, ...]
     tokens: int | None = None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -69,6 +69,7 @@ class Capture:
     Source: random sampling, Anshumann et al. (arXiv:2503.16870); the classes are ours.
     """
 
+    kind: ClassVar[str] = "capture"
     teacher: str
     data: str = "stdlib"
     columns: str = ""

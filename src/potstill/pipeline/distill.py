@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -120,6 +120,7 @@ class Distill:
     then only measures. The output folder appears whole; while training it holds `training/` alone.
     """
 
+    kind: ClassVar[str] = "distill"
     teacher: str | tuple[str, ...] | None = None
     combine: str = AVERAGE
     student: str | None = None

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -46,6 +46,7 @@ class Doctor:
     under its divergence and temperature, or under the divergence inside a method.
     """
 
+    kind: ClassVar[str] = "doctor"
     teacher: str
     student: str | None = None
     data: str = "stdlib"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from potstill.core import backend
 from potstill.core.artefact import write_text
@@ -30,6 +30,7 @@ class Measurement:
     the data holds prompts with responses, or chats; parameters, bytes, and tokens/s unless `speed` is off.
     """
 
+    kind: ClassVar[str] = "measurement"
     models: tuple[str, ...]
     data: str = "stdlib"
     columns: str = ""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
@@ -47,6 +47,7 @@ class Prune:
     `fit.dimensions`).
     """
 
+    kind: ClassVar[str] = "prune"
     model: str
     data: str = "stdlib"
     columns: str = ""

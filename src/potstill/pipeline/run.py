@@ -44,7 +44,7 @@ def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, r
     require_free(out, overwrite=overwrite or resume)
     previous, unchanged = out, resume
     for number, stage in enumerate(stages, 1):
-        folder = out / f"{number}-{type(stage).__name__.lower()}"
+        folder = out / f"{number}-{stage.kind}"
         placed = placed_after(stage, str(previous))
         unchanged = unchanged and is_finished(folder, placed)
         if not unchanged:

@@ -24,8 +24,8 @@ TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "open file failed")  
 
 
 def as_value(stage: Any) -> dict[str, Any]:
-    """A stage as plain data under its name, as JSON gives it back: for cards, `--dry-run` and `--config`."""
-    plain: dict[str, Any] = json.loads(json.dumps({"stage": type(stage).__name__.lower(), **asdict(stage)}))
+    """A stage as plain data under its kind, as JSON gives it back: for cards, `--dry-run` and `--config`."""
+    plain: dict[str, Any] = json.loads(json.dumps({"stage": stage.kind, **asdict(stage)}))
     return plain
 
 
