@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from potstill.data.spans import located
-from potstill.data.stdlib import docstrings, modules
+from potstill.data.spans import locate_tokens
+from potstill.data.stdlib import list_modules, load_docstrings
 from potstill.models import gguf, load
-from potstill.models.pieces import Pieces, counterparts, pieces
+from potstill.models.pieces import TokenBytes, match_tokens, read_token_bytes
 from potstill.ops import align, edit
 from setting.document import command_line, document, refuse_on_red
 from setting.tokenizer import trained
@@ -34,7 +34,7 @@ RESTS_ON = ["tests/ops/test_align.py", "tests/ops/test_edit.py", "tests/data/tes
 CHARACTERS, LONGEST = 400_000, 4_000
 GOAL = "locating the tokens of a text takes at most 1 % of a step of 4 ms a token"
 EMOJI = "I'm so happy 😀🎉! 👩‍👩‍👧‍👦 went to 🇯🇵 and ate 🍣🍜 🤷🏽‍♀️ ❤️‍🔥 thanks 🙏🏿🙏 see you at 8️⃣ 😂😂😂. "
-Side = tuple[PreTrainedTokenizerBase, Pieces]
+Side = tuple[PreTrainedTokenizerBase, TokenBytes]
 
 
 def main() -> None:
@@ -43,8 +43,8 @@ def main() -> None:
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
     student, teacher = tokenizer(options.student), tokenizer(options.teacher)
-    sides = (student, pieces(student)), (teacher, pieces(teacher))
-    shared = int((counterparts(sides[0][1], sides[1][1]) >= 0).sum())
+    sides = (student, read_token_bytes(student)), (teacher, read_token_bytes(teacher))
+    shared = int((match_tokens(sides[0][1], sides[1][1]) >= 0).sum())
     vocabulary = {"student": len(student), "teacher": len(teacher), "student ids that the teacher has": shared}
     texts = {kind: measured(some, *sides) for kind, some in kinds(student)}
     met = {GOAL: all(one["tokens a CPU second"]["tokenised and located"] >= 25_000 for one in texts.values())}
@@ -53,21 +53,21 @@ def main() -> None:
 
 def measured(texts: Sequence[str], student: Side, teacher: Side) -> dict[str, Any]:
     """Shares over all `texts`, and rates in the student's tokens a second."""
-    read, ours = clocked(lambda: located(texts, *student))
-    _, theirs = clocked(lambda: located(texts, *teacher))
+    read, ours = clocked(lambda: locate_tokens(texts, *student))
+    _, theirs = clocked(lambda: locate_tokens(texts, *teacher))
     bare, _ = clocked(lambda: student[0](list(texts), verbose=False))
     first, second = (end_to_end([one.spans for one in side], texts) for side in (ours, theirs))
-    seconds, pairs = clocked(lambda: align.exact(first, second))
-    merging, groups = clocked(lambda: align.merged(first, second))
+    seconds, pairs = clocked(lambda: align.match_spans(first, second))
+    merging, groups = clocked(lambda: align.merge_spans(first, second))
     real = first[:, 0] < first[:, 1]
     tokens = len(first)
     some = list(zip(ours, theirs, strict=True))[:20]
     warping, warped = clocked(lambda: sum(warp(a.ids, b.ids, student[1], teacher[1]) for a, b in some))
     return {
         "tokens": {"student": tokens, "teacher": len(second), "bytes": sum(len(text.encode()) for text in texts)},
-        "exact": align.share(pairs[:, 0], real),
-        "same context": align.share(align.beginnings(first, second)[:, 0], real),
-        "in groups": align.share(torch.nonzero(groups.first >= 0)[:, 0], real),
+        "exact": align.compute_coverage(pairs[:, 0], real),
+        "same context": align.compute_coverage(align.match_starts(first, second)[:, 0], real),
+        "in groups": align.compute_coverage(torch.nonzero(groups.first >= 0)[:, 0], real),
         "student tokens a group": float(real.sum()) / max(1, groups.total),
         "tokens a CPU second": {
             "tokenised": tokens / bare,
@@ -79,10 +79,12 @@ def measured(texts: Sequence[str], student: Side, teacher: Side) -> dict[str, An
     }
 
 
-def warp(ours: torch.Tensor, theirs: torch.Tensor, student: Pieces, teacher: Pieces) -> int:
+def warp(ours: torch.Tensor, theirs: torch.Tensor, student: TokenBytes, teacher: TokenBytes) -> int:
     """The tokens of one text, paired by minimum edit distance."""
-    first, second = ([known.of[i].strip() for i in ids.tolist()] for known, ids in ((teacher, theirs), (student, ours)))
-    edit.alone(edit.warped(edit.table(first, second)), len(second))
+    first, second = (
+        [known.by_id[i].strip() for i in ids.tolist()] for known, ids in ((teacher, theirs), (student, ours))
+    )
+    edit.find_single_matches(edit.dtw_path(edit.edit_distance_table(first, second)), len(second))
     return len(second)
 
 
@@ -106,9 +108,9 @@ def clocked(work: Callable[[], Any], *, times: int = 3) -> tuple[float, Any]:
 
 def kinds(student: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[str]]]:
     """Each kind of text that there is here."""
-    yield "English (docstrings)", some(docstrings())
+    yield "English (docstrings)", some(load_docstrings())
     library = Path(sysconfig.get_path("stdlib"))
-    yield "code (Python)", some(path.read_text("utf-8", "replace") for path in sorted(modules(library)))
+    yield "code (Python)", some(path.read_text("utf-8", "replace") for path in sorted(list_modules(library)))
     yield "emoji", [EMOJI * 20] * 20
     if not (folder := os.environ.get("POTSTILL_DATA")):
         return
@@ -145,7 +147,7 @@ def tokenizer(name: str | None) -> PreTrainedTokenizerBase:
     """That of a folder or a GGUF file, of `smollm2`, or one trained here."""
     if name is None:
         return trained()
-    path = load.packaged() if name == "smollm2" else Path(name)
+    path = load.get_packaged_path() if name == "smollm2" else Path(name)
     if path.suffix == ".gguf":
         return gguf.load_tokenizer(path)
     found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)

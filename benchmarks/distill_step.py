@@ -148,24 +148,24 @@ def gap(ours: list[float], theirs: list[float]) -> float:
 
 def capture(folder: str) -> dict[str, float]:
     """The child that writes down what the teacher says, as `potstill cache` does."""
-    from potstill.pipeline.capture import Capture
+    from potstill.pipeline.capture import CacheTeacherConfig
 
     start = time.perf_counter()
-    stage = Capture(teacher="smollm2", data=str(Path(folder) / TEXTS), context=CONTEXT, dtype="bfloat16")
+    stage = CacheTeacherConfig(teacher="smollm2", data=str(Path(folder) / TEXTS), context=CONTEXT, dtype="bfloat16")
     manifest = stage.run(Path(folder) / "cache", show=False)
     return {"rows": manifest.rows, "bytes": manifest.bytes, "seconds": time.perf_counter() - start}
 
 
 def stepping(options: argparse.Namespace) -> Callable[[list[list[int]]], dict[str, float]]:
     """The child of one side: a step for every batch that comes in."""
-    from potstill.data.cache import Cache
+    from potstill.data.cache import TeacherCache
 
     torch.manual_seed(options.seed)
     teacher, student = pair()
     if options.side == "floor":
         step = floor_step(teacher, student)
     else:
-        taught = Cache(Path(options.folder) / "cache") if options.side == "cached" else teacher
+        taught = TeacherCache(Path(options.folder) / "cache") if options.side == "cached" else teacher
         step = (trl_step if options.side == "trl" else potstill_step)(taught, student, adam(student))
     del teacher  # a side that learns from a cache has none
 
@@ -179,7 +179,7 @@ def stepping(options: argparse.Namespace) -> Callable[[list[list[int]]], dict[st
 
 def floor_step(teacher: Any, student: Any) -> Step:
     """Every matrix product of a step, alone; the head in chunks of rows, as the fused loss takes it."""
-    from potstill.ops.fused import rows_at_once
+    from potstill.ops.fused import rows_per_chunk
 
     kinds = {
         name: [w.detach().bfloat16() for n, w in model.named_parameters() if w.ndim == 2 and "embed" not in n]
@@ -202,7 +202,7 @@ def floor_step(teacher: Any, student: Any) -> Step:
             forward(inputs[weight.shape[1]], weight)
         for weight in kinds["student"]:
             both(inputs[weight.shape[1]], weight)
-        for some in inputs[HEAD[1]][:rows].split(rows_at_once(HEAD[0])):
+        for some in inputs[HEAD[1]][:rows].split(rows_per_chunk(HEAD[0])):
             forward(some, head)
             both(some, head)
         return 0.0

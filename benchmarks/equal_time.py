@@ -58,7 +58,7 @@ def train(side: str, seed: int, options: argparse.Namespace) -> None:
     torch.manual_seed(seed)
     teacher, student = pair()
     optimiser = adam(student)
-    held = contextlib.nullcontext() if side == "trl" else backend.held_memory()  # as a run of potstill holds it
+    held = contextlib.nullcontext() if side == "trl" else backend.retain_freed_memory()  # as a run of potstill holds it
     held.__enter__()  # until the process ends
     step = SIDES[side](teacher, student, optimiser)
     budget = options.minutes * 60 * options.threads
@@ -90,11 +90,11 @@ def rate(share: float) -> float:
 
 def documents(seed: int, tokens: int) -> Iterator[list[list[int]]]:
     """Ragged documents of about `tokens` tokens a step, from Python's own docstrings, in an order of `seed`."""
-    from potstill.data.chat import tokenise
+    from potstill.data.chat import tokenize_corpus
     from potstill.data.corpus import load_corpus
     from potstill.models import gguf, load
 
-    rows = tokenise(load_corpus("stdlib"), gguf.load_tokenizer(load.packaged()))
+    rows = tokenize_corpus(load_corpus("stdlib"), gguf.load_tokenizer(load.get_packaged_path()))
     pieces = [row.input_ids[i : i + CONTEXT] for row in rows for i in range(0, len(row.input_ids) - 1, CONTEXT)]
     order = random.Random(seed)
     held: list[list[int]] = []
@@ -112,33 +112,35 @@ def report(options: argparse.Namespace) -> str:
     from transformers import AutoModelForCausalLM
 
     from potstill.data.corpus import load_corpus
-    from potstill.evaluate.agreement import compare, remember
-    from potstill.evaluate.measure import differences, quality
-    from potstill.evaluate.reading import Reading
+    from potstill.evaluate.agreement import collect_teacher_outputs, compare_with_teacher
+    from potstill.evaluate.measure import compute_paired_differences, measure_quality
+    from potstill.evaluate.reading import ScoringConfig
     from potstill.models import gguf, load
-    from potstill.models.vocabulary import real_ids
-    from potstill.pipeline.texts import rows_of
+    from potstill.models.vocabulary import count_token_ids
+    from potstill.pipeline.texts import build_rows
 
     teacher, first = pair()
-    tokenizer = gguf.load_tokenizer(load.packaged())
+    tokenizer = gguf.load_tokenizer(load.get_packaged_path())
     corpus = load_corpus("stdlib", split="validation")
-    rows = rows_of(corpus, tokenizer, documents=options.documents)
-    remembered = remember(teacher, rows, Reading(context=CONTEXT, vocabulary=real_ids(tokenizer), dtype=torch.bfloat16))
-    seen = {"at the start": compare(remembered, first)}
+    rows = build_rows(corpus, tokenizer, documents=options.documents)
+    remembered = collect_teacher_outputs(
+        teacher, rows, ScoringConfig(context=CONTEXT, vocabulary=count_token_ids(tokenizer), dtype=torch.bfloat16)
+    )
+    seen = {"at the start": compare_with_teacher(remembered, first)}
     facts: dict[str, Any] = {}
     for seed in options.seeds:
         for side in SIDES:
             out = folder(options, side, seed)
             student = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
             name = f"{side}, seed {seed}"
-            seen[name] = compare(remembered, student)
+            seen[name] = compare_with_teacher(remembered, student)
             facts[name] = {k: v for k, v in json.loads((out / "trained.json").read_text()).items() if k != "losses"}
     figures = {
-        name: facts.get(name, {}) | {one.name: one.to_dict() for one in quality(compared)}
+        name: facts.get(name, {}) | {one.name: one.to_dict() for one in measure_quality(compared)}
         for name, compared in seen.items()
     }
     pairs = [{f"potstill, seed {seed}", f"trl, seed {seed}"} for seed in options.seeds]
-    beside = [found for found in differences(seen) if {found["a"], found["b"]} in pairs]
+    beside = [found for found in compute_paired_differences(seen) if {found["a"], found["b"]} in pairs]
     better = {"bits_per_byte": 1, "teacher_kl": 1, "teacher_agreement": -1}
     worst = (max(better[f["name"]] * f["low"], better[f["name"]] * f["high"]) for f in beside)
     told = {"minutes": options.minutes, "students": figures, "potstill less TRL": beside}

@@ -67,10 +67,10 @@ def clocked(length: int, *, twice: bool) -> Callable[[int], dict[str, float]]:
 
     With `twice` the student's blocks keep their inputs alone and are computed again in the backward.
     """
-    from potstill.train.blocks import checkpointed
+    from potstill.train.blocks import activation_checkpointing
 
     teacher, student = pair()
-    kept = functools.partial(checkpointed, student) if twice else contextlib.nullcontext
+    kept = functools.partial(activation_checkpointing, student) if twice else contextlib.nullcontext
     step = potstill_step(teacher, student, adam(student))
     config, layers = teacher.config, student.config.num_hidden_layers
     heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
@@ -92,7 +92,7 @@ def clocked(length: int, *, twice: bool) -> Callable[[int], dict[str, float]]:
 
 def attention(length: int, heads: tuple[int, int, int], *, trained: bool = False, layers: int = 2) -> float:
     """Seconds of one layer's attention over one document, forward, and backward where it is `trained`."""
-    from potstill.ops.attention import by_document
+    from potstill.ops.attention import document_attention
 
     queries, keys, width = heads
     q, k, v = (torch.randn(1, n, length, width, dtype=torch.bfloat16) for n in (queries, keys, keys))
@@ -100,7 +100,7 @@ def attention(length: int, heads: tuple[int, int, int], *, trained: bool = False
         tensor.requires_grad_(trained)
     start = time.perf_counter()
     for _ in range(layers):
-        mixed = by_document(q, k, v, ((length,),), scale=width**-0.5)
+        mixed = document_attention(q, k, v, ((length,),), scale=width**-0.5)
         if trained:
             mixed.backward(mixed)
     return (time.perf_counter() - start) / layers

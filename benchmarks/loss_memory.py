@@ -107,7 +107,7 @@ def problem(vocabulary: int, *, rows: int = ROWS) -> Problem:
 def by_potstill(given: Problem) -> torch.Tensor:
     """The objective over one document, as a study calls it."""
     from potstill.core.types import Head, Signals
-    from potstill.objectives.distill import Distill
+    from potstill.objectives.distill import LogitDistillation
 
     count = len(given.rows)
     ids = torch.zeros(1, count + 1, dtype=torch.long)
@@ -116,7 +116,7 @@ def by_potstill(given: Problem) -> torch.Tensor:
     student, teacher = (
         Signals(rows, head.logits, head) for rows, head in zip((given.rows, given.teacher_rows), heads, strict=True)
     )
-    return Distill()({"student": student}, {"teacher": teacher}, batch)["distill"] / count
+    return LogitDistillation()({"student": student}, {"teacher": teacher}, batch)["distill"] / count
 
 
 def by_trl(given: Problem) -> torch.Tensor:
@@ -134,13 +134,15 @@ def by_trl(given: Problem) -> torch.Tensor:
 def by_definition(given: Problem) -> torch.Tensor:
     """All logits at once, by autograd."""
     from potstill.core.types import Head
-    from potstill.ops.fused import plain
+    from potstill.ops.fused import sum_row_losses_densely
     from potstill.ops.row_loss import DivergenceRows
 
     teacher, targets = Head(given.teacher_weight), torch.zeros(len(given.rows), dtype=torch.long)
     rows = given.rows.to(torch.bfloat16)
     frozen = {"teacher": lambda start, stop: teacher.logits(given.teacher_rows[start:stop])}
-    return plain([DivergenceRows()], rows, Head(given.weight), targets=targets, frozen=frozen)[0] / len(rows)
+    return sum_row_losses_densely([DivergenceRows()], rows, Head(given.weight), targets=targets, frozen=frozen)[
+        0
+    ] / len(rows)
 
 
 LOSSES: dict[str, Callable[[Problem], torch.Tensor]] = {
@@ -165,7 +167,7 @@ def clocked(side: str, vocabulary: int) -> Callable[[int], dict[str, float]]:
     loss = LOSSES[side]
     passed(loss, problem(64, rows=8))  # what libraries allocate once
     given = problem(vocabulary)
-    backend.trim()
+    backend.trim_memory()
     kept = 4 * (given.rows.numel() + given.weight.numel())
 
     def once(number: int) -> dict[str, float]:

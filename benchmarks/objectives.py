@@ -134,18 +134,20 @@ def alone(lists: list[list[list[Any]]]) -> dict[str, float]:
 
 def stepping(options: argparse.Namespace) -> Callable[[list[list[int]]], Reply]:
     """The child of one objective: a step for every batch that comes in."""
-    from potstill.objectives.named import Mixture
-    from potstill.train.study import Study
+    from potstill.objectives.named import ObjectiveConfig
+    from potstill.train.study import TrainingModule
 
     torch.manual_seed(options.seed)
     across = options.side in ACROSS
     sides = both(options.teacher if across else None, quick=options.quick)
-    mixture = Mixture(name=options.side)
+    mixture = ObjectiveConfig(name=options.side)
     objective: Any = mixture.build(sides)
     vocabulary = dict(zip(("student", "teacher"), sides.vocabularies, strict=True))
     frozen = {"teacher": sides.teacher.model}
-    study = Study(sides.student.model, objective, frozen=frozen, vocabulary=vocabulary, compute_dtype=torch.bfloat16)
-    beside = translating(sides, warped=mixture.warped) if across else dict
+    study = TrainingModule(
+        sides.student.model, objective, frozen=frozen, vocabulary=vocabulary, compute_dtype=torch.bfloat16
+    )
+    beside = translating(sides, warped=mixture.needs_edit_alignment) if across else dict
     made: dict[str, Any] = {}
 
     def read(batch: list[list[int]]) -> Any:

@@ -193,13 +193,13 @@ def used(work: Path) -> int:
 
 def stage(job: dict[str, Any]) -> Any:
     """The run that a job describes."""
-    from potstill.pipeline.distill import Distill
+    from potstill.pipeline.distill import DistillConfig
 
     folder = Path(job["folder"])
     named = {name: str(folder / job[name]) for name in ("teacher", "student", "teacher_cache") if name in job}
     options = {"objective": "forward_kl", "cross_entropy": 0.5, "temperature": 1.0, "dtype": "bfloat16", "documents": 2}
     options |= {"tokens": STEPS * job["batch_tokens"], "save_every": SAVE_EVERY, "data": str(folder / "text.jsonl")}
-    return Distill.from_options({**options, **job, **named})
+    return DistillConfig.from_options({**options, **job, **named})
 
 
 def planned(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -227,14 +227,17 @@ def make(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     from potstill.data.corpus import load_corpus
     from potstill.models import gguf, load
     from potstill.models.families.table import export_model, import_model
-    from potstill.pipeline.capture import Capture
-    from potstill.transforms.apply import apply
-    from potstill.transforms.drop_layers import DropLayers, evenly
-    from potstill.transforms.fit import STRATEGIES, fit
+    from potstill.pipeline.capture import CacheTeacherConfig
+    from potstill.transforms.apply import apply_transform
+    from potstill.transforms.drop_layers import DropLayers, select_evenly
+    from potstill.transforms.fit import STRATEGIES, fit_shape
     from potstill.transforms.narrow import Narrow
 
     folder = Path(job["folder"])
-    origin, tokenizer = gguf.load_model(load.packaged(), dtype=torch.float32), gguf.load_tokenizer(load.packaged())
+    origin, tokenizer = (
+        gguf.load_model(load.get_packaged_path(), dtype=torch.float32),
+        gguf.load_tokenizer(load.get_packaged_path()),
+    )
     whole = import_model(origin)
 
     def save(name: str, backbone: Any, dtype: torch.dtype = torch.float32) -> None:
@@ -242,22 +245,22 @@ def make(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
         tokenizer.save_pretrained(folder / name)
 
     def drop(layers: int) -> Any:
-        return apply(DropLayers(evenly(len(whole.layers), layers)), whole)
+        return apply_transform(DropLayers(select_evenly(len(whole.layers), layers)), whole)
 
     save("t30", whole, torch.bfloat16)
     save("t15", drop(15), torch.bfloat16)
     for layers in (12, 6):
         save(f"s{layers}", drop(layers))
     for name, strategy, keep in (("both50", "both", 0.5), ("width60", "width", 0.6), ("ffn70", "ffn", 0.7)):
-        shape = fit(whole.blueprint, keep=keep, dims=STRATEGIES[strategy])
+        shape = fit_shape(whole.blueprint, keep=keep, dims=STRATEGIES[strategy])
         layers = drop(shape.layers)
         heads, neurons = ((tuple(range(n)),) * shape.layers for n in (shape.kv_heads, shape.ffn))
-        save(name, apply(Narrow(heads=heads, neurons=neurons, hidden=tuple(range(shape.hidden))), layers))
+        save(name, apply_transform(Narrow(heads=heads, neurons=neurons, hidden=tuple(range(shape.hidden))), layers))
     text = folder / "text.jsonl"
     rows = [row["text"] for row in load_corpus("stdlib").documents.take(600)]
     text.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     for context in (256, 512):
-        Capture(
+        CacheTeacherConfig(
             teacher=str(folder / "t30"), data=str(text), context=context, tokens=(STEPS + 1) * 1024, dtype="bfloat16"
         ).run(folder / f"cache{context}", show=False)
     return {"made": sorted(one.name for one in folder.iterdir())}

@@ -126,18 +126,18 @@ def even_teacher() -> float:
 
 def work_of_packs(tokens: int) -> np.ndarray:
     """Relative work of packs of real text: of SmolLM2's matrices per token, and of attention within documents."""
-    from potstill.data.chat import tokenise
+    from potstill.data.chat import tokenize_corpus
     from potstill.data.corpus import load_corpus
     from potstill.data.pack import pack
     from potstill.evaluate.size import flops_per_token
     from potstill.models.families.table import import_model
-    from potstill.models.load import load
+    from potstill.models.load import load_model
 
-    loaded = load("smollm2")
+    loaded = load_model("smollm2")
     blueprint = import_model(loaded.model).blueprint
     base = flops_per_token(blueprint, 0)
     slope = flops_per_token(blueprint, 1) - base
-    packs = pack(tokenise(load_corpus("stdlib"), loaded.tokenizer, limit=tokens), length=512, seed=1)
+    packs = pack(tokenize_corpus(load_corpus("stdlib"), loaded.tokenizer, limit=tokens), length=512, seed=1)
     lengths = (packs[i]["lengths"].double() for i in range(len(packs)))
     return np.array([float((n * base + slope * n * (n - 1) / 2).sum()) for n in lengths])
 

@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, kept in KEPT.items():
             figures[name] = compare(Path(folder) / name.replace(" ", "-"), kept, options)
-        with backend.held_memory():
+        with backend.retain_freed_memory():
             figures["step"] = steps(Path(folder) / "top_k-64", options)
     first, cut = figures["top_k 64"], figures["mass 0.999"]
     met = {
@@ -52,27 +52,29 @@ def main() -> None:
 
 def compare(folder: Path, kept: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
     """What a cache loses, on real text."""
-    from potstill.core.types import Needs, supervised
-    from potstill.data.cache import Cache
-    from potstill.models.signals import signals
-    from potstill.ops.coarse import coarse_with_gradient
+    from potstill.core.types import Needs, supervised_positions
+    from potstill.data.cache import TeacherCache
+    from potstill.models.signals import compute_signals
+    from potstill.ops.coarse import coarse_divergence_with_gradient
     from potstill.ops.divergence import forward_kl_with_gradient
-    from potstill.pipeline.capture import Capture
+    from potstill.pipeline.capture import CacheTeacherConfig
 
-    stage = Capture(teacher="smollm2", tokens=options.tokens, context=CONTEXT, dtype="bfloat16", **kept)
+    stage = CacheTeacherConfig(teacher="smollm2", tokens=options.tokens, context=CONTEXT, dtype="bfloat16", **kept)
     manifest = stage.run(folder, show=False)
-    cache, (teacher, student) = Cache(folder), pair(torch.float32)
+    cache, (teacher, student) = TeacherCache(folder), pair(torch.float32)
     told, live, sums = 0.0, 0.0, {}
     for batch in batches(cache, COMPARED):
-        needs = Needs(supervised(batch)[0])
+        needs = Needs(supervised_positions(batch)[0])
         with torch.no_grad():
-            said, learnt = (signals(model, batch, needs, vocabulary=len(cache.members)) for model in (teacher, student))
+            said, learnt = (
+                compute_signals(model, batch, needs, vocabulary=len(cache.members)) for model in (teacher, student)
+            )
             known = cache.signals(batch, needs)
             for start in range(0, len(said.rows), 128):
                 rows = slice(start, start + 128)
                 logits = learnt.logits(learnt.rows[rows]).float()
                 full = forward_kl_with_gradient(said.logits(said.rows[rows]).float(), logits)
-                part = coarse_with_gradient(forward_kl_with_gradient, known.logits(known.rows[rows]), logits)
+                part = coarse_divergence_with_gradient(forward_kl_with_gradient, known.logits(known.rows[rows]), logits)
                 told, live = told + part[0].sum().item(), live + full[0].sum().item()
                 weight, features = learnt.head.weight.float(), learnt.rows[rows].float()
                 projected = {"rows": [g @ weight for g in (full[1], part[1])]}
@@ -89,16 +91,20 @@ def compare(folder: Path, kept: dict[str, Any], options: argparse.Namespace) -> 
 
 def steps(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Live and cached steps in turn."""
-    from potstill.data.cache import Cache
-    from potstill.objectives.distill import Distill
-    from potstill.train.study import Study
+    from potstill.data.cache import TeacherCache
+    from potstill.objectives.distill import LogitDistillation
+    from potstill.train.study import TrainingModule
 
-    cache, (teacher, student) = Cache(folder), pair(torch.bfloat16)
+    cache, (teacher, student) = TeacherCache(folder), pair(torch.bfloat16)
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     times: dict[str, list[float]] = {"live": [], "cached": []}
     studies = {
-        name: Study(
-            student, Distill(), frozen={"teacher": one}, vocabulary=len(cache.members), compute_dtype=torch.bfloat16
+        name: TrainingModule(
+            student,
+            LogitDistillation(),
+            frozen={"teacher": one},
+            vocabulary=len(cache.members),
+            compute_dtype=torch.bfloat16,
         )
         for name, one in (("live", teacher), ("cached", cache))
     }
@@ -116,9 +122,11 @@ def steps(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def batches(cache: Any, number: int) -> list[dict[str, torch.Tensor]]:
     """The first packs of the text that is cached."""
     from potstill.data.pack import collate
-    from potstill.pipeline.texts import Text, prepare, tokenizer_of
+    from potstill.pipeline.texts import DatasetConfig, load_tokenizer, prepare_dataset
 
-    packs = prepare(Text(data="stdlib", context=CONTEXT), tokenizer_of("smollm2"), tokens=1, caches=[cache]).packs
+    packs = prepare_dataset(
+        DatasetConfig(data="stdlib", context=CONTEXT), load_tokenizer("smollm2"), tokens=1, caches=[cache]
+    ).packs
     return [collate([packs[i] for i in range(n * PACKS, (n + 1) * PACKS)]) for n in range(number)]
 
 

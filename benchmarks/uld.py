@@ -116,8 +116,8 @@ def sized(size: tuple[int, int], rows: int) -> tuple[Tensor, Tensor]:
 
 def potstill(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Computed:
     """In chunks of rows, without sorting."""
-    from potstill.ops.fused import sums
-    from potstill.ops.sorted_gap import SortedGapRows
+    from potstill.ops.fused import sum_row_losses
+    from potstill.ops.sorted_gap import ULDRows
 
     (rows, weight), (states, head) = student, teacher
     nobody = torch.zeros(len(rows), dtype=torch.long)
@@ -125,7 +125,9 @@ def potstill(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> 
     def compute() -> tuple[Tensor, Tensor, Tensor]:
         said = {"teacher": lambda a, b: states[a:b] @ head.mT}
         with torch.enable_grad():
-            (total,) = sums([SortedGapRows()], rows, (weight, None, 1.0, None), targets=nobody, frozen=said, mix=[1.0])
+            (total,) = sum_row_losses(
+                [ULDRows()], rows, (weight, None, 1.0, None), targets=nobody, frozen=said, mix=[1.0]
+            )
             by_rows, by_head = torch.autograd.grad(total / len(rows), (rows, weight))
         return (total / len(rows)).detach(), by_rows, by_head
 

@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 from potstill.cli import show
-from potstill.cli.verb import hush
-from potstill.objectives.named import CROSS_ENTROPY, Mixture
-from potstill.pipeline.distill import Distill
+from potstill.cli.verb import suppress_library_output
+from potstill.objectives.named import CROSS_ENTROPY, ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
 from potstill.pipeline.frontier import draw_frontier
-from potstill.pipeline.measure import Measurement
-from potstill.pipeline.prune import Prune
+from potstill.pipeline.measure import MeasureConfig
+from potstill.pipeline.prune import PruneConfig
 from potstill.pipeline.run import is_finished
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
 NAMES = ("teacher", "pruned", "cross-entropy", "distilled")
 
@@ -25,20 +25,20 @@ NAMES = ("teacher", "pruned", "cross-entropy", "distilled")
 def main() -> None:
     """Makes `--out` with three students, their cards, the measures and the chart."""
     options = arguments()
-    hush()
+    suppress_library_output()
     start, out = time.perf_counter(), Path(options.out)
-    settings = Settings(tokens=options.tokens, seed=options.seed)
+    settings = TrainConfig(tokens=options.tokens, seed=options.seed)
     pruned = out / "pruned"
     stages = {
-        pruned: Prune(model=options.teacher, keep=options.keep, strategy=options.strategy, data=options.data),
-        out / "cross-entropy": student_of(pruned, options, Mixture(name=CROSS_ENTROPY), settings),
-        out / "distilled": student_of(pruned, options, Mixture(), settings),
+        pruned: PruneConfig(model=options.teacher, keep=options.keep, strategy=options.strategy, data=options.data),
+        out / "cross-entropy": student_of(pruned, options, ObjectiveConfig(name=CROSS_ENTROPY), settings),
+        out / "distilled": student_of(pruned, options, ObjectiveConfig(), settings),
     }
     for folder, stage in stages.items():
         if not (options.resume and is_finished(folder, stage)):
             stage.run(folder, overwrite=not options.resume, resume=options.resume and folder.exists())
     models = (options.teacher, *(str(folder) for folder in stages))
-    measurement = Measurement(
+    measurement = MeasureConfig(
         models=models, teacher=options.teacher, data=options.data, documents=options.documents, context=512
     )
     found = measurement.run()
@@ -48,13 +48,15 @@ def main() -> None:
     found["lineage"] = {"pruned": "teacher", "cross-entropy": "pruned", "distilled": "pruned"}
     (out / "measures.json").write_text(json.dumps(found, indent=2))
     draw_frontier([out / "measures.json"], out / "frontier.html", title="SmolLM2-135M and its students")
-    show.measures(found["models"], found["paired"])
+    show.print_measures(found["models"], found["paired"])
     report(found["models"], (time.perf_counter() - start) / 60)
 
 
-def student_of(pruned: Path, options: argparse.Namespace, objective: Mixture, settings: Settings) -> Distill:
+def student_of(
+    pruned: Path, options: argparse.Namespace, objective: ObjectiveConfig, settings: TrainConfig
+) -> DistillConfig:
     """The pruned model, trained under `objective`; everything else is equal between the arms."""
-    return Distill(
+    return DistillConfig(
         teacher=options.teacher, student=str(pruned), data=options.data, objective=objective, settings=settings
     )
 

@@ -15,38 +15,40 @@ from setting.tokenizer import trained
 def both(teacher: str | None, *, quick: bool) -> Any:
     """Both as objectives want to know them: the pair of the benchmarks, or its student under another `teacher`."""
     from potstill.models import gguf, load
-    from potstill.objectives.sides import Side, Sides
+    from potstill.objectives.sides import ModelInfo, PairInfo
 
-    tokenizer = gguf.load_tokenizer(load.packaged())
+    tokenizer = gguf.load_tokenizer(load.get_packaged_path())
     if quick:
         own, student = llama(len(tokenizer), 64, 2).bfloat16(), llama(len(tokenizer), 32, 1)
     else:
         own, student = pair()
     if teacher is None:
-        return Sides(Side(student, tokenizer), Side(own, tokenizer))
-    other = load.load(teacher, dtype=torch.bfloat16)
-    return Sides(Side(student, tokenizer), Side(other.model, other.tokenizer))
+        return PairInfo(ModelInfo(student, tokenizer), ModelInfo(own, tokenizer))
+    other = load.load_model(teacher, dtype=torch.bfloat16)
+    return PairInfo(ModelInfo(student, tokenizer), ModelInfo(other.model, other.tokenizer))
 
 
 def translating(sides: Any, *, warped: bool) -> Callable[[Any], Any]:
     """What adds the teacher's reading to a pack."""
-    from potstill.data.pairs import Paired, Reader
+    from potstill.data.pairs import CrossTokenizerPacks, TokenizerInfo
 
-    readers = (Reader.of(one.tokenizer) for one in (sides.student, sides.teacher))
-    return Paired([], *readers, warped=warped).beside
+    readers = (TokenizerInfo.from_tokenizer(one.tokenizer) for one in (sides.student, sides.teacher))
+    return CrossTokenizerPacks([], *readers, needs_edit_alignment=warped).add_teacher_inputs
 
 
 def sizes(sides: Any, batch: Any, *, across: bool) -> list[Network]:
     """What student and teacher are in a step on `batch`."""
-    from potstill.core.types import supervised, view
-    from potstill.evaluate.size import linears
-    from potstill.models.families.table import read
+    from potstill.core.types import get_view, supervised_positions
+    from potstill.evaluate.size import list_matrix_shapes
+    from potstill.models.families.table import read_blueprint
 
     found = []
     for name, vocabulary in zip(("student", "teacher"), sides.vocabularies, strict=True):
-        side, own = getattr(sides, name), view(batch, name) if across else batch
-        blocks = linears(read(side.model.config))
-        found.append(Network(own["input_ids"].numel(), len(supervised(own)[1]), side.width, vocabulary, blocks))
+        side, own = getattr(sides, name), get_view(batch, name) if across else batch
+        blocks = list_matrix_shapes(read_blueprint(side.model.config))
+        found.append(
+            Network(own["input_ids"].numel(), len(supervised_positions(own)[1]), side.width, vocabulary, blocks)
+        )
     return found
 
 

@@ -11,12 +11,12 @@ def pair(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
     """SmolLM2-135M in `dtype` and its student of `LAYERS` layers in fp32."""
     from potstill.models import gguf, load
     from potstill.models.families.table import export_model, import_model
-    from potstill.transforms.apply import apply
-    from potstill.transforms.drop_layers import DropLayers, evenly
+    from potstill.transforms.apply import apply_transform
+    from potstill.transforms.drop_layers import DropLayers, select_evenly
 
-    teacher = gguf.load_model(load.packaged(), dtype=torch.float32)
+    teacher = gguf.load_model(load.get_packaged_path(), dtype=torch.float32)
     whole = import_model(teacher)
-    student = export_model(apply(DropLayers(evenly(len(whole.layers), LAYERS)), whole), teacher)
+    student = export_model(apply_transform(DropLayers(select_evenly(len(whole.layers), LAYERS)), whole), teacher)
     return teacher.to(dtype).eval(), student
 
 
@@ -25,7 +25,7 @@ def matrices() -> dict[str, int]:
     from potstill.models import gguf, load
     from potstill.models.families.table import import_model
 
-    whole = import_model(gguf.load_model(load.packaged(), dtype=torch.bfloat16))
+    whole = import_model(gguf.load_model(load.get_packaged_path(), dtype=torch.bfloat16))
     sizes = {name: w.numel() for name, w in whole.state_dict().items() if w.ndim == 2}
     layer = sum(n for name, n in sizes.items() if name.startswith("layers.0."))
     head = sizes["embed.weight"]

@@ -43,9 +43,9 @@ class Network(NamedTuple):
 
     def through_head(self, which: str, rows: int | None = None) -> Iterator[Linear]:
         """Its head, so many rows at a time as the fused loss takes."""
-        from potstill.ops.fused import rows_at_once
+        from potstill.ops.fused import rows_per_chunk
 
-        left, most = self.rows if rows is None else rows, rows_at_once(self.vocabulary)
+        left, most = self.rows if rows is None else rows, rows_per_chunk(self.vocabulary)
         while left > 0:
             yield Linear(min(left, most), self.width, self.vocabulary, which)
             left -= most
@@ -101,36 +101,36 @@ def of_a_step(student: Network, teacher: Network, objective: Any, batch: Any) ->
 
 def of_the_objective(student: Network, teacher: Network, objective: Any, batch: Any) -> Iterator[Linear]:
     """The products beside both bodies and the student's own head."""
-    from potstill.objectives.distill import Distill
+    from potstill.objectives.distill import LogitDistillation
     from potstill.objectives.dual_space import DualSpace, DualSpaceV2
-    from potstill.objectives.edited import Edited
-    from potstill.objectives.merged import Merged
-    from potstill.objectives.optimal import SortedGap
-    from potstill.objectives.ranking import Ranking
+    from potstill.objectives.edited import MinED
+    from potstill.objectives.merged import Spans
+    from potstill.objectives.optimal import ULD
+    from potstill.objectives.ranking import TieKD
 
     match objective:
-        case Distill() | Ranking():
+        case LogitDistillation() | TieKD():
             yield from teacher.through_head("f")
-        case SortedGap():
+        case ULD():
             yield from teacher.through_head("f", *objective.counts(batch).values())
-        case Edited():
+        case MinED():
             small = teacher._replace(vocabulary=student.vocabulary)  # no other row of the head is asked
-            yield from small.through_head("f", int((objective.partners(batch) >= 0).sum()))
-        case Merged():
-            found = objective.sorted_out(batch)
-            yield from teacher.through_head("f", len(found.tokens[1]) + len(found.runs[1]))
-            yield from student.through_head("f", len(found.runs[0]))
+            yield from small.through_head("f", int((objective.find_partners(batch) >= 0).sum()))
+        case Spans():
+            found = objective.classify_groups(batch)
+            yield from teacher.through_head("f", len(found.token_rows[1]) + len(found.run_rows[1]))
+            yield from student.through_head("f", len(found.run_rows[0]))
         case DualSpace() | DualSpaceV2():
             yield from both_spaces(student, teacher, objective, batch)
 
 
 def both_spaces(student: Network, teacher: Network, objective: Any, batch: Any) -> Iterator[Linear]:
     """Two projections, two foreign heads with a gradient by their rows, the teacher's own logits, and the way there."""
-    from potstill.objectives.bridge import CrossAttention
+    from potstill.objectives.bridge import CrossModelAttention
     from potstill.objectives.dual_space import DualSpaceV2
 
-    ours, theirs = map(len, objective.bridge.reached(batch, "teacher"))
-    mixing = isinstance(objective.bridge, CrossAttention)
+    ours, theirs = map(len, objective.bridge.match_rows(batch, "teacher"))
+    mixing = isinstance(objective.bridge, CrossModelAttention)
     computed = isinstance(objective, DualSpaceV2)
     yield Linear(ours, teacher.width, student.width, "frw" if mixing else "fw")
     yield from student.through_head("fr", ours)
@@ -138,7 +138,7 @@ def both_spaces(student: Network, teacher: Network, objective: Any, batch: Any) 
     yield from teacher.through_head("fr", theirs)
     yield from teacher.through_head("f", theirs)
     if computed:
-        yield Linear(student.width, objective.shared.value.shape[1], teacher.width, "f", "float32")
+        yield Linear(student.width, objective.shared_token_ids.value.shape[1], teacher.width, "f", "float32")
     if mixing:
         yield Linear(ours, 2 * student.width, 2 * teacher.width, "fw")
         yield from attended(student, teacher, batch)
@@ -146,9 +146,11 @@ def both_spaces(student: Network, teacher: Network, objective: Any, batch: Any) 
 
 def attended(student: Network, teacher: Network, batch: Any) -> Iterator[Linear]:
     """Scores of a document's rows beside the teacher's, and the two mixtures, in float32 as they are computed."""
-    from potstill.core.types import supervised, view
+    from potstill.core.types import get_view, supervised_positions
 
-    mine, yours = (supervised(view(batch, name))[2].bincount().tolist() for name in ("student", "teacher"))
+    mine, yours = (
+        supervised_positions(get_view(batch, name))[2].bincount().tolist() for name in ("student", "teacher")
+    )
     for n, m in zip(mine, yours, strict=False):
         if n and m:
             yield Linear(n, 2 * teacher.width, m, "fr", "float32")

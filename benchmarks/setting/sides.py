@@ -40,7 +40,7 @@ def serve(make: Callable[[], Callable[[Any], Any]], *, held: bool = False) -> No
     from potstill.core import backend
 
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print; the parent reads one line an answer
-    with backend.held_memory() if held else contextlib.nullcontext():
+    with backend.retain_freed_memory() if held else contextlib.nullcontext():
         answer = make()
         for line in sys.stdin:
             out.write(json.dumps(answer(json.loads(line))) + "\n")

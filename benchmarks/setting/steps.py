@@ -17,10 +17,10 @@ def adam(trained: Any) -> torch.optim.Optimizer:
 
 def potstill_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> Step:
     """Padding-free packs, fused loss; `teacher` is alive, or a cache of what it said."""
-    from potstill.objectives.distill import Distill
-    from potstill.train.study import Study
+    from potstill.objectives.distill import LogitDistillation
+    from potstill.train.study import TrainingModule
 
-    study = Study(student, Distill(), frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
+    study = TrainingModule(student, LogitDistillation(), frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
     return study_step(study, optimiser, packed)
 
 
@@ -54,7 +54,7 @@ def trl_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> St
 
     from potstill.models import gguf, load
 
-    tokenizer = gguf.load_tokenizer(load.packaged())
+    tokenizer = gguf.load_tokenizer(load.get_packaged_path())
     config = GKDConfig(
         output_dir=tempfile.mkdtemp(),
         lmbda=0.0,

@@ -8,11 +8,13 @@ CONTEXT = 512
 
 def documents(steps: int, tokens: int) -> list[list[list[int]]]:
     """For each step documents of at most `tokens` tokens, in the order of the corpus, cut to `CONTEXT`."""
-    from potstill.data.chat import tokenise
+    from potstill.data.chat import tokenize_corpus
     from potstill.data.corpus import load_corpus
     from potstill.models import gguf, load
 
-    rows = tokenise(load_corpus("stdlib"), gguf.load_tokenizer(load.packaged()), limit=steps * tokens * 2)
+    rows = tokenize_corpus(
+        load_corpus("stdlib"), gguf.load_tokenizer(load.get_packaged_path()), limit=steps * tokens * 2
+    )
     found: list[list[list[int]]] = [[]]
     for row in rows:
         ids = row.input_ids[:CONTEXT]

@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from potstill.data.stdlib import docstrings
+from potstill.data.stdlib import load_docstrings
 
 
 def trained(size: int = 8000) -> PreTrainedTokenizerFast:
@@ -13,5 +13,5 @@ def trained(size: int = 8000) -> PreTrainedTokenizerFast:
     found.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=size, limit_alphabet=100, special_tokens=specials, show_progress=False)
-    found.train_from_iterator(docstrings(), trainer)
+    found.train_from_iterator(load_docstrings(), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=found, bos_token="<s>", eos_token="</s>", unk_token="<unk>")

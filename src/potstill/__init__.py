@@ -10,11 +10,13 @@ if TYPE_CHECKING:
 __all__ = ["AutoModelForCausalLM", "distill", "measure", "prune"]
 __version__ = "0.1.0"
 
-_HOMES = {"AutoModelForCausalLM": "potstill.models.causal"}  # transformers' own, which then knows our architecture too
+_MODULES = {
+    "AutoModelForCausalLM": "potstill.models.causal"
+}  # transformers' own, which then knows our architecture too
 
 
 def __getattr__(name: str) -> Any:
     """What is public, imported when it is first asked for, so that `import potstill` is quick."""
     if name in __all__:
-        return getattr(import_module(_HOMES.get(name, "potstill.api")), name)
+        return getattr(import_module(_MODULES.get(name, "potstill.api")), name)
     raise AttributeError(f"module 'potstill' has no attribute {name!r}")

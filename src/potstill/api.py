@@ -7,11 +7,11 @@ from typing import Any
 
 from potstill.core.artefact import Card
 from potstill.core.errors import UsageError
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill, Run
-from potstill.pipeline.measure import Measurement
-from potstill.pipeline.prune import Prune
-from potstill.train.settings import Settings
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig, DistillResult
+from potstill.pipeline.measure import MeasureConfig
+from potstill.pipeline.prune import PruneConfig
+from potstill.train.settings import TrainConfig
 
 
 def distill(
@@ -22,15 +22,15 @@ def distill(
     keep: float | None = None,
     params: int | None = None,
     data: str = "stdlib",
-    objective: str = Mixture.name,
-    cross_entropy: float = Mixture.cross_entropy,
-    temperature: float = Mixture.temperature,
-    tokens: int = Settings.tokens,
-    lr: float = Settings.learning_rate,
+    objective: str = ObjectiveConfig.name,
+    cross_entropy: float = ObjectiveConfig.cross_entropy,
+    temperature: float = ObjectiveConfig.temperature,
+    tokens: int = TrainConfig.tokens,
+    lr: float = TrainConfig.learning_rate,
     overwrite: bool = False,
     resume: bool = False,
-    **more: Any,
-) -> Run:
+    **kwargs: Any,
+) -> DistillResult:
     """Distil `teacher` into a student and measure both; the run holds model, card and measures.
 
     Several teachers (`NAME=TEACHER` each) teach together as `combine` says: average, confidence or route:COLUMN.
@@ -40,19 +40,21 @@ def distill(
 
     Raises: PotstillError, as the command line does; UsageError for a keyword that is none of these.
     """
-    known = {field.name for kind in (Settings, Distill) for field in fields(kind)} - {"settings"}
-    if unknown := sorted(set(more) - known):
-        raise UsageError(f"distill takes no {unknown[0]!r}; it takes {', '.join(sorted(known | {'lr'}))}")
-    options = {"teacher": teacher, "student": student, "keep": keep, "params": params, "data": data, "lr": lr, **more}
+    option_names = {field.name for config_class in (TrainConfig, DistillConfig) for field in fields(config_class)} - {
+        "settings"
+    }
+    if unknown_names := sorted(set(kwargs) - option_names):
+        raise UsageError(f"distill takes no {unknown_names[0]!r}; it takes {', '.join(sorted(option_names | {'lr'}))}")
+    options = {"teacher": teacher, "student": student, "keep": keep, "params": params, "data": data, "lr": lr, **kwargs}
     options |= {"objective": objective, "cross_entropy": cross_entropy, "temperature": temperature, "tokens": tokens}
-    return Distill.from_options(options).run(Path(out), overwrite=overwrite, resume=resume)
+    return DistillConfig.from_options(options).run(Path(out), overwrite=overwrite, resume=resume)
 
 
-def prune(model: str, *, out: str | Path, overwrite: bool = False, **more: Any) -> Card:
+def prune(model: str, *, out: str | Path, overwrite: bool = False, **kwargs: Any) -> Card:
     """Cut `model` to a size; `more` are the fields of `potstill.pipeline.prune.Prune`."""
-    return Prune(model=model, **more).run(Path(out), overwrite=overwrite)
+    return PruneConfig(model=model, **kwargs).run(Path(out), overwrite=overwrite)
 
 
-def measure(*models: str, **more: Any) -> dict[str, Any]:
+def measure(*models: str, **kwargs: Any) -> dict[str, Any]:
     """Measure models side by side; `more` are the fields of `potstill.pipeline.measure.Measurement`."""
-    return Measurement(models=models, **more).run()
+    return MeasureConfig(models=models, **kwargs).run()

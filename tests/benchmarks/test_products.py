@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
-from potstill.core.types import supervised, view
-from potstill.evaluate.size import linears
-from potstill.models.families.table import read
-from potstill.objectives.named import Mixture
-from potstill.objectives.sides import Side, Sides
+from potstill.core.types import get_view, supervised_positions
+from potstill.evaluate.size import list_matrix_shapes
+from potstill.models.families.table import read_blueprint
+from potstill.objectives.named import ObjectiveConfig
+from potstill.objectives.sides import ModelInfo, PairInfo
 from potstill.ops import layout
-from potstill.train.study import Study
+from potstill.train.study import TrainingModule
 
 ALIKE, ACROSS = ("forward_kl", "tie_kd", "dskd", "dskdv2"), ("uld", "mined", "spans", "dskd_cma", "dskdv2_eta")
 ONE_TOKENIZER = ("input_ids", "labels", "position_ids", "documents")
@@ -40,26 +40,32 @@ class Counter(TorchDispatchMode):
 
 
 def network(model: LlamaForCausalLM, batch: dict[str, Tensor], vocabulary: int) -> Network:
-    rows = len(supervised(batch)[1])
-    return Network(batch["input_ids"].numel(), rows, model.config.hidden_size, vocabulary, linears(read(model.config)))
+    rows = len(supervised_positions(batch)[1])
+    return Network(
+        batch["input_ids"].numel(),
+        rows,
+        model.config.hidden_size,
+        vocabulary,
+        list_matrix_shapes(read_blueprint(model.config)),
+    )
 
 
 @pytest.mark.parametrize("name", [*ALIKE, *ACROSS])
 def test_the_products_that_are_listed_are_those_that_a_step_computes(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "ROUND", 1)  # of so few rows as here, most would be those that are filled up
+    monkeypatch.setattr(layout, "ROW_MULTIPLE", 1)  # of so few rows as here, most would be those that are filled up
     across = name in ACROSS
     ours, theirs = byte_level(), sentencepiece() if across else byte_level()
     student, teacher = llama(ours, 32, 1).float(), llama(theirs, 48, 2).float()
-    sides = Sides(Side(student, ours), Side(teacher, theirs))
-    objective: Any = Mixture(name=name).build(sides)
-    vocabularies = dict(zip(("student", "teacher"), sides.vocabularies, strict=True))
-    study = Study(student, objective, frozen={"teacher": teacher}, vocabulary=vocabularies)
+    sides = PairInfo(ModelInfo(student, ours), ModelInfo(teacher, theirs))
+    objective: Any = ObjectiveConfig(name=name).build(sides)
+    vocabularies = dict(zip(("student", "teacher"), sides.vocab_sizes, strict=True))
+    study = TrainingModule(student, objective, frozen={"teacher": teacher}, vocabulary=vocabularies)
     batch = batch_of(TEXTS, ours, theirs)
     batch = batch if across else {key: batch[key] for key in ONE_TOKENIZER}
     pair = [
-        network(model, view(batch, one) if across else batch, vocabularies[one])
+        network(model, get_view(batch, one) if across else batch, vocabularies[one])
         for one, model in (("student", student), ("teacher", teacher))
     ]
     listed = of_a_step(*pair, objective.parts[1][1], batch)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Call
 
-from potstill.cli.arena import budget_of, seeds_of
+from potstill.cli.arena import parse_budget, parse_seeds
 from potstill.core.errors import UsageError
 
 
@@ -25,20 +25,20 @@ from potstill.core.errors import UsageError
 def test_a_small_m_is_minutes_and_a_large_one_millions_of_tokens(
     text: str, budget: tuple[int | None, float | None]
 ) -> None:
-    assert budget_of(text) == budget
+    assert parse_budget(text) == budget
 
 
 def test_seeds_are_counted_from_the_first_or_named() -> None:
-    assert seeds_of("3", 1) == (1, 2, 3)
-    assert seeds_of("1", 7) == (7,)
-    assert seeds_of("5, 9", 1) == (5, 9)
+    assert parse_seeds("3", 1) == (1, 2, 3)
+    assert parse_seeds("1", 7) == (7,)
+    assert parse_seeds("5, 9", 1) == (5, 9)
 
 
 def test_what_is_neither_budget_nor_seeds() -> None:
     with pytest.raises(UsageError, match=r"'ten'.*10m for ten minutes"):
-        budget_of("ten")
+        parse_budget("ten")
     with pytest.raises(UsageError, match="'a,b'"):
-        seeds_of("a,b", 1)
+        parse_seeds("a,b", 1)
 
 
 @pytest.mark.slow

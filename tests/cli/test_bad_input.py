@@ -378,7 +378,7 @@ def test_a_disk_that_is_full_only_at_the_end_keeps_what_was_trained(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("potstill.pipeline.distill.save", full)
+        patch.setattr("potstill.pipeline.distill.save_model", full)
         assert "No space left" in sentence(potstill(*call), code=1)
     assert files(tmp_path / "made") >= {"training/metrics.jsonl"}
     answer = potstill(*call, "--resume")
@@ -405,5 +405,5 @@ def test_what_no_one_foresaw_is_one_sentence_too(refused: Refused, monkeypatch: 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a wheel\ncame off")
 
-    monkeypatch.setattr("potstill.recipes.table.recipes", broken)
+    monkeypatch.setattr("potstill.recipes.table.list_recipes", broken)
     assert refused("recipes", code=1) == "RuntimeError: a wheel came off (--debug shows where)"

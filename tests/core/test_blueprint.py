@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU, shapes
-from potstill.core.errors import ArtefactError, UsageError
+from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU, weight_shapes
+from potstill.core.errors import ArtifactError, UsageError
 from potstill.models.backbone import Backbone
 
 
@@ -66,12 +66,12 @@ def test_shapes_are_those_of_the_network_s_state_dict_in_the_same_order(data: di
     blueprint = Blueprint.from_dict(data)
     with torch.device("meta"):
         state = Backbone(blueprint).state_dict()
-    assert list(shapes(blueprint).items()) == [(name, tuple(weight.shape)) for name, weight in state.items()]
+    assert list(weight_shapes(blueprint).items()) == [(name, tuple(weight.shape)) for name, weight in state.items()]
 
 
 def test_the_shapes_of_a_small_model_are_these() -> None:
     blueprint = replace(SMALL, layers=SMALL.layers[:1])
-    assert shapes(blueprint) == {
+    assert weight_shapes(blueprint) == {
         "embed.weight": (20, 8),
         "layers.0.mixer_norm.weight": (8,),
         "layers.0.mixer.q.weight": (16, 8),
@@ -85,12 +85,12 @@ def test_the_shapes_of_a_small_model_are_these() -> None:
         "norm.weight": (8,),
         "head.weight": (20, 8),
     }
-    assert "head.weight" not in shapes(replace(blueprint, tied=True))
+    assert "head.weight" not in weight_shapes(replace(blueprint, tied=True))
 
 
 def test_post_norms_are_two_more_a_layer_after_each_half() -> None:
     layer = replace(SMALL.layers[0], post_norms=True)
-    norms = [name for name in shapes(replace(SMALL, layers=(layer,))) if "norm" in name]
+    norms = [name for name in weight_shapes(replace(SMALL, layers=(layer,))) if "norm" in name]
     assert norms == [
         "layers.0.mixer_norm.weight",
         "layers.0.mixer_post_norm.weight",
@@ -98,7 +98,7 @@ def test_post_norms_are_two_more_a_layer_after_each_half() -> None:
         "layers.0.ffn_post_norm.weight",
         "norm.weight",
     ]
-    assert {f"layers.0.{name}.weight" for name in layer.norms()} == set(norms[:-1])
+    assert {f"layers.0.{name}.weight" for name in layer.norm_names()} == set(norms[:-1])
 
 
 def test_a_blueprint_written_before_there_were_further_facts_still_reads() -> None:
@@ -116,16 +116,16 @@ def test_the_scale_of_attention_is_one_over_the_root_of_the_head_unless_it_is_sa
 
 
 def test_at_changes_the_layers_asked_for_and_leaves_the_old_blueprint() -> None:
-    new = SMALL.at(lambda i: i > 0, lambda layer: replace(layer, ffn=SwiGLU(5)))
+    new = SMALL.change_layers(lambda i: i > 0, lambda layer: replace(layer, ffn=SwiGLU(5)))
     assert [layer.ffn.width for layer in new.layers] == [12, 5, 5]
     assert [layer.ffn.width for layer in SMALL.layers] == [12, 12, 12]
 
 
 def test_extras_are_added_and_replaced_by_name() -> None:
-    changed = SMALL.with_extras({"a": 1, "b": [2]}).with_extras({"a": 3})
-    assert changed.extra("a") == 3
-    assert changed.extra("b") == (2,)
-    assert changed.extra("c", 7) == 7
+    changed = SMALL.update_extras({"a": 1, "b": [2]}).update_extras({"a": 3})
+    assert changed.get_extra("a") == 3
+    assert changed.get_extra("b") == (2,)
+    assert changed.get_extra("c", 7) == 7
 
 
 @pytest.mark.parametrize(
@@ -162,14 +162,14 @@ def test_nonsense_is_refused_with_the_value_that_is_wrong(make, said: str) -> No
     ],
 )
 def test_a_foreign_blueprint_is_refused_and_the_key_is_named(spoil, said: str) -> None:
-    with pytest.raises(ArtefactError, match=said):
+    with pytest.raises(ArtifactError, match=said):
         Blueprint.from_dict(spoil(SMALL.to_dict()))
 
 
 def test_a_key_unknown_inside_a_layer_is_named() -> None:
     data = SMALL.to_dict()
     data["layers"][0]["mixer"]["sinks"] = 4
-    with pytest.raises(ArtefactError, match="Attention has no sinks"):
+    with pytest.raises(ArtifactError, match="Attention has no sinks"):
         Blueprint.from_dict(data)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from potstill.core.types import IGNORE, Head, Measure, Needs, gold, supervised
+from potstill.core.types import IGNORE, Head, Measure, Needs, gold_mask, supervised_positions
 
 
 def test_a_position_is_supervised_if_its_next_token_is_trained_and_of_the_same_document() -> None:
@@ -11,7 +11,7 @@ def test_a_position_is_supervised_if_its_next_token_is_trained_and_of_the_same_d
         "labels": torch.tensor([[IGNORE, 11, 12, IGNORE, 21, IGNORE, IGNORE, 32, IGNORE]]),
         "documents": torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, -1]]),
     }
-    positions, targets, segment = supervised(batch)
+    positions, targets, segment = supervised_positions(batch)
     assert positions.nonzero()[:, 1].tolist() == [0, 1, 3, 6]
     assert targets.tolist() == [11, 12, 21, 32]
     assert segment.tolist() == [0, 0, 1, 2]
@@ -19,12 +19,12 @@ def test_a_position_is_supervised_if_its_next_token_is_trained_and_of_the_same_d
 
 def test_the_first_token_of_a_document_is_never_a_target_even_if_it_is_labelled() -> None:
     batch = {"labels": torch.tensor([[1, 2, 3, 4]]), "documents": torch.tensor([[0, 0, 1, 1]])}
-    assert supervised(batch)[1].tolist() == [2, 4]
+    assert supervised_positions(batch)[1].tolist() == [2, 4]
 
 
 def test_the_end_of_a_row_predicts_nothing_of_the_next_row() -> None:
     batch = {"labels": torch.tensor([[IGNORE, 5], [6, 7]]), "documents": torch.tensor([[0, 0], [0, 0]])}
-    positions, targets, _ = supervised(batch)
+    positions, targets, _ = supervised_positions(batch)
     assert positions.tolist() == [[True, False], [True, False]]
     assert targets.tolist() == [5, 7]
 
@@ -46,9 +46,9 @@ def test_a_head_is_its_formula() -> None:
     torch.testing.assert_close(Head(weight, bias, scale=0.5).logits(rows), scaled)
     capped = Head(weight, bias, scale=0.5, softcap=2.0)
     torch.testing.assert_close(capped.logits(rows), 2 * torch.tanh(scaled / 2))
-    torch.testing.assert_close(capped.real(4).logits(rows), capped.logits(rows)[:, :4])
-    assert capped.real(7) is capped
-    assert capped.real(900) is capped
+    torch.testing.assert_close(capped.crop_vocabulary(4).logits(rows), capped.logits(rows)[:, :4])
+    assert capped.crop_vocabulary(7) is capped
+    assert capped.crop_vocabulary(900) is capped
 
 
 def test_a_measure_leaves_out_what_was_not_measured() -> None:
@@ -64,5 +64,5 @@ def test_a_measure_leaves_out_what_was_not_measured() -> None:
 def test_a_row_is_gold_unless_its_document_was_sampled() -> None:
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     batch = {"input_ids": ids, "labels": ids, "documents": torch.tensor([[0, 0, 1, 1, 1]])}
-    assert gold(batch).tolist() == [True, True, True]
-    assert gold({**batch, "sampled": batch["documents"] == 1}).tolist() == [True, False, False]
+    assert gold_mask(batch).tolist() == [True, True, True]
+    assert gold_mask({**batch, "sampled": batch["documents"] == 1}).tolist() == [True, False, False]

@@ -13,8 +13,8 @@ from datasets import IterableDataset
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.data import corpus as corpus_module
 from potstill.data import hub
-from potstill.data.corpus import Corpus, load_corpus, said, streamed
-from potstill.data.rows import Reader, Route
+from potstill.data.corpus import Corpus, get_document_text, load_corpus, stream_corpus
+from potstill.data.rows import Route, RowReader
 from potstill.data.split import fingerprint
 
 Lines = Callable[..., Path]
@@ -22,7 +22,7 @@ NUMBERS = [{"text": f"document number {i}"} for i in range(400)]
 
 
 def texts(corpus: Corpus) -> list[str]:
-    return [said(document) for document in corpus.documents]
+    return [get_document_text(document) for document in corpus.documents]
 
 
 def test_train_and_validation_share_out_all_documents(lines: Lines) -> None:
@@ -147,7 +147,7 @@ def test_files_of_one_kind_may_have_other_columns(lines: Lines, tmp_path: Path) 
 def test_stdlib_pins_python_and_text() -> None:
     train, held = load_corpus("stdlib"), load_corpus("stdlib", split="validation")
     assert train.provenance["python"] == platform.python_version()
-    assert train.licence == "PSF-2.0"
+    assert train.license == "PSF-2.0"
     assert len(held) / (len(train) + len(held)) == pytest.approx(0.05, abs=0.01)
     assert train.digest != held.digest
 
@@ -212,9 +212,9 @@ def test_offline_a_hub_data_set_that_is_not_cached_is_not_found() -> None:
 
 def test_what_the_hub_raises_becomes_one_sentence() -> None:
     says = r"a/b is no file or folder here, and the hub's set cannot be read: Config$"
-    with pytest.raises(DataError, match=says), hub.reached("a/b"):
+    with pytest.raises(DataError, match=says), hub.explain_hub_errors("a/b"):
         raise ValueError("Config\nname is missing")
-    with pytest.raises(DataError, match=r"^ours$"), hub.reached("a/b"):
+    with pytest.raises(DataError, match=r"^ours$"), hub.explain_hub_errors("a/b"):
         raise DataError("ours")
 
 
@@ -228,17 +228,17 @@ def test_a_stream_gives_the_same_shares_as_a_file_as_it_is_read(lines: Lines) ->
     blank = Corpus("a/b", "text", datasets.Dataset.from_dict({}), None, "mit", {"source": "hub: a/b"})
     for split in ("train", "validation", "all"):
         whole = load_corpus(path, split=split)
-        stream = streamed(blank, stream_of(rows), Reader(), split, None)
+        stream = stream_corpus(blank, stream_of(rows), RowReader(), split, None)
         assert sorted(texts(stream)) == sorted(texts(whole))
         assert stream.dropped == {"empty text": 1}
-        assert (stream.kind, stream.digest, stream.licence) == ("text", None, "mit")
+        assert (stream.kind, stream.digest, stream.license) == ("text", None, "mit")
         assert stream.documents.features == whole.documents.features
 
 
 def test_a_stream_may_be_limited_and_has_no_length() -> None:
     blank = Corpus("a/b", "text", datasets.Dataset.from_dict({}), None, None, {})
     pairs = [{"question": str(i), "answer": "b", "extra": "c"} for i in range(50)]
-    stream = streamed(blank, stream_of(pairs), Reader(), "all", 3)
+    stream = stream_corpus(blank, stream_of(pairs), RowReader(), "all", 3)
     assert list(stream.documents) == [{"prompt": str(i), "response": "b"} for i in range(3)]
     assert stream.provenance["unread_columns"] == ["extra"]
     with pytest.raises(TypeError):
@@ -262,7 +262,7 @@ def test_a_route_is_a_number_beside_the_text_and_changes_nothing_else(lines: Lin
 
 def test_a_stream_has_its_routes_too() -> None:
     blank = Corpus("a/b", "text", datasets.Dataset.from_dict({}), None, None, {})
-    stream = streamed(blank, stream_of(SORTED), Reader(route=ROUTE), "all", None)
+    stream = stream_corpus(blank, stream_of(SORTED), RowReader(route=ROUTE), "all", None)
     assert all(one["route"] == (int(one["text"].split()[-1]) % 2 == 0) for one in stream.documents)
 
 
@@ -291,7 +291,7 @@ def test_texts_that_are_cut_into_sections_and_those_of_python_cannot_be_routed(l
 def test_a_stream_of_nothing_is_refused() -> None:
     blank = Corpus("a/b", "text", datasets.Dataset.from_dict({}), None, None, {})
     with pytest.raises(DataError, match="a/b holds nothing to train on: 5 with empty text"):
-        streamed(blank, stream_of([{"text": ""}] * 5), Reader(), "train", None)
+        stream_corpus(blank, stream_of([{"text": ""}] * 5), RowReader(), "train", None)
 
 
 @pytest.mark.parametrize(

@@ -21,19 +21,19 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import MissingDependency, ServerError, UnsupportedModel, UsageError, VocabularyMismatch
-from potstill.core.types import IGNORE, Needs, supervised
+from potstill.core.types import IGNORE, Needs, supervised_positions
 from potstill.data import served, wire
-from potstill.data.dialects import ByString
+from potstill.data.dialects import EchoLogprobs
 from potstill.data.pack import collate, pack
-from potstill.data.served import OWN, Served
-from potstill.data.tokens import Tokenised
+from potstill.data.served import NEXT_TOKEN_LOG_P, ServedTeacher
+from potstill.data.tokens import TokenizedDocument
 from potstill.data.wire import Address
-from potstill.models.load import Loaded
-from potstill.models.signals import signals
-from potstill.objectives.named import Mixture
-from potstill.ops.coarse import coarsened
-from potstill.serve.app import application, listening
-from potstill.train.study import Study
+from potstill.models.load import LoadedModel
+from potstill.models.signals import compute_signals
+from potstill.objectives.named import ObjectiveConfig
+from potstill.ops.coarse import coarsen
+from potstill.serve.app import create_app, open_socket
+from potstill.train.study import TrainingModule
 
 TEXTS = ("the still boils a wash", "a wash", "its spirit runs over into cold worms", "and", "worms")
 Change = Callable[[dict[str, Any], int], Any]
@@ -66,9 +66,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def letters(tmp_path: Path) -> Iterator[str]:
     """The address of a server whose tokens are the letters of ASCII, so that each has a string of its own."""
     tokenizer = byte_tokenizer(ascii=True)
-    loaded = Loaded(random_llama(tokenizer), tokenizer, "letters", tmp_path, None, "")
-    with listening("127.0.0.1", 0) as listener:
-        one = uvicorn.Server(uvicorn.Config(application(loaded, name="letters"), log_level="error"))
+    loaded = LoadedModel(random_llama(tokenizer), tokenizer, "letters", tmp_path, None, "")
+    with open_socket("127.0.0.1", 0) as listener:
+        one = uvicorn.Server(uvicorn.Config(create_app(loaded, name="letters"), log_level="error"))
         thread = threading.Thread(target=one.run, kwargs={"sockets": [listener]})
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
@@ -77,8 +77,8 @@ def letters(tmp_path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def asked(url: str, **options: Any) -> Iterator[Served]:
-    teacher = Served(url, options.pop("tokenizer", None) or byte_tokenizer(), **options)
+def asked(url: str, **options: Any) -> Iterator[ServedTeacher]:
+    teacher = ServedTeacher(url, options.pop("tokenizer", None) or byte_tokenizer(), **options)
     try:
         yield teacher
     finally:
@@ -138,7 +138,7 @@ def between(real: str, change: Change) -> Iterator[str]:
 
 
 def needs(batch: dict[str, Tensor]) -> Needs:
-    return Needs(supervised(batch)[0])
+    return Needs(supervised_positions(batch)[0])
 
 
 @pytest.mark.parametrize("k", [1, 8, 259])
@@ -147,17 +147,17 @@ def test_a_served_teacher_says_what_the_local_one_says(
 ) -> None:
     with asked(server.url, top_k=k) as teacher, torch.no_grad():
         assert teacher.name == str(server.model)
-        assert teacher.dialect.name == "prompt_logprobs"
+        assert teacher.logprob_format.name == "prompt_logprobs"
         found = teacher.signals(batch, needs(batch))
-        live = signals(tiny_llama, batch, needs(batch), vocabulary=259)
+        live = compute_signals(tiny_llama, batch, needs(batch), vocabulary=259)
     logits = live.logits(live.rows)
-    told, expected = found.logits(found.rows), coarsened(logits, k, torch.ones(259, 1))
+    told, expected = found.logits(found.rows), coarsen(logits, k, torch.ones(259, 1))
     assert torch.equal(told.ids, expected.ids)
     torch.testing.assert_close(told.log_p, expected.log_p, rtol=0, atol=1e-5)
     torch.testing.assert_close(told.log_rest.exp(), expected.log_rest.exp(), rtol=0, atol=1e-6)
     assert bool(told.log_rest.isneginf().all()) == (k == 259)
-    own = logits.log_softmax(-1).gather(-1, supervised(batch)[1][:, None])[:, 0]
-    torch.testing.assert_close(found.scores[OWN], own, rtol=0, atol=1e-5)
+    own = logits.log_softmax(-1).gather(-1, supervised_positions(batch)[1][:, None])[:, 0]
+    torch.testing.assert_close(found.scores[NEXT_TOKEN_LOG_P], own, rtol=0, atol=1e-5)
     assert len(found.logits(found.rows[4:7])) == 3
 
 
@@ -168,14 +168,14 @@ def test_both_dialects_say_the_same(letters: str) -> None:
     told = {}
     for dialect in ("prompt_logprobs", "echo with logprobs"):
         with asked(letters, top_k=9, tokenizer=tokenizer, dialect=dialect) as teacher:
-            assert teacher.dialect.name == dialect
+            assert teacher.logprob_format.name == dialect
             told[dialect] = teacher.signals(batch, needs(batch))
     first, second = told.values()
     one, other = first.logits(first.rows), second.logits(second.rows)
     assert one.ids.shape == (len(ids) - 2, 9)
     assert torch.equal(one.ids, other.ids)
     assert torch.equal(one.buckets, other.buckets)
-    assert torch.equal(first.scores[OWN], second.scores[OWN])
+    assert torch.equal(first.scores[NEXT_TOKEN_LOG_P], second.scores[NEXT_TOKEN_LOG_P])
 
 
 def test_a_server_without_prompt_logprobs_is_asked_to_echo(letters: str) -> None:
@@ -184,7 +184,7 @@ def test_a_server_without_prompt_logprobs_is_asked_to_echo(letters: str) -> None
         return refusal if "prompt_logprobs" in body else body
 
     with between(letters, older) as url, asked(url, tokenizer=byte_tokenizer(ascii=True)) as teacher:
-        assert teacher.dialect.name == "echo with logprobs"
+        assert teacher.logprob_format.name == "echo with logprobs"
 
 
 @pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl", "jsd", "total_variation"])
@@ -209,8 +209,8 @@ def learnt(objective: str, teacher: Any, batch: dict[str, Tensor], of: LlamaForC
     student = live_teacher(of)
     with torch.no_grad():
         student.model.embed_tokens.weight.mul_(0.9)
-    study = Study(
-        student, Mixture(name=objective, cross_entropy=0.0).build(), frozen={"teacher": teacher}, vocabulary=259
+    study = TrainingModule(
+        student, ObjectiveConfig(name=objective, cross_entropy=0.0).build(), frozen={"teacher": teacher}, vocabulary=259
     )
     loss = study(**batch)["loss"]
     loss.backward()
@@ -223,13 +223,13 @@ def test_a_batch_without_a_token_to_learn_asks_nothing(server: Server, batch: di
     batch["labels"] = torch.full_like(batch["labels"], IGNORE)
     with asked(server.url) as teacher:
         found = teacher.signals(batch, needs(batch))
-    assert len(found.rows) == len(found.scores[OWN]) == 0
+    assert len(found.rows) == len(found.scores[NEXT_TOKEN_LOG_P]) == 0
     assert found.logits(found.rows).ids.shape == (0, 20)
 
 
 def test_hidden_states_are_refused(server: Server, batch: dict[str, Tensor]) -> None:
     with asked(server.url) as teacher, pytest.raises(UnsupportedModel, match="no hidden states"):
-        teacher.signals(batch, Needs(supervised(batch)[0], layers=frozenset({-1})))
+        teacher.signals(batch, Needs(supervised_positions(batch)[0], layers=frozenset({-1})))
 
 
 # asking ahead
@@ -244,17 +244,17 @@ def test_packs_that_are_read_are_asked_about_once_and_before_their_batch(
         requests.append(body["prompt"])
         return body
 
-    rows = [Tokenised(ids, list(ids)) for ids in (list(tiny_tokenizer(text).input_ids) for text in TEXTS)]
+    rows = [TokenizedDocument(ids, list(ids)) for ids in (list(tiny_tokenizer(text).input_ids) for text in TEXTS)]
     with between(server.url, count) as url, asked(url) as teacher:
         probes = len(requests)
-        packs = teacher.ahead(pack(rows, length=40))
+        packs = teacher.prefetch_packs(pack(rows, length=40))
         read = [packs[i] for i in range(len(packs))]
         assert len(packs) == len(read) > 1
         for one in read:
             batch = collate([one])
             teacher.signals(batch, needs(batch))
         assert sorted(requests[probes:]) == sorted(list(row.input_ids) for row in rows)
-        assert not teacher._waiting
+        assert not teacher._pending
         teacher.signals(batch, needs(batch))
         assert len(requests) > probes + len(rows)
 
@@ -264,13 +264,13 @@ def test_what_waits_is_bounded_and_what_was_let_go_is_asked_again(
 ) -> None:
     with asked(server.url) as teacher:
         expected = teacher.signals(batch, needs(batch))
-        monkeypatch.setattr(served, "ROOM", 12 * 20 * 40)  # forty tokens
+        monkeypatch.setattr(served, "PENDING_BYTES", 12 * 20 * 40)  # forty tokens
         for length in range(3, 30):
             ids = torch.arange(50, 50 + length)
-            teacher.prepare({"input_ids": ids, "labels": ids, "lengths": torch.tensor([length])})
-        assert 0 < sum(under.tokens for under in teacher._waiting.values()) <= 40
+            teacher.prefetch({"input_ids": ids, "labels": ids, "lengths": torch.tensor([length])})
+        assert 0 < sum(under.num_tokens for under in teacher._pending.values()) <= 40
         found = teacher.signals(batch, needs(batch))
-    assert torch.equal(found.scores[OWN], expected.scores[OWN])
+    assert torch.equal(found.scores[NEXT_TOKEN_LOG_P], expected.scores[NEXT_TOKEN_LOG_P])
 
 
 # faults of the wire
@@ -290,7 +290,7 @@ def test_a_server_that_fails_now_and_then_is_asked_again(
 
     with between(server.url, fail_twice) as url, asked(url) as teacher:
         found = teacher.signals(batch, needs(batch))
-    assert torch.equal(found.scores[OWN], expected.scores[OWN])
+    assert torch.equal(found.scores[NEXT_TOKEN_LOG_P], expected.scores[NEXT_TOKEN_LOG_P])
 
 
 def test_a_server_that_always_fails_is_named_with_what_to_do(server: Server, quick: None) -> None:
@@ -301,14 +301,14 @@ def test_a_server_that_always_fails_is_named_with_what_to_do(server: Server, qui
         return 503, {"error": {"message": "out of memory"}}
 
     with between(server.url, fail) as url, pytest.raises(ServerError, match=r"out of memory.*--resume") as caught:
-        Served(url, byte_tokenizer())
+        ServedTeacher(url, byte_tokenizer())
     assert url in str(caught.value)
-    assert len(counts) == wire.TRIES
+    assert len(counts) == wire.MAX_TRIES
 
 
 def test_no_server_at_all_is_named_with_what_to_do(quick: None) -> None:
     with pytest.raises(ServerError, match=r"127\.0\.0\.1:9/v1 gave no answer in 6 tries \(ConnectError\)"):
-        Served("http://127.0.0.1:9/v1", byte_tokenizer())
+        ServedTeacher("http://127.0.0.1:9/v1", byte_tokenizer())
 
 
 def test_a_server_that_says_something_else_of_the_same_text_is_refused(server: Server) -> None:
@@ -327,7 +327,7 @@ def test_a_server_that_says_something_else_of_the_same_text_is_refused(server: S
         return 200, answer
 
     with between(server.url, fainter) as url, pytest.raises(ServerError, match=r"lie 0\.5 nats apart"):
-        Served(url, byte_tokenizer())
+        ServedTeacher(url, byte_tokenizer())
 
 
 def test_a_refusal_is_not_asked_again(server: Server) -> None:
@@ -338,7 +338,7 @@ def test_a_refusal_is_not_asked_again(server: Server) -> None:
         return 401, {"error": {"message": "no key"}}
 
     with between(server.url, refuse) as url, pytest.raises(ServerError, match="it says: no key"):
-        Served(url, byte_tokenizer())
+        ServedTeacher(url, byte_tokenizer())
     assert len(counts) == 2  # once in each dialect
 
 
@@ -352,7 +352,7 @@ def test_the_key_is_sent_and_never_shown(server: Server, monkeypatch: pytest.Mon
         return 401, {"error": {"message": "the key sk-secret is not known"}}
 
     with between(server.url, refuse) as url, pytest.raises(ServerError, match=r"the key \*\*\* is not known"):
-        Served(url, byte_tokenizer())
+        ServedTeacher(url, byte_tokenizer())
     assert set(sent) == {"Bearer sk-secret"}
 
 
@@ -363,7 +363,7 @@ def test_at_most_so_many_requests_are_under_way(server: Server, batch: dict[str,
         return body
 
     with between(server.url, slow) as url:
-        one = wire.Wire(url, at_once=2)
+        one = wire.HttpClient(url, max_concurrency=2)
         original = one._client.request
 
         async def counted(*call: Any, **named: Any) -> Any:
@@ -397,14 +397,14 @@ def test_at_most_so_many_requests_are_under_way(server: Server, batch: dict[str,
 )
 def test_an_address_that_is_none_is_refused_without_showing_its_password(url: str, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
-        Address.parse(url)
+        Address.from_string(url)
     assert "secret" not in str(caught.value)
 
 
 def test_an_address_can_name_the_model(server: Server) -> None:
-    assert Address.parse("http://host:1/v1/#org/name") == Address("http://host:1/v1", "org/name")
+    assert Address.from_string("http://host:1/v1/#org/name") == Address("http://host:1/v1", "org/name")
     with pytest.raises(ServerError, match="'hope' does not exist"):
-        Served(f"{server.url}#hope", byte_tokenizer())
+        ServedTeacher(f"{server.url}#hope", byte_tokenizer())
 
 
 def test_a_server_with_another_tokenizer_is_refused(letters: str, dialect: str) -> None:
@@ -412,7 +412,7 @@ def test_a_server_with_another_tokenizer_is_refused(letters: str, dialect: str) 
         vocabulary["e"], vocabulary["t"] = vocabulary["t"], vocabulary["e"]  # of the same width
 
     with pytest.raises(VocabularyMismatch, match="for the student's tokenizer"):
-        Served(letters, changed(byte_tokenizer(ascii=True), swap), dialect=dialect)
+        ServedTeacher(letters, changed(byte_tokenizer(ascii=True), swap), format_name=dialect)
 
 
 def changed(tokenizer: PreTrainedTokenizerFast, change: Callable[[dict[str, int]], object]) -> PreTrainedTokenizerFast:
@@ -432,22 +432,22 @@ def test_a_server_that_adds_a_token_before_the_text_is_refused_with_both_counts(
         between(letters, with_bos) as url,
         pytest.raises(VocabularyMismatch, match=r"reads 45 tokens where .* reads 44"),
     ):
-        Served(url, byte_tokenizer(ascii=True), dialect=dialect)
+        ServedTeacher(url, byte_tokenizer(ascii=True), format_name=dialect)
 
 
 def test_a_string_that_two_ids_decode_to_or_none_is_refused() -> None:
     tokenizer = Tokenizer(models.WordLevel({"\u2581the": 0, "the": 1, "still": 2, "?": 3}, unk_token="?"))
     tokenizer.decoder = decoders.Metaspace()
-    by_string = ByString(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    by_string = EchoLogprobs(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
 
     def said(likeliest: str) -> dict[str, Any]:
         logprobs = {"tokens": ["still", "still"], "token_logprobs": [None, -1.0]}
         return {"logprobs": {**logprobs, "top_logprobs": [None, {likeliest: -0.5, "still": -1.0}]}}
 
     with pytest.raises(VocabularyMismatch, match=r"string 'the', which stands for the ids 0, 1 .*--top-k"):
-        by_string.read(said("the"), [2, 2], 2)
+        by_string.parse(said("the"), [2, 2], 2)
     with pytest.raises(VocabularyMismatch, match=r"string 'hope', which stands for no id"):
-        by_string.read(said("hope"), [2, 2], 2)
+        by_string.parse(said("hope"), [2, 2], 2)
 
 
 def test_half_a_character_is_not_named_and_its_mass_is_the_rests(
@@ -455,7 +455,7 @@ def test_half_a_character_is_not_named_and_its_mass_is_the_rests(
 ) -> None:
     with asked(server.url, top_k=6, dialect="echo with logprobs") as teacher, torch.no_grad():
         found = teacher.signals(batch, needs(batch))
-        live = signals(tiny_llama, batch, needs(batch), vocabulary=259)
+        live = compute_signals(tiny_llama, batch, needs(batch), vocabulary=259)
     p, told = live.logits(live.rows).softmax(-1), found.logits(found.rows)
     named = ~told.log_p.isneginf()
     assert 0 < named.sum() < named.numel()
@@ -474,7 +474,7 @@ def test_a_server_that_gives_fewer_log_probabilities_names_both_options(server: 
         with asked(url, top_k=20):
             pass
         with pytest.raises(UsageError, match=r"max allowed: 20.*--max-logprobs 64.*--top-k"):
-            Served(url, byte_tokenizer(), top_k=64)
+            ServedTeacher(url, byte_tokenizer(), top_k=64)
 
 
 def test_a_server_that_tells_nothing_of_a_prompt_is_refused(server: Server) -> None:
@@ -485,7 +485,7 @@ def test_a_server_that_tells_nothing_of_a_prompt_is_refused(server: Server) -> N
         between(server.url, forget) as url,
         pytest.raises(ServerError, match=r"does not tell .* vLLM, SGLang or potstill"),
     ):
-        Served(url, byte_tokenizer())
+        ServedTeacher(url, byte_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -507,7 +507,7 @@ def test_what_is_no_distribution_is_refused(
         return 200, {"choices": [{"prompt_logprobs": [None, *known[1:]]}]}
 
     with between(server.url, claim) as url, pytest.raises(error, match=said):
-        Served(url, tiny_tokenizer)
+        ServedTeacher(url, tiny_tokenizer)
 
 
 def test_an_id_that_the_student_lacks_is_refused(server: Server) -> None:
@@ -515,13 +515,13 @@ def test_an_id_that_the_student_lacks_is_refused(server: Server) -> None:
         byte_tokenizer(), lambda vocabulary: vocabulary.pop(max(vocabulary, key=vocabulary.__getitem__))
     )
     with pytest.raises(VocabularyMismatch, match="names the id 258, and the student's tokenizer ends at 257"):
-        Served(server.url, tokenizer, top_k=258)
+        ServedTeacher(server.url, tokenizer, top_k=258)
 
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "httpx", None)
     with pytest.raises(MissingDependency, match=r"pip install 'potstill\[serve\]'"):
-        Served("http://127.0.0.1:9/v1", byte_tokenizer())
+        ServedTeacher("http://127.0.0.1:9/v1", byte_tokenizer())
 
 
 def test_the_thread_ends_with_the_teacher(server: Server) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from potstill.core.errors import DataError, UsageError
-from potstill.data.shapes import ACCEPTED, Malformed, lack, recognise
+from potstill.data.shapes import ACCEPTED_COLUMNS, MalformedRow, find_lack, recognize_schema
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 SHAREGPT = [{"from": "system", "value": "Be"}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
@@ -36,7 +36,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("row", "document"), SHAPES.values(), ids=list(SHAPES))
 def test_a_documented_shape_is_recognised(row: dict[str, Any], document: dict[str, Any]) -> None:
-    assert recognise(row.keys(), "a file").document(row) == document
+    assert recognize_schema(row.keys(), "a file").to_document(row) == document
 
 
 REFUSED = {
@@ -55,31 +55,31 @@ REFUSED = {
 @pytest.mark.parametrize(("columns", "says"), REFUSED.values(), ids=list(REFUSED))
 def test_other_columns_are_refused_with_what_was_found(columns: list[str], says: str) -> None:
     with pytest.raises(DataError, match=says) as caught:
-        recognise(columns, "rows.csv")
+        recognize_schema(columns, "rows.csv")
     assert all(name in str(caught.value) for name in {*columns} & {"chosen", "grade", "label", "decoded"})
 
 
 def test_the_refusal_names_every_accepted_shape() -> None:
     with pytest.raises(DataError) as caught:
-        recognise(["x"], "rows.csv")
-    assert ACCEPTED in str(caught.value)
+        recognize_schema(["x"], "rows.csv")
+    assert ACCEPTED_COLUMNS in str(caught.value)
 
 
 def test_the_caller_may_say_which_column_is_which() -> None:
     row = {"instruction": "a", "text": "b", "decoded": "c", "turns": CHAT}
-    assert recognise(row, "f", columns={"prompt": "instruction", "response": "decoded"}).document(row) == {
+    assert recognize_schema(row, "f", columns={"prompt": "instruction", "response": "decoded"}).to_document(row) == {
         "prompt": "a",
         "response": "c",
     }
-    assert recognise(row, "f", columns={"text": "text"}).document(row) == {"text": "b", "whole": True}
-    assert recognise(row, "f", columns={"messages": "turns"}).document(row) == {"messages": CHAT}
+    assert recognize_schema(row, "f", columns={"text": "text"}).to_document(row) == {"text": "b", "whole": True}
+    assert recognize_schema(row, "f", columns={"messages": "turns"}).to_document(row) == {"messages": CHAT}
 
 
 def test_columns_that_are_not_there_or_mean_nothing_are_refused() -> None:
     with pytest.raises(DataError, match="no column `body`; it has `text`"):
-        recognise(["text"], "rows.csv", columns={"text": "body"})
+        recognize_schema(["text"], "rows.csv", columns={"text": "body"})
     with pytest.raises(UsageError, match="`prompt` make no document"):
-        recognise(["text"], "rows.csv", columns={"prompt": "text"})
+        recognize_schema(["text"], "rows.csv", columns={"prompt": "text"})
 
 
 MALFORMED = {
@@ -102,8 +102,8 @@ MALFORMED = {
 
 @pytest.mark.parametrize(("first", "row", "says"), MALFORMED.values(), ids=list(MALFORMED))
 def test_a_malformed_row_says_what_is_wrong(first: dict[str, Any], row: dict[str, Any], says: str) -> None:
-    with pytest.raises(Malformed, match=says):
-        recognise(first.keys(), "f").document(row)
+    with pytest.raises(MalformedRow, match=says):
+        recognize_schema(first.keys(), "f").to_document(row)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +120,11 @@ def test_a_malformed_row_says_what_is_wrong(first: dict[str, Any], row: dict[str
     ],
 )
 def test_what_cannot_be_trained_on_has_a_reason(document: dict[str, Any], reason: str | None) -> None:
-    assert lack(document) == reason
+    assert find_lack(document) == reason
 
 
 def test_a_missing_column_in_a_later_row_is_no_empty_one() -> None:
-    shape = recognise(["text"], "f")
-    assert shape.document({"text": None}) == {"text": "", "whole": True}
-    with pytest.raises(Malformed):
-        shape.document({"body": "a"})
+    shape = recognize_schema(["text"], "f")
+    assert shape.to_document({"text": None}) == {"text": "", "whole": True}
+    with pytest.raises(MalformedRow):
+        shape.to_document({"body": "a"})

@@ -10,10 +10,10 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from potstill.core.types import IGNORE
-from potstill.data.corpus import Corpus, load_corpus, streamed
-from potstill.data.rows import Reader
-from potstill.data.show import HEAD, TAIL, describe, pieces, render
-from potstill.data.tokens import Tokenised
+from potstill.data.corpus import Corpus, load_corpus, stream_corpus
+from potstill.data.rows import RowReader
+from potstill.data.show import HEAD_TOKENS, TAIL_TOKENS, describe, render, split_pieces
+from potstill.data.tokens import TokenizedDocument
 
 Lines = Callable[..., Path]
 PAIRS = [{"prompt": f"Question {i}", "response": "Answer" * (i + 1)} for i in range(10)]
@@ -55,8 +55,12 @@ def test_pieces_joined_are_the_document(lines: Lines, tiny_tokenizer: PreTrained
 
 def test_the_middle_of_a_long_run_is_left_out_and_said_so(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     ids = tiny_tokenizer("a" * 300)["input_ids"]
-    head, tail = pieces(Tokenised(ids, [IGNORE] * 300), tiny_tokenizer)
-    assert (len(head["text"]), len(tail["text"]), head["omitted_tokens"]) == (HEAD, TAIL, 300 - HEAD - TAIL)
+    head, tail = split_pieces(TokenizedDocument(ids, [IGNORE] * 300), tiny_tokenizer)
+    assert (len(head["text"]), len(tail["text"]), head["omitted_tokens"]) == (
+        HEAD_TOKENS,
+        TAIL_TOKENS,
+        300 - HEAD_TOKENS - TAIL_TOKENS,
+    )
 
 
 def test_trained_tokens_are_coloured_and_others_are_not(lines: Lines, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -76,6 +80,6 @@ def test_text_that_looks_like_markup_is_shown_as_it_is(lines: Lines, tiny_tokeni
 def test_a_stream_is_described_by_its_beginning(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     rows = datasets.Dataset.from_list([{"text": "a" * 99}] * 50).to_iterable_dataset()
     blank = Corpus("a/b", "text", datasets.Dataset.from_dict({}), None, None, {})
-    said = describe(streamed(blank, rows, Reader(), "all", None), tiny_tokenizer, limit=1000)
+    said = describe(stream_corpus(blank, rows, RowReader(), "all", None), tiny_tokenizer, limit=1000)
     assert (said["documents"], said["bytes"]) == (10, None)
     assert "unknown, a stream" in printed(said)

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from potstill.core.errors import DataError, NotFound
-from potstill.data.sources import files_of, format_of, held_out, licence_beside, records
+from potstill.data.sources import assign_splits, find_license, get_format, list_files, read_records
 
 ROWS = [{"text": 'first, "quoted"\nline'}, {"text": "zweite Zeile 🙂"}]
 
 
 def rows_of(path: Path) -> list[Any]:
-    return [dict(record.row) for record in records(path)]
+    return [dict(record.row) for record in read_records(path)]
 
 
 def as_csv(path: Path) -> None:
@@ -138,22 +138,22 @@ def test_a_folder_gives_what_can_be_read_in_one_order_and_no_hidden_file(tmp_pat
     for name in ("b.txt", "a.jsonl.gz", "sub/c.csv", ".git/d.txt", "README.md", "LICENSE"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [str(file.relative_to(tmp_path)) for file in files_of(tmp_path)] == ["a.jsonl.gz", "b.txt", "sub/c.csv"]
+    assert [str(file.relative_to(tmp_path)) for file in list_files(tmp_path)] == ["a.jsonl.gz", "b.txt", "sub/c.csv"]
 
 
 def test_a_folder_without_anything_to_read_and_an_unknown_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.docx").touch()
     with pytest.raises(DataError, match=r"holds 1 files and none of \.txt"):
-        files_of(tmp_path)
+        list_files(tmp_path)
     with pytest.raises(DataError, match=r"is none of \.txt"):
-        files_of(tmp_path / "notes.docx")
+        list_files(tmp_path / "notes.docx")
 
 
 @pytest.mark.parametrize(
     ("name", "known"), [("a.TXT", ".txt"), ("a.json.gz", ".json"), ("a.tar.gz", ""), ("a.gz", ""), ("txt", "")]
 )
 def test_the_format_is_what_the_name_says(name: str, known: str) -> None:
-    assert format_of(Path(name)) == known
+    assert get_format(Path(name)) == known
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,11 @@ def test_the_format_is_what_the_name_says(name: str, known: str) -> None:
     ],
 )
 def test_names_say_what_is_held_out(names: list[str], sides: tuple[list[int], list[int]] | None) -> None:
-    assert held_out(names) == sides
+    assert assign_splits(names) == sides
 
 
 def test_the_licence_that_lies_beside_a_file_is_noted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
-    assert licence_beside(tmp_path / "a.txt") is None
+    assert find_license(tmp_path / "a.txt") is None
     (tmp_path / "LICENSE.md").write_text("\n  MIT License\n\nCopyright\n")
-    assert licence_beside(tmp_path / "a.txt") == licence_beside(tmp_path) == "LICENSE.md: MIT License"
+    assert find_license(tmp_path / "a.txt") == find_license(tmp_path) == "LICENSE.md: MIT License"

@@ -11,9 +11,9 @@ from tests.data.trained import EXACT, ROUGH, byte_level, sentencepiece, unigram
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from potstill.data.spans import located, read_back
-from potstill.models.pieces import pieces
-from potstill.ops.align import exact, merged
+from potstill.data.spans import decode_with_spans, locate_tokens
+from potstill.models.pieces import read_token_bytes
+from potstill.ops.align import match_spans, merge_spans
 
 Make = Callable[[], PreTrainedTokenizerFast]
 law = settings(max_examples=40, derandomize=True)
@@ -28,7 +28,7 @@ each = pytest.mark.parametrize("make", [*EXACT.values(), *ROUGH.values()], ids=[
 
 
 def spans_of(text: str, tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    (found,) = located([text], tokenizer, pieces(tokenizer))
+    (found,) = locate_tokens([text], tokenizer, read_token_bytes(tokenizer))
     return found.spans
 
 
@@ -53,12 +53,12 @@ def test_tokens_cover_the_text_and_each_stands_for_its_own_bytes(make: Make, tex
     tokenizer = make()
     if "▁" in text:  # SentencePiece reads it as a space; it is looked at below
         return
-    known = pieces(tokenizer)
-    (found,) = located([text], tokenizer, known)
+    known = read_token_bytes(tokenizer)
+    (found,) = locate_tokens([text], tokenizer, known)
     require_lawful(text, found.spans)
     parts = [text.encode()[start:end] for start, end in found.spans.tolist()]
     assert b"".join(parts) == text.encode()
-    whole = [known.of[i] for i in found.ids.tolist()]
+    whole = [known.by_id[i] for i in found.ids.tolist()]
     assert all(part in (piece, piece.removeprefix(b" "), b"") for part, piece in zip(parts, whole, strict=True))
     around = sum(part == b"" for part in parts)
     dummies = 1 + text.count("</s>") + text.count("<s>") + text.count("<unk>")
@@ -70,11 +70,11 @@ def test_tokens_cover_the_text_and_each_stands_for_its_own_bytes(make: Make, tex
 @law
 def test_no_token_is_put_where_the_text_reads_otherwise(make: Make, text: str) -> None:
     tokenizer = make()
-    known = pieces(tokenizer)
-    (found,) = located([text], tokenizer, known)
+    known = read_token_bytes(tokenizer)
+    (found,) = locate_tokens([text], tokenizer, known)
     require_lawful(text, found.spans)
     for i, (start, end) in zip(found.ids.tolist(), found.spans.tolist(), strict=True):
-        assert text.encode()[start:end] in (known.of[i], known.of[i].removeprefix(b" "), b"")
+        assert text.encode()[start:end] in (known.by_id[i], known.by_id[i].removeprefix(b" "), b"")
 
 
 @each
@@ -83,7 +83,7 @@ def test_no_token_is_put_where_the_text_reads_otherwise(make: Make, text: str) -
 def test_a_tokenizer_beside_itself_is_the_identity(make: Make, text: str) -> None:
     spans = spans_of(text, make())
     real = torch.nonzero(spans[:, 0] < spans[:, 1])[:, 0]
-    assert torch.equal(exact(spans, spans), torch.stack([real, real], -1))
+    assert torch.equal(match_spans(spans, spans), torch.stack([real, real], -1))
 
 
 @given(text=texts, first=st.sampled_from([*EXACT.values()]), second=st.sampled_from([*EXACT.values()]))
@@ -92,7 +92,7 @@ def test_all_of_a_text_is_in_groups_whichever_two_tokenizers_read_it(text: str, 
     if "▁" in text:
         return
     ours, theirs = spans_of(text, first()), spans_of(text, second())
-    groups = merged(ours, theirs)
+    groups = merge_spans(ours, theirs)
     for spans, group in ((ours, groups.first), (theirs, groups.second)):
         assert torch.equal(group >= 0, spans[:, 0] < spans[:, 1])
 
@@ -101,9 +101,9 @@ def test_all_of_a_text_is_in_groups_whichever_two_tokenizers_read_it(text: str, 
 @law
 def test_a_vocabulary_permuted_gives_the_same_spans(text: str) -> None:
     tokenizer, permuted = byte_level(), permuted_byte_level()
-    (ours,), (theirs,) = (located([text], one, pieces(one)) for one in (tokenizer, permuted))
+    (ours,), (theirs,) = (locate_tokens([text], one, read_token_bytes(one)) for one in (tokenizer, permuted))
     assert torch.equal(ours.spans, theirs.spans)
-    assert len(exact(ours.spans, theirs.spans)) == len(ours.ids)
+    assert len(match_spans(ours.spans, theirs.spans)) == len(ours.ids)
 
 
 def permuted_byte_level() -> PreTrainedTokenizerFast:
@@ -140,7 +140,7 @@ def test_a_special_token_that_is_written_out_is_one_groups_text_for_who_does_not
     knows, reads = spans_of(text, byte_level()), spans_of(text, sentencepiece(scheme="never"))
     assert knows[0].tolist() == [0, 12]
     assert len(reads) > len(knows)
-    groups = merged(knows, reads)
+    groups = merge_spans(knows, reads)
     assert int((groups.second == groups.first[0]).sum()) > 1
     assert int((groups.first == groups.first[0]).sum()) == 1
 
@@ -165,14 +165,14 @@ def test_a_text_with_the_mark_of_a_space_in_it_is_not_taken_for_one_with_spaces(
 def test_many_texts_are_located_as_each_alone() -> None:
     batch = ["the dog", "", "世界", "é e\u0301"]
     tokenizer = byte_level()
-    found = located(batch, tokenizer, pieces(tokenizer))
+    found = locate_tokens(batch, tokenizer, read_token_bytes(tokenizer))
     assert [one.spans.tolist() for one in found] == [spans_of(text, tokenizer).tolist() for text in batch]
-    assert located([], tokenizer, pieces(tokenizer)) == []
+    assert locate_tokens([], tokenizer, read_token_bytes(tokenizer)) == []
 
 
 def test_ids_are_read_back_to_bytes_even_when_cut_within_a_character() -> None:
     tokenizer = byte_level(261)
     ids = tokenizer("<|im_start|>é").input_ids
-    text, spans = read_back(ids[:-1], pieces(tokenizer))
+    text, spans = decode_with_spans(ids[:-1], read_token_bytes(tokenizer))
     assert text == b"\xc3"
     assert spans.tolist() == [[0, 0], [0, 1]]

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from potstill.data.stdlib import SHORTEST, docstrings, in_source, modules
+from potstill.data.stdlib import MIN_LENGTH, extract_docstrings, list_modules, load_docstrings
 
 
 def test_every_kind_of_docstring_is_found_and_dedented() -> None:
@@ -20,7 +20,7 @@ class A:
             "Inner."
 X = """no docstring"""
 '''
-    assert set(in_source(source)) == {
+    assert set(extract_docstrings(source)) == {
         "Module.",
         "A class\n\n    with an indented line\nand one that is not",
         "Method.",
@@ -29,25 +29,25 @@ X = """no docstring"""
 
 
 def test_what_is_no_python_has_no_docstrings() -> None:
-    assert list(in_source(b"print 'old'")) == []
-    assert list(in_source(b"\0")) == []
+    assert list(extract_docstrings(b"print 'old'")) == []
+    assert list(extract_docstrings(b"\0")) == []
 
 
 def test_an_invalid_escape_in_the_library_is_no_warning_of_ours() -> None:
-    assert list(in_source(b'"""Doc \\d."""')) == ["Doc \\d."]
+    assert list(extract_docstrings(b'"""Doc \\d."""')) == ["Doc \\d."]
 
 
 def test_tests_and_installed_packages_are_passed_over(tmp_path: Path) -> None:
     for name in ("json/decoder.py", "test/test_json.py", "site-packages/numpy/core.py", "json/tests/x.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.name for path in modules(tmp_path)] == ["decoder.py"]
+    assert [path.name for path in list_modules(tmp_path)] == ["decoder.py"]
 
 
 def test_the_library_holds_thousands_of_distinct_sorted_docstrings() -> None:
-    texts = docstrings()
+    texts = load_docstrings()
     assert len(texts) > 3000
     assert sum(len(text.encode()) for text in texts) > 1e6
     assert list(texts) == sorted(set(texts))
-    assert min(map(len, texts)) >= SHORTEST
+    assert min(map(len, texts)) >= MIN_LENGTH
     assert sys.modules["argparse"].__doc__.strip() in texts  # type: ignore[union-attr]

@@ -20,7 +20,7 @@ def chat(*said: str, system: str | None = None) -> list[Message]:
 
 
 def spoken(template: ChatTemplate, messages: list[Message]) -> list[str]:
-    text, spans = template.spoken(messages)
+    text, spans = template.render_with_spans(messages)
     return [text[start:stop] for start, stop in spans]
 
 
@@ -79,7 +79,7 @@ def test_turns_that_lose_their_thinking_once_others_follow_are_still_found(bytes
 def test_a_turn_that_is_rewritten_beyond_recognition_is_refused(bytes_with: Make) -> None:
     template = ChatTemplate(bytes_with(THINKING))
     with pytest.raises(DataError, match="writes turn 2 of 4 anew once others follow"):
-        template.spoken(chat("Hi", "<think>hm</think>Hello", "And?", "Bye"))
+        template.render_with_spans(chat("Hi", "<think>hm</think>Hello", "And?", "Bye"))
 
 
 def test_a_template_that_closes_generation_behind_the_stop_token_counts_it_once(bytes_with: Make) -> None:
@@ -112,7 +112,7 @@ def test_a_template_that_refuses_a_chat_says_which_roles_it_had(bytes_with: Make
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + LLAMA
     template = ChatTemplate(bytes_with(strict))
     with pytest.raises(DataError, match="refuses the roles system, user, assistant: no system role"):
-        template.spoken(chat("Hi", "Hello", system="Be kind"))
+        template.render_with_spans(chat("Hi", "Hello", system="Be kind"))
 
 
 def test_a_tokenizer_without_a_template_and_a_template_without_answers_are_refused(bytes_with: Make) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from potstill.decode.sample import Sampling, complete, draw, pad_left
+from potstill.decode.sample import Sampling, complete, pad_left, sample_tokens
 
 STOP = 2
 SAMPLING = Sampling(vocabulary=259, stop=frozenset({STOP}))
@@ -75,10 +75,10 @@ def test_two_voices_write_from_the_mixture_of_what_they_say(tiny_llama: LlamaFor
 def test_even_noise_draws_each_token_as_often_as_it_is_likely() -> None:
     likely = torch.tensor([0.125, 0.0, 0.5, 0.375], dtype=torch.float64)
     noise = (torch.arange(800) + 0.5) / 800
-    drawn = draw(likely.expand(800, 4), noise)
+    drawn = sample_tokens(likely.expand(800, 4), noise)
     assert torch.bincount(drawn, minlength=4).tolist() == [100, 0, 400, 300]
-    assert draw(likely[None], torch.tensor([0.0])).tolist() == [0]
-    assert draw(likely[None], torch.tensor([1 - 1e-9], dtype=torch.float64)).tolist() == [3]
+    assert sample_tokens(likely[None], torch.tensor([0.0])).tolist() == [0]
+    assert sample_tokens(likely[None], torch.tensor([1 - 1e-9], dtype=torch.float64)).tolist() == [3]
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.0])

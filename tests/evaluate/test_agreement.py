@@ -5,9 +5,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from potstill.core.errors import UsageError, VocabularyMismatch
-from potstill.evaluate.agreement import compare, remember
-from potstill.evaluate.perplexity import score, text_rows
-from potstill.evaluate.reading import Reading
+from potstill.evaluate.agreement import collect_teacher_outputs, compare_with_teacher
+from potstill.evaluate.perplexity import build_text_rows, score
+from potstill.evaluate.reading import ScoringConfig
 
 TEXTS = ["The quick brown fox.", "", "jumps over", "the lazy dog, again and again, until evening falls on the yard."]
 
@@ -22,82 +22,90 @@ def student_of(model: LlamaForCausalLM, *, noise: float = 0.05) -> LlamaForCausa
 
 @pytest.fixture
 def rows(tiny_tokenizer):
-    return text_rows(TEXTS, tiny_tokenizer)
+    return build_text_rows(TEXTS, tiny_tokenizer)
 
 
 def test_a_student_that_is_its_teacher_agrees_fully(tiny_llama, rows):
-    found = compare(remember(tiny_llama, rows), deepcopy(tiny_llama))
+    found = compare_with_teacher(collect_teacher_outputs(tiny_llama, rows), deepcopy(tiny_llama))
     assert found.divergence == pytest.approx(0, abs=1e-6)
     assert found.agreement == 1
-    assert found.agreed.tolist() == found.scores.tokens.tolist()
+    assert found.top1_matches.tolist() == found.scores.num_tokens.tolist()
 
 
 def test_kl_and_agreement_are_their_definitions_document_by_document(tiny_llama, rows):
     student = student_of(tiny_llama)
-    found = compare(remember(tiny_llama, rows), student)
+    found = compare_with_teacher(collect_teacher_outputs(tiny_llama, rows), student)
     for number, row in enumerate(rows):
         if not row.input_ids:
-            assert found.kl[number] == found.agreed[number] == 0
+            assert found.kl[number] == found.top1_matches[number] == 0
             continue
         with torch.no_grad():
             p, q = (m(torch.tensor([row.input_ids])).logits[0, :-1].log_softmax(-1) for m in (tiny_llama, student))
         assert found.kl[number] == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-4)
-        assert found.agreed[number] == (p.argmax(-1) == q.argmax(-1)).sum()
+        assert found.top1_matches[number] == (p.argmax(-1) == q.argmax(-1)).sum()
     assert 0 < found.agreement < 1
 
 
 def test_the_scores_of_both_come_with_the_comparison(tiny_llama, rows):
     student = student_of(tiny_llama)
-    teacher = remember(tiny_llama, rows)
+    teacher = collect_teacher_outputs(tiny_llama, rows)
     assert teacher.scores.nll == pytest.approx(score(tiny_llama, rows).nll, rel=1e-5)
-    assert compare(teacher, student).scores.nll == pytest.approx(score(student, rows).nll, rel=1e-5)
+    assert compare_with_teacher(teacher, student).scores.nll == pytest.approx(score(student, rows).nll, rel=1e-5)
 
 
-@pytest.mark.parametrize("reading", [Reading(batch_tokens=1), Reading(chunk=1), Reading(batch_tokens=40, chunk=7)])
+@pytest.mark.parametrize(
+    "reading", [ScoringConfig(batch_tokens=1), ScoringConfig(chunk=1), ScoringConfig(batch_tokens=40, chunk=7)]
+)
 def test_batches_and_chunks_change_nothing(tiny_llama, rows, reading):
     student = student_of(tiny_llama)
-    plain, other = (compare(remember(tiny_llama, rows, r), student) for r in (Reading(), reading))
+    plain, other = (
+        compare_with_teacher(collect_teacher_outputs(tiny_llama, rows, r), student) for r in (ScoringConfig(), reading)
+    )
     assert other.kl == pytest.approx(plain.kl, rel=1e-4)
-    assert other.agreed.tolist() == plain.agreed.tolist()
+    assert other.top1_matches.tolist() == plain.top1_matches.tolist()
 
 
 def test_a_teacher_that_does_not_fit_in_memory_is_read_again(tiny_llama, rows):
     student = student_of(tiny_llama)
-    kept, again = remember(tiny_llama, rows), remember(tiny_llama, rows, memory=0)
+    kept, again = collect_teacher_outputs(tiny_llama, rows), collect_teacher_outputs(tiny_llama, rows, max_bytes=0)
     assert kept.model is None
-    assert again.kept is None
-    assert compare(again, student).kl == pytest.approx(compare(kept, student).kl, rel=1e-6)
+    assert again.cached_signals is None
+    assert compare_with_teacher(again, student).kl == pytest.approx(compare_with_teacher(kept, student).kl, rel=1e-6)
     assert again.scores.nll.tolist() == kept.scores.nll.tolist()
 
 
 def test_vocabularies_padded_to_other_widths_compare_on_the_real_ids(tiny_llama, rows, tiny_tokenizer):
     student = student_of(tiny_llama)
-    plain = compare(remember(tiny_llama, rows), student)
+    plain = compare_with_teacher(collect_teacher_outputs(tiny_llama, rows), student)
     padded = deepcopy(tiny_llama)
     padded.resize_token_embeddings(320, mean_resizing=False)
-    reading = Reading(vocabulary=len(tiny_tokenizer))
-    assert compare(remember(padded, rows, reading), student).kl == pytest.approx(plain.kl, rel=1e-5)
-    wide = remember(padded, rows)
-    assert compare(wide, student, vocabulary=len(tiny_tokenizer)).kl == pytest.approx(plain.kl, rel=1e-5)
+    reading = ScoringConfig(vocabulary=len(tiny_tokenizer))
+    assert compare_with_teacher(collect_teacher_outputs(padded, rows, reading), student).kl == pytest.approx(
+        plain.kl, rel=1e-5
+    )
+    wide = collect_teacher_outputs(padded, rows)
+    assert compare_with_teacher(wide, student, vocabulary=len(tiny_tokenizer)).kl == pytest.approx(plain.kl, rel=1e-5)
 
 
 def test_other_numbers_of_tokens_are_refused(tiny_llama, rows):
     padded = deepcopy(tiny_llama)
     padded.resize_token_embeddings(320, mean_resizing=False)
     with pytest.raises(VocabularyMismatch, match="320 tokens and the student 259"):
-        compare(remember(padded, rows), tiny_llama)
+        compare_with_teacher(collect_teacher_outputs(padded, rows), tiny_llama)
 
 
 def test_a_student_of_a_shorter_context_is_refused(tiny_llama, rows):
     short = deepcopy(tiny_llama)
     short.config.max_position_embeddings = 16
     with pytest.raises(UsageError, match="16 at most"):
-        compare(remember(tiny_llama, rows), short)
-    reading = Reading().within(tiny_llama, short)
-    assert compare(remember(tiny_llama, rows, reading), short).divergence == pytest.approx(0, abs=1e-6)
+        compare_with_teacher(collect_teacher_outputs(tiny_llama, rows), short)
+    reading = ScoringConfig().limit_to_context(tiny_llama, short)
+    assert compare_with_teacher(collect_teacher_outputs(tiny_llama, rows, reading), short).divergence == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_a_teacher_that_trains_is_read_at_rest_and_left_training(tiny_llama, rows):
     tiny_llama.train()
-    remember(tiny_llama, rows)
+    collect_teacher_outputs(tiny_llama, rows)
     assert tiny_llama.training

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from potstill.core.errors import DataError
 from potstill.core.types import Measure
-from potstill.evaluate.frontier import Point, axes, document, dominated, page, points, written
+from potstill.evaluate.frontier import (
+    Point,
+    build_points,
+    find_dominated,
+    format_value,
+    get_axes,
+    render_html,
+    to_chart_data,
+)
 
 SIZES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=6)
 
@@ -29,7 +37,7 @@ CHART = [point("teacher", 135e6, 1.1, 30.0), point("small <b>&", 1e8, 1.3, 41.0,
 
 @given(SIZES)
 def test_dominated_is_what_trying_every_pair_says(pairs):
-    found = dominated([point(str(n), *pair) for n, pair in enumerate(pairs)], "parameters", "bits_per_byte")
+    found = find_dominated([point(str(n), *pair) for n, pair in enumerate(pairs)], "parameters", "bits_per_byte")
     for n, (cost, loss) in enumerate(pairs):
         beaten = any(c <= cost and q <= loss and (c, q) != (cost, loss) for c, q in pairs)
         assert found[n] == beaten
@@ -38,7 +46,9 @@ def test_dominated_is_what_trying_every_pair_says(pairs):
 @given(SIZES)
 def test_what_is_not_dominated_never_dominates_one_another(pairs):
     chart = [point(str(n), *pair) for n, pair in enumerate(pairs)]
-    best = [p for p, beaten in zip(pairs, dominated(chart, "parameters", "bits_per_byte"), strict=True) if not beaten]
+    best = [
+        p for p, beaten in zip(pairs, find_dominated(chart, "parameters", "bits_per_byte"), strict=True) if not beaten
+    ]
     for a, b in itertools.permutations(set(best), 2):
         assert (a[0] < b[0]) == (a[1] > b[1])
     assert bool(best) == bool(pairs)
@@ -46,43 +56,43 @@ def test_what_is_not_dominated_never_dominates_one_another(pairs):
 
 def test_where_more_is_better_more_dominates():
     chart = [point("slow", 1, 1.0, speed=10), point("fast", 1, 1.0, speed=20)]
-    assert dominated(chart, "decode_tokens_per_second", "bits_per_byte") == [True, False]
+    assert find_dominated(chart, "decode_tokens_per_second", "bits_per_byte") == [True, False]
 
 
 def test_a_point_without_the_measure_neither_dominates_nor_is_dominated():
     chart = [point("unmeasured", 1, 0.5), point("measured", 1, 1.0, speed=20)]
-    assert dominated(chart, "decode_tokens_per_second", "bits_per_byte") == [False, False]
+    assert find_dominated(chart, "decode_tokens_per_second", "bits_per_byte") == [False, False]
 
 
 def test_points_come_from_cards_as_json_or_measures():
     plain = {"name": "a", "measures": [CHART[0].measures["parameters"].to_dict()], "parent": "b"}
     live = {"name": "c", "measures": list(CHART[1].measures.values())}
-    a, c = points([plain, live])
+    a, c = build_points([plain, live])
     assert (a.name, a.parent, a.measures["parameters"].value) == ("a", "b", 135e6)
     assert c.measures == CHART[1].measures
 
 
 def test_measures_that_are_not_finite_are_left_out():
     broken = {"name": "a", "measures": [Measure("perplexity", float("inf"), "1", 3)]}
-    assert points([broken])[0].measures == {}
+    assert build_points([broken])[0].measures == {}
 
 
 @pytest.mark.parametrize("card", [{"measures": []}, {"name": "a"}, {"name": "a", "measures": [{"nome": 1}]}])
 def test_a_card_without_name_or_measures_is_refused(card):
     with pytest.raises(DataError, match="needs name and measures"):
-        points([card])
+        build_points([card])
 
 
 def test_two_models_of_one_name_are_refused():
     with pytest.raises(DataError, match="two models are called 'a'"):
-        points([{"name": "a", "measures": []}] * 2)
+        build_points([{"name": "a", "measures": []}] * 2)
 
 
 def test_nothing_measured_is_refused():
     with pytest.raises(DataError, match="0 models"):
-        axes([])
+        get_axes([])
     with pytest.raises(DataError, match="1 models have no quality"):
-        page([Point("a", {"parameters": Measure("parameters", 1.0, "parameters", 1)})])
+        render_html([Point("a", {"parameters": Measure("parameters", 1.0, "parameters", 1)})])
 
 
 class Reader(HTMLParser):
@@ -113,12 +123,12 @@ class Reader(HTMLParser):
 @pytest.fixture
 def read():
     reader = Reader()
-    reader.feed(page(CHART, title="Cost & <quality>"))
+    reader.feed(render_html(CHART, title="Cost & <quality>"))
     return reader
 
 
 def test_the_page_loads_nothing(read):
-    text = page(CHART)
+    text = render_html(CHART)
     assert not [a for _, a in read.tags if {"src", "href", "data", "action", "srcset", "poster"} & set(a)]
     assert not [tag for tag, _ in read.tags if tag in {"link", "iframe", "img", "object", "base"}]
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|WebSocket|import\(", text.replace("url(#head)", ""))
@@ -127,7 +137,7 @@ def test_the_page_loads_nothing(read):
 
 def test_the_numbers_of_the_page_are_in_it_as_json(read):
     data = json.loads(read.scripts[0])
-    assert data == json.loads(json.dumps(document(CHART)))
+    assert data == json.loads(json.dumps(to_chart_data(CHART)))
     assert [model["name"] for model in data["models"]] == ["teacher", "small <b>&", "bad"]
     assert data["costs"] == ["parameters", "decode_tokens_per_second"]
     assert data["qualities"] == ["bits_per_byte"]
@@ -136,8 +146,8 @@ def test_the_numbers_of_the_page_are_in_it_as_json(read):
 
 
 def test_names_cannot_break_out_of_the_page(read):
-    evil = page([point("</script><script>alert(1)</script><!--TABLE-->", 1, 1.0)], title="</title><script>")
-    assert evil.count("<script") == page(CHART).count("<script") == 2
+    evil = render_html([point("</script><script>alert(1)</script><!--TABLE-->", 1, 1.0)], title="</title><script>")
+    assert evil.count("<script") == render_html(CHART).count("<script") == 2
     assert "small <b>&" in read.cells
     assert not [tag for tag, _ in read.tags if tag == "b"]
 
@@ -152,7 +162,7 @@ def test_bytes_are_shown_in_mebibytes():
     chart = [
         Point("a", {m.name: m for m in (CHART[0].measures["bits_per_byte"], Measure("bytes", 3.0 * (1 << 20), "B", 1))})
     ]
-    (model,) = document(chart)["models"]
+    (model,) = to_chart_data(chart)["models"]
     assert [m["value"] for m in model["measures"] if m["name"] == "bytes"] == [3]
 
 
@@ -168,4 +178,4 @@ def test_bytes_are_shown_in_mebibytes():
     ],
 )
 def test_numbers_are_written_short(value, name, text):
-    assert written(value, name) == text
+    assert format_value(value, name) == text

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from potstill.core.errors import MissingDependency
-from potstill.evaluate.harness import measures_of, run_tasks
+from potstill.evaluate.harness import parse_results, run_tasks
 
 RESULTS = {
     "results": {
@@ -25,7 +25,7 @@ RESULTS = {
 
 
 def test_results_become_measures_with_their_direction_version_and_interval():
-    found = {measure.name: measure for measure in measures_of(RESULTS)}
+    found = {measure.name: measure for measure in parse_results(RESULTS)}
     assert list(found) == [
         "arc_easy/acc",
         "arc_easy/acc_norm",

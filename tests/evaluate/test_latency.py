@@ -6,9 +6,9 @@ from torch import nn
 
 from potstill.core import backend
 from potstill.core.errors import UsageError
-from potstill.evaluate.latency import Trial, peak_memory, reset_peak_memory, threads, time_model
+from potstill.evaluate.latency import LatencyConfig, get_peak_memory, reset_peak_memory, time_model, use_threads
 
-QUICK = Trial(prompt_tokens=8, new_tokens=4, runs=3)
+QUICK = LatencyConfig(prompt_tokens=8, new_tokens=4, runs=3)
 
 
 class Slow(nn.Module):
@@ -25,7 +25,7 @@ class Slow(nn.Module):
 
 def test_prefill_and_decode_are_timed_apart(tiny_llama):
     tiny_llama.model.layers[0].mlp = Slow(tiny_llama.model.layers[0].mlp, long=0.2, short=0.04)
-    speed = time_model(tiny_llama, Trial(prompt_tokens=20, new_tokens=5, runs=2, warm_up=1))
+    speed = time_model(tiny_llama, LatencyConfig(prompt_tokens=20, new_tokens=5, runs=2, warm_up=1))
     assert 20 / 0.4 < speed.prefill.min() <= speed.prefill.max() < 20 / 0.2
     assert 1 / 0.1 < speed.decode.min() <= speed.decode.max() < 1 / 0.04
 
@@ -47,9 +47,12 @@ def test_a_stop_token_does_not_end_a_run_early(tiny_llama):
 
 def test_threads_are_set_for_the_run_and_given_back(tiny_llama):
     before = torch.get_num_threads()
-    assert "2 threads" in time_model(tiny_llama, Trial(prompt_tokens=2, new_tokens=2, runs=1, threads=2)).conditions
+    assert (
+        "2 threads"
+        in time_model(tiny_llama, LatencyConfig(prompt_tokens=2, new_tokens=2, runs=1, threads=2)).conditions
+    )
     assert torch.get_num_threads() == before
-    with pytest.raises(KeyError), threads(2):
+    with pytest.raises(KeyError), use_threads(2):
         raise KeyError
     assert torch.get_num_threads() == before
 
@@ -60,7 +63,13 @@ def test_the_model_keeps_its_mode(tiny_llama):
 
 
 @pytest.mark.parametrize(
-    "trial", [Trial(prompt_tokens=0), Trial(new_tokens=1), Trial(runs=0), Trial(prompt_tokens=999)]
+    "trial",
+    [
+        LatencyConfig(prompt_tokens=0),
+        LatencyConfig(new_tokens=1),
+        LatencyConfig(runs=0),
+        LatencyConfig(prompt_tokens=999),
+    ],
 )
 def test_a_trial_that_cannot_be_timed_is_refused(tiny_llama, trial):
     with pytest.raises(UsageError):
@@ -69,17 +78,17 @@ def test_a_trial_that_cannot_be_timed_is_refused(tiny_llama, trial):
 
 def test_a_trial_shrinks_to_what_a_short_model_takes_in(tiny_llama):
     tiny_llama.config.max_position_embeddings = 100
-    fitted = Trial().within(tiny_llama)
+    fitted = LatencyConfig().limit_to_context(tiny_llama)
     assert (fitted.prompt_tokens, fitted.new_tokens) == (75, 25)
     tiny_llama.config.max_position_embeddings = 4096
-    assert Trial().within(tiny_llama) == Trial()
+    assert LatencyConfig().limit_to_context(tiny_llama) == LatencyConfig()
 
 
 def test_the_peak_covers_what_was_held_and_let_go():
     cpu = torch.device("cpu")
-    backend.trim()  # what other tests left free and resident would hold it, and the peak would not rise
+    backend.trim_memory()  # what other tests left free and resident would hold it, and the peak would not rise
     reset_peak_memory(cpu)
-    before = peak_memory(cpu)
+    before = get_peak_memory(cpu)
     held = torch.ones(64 << 20, dtype=torch.uint8)
     del held
-    assert peak_memory(cpu) - before > 48 << 20
+    assert get_peak_memory(cpu) - before > 48 << 20

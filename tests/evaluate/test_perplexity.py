@@ -12,9 +12,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import DataError
 from potstill.core.types import IGNORE
-from potstill.evaluate.perplexity import bos_of, opening_bytes, score, supervised_rows, surprise, text_rows
-from potstill.evaluate.reading import Reading, Row
-from potstill.models.signals import head_of
+from potstill.evaluate.perplexity import (
+    build_supervised_rows,
+    build_text_rows,
+    compute_nll,
+    count_first_token_bytes,
+    get_bos_id,
+    score,
+)
+from potstill.evaluate.reading import Row, ScoringConfig
+from potstill.models.signals import get_head
 
 TEXTS = ["The quick brown fox.", "Jumps over", "the lazy dog, again and again, until evening falls on the yard."]
 EMOJI = "🙂 日本語 naïve"
@@ -57,36 +64,38 @@ def test_a_unigram_model_pays_what_the_hand_computes(tiny_llama, tiny_tokenizer)
     logits = torch.full((len(tiny_tokenizer),), -100.0)
     for letter, share in (("a", 0.5), ("b", 0.25), ("c", 0.25)):
         logits[tiny_tokenizer.convert_tokens_to_ids(letter)] = math.log(share)
-    scores = score(unigram(tiny_llama, logits), text_rows(["aab", "ca"], tiny_tokenizer))
+    scores = score(unigram(tiny_llama, logits), build_text_rows(["aab", "ca"], tiny_tokenizer))
     assert scores.nll / math.log(2) == pytest.approx([3, 1], abs=1e-4)
     assert scores.bits_per_byte == pytest.approx(4 / 3, abs=1e-4)
     assert scores.perplexity == pytest.approx(2 ** (4 / 3), abs=1e-4)
-    assert scores.tokens.tolist() == [2, 1]
+    assert scores.num_tokens.tolist() == [2, 1]
 
 
 def test_scores_are_those_of_each_document_alone(tiny_llama, tiny_tokenizer):
-    scores = score(tiny_llama, text_rows(TEXTS, tiny_tokenizer))
+    scores = score(tiny_llama, build_text_rows(TEXTS, tiny_tokenizer))
     expected = [alone(tiny_llama, tiny_tokenizer(text).input_ids).sum().item() for text in TEXTS]
     assert scores.nll == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("reading", [Reading(batch_tokens=1), Reading(batch_tokens=50, chunk=3), Reading(chunk=1)])
+@pytest.mark.parametrize(
+    "reading", [ScoringConfig(batch_tokens=1), ScoringConfig(batch_tokens=50, chunk=3), ScoringConfig(chunk=1)]
+)
 def test_batches_and_chunks_change_nothing(tiny_llama, tiny_tokenizer, reading):
-    rows = text_rows(TEXTS, tiny_tokenizer)
+    rows = build_text_rows(TEXTS, tiny_tokenizer)
     assert score(tiny_llama, rows, reading).nll == pytest.approx(score(tiny_llama, rows).nll, rel=1e-5)
 
 
 def test_a_model_that_is_padded_scores_as_one_that_is_packed(tiny_llama, tiny_tokenizer, monkeypatch):
     from potstill.models import isolation
 
-    rows = text_rows(TEXTS, tiny_tokenizer)
+    rows = build_text_rows(TEXTS, tiny_tokenizer)
     packed = score(tiny_llama, rows).nll
-    monkeypatch.setattr(isolation, "install", lambda model: False)
+    monkeypatch.setattr(isolation, "install_packed_attention", lambda model: False)
     assert score(deepcopy(tiny_llama), rows).nll == pytest.approx(packed, rel=1e-5)
 
 
 def test_the_order_and_number_of_copies_of_documents_change_nothing(tiny_llama, tiny_tokenizer):
-    rows = text_rows(TEXTS, tiny_tokenizer)
+    rows = build_text_rows(TEXTS, tiny_tokenizer)
     once, twice = score(tiny_llama, rows), score(tiny_llama, [*reversed(rows), *rows])
     assert twice.bits_per_byte == pytest.approx(once.bits_per_byte, rel=1e-6)
     assert twice.perplexity == pytest.approx(once.perplexity, rel=1e-6)
@@ -95,9 +104,9 @@ def test_the_order_and_number_of_copies_of_documents_change_nothing(tiny_llama, 
 
 @pytest.mark.parametrize("stride", [1, 5, 40])
 def test_a_document_within_the_window_does_not_see_window_or_stride(tiny_llama, tiny_tokenizer, stride):
-    rows = text_rows([TEXTS[0]], tiny_tokenizer)
-    short = score(tiny_llama, rows, Reading(context=len(rows[0].input_ids), stride=min(stride, 19)))
-    assert short.nll == pytest.approx(score(tiny_llama, rows, Reading(context=200, stride=stride)).nll, rel=1e-5)
+    rows = build_text_rows([TEXTS[0]], tiny_tokenizer)
+    short = score(tiny_llama, rows, ScoringConfig(context=len(rows[0].input_ids), stride=min(stride, 19)))
+    assert short.nll == pytest.approx(score(tiny_llama, rows, ScoringConfig(context=200, stride=stride)).nll, rel=1e-5)
 
 
 @settings(max_examples=20)
@@ -109,7 +118,7 @@ def test_a_long_document_is_scored_by_its_windows(context, stride, opened):
     ).eval()
     stride = min(stride, context - 1 - opened)
     ids = torch.randint(3, 20, (30,)).tolist()
-    row = Row([1, *ids], [IGNORE, *ids], 30, prefix=1) if opened else Row(ids, [IGNORE, *ids[1:]], 29)
+    row = Row([1, *ids], [IGNORE, *ids], 30, prefix_length=1) if opened else Row(ids, [IGNORE, *ids[1:]], 29)
     head, width = ([1], context - 1) if opened else ([], context)
     expected, stop, fresh = 0.0, width, 0 if opened else 1
     while fresh < len(ids):  # the definition: each window alone, and of it what was not scored before
@@ -117,51 +126,51 @@ def test_a_long_document_is_scored_by_its_windows(context, stride, opened):
         paid = alone(model, [*head, *ids[max(0, stop - width) : stop]])
         expected += paid[len(paid) - (stop - fresh) :].sum().item()
         fresh, stop = stop, stop + stride
-    found = score(model, [row], Reading(context=context, stride=stride))
+    found = score(model, [row], ScoringConfig(context=context, stride=stride))
     assert found.nll[0] == pytest.approx(expected, rel=1e-4)
-    assert found.tokens[0] == 30 if opened else 29
+    assert found.num_tokens[0] == 30 if opened else 29
 
 
 def test_the_context_of_the_model_bounds_the_window(tiny_llama, tiny_tokenizer):
-    rows = text_rows(["x" * 300], tiny_tokenizer)
-    explicit = score(tiny_llama, rows, Reading(context=256))
-    assert score(tiny_llama, rows, Reading(context=100_000)).nll == pytest.approx(explicit.nll)
+    rows = build_text_rows(["x" * 300], tiny_tokenizer)
+    explicit = score(tiny_llama, rows, ScoringConfig(context=256))
+    assert score(tiny_llama, rows, ScoringConfig(context=100_000)).nll == pytest.approx(explicit.nll)
 
 
 def test_without_a_bos_the_first_token_and_its_bytes_do_not_count(tiny_tokenizer):
-    (row,) = text_rows(["aé"], tiny_tokenizer)
+    (row,) = build_text_rows(["aé"], tiny_tokenizer)
     assert len(row.input_ids) == 3
     assert row.labels[0] == IGNORE
-    assert (row.size, row.prefix) == (2, 0)
+    assert (row.num_bytes, row.prefix_length) == (2, 0)
 
 
 def test_with_a_bos_every_real_token_and_byte_counts(tiny_tokenizer, tiny_llama):
-    (row,) = text_rows(["aé"], with_bos(tiny_tokenizer))
+    (row,) = build_text_rows(["aé"], with_bos(tiny_tokenizer))
     assert row.input_ids[0] == tiny_tokenizer.bos_token_id
     assert row.labels == [IGNORE, *row.input_ids[1:]]
-    assert (row.size, row.prefix) == (3, 1)
+    assert (row.num_bytes, row.prefix_length) == (3, 1)
     paid = alone(tiny_llama, list(row.input_ids)).sum().item()
     assert score(tiny_llama, [row]).nll[0] == pytest.approx(paid, rel=1e-5)
 
 
 def test_a_bos_is_never_doubled(tiny_tokenizer):
     tokenizer = with_bos(tiny_tokenizer)
-    plain, opened = text_rows(["ab", tokenizer.bos_token + "ab"], tokenizer)
+    plain, opened = build_text_rows(["ab", tokenizer.bos_token + "ab"], tokenizer)
     assert plain == opened
 
 
 def test_a_tokenizer_without_bos_keeps_one_that_stands_in_the_text_as_text(tiny_tokenizer):
-    (row,) = text_rows([tiny_tokenizer.bos_token + "ab"], tiny_tokenizer)
-    assert (row.size, row.prefix) == (2, 0)
-    assert bos_of(tiny_tokenizer) is None
-    assert bos_of(with_bos(tiny_tokenizer)) == tiny_tokenizer.bos_token_id
+    (row,) = build_text_rows([tiny_tokenizer.bos_token + "ab"], tiny_tokenizer)
+    assert (row.num_bytes, row.prefix_length) == (2, 0)
+    assert get_bos_id(tiny_tokenizer) is None
+    assert get_bos_id(with_bos(tiny_tokenizer)) == tiny_tokenizer.bos_token_id
 
 
 def test_the_bytes_of_emoji_and_cjk_are_those_of_utf8(tiny_tokenizer):
-    (row,) = text_rows([EMOJI], with_bos(tiny_tokenizer))
-    assert row.size == len(EMOJI.encode()) == 4 + 1 + 9 + 1 + 6
-    (row,) = text_rows([EMOJI], tiny_tokenizer)  # byte tokens: the first is a quarter of the emoji
-    assert row.size == 20
+    (row,) = build_text_rows([EMOJI], with_bos(tiny_tokenizer))
+    assert row.num_bytes == len(EMOJI.encode()) == 4 + 1 + 9 + 1 + 6
+    (row,) = build_text_rows([EMOJI], tiny_tokenizer)  # byte tokens: the first is a quarter of the emoji
+    assert row.num_bytes == 20
     assert len(row.input_ids) - 1 == 20
 
 
@@ -177,39 +186,39 @@ def test_the_bytes_of_emoji_and_cjk_are_those_of_utf8(tiny_tokenizer):
     ],
 )
 def test_the_first_token_stands_for_its_bytes(text, offsets, size):
-    assert opening_bytes(text, offsets) == size
+    assert count_first_token_bytes(text, offsets) == size
 
 
 def test_empty_and_single_token_documents_cost_nothing(tiny_llama, tiny_tokenizer):
-    rows = text_rows(["", "a", TEXTS[0]], tiny_tokenizer)
+    rows = build_text_rows(["", "a", TEXTS[0]], tiny_tokenizer)
     scores = score(tiny_llama, rows)
-    assert scores.tokens.tolist()[:2] == scores.sizes.tolist()[:2] == scores.nll.tolist()[:2] == [0, 0]
+    assert scores.num_tokens.tolist()[:2] == scores.num_bytes.tolist()[:2] == scores.nll.tolist()[:2] == [0, 0]
     assert scores.bits_per_byte == pytest.approx(score(tiny_llama, rows[2:]).bits_per_byte)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["a", ""]])
 def test_nothing_to_score_is_refused(tiny_llama, tiny_tokenizer, texts):
     with pytest.raises(DataError, match="no token to score"):
-        score(tiny_llama, text_rows(texts, tiny_tokenizer))
+        score(tiny_llama, build_text_rows(texts, tiny_tokenizer))
 
 
 def test_of_a_chat_only_supervised_tokens_and_their_bytes_count(tiny_llama, tiny_tokenizer):
     ids = [*tiny_tokenizer("Hi. Süß!").input_ids, tiny_tokenizer.eos_token_id]
     labels = [IGNORE] * 4 + ids[4:]
-    (row,) = rows = supervised_rows([(ids, labels)], tiny_tokenizer)
-    assert row.size == len("Süß!".encode())  # the stop token is scored, and stands for no bytes
+    (row,) = rows = build_supervised_rows([(ids, labels)], tiny_tokenizer)
+    assert row.num_bytes == len("Süß!".encode())  # the stop token is scored, and stands for no bytes
     scores = score(tiny_llama, rows)
-    assert scores.tokens[0] == 7
+    assert scores.num_tokens[0] == 7
     assert scores.nll[0] == pytest.approx(alone(tiny_llama, ids)[3:].sum().item(), rel=1e-5)
 
 
 def test_a_label_on_the_first_token_is_not_scored(tiny_llama, tiny_tokenizer):
     ids = tiny_tokenizer("abc").input_ids
-    (row,) = supervised_rows([(ids, ids)], tiny_tokenizer)
-    assert row.size == 2
+    (row,) = build_supervised_rows([(ids, ids)], tiny_tokenizer)
+    assert row.num_bytes == 2
     for one in (row, Row(ids, ids, 2)):
         scores = score(tiny_llama, [one])
-        assert scores.tokens[0] == 2
+        assert scores.num_tokens[0] == 2
         assert scores.nll[0] == pytest.approx(alone(tiny_llama, ids).sum().item(), rel=1e-5)
 
 
@@ -217,7 +226,7 @@ def test_the_model_leaves_as_it_came_even_after_an_error(tiny_llama, tiny_tokeni
     tiny_llama.train()
     tiny_llama.model.layers[1].eval()
     before = [module.training for module in tiny_llama.modules()]
-    rows = text_rows(TEXTS, tiny_tokenizer)
+    rows = build_text_rows(TEXTS, tiny_tokenizer)
     score(tiny_llama, rows)
     with pytest.raises(IndexError):
         score(tiny_llama, [Row([0, 999], [IGNORE, 999], 1)])
@@ -226,7 +235,7 @@ def test_the_model_leaves_as_it_came_even_after_an_error(tiny_llama, tiny_tokeni
 
 
 def test_dropout_is_off_while_scoring(tiny_llama, tiny_tokenizer):
-    rows = text_rows(TEXTS, tiny_tokenizer)
+    rows = build_text_rows(TEXTS, tiny_tokenizer)
     quiet = score(tiny_llama, rows).nll
     tiny_llama.config.attention_dropout = 0.9
     for module in tiny_llama.modules():
@@ -236,8 +245,8 @@ def test_dropout_is_off_while_scoring(tiny_llama, tiny_tokenizer):
 
 
 def test_bf16_rounds_and_no_more(tiny_llama, tiny_tokenizer):
-    rows = text_rows(TEXTS, tiny_tokenizer)
-    exact, rounded = score(tiny_llama, rows), score(tiny_llama, rows, Reading(dtype=torch.bfloat16))
+    rows = build_text_rows(TEXTS, tiny_tokenizer)
+    exact, rounded = score(tiny_llama, rows), score(tiny_llama, rows, ScoringConfig(dtype=torch.bfloat16))
     assert not np.array_equal(exact.nll, rounded.nll)
     assert rounded.bits_per_byte == pytest.approx(exact.bits_per_byte, rel=0.02)
 
@@ -245,7 +254,7 @@ def test_bf16_rounds_and_no_more(tiny_llama, tiny_tokenizer):
 def test_rows_that_pad_the_vocabulary_do_not_matter(tiny_llama, tiny_tokenizer):
     padded = deepcopy(tiny_llama)
     padded.resize_token_embeddings(320, mean_resizing=False)
-    rows, reading = text_rows(TEXTS, tiny_tokenizer), Reading(vocabulary=len(tiny_tokenizer))
+    rows, reading = build_text_rows(TEXTS, tiny_tokenizer), ScoringConfig(vocabulary=len(tiny_tokenizer))
     assert score(padded, rows, reading).nll == pytest.approx(score(tiny_llama, rows).nll, rel=1e-5)
     assert score(padded, rows).bits_per_byte > score(tiny_llama, rows).bits_per_byte
 
@@ -253,7 +262,7 @@ def test_rows_that_pad_the_vocabulary_do_not_matter(tiny_llama, tiny_tokenizer):
 def test_logits_never_exist_for_more_rows_than_a_chunk(tiny_llama):
     from potstill.core.types import Signals
 
-    head, seen = head_of(tiny_llama), []
+    head, seen = get_head(tiny_llama), []
 
     def logits(rows):
         seen.append(len(rows))
@@ -261,5 +270,5 @@ def test_logits_never_exist_for_more_rows_than_a_chunk(tiny_llama):
 
     said = Signals(torch.randn(10, 32), logits)
     with torch.no_grad():
-        surprise(said, torch.arange(10), chunk=4)
+        compute_nll(said, torch.arange(10), chunk=4)
     assert seen == [4, 4, 2]

@@ -6,8 +6,17 @@ from datasets import Dataset
 
 from potstill.core.errors import DataError
 from potstill.data.corpus import Corpus
-from potstill.evaluate.rouge import Question, Writing, judge_answers, pad_left, prompt_ids, questions, rouge_l, write
-from potstill.models.load import Loaded
+from potstill.evaluate.rouge import (
+    GenerationOptions,
+    Question,
+    build_questions,
+    generate_texts,
+    pad_left,
+    rouge_l,
+    score_answers,
+    tokenize_prompt,
+)
+from potstill.models.load import LoadedModel
 
 
 @pytest.fixture
@@ -29,7 +38,7 @@ def test_an_empty_answer_scores_zero():
 
 
 def test_greedy_answers_are_those_of_the_argmax_step_by_step(tiny_llama, tiny_tokenizer, prompts):
-    written = write(tiny_llama, tiny_tokenizer, prompts[:1], writing=Writing(max_new_tokens=12))
+    written = generate_texts(tiny_llama, tiny_tokenizer, prompts[:1], options=GenerationOptions(max_new_tokens=12))
     ids = list(prompts[0])
     for _ in range(12):
         with torch.no_grad():
@@ -41,7 +50,10 @@ def test_greedy_answers_are_those_of_the_argmax_step_by_step(tiny_llama, tiny_to
 
 def test_batches_and_padding_change_no_answer(tiny_llama, tiny_tokenizer, prompts):
     one, three = (
-        write(tiny_llama, tiny_tokenizer, prompts, writing=Writing(max_new_tokens=8, batch=size)) for size in (1, 3)
+        generate_texts(
+            tiny_llama, tiny_tokenizer, prompts, options=GenerationOptions(max_new_tokens=8, batch_size=size)
+        )
+        for size in (1, 3)
     )
     assert one == three
     assert len(set(one)) > 1
@@ -52,7 +64,9 @@ def test_sampling_follows_its_seed_and_leaves_the_global_one_alone(tiny_llama, t
     expected = torch.rand(3)
     torch.manual_seed(5)
     first, again, other = (
-        write(tiny_llama, tiny_tokenizer, prompts, writing=Writing(max_new_tokens=8, temperature=1.0, seed=seed))
+        generate_texts(
+            tiny_llama, tiny_tokenizer, prompts, options=GenerationOptions(max_new_tokens=8, temperature=1.0, seed=seed)
+        )
         for seed in (1, 1, 2)
     )
     assert torch.equal(torch.rand(3), expected)
@@ -64,7 +78,7 @@ def test_an_answer_ends_at_the_stop_token_and_is_not_padded(tiny_llama, tiny_tok
     with torch.no_grad():
         first = stopping(torch.tensor([prompts[0]])).logits[0, -1].argmax().item()
     stopping.generation_config.eos_token_id = first
-    texts = write(stopping, tiny_tokenizer, prompts, writing=Writing(max_new_tokens=8))
+    texts = generate_texts(stopping, tiny_tokenizer, prompts, options=GenerationOptions(max_new_tokens=8))
     assert texts[0] == tiny_tokenizer.decode([first])
     assert any(len(text) > len(texts[0]) for text in texts)
 
@@ -77,24 +91,24 @@ def test_padding_stands_before_the_shorter_prompts():
 
 def test_only_the_first_questions_are_asked(tiny_llama, tiny_tokenizer, prompts):
     asked = [Question(prompt, ["yes"]) for prompt in prompts]
-    answers = judge_answers(tiny_llama, tiny_tokenizer, asked, limit=2, writing=Writing(max_new_tokens=2))
+    answers = score_answers(tiny_llama, tiny_tokenizer, asked, limit=2, options=GenerationOptions(max_new_tokens=2))
     assert len(answers.texts) == len(answers.rouge_l) == 2
 
 
 def test_prompts_that_the_context_has_no_room_for_are_not_asked(tiny_llama, tiny_tokenizer, prompts):
     tiny_llama.config.max_position_embeddings = 20
     asked = [Question(ids, ["yes"]) for ids in ([5] * 19, [5] * 18, [5] * 3)]
-    answers = judge_answers(tiny_llama, tiny_tokenizer, asked, writing=Writing(max_new_tokens=2))
+    answers = score_answers(tiny_llama, tiny_tokenizer, asked, options=GenerationOptions(max_new_tokens=2))
     assert len(answers.texts) == 2
     with pytest.raises(DataError, match="longer than the 18 tokens"):
-        judge_answers(tiny_llama, tiny_tokenizer, asked[:1], writing=Writing(max_new_tokens=2))
+        score_answers(tiny_llama, tiny_tokenizer, asked[:1], options=GenerationOptions(max_new_tokens=2))
 
 
 def test_a_prompt_goes_through_the_chat_template_once(tiny_tokenizer):
     rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert tiny_tokenizer.decode(prompt_ids("Hi", tiny_tokenizer)) == rendered
+    assert tiny_tokenizer.decode(tokenize_prompt("Hi", tiny_tokenizer)) == rendered
     tiny_tokenizer.chat_template = None
-    assert tiny_tokenizer.decode(prompt_ids("Hi", tiny_tokenizer)) == "Hi"
+    assert tiny_tokenizer.decode(tokenize_prompt("Hi", tiny_tokenizer)) == "Hi"
 
 
 def corpus(kind, documents):
@@ -104,31 +118,33 @@ def corpus(kind, documents):
 def test_of_a_chat_the_last_answer_is_asked_for(tiny_tokenizer):
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")]
     chat = {"messages": [{"role": role, "content": said} for role, said in turns]}
-    (asked,) = questions(corpus("chat", [chat, {"messages": chat["messages"][:1]}]), tiny_tokenizer)
+    (asked,) = build_questions(corpus("chat", [chat, {"messages": chat["messages"][:1]}]), tiny_tokenizer)
     assert tiny_tokenizer.decode(asked.prompt).endswith("user\nc<|im_end|>\n<|im_start|>assistant\n")
     assert asked.references == ["d"]
 
 
 def test_a_pair_without_a_template_ends_its_prompt_with_a_line_break(tiny_tokenizer):
     tiny_tokenizer.chat_template = None
-    (asked,) = questions(corpus("pairs", [{"prompt": "a", "response": "b"}] * 3), tiny_tokenizer, limit=1)
+    (asked,) = build_questions(corpus("pairs", [{"prompt": "a", "response": "b"}] * 3), tiny_tokenizer, limit=1)
     assert tiny_tokenizer.decode(asked.prompt) == "a\n"
 
 
 def test_plain_text_asks_nothing(tiny_tokenizer):
     with pytest.raises(DataError, match="plain text"):
-        questions(corpus("text", [{"text": "a"}]), tiny_tokenizer)
+        build_questions(corpus("text", [{"text": "a"}]), tiny_tokenizer)
 
 
 def test_samples_stand_side_by_side_and_stay_in_their_cells(tiny_llama, tiny_tokenizer, tmp_path):
-    from potstill.evaluate.samples import side_by_side, to_markdown
+    from potstill.evaluate.samples import format_markdown, generate_samples
 
-    loaded = Loaded(tiny_llama, tiny_tokenizer, "tiny", tmp_path, None, "")
-    samples = side_by_side({"one": loaded, "two": loaded}, ["a | b", "c"], writing=Writing(max_new_tokens=3))
+    loaded = LoadedModel(tiny_llama, tiny_tokenizer, "tiny", tmp_path, None, "")
+    samples = generate_samples(
+        {"one": loaded, "two": loaded}, ["a | b", "c"], options=GenerationOptions(max_new_tokens=3)
+    )
     assert [sample["prompt"] for sample in samples] == ["a | b", "c"]
     assert samples[0]["answers"]["one"] == samples[0]["answers"]["two"]
     samples[0]["answers"] = {"one": "x\n| <b> `y`", "two": ""}
-    lines = to_markdown(samples[:1]).splitlines()
+    lines = format_markdown(samples[:1]).splitlines()
     assert lines[:2] == ["| prompt | one | two |", "| --- | --- | --- |"]
     assert lines[2] == "| a \\| b | x<br>\\| &lt;b> \\`y\\` | (nothing) |"
-    assert to_markdown([]) == ""
+    assert format_markdown([]) == ""

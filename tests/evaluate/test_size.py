@@ -8,14 +8,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
 from potstill.core.errors import NotFound
 from potstill.evaluate.size import (
-    bytes_in_memory,
-    bytes_on_disk,
+    count_blueprint_parameters,
+    count_bytes_in_memory,
+    count_bytes_on_disk,
     count_parameters,
     flops_per_token,
     forward_flops,
-    stored,
 )
-from potstill.models.families.table import read
+from potstill.models.families.table import read_blueprint
 
 
 def llama(*, tied: bool) -> LlamaForCausalLM:
@@ -39,10 +39,10 @@ def test_parameters_are_counted_by_hand_and_tied_ones_once(tied, tables):
 @pytest.mark.parametrize("tied", [True, False])
 def test_bytes_follow_parameters_and_dtype_in_memory_and_on_disk(tied, tmp_path):
     model = llama(tied=tied)
-    assert bytes_in_memory(model) == 4 * count_parameters(model).total
-    assert bytes_in_memory(model.to(torch.bfloat16)) == 2 * count_parameters(model).total
+    assert count_bytes_in_memory(model) == 4 * count_parameters(model).total
+    assert count_bytes_in_memory(model.to(torch.bfloat16)) == 2 * count_parameters(model).total
     model.save_pretrained(tmp_path)
-    assert 0 < bytes_on_disk(tmp_path) - bytes_in_memory(model) < 4096  # the header
+    assert 0 < count_bytes_on_disk(tmp_path) - count_bytes_in_memory(model) < 4096  # the header
 
 
 def test_only_weights_count_on_disk_and_only_one_format(tmp_path):
@@ -51,16 +51,16 @@ def test_only_weights_count_on_disk_and_only_one_format(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"1" * 100)
     (tmp_path / "objective.safetensors").write_bytes(b"1" * 100)
     (tmp_path / "optimizer.bin").write_bytes(b"1" * 100)
-    assert bytes_on_disk(tmp_path) == 8
+    assert count_bytes_on_disk(tmp_path) == 8
 
 
 def test_a_file_is_its_own_weights_and_an_empty_folder_has_none(tmp_path):
     file = tmp_path / "m.gguf"
     file.write_bytes(b"1234")
-    assert bytes_on_disk(file) == bytes_on_disk(tmp_path) == 4
+    assert count_bytes_on_disk(file) == count_bytes_on_disk(tmp_path) == 4
     file.unlink()
     with pytest.raises(NotFound, match="holds no weights"):
-        bytes_on_disk(tmp_path)
+        count_bytes_on_disk(tmp_path)
 
 
 def test_flops_are_twice_the_weights_that_multiply_and_grow_with_what_is_seen():
@@ -70,14 +70,14 @@ def test_flops_are_twice_the_weights_that_multiply_and_grow_with_what_is_seen():
     assert flops_per_token(blueprint, 0) == 2 * weights + 2 * 4 * 8
     assert flops_per_token(blueprint, 99) == 2 * weights + 100 * 2 * 4 * 8
     assert flops_per_token(replace(blueprint, tied=False), 99) == flops_per_token(blueprint, 99)
-    windowed = blueprint.at(lambda i: i == 0, lambda old: replace(old, mixer=replace(old.mixer, window=10)))
+    windowed = blueprint.change_layers(lambda i: i == 0, lambda old: replace(old, mixer=replace(old.mixer, window=10)))
     assert flops_per_token(windowed, 99) == 2 * weights + 110 * 4 * 8
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_blueprint_stores_what_its_model_stores(tied):
     model = llama(tied=tied)
-    assert stored(read(model.config)) == count_parameters(model)
+    assert count_blueprint_parameters(read_blueprint(model.config)) == count_parameters(model)
 
 
 def test_operations_are_those_that_torch_counts():
@@ -94,11 +94,13 @@ def test_operations_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.arange(tokens)[None])
     # eager attention computes the masked half of the scores too
-    assert counter.get_total_flops() == tokens * forward_flops(read(config), seen=float(tokens)).total
+    assert (
+        counter.get_total_flops() == tokens * forward_flops(read_blueprint(config), visible_tokens=float(tokens)).total
+    )
 
 
 def test_operations_split_into_parts_by_hand():
     layer = Layer(Attention(heads=2, kv_heads=1, head_dim=4), SwiGLU(width=12))
-    found = forward_flops(Blueprint(vocabulary=40, hidden=8, layers=(layer,), tied=False), seen=2.5)
+    found = forward_flops(Blueprint(vocabulary=40, hidden=8, layers=(layer,), tied=False), visible_tokens=2.5)
     assert (found.blocks, found.attention, found.head) == (2 * (64 + 2 * 32 + 64 + 3 * 96), 4 * 8 * 2.5, 2 * 40 * 8)
     assert found.total == found.blocks + found.attention + found.head

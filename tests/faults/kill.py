@@ -29,13 +29,13 @@ import torch
 from tests.pipeline.world import LINES, saved, written
 from tests.tiny import byte_tokenizer, random_llama
 
-from potstill.core.artefact import CARD, TRAINING, hash_file
+from potstill.core.artefact import CARD_FILE, TRAINING_FOLDER, hash_file
 from potstill.core.errors import OutputExists
 from potstill.pipeline import capture
-from potstill.pipeline.capture import Capture
-from potstill.pipeline.distill import Distill
-from potstill.train.run import quiet
-from potstill.train.settings import Settings
+from potstill.pipeline.capture import CacheTeacherConfig
+from potstill.pipeline.distill import DistillConfig
+from potstill.train.run import silence_libraries
+from potstill.train.settings import TrainConfig
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree")
 TIMES = ("seconds", "tokens_per_second", "peak_memory", "cost", "command")  # what two equal runs may differ in
@@ -59,10 +59,12 @@ def jobs(room: Path) -> dict[str, Job]:
     speaks = byte_tokenizer()
     teacher = saved(room / "teacher", random_llama(speaks, context=512), speaks)
     text = written(room / "text.jsonl", LINES)
-    settings = Settings(tokens=8 * 128, context=64, batch_tokens=128, micro_tokens=64, save_every=1, eval_every=3)
-    distil = Distill(teacher=str(teacher), keep=0.755, data=str(text), settings=settings, dtype="float32", documents=2)
-    cache = Capture(teacher=str(teacher), data=str(text), context=64, top_k=8, classes=3, dtype="float32")
-    capture.PACKS = 8
+    settings = TrainConfig(tokens=8 * 128, context=64, batch_tokens=128, micro_tokens=64, save_every=1, eval_every=3)
+    distil = DistillConfig(
+        teacher=str(teacher), keep=0.755, data=str(text), settings=settings, dtype="float32", documents=2
+    )
+    cache = CacheTeacherConfig(teacher=str(teacher), data=str(text), context=64, top_k=8, classes=3, dtype="float32")
+    capture.PACKS_PER_SHARD = 8
     return {
         "distill": lambda out, resume: distil.run(out, resume=resume, show=False),
         "cache": lambda out, resume: cache.run(out, resume=resume, show=False),
@@ -105,7 +107,9 @@ def run(job: Job, out: Path, *, resume: bool, kill: Kill, log: Path | None = Non
             job(out, resume)
             code = 0
         except OutputExists:
-            code = 0 if (out / CARD).exists() and not (out / TRAINING).exists() else 1  # it was done already
+            code = (
+                0 if (out / CARD_FILE).exists() and not (out / TRAINING_FOLDER).exists() else 1
+            )  # it was done already
         except BaseException:
             traceback.print_exc()
         finally:
@@ -132,7 +136,7 @@ def contents(out: Path) -> dict[str, Any]:
 def _content(file: Path) -> Any:
     if file.name == "metrics.jsonl":
         return [_timeless(json.loads(line)) for line in file.read_text().splitlines()]
-    return _timeless(json.loads(file.read_text())) if file.name == CARD else hash_file(file)
+    return _timeless(json.loads(file.read_text())) if file.name == CARD_FILE else hash_file(file)
 
 
 def _timeless(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +182,7 @@ def main() -> None:
     parser.add_argument("--every", action="store_true", help="kill before every change of a file instead, in turn")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    quiet()
+    silence_libraries()
     room = Path(tempfile.mkdtemp(prefix="faults-"))
     bad = 0
     try:

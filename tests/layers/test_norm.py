@@ -19,7 +19,7 @@ def test_it_divides_by_the_root_of_the_mean_square_and_scales() -> None:
 @pytest.mark.parametrize("zero_centred", [False, True])
 def test_it_rounds_as_llama_does_and_zero_centred_as_gemma(zero_centred: bool, dtype: torch.dtype) -> None:
     stock = Gemma3RMSNorm if zero_centred else LlamaRMSNorm
-    ours, theirs = RMSNorm(16, eps=1e-5, zero_centred=zero_centred).to(dtype), stock(16, eps=1e-5).to(dtype)
+    ours, theirs = RMSNorm(16, eps=1e-5, zero_centered=zero_centred).to(dtype), stock(16, eps=1e-5).to(dtype)
     x = torch.randn(3, 5, 16)
     assert torch.equal(ours(x.to(dtype)), theirs(x.to(dtype)))  # fresh weights too
     ours.weight.data = theirs.weight.data = torch.randn(16).to(dtype)

@@ -12,46 +12,46 @@ def positions(ids: list[list[int]], **rest: object) -> Positions:
 
 def test_a_rotation_of_its_own_stands_in_for_the_model_s() -> None:
     found = positions([[0, 1, 2]])
-    slow, own = found.turn(4, torch.float32), found.turn(4, torch.float32, Rotary(50.0))
-    expected = Positions(torch.tensor([[0, 1, 2]]), Rotary(50.0), 32).turn(4, torch.float32)
+    slow, own = found.get_cos_sin(4, torch.float32), found.get_cos_sin(4, torch.float32, Rotary(50.0))
+    expected = Positions(torch.tensor([[0, 1, 2]]), Rotary(50.0), 32).get_cos_sin(4, torch.float32)
     assert torch.equal(own[0], expected[0])
     assert not torch.equal(own[0], slow[0])
 
 
 def test_one_new_token_sees_all_that_came_before_without_a_mask() -> None:
-    assert positions([[4]], past=4).visible(5, None) is None
-    assert positions([[4]], past=4).visible(5, 5) is None
+    assert positions([[4]], past_length=4).get_mask(5, None) is None
+    assert positions([[4]], past_length=4).get_mask(5, 5) is None
 
 
 def test_a_window_hides_what_is_older() -> None:
-    assert positions([[4]], past=4).visible(5, 2).tolist() == [[[[False, False, False, True, True]]]]
+    assert positions([[4]], past_length=4).get_mask(5, 2).tolist() == [[[[False, False, False, True, True]]]]
 
 
 def test_several_new_tokens_see_the_state_and_their_own_past() -> None:
-    seen = positions([[2, 3]], past=2).visible(4, None)
+    seen = positions([[2, 3]], past_length=2).get_mask(4, None)
     assert seen.tolist() == [[[[True, True, True, False], [True] * 4]]]
 
 
 def test_keys_beyond_the_last_token_of_a_preallocated_state_stay_hidden() -> None:
-    seen = positions([[2]], past=2).visible(5, None)
+    seen = positions([[2]], past_length=2).get_mask(5, None)
     assert seen.tolist() == [[[[True, True, True, False, False]]]]
 
 
 def test_padding_is_seen_by_nobody_but_itself() -> None:
     real = torch.tensor([[False, True, True]])
-    seen = positions([[0, 0, 1]], real=real).visible(3, None)
+    seen = positions([[0, 0, 1]], token_mask=real).get_mask(3, None)
     assert seen.tolist() == [[[[True, False, False], [False, True, False], [False, True, True]]]]
 
 
 def test_documents_stay_apart_under_padding_too() -> None:
     real = torch.tensor([[True, True, True, False]])
-    seen = positions([[0, 1, 0, 1]], real=real).visible(4, None)
+    seen = positions([[0, 1, 0, 1]], token_mask=real).get_mask(4, None)
     rows = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
     assert seen.int().tolist() == [[rows]]
 
 
 def test_masks_and_angles_are_made_once() -> None:
-    found = positions([[2, 3]], past=2)
-    assert found.visible(4, None) is found.visible(4, None)
-    assert found.turn(4, torch.float32) is found.turn(4, torch.float32)
-    assert found.visible(4, 1) is not found.visible(4, None)
+    found = positions([[2, 3]], past_length=2)
+    assert found.get_mask(4, None) is found.get_mask(4, None)
+    assert found.get_cos_sin(4, torch.float32) is found.get_cos_sin(4, torch.float32)
+    assert found.get_mask(4, 1) is not found.get_mask(4, None)

@@ -9,8 +9,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from potstill.core.blueprint import Rotary
 from potstill.core.errors import UnsupportedModel
-from potstill.core.plain import frozen
-from potstill.layers.rotary import frequencies, rotate, rotation
+from potstill.core.plain import freeze
+from potstill.layers.rotary import frequencies, rotary_cos_sin, rotate
 
 SCALINGS = {
     "default": None,
@@ -28,7 +28,7 @@ SCALINGS = {
 
 
 def turn(ids: torch.Tensor, rotary: Rotary, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
-    return rotation(ids, rotary, **({"head_dim": 8, "context": 32, "dtype": torch.float64} | options))
+    return rotary_cos_sin(ids, rotary, **({"head_dim": 8, "context": 32, "dtype": torch.float64} | options))
 
 
 def test_pair_j_turns_by_position_times_theta_to_the_minus_two_j_over_k() -> None:
@@ -64,13 +64,13 @@ def test_every_scaling_turns_as_in_transformers(kind: str, size: int) -> None:
     )
     ids = torch.arange(size)[None]
     theirs = LlamaRotaryEmbedding(config)(torch.zeros(1), ids)
-    ours = turn(ids, Rotary(500.0, frozen(scaling) if scaling else None), dtype=torch.float32)
+    ours = turn(ids, Rotary(500.0, freeze(scaling) if scaling else None), dtype=torch.float32)
     for mine, stock in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine[:, 0], stock, rtol=0, atol=1e-6)
 
 
 def test_a_dynamic_scaling_stretches_only_what_is_longer_than_the_context() -> None:
-    rotary = Rotary(500.0, frozen(SCALINGS["dynamic"]))
+    rotary = Rotary(500.0, freeze(SCALINGS["dynamic"]))
     short, long = (frequencies(rotary, head_dim=8, context=32, length=n)[0] for n in (32, 64))
     assert short == pytest.approx(frequencies(Rotary(500.0), head_dim=8, context=32)[0])
     assert long[-1] < short[-1]
@@ -78,11 +78,11 @@ def test_a_dynamic_scaling_stretches_only_what_is_longer_than_the_context() -> N
 
 def test_frequencies_found_under_the_meta_device_are_real_numbers() -> None:
     with torch.device("meta"):
-        found, factor = frequencies(Rotary(77.0, frozen(SCALINGS["yarn"])), head_dim=8, context=33)
+        found, factor = frequencies(Rotary(77.0, freeze(SCALINGS["yarn"])), head_dim=8, context=33)
     assert len(found) == 4
     assert factor > 1.0
 
 
 def test_an_unknown_scaling_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModel, match="'spiral' is not one of default"):
-        frequencies(Rotary(1e4, frozen({"rope_type": "spiral"})), head_dim=8, context=32)
+        frequencies(Rotary(1e4, freeze({"rope_type": "spiral"})), head_dim=8, context=32)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU, shapes
+from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU, weight_shapes
 from potstill.core.errors import UsageError
-from potstill.core.plain import frozen
-from potstill.models.backbone import Backbone, initialise
+from potstill.core.plain import freeze
+from potstill.models.backbone import Backbone, init_weights
 
 PLAIN = Layer(Attention(4, 2, 8), SwiGLU(24))
 MIXED = Blueprint(
@@ -20,7 +20,7 @@ MIXED = Blueprint(
         Layer(Attention(2, 1, 6, qkv_bias=True, qk_norm=True, window=3), SwiGLU(10, bias=True)),
         Layer(Attention(3, 3, 4, out_bias=True), SwiGLU(7, activation="gelu")),
     ),
-    rotary=Rotary(100.0, frozen({"rope_type": "linear", "factor": 2.0})),
+    rotary=Rotary(100.0, freeze({"rope_type": "linear", "factor": 2.0})),
     context=64,
 )
 SLIDING = Attention(4, 2, 8, qk_norm=True, window=3, scale=0.2, rotary=Rotary(50.0))
@@ -45,7 +45,7 @@ EACH = pytest.mark.parametrize("kind", KINDS)
 
 def network(kind: str = "mixed") -> Backbone:
     model = Backbone(KINDS[kind]).double().eval()
-    initialise(model, std=0.3)
+    init_weights(model, std=0.3)
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.1 * torch.randn_like(weight)
@@ -87,7 +87,7 @@ def test_a_token_depends_on_its_document_s_past_and_nothing_else(kind: str) -> N
 @pytest.mark.parametrize("pieces", [[9], [1] * 9, [5, 1, 3]])
 def test_decoding_with_states_gives_what_the_whole_text_gives(kind: str, pieces: list[int]) -> None:
     model, (ids, positions) = network(kind), text(9)
-    states, outputs = model.empty(), []
+    states, outputs = model.make_states(), []
     for part, places in zip(ids.split(pieces, 1), positions.split(pieces, 1), strict=True):
         outputs.append(model(part, places, states))
     torch.testing.assert_close(torch.cat(outputs, 1), model(ids, positions), rtol=0, atol=1e-6)
@@ -95,7 +95,7 @@ def test_decoding_with_states_gives_what_the_whole_text_gives(kind: str, pieces:
 
 def test_a_draft_taken_back_leaves_no_trace() -> None:
     model, (ids, positions) = network(), text(9)
-    states = model.empty()
+    states = model.make_states()
     model(ids[:, :5], positions[:, :5], states)
     model(torch.full((1, 4), 7), positions[:, 5:], states)
     for state in states:
@@ -166,7 +166,7 @@ def test_the_head_gives_logits_and_is_the_embedding_where_tied(kind: str) -> Non
 
 def test_fresh_zero_centred_norms_multiply_by_one() -> None:
     model = Backbone(GEMMA)
-    initialise(model)
+    init_weights(model)
     x = torch.randn(2, 16)
     for norm in (model.norm, model.layers[0].mixer_post_norm):
         torch.testing.assert_close(norm(x), x * (x.pow(2).mean(-1, keepdim=True) + GEMMA.norm_eps).rsqrt())
@@ -174,26 +174,26 @@ def test_fresh_zero_centred_norms_multiply_by_one() -> None:
 
 def test_fresh_weights_have_the_spread_asked_for_and_follow_the_generator() -> None:
     model = Backbone(replace(MIXED, vocabulary=500))
-    initialise(model, std=0.1, rng=torch.Generator().manual_seed(4))
+    init_weights(model, std=0.1, rng=torch.Generator().manual_seed(4))
     state = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert float(state["embed.weight"].std()) == pytest.approx(0.1, rel=0.05)
     assert bool((state["layers.1.mixer.q.bias"] == 0).all())
     assert bool((state["layers.1.mixer.q_norm.weight"] == 1).all())
     assert bool((state["norm.weight"] == 1).all())
-    initialise(model, std=0.1, rng=torch.Generator().manual_seed(4))
+    init_weights(model, std=0.1, rng=torch.Generator().manual_seed(4))
     assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
-    assert state.keys() == shapes(model.blueprint).keys()
+    assert state.keys() == weight_shapes(model.blueprint).keys()
 
 
 def test_states_for_another_depth_are_refused() -> None:
     model, (ids, positions) = network(), text(4)
     with pytest.raises(UsageError, match="2 states for 3 layers"):
-        model(ids, positions, model.empty()[:2])
+        model(ids, positions, model.make_states()[:2])
 
 
 @pytest.mark.parametrize("past", [0, 2])
 def test_two_documents_in_one_state_are_refused(past: int) -> None:
-    model, states = network(), network().empty()
+    model, states = network(), network().make_states()
     if past:
         model(*text(past), states)
     with pytest.raises(UsageError, match="cannot share one state"):

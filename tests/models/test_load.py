@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import ArtefactError, NotFound, PotstillError, UnsafeModel, UnsupportedModel
-from potstill.models.available import available
-from potstill.models.load import digest_of, licence_of, load, locate
+from potstill.core.errors import ArtifactError, NotFound, PotstillError, UnsafeModel, UnsupportedModel
+from potstill.models.available import list_available_models
+from potstill.models.load import compute_digest, load_model, locate_model, read_license
 
 
 @pytest.fixture
@@ -37,31 +37,31 @@ def edit(file: Path, **changes: object) -> None:
 def test_a_folder_gives_its_model_in_eval_mode_with_its_tokenizer(
     folder: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    loaded = load(folder)
+    loaded = load_model(folder)
     ids = torch.arange(3, 20)[None]
     assert torch.equal(loaded.model(input_ids=ids).logits, tiny_llama(input_ids=ids).logits)
     assert not loaded.model.training
     assert loaded.tokenizer("still").input_ids == tiny_tokenizer("still").input_ids
-    assert (loaded.name, loaded.path, loaded.licence) == (str(folder), folder, None)
+    assert (loaded.name, loaded.path, loaded.license) == (str(folder), folder, None)
 
 
 def test_shards_are_one_model(sharded: Path, tiny_llama: LlamaForCausalLM) -> None:
     assert len(list(sharded.glob("*.safetensors"))) > 1
-    found = load(sharded).model.state_dict()
+    found = load_model(sharded).model.state_dict()
     assert all(torch.equal(weight, found[name]) for name, weight in tiny_llama.state_dict().items())
 
 
 def test_the_digest_is_the_same_for_a_copy_and_another_after_one_byte(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
-    assert digest_of(copy) == digest_of(folder)
+    assert compute_digest(copy) == compute_digest(folder)
     (copy / "README.md").write_text("only weights count")
-    assert digest_of(copy) == digest_of(folder)
+    assert compute_digest(copy) == compute_digest(folder)
     weights = copy / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert digest_of(copy) != digest_of(folder)
-    assert len(digest_of(folder)) == 64
+    assert compute_digest(copy) != compute_digest(folder)
+    assert len(compute_digest(folder)) == 64
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_digest_is_the_same_for_a_copy_and_another_after_one_byte(folder: Pa
 )
 def test_the_licence_stands_in_the_front_matter_of_the_readme(readme: str, licence: str | None, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(readme)
-    assert licence_of(tmp_path) == licence
+    assert read_license(tmp_path) == licence
 
 
 def remove_config(folder: Path) -> None:
@@ -149,20 +149,20 @@ def cut_tokenizer(folder: Path) -> None:
     ("spoil", "error", "says"),
     [
         (remove_config, NotFound, "no config.json"),
-        (cut_config, ArtefactError, "config.json cannot be read"),
-        (list_for_config, ArtefactError, "holds a list"),
-        (no_weights, ArtefactError, "no weights"),
-        (cut_weights, ArtefactError, "corrupt or half-written"),
-        (garbage_weights, ArtefactError, "corrupt or half-written"),
-        (empty_weights, ArtefactError, "corrupt or half-written"),
+        (cut_config, ArtifactError, "config.json cannot be read"),
+        (list_for_config, ArtifactError, "holds a list"),
+        (no_weights, ArtifactError, "no weights"),
+        (cut_weights, ArtifactError, "corrupt or half-written"),
+        (garbage_weights, ArtifactError, "corrupt or half-written"),
+        (empty_weights, ArtifactError, "corrupt or half-written"),
         (pickled_weights, UnsafeModel, "--allow-pickle"),
         (own_code, UnsafeModel, "--trust-remote-code"),
         (own_tokenizer_code, UnsafeModel, "--trust-remote-code"),
         (unknown_family, UnsupportedModel, "no-such-family"),
         (another_width, UnsupportedModel, "cannot open"),
-        (more_layers, ArtefactError, "lacks"),
-        (no_tokenizer, ArtefactError, "tokenizer"),
-        (cut_tokenizer, ArtefactError, "tokenizer"),
+        (more_layers, ArtifactError, "lacks"),
+        (no_tokenizer, ArtifactError, "tokenizer"),
+        (cut_tokenizer, ArtifactError, "tokenizer"),
     ],
 )
 def test_a_spoilt_folder_is_refused_in_one_sentence(
@@ -170,7 +170,7 @@ def test_a_spoilt_folder_is_refused_in_one_sentence(
 ) -> None:
     spoil(folder)
     with pytest.raises(error, match=says) as caught:
-        load(folder)
+        load_model(folder)
     assert len(str(caught.value)) < 600
     assert "\n" not in str(caught.value)
 
@@ -178,7 +178,7 @@ def test_a_spoilt_folder_is_refused_in_one_sentence(
 def test_pickled_weights_open_when_asked_for(folder: Path, tiny_llama: LlamaForCausalLM) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(tiny_llama.state_dict(), folder / "pytorch_model.bin")
-    found = load(folder, allow_pickle=True).model.state_dict()
+    found = load_model(folder, allow_pickle=True).model.state_dict()
     assert all(torch.equal(weight, found[name]) for name, weight in tiny_llama.state_dict().items())
 
 
@@ -196,8 +196,8 @@ def test_a_missing_shard_or_a_broken_index_is_refused(index: str | None, says: s
         sorted(sharded.glob("*.safetensors"))[1].unlink()
     else:
         (sharded / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(ArtefactError, match=says):
-        load(sharded)
+    with pytest.raises(ArtifactError, match=says):
+        load_model(sharded)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +216,13 @@ def test_a_missing_shard_or_a_broken_index_is_refused(index: str | None, says: s
 )
 def test_a_name_that_is_nothing_is_not_found(name: str, says: str) -> None:
     with pytest.raises(NotFound, match=says):
-        load(name)
+        load_model(name)
 
 
 def test_a_file_that_is_no_model_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
     with pytest.raises(NotFound, match="is a file"):
-        locate(tmp_path / "notes.txt")
+        locate_model(tmp_path / "notes.txt")
 
 
 def test_code_and_pickled_weights_are_fetched_only_where_they_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,9 +233,9 @@ def test_code_and_pickled_weights_are_fetched_only_where_they_are_allowed(monkey
         return "somewhere"
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    locate("a/b")
-    locate("a/b", allow_pickle=True)
-    locate("a/b", trust_remote_code=True)
+    locate_model("a/b")
+    locate_model("a/b", allow_pickle=True)
+    locate_model("a/b", trust_remote_code=True)
     safe, pickled, code = asked
     assert "*.safetensors" in safe
     assert not {"*.bin", "*.pt", "*.pth", "*.py"} & safe
@@ -244,6 +244,6 @@ def test_code_and_pickled_weights_are_fetched_only_where_they_are_allowed(monkey
 
 
 def test_what_is_available_is_listed_without_a_network() -> None:
-    found = available()
+    found = list_available_models()
     assert found[0]["name"] == "smollm2"
     assert all({"name", "bytes", "licence", "path"} == set(model) for model in found)

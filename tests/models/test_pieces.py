@@ -6,13 +6,13 @@ from tokenizers import decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from potstill.core.errors import UnsupportedModel
-from potstill.models.pieces import LETTERS, Pieces, counterparts, pieces
+from potstill.models.pieces import BYTE_DECODER, TokenBytes, match_tokens, read_token_bytes
 
 
 def test_the_letters_for_bytes_are_those_of_the_library() -> None:
-    assert sorted(LETTERS) == sorted(pre_tokenizers.ByteLevel.alphabet())
-    assert sorted(LETTERS.values()) == list(range(256))
-    for letter, byte in LETTERS.items():
+    assert sorted(BYTE_DECODER) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(BYTE_DECODER.values()) == list(range(256))
+    for letter, byte in BYTE_DECODER.items():
         if byte < 128:
             assert decoders.ByteLevel().decode([letter]) == chr(byte)
 
@@ -22,7 +22,7 @@ def test_the_pieces_of_a_text_are_what_its_tokens_decode_to(make: object) -> Non
     tokenizer = make()  # type: ignore[operator]
     text = "The dog. 世界 é 🎉👩‍👩‍👧  spaces\n\tx"
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    assert b"".join(pieces(tokenizer).of[i] for i in ids).decode().removeprefix(" ") == text
+    assert b"".join(read_token_bytes(tokenizer).by_id[i] for i in ids).decode().removeprefix(" ") == text
 
 
 @pytest.mark.parametrize(
@@ -39,32 +39,32 @@ def test_the_pieces_of_a_text_are_what_its_tokens_decode_to(make: object) -> Non
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_token_stands_for_its_bytes(tokenizer: PreTrainedTokenizerFast, token: str, text: bytes) -> None:
-    assert pieces(tokenizer).of[tokenizer.get_vocab()[token]] == text
+    assert read_token_bytes(tokenizer).by_id[tokenizer.get_vocab()[token]] == text
 
 
 def test_byte_fallback_and_special_tokens_are_told_from_the_others() -> None:
-    found, vocabulary = pieces(sentencepiece()), sentencepiece().get_vocab()
-    assert len(found.raw) == 256
-    assert vocabulary["<0x41>"] in found.raw
-    assert {vocabulary[token] for token in ("<s>", "</s>", "<unk>")} <= found.special <= found.added
-    assert not pieces(byte_level()).raw
+    found, vocabulary = read_token_bytes(sentencepiece()), sentencepiece().get_vocab()
+    assert len(found.byte_fallback_ids) == 256
+    assert vocabulary["<0x41>"] in found.byte_fallback_ids
+    assert {vocabulary[token] for token in ("<s>", "</s>", "<unk>")} <= found.special_ids <= found.added_ids
+    assert not read_token_bytes(byte_level()).byte_fallback_ids
 
 
 def test_ids_of_the_same_bytes_are_counterparts_and_byte_fallback_comes_last() -> None:
-    first = Pieces([b"</s>", b"a", b"b", b"", b"\xe2"], frozenset({0}), frozenset({0}), frozenset())
-    second = Pieces([b"a", b"\xe2", b"</s>", b"a", b"a"], frozenset({2}), frozenset({2}), frozenset({0, 1}))
-    assert counterparts(first, second).tolist() == [-1, 3, -1, -1, 1]
-    assert counterparts(first, second, also=[(0, 2)]).tolist() == [2, 3, -1, -1, 1]
+    first = TokenBytes([b"</s>", b"a", b"b", b"", b"\xe2"], frozenset({0}), frozenset({0}), frozenset())
+    second = TokenBytes([b"a", b"\xe2", b"</s>", b"a", b"a"], frozenset({2}), frozenset({2}), frozenset({0, 1}))
+    assert match_tokens(first, second).tolist() == [-1, 3, -1, -1, 1]
+    assert match_tokens(first, second, special_pairs=[(0, 2)]).tolist() == [2, 3, -1, -1, 1]
 
 
 def test_of_a_tokenizer_and_itself_every_token_is_its_own_counterpart() -> None:
-    found = pieces(byte_level())
-    table = counterparts(found, found).tolist()
-    assert all(there == (-1 if i in found.special else i) for i, there in enumerate(table))
+    found = read_token_bytes(byte_level())
+    table = match_tokens(found, found).tolist()
+    assert all(there == (-1 if i in found.special_ids else i) for i, there in enumerate(table))
 
 
 def test_an_unknown_way_to_decode_is_refused_by_name() -> None:
     tokenizer = sentencepiece.__wrapped__()
     tokenizer.backend_tokenizer.decoder = decoders.CTC()
     with pytest.raises(UnsupportedModel, match="CTC"):
-        pieces(tokenizer)
+        read_token_bytes(tokenizer)

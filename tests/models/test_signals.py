@@ -27,13 +27,13 @@ from transformers import (
 )
 
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import IGNORE, Needs, supervised
+from potstill.core.types import IGNORE, Needs, supervised_positions
 from potstill.data.pack import collate
-from potstill.models.isolation import isolates
-from potstill.models.signals import head_explains, head_of, network, signals
-from potstill.objectives.distill import Distill
+from potstill.models.isolation import is_packing_isolated
+from potstill.models.signals import compute_signals, get_head, is_head_reproduced, probe_model
+from potstill.objectives.distill import LogitDistillation
 from potstill.objectives.language import CrossEntropy
-from potstill.train.study import Study
+from potstill.train.study import TrainingModule
 
 HEADED = {"head_dim": 8}
 CONFIGS: dict[str, PreTrainedConfig] = {
@@ -69,9 +69,9 @@ def test_rows_and_head_of_a_pack_are_the_logits_of_each_document_alone(family: s
     labels[batch["position_ids"] == 0] = IGNORE
     batch["labels"] = labels
     alone = torch.cat([model(input_ids=d[None], use_cache=False).logits[0, :-1] for d in documents])
-    positions, targets, segment = supervised(batch)
+    positions, targets, segment = supervised_positions(batch)
     with torch.no_grad():
-        said = signals(model, batch, Needs(positions))
+        said = compute_signals(model, batch, Needs(positions))
         found = said.logits(said.rows)
     torch.testing.assert_close(found, alone.to(found.dtype), rtol=1e-5, atol=1e-5)
     assert segment.tolist() == [i for i, n in enumerate(LENGTHS) for _ in range(n - 1)]
@@ -80,15 +80,15 @@ def test_rows_and_head_of_a_pack_are_the_logits_of_each_document_alone(family: s
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3", "cohere", "granite"])
 def test_common_families_are_packed_and_their_heads_are_explained(family: str) -> None:
-    found = network(model_of(CONFIGS[family]))
-    assert found.packs
-    assert found.head_known
+    found = probe_model(model_of(CONFIGS[family]))
+    assert found.supports_packing
+    assert found.has_known_head
 
 
 def test_a_head_is_cut_to_the_real_ids() -> None:
     model = model_of(CONFIGS["llama"])
     batch = collate([{"input_ids": torch.arange(3, 13), "labels": torch.arange(3, 13), "lengths": torch.tensor([10])}])
-    said = signals(model, batch, Needs(supervised(batch)[0]), vocabulary=90)
+    said = compute_signals(model, batch, Needs(supervised_positions(batch)[0]), vocabulary=90)
     assert said.logits(said.rows).shape == (9, 90)
 
 
@@ -99,7 +99,7 @@ def test_generating_still_works_for_a_model_that_packs() -> None:
     mask = (ids != 0).long()
     options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
     before = model.generate(ids, attention_mask=mask, **options)
-    network(model)
+    probe_model(model)
     assert torch.equal(model.generate(ids, attention_mask=mask, **options), before)
     assert torch.equal(model.generate(ids, attention_mask=mask, use_cache=False, **options), before)
 
@@ -117,16 +117,16 @@ def test_generating_still_works_for_a_model_that_packs() -> None:
 def test_bias_scale_and_softcap_of_a_family_are_found(
     family: str, bias: bool, scale: float, softcap: float | None
 ) -> None:
-    head = head_of(model_of(CONFIGS[family]))
+    head = get_head(model_of(CONFIGS[family]))
     assert (head.bias is not None, head.scale, head.softcap) == (bias, scale, softcap)
 
 
 @pytest.mark.parametrize("family", ["bloom", "mamba"])
 def test_a_model_that_takes_no_positions_is_padded(family: str) -> None:
-    found = network(model_of(CONFIGS[family]))
-    assert not found.placed
-    assert not found.packs
-    assert found.head_known
+    found = probe_model(model_of(CONFIGS[family]))
+    assert not found.takes_position_ids
+    assert not found.supports_packing
+    assert found.has_known_head
 
 
 class Doubled(LlamaForCausalLM):
@@ -146,35 +146,35 @@ def one_batch() -> dict[str, torch.Tensor]:
 def test_a_model_whose_head_is_not_explained_still_teaches_with_its_own_logits() -> None:
     torch.manual_seed(1)
     model, batch = Doubled(CONFIGS["llama"]).eval(), one_batch()
-    assert not network(model).head_known
-    positions, *_ = supervised(batch)
-    said = signals(model, batch, Needs(positions), vocabulary=90)
+    assert not probe_model(model).has_known_head
+    positions, *_ = supervised_positions(batch)
+    said = compute_signals(model, batch, Needs(positions), vocabulary=90)
     assert said.head is None
     own = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
     torch.testing.assert_close(said.logits(said.rows[3:9]), own[positions][3:9, :90])
-    study = Study(model_of(CONFIGS["llama"]).float(), Distill(), frozen={"teacher": model})
+    study = TrainingModule(model_of(CONFIGS["llama"]).float(), LogitDistillation(), frozen={"teacher": model})
     study(**batch)["loss"].backward()
 
 
 def test_a_model_whose_head_is_not_explained_cannot_be_a_student() -> None:
     model = Doubled(CONFIGS["llama"])
     with pytest.raises(UnsupportedModel, match="head is not a plain linear layer"):
-        Study(model, CrossEntropy())(**one_batch())
+        TrainingModule(model, CrossEntropy())(**one_batch())
 
 
 def test_needs_that_a_model_cannot_meet_are_refused() -> None:
     model, batch = model_of(CONFIGS["llama"]), one_batch()
-    positions, *_ = supervised(batch)
+    positions, *_ = supervised_positions(batch)
     with pytest.raises(UnsupportedModel, match="router"):
-        signals(model, batch, Needs(positions, extras=frozenset({"router"})))
+        compute_signals(model, batch, Needs(positions, extras=frozenset({"router"})))
     with pytest.raises(ValueError, match="no row"):
-        signals(model, batch, Needs())
+        compute_signals(model, batch, Needs())
 
 
 def test_layers_that_were_asked_for_are_the_hidden_states_at_the_same_rows() -> None:
     model, batch = model_of(CONFIGS["llama"]), one_batch()
-    positions, *_ = supervised(batch)
-    said = signals(model, batch, Needs(positions, layers=frozenset({0, 1})))
+    positions, *_ = supervised_positions(batch)
+    said = compute_signals(model, batch, Needs(positions, layers=frozenset({0, 1})))
     states = model.model(
         input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, output_hidden_states=True
     ).hidden_states
@@ -185,7 +185,7 @@ def test_layers_that_were_asked_for_are_the_hidden_states_at_the_same_rows() -> 
 
 def test_the_probe_does_not_keep_a_model_alive() -> None:
     model = model_of(CONFIGS["llama"])
-    network(model)
+    probe_model(model)
     alive = weakref.ref(model)
     del model
     gc.collect()
@@ -195,8 +195,8 @@ def test_the_probe_does_not_keep_a_model_alive() -> None:
 def test_a_probe_leaves_mixed_modes_as_they_were(tiny_llama):
     tiny_llama.train()
     frozen = tiny_llama.model.layers[0].eval()
-    head_explains(tiny_llama)
-    isolates(tiny_llama)
+    is_head_reproduced(tiny_llama)
+    is_packing_isolated(tiny_llama)
     assert not any(module.training for module in frozen.modules())
     assert tiny_llama.training
     assert tiny_llama.model.layers[1].training

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from potstill.core.errors import VocabularyMismatch
-from potstill.models.vocabulary import shared_ids
+from potstill.models.vocabulary import count_shared_ids
 
 
 def bytes_in_order(order: list[str], *, specials: list[str]) -> PreTrainedTokenizerFast:
@@ -21,14 +21,14 @@ SPECIALS = ["<a>", "<b>", "<c>"]
 
 
 def test_a_tokenizer_shares_all_its_ids_with_itself(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    assert shared_ids(tiny_tokenizer, tiny_tokenizer) == 259
+    assert count_shared_ids(tiny_tokenizer, tiny_tokenizer) == 259
 
 
 def test_tokens_that_only_one_side_has_at_the_end_are_cut_off() -> None:
     short, long = bytes_in_order(LETTERS, specials=SPECIALS), bytes_in_order(LETTERS, specials=SPECIALS)
     long.add_tokens(["<extra>", "<more>"])
     assert len(long) == 261
-    assert shared_ids(short, long) == shared_ids(long, short) == 259
+    assert count_shared_ids(short, long) == count_shared_ids(long, short) == 259
 
 
 def test_the_same_tokens_in_another_order_are_refused_though_the_width_is_equal() -> None:
@@ -36,11 +36,11 @@ def test_the_same_tokens_in_another_order_are_refused_though_the_width_is_equal(
     one, other = (bytes_in_order(order, specials=SPECIALS) for order in (LETTERS, swapped))
     assert len(one) == len(other)
     with pytest.raises(VocabularyMismatch, match="as different ids"):
-        shared_ids(one, other)
+        count_shared_ids(one, other)
 
 
 def test_two_swapped_special_tokens_are_refused_though_all_text_reads_alike() -> None:
     one, other = (bytes_in_order(LETTERS, specials=order) for order in (SPECIALS, ["<a>", "<c>", "<b>"]))
     assert one("plain text").input_ids == other("plain text").input_ids
     with pytest.raises(VocabularyMismatch, match=r"id 1 is '<b>' for the teacher and '<c>' for the student"):
-        shared_ids(one, other)
+        count_shared_ids(one, other)

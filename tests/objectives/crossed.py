@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED
+from potstill.core.types import ALIGNED_GROUPS, ALIGNED_PAIRS, EDIT_ALIGNED_PAIRS, IGNORE
 from potstill.data.pack import collate
-from potstill.data.spans import located
-from potstill.models.pieces import pieces
-from potstill.ops.align import exact, merged
-from potstill.ops.edit import alone, table, warped
-from potstill.train.study import Study
+from potstill.data.spans import locate_tokens
+from potstill.models.pieces import read_token_bytes
+from potstill.ops.align import match_spans, merge_spans
+from potstill.ops.edit import dtw_path, edit_distance_table, find_single_matches
+from potstill.train.study import TrainingModule
 
 TEXTS = (  # with much that both read byte by byte, since training a tokenizer breaks ties as it likes
     "The quick brown fox jumps, naïve 世界. 0918273645KJHGZXCVWQ",
@@ -33,14 +33,14 @@ class Read(NamedTuple):
 
 def read(text: str, tokenizer: PreTrainedTokenizerFast, prompt: int) -> Read:
     """`text` with an end, trained from byte `prompt` on."""
-    known = pieces(tokenizer)
-    (found,) = located([text], tokenizer, known)
+    known = read_token_bytes(tokenizer)
+    (found,) = locate_tokens([text], tokenizer, known)
     ids = torch.cat([found.ids, torch.tensor([tokenizer.eos_token_id])])
     spans = torch.cat([found.spans, torch.full((1, 2), len(text.encode()))])
     labels = torch.where(spans[:, 0] >= prompt, ids, IGNORE)
     labels[0] = IGNORE
     trained = labels[1:] != IGNORE
-    own = [known.of[i].strip() for i in ids[:-1][trained].tolist()]
+    own = [known.by_id[i].strip() for i in ids[:-1][trained].tolist()]
     return Read(ids, labels, spans[1:][trained], own)
 
 
@@ -56,19 +56,19 @@ def batch_of(
     pairs, near, groups, total = [], [], ([], []), 0
     before = torch.zeros(2, 1, dtype=torch.long)
     for mine, yours in zip(*sides, strict=True):
-        pairs.append(exact(mine.spans, yours.spans).T + before)
-        only = alone(warped(table(yours.own, mine.own)), len(mine.own))
+        pairs.append(match_spans(mine.spans, yours.spans).T + before)
+        only = find_single_matches(dtw_path(edit_distance_table(yours.own, mine.own)), len(mine.own))
         kept = (only >= 0).nonzero()[:, 0]
         near.append(torch.stack([kept, only[kept]]) + before)
-        first, second, more = merged(mine.spans, yours.spans)
+        first, second, more = merge_spans(mine.spans, yours.spans)
         for side, group in zip(groups, (first, second), strict=True):
             side.append(torch.where(group >= 0, group + total, -1))
         total += more
         before = before + torch.tensor([[len(mine.own)], [len(yours.own)]])
     tables = {
-        PAIRS: torch.cat(pairs, 1),
-        WARPED: torch.cat(near, 1),
-        **dict(zip(GROUPS, map(torch.cat, groups), strict=True)),
+        ALIGNED_PAIRS: torch.cat(pairs, 1),
+        EDIT_ALIGNED_PAIRS: torch.cat(near, 1),
+        **dict(zip(ALIGNED_GROUPS, map(torch.cat, groups), strict=True)),
     }
     others = {f"teacher.{key}": tensor for key, tensor in teacher.items()}
     return {**batch, **tables, **others}
@@ -90,7 +90,7 @@ def llama(tokenizer: PreTrainedTokenizerFast, width: int, seed: int, *, layers: 
     return LlamaForCausalLM(config).double().eval()
 
 
-def taught(study: Study, batch: Mapping[str, Tensor]) -> Study:
+def taught(study: TrainingModule, batch: Mapping[str, Tensor]) -> TrainingModule:
     """`study` with a dual space's maps trained on `batch`, so that what counts where they are right counts for some."""
     own = [weight for name, weight in study.named_parameters() if name.startswith("objective.")]
     if any(name.endswith("_projector") for name in study.term_names):

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import IGNORE, PAIRS, Batch, Head, Signals, supervised
-from potstill.objectives.bridge import AlignedRows, CrossAttention
-from potstill.objectives.combine import Sum
-from potstill.objectives.dual_space import DualSpace, DualSpaceV2, Spaces
+from potstill.core.types import ALIGNED_PAIRS, IGNORE, Batch, Head, Signals, supervised_positions
+from potstill.objectives.bridge import AlignedRowMatcher, CrossModelAttention
+from potstill.objectives.combine import WeightedSum
+from potstill.objectives.dual_space import DualSpace, DualSpaceConfig, DualSpaceV2
 from potstill.objectives.language import CrossEntropy
 from potstill.ops.divergence import DIVERGENCES, forward_kl, reverse_kl
 
@@ -31,7 +31,7 @@ CROSSED: Batch = {
     "teacher.input_ids": torch.tensor([[3, 4, 5, 6, 7, 8]]),
     "teacher.labels": torch.tensor([[IGNORE, 4, 5, IGNORE, 7, 10]]),
     "teacher.documents": torch.tensor([[0, 0, 0, 1, 1, 1]]),
-    PAIRS: torch.tensor([[0, 2, 4], [0, 1, 3]]),
+    ALIGNED_PAIRS: torch.tensor([[0, 2, 4], [0, 1, 3]]),
 }
 OTHER_SEGMENTS = torch.tensor([0, 0, 1, 1])
 
@@ -67,11 +67,11 @@ def reached(value: Tensor, of: Mapping[str, Tensor]) -> set[str]:
 
 def first(divergence: str = "forward_kl", temperature: float = 1.0) -> DualSpace:
     torch.manual_seed(3)
-    spaces = Spaces(divergence=DIVERGENCES[divergence], temperature=temperature)
+    spaces = DualSpaceConfig(divergence=DIVERGENCES[divergence], temperature=temperature)
     return DualSpace(STUDENT, TEACHER, spaces).double()
 
 
-def second(views: dict[str, Signals], frozen: dict[str, Signals], spaces: Spaces | None = None) -> DualSpaceV2:
+def second(views: dict[str, Signals], frozen: dict[str, Signals], spaces: DualSpaceConfig | None = None) -> DualSpaceV2:
     student, teacher = views["student"].head, frozen["teacher"].head
     assert student is not None
     assert teacher is not None
@@ -129,13 +129,13 @@ def test_cross_attention_is_trained_by_the_projector_and_the_teachers_space() ->
 
 def crossing() -> DualSpace:
     torch.manual_seed(5)
-    return DualSpace(STUDENT, TEACHER, bridge=CrossAttention(STUDENT, TEACHER, spread=0.7)).double()
+    return DualSpace(STUDENT, TEACHER, bridge=CrossModelAttention(STUDENT, TEACHER, embedding_std=0.7)).double()
 
 
 def by_attention(objective: DualSpace, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
     """Z_t2s and Z_s2t of `CROSSED`, as one masked matrix says."""
     bridge = objective.bridge
-    assert isinstance(bridge, CrossAttention)
+    assert isinstance(bridge, CrossModelAttention)
     assert student.head is not None
     assert teacher.head is not None
     e_s, e_t = student.extras["embeddings"].flatten(1), teacher.extras["embeddings"].flatten(1) / 0.7
@@ -162,7 +162,7 @@ def test_cross_attention_is_that_of_the_equations_and_counts_where_the_projectio
     student, teacher = views["student"], frozen["teacher"]
     t2s, s2t = by_attention(objective, student, teacher)
     batch = right_at(some, t2s)
-    targets = supervised(batch)[1]
+    targets = supervised_positions(batch)[1]
     found = objective(views, frozen, batch)
     kd = forward_kl(t2s, student.logits(student.rows))
     assert kd.min() > 1e-2, "the test wants every row to matter"
@@ -193,7 +193,7 @@ def test_a_document_of_which_the_teacher_has_no_row_changes_no_mean() -> None:
 @pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])
 def test_the_second_version_learns_from_the_teachers_own_choice_where_the_projection_agrees(divergence: object) -> None:
     views, frozen = pair()
-    objective = second(views, frozen, Spaces(divergence=divergence, name="v2"))  # type: ignore[arg-type]
+    objective = second(views, frozen, DualSpaceConfig(divergence=divergence, name="v2"))  # type: ignore[arg-type]
     student, teacher = views["student"], frozen["teacher"]
     assert student.head is not None
     assert teacher.head is not None
@@ -230,7 +230,7 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient_where_both_ma
     divergence: str, temperature: float
 ) -> None:
     student, teacher = network(5, TEACHER, IDS, 2, trained=True), network(5, TEACHER, IDS, 2)
-    spaces = Spaces(divergence=DIVERGENCES[divergence], temperature=temperature)
+    spaces = DualSpaceConfig(divergence=DIVERGENCES[divergence], temperature=temperature)
     objective = DualSpace(TEACHER, TEACHER, spaces).double()
     with torch.no_grad():
         for way in (objective.to_student, objective.to_teacher):
@@ -249,10 +249,10 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient_in_the_second
         ids = torch.randperm(IDS)
         head = Head(ours.detach()[ids.argsort()])
         teacher = Signals(teacher.rows, head.logits, head)
-        batch, bridge = {**BATCH, PAIRS: torch.tensor([[0, 2, 3], [0, 2, 3]])}, AlignedRows()
+        batch, bridge = {**BATCH, ALIGNED_PAIRS: torch.tensor([[0, 2, 3], [0, 2, 3]])}, AlignedRowMatcher()
         shared = torch.stack([torch.arange(IDS), ids])
     assert teacher.head is not None
-    objective = DualSpaceV2(ours, teacher.head.weight, bridge=bridge, shared=shared)
+    objective = DualSpaceV2(ours, teacher.head.weight, bridge=bridge, shared_token_ids=shared)
     torch.testing.assert_close(objective.to_student.detach(), torch.eye(TEACHER).double())
     found = objective({"student": student}, {"teacher": teacher}, batch)
     require_silent(found, ["dskdv2_student_space", "dskdv2_teacher_space"], parts(objective, student))
@@ -263,11 +263,11 @@ def test_the_way_to_the_teacher_follows_the_students_head() -> None:
     objective = second(views, frozen)
     student, teacher = views["student"], frozen["teacher"]
     assert student.head is not None
-    before = objective.to_teacher(student, teacher)
+    before = objective.compute_teacher_projection(student, teacher)
     optimiser = torch.optim.AdamW([student.head.weight], lr=0.1, fused=True)
     student.head.weight.sum().backward()
     optimiser.step()
-    assert not torch.allclose(objective.to_teacher(student, teacher), before)
+    assert not torch.allclose(objective.compute_teacher_projection(student, teacher), before)
 
 
 def aligned(views: dict[str, Signals], frozen: dict[str, Signals]) -> DualSpaceV2:
@@ -275,7 +275,7 @@ def aligned(views: dict[str, Signals], frozen: dict[str, Signals]) -> DualSpaceV
     assert student is not None
     assert teacher is not None
     shared = torch.stack([torch.arange(IDS - 1), torch.arange(IDS - 1) + 2])  # of the student, of the teacher
-    return DualSpaceV2(student.weight, teacher.weight, bridge=AlignedRows(), shared=shared)
+    return DualSpaceV2(student.weight, teacher.weight, bridge=AlignedRowMatcher(), shared_token_ids=shared)
 
 
 def test_aligned_rows_alone_are_compared() -> None:
@@ -284,13 +284,13 @@ def test_aligned_rows_alone_are_compared() -> None:
     student, teacher = views["student"], frozen["teacher"]
     assert student.head is not None
     assert teacher.head is not None
-    ours, theirs = CROSSED[PAIRS]
+    ours, theirs = CROSSED[ALIGNED_PAIRS]
     choice = teacher.logits(teacher.rows).argmax(1)[theirs] - 2
     kept = (choice >= 0) & (choice < IDS - 1)
     assert 0 < kept.sum() < 3, "the test wants a row whose likeliest token the student lacks"
     t2s = teacher.rows[theirs] @ objective.to_student @ student.head.weight.detach().mT
     agreed = kept & (t2s.argmax(1) == choice)
-    back = student.rows[ours] @ objective.to_teacher(student, teacher) @ teacher.head.weight.mT
+    back = student.rows[ours] @ objective.compute_teacher_projection(student, teacher) @ teacher.head.weight.mT
     found = objective(views, frozen, CROSSED)
     kd = forward_kl(t2s, student.logits(student.rows)[ours])
     torch.testing.assert_close(found["dskdv2_student_space"], (agreed * kd).sum())
@@ -305,7 +305,7 @@ def test_aligned_rows_alone_are_compared() -> None:
 def test_a_batch_without_a_pair_gives_zero_and_a_finite_gradient() -> None:
     views, frozen = pair(crossed=True)
     objective = aligned(views, frozen)
-    found = objective(views, frozen, {**CROSSED, PAIRS: torch.empty(2, 0, dtype=torch.long)})
+    found = objective(views, frozen, {**CROSSED, ALIGNED_PAIRS: torch.empty(2, 0, dtype=torch.long)})
     assert [value.item() for value in found.values()] == [0, 0, 0]
     sum(found.values(), torch.tensor(0.0)).backward()
     assert views["student"].rows.grad is not None
@@ -315,7 +315,7 @@ def test_a_batch_without_a_pair_gives_zero_and_a_finite_gradient() -> None:
 def test_it_shares_the_pass_over_the_head_with_cross_entropy() -> None:
     views, frozen = pair()
     objective = first()
-    together = Sum((0.4, CrossEntropy()), (0.6, objective))(views, frozen, BATCH)
+    together = WeightedSum((0.4, CrossEntropy()), (0.6, objective))(views, frozen, BATCH)
     apart = {**CrossEntropy()(views, frozen, BATCH), **objective(views, frozen, BATCH)}
     of = parts(objective, views["student"])
     for name, value in apart.items():
@@ -354,10 +354,10 @@ def test_heads_that_scale_their_logits_are_projected_as_they_speak() -> None:
     assert yours.head is not None
     heads = mine.head._replace(scale=0.25), yours.head._replace(scale=2.0)
     student, teacher = (Signals(s.rows, h.logits, h) for s, h in zip((mine, yours), heads, strict=True))
-    objective = DualSpaceV2(heads[0].weight, heads[1].weight, scale=8.0)
+    objective = DualSpaceV2(heads[0].weight, heads[1].weight, logit_scale_ratio=8.0)
     wanted, head = teacher.logits(teacher.rows), 0.25 * heads[0].weight.detach()
     nearest = torch.linalg.lstsq(head, wanted.mT).solution.mT @ head.mT
     torch.testing.assert_close(heads[0].logits(teacher.rows @ objective.to_student).detach(), nearest)
-    back = heads[1].logits(student.rows @ objective.to_teacher(student, teacher)).detach()
+    back = heads[1].logits(student.rows @ objective.compute_teacher_projection(student, teacher)).detach()
     said, head = heads[0].logits(student.rows).detach(), 2.0 * heads[1].weight
     torch.testing.assert_close(back, torch.linalg.lstsq(head, said.mT).solution.mT @ head.mT)

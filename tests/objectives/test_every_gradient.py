@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from potstill.core.types import IGNORE, PAIRS, Batch, Head, Objective, Signals, supervised, view
+from potstill.core.types import ALIGNED_PAIRS, IGNORE, Batch, Head, Objective, Signals, get_view, supervised_positions
 from potstill.data.pack import collate
-from potstill.objectives.bridge import AlignedRows, CrossAttention
-from potstill.objectives.dual_space import DualSpace, DualSpaceV2, Spaces
-from potstill.objectives.hidden import Hidden
-from potstill.objectives.relations import Relations
+from potstill.objectives.bridge import AlignedRowMatcher, CrossModelAttention
+from potstill.objectives.dual_space import DualSpace, DualSpaceConfig, DualSpaceV2
+from potstill.objectives.hidden import HiddenStates
+from potstill.objectives.relations import AttentionRelations
 from potstill.ops.divergence import DIVERGENCES
 
 WIDTHS = {"queries": 8, "keys": 4, "values": 4}
@@ -40,7 +40,7 @@ class Small(nn.Module):
         self.double()
 
     def read(self, batch: Batch) -> Signals:
-        positions, ids = supervised(batch)[0], batch["input_ids"]
+        positions, ids = supervised_positions(batch)[0], batch["input_ids"]
         state = self.embed(ids) * (1 + 0.1 * batch["position_ids"][..., None])
         layers = {0: state[positions]}
         for n, layer in enumerate(self.layers, 1):
@@ -61,11 +61,11 @@ class Read(NamedTuple):
 
     @property
     def targets(self) -> Tensor:
-        return supervised(self.batch)[1]
+        return supervised_positions(self.batch)[1]
 
     @property
     def documents(self) -> tuple[Tensor, Tensor]:
-        return supervised(self.batch)[2], supervised(view(self.batch, "teacher"))[2]
+        return supervised_positions(self.batch)[2], supervised_positions(get_view(self.batch, "teacher"))[2]
 
     @property
     def logits(self) -> tuple[Tensor, Tensor]:
@@ -90,10 +90,10 @@ def batch_of(*, crossed: bool) -> Batch:
     )
     if not crossed:
         return batch
-    ours, theirs = (supervised(side)[2] for side in (batch, other))
+    ours, theirs = (supervised_positions(side)[2] for side in (batch, other))
     pairs = [[(ours == d).nonzero()[:, 0][::2], (theirs == d).nonzero()[:, 0][1:]] for d in range(len(OURS))]
     both = torch.cat([torch.stack([a[: len(b)], b[: len(a)]]) for a, b in pairs], 1)
-    return {**batch, PAIRS: both, **{f"teacher.{key}": tensor for key, tensor in other.items()}}
+    return {**batch, ALIGNED_PAIRS: both, **{f"teacher.{key}": tensor for key, tensor in other.items()}}
 
 
 def labelled(ids: Tensor) -> Tensor:
@@ -132,10 +132,10 @@ def dskd(objective: DualSpace, read: Read, divergence: str) -> list[Tensor]:
 
 
 def dskd_cma(objective: DualSpace, read: Read, divergence: str) -> list[Tensor]:
-    assert isinstance(objective.bridge, CrossAttention)
+    assert isinstance(objective.bridge, CrossModelAttention)
     (ours, theirs), (mine, yours) = read.logits, read.documents
     e_s, e_t = (one.extras["embeddings"].detach().flatten(1) for one in (read.student, read.teacher))
-    e_t = e_t / objective.bridge.spread
+    e_t = e_t / objective.bridge.embedding_std
     scores = objective.bridge.query(e_s) @ e_t.mT / math.sqrt(e_t.shape[1])
     scores = scores.masked_fill(mine[:, None] != yours, -torch.inf)
     there, back_there = torch.isin(mine, yours), torch.isin(yours, mine)  # rows with somebody to look at
@@ -157,7 +157,7 @@ def dskdv2(objective: DualSpaceV2, read: Read, divergence: str) -> list[Tensor]:
 
 
 def dskdv2_eta(objective: DualSpaceV2, read: Read, divergence: str) -> list[Tensor]:
-    ours, theirs = read.batch[PAIRS]
+    ours, theirs = read.batch[ALIGNED_PAIRS]
     return second(objective, read, divergence, (ours, theirs), SHARED)
 
 
@@ -182,17 +182,17 @@ def second(
     ]
 
 
-def hidden(objective: Hidden, read: Read, divergence: str) -> list[Tensor]:
+def hidden(objective: HiddenStates, read: Read, divergence: str) -> list[Tensor]:
     total = torch.zeros((), dtype=torch.float64)
     for (a, b), way in zip(objective.layers, objective.maps, strict=True):
-        for n, m in read.batch.get(PAIRS, torch.arange(len(read.targets)).expand(2, -1)).T.tolist():
+        for n, m in read.batch.get(ALIGNED_PAIRS, torch.arange(len(read.targets)).expand(2, -1)).T.tolist():
             wanted = read.teacher.layers[b][m]
             total = total + (read.student.layers[a][n] @ way.weight.mT - wanted).norm() ** 2 / wanted.norm() ** 2
     return [total / len(objective.layers)]
 
 
-def relations(objective: Relations, read: Read, divergence: str) -> list[Tensor]:
-    ours, theirs = read.batch.get(PAIRS, torch.arange(len(read.targets)).expand(2, -1))
+def relations(objective: AttentionRelations, read: Read, divergence: str) -> list[Tensor]:
+    ours, theirs = read.batch.get(ALIGNED_PAIRS, torch.arange(len(read.targets)).expand(2, -1))
     documents, total = read.documents[0][ours], torch.zeros((), dtype=torch.float64)
     unseen = (documents[:, None] != documents) | torch.ones(len(ours), len(ours)).triu(1).bool()
     for name, way in zip(WIDTHS, objective.maps, strict=True):
@@ -206,7 +206,7 @@ def relations(objective: Relations, read: Read, divergence: str) -> list[Tensor]
 class Case(NamedTuple):
     """How an objective is made, and what it is."""
 
-    make: Callable[[Small, Small, Spaces], Objective]
+    make: Callable[[Small, Small, DualSpaceConfig], Objective]
     definition: Callable[..., list[Tensor]]
     crossed: bool = False
 
@@ -214,19 +214,27 @@ class Case(NamedTuple):
 SHARED = torch.tensor([[0, 1, 2, 4, 5, 6], [8, 1, 10, 0, 3, 5]])  # ids of student and teacher that are one string
 CASES = {
     "dskd": Case(lambda s, t, how: DualSpace(4, 6, how), dskd),
-    "dskd_cma": Case(lambda s, t, how: DualSpace(4, 6, how, CrossAttention(4, 6, spread=0.7)), dskd_cma, crossed=True),
-    "dskdv2": Case(lambda s, t, how: DualSpaceV2(s.head.weight, t.head.weight, how, scale=t.scale / s.scale), dskdv2),
+    "dskd_cma": Case(
+        lambda s, t, how: DualSpace(4, 6, how, CrossModelAttention(4, 6, embedding_std=0.7)), dskd_cma, crossed=True
+    ),
+    "dskdv2": Case(
+        lambda s, t, how: DualSpaceV2(s.head.weight, t.head.weight, how, logit_scale_ratio=t.scale / s.scale), dskdv2
+    ),
     "dskdv2_eta": Case(
         lambda s, t, how: DualSpaceV2(
-            s.head.weight, t.head.weight, how, AlignedRows(), SHARED, scale=t.scale / s.scale
+            s.head.weight, t.head.weight, how, AlignedRowMatcher(), SHARED, logit_scale_ratio=t.scale / s.scale
         ),
         dskdv2_eta,
         crossed=True,
     ),
-    "hidden": Case(lambda s, t, how: Hidden((4, 6), [(1, 0), (2, 2)]), hidden),
-    "hidden between two tokenizers": Case(lambda s, t, how: Hidden((4, 6), [(1, 0), (2, 2)]), hidden, crossed=True),
-    "relations": Case(lambda s, t, how: Relations(4, WIDTHS, heads=2), relations),
-    "relations between two tokenizers": Case(lambda s, t, how: Relations(4, WIDTHS, heads=2), relations, crossed=True),
+    "hidden": Case(lambda s, t, how: HiddenStates((4, 6), [(1, 0), (2, 2)]), hidden),
+    "hidden between two tokenizers": Case(
+        lambda s, t, how: HiddenStates((4, 6), [(1, 0), (2, 2)]), hidden, crossed=True
+    ),
+    "relations": Case(lambda s, t, how: AttentionRelations(4, WIDTHS, heads=2), relations),
+    "relations between two tokenizers": Case(
+        lambda s, t, how: AttentionRelations(4, WIDTHS, heads=2), relations, crossed=True
+    ),
 }
 BY_DIVERGENCE = [
     (name, divergence)
@@ -251,17 +259,17 @@ def every_gradient(value: Tensor, of: Mapping[str, Tensor]) -> dict[str, Tensor]
 def test_each_term_and_its_every_gradient_are_those_of_the_definition(
     name: str, divergence: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("potstill.ops.fused.rows_at_once", lambda vocabulary: chunk)
+    monkeypatch.setattr("potstill.ops.fused.rows_per_chunk", lambda vocabulary: chunk)
     monkeypatch.setattr("potstill.ops.fused.BLOCK", 3 * IDS)
     case = CASES[name]
     batch = batch_of(crossed=case.crossed)
     student = Small(IDS, 4, seed=1, scale=0.5)
     teacher = Small(OTHER_IDS if case.crossed else IDS, 6, seed=2, scale=2.0)
-    objective = case.make(student, teacher, Spaces(divergence=DIVERGENCES[divergence], temperature=TAU))
+    objective = case.make(student, teacher, DualSpaceConfig(divergence=DIVERGENCES[divergence], temperature=TAU))
     assert isinstance(objective, nn.Module)
     of = dict(weights(student, moved(objective)))
     with torch.no_grad():
-        said = teacher.read(view(batch, "teacher"))
+        said = teacher.read(get_view(batch, "teacher"))
     read = Read(student.read(batch), said, batch)
     assert len(read.targets) > 32, "the test wants rows beyond those that are multiplied as they are"
     found = objective({"student": read.student}, {"teacher": said}, batch)

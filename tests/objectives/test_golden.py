@@ -5,10 +5,10 @@ import torch
 from tests.data.trained import byte_level, unigram
 from torch import Tensor
 
-from potstill.data.pairs import Reader, translate
-from potstill.ops.align import exact
-from potstill.ops.divergence import adaptive_kl, forward_kl, reverse_kl, tempered, total_variation
-from potstill.ops.ranking import hierarchical
+from potstill.data.pairs import TokenizerInfo, translate_windows
+from potstill.ops.align import match_spans
+from potstill.ops.divergence import adaptive_kl, apply_temperature, forward_kl, reverse_kl, total_variation
+from potstill.ops.ranking import hierarchical_ranking_loss
 
 
 def double(*rows: list[float]) -> Tensor:
@@ -33,7 +33,7 @@ def test_the_ranking_loss_is_its_two_parts_in_value_and_gradient() -> None:
     (ours, theirs), z = ([0, 1], [1, 2]), q[0]
     top = torch.stack([z[i] - z[0] for i in ours]).clamp(min=0).sum()
     other = torch.stack([z[j] - z[i] for i in ours for j in theirs if p[0, i] > p[0, j]]).clamp(min=0).sum()
-    found = hierarchical(p, q, k=2)
+    found = hierarchical_ranking_loss(p, q, k=2)
     for value, expected in ((top, 0.312282), (other, 0.430181), (found, 0.312282 + 0.430181)):
         assert value.item() == pytest.approx(expected, abs=1.2e-6)
     assert torch.autograd.grad(top, q, retain_graph=True)[0].tolist() == [[-1, 1, 0, 0]]
@@ -53,7 +53,7 @@ def test_forward_kl_is_soft_cross_entropy_without_the_teachers_entropy(
     assert -(p * p.log()).sum().item() == pytest.approx(entropy, abs=6e-7)
     assert forward_kl(teacher / tau, student / tau).item() == pytest.approx(divergence, abs=6e-7)
     assert divergence + entropy == pytest.approx(crossed, abs=1.2e-6)
-    assert tempered(forward_kl, tau)(teacher, student).item() == pytest.approx(tau**2 * divergence, abs=3e-6)
+    assert apply_temperature(forward_kl, tau)(teacher, student).item() == pytest.approx(tau**2 * divergence, abs=3e-6)
 
 
 def test_tokens_behind_different_strings_for_the_same_bytes_are_paired() -> None:
@@ -64,17 +64,19 @@ def test_tokens_behind_different_strings_for_the_same_bytes_are_paired() -> None
     fallback), are not where one side has no span for them (it rewrote them), and yz is paired with yz in both cases.
     """
     spelt = torch.tensor([[0, 1], [1, 3]])
-    assert exact(spelt, spelt).tolist() == [[0, 0], [1, 1]]
+    assert match_spans(spelt, spelt).tolist() == [[0, 0], [1, 1]]
     rewritten = torch.tensor([[0, 0], [1, 3]])
-    assert exact(rewritten, spelt).tolist() == exact(spelt, rewritten).tolist() == [[1, 1]]
+    assert match_spans(rewritten, spelt).tolist() == match_spans(spelt, rewritten).tolist() == [[1, 1]]
 
 
 def test_a_token_that_the_teacher_does_not_know_costs_itself_and_none_behind_it() -> None:
-    student, teacher = Reader.of(byte_level()), Reader.of(unigram())
+    student, teacher = TokenizerInfo.from_tokenizer(byte_level()), TokenizerInfo.from_tokenizer(unigram())
     ids = student.tokenizer("🐙dog.", add_special_tokens=False, return_tensors="pt").input_ids[0]
-    (found,) = translate([(ids, ids)], student, teacher)
+    (found,) = translate_windows([(ids, ids)], student, teacher)
     assert teacher.tokenizer.unk_token_id in found.input_ids.tolist()
-    pairs = [(student.pieces.of[ids[i]], teacher.pieces.of[found.input_ids[j]]) for i, j in found.same.tolist()]
+    pairs = [
+        (student.pieces.by_id[ids[i]], teacher.pieces.by_id[found.input_ids[j]]) for i, j in found.equal_tokens.tolist()
+    ]
     assert pairs
     assert all(ours == theirs for ours, theirs in pairs)
     assert b"".join(ours for ours, _ in pairs).endswith(b".")

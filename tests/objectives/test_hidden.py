@@ -7,11 +7,11 @@ from tests.objectives.test_dual_space import BATCH, CROSSED, gradients
 from torch import Tensor
 
 from potstill.core.errors import UnsupportedModel, UsageError
-from potstill.core.types import PAIRS, Batch, Head, Needs, Signals, supervised
+from potstill.core.types import ALIGNED_PAIRS, Batch, Head, Needs, Signals, supervised_positions
 from potstill.data.pack import collate
-from potstill.models.signals import signals
-from potstill.objectives.hidden import Hidden, evenly
-from potstill.objectives.relations import Relations, most_heads
+from potstill.models.signals import compute_signals
+from potstill.objectives.hidden import HiddenStates, map_layers_evenly
+from potstill.objectives.relations import AttentionRelations, find_num_heads
 from potstill.ops.relation import relation_kl
 
 WIDTHS = {"queries": 8, "keys": 4, "values": 4}
@@ -39,9 +39,9 @@ def parts(objective: torch.nn.Module, student: Signals, teacher: Signals) -> dic
 @pytest.mark.parametrize("batch", [BATCH, CROSSED])
 def test_hidden_states_are_compared_layer_by_layer_in_units_of_the_teachers(batch: Batch) -> None:
     student, teacher = network(5, 4, 1), network(4 if batch is CROSSED else 5, 6, 2)
-    objective = Hidden((4, 6), [(1, 2), (2, 4)]).double()
+    objective = HiddenStates((4, 6), [(1, 2), (2, 4)]).double()
     found = objective({"student": student}, {"teacher": teacher}, batch)["hidden"]
-    ours, theirs = batch.get(PAIRS, torch.arange(5).expand(2, -1))
+    ours, theirs = batch.get(ALIGNED_PAIRS, torch.arange(5).expand(2, -1))
     expected = torch.tensor(0.0).double()
     for (a, b), to_teacher in zip(objective.layers, objective.maps, strict=True):
         for n, m in zip(ours.tolist(), theirs.tolist(), strict=True):
@@ -56,7 +56,7 @@ def test_hidden_states_are_compared_layer_by_layer_in_units_of_the_teachers(batc
 
 def test_hidden_states_that_are_the_same_give_nothing_and_a_silent_student_one() -> None:
     student, teacher = network(5, 6, 1), network(5, 6, 1)
-    objective = Hidden((6, 6), [(1, 1), (2, 2)]).double()
+    objective = HiddenStates((6, 6), [(1, 1), (2, 2)]).double()
     for one, value in ((torch.eye(6), 0.0), (torch.zeros(6, 6), 5.0)):
         for to_teacher in objective.maps:
             to_teacher.weight.data = one.double()
@@ -65,7 +65,7 @@ def test_hidden_states_that_are_the_same_give_nothing_and_a_silent_student_one()
 
 
 def test_hidden_states_ask_for_their_layers_alone() -> None:
-    needs = Hidden((4, 6), [(1, 2), (2, 4)]).needs(BATCH)
+    needs = HiddenStates((4, 6), [(1, 2), (2, 4)]).needs(BATCH)
     assert needs["student"].layers == {1, 2}
     assert needs["teacher"].layers == {2, 4}
 
@@ -81,29 +81,29 @@ def test_hidden_states_ask_for_their_layers_alone() -> None:
 def test_layers_are_the_last_and_others_evenly_spread(
     depths: tuple[int, int], pairs: int, expected: list[tuple[int, int]]
 ) -> None:
-    assert evenly(depths, pairs) == expected
+    assert map_layers_evenly(depths, pairs) == expected
 
 
 def test_no_layers_and_heads_that_divide_nothing_are_refused() -> None:
     with pytest.raises(UsageError, match="no layer"):
-        Hidden((4, 6), [])
+        HiddenStates((4, 6), [])
     with pytest.raises(UsageError, match="3 relation heads"):
-        Relations(4, WIDTHS, heads=3)
+        AttentionRelations(4, WIDTHS, heads=3)
 
 
 def test_heads_are_as_many_as_divide_every_width() -> None:
-    assert most_heads({"queries": 576, "keys": 192, "values": 192}, 32) == 32
-    assert most_heads({"queries": 48, "keys": 24, "values": 24}, 32) == 24
-    assert most_heads({"queries": 48, "keys": 24, "values": 24}, 9) == 8
+    assert find_num_heads({"queries": 576, "keys": 192, "values": 192}, 32) == 32
+    assert find_num_heads({"queries": 48, "keys": 24, "values": 24}, 32) == 24
+    assert find_num_heads({"queries": 48, "keys": 24, "values": 24}, 9) == 8
 
 
 @pytest.mark.parametrize("batch", [BATCH, CROSSED])
 def test_relations_are_those_of_three_maps_of_the_final_state(batch: Batch) -> None:
     student, teacher = network(5, 4, 1), network(4 if batch is CROSSED else 5, 6, 2)
-    objective = Relations(4, WIDTHS, heads=2).double()
+    objective = AttentionRelations(4, WIDTHS, heads=2).double()
     found = objective({"student": student}, {"teacher": teacher}, batch)["relations"]
-    ours, theirs = batch.get(PAIRS, torch.arange(5).expand(2, -1))
-    documents = supervised(batch)[2][ours]
+    ours, theirs = batch.get(ALIGNED_PAIRS, torch.arange(5).expand(2, -1))
+    documents = supervised_positions(batch)[2][ours]
     expected = [
         relation_kl(teacher.relations[name][theirs], own(student.rows[ours]), documents, heads=2) / 3
         for name, own in zip(WIDTHS, objective.maps, strict=True)
@@ -121,9 +121,9 @@ def test_queries_keys_and_values_are_what_the_last_attention_projects(family: st
     model = model_of(CONFIGS[family])
     ids = torch.randint(3, 97, (9,))
     batch = collate([{"input_ids": ids, "labels": ids, "lengths": torch.tensor([9])}])
-    positions = supervised(batch)[0]
+    positions = supervised_positions(batch)[0]
     with torch.no_grad():
-        said = signals(model, batch, Needs(positions, relations=frozenset(WIDTHS)))
+        said = compute_signals(model, batch, Needs(positions, relations=frozenset(WIDTHS)))
         entered: list[Tensor] = []
         last = [m for m in model.modules() if hasattr(m, "q_proj")][-1]
         hook = last.q_proj.register_forward_hook(lambda _, given, __: entered.append(given[0]))
@@ -140,4 +140,4 @@ def test_a_family_that_projects_them_together_or_not_at_all_is_refused(family: s
     model, ids = model_of(CONFIGS[family]), torch.randint(3, 97, (9,))
     batch = collate([{"input_ids": ids, "labels": ids, "lengths": torch.tensor([9])}])
     with pytest.raises(UnsupportedModel, match="queries, keys and values"):
-        signals(model, batch, Needs(supervised(batch)[0], relations=frozenset({"keys"})))
+        compute_signals(model, batch, Needs(supervised_positions(batch)[0], relations=frozenset({"keys"})))

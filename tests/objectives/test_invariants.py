@@ -11,14 +11,14 @@ from transformers import LlamaForCausalLM
 from potstill.core.types import IGNORE
 from potstill.data.pack import collate
 from potstill.models import signals as live
-from potstill.objectives.combine import Sum
-from potstill.objectives.distill import Distill
+from potstill.objectives.combine import WeightedSum
+from potstill.objectives.distill import LogitDistillation
 from potstill.objectives.language import CrossEntropy
-from potstill.objectives.named import Mixture
+from potstill.objectives.named import ObjectiveConfig
 from potstill.ops import layout
 from potstill.ops.divergence import DIVERGENCES
 from potstill.train import adapters
-from potstill.train.study import Study
+from potstill.train.study import TrainingModule
 
 LENGTHS = (9, 5, 14)
 
@@ -42,7 +42,7 @@ def other(model: LlamaForCausalLM, *, by: float = 1.2) -> LlamaForCausalLM:
     return found
 
 
-def gradients(study: Study, batch: Mapping[str, Tensor], counts: Tensor | None = None) -> dict[str, Tensor]:
+def gradients(study: TrainingModule, batch: Mapping[str, Tensor], counts: Tensor | None = None) -> dict[str, Tensor]:
     study.zero_grad()
     study(**batch, num_items_in_batch=counts)["loss"].backward()
     return {name: p.grad.clone() for name, p in study.named_parameters() if p.grad is not None}
@@ -58,7 +58,9 @@ def assert_equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
 def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(name: str, tiny_llama: LlamaForCausalLM) -> None:
     tiny_llama.double()
     teacher = copy.deepcopy(tiny_llama)
-    study = Study(tiny_llama, Distill(divergence=DIVERGENCES[name], temperature=2.0), frozen={"teacher": teacher})
+    study = TrainingModule(
+        tiny_llama, LogitDistillation(divergence=DIVERGENCES[name], temperature=2.0), frozen={"teacher": teacher}
+    )
     found = gradients(study, batch_of(*LENGTHS))
     assert abs(study(**batch_of(*LENGTHS))["loss"].item()) < 1e-12
     assert max(g.abs().max().item() for g in found.values()) < 1e-10
@@ -71,13 +73,13 @@ def test_no_loss_and_no_gradient_on_the_other_paths_too(path: str, name: str, ti
     if path == "padded":
         student.resize_token_embeddings(320, mean_resizing=False)
         vocabulary = teacher.config.vocab_size
-    trained = adapters.add(student, 2, seed=1) if path == "lora" else student
+    trained = adapters.add_adapters(student, 2, seed=1) if path == "lora" else student
     dtype = torch.bfloat16 if path == "bfloat16" else torch.float32
-    objective = Distill(divergence=DIVERGENCES[name])
-    study = Study(trained, objective, frozen={"teacher": teacher}, vocabulary=vocabulary, compute_dtype=dtype)
+    objective = LogitDistillation(divergence=DIVERGENCES[name])
+    study = TrainingModule(trained, objective, frozen={"teacher": teacher}, vocabulary=vocabulary, compute_dtype=dtype)
     if path == "padded":
         for model in (student, teacher):
-            live._networks[model] = live.Network(head_known=True, packs=False, placed=True)
+            live._probes[model] = live.ModelProbe(has_known_head=True, supports_packing=False, takes_position_ids=True)
     found = gradients(study, batch_of(*LENGTHS))
     assert abs(study(**batch_of(*LENGTHS))["loss"].item()) < 1e-6
     assert max(g.abs().max().item() for g in found.values()) < 1e-6
@@ -87,8 +89,8 @@ def test_no_loss_and_no_gradient_on_the_other_paths_too(path: str, name: str, ti
 @pytest.mark.parametrize("name", ["forward_kl", "jsd:beta=0.3", "adaptive_kl", "cross_entropy"])
 def test_a_pack_gives_the_loss_and_gradient_of_its_documents_alone(name: str, tiny_llama: LlamaForCausalLM) -> None:
     tiny_llama.double()
-    objective = Mixture.parse(name, cross_entropy=0.5, temperature=1.5)
-    study = Study(tiny_llama, objective.build(), frozen={"teacher": other(tiny_llama)})
+    objective = ObjectiveConfig.parse(name, cross_entropy=0.5, temperature=1.5)
+    study = TrainingModule(tiny_llama, objective.build(), frozen={"teacher": other(tiny_llama)})
     whole = batch_of(*LENGTHS, prompt=3)
     counts = study.counts(whole)
     together = gradients(study, whole, counts)
@@ -105,14 +107,14 @@ def test_a_pack_gives_the_loss_and_gradient_of_its_documents_alone(name: str, ti
 
 def test_padding_a_pack_changes_neither_loss_nor_gradient(tiny_llama: LlamaForCausalLM) -> None:
     tiny_llama.double()
-    study = Study(tiny_llama, Mixture().build(), frozen={"teacher": other(tiny_llama)})
+    study = TrainingModule(tiny_llama, ObjectiveConfig().build(), frozen={"teacher": other(tiny_llama)})
     packed = batch_of(*LENGTHS)
     padded = layout.unpack(packed)
     assert padded["input_ids"].shape == (3, 14)
     assert study.counts(padded).tolist() == study.counts(packed).tolist()
     attended = copy.deepcopy(study)
-    for model in (attended.student, *attended._frozen):
-        live._networks[model] = live.Network(head_known=True, packs=False, placed=True)
+    for model in (attended.student, *attended._frozen_models):
+        live._probes[model] = live.ModelProbe(has_known_head=True, supports_packing=False, takes_position_ids=True)
     assert_equal(
         {k.replace("student.", ""): v for k, v in gradients(study, packed).items()},
         {k.replace("student.", ""): v for k, v in gradients(attended, packed).items()},
@@ -130,9 +132,9 @@ def test_the_same_tokenizer_with_padded_rows_trains_on_the_real_ids_alone(
     for model, padded in ((wide_teacher, side != "student"), (wide_student, side != "teacher")):
         if padded:
             model.resize_token_embeddings(real + 44)
-    objective = Mixture.parse(name, cross_entropy=0.5, temperature=1.5).build()
-    narrow = gradients(Study(tiny_llama, objective, frozen={"teacher": teacher}, vocabulary=real), batch)
-    wide = gradients(Study(wide_student, objective, frozen={"teacher": wide_teacher}, vocabulary=real), batch)
+    objective = ObjectiveConfig.parse(name, cross_entropy=0.5, temperature=1.5).build()
+    narrow = gradients(TrainingModule(tiny_llama, objective, frozen={"teacher": teacher}, vocabulary=real), batch)
+    wide = gradients(TrainingModule(wide_student, objective, frozen={"teacher": wide_teacher}, vocabulary=real), batch)
     assert all(not wide[name][real:].any() for name in wide if wide[name].shape[0] == real + 44)
     assert_equal(narrow, {name: g[:real] if g.shape[0] == real + 44 else g for name, g in wide.items()})
 
@@ -141,7 +143,7 @@ def test_temperature_divides_logits_and_multiplies_by_its_square(tiny_llama: Lla
     tiny_llama.double()
     teacher, batch = other(tiny_llama), batch_of(*LENGTHS)
     for tau in (1.0, 3.0):
-        study = Study(tiny_llama, Distill(temperature=tau), frozen={"teacher": teacher})
+        study = TrainingModule(tiny_llama, LogitDistillation(temperature=tau), frozen={"teacher": teacher})
         ids, places = batch["input_ids"], batch["position_ids"]
         rows = batch["labels"][:, 1:] != IGNORE
         q, p = (
@@ -155,7 +157,7 @@ def test_temperature_divides_logits_and_multiplies_by_its_square(tiny_llama: Lla
 def test_a_sum_is_the_weighted_sum_of_its_parts(tiny_llama: LlamaForCausalLM) -> None:
     tiny_llama.double()
     teacher, batch = other(tiny_llama), batch_of(*LENGTHS)
-    parts = ((0.3, CrossEntropy()), (0.7, Distill()))
-    whole = gradients(Study(tiny_llama, Sum(*parts), frozen={"teacher": teacher}), batch)
-    alone = [gradients(Study(tiny_llama, part, frozen={"teacher": teacher}), batch) for _, part in parts]
+    parts = ((0.3, CrossEntropy()), (0.7, LogitDistillation()))
+    whole = gradients(TrainingModule(tiny_llama, WeightedSum(*parts), frozen={"teacher": teacher}), batch)
+    alone = [gradients(TrainingModule(tiny_llama, part, frozen={"teacher": teacher}), batch) for _, part in parts]
     assert_equal(whole, {k: 0.3 * alone[0][k] + 0.7 * alone[1][k] for k in whole})

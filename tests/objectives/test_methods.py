@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from potstill.core.errors import UsageError, VocabularyMismatch
-from potstill.core.types import WARPED
-from potstill.objectives.edited import first_of_each
-from potstill.objectives.methods import METHODS
-from potstill.objectives.named import Mixture
-from potstill.objectives.sides import Side, Sides
+from potstill.core.types import EDIT_ALIGNED_PAIRS
+from potstill.objectives.edited import invert_nearest_ids
+from potstill.objectives.methods import OBJECTIVE_SPECS
+from potstill.objectives.named import ObjectiveConfig
+from potstill.objectives.sides import ModelInfo, PairInfo
 from potstill.train.optimiser import parameter_groups
-from potstill.train.study import Study
+from potstill.train.study import TrainingModule
 
 
 def larger(model: LlamaForCausalLM, seed: int = 7) -> LlamaForCausalLM:
@@ -30,13 +30,13 @@ def larger(model: LlamaForCausalLM, seed: int = 7) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def study_of(student: LlamaForCausalLM, teacher: LlamaForCausalLM, name: str, share: float = 0.0) -> Study:
+def study_of(student: LlamaForCausalLM, teacher: LlamaForCausalLM, name: str, share: float = 0.0) -> TrainingModule:
     tokenizer = byte_tokenizer()
-    sides = Sides(Side(student, tokenizer), Side(teacher, tokenizer))
+    sides = PairInfo(ModelInfo(student, tokenizer), ModelInfo(teacher, tokenizer))
     torch.manual_seed(0)
-    objective = Mixture.parse(name, cross_entropy=share, temperature=1.0).build(sides)
+    objective = ObjectiveConfig.parse(name, cross_entropy=share, temperature=1.0).build(sides)
     assert isinstance(objective, torch.nn.Module)
-    return Study(student, objective.to(student.dtype), frozen={"teacher": teacher})
+    return TrainingModule(student, objective.to(student.dtype), frozen={"teacher": teacher})
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def pair(tiny_llama: LlamaForCausalLM) -> tuple[LlamaForCausalLM, LlamaForCausal
     return tiny_llama.double(), larger(tiny_llama).double()
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.alike])
+@pytest.mark.parametrize("name", [name for name, method in OBJECTIVE_SPECS.items() if method.supports_same_tokenizer])
 def test_a_method_trains_the_student_and_its_own_weights_and_never_the_teacher(
     name: str, pair: tuple[LlamaForCausalLM, LlamaForCausalLM]
 ) -> None:
@@ -70,7 +70,7 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(name: str, ti
     assert max(g.abs().max().item() for g in found.values()) < 1e-10
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.alike])
+@pytest.mark.parametrize("name", [name for name, method in OBJECTIVE_SPECS.items() if method.supports_same_tokenizer])
 def test_a_method_gives_documents_together_what_it_gives_them_apart(
     name: str, pair: tuple[LlamaForCausalLM, LlamaForCausalLM]
 ) -> None:
@@ -99,19 +99,19 @@ def one_of(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
 
 def test_a_method_needs_both_networks() -> None:
     with pytest.raises(UsageError, match="give a teacher that is here"):
-        Mixture(name="dskd").build()
+        ObjectiveConfig(name="dskd").build()
 
 
 @pytest.mark.parametrize("text", ["tie_kd:k=0", "hidden:layers=2.5", "relations:heads=-1", "hidden:layers=nan"])
 def test_an_option_that_counts_is_a_whole_number(text: str, tiny_llama: LlamaForCausalLM) -> None:
-    sides = Sides(Side(tiny_llama, byte_tokenizer()), Side(larger(tiny_llama), byte_tokenizer()))
+    sides = PairInfo(ModelInfo(tiny_llama, byte_tokenizer()), ModelInfo(larger(tiny_llama), byte_tokenizer()))
     with pytest.raises(UsageError, match="choose a whole number"):
-        Mixture.parse(text, cross_entropy=0.0, temperature=1.0).build(sides)
+        ObjectiveConfig.parse(text, cross_entropy=0.0, temperature=1.0).build(sides)
 
 
 def test_hidden_states_are_compared_at_the_layers_of_a_map(tiny_llama: LlamaForCausalLM) -> None:
-    sides = Sides(Side(tiny_llama, byte_tokenizer()), Side(larger(tiny_llama), byte_tokenizer()))
-    mixed = Mixture.parse("hidden:map=0-1/3-2/1-2", cross_entropy=0.0, temperature=1.0)
+    sides = PairInfo(ModelInfo(tiny_llama, byte_tokenizer()), ModelInfo(larger(tiny_llama), byte_tokenizer()))
+    mixed = ObjectiveConfig.parse("hidden:map=0-1/3-2/1-2", cross_entropy=0.0, temperature=1.0)
     ((_, own),) = mixed.build(sides).parts  # type: ignore[attr-defined]
     assert own.layers == ((0, 1), (3, 2), (1, 2))
 
@@ -127,24 +127,24 @@ def test_hidden_states_are_compared_at_the_layers_of_a_map(tiny_llama: LlamaForC
     ],
 )
 def test_a_map_of_layers_that_are_not_there_is_refused(text: str, said: str, tiny_llama: LlamaForCausalLM) -> None:
-    sides = Sides(Side(tiny_llama, byte_tokenizer()), Side(larger(tiny_llama), byte_tokenizer()))
+    sides = PairInfo(ModelInfo(tiny_llama, byte_tokenizer()), ModelInfo(larger(tiny_llama), byte_tokenizer()))
     with pytest.raises(UsageError, match=said):
-        Mixture.parse(text, cross_entropy=0.0, temperature=1.0).build(sides)
+        ObjectiveConfig.parse(text, cross_entropy=0.0, temperature=1.0).build(sides)
 
 
 def test_a_method_for_one_tokenizer_is_refused_between_two_with_one_that_works(tiny_llama: LlamaForCausalLM) -> None:
     other = byte_tokenizer(ascii=True)
     student = copy.deepcopy(tiny_llama)
-    sides = Sides(Side(student, byte_tokenizer()), Side(tiny_llama, other))
+    sides = PairInfo(ModelInfo(student, byte_tokenizer()), ModelInfo(tiny_llama, other))
     with pytest.raises(VocabularyMismatch, match="--objective dskdv2_eta"):
-        Mixture(name="dskd").build(sides)
-    assert Mixture(name="dskdv2_eta").build(sides)
+        ObjectiveConfig(name="dskd").build(sides)
+    assert ObjectiveConfig(name="dskdv2_eta").build(sides)
 
 
 def test_the_same_strings_are_found_whatever_their_ids(tiny_llama: LlamaForCausalLM) -> None:
     ours, theirs = byte_tokenizer(), byte_tokenizer(ascii=True)
-    sides = Sides(Side(tiny_llama, ours), Side(tiny_llama, theirs))
-    same = sides.same_strings
+    sides = PairInfo(ModelInfo(tiny_llama, ours), ModelInfo(tiny_llama, theirs))
+    same = sides.shared_token_ids
     assert same.shape[1] > 100
     for mine, yours in same.T.tolist():
         assert ours.convert_ids_to_tokens(mine) == theirs.convert_ids_to_tokens(yours)
@@ -153,23 +153,25 @@ def test_the_same_strings_are_found_whatever_their_ids(tiny_llama: LlamaForCausa
 def test_between_two_vocabularies_each_id_has_one_counterpart_and_no_byte_fallback_where_there_is_a_token(
     tiny_llama: LlamaForCausalLM,
 ) -> None:
-    sides = Sides(Side(tiny_llama, byte_level()), Side(tiny_llama, sentencepiece(scheme="never")))
-    ours, theirs = sides.same_strings
+    sides = PairInfo(ModelInfo(tiny_llama, byte_level()), ModelInfo(tiny_llama, sentencepiece(scheme="never")))
+    ours, theirs = sides.shared_token_ids
     assert len(ours.unique()) == len(theirs.unique()) == len(ours)
-    of, raw = sides.teacher.pieces.of, sides.teacher.pieces.raw
+    of, raw = sides.teacher.pieces.by_id, sides.teacher.pieces.byte_fallback_ids
     written = {text for i, text in enumerate(of) if text and i not in raw}
     assert not [j for j in theirs.tolist() if j in raw and of[j] in written]
-    source = first_of_each(sides.nearest, sides.student.ids)
+    source = invert_nearest_ids(sides.nearest_ids, sides.student.vocab_size)
     assert not [j for j in source.tolist() if j in raw and of[j] in written]
 
 
 def test_edit_distance_takes_nothing_that_the_student_wrote_for_the_truth(tiny_llama: LlamaForCausalLM) -> None:
     ours, theirs = byte_level(), sentencepiece(scheme="never")
     student, teacher = llama(ours, 32, 1).double(), llama(theirs, 48, 2).double()
-    objective = Mixture(name="mined", cross_entropy=0.0).build(Sides(Side(student, ours), Side(teacher, theirs)))
-    study = Study(student, objective, frozen={"teacher": teacher})
+    objective = ObjectiveConfig(name="mined", cross_entropy=0.0).build(
+        PairInfo(ModelInfo(student, ours), ModelInfo(teacher, theirs))
+    )
+    study = TrainingModule(student, objective, frozen={"teacher": teacher})
     batch = crossed_batch(["The quick brown fox jumps over the lazy dog."], ours, theirs)
-    batch |= {WARPED: torch.empty(2, 0, dtype=torch.long)}
+    batch |= {EDIT_ALIGNED_PAIRS: torch.empty(2, 0, dtype=torch.long)}
     sampled = torch.ones_like(batch["input_ids"], dtype=torch.bool)
     assert study(**batch)["loss"].item() > 0
     assert study(**batch, sampled=sampled)["loss"].item() == 0

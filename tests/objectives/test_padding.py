@@ -14,42 +14,46 @@ from tests.objectives.test_methods import larger, study_of
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from potstill.core.types import view
+from potstill.core.types import get_view
 from potstill.models import signals as live
-from potstill.objectives.methods import METHODS
-from potstill.objectives.named import names
-from potstill.objectives.sides import Sides
+from potstill.objectives.methods import OBJECTIVE_SPECS
+from potstill.objectives.named import list_objective_names
+from potstill.objectives.sides import PairInfo
 from potstill.ops.layout import unpack
-from potstill.train.study import Study
+from potstill.train.study import TrainingModule
 
 __all__ = ["pair"]  # the fixture
 
-ALIKE = [name for name in names() if name not in METHODS or METHODS[name].alike]
+ALIKE = [
+    name
+    for name in list_objective_names()
+    if name not in OBJECTIVE_SPECS or OBJECTIVE_SPECS[name].supports_same_tokenizer
+]
 
 
 def padded(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The documents of all networks as padded rows; tables of rows stay as they are."""
     tables = {key: tensor for key, tensor in batch.items() if key.startswith("aligned.")}
-    found = unpack(view(batch, "student")) | tables
+    found = unpack(get_view(batch, "student")) | tables
     if "teacher.input_ids" in batch:
-        found |= {f"teacher.{key}": tensor for key, tensor in unpack(view(batch, "teacher")).items()}
+        found |= {f"teacher.{key}": tensor for key, tensor in unpack(get_view(batch, "teacher")).items()}
     return found
 
 
 @contextmanager
-def mixing(study: Study) -> Iterator[None]:
+def mixing(study: TrainingModule) -> Iterator[None]:
     """Networks that would mix what is packed, so that they are given padded rows and a mask."""
-    models = (study.student, *study.companions)
-    before = [live.network(model) for model in models]
+    models = (study.student, *study.frozen_models)
+    before = [live.probe_model(model) for model in models]
     for model in models:
-        live._networks[model] = live.Network(head_known=True, packs=False, placed=True)
+        live._probes[model] = live.ModelProbe(has_known_head=True, supports_packing=False, takes_position_ids=True)
     try:
         yield
     finally:
-        live._networks.update(zip(models, before, strict=True))
+        live._probes.update(zip(models, before, strict=True))
 
 
-def require_the_same(study: Study, packed: Mapping[str, Tensor]) -> None:
+def require_the_same(study: TrainingModule, packed: Mapping[str, Tensor]) -> None:
     """Counts, sums and gradients are those of the padded batch, and of networks that are given padded rows."""
     rows = padded(packed)
     assert (rows["documents"] < 0).any(), "the test wants padding"
@@ -73,5 +77,5 @@ def test_padding_changes_no_objective_of_one_tokenizer(name: str, tiny_llama: Ll
 
 
 @pytest.mark.parametrize("name", ACROSS)
-def test_padding_changes_no_objective_between_two_tokenizers(name: str, pair: Sides) -> None:
+def test_padding_changes_no_objective_between_two_tokenizers(name: str, pair: PairInfo) -> None:
     require_the_same(crossed_study(pair, name), crossed_batch(TEXTS, OURS, THEIRS))

@@ -15,12 +15,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.types import GROUPS, PAIRS, WARPED, supervised
+from potstill.core.types import ALIGNED_GROUPS, ALIGNED_PAIRS, EDIT_ALIGNED_PAIRS, supervised_positions
 from potstill.data.pack import collate
-from potstill.data.pairs import Paired, Reader
-from potstill.objectives.named import Mixture
-from potstill.objectives.sides import Side, Sides
-from potstill.train.study import Study
+from potstill.data.pairs import CrossTokenizerPacks, TokenizerInfo
+from potstill.objectives.named import ObjectiveConfig
+from potstill.objectives.sides import ModelInfo, PairInfo
+from potstill.train.study import TrainingModule
 
 ALONE = {"dskdv2_eta": "dskdv2", "mined": "forward_kl", "spans": "forward_kl"}  # all others are their own counterpart
 END = "</s>"
@@ -40,8 +40,8 @@ def tokenizer_of(order: Tensor | None = None) -> PreTrainedTokenizerFast:
 class Permuted(NamedTuple):
     """A student and a teacher of one tokenizer, and the same with that teacher's ids exchanged."""
 
-    alike: Sides
-    across: Sides
+    alike: PairInfo
+    across: PairInfo
     ids: Tensor  # the exchanged teacher's id of each of the student's
 
 
@@ -54,25 +54,30 @@ def permuted() -> Permuted:
     with torch.no_grad():
         for layer in (other.get_input_embeddings(), other.get_output_embeddings()):
             layer.weight.copy_(layer.weight[ids.argsort()])
-    sides = (Sides(Side(student, tokenizer), Side(*one)) for one in ((teacher, tokenizer), (other, tokenizer_of(ids))))
+    sides = (
+        PairInfo(ModelInfo(student, tokenizer), ModelInfo(*one))
+        for one in ((teacher, tokenizer), (other, tokenizer_of(ids)))
+    )
     return Permuted(*sides, ids)
 
 
 def batches(permuted: Permuted) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Two packs of text as the student reads them, alone and beside the exchanged teacher."""
-    mine, yours = (Reader.of(side.tokenizer) for side in (permuted.across.student, permuted.across.teacher))
+    mine, yours = (
+        TokenizerInfo.from_tokenizer(side.tokenizer) for side in (permuted.across.student, permuted.across.teacher)
+    )
     packs = [pack_of(TEXTS, mine, prompt=3), pack_of(TEXTS[::-1], mine)]
-    paired = Paired(packs, mine, yours, warped=True)
+    paired = CrossTokenizerPacks(packs, mine, yours, needs_edit_alignment=True)
     return collate(packs), collate([paired[i] for i in range(len(packs))])
 
 
-def study_of(sides: Sides, name: str) -> Study:
+def study_of(sides: PairInfo, name: str) -> TrainingModule:
     torch.manual_seed(0)
-    objective = Mixture.parse(name, cross_entropy=0.0, temperature=1.5).build(sides)
+    objective = ObjectiveConfig.parse(name, cross_entropy=0.0, temperature=1.5).build(sides)
     assert isinstance(objective, torch.nn.Module)
     student, teacher = copy.deepcopy(sides.student.model), sides.teacher.model
     assert isinstance(teacher, LlamaForCausalLM)
-    return Study(student, objective.double(), frozen={"teacher": teacher})
+    return TrainingModule(student, objective.double(), frozen={"teacher": teacher})
 
 
 def test_the_exchanged_teacher_reads_every_text_by_other_ids_and_is_the_same_function(permuted: Permuted) -> None:
@@ -80,9 +85,9 @@ def test_the_exchanged_teacher_reads_every_text_by_other_ids_and_is_the_same_fun
     ids = permuted.ids
     assert torch.equal(beside["teacher.input_ids"], ids[alone["input_ids"]])
     assert (beside["teacher.input_ids"] != alone["input_ids"]).float().mean() > 0.9
-    assert permuted.across.shared is None
-    assert torch.equal(permuted.across.same_strings, torch.stack([torch.arange(len(ids)), ids]))
-    assert torch.equal(permuted.across.nearest, ids.argsort())
+    assert permuted.across.num_shared_ids is None
+    assert torch.equal(permuted.across.shared_token_ids, torch.stack([torch.arange(len(ids)), ids]))
+    assert torch.equal(permuted.across.nearest_ids, ids.argsort())
     said = [
         sides.teacher.model(input_ids=read, position_ids=alone["position_ids"], use_cache=False).logits
         for sides, read in ((permuted.alike, alone["input_ids"]), (permuted.across, beside["teacher.input_ids"]))
@@ -92,9 +97,13 @@ def test_the_exchanged_teacher_reads_every_text_by_other_ids_and_is_the_same_fun
 
 def test_every_row_is_paired_with_itself_by_every_table(permuted: Permuted) -> None:
     alone, beside = batches(permuted)
-    rows = torch.arange(len(supervised(alone)[1]))
+    rows = torch.arange(len(supervised_positions(alone)[1]))
     assert len(rows) > 40
-    for key, table in ((PAIRS, rows.expand(2, -1)), (WARPED, rows.expand(2, -1)), *((key, rows) for key in GROUPS)):
+    for key, table in (
+        (ALIGNED_PAIRS, rows.expand(2, -1)),
+        (EDIT_ALIGNED_PAIRS, rows.expand(2, -1)),
+        *((key, rows) for key in ALIGNED_GROUPS),
+    ):
         assert torch.equal(beside[key], table), key
 
 

@@ -8,12 +8,12 @@ from tests.train.small import some_packs, study_of
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from potstill.core.types import Batch, gold, supervised
+from potstill.core.types import Batch, gold_mask, supervised_positions
 from potstill.data.pack import collate
-from potstill.objectives.combine import Sum
-from potstill.objectives.policy import PolicyGradient
-from potstill.ops.advantage import returns_to_go, whitened
-from potstill.train.study import Study
+from potstill.objectives.combine import WeightedSum
+from potstill.objectives.policy import MiniLLM
+from potstill.ops.advantage import returns_to_go, whiten
+from potstill.train.study import TrainingModule
 
 
 def batch_of(*sampled: int) -> Batch:
@@ -23,33 +23,33 @@ def batch_of(*sampled: int) -> Batch:
     return {**batch, "sampled": torch.isin(batch["documents"], torch.tensor(sampled))}
 
 
-def definition(study: Study, batch: Batch, how: PolicyGradient) -> Tensor:
+def definition(study: TrainingModule, batch: Batch, how: MiniLLM) -> Tensor:
     """sum of max(-A rho, -A clip(rho)), from all logits at once; rho = w exp(log q - stopped log q)."""
-    positions, targets, segment = supervised(batch)
-    kept = ~gold(batch)
+    positions, targets, segment = supervised_positions(batch)
+    kept = ~gold_mask(batch)
     inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "position_ids")}
     log_q, log_p = (
         model(**inputs, use_cache=False).logits[positions].log_softmax(-1).gather(-1, targets[:, None])[kept, 0]
-        for model in (study.student, study.frozen["teacher"])
+        for model in (study.student, study.frozen_models_by_name["teacher"])
     )
     p, q = log_p.detach().exp(), log_q.detach().exp()
     rewards = ((p / q).log() / how.scale).clamp(-100, 100)
-    advantage = whitened(returns_to_go(rewards, segment[kept], discount=how.discount))
-    rho = (log_q - log_q.detach()).exp() * q / (how.mixed * p + (1 - how.mixed) * q)
+    advantage = whiten(returns_to_go(rewards, segment[kept], discount=how.discount))
+    rho = (log_q - log_q.detach()).exp() * q / (how.teacher_share * p + (1 - how.teacher_share) * q)
     return torch.maximum(-advantage * rho, -advantage * rho.clamp(1 - how.clip, 1 + how.clip)).sum()
 
 
-def gradients(study: Study, loss: Tensor) -> dict[str, Tensor]:
+def gradients(study: TrainingModule, loss: Tensor) -> dict[str, Tensor]:
     study.zero_grad()
     loss.backward()
     return {name: p.grad.clone() for name, p in study.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("how", [PolicyGradient(), PolicyGradient(mixed=0.5, clip=0.05, discount=1.0, scale=2.0)])
-def test_its_gradient_is_that_of_the_clipped_objective(how: PolicyGradient, tiny_llama: LlamaForCausalLM) -> None:
-    study, batch = study_of(tiny_llama.double(), objective=Sum((1.0, how))), batch_of(0, 2, 3)
+@pytest.mark.parametrize("how", [MiniLLM(), MiniLLM(teacher_share=0.5, clip=0.05, discount=1.0, scale=2.0)])
+def test_its_gradient_is_that_of_the_clipped_objective(how: MiniLLM, tiny_llama: LlamaForCausalLM) -> None:
+    study, batch = study_of(tiny_llama.double(), objective=WeightedSum((1.0, how))), batch_of(0, 2, 3)
     counts = study.counts(batch)
-    assert counts.tolist() == [int((~gold(batch)).sum())]
+    assert counts.tolist() == [int((~gold_mask(batch)).sum())]
     found = gradients(study, study(num_items_in_batch=torch.ones(1), **batch)["loss"])
     expected = gradients(study, definition(study, batch, how))
     for name, gradient in expected.items():
@@ -61,25 +61,25 @@ def test_some_rows_are_clipped_and_some_are_not(tiny_llama: LlamaForCausalLM) ->
     study, batch = study_of(tiny_llama.double()), batch_of(0, 1, 2, 3)
     seen: list[Tensor] = []
 
-    class Watched(PolicyGradient):
+    class Watched(MiniLLM):
         def coefficients(self, *asked: Any) -> Tensor:
-            seen.append(super().coefficients(*asked))
+            seen.append(super().compute_coefficients(*asked))
             return seen[-1]
 
-    study.objective = Sum((1.0, Watched(clip=0.02)))
+    study.objective = WeightedSum((1.0, Watched(clip=0.02)))
     study(**batch)
-    assert 0 < (seen[0][~gold(batch)] == 0).float().mean() < 1
+    assert 0 < (seen[0][~gold_mask(batch)] == 0).float().mean() < 1
 
 
 def test_rows_of_the_data_have_no_part_in_it(tiny_llama: LlamaForCausalLM) -> None:
-    study, batch = study_of(tiny_llama, objective=Sum((1.0, PolicyGradient()))), batch_of()
+    study, batch = study_of(tiny_llama, objective=WeightedSum((1.0, MiniLLM()))), batch_of()
     assert study.counts(batch).tolist() == [0]
     found = gradients(study, study(**batch)["loss"])
     assert not any(gradient.any() for gradient in found.values())
 
 
 def test_a_teacher_that_is_the_student_rewards_nothing(tiny_llama: LlamaForCausalLM) -> None:
-    study, batch = study_of(tiny_llama.double(), objective=Sum((1.0, PolicyGradient()))), batch_of(0, 1)
-    study.frozen["teacher"].load_state_dict(study.student.state_dict())
+    study, batch = study_of(tiny_llama.double(), objective=WeightedSum((1.0, MiniLLM()))), batch_of(0, 1)
+    study.frozen_models_by_name["teacher"].load_state_dict(study.student.state_dict())
     found = gradients(study, study(**batch)["loss"])
     assert all(gradient.abs().max() < 1e-9 for gradient in found.values())

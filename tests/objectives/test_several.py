@@ -13,17 +13,32 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from potstill.core.errors import UsageError
-from potstill.core.types import IGNORE, OWN, Batch, Needs, Objective, Signals, gold, supervised
+from potstill.core.types import (
+    IGNORE,
+    NEXT_TOKEN_LOG_P,
+    Batch,
+    Needs,
+    Objective,
+    Signals,
+    gold_mask,
+    supervised_positions,
+)
 from potstill.data.pack import collate
 from potstill.models import signals as live
-from potstill.objectives.combine import Sum
-from potstill.objectives.distill import Distill
+from potstill.objectives.combine import WeightedSum
+from potstill.objectives.distill import LogitDistillation
 from potstill.objectives.language import CrossEntropy
 from potstill.objectives.rows import RowObjective
-from potstill.objectives.several import COMBINATIONS, Confident, Panel, Routed, combined
-from potstill.ops.coarse import coarsened
+from potstill.objectives.several import (
+    COMBINATIONS,
+    ConfidenceWeightedTeachers,
+    RoutedTeachers,
+    TeacherEnsemble,
+    combine_teachers,
+)
+from potstill.ops.coarse import coarsen
 from potstill.ops.divergence import DIVERGENCES, forward_kl, jsd, reverse_kl
-from potstill.train.study import Study
+from potstill.train.study import TrainingModule
 
 NAMES = ("a", "b", "c")
 LENGTHS, ROUTES = (9, 5, 14, 6, 7), (0, 1, 0, 2, 1)
@@ -52,12 +67,12 @@ def others(model: LlamaForCausalLM, names: Sequence[str] = NAMES) -> dict[str, L
     return found
 
 
-def parts(names: Sequence[str] = NAMES, **options: Any) -> list[Distill]:
-    return [Distill(teacher=name, name=f"kl.{name}", **options) for name in names]
+def parts(names: Sequence[str] = NAMES, **options: Any) -> list[LogitDistillation]:
+    return [LogitDistillation(teacher=name, name=f"kl.{name}", **options) for name in names]
 
 
 def together(combination: Any, names: Sequence[str] = NAMES, **options: Any) -> Objective:
-    return combined(Panel(tuple(names), combination), parts(names, **options))
+    return combine_teachers(TeacherEnsemble(tuple(names), combination), parts(names, **options))
 
 
 def assert_equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
@@ -76,7 +91,7 @@ class Recorded:
 
     def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
         self.read += batch["documents"].unique().tolist()
-        return live.signals(self.model, batch, needs, vocabulary=vocabulary)
+        return live.compute_signals(self.model, batch, needs, vocabulary=vocabulary)
 
 
 @dataclass
@@ -88,11 +103,11 @@ class Kept:
     temperature: float = 1.0
 
     def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
-        said = live.signals(self.model, batch, needs, vocabulary=vocabulary)
+        said = live.compute_signals(self.model, batch, needs, vocabulary=vocabulary)
         logits = said.logits(said.rows) / self.temperature
         members = torch.eye(3, dtype=logits.dtype)[torch.arange(logits.shape[1]) % 3]
-        known = coarsened(logits, self.k, members)
-        return Signals(rows=torch.arange(len(known)), logits=known.at)
+        known = coarsen(logits, self.k, members)
+        return Signals(rows=torch.arange(len(known)), logits=known.select_rows)
 
 
 # what all of them share
@@ -102,9 +117,11 @@ class Kept:
 def test_one_teacher_twice_is_that_teacher_alone(combination: str, tiny_llama: LlamaForCausalLM) -> None:
     student = tiny_llama.double()
     teacher = others(student, ["a"])["a"]
-    alone = Study(student, Sum((0.4, CrossEntropy()), (0.6, Distill())), frozen={"teacher": teacher})
-    objective = Sum((0.4, CrossEntropy()), (0.6, together(combination, ["a", "b"])))
-    twice = Study(student, objective, frozen={"a": teacher, "b": teacher})
+    alone = TrainingModule(
+        student, WeightedSum((0.4, CrossEntropy()), (0.6, LogitDistillation())), frozen={"teacher": teacher}
+    )
+    objective = WeightedSum((0.4, CrossEntropy()), (0.6, together(combination, ["a", "b"])))
+    twice = TrainingModule(student, objective, frozen={"a": teacher, "b": teacher})
     batch = batch_of(routes=(0, 1, 0, 1, 1))
     torch.testing.assert_close(twice(**batch)["loss"], alone(**batch)["loss"])
     assert_equal(gradients(twice, batch), gradients(alone, batch))
@@ -119,7 +136,9 @@ def test_a_student_that_all_teachers_are_has_no_loss_and_no_gradient(
     combination: str, divergence: Any, tiny_llama: LlamaForCausalLM
 ) -> None:
     frozen = {name: copy.deepcopy(tiny_llama) for name in NAMES}
-    study = Study(tiny_llama.double(), together(combination, divergence=divergence, temperature=2.0), frozen=frozen)
+    study = TrainingModule(
+        tiny_llama.double(), together(combination, divergence=divergence, temperature=2.0), frozen=frozen
+    )
     for teacher in frozen.values():
         teacher.double()
     assert abs(study(**batch_of())["loss"].item()) < 1e-10
@@ -130,8 +149,10 @@ def test_a_student_that_all_teachers_are_has_no_loss_and_no_gradient(
 def test_the_fused_sums_are_those_of_all_logits_by_autograd(combination: str, tiny_llama: LlamaForCausalLM) -> None:
     student, batch = tiny_llama.double(), batch_of()
     frozen = others(student)
-    study = Study(student, together(combination, divergence=partial(jsd, beta=0.3), temperature=1.5), frozen=frozen)
-    positions, targets, _ = supervised(batch)
+    study = TrainingModule(
+        student, together(combination, divergence=partial(jsd, beta=0.3), temperature=1.5), frozen=frozen
+    )
+    positions, targets, _ = supervised_positions(batch)
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     said = {name: model(**inputs, use_cache=False).logits[positions] for name, model in frozen.items()}
     z = student(**inputs, use_cache=False).logits[positions]
@@ -154,13 +175,13 @@ def test_the_fused_sums_are_those_of_all_logits_by_autograd(combination: str, ti
 def test_packing_padding_and_cutting_into_passes_change_nothing(combination: str, tiny_llama: LlamaForCausalLM) -> None:
     student = tiny_llama.double()
     frozen = others(student)
-    study = Study(student, together(combination), frozen=frozen)
+    study = TrainingModule(student, together(combination), frozen=frozen)
     whole = gradients(study, batch_of())
     for model in (student, *frozen.values()):
-        live._networks[model] = live.Network(head_known=True, packs=False, placed=True)
+        live._probes[model] = live.ModelProbe(has_known_head=True, supports_packing=False, takes_position_ids=True)
     assert_equal(gradients(study, batch_of()), whole)
     for model in (student, *frozen.values()):
-        del live._networks[model]
+        del live._probes[model]
     counts = study.counts(batch_of())
     first = batch_of()["documents"][0] < 2
     passes = [{name: value[:, some] for name, value in batch_of().items()} for some in (first, ~first)]
@@ -175,12 +196,12 @@ def test_a_teacher_known_whole_from_a_cache_teaches_as_a_live_one(
 ) -> None:
     student = tiny_llama.double()
     frozen: dict[str, Any] = others(student)
-    objective = Sum((0.5, CrossEntropy()), (0.5, together(combination, temperature=2.0)))
-    expected = gradients(Study(student, objective, frozen=frozen), batch_of())
+    objective = WeightedSum((0.5, CrossEntropy()), (0.5, together(combination, temperature=2.0)))
+    expected = gradients(TrainingModule(student, objective, frozen=frozen), batch_of())
     mixed = {
         name: Kept(one, one.config.vocab_size, temperature=2.0) if name in kept else one for name, one in frozen.items()
     }
-    assert_equal(gradients(Study(student, objective, frozen=mixed), batch_of()), expected)
+    assert_equal(gradients(TrainingModule(student, objective, frozen=mixed), batch_of()), expected)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
@@ -189,14 +210,14 @@ def test_each_teacher_has_a_term_and_its_counts_come_from_the_batch(combination:
     assert isinstance(objective, Objective)
     assert objective.additive
     assert list(objective.weights) == ["kl.a", "kl.b", "kl.c"]
-    assert set(objective.counts(batch_of()).values()) == {len(supervised(batch_of())[1])}
+    assert set(objective.counts(batch_of()).values()) == {len(supervised_positions(batch_of())[1])}
     assert set(objective.needs(batch_of())) == {"student", *NAMES}
-    assert isinstance(objective, RowObjective | Sum)
+    assert isinstance(objective, RowObjective | WeightedSum)
 
 
 def test_one_teacher_is_not_several() -> None:
     with pytest.raises(UsageError, match="more than once"):
-        combined(Panel(("a",), "average"), parts(["a"]))
+        combine_teachers(TeacherEnsemble(("a",), "average"), parts(["a"]))
 
 
 # averaged
@@ -222,26 +243,28 @@ def test_under_the_forward_kl_the_average_has_the_gradient_of_the_mixture_and_di
 
 def test_the_terms_of_an_average_are_each_teachers_own_divergence(tiny_llama: LlamaForCausalLM) -> None:
     frozen, batch = others(tiny_llama.double()), batch_of()
-    sums = Study(tiny_llama, together("average"), frozen=frozen)(**batch)["sums"]
+    sums = TrainingModule(tiny_llama, together("average"), frozen=frozen)(**batch)["sums"]
     for name, found in zip(NAMES, sums, strict=True):
-        alone = Study(tiny_llama, Distill(), frozen={"teacher": frozen[name]})(**batch)["sums"]
+        alone = TrainingModule(tiny_llama, LogitDistillation(), frozen={"teacher": frozen[name]})(**batch)["sums"]
         torch.testing.assert_close(found, alone[0])
 
 
 # by confidence
 
 
-def confidences(study: Study, batch: Batch, *, temperature: float = 1.0) -> Tensor:
-    objective = Confident(parts(temperature=temperature))
+def confidences(study: TrainingModule, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+    objective = ConfidenceWeightedTeachers(parts(temperature=temperature))
     needs = objective.needs(batch)
-    return objective.confidences(study._read_frozen(batch, {name: needs[name] for name in NAMES}), batch)
+    return objective.compute_confidences(
+        study._compute_frozen_signals(batch, {name: needs[name] for name in NAMES}), batch
+    )
 
 
 def test_weights_sum_to_one_and_are_the_chances_of_the_true_token(tiny_llama: LlamaForCausalLM) -> None:
     frozen, batch = others(tiny_llama.double()), batch_of()
-    study = Study(tiny_llama, together("confidence"), frozen=frozen)
+    study = TrainingModule(tiny_llama, together("confidence"), frozen=frozen)
     found = confidences(study, batch)
-    positions, targets, _ = supervised(batch)
+    positions, targets, _ = supervised_positions(batch)
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     p = torch.stack([one(**inputs, use_cache=False).logits[positions].softmax(-1) for one in frozen.values()])
     chance = p.gather(-1, targets.expand(3, -1)[..., None])[..., 0]
@@ -259,16 +282,19 @@ def test_of_two_teachers_the_weights_are_those_of_the_paper() -> None:
 def test_where_the_student_wrote_all_teachers_weigh_alike(tiny_llama: LlamaForCausalLM) -> None:
     batch = batch_of()
     batch["sampled"] = torch.isin(batch["documents"], torch.tensor([1, 2]))
-    found = confidences(Study(tiny_llama.double(), together("confidence"), frozen=others(tiny_llama)), batch)
-    torch.testing.assert_close(found[:, ~gold(batch)], torch.full_like(found[:, ~gold(batch)], 1 / 3))
-    assert found[:, gold(batch)].std(0).max() > 0.1
+    found = confidences(TrainingModule(tiny_llama.double(), together("confidence"), frozen=others(tiny_llama)), batch)
+    torch.testing.assert_close(found[:, ~gold_mask(batch)], torch.full_like(found[:, ~gold_mask(batch)], 1 / 3))
+    assert found[:, gold_mask(batch)].std(0).max() > 0.1
 
 
 def test_what_a_server_tells_of_the_true_token_itself_is_taken() -> None:
     batch, told = batch_of(), torch.linspace(-3, -1, 31, dtype=torch.float64)
-    said = {name: Signals(torch.arange(31), lambda some: some, scores={OWN: k * told}) for k, name in enumerate(NAMES)}
+    said = {
+        name: Signals(torch.arange(31), lambda some: some, scores={NEXT_TOKEN_LOG_P: k * told})
+        for k, name in enumerate(NAMES)
+    }
     expected = torch.stack([k * told for k in range(3)]).softmax(0)
-    torch.testing.assert_close(Confident(parts()).confidences(said, batch), expected)
+    torch.testing.assert_close(ConfidenceWeightedTeachers(parts()).compute_confidences(said, batch), expected)
 
 
 # routed
@@ -278,8 +304,8 @@ def test_all_documents_to_one_teacher_is_that_teacher_alone(tiny_llama: LlamaFor
     student = tiny_llama.double()
     frozen: dict[str, Any] = {name: Recorded(one) for name, one in others(student).items()}
     batch = batch_of(routes=(1, 1, 1, 1, 1))
-    routed = gradients(Study(student, together("route"), frozen=frozen), batch)
-    alone = Study(student, Distill(), frozen={"teacher": frozen["b"].model})
+    routed = gradients(TrainingModule(student, together("route"), frozen=frozen), batch)
+    alone = TrainingModule(student, LogitDistillation(), frozen={"teacher": frozen["b"].model})
     assert_equal(routed, gradients(alone, batch))
     assert not frozen["a"].read
     assert not frozen["c"].read  # a teacher without a document in a pass is not run at all
@@ -291,7 +317,7 @@ def test_each_teacher_reads_its_own_documents_alone_and_teaches_as_if_they_were_
     student, batch = tiny_llama.double(), batch_of()
     models = others(student)
     frozen: dict[str, Any] = {name: Recorded(one) for name, one in models.items()}
-    study = Study(student, together("route"), frozen=frozen)
+    study = TrainingModule(student, together("route"), frozen=frozen)
     counts = study.counts(batch)
     whole = gradients(study, batch, counts)
     for k, name in enumerate(NAMES):
@@ -300,18 +326,20 @@ def test_each_teacher_reads_its_own_documents_alone_and_teaches_as_if_they_were_
     for k, name in enumerate(NAMES):
         mine = batch["routes"][0] == k
         some = {key: value[:, mine] for key, value in batch.items()}
-        own.append(gradients(Study(student, Distill(), frozen={"teacher": models[name]}), some, counts[:1]))
+        own.append(
+            gradients(TrainingModule(student, LogitDistillation(), frozen={"teacher": models[name]}), some, counts[:1])
+        )
     assert_equal({name: torch.stack([one[name] for one in own]).sum(0) for name in whole}, whole)
 
 
 def test_terms_of_a_route_add_up_to_the_loss(tiny_llama: LlamaForCausalLM) -> None:
     batch = batch_of()
-    study = Study(tiny_llama.double(), together("route"), frozen=others(tiny_llama))
+    study = TrainingModule(tiny_llama.double(), together("route"), frozen=others(tiny_llama))
     found = study(**batch)
-    torch.testing.assert_close(found["loss"], found["sums"].sum() / len(supervised(batch)[1]))
+    torch.testing.assert_close(found["loss"], found["sums"].sum() / len(supervised_positions(batch)[1]))
     assert (found["sums"] > 0).all()
 
 
 def test_a_routed_objective_is_of_rows_and_shares_their_pass() -> None:
-    assert isinstance(Routed(parts()), RowObjective)
-    assert isinstance(Confident(parts()), RowObjective)
+    assert isinstance(RoutedTeachers(parts()), RowObjective)
+    assert isinstance(ConfidenceWeightedTeachers(parts()), RowObjective)

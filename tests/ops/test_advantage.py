@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from potstill.ops.advantage import returns_to_go, whitened
+from potstill.ops.advantage import returns_to_go, whiten
 
 
 def test_the_return_is_the_discounted_mean_of_what_follows_in_the_same_document() -> None:
@@ -30,9 +30,9 @@ def test_a_constant_reward_without_discount_is_its_own_return_at_any_length() ->
 
 def test_whitened_values_have_mean_zero_and_variance_one() -> None:
     values = 3 + 5 * torch.randn(50, dtype=torch.float64)
-    found = whitened(values)
+    found = whiten(values)
     assert found.mean().item() == pytest.approx(0, abs=1e-12)
     assert found.var(unbiased=False).item() == pytest.approx(1, rel=1e-6)
-    assert whitened(torch.tensor([1.0, 3.0])).tolist() == pytest.approx([-1.0, 1.0])
-    assert whitened(torch.tensor([4.0])).tolist() == [0.0]
-    assert whitened(torch.zeros(0)).tolist() == []
+    assert whiten(torch.tensor([1.0, 3.0])).tolist() == pytest.approx([-1.0, 1.0])
+    assert whiten(torch.tensor([4.0])).tolist() == [0.0]
+    assert whiten(torch.zeros(0)).tolist() == []

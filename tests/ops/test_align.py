@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potstill.ops.align import Groups, beginnings, exact, merged, share, shared
+from potstill.ops.align import Groups, compute_coverage, map_to_shared_text, match_spans, match_starts, merge_spans
 
 law = settings(max_examples=60, derandomize=True)
 cuts = st.lists(st.integers(0, 3), max_size=12)  # sizes of tokens; 0 is a token without text
@@ -54,39 +54,39 @@ def members(groups: Groups) -> list[tuple[list[int], list[int]]]:
 
 def test_the_tokens_behind_a_disagreement_are_paired() -> None:
     teacher, student = of("ab", "c", "d", "E"), of("a", "bc", "d", "E")
-    assert exact(teacher, student).tolist() == [[2, 2], [3, 3]]
-    assert beginnings(teacher, student).tolist() == [[0, 0], [2, 2], [3, 3]]
-    assert members(merged(teacher, student)) == [([0, 1], [0, 1]), ([2], [2]), ([3], [3])]
+    assert match_spans(teacher, student).tolist() == [[2, 2], [3, 3]]
+    assert match_starts(teacher, student).tolist() == [[0, 0], [2, 2], [3, 3]]
+    assert members(merge_spans(teacher, student)) == [([0, 1], [0, 1]), ([2], [2]), ([3], [3])]
 
 
 def test_a_token_without_text_has_no_counterpart_and_moves_nothing() -> None:
     with_bos, plain = spans(0, 2, 0, 3, 0), spans(2, 3)
-    assert exact(with_bos, plain).tolist() == [[1, 0], [3, 1]]
-    assert merged(with_bos, plain).first.tolist() == [-1, 0, -1, 1, -1]
-    assert exact(with_bos, with_bos).tolist() == [[1, 1], [3, 3]]
+    assert match_spans(with_bos, plain).tolist() == [[1, 0], [3, 1]]
+    assert merge_spans(with_bos, plain).first.tolist() == [-1, 0, -1, 1, -1]
+    assert match_spans(with_bos, with_bos).tolist() == [[1, 1], [3, 3]]
 
 
 def test_text_that_one_side_does_not_stand_for_is_in_no_group() -> None:
     whole, gap = spans(2, 1, 2), torch.tensor([[0, 2], [3, 5]])
-    assert members(merged(whole, gap)) == [([0], [0]), ([2], [1])]
+    assert members(merge_spans(whole, gap)) == [([0], [0]), ([2], [1])]
     across, inside = torch.tensor([[0, 4]]), torch.tensor([[0, 1], [3, 4]])
-    assert merged(across, inside).total == 0
+    assert merge_spans(across, inside).total == 0
     ours, theirs = torch.tensor([[0, 1], [3, 6]]), torch.tensor([[0, 2], [4, 6]])  # as many bytes, and others
-    assert merged(ours, theirs).total == 0
+    assert merge_spans(ours, theirs).total == 0
 
 
 @given(gappy(), gappy())
 @law
 def test_pairs_are_those_of_the_definition(first: Tensor, second: Tensor) -> None:
-    assert exact(first, second).tolist() == by_definition(first, second, ends=True)
-    assert beginnings(first, second).tolist() == by_definition(first, second, ends=False)
+    assert match_spans(first, second).tolist() == by_definition(first, second, ends=True)
+    assert match_starts(first, second).tolist() == by_definition(first, second, ends=False)
 
 
 @given(gappy(), gappy())
 @law
 def test_swapping_the_sides_swaps_pairs_and_groups(first: Tensor, second: Tensor) -> None:
-    assert exact(first, second).tolist() == exact(second, first).flip(-1).tolist()
-    groups, swapped = merged(first, second), merged(second, first)
+    assert match_spans(first, second).tolist() == match_spans(second, first).flip(-1).tolist()
+    groups, swapped = merge_spans(first, second), merge_spans(second, first)
     assert [(b, a) for a, b in members(swapped)] == members(groups)
 
 
@@ -94,21 +94,21 @@ def test_swapping_the_sides_swaps_pairs_and_groups(first: Tensor, second: Tensor
 @law
 def test_a_tokenisation_beside_itself_is_the_identity(one: Tensor) -> None:
     real = torch.nonzero(one[:, 0] < one[:, 1])[:, 0].tolist()
-    assert exact(one, one).tolist() == [[i, i] for i in real]
-    assert members(merged(one, one)) == [([i], [i]) for i in real]
+    assert match_spans(one, one).tolist() == [[i, i] for i in real]
+    assert members(merge_spans(one, one)) == [([i], [i]) for i in real]
 
 
 @given(gappy(), gappy())
 @law
 def test_pairs_ascend_strictly_on_both_sides(first: Tensor, second: Tensor) -> None:
-    for pairs in (exact(first, second), beginnings(first, second)):
+    for pairs in (match_spans(first, second), match_starts(first, second)):
         assert (pairs.diff(dim=0) > 0).all()
 
 
 @given(gappy(), gappy())
 @law
 def test_both_sides_of_a_group_stand_for_the_same_bytes_and_no_group_can_be_cut(first: Tensor, second: Tensor) -> None:
-    for ours, theirs in members(merged(first, second)):
+    for ours, theirs in members(merge_spans(first, second)):
         covered = bytes_of(first[ours])
         assert covered == bytes_of(second[theirs])
         assert covered == list(range(covered[0], covered[-1] + 1))
@@ -123,57 +123,57 @@ def test_every_token_of_one_text_is_in_a_group_and_exact_pairs_are_the_groups_of
 ) -> None:
     missing = sum(ours) - sum(theirs)
     first, second = spans(*ours, max(0, -missing)), spans(*theirs, max(0, missing))
-    groups = merged(first, second)
+    groups = merge_spans(first, second)
     assert ((groups.first >= 0) == (first[:, 0] < first[:, 1])).all()
     assert ((groups.second >= 0) == (second[:, 0] < second[:, 1])).all()
     alone = [[a[0], b[0]] for a, b in members(groups) if len(a) == len(b) == 1]
-    assert alone == exact(first, second).tolist()
+    assert alone == match_spans(first, second).tolist()
 
 
 def test_documents_laid_out_at_bytes_of_their_own_are_aligned_as_each_alone() -> None:
     texts = [(of("ab", "c"), of("a", "bc")), (of("d", "e"), of("d", "e"))]
     first, second = (torch.cat([a + 3 * n for n, a in enumerate(side)]) for side in zip(*texts, strict=True))
-    assert exact(first, second).tolist() == [[2, 2], [3, 3]]
-    assert merged(first, second).first.tolist() == [0, 0, 1, 2]
+    assert match_spans(first, second).tolist() == [[2, 2], [3, 3]]
+    assert merge_spans(first, second).first.tolist() == [0, 0, 1, 2]
 
 
 def test_what_two_templates_share_is_aligned_and_stop_strings_stand_for_each_other() -> None:
     student = of("[user]", "Hi", "[stop]", "[bot]", "Yo", "!", "[stop]")
     teacher = of("(BOS)", "<human>", "H", "i", "<end>", "<machine>", "Yo!", "<end>")
     common = torch.tensor([[0, 2], [2, 3], [3, 6], [6, 7]])
-    ours = shared(student, torch.tensor([[6, 8], [8, 14], [19, 22], [22, 28]]), common)
-    theirs = shared(teacher, torch.tensor([[12, 14], [14, 19], [28, 31], [31, 36]]), common)
-    assert exact(ours, theirs).tolist() == [[2, 4], [6, 7]]
-    assert members(merged(ours, theirs)) == [([1], [2, 3]), ([2], [4]), ([4, 5], [6]), ([6], [7])]
+    ours = map_to_shared_text(student, torch.tensor([[6, 8], [8, 14], [19, 22], [22, 28]]), common)
+    theirs = map_to_shared_text(teacher, torch.tensor([[12, 14], [14, 19], [28, 31], [31, 36]]), common)
+    assert match_spans(ours, theirs).tolist() == [[2, 4], [6, 7]]
+    assert members(merge_spans(ours, theirs)) == [([1], [2, 3]), ([2], [4]), ([4, 5], [6]), ([6], [7])]
 
 
 def test_a_token_that_reaches_out_of_what_is_shared_has_no_counterpart() -> None:
     own = torch.tensor([[2, 5], [5, 9]])
-    moved = shared(spans(3, 2, 2, 2), own, torch.tensor([[0, 3], [3, 4]]))
+    moved = map_to_shared_text(spans(3, 2, 2, 2), own, torch.tensor([[0, 3], [3, 4]]))
     assert moved.tolist() == [[0, 0], [1, 3], [3, 3], [3, 3]]  # the stop string in two tokens is none of them
-    assert shared(spans(1, 3), own[:1] - 2, own[:1] - 2).tolist() == [[0, 1], [1, 1]]
-    assert shared(spans(3, 2), own[:0], own[:0]).tolist() == [[0, 0], [0, 0]]
+    assert map_to_shared_text(spans(1, 3), own[:1] - 2, own[:1] - 2).tolist() == [[0, 1], [1, 1]]
+    assert map_to_shared_text(spans(3, 2), own[:0], own[:0]).tolist() == [[0, 0], [0, 0]]
 
 
 @given(cuts)
 @law
 def test_all_of_a_text_shared_changes_nothing(sizes: list[int]) -> None:
     whole = torch.tensor([[0, max(1, sum(sizes))]])
-    assert shared(spans(*sizes), whole, whole).tolist() == spans(*sizes).tolist()
+    assert map_to_shared_text(spans(*sizes), whole, whole).tolist() == spans(*sizes).tolist()
 
 
 def test_the_share_is_of_the_trained_tokens() -> None:
     trained = torch.tensor([False, True, True, True, True])
-    assert share(torch.tensor([0, 1, 4]), trained) == 0.5
-    assert share(torch.tensor([0]), ~trained[:1] & False) == 1.0
+    assert compute_coverage(torch.tensor([0, 1, 4]), trained) == 0.5
+    assert compute_coverage(torch.tensor([0]), ~trained[:1] & False) == 1.0
 
 
 def test_nothing_beside_something_has_no_pairs() -> None:
     for first, second in ((spans(), spans(1, 2)), (spans(1, 2), spans()), (spans(), spans())):
-        assert exact(first, second).shape == (0, 2)
-        assert merged(first, second).total == 0
+        assert match_spans(first, second).shape == (0, 2)
+        assert merge_spans(first, second).total == 0
 
 
 def test_spans_that_overlap_are_ours_to_mend() -> None:
     with pytest.raises(AssertionError, match="overlap"):
-        exact(torch.tensor([[0, 2], [1, 3]]), spans(3))
+        match_spans(torch.tensor([[0, 2], [1, 3]]), spans(3))

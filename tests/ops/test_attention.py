@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potstill.ops.attention import boundaries, by_document, causal, plain, starts
+from potstill.ops.attention import causal_mask, dense_attention, document_attention, document_lengths, document_starts
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -38,7 +38,7 @@ def test_by_document_equals_plain_in_value_and_every_gradient(
     lengths = [cut(size, row) for row in edges]
     q, k, v = inputs(len(lengths), size, groups=groups, dtype=torch.float64)
     outcomes = []
-    for form in (by_document, plain):
+    for form in (document_attention, dense_attention):
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         y = form(*leaves, lengths, scale=0.3, window=window)
         outcomes.append((y, *torch.autograd.grad((y * torch.arange(y.numel()).reshape(y.shape)).sum(), leaves)))
@@ -46,7 +46,7 @@ def test_by_document_equals_plain_in_value_and_every_gradient(
         torch.testing.assert_close(fast, definition, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("form", [by_document, plain])
+@pytest.mark.parametrize("form", [document_attention, dense_attention])
 @pytest.mark.parametrize("window", [None, 2])
 def test_each_token_mixes_the_values_of_its_documents_past_by_the_softmax_of_the_scores(form, window) -> None:
     lengths, scale = ((3, 1, 2), (2, 4, 0)[:2]), 0.7
@@ -64,25 +64,25 @@ def test_each_token_mixes_the_values_of_its_documents_past_by_the_softmax_of_the
 
 def test_documents_begin_at_a_row_s_first_token_and_wherever_positions_do_not_count_up() -> None:
     ids = torch.tensor([[0, 1, 2, 0, 1, 0], [4, 5, 6, 7, 8, 9], [0, 0, 0, 1, 5, 6]])
-    assert boundaries(ids) == ((3, 2, 1), (6,), (1, 1, 2, 2))
-    assert starts(ids).sum().item() == 8
+    assert document_lengths(ids) == ((3, 2, 1), (6,), (1, 1, 2, 2))
+    assert document_starts(ids).sum().item() == 8
 
 
 def test_boundaries_leave_the_positions_as_they_were() -> None:
     ids = torch.tensor([[3, 4, 0, 1]])
-    boundaries(ids)
+    document_lengths(ids)
     assert ids.tolist() == [[3, 4, 0, 1]]
 
 
 def test_the_last_queries_of_a_longer_text_see_its_keys_up_to_themselves() -> None:
-    assert causal(2, 4).tolist() == [[True, True, True, False], [True] * 4]
-    assert causal(2, 4, window=2).tolist() == [[False, True, True, False], [False, False, True, True]]
+    assert causal_mask(2, 4).tolist() == [[True, True, True, False], [True] * 4]
+    assert causal_mask(2, 4, window=2).tolist() == [[False, True, True, False], [False, False, True, True]]
 
 
 def test_no_gradient_reaches_another_document_or_the_future() -> None:
     lengths, (q, k, v) = ((3, 4),), inputs(1, 7, dtype=torch.float64)
     v.requires_grad_()
-    by_document(q, k, v, lengths, scale=1.0)[0, :, 4].sum().backward()
+    document_attention(q, k, v, lengths, scale=1.0)[0, :, 4].sum().backward()
     assert v.grad is not None
     assert (v.grad[0].abs().sum((0, 2)) > 0).tolist() == [False, False, False, True, True, False, False]
 
@@ -92,10 +92,10 @@ def test_a_gradient_on_a_cpu_comes_from_float32_also_where_rotary_positions_have
     q, k, v = inputs(1, 16, dtype=torch.float32)
     v, upstream = v.bfloat16(), torch.randn(1, 4, 16, 8).bfloat16()
     wide = [x.float().requires_grad_() for x in (q, k, v)]
-    meant = torch.autograd.grad(by_document(*wide, lengths, scale=0.4), wide, upstream.float())
+    meant = torch.autograd.grad(document_attention(*wide, lengths, scale=0.4), wide, upstream.float())
     mixed = [x.detach().requires_grad_() for x in (q, k, v)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = by_document(*mixed, lengths, scale=0.4)
+        y = document_attention(*mixed, lengths, scale=0.4)
     assert y.dtype == torch.bfloat16
     found = torch.autograd.grad(y, mixed, upstream)
     for ours, theirs in zip(found, meant, strict=True):
@@ -105,8 +105,8 @@ def test_a_gradient_on_a_cpu_comes_from_float32_also_where_rotary_positions_have
 def test_autocast_leaves_float64_alone() -> None:
     exact = inputs(1, 16, dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = by_document(*exact, ((5, 9, 2),), scale=0.4)
-    assert torch.equal(y, by_document(*exact, ((5, 9, 2),), scale=0.4))
+        y = document_attention(*exact, ((5, 9, 2),), scale=0.4)
+    assert torch.equal(y, document_attention(*exact, ((5, 9, 2),), scale=0.4))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -116,10 +116,12 @@ def test_half_precision_keeps_its_dtype_and_its_gradients_are_those_of_float64_w
     halves = [x.detach().bfloat16().requires_grad_() for x in exact]
     upstream = torch.randn(1, 4, 16, 8, dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        mixed = by_document(*halves, lengths, scale=0.4)
+        mixed = document_attention(*halves, lengths, scale=0.4)
     assert mixed.dtype == torch.bfloat16
     found = torch.autograd.grad(mixed, halves, upstream.bfloat16())
-    meant = torch.autograd.grad(plain(*(x.bfloat16().double() for x in exact), lengths, scale=0.4), exact, upstream)
+    meant = torch.autograd.grad(
+        dense_attention(*(x.bfloat16().double() for x in exact), lengths, scale=0.4), exact, upstream
+    )
     for ours, theirs in zip(found, meant, strict=True):
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours.double(), theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max()))

@@ -9,9 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potstill.ops.coarse import Coarse, coarse, coarse_with_gradient, coarsened, joined, log_chance
+from potstill.ops.coarse import (
+    CoarseDistribution,
+    coarse_divergence,
+    coarse_divergence_with_gradient,
+    coarsen,
+    concatenate,
+    token_log_prob,
+)
 from potstill.ops.divergence import DIVERGENCES, adaptive_kl, forward_kl, forward_kl_with_gradient, jsd, reverse_kl
-from potstill.ops.fused import plain, sums
+from potstill.ops.fused import sum_row_losses, sum_row_losses_densely
 from potstill.ops.row_loss import DivergenceRows
 
 F_DIVERGENCES = {name: d for name, d in DIVERGENCES.items() if d is not adaptive_kl}
@@ -36,27 +43,27 @@ def by_autograd(function: Callable[[Tensor], Tensor], student: Tensor) -> tuple[
 
 def test_a_hand_written_distribution_has_the_buckets_one_would_write() -> None:
     p = torch.tensor([[0.4, 0.05, 0.3, 0.2, 0.05]], dtype=torch.float64)
-    found = coarsened(p.log(), 2, classes(5, 2))
+    found = coarsen(p.log(), 2, classes(5, 2))
     assert found.ids.tolist() == [[0, 2]]
     torch.testing.assert_close(found.buckets.exp(), torch.tensor([[0.4, 0.3, 0.05, 0.25]], dtype=torch.float64))
-    few = coarsened(p.log(), 4, classes(5, 1), mass=0.65)
+    few = coarsen(p.log(), 4, classes(5, 1), mass=0.65)
     torch.testing.assert_close(few.buckets.exp(), torch.tensor([[0.4, 0.3, 0, 0, 0.3]], dtype=torch.float64))
 
 
 def test_a_token_without_a_bucket_has_an_equal_share_of_its_class() -> None:
     p = torch.tensor([[0.4, 0.05, 0.3, 0.2, 0.05]] * 5, dtype=torch.float64)
-    found = log_chance(coarsened(p.log(), 2, classes(5, 2)), torch.arange(5)).exp()  # 0.05 of 4, 0.25 of 1 and 3
+    found = token_log_prob(coarsen(p.log(), 2, classes(5, 2)), torch.arange(5)).exp()  # 0.05 of 4, 0.25 of 1 and 3
     torch.testing.assert_close(found, torch.tensor([0.4, 0.125, 0.3, 0.125, 0.05], dtype=torch.float64))
-    few = coarsened(p.log(), 4, classes(5, 1), mass=0.65)
-    torch.testing.assert_close(log_chance(few, torch.arange(5)).exp()[1:3], torch.tensor([0.1, 0.3]).double())
+    few = coarsen(p.log(), 4, classes(5, 1), mass=0.65)
+    torch.testing.assert_close(token_log_prob(few, torch.arange(5)).exp()[1:3], torch.tensor([0.1, 0.3]).double())
 
 
 @law
 @given(st.integers(0, 9), st.integers(1, 12), st.integers(1, 4))
 def test_the_chances_of_all_tokens_sum_to_one(seed: int, k: int, c: int) -> None:
-    known = coarsened(logits(1, 12, seed=seed), k, classes(12, c))
-    rows = known.at(torch.zeros(1, dtype=torch.long))
-    total = sum(float(log_chance(rows, torch.tensor([token])).exp()) for token in range(12))
+    known = coarsen(logits(1, 12, seed=seed), k, classes(12, c))
+    rows = known.select_rows(torch.zeros(1, dtype=torch.long))
+    total = sum(float(token_log_prob(rows, torch.tensor([token])).exp()) for token in range(12))
     assert total == pytest.approx(1, rel=1e-9)
 
 
@@ -67,7 +74,7 @@ def test_a_part_is_never_farther_than_the_whole_and_nearer_the_less_is_known(
     teacher, student = logits(30, 12), logits(30, 12, seed=1)
     before = torch.zeros(30, dtype=torch.float64)
     for k, c in ((1, 1), (3, 1), (3, 2), (3, 4), (5, 4), (12, 4)):
-        now = coarse(divergence, coarsened(teacher, k, classes(12, c)), student)
+        now = coarse_divergence(divergence, coarsen(teacher, k, classes(12, c)), student)
         assert (now >= before - 1e-12).all()
         before = now
     torch.testing.assert_close(before, divergence(teacher, student), rtol=1e-9, atol=1e-12)
@@ -76,18 +83,20 @@ def test_a_part_is_never_farther_than_the_whole_and_nearer_the_less_is_known(
 @each
 def test_all_tokens_known_is_the_whole_in_value_and_gradient(divergence: Callable[[Tensor, Tensor], Tensor]) -> None:
     teacher, student = logits(9, 7), logits(9, 7, seed=1)
-    known = coarsened(teacher, 7, classes(7, 3))
+    known = coarsen(teacher, 7, classes(7, 3))
     expected = by_autograd(partial(divergence, teacher), student)
-    found = DivergenceRows(divergence).with_gradient(student, {"teacher": known}, torch.zeros(9, dtype=torch.long))
+    found = DivergenceRows(divergence).values_and_gradient(
+        student, {"teacher": known}, torch.zeros(9, dtype=torch.long)
+    )
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @each
 def test_all_tokens_of_a_teacher_that_is_sure_are_known_too(divergence: Callable[[Tensor, Tensor], Tensor]) -> None:
     teacher, student = torch.tensor([[30.0, 0.0, -5.0, -9.0, -12.0, -20.0]]), torch.zeros(1, 6)
-    known = coarsened(teacher, 6, torch.ones(6, 1))
+    known = coarsen(teacher, 6, torch.ones(6, 1))
     assert not known.log_p.isneginf().any()
-    torch.testing.assert_close(coarse(divergence, known, student), divergence(teacher, student))
+    torch.testing.assert_close(coarse_divergence(divergence, known, student), divergence(teacher, student))
 
 
 @pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, partial(jsd, beta=0.3)])
@@ -95,8 +104,8 @@ def test_the_teacher_is_a_minimum_and_a_renormalised_part_has_another(
     divergence: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     teacher = logits(6, 10)
-    known = coarsened(teacher, 3, classes(10, 1))
-    values, gradient = by_autograd(partial(coarse, divergence, known), teacher)
+    known = coarsen(teacher, 3, classes(10, 1))
+    values, gradient = by_autograd(partial(coarse_divergence, divergence, known), teacher)
     assert values.abs().max() < 1e-12
     assert gradient.abs().max() < 1e-9
 
@@ -123,18 +132,18 @@ def test_the_derivative_is_that_of_the_definition(
     n: int, v: int, k: int, c: int, mass: float, tau: float, name: str, seed: int
 ) -> None:
     teacher, student = logits(n, v, seed=seed), logits(n, v, seed=seed + 100)
-    frozen = {"teacher": coarsened(teacher / tau, k, classes(v, c), mass=mass)}
+    frozen = {"teacher": coarsen(teacher / tau, k, classes(v, c), mass=mass)}
     loss, targets = DivergenceRows(DIVERGENCES[name], temperature=tau), torch.zeros(n, dtype=torch.long)
     expected = by_autograd(lambda z: loss(z, frozen, targets), student)
-    torch.testing.assert_close(loss.with_gradient(student, frozen, targets), expected, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(loss.values_and_gradient(student, frozen, targets), expected, rtol=1e-8, atol=1e-10)
 
 
 def test_a_tail_that_is_tiny_keeps_its_digits() -> None:
     teacher = torch.tensor([[0.0, -30.0, -31.0]])
     student = torch.tensor([[0.0, -25.0, -40.0]])
-    known = coarsened(teacher, 1, torch.ones(3, 1))
-    values, gradient = coarse_with_gradient(forward_kl_with_gradient, known, student)
-    wide = coarse(forward_kl, coarsened(teacher.double(), 1, torch.ones(3, 1).double()), student.double())
+    known = coarsen(teacher, 1, torch.ones(3, 1))
+    values, gradient = coarse_divergence_with_gradient(forward_kl_with_gradient, known, student)
+    wide = coarse_divergence(forward_kl, coarsen(teacher.double(), 1, torch.ones(3, 1).double()), student.double())
     torch.testing.assert_close(known.log_rest.exp(), torch.tensor([[1.2800e-13]]), rtol=1e-3, atol=0)
     assert gradient.isfinite().all()
     assert abs(values.item() - wide.item()) < 1e-6
@@ -143,20 +152,23 @@ def test_a_tail_that_is_tiny_keeps_its_digits() -> None:
 @pytest.mark.parametrize("gap", [80.0, 95.0, 99.0, 120.0, 300.0])
 def test_a_student_that_is_very_sure_has_a_finite_loss_and_gradient(gap: float) -> None:
     teacher, student = torch.zeros(1, 5), torch.tensor([[gap, 0.0, 0.0, 0.0, 0.0]])
-    known = coarsened(teacher, 1, torch.eye(5)[:, :2] + torch.tensor([0.0, 1.0]) * (torch.arange(5) > 1)[:, None])
-    values, gradient = coarse_with_gradient(forward_kl_with_gradient, known, student)
+    known = coarsen(teacher, 1, torch.eye(5)[:, :2] + torch.tensor([0.0, 1.0]) * (torch.arange(5) > 1)[:, None])
+    values, gradient = coarse_divergence_with_gradient(forward_kl_with_gradient, known, student)
     assert values.isfinite().all()
     assert gradient.isfinite().all()
 
 
 def test_parts_of_several_widths_are_joined() -> None:
     members, rows = classes(8, 2), logits(5, 8)
-    whole = coarsened(rows, 4, members, mass=0.8)
-    parts = joined([coarsened(rows[:2], 1, members), coarsened(rows[2:], 4, members, mass=0.8)])
+    whole = coarsen(rows, 4, members, mass=0.8)
+    parts = concatenate([coarsen(rows[:2], 1, members), coarsen(rows[2:], 4, members, mass=0.8)])
     assert parts.ids.shape == (5, 4)
     student = logits(5, 8, seed=3)
     torch.testing.assert_close(
-        coarse(forward_kl, parts, student)[2:], coarse(forward_kl, whole, student)[2:], rtol=1e-12, atol=0
+        coarse_divergence(forward_kl, parts, student)[2:],
+        coarse_divergence(forward_kl, whole, student)[2:],
+        rtol=1e-12,
+        atol=0,
     )
     assert len(parts[1:3]) == 2
 
@@ -165,11 +177,11 @@ def test_the_fused_sum_takes_a_teacher_that_is_known_in_part() -> None:
     generator = torch.Generator().manual_seed(4)
     rows = torch.randn(7, 3, dtype=torch.float64, generator=generator).requires_grad_()
     weight = torch.randn(6, 3, dtype=torch.float64, generator=generator).requires_grad_()
-    known: Coarse = coarsened(logits(7, 6), 2, classes(6, 2))
+    known: CoarseDistribution = coarsen(logits(7, 6), 2, classes(6, 2))
     frozen = {"teacher": lambda a, b: known[a:b]}
     targets = torch.zeros(7, dtype=torch.long)
     found = []
-    for form in (plain, partial(sums, mix=[1.0], chunk=3)):
+    for form in (sum_row_losses_densely, partial(sum_row_losses, mix=[1.0], chunk=3)):
         (value,) = form([DivergenceRows()], rows, (weight, None, 1.0, None), targets=targets, frozen=frozen)
         found.append((value, *torch.autograd.grad(value, (rows, weight))))
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)

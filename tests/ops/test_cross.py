@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.ops.cross import crossed
-from potstill.ops.projection import inverse_gram, onto_rows
+from potstill.ops.cross import cross_attention
+from potstill.ops.projection import fit_projection, inverse_gram
 
 
 def sides(seed: int = 0) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -26,11 +26,11 @@ def definition(queries: Tensor, keys: Tensor, ours: tuple, theirs: tuple) -> tup
 
 
 def test_each_document_attends_to_itself_alone_as_one_masked_matrix_says() -> None:
-    torch.testing.assert_close(crossed(*sides()), definition(*sides()))
+    torch.testing.assert_close(cross_attention(*sides()), definition(*sides()))
 
 
 def test_rows_without_a_counterpart_get_zero() -> None:
-    forth, back = crossed(*sides())
+    forth, back = cross_attention(*sides())
     assert not forth[3].any()
     assert not back[2:4].any()
 
@@ -38,8 +38,8 @@ def test_rows_without_a_counterpart_get_zero() -> None:
 def test_the_order_of_the_other_side_does_not_matter() -> None:
     queries, keys, ours, (states, documents) = sides()
     order = torch.tensor([1, 0, 3, 2, 6, 4, 5])
-    forth, back = crossed(queries, keys, ours, (states, documents))
-    again, moved = crossed(queries, keys[order], ours, (states[order], documents[order]))
+    forth, back = cross_attention(queries, keys, ours, (states, documents))
+    again, moved = cross_attention(queries, keys[order], ours, (states[order], documents[order]))
     torch.testing.assert_close(again, forth)
     torch.testing.assert_close(moved, back[order])
 
@@ -47,15 +47,15 @@ def test_the_order_of_the_other_side_does_not_matter() -> None:
 def test_autocast_does_not_halve_it() -> None:
     queries, keys, ours, theirs = (x.float() if isinstance(x, Tensor) else (x[0].float(), x[1]) for x in sides())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        forth, _ = crossed(queries, keys, ours, theirs)
-    assert torch.equal(forth, crossed(queries, keys, ours, theirs)[0])
+        forth, _ = cross_attention(queries, keys, ours, theirs)
+    assert torch.equal(forth, cross_attention(queries, keys, ours, theirs)[0])
 
 
 def test_golden_numbers_of_both_projectors() -> None:
     student, teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.eye(3)
     expected = torch.tensor([[2.0, -1.0], [-1.0, 2.0], [1.0, 1.0]]) / 3
-    torch.testing.assert_close(onto_rows(teacher, student), expected)
-    torch.testing.assert_close(onto_rows(student, teacher), student.mT)
+    torch.testing.assert_close(fit_projection(teacher, student), expected)
+    torch.testing.assert_close(fit_projection(student, teacher), student.mT)
     torch.testing.assert_close(torch.tensor([1.0, 2.0, 0.0]) @ expected @ student.mT, torch.tensor([0.0, 1.0, 1.0]))
 
 
@@ -65,13 +65,13 @@ def test_projected_logits_are_the_nearest_that_the_head_can_give() -> None:
     states = torch.randn(7, 9).double()
     wanted = states @ teacher.mT
     nearest = torch.linalg.lstsq(student, wanted.mT).solution
-    torch.testing.assert_close(states @ onto_rows(teacher, student), nearest.mT)
+    torch.testing.assert_close(states @ fit_projection(teacher, student), nearest.mT)
 
 
 def test_equal_heads_need_no_projection() -> None:
     torch.manual_seed(0)
     head = torch.randn(30, 6).double()
-    torch.testing.assert_close(onto_rows(head, head), torch.eye(6).double())
+    torch.testing.assert_close(fit_projection(head, head), torch.eye(6).double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -79,7 +79,7 @@ def test_a_projection_is_float32_at_least_whatever_autocast_says(dtype: torch.dt
     torch.manual_seed(0)
     teacher, student = torch.randn(300, 9).to(dtype), torch.randn(300, 5).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = onto_rows(teacher, student, inverse_gram(student))
+        found = fit_projection(teacher, student, inverse_gram(student))
     assert found.dtype == torch.float32
-    exact = onto_rows(teacher.double(), student.double())
+    exact = fit_projection(teacher.double(), student.double())
     torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5)

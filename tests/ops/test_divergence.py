@@ -19,13 +19,13 @@ from potstill.ops.divergence import (
     WITH_GRADIENT,
     Divergence,
     adaptive_kl,
+    apply_temperature,
     cross_entropy,
     forward_kl,
     jsd,
     reverse_kl,
     skew_kl,
     skew_reverse_kl,
-    tempered,
     total_variation,
 )
 
@@ -142,7 +142,7 @@ def test_each_divergence_gives_the_number_computed_by_hand(
     assert divergence(teacher, student).item() == pytest.approx(warm, rel=1e-5, abs=6e-7)
     if hot is not None:
         assert divergence(teacher / 2, student / 2).item() == pytest.approx(hot, rel=1e-5, abs=6e-7)
-        assert tempered(divergence, 2.0)(teacher, student).item() == pytest.approx(4 * hot, rel=1e-5, abs=3e-6)
+        assert apply_temperature(divergence, 2.0)(teacher, student).item() == pytest.approx(4 * hot, rel=1e-5, abs=3e-6)
 
 
 def test_the_table_names_each_divergence_by_its_own_name() -> None:
@@ -213,8 +213,8 @@ def test_the_head_of_adaptive_kl_is_the_same_however_many_tokens_are_looked_at_f
     teacher, student = (torch.randn(8, 300, dtype=torch.float64).mul_(2) for _ in range(2))
     teacher[0] = 0  # of this row all are equally likely
     found = {}
-    for few in (1, 3, divergences.HEAD, 300):
-        monkeypatch.setattr(divergences, "HEAD", few)
+    for few in (1, 3, divergences.HEAD_SIZE, 300):
+        monkeypatch.setattr(divergences, "HEAD_SIZE", few)
         found[few] = adaptive_kl(teacher, student, tail=tail)
     literal = [
         literal_adaptive(p.tolist(), q.tolist(), tail)
@@ -400,8 +400,8 @@ def test_no_rows_give_no_values(divergence: Divergence) -> None:
 def test_temperature_divides_both_logits_and_its_square_multiplies(divergence: Divergence, temperature: float) -> None:
     teacher, student = (torch.randn(3, 6).bfloat16() for _ in range(2))
     expected = temperature**2 * divergence(teacher.float() / temperature, student.float() / temperature)
-    assert torch.equal(tempered(divergence, temperature)(teacher, student), expected)
-    assert tempered(divergence, 1.0) is divergence
+    assert torch.equal(apply_temperature(divergence, temperature)(teacher, student), expected)
+    assert apply_temperature(divergence, 1.0) is divergence
 
 
 def test_the_squared_temperature_keeps_the_scale_of_the_gradient() -> None:
@@ -409,7 +409,7 @@ def test_the_squared_temperature_keeps_the_scale_of_the_gradient() -> None:
     norms = []
     for temperature in (50.0, 100.0):
         logits = student.clone().requires_grad_()
-        tempered(forward_kl, temperature)(teacher, logits).sum().backward()
+        apply_temperature(forward_kl, temperature)(teacher, logits).sum().backward()
         assert logits.grad is not None
         norms.append(logits.grad.norm().item())
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
@@ -457,4 +457,4 @@ def test_a_share_outside_its_range_is_refused(divergence: Divergence, option: st
 @pytest.mark.parametrize("temperature", [0.0, -1.0, INF, math.nan])
 def test_a_temperature_that_cannot_divide_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match=f"temperature = {temperature}"):
-        tempered(forward_kl, temperature)
+        apply_temperature(forward_kl, temperature)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from potstill.ops import edit
-from potstill.ops.edit import alone, distances, letters, table, warped
+from potstill.ops.edit import bytes_to_columns, dtw_path, edit_distance_table, edit_distances, find_single_matches
 
 law = settings(max_examples=60, derandomize=True)
 strings = st.binary(max_size=7).map(lambda text: bytes(byte % 3 + 97 for byte in text))
@@ -42,27 +42,31 @@ def cost(path: list[list[int]], costs: Tensor) -> int:
 
 
 def test_a_kitten_is_three_edits_from_sitting() -> None:
-    assert table([b"kitten", b"ab", b""], [b"sitting", b"ab"]).tolist() == [[3, 6], [7, 0], [7, 2]]
+    assert edit_distance_table([b"kitten", b"ab", b""], [b"sitting", b"ab"]).tolist() == [[3, 6], [7, 0], [7, 2]]
 
 
 @given(st.lists(strings, max_size=6), st.lists(strings, max_size=6))
 @law
 def test_distances_are_the_textbooks(first: list[bytes], second: list[bytes]) -> None:
-    found = table(first, second)
+    found = edit_distance_table(first, second)
     assert found.tolist() == [[by_definition(a, b) for b in second] for a in first]
-    assert torch.equal(found, table(second, first).T)
+    assert torch.equal(found, edit_distance_table(second, first).T)
 
 
 def test_strings_compared_a_few_at_a_time_are_as_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = [b"the", b" quick", b"brown", b"", b"the"], [b"th", b"equick", b"own"]
-    expected = table(first, second)
+    expected = edit_distance_table(first, second)
     monkeypatch.setattr(edit, "BLOCK", 2)
-    assert torch.equal(table(first, second), expected)
+    assert torch.equal(edit_distance_table(first, second), expected)
 
 
 def test_strings_end_where_minus_one_begins() -> None:
-    padded = torch.nn.functional.pad(letters([b"abc"]), (0, 0, 0, 3), value=-1)
-    assert distances(padded, letters([b"ac"])).tolist() == distances(letters([b"ac"]), padded).tolist() == [1]
+    padded = torch.nn.functional.pad(bytes_to_columns([b"abc"]), (0, 0, 0, 3), value=-1)
+    assert (
+        edit_distances(padded, bytes_to_columns([b"ac"])).tolist()
+        == edit_distances(bytes_to_columns([b"ac"]), padded).tolist()
+        == [1]
+    )
 
 
 @given(grids)
@@ -82,26 +86,26 @@ def test_the_path_is_the_cheapest_and_the_first_of_them_read_from_its_end(grid: 
         i, j = min(
             steps, key=lambda step: best[step]
         )  # the first of equals: both, then the first side, then the second
-    assert warped(costs).tolist() == expected[::-1]
-    assert cost(warped(costs).tolist(), costs) == best[costs.shape[0] - 1, costs.shape[1] - 1]
+    assert dtw_path(costs).tolist() == expected[::-1]
+    assert cost(dtw_path(costs).tolist(), costs) == best[costs.shape[0] - 1, costs.shape[1] - 1]
 
 
 def test_equal_paths_step_back_on_both_sides_then_on_the_first_then_on_the_second() -> None:
-    assert warped(torch.zeros(3, 3, dtype=torch.int64)).tolist() == [[0, 0], [1, 1], [2, 2]]
-    assert warped(torch.zeros(3, 2, dtype=torch.int64)).tolist() == [[0, 0], [1, 0], [2, 1]]
+    assert dtw_path(torch.zeros(3, 3, dtype=torch.int64)).tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert dtw_path(torch.zeros(3, 2, dtype=torch.int64)).tolist() == [[0, 0], [1, 0], [2, 1]]
     up_or_left = torch.tensor([[0, 1], [1, 9]])
-    assert warped(up_or_left).tolist() == [[0, 0], [1, 1]]
-    assert warped(torch.tensor([[0, 0, 9], [0, 9, 0], [9, 0, 0]])).tolist() == [[0, 0], [0, 1], [1, 2], [2, 2]]
+    assert dtw_path(up_or_left).tolist() == [[0, 0], [1, 1]]
+    assert dtw_path(torch.tensor([[0, 0, 9], [0, 9, 0], [9, 0, 0]])).tolist() == [[0, 0], [0, 1], [1, 2], [2, 2]]
 
 
 def test_a_token_has_one_partner_or_several() -> None:
     teacher, student = [b"ab", b"c", b"d"], [b"a", b"b", b"c", b"d"]
-    path = warped(table(teacher, student))
+    path = dtw_path(edit_distance_table(teacher, student))
     assert path.tolist() == [[0, 0], [0, 1], [1, 2], [2, 3]]
-    assert alone(path, len(student)).tolist() == [0, 0, 1, 2]
-    assert alone(path.flip(-1), len(teacher)).tolist() == [-1, 2, 3]
+    assert find_single_matches(path, len(student)).tolist() == [0, 0, 1, 2]
+    assert find_single_matches(path.flip(-1), len(teacher)).tolist() == [-1, 2, 3]
 
 
 def test_nothing_is_paired_with_nothing() -> None:
-    assert warped(table([], [b"a"])).shape == (0, 2)
-    assert alone(warped(table([], [b"a"])), 1).tolist() == [-1]
+    assert dtw_path(edit_distance_table([], [b"a"])).shape == (0, 2)
+    assert find_single_matches(dtw_path(edit_distance_table([], [b"a"])), 1).tolist() == [-1]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from potstill.core.types import Head
 from potstill.ops import fused, layout
 from potstill.ops.divergence import DIVERGENCES, cross_entropy, forward_kl, jsd, total_variation
-from potstill.ops.fused import Frozen, HeadLike, plain, rows_at_once, sums
+from potstill.ops.fused import FrozenInputs, HeadLike, rows_per_chunk, sum_row_losses, sum_row_losses_densely
 from potstill.ops.row_loss import CrossEntropyRows, DivergenceRows, RowLoss
 
 law = settings(max_examples=60, derandomize=True)
@@ -53,7 +53,7 @@ class Case:
         return self.weight, self.bias, self.scale, self.softcap
 
     @property
-    def frozen(self) -> Frozen:
+    def frozen(self) -> FrozenInputs:
         return {name: partial(self.ask, name) for name in self.teachers}
 
     def ask(self, name: str, start: int, stop: int) -> Tensor:
@@ -132,15 +132,19 @@ def test_fused_is_plain_in_value_and_every_gradient_whatever_the_chunk(
     upstream = [factor * weight for weight in mix]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "BLOCK", block)
-        patch.setattr(layout, "ROUND", even)
-        assert_same(run(sums, some, upstream, mix=mix, chunk=chunk), run(plain, some, upstream))
+        patch.setattr(layout, "ROW_MULTIPLE", even)
+        assert_same(
+            run(sum_row_losses, some, upstream, mix=mix, chunk=chunk), run(sum_row_losses_densely, some, upstream)
+        )
 
 
 @law
 @given(some=cases, mix=st.tuples(*[st.sampled_from([0.0, 0.3, 1.0, -2.0])] * 3), chunk=st.integers(1, 12))
 def test_losses_that_share_a_softmax_are_plain(some: Case, mix: tuple[float, ...], chunk: int) -> None:
     losses = (DivergenceRows(), CrossEntropyRows(), DivergenceRows(temperature=2.0, teacher="other"))
-    assert_same(run(sums, some, mix, losses, mix=mix, chunk=chunk), run(plain, some, mix, losses))
+    assert_same(
+        run(sum_row_losses, some, mix, losses, mix=mix, chunk=chunk), run(sum_row_losses_densely, some, mix, losses)
+    )
 
 
 @law
@@ -148,13 +152,15 @@ def test_losses_that_share_a_softmax_are_plain(some: Case, mix: tuple[float, ...
 def test_a_backward_that_breaks_its_promise_about_the_mix_gets_the_right_gradient(
     some: Case, mix: tuple[float, ...], upstream: tuple[float, ...], chunk: int
 ) -> None:
-    assert_same(run(sums, some, upstream, mix=mix, chunk=chunk), run(plain, some, upstream))
+    assert_same(run(sum_row_losses, some, upstream, mix=mix, chunk=chunk), run(sum_row_losses_densely, some, upstream))
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, DivergenceRows(teacher="other"), *map(DivergenceRows, DIVERGENCES.values())])
 def test_each_loss_alone_is_plain(loss: RowLoss) -> None:
     some = case(9, 6, 4)
-    assert_same(run(sums, some, [1.0], [loss], mix=[1.0], chunk=4), run(plain, some, [1.0], [loss]))
+    assert_same(
+        run(sum_row_losses, some, [1.0], [loss], mix=[1.0], chunk=4), run(sum_row_losses_densely, some, [1.0], [loss])
+    )
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -166,7 +172,7 @@ def test_gradients_are_finite_differences(softcap: float | None, promised: bool)
     def total(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         head = (weight, bias, some.scale, some.softcap)
         mix = weights if promised else (1.0, 0.0, 0.0, 0.0)
-        values = sums(LOSSES, rows, head, targets=some.targets, frozen=some.frozen, mix=mix, chunk=2)
+        values = sum_row_losses(LOSSES, rows, head, targets=some.targets, frozen=some.frozen, mix=mix, chunk=2)
         return sum(w * value for w, value in zip(weights, values, strict=True))  # type: ignore[return-value]
 
     assert torch.autograd.gradcheck(total, (some.rows, some.weight, some.bias))
@@ -181,21 +187,23 @@ def test_the_sums_are_those_of_the_losses_over_the_logits_of_the_head() -> None:
         0.49 * jsd(some.teachers["other"] / 0.7, logits / 0.7, beta=0.3).sum(),
         total_variation(some.teachers["other"], logits).sum(),
     )
-    for form in (plain, partial(sums, mix=[1.0] * 4, chunk=4)):
+    for form in (sum_row_losses_densely, partial(sum_row_losses, mix=[1.0] * 4, chunk=4)):
         values = form(LOSSES, some.rows, Head(*some.head), targets=some.targets, frozen=some.frozen)
         torch.testing.assert_close(values, expected)
 
 
 def test_where_the_promise_is_kept_each_teacher_is_asked_for_each_row_once() -> None:
     some = case(7)
-    run(sums, some, [3.0, 6.0, 0.0, 1.5], mix=[0.2, 0.4, 0.0, 0.1], chunk=3)
+    run(sum_row_losses, some, [3.0, 6.0, 0.0, 1.5], mix=[0.2, 0.4, 0.0, 0.1], chunk=3)
     assert some.asked == [chunk for chunk in ((0, 3), (3, 6), (6, 7)) for _ in some.teachers]
 
 
 def test_a_promise_kept_up_to_rounding_is_recognised() -> None:
     some = case(7, dtype=torch.float32)
     mix = [0.3 / 7, 0.7 / 7]
-    values = sums(LOSSES[:2], some.rows, some.head, targets=some.targets, frozen=some.frozen, mix=mix, chunk=7)
+    values = sum_row_losses(
+        LOSSES[:2], some.rows, some.head, targets=some.targets, frozen=some.frozen, mix=mix, chunk=7
+    )
     loss = (torch.tensor(0.3) * values[0] / 7 + torch.tensor(0.7) * values[1] / 7) * 1.7 / 3
     loss.backward()
     assert some.asked == [(0, 7)] * 2
@@ -203,13 +211,15 @@ def test_a_promise_kept_up_to_rounding_is_recognised() -> None:
 
 def test_a_promise_broken_in_a_small_weight_is_noticed() -> None:
     some = case(7)
-    run(sums, some, [1.0, 2e-15, 0.0, 0.0], mix=[1.0, 1e-15, 0.0, 0.0], chunk=7)
+    run(sum_row_losses, some, [1.0, 2e-15, 0.0, 0.0], mix=[1.0, 1e-15, 0.0, 0.0], chunk=7)
     assert some.asked == [(0, 7)] * 4
 
 
 def test_a_second_backward_gives_the_same_gradient() -> None:
     some = case()
-    values = sums(LOSSES[:2], some.rows, some.head, targets=some.targets, frozen=some.frozen, mix=[0.5, 0.5], chunk=3)
+    values = sum_row_losses(
+        LOSSES[:2], some.rows, some.head, targets=some.targets, frozen=some.frozen, mix=[0.5, 0.5], chunk=3
+    )
     total = 0.3 * (values[0] + values[1])
     first = torch.autograd.grad(total, some.leaves, retain_graph=True)
     kept = [gradient.clone() for gradient in first]
@@ -221,11 +231,13 @@ def test_a_second_backward_gives_the_same_gradient() -> None:
 @pytest.mark.parametrize("wanted", ["rows", "weight", "bias"])
 def test_only_what_requires_a_gradient_gets_one(wanted: str) -> None:
     some = case()
-    _, expected = run(plain, some, [0.5, 0.5], LOSSES[:2])
+    _, expected = run(sum_row_losses_densely, some, [0.5, 0.5], LOSSES[:2])
     expected_one = dict(zip(("rows", "weight", "bias"), expected, strict=True))[wanted]
     for name in ("rows", "weight", "bias"):
         getattr(some, name).requires_grad_(name == wanted)
-    values = sums(LOSSES[:2], some.rows, some.head, targets=some.targets, frozen=some.frozen, mix=[1.0, 1.0], chunk=2)
+    values = sum_row_losses(
+        LOSSES[:2], some.rows, some.head, targets=some.targets, frozen=some.frozen, mix=[1.0, 1.0], chunk=2
+    )
     (0.5 * (values[0] + values[1])).backward()
     for name in ("rows", "weight", "bias"):
         assert (getattr(some, name).grad is not None) == (name == wanted)
@@ -235,7 +247,7 @@ def test_only_what_requires_a_gradient_gets_one(wanted: str) -> None:
 def test_a_weight_that_also_embeds_gets_both_gradients() -> None:
     tokens = torch.tensor([0, 3, 1, 1, 4])
     gradients = []
-    for form in (plain, partial(sums, mix=[0.5, 0.5], chunk=2)):
+    for form in (sum_row_losses_densely, partial(sum_row_losses, mix=[0.5, 0.5], chunk=2)):
         torch.manual_seed(3)
         some = case(5, 6, 4, bias=False)
         values = form(
@@ -258,7 +270,7 @@ class NoGradient:
         assert not torch.is_grad_enabled()
         return (student.argmax(-1) == targets).to(student.dtype)
 
-    def with_gradient(self, *_: object) -> tuple[Tensor, Tensor]:
+    def values_and_gradient(self, *_: object) -> tuple[Tensor, Tensor]:
         raise AssertionError("a derivative was computed that nobody wants")
 
 
@@ -270,27 +282,29 @@ def test_evaluation_computes_no_derivative(why: str) -> None:
             leaf.requires_grad_(False)
     with torch.set_grad_enabled(why != "grad mode is off"):
         options = {"targets": some.targets, "frozen": some.frozen}
-        (value,) = sums([NoGradient()], some.rows, some.head, mix=[1.0], chunk=4, **options)
+        (value,) = sum_row_losses([NoGradient()], some.rows, some.head, mix=[1.0], chunk=4, **options)
     assert not value.requires_grad
     assert value.item() == (Head(*some.head).logits(some.rows).argmax(-1) == some.targets).sum().item()
 
 
 def test_a_term_of_no_weight_is_only_measured() -> None:
     some = case(9)
-    values, gradients = run(sums, some, [1.0, 0.0], [CrossEntropyRows(), NoGradient()], mix=[1.0, 0.0], chunk=4)
+    values, gradients = run(
+        sum_row_losses, some, [1.0, 0.0], [CrossEntropyRows(), NoGradient()], mix=[1.0, 0.0], chunk=4
+    )
     assert values[1] == (Head(*some.head).logits(some.rows).argmax(-1) == some.targets).sum()
-    torch.testing.assert_close(gradients, run(plain, some, [1.0], [CrossEntropyRows()])[1])
+    torch.testing.assert_close(gradients, run(sum_row_losses_densely, some, [1.0], [CrossEntropyRows()])[1])
 
 
 def test_no_rows_give_zero_sums_and_zero_gradients() -> None:
-    values, gradients = run(sums, case(0), [1.0] * 4, mix=[1.0] * 4)
+    values, gradients = run(sum_row_losses, case(0), [1.0] * 4, mix=[1.0] * 4)
     assert [value.item() for value in values] == [0.0] * 4
     assert all(bool((gradient == 0).all()) for gradient in gradients)
 
 
 def test_no_losses_give_no_sums() -> None:
     some = case()
-    assert sums([], some.rows, some.head, targets=some.targets, frozen=some.frozen, mix=[]) == ()
+    assert sum_row_losses([], some.rows, some.head, targets=some.targets, frozen=some.frozen, mix=[]) == ()
 
 
 def test_a_student_that_is_its_teacher_loses_nothing_and_learns_nothing() -> None:
@@ -298,7 +312,7 @@ def test_a_student_that_is_its_teacher_loses_nothing_and_learns_nothing() -> Non
     head = Head(*(None if x is None or isinstance(x, float) else x.detach() for x in some.head[:2]), 1.0, 3.0)
     rows = some.rows.detach()
     some.teachers = {"teacher": head.logits(rows)}
-    values, gradients = run(sums, some, [1.0], [DivergenceRows(temperature=2.0)], mix=[1.0], chunk=9)
+    values, gradients = run(sum_row_losses, some, [1.0], [DivergenceRows(temperature=2.0)], mix=[1.0], chunk=9)
     assert values[0] == 0
     assert all(bool((gradient == 0).all()) for gradient in gradients)
 
@@ -335,17 +349,19 @@ def test_no_tensor_is_larger_than_the_logits_of_one_chunk_or_the_head() -> None:
             (values[0] + values[1] + upstream * values[2]).backward()
         return seen.numel
 
-    assert largest(plain, 1.0) >= n * v
+    assert largest(sum_row_losses_densely, 1.0) >= n * v
     for upstream in (1.0, 2.0):  # the promise kept and broken
-        assert largest(partial(sums, mix=[1.0, 1.0, 1.0], chunk=chunk), upstream) <= max(chunk * v, v * f, n * f)
+        assert largest(partial(sum_row_losses, mix=[1.0, 1.0, 1.0], chunk=chunk), upstream) <= max(
+            chunk * v, v * f, n * f
+        )
 
 
 def test_half_precision_rows_give_gradients_in_the_dtypes_of_their_inputs() -> None:
     some = case(40, 30, 8, dtype=torch.float32)
-    exact = run(plain, some, [0.5, 0.5], LOSSES[:2])
+    exact = run(sum_row_losses_densely, some, [0.5, 0.5], LOSSES[:2])
     half = some.rows.detach().bfloat16().requires_grad_()
     some.rows = half
-    values, gradients = run(sums, some, [0.5, 0.5], LOSSES[:2], mix=[0.5, 0.5], chunk=16)
+    values, gradients = run(sum_row_losses, some, [0.5, 0.5], LOSSES[:2], mix=[0.5, 0.5], chunk=16)
     assert [value.dtype for value in values] == [torch.float32] * 2
     assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, torch.float32, torch.float32]
     torch.testing.assert_close(values, exact[0], rtol=1e-2, atol=0)
@@ -356,22 +372,24 @@ def test_half_precision_rows_give_gradients_in_the_dtypes_of_their_inputs() -> N
 def test_the_gradient_of_the_head_is_accumulated_in_float32() -> None:
     n = 1024  # a bfloat16 accumulator of equal summands would stop growing at 256 of them
     some = case(1, 5, 3, dtype=torch.bfloat16)
-    one = run(sums, some, [1.0], [CrossEntropyRows()], mix=[1.0])[1]
+    one = run(sum_row_losses, some, [1.0], [CrossEntropyRows()], mix=[1.0])[1]
     some.rows = some.rows.detach().repeat(n, 1).requires_grad_()
     some.targets = some.targets.repeat(n)
     some.teachers = {}
-    many = run(sums, some, [1.0], [CrossEntropyRows()], mix=[1.0], chunk=1)[1]
+    many = run(sum_row_losses, some, [1.0], [CrossEntropyRows()], mix=[1.0], chunk=1)[1]
     for gradient, single in zip(many[1:], one[1:], strict=True):
         torch.testing.assert_close(gradient, n * single, rtol=0.01, atol=0)
 
 
 def test_weights_divided_by_a_large_count_do_not_underflow() -> None:
     some = case(20, 6, 3, bias=False, dtype=torch.float32)
-    reference = run(plain, some, [1.0], [CrossEntropyRows()])[1][1]
+    reference = run(sum_row_losses_densely, some, [1.0], [CrossEntropyRows()])[1][1]
     some.rows = some.rows.detach().half().requires_grad_()
     tiny = 1e-9  # float16 holds nothing so small
     for mix in (tiny, 0.0):  # the promise kept and broken
-        values = sums([CrossEntropyRows()], some.rows, some.head, targets=some.targets, frozen={}, mix=[mix], chunk=8)
+        values = sum_row_losses(
+            [CrossEntropyRows()], some.rows, some.head, targets=some.targets, frozen={}, mix=[mix], chunk=8
+        )
         (gradient,) = torch.autograd.grad(tiny * values[0], some.weight)
         assert (gradient / tiny - reference).norm() < 0.01 * reference.norm()
 
@@ -380,13 +398,13 @@ def test_weights_divided_by_a_large_count_do_not_underflow() -> None:
 def test_under_autocast_logits_are_half_and_fused_is_plain(upstream: tuple[float, float]) -> None:
     some = case(20, 12, 8, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = plain(LOSSES[:2], some.rows, some.head, targets=some.targets, frozen=some.frozen)
+        expected = sum_row_losses_densely(LOSSES[:2], some.rows, some.head, targets=some.targets, frozen=some.frozen)
         seen: list[torch.dtype] = []
-        values = sums(
+        values = sum_row_losses(
             LOSSES[:2], some.rows, some.head, targets=some.targets, frozen=some.frozen, mix=[0.5, 0.5], chunk=8
         )
         with Dtypes(seen):
-            sums(LOSSES[:1], some.rows.detach(), some.head, targets=some.targets, frozen={}, mix=[1.0])
+            sum_row_losses(LOSSES[:1], some.rows.detach(), some.head, targets=some.targets, frozen={}, mix=[1.0])
     assert torch.bfloat16 in seen
     torch.testing.assert_close(values, expected, rtol=1e-4, atol=0)
     totals = [upstream[0] * pair[0] + upstream[1] * pair[1] for pair in (values, expected)]  # backward outside
@@ -415,7 +433,7 @@ def test_under_autocast_a_loss_still_computes_in_float32() -> None:
     some = Case(some.rows, some.weight, None, 1.0, None, some.targets, shifted)
     losses = (CrossEntropyRows(), DivergenceRows())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        values, _ = run(sums, some, [0.5, 0.5], losses, mix=[0.5, 0.5], chunk=4)
+        values, _ = run(sum_row_losses, some, [0.5, 0.5], losses, mix=[0.5, 0.5], chunk=4)
         logits = torch.nn.functional.linear(some.rows, some.weight)
     expected = forward_kl(shifted["teacher"].float(), logits.float()).sum()
     torch.testing.assert_close(values[1], expected.detach(), rtol=1e-4, atol=1e-5)
@@ -431,7 +449,7 @@ def test_a_teacher_is_asked_in_the_backward_as_it_was_in_the_forward() -> None:
         return logits
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (value,) = sums(
+        (value,) = sum_row_losses(
             [DivergenceRows()], some.rows, some.head, targets=some.targets, frozen={"teacher": teacher}, mix=[0.0]
         )
     value.backward()
@@ -440,24 +458,24 @@ def test_a_teacher_is_asked_in_the_backward_as_it_was_in_the_forward() -> None:
 
 def test_autocast_leaves_float64_alone() -> None:
     some = case()
-    expected = run(plain, some, [0.5, 0.5], LOSSES[:2])
+    expected = run(sum_row_losses_densely, some, [0.5, 0.5], LOSSES[:2])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_same(run(sums, some, [0.5, 0.5], LOSSES[:2], mix=[1.0, 1.0], chunk=3), expected)
+        assert_same(run(sum_row_losses, some, [0.5, 0.5], LOSSES[:2], mix=[1.0, 1.0], chunk=3), expected)
 
 
 def test_arguments_are_left_as_they_were() -> None:
     some = case(softcap=2.0, scale=0.5)
     tensors = [*some.leaves, some.targets, *some.teachers.values()]
     before = [x.clone() for x in tensors]
-    run(sums, some, [1.0] * 4, mix=[1.0] * 4, chunk=3)
+    run(sum_row_losses, some, [1.0] * 4, mix=[1.0] * 4, chunk=3)
     assert all(map(torch.equal, tensors, before))
 
 
 def test_a_sum_can_be_added_to_in_place() -> None:
     some = case()
     options = {"targets": some.targets, "frozen": some.frozen}
-    expected = run(plain, some, [1.0, 1.0], LOSSES[:2])[1]
-    total, other = sums(LOSSES[:2], some.rows, some.head, mix=[1.0, 1.0], chunk=3, **options)
+    expected = run(sum_row_losses_densely, some, [1.0, 1.0], LOSSES[:2])[1]
+    total, other = sum_row_losses(LOSSES[:2], some.rows, some.head, mix=[1.0, 1.0], chunk=3, **options)
     total += other
     torch.testing.assert_close(list(torch.autograd.grad(total, some.leaves)), expected)
 
@@ -472,14 +490,14 @@ def test_a_call_that_does_not_fit_is_refused() -> None:
     some = case(4)
     options = {"targets": some.targets, "frozen": some.frozen, "mix": [1.0]}
     with pytest.raises(ValueError, match=r"mix = \(1.0,\) must give .* 4 losses"):
-        sums(LOSSES, some.rows, some.head, **options)
+        sum_row_losses(LOSSES, some.rows, some.head, **options)
     with pytest.raises(ValueError, match=r"mix = \(nan,\)"):
-        sums(LOSSES[:1], some.rows, some.head, **{**options, "mix": [float("nan")]})
+        sum_row_losses(LOSSES[:1], some.rows, some.head, **{**options, "mix": [float("nan")]})
     with pytest.raises(ValueError, match="chunk = 0"):
-        sums(LOSSES[:1], some.rows, some.head, chunk=0, **options)
+        sum_row_losses(LOSSES[:1], some.rows, some.head, chunk=0, **options)
     every_row = {"teacher": lambda start, stop: some.teachers["teacher"]}
     with pytest.raises(ValueError, match="'teacher' gave 4 rows when asked for rows 0 to 2"):
-        sums(LOSSES[1:2], some.rows, some.head, chunk=2, **{**options, "frozen": every_row})
+        sum_row_losses(LOSSES[1:2], some.rows, some.head, chunk=2, **{**options, "frozen": every_row})
     with pytest.raises(ValueError, match="temperature = 0"):
         DivergenceRows(temperature=0.0)
 
@@ -490,21 +508,21 @@ def test_targets_that_are_not_one_a_row_are_refused_where_shapes_are_not_checked
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     some = case(4)
     with pytest.raises(ValueError, match="5 targets for 4 rows"):
-        sums(LOSSES[:1], some.rows, some.head, targets=torch.zeros(5, dtype=torch.long), frozen={}, mix=[1.0])
+        sum_row_losses(LOSSES[:1], some.rows, some.head, targets=torch.zeros(5, dtype=torch.long), frozen={}, mix=[1.0])
 
 
 def test_the_logits_of_a_chunk_take_the_same_memory_at_any_vocabulary() -> None:
-    sizes = {v: v * rows_at_once(v) for v in (1 << 15, 49_152, 1 << 16, 1 << 17, 1 << 18)}
+    sizes = {v: v * rows_per_chunk(v) for v in (1 << 15, 49_152, 1 << 16, 1 << 17, 1 << 18)}
     assert max(sizes.values()) <= 1.01 * min(sizes.values())
-    assert rows_at_once(100) == 1024
-    assert rows_at_once(1 << 30) == 1
+    assert rows_per_chunk(100) == 1024
+    assert rows_per_chunk(1 << 30) == 1
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_blocks_hold_every_row_once_and_of_no_rows_there_is_none(device: str) -> None:
     for rows in (0, 1, 7):
         logits = torch.empty(rows, fused.BLOCK // 2, device=device)
-        assert [i for block in fused.blocks(logits) for i in range(rows)[block]] == list(range(rows))
+        assert [i for block in fused.split_rows(logits) for i in range(rows)[block]] == list(range(rows))
 
 
 @pytest.mark.parametrize(
@@ -514,9 +532,9 @@ def test_a_block_has_as_many_rows_for_each_core(
     cores: int, vocabulary: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
-    first, *_ = fused.blocks(torch.empty(1, vocabulary).expand(100, -1))
+    first, *_ = fused.split_rows(torch.empty(1, vocabulary).expand(100, -1))
     assert first == slice(0, rows)
-    assert [*fused.blocks(torch.empty(100, vocabulary, device="meta"))] == [slice(0, 100)]
+    assert [*fused.split_rows(torch.empty(100, vocabulary, device="meta"))] == [slice(0, 100)]
 
 
 def test_rows_of_several_cores_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -524,5 +542,6 @@ def test_rows_of_several_cores_are_plain(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fused, "BLOCK", 1)
     some = case(11)
     assert_same(
-        run(sums, some, [0.7, 0.3], LOSSES[:2], mix=[0.7, 0.3], chunk=5), run(plain, some, [0.7, 0.3], LOSSES[:2])
+        run(sum_row_losses, some, [0.7, 0.3], LOSSES[:2], mix=[0.7, 0.3], chunk=5),
+        run(sum_row_losses_densely, some, [0.7, 0.3], LOSSES[:2]),
     )

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potstill.core.types import IGNORE, supervised
+from potstill.core.types import IGNORE, supervised_positions
 from potstill.ops import layout
-from potstill.ops.layout import evened, through, unpack
+from potstill.ops.layout import apply_padded, pad_to_multiple, unpack
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
@@ -44,7 +44,10 @@ def test_two_documents_come_out_as_written_by_hand() -> None:
 @given(LENGTHS)
 def test_what_is_supervised_comes_in_the_same_order(lengths: list[int]) -> None:
     batch = packed(lengths)
-    (before, targets, segment), (after, padded_targets, padded_segment) = supervised(batch), supervised(unpack(batch))
+    (before, targets, segment), (after, padded_targets, padded_segment) = (
+        supervised_positions(batch),
+        supervised_positions(unpack(batch)),
+    )
     assert torch.equal(padded_targets, targets)
     assert torch.equal(padded_segment, segment)
     assert torch.equal(unpack(batch)["input_ids"][after], batch["input_ids"][before])
@@ -80,7 +83,7 @@ def test_several_packs_of_one_batch_lie_one_after_the_other(above: list[int], be
     }
     padded = unpack(both)
     assert (padded["documents"] >= 0).sum(1).tolist() == [*above, *below]
-    assert torch.equal(supervised(padded)[1], torch.cat([supervised(row)[1] for row in rows]))
+    assert torch.equal(supervised_positions(padded)[1], torch.cat([supervised_positions(row)[1] for row in rows]))
 
 
 def test_padding_on_the_left_goes_to_the_right() -> None:
@@ -125,8 +128,8 @@ def test_a_mask_of_positions_moves_along_and_other_shapes_are_passed_on() -> Non
 def test_hidden_states_are_laid_out_like_their_tokens_and_gradients_come_back() -> None:
     batch = packed([2, 3])
     states = torch.randn(1, 5, 4, requires_grad=True)
-    cells = layout.cells_of(batch["position_ids"], batch["documents"])
-    laid = layout.spread(states, cells)
+    cells = layout.compute_cells(batch["position_ids"], batch["documents"])
+    laid = layout.gather_cells(states, cells)
     assert torch.equal(laid[batch["position_ids"].new_tensor([0, 0, 1, 1, 1]), batch["position_ids"][0]], states[0])
     laid.sum().backward()
     assert torch.equal(states.grad, torch.ones_like(states))  # type: ignore[arg-type]
@@ -154,7 +157,7 @@ def test_a_batch_of_nothing_but_padding_has_no_rows(width: int) -> None:
 @pytest.mark.parametrize("dim", [0, 1])
 def test_more_than_32_rows_are_filled_up_with_zeros_to_a_multiple_of_32(size: int, even: int, dim: int) -> None:
     x = torch.randn(size, size)
-    found = evened(x, dim)
+    found = pad_to_multiple(x, dim)
     assert torch.equal(found.narrow(dim, 0, size), x)
     assert found.shape[dim] == even
     assert found.shape[1 - dim] == size
@@ -162,9 +165,9 @@ def test_more_than_32_rows_are_filled_up_with_zeros_to_a_multiple_of_32(size: in
 
 
 def test_zeros_keep_the_dtype_and_a_gradient_passes_by_them() -> None:
-    assert evened(torch.ones(1, 33, dtype=torch.bool), dim=1).sum() == 33
+    assert pad_to_multiple(torch.ones(1, 33, dtype=torch.bool), dim=1).sum() == 33
     x = torch.randn(33, 2, dtype=torch.bfloat16, requires_grad=True)
-    evened(x).sum().backward()
+    pad_to_multiple(x).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.ones_like(x))
 
@@ -177,5 +180,5 @@ def test_rows_that_are_filled_up_to_be_multiplied_come_back_without_the_filling(
         seen.append(len(x))
         return 2 * x + 1
 
-    assert torch.equal(through(linear, rows), 2 * rows + 1)
-    assert seen == [len(evened(rows))]
+    assert torch.equal(apply_padded(linear, rows), 2 * rows + 1)
+    assert seen == [len(pad_to_multiple(rows))]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from potstill.ops.fused import plain, sums
-from potstill.ops.likelihood import binary_kl, binary_kl_with_slope, grouped
+from potstill.ops.fused import sum_row_losses, sum_row_losses_densely
+from potstill.ops.likelihood import binary_kl, binary_kl_with_slope, sum_groups
 from potstill.ops.row_loss import Tangent
 
 
@@ -35,7 +35,7 @@ def test_its_slope_is_its_derivative() -> None:
 
 
 def test_rows_are_summed_by_their_group() -> None:
-    assert grouped(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), 3).tolist() == [2.0, 0.0, 5.0]
+    assert sum_groups(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), 3).tolist() == [2.0, 0.0, 5.0]
 
 
 @pytest.mark.parametrize("chunk", [2, 100])
@@ -51,8 +51,8 @@ def test_a_tangent_has_the_value_and_the_gradient_of_what_it_stands_for(chunk: i
     told[1, 0], told[1:4, 1], told[1:4, 2] = value, slope, log_q[1:4].detach()
     head, known = (weight, None, 1.0, None), {"told": lambda a, b: told[a:b]}
     losses = [Tangent("told")]
-    (literal,) = plain(losses, rows, head, targets=targets, frozen=known)
-    (chunked,) = sums(losses, rows, head, targets=targets, frozen=known, mix=[1.0], chunk=chunk)
+    (literal,) = sum_row_losses_densely(losses, rows, head, targets=targets, frozen=known)
+    (chunked,) = sum_row_losses(losses, rows, head, targets=targets, frozen=known, mix=[1.0], chunk=chunk)
     for found in (literal, chunked):
         torch.testing.assert_close(found, whole)
         for ours, theirs in zip(torch.autograd.grad(found, (rows, weight)), expected, strict=True):

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from potstill.ops.relation import relation_kl, relations
+from potstill.ops.relation import relation_kl, relation_scores
 
 ONE = torch.zeros(2, dtype=torch.long)
 
 
 def test_it_is_the_number_of_the_literature() -> None:
     teacher, student = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[1.0, 0], [1, 0]])
-    rows = relations(teacher, heads=1, causal=False).softmax(-1)[0]
+    rows = relation_scores(teacher, heads=1, causal=False).softmax(-1)[0]
     torch.testing.assert_close(rows, torch.tensor([[0.669762, 0.330238], [0.330238, 0.669762]]), rtol=1e-5, atol=0)
     both = relation_kl(teacher, student, ONE, heads=1, causal=False)
     assert both.item() == pytest.approx(2 * 0.058800, rel=1e-4)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.ops.test_divergence import double, law, pairs
 from torch import Tensor
 
-from potstill.ops.coarse import Coarse, coarsened
+from potstill.ops.coarse import CoarseDistribution, coarsen
 from potstill.ops.divergence import cross_entropy, forward_kl, jsd
-from potstill.ops.row_loss import Agreeing, CrossEntropyRows, DivergenceRows, Kept, RowLoss, Tangent, Weighted
-from potstill.ops.softmax import Softmax, slope_of, together
+from potstill.ops.row_loss import CrossEntropyRows, DivergenceRows, Masked, RowLoss, Tangent, Weighted, WhereArgmaxIs
+from potstill.ops.softmax import Softmax, combine_slopes, get_slope
 
 ROWS, VOCABULARY = 5, 7
 KL = DivergenceRows()
@@ -24,12 +24,12 @@ LOSSES = {
     "forward KL": KL,
     "forward KL to another": DivergenceRows(teacher="other"),
     "coarse KL": DivergenceRows(teacher="part"),
-    "coarse KL where kept": Kept(DivergenceRows(teacher="part"), "kept"),
+    "coarse KL where kept": Masked(DivergenceRows(teacher="part"), "kept"),
     "weighted": Weighted(KL, "weights"),
-    "agreeing": Agreeing(KL, "teacher"),
-    "kept": Kept(KL, "kept"),
+    "agreeing": WhereArgmaxIs(KL, "teacher"),
+    "kept": Masked(KL, "kept"),
     "tangent": Tangent("tangent"),
-    "weighted where kept": Weighted(Kept(CrossEntropyRows(), "kept"), "weights"),
+    "weighted where kept": Weighted(Masked(CrossEntropyRows(), "kept"), "weights"),
 }
 SETS = [*[(name,) for name in LOSSES], *combinations(LOSSES, 2), tuple(LOSSES)]
 
@@ -44,7 +44,7 @@ def told(seed: int = 1) -> tuple[Tensor, dict[str, Any], Tensor]:
     targets = torch.randint(VOCABULARY, (ROWS,), generator=generator)
     targets[:2] = teacher[:2].argmax(-1)
     targets[2] = (teacher[2].argmax() + 1) % VOCABULARY
-    part = coarsened(other, 3, torch.eye(2).double()[torch.arange(VOCABULARY) % 2], mass=0.8)
+    part = coarsen(other, 3, torch.eye(2).double()[torch.arange(VOCABULARY) % 2], mass=0.8)
     said = {
         "teacher": teacher,
         "part": replace(part, log_p=part.log_p + 0.01),
@@ -65,20 +65,20 @@ def test_values_and_the_derivative_of_any_sum_are_those_of_the_definitions(names
     expected = [loss(leaf, said, targets) for loss in losses]
     (by_autograd,) = torch.autograd.grad(sum(w * v.sum() for w, v in zip(mix, expected, strict=True)), leaf)
     softmax = Softmax(logits)
-    slopes = [slope_of(loss, softmax, said, targets) for loss in losses]
+    slopes = [get_slope(loss, softmax, said, targets) for loss in losses]
     found = [slope for slope in slopes if slope is not None]
     assert len(found) == len(losses)
     for slope, value in zip(found, expected, strict=True):
         torch.testing.assert_close(slope.values, value.detach())
-    torch.testing.assert_close(together(softmax, list(zip(mix, found, strict=True))), by_autograd)
+    torch.testing.assert_close(combine_slopes(softmax, list(zip(mix, found, strict=True))), by_autograd)
 
 
 def mixture(teacher: Tensor, student: Tensor, targets: Tensor, hard: float, soft: float) -> tuple[Tensor, ...]:
     """Cross-entropy, forward KL and the derivative of their weighted sum, from one softmax."""
     softmax, said = Softmax(student), {"teacher": teacher}
-    slopes = [slope_of(loss, softmax, said, targets) for loss in (CrossEntropyRows(), KL)]
+    slopes = [get_slope(loss, softmax, said, targets) for loss in (CrossEntropyRows(), KL)]
     first, second = (slope for slope in slopes if slope is not None)
-    return first.values, second.values, together(softmax, [(hard, first), (soft, second)])
+    return first.values, second.values, combine_slopes(softmax, [(hard, first), (soft, second)])
 
 
 @law
@@ -89,7 +89,7 @@ def test_the_derivative_of_cross_entropy_is_the_one_of_autograd(
     student = logits[1]
     targets = torch.tensor([data.draw(st.integers(0, student.shape[1] - 1)) for _ in student])
     before = student.clone()
-    values, gradient = CrossEntropyRows().with_gradient(student, {}, targets)
+    values, gradient = CrossEntropyRows().values_and_gradient(student, {}, targets)
     assert torch.equal(student, before)
     expected = cross_entropy(student.requires_grad_(), targets)
     torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-12)
@@ -116,13 +116,13 @@ def test_the_mixture_is_its_two_parts_and_its_derivative_theirs(
 def test_a_row_of_no_weight_is_zero_whatever_is_said_of_it(wrong: float) -> None:
     logits, said, targets = told()
     said["teacher"][1, 3] = said["part"].log_p[1, 0] = wrong
-    for loss in (Kept(KL, "kept"), Weighted(KL, "weights"), Kept(DivergenceRows(teacher="part"), "kept")):
+    for loss in (Masked(KL, "kept"), Weighted(KL, "weights"), Masked(DivergenceRows(teacher="part"), "kept")):
         softmax = Softmax(logits)
-        slopes = [slope_of(one, softmax, said, targets) for one in (loss, CrossEntropyRows())]
+        slopes = [get_slope(one, softmax, said, targets) for one in (loss, CrossEntropyRows())]
         pairs = [(1.0, slope) for slope in slopes if slope is not None]
         assert pairs[0][1].values[1] == 0
-        alone = CrossEntropyRows().with_gradient(logits, said, targets)[1]
-        torch.testing.assert_close(together(softmax, pairs)[1], alone[1])
+        alone = CrossEntropyRows().values_and_gradient(logits, said, targets)[1]
+        torch.testing.assert_close(combine_slopes(softmax, pairs)[1], alone[1])
 
 
 def test_a_teacher_that_says_no_number_is_not_silenced() -> None:
@@ -130,7 +130,7 @@ def test_a_teacher_that_says_no_number_is_not_silenced() -> None:
     nan = replace(said["part"], log_p=said["part"].log_p.clone())
     nan.log_p[0, 0] = math.nan
     for teacher in (nan, torch.full_like(logits, math.nan)):
-        slope = slope_of(KL, Softmax(logits), {"teacher": teacher}, targets)
+        slope = get_slope(KL, Softmax(logits), {"teacher": teacher}, targets)
         assert slope is not None
         assert slope.values[0].isnan()
 
@@ -139,7 +139,7 @@ def test_what_is_said_in_another_precision_is_read_in_the_students() -> None:
     logits, said, targets = told()
     for name in ("part", "tangent"):
         loss: Any = DivergenceRows(teacher=name) if name == "part" else Tangent(name)
-        slope = slope_of(loss, Softmax(logits.float()), said, targets)
+        slope = get_slope(loss, Softmax(logits.float()), said, targets)
         assert slope is not None
         torch.testing.assert_close(slope.values.double(), loss(logits, said, targets), rtol=1e-5, atol=1e-5)
 
@@ -154,18 +154,20 @@ def test_the_mixture_takes_tokens_that_are_masked_on_both_sides() -> None:
 
 
 def test_a_class_of_which_the_student_gives_nothing_leaves_values_and_derivatives_finite() -> None:
-    teacher = Coarse(torch.tensor([[0]]), torch.tensor([[0.5]]).log(), torch.tensor([[0.5]]).log(), torch.ones(3, 1))
+    teacher = CoarseDistribution(
+        torch.tensor([[0]]), torch.tensor([[0.5]]).log(), torch.tensor([[0.5]]).log(), torch.ones(3, 1)
+    )
     softmax = Softmax(torch.tensor([[0.0, -1e4, -1e4]]))
-    slope = slope_of(KL, softmax, {"teacher": teacher}, torch.tensor([0]))
+    slope = get_slope(KL, softmax, {"teacher": teacher}, torch.tensor([0]))
     assert slope is not None
     assert slope.values.isfinite().all()
-    torch.testing.assert_close(together(softmax, [(1.0, slope)]), torch.tensor([[0.5, 0.0, 0.0]]))
+    torch.testing.assert_close(combine_slopes(softmax, [(1.0, slope)]), torch.tensor([[0.5, 0.0, 0.0]]))
 
 
 def test_a_derivative_of_another_form_is_not_shared() -> None:
     logits, said, targets = told()
     softmax = Softmax(logits)
     hot, bent = DivergenceRows(temperature=2.0), DivergenceRows(jsd)
-    for loss in (hot, bent, Kept(hot, "kept"), Weighted(bent, "weights"), Agreeing(bent, "teacher")):
-        assert slope_of(loss, softmax, said, targets) is None
+    for loss in (hot, bent, Masked(hot, "kept"), Weighted(bent, "weights"), WhereArgmaxIs(bent, "teacher")):
+        assert get_slope(loss, softmax, said, targets) is None
     assert "q" not in vars(softmax)  # nothing was computed for it

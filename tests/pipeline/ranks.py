@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback
 
 from potstill.cli.app import main
-from potstill.core.errors import ArtefactError
+from potstill.core.errors import ArtifactError
 from potstill.pipeline import distill
 from potstill.train import run
 
@@ -18,24 +18,24 @@ class Trouble(TrainerCallback):
     def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
         """Fails, or dies."""
         if state.global_step == 2 and sys.argv[0] == "an error":
-            raise ArtefactError("no room on rank 1")
+            raise ArtifactError("no room on rank 1")
         if state.global_step == 2 and sys.argv[0] == "death":
             os._exit(9)
 
 
 def troubled() -> None:
     """Makes the pruned student of this rank another one, or lets its training fail."""
-    original, interrupt = distill.Prune.apply, run.Interrupt
+    original, interrupt = distill.PruneConfig.apply, run.InterruptCallback
 
-    def apply(self: distill.Prune, loaded: object) -> object:
+    def apply(self: distill.PruneConfig, loaded: object) -> object:
         student, card = original(self, loaded)
         if sys.argv[0] == "another student":
             with torch.no_grad():
                 next(student.parameters()).mul_(1.001)
         return student, card
 
-    distill.Prune.apply = apply
-    run.Interrupt = type("Interrupt", (Trouble, interrupt), {})
+    distill.PruneConfig.apply = apply
+    run.InterruptCallback = type("Interrupt", (Trouble, interrupt), {})
 
 
 if __name__ == "__main__":

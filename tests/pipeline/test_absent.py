@@ -15,9 +15,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from potstill.core.errors import CacheMismatch, NotFound, ServerError, UsageError
 from potstill.data import wire
 from potstill.data.wire import is_address
-from potstill.objectives.named import Mixture
-from potstill.pipeline.capture import Capture
-from potstill.pipeline.distill import Distill, Run
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.capture import CacheTeacherConfig
+from potstill.pipeline.distill import DistillConfig, DistillResult
 
 URL = "http://127.0.0.1:9/v1"
 
@@ -34,24 +34,26 @@ def student(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTra
 
 
 @pytest.fixture
-def stage(student: Path, text: Path) -> Distill:
+def stage(student: Path, text: Path) -> DistillConfig:
     own = {"data": str(text), "settings": SETTINGS, "dtype": "float32", "documents": 2}
-    return Distill(teacher=URL, student=str(student), **own)
+    return DistillConfig(teacher=URL, student=str(student), **own)
 
 
 @pytest.fixture
 def cache(server: Server, text: Path, tmp_path: Path) -> Path:
-    capture = Capture(teacher=str(server.model), data=str(text), context=64, top_k=8, classes=3, dtype="float32")
+    capture = CacheTeacherConfig(
+        teacher=str(server.model), data=str(text), context=64, top_k=8, classes=3, dtype="float32"
+    )
     capture.run(tmp_path / "cache", show=False)
     return tmp_path / "cache"
 
 
-def value(run: Run, model: str, name: str) -> float:
+def value(run: DistillResult, model: str, name: str) -> float:
     return next(m.value for m in run.measures[model] if m.name == name)
 
 
 def test_a_student_learns_from_a_server_what_it_learns_from_the_live_teacher(
-    stage: Distill, server: Server, tmp_path: Path
+    stage: DistillConfig, server: Server, tmp_path: Path
 ) -> None:
     live = replace(stage, teacher=str(server.model)).run(tmp_path / "live", show=False)
     served = replace(stage, teacher=server.url, top_k=259).run(tmp_path / "served", show=False)
@@ -63,10 +65,10 @@ def test_a_student_learns_from_a_server_what_it_learns_from_the_live_teacher(
 
 
 def test_a_few_tokens_of_each_distribution_bound_the_loss_from_below_and_teach(
-    stage: Distill, server: Server, tmp_path: Path
+    stage: DistillConfig, server: Server, tmp_path: Path
 ) -> None:
     stage = replace(
-        stage, objective=Mixture(cross_entropy=0.0), settings=replace(SETTINGS, tokens=1024, learning_rate=3e-3)
+        stage, objective=ObjectiveConfig(cross_entropy=0.0), settings=replace(SETTINGS, tokens=1024, learning_rate=3e-3)
     )
     live = replace(stage, teacher=str(server.model)).run(tmp_path / "live", show=False)
     served = replace(stage, teacher=server.url, top_k=8).run(tmp_path / "served", show=False)
@@ -76,7 +78,7 @@ def test_a_few_tokens_of_each_distribution_bound_the_loss_from_below_and_teach(
 
 
 def test_the_card_of_a_served_teacher_says_what_is_missing_and_why(
-    stage: Distill, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: DistillConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POTSTILL_API_KEY", "sk-secret")
     run = replace(stage, teacher=server.url).run(tmp_path / "made", show=False)
@@ -95,7 +97,7 @@ def test_the_card_of_a_served_teacher_says_what_is_missing_and_why(
     assert not [file for file in run.out.iterdir() if b"sk-secret" in file.read_bytes()]
 
 
-def test_evaluations_on_the_way_ask_the_server_too(stage: Distill, server: Server, tmp_path: Path) -> None:
+def test_evaluations_on_the_way_ask_the_server_too(stage: DistillConfig, server: Server, tmp_path: Path) -> None:
     settings = replace(SETTINGS, eval_every=2)
     run = replace(stage, teacher=server.url, settings=settings).run(tmp_path / "made", show=False)
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
@@ -104,7 +106,7 @@ def test_evaluations_on_the_way_ask_the_server_too(stage: Distill, server: Serve
 
 @pytest.mark.slow
 def test_a_server_that_dies_ends_the_run_with_a_checkpoint_from_which_it_continues(
-    stage: Distill, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: DistillConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "FIRST_WAIT", 0.001)
     stage = replace(stage, settings=replace(SETTINGS, tokens=4096))
@@ -134,7 +136,7 @@ def kill_after_a_step(dying: Server, out: Path) -> None:
 
 
 def test_a_student_learns_from_a_cache_alone_what_it_learns_beside_the_teacher(
-    stage: Distill, server: Server, cache: Path, tmp_path: Path
+    stage: DistillConfig, server: Server, cache: Path, tmp_path: Path
 ) -> None:
     beside = replace(stage, teacher=str(server.model), teacher_cache=str(cache)).run(tmp_path / "beside", show=False)
     alone = replace(stage, teacher=None, teacher_cache=str(cache)).run(tmp_path / "alone", show=False)
@@ -151,7 +153,7 @@ def test_a_student_learns_from_a_cache_alone_what_it_learns_beside_the_teacher(
 
 
 def test_a_teacher_that_is_not_found_is_stood_for_by_its_cache(
-    stage: Distill, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stage: DistillConfig, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = replace(stage, teacher=str(tmp_path / "gone"), teacher_cache=str(cache))
     gone.run(tmp_path / "made", show=False)
@@ -161,7 +163,7 @@ def test_a_teacher_that_is_not_found_is_stood_for_by_its_cache(
 
 
 def test_a_student_with_another_tokenizer_than_the_caches_is_refused(
-    stage: Distill, cache: Path, student: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    stage: DistillConfig, cache: Path, student: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     tiny_tokenizer.eos_token = "a"
     tiny_tokenizer.save_pretrained(student)
@@ -179,9 +181,9 @@ def test_a_student_with_another_tokenizer_than_the_caches_is_refused(
         ({"student": None, "keep": 0.5}, r"not here; give --student, .*potstill prune"),
         ({"teacher": None, "teacher_cache": "c", "student": None, "params": 9}, "not here; give --student"),
         ({"teacher_cache": "c"}, "learn from one of them"),
-        ({"objective": Mixture(temperature=2.0)}, "--temperature is 2"),
-        ({"objective": Mixture(name="adaptive_kl")}, "adaptive_kl"),
-        ({"objective": Mixture(name="cross_entropy")}, "asks no teacher"),
+        ({"objective": ObjectiveConfig(temperature=2.0)}, "--temperature is 2"),
+        ({"objective": ObjectiveConfig(name="adaptive_kl")}, "adaptive_kl"),
+        ({"objective": ObjectiveConfig(name="cross_entropy")}, "asks no teacher"),
         ({"top_k": 0}, "--top-k is 0"),
         ({"top_k": 64, "teacher": None, "teacher_cache": "c"}, "--top-k is how many tokens a served teacher"),
         ({"top_k": 64, "teacher": "smollm2"}, "none is served here"),
@@ -189,7 +191,7 @@ def test_a_student_with_another_tokenizer_than_the_caches_is_refused(
     ],
 )
 def test_what_cannot_be_learnt_from_afar_is_refused_before_anything_is_read(
-    stage: Distill, change: dict[str, object], said: str
+    stage: DistillConfig, change: dict[str, object], said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
         replace(stage, **change)  # type: ignore[arg-type]
@@ -197,7 +199,7 @@ def test_what_cannot_be_learnt_from_afar_is_refused_before_anything_is_read(
 
 def test_only_distill_learns_from_a_server(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="only distill learns from a server"):
-        Capture(teacher=URL).run(tmp_path / "cache", show=False)
+        CacheTeacherConfig(teacher=URL).run(tmp_path / "cache", show=False)
 
 
 def test_no_name_of_a_model_is_taken_for_an_address(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from tests.pipeline.test_distill import SETTINGS
 from tests.pipeline.world import saved, written
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import ArtefactError, DataError, Interrupted, OutputExists, UsageError
+from potstill.core.errors import ArtifactError, DataError, Interrupted, OutputExists, UsageError
 from potstill.data.corpus import load_corpus
-from potstill.objectives.named import Mixture
+from potstill.objectives.named import ObjectiveConfig
 from potstill.pipeline import answers as answering
-from potstill.pipeline.answers import Answers
-from potstill.pipeline.distill import Distill
+from potstill.pipeline.answers import GenerateDatasetConfig
+from potstill.pipeline.distill import DistillConfig
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def speaker(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTra
 
 
 @pytest.fixture
-def stage(speaker: Path, pairs: Path) -> Answers:
-    return Answers(model=str(speaker), data=str(pairs), max_tokens=40, temperature=1.0, dtype="float32")
+def stage(speaker: Path, pairs: Path) -> GenerateDatasetConfig:
+    return GenerateDatasetConfig(model=str(speaker), data=str(pairs), max_tokens=40, temperature=1.0, dtype="float32")
 
 
 def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:
 
 
 def test_every_prompt_is_answered_or_counted_and_held_out_answers_stay_the_datas_own(
-    stage: Answers, pairs: Path, tmp_path: Path
+    stage: GenerateDatasetConfig, pairs: Path, tmp_path: Path
 ) -> None:
     card = stage.run(tmp_path / "made")
     asked = [dict(document) for document in load_corpus(str(pairs)).documents]
@@ -54,16 +54,18 @@ def test_every_prompt_is_answered_or_counted_and_held_out_answers_stay_the_datas
 
 
 def test_what_is_answered_depends_on_the_seed_and_not_on_the_batch(
-    stage: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: GenerateDatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.run(tmp_path / "made")
     replace(stage, seed=2).run(tmp_path / "other")
-    monkeypatch.setattr(answering, "PART", 7)
+    monkeypatch.setattr(answering, "PROMPTS_PER_PART", 7)
     replace(stage, batch=3).run(tmp_path / "again")
     assert rows(tmp_path / "made") == rows(tmp_path / "again") != rows(tmp_path / "other")
 
 
-def test_a_chat_is_answered_once_so_that_nothing_else_in_it_is_trained_on(stage: Answers, tmp_path: Path) -> None:
+def test_a_chat_is_answered_once_so_that_nothing_else_in_it_is_trained_on(
+    stage: GenerateDatasetConfig, tmp_path: Path
+) -> None:
     turns = [
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Good day"},
@@ -81,9 +83,9 @@ def test_a_chat_is_answered_once_so_that_nothing_else_in_it_is_trained_on(stage:
 
 
 def test_a_stopped_stage_continues_to_the_same_answers(
-    stage: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: GenerateDatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "PART", 16)
+    monkeypatch.setattr(answering, "PROMPTS_PER_PART", 16)
     stage.run(tmp_path / "straight")
     original, calls = answering.complete, iter(range(100))
 
@@ -96,7 +98,7 @@ def test_a_stopped_stage_continues_to_the_same_answers(
     with pytest.raises(Interrupted, match="--resume"):
         stage.run(tmp_path / "made")
     assert [file.name for file in (tmp_path / "made").iterdir()] == ["training"]
-    with pytest.raises(ArtefactError, match="other settings"):
+    with pytest.raises(ArtifactError, match="other settings"):
         replace(stage, seed=3).run(tmp_path / "made", resume=True)
     stage.run(tmp_path / "made", resume=True)
     assert next(calls) < 12  # the first part was not answered again
@@ -108,18 +110,22 @@ def test_a_stopped_stage_continues_to_the_same_answers(
 
 @pytest.mark.slow
 def test_a_student_of_the_answers_is_measured_on_the_datas_own(
-    stage: Answers, speaker: Path, pairs: Path, tmp_path: Path
+    stage: GenerateDatasetConfig, speaker: Path, pairs: Path, tmp_path: Path
 ) -> None:
     stage.run(tmp_path / "made")
     small: dict[str, Any] = {"settings": SETTINGS, "dtype": "float32", "documents": 2}
-    learn = Distill(teacher=str(speaker), keep=0.755, data=str(pairs), objective=Mixture(name="cross_entropy"), **small)
+    learn = DistillConfig(
+        teacher=str(speaker), keep=0.755, data=str(pairs), objective=ObjectiveConfig(name="cross_entropy"), **small
+    )
     gold = learn.run(tmp_path / "gold", show=False)
     taught = replace(learn, data=str(tmp_path / "made")).run(tmp_path / "taught", show=False)
     assert taught.card.data["text_digest"] != gold.card.data["text_digest"]
     assert taught.card.data["measured_digest"] == gold.card.data["measured_digest"]
 
 
-def test_plain_text_and_answers_that_never_end_are_refused(stage: Answers, text: Path, tmp_path: Path) -> None:
+def test_plain_text_and_answers_that_never_end_are_refused(
+    stage: GenerateDatasetConfig, text: Path, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="asks nothing"):
         replace(stage, data=str(text)).run(tmp_path / "made")
     with pytest.raises(DataError, match="raise --max-tokens"):
@@ -130,6 +136,6 @@ def test_plain_text_and_answers_that_never_end_are_refused(stage: Answers, text:
 @pytest.mark.parametrize(
     ("change", "said"), [({"max_tokens": 0}, "max_tokens is 0"), ({"temperature": -1.0}, "which is greedy")]
 )
-def test_numbers_that_are_none_are_refused(change: dict[str, Any], said: str, stage: Answers) -> None:
+def test_numbers_that_are_none_are_refused(change: dict[str, Any], said: str, stage: GenerateDatasetConfig) -> None:
     with pytest.raises(UsageError, match=said):
         replace(stage, **change)

@@ -12,25 +12,25 @@ from tests.pipeline.test_measure import foreign
 from tests.pipeline.world import interrupted
 from transformers import PreTrainedModel
 
-from potstill.core.artefact import ARENA
+from potstill.core.artefact import ARENA_FILE
 from potstill.core.errors import Interrupted, OutputExists, UsageError, VocabularyMismatch
-from potstill.evaluate.contest import EQUAL
+from potstill.evaluate.contest import INCONCLUSIVE
 from potstill.pipeline.arena import Arena
-from potstill.pipeline.arm import Arm, split
-from potstill.pipeline.bouts import settled_in
-from potstill.pipeline.distill import Distill
+from potstill.pipeline.arm import Arm, split_arms
+from potstill.pipeline.bouts import read_arena_state
+from potstill.pipeline.distill import DistillConfig
 from potstill.pipeline.standings import COLUMNS
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
 __all__ = ["foreign"]
 
-SETTINGS = Settings(context=64, batch_tokens=128, save_every=1)
+SETTINGS = TrainConfig(context=64, batch_tokens=128, save_every=1)
 
 
 @pytest.fixture
-def common(teacher: Path, text: Path) -> Distill:
+def common(teacher: Path, text: Path) -> DistillConfig:
     """What the arms share: a student that is the teacher itself, so that nothing has to be pruned."""
-    return Distill(
+    return DistillConfig(
         teacher=str(teacher),
         student=str(teacher),
         data=str(text),
@@ -42,7 +42,7 @@ def common(teacher: Path, text: Path) -> Distill:
 
 
 @pytest.fixture
-def arena(common: Distill) -> Arena:
+def arena(common: DistillConfig) -> Arena:
     return Arena(common=common, objectives=("cross_entropy", "reverse_kl"), tokens=384, seeds=(1,))
 
 
@@ -66,7 +66,7 @@ def stamps(folder: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_equal_arms_from_one_pruned_student_come_out_equal_and_are_not_told_apart(
-    arena: Arena, common: Distill, tmp_path: Path
+    arena: Arena, common: DistillConfig, tmp_path: Path
 ) -> None:
     twins = ("skew_kl:skew=1e-30", "skew_kl:skew=1e-31")  # both lost beside 1 in float32, to the same bits
     pruned = replace(common, student=None, keep=0.755)
@@ -78,7 +78,7 @@ def test_equal_arms_from_one_pruned_student_come_out_equal_and_are_not_told_apar
         assert ours["cost"]["tokens"] == theirs["cost"]["tokens"] > 256
     first, second = (losses(tmp_path / "made" / seed["folder"]) for seed in one["seeds"])
     assert first != second
-    assert {contest["verdict"] for contest in found["paired"]} == {EQUAL}
+    assert {contest["verdict"] for contest in found["paired"]} == {INCONCLUSIVE}
     assert found["baselines"]["teacher"]["teacher_kl"] == pytest.approx(0, abs=1e-6)
     assert found["baselines"]["before training"]["teacher_kl"] > 0
 
@@ -126,12 +126,12 @@ def test_an_arena_grows_by_arms_and_seeds_but_keeps_its_conditions(arena: Arena,
 
 
 def test_an_arena_goes_on_with_other_options_that_change_no_result(arena: Arena, tmp_path: Path) -> None:
-    (tmp_path / ARENA).write_text(json.dumps({"settled": {"tokens": {}}, "stage": arena.to_dict()}))
+    (tmp_path / ARENA_FILE).write_text(json.dumps({"settled": {"tokens": {}}, "stage": arena.to_dict()}))
     otherwise = replace(arena.common, skip_doctor=False, settings=replace(SETTINGS, checkpoint_activations=True))
-    assert settled_in(tmp_path, replace(arena, common=otherwise).to_dict()) == {"tokens": {}}
+    assert read_arena_state(tmp_path, replace(arena, common=otherwise).to_dict()) == {"tokens": {}}
     slower = replace(arena.common, settings=replace(SETTINGS, learning_rate=1e-5))
     with pytest.raises(UsageError, match="begun with learning_rate"):
-        settled_in(tmp_path, replace(arena, common=slower).to_dict())
+        read_arena_state(tmp_path, replace(arena, common=slower).to_dict())
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_a_budget_of_time_gives_every_seed_of_an_arm_the_same_steps_and_is_settl
 ) -> None:
     timed = replace(arena, tokens=None, seconds=0.2, objectives=("cross_entropy",))
     timed.run(tmp_path / "made", show=False)
-    tokens = settled_in(tmp_path / "made", timed.to_dict())["tokens"]
+    tokens = read_arena_state(tmp_path / "made", timed.to_dict())["tokens"]
     assert tokens["cross_entropy"] >= 128
     assert tokens["cross_entropy"] % 128 == 0
     more = replace(timed, seeds=(1, 2)).run(tmp_path / "made", resume=True, show=False)
@@ -179,7 +179,7 @@ def test_an_arm_that_cannot_be_built_is_refused_before_anything_is_written(arena
 
 def test_a_forecast_plans_arms_across_tokenizers(arena: Arena, foreign: Path) -> None:
     across = replace(arena, common=replace(arena.common, teacher=str(foreign)), objectives=("uld", "dskdv2_eta"))
-    assert all(arm["tokens"] == 384 and arm["seconds"] > 0 for arm in across.forecast()["arms"])
+    assert all(arm["tokens"] == 384 and arm["seconds"] > 0 for arm in across.estimate()["arms"])
 
 
 @pytest.mark.parametrize(
@@ -219,37 +219,37 @@ def test_a_folder_that_holds_no_arena_is_left_alone(arena: Arena, tmp_path: Path
 
 def test_a_forecast_gives_tokens_or_seconds(arena: Arena) -> None:
     alone = replace(arena, objectives=("cross_entropy", "cross_entropy@lr=1e-4"))
-    by_tokens, by_time = alone.forecast(), replace(alone, tokens=None, seconds=60.0).forecast()
+    by_tokens, by_time = alone.estimate(), replace(alone, tokens=None, seconds=60.0).estimate()
     assert [arm["arm"] for arm in by_tokens["arms"]] == list(alone.objectives)
     assert all(arm["tokens"] == 384 and arm["seconds"] > 0 for arm in by_tokens["arms"])
     assert all(arm["seconds"] == 60 and arm["tokens"] > 384 for arm in by_time["arms"])
 
 
 def test_a_line_of_arms_is_split_where_an_arm_begins() -> None:
-    assert split("a, b:x=1,y=2,c") == ("a", "b:x=1,y=2", "c")
-    assert split("a@lr=1e-4,temperature=2,b@cross_entropy=0") == ("a@lr=1e-4,temperature=2", "b@cross_entropy=0")
-    assert split("") == ()
+    assert split_arms("a, b:x=1,y=2,c") == ("a", "b:x=1,y=2", "c")
+    assert split_arms("a@lr=1e-4,temperature=2,b@cross_entropy=0") == ("a@lr=1e-4,temperature=2", "b@cross_entropy=0")
+    assert split_arms("") == ()
 
 
-def test_an_arm_takes_what_it_sets_and_the_rest_from_all(common: Distill) -> None:
+def test_an_arm_takes_what_it_sets_and_the_rest_from_all(common: DistillConfig) -> None:
     arm = Arm.parse("jsd:beta=0.3@cross_entropy=0.5,lr=1e-4", common)
     assert (arm.objective.name, dict(arm.objective.options)) == ("jsd", {"beta": 0.3})
     assert (arm.objective.cross_entropy, arm.objective.temperature, arm.learning_rate) == (0.5, 1.0, 1e-4)
-    assert arm.place == "jsd-beta-0.3-cross_entropy-0.5-lr-1e-4"
-    stage = arm.stage(replace(common, student=None, keep=0.5), student="there", tokens=9, seed=4)
+    assert arm.folder_name == "jsd-beta-0.3-cross_entropy-0.5-lr-1e-4"
+    stage = arm.make_stage(replace(common, student=None, keep=0.5), student="there", tokens=9, seed=4)
     assert (stage.student, stage.keep, stage.settings.tokens, stage.settings.seed) == ("there", None, 9, 4)
     assert stage.settings.context == common.settings.context
     plain = Arm.parse("jsd", common)
     assert (plain.objective.cross_entropy, plain.learning_rate) == (0.7, 5e-4)
 
 
-def test_an_arm_says_who_writes_its_text_and_is_refused_where_nobody_could_answer_for_it(common: Distill) -> None:
+def test_an_arm_says_who_writes_its_text_and_is_refused_where_nobody_could_answer_for_it(common: DistillConfig) -> None:
     arm = Arm.parse("forward_kl@on_policy=0.5,cross_entropy=0", common)
-    stage = arm.stage(common, student=None, tokens=9, seed=4)
+    stage = arm.make_stage(common, student=None, tokens=9, seed=4)
     assert (stage.on_policy, stage.rollout, stage.objective.cross_entropy) == (0.5, "gkd", 0)
     evaluated = replace(common, settings=replace(common.settings, eval_every=2))
     adaptive = Arm.parse("forward_kl@rollout=distillm", evaluated)
-    assert adaptive.stage(evaluated, student=None, tokens=9, seed=4).rollout == "distillm"
+    assert adaptive.make_stage(evaluated, student=None, tokens=9, seed=4).rollout == "distillm"
     with pytest.raises(UsageError, match="--eval-every"):
         Arm.parse("forward_kl@rollout=distillm", common)
     with pytest.raises(UsageError, match="learns nothing from what the student itself writes"):
@@ -261,7 +261,7 @@ def test_an_arm_says_who_writes_its_text_and_is_refused_where_nobody_could_answe
 
 
 @pytest.mark.slow
-def test_an_arm_that_writes_takes_part(common: Distill, tmp_path: Path) -> None:
+def test_an_arm_that_writes_takes_part(common: DistillConfig, tmp_path: Path) -> None:
     arena = Arena(common=common, objectives=("forward_kl", "forward_kl@on_policy=0.5"), tokens=384, seeds=(1,))
     found = arena.run(tmp_path / "made", show=False)
     still, written = (arm["seeds"][0]["folder"] for arm in found["arms"])

@@ -23,21 +23,21 @@ from transformers import (
 
 from potstill.core.errors import UsageError
 from potstill.models import signals as reading
-from potstill.models.load import Loaded
-from potstill.objectives.named import Mixture
+from potstill.models.load import LoadedModel
+from potstill.objectives.named import ObjectiveConfig
 from potstill.ops import align
-from potstill.pipeline.crossing import Crossing, examine_across
-from potstill.pipeline.distill import Distill
-from potstill.pipeline.doctor import Doctor, Unsound
+from potstill.pipeline.crossing import CrossTokenizerInputs, run_cross_tokenizer_checks
+from potstill.pipeline.distill import DistillConfig
+from potstill.pipeline.doctor import CheckFailed, Doctor
 from potstill.pipeline.examination import FAIL, NOTE, Check
-from potstill.pipeline.pair import Pair
-from potstill.pipeline.texts import Text, prepare
-from potstill.pipeline.worlds import crossing_of
-from potstill.train.settings import Settings
+from potstill.pipeline.pair import ModelPair
+from potstill.pipeline.texts import DatasetConfig, prepare_dataset
+from potstill.pipeline.worlds import build_cross_tokenizer_inputs
+from potstill.train.settings import TrainConfig
 
 __all__ = ["foreign"]
 
-ACROSS = Mixture(name="dskdv2_eta")
+ACROSS = ObjectiveConfig(name="dskdv2_eta")
 LINES = [f"The quick brown Fox {i} jumps over the lazy dog.\nNaïve 世界 {i} don't  mind 🎉." for i in range(40)]
 TOKENIZERS = {
     "older SentencePiece": lambda: sentencepiece(scheme="always"),
@@ -65,27 +65,36 @@ def crossing(
     tokenizer: PreTrainedTokenizerFast,
     *,
     teacher: PreTrainedModel | None = None,
-    objective: Mixture = ACROSS,
+    objective: ObjectiveConfig = ACROSS,
     compute: torch.dtype = torch.float32,
     ids: dict[str, int] | None = None,
-) -> Crossing:
+) -> CrossTokenizerInputs:
     """A student of bytes under a teacher that speaks otherwise; `ids` takes another number of ids for the real one."""
     own = byte_level()
-    prepared = prepare(Text(data=str(text), context=64), own, tokens=512, documents=2)
+    prepared = prepare_dataset(DatasetConfig(data=str(text), context=64), own, tokens=512, documents=2)
     other = (speaking(tokenizer, seed=1, width=48) if teacher is None else teacher).to(compute)
     origin, loaded = (
-        Loaded(model=model, tokenizer=speech, name=name, path=text, digest="", licence=None)
+        LoadedModel(model=model, tokenizer=speech, name=name, path=text, digest="", license=None)
         for name, model, speech in (("student", speaking(own, seed=2), own), ("teacher", other, tokenizer))
     )
-    pair = Pair(origin.model, origin, loaded, len(own), [], {}, across=True, warped=objective.warped)
-    study = Distill(teacher="t", student="s", objective=objective).study(pair, compute)
+    pair = ModelPair(
+        origin.model,
+        origin,
+        loaded,
+        len(own),
+        [],
+        {},
+        is_cross_tokenizer=True,
+        needs_edit_alignment=objective.needs_edit_alignment,
+    )
+    study = DistillConfig(teacher="t", student="s", objective=objective).build_module(pair, compute)
     if ids is not None:
         study.vocabulary = ids
-    return crossing_of(pair, prepared.packs, study, kind="text")
+    return build_cross_tokenizer_inputs(pair, prepared.packs, study, kind="text")
 
 
-def ill(found: Crossing) -> list[str]:
-    return failed(list(examine_across(found)))
+def ill(found: CrossTokenizerInputs) -> list[str]:
+    return failed(list(run_cross_tokenizer_checks(found)))
 
 
 def named(checks: list[Check]) -> dict[str, Check]:
@@ -94,7 +103,7 @@ def named(checks: list[Check]) -> dict[str, Check]:
 
 @pytest.mark.parametrize(("tokenizer", "compute"), [("older SentencePiece", "float32"), ("Gemma's", "bfloat16")])
 def test_an_honest_pair_is_well(tokenizer: str, compute: str, lines: Path) -> None:
-    found = list(examine_across(crossing(lines, TOKENIZERS[tokenizer](), compute=getattr(torch, compute))))
+    found = list(run_cross_tokenizer_checks(crossing(lines, TOKENIZERS[tokenizer](), compute=getattr(torch, compute))))
     assert not failed(found), [check.to_dict() for check in found]
     assert len(found) == 14  # no chat: six of both readings, five of the student and three of the teacher
     assert named(found)["aligned tokens"].outcome == NOTE
@@ -102,17 +111,17 @@ def test_an_honest_pair_is_well(tokenizer: str, compute: str, lines: Path) -> No
 
 @pytest.mark.parametrize("name", ["dskd_cma", "uld", "mined", "spans", "hidden"])
 def test_every_objective_across_is_examined(name: str, lines: Path) -> None:
-    assert not ill(crossing(lines, sentencepiece(), objective=Mixture(name=name)))
+    assert not ill(crossing(lines, sentencepiece(), objective=ObjectiveConfig(name=name)))
 
 
 def test_a_teacher_whose_tokenizer_loses_text_is_found_and_has_few_aligned_tokens(lines: Path) -> None:
-    found = list(examine_across(crossing(lines, unigram(rewrites=True)), quick=True))
+    found = list(run_cross_tokenizer_checks(crossing(lines, unigram(rewrites=True)), quick=True))
     assert failed(found) == ["same text"]
     assert "Fox" in named(found)["same text"].found
     assert named(found)["aligned tokens"].outcome == NOTE
 
 
-@pytest.mark.parametrize(("name", "which"), [("exact", "tokens"), ("merged", "runs")])
+@pytest.mark.parametrize(("name", "which"), [("match_spans", "tokens"), ("merge_spans", "runs")])
 def test_an_alignment_that_is_off_by_one_is_found(
     name: str, which: str, lines: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +148,7 @@ def test_a_teacher_that_stays_in_train_mode_is_found(lines: Path) -> None:
 
 
 def test_a_padded_vocabulary_of_the_teacher_that_is_not_cut_is_found(lines: Path) -> None:
-    tokenizer, uld = sentencepiece(), Mixture(name="uld")
+    tokenizer, uld = sentencepiece(), ObjectiveConfig(name="uld")
     padded = speaking(tokenizer, seed=1, padded=60)
     assert not ill(crossing(lines, tokenizer, teacher=padded, objective=uld))
     ids = {"student": len(byte_level()), "teacher": len(tokenizer) + 60}
@@ -152,8 +161,8 @@ def test_a_soft_cap_of_the_teacher_that_is_ignored_is_found(lines: Path, monkeyp
     size = {**SIZES, "vocab_size": len(tokenizer)}
     capped = Gemma2ForCausalLM(Gemma2Config(**size, **HEADS, **ENDS, final_logit_softcapping=3.0)).eval()
     assert not ill(crossing(lines, tokenizer, teacher=capped))
-    whole = reading.head_of
-    monkeypatch.setattr(reading, "head_of", lambda model: whole(model)._replace(softcap=None))
+    whole = reading.get_head
+    monkeypatch.setattr(reading, "get_head", lambda model: whole(model)._replace(softcap=None))
     assert "loss as defined (teacher)" in ill(crossing(lines, tokenizer, teacher=copy.deepcopy(capped)))
 
 
@@ -193,12 +202,12 @@ def test_distill_asks_the_quick_ones_first_warns_of_few_aligned_tokens_and_refus
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    stage = Distill(
+    stage = DistillConfig(
         teacher=str(foreign),
         student=str(teacher),
         data=str(text),
         objective=ACROSS,
-        settings=Settings(tokens=256, context=64, batch_tokens=128, micro_tokens=64),
+        settings=TrainConfig(tokens=256, context=64, batch_tokens=128, micro_tokens=64),
         dtype="float32",
         documents=2,
     )
@@ -207,12 +216,12 @@ def test_distill_asks_the_quick_ones_first_warns_of_few_aligned_tokens_and_refus
     assert names[:4] == ["same text", "aligned tokens", "same bytes", "aligned with itself"]
     assert {"loss as defined (student)", "loss as defined (teacher)"} <= set(names)
     assert "aligned tokens" not in capsys.readouterr().err
-    whole = align.exact
-    monkeypatch.setattr(align, "exact", lambda a, b: whole(a, b)[::2])
-    with pytest.raises(Unsound, match="aligned with itself"):
+    whole = align.match_spans
+    monkeypatch.setattr(align, "match_spans", lambda a, b: whole(a, b)[::2])
+    with pytest.raises(CheckFailed, match="aligned with itself"):
         stage.run(tmp_path / "half", show=False)
     assert "note: aligned tokens: 49.4%" in capsys.readouterr().err
-    monkeypatch.setattr(align, "exact", lambda a, b: align.beginnings(a, b)[:-1] + torch.tensor([0, 1]))
-    with pytest.raises(Unsound, match="same bytes"):
+    monkeypatch.setattr(align, "match_spans", lambda a, b: align.match_starts(a, b)[:-1] + torch.tensor([0, 1]))
+    with pytest.raises(CheckFailed, match="same bytes"):
         stage.run(tmp_path / "other", show=False)
     assert not (tmp_path / "other" / "config.json").exists()

@@ -16,18 +16,20 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 
 from potstill.core.artefact import Card, Parent
 from potstill.core.errors import Interrupted, MissingDependency, OutputExists, VocabularyMismatch
-from potstill.models.load import digest_of
-from potstill.objectives.named import Mixture
-from potstill.pipeline.card import front_matter
-from potstill.pipeline.distill import Distill, Run
-from potstill.train.settings import Settings
+from potstill.models.load import compute_digest
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.card import format_front_matter
+from potstill.pipeline.distill import DistillConfig, DistillResult
+from potstill.train.settings import TrainConfig
 
-SETTINGS = Settings(tokens=512, context=64, batch_tokens=128, micro_tokens=64, save_every=1)
+SETTINGS = TrainConfig(tokens=512, context=64, batch_tokens=128, micro_tokens=64, save_every=1)
 
 
 @pytest.fixture
-def stage(teacher: Path, text: Path) -> Distill:
-    return Distill(teacher=str(teacher), keep=0.755, data=str(text), settings=SETTINGS, dtype="float32", documents=2)
+def stage(teacher: Path, text: Path) -> DistillConfig:
+    return DistillConfig(
+        teacher=str(teacher), keep=0.755, data=str(text), settings=SETTINGS, dtype="float32", documents=2
+    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -40,11 +42,11 @@ def same(a: Path, b: Path) -> bool:
 
 
 @pytest.fixture
-def run(stage: Distill, tmp_path: Path) -> Run:
+def run(stage: DistillConfig, tmp_path: Path) -> DistillResult:
     return stage.run(tmp_path / "made", show=False)
 
 
-def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: Run, tmp_path: Path) -> None:
+def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: DistillResult, tmp_path: Path) -> None:
     assert {file.name for file in run.out.iterdir()} == {
         *("README.md", "card.json", "config.json", "generation_config.json", "model.safetensors"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "metrics.jsonl", "curve.png"),
@@ -57,8 +59,10 @@ def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: Run, tm
 
 
 @pytest.mark.parametrize("name", ["dskd:divergence=reverse_kl", "dskdv2", "hidden:map=0-1/2-3", "relations"])
-def test_an_objectives_own_weights_do_not_ship(name: str, run: Run, stage: Distill, tmp_path: Path) -> None:
-    settings, mixture = replace(SETTINGS, tokens=128), Mixture.parse(name, cross_entropy=0.5, temperature=1.0)
+def test_an_objectives_own_weights_do_not_ship(
+    name: str, run: DistillResult, stage: DistillConfig, tmp_path: Path
+) -> None:
+    settings, mixture = replace(SETTINGS, tokens=128), ObjectiveConfig.parse(name, cross_entropy=0.5, temperature=1.0)
     other = replace(stage, settings=settings, objective=mixture).run(tmp_path / "other", show=False)
     assert {file.name for file in other.out.iterdir()} == {file.name for file in run.out.iterdir()}
     assert {key: value.shape for key, value in weights(other.out).items()} == {
@@ -66,12 +70,16 @@ def test_an_objectives_own_weights_do_not_ship(name: str, run: Run, stage: Disti
     }
 
 
-def test_the_card_says_what_was_done(run: Run, stage: Distill, teacher: Path) -> None:
+def test_the_card_says_what_was_done(run: DistillResult, stage: DistillConfig, teacher: Path) -> None:
     card = json.loads((run.out / "card.json").read_text())
     assert card == json.loads(json.dumps(run.card.to_dict()))
     assert card["stage"] == stage.to_dict()
     (parent,) = card["parents"]
-    assert (parent["name"], parent["licence"], parent["digest"]) == (str(teacher), "apache-2.0", digest_of(teacher))
+    assert (parent["name"], parent["licence"], parent["digest"]) == (
+        str(teacher),
+        "apache-2.0",
+        compute_digest(teacher),
+    )
     assert card["seed"] == 1
     assert {"python", "torch", "transformers", "potstill"} <= set(card["versions"])
     assert len(card["data"]["text_digest"]) == len(card["data"]["measured_digest"]) == 64
@@ -94,7 +102,7 @@ def test_the_card_says_what_was_done(run: Run, stage: Distill, teacher: Path) ->
     assert parameters["made"] / parameters["teacher"] == pytest.approx(0.755, rel=0.02)
 
 
-def test_the_readme_tells_a_stranger_what_it_is(run: Run, teacher: Path) -> None:
+def test_the_readme_tells_a_stranger_what_it_is(run: DistillResult, teacher: Path) -> None:
     _, front, body = (run.out / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "apache-2.0"
     for fact in (
@@ -112,7 +120,7 @@ def test_the_readme_tells_a_stranger_what_it_is(run: Run, teacher: Path) -> None
     assert "{" not in body
 
 
-def test_the_baseline_is_the_student_that_training_begins_with(stage: Distill, tmp_path: Path) -> None:
+def test_the_baseline_is_the_student_that_training_begins_with(stage: DistillConfig, tmp_path: Path) -> None:
     settings = replace(SETTINGS, tokens=128, learning_rate=1e-12)
     run = replace(stage, settings=settings).run(tmp_path / "made", show=False)
     before, after = run.measures["before training"], run.measures["made"]
@@ -123,16 +131,16 @@ def test_the_baseline_is_the_student_that_training_begins_with(stage: Distill, t
 def test_parents_under_different_licences_give_the_student_none() -> None:
     parents = [Parent(role=role, name=role, digest="0", licence=said) for role, said in (("a", "mit"), ("b", None))]
     for chosen, licence in ((parents[:1], "mit"), (parents, None), ([*parents[:1], *parents[:1]], "mit")):
-        front = front_matter(Card(stage={}, seed=1, parents=chosen)).strip("-")
+        front = format_front_matter(Card(stage={}, seed=1, parents=chosen)).strip("-")
         assert yaml.safe_load(front).get("license") == licence
 
 
-def test_training_teaches(stage: Distill, tmp_path: Path) -> None:
+def test_training_teaches(stage: DistillConfig, tmp_path: Path) -> None:
     settings = replace(SETTINGS, tokens=2048, learning_rate=3e-3, save_every=0)
     losses = []
     for name, s in (("short", replace(settings, tokens=128)), ("long", settings)):
         found = (
-            replace(stage, settings=s, objective=Mixture(cross_entropy=0.0))
+            replace(stage, settings=s, objective=ObjectiveConfig(cross_entropy=0.0))
             .run(tmp_path / name, show=False)
             .measures[name]
         )
@@ -140,7 +148,7 @@ def test_training_teaches(stage: Distill, tmp_path: Path) -> None:
     assert losses[1] < 0.8 * losses[0]
 
 
-def test_a_stopped_run_continues_to_the_same_weights(stage: Distill, run: Run, tmp_path: Path) -> None:
+def test_a_stopped_run_continues_to_the_same_weights(stage: DistillConfig, run: DistillResult, tmp_path: Path) -> None:
     again = tmp_path / "again"
     with interrupted(again), pytest.raises(Interrupted, match="--resume"):
         stage.run(again, show=False)
@@ -155,7 +163,9 @@ def test_a_stopped_run_continues_to_the_same_weights(stage: Distill, run: Run, t
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
-def test_a_stopped_run_may_go_on_with_its_blocks_computed_twice(stage: Distill, run: Run, tmp_path: Path) -> None:
+def test_a_stopped_run_may_go_on_with_its_blocks_computed_twice(
+    stage: DistillConfig, run: DistillResult, tmp_path: Path
+) -> None:
     with interrupted(tmp_path / "again"), pytest.raises(Interrupted):
         stage.run(tmp_path / "again", show=False)
     twice = replace(stage, settings=replace(SETTINGS, checkpoint_activations=True))
@@ -183,7 +193,7 @@ def test_a_compiler_that_fails_is_named_in_one_line_and_the_run_is_what_it_is_wi
 
 
 def test_a_run_that_was_stopped_after_training_only_finishes(
-    stage: Distill, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: DistillConfig, run: DistillResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -198,14 +208,16 @@ def test_a_run_that_was_stopped_after_training_only_finishes(
     assert same(run.out, tmp_path / "again")
 
 
-def test_equal_seeds_give_equal_weights_and_other_seeds_others(stage: Distill, run: Run, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_weights_and_other_seeds_others(
+    stage: DistillConfig, run: DistillResult, tmp_path: Path
+) -> None:
     stage.run(tmp_path / "again", show=False)
     assert same(run.out, tmp_path / "again")
     replace(stage, settings=replace(SETTINGS, seed=2)).run(tmp_path / "other", show=False)
     assert not same(run.out, tmp_path / "other")
 
 
-def test_overwriting_replaces_the_folder_whole(stage: Distill, run: Run) -> None:
+def test_overwriting_replaces_the_folder_whole(stage: DistillConfig, run: DistillResult) -> None:
     (run.out / "stray.txt").write_text("old")
     with pytest.raises(OutputExists, match="--overwrite"):
         stage.run(run.out, show=False)
@@ -214,17 +226,17 @@ def test_overwriting_replaces_the_folder_whole(stage: Distill, run: Run) -> None
 
 
 def test_what_is_overwritten_stays_if_the_new_run_fails(
-    stage: Distill, run: Run, monkeypatch: pytest.MonkeyPatch
+    stage: DistillConfig, run: DistillResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = digest_of(run.out)
-    monkeypatch.setattr("potstill.pipeline.distill.train", lambda *_, **__: 1 / 0)
+    before = compute_digest(run.out)
+    monkeypatch.setattr("potstill.pipeline.distill.train_run", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         stage.run(run.out, overwrite=True, show=False)
-    assert digest_of(run.out) == before
+    assert compute_digest(run.out) == before
     assert not (run.out / "training").exists()
 
 
-def test_a_resumed_run_multiplies_in_what_it_began_with(stage: Distill, tmp_path: Path) -> None:
+def test_a_resumed_run_multiplies_in_what_it_began_with(stage: DistillConfig, tmp_path: Path) -> None:
     auto = replace(stage, dtype="auto")
     for name in ("bfloat16", "float32"):
         (tmp_path / name / "training").mkdir(parents=True)
@@ -233,7 +245,7 @@ def test_a_resumed_run_multiplies_in_what_it_began_with(stage: Distill, tmp_path
 
 
 def test_a_student_of_its_own(
-    stage: Distill,
+    stage: DistillConfig,
     tiny_llama: LlamaForCausalLM,
     tiny_tokenizer: PreTrainedTokenizerFast,
     teacher: Path,
@@ -244,13 +256,13 @@ def test_a_student_of_its_own(
     student = saved(tmp_path / "student", tiny_llama, tiny_tokenizer)
     run = replace(stage, keep=None, student=str(student)).run(tmp_path / "made", show=False)
     assert [(p.role, p.name, p.digest) for p in run.card.parents] == [
-        ("student", str(student), digest_of(student)),
-        ("teacher", str(teacher), digest_of(teacher)),
+        ("student", str(student), compute_digest(student)),
+        ("teacher", str(teacher), compute_digest(teacher)),
     ]
     assert f"`{student}`, trained on" in (run.out / "README.md").read_text()
 
 
-def test_lora_trains_little_and_ships_a_stock_model(stage: Distill, teacher: Path, tmp_path: Path) -> None:
+def test_lora_trains_little_and_ships_a_stock_model(stage: DistillConfig, teacher: Path, tmp_path: Path) -> None:
     run = replace(stage, lora=2).run(tmp_path / "made", show=False)
     made = AutoModelForCausalLM.from_pretrained(run.out)
     assert type(made).__name__ == "LlamaForCausalLM"
@@ -263,7 +275,7 @@ def test_lora_trains_little_and_ships_a_stock_model(stage: Distill, teacher: Pat
     assert not torch.equal(made.model.layers[0].mlp.up_proj.weight, old.model.layers[layer].mlp.up_proj.weight)
 
 
-def test_a_stopped_lora_run_continues_to_the_same_weights(stage: Distill, tmp_path: Path) -> None:
+def test_a_stopped_lora_run_continues_to_the_same_weights(stage: DistillConfig, tmp_path: Path) -> None:
     stage = replace(stage, lora=2)
     stage.run(tmp_path / "made", show=False)
     with interrupted(tmp_path / "again"), pytest.raises(Interrupted):
@@ -272,8 +284,10 @@ def test_a_stopped_lora_run_continues_to_the_same_weights(stage: Distill, tmp_pa
     assert same(tmp_path / "made", tmp_path / "again")
 
 
-def test_fine_tuning_on_answers_alone(stage: Distill, teacher: Path, pairs: Path, tmp_path: Path) -> None:
-    sft = replace(stage, keep=None, student=str(teacher), data=str(pairs), objective=Mixture(name="cross_entropy"))
+def test_fine_tuning_on_answers_alone(stage: DistillConfig, teacher: Path, pairs: Path, tmp_path: Path) -> None:
+    sft = replace(
+        stage, keep=None, student=str(teacher), data=str(pairs), objective=ObjectiveConfig(name="cross_entropy")
+    )
     run = sft.run(tmp_path / "made", show=False)
     assert run.card.data["kind"] == "pairs"
     assert run.card.data["trained_share"] < 0.5
@@ -281,14 +295,14 @@ def test_fine_tuning_on_answers_alone(stage: Distill, teacher: Path, pairs: Path
     assert "cross-entropy alone, so without a teacher" in (run.out / "README.md").read_text()
 
 
-def test_a_file_that_is_held_out_is_measured_on_whole(stage: Distill, tmp_path: Path) -> None:
+def test_a_file_that_is_held_out_is_measured_on_whole(stage: DistillConfig, tmp_path: Path) -> None:
     held_out = written(tmp_path / "held.jsonl", [{"text": f"number {i} is held out"} for i in range(9)])
     run = replace(stage, eval_data=str(held_out), documents=50).run(tmp_path / "made", show=False)
     assert run.card.data["measured_on"].startswith(str(held_out))
     assert run.card.data["measured_on"].endswith("9 documents")
 
 
-def test_evaluations_on_the_way_stand_in_the_metrics(stage: Distill, tmp_path: Path) -> None:
+def test_evaluations_on_the_way_stand_in_the_metrics(stage: DistillConfig, tmp_path: Path) -> None:
     run = replace(stage, settings=replace(SETTINGS, eval_every=2)).run(tmp_path / "made", show=False)
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "eval_forward_kl" in line] == [2, 4]
@@ -296,11 +310,11 @@ def test_evaluations_on_the_way_stand_in_the_metrics(stage: Distill, tmp_path: P
 
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded() -> None:
     with pytest.raises(MissingDependency, match="pip install trackio"):
-        Distill(teacher="t", keep=0.5, settings=Settings(report_to=("trackio",)))
+        DistillConfig(teacher="t", keep=0.5, settings=TrainConfig(report_to=("trackio",)))
 
 
 def test_text_with_a_token_that_the_teacher_lacks_is_refused_before_training(
-    stage: Distill,
+    stage: DistillConfig,
     tiny_llama: LlamaForCausalLM,
     tiny_tokenizer: PreTrainedTokenizerFast,
     teacher: Path,

@@ -22,19 +22,19 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from potstill.data.cache import Cache
+from potstill.data.cache import TeacherCache
 from potstill.models import signals as reading
-from potstill.objectives.distill import Distill
-from potstill.objectives.named import Mixture
+from potstill.objectives.distill import LogitDistillation
+from potstill.objectives.named import ObjectiveConfig
 from potstill.ops.divergence import DIVERGENCES, reverse_kl
 from potstill.ops.row_loss import DivergenceRows
 from potstill.pipeline import invariants
-from potstill.pipeline.capture import Capture
-from potstill.pipeline.doctor import Doctor, Unsound, require_sound
-from potstill.pipeline.examination import FAIL, Check, World, examine
-from potstill.pipeline.prune import Prune
-from potstill.pipeline.texts import Text, prepare
-from potstill.pipeline.worlds import world_of
+from potstill.pipeline.capture import CacheTeacherConfig
+from potstill.pipeline.doctor import CheckFailed, Doctor, raise_if_failed
+from potstill.pipeline.examination import FAIL, Check, CheckInputs, run_checks
+from potstill.pipeline.prune import PruneConfig
+from potstill.pipeline.texts import DatasetConfig, prepare_dataset
+from potstill.pipeline.worlds import build_check_inputs
 
 SIZES = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2}
@@ -60,9 +60,9 @@ def world(
     tokenizer: PreTrainedTokenizerFast,
     text: Path,
     compute: torch.dtype = torch.float32,
-) -> World:
-    prepared = prepare(Text(data=str(text), context=64), tokenizer, tokens=512, documents=2)
-    return world_of(
+) -> CheckInputs:
+    prepared = prepare_dataset(DatasetConfig(data=str(text), context=64), tokenizer, tokens=512, documents=2)
+    return build_check_inputs(
         prepared.packs,
         student=student,
         student_tokenizer=tokenizer,
@@ -70,7 +70,7 @@ def world(
         teacher_tokenizer=tokenizer,
         vocabulary=259,
         kind="text",
-        compute=compute,
+        compute_dtype=compute,
     )
 
 
@@ -78,8 +78,8 @@ def failed(checks: list[Check]) -> list[str]:
     return [check.name for check in checks if check.outcome == FAIL]
 
 
-def ill(found: World) -> list[str]:
-    return failed(list(examine(found, invariants.ALL)))
+def ill(found: CheckInputs) -> list[str]:
+    return failed(list(run_checks(found, invariants.ALL_CHECKS)))
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "gemma3", "gpt2"])
@@ -88,7 +88,7 @@ def test_an_honest_pair_is_well(
     family: str, compute: torch.dtype, tiny_tokenizer: PreTrainedTokenizerFast, text: Path
 ) -> None:
     teacher, student = made(family, 1).to(compute), made(family, 2)
-    found = list(examine(world(teacher, student, tiny_tokenizer, text, compute), invariants.ALL))
+    found = list(run_checks(world(teacher, student, tiny_tokenizer, text, compute), invariants.ALL_CHECKS))
     assert not failed(found), [check.to_dict() for check in found]
     assert len(found) == 9  # of twelve: no chat, no cache
 
@@ -101,7 +101,12 @@ def test_an_honest_pair_is_well_under_the_divergence_that_it_is_to_be_trained_wi
 ) -> None:
     teacher, student = made("gemma2", 1).to(compute), made("gemma2", 2)
     asked = world(teacher, student, tiny_tokenizer, text, compute)
-    found = list(examine(replace(asked, compared=Mixture(name=name, temperature=temperature).compared), invariants.ALL))
+    found = list(
+        run_checks(
+            replace(asked, logit_objective=ObjectiveConfig(name=name, temperature=temperature).logit_objective),
+            invariants.ALL_CHECKS,
+        )
+    )
     assert not failed(found), [check.to_dict() for check in found]
 
 
@@ -109,7 +114,7 @@ def test_a_temperature_that_the_loss_forgets_is_found(
     tiny_tokenizer: PreTrainedTokenizerFast, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = world(made("qwen3", 1), made("qwen3", 2), tiny_tokenizer, text)
-    warm = replace(found, compared=Mixture(name="jsd", temperature=2.0).compared)
+    warm = replace(found, logit_objective=ObjectiveConfig(name="jsd", temperature=2.0).logit_objective)
     assert not ill(warm)
     monkeypatch.setattr(
         "potstill.objectives.distill.DivergenceRows",
@@ -120,9 +125,9 @@ def test_a_temperature_that_the_loss_forgets_is_found(
 
 
 def test_what_is_compared_is_the_objectives_own_divergence() -> None:
-    inner = Mixture(name="dskd", options={"divergence": "reverse_kl"}, temperature=2.0).compared
+    inner = ObjectiveConfig(name="dskd", options={"divergence": "reverse_kl"}, temperature=2.0).logit_objective
     assert (inner.divergence, inner.temperature) == (reverse_kl, 2.0)
-    assert Mixture(name="cross_entropy").compared == Distill()
+    assert ObjectiveConfig(name="cross_entropy").logit_objective == LogitDistillation()
 
 
 @pytest.fixture(scope="module", params=REAL)
@@ -132,7 +137,7 @@ def real_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     if not name:
         pytest.skip("POTSTILL_GEMMA names no Gemma 3 270M, as a folder or a .gguf file")
     out = tmp_path_factory.mktemp("real") / "student"
-    Prune(model=name, shape={"layers": layers}, layers_by="evenly").run(out)
+    PruneConfig(model=name, shape={"layers": layers}, layers_by="evenly").run(out)
     return name, out
 
 
@@ -188,7 +193,7 @@ def test_padded_vocabularies_are_named_and_a_loss_over_their_padding_is_found(
         model.resize_token_embeddings(320, mean_resizing=False)
     found = world(teacher, student, tiny_tokenizer, text)
     assert "259 ids shared; cut to them: student's head of 320 and teacher's head of 320" in {
-        check.found for check in examine(found, invariants.QUICK)
+        check.found for check in run_checks(found, invariants.QUICK_CHECKS)
     }
     assert not ill(found)
     assert "loss as defined" in ill(replace(found, vocabulary=320))
@@ -199,8 +204,8 @@ def test_an_ignored_soft_cap_is_found(
 ) -> None:
     found = world(made("gemma2", 1), made("gemma2", 2), tiny_tokenizer, text)
     assert not ill(found)
-    whole = reading.head_of
-    monkeypatch.setattr(reading, "head_of", lambda model: whole(model)._replace(softcap=None))
+    whole = reading.get_head
+    monkeypatch.setattr(reading, "get_head", lambda model: whole(model)._replace(softcap=None))
     assert {"heads explained", "loss as defined"} <= set(ill(found))
 
 
@@ -210,7 +215,7 @@ def test_a_wrong_gradient_of_a_right_loss_is_found(
     from potstill.ops import fused
 
     found = world(made("qwen3", 1), made("qwen3", 2), tiny_tokenizer, text)
-    monkeypatch.setattr(fused, "_through_head", lambda delta, logits, problem: delta.mul_(2))
+    monkeypatch.setattr(fused, "_differentiate_head", lambda delta, logits, problem: delta.mul_(2))
     assert ill(found) == ["gradient as differences"]
 
 
@@ -221,7 +226,7 @@ def test_documents_that_see_each_other_are_found(
 
     found = world(made("qwen3", 1), made("qwen3", 2), tiny_tokenizer, text)
     assert not ill(found)
-    monkeypatch.setattr(isolation, "by_document", lambda q, k, v, lengths, **more: whole(q, k, v, more["scale"]))
+    monkeypatch.setattr(isolation, "document_attention", lambda q, k, v, lengths, **more: whole(q, k, v, more["scale"]))
     assert "loss as defined" in ill(found)
 
 
@@ -232,7 +237,9 @@ def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> to
 def test_a_cache_of_another_teacher_is_found(
     teacher: Path, text: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    Capture(teacher=str(teacher), data=str(text), context=64, top_k=8, dtype="float32").run(tmp_path / "c", show=False)
+    CacheTeacherConfig(teacher=str(teacher), data=str(text), context=64, top_k=8, dtype="float32").run(
+        tmp_path / "c", show=False
+    )
     doctor = Doctor(
         teacher=str(teacher), data=str(text), context=64, teacher_cache=str(tmp_path / "c"), dtype="float32"
     )
@@ -247,20 +254,22 @@ def test_a_cache_of_another_teacher_is_found(
 def test_hidden_states_of_another_teacher_are_found(
     sampled: int, teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = Capture(teacher=str(teacher), data=str(text), context=64, top_k=8, dtype="float32", sampled=sampled)
+    stage = CacheTeacherConfig(
+        teacher=str(teacher), data=str(text), context=64, top_k=8, dtype="float32", sampled=sampled
+    )
     replace(stage, hidden=True).run(tmp_path / "c", show=False)
     doctor = Doctor(
         teacher=str(teacher), data=str(text), context=64, teacher_cache=str(tmp_path / "c"), dtype="float32"
     )
     assert "cache as live" in {check.name for check in doctor.run()}
     assert not failed(doctor.run())
-    kept = Cache.states
-    monkeypatch.setattr(Cache, "states", lambda cache, batch: kept(cache, batch).flip(0))
+    kept = TeacherCache.hidden_states
+    monkeypatch.setattr(TeacherCache, "hidden_states", lambda cache, batch: kept(cache, batch).flip(0))
     assert failed(doctor.run()) == ["cache as live"]
 
 
 def test_what_fails_stops_a_run_with_what_to_do_and_what_passes_goes_into_its_card() -> None:
     good = Check(name="a", outcome="pass", found="equal", why="it matters")
-    assert require_sound([good]) == [{"name": "a", "outcome": "pass: equal"}]
-    with pytest.raises(Unsound, match="b: apart; mend it"):
-        require_sound([good, Check(name="b", outcome=FAIL, found="apart", why="it matters", remedy="mend it")])
+    assert raise_if_failed([good]) == [{"name": "a", "outcome": "pass: equal"}]
+    with pytest.raises(CheckFailed, match="b: apart; mend it"):
+        raise_if_failed([good, Check(name="b", outcome=FAIL, found="apart", why="it matters", remedy="mend it")])

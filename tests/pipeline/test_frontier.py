@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from potstill.core.artefact import Card, Parent
-from potstill.core.errors import ArtefactError, DataError, NotFound
+from potstill.core.errors import ArtifactError, DataError, NotFound
 from potstill.core.types import Measure
 from potstill.pipeline.frontier import draw_frontier
 
@@ -65,5 +65,5 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="there is no"):
         draw_frontier([tmp_path / "nothing.json"], tmp_path / "chart.html")
     Card(stage={}, seed=1).write(tmp_path)
-    with pytest.raises(ArtefactError, match="holds no measures"):
+    with pytest.raises(ArtifactError, match="holds no measures"):
         draw_frontier([tmp_path], tmp_path / "chart.html")

@@ -11,16 +11,16 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from potstill.core.errors import InfeasibleTarget, UsageError
-from potstill.models.load import digest_of
-from potstill.pipeline.prune import Prune
+from potstill.models.load import compute_digest
+from potstill.pipeline.prune import PruneConfig
 
 
 @pytest.fixture
-def stage(teacher: Path, text: Path) -> Prune:
-    return Prune(model=str(teacher), data=str(text), keep=0.755, calibration_tokens=256)
+def stage(teacher: Path, text: Path) -> PruneConfig:
+    return PruneConfig(model=str(teacher), data=str(text), keep=0.755, calibration_tokens=256)
 
 
-def test_the_folder_is_a_stock_model_with_its_card(stage: Prune, teacher: Path, tmp_path: Path) -> None:
+def test_the_folder_is_a_stock_model_with_its_card(stage: PruneConfig, teacher: Path, tmp_path: Path) -> None:
     card = stage.run(tmp_path / "made")
     assert {file.name for file in (tmp_path / "made").iterdir()} == {
         *("README.md", "card.json", "config.json", "generation_config.json", "model.safetensors"),
@@ -30,14 +30,18 @@ def test_the_folder_is_a_stock_model_with_its_card(stage: Prune, teacher: Path, 
     written = json.loads((tmp_path / "made" / "card.json").read_text())
     assert written == json.loads(json.dumps(card.to_dict()))
     (parent,) = written["parents"]
-    assert (parent["name"], parent["licence"], parent["digest"]) == (str(teacher), "apache-2.0", digest_of(teacher))
+    assert (parent["name"], parent["licence"], parent["digest"]) == (
+        str(teacher),
+        "apache-2.0",
+        compute_digest(teacher),
+    )
     assert written["stage"] == stage.to_dict()
     assert written["details"]["shape"]["layers"] == 2
     assert written["data"]["calibrated_on"] == stage.data
     assert written["versions"]["torch"] == torch.__version__
 
 
-def test_transformers_alone_opens_the_folder(stage: Prune, tmp_path: Path) -> None:
+def test_transformers_alone_opens_the_folder(stage: PruneConfig, tmp_path: Path) -> None:
     card = stage.run(tmp_path / "made")
     code = (
         "import sys\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -49,7 +53,7 @@ def test_transformers_alone_opens_the_folder(stage: Prune, tmp_path: Path) -> No
     assert done.stdout.split() == ["LlamaForCausalLM", str(card.details["parameters"]), "False"], done.stderr
 
 
-def test_the_readme_tells_a_stranger_what_it_is(stage: Prune, teacher: Path, tmp_path: Path) -> None:
+def test_the_readme_tells_a_stranger_what_it_is(stage: PruneConfig, teacher: Path, tmp_path: Path) -> None:
     stage.run(tmp_path / "made")
     text = (tmp_path / "made" / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
@@ -63,7 +67,9 @@ def test_the_readme_tells_a_stranger_what_it_is(stage: Prune, teacher: Path, tmp
 
 @pytest.mark.parametrize("layers_by", ["harm", "evenly"])
 def test_whole_layers_that_stay_are_the_teachers(teacher: Path, text: Path, tmp_path: Path, layers_by: str) -> None:
-    stage = Prune(model=str(teacher), data=str(text), shape={"layers": 2}, layers_by=layers_by, calibration_tokens=256)
+    stage = PruneConfig(
+        model=str(teacher), data=str(text), shape={"layers": 2}, layers_by=layers_by, calibration_tokens=256
+    )
     kept = stage.run(tmp_path / "made").details["kept_layers"]
     old, new = (AutoModelForCausalLM.from_pretrained(f).model.layers for f in (teacher, tmp_path / "made"))
     assert len(new) == 2
@@ -71,11 +77,11 @@ def test_whole_layers_that_stay_are_the_teachers(teacher: Path, text: Path, tmp_
         assert torch.equal(new[place].mlp.up_proj.weight, old[number].mlp.up_proj.weight)
 
 
-def test_an_interruption_leaves_nothing(stage: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_nothing(stage: PruneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("potstill.pipeline.prune.reload_gap", stop)
+    monkeypatch.setattr("potstill.pipeline.prune.compute_reload_gap", stop)
     before = set(tmp_path.rglob("*"))
     with pytest.raises(KeyboardInterrupt):
         stage.run(tmp_path / "deep" / "made")
@@ -83,24 +89,24 @@ def test_an_interruption_leaves_nothing(stage: Prune, tmp_path: Path, monkeypatc
 
 
 def test_what_is_overwritten_stays_until_the_new_one_is_whole(
-    stage: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: PruneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.run(tmp_path / "made")
-    before = digest_of(tmp_path / "made")
+    before = compute_digest(tmp_path / "made")
     with monkeypatch.context() as patch:
         patch.setattr("potstill.pipeline.prune.write_card", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             stage.run(tmp_path / "made", overwrite=True)
-    assert digest_of(tmp_path / "made") == before
+    assert compute_digest(tmp_path / "made") == before
     assert not list(tmp_path.glob(".made*"))
 
 
 @pytest.mark.parametrize("options", [{}, {"keep": 0.5, "params": 9}, {"keep": 0.5, "strategy": "x"}, {"params": 0}])
 def test_a_stage_that_means_nothing_cannot_be_made(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        Prune(model="m", **options)  # type: ignore[arg-type]
+        PruneConfig(model="m", **options)  # type: ignore[arg-type]
 
 
 def test_a_size_that_cannot_be_reached_names_the_nearest(teacher: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(InfeasibleTarget, match=r"--keep 0\.755"):
-        Prune(model=str(teacher), data=str(text), keep=0.7).run(tmp_path / "made")
+        PruneConfig(model=str(teacher), data=str(text), keep=0.7).run(tmp_path / "made")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from potstill.train.run import metrics_of
+from potstill.train.run import read_run_metrics
 
 ROOT = Path(__file__).parents[2]
 ALONE = (sys.executable,)
@@ -47,7 +47,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k not in OWN} for line in metrics_of(folder)]
+    return [{k: v for k, v in line.items() if k not in OWN} for line in read_run_metrics(folder)]
 
 
 @pytest.mark.slow

@@ -13,18 +13,18 @@ from tests.serving import Server
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import Interrupted, UsageError, VocabularyMismatch
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
-from potstill.pipeline.rollouts import rollout_of, stops_of
-from potstill.train.policy import Policy
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
+from potstill.pipeline.rollouts import build_rollout, get_stop_tokens
+from potstill.train.policy import RolloutConfig
 from potstill.train.progress import read_metrics
 from potstill.train.rollout import Rollout
 
 
 @pytest.fixture
-def stage(teacher: Path, pairs: Path) -> Distill:
+def stage(teacher: Path, pairs: Path) -> DistillConfig:
     small: dict[str, Any] = {"settings": SETTINGS, "dtype": "float32", "documents": 2}
-    return Distill(teacher=str(teacher), keep=0.755, data=str(pairs), on_policy=0.5, **small)
+    return DistillConfig(teacher=str(teacher), keep=0.755, data=str(pairs), on_policy=0.5, **small)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def stage(teacher: Path, pairs: Path) -> Distill:
     [
         ({"on_policy": 1.5}, "--on-policy is 1.5"),
         ({"rollout": "ppo"}, "no rollout is called 'ppo'; choose one of gkd, distillm, minillm"),
-        ({"objective": Mixture(name="cross_entropy")}, "omit --on-policy"),
+        ({"objective": ObjectiveConfig(name="cross_entropy")}, "omit --on-policy"),
         ({"teacher_cache": "a cache"}, "a teacher that is here or served"),
         ({"rollout": "distillm"}, "give --eval-every"),
         ({"rollout": "minillm", "on_policy": 0.0}, "such as --on-policy 0.5"),
@@ -42,12 +42,14 @@ def stage(teacher: Path, pairs: Path) -> Distill:
         ),
     ],
 )
-def test_rollouts_that_nobody_could_answer_for_are_refused(change: dict[str, Any], said: str, stage: Distill) -> None:
+def test_rollouts_that_nobody_could_answer_for_are_refused(
+    change: dict[str, Any], said: str, stage: DistillConfig
+) -> None:
     with pytest.raises(UsageError, match=said):
         replace(stage, **change)
 
 
-def test_card_and_readme_say_who_wrote_and_metrics_how_much(stage: Distill, tmp_path: Path) -> None:
+def test_card_and_readme_say_who_wrote_and_metrics_how_much(stage: DistillConfig, tmp_path: Path) -> None:
     run = stage.run(tmp_path / "made", show=False)
     card = json.loads((run.out / "card.json").read_text())
     assert (card["stage"]["on_policy"], card["stage"]["rollout"]) == (0.5, "gkd")
@@ -57,7 +59,7 @@ def test_card_and_readme_say_who_wrote_and_metrics_how_much(stage: Distill, tmp_
 
 
 @pytest.mark.slow
-def test_a_stopped_run_continues_to_the_same_weights(stage: Distill, tmp_path: Path) -> None:
+def test_a_stopped_run_continues_to_the_same_weights(stage: DistillConfig, tmp_path: Path) -> None:
     settings = replace(SETTINGS, eval_every=1)
     for name, one in (("gkd", stage), ("distillm", replace(stage, rollout="distillm", settings=settings))):
         one.run(tmp_path / name, show=False)
@@ -69,7 +71,7 @@ def test_a_stopped_run_continues_to_the_same_weights(stage: Distill, tmp_path: P
 
 
 @pytest.mark.slow
-def test_another_share_is_another_run(stage: Distill, tmp_path: Path) -> None:
+def test_another_share_is_another_run(stage: DistillConfig, tmp_path: Path) -> None:
     for name, share in (("none", 0.0), ("half", 0.5)):
         replace(stage, on_policy=share).run(tmp_path / name, show=False)
     assert not same(tmp_path / "none", tmp_path / "half")
@@ -77,7 +79,7 @@ def test_another_share_is_another_run(stage: Distill, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_served_teacher_answers_for_what_the_student_writes(
-    stage: Distill,
+    stage: DistillConfig,
     server: Server,
     tiny_llama: LlamaForCausalLM,
     tiny_tokenizer: PreTrainedTokenizerFast,
@@ -94,18 +96,20 @@ def test_what_ends_a_text_is_what_model_or_tokenizer_say(
     tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     tiny_llama.generation_config.eos_token_id = [7, 9]
-    assert stops_of(tiny_llama, tiny_tokenizer) == {2, 7, 9}
+    assert get_stop_tokens(tiny_llama, tiny_tokenizer) == {2, 7, 9}
     tiny_llama.generation_config.eos_token_id = tiny_tokenizer.eos_token = None
     with pytest.raises(UsageError, match="ends a text"):
-        stops_of(tiny_llama, tiny_tokenizer)
+        get_stop_tokens(tiny_llama, tiny_tokenizer)
 
 
 def test_a_teacher_with_tokens_of_its_own_does_not_write_along(
     tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     def written(name: str) -> Rollout | None:
-        policy = Policy(name=name, share=0.5)
-        return rollout_of(policy, SETTINGS, tiny_llama, tiny_tokenizer, vocabulary=259, beside=lambda pack: pack)
+        policy = RolloutConfig(name=name, share=0.5)
+        return build_rollout(
+            policy, SETTINGS, tiny_llama, tiny_tokenizer, vocabulary=259, add_teacher_tokens=lambda pack: pack
+        )
 
     assert written("gkd") is not None
     with pytest.raises(VocabularyMismatch, match="--rollout gkd"):
@@ -113,6 +117,6 @@ def test_a_teacher_with_tokens_of_its_own_does_not_write_along(
 
 
 def test_a_share_of_zero_writes_nothing_and_distillm_begins_by_it() -> None:
-    assert not Policy().writes
-    assert Policy(share=0.1).writes
-    assert Policy(name="distillm").writes
+    assert not RolloutConfig().is_enabled
+    assert RolloutConfig(share=0.1).is_enabled
+    assert RolloutConfig(name="distillm").is_enabled

@@ -12,14 +12,14 @@ from tests.pipeline.world import interrupted, saved, written
 from tests.serving import Server
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import ArtefactError, DataError, Interrupted, UsageError, VocabularyMismatch
-from potstill.models.load import digest_of
-from potstill.objectives.named import Mixture
+from potstill.core.errors import ArtifactError, DataError, Interrupted, UsageError, VocabularyMismatch
+from potstill.models.load import compute_digest
+from potstill.objectives.named import ObjectiveConfig
 from potstill.pipeline.arena import Arena
-from potstill.pipeline.capture import Capture
-from potstill.pipeline.distill import Distill
+from potstill.pipeline.capture import CacheTeacherConfig
+from potstill.pipeline.distill import DistillConfig
 from potstill.pipeline.plan import Plan
-from potstill.pipeline.teachers import Several
+from potstill.pipeline.teachers import EnsembleConfig
 
 WORDS = ["the", "still", "boils", "a", "wash", "and", "its", "spirit"]
 
@@ -54,12 +54,12 @@ def routed(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def stage(teacher: Path, other: Path, student: Path, routed: Path) -> Distill:
+def stage(teacher: Path, other: Path, student: Path, routed: Path) -> DistillConfig:
     own = {"data": str(routed), "settings": SETTINGS, "dtype": "float32", "documents": 2, "skip_doctor": True}
-    return Distill(teacher=(f"one={teacher}", f"two={other}"), student=str(student), **own)
+    return DistillConfig(teacher=(f"one={teacher}", f"two={other}"), student=str(student), **own)
 
 
-def test_one_teacher_twice_is_that_teacher_alone(stage: Distill, teacher: Path, tmp_path: Path) -> None:
+def test_one_teacher_twice_is_that_teacher_alone(stage: DistillConfig, teacher: Path, tmp_path: Path) -> None:
     alone = replace(stage, teacher=str(teacher)).run(tmp_path / "alone", show=False)
     twice = (f"one={teacher}", f"two={teacher}")
     for combine in ("average", "route:for"):
@@ -69,13 +69,13 @@ def test_one_teacher_twice_is_that_teacher_alone(stage: Distill, teacher: Path, 
 
 
 def test_the_card_names_every_teacher_and_metrics_show_each(
-    stage: Distill, teacher: Path, other: Path, tmp_path: Path
+    stage: DistillConfig, teacher: Path, other: Path, tmp_path: Path
 ) -> None:
     run = replace(stage, combine="route:for", skip_doctor=False).run(tmp_path / "made", show=False)
     student, *teachers = run.card.parents
     assert student.role == "student"
     assert [(one.role, one.name, one.digest) for one in teachers] == [
-        ("teacher", str(folder), digest_of(folder)) for folder in (teacher, other)
+        ("teacher", str(folder), compute_digest(folder)) for folder in (teacher, other)
     ]
     assert set(run.card.cost["losses"]) == {"cross_entropy", "forward_kl.one", "forward_kl.two"}
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
@@ -92,12 +92,12 @@ def test_the_card_names_every_teacher_and_metrics_show_each(
 
 @pytest.mark.parametrize("combine", ["average", "confidence", "route:for"])
 def test_live_cached_and_served_teachers_mix_and_teach_as_live_ones(
-    combine: str, stage: Distill, server: Server, routed: Path, tmp_path: Path
+    combine: str, stage: DistillConfig, server: Server, routed: Path, tmp_path: Path
 ) -> None:
     (_, second), served = stage.teacher or (), server.model
     stage = replace(stage, teacher=(f"one={served}", second), combine=combine)
     expected = stage.run(tmp_path / "live", show=False)
-    whole = Capture(
+    whole = CacheTeacherConfig(
         teacher=second.partition("=")[2], data=str(routed), context=64, top_k=259, exact=True, dtype="float32"
     )
     whole.run(tmp_path / "cache", show=False)
@@ -107,14 +107,16 @@ def test_live_cached_and_served_teachers_mix_and_teach_as_live_ones(
     assert [one.digest for one in found.card.parents[2:]] == [one.digest for one in expected.card.parents[2:]]
 
 
-def test_a_student_cut_from_the_first_teacher_learns_from_both(stage: Distill, tmp_path: Path) -> None:
+def test_a_student_cut_from_the_first_teacher_learns_from_both(stage: DistillConfig, tmp_path: Path) -> None:
     run = replace(stage, student=None, keep=0.755, combine="confidence").run(tmp_path / "made", show=False)
     assert [one.role for one in run.card.parents] == ["teacher, which it was pruned from", "teacher"]
     assert "cut to 75.5% of its parameters" in (run.out / "README.md").read_text()
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_student_and_with_no_other_teachers(stage: Distill, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_same_student_and_with_no_other_teachers(
+    stage: DistillConfig, tmp_path: Path
+) -> None:
     stage = replace(stage, combine="route:for", settings=replace(SETTINGS, tokens=2048))
     straight = stage.run(tmp_path / "straight", show=False)
     out = tmp_path / "made"
@@ -122,13 +124,13 @@ def test_a_stopped_run_goes_on_to_the_same_student_and_with_no_other_teachers(st
         stage.run(out, show=False)
     one = (stage.teacher or ())[0]
     for changed in (replace(stage, teacher=(one, one.replace("one=", "two="))), replace(stage, combine="average")):
-        with pytest.raises(ArtefactError):
+        with pytest.raises(ArtifactError):
             changed.run(out, resume=True, show=False)
     stage.run(out, resume=True, show=False)
     assert same(out, straight.out)
 
 
-def test_what_the_student_writes_keeps_its_route(stage: Distill, tmp_path: Path) -> None:
+def test_what_the_student_writes_keeps_its_route(stage: DistillConfig, tmp_path: Path) -> None:
     stage = replace(stage, combine="route:for", on_policy=0.5)
     run = stage.run(tmp_path / "made", show=False)
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
@@ -154,26 +156,29 @@ def test_teachers_that_cannot_be_told_apart_or_combined_are_refused(
     teachers: tuple[str, ...], combine: str, says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        Several.of(teachers, combine)
+        EnsembleConfig.from_options(teachers, combine)
 
 
 def test_names_are_given_or_taken_from_what_the_teachers_are() -> None:
     given = ("math=a/b", "runs/lr=3", "http://host:1/v1?x=1#qwen", "http://host:1/v1")
-    assert dict(Several.of(given, "average").sources) == {
+    assert dict(EnsembleConfig.from_options(given, "average").sources) == {
         "math": "a/b",
         "lr=3": "runs/lr=3",
         "qwen": "http://host:1/v1?x=1#qwen",
         "http://host:1/v1": "http://host:1/v1",
     }
-    assert Several.of(("a=x", "b=y"), "route:of:it").column == "of:it"
-    assert dict(Several.of(("text/html=x", "C:d=y"), "route:kind").sources) == {"text/html": "x", "C:d": "y"}
+    assert EnsembleConfig.from_options(("a=x", "b=y"), "route:of:it").column == "of:it"
+    assert dict(EnsembleConfig.from_options(("text/html=x", "C:d=y"), "route:kind").sources) == {
+        "text/html": "x",
+        "C:d": "y",
+    }
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"objective": Mixture(name="dskd")}, "dskd learns from the hidden states"),
-        ({"objective": Mixture(name="cross_entropy")}, "one is enough"),
+        ({"objective": ObjectiveConfig(name="dskd")}, "dskd learns from the hidden states"),
+        ({"objective": ObjectiveConfig(name="cross_entropy")}, "one is enough"),
         ({"teacher_cache": "kept"}, "a cache is one of them"),
         ({"rollout": "minillm", "on_policy": 0.5}, "--rollout minillm samples with one teacher"),
         ({"teacher": "one"}, "--combine confidence is for several"),
@@ -182,13 +187,13 @@ def test_names_are_given_or_taken_from_what_the_teachers_are() -> None:
     ],
 )
 def test_what_several_teachers_cannot_do_is_refused_before_anything_is_read(
-    stage: Distill, changes: dict[str, object], says: str
+    stage: DistillConfig, changes: dict[str, object], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
         dataclasses.replace(stage, combine="confidence", **changes)  # type: ignore[arg-type]
 
 
-def test_a_plan_and_an_arena_say_that_they_know_one_teacher(stage: Distill) -> None:
+def test_a_plan_and_an_arena_say_that_they_know_one_teacher(stage: DistillConfig) -> None:
     with pytest.raises(UsageError, match="a plan knows one teacher, and 2 are given"):
         Plan(distill=stage, measure=False).run()
     with pytest.raises(UsageError, match="an arena knows one teacher"):
@@ -196,7 +201,7 @@ def test_a_plan_and_an_arena_say_that_they_know_one_teacher(stage: Distill) -> N
 
 
 def test_documents_for_nobody_and_teachers_without_documents_are_refused(
-    stage: Distill, teacher: Path, tmp_path: Path
+    stage: DistillConfig, teacher: Path, tmp_path: Path
 ) -> None:
     both = stage.teacher or ()
     idle = replace(stage, combine="route:for", teacher=(*both, f"three={teacher}"))
@@ -211,7 +216,7 @@ def test_documents_for_nobody_and_teachers_without_documents_are_refused(
 
 
 def test_a_teacher_with_other_tokens_is_refused(
-    stage: Distill, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    stage: DistillConfig, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     tiny_tokenizer.add_tokens(["fox"])
     tiny_llama.resize_token_embeddings(len(tiny_tokenizer), mean_resizing=False)
@@ -221,9 +226,9 @@ def test_a_teacher_with_other_tokens_is_refused(
 
 
 def test_drawn_tokens_do_not_say_how_sure_a_teacher_is(
-    stage: Distill, other: Path, routed: Path, tmp_path: Path
+    stage: DistillConfig, other: Path, routed: Path, tmp_path: Path
 ) -> None:
-    Capture(teacher=str(other), data=str(routed), context=64, sampled=8, dtype="float32").run(
+    CacheTeacherConfig(teacher=str(other), data=str(routed), context=64, sampled=8, dtype="float32").run(
         tmp_path / "cache", show=False
     )
     mixed = ((stage.teacher or ())[0], f"two={tmp_path / 'cache'}")

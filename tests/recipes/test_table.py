@@ -16,23 +16,26 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.cli import recipes as cli
 from potstill.core.errors import NotFound, UsageError
-from potstill.models.load import load
-from potstill.objectives.methods import METHODS
-from potstill.objectives.named import INNER, Mixture
+from potstill.models.load import load_model
+from potstill.objectives.methods import OBJECTIVE_SPECS
+from potstill.objectives.named import DIVERGENCE_OPTION, ObjectiveConfig
 from potstill.ops.divergence import DIVERGENCES
-from potstill.pipeline.answers import Answers
-from potstill.pipeline.distill import Distill
-from potstill.pipeline.prune import Prune
-from potstill.pipeline.run import PREVIOUS, Stage, run_stages
+from potstill.pipeline.answers import GenerateDatasetConfig
+from potstill.pipeline.distill import DistillConfig
+from potstill.pipeline.prune import PruneConfig
+from potstill.pipeline.run import PREVIOUS_FOLDER, Stage, run_stages
 from potstill.recipes import table
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
-NAMES = table.names()
+NAMES = table.list_recipe_names()
 PRUNED = ("minima",)  # those that make their student in a stage of its own
 ACROSS = [
     name
     for name in NAMES
-    if any(isinstance(s, Distill) and s.objective.teaches and s.objective.across for s in table.recipe(name).stages)
+    if any(
+        isinstance(s, DistillConfig) and s.objective.uses_teacher and s.objective.supports_cross_tokenizer
+        for s in table.get_recipe(name).stages
+    )
 ]
 APART = {  # no part of a method: names, values looked into, the machine, what is measured or saved, what fits in memory
     *("teacher", "student", "model", "data", "objective", "settings", "options", "name", "top_k"),
@@ -50,7 +53,7 @@ def roomy(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrain
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tiny_form_runs(name: str, roomy: Path, pairs: Path, tmp_path: Path) -> None:
-    chosen = table.recipe(name, tiny=True).having(teacher=str(roomy), data=str(pairs), tokens=256)
+    chosen = table.get_recipe(name, tiny=True).override(teacher=str(roomy), data=str(pairs), tokens=256)
     done = run_stages(chosen.stages, tmp_path / "made")
     assert done.measures
 
@@ -65,22 +68,22 @@ def stranger(tmp_path: Path) -> Path:
 def test_the_tiny_form_runs_between_two_tokenizers(
     name: str, stranger: Path, teacher: Path, pairs: Path, tmp_path: Path
 ) -> None:
-    recipe = table.recipe(name, tiny=True)
-    chosen = recipe.having(teacher=str(stranger), student=str(teacher), data=str(pairs), tokens=256)
+    recipe = table.get_recipe(name, tiny=True)
+    chosen = recipe.override(teacher=str(stranger), student=str(teacher), data=str(pairs), tokens=256)
     done = run_stages(chosen.stages, tmp_path / "made")
-    student, own, other = (load(str(folder)).tokenizer.get_vocab() for folder in (done.out, teacher, stranger))
+    student, own, other = (load_model(str(folder)).tokenizer.get_vocab() for folder in (done.out, teacher, stranger))
     assert student == own != other
     assert {parent["role"] for parent in done.card["parents"]} == {"student", "teacher"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_summary_says_whether_tokenizers_may_differ(name: str) -> None:
-    assert ("--teacher and --student may differ in tokenizer" in table.recipe(name).summary) == (name in ACROSS)
+    assert ("--teacher and --student may differ in tokenizer" in table.get_recipe(name).summary) == (name in ACROSS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tiny_form_is_the_same_method(name: str) -> None:
-    full, tiny = (table.recipe(name, tiny=small) for small in (False, True))
+    full, tiny = (table.get_recipe(name, tiny=small) for small in (False, True))
     assert [type(stage) for stage in full.stages] == [type(stage) for stage in tiny.stages]
     for a, b in zip(full.stages, tiny.stages, strict=True):
         assert method(a) == method(b)
@@ -88,9 +91,9 @@ def test_the_tiny_form_is_the_same_method(name: str) -> None:
 
 def method(stage: Stage) -> Stage:
     """A stage without its budget."""
-    if isinstance(stage, Prune):
+    if isinstance(stage, PruneConfig):
         return replace(stage, calibration_tokens=1)
-    if isinstance(stage, Answers):
+    if isinstance(stage, GenerateDatasetConfig):
         return replace(stage, documents=1)
     budget = {"tokens": 1, "context": 1, "batch_tokens": 1, "micro_tokens": 1}
     return replace(stage, documents=1, settings=replace(stage.settings, **budget))
@@ -98,7 +101,7 @@ def method(stage: Stage) -> Stage:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_says_where_it_and_its_numbers_come_from(name: str) -> None:
-    recipe = table.recipe(name)
+    recipe = table.get_recipe(name)
     module = importlib.import_module(f"potstill.recipes.{name.replace('-', '_')}")
     assert re.search(r"Source:[^\n]*\n?[^\n]*arXiv:\d{4}\.\d{5}", module.__doc__ or "")
     assert recipe.name == name
@@ -110,24 +113,24 @@ def test_a_recipe_says_where_it_and_its_numbers_come_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_number_of_a_recipe_has_an_origin(name: str) -> None:
-    recipe = table.recipe(name)
-    own, found = (", ".join(origins).split(", ") for origins in (recipe.origins, recipe.accounts))
+    recipe = table.get_recipe(name)
+    own, found = (", ".join(origins).split(", ") for origins in (recipe.origins, recipe.complete_origins))
     numbers = [one for stage in recipe.stages for one in numbers_of(stage)]
     assert {number for number, chosen in numbers if chosen} <= set(own)
     assert {number for number, _ in numbers} <= set(found)
     assert len(found) == len(set(found))
     assert set(found) <= {number for number, _ in numbers} | names_of(*recipe.stages)
-    assert recipe.to_dict()["origins"] == recipe.accounts
+    assert recipe.to_dict()["origins"] == recipe.complete_origins
 
 
 def numbers_of(stage: Stage) -> Iterator[tuple[str, bool]]:
     """What a stage's method depends on: each number and each choice, and whether the recipe itself has to account."""
     values: list[Any] = [stage]
-    if isinstance(stage, Distill):
-        values += [stage.settings, *([stage.objective] if stage.objective.teaches else [])]
-        if stage.policy.writes:
+    if isinstance(stage, DistillConfig):
+        values += [stage.settings, *([stage.objective] if stage.objective.uses_teacher else [])]
+        if stage.rollout_config.is_enabled:
             yield "on_policy", True
-        for option in options_of(stage.objective) if stage.objective.teaches else ():
+        for option in options_of(stage.objective) if stage.objective.uses_teacher else ():
             yield (option if option not in names_of(stage) else f"objective.{option}"), True
     for value in values:
         for field in fields(value):
@@ -138,61 +141,67 @@ def numbers_of(stage: Stage) -> Iterator[tuple[str, bool]]:
                 yield field.name, given != default
 
 
-def options_of(objective: Mixture) -> set[str]:
+def options_of(objective: ObjectiveConfig) -> set[str]:
     """All options of an objective, given or not."""
-    if method := METHODS.get(objective.name):
-        return {*method.options, *([INNER] if method.divergence else [])}
+    if method := OBJECTIVE_SPECS.get(objective.name):
+        return {*method.numeric_options, *([DIVERGENCE_OPTION] if method.takes_divergence else [])}
     parameters = signature(DIVERGENCES[objective.name]).parameters.values()
     return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def names_of(*stages: Stage) -> set[str]:
     """Everything that stages can be told, but for an objective's options."""
-    return {field.name for kind in (Distill, Settings, Mixture, *map(type, stages)) for field in fields(kind)}
+    return {
+        field.name
+        for kind in (DistillConfig, TrainConfig, ObjectiveConfig, *map(type, stages))
+        for field in fields(kind)
+    }
 
 
 def test_what_a_recipe_says_itself_goes_before_the_house() -> None:
-    recipe = replace(table.recipe("gkd"), origins={"warmup, clip": "theirs", "temperature": "the paper"})
-    found = {name: said for names, said in recipe.accounts.items() for name in names.split(", ")}
+    recipe = replace(table.get_recipe("gkd"), origins={"warmup, clip": "theirs", "temperature": "the paper"})
+    found = {name: said for names, said in recipe.complete_origins.items() for name in names.split(", ")}
     assert (found["warmup"], found["clip"], found["temperature"]) == ("theirs", "theirs", "the paper")
     assert found["final_rate"] == found["batch_tokens"] == "ours, the defaults of distill"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_budget_and_seed_can_be_changed(name: str) -> None:
-    recipe = table.recipe(name).having(teacher="another", data="other.jsonl", tokens=7, seed=3)
+    recipe = table.get_recipe(name).override(teacher="another", data="other.jsonl", tokens=7, seed=3)
     for stage in recipe.stages:
         assert "smollm2" not in str(stage.to_dict())
-        assert stage.data in ("other.jsonl", PREVIOUS)
-        if isinstance(stage, Distill):
+        assert stage.data in ("other.jsonl", PREVIOUS_FOLDER)
+        if isinstance(stage, DistillConfig):
             assert (stage.settings.tokens, stage.settings.seed) == (7, 3)
-    own = table.recipe(name).stages[0].data
-    assert table.recipe(name).having(data=own, seed=1) == table.recipe(name)
+    own = table.get_recipe(name).stages[0].data
+    assert table.get_recipe(name).override(data=own, seed=1) == table.get_recipe(name)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in PRUNED])
 def test_the_student_can_be_another_model(name: str) -> None:
-    recipe = table.recipe(name).having(teacher="large", data="other.jsonl")
-    changed = table.recipe(name).having(teacher="large", student="small", data="other.jsonl")
+    recipe = table.get_recipe(name).override(teacher="large", data="other.jsonl")
+    changed = table.get_recipe(name).override(teacher="large", student="small", data="other.jsonl")
     for before, stage in zip(recipe.stages, changed.stages, strict=True):
-        if isinstance(stage, Distill):
+        if isinstance(stage, DistillConfig):
             assert (stage.student, stage.keep, stage.params) == ("small", None, None)
-            assert isinstance(before, Distill)
+            assert isinstance(before, DistillConfig)
             stage = replace(stage, student=before.student, keep=before.keep, params=before.params)
         assert stage == before
 
 
 @pytest.mark.parametrize("name", PRUNED)
 def test_what_makes_its_student_itself_takes_no_other(name: str) -> None:
-    assert any(isinstance(stage, Distill) and stage.student == PREVIOUS for stage in table.recipe(name).stages)
+    assert any(
+        isinstance(stage, DistillConfig) and stage.student == PREVIOUS_FOLDER for stage in table.get_recipe(name).stages
+    )
     with pytest.raises(UsageError, match=rf"{name} trains what it has pruned itself, so it takes no --student"):
-        table.recipe(name).having(student="small")
+        table.get_recipe(name).override(student="small")
 
 
 @pytest.mark.parametrize("named", [{"teacher": "another"}, {"student": "another"}])
 def test_a_fine_tuned_model_starts_as_its_teacher(named: dict[str, str]) -> None:
-    (stage,) = table.recipe("sft").having(data="chats.jsonl", **named).stages
-    assert isinstance(stage, Distill)
+    (stage,) = table.get_recipe("sft").override(data="chats.jsonl", **named).stages
+    assert isinstance(stage, DistillConfig)
     assert (stage.teacher, stage.student) == ("another", "another")
 
 
@@ -203,9 +212,9 @@ def test_run_takes_a_student() -> None:
 
 def test_fine_tuning_without_chats_is_refused() -> None:
     with pytest.raises(UsageError, match="give --data"):
-        table.recipe("sft").having(seed=1)
+        table.get_recipe("sft").override(seed=1)
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:
     with pytest.raises(NotFound, match=r"dskd-cma.*minima.*vanilla-kd"):
-        table.recipe("alchemy")
+        table.get_recipe("alchemy")

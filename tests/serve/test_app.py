@@ -14,7 +14,7 @@ from tests.serving import Server, serving
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import MissingDependency, UsageError
-from potstill.serve.app import listening, serve
+from potstill.serve.app import open_socket, serve
 
 TEXT = "the still boils a wash"
 
@@ -178,9 +178,9 @@ def test_a_body_that_is_no_json_is_a_bad_request(server: Server) -> None:
 
 def test_a_port_that_is_taken_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="choose another"):
-        listening("127.0.0.1", taken.getsockname()[1])
+        open_socket("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UsageError, match="99999"):
-        listening("127.0.0.1", 99_999)
+        open_socket("127.0.0.1", 99_999)
 
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

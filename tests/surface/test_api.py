@@ -10,7 +10,7 @@ import typer.main
 import potstill
 from potstill.cli.app import app
 from potstill.core.errors import UsageError
-from potstill.pipeline.distill import Distill
+from potstill.pipeline.distill import DistillConfig
 
 GROUP: Any = typer.main.get_command(app)
 
@@ -26,13 +26,13 @@ def test_what_python_and_the_command_line_share_is_named_and_set_alike() -> None
 
 
 def test_keywords_become_the_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    stages: list[Distill] = []
+    stages: list[DistillConfig] = []
 
-    def keep(stage: Distill, out: Path, **_: Any) -> None:
+    def keep(stage: DistillConfig, out: Path, **_: Any) -> None:
         stages.append(stage)
         raise InterruptedError
 
-    monkeypatch.setattr(Distill, "run", keep)
+    monkeypatch.setattr(DistillConfig, "run", keep)
     with pytest.raises(InterruptedError):
         potstill.distill(teacher="t", keep=0.5, lr=1e-4, context=64, seed=7, lora=4, tokens=9, out=tmp_path)
     (stage,) = stages

@@ -13,23 +13,25 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from potstill.data.pack import collate
 from potstill.train import sharding
 from potstill.train.optimiser import parameter_groups
-from potstill.train.study import Study
+from potstill.train.study import TrainingModule
 
 PASSES, STEPS = 4, 4  # passes of a step over all ranks, and steps
 CASES = [(tied, shared) for tied in (True, False) for shared in (False, True)]  # is the head tied, the teacher shared
 
 
-def study(tied: bool) -> Study:
+def study(tied: bool) -> TrainingModule:
     """Always the same study, in float64."""
     return study_of(random_llama(byte_tokenizer(), tied=tied).double())
 
 
-def optimiser_of(model: Study) -> torch.optim.Optimizer:
+def optimiser_of(model: TrainingModule) -> torch.optim.Optimizer:
     """AdamW over the trainer's own groups."""
     return torch.optim.AdamW(parameter_groups(model.student, model.objective, rate=1e-2, weight_decay=0.1))
 
 
-def trained(model: Study, optimiser: torch.optim.Optimizer, steps: range, *, rank: int = 0, ranks: int = 1) -> Any:
+def trained(
+    model: TrainingModule, optimiser: torch.optim.Optimizer, steps: range, *, rank: int = 0, ranks: int = 1
+) -> Any:
     """The losses, gradient norms and first gradients of `steps` in which this rank takes its share of the passes."""
     packs = some_packs()
     losses, norms, gradients = [], [], {}
@@ -56,12 +58,12 @@ def whole(tensor: Any) -> Tensor:
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
 
 
-def sharded(tied: bool, teacher: bool, mesh: DeviceMesh) -> tuple[Study, torch.optim.Optimizer]:
+def sharded(tied: bool, teacher: bool, mesh: DeviceMesh) -> tuple[TrainingModule, torch.optim.Optimizer]:
     """The study shared out, with its optimiser."""
     model = study(tied)
     if teacher:
-        sharding.shard_frozen(model._frozen["teacher"], mesh)
-    sharding.shard(model, mesh)
+        sharding.shard_frozen_model(model._frozen_models["teacher"], mesh)
+    sharding.shard_module(model, mesh)
     return model, optimiser_of(model)
 
 
@@ -76,17 +78,17 @@ def main(out: Path) -> None:
         model, optimiser = sharded(*case, mesh)
         local = sum(weight.to_local().numel() for weight in model.parameters())
         told = trained(model, optimiser, range(2), rank=rank, ranks=ranks)
-        sharding.save(model, optimiser, out / f"checkpoint-{number}")
+        sharding.save_sharded(model, optimiser, out / f"checkpoint-{number}")
         later = trained(model, optimiser, range(2, STEPS), rank=rank, ranks=ranks)
         again, other = sharded(*case, mesh)
-        sharding.restore(again, other, out / f"checkpoint-{number}")
+        sharding.load_sharded(again, other, out / f"checkpoint-{number}")
         trained(again, other, range(2, STEPS), rank=rank, ranks=ranks)
         found[case] = {
             "losses": told[0] + later[0],
             "norms": told[1] + later[1],
             "gradients": told[2],
-            "weights": sharding.gathered(model),
-            "resumed": sharding.gathered(again),
+            "weights": sharding.gather_weights(model),
+            "resumed": sharding.gather_weights(again),
             "local": local,
         }
     torch.save(found, out / f"rank{rank}.pt")

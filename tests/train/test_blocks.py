@@ -18,11 +18,11 @@ from potstill.data.pack import collate
 from potstill.models.causal import PotstillForCausalLM
 from potstill.models.config import PotstillConfig
 from potstill.models.families.table import import_model
-from potstill.models.signals import network
-from potstill.objectives.named import Mixture
+from potstill.models.signals import probe_model
+from potstill.objectives.named import ObjectiveConfig
 from potstill.train import adapters
-from potstill.train.blocks import blocks, blocks_run, checkpointed
-from potstill.train.study import Study
+from potstill.train.blocks import activation_checkpointing, apply_block_settings, find_blocks
+from potstill.train.study import TrainingModule
 
 TWICE = settings(checkpoint_activations=True)
 COMPILED = settings(compile=True)
@@ -33,15 +33,15 @@ def llama() -> nn.Module:
 
 
 def adapted() -> nn.Module:
-    model: nn.Module = adapters.add(random_llama(byte_tokenizer()), 2)
-    for weight in (adapters.trained(model) or {}).values():
+    model: nn.Module = adapters.add_adapters(random_llama(byte_tokenizer()), 2)
+    for weight in (adapters.get_adapter_weights(model) or {}).values():
         torch.nn.init.normal_(weight, std=0.1)
     return model
 
 
 def ours() -> nn.Module:
     backbone = import_model(random_llama(byte_tokenizer()))
-    model = PotstillForCausalLM(PotstillConfig.of(backbone.blueprint))
+    model = PotstillForCausalLM(PotstillConfig.from_blueprint(backbone.blueprint))
     model.backbone.load_state_dict(backbone.state_dict())
     return model
 
@@ -54,17 +54,17 @@ def padded() -> nn.Module:
 STUDENTS: list[Callable[[], nn.Module]] = [llama, adapted, ours, padded]
 
 
-def study_of(student: nn.Module) -> Study:
+def study_of(student: nn.Module) -> TrainingModule:
     teacher = random_llama(byte_tokenizer(), tied=False)
-    return Study(student, Mixture(cross_entropy=0.5).build(), frozen={"teacher": teacher}).train()
+    return TrainingModule(student, ObjectiveConfig(cross_entropy=0.5).build(), frozen={"teacher": teacher}).train()
 
 
 @pytest.fixture(params=STUDENTS, ids=lambda make: make.__name__)
-def study(request: pytest.FixtureRequest) -> Study:
+def study(request: pytest.FixtureRequest) -> TrainingModule:
     return study_of(request.param())
 
 
-def step(study: Study, packs: tuple[int, ...] = (0, 1, 2)) -> tuple[Tensor, dict[str, Tensor]]:
+def step(study: TrainingModule, packs: tuple[int, ...] = (0, 1, 2)) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of some packs, and every gradient."""
     study.zero_grad()
     rows = some_packs()
@@ -73,7 +73,7 @@ def step(study: Study, packs: tuple[int, ...] = (0, 1, 2)) -> tuple[Tensor, dict
     return loss.detach(), {n: p.grad.clone() for n, p in study.named_parameters() if p.grad is not None}
 
 
-def saved(study: Study) -> int:
+def saved(study: TrainingModule) -> int:
     """Bytes that a forward keeps for its backward, each storage once."""
     held: dict[int, Tensor] = {}
     with torch.autograd.graph.saved_tensors_hooks(
@@ -84,10 +84,10 @@ def saved(study: Study) -> int:
     return sum(tensor.untyped_storage().nbytes() for place, tensor in held.items() if place not in own)
 
 
-def assert_same_step(study: Study, settings: Any, *, rtol: float = 0.0, atol: float = 0.0) -> None:
+def assert_same_step(study: TrainingModule, settings: Any, *, rtol: float = 0.0, atol: float = 0.0) -> None:
     for packs in ((0, 1, 2), (3,)):
         loss, gradients = step(study, packs)
-        with blocks_run(study, settings, by="aot_eager"):
+        with apply_block_settings(study, settings, backend="aot_eager"):
             again, others = step(study, packs)
         torch.testing.assert_close(again, loss, rtol=rtol, atol=atol)
         assert gradients.keys() == others.keys()
@@ -103,14 +103,14 @@ def assert_compiles(make: Callable[[], nn.Module], twice: bool) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4  # around attention, of two models
 
 
-def test_blocks_computed_twice_give_the_same_bits(study: Study) -> None:
-    assert network(study.student).packs == (not isinstance(study.student, BloomForCausalLM))
+def test_blocks_computed_twice_give_the_same_bits(study: TrainingModule) -> None:
+    assert probe_model(study.student).supports_packing == (not isinstance(study.student, BloomForCausalLM))
     assert_same_step(study, TWICE)
 
 
-def test_blocks_computed_twice_keep_less_for_the_backward(study: Study) -> None:
+def test_blocks_computed_twice_keep_less_for_the_backward(study: TrainingModule) -> None:
     plain = saved(study)
-    with blocks_run(study, TWICE):
+    with apply_block_settings(study, TWICE):
         assert saved(study) < 0.6 * plain
     assert saved(study) == plain
 
@@ -134,10 +134,10 @@ def test_our_own_blocks_compile_too(twice: bool) -> None:
 
 
 def test_compiled_blocks_keep_their_names_and_are_plain_again_afterwards() -> None:
-    study = Study(llama(), Mixture().build(), frozen={"teacher": random_llama(byte_tokenizer())})
+    study = TrainingModule(llama(), ObjectiveConfig().build(), frozen={"teacher": random_llama(byte_tokenizer())})
     names = list(study.state_dict())
-    inside = [*blocks(study.student), *blocks(study.companions[0])]
-    with blocks_run(study, COMPILED):
+    inside = [*find_blocks(study.student), *find_blocks(study.frozen_models[0])]
+    with apply_block_settings(study, COMPILED):
         assert list(study.state_dict()) == names
         assert all(block._compiled_call_impl is not None for block in inside)
     assert all(block._compiled_call_impl is None for block in inside)
@@ -145,7 +145,7 @@ def test_compiled_blocks_keep_their_names_and_are_plain_again_afterwards() -> No
 
 def test_a_model_is_as_it_was_after_its_blocks_were_computed_twice() -> None:
     model = random_llama(byte_tokenizer())
-    with checkpointed(model):
+    with activation_checkpointing(model):
         assert model.is_gradient_checkpointing
         assert not model.get_input_embeddings()._forward_hooks
     assert not model.is_gradient_checkpointing
@@ -157,11 +157,11 @@ def test_a_model_whose_blocks_cannot_be_computed_twice_is_refused() -> None:
 
     said = "Old cannot compute its blocks twice; omit --checkpoint-activations"
     old = Old(random_llama(byte_tokenizer()).config)
-    with pytest.raises(UnsupportedModel, match=said), checkpointed(old):
+    with pytest.raises(UnsupportedModel, match=said), activation_checkpointing(old):
         pass
 
 
 def test_the_blocks_of_a_model_are_its_layers_and_a_model_without_any_is_refused() -> None:
-    assert len(blocks(llama())) == len(blocks(adapted())) == len(blocks(ours())) == 3
+    assert len(find_blocks(llama())) == len(find_blocks(adapted())) == len(find_blocks(ours())) == 3
     with pytest.raises(UnsupportedModel, match="Linear has no list of blocks"):
-        blocks(nn.Linear(2, 2))
+        find_blocks(nn.Linear(2, 2))

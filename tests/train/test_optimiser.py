@@ -9,10 +9,10 @@ from tests.train.small import settings, some_packs, study_of
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from potstill.core.types import Batch, Group, Needs, Signals, Terms, supervised
+from potstill.core.types import Batch, Needs, ParamGroup, Signals, Terms, supervised_positions
 from potstill.data.pack import collate
-from potstill.train.optimiser import parameter_groups, steer
-from potstill.train.run import metrics_of, train
+from potstill.train.optimiser import parameter_groups, prepare_gradients
+from potstill.train.run import read_run_metrics, train
 
 
 def groups_of(objective: nn.Module, rate: float = 0.1) -> dict[str, dict[str, object]]:
@@ -41,11 +41,11 @@ def test_an_optimiser_takes_the_groups_and_an_empty_one_is_left_out() -> None:
 
 
 class Critic(nn.Linear):
-    group = Group("critic", rate=3.0, sign=-1, every=2)
+    group = ParamGroup("critic", rate=3.0, sign=-1, interval=2)
 
 
 class Outer(nn.Module):
-    group = Group("projectors", rate=2.0)
+    group = ParamGroup("projectors", rate=2.0)
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def test_a_weight_belongs_to_the_innermost_module_with_a_group() -> None:
 def test_a_group_that_rests_moves_at_every_second_step_and_one_that_climbs_goes_up() -> None:
     objective, values = Critic(1, 1, bias=False), []
     optimiser = torch.optim.SGD(parameter_groups(nn.Linear(1, 1), objective, rate=0.1, weight_decay=0.0))
-    optimiser.register_step_pre_hook(steer)
+    optimiser.register_step_pre_hook(prepare_gradients)
     start = objective.weight.item()
     for _ in range(4):
         optimiser.zero_grad()
@@ -87,10 +87,10 @@ class Game(nn.Module):
         self.critic = Critic(width, 1)
 
     def needs(self, batch: Batch) -> dict[str, Needs]:
-        return {"student": Needs(supervised(batch)[0])}
+        return {"student": Needs(supervised_positions(batch)[0])}
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        return {"game": len(supervised(batch)[1])}
+        return {"game": len(supervised_positions(batch)[1])}
 
     def forward(self, views: dict[str, Signals], frozen: dict[str, Signals], batch: Batch) -> Terms:
         return {"game": self.critic(views["student"].rows).sum()}
@@ -119,6 +119,6 @@ def test_what_rests_has_no_part_in_the_norm(clip: float, tiny_llama: LlamaForCau
         game.critic.requires_grad_(trained)
         study = study_of(tiny_llama, objective=game)
         train(study, some_packs(), settings(tokens=64, warmup=0.0, clip=clip), tmp_path / folder, show=False)
-        (line,) = metrics_of(tmp_path / folder)
+        (line,) = read_run_metrics(tmp_path / folder)
         norms.append(line["grad_norm"])
     assert norms[0] == norms[1]

@@ -10,7 +10,7 @@ import pytest
 from tests.train.small import settings, some_packs, study_of
 from transformers import LlamaForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
-from potstill.train.progress import Interrupt, Record, peak_memory, read_metrics
+from potstill.train.progress import InterruptCallback, MetricsCallback, get_peak_memory, read_metrics
 from potstill.train.run import train
 
 
@@ -26,14 +26,16 @@ def test_a_resumed_log_keeps_what_came_before_and_drops_what_will_be_written_aga
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps({"step": i, "loss": i / 2}) + "\n" for i in (1, 2, 3, 4)) + '{"step": 5, "lo')
     assert [line["step"] for line in read_metrics(file)] == [1, 2, 3, 4]
-    Record(file).on_train_begin(args, TrainerState(global_step=2, is_world_process_zero=True), TrainerControl())
+    MetricsCallback(file).on_train_begin(
+        args, TrainerState(global_step=2, is_world_process_zero=True), TrainerControl()
+    )
     assert file.read_text() == '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 1.0}\n'
 
 
 def test_a_log_line_holds_tokens_time_and_memory_and_the_summary_is_left_out(
     args: TrainingArguments, tmp_path: Path
 ) -> None:
-    record, file = Record(tmp_path / "metrics.jsonl"), tmp_path / "metrics.jsonl"
+    record, file = MetricsCallback(tmp_path / "metrics.jsonl"), tmp_path / "metrics.jsonl"
     state = TrainerState(global_step=0, is_world_process_zero=True, num_input_tokens_seen=0)
     record.on_train_begin(args, state, TrainerControl())
     state.global_step, state.num_input_tokens_seen = 1, 500
@@ -48,7 +50,7 @@ def test_a_log_line_holds_tokens_time_and_memory_and_the_summary_is_left_out(
 
 def test_only_the_first_rank_writes(args: TrainingArguments, tmp_path: Path) -> None:
     state = TrainerState(global_step=1, is_world_process_zero=False)
-    record = Record(tmp_path / "metrics.jsonl")
+    record = MetricsCallback(tmp_path / "metrics.jsonl")
     record.on_train_begin(args, state, TrainerControl())
     record.on_log(args, state, TrainerControl(), logs={"loss": 2.0})
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -57,7 +59,7 @@ def test_only_the_first_rank_writes(args: TrainingArguments, tmp_path: Path) -> 
 def test_the_first_ctrl_c_asks_and_the_second_stops_at_once(args: TrainingArguments) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     control = TrainerControl()
-    with Interrupt() as interrupt:
+    with InterruptCallback() as interrupt:
         interrupt.on_step_end(args, TrainerState(), control)
         assert not control.should_training_stop
         os.kill(os.getpid(), signal.SIGTERM)
@@ -73,8 +75,8 @@ def test_a_thread_that_gets_no_signals_can_train_too() -> None:
     asked: list[bool] = []
 
     def enter() -> None:
-        with Interrupt() as interrupt:
-            asked.append(interrupt.asked)
+        with InterruptCallback() as interrupt:
+            asked.append(interrupt.is_requested)
 
     thread = threading.Thread(target=enter)
     thread.start()
@@ -93,4 +95,4 @@ def test_the_line_on_the_terminal_goes_away_with_the_run(
 
 
 def test_memory_is_counted_in_bytes() -> None:
-    assert 2**24 < peak_memory() < 2**45
+    assert 2**24 < get_peak_memory() < 2**45

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from potstill.core.errors import UsageError
 from potstill.train import checkpoint, ranks
-from potstill.train.run import metrics_of
+from potstill.train.run import read_run_metrics
 
 
 def launch(module: str, *arguments: Path, ranks: int) -> None:
@@ -40,7 +40,7 @@ def launch(module: str, *arguments: Path, ranks: int) -> None:
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
     own = ("seconds", "tokens_per_second", "peak_memory")
-    return [{k: v for k, v in line.items() if k not in own} for line in metrics_of(folder)]
+    return [{k: v for k, v in line.items() if k not in own} for line in read_run_metrics(folder)]
 
 
 @pytest.mark.slow
@@ -59,19 +59,19 @@ def test_two_processes_train_log_evaluate_and_resume_as_one_does(tiny_llama: Lla
     for alone, shared in zip(numbers(one), numbers(two), strict=True):
         assert shared == pytest.approx(alone, rel=1e-6)
     assert {f.name for f in (two / "checkpoint-4").glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
-    assert checkpoint.fault_of(two / "checkpoint-4", study="", ranks=2) is None
-    assert "written by 2 ranks" in str(checkpoint.fault_of(two / "checkpoint-4", study=""))
+    assert checkpoint.find_fault(two / "checkpoint-4", run_id="", world_size=2) is None
+    assert "written by 2 ranks" in str(checkpoint.find_fault(two / "checkpoint-4", run_id=""))
 
     shutil.rmtree(two / "checkpoint-4")  # back to step 2
     launch("tests.train.ranks", model, two, ranks=2)
     again = torch.load(two / "rank0.pt", weights_only=False)
     for name, weight in halves[0]["weights"].items():
         assert torch.equal(again["weights"][name], weight), name
-    assert [line["step"] for line in metrics_of(two) if "loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_run_metrics(two) if "loss" in line] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("which", ranks.SHARED_OUT)
+@pytest.mark.parametrize("which", ranks.SHARDING_SWITCHES)
 def test_accelerate_is_not_left_to_share_weights_out_in_silence(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ranks.SHARED_OUT[which], "true")
-    with pytest.raises(UsageError, match=f"share the weights out by {which}.*docs/scale.md"), ranks.joined():
+    monkeypatch.setenv(ranks.SHARDING_SWITCHES[which], "true")
+    with pytest.raises(UsageError, match=f"share the weights out by {which}.*docs/scale.md"), ranks.process_group():
         pass

@@ -9,16 +9,16 @@ from tests.train.small import assert_same_bits, settings, study_of
 from tests.train.test_rollout import AUTHOR, asked_packs, batch_of
 from transformers import LlamaForCausalLM
 
-from potstill.train.replay import Adaptive
-from potstill.train.rollout import documents_of, generator_of
-from potstill.train.run import metrics_of, train
-from potstill.train.study import Study
+from potstill.train.replay import AdaptiveRollout
+from potstill.train.rollout import make_generator, split_documents
+from potstill.train.run import read_run_metrics, train
+from potstill.train.study import TrainingModule
 
 
 def texts(batch: Any, *, sampled: bool) -> list[tuple[int, ...]]:
     """The documents of a batch that were sampled, or those that were not."""
     owners = torch.bincount(batch["documents"][0], weights=batch["sampled"][0].double()) > 0
-    documents = zip(documents_of(batch), owners.tolist(), strict=True)
+    documents = zip(split_documents(batch), owners.tolist(), strict=True)
     return [tuple(one.input_ids.tolist()) for one, own in documents if own is sampled]
 
 
@@ -33,47 +33,47 @@ def texts(batch: Any, *, sampled: bool) -> list[tuple[int, ...]]:
     ],
 )
 def test_the_share_grows_when_an_evaluation_is_worse_than_the_one_before(losses: list[float], share: float) -> None:
-    rollout = Adaptive(AUTHOR, passes=10)
+    rollout = AdaptiveRollout(AUTHOR, total_passes=10)
     for loss in losses:
-        rollout.evaluated(loss)
+        rollout.on_evaluate(loss)
     assert rollout.share == pytest.approx(share)
 
 
 def test_at_the_beginning_all_is_written_anew_and_at_the_end_all_is_replayed(tiny_llama: LlamaForCausalLM) -> None:
-    rollout, batch = Adaptive(AUTHOR, passes=2, share=1.0), batch_of(asked_packs(), 0, 1)
-    first = rollout(batch, tiny_llama, {}, generator_of(1, 0, 0))
+    rollout, batch = AdaptiveRollout(AUTHOR, total_passes=2, share=1.0), batch_of(asked_packs(), 0, 1)
+    first = rollout(batch, tiny_llama, {}, make_generator(1, 0, 0))
     kept = texts(first, sampled=True)
-    assert [tuple(one.input_ids.tolist()) for one in rollout.kept] == kept
-    assert len(kept) == rollout.tally["documents"] == len(documents_of(batch))
-    rollout.done = 2
-    last = rollout(batch, tiny_llama, {}, generator_of(1, 1, 0))
+    assert [tuple(one.input_ids.tolist()) for one in rollout.buffer] == kept
+    assert len(kept) == rollout.tally["documents"] == len(split_documents(batch))
+    rollout.num_passes_done = 2
+    last = rollout(batch, tiny_llama, {}, make_generator(1, 1, 0))
     assert set(texts(last, sampled=True)) <= set(kept)
     assert rollout.tally["replayed"] == len(kept)
-    assert len(rollout.kept) == len(kept)
+    assert len(rollout.buffer) == len(kept)
 
 
 def test_the_oldest_leave_a_full_buffer_first(tiny_llama: LlamaForCausalLM) -> None:
-    rollout, batch = Adaptive(AUTHOR, passes=9, share=1.0, room=3), batch_of(asked_packs(), 0, 1)
-    rolled = rollout(batch, tiny_llama, {}, generator_of(1, 0, 0))
-    assert [tuple(one.input_ids.tolist()) for one in rollout.kept] == texts(rolled, sampled=True)[-3:]
+    rollout, batch = AdaptiveRollout(AUTHOR, total_passes=9, share=1.0, buffer_size=3), batch_of(asked_packs(), 0, 1)
+    rolled = rollout(batch, tiny_llama, {}, make_generator(1, 0, 0))
+    assert [tuple(one.input_ids.tolist()) for one in rollout.buffer] == texts(rolled, sampled=True)[-3:]
 
 
 def test_with_a_share_of_zero_nothing_is_written(tiny_llama: LlamaForCausalLM) -> None:
     batch = batch_of(asked_packs(), 0, 1)
-    assert Adaptive(AUTHOR, passes=9)(batch, tiny_llama, {}, generator_of(1, 0, 0)) is batch
+    assert AdaptiveRollout(AUTHOR, total_passes=9)(batch, tiny_llama, {}, make_generator(1, 0, 0)) is batch
 
 
 @pytest.mark.parametrize("routed", [False, True])
 def test_what_was_remembered_is_remembered_again(routed: bool, tiny_llama: LlamaForCausalLM) -> None:
-    rollout, again = Adaptive(AUTHOR, passes=9, share=0.7), Adaptive(AUTHOR, passes=9)
+    rollout, again = AdaptiveRollout(AUTHOR, total_passes=9, share=0.7), AdaptiveRollout(AUTHOR, total_passes=9)
     again.load_state_dict(rollout.state_dict())  # of an empty buffer
     batch = batch_of(asked_packs(), 0, 1)
     batch = {**batch, "routes": batch["documents"] % 3} if routed else batch
-    rollout(batch, tiny_llama, {}, generator_of(1, 0, 0))
-    rollout.evaluated(3.0)
+    rollout(batch, tiny_llama, {}, make_generator(1, 0, 0))
+    rollout.on_evaluate(3.0)
     again.load_state_dict(rollout.state_dict())
-    assert (again.share, again.before, again.done) == (0.7, 3.0, 1)
-    for a, b in zip(rollout.kept, again.kept, strict=True):
+    assert (again.share, again.last_loss, again.num_passes_done) == (0.7, 3.0, 1)
+    for a, b in zip(rollout.buffer, again.buffer, strict=True):
         assert torch.equal(a.input_ids, b.input_ids)
         assert torch.equal(a.labels, b.labels)
         assert b.sampled
@@ -81,9 +81,9 @@ def test_what_was_remembered_is_remembered_again(routed: bool, tiny_llama: Llama
         assert (b.route is not None) is routed
 
 
-def run(study: Study, folder: Path, **more: Any) -> Adaptive:
-    rollout = Adaptive(AUTHOR, passes=12, share=0.6)
-    rollout.before = 0.0  # so that the first evaluation is worse
+def run(study: TrainingModule, folder: Path, **more: Any) -> AdaptiveRollout:
+    rollout = AdaptiveRollout(AUTHOR, total_passes=12, share=0.6)
+    rollout.last_loss = 0.0  # so that the first evaluation is worse
     options = settings(eval_every=2, micro_tokens=32, save_every=4)
     train(study, asked_packs(), options, folder, validation=asked_packs(9), rollout=rollout, show=False, **more)
     return rollout
@@ -95,7 +95,7 @@ def test_a_resumed_run_has_the_share_and_the_buffer_of_one_without_a_break(
     straight, again = study_of(tiny_llama), study_of(tiny_llama)
     first = run(straight, tmp_path)
     assert first.share > 0.6
-    assert sum(line.get("rollout_replayed", 0) for line in metrics_of(tmp_path)) > 0
+    assert sum(line.get("rollout_replayed", 0) for line in read_run_metrics(tmp_path)) > 0
     (tmp_path / "checkpoint-6").rename(tmp_path / "gone")
     second = run(again, tmp_path, resume=True)
     assert_same_bits(straight, again)

@@ -11,21 +11,30 @@ from tests.train.small import assert_same_bits, settings, some_packs, study_of, 
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from potstill.core.types import GROUPS, IGNORE, PAIRS, Batch, gold, supervised, view
+from potstill.core.types import ALIGNED_GROUPS, ALIGNED_PAIRS, IGNORE, Batch, get_view, gold_mask, supervised_positions
 from potstill.data.pack import Pack, Packs, collate, pack
-from potstill.data.tokens import Tokenised
+from potstill.data.tokens import TokenizedDocument
 from potstill.decode.sample import Sampling
-from potstill.objectives.combine import Sum
-from potstill.objectives.distill import Distill
+from potstill.objectives.combine import WeightedSum
+from potstill.objectives.distill import LogitDistillation
 from potstill.objectives.language import CrossEntropy
-from potstill.objectives.policy import PolicyGradient
+from potstill.objectives.policy import MiniLLM
 from potstill.ops.divergence import reverse_kl
-from potstill.train.rollout import Author, Document, OnPolicy, documents_of, generator_of, prompt_of
-from potstill.train.run import metrics_of, train
-from potstill.train.study import Study
+from potstill.train.rollout import (
+    CompletionSampler,
+    Document,
+    OnPolicyRollout,
+    count_prompt_tokens,
+    make_generator,
+    split_documents,
+)
+from potstill.train.run import read_run_metrics, train
+from potstill.train.study import TrainingModule
 
 STOP = 2
-AUTHOR = Author(sampling=Sampling(vocabulary=259, stop=frozenset({STOP})), longest=32, opening=4)
+AUTHOR = CompletionSampler(
+    sampling=Sampling(vocabulary=259, stop=frozenset({STOP})), max_length=32, default_prompt_length=4
+)
 
 
 def asked_packs(documents: int = 40) -> Packs:
@@ -35,7 +44,7 @@ def asked_packs(documents: int = 40) -> Packs:
     for _ in range(documents):
         prompt, answer = (int(torch.randint(*bounds, (1,), generator=generator)) for bounds in ((3, 10), (1, 14)))
         ids = [*torch.randint(3, 250, (prompt + answer,), generator=generator).tolist(), STOP]
-        rows.append(Tokenised(ids, [IGNORE] * prompt + ids[prompt:]))
+        rows.append(TokenizedDocument(ids, [IGNORE] * prompt + ids[prompt:]))
     return pack(rows, length=32, seed=1)
 
 
@@ -43,8 +52,8 @@ def batch_of(packs: Packs, *numbers: int) -> Batch:
     return collate([packs[n] for n in numbers])
 
 
-def roll(share: float, batch: Batch, model: nn.Module, *, step: int = 0, author: Author = AUTHOR) -> Batch:
-    return OnPolicy(share=share, author=author)(batch, model, {}, generator_of(1, step, 0))
+def roll(share: float, batch: Batch, model: nn.Module, *, step: int = 0, author: CompletionSampler = AUTHOR) -> Batch:
+    return OnPolicyRollout(share=share, sampler=author)(batch, model, {}, make_generator(1, step, 0))
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -63,10 +72,10 @@ def test_with_share_one_no_completion_of_the_data_is_left_and_no_prompt_is_touch
 ) -> None:
     batch = batch_of(asked_packs(), 0, 1)
     rolled = roll(1.0, batch, tiny_llama)
-    before, after = documents_of(batch), documents_of(rolled)
+    before, after = split_documents(batch), split_documents(rolled)
     assert len(before) == len(after) > 3
     for old, new in zip(before, after, strict=True):
-        prompt = prompt_of(old.labels, 4)
+        prompt = count_prompt_tokens(old.labels, 4)
         assert prompt == int((old.labels != IGNORE).nonzero()[0])
         assert torch.equal(new.input_ids[:prompt], old.input_ids[:prompt])
         assert (new.labels[:prompt] == IGNORE).all()
@@ -74,7 +83,7 @@ def test_with_share_one_no_completion_of_the_data_is_left_and_no_prompt_is_touch
         assert not torch.equal(new.input_ids[prompt:], old.input_ids[prompt:])
         assert prompt < len(new.input_ids) <= len(old.input_ids)
     assert rolled["sampled"].all()
-    assert not gold(rolled).any()
+    assert not gold_mask(rolled).any()
 
 
 def test_a_rolled_out_batch_is_packed_as_the_data_is(tiny_llama: LlamaForCausalLM) -> None:
@@ -82,7 +91,7 @@ def test_a_rolled_out_batch_is_packed_as_the_data_is(tiny_llama: LlamaForCausalL
     assert 0 < rolled["sampled"].float().mean() < 1
     packs = [
         {"input_ids": one.input_ids, "labels": one.labels, "lengths": torch.tensor([len(one.input_ids)])}
-        for one in documents_of(rolled)
+        for one in split_documents(rolled)
     ]
     assert_same({name: values for name, values in rolled.items() if name != "sampled"}, collate(packs))
 
@@ -98,31 +107,31 @@ def test_what_was_not_rolled_out_is_as_it_was(tiny_llama: LlamaForCausalLM) -> N
     batch = batch_of(asked_packs(), 0, 1, 2)
     rolled = roll(0.5, batch, tiny_llama)
     owners = torch.bincount(rolled["documents"][0], weights=rolled["sampled"][0].double())
-    for old, new, own in zip(documents_of(batch), documents_of(rolled), owners.tolist(), strict=True):
+    for old, new, own in zip(split_documents(batch), split_documents(rolled), owners.tolist(), strict=True):
         same = torch.equal(old.input_ids, new.input_ids) and torch.equal(old.labels, new.labels)
         assert same == (own == 0)
 
 
 def test_how_a_step_is_cut_into_passes_changes_no_rollout(tiny_llama: LlamaForCausalLM) -> None:
     model, packs = tiny_llama.double(), asked_packs()
-    rollout = OnPolicy(share=0.6, author=AUTHOR)
-    together = rollout(batch_of(packs, 0, 1, 2, 3), model, {}, generator_of(1, 5, 0))
-    generator = generator_of(1, 5, 0)
+    rollout = OnPolicyRollout(share=0.6, sampler=AUTHOR)
+    together = rollout(batch_of(packs, 0, 1, 2, 3), model, {}, make_generator(1, 5, 0))
+    generator = make_generator(1, 5, 0)
     parts = [rollout(batch_of(packs, *some), model, {}, generator) for some in ((0,), (1, 2), (3,))]
-    apart = [one for part in parts for one in documents_of(part)]
-    for a, b in zip(documents_of(together), apart, strict=True):
+    apart = [one for part in parts for one in split_documents(part)]
+    for a, b in zip(split_documents(together), apart, strict=True):
         assert torch.equal(a.input_ids, b.input_ids)
         assert torch.equal(a.labels, b.labels)
 
 
 def test_each_seed_step_and_rank_writes_something_else_and_the_same_again(tiny_llama: LlamaForCausalLM) -> None:
-    batch, rollout = batch_of(asked_packs(), 0), OnPolicy(share=1.0, author=AUTHOR)
+    batch, rollout = batch_of(asked_packs(), 0), OnPolicyRollout(share=1.0, sampler=AUTHOR)
     found = {
-        key: rollout(batch, tiny_llama, {}, generator_of(*key))["input_ids"][0].tolist()
+        key: rollout(batch, tiny_llama, {}, make_generator(*key))["input_ids"][0].tolist()
         for key in ((1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1))
     }
     assert len({tuple(ids) for ids in found.values()}) == 4
-    again = rollout(batch, tiny_llama, {}, generator_of(1, 0, 1))
+    again = rollout(batch, tiny_llama, {}, make_generator(1, 0, 1))
     assert again["input_ids"][0].tolist() == found[1, 0, 1]
 
 
@@ -130,22 +139,22 @@ def test_a_companion_with_tokens_of_its_own_reads_what_was_written(tiny_llama: L
     def beside(read: Pack) -> Pack:
         pairs = torch.arange(len(read["input_ids"]))[:, None].expand(-1, 2)
         own = {f"teacher.{name}": values for name, values in read.items()}
-        groups = dict.fromkeys(GROUPS, torch.arange(len(read["input_ids"])))
+        groups = dict.fromkeys(ALIGNED_GROUPS, torch.arange(len(read["input_ids"])))
         return {**read, **own, **groups, "aligned.tokens": pairs}
 
     packs = asked_packs()
     batch = collate([beside(packs[0])])
     for share in (0.0, 1.0):
-        rolled = roll(share, batch, tiny_llama, author=replace(AUTHOR, beside=beside))
-        theirs = view(rolled, "teacher")
+        rolled = roll(share, batch, tiny_llama, author=replace(AUTHOR, extend_pack=beside))
+        theirs = get_view(rolled, "teacher")
         assert all(torch.equal(theirs[name], rolled[name]) for name in ("input_ids", "labels", "documents"))
-        assert torch.equal(rolled[PAIRS][0], torch.arange(len(supervised(rolled)[1])))
+        assert torch.equal(rolled[ALIGNED_PAIRS][0], torch.arange(len(supervised_positions(rolled)[1])))
 
 
 def test_plain_text_is_continued_from_its_first_tokens(tiny_llama: LlamaForCausalLM) -> None:
     batch = batch_of(some_packs(), 0, 1)
     rolled = roll(1.0, batch, tiny_llama)
-    for old, new in zip(documents_of(batch), documents_of(rolled), strict=True):
+    for old, new in zip(split_documents(batch), split_documents(rolled), strict=True):
         opening = min(4, len(old.input_ids) - 1)
         assert torch.equal(new.input_ids[:opening], old.input_ids[:opening])
         assert int((new.labels != IGNORE).nonzero()[0]) == opening
@@ -162,7 +171,7 @@ def test_plain_text_is_continued_from_its_first_tokens(tiny_llama: LlamaForCausa
     ],
 )
 def test_the_prompt_is_what_precedes_the_first_trained_token(labels: list[int], prompt: int) -> None:
-    assert prompt_of(torch.tensor(labels), 4) == prompt
+    assert count_prompt_tokens(torch.tensor(labels), 4) == prompt
 
 
 class Says(LlamaForCausalLM):
@@ -182,10 +191,10 @@ class Says(LlamaForCausalLM):
 def test_an_empty_completion_trains_its_stop_token_and_is_counted(tiny_llama: LlamaForCausalLM) -> None:
     tiny_llama.config.tie_word_embeddings = False
     model, batch = Says(tiny_llama.config).make().eval(), batch_of(asked_packs(), 0)
-    rollout = OnPolicy(share=1.0, author=AUTHOR)
-    rolled = rollout(batch, model, {}, generator_of(1, 0, 0))
-    _, targets, segment = supervised(rolled)
-    count = len(documents_of(batch))
+    rollout = OnPolicyRollout(share=1.0, sampler=AUTHOR)
+    rolled = rollout(batch, model, {}, make_generator(1, 0, 0))
+    _, targets, segment = supervised_positions(rolled)
+    count = len(split_documents(batch))
     assert targets.tolist() == [STOP] * count
     assert segment.tolist() == list(range(count))
     assert rollout.tally == Counter(documents=count, tokens=count, empty=count, cut=0)
@@ -197,17 +206,17 @@ def test_an_endless_completion_is_cut_to_the_length_of_what_it_replaces_and_coun
     tiny_llama.config.tie_word_embeddings = False
     model, batch = Says(tiny_llama.config), batch_of(asked_packs(), 0)
     model.token = 77
-    rollout = OnPolicy(share=1.0, author=AUTHOR)
-    rolled = rollout(batch, model.make().eval(), {}, generator_of(1, 0, 0))
-    assert (supervised(rolled)[1] == 77).all()
+    rollout = OnPolicyRollout(share=1.0, sampler=AUTHOR)
+    rolled = rollout(batch, model.make().eval(), {}, make_generator(1, 0, 0))
+    assert (supervised_positions(rolled)[1] == 77).all()
     assert torch.equal(rolled["documents"], batch["documents"])
-    assert rollout.tally["cut"] == rollout.tally["documents"] == len(documents_of(batch))
+    assert rollout.tally["cut"] == rollout.tally["documents"] == len(split_documents(batch))
     assert rollout.tally["empty"] == 0
 
 
 def test_a_document_without_a_trained_token_is_left_alone(tiny_llama: LlamaForCausalLM) -> None:
     ids = torch.arange(5, 12)
-    batch = AUTHOR.laid_out(
+    batch = AUTHOR.make_batch(
         [
             Document(ids, torch.full_like(ids, IGNORE)),
             Document(ids, torch.cat([ids[:0], torch.full((4,), IGNORE), ids[4:]])),
@@ -215,7 +224,7 @@ def test_a_document_without_a_trained_token_is_left_alone(tiny_llama: LlamaForCa
         torch.device("cpu"),
     )
     rolled = roll(1.0, batch, tiny_llama)
-    assert torch.equal(documents_of(rolled)[0].input_ids, ids)
+    assert torch.equal(split_documents(rolled)[0].input_ids, ids)
     assert rolled["sampled"][0].tolist()[:7] == [False] * 7
     assert rolled["sampled"][0, 7:].all()
 
@@ -231,9 +240,9 @@ def test_a_student_of_all_its_modes_is_in_them_afterwards(tiny_llama: LlamaForCa
 def test_cross_entropy_is_of_the_data_alone_and_the_divergence_of_all(tiny_llama: LlamaForCausalLM) -> None:
     study = study_of(tiny_llama.double())
     rolled = roll(0.5, batch_of(asked_packs(), 0, 1, 2), study.student)
-    documents = documents_of(rolled)
+    documents = split_documents(rolled)
     owners = torch.bincount(rolled["documents"][0], weights=rolled["sampled"][0].double()) > 0
-    parts = [AUTHOR.laid_out([one], torch.device("cpu")) for one in documents]  # each as if it came from the data
+    parts = [AUTHOR.make_batch([one], torch.device("cpu")) for one in documents]  # each as if it came from the data
     for part in parts:
         del part["sampled"]  # type: ignore[attr-defined]
     sums = torch.stack([study(**part)["sums"] for part in parts])
@@ -245,14 +254,14 @@ def test_cross_entropy_is_of_the_data_alone_and_the_divergence_of_all(tiny_llama
 
 
 def test_no_gradient_of_cross_entropy_comes_from_what_was_sampled(tiny_llama: LlamaForCausalLM) -> None:
-    study = Study(tiny_llama, Sum((1.0, CrossEntropy())))
+    study = TrainingModule(tiny_llama, WeightedSum((1.0, CrossEntropy())))
     rolled = roll(1.0, batch_of(asked_packs(), 0), tiny_llama)
     study(**rolled)["loss"].backward()
     assert all(p.grad is None or not p.grad.any() for p in study.parameters())
 
 
-def run(study: Study, folder: Path, share: float | None, **more: Any) -> Any:
-    rollout = None if share is None else OnPolicy(share=share, author=AUTHOR)
+def run(study: TrainingModule, folder: Path, share: float | None, **more: Any) -> Any:
+    rollout = None if share is None else OnPolicyRollout(share=share, sampler=AUTHOR)
     packs = more.pop("packs", None) or asked_packs()
     return train(study, packs, settings(**more.pop("changes", {})), folder, rollout=rollout, show=False, **more)
 
@@ -283,7 +292,7 @@ def test_accumulation_changes_nothing(tiny_llama: LlamaForCausalLM, tmp_path: Pa
 
 def test_the_metrics_say_what_was_rolled_out(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     run(study_of(tiny_llama), tmp_path / "a", 1.0)
-    lines = [line for line in metrics_of(tmp_path / "a") if "loss" in line]
+    lines = [line for line in read_run_metrics(tmp_path / "a") if "loss" in line]
     assert all(line["rollout_documents"] > 0 for line in lines)
     assert all(line["rollout_tokens"] >= line["rollout_documents"] for line in lines)
     assert all(line["rollout_cut"] + line["rollout_empty"] <= line["rollout_documents"] for line in lines)
@@ -292,14 +301,14 @@ def test_the_metrics_say_what_was_rolled_out(tiny_llama: LlamaForCausalLM, tmp_p
 
 
 def test_a_teacher_that_writes_along_is_rewarded_for(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
-    single = Distill(divergence=reverse_kl)
-    study = study_of(tiny_llama, objective=Sum((0.5, CrossEntropy()), (1.0, PolicyGradient()), (1.0, single)))
+    single = LogitDistillation(divergence=reverse_kl)
+    study = study_of(tiny_llama, objective=WeightedSum((0.5, CrossEntropy()), (1.0, MiniLLM()), (1.0, single)))
     before = weights(study)
-    rollout = OnPolicy(share=0.5, author=replace(AUTHOR, teacher=0.2))
+    rollout = OnPolicyRollout(share=0.5, sampler=replace(AUTHOR, teacher_share=0.2))
     with pytest.raises(KeyError, match="teacher"):  # it is asked
-        replace(rollout, share=1.0)(batch_of(asked_packs(), 0), study.student, {}, generator_of(1, 0, 0))
+        replace(rollout, share=1.0)(batch_of(asked_packs(), 0), study.student, {}, make_generator(1, 0, 0))
     train(study, asked_packs(), settings(), tmp_path, rollout=rollout, show=False)
-    lines = [line for line in metrics_of(tmp_path) if "loss" in line]
+    lines = [line for line in read_run_metrics(tmp_path) if "loss" in line]
     for term in ("policy", "cross_entropy", "distill"):
         assert any(line[term] != 0 for line in lines), term
     assert not torch.equal(before["model.norm.weight"], weights(study)["model.norm.weight"])

@@ -14,30 +14,30 @@ import torch
 from tests.train.small import assert_same_bits, settings, some_packs, study_of, weights
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import ArtefactError, MissingDependency, TrainingDiverged, UsageError
+from potstill.core.errors import ArtifactError, MissingDependency, TrainingDiverged, UsageError
 from potstill.data.pack import collate
 from potstill.train import adapters, checkpoint
 from potstill.train import run as running
-from potstill.train.run import identify, metrics_of, train
+from potstill.train.run import compute_run_id, read_run_metrics, train
 
 
 @contextmanager
 def interrupted_in_step(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ctrl-C while the step is being computed."""
 
-    class Pressed(running.Interrupt):
+    class Pressed(running.InterruptCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == step - 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "Interrupt", Pressed)
+        patch.setattr(running, "InterruptCallback", Pressed)
         yield
 
 
 def losses(folder: Path) -> list[tuple[float, ...]]:
     """Step, tokens, loss and terms of each line of the log."""
-    found = [line for line in metrics_of(folder) if "loss" in line]
+    found = [line for line in read_run_metrics(folder) if "loss" in line]
     return [(x["step"], x["tokens"], x["loss"], x["forward_kl"], x["grad_norm"], x["learning_rate"]) for x in found]
 
 
@@ -72,7 +72,7 @@ def test_a_resumed_run_ends_with_the_very_bits_of_one_that_never_stopped(
     assert (done.steps, done.tokens, done.losses) == (whole.steps, whole.tokens, whole.losses)
     assert_same_bits(straight, again)
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
-    assert [line["step"] for line in metrics_of(tmp_path / "b")] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in read_run_metrics(tmp_path / "b")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_an_interrupt_between_two_checkpoints_saves_and_resumes_with_the_same_bits(
@@ -117,16 +117,16 @@ def test_a_damaged_or_half_written_checkpoint_gives_way_to_the_one_before_it(
     (tmp_path / ".checkpoint-6.partial" / "checkpoint-6" / "left.over").write_text("of a killed process")
     train(again, some_packs(), settings(), tmp_path, resume=True, show=False)
     assert_same_bits(straight, again)
-    assert checkpoint.fault_of(tmp_path / "checkpoint-6", study="") is None
+    assert checkpoint.find_fault(tmp_path / "checkpoint-6", run_id="") is None
     assert not (tmp_path / "checkpoint-6" / "left.over").exists()
     assert not list(tmp_path.glob(".checkpoint*"))
 
 
 def test_a_checkpoint_of_another_run_is_refused(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     study = study_of(tiny_llama)
-    train(study, some_packs(), settings(tokens=192), tmp_path, identity=identify("one", 1), show=False)
-    with pytest.raises(ArtefactError, match="other settings"):
-        train(study, some_packs(), settings(), tmp_path, identity=identify("one", 2), resume=True, show=False)
+    train(study, some_packs(), settings(tokens=192), tmp_path, run_id=compute_run_id("one", 1), show=False)
+    with pytest.raises(ArtifactError, match="other settings"):
+        train(study, some_packs(), settings(), tmp_path, run_id=compute_run_id("one", 2), resume=True, show=False)
 
 
 def test_early_stopping_ends_the_run_with_the_best_weights(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_early_stopping_ends_the_run_with_the_best_weights(tiny_llama: LlamaForC
     stopped = train(first, some_packs(), options, tmp_path, validation=validation, show=False)
     assert stopped.finished
     assert 3 <= stopped.steps < 12
-    evaluated = [line["eval_loss"] for line in metrics_of(tmp_path) if "eval_loss" in line]
+    evaluated = [line["eval_loss"] for line in read_run_metrics(tmp_path) if "eval_loss" in line]
     assert len(evaluated) == stopped.steps
     assert min(evaluated[-2:]) >= min(evaluated[:-2])
     assert not any(min(evaluated[i - 2 : i]) >= min(evaluated[: i - 2]) for i in range(3, len(evaluated)))
@@ -171,7 +171,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_it_reaches_a_weight(
     with pytest.raises(TrainingDiverged, match=r"norm became (nan|inf) at step 3, on the batch"):
         train(study, some_packs(), settings(save_every=1), tmp_path, show=False)
     assert all(torch.isfinite(w).all() for w in weights(study).values())
-    assert checkpoint.latest(tmp_path, study="") == tmp_path / "checkpoint-2"
+    assert checkpoint.find_latest_checkpoint(tmp_path, run_id="") == tmp_path / "checkpoint-2"
 
 
 def test_a_loss_that_explodes_stops_the_run_before_a_checkpoint(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -186,14 +186,14 @@ def test_a_loss_that_explodes_stops_the_run_before_a_checkpoint(tiny_llama: Llam
     study.student.model.register_forward_pre_hook(spoil)
     with pytest.raises(TrainingDiverged, match=r"rose from .* at step 22, on the batch that begins with"):
         train(study, some_packs(), settings(tokens=30 * 64, save_every=11), tmp_path, show=False)
-    assert checkpoint.latest(tmp_path, study="") == tmp_path / "checkpoint-11"
-    assert metrics_of(tmp_path)[-1]["step"] == 22  # what went wrong is in the log
+    assert checkpoint.find_latest_checkpoint(tmp_path, run_id="") == tmp_path / "checkpoint-11"
+    assert read_run_metrics(tmp_path)[-1]["step"] == 22  # what went wrong is in the log
 
 
 def test_training_mode_never_reaches_the_teacher(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     tiny_llama.config.attention_dropout = 0.5
     study = study_of(tiny_llama)
-    (teacher,) = list(study._frozen)
+    (teacher,) = list(study._frozen_models)
     before = {name: weight.clone() for name, weight in teacher.state_dict().items()}
     modes = []
     teacher.model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
@@ -216,10 +216,10 @@ def test_terms_in_the_log_are_means_over_all_trained_tokens(tiny_llama: LlamaFor
 
 
 def test_the_outcome_says_what_the_run_cost(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
-    packs = some_packs().head(4)
+    packs = some_packs().take(4)
     outcome = train(study_of(tiny_llama), packs, settings(tokens=4 * 64), tmp_path, show=False)
-    lines = metrics_of(tmp_path)
-    assert outcome.tokens == 2 * packs.tokens  # four steps of two packs are two epochs
+    lines = read_run_metrics(tmp_path)
+    assert outcome.tokens == 2 * packs.num_tokens  # four steps of two packs are two epochs
     assert outcome.seconds == pytest.approx(sum(line["seconds"] for line in lines))
     assert outcome.tokens_per_second == pytest.approx(outcome.tokens / outcome.seconds)
     assert outcome.peak_memory > 2**20
@@ -244,7 +244,9 @@ def test_adapters_alone_are_trained_and_resume_with_the_same_bits(
         torch.manual_seed(7)  # the adapters' own start
         study = study_of(tiny_llama)
         return type(study)(
-            adapters.add(study.student, 2), study.objective, frozen={"teacher": next(iter(study._frozen))}
+            adapters.add_adapters(study.student, 2),
+            study.objective,
+            frozen={"teacher": next(iter(study._frozen_models))},
         )
 
     straight, again = adapted(), adapted()
@@ -282,11 +284,11 @@ def test_a_disk_that_is_full_costs_the_run_but_not_its_last_checkpoint(
 
     study.student.model.register_forward_pre_hook(fill)
     try:
-        with pytest.raises(ArtefactError, match="step 6 could not be written"):
+        with pytest.raises(ArtifactError, match="step 6 could not be written"):
             train(study, some_packs(), settings(), tmp_path, show=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert checkpoint.latest(tmp_path, study="") == tmp_path / "checkpoint-3"
+    assert checkpoint.find_latest_checkpoint(tmp_path, run_id="") == tmp_path / "checkpoint-3"
     assert not list(tmp_path.glob(".checkpoint*"))
 
 
@@ -299,6 +301,6 @@ def test_a_run_whose_folder_is_gone_says_so(tiny_llama: LlamaForCausalLM, tmp_pa
             (tmp_path / "run" / ".checkpoint-2.partial").write_text("in the way")
 
     study.student.model.register_forward_pre_hook(remove)
-    with pytest.raises(ArtefactError, match="step 2 could not be written"):
+    with pytest.raises(ArtifactError, match="step 2 could not be written"):
         train(study, some_packs(), settings(tokens=128), tmp_path / "run", show=False)
     shutil.rmtree(tmp_path / "run")

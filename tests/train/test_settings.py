@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.core.errors import UsageError
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
 
 @given(
@@ -19,26 +19,26 @@ from potstill.train.settings import Settings
     tokens=st.integers(1, 50_000),
 )
 def test_a_budget_is_met_within_half_a_step(context: int, batch: int, micro: int, ranks: int, tokens: int) -> None:
-    settings = Settings(context=context, batch_tokens=max(batch, context * ranks), micro_tokens=micro, tokens=tokens)
+    settings = TrainConfig(context=context, batch_tokens=max(batch, context * ranks), micro_tokens=micro, tokens=tokens)
     step = settings.packs_per_step
     if step % ranks:
         with pytest.raises(UsageError, match=rf"{ranks} ranks; make --batch-tokens a multiple of {context * ranks}"):
-            settings.accumulation(ranks)
+            settings.accumulation_steps(ranks)
         return
-    assert settings.packs_per_pass(ranks) * settings.accumulation(ranks) * ranks == step
+    assert settings.packs_per_pass(ranks) * settings.accumulation_steps(ranks) * ranks == step
     assert settings.packs_per_pass(ranks) * context <= max(context, micro)
     assert settings.steps == 1 or abs(settings.steps * step * context - tokens) <= step * context / 2
 
 
 def test_two_ranks_halve_the_passes_of_each() -> None:
-    settings = Settings(context=32, batch_tokens=256, micro_tokens=64, tokens=2560)
-    assert [settings.accumulation(ranks) for ranks in (1, 2, 4)] == [4, 2, 1]
+    settings = TrainConfig(context=32, batch_tokens=256, micro_tokens=64, tokens=2560)
+    assert [settings.accumulation_steps(ranks) for ranks in (1, 2, 4)] == [4, 2, 1]
     assert settings.steps == 10
 
 
 def test_passes_that_do_not_divide_a_step_are_made_smaller() -> None:
-    settings = Settings(context=64, batch_tokens=256, micro_tokens=200)
-    assert (settings.packs_per_pass(), settings.accumulation()) == (2, 2)
+    settings = TrainConfig(context=64, batch_tokens=256, micro_tokens=200)
+    assert (settings.packs_per_pass(), settings.accumulation_steps()) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_passes_that_do_not_divide_a_step_are_made_smaller() -> None:
 )
 def test_a_value_out_of_range_is_refused_by_name(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(change))):
-        Settings(**change)
+        TrainConfig(**change)

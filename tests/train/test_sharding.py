@@ -10,7 +10,7 @@ from tests.train.test_ranks import launch
 
 from potstill.core.errors import UnsupportedModel
 from potstill.train import sharding
-from potstill.train.blocks import blocks
+from potstill.train.blocks import find_blocks
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def test_a_checkpoint_in_shares_goes_on_to_the_same_bits(ranks: list[Any], case:
 def test_a_checkpoint_in_shares_goes_on_in_one_process(out: Path, ranks: list[Any]) -> None:
     model = study(CASES[0][0])
     optimiser = optimiser_of(model)
-    sharding.restore(model, optimiser, out / "checkpoint-0")
+    sharding.load_sharded(model, optimiser, out / "checkpoint-0")
     trained(model, optimiser, range(2, STEPS))
     for name, weight in model.student.state_dict().items():
         torch.testing.assert_close(ranks[0][CASES[0]]["weights"][name], weight, rtol=1e-6, atol=1e-8)
@@ -68,7 +68,7 @@ def test_a_rank_holds_its_share_alone(ranks: list[Any], case: tuple[bool, bool])
 
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="Linear has no list of blocks"):
-        blocks(torch.nn.Linear(2, 2))
+        find_blocks(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.gpu
@@ -84,8 +84,8 @@ def test_on_a_gpu_a_study_in_shares_gives_the_loss_of_a_whole_one(tmp_path: Path
         batch = {name: values.cuda() for name, values in collate([some_packs()[0]]).items()}
         whole, model = study(True).cuda(), study(True).cuda()
         for one in (whole, model):
-            one._frozen["teacher"].cuda()
-        sharding.shard(model, init_device_mesh("cuda", (1,)))
+            one._frozen_models["teacher"].cuda()
+        sharding.shard_module(model, init_device_mesh("cuda", (1,)))
         losses = [one(**batch)["loss"] for one in (whole, model)]
         torch.testing.assert_close(losses[1], losses[0])
     finally:

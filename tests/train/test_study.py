@@ -11,16 +11,16 @@ from tests.train.small import some_packs, study_of
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from potstill.core.types import IGNORE, Needs, Signals, supervised
+from potstill.core.types import IGNORE, Needs, Signals, supervised_positions
 from potstill.data.pack import collate
-from potstill.models.signals import signals
-from potstill.objectives.combine import Sum
-from potstill.objectives.distill import Distill
+from potstill.models.signals import compute_signals
+from potstill.objectives.combine import WeightedSum
+from potstill.objectives.distill import LogitDistillation
 from potstill.objectives.language import CrossEntropy
 from potstill.objectives.rows import RowTerm
 from potstill.ops import fused
 from potstill.ops.divergence import forward_kl, reverse_kl
-from potstill.train.study import Study
+from potstill.train.study import TrainingModule
 
 
 def batch_of(packs: int = 3) -> Mapping[str, Tensor]:
@@ -38,14 +38,14 @@ def one_hot(ids: Tensor, vocabulary: int) -> Signals:
 def test_a_teacher_that_is_sure_of_the_next_token_gives_cross_entropy(tiny_llama: LlamaForCausalLM) -> None:
     tiny_llama.double()
     batch = batch_of()
-    positions, targets, _ = supervised(batch)
-    student = signals(tiny_llama, batch, Needs(positions))
+    positions, targets, _ = supervised_positions(batch)
+    student = compute_signals(tiny_llama, batch, Needs(positions))
     sure = one_hot(targets, tiny_llama.config.vocab_size)
-    learnt = Distill()({"student": student}, {"teacher": sure}, batch)["distill"]
+    learnt = LogitDistillation()({"student": student}, {"teacher": sure}, batch)["distill"]
     plain = CrossEntropy()({"student": student}, {}, batch)["cross_entropy"]
     assert learnt.item() == pytest.approx(plain.item(), rel=1e-12)
     early = one_hot(batch["input_ids"][positions], tiny_llama.config.vocab_size)  # off by one: the token itself
-    wrong = Distill()({"student": student}, {"teacher": early}, batch)["distill"]
+    wrong = LogitDistillation()({"student": student}, {"teacher": early}, batch)["distill"]
     assert abs(wrong - plain) > 0.1
 
 
@@ -59,13 +59,15 @@ def test_cross_entropy_is_what_the_model_itself_says_of_each_document(tiny_llama
         if count:
             total += tiny_llama(input_ids=ids, labels=labels, use_cache=False).loss.item() * count
         trained += count
-    assert Study(tiny_llama, CrossEntropy())(**batch)["loss"].item() == pytest.approx(total / trained, rel=1e-6)
+    assert TrainingModule(tiny_llama, CrossEntropy())(**batch)["loss"].item() == pytest.approx(
+        total / trained, rel=1e-6
+    )
 
 
 def test_the_teacher_answers_in_eval_mode_whoever_switches_it(tiny_llama: LlamaForCausalLM) -> None:
     tiny_llama.config.attention_dropout = 0.9
-    study, batch = study_of(tiny_llama, objective=Distill(divergence=reverse_kl)), batch_of()
-    (teacher,) = list(study._frozen)
+    study, batch = study_of(tiny_llama, objective=LogitDistillation(divergence=reverse_kl)), batch_of()
+    (teacher,) = list(study._frozen_models)
     study.eval()
     before = study(**batch)["loss"].item()
     teacher.train()
@@ -77,7 +79,7 @@ def test_the_teacher_answers_in_eval_mode_whoever_switches_it(tiny_llama: LlamaF
 
 def test_the_teacher_is_no_part_of_the_module_and_gets_no_gradient(tiny_llama: LlamaForCausalLM) -> None:
     study = study_of(tiny_llama)
-    (teacher,) = list(study._frozen)
+    (teacher,) = list(study._frozen_models)
     for p in teacher.parameters():
         p.requires_grad_(True)  # somebody unfroze it
     study(**batch_of())["loss"].backward()
@@ -111,15 +113,17 @@ def test_the_sharper_of_two_temperatures_is_another_loss_and_forward_is_not_reve
     batch, found = batch_of(), set()
     for divergence in (forward_kl, reverse_kl):
         for temperature in (0.7, 1.0, 2.0):
-            objective = Distill(divergence=divergence, temperature=temperature)
+            objective = LogitDistillation(divergence=divergence, temperature=temperature)
             found.add(round(study_of(tiny_llama, objective=objective)(**batch)["loss"].item(), 6))
     assert len(found) == 6
 
 
 def test_a_study_that_is_gone_frees_its_models(tiny_llama: LlamaForCausalLM) -> None:
-    study = Study(copy.deepcopy(tiny_llama), Distill(), frozen={"teacher": copy.deepcopy(tiny_llama)})
+    study = TrainingModule(
+        copy.deepcopy(tiny_llama), LogitDistillation(), frozen={"teacher": copy.deepcopy(tiny_llama)}
+    )
     study(**batch_of(1))
-    gone = [weakref.ref(study.student), *map(weakref.ref, study._frozen)]
+    gone = [weakref.ref(study.student), *map(weakref.ref, study._frozen_models)]
     del study
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
@@ -141,10 +145,10 @@ def test_the_head_is_computed_in_what_was_asked_for(tiny_llama: LlamaForCausalLM
         return logits(space, rows, head)
 
     with pytest.MonkeyPatch.context() as patch:
-        logits = fused._logits_in
-        patch.setattr(fused, "_logits_in", note)
-        Study(tiny_llama, Head(), compute_dtype=torch.bfloat16)(**batch_of())["loss"].backward()
-        Study(tiny_llama, Head(), compute_dtype=torch.float32)(**batch_of())["loss"].backward()
+        logits = fused._write_logits
+        patch.setattr(fused, "_write_logits", note)
+        TrainingModule(tiny_llama, Head(), compute_dtype=torch.bfloat16)(**batch_of())["loss"].backward()
+        TrainingModule(tiny_llama, Head(), compute_dtype=torch.float32)(**batch_of())["loss"].backward()
     assert seen == [torch.bfloat16, torch.float32]
 
 
@@ -152,10 +156,10 @@ def test_the_head_is_computed_once_though_terms_have_different_divisors(tiny_lla
     batch, passes = batch_of(), []
     sampled = torch.zeros_like(batch["labels"], dtype=torch.bool)
     sampled[:, 2:4] = True  # written by the student: cross-entropy counts fewer rows than the divergence
-    study = study_of(tiny_llama, objective=Sum((0.7, CrossEntropy()), (0.3, Distill())))
+    study = study_of(tiny_llama, objective=WeightedSum((0.7, CrossEntropy()), (0.3, LogitDistillation())))
     assert len(set(study.counts({**batch, "sampled": sampled}).tolist())) == 2
     with pytest.MonkeyPatch.context() as patch:
-        run = fused._run
-        patch.setattr(fused, "_run", lambda *given: passes.append(1) or run(*given))
+        run = fused._compute_sums
+        patch.setattr(fused, "_compute_sums", lambda *given: passes.append(1) or run(*given))
         study(**batch, sampled=sampled)["loss"].backward()
     assert len(passes) == 1

@@ -9,13 +9,13 @@ from tests.train.small import settings, some_packs, study_of
 from torch import nn
 from transformers import LlamaForCausalLM, TrainerCallback
 
-from potstill.core.types import Batch, Needs, Signals, Terms, supervised
+from potstill.core.types import Batch, Needs, Signals, Terms, supervised_positions
 from potstill.data.pack import collate
-from potstill.objectives.combine import Sum
+from potstill.objectives.combine import WeightedSum
 from potstill.objectives.language import CrossEntropy
-from potstill.train.settings import Settings
-from potstill.train.study import Study
-from potstill.train.trainer import Trainer, arguments
+from potstill.train.settings import TrainConfig
+from potstill.train.study import TrainingModule
+from potstill.train.trainer import Trainer, make_training_arguments
 
 
 class Projected(nn.Module):
@@ -29,24 +29,26 @@ class Projected(nn.Module):
         self.projector = nn.Linear(32, 1, bias=False)
 
     def needs(self, batch: Batch) -> dict[str, Needs]:
-        return {"student": Needs(supervised(batch)[0])}
+        return {"student": Needs(supervised_positions(batch)[0])}
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        return {"projected": (len(supervised(batch)[1]) + 1) // 2}
+        return {"projected": (len(supervised_positions(batch)[1]) + 1) // 2}
 
     def forward(self, views: dict[str, Signals], frozen: dict[str, Signals], batch: Batch) -> Terms:
         return {"projected": self.projector(views["student"].rows[::2]).square().sum()}
 
 
-def trainer_of(study: Study, folder: Path, options: Settings, *callbacks: TrainerCallback, **more: Any) -> Trainer:
-    args = arguments(options, folder)
+def trainer_of(
+    study: TrainingModule, folder: Path, options: TrainConfig, *callbacks: TrainerCallback, **more: Any
+) -> Trainer:
+    args = make_training_arguments(options, folder)
     return Trainer(study, args, train_dataset=some_packs(), callbacks=list(callbacks), **more)
 
 
 class Norms(TrainerCallback):
     """The gradient's norm and the learning rates as the optimiser meets them."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: TrainingModule) -> None:
         self.study = study
         self.norms: list[float] = []
         self.rates: list[float] = []
@@ -58,12 +60,12 @@ class Norms(TrainerCallback):
 
 
 def test_counts_are_summed_over_micro_batches_term_by_term(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
-    study = Study(tiny_llama, Sum((1.0, CrossEntropy()), (1.0, Projected())))
+    study = TrainingModule(tiny_llama, WeightedSum((1.0, CrossEntropy()), (1.0, Projected())))
     trainer, packs = trainer_of(study, tmp_path, settings()), some_packs()
     batches = [collate([packs[i]]) for i in range(3)]
     counted = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
     assert counted is not None
-    by_hand = [[len(supervised(b)[1]), (len(supervised(b)[1]) + 1) // 2] for b in batches]
+    by_hand = [[len(supervised_positions(b)[1]), (len(supervised_positions(b)[1]) + 1) // 2] for b in batches]
     assert counted.tolist() == [sum(term) for term in zip(*by_hand, strict=True)]
     assert trainer._get_num_items_in_batch([], torch.device("cpu")) is None
 
@@ -92,7 +94,7 @@ def test_the_gradient_of_accumulated_passes_is_that_of_all_rows_at_once(
 def test_the_rate_rises_evenly_to_its_height_and_falls_to_its_share(
     tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    study = Study(tiny_llama, CrossEntropy())
+    study = TrainingModule(tiny_llama, CrossEntropy())
     rates = Norms(study)
     options = settings(tokens=20 * 64, learning_rate=1e-3, warmup=0.25, final_rate=0.1, save_every=50)
     trainer_of(study, tmp_path, options, rates).train()
@@ -107,7 +109,7 @@ def test_the_rate_rises_evenly_to_its_height_and_falls_to_its_share(
 def test_gradients_are_clipped_to_the_norm_that_was_asked_for(
     clip: float, tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    study = Study(tiny_llama, CrossEntropy())
+    study = TrainingModule(tiny_llama, CrossEntropy())
     met = Norms(study)
     trainer = trainer_of(study, tmp_path, settings(tokens=128, clip=clip), met)
     trainer.train()
@@ -142,7 +144,7 @@ def test_evaluation_leaves_the_mode_as_it_found_it(tiny_llama: LlamaForCausalLM,
 def test_norms_and_biases_do_not_decay_and_every_weight_is_in_one_group(
     tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    study = Study(tiny_llama, Sum((1.0, CrossEntropy()), (1.0, Projected())))
+    study = TrainingModule(tiny_llama, WeightedSum((1.0, CrossEntropy()), (1.0, Projected())))
     optimiser = trainer_of(study, tmp_path, settings(weight_decay=0.2)).create_optimizer()
     groups = {group["name"]: group for group in optimiser.param_groups}
     assert {name: group["weight_decay"] for name, group in groups.items()} == {
@@ -157,10 +159,10 @@ def test_norms_and_biases_do_not_decay_and_every_weight_is_in_one_group(
 
 
 def test_an_objective_with_weights_is_trained_saved_and_resumed(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
-    def fresh() -> Study:
+    def fresh() -> TrainingModule:
         torch.manual_seed(3)
         copied = study_of(tiny_llama).student
-        return Study(copied, Sum((1.0, CrossEntropy()), (1.0, Projected())))
+        return TrainingModule(copied, WeightedSum((1.0, CrossEntropy()), (1.0, Projected())))
 
     straight, first, again = fresh(), fresh(), fresh()
     start = straight.objective.state_dict()["trained.0.projector.weight"].clone()
@@ -174,5 +176,5 @@ def test_an_objective_with_weights_is_trained_saved_and_resumed(tiny_llama: Llam
 
 
 def test_trackers_are_passed_on(tmp_path: Path) -> None:
-    assert arguments(settings(report_to=("tensorboard",)), tmp_path).report_to == ["tensorboard"]
-    assert arguments(settings(), tmp_path).report_to == []
+    assert make_training_arguments(settings(report_to=("tensorboard",)), tmp_path).report_to == ["tensorboard"]
+    assert make_training_arguments(settings(), tmp_path).report_to == []

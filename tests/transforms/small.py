@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU
-from potstill.core.types import Batch, supervised
-from potstill.models.backbone import Backbone, initialise
+from potstill.core.types import Batch, supervised_positions
+from potstill.models.backbone import Backbone, init_weights
 
 LLAMA = Attention(heads=6, kv_heads=3, head_dim=4)
 QWEN2 = Attention(heads=6, kv_heads=3, head_dim=4, qkv_bias=True)
@@ -49,7 +49,7 @@ def build(kind: str, *, layers: int = 3, hidden: int = 16) -> Backbone:
     scale = 1.0 if drawn.embedding_scale == 1 else hidden**0.5
     stack = tuple(islice(cycle(drawn.layers), layers))
     model = Backbone(replace(drawn, hidden=hidden, layers=stack, embedding_scale=scale))
-    initialise(model, std=0.3)
+    init_weights(model, std=0.3)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:
@@ -88,7 +88,7 @@ def masked_loss(model: Backbone, batch: Batch, masks: dict[str, Tensor], *, mean
         return gain * x * (x[..., measured].pow(2).mean(-1, keepdim=True) + module.eps).rsqrt()
 
     x = model.embed(batch["input_ids"]) * eta
-    positions = model._positions(batch["position_ids"], None, None)
+    positions = model._make_positions(batch["position_ids"], None, None)
     for i, block in enumerate(model.layers):
         width = block.mixer.o.in_features // xi.shape[1]
         hook = block.mixer.o.register_forward_pre_hook(
@@ -100,7 +100,7 @@ def masked_loss(model: Backbone, batch: Batch, masks: dict[str, Tensor], *, mean
         hook = block.ffn.down.register_forward_pre_hook(lambda _, inputs, i=i: (inputs[0] * nu[i],))
         x = (x + eta * norm(block.ffn_post_norm, block.ffn(norm(block.ffn_norm, x)))) * eta
         hook.remove()
-    asked, targets, _ = supervised(batch)
+    asked, targets, _ = supervised_positions(batch)
     return cross_entropy(model.head().logits(norm(model.norm, x)[asked]), targets)
 
 
@@ -121,11 +121,11 @@ def learnt() -> tuple[Backbone, list[Batch], list[Batch]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = Backbone(Blueprint(128, 48, (Layer(mixer, SwiGLU(96)),) * 2, tied=True, context=64))
-        initialise(model, std=0.08)
+        init_weights(model, std=0.08)
         optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3)
         for _ in range(250):
             rows = _rows(data[:cut], torch.randint(cut - 48, (12,)))
-            asked, targets, _ = supervised(rows)
+            asked, targets, _ = supervised_positions(rows)
             optimiser.zero_grad()
             hidden = model(rows["input_ids"], rows["position_ids"])
             cross_entropy(model.head().logits(hidden[asked]), targets).backward()

@@ -11,10 +11,19 @@ from hypothesis import strategies as st
 from tests.transforms.small import KINDS
 from transformers import LlamaConfig
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU, shapes
+from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU, weight_shapes
 from potstill.core.errors import InfeasibleTarget, UnsupportedModel, UsageError
 from potstill.models.backbone import Backbone
-from potstill.transforms.fit import DIMENSIONS, STRATEGIES, Shape, dimensions, fit, parameters, resized, shape_of
+from potstill.transforms.fit import (
+    DIMENSIONS,
+    STRATEGIES,
+    Shape,
+    count_parameters,
+    fit_shape,
+    get_dimensions,
+    get_shape,
+    resize_blueprint,
+)
 
 SMOLLM2 = Blueprint(49152, 576, (Layer(Attention(9, 3, 64), SwiGLU(1536)),) * 30, tied=True)
 LLAMA2_7B = Blueprint(49216, 4096, (Layer(Attention(32, 32, 128), SwiGLU(11008)),) * 32)  # its vocabulary as in MiniMA
@@ -53,25 +62,25 @@ def blueprint_of(facts: dict[str, Any]) -> Blueprint:
 
 
 def share(blueprint: Blueprint, shape: Shape) -> float:
-    return parameters(resized(blueprint, shape)) / parameters(blueprint)
+    return count_parameters(resize_blueprint(blueprint, shape)) / count_parameters(blueprint)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_those_of_the_network(kind: str) -> None:
     layer = KINDS[kind].layers[0]
     blueprint = replace(KINDS[kind], layers=(layer, replace(layer, ffn=replace(layer.ffn, width=7))))
-    assert parameters(blueprint) == sum(weight.numel() for weight in Backbone(blueprint).parameters())
+    assert count_parameters(blueprint) == sum(weight.numel() for weight in Backbone(blueprint).parameters())
 
 
 def test_parameters_of_published_models() -> None:
-    assert parameters(SMOLLM2) == 134_515_008
-    minima = resized(LLAMA2_7B, Shape(layers=24, kv_heads=24, ffn=8192, hidden=3072))
-    matrices = sum(math.prod(shape) for shape in shapes(minima).values() if len(shape) == 2)
+    assert count_parameters(SMOLLM2) == 134_515_008
+    minima = resize_blueprint(LLAMA2_7B, Shape(layers=24, kv_heads=24, ffn=8192, hidden=3072))
+    matrices = sum(math.prod(shape) for shape in weight_shapes(minima).values() if len(shape) == 2)
     assert matrices == 3_020_292_096
 
 
 def test_minima_3b_comes_out_of_its_size_alone() -> None:
-    assert fit(LLAMA2_7B, params=3_020_292_096) == Shape(layers=24, kv_heads=24, ffn=8192, hidden=3072)
+    assert fit_shape(LLAMA2_7B, params=3_020_292_096) == Shape(layers=24, kv_heads=24, ffn=8192, hidden=3072)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +89,7 @@ def test_minima_3b_comes_out_of_its_size_alone() -> None:
 def test_width_alone_is_minimas_square_root_rule(sparsity: int, each: int) -> None:
     """Its table: sparsity of all and of each dimension, in per cent; without embeddings, which obey another rule."""
     blueprint = Blueprint(1, 2048, (Layer(Attention(32, 32, 64), SwiGLU(6400)),), tied=True)
-    shape = fit(blueprint, keep=1 - sparsity / 100, dims=STRATEGIES["width"])
+    shape = fit_shape(blueprint, keep=1 - sparsity / 100, dims=STRATEGIES["width"])
     kept = (shape.kv_heads / 32, shape.ffn / 6400, shape.hidden / 2048)
     assert kept == pytest.approx([1 - each / 100] * 3, abs=0.06)  # 32 heads come in steps of 0.03
     assert shape.layers == 1
@@ -92,14 +101,14 @@ def test_a_share_is_reached_within_two_per_cent_or_refused(facts: dict[str, Any]
     blueprint = blueprint_of(facts)
     dims = STRATEGIES[strategy]
     try:
-        shape = fit(blueprint, keep=keep, dims=dims)
+        shape = fit_shape(blueprint, keep=keep, dims=dims)
     except InfeasibleTarget as error:
         named = int(re.search(r"nearest has ([\d,]+)", str(error))[1].replace(",", ""))  # type: ignore[index]
-        assert abs(named / (keep * parameters(blueprint)) - 1) > 0.0199
+        assert abs(named / (keep * count_parameters(blueprint)) - 1) > 0.0199
         return
-    new, old = resized(blueprint, shape), shape_of(blueprint)
-    assert abs(parameters(new) / (keep * parameters(blueprint)) - 1) < 0.0201
-    assert shape_of(new) == shape
+    new, old = resize_blueprint(blueprint, shape), get_shape(blueprint)
+    assert abs(count_parameters(new) / (keep * count_parameters(blueprint)) - 1) < 0.0201
+    assert get_shape(new) == shape
     assert all(1 <= a <= b for a, b in zip(shape, old, strict=True))
     assert all(a == b for dim, a, b in zip(DIMENSIONS, shape, old, strict=True) if dim not in dims)
     heads = blueprint.layers[0].mixer.heads
@@ -113,44 +122,44 @@ def test_a_share_is_reached_within_two_per_cent_or_refused(facts: dict[str, Any]
 @given(keep=st.floats(0.3, 1.0))
 def test_published_models_reach_every_share_by_width_and_by_both(model: Blueprint, keep: float) -> None:
     for strategy in ("width", "both"):
-        shape = fit(model, keep=keep, dims=STRATEGIES[strategy])
+        shape = fit_shape(model, keep=keep, dims=STRATEGIES[strategy])
         assert share(model, shape) == pytest.approx(keep, rel=0.02)
-        assert shape.hidden % (model.layers[0].mixer.heads // shape_of(model).kv_heads * shape.kv_heads) == 0
+        assert shape.hidden % (model.layers[0].mixer.heads // get_shape(model).kv_heads * shape.kv_heads) == 0
 
 
 @settings(max_examples=30)
 @given(FACTS, st.sampled_from(sorted(STRATEGIES)))
 def test_keeping_all_changes_nothing(facts: dict[str, Any], strategy: str) -> None:
     blueprint = blueprint_of(facts)
-    shape = fit(blueprint, keep=1.0, dims=STRATEGIES[strategy])
-    assert resized(blueprint, shape) == blueprint
-    assert fit(blueprint, params=parameters(blueprint)) == fit(blueprint) == shape
+    shape = fit_shape(blueprint, keep=1.0, dims=STRATEGIES[strategy])
+    assert resize_blueprint(blueprint, shape) == blueprint
+    assert fit_shape(blueprint, params=count_parameters(blueprint)) == fit_shape(blueprint) == shape
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.6, 0.75, 0.9])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_smollm2_fits_every_share_by_every_strategy_in_round_numbers(keep: float, strategy: str) -> None:
-    shape = fit(SMOLLM2, keep=keep, dims=STRATEGIES[strategy])
+    shape = fit_shape(SMOLLM2, keep=keep, dims=STRATEGIES[strategy])
     assert share(SMOLLM2, shape) == pytest.approx(keep, rel=0.02)
     assert shape.hidden % 12 == shape.ffn % 8 == 0  # 9 heads rule out most multiples of 8
     LlamaConfig(hidden_size=shape.hidden, num_attention_heads=3 * shape.kv_heads, head_dim=64)  # or it raises
-    ratios = [new / old for new, old in zip(shape, shape_of(SMOLLM2), strict=True)]
+    ratios = [new / old for new, old in zip(shape, get_shape(SMOLLM2), strict=True)]
     cut = [ratio for ratio, dim in zip(ratios, DIMENSIONS, strict=True) if dim in STRATEGIES[strategy]]
     if strategy == "both":
         assert min(cut) > keep**0.5 - 0.05  # no dimension pays for the others
 
 
 def test_explicit_sizes_are_taken_and_the_rest_is_fitted() -> None:
-    shape = fit(SMOLLM2, keep=0.6, exact={"layers": 24, "kv_heads": 3})
+    shape = fit_shape(SMOLLM2, keep=0.6, exact_sizes={"layers": 24, "kv_heads": 3})
     assert (shape.layers, shape.kv_heads) == (24, 3)
     assert share(SMOLLM2, shape) == pytest.approx(0.6, rel=0.02)
-    assert fit(SMOLLM2, exact={"ffn": 1000}) == shape_of(SMOLLM2)._replace(ffn=1000)
+    assert fit_shape(SMOLLM2, exact_sizes={"ffn": 1000}) == get_shape(SMOLLM2)._replace(ffn=1000)
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.5, 1.01, 75.0, math.nan, math.inf])
 def test_a_share_outside_zero_to_one_is_a_wrong_call(keep: float) -> None:
     with pytest.raises(UsageError, match=rf"--keep {keep} must be above 0 and at most 1") as error:
-        fit(SMOLLM2, keep=keep)
+        fit_shape(SMOLLM2, keep=keep)
     assert error.value.exit_code == 2
     assert not isinstance(error.value, InfeasibleTarget)
 
@@ -158,57 +167,57 @@ def test_a_share_outside_zero_to_one_is_a_wrong_call(keep: float) -> None:
 def test_explicit_sizes_that_no_stock_llama_has_are_refused() -> None:
     for dims in ((), ("ffn",), DIMENSIONS):  # no number of heads in threes divides 416
         with pytest.raises(InfeasibleTarget, match=r"hidden 416 is no multiple of 9 heads.*ask for hidden 414"):
-            fit(SMOLLM2, keep=0.7, dims=dims, exact={"hidden": 416})
+            fit_shape(SMOLLM2, keep=0.7, dims=dims, exact_sizes={"hidden": 416})
     with pytest.raises(InfeasibleTarget, match="hidden 416 is no multiple of 9 heads"):
-        fit(SMOLLM2, exact={"hidden": 416})
-    assert fit(SMOLLM2, exact={"hidden": 414}).hidden == 414
-    assert fit(SMOLLM2, keep=0.5, exact={"hidden": 384}).kv_heads == 2  # 6 heads divide 384, 9 do not
+        fit_shape(SMOLLM2, exact_sizes={"hidden": 416})
+    assert fit_shape(SMOLLM2, exact_sizes={"hidden": 414}).hidden == 414
+    assert fit_shape(SMOLLM2, keep=0.5, exact_sizes={"hidden": 384}).kv_heads == 2  # 6 heads divide 384, 9 do not
 
 
 def test_a_target_larger_than_the_teacher_is_refused_in_one_sentence() -> None:
     with pytest.raises(InfeasibleTarget, match=r"--params 200,000,000 is more than the teacher's 134,515,008; ask for"):
-        fit(SMOLLM2, params=200_000_000)
+        fit_shape(SMOLLM2, params=200_000_000)
     with pytest.raises(InfeasibleTarget, match="hidden 577 is more than the teacher's 576"):
-        fit(SMOLLM2, exact={"hidden": 577})
+        fit_shape(SMOLLM2, exact_sizes={"hidden": 577})
 
 
 def test_an_infeasible_target_names_the_nearest_shape_and_that_shape_is_feasible() -> None:
     with pytest.raises(InfeasibleTarget, match=r"38,932,416 \(3 layers, hidden 576.*--keep 0.289") as error:
-        fit(SMOLLM2, keep=0.3, dims=STRATEGIES["depth"])
+        fit_shape(SMOLLM2, keep=0.3, dims=STRATEGIES["depth"])
     assert "\n" not in str(error.value)
-    assert fit(SMOLLM2, keep=0.289, dims=STRATEGIES["depth"]).layers == 3
+    assert fit_shape(SMOLLM2, keep=0.289, dims=STRATEGIES["depth"]).layers == 3
 
 
 def test_much_that_stays_is_cut_in_depth_and_little_in_all_dimensions() -> None:
-    assert dimensions("auto", 0.75) == dimensions("auto", 0.7) == ("layers",)
-    assert dimensions("auto", 0.69) == DIMENSIONS
-    assert dimensions("width", 0.75) == STRATEGIES["width"]
+    assert get_dimensions("auto", 0.75) == get_dimensions("auto", 0.7) == ("layers",)
+    assert get_dimensions("auto", 0.69) == DIMENSIONS
+    assert get_dimensions("width", 0.75) == STRATEGIES["width"]
     with pytest.raises(InfeasibleTarget, match="134,515,008"):  # larger than explicit sizes allow
-        fit(SMOLLM2, keep=0.9, exact={dim: getattr(shape_of(SMOLLM2), dim) for dim in DIMENSIONS})
+        fit_shape(SMOLLM2, keep=0.9, exact_sizes={dim: getattr(get_shape(SMOLLM2), dim) for dim in DIMENSIONS})
 
 
 def test_tiny_targets_are_refused_not_divided_by() -> None:
     with pytest.raises(InfeasibleTarget, match="no shape has 1 parameters"):
-        fit(SMOLLM2, keep=1e-12)
+        fit_shape(SMOLLM2, keep=1e-12)
     with pytest.raises(UsageError, match="--params 0 must be at least 1"):
-        fit(SMOLLM2, params=0)
+        fit_shape(SMOLLM2, params=0)
 
 
 def test_contradictions_and_unknown_names_are_wrong_calls() -> None:
     with pytest.raises(UsageError, match="both set the size"):
-        fit(SMOLLM2, keep=0.5, params=10)
+        fit_shape(SMOLLM2, keep=0.5, params=10)
     with pytest.raises(UsageError, match="'depth' is no dimension that can be cut; those are layers, kv_heads"):
-        fit(SMOLLM2, keep=0.5, dims=("depth",))
+        fit_shape(SMOLLM2, keep=0.5, dims=("depth",))
     with pytest.raises(UsageError, match="'heads' is no dimension"):
-        fit(SMOLLM2, exact={"heads": 3})
+        fit_shape(SMOLLM2, exact_sizes={"heads": 3})
     with pytest.raises(UsageError, match="ffn 0 must be at least 1"):
-        fit(SMOLLM2, exact={"ffn": 0})
+        fit_shape(SMOLLM2, exact_sizes={"ffn": 0})
 
 
 def test_layers_of_different_widths_are_not_fitted() -> None:
     layer = SMOLLM2.layers[0]
     with pytest.raises(UnsupportedModel, match="2 different widths"):
-        fit(replace(SMOLLM2, layers=(layer, replace(layer, ffn=SwiGLU(8)))), keep=0.5)
+        fit_shape(replace(SMOLLM2, layers=(layer, replace(layer, ffn=SwiGLU(8)))), keep=0.5)
 
 
 def test_a_shape_reads_as_words_and_as_a_card() -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 from potstill.core.errors import UsageError
 from potstill.core.types import Batch
 from potstill.models.backbone import Backbone
-from potstill.transforms.apply import apply
-from potstill.transforms.importance import Statistics, measure, next_token_loss
-from potstill.transforms.narrow import Narrow, select
+from potstill.transforms.apply import apply_transform
+from potstill.transforms.importance import ImportanceScores, measure_importance, next_token_loss
+from potstill.transforms.narrow import Narrow, select_units
 
 
 def masks(model: Backbone, narrow: Narrow) -> dict[str, Tensor]:
@@ -39,14 +39,14 @@ def test_removing_units_is_masking_them(narrow: Narrow, model: Backbone) -> None
     batch = packed(6, 7)
     kept = torch.tensor(narrow.hidden) if narrow.hidden else None
     expected = masked_loss(model, batch, masks(model, narrow), mean_over=kept)
-    torch.testing.assert_close(next_token_loss(apply(narrow, model), batch), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(next_token_loss(apply_transform(narrow, model), batch), expected, rtol=1e-5, atol=1e-5)
     assert abs(expected - next_token_loss(model, batch)) > 1e-3  # what is removed was heard
 
 
 def test_keeping_all_is_the_same_model_to_the_bit(model: Backbone) -> None:
     every = Narrow(heads=((0, 1, 2),) * 3, neurons=(tuple(range(10)),) * 3, hidden=tuple(range(16)))
     for narrow in (every, Narrow()):
-        new = apply(narrow, model)
+        new = apply_transform(narrow, model)
         assert new.blueprint == model.blueprint
         assert all(torch.equal(w, model.state_dict()[name]) for name, w in new.state_dict().items())
 
@@ -69,47 +69,52 @@ def test_the_order_of_units_does_not_matter(llama: Backbone) -> None:
         new[name] = weight if weight.ndim == 1 else weight[:, columns.get(part, hidden)]
     renamed.load_state_dict(new)
     torch.testing.assert_close(next_token_loss(renamed, batch), next_token_loss(llama, batch))
-    chosen = (select(measure(m, [batch], next_token_loss), kv_heads=2, ffn=6, hidden=10) for m in (llama, renamed))
-    one, other = (apply(narrow, m) for narrow, m in zip(chosen, (llama, renamed), strict=True))
+    chosen = (
+        select_units(measure_importance(m, [batch], next_token_loss), kv_heads=2, ffn=6, hidden=10)
+        for m in (llama, renamed)
+    )
+    one, other = (apply_transform(narrow, m) for narrow, m in zip(chosen, (llama, renamed), strict=True))
     torch.testing.assert_close(next_token_loss(one, batch), next_token_loss(other, batch))
 
 
 def test_fewer_units_are_a_subset_of_more(model: Backbone, batches: list[Batch]) -> None:
-    found = measure(model, batches, next_token_loss)
+    found = measure_importance(model, batches, next_token_loss)
     for size in range(1, 10):
-        less, more = select(found, ffn=size, hidden=size), select(found, ffn=size + 1, hidden=size + 1)
+        less, more = select_units(found, ffn=size, hidden=size), select_units(found, ffn=size + 1, hidden=size + 1)
         assert all(set(a) < set(b) for a, b in zip(less.neurons or (), more.neurons or (), strict=True))
         assert set(less.hidden or ()) < set(more.hidden or ())
         assert all(len(kept) == size for kept in less.neurons or ())
 
 
-def statistics(**changes: Tensor) -> Statistics:
+def statistics(**changes: Tensor) -> ImportanceScores:
     """Scores of one layer, made up."""
     given = {"heads": torch.tensor([0.1, 0.9, 0.5]), "neurons": torch.tensor([4.0, 1, 3, 2]), "hidden": torch.ones(4)}
     given |= changes
     energy = {"norm": torch.tensor([1.0, 1.44, 1.56, 0.0])}
     one = given["heads"], given["neurons"]
-    return Statistics((one[0],), (one[1],), given["hidden"], torch.ones(1), energy, loss=1.0, batches=1, tokens=9)
+    return ImportanceScores((one[0],), (one[1],), given["hidden"], torch.ones(1), energy, loss=1.0, batches=1, tokens=9)
 
 
 def test_the_highest_scores_are_kept_in_their_old_order() -> None:
-    narrow = select(statistics(hidden=torch.tensor([0.1, 0.4, 0.3, 0.4])), kv_heads=2, ffn=2, hidden=3, rescale=False)
+    narrow = select_units(
+        statistics(hidden=torch.tensor([0.1, 0.4, 0.3, 0.4])), kv_heads=2, ffn=2, hidden=3, rescale=False
+    )
     assert narrow == Narrow(heads=((1, 2),), neurons=((0, 2),), hidden=(1, 2, 3))
-    assert select(statistics(), hidden=2).hidden == (0, 1)  # a tie keeps the earlier
+    assert select_units(statistics(), hidden=2).hidden == (0, 1)  # a tie keeps the earlier
 
 
 def test_gain_is_the_root_of_the_kept_energy() -> None:
-    assert select(statistics(), hidden=2).gain["norm"] == pytest.approx(1.22**0.5)
-    assert select(statistics(), hidden=4).gain["norm"] == pytest.approx(1.0)
-    assert select(statistics(), hidden=2, rescale=False).gain == {}
-    assert select(statistics(), ffn=2).gain == {}  # norms do not change where hidden does not
+    assert select_units(statistics(), hidden=2).gain["norm"] == pytest.approx(1.22**0.5)
+    assert select_units(statistics(), hidden=4).gain["norm"] == pytest.approx(1.0)
+    assert select_units(statistics(), hidden=2, rescale=False).gain == {}
+    assert select_units(statistics(), ffn=2).gain == {}  # norms do not change where hidden does not
 
 
 @torch.no_grad()
 def test_gain_multiplies_what_a_norm_gives(model: Backbone) -> None:
     x = torch.randn(4, 16)
-    for norm in model.blueprint.layers[0].norms():
-        new = apply(Narrow(gain={f"layers.0.{norm}": 1.5}), model)
+    for norm in model.blueprint.layers[0].norm_names():
+        new = apply_transform(Narrow(gain={f"layers.0.{norm}": 1.5}), model)
         given, before = (m.layers[0].get_submodule(norm)(x) for m in (new, model))
         torch.testing.assert_close(given, 1.5 * before)
 
@@ -118,11 +123,13 @@ def test_gain_multiplies_what_a_norm_gives(model: Backbone) -> None:
 def test_gain_restores_the_size_of_what_comes_out_of_a_norm(llama: Backbone) -> None:
     llama.embed.weight[:, 8:] *= 3  # the coordinates that go are the large ones
     batch, kept = packed(40), tuple(range(8))
-    found = measure(llama, [batch], next_token_loss)
+    found = measure_importance(llama, [batch], next_token_loss)
     gain = {"layers.0.mixer_norm": found.energy["layers.0.mixer_norm"][:8].mean().sqrt().item()}
     x = llama.embed(batch["input_ids"])
     whole = llama.layers[0].mixer_norm(x)[..., :8]
-    plain, scaled = (apply(Narrow(hidden=kept, gain=g), llama).layers[0].mixer_norm(x[..., :8]) for g in ({}, gain))
+    plain, scaled = (
+        apply_transform(Narrow(hidden=kept, gain=g), llama).layers[0].mixer_norm(x[..., :8]) for g in ({}, gain)
+    )
     assert (scaled.norm() / whole.norm()).item() == pytest.approx(1, abs=0.05)
     assert plain.norm() / whole.norm() > 1.5
 
@@ -134,16 +141,18 @@ def test_importance_loses_less_than_chance_and_chance_less_than_its_reverse(
 ) -> None:
     """30 % of the heads, neurons or coordinates of a trained character model are removed."""
     model, seen, unseen = trained
-    found = measure(model, seen, next_token_loss)
+    found = measure_importance(model, seen, next_token_loss)
     size = {"kv_heads": 8, "ffn": 96, "hidden": 48}[what]
 
-    def loss(scores: Statistics) -> float:
-        return next_token_loss(apply(select(scores, **{what: round(0.7 * size)}), model), unseen[0]).item()
+    def loss(scores: ImportanceScores) -> float:
+        return next_token_loss(
+            apply_transform(select_units(scores, **{what: round(0.7 * size)}), model), unseen[0]
+        ).item()
 
-    def reordered(order: object) -> Statistics:
+    def reordered(order: object) -> ImportanceScores:
         heads, neurons = tuple(map(order, found.heads)), tuple(map(order, found.neurons))  # type: ignore[call-overload]
         counts = {"loss": found.loss, "batches": found.batches, "tokens": found.tokens}
-        return Statistics(heads, neurons, order(found.hidden), found.influence, found.energy, **counts)  # type: ignore
+        return ImportanceScores(heads, neurons, order(found.hidden), found.influence, found.energy, **counts)  # type: ignore
 
     chance = [loss(reordered(lambda s: s[torch.randperm(len(s))])) for _ in range(5)]
     base = next_token_loss(model, unseen[0]).item()
@@ -166,10 +175,10 @@ BAD = {
 @pytest.mark.parametrize(("narrow", "message"), BAD.values(), ids=BAD)
 def test_indices_that_are_not_of_this_model_are_refused(narrow: Narrow, message: str, llama: Backbone) -> None:
     with pytest.raises(UsageError, match=message):
-        apply(narrow, llama)
+        apply_transform(narrow, llama)
 
 
 @pytest.mark.parametrize("size", [0, 5, -1])
 def test_a_width_that_cannot_be_kept_is_refused(size: int) -> None:
     with pytest.raises(UsageError, match=f"cannot keep ffn {size} of 4; keep 1 to 4"):
-        select(statistics(), ffn=size)
+        select_units(statistics(), ffn=size)

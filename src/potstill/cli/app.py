@@ -16,11 +16,11 @@ import typer.main
 
 from potstill import __version__
 from potstill.cli import arena, caches, catalogue, examining, judging, planning, recipes, speaking, training
-from potstill.cli.verb import Verdict
+from potstill.cli.verb import CommandResult
 from potstill.core.errors import Interrupted, PeerFailed, PotstillError
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # of whichever click this typer stands on
-STOPPED = 130
+INTERRUPTED_EXIT_CODE = 130
 
 VERBS = (
     catalogue.models,
@@ -48,7 +48,7 @@ app = typer.Typer(
 )
 for verb in VERBS:
     app.command()(verb)
-app.add_typer(caches.cache, name="cache")
+app.add_typer(caches.cache_app, name="cache")
 
 
 def main() -> None:
@@ -57,82 +57,84 @@ def main() -> None:
     if os.environ.get("RANK", "0") != "0":
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # of a launcher's ranks the first one answers
     if len(arguments) < len(sys.argv) - 1:
-        sys.exit(call(arguments))
+        sys.exit(run_command(arguments))
     warnings.simplefilter("ignore")  # of the libraries below; what matters is an error here
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended is to be interrupted: things are cleared up
     try:
-        sys.exit(call(arguments))
+        sys.exit(run_command(arguments))
     except KeyboardInterrupt:
-        say("stopped; nothing half-written was left behind", code=STOPPED)
+        exit_with_message("stopped; nothing half-written was left behind", exit_code=INTERRUPTED_EXIT_CODE)
     except PeerFailed as error:
         sys.exit(error.exit_code)
     except Interrupted as error:
-        say(f"{error}: {again(arguments)}", code=error.exit_code)
+        exit_with_message(f"{error}: {get_resume_command(arguments)}", exit_code=error.exit_code)
     except PotstillError as error:
-        say(f"error: {error}", code=error.exit_code)
+        exit_with_message(f"error: {error}", exit_code=error.exit_code)
     except ClickException as error:
-        verb = error.ctx.command_path if error.ctx else "potstill"
-        say(f"error: {error.format_message().rstrip('.')} (see {verb} --help)", code=error.exit_code)
+        command_path = error.ctx.command_path if error.ctx else "potstill"
+        exit_with_message(
+            f"error: {error.format_message().rstrip('.')} (see {command_path} --help)", exit_code=error.exit_code
+        )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads us has seen enough
         sys.exit(1)
     except MemoryError:
-        say("error: there is not enough memory; ask for a smaller --context or model", code=1)
+        exit_with_message("error: there is not enough memory; ask for a smaller --context or model", exit_code=1)
     except Exception as error:  # the last boundary: a traceback helps only who asks for it
-        say(f"error: {type(error).__name__}: {error} (--debug shows where)", code=1)
+        exit_with_message(f"error: {type(error).__name__}: {error} (--debug shows where)", exit_code=1)
 
 
-def call(arguments: Sequence[str]) -> int:
+def run_command(arguments: Sequence[str]) -> int:
     """Runs the verb and prints what it answers, as JSON if that was asked for; the exit code.
 
     With `--json`, whatever else is printed below goes to stderr.
     """
     as_json = "--json" in arguments
-    elsewhere = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    stdout_redirect = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     command = typer.main.get_command(app)
     try:
-        with command.make_context("potstill", list(arguments) or ["--help"]) as context, elsewhere:
-            found = context.command.invoke(context)
-    except typer.Exit as done:
-        return done.exit_code
-    found, code = found if isinstance(found, Verdict) else (found, 0)
+        with command.make_context("potstill", list(arguments) or ["--help"]) as context, stdout_redirect:
+            result = context.command.invoke(context)
+    except typer.Exit as exit_request:
+        return exit_request.exit_code
+    result, exit_code = result if isinstance(result, CommandResult) else (result, 0)
     if as_json:
-        json.dump(plain(found), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+        json.dump(replace_non_finite(result), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
         print()
-    return code
+    return exit_code
 
 
-def say(text: str, *, code: int) -> NoReturn:
+def exit_with_message(text: str, *, exit_code: int) -> NoReturn:
     """One line on stderr, and out."""
     print(" ".join(text.split()), file=sys.stderr)
-    sys.exit(code)
+    sys.exit(exit_code)
 
 
-def again(arguments: Sequence[str]) -> str:
+def get_resume_command(arguments: Sequence[str]) -> str:
     """The command that continues this one."""
-    kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
-    return shlex.join(["potstill", *kept, "--resume"])
+    command_arguments = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
+    return shlex.join(["potstill", *command_arguments, "--resume"])
 
 
-def plain(value: Any) -> Any:
+def replace_non_finite(value: Any) -> Any:
     """`value` as JSON can hold it: a number that is not finite becomes null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {str(k): replace_non_finite(v) for k, v in value.items()}
+    return [replace_non_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def show_version(asked: bool) -> bool:
+def show_version(value: bool) -> bool:
     """Prints the version and stops, if it was asked for."""
-    if asked:
+    if value:
         print(__version__)
         raise typer.Exit
-    return asked
+    return value
 
 
 @app.callback()
-def about(
+def configure_environment(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=show_version)
     ] = False,

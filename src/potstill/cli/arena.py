@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
-from potstill.cli.verb import answer, hush
+from potstill.cli.verb import print_or_return, suppress_library_output
 from potstill.core.errors import UsageError
 
-TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)")  # small letters: 10m is ten minutes, 10M ten million tokens
-SECONDS = {"s": 1, "m": 60, "h": 3600}
+DURATION_PATTERN = re.compile(
+    r"(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)"
+)  # small letters: 10m is ten minutes, 10M ten million tokens
+SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
 
 
 def arena(
-    context_of_call: o.Call,
+    ctx: o.CommandContext,
     out: o.Out,
     objectives: Annotated[
         str,
@@ -65,78 +67,78 @@ def arena(
     Example: [bold]potstill arena --teacher smollm2 --keep 0.75 --objectives cross_entropy,forward_kl,jsd --out arena[/]
     """
     from potstill.pipeline.arena import Arena
-    from potstill.pipeline.arm import split
-    from potstill.pipeline.distill import Distill
+    from potstill.pipeline.arm import split_arms
+    from potstill.pipeline.distill import DistillConfig
 
-    hush()
-    options = {**context_of_call.params, "params": o.count(params), "objective": "forward_kl", "tokens": None}
-    tokens, seconds = budget_of(budget)
+    suppress_library_output()
+    options = {**ctx.params, "params": o.parse_count(params), "objective": "forward_kl", "tokens": None}
+    tokens, seconds = parse_budget(budget)
     stage = Arena(
-        common=Distill.from_options(options),
-        objectives=split(objectives),
+        common=DistillConfig.from_options(options),
+        objectives=split_arms(objectives),
         tokens=tokens,
         seconds=seconds,
-        seeds=seeds_of(seeds, seed),
+        seeds=parse_seeds(seeds, seed),
         prompts=prompts,
     )
     if dry_run:
-        planned = stage.forecast()
-        return answer(planned, as_json, lambda: show_plan(planned))
-    found = stage.run(o.path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
-    return answer({"out": out, **found}, as_json, lambda: show_standings(found, out))
+        arena_plan = stage.estimate()
+        return print_or_return(arena_plan, as_json, lambda: print_arena_plan(arena_plan))
+    report = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
+    return print_or_return({"out": out, **report}, as_json, lambda: print_arena_report(report, out))
 
 
-def budget_of(text: str) -> tuple[int | None, float | None]:
+def parse_budget(text: str) -> tuple[int | None, float | None]:
     """(tokens, None) or (None, seconds): `200k` and `10M` are tokens, `90s`, `10m` and `1h` times.
 
     Raises: UsageError.
     """
-    if hit := TIME.fullmatch(text.strip()):
-        return None, float(hit[1]) * SECONDS[hit[2][0]]
+    if match := DURATION_PATTERN.fullmatch(text.strip()):
+        return None, float(match[1]) * SECONDS_PER_UNIT[match[2][0]]
     try:
-        return o.count(text), None
+        return o.parse_count(text), None
     except UsageError as error:
         raise UsageError(
             f"--budget {text!r} is none; write tokens (200k, 10M for ten million) or a time (90s, 10m for ten minutes)"
         ) from error
 
 
-def seeds_of(text: str, first: int) -> tuple[int, ...]:
+def parse_seeds(text: str, first_seed: int) -> tuple[int, ...]:
     """`3` as the three seeds from `first` on, `1,5,9` as these.
 
     Raises: UsageError.
     """
-    pieces = [piece.strip() for piece in text.split(",")]
-    if not all(piece.isdecimal() for piece in pieces):
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
         raise UsageError(f"--seeds {text!r} is neither a number of seeds, such as 3, nor a list of them, such as 1,5,9")
-    return tuple(map(int, pieces)) if len(pieces) > 1 else tuple(range(first, first + int(pieces[0])))
+    return tuple(map(int, parts)) if len(parts) > 1 else tuple(range(first_seed, first_seed + int(parts[0])))
 
 
-def show_plan(planned: Mapping[str, Any]) -> None:
+def print_arena_plan(arena_plan: Mapping[str, Any]) -> None:
     """What would be trained, arm by arm, and about how long that takes."""
     from potstill.cli import show
 
-    show.facts({key: value for key, value in planned.items() if key != "arms"})
-    unknown = "not known"
+    show.print_facts({key: value for key, value in arena_plan.items() if key != "arms"})
+    placeholder = "not known"
     rows = [
         {
-            "arm": one["arm"],
-            "seeds": ", ".join(map(str, one["seeds"])),
-            "tokens each": unknown if one["tokens"] is None else f"{one['tokens']:,}",
-            "seconds each": unknown if one["seconds"] is None else f"{one['seconds']:,.0f}",
+            "arm": arm["arm"],
+            "seeds": ", ".join(map(str, arm["seeds"])),
+            "tokens each": placeholder if arm["tokens"] is None else f"{arm['tokens']:,}",
+            "seconds each": placeholder if arm["seconds"] is None else f"{arm['seconds']:,.0f}",
         }
-        for one in planned["arms"]
+        for arm in arena_plan["arms"]
     ]
-    show.table(rows, *rows[0])
-    show.said("seconds or tokens are those of a rough plan, without a step run, and without the measuring")
+    show.print_table(rows, *rows[0])
+    show.print_line("seconds or tokens are those of a rough plan, without a step run, and without the measuring")
 
 
-def show_standings(found: Mapping[str, Any], out: str) -> None:
+def print_arena_report(report: Mapping[str, Any], out: str) -> None:
     """The arms in a table, who is better than whom in another, and where it all lies."""
     from potstill.cli import show
-    from potstill.pipeline.standings import RULE, differences, ranking
+    from potstill.pipeline.standings import VERDICT_RULE, make_comparison_table, make_ranking_table
 
-    for rows in filter(None, (ranking(found), differences(found))):
-        show.table(rows, *rows[0])
-    show.said(RULE)
-    show.said(f"{out} holds arena.json, README.md, arena.png and a folder for every student")
+    for rows in filter(None, (make_ranking_table(report), make_comparison_table(report))):
+        show.print_table(rows, *rows[0])
+    show.print_line(VERDICT_RULE)
+    show.print_line(f"{out} holds arena.json, README.md, arena.png and a folder for every student")

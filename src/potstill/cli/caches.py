@@ -6,19 +6,19 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
-from potstill.cli.verb import answer, hush
+from potstill.cli.verb import print_or_return, suppress_library_output
 from potstill.core.errors import UsageError
 
-cache = typer.Typer(
+cache_app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
 )
 
 
-@cache.callback()
-def capture(
-    context_of_call: o.Call,
+@cache_app.callback()
+def write_cache(
+    ctx: o.CommandContext,
     out: Annotated[str | None, typer.Option(help="The folder to make.")] = None,
     teacher: o.Teacher = None,
     data: o.Data = "stdlib",
@@ -48,19 +48,19 @@ def capture(
 
     Example: [bold]potstill cache --teacher smollm2 --data stdlib --tokens 200k --out cached[/]
     """
-    if context_of_call.invoked_subcommand is not None:
+    if ctx.invoked_subcommand is not None:
         return None
     from potstill.cli import show
-    from potstill.pipeline.capture import Capture
+    from potstill.pipeline.capture import CacheTeacherConfig
 
     if out is None:
         raise UsageError("a folder is needed; give --out")
-    hush()
-    stage = Capture(
-        teacher=o.require_teacher(teacher),
+    suppress_library_output()
+    stage = CacheTeacherConfig(
+        teacher=o.get_single_teacher(teacher),
         data=data,
         columns=columns,
-        tokens=o.count(tokens),
+        tokens=o.parse_count(tokens),
         context=context,
         top_k=top_k,
         mass=mass,
@@ -76,13 +76,13 @@ def capture(
         trust_remote_code=trust_remote_code,
     )
     if dry_run:
-        return answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
-    manifest = stage.run(o.path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
-    found = {"out": out, **manifest.to_dict()}
-    return answer(found, as_json, lambda: show.caches([found]))
+        return print_or_return(stage.to_dict(), as_json, lambda: show.print_facts(stage.to_dict()))
+    manifest = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
+    summary = {"out": out, **manifest.to_dict()}
+    return print_or_return(summary, as_json, lambda: show.print_caches([summary]))
 
 
-@cache.command()
+@cache_app.command()
 def ls(
     folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Caches, or folders that hold some.")],
     as_json: o.Json = False,
@@ -92,42 +92,46 @@ def ls(
     Example: [bold]potstill cache ls .[/]
     """
     from potstill.cli import show
-    from potstill.core.errors import ArtefactError
-    from potstill.data.cache import Manifest, caches
-    from potstill.pipeline.stage import note
+    from potstill.core.errors import ArtifactError
+    from potstill.data.cache import Manifest, list_caches
+    from potstill.pipeline.stage import print_note
 
-    found = []
-    for one in (one for folder in folders for one in caches(o.path(folder))):
+    rows = []
+    for cache_folder in (cache_folder for folder in folders for cache_folder in list_caches(o.expand_path(folder))):
         try:
-            found.append({"out": str(one), **Manifest.read(one).to_dict()})
-        except ArtefactError as error:
-            note(str(error))
-    return answer(found, as_json, lambda: show.caches(found))
+            rows.append({"out": str(cache_folder), **Manifest.from_folder(cache_folder).to_dict()})
+        except ArtifactError as error:
+            print_note(str(error))
+    return print_or_return(rows, as_json, lambda: show.print_caches(rows))
 
 
-@cache.command()
+@cache_app.command()
 def verify(folder: Annotated[str, typer.Argument(metavar="DIR", help="A cache.")], as_json: o.Json = False) -> Any:
     """Compare every file of a cache with what its manifest says.
 
     Example: [bold]potstill cache verify cached[/]
     """
     from potstill.cli import show
-    from potstill.core.errors import ArtefactError
-    from potstill.data.cache import faults
+    from potstill.core.errors import ArtifactError
+    from potstill.data.cache import find_faults
 
-    if found := list(faults(o.path(folder))):
-        raise ArtefactError(f"{folder} is not whole: {', '.join(found)}; make it again")
-    return answer({"out": folder, "whole": True}, as_json, lambda: show.said(f"{folder} is whole"))
+    if damaged_files := list(find_faults(o.expand_path(folder))):
+        raise ArtifactError(f"{folder} is not whole: {', '.join(damaged_files)}; make it again")
+    return print_or_return({"out": folder, "whole": True}, as_json, lambda: show.print_line(f"{folder} is whole"))
 
 
-@cache.command()
+@cache_app.command()
 def rm(folder: Annotated[str, typer.Argument(metavar="DIR", help="A cache.")], as_json: o.Json = False) -> Any:
     """Remove a cache, and nothing that is none.
 
     Example: [bold]potstill cache rm cached[/]
     """
     from potstill.cli import show
-    from potstill.data.cache import remove
+    from potstill.data.cache import remove_cache
 
-    freed = remove(o.path(folder))
-    return answer({"out": folder, "bytes": freed}, as_json, lambda: show.said(f"{folder} is gone, {freed:,} bytes"))
+    freed_bytes = remove_cache(o.expand_path(folder))
+    return print_or_return(
+        {"out": folder, "bytes": freed_bytes},
+        as_json,
+        lambda: show.print_line(f"{folder} is gone, {freed_bytes:,} bytes"),
+    )

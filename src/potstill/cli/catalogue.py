@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
-from potstill.cli.verb import answer, hush
+from potstill.cli.verb import print_or_return, suppress_library_output
 
 
 def models(as_json: o.Json = False) -> Any:
@@ -14,10 +14,10 @@ def models(as_json: o.Json = False) -> Any:
     Example: [bold]potstill models[/]
     """
     from potstill.cli import show
-    from potstill.models.available import available
+    from potstill.models.available import list_available_models
 
-    found = available()
-    return answer(found, as_json, lambda: show.models(found))
+    available_models = list_available_models()
+    return print_or_return(available_models, as_json, lambda: show.print_models(available_models))
 
 
 def data(
@@ -34,8 +34,8 @@ def data(
     Example: [bold]potstill data stdlib --show[/]
     """
     from potstill.cli import show
-    from potstill.pipeline.texts import described
+    from potstill.pipeline.texts import describe_dataset
 
-    hush()
-    found = described(name, tokenizer, context=context, split=split, columns=columns)
-    return answer(found, as_json, lambda: show.corpus(found, tokens=show_tokens))
+    suppress_library_output()
+    description = describe_dataset(name, tokenizer, context=context, split=split, columns=columns)
+    return print_or_return(description, as_json, lambda: show.print_corpus(description, show_tokens=show_tokens))

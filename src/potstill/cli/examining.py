@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
-from potstill.cli.verb import Verdict, answer, hush
+from potstill.cli.verb import CommandResult, print_or_return, suppress_library_output
 
 
 def doctor(
@@ -32,18 +32,18 @@ def doctor(
     Example: [bold]potstill doctor --teacher smollm2 --data stdlib[/]
     """
     from potstill.cli import show
-    from potstill.objectives.named import Mixture
+    from potstill.objectives.named import ObjectiveConfig
     from potstill.pipeline.doctor import Doctor
     from potstill.pipeline.examination import FAIL
 
-    hush()
+    suppress_library_output()
     stage = Doctor(
-        teacher=o.require_teacher(teacher),
+        teacher=o.get_single_teacher(teacher),
         student=student,
         data=data,
         columns=columns,
         teacher_cache=teacher_cache,
-        objective=Mixture.parse(objective, cross_entropy=cross_entropy, temperature=temperature),
+        objective=ObjectiveConfig.parse(objective, cross_entropy=cross_entropy, temperature=temperature),
         context=context,
         seed=seed,
         device=device,
@@ -52,6 +52,6 @@ def doctor(
         trust_remote_code=trust_remote_code,
     )
     checks = stage.run()
-    found = {**stage.to_dict(), "checks": [check.to_dict() for check in checks]}
-    shown = answer(found, as_json, lambda: show.checks(found["checks"]))
-    return Verdict(shown, int(any(check.outcome == FAIL for check in checks)))
+    report = {**stage.to_dict(), "checks": [check.to_dict() for check in checks]}
+    output = print_or_return(report, as_json, lambda: show.print_checks(report["checks"]))
+    return CommandResult(output, int(any(check.outcome == FAIL for check in checks)))

@@ -5,14 +5,14 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
-from potstill.cli.verb import answer, hush
+from potstill.cli.verb import print_or_return, suppress_library_output
 
 
 def measure(
     names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to measure side by side.")],
     data: o.Data = "stdlib",
     columns: o.Columns = "",
-    teacher: o.OtherTeacher = None,
+    teacher: o.ReferenceTeacher = None,
     split: Annotated[
         str, typer.Option(help="validation (5 % of a file, never trained on), train, or all: a file whole.")
     ] = "validation",
@@ -33,11 +33,11 @@ def measure(
     Example: [bold]potstill measure smollm2 student --teacher smollm2 --data stdlib[/]
     """
     from potstill.cli import show
-    from potstill.pipeline.measure import Measurement
+    from potstill.pipeline.measure import MeasureConfig
 
-    hush()
-    o.require_parent(out)
-    stage = Measurement(
+    suppress_library_output()
+    o.check_output_file(out)
+    stage = MeasureConfig(
         models=tuple(names),
         data=data,
         columns=columns,
@@ -53,8 +53,8 @@ def measure(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
-    found = stage.run(None if out is None else o.path(out))
-    return answer(found, as_json, lambda: show.measures(found["models"], found["paired"]))
+    result = stage.run(None if out is None else o.expand_path(out))
+    return print_or_return(result, as_json, lambda: show.print_measures(result["models"], result["paired"]))
 
 
 def frontier(
@@ -71,6 +71,6 @@ def frontier(
     """
     from potstill.pipeline.frontier import draw_frontier
 
-    o.require_parent(out)
-    found = draw_frontier([o.path(folder) for folder in folders], o.path(out), title=title)
-    return answer(found, as_json, lambda: print("\n".join(found["files"])))
+    o.check_output_file(out)
+    result = draw_frontier([o.expand_path(folder) for folder in folders], o.expand_path(out), title=title)
+    return print_or_return(result, as_json, lambda: print("\n".join(result["files"])))

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from potstill.core.errors import ArtefactError, NotFound, UsageError
+from potstill.core.errors import ArtifactError, NotFound, UsageError
 
 if TYPE_CHECKING:
-    Call = typer.Context
+    CommandContext = typer.Context
 else:
-    Call = typer.Context.__mro__[1]  # what typer passes where it asks for its own subclass to be named
+    CommandContext = typer.Context.__mro__[1]  # what typer passes where it asks for its own subclass to be named
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
 Teacher = Annotated[  # one; a list, so that a second one is refused and does not take the first one's place
     list[str] | None, typer.Option("--teacher", help="A hub id, a folder, a .gguf file, or smollm2.", metavar="TEXT")
 ]
-AnyTeachers = Annotated[
+Teachers = Annotated[
     list[str] | None,
     typer.Option(
         "--teacher",
@@ -78,7 +78,7 @@ CheckpointActivations = Annotated[
     typer.Option("--checkpoint-activations", help="Compute the student's blocks twice: less memory, more time."),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Run the layers through torch.compile, where it works.")]
-OtherTeacher = Annotated[
+ReferenceTeacher = Annotated[
     str | None,
     typer.Option("--teacher", help="Measure KL to it and agreement with it too, for models of its tokenizer."),
 ]
@@ -91,30 +91,30 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be don
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")]
 
-SIZES = ("student", "keep", "params")  # one of them; if the command line gives one, a file's other falls away
-ONCE = ("out", "config", "overwrite", "resume", "dry_run", "as_json")  # of the call, not of the run
+SIZE_OPTIONS = ("student", "keep", "params")  # one of them; if the command line gives one, a file's other falls away
+CALL_OPTIONS = ("out", "config", "overwrite", "resume", "dry_run", "as_json")  # of the call, not of the run
 
-COUNTS = ("tokens", "params")  # written as 200k or 60M
+COUNT_OPTIONS = ("tokens", "params")  # written as 200k or 60M
 
-COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgb]?)", re.IGNORECASE)
-FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+COUNT_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgb]?)", re.IGNORECASE)
+UNIT_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
 
-def count(text: str | int | None) -> int | None:
+def parse_count(text: str | int | None) -> int | None:
     """`60M`, `200k` or `1.5G` as a number.
 
     Raises: UsageError if it is none.
     """
     if text is None:
         return text
-    hit = COUNT.fullmatch(str(text).strip().replace("_", "").replace(",", ""))
-    number = 0 if hit is None else round(float(hit[1]) * FACTORS[hit[2].lower()])
+    match = COUNT_PATTERN.fullmatch(str(text).strip().replace("_", "").replace(",", ""))
+    number = 0 if match is None else round(float(match[1]) * UNIT_FACTORS[match[2].lower()])
     if number < 1:
         raise UsageError(f"{text!r} is no count; write 200000, 200k or 60M")
     return number
 
 
-def require_teacher(teachers: Sequence[str] | None) -> str:
+def get_single_teacher(teachers: Sequence[str] | None) -> str:
     """The one teacher's name.
 
     Raises: UsageError if none is given, or several.
@@ -126,100 +126,104 @@ def require_teacher(teachers: Sequence[str] | None) -> str:
     return teachers[0]
 
 
-def path(text: str) -> Path:
+def expand_path(text: str) -> Path:
     """A path with the home folder expanded."""
     return Path(text).expanduser()
 
 
-def require_parent(out: str | None) -> None:
+def check_output_file(out: str | None) -> None:
     """Refuse a file that cannot be written, before anything is spent.
 
     Raises: NotFound, UsageError, ArtefactError.
     """
     if out is None:
         return
-    file = path(out).absolute()
+    file = expand_path(out).absolute()
     if not file.parent.is_dir():
         raise NotFound(f"there is no folder {file.parent} to write {file.name} in; make it first")
     if file.is_dir():
         raise UsageError(f"{out} is a folder; give the name of a file")
     if not os.access(file.parent, os.W_OK | os.X_OK):
-        raise ArtefactError(f"no permission to write in {file.parent}; choose another --out")
+        raise ArtifactError(f"no permission to write in {file.parent}; choose another --out")
 
 
-def types(stage: type) -> dict[str, type]:
+def get_number_types(stage: type) -> dict[str, type]:
     """The fields of a dataclass that are numbers, with their type."""
-    return {f.name: f.type for f in dataclasses.fields(stage) if f.type in (int, float)}
+    return {field.name: field.type for field in dataclasses.fields(stage) if field.type in (int, float)}
 
 
-def merge(context: Call, config: str | None, also: Mapping[str, type]) -> dict[str, Any]:
+def merge_options(ctx: CommandContext, config: str | None, extra_types: Mapping[str, type]) -> dict[str, Any]:
     """The options of a verb: those of its YAML file (or of the stage in a card), overridden by the command line's own.
 
     `also` are settings that a file may hold though there is no option for them.
 
     Raises: UsageError if the file names an option that does not exist, or gives one a value that it cannot take.
     """
-    options = {name: value for name, value in context.params.items() if name not in ONCE}
-    hints = {**get_type_hints(context.command.callback), **also}
-    read = _read(path(config)) if config else {}
-    for name, value in _flat(read).items():
-        if name not in options and name not in also:
-            if "stage" in read:
+    options = {name: value for name, value in ctx.params.items() if name not in CALL_OPTIONS}
+    type_hints = {**get_type_hints(ctx.command.callback), **extra_types}
+    file_content = _read_yaml(expand_path(config)) if config else {}
+    for name, value in _flatten_options(file_content).items():
+        if name not in options and name not in extra_types:
+            if "stage" in file_content:
                 continue  # a card says more of its stage than another verb asks
-            known = ", ".join(sorted({*options, *also} - {"config"}))
-            raise UsageError(f"{config} names {name!r}, which is no option; options are {known}")
-        if not _said(context, name) and not (name in SIZES and any(_said(context, size) for size in SIZES)):
-            options[name] = _cast(hints, config or "", name, value)
-    for name in COUNTS:
-        options[name] = count(options[name])
+            option_names = ", ".join(sorted({*options, *extra_types} - {"config"}))
+            raise UsageError(f"{config} names {name!r}, which is no option; options are {option_names}")
+        if not _is_on_command_line(ctx, name) and not (
+            name in SIZE_OPTIONS and any(_is_on_command_line(ctx, size) for size in SIZE_OPTIONS)
+        ):
+            options[name] = _convert_value(type_hints, config or "", name, value)
+    for name in COUNT_OPTIONS:
+        options[name] = parse_count(options[name])
     return options
 
 
-def _said(context: Call, name: str) -> bool:
-    source = context.get_parameter_source(name)
+def _is_on_command_line(ctx: CommandContext, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
 
-def _cast(hints: Mapping[str, Any], config: str, name: str, value: Any) -> Any:
+def _convert_value(type_hints: Mapping[str, Any], config: str, name: str, value: Any) -> Any:
     """The value of a file as the command line would have read it."""
     from pydantic import TypeAdapter, ValidationError
 
-    if value is None or name in COUNTS:
+    if value is None or name in COUNT_OPTIONS:
         return value
-    if isinstance(value, str) and list[str] in get_args(hints[name]):
+    if isinstance(value, str) and list[str] in get_args(type_hints[name]):
         value = [value]  # given once on a command line, it is a list too
     try:
-        return TypeAdapter(hints[name]).validate_python(value)
+        return TypeAdapter(type_hints[name]).validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise UsageError(f"{config} gives {name} as {value!r}, which it cannot be: {reason}") from error
 
 
-def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """A file's options by their names on the command line; a card's stage, with its objective and settings, too."""
-    if isinstance(found.get("stage"), Mapping):  # a whole card
-        found = found["stage"]
-    flat = {name.replace("-", "_"): value for name, value in found.items() if name != "stage"}
-    flat |= flat.pop("settings", None) or {}
-    objective = flat.get("objective")
+    if isinstance(content.get("stage"), Mapping):  # a whole card
+        content = content["stage"]
+    options = {name.replace("-", "_"): value for name, value in content.items() if name != "stage"}
+    options |= options.pop("settings", None) or {}
+    objective = options.get("objective")
     if isinstance(objective, Mapping):
-        given = ",".join(f"{name}={value}" for name, value in (objective.get("options") or {}).items())
-        flat |= {name: value for name, value in objective.items() if name not in ("name", "options")}
-        flat["objective"] = f"{objective.get('name')}:{given}" if given else objective.get("name")
-    if "learning_rate" in flat:
-        flat["lr"] = flat.pop("learning_rate")
-    return flat
+        objective_options = ",".join(f"{name}={value}" for name, value in (objective.get("options") or {}).items())
+        options |= {name: value for name, value in objective.items() if name not in ("name", "options")}
+        options["objective"] = (
+            f"{objective.get('name')}:{objective_options}" if objective_options else objective.get("name")
+        )
+    if "learning_rate" in options:
+        options["lr"] = options.pop("learning_rate")
+    return options
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise NotFound(f"there is no file {file}") from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} is no YAML: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UsageError(f"{file} must hold options by name, such as `tokens: 2M`")
-    return found
+    return content

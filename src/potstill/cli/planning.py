@@ -9,14 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.cli import options as o
-from potstill.cli.verb import answer, hush
-from potstill.core.errors import ArtefactError, NotFound
+from potstill.cli.verb import print_or_return, suppress_library_output
+from potstill.core.errors import ArtifactError, NotFound
 
 GIB = 2**30
 
 
 def plan(
-    context_of_call: o.Call,
+    ctx: o.CommandContext,
     teacher: o.Teacher = None,
     student: o.Student = None,
     keep: o.Keep = None,
@@ -56,15 +56,17 @@ def plan(
 
     Example: [bold]potstill plan --teacher smollm2 --keep 0.75 --data stdlib --tokens 2M[/]
     """
-    from potstill.pipeline.distill import Distill
+    from potstill.pipeline.distill import DistillConfig
     from potstill.pipeline.plan import Plan
-    from potstill.train.settings import Settings
+    from potstill.train.settings import TrainConfig
 
-    hush()
-    options = o.merge(context_of_call, config, o.types(Settings))
+    suppress_library_output()
+    options = o.merge_options(ctx, config, o.get_number_types(TrainConfig))
     rates = None if calibration is None else read_calibration(calibration)
-    made = Plan(distill=Distill.from_options(options), measure=measure, calibration=rates).run(o.path(out))
-    return answer(made, as_json, lambda: show(made))
+    report = Plan(distill=DistillConfig.from_options(options), measure=measure, calibration=rates).run(
+        o.expand_path(out)
+    )
+    return print_or_return(report, as_json, lambda: print_plan(report))
 
 
 def read_calibration(name: str) -> Any:
@@ -74,7 +76,7 @@ def read_calibration(name: str) -> Any:
     """
     from potstill.pipeline.calibrate import Calibration
 
-    file = o.path(name)
+    file = o.expand_path(name)
     if not file.is_file():
         raise NotFound(f"there is no file {name}; make it with potstill plan --json")
     try:
@@ -82,79 +84,84 @@ def read_calibration(name: str) -> Any:
     except (ValueError, KeyError, TypeError) as error:
         raise (
             error
-            if isinstance(error, ArtefactError)
-            else ArtefactError(f"{name} holds no calibration ({error}); make it with potstill plan --json")
+            if isinstance(error, ArtifactError)
+            else ArtifactError(f"{name} holds no calibration ({error}); make it with potstill plan --json")
         ) from error
 
 
-def show(made: Mapping[str, Any]) -> None:
+def print_plan(report: Mapping[str, Any]) -> None:
     """The plan for people: what, how much, whether it fits, what to change, what the law of capacity gap says."""
-    from potstill.cli.show import console, facts, said
+    from potstill.cli.show import console, print_facts, print_line
 
-    facts({"stage": made["stage"]})
-    console.print(_sizes(made))
-    console.print(_parts(made))
-    for line in summary(made):
-        said(line)
-    if not all(made["fits"].values()):
-        console.print(_changes(made))
+    print_facts({"stage": report["stage"]})
+    console.print(_make_parameter_table(report))
+    console.print(_make_cost_table(report))
+    for line in summarize_plan(report):
+        print_line(line)
+    if not all(report["fits"].values()):
+        console.print(_make_suggestion_table(report))
 
 
-def summary(made: Mapping[str, Any]) -> list[str]:
+def summarize_plan(report: Mapping[str, Any]) -> list[str]:
     """The plan in a few sentences."""
-    time, memory, disk, room, gap = (made[name] for name in ("time", "memory", "disk", "room", "capacity_gap"))
-    free = "unknown" if room["memory"] is None else f"{room['memory'] / GIB:.1f}"
-    fits = {name: "" if enough else ", too little" for name, enough in made["fits"].items()}
+    time, memory, disk, room, gap = (report[name] for name in ("time", "memory", "disk", "room", "capacity_gap"))
+    free_memory = "unknown" if room["memory"] is None else f"{room['memory'] / GIB:.1f}"
+    fits = {name: "" if is_enough else ", too little" for name, is_enough in report["fits"].items()}
     teacher = gap["teacher_for_student"]
-    best = "no teacher" if teacher is None else f"a teacher of {teacher / 1e6:,.1f}M"
-    apart = made["alignment"]
-    phase = max(made["phases"], key=made["phases"].__getitem__)
+    best_teacher = "no teacher" if teacher is None else f"a teacher of {teacher / 1e6:,.1f}M"
+    alignment = report["alignment"]
+    phase = max(report["phases"], key=report["phases"].__getitem__)
     return [
         f"time: {time['steps']:,} steps of {time['seconds_per_step']:.2f} s, {time['seconds'] / 60:.1f} min in all, "
         f"{time['tokens_per_second']:,.0f} tokens/s",
-        f"memory: {memory['peak'] / GIB:.2f} GiB at most (while {phase}), of {free} GiB free{fits['memory']}",
+        f"memory: {memory['peak'] / GIB:.2f} GiB at most (while {phase}), of {free_memory} GiB free{fits['memory']}",
         f"disk: {disk['most'] / GIB:.2f} GiB at most, {disk['final'] / GIB:.2f} GiB at the end, of "
         f"{room['disk'] / GIB:.1f} GiB free{fits['disk']}",
-        f"law of capacity gap: {best} suits this student, and a student of {gap['student_for_teacher'] / 1e6:,.1f}M "
+        f"law of capacity gap: {best_teacher} suits this student, and a student of "
+        f"{gap['student_for_teacher'] / 1e6:,.1f}M "
         f"this teacher ({gap['range']})",
-        *([] if apart is None else [_apart(apart)]),
-        *made["notes"],
+        *([] if alignment is None else [_describe_alignment(alignment)]),
+        *report["notes"],
     ]
 
 
-def _apart(found: Mapping[str, float]) -> str:
+def _describe_alignment(alignment: Mapping[str, float]) -> str:
     return (
-        f"two tokenizers: {found['teacher_tokens']:.2f} tokens of the teacher's for one of the student's, "
-        f"{found['aligned_share']:.1%} of the trained tokens aligned"
+        f"two tokenizers: {alignment['teacher_tokens']:.2f} tokens of the teacher's for one of the student's, "
+        f"{alignment['aligned_share']:.1%} of the trained tokens aligned"
     )
 
 
-def _sizes(made: Mapping[str, Any]) -> Table:
-    drawn = Table("parameters", "blocks", "embeddings", "total")
+def _make_parameter_table(report: Mapping[str, Any]) -> Table:
+    table = Table("parameters", "blocks", "embeddings", "total")
     for name in ("teacher", "student"):
-        size = made["parameters"][name]
-        drawn.add_row(name, *(f"{size[part]:,}" for part in ("blocks", "embeddings", "total")))
-    if own := made["parameters"]["objective"]:
-        drawn.add_row("objective", "", "", f"{own:,}")
-    return drawn
+        size = report["parameters"][name]
+        table.add_row(name, *(f"{size[part]:,}" for part in ("blocks", "embeddings", "total")))
+    if objective_size := report["parameters"]["objective"]:
+        table.add_row("objective", "", "", f"{objective_size:,}")
+    return table
 
 
-def _parts(made: Mapping[str, Any]) -> Table:
+def _make_cost_table(report: Mapping[str, Any]) -> Table:
     """Operations, seconds and memory by part, each column its own list of parts."""
-    flops, seconds = made["flops_per_token"], made["time"]["parts"]
-    drawn = Table("part of a step", "MFLOP a token", "seconds", "part of memory", "MiB")
-    work = [(name, f"{flops.get(name, 0) / 1e6:,.0f}", f"{spent:.3f}") for name, spent in seconds.items()]
-    held = [(name, f"{size / 2**20:,.0f}") for name, size in made["memory"].items()]
-    blank = ("",) * 3
-    for place in range(max(len(work), len(held))):
-        left = work[place] if place < len(work) else blank
-        drawn.add_row(*left, *(held[place] if place < len(held) else blank[:2]))
-    return drawn
+    flops, seconds = report["flops_per_token"], report["time"]["parts"]
+    table = Table("part of a step", "MFLOP a token", "seconds", "part of memory", "MiB")
+    time_rows = [(name, f"{flops.get(name, 0) / 1e6:,.0f}", f"{duration:.3f}") for name, duration in seconds.items()]
+    memory_rows = [(name, f"{size / 2**20:,.0f}") for name, size in report["memory"].items()]
+    empty_row = ("",) * 3
+    for index in range(max(len(time_rows), len(memory_rows))):
+        time_row = time_rows[index] if index < len(time_rows) else empty_row
+        table.add_row(*time_row, *(memory_rows[index] if index < len(memory_rows) else empty_row[:2]))
+    return table
 
 
-def _changes(made: Mapping[str, Any]) -> Table:
-    drawn = Table("what helps", "memory GiB", "disk GiB", "minutes", "fits")
-    for one in made["suggestions"]:
-        numbers = (f"{one['memory'] / GIB:.2f}", f"{one['disk'] / GIB:.2f}", f"{one['seconds'] / 60:.1f}")
-        drawn.add_row(Text(one["change"]), *numbers, "yes" if one["fits"] else "no")
-    return drawn
+def _make_suggestion_table(report: Mapping[str, Any]) -> Table:
+    table = Table("what helps", "memory GiB", "disk GiB", "minutes", "fits")
+    for suggestion in report["suggestions"]:
+        numbers = (
+            f"{suggestion['memory'] / GIB:.2f}",
+            f"{suggestion['disk'] / GIB:.2f}",
+            f"{suggestion['seconds'] / 60:.1f}",
+        )
+        table.add_row(Text(suggestion["change"]), *numbers, "yes" if suggestion["fits"] else "no")
+    return table

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
-from potstill.cli.verb import answer, hush
+from potstill.cli.verb import print_or_return, suppress_library_output
 
 
 def run(
@@ -34,20 +34,20 @@ def run(
     from potstill.pipeline.run import run_stages
     from potstill.recipes import table
 
-    hush()
-    chosen = table.recipe(recipe, tiny=tiny).having(
+    suppress_library_output()
+    selected_recipe = table.get_recipe(recipe, tiny=tiny).override(
         teacher=teacher,
         student=student,
         data=data,
-        tokens=o.count(tokens),
+        tokens=o.parse_count(tokens),
         seed=seed,
         device=device,
         dtype=dtype,
     )
     if dry_run:
-        return answer(chosen.to_dict(), as_json, lambda: show.facts(chosen.to_dict()))
-    result = run_stages(chosen.stages, o.path(out), overwrite=overwrite, resume=resume)
-    return answer(result.to_dict(), as_json, lambda: show.run(result.out, result.measures))
+        return print_or_return(selected_recipe.to_dict(), as_json, lambda: show.print_facts(selected_recipe.to_dict()))
+    result = run_stages(selected_recipe.stages, o.expand_path(out), overwrite=overwrite, resume=resume)
+    return print_or_return(result.to_dict(), as_json, lambda: show.print_run(result.out, result.measures))
 
 
 def recipes(
@@ -62,8 +62,10 @@ def recipes(
     from potstill.cli import show
     from potstill.recipes import table
 
-    chosen = [table.recipe(name)] if name else table.recipes()
-    found = [recipe.to_dict() for recipe in chosen]
+    selected_recipes = [table.get_recipe(name)] if name else table.list_recipes()
+    result = [recipe.to_dict() for recipe in selected_recipes]
     if cite:
-        return answer(found, as_json, lambda: print("\n\n".join(dict.fromkeys(recipe.bibtex for recipe in chosen))))
-    return answer(found, as_json, lambda: show.recipes(found, whole=name is not None))
+        return print_or_return(
+            result, as_json, lambda: print("\n\n".join(dict.fromkeys(recipe.bibtex for recipe in selected_recipes)))
+        )
+    return print_or_return(result, as_json, lambda: show.print_recipes(result, with_details=name is not None))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
-from potstill.cli.verb import answer, hush
+from potstill.cli.verb import print_or_return, suppress_library_output
 from potstill.core.errors import UsageError
 
 
@@ -42,7 +42,7 @@ def generate(
     Example: [bold]potstill generate smollm2 --data pairs.jsonl --out answers[/]
     """
     from potstill.cli import show
-    from potstill.pipeline.answers import Answers
+    from potstill.pipeline.answers import GenerateDatasetConfig
     from potstill.pipeline.generate import generate_text
 
     if (prompt is None) == (data is None) or (data is None) != (out is None):
@@ -52,9 +52,9 @@ def generate(
         raise UsageError(f"--max-tokens {max_tokens} must be at least 1")
     if not temperature >= 0:
         raise UsageError(f"--temperature {temperature} must be at least 0, which is greedy")
-    hush()
+    suppress_library_output()
     if data is not None and out is not None:
-        stage = Answers(
+        stage = GenerateDatasetConfig(
             model=model,
             data=data,
             columns=columns,
@@ -68,11 +68,11 @@ def generate(
             trust_remote_code=trust_remote_code,
         )
         if dry_run:
-            return answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
-        card = stage.run(o.path(out), overwrite=overwrite, resume=resume)
-        return answer({"out": out, **card}, as_json, lambda: show.facts({"out": out, **card["details"]}))
+            return print_or_return(stage.to_dict(), as_json, lambda: show.print_facts(stage.to_dict()))
+        card = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume)
+        return print_or_return({"out": out, **card}, as_json, lambda: show.print_facts({"out": out, **card["details"]}))
     assert prompt is not None
-    found = generate_text(
+    result = generate_text(
         model,
         sys.stdin.read() if prompt == "-" else prompt,
         max_tokens=max_tokens,
@@ -83,7 +83,7 @@ def generate(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
-    return answer(found, as_json, lambda: print(found["text"]))
+    return print_or_return(result, as_json, lambda: print(result["text"]))
 
 
 def serve(
@@ -104,13 +104,13 @@ def serve(
     """
     from potstill.serve.app import serve as run
 
-    def ready(url: str) -> None:
+    def print_address(url: str) -> None:
         if as_json:
             print(json.dumps({"url": url, "model": model}), file=sys.__stdout__, flush=True)  # there is no later
         else:
             print(f"{model} answers at {url}; Ctrl-C ends it", flush=True)
 
-    hush()
+    suppress_library_output()
     run(
         model,
         host=host,
@@ -119,5 +119,5 @@ def serve(
         dtype=dtype,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
-        ready=ready,
+        on_ready=print_address,
     )

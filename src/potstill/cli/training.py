@@ -6,13 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
-from potstill.cli.verb import answer, hush
+from potstill.cli.verb import print_or_return, suppress_library_output
 
 
 def distill(
-    context_of_call: o.Call,
+    ctx: o.CommandContext,
     out: o.Out,
-    teacher: o.AnyTeachers = None,
+    teacher: o.Teachers = None,
     combine: o.Combine = "average",
     student: o.Student = None,
     keep: o.Keep = None,
@@ -74,16 +74,16 @@ def distill(
     Two teachers: [bold]potstill distill --teacher smollm2 --teacher own=pruned --student pruned --out student[/]
     """
     from potstill.cli import show
-    from potstill.pipeline.distill import Distill
-    from potstill.train.settings import Settings
+    from potstill.pipeline.distill import DistillConfig
+    from potstill.train.settings import TrainConfig
 
-    hush()
-    settings = o.types(Settings)
-    stage = Distill.from_options(o.merge(context_of_call, config, settings))
+    suppress_library_output()
+    settings = o.get_number_types(TrainConfig)
+    stage = DistillConfig.from_options(o.merge_options(ctx, config, settings))
     if dry_run:
-        return answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
-    run = stage.run(o.path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
-    return answer(run.to_dict(), as_json, lambda: show.run(run.out, run.measures))
+        return print_or_return(stage.to_dict(), as_json, lambda: show.print_facts(stage.to_dict()))
+    result = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
+    return print_or_return(result.to_dict(), as_json, lambda: show.print_run(result.out, result.measures))
 
 
 def prune(
@@ -113,18 +113,18 @@ def prune(
     Example: [bold]potstill prune smollm2 --keep 0.75 --data stdlib --out pruned[/]
     """
     from potstill.cli import show
-    from potstill.pipeline.prune import Prune
+    from potstill.pipeline.prune import PruneConfig
 
-    hush()
-    exact = {"layers": layers, "kv_heads": kv_heads, "ffn": ffn, "hidden": hidden}
-    stage = Prune(
+    suppress_library_output()
+    exact_sizes = {"layers": layers, "kv_heads": kv_heads, "ffn": ffn, "hidden": hidden}
+    stage = PruneConfig(
         model=model,
         data=data,
         columns=columns,
         keep=keep,
-        params=o.count(params),
+        params=o.parse_count(params),
         strategy=strategy,
-        shape={k: v for k, v in exact.items() if v is not None},
+        shape={k: v for k, v in exact_sizes.items() if v is not None},
         layers_by=layers_by,
         device=device,
         dtype=dtype,
@@ -133,7 +133,7 @@ def prune(
         trust_remote_code=trust_remote_code,
     )
     if dry_run:
-        return answer(stage.to_dict(), as_json, lambda: show.facts(stage.to_dict()))
-    card = stage.run(o.path(out), overwrite=overwrite)
-    found = {"out": out, **card.to_dict()}
-    return answer(found, as_json, lambda: show.pruned(out, card.details))
+        return print_or_return(stage.to_dict(), as_json, lambda: show.print_facts(stage.to_dict()))
+    card = stage.run(o.expand_path(out), overwrite=overwrite)
+    result = {"out": out, **card.to_dict()}
+    return print_or_return(result, as_json, lambda: show.print_pruned_model(out, card.details))

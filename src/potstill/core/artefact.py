@@ -17,13 +17,19 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from potstill.core.errors import ArtefactError, OutputExists
+from potstill.core.errors import ArtifactError, OutputExists
 from potstill.core.types import Measure
 
-CARD = "card.json"
-TRAINING = "training"  # inside the output folder while a run is not finished
-ARENA = "arena.json"  # in the folder of an arena, from its first second on
-OURS = (CARD, TRAINING, ARENA, f"*/{CARD}", f"*/{TRAINING}")  # one of these is in every folder that we made
+CARD_FILE = "card.json"
+TRAINING_FOLDER = "training"  # inside the output folder while a run is not finished
+ARENA_FILE = "arena.json"  # in the folder of an arena, from its first second on
+OUTPUT_MARKERS = (
+    CARD_FILE,
+    TRAINING_FOLDER,
+    ARENA_FILE,
+    f"*/{CARD_FILE}",
+    f"*/{TRAINING_FOLDER}",
+)  # one of these is in every folder that we made
 PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "peft")
 
 
@@ -55,17 +61,19 @@ class Card:
     invariants: Sequence[Mapping[str, Any]] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     command: str = field(default_factory=lambda: " ".join(["potstill", *sys.argv[1:]]))
-    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+    versions: Mapping[str, str] = field(default_factory=lambda: get_package_versions())
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary, for JSON."""
         plain = asdict(self)
-        plain["measures"] = {name: [m.to_dict() for m in found] for name, found in self.measures.items()}
+        plain["measures"] = {
+            name: [measure.to_dict() for measure in measures] for name, measures in self.measures.items()
+        }
         return plain
 
     def write(self, folder: Path) -> None:
         """Writes `card.json`, whole or not at all."""
-        write_text(folder / CARD, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / CARD_FILE, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -74,24 +82,24 @@ def read_card(folder: Path) -> dict[str, Any]:
     Raises: ArtefactError if there is none or it is not JSON.
     """
     try:
-        card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card: dict[str, Any] = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtefactError(f"{folder} has no {CARD}; only folders that potstill finished have one") from error
+        raise ArtifactError(f"{folder} has no {CARD_FILE}; only folders that potstill finished have one") from error
     except (ValueError, OSError) as error:
-        raise ArtefactError(f"{folder / CARD} cannot be read ({error}); make the folder again") from error
+        raise ArtifactError(f"{folder / CARD_FILE} cannot be read ({error}); make the folder again") from error
     return card
 
 
-def versions() -> dict[str, str]:
+def get_package_versions() -> dict[str, str]:
     """The versions of Python and of the packages that shape a result."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
-def require_free(out: Path, *, overwrite: bool = False) -> None:
+def check_output_free(out: Path, *, overwrite: bool = False) -> None:
     """Refuse an output folder that holds something, or that cannot be written.
 
     Raises: OutputExists, ArtefactError.
@@ -99,97 +107,102 @@ def require_free(out: Path, *, overwrite: bool = False) -> None:
     if out.is_file():
         raise OutputExists(f"{out} is a file; give a folder that does not exist yet")
     if out.is_mount():
-        raise ArtefactError(f"{out} is where a file system is mounted, and cannot appear whole; give a folder in it")
+        raise ArtifactError(f"{out} is where a file system is mounted, and cannot appear whole; give a folder in it")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise OutputExists(f"{out} is not empty; pass --overwrite to replace it, or --resume to continue its run")
-    if out.is_dir() and overwrite and any(out.iterdir()) and not any(next(out.glob(made), None) for made in OURS):
+    if (
+        out.is_dir()
+        and overwrite
+        and any(out.iterdir())
+        and not any(next(out.glob(marker), None) for marker in OUTPUT_MARKERS)
+    ):
         raise OutputExists(f"{out} holds files that potstill did not make, so it is not replaced; choose another --out")
-    standing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not os.access(standing, os.W_OK | os.X_OK):
-        raise ArtefactError(f"no permission to write in {standing}; choose another --out")
+    existing_folder = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not os.access(existing_folder, os.W_OK | os.X_OK):
+        raise ArtifactError(f"no permission to write in {existing_folder}; choose another --out")
 
 
 @contextlib.contextmanager
-def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
 
     If `out` is a link, all of this happens where it leads to, which may be another disk.
 
     Raises: OutputExists if `out` holds something; ArtefactError if the disk is full or not writable.
     """
-    require_free(out, overwrite=overwrite)
+    check_output_free(out, overwrite=overwrite)
     out = out.resolve()
-    recover(out)
-    staging = _beside(out, "partial")
+    recover_folder(out)
+    staging = _staging_path(out, "partial")
     try:
         staging.mkdir(parents=True)
         yield staging
-        sync(staging)
-        replace(staging, out)
+        sync_folder(staging)
+        replace_folder(staging, out)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ArtefactError(f"writing {out} failed: {reason}; nothing was left there") from error
+        raise ArtifactError(f"writing {out} failed: {reason}; nothing was left there") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def replace(folder: Path, out: Path) -> None:
+def replace_folder(folder: Path, out: Path) -> None:
     """Rename `folder` to `out`; what stood at `out` is removed only once the new one is in place."""
     out = out.resolve()
-    old = _beside(out, "old")
+    backup = _staging_path(out, "old")
     if out.exists():
-        out.rename(old)
+        out.rename(backup)
     try:
         folder.rename(out)
     except OSError:
-        if old.exists():
-            old.rename(out)
+        if backup.exists():
+            backup.rename(out)
         raise
-    _sync_folder(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _sync_directory_entry(out.parent)
+    shutil.rmtree(backup, ignore_errors=True)
 
 
-def recover(out: Path) -> None:
+def recover_folder(out: Path) -> None:
     """Mends what a process that was killed left beside `out`: what it was about to replace goes back to its place, if
     nothing took that yet, and what is half-written goes.
 
     Only one process at a time may make `out`.
     """
     out = out.resolve()
-    left = [found for kind in ("old", "partial") for found in out.parent.glob(_pattern(out, kind))]
-    if not out.exists() and (old := next((one for one in left if one.suffix == ".old"), None)):
-        old.rename(out)
-    for one in left:
-        shutil.rmtree(one, ignore_errors=True)
+    leftovers = [path for kind in ("old", "partial") for path in out.parent.glob(_staging_pattern(out, kind))]
+    if not out.exists() and (backup := next((leftover for leftover in leftovers if leftover.suffix == ".old"), None)):
+        backup.rename(out)
+    for leftover in leftovers:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
-def clear(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Removes what a process that was killed left half-written in `folder`."""
-    for left in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 @contextlib.contextmanager
-def writing_file(file: Path) -> Iterator[Path]:
+def atomic_file(file: Path) -> Iterator[Path]:
     """A file beside `file` that is synced and becomes `file` when the block ends well, and else vanishes."""
-    aside = _beside(file, "partial")
+    staging = _staging_path(file, "partial")
     try:
-        yield aside
-        aside.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone
-        _sync_file(aside)
-        aside.replace(file)
-        _sync_folder(file.absolute().parent)
+        yield staging
+        staging.chmod(0o666 & ~_get_umask())  # safetensors writes for its owner alone
+        _sync_file(staging)
+        staging.replace(file)
+        _sync_directory_entry(file.absolute().parent)
     finally:
-        aside.unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)
 
 
 def write_text(file: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    with writing_file(file) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with atomic_file(file) as staging:
+        staging.write_text(text, encoding="utf-8")
 
 
-def sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Bring every file below `folder` to the disk."""
     for file in folder.rglob("*"):
         if file.is_file():
@@ -202,15 +215,15 @@ def hash_file(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _beside(place: Path, kind: str) -> Path:
-    return place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.{kind}")
+def _staging_path(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}")
 
 
-def _pattern(place: Path, kind: str) -> str:
-    return f".{glob.escape(place.name)}.{'[0-9a-f]' * 8}.{kind}"
+def _staging_pattern(path: Path, kind: str) -> str:
+    return f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.{kind}"
 
 
-def _umask() -> int:
+def _get_umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -221,7 +234,7 @@ def _sync_file(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_directory_entry(folder: Path) -> None:
     """A rename is on the disk only once the folder that holds the name is; some file systems cannot and need not."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -20,7 +20,7 @@ RECOMPILE_LIMIT = 64  # two models, with and without gradients, in a few dtypes:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def device(name: str = "auto") -> torch.device:
+def resolve_device(name: str = "auto") -> torch.device:
     """The device called `name`; `auto` is the first accelerator, else the CPU.
 
     Raises: UsageError if there is no such device here.
@@ -28,81 +28,86 @@ def device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(name)
-        torch.empty(1, device=found)
+        resolved = torch.device(name)
+        torch.empty(1, device=resolved)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
-    return found
+    return resolved
 
 
-def dtype(name: str = "auto", *, on: str = "cpu", auto: str = "auto") -> torch.dtype:
+def resolve_dtype(name: str = "auto", *, device_type: str = "cpu", default: str = "auto") -> torch.dtype:
     """The dtype called `name`; `auto` is the one that the argument names, and measures where it names none.
 
     Raises: UsageError for a name that is none of float32, bfloat16, auto.
     """
-    name = auto if name == "auto" else name
+    name = default if name == "auto" else name
     if name == "auto":
-        return compute_dtype(on)
+        return compute_dtype(device_type)
     if name not in DTYPES:
         raise UsageError(f"dtype {name!r} is none of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
-def name_of(kind: torch.dtype) -> str:
+def get_dtype_name(dtype: torch.dtype) -> str:
     """What `dtype` takes for it, and what is written of it."""
-    return str(kind).removeprefix("torch.")
+    return str(dtype).removeprefix("torch.")
 
 
 @functools.cache
-def compute_dtype(on: str = "cpu") -> torch.dtype:
+def compute_dtype(device_type: str = "cpu") -> torch.dtype:
     """bfloat16 where a matrix product in it is faster here than in float32, else float32.
 
     Many CPUs take bf16 only through slow conversions, so on a CPU both are timed (some 50 ms, once a process).
     """
-    if on.startswith("cuda"):
+    if device_type.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if not on.startswith("cpu"):
+    if not device_type.startswith("cpu"):
         return torch.float32
-    fast, plain = (_seconds(d) for d in (torch.bfloat16, torch.float32))
-    chosen = torch.bfloat16 if fast < 0.8 * plain else torch.float32
-    log.info("computing in %s: a product takes %.2f ms in bf16, %.2f ms in fp32", chosen, 1e3 * fast, 1e3 * plain)
-    return chosen
+    bfloat16_seconds, float32_seconds = (_time_product(candidate) for candidate in (torch.bfloat16, torch.float32))
+    fastest = torch.bfloat16 if bfloat16_seconds < 0.8 * float32_seconds else torch.float32
+    log.info(
+        "computing in %s: a product takes %.2f ms in bf16, %.2f ms in fp32",
+        fastest,
+        1e3 * bfloat16_seconds,
+        1e3 * float32_seconds,
+    )
+    return fastest
 
 
-def _seconds(kind: torch.dtype, *, size: int = 768, repeats: int = 5) -> float:
-    a = torch.ones(size, size, dtype=kind)
-    a @ a
+def _time_product(dtype: torch.dtype, *, size: int = 768, repeats: int = 5) -> float:
+    matrix = torch.ones(size, size, dtype=dtype)
+    matrix @ matrix
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        a @ a
+        matrix @ matrix
         times.append(time.perf_counter() - start)
     return min(times)
 
 
 @contextlib.contextmanager
-def compiled(modules: Iterable[nn.Module], *, by: str = "inductor") -> Iterator[None]:
+def compile_modules(modules: Iterable[nn.Module], *, backend: str = "inductor") -> Iterator[None]:
     """Inside, each module runs through `torch.compile`, for any shapes; its weights and their names stay as they are.
 
-    Where the compiler `by` is absent or fails, one line says so, and the modules run as they are written.
+    Where the compiler `backend` is absent or fails, one line says so, and the modules run as they are written.
     """
-    found, compiler = list(modules), _compiler(by)
-    for module in found:
+    module_list, compiler = list(modules), _get_compiler(backend)
+    for module in module_list:
         module.compile(backend=compiler, dynamic=True)
     try:
         with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
             yield
     finally:
-        for module in found:
+        for module in module_list:
             module._compiled_call_impl = None
 
 
 @functools.cache
-def _compiler(name: str) -> Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]:
+def _get_compiler(name: str) -> Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]:
     """The compiler called `name`; from its first failure on it gives graphs back as they are."""
     works = True
 
-    def compile(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         nonlocal works
         if works:
             try:
@@ -110,24 +115,24 @@ def _compiler(name: str) -> Callable[[torch.fx.GraphModule, list[Any]], Callable
                     return torch._dynamo.lookup_backend(name)(graph, inputs)
             except Exception as error:  # of a compiler, its compiler, or what either lacks: any type at all
                 works = False
-                log.warning("note: torch.compile fails here (%s), so nothing is compiled", _first_line(error))
+                log.warning("note: torch.compile fails here (%s), so nothing is compiled", _get_first_line(error))
         return graph.forward
 
-    return compile
+    return compile_graph
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
 @contextlib.contextmanager
-def held_memory() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Memory that is freed inside is kept for the next allocation, and given back to the system at the end.
 
     glibc maps every large block afresh, and the system zeroes it page by page as it is first touched: the same 100 MiB
     of logits and gradients in every step, some 10 % of a training step on a CPU. Elsewhere nothing happens.
     """
-    mallopt = getattr(_libc(), "mallopt", None)
+    mallopt = getattr(_load_libc(), "mallopt", None)
     if mallopt is None:
         yield
         return
@@ -138,15 +143,15 @@ def held_memory() -> Iterator[None]:
     finally:
         mallopt(M_MMAP_MAX, MMAP_MAX)
         mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
-        trim()
+        trim_memory()
 
 
-def trim() -> None:
+def trim_memory() -> None:
     """Gives back to the system what was freed, where the C library can."""
-    if give_back := getattr(_libc(), "malloc_trim", None):
-        give_back(0)
+    if malloc_trim := getattr(_load_libc(), "malloc_trim", None):
+        malloc_trim(0)
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL:
+def _load_libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)

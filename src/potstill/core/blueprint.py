@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from potstill.core.errors import ArtefactError, UsageError
-from potstill.core.plain import Facts, checked, frozen, thawed
+from potstill.core.errors import ArtifactError, UsageError
+from potstill.core.plain import Facts, check_fields, freeze, thaw
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _affine(name: str, outputs: int, inputs: int, bias: bool) -> Shapes:
+def _linear_shapes(name: str, outputs: int, inputs: int, bias: bool) -> Shapes:
     weight: Shapes = {f"{name}.weight": (outputs, inputs)}
     return weight | {f"{name}.bias": (outputs,)} if bias else weight
 
 
-def _require_positive(**sizes: int) -> None:
+def _check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise UsageError(f"{name} is {size!r}; it must be a whole number of at least 1")
@@ -46,13 +46,13 @@ class Rotary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, from which `from_dict` makes an equal value."""
-        return {"theta": self.theta, "scaling": None if self.scaling is None else thawed(dict(self.scaling))}
+        return {"theta": self.theta, "scaling": None if self.scaling is None else thaw(dict(self.scaling))}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Rotary":
         """What `to_dict` wrote. Raises: ArtefactError where a key is unknown, UsageError where a value is."""
-        facts = checked(cls, data)
-        return cls(**(facts | {"scaling": frozen(facts.get("scaling"))}))
+        facts = check_fields(cls, data)
+        return cls(**(facts | {"scaling": freeze(facts.get("scaling"))}))
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class Attention:
     rotary: Rotary | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
+        _check_positive(heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
         if self.heads % self.kv_heads:
             raise UsageError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.head_dim % 2:
             raise UsageError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs of dimensions")
         if self.window is not None:
-            _require_positive(window=self.window)
+            _check_positive(window=self.window)
         if self.scale is not None and self.scale <= 0:
             raise UsageError(f"the scale of attention is {self.scale}; it must be positive")
 
@@ -92,12 +92,14 @@ class Attention:
 
     def shapes(self, hidden: int) -> Shapes:
         """Name and shape of each weight of this mixer in a model of width `hidden`."""
-        outer, inner = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        found = _affine("q", outer, hidden, self.qkv_bias)
-        found |= _affine("k", inner, hidden, self.qkv_bias) | _affine("v", inner, hidden, self.qkv_bias)
-        found |= _affine("o", hidden, outer, self.out_bias)
+        query_width, key_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        weights = _linear_shapes("q", query_width, hidden, self.qkv_bias)
+        weights |= _linear_shapes("k", key_width, hidden, self.qkv_bias) | _linear_shapes(
+            "v", key_width, hidden, self.qkv_bias
+        )
+        weights |= _linear_shapes("o", hidden, query_width, self.out_bias)
         norms: Shapes = {"q_norm.weight": (self.head_dim,), "k_norm.weight": (self.head_dim,)}
-        return found | norms if self.qk_norm else found
+        return weights | norms if self.qk_norm else weights
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,14 @@ class SwiGLU:
     activation: str = "silu"
 
     def __post_init__(self) -> None:
-        _require_positive(width=self.width)
+        _check_positive(width=self.width)
 
     def shapes(self, hidden: int) -> Shapes:
         """Name and shape of each weight of this feed-forward in a model of width `hidden`."""
-        found = _affine("gate", self.width, hidden, self.bias) | _affine("up", self.width, hidden, self.bias)
-        return found | _affine("down", hidden, self.width, self.bias)
+        weights = _linear_shapes("gate", self.width, hidden, self.bias) | _linear_shapes(
+            "up", self.width, hidden, self.bias
+        )
+        return weights | _linear_shapes("down", hidden, self.width, self.bias)
 
 
 Mixer = Attention
@@ -136,14 +140,14 @@ class Layer:
 
     def shapes(self, hidden: int) -> Shapes:
         """Name and shape of each weight of this layer in a model of width `hidden`."""
-        found: Shapes = {}
+        weights: Shapes = {}
         for half, part in (("mixer", self.mixer), ("ffn", self.ffn)):
-            found[f"{half}_norm.weight"] = (hidden,)
-            found |= {f"{half}.{name}": shape for name, shape in part.shapes(hidden).items()}
-            found |= {f"{half}_post_norm.weight": (hidden,)} if self.post_norms else {}
-        return found
+            weights[f"{half}_norm.weight"] = (hidden,)
+            weights |= {f"{half}.{name}": shape for name, shape in part.shapes(hidden).items()}
+            weights |= {f"{half}_post_norm.weight": (hidden,)} if self.post_norms else {}
+        return weights
 
-    def norms(self) -> tuple[str, ...]:
+    def norm_names(self) -> tuple[str, ...]:
         """The names of the norms that are as wide as the model."""
         return ("mixer_norm", "ffn_norm", *(("mixer_post_norm", "ffn_post_norm") if self.post_norms else ()))
 
@@ -171,7 +175,7 @@ class Blueprint:
     extras: Facts = ()
 
     def __post_init__(self) -> None:
-        _require_positive(vocabulary=self.vocabulary, hidden=self.hidden, context=self.context)
+        _check_positive(vocabulary=self.vocabulary, hidden=self.hidden, context=self.context)
         if not self.layers:
             raise UsageError("a blueprint without layers is no network; keep at least one")
         if self.norm_eps <= 0:
@@ -180,25 +184,25 @@ class Blueprint:
             if value is not None and value <= 0:
                 raise UsageError(f"{name} is {value}; it must be positive")
 
-    def at(self, where: Callable[[int], bool], change: Callable[[Layer], Layer]) -> "Blueprint":
+    def change_layers(self, is_selected: Callable[[int], bool], change: Callable[[Layer], Layer]) -> "Blueprint":
         """The same blueprint with `change` applied to every layer whose index `where` holds for."""
-        layers = (change(layer) if where(i) else layer for i, layer in enumerate(self.layers))
+        layers = (change(layer) if is_selected(i) else layer for i, layer in enumerate(self.layers))
         return replace(self, layers=tuple(layers))
 
-    def extra(self, name: str, default: Any = None) -> Any:
+    def get_extra(self, name: str, default: Any = None) -> Any:
         """The fact called `name`, or `default`."""
         return dict(self.extras).get(name, default)
 
-    def with_extras(self, facts: Mapping[str, Any]) -> "Blueprint":
+    def update_extras(self, facts: Mapping[str, Any]) -> "Blueprint":
         """The same blueprint with `facts` added to, or put in place of, its extras."""
-        return replace(self, extras=frozen(dict(self.extras) | dict(facts)))
+        return replace(self, extras=freeze(dict(self.extras) | dict(facts)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, from which `from_dict` makes an equal blueprint."""
-        layers = [_layer_out(layer) for layer in self.layers]
-        rest = {f.name: getattr(self, f.name) for f in fields(self)}
-        rest |= {"layers": layers, "rotary": self.rotary.to_dict(), "extras": dict(self.extras)}
-        plain: dict[str, Any] = thawed(rest)
+        layers = [_layer_to_dict(layer) for layer in self.layers]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {"layers": layers, "rotary": self.rotary.to_dict(), "extras": dict(self.extras)}
+        plain: dict[str, Any] = thaw(values)
         return plain
 
     @classmethod
@@ -209,42 +213,42 @@ class Blueprint:
             ArtefactError: a key is unknown or missing; a kind of mixer or feed-forward is unknown.
             UsageError: a value is out of range.
         """
-        facts = checked(cls, data)
-        layers = tuple(_layer_in(entry) for entry in facts["layers"])
-        rotary, extras = Rotary.from_dict(facts.get("rotary", {})), frozen(facts.get("extras", {}))
+        facts = check_fields(cls, data)
+        layers = tuple(_layer_from_dict(entry) for entry in facts["layers"])
+        rotary, extras = Rotary.from_dict(facts.get("rotary", {})), freeze(facts.get("extras", {}))
         return cls(**(facts | {"layers": layers, "rotary": rotary, "extras": extras}))
 
 
-def shapes(blueprint: Blueprint) -> Shapes:
+def weight_shapes(blueprint: Blueprint) -> Shapes:
     """Name and shape of every stored weight, from the value alone; a tied head is no weight of its own."""
-    found: Shapes = {"embed.weight": (blueprint.vocabulary, blueprint.hidden)}
+    weights: Shapes = {"embed.weight": (blueprint.vocabulary, blueprint.hidden)}
     for i, layer in enumerate(blueprint.layers):
-        found |= {f"layers.{i}.{name}": shape for name, shape in layer.shapes(blueprint.hidden).items()}
-    found["norm.weight"] = (blueprint.hidden,)
-    return found if blueprint.tied else found | {"head.weight": (blueprint.vocabulary, blueprint.hidden)}
+        weights |= {f"layers.{i}.{name}": shape for name, shape in layer.shapes(blueprint.hidden).items()}
+    weights["norm.weight"] = (blueprint.hidden,)
+    return weights if blueprint.tied else weights | {"head.weight": (blueprint.vocabulary, blueprint.hidden)}
 
 
-def _tagged(part: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
-    kind = next(name for name, made in kinds.items() if type(part) is made)
+def _part_to_dict(part: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    kind = next(name for name, part_class in kinds.items() if type(part) is part_class)
     facts = {f.name: getattr(part, f.name) for f in fields(part)}
     return {"kind": kind, **{k: v.to_dict() if isinstance(v, Rotary) else v for k, v in facts.items()}}
 
 
-def _untagged(data: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
+def _part_from_dict(data: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
-        raise ArtefactError(f"unknown kind {kind!r} in a blueprint; this version knows {', '.join(kinds)}")
-    made = kinds[kind]
-    facts = checked(made, {k: v for k, v in data.items() if k != "kind"})
-    return made(**{k: Rotary.from_dict(v) if isinstance(v, Mapping) else v for k, v in facts.items()})
+        raise ArtifactError(f"unknown kind {kind!r} in a blueprint; this version knows {', '.join(kinds)}")
+    part_class = kinds[kind]
+    facts = check_fields(part_class, {k: v for k, v in data.items() if k != "kind"})
+    return part_class(**{k: Rotary.from_dict(v) if isinstance(v, Mapping) else v for k, v in facts.items()})
 
 
-def _layer_out(layer: Layer) -> dict[str, Any]:
-    parts = {"mixer": _tagged(layer.mixer, MIXERS), "ffn": _tagged(layer.ffn, FFNS)}
+def _layer_to_dict(layer: Layer) -> dict[str, Any]:
+    parts = {"mixer": _part_to_dict(layer.mixer, MIXERS), "ffn": _part_to_dict(layer.ffn, FFNS)}
     return {**parts, "post_norms": layer.post_norms}
 
 
-def _layer_in(data: Mapping[str, Any]) -> Layer:
-    facts = checked(Layer, data)
-    parts = {"mixer": _untagged(facts["mixer"], MIXERS), "ffn": _untagged(facts["ffn"], FFNS)}
+def _layer_from_dict(data: Mapping[str, Any]) -> Layer:
+    facts = check_fields(Layer, data)
+    parts = {"mixer": _part_from_dict(facts["mixer"], MIXERS), "ffn": _part_from_dict(facts["ffn"], FFNS)}
     return Layer(**(facts | parts))

@@ -52,7 +52,7 @@ class UnsafeModel(UsageError):
     """Weights that are pickled, or code that comes with a model; both run only when asked for."""
 
 
-class ArtefactError(PotstillError):
+class ArtifactError(PotstillError):
     """A checkpoint, card or stage on disk that is corrupt, half-written or somebody else's."""
 
 

@@ -34,7 +34,7 @@ class KeyValues(DynamicLayer):
         Raises:
             UsageError: it holds fewer than `n`.
         """
-        held = self.get_seq_length()
-        if not 0 <= n <= held:
-            raise UsageError(f"cannot keep the first {n} positions of a state that holds {held}")
-        self.crop(n - held)
+        length = self.get_seq_length()
+        if not 0 <= n <= length:
+            raise UsageError(f"cannot keep the first {n} positions of a state that holds {length}")
+        self.crop(n - length)

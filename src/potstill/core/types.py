@@ -30,11 +30,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-PAIRS = "aligned.pairs"  # rows of student and teacher that predict the same bytes from the same text: [2 P], ascending
-OWN = "own_log_p"  # among the scores, [N]: the log-probability of the token that follows, where a server tells it
+ALIGNED_PAIRS = (
+    "aligned.pairs"  # rows of student and teacher that predict the same bytes from the same text: [2 P], ascending
+)
+NEXT_TOKEN_LOG_P = (
+    "own_log_p"  # among the scores, [N]: the log-probability of the token that follows, where a server tells it
+)
 DIVISOR = "divisor"  # `divisor.NAME`: what the trainer is going to divide the term of that name by; no term does itself
-WARPED = "aligned.warped"  # rows whose own tokens are paired by minimum edit distance: [2 P], the student's ascending
-GROUPS = ("aligned.groups", "aligned.teacher_groups")  # [N], [M]: rows whose tokens stand for one text together; or -1
+EDIT_ALIGNED_PAIRS = (
+    "aligned.warped"  # rows whose own tokens are paired by minimum edit distance: [2 P], the student's ascending
+)
+ALIGNED_GROUPS = (
+    "aligned.groups",
+    "aligned.teacher_groups",
+)  # [N], [M]: rows whose tokens stand for one text together; or -1
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face
 
 Batch = Mapping[str, Tensor]
@@ -42,7 +51,7 @@ Weights = Mapping[str, Tensor]
 Terms = Mapping[str, Tensor]  # named scalar sums over rows; nothing in it was divided by anything
 
 
-def supervised(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor, " N"], Int[Tensor, " N"]]:
+def supervised_positions(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor, " N"], Int[Tensor, " N"]]:
     """(positions, targets, segment): where a next token is predicted, which token that is, and of which document.
 
     `positions[b, t]` holds if the token at t + 1 belongs to the same document and is trained on. The rows of every
@@ -55,18 +64,18 @@ def supervised(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor, " N"], In
     return positions, targets, documents[positions]
 
 
-def gold(batch: Batch) -> Bool[Tensor, " N"]:
+def gold_mask(batch: Batch) -> Bool[Tensor, " N"]:
     """Which of the supervised rows come from the data, and not from a rollout."""
-    positions = supervised(batch)[0]
+    positions = supervised_positions(batch)[0]
     sampled = batch.get("sampled")
     return torch.ones_like(positions)[positions] if sampled is None else ~sampled[positions]
 
 
-def view(batch: Batch, name: str) -> Batch:
+def get_view(batch: Batch, name: str) -> Batch:
     """The batch as the network of this name reads it: by keys of its own if there are any, else as the student does."""
-    opening = f"{name}."
-    own = {key.removeprefix(opening): tensor for key, tensor in batch.items() if key.startswith(opening)}
-    return own or {key: tensor for key, tensor in batch.items() if "." not in key}
+    prefix = f"{name}."
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in batch.items() if key.startswith(prefix)}
+    return tensors or {key: tensor for key, tensor in batch.items() if "." not in key}
 
 
 @dataclass(frozen=True)
@@ -96,13 +105,15 @@ class Needs:
         )
 
 
-def asked(batch: Batch, needs: Needs) -> tuple[Batch, Needs]:
+def select_routed_documents(batch: Batch, needs: Needs) -> tuple[Batch, Needs]:
     """Where documents have `routes`, those of a packed batch that hold a position which is asked for, and no others."""
     if "routes" not in batch or needs.positions is None:
         return batch, needs
     documents = batch["documents"][0]
-    kept = torch.isin(documents, documents[needs.positions[0]])
-    return {name: values[:, kept] for name, values in batch.items()}, replace(needs, positions=needs.positions[:, kept])
+    is_selected = torch.isin(documents, documents[needs.positions[0]])
+    return {name: values[:, is_selected] for name, values in batch.items()}, replace(
+        needs, positions=needs.positions[:, is_selected]
+    )
 
 
 class Head(NamedTuple):
@@ -121,11 +132,11 @@ class Head(NamedTuple):
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def constant(self) -> "Head":
+    def detach(self) -> "Head":
         """The same head without gradients."""
         return self._replace(weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
-    def real(self, vocabulary: int) -> "Head":
+    def crop_vocabulary(self, vocabulary: int) -> "Head":
         """The same head without the rows that pad the vocabulary to a round width."""
         if vocabulary >= len(self.weight):
             return self
@@ -153,7 +164,7 @@ class Signals:
 
 
 @runtime_checkable
-class Companion(Protocol):
+class SignalSource(Protocol):
     """A frozen network that is not alive here: a cache on disk, or a teacher that is served."""
 
     def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals: ...
@@ -176,7 +187,7 @@ class Objective(Protocol):
     def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms: ...
 
 
-class Group(NamedTuple):
+class ParamGroup(NamedTuple):
     """How the weights of a part of an objective are trained, in an optimiser group of that `name`.
 
     At `rate` times the learning rate; downhill, or uphill where `sign` is -1 (a critic, against the student in one
@@ -186,15 +197,15 @@ class Group(NamedTuple):
     name: str = "objective"
     rate: float = 1.0
     sign: int = 1
-    every: int = 1
+    interval: int = 1
 
 
 @runtime_checkable
-class Grouped(Protocol):
+class HasParamGroup(Protocol):
     """A module whose weights, apart from those of grouped modules inside it, are trained as its `group` says."""
 
     @property
-    def group(self) -> Group: ...
+    def group(self) -> ParamGroup: ...
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,23 @@ from potstill.core.errors import DataError, UnsupportedModel
 from potstill.core.types import IGNORE
 from potstill.data.corpus import Corpus
 from potstill.data.template import ChatTemplate, Message, Span
-from potstill.data.tokens import Tokenised, TokenSet
+from potstill.data.tokens import TokenDataset, TokenizedDocument
 
 CHUNK = 512  # documents tokenised at once
 
 
-class Drawn(NamedTuple):
+class RenderedDocument(NamedTuple):
     """A document as the text that is tokenised, the spans of its characters that are trained on, and its route."""
 
     text: str
     spans: Sequence[Span]
-    ends: bool  # whether an end of text belongs behind it
+    needs_eos: bool  # whether an end of text belongs behind it
     route: int | None = None
 
 
-def tokenise(
+def tokenize_corpus(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None, plain: bool = False
-) -> TokenSet:
+) -> TokenDataset:
     """`corpus` as tokens, up to the document with which `limit` tokens are reached.
 
     With `plain`, a tokenizer without a chat template reads chats line by line, as it reads pairs.
@@ -43,20 +43,23 @@ def tokenise(
     tokenizer that cannot say where its tokens lie in the text.
     """
     dropped: Counter[str] = Counter()
-    rows = _kept(_rows(corpus, tokenizer, plain=plain), dropped)
-    tokens = TokenSet(rows if limit is None else _until(rows, limit), dropped)
+    rows = _drop_untrained(_tokenize_documents(corpus, tokenizer, plain=plain), dropped)
+    tokens = TokenDataset(rows if limit is None else _take_tokens(rows, limit), dropped)
     if not len(tokens):
-        left_out = ", ".join(f"{count} documents with {reason}" for reason, count in dropped.items())
-        raise DataError(f"{corpus.name} tokenises to nothing that could be trained on: {left_out or 'it is empty'}")
-    if corpus.kind != "text" and tokens.trained == tokens.tokens - len(tokens):
+        reasons = ", ".join(f"{count} documents with {reason}" for reason, count in dropped.items())
+        raise DataError(f"{corpus.name} tokenises to nothing that could be trained on: {reasons or 'it is empty'}")
+    if corpus.kind != "text" and tokens.num_trained == tokens.num_tokens - len(tokens):
         raise DataError(
-            f"all {tokens.tokens} tokens of {corpus.name} would be trained on, prompts too; mend the chat template, "
+            f"all {tokens.num_tokens} tokens of {corpus.name} would be trained on, prompts too; mend the chat "
+            f"template, "
             f"which has to mark what the assistant says"
         )
     return tokens
 
 
-def _kept(rows: Iterable[tuple[int, Tokenised]], dropped: Counter[str]) -> Iterator[tuple[int, Tokenised]]:
+def _drop_untrained(
+    rows: Iterable[tuple[int, TokenizedDocument]], dropped: Counter[str]
+) -> Iterator[tuple[int, TokenizedDocument]]:
     for number, row in rows:
         if any(label != IGNORE for label in row.labels):
             yield number, row
@@ -64,7 +67,7 @@ def _kept(rows: Iterable[tuple[int, Tokenised]], dropped: Counter[str]) -> Itera
             dropped["no token to train on"] += 1
 
 
-def _until(rows: Iterable[tuple[int, Tokenised]], limit: int) -> Iterator[tuple[int, Tokenised]]:
+def _take_tokens(rows: Iterable[tuple[int, TokenizedDocument]], limit: int) -> Iterator[tuple[int, TokenizedDocument]]:
     for number, row in rows:
         yield number, row
         limit -= len(row.input_ids)
@@ -72,33 +75,36 @@ def _until(rows: Iterable[tuple[int, Tokenised]], limit: int) -> Iterator[tuple[
             return
 
 
-def _rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool) -> Iterator[tuple[int, Tokenised]]:
+def _tokenize_documents(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool
+) -> Iterator[tuple[int, TokenizedDocument]]:
     if not tokenizer.is_fast:
         raise UnsupportedModel(f"{type(tokenizer).__name__} does not say where its tokens lie; use a fast tokenizer")
-    template = ChatTemplate(tokenizer) if _templated(corpus, tokenizer, plain=plain) else None
-    drawn = enumerate(
-        _drawn(document, template, corpus)._replace(route=document.get("route")) for document in corpus.documents
+    template = ChatTemplate(tokenizer) if _needs_template(corpus, tokenizer, plain=plain) else None
+    numbered_documents = enumerate(
+        _render_document(document, template, corpus)._replace(route=document.get("route"))
+        for document in corpus.documents
     )
-    while chunk := list(islice(drawn, CHUNK)):
-        yield from _encoded(chunk, tokenizer, specials=template is None)
+    while chunk := list(islice(numbered_documents, CHUNK)):
+        yield from _encode_chunk(chunk, tokenizer, add_special_tokens=template is None)
 
 
-def _templated(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool) -> bool:
+def _needs_template(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool) -> bool:
     """Whether a template is used, or, for chats that may not be read `plain`, is missing and to be asked for."""
     return corpus.kind != "text" and (bool(tokenizer.chat_template) or (corpus.kind == "chat" and not plain))
 
 
-def _drawn(document: Mapping[str, Any], template: ChatTemplate | None, corpus: Corpus) -> Drawn:
+def _render_document(document: Mapping[str, Any], template: ChatTemplate | None, corpus: Corpus) -> RenderedDocument:
     if template is None:
-        return draw(document)
+        return render_plain(document)
     try:
-        return draw_chat(as_messages(document), template)
+        return render_chat(to_messages(document), template)
     except DataError as error:
-        opening = next((turn["content"][:60] for turn in as_messages(document) if turn["content"].strip()), "")
-        raise DataError(f"{corpus.name}, the chat that begins {opening!r}: {error}") from error
+        first_words = next((turn["content"][:60] for turn in to_messages(document) if turn["content"].strip()), "")
+        raise DataError(f"{corpus.name}, the chat that begins {first_words!r}: {error}") from error
 
 
-def as_messages(document: Mapping[str, Any]) -> list[Message]:
+def to_messages(document: Mapping[str, Any]) -> list[Message]:
     """A chat's messages, or a pair as the two messages of a chat."""
     if "messages" in document:
         return list(document["messages"])
@@ -108,55 +114,57 @@ def as_messages(document: Mapping[str, Any]) -> list[Message]:
     ]
 
 
-def draw(document: Mapping[str, Any]) -> Drawn:
+def render_plain(document: Mapping[str, Any]) -> RenderedDocument:
     """A text, or a pair or a chat without a template: prompt, line break, response."""
     if "text" in document:
-        return Drawn(document["text"], [(0, len(document["text"]))], document.get("whole", True))
+        return RenderedDocument(document["text"], [(0, len(document["text"]))], document.get("whole", True))
     text, spans = "", []
-    for message in as_messages(document):
+    for message in to_messages(document):
         text = f"{text}\n" if text else text
         if message["role"] == "assistant":
             spans.append((len(text), len(text) + len(message["content"])))
         text += message["content"]
-    return Drawn(text, spans, True)
+    return RenderedDocument(text, spans, True)
 
 
-def draw_chat(messages: Sequence[Message], template: ChatTemplate) -> Drawn:
+def render_chat(messages: Sequence[Message], template: ChatTemplate) -> RenderedDocument:
     """A chat as its template writes it."""
-    text, spans = template.spoken(messages)
-    return Drawn(text, spans, False)
+    text, spans = template.render_with_spans(messages)
+    return RenderedDocument(text, spans, False)
 
 
-def _encoded(
-    chunk: Sequence[tuple[int, Drawn]], tokenizer: PreTrainedTokenizerBase, *, specials: bool
-) -> Iterator[tuple[int, Tokenised]]:
-    texts = [drawn.text for _, drawn in chunk]
-    encoded = tokenizer(texts, add_special_tokens=specials, return_offsets_mapping=True, verbose=False)
-    columns = (encoded["input_ids"], encoded["offset_mapping"])
-    for (number, drawn), ids, offsets in zip(chunk, *columns, strict=True):
-        row = labelled(ids, within(drawn.spans, offsets), tokenizer.eos_token_id if drawn.ends else None)
-        yield number, row._replace(route=drawn.route)
+def _encode_chunk(
+    chunk: Sequence[tuple[int, RenderedDocument]], tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool
+) -> Iterator[tuple[int, TokenizedDocument]]:
+    texts = [rendered.text for _, rendered in chunk]
+    encoding = tokenizer(texts, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
+    columns = (encoding["input_ids"], encoding["offset_mapping"])
+    for (number, rendered), ids, offsets in zip(chunk, *columns, strict=True):
+        row = label_tokens(
+            ids, compute_label_mask(rendered.spans, offsets), tokenizer.eos_token_id if rendered.needs_eos else None
+        )
+        yield number, row._replace(route=rendered.route)
 
 
-def labelled(ids: Sequence[int], trained: Sequence[bool], end: int | None) -> Tokenised:
+def label_tokens(ids: Sequence[int], label_mask: Sequence[bool], eos: int | None) -> TokenizedDocument:
     """Tokens with their labels, and `end`, the end of text, behind them, once: the tokenizer may have put one there."""
-    ids, labels = list(ids), [i if on else IGNORE for i, on in zip(ids, trained, strict=True)]
-    if end is not None and ids:
-        repeated = ids[-1] == end
-        ids, labels = (ids[:-1], labels[:-1]) if repeated else (ids, labels)
-        ids, labels = [*ids, end], [*labels, end]
-    return Tokenised(ids, [IGNORE, *labels[1:]] if ids else [])
+    ids, labels = list(ids), [i if is_trained else IGNORE for i, is_trained in zip(ids, label_mask, strict=True)]
+    if eos is not None and ids:
+        has_eos = ids[-1] == eos
+        ids, labels = (ids[:-1], labels[:-1]) if has_eos else (ids, labels)
+        ids, labels = [*ids, eos], [*labels, eos]
+    return TokenizedDocument(ids, [IGNORE, *labels[1:]] if ids else [])
 
 
-def within(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
+def compute_label_mask(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
     """For each token, given by its offsets, whether it lies wholly within one of the spans; both in ascending order.
 
     A token that reaches into a span from before it is no part of it: at inference the prompt ends there, and no such
     token could be written. A byte-level tokenizer may trim spaces from offsets, to nothing at the end of a lone space.
     """
-    inside, place = [], 0
+    mask, index = [], 0
     for start, stop in offsets:
-        while place < len(spans) and spans[place][1] <= start and spans[place][1] < stop:
-            place += 1
-        inside.append(place < len(spans) and spans[place][0] <= start and spans[place][0] < stop <= spans[place][1])
-    return inside
+        while index < len(spans) and spans[index][1] <= start and spans[index][1] < stop:
+            index += 1
+        mask.append(index < len(spans) and spans[index][0] <= start and spans[index][0] < stop <= spans[index][1])
+    return mask

@@ -18,15 +18,15 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.data import hub, sources, stdlib
-from potstill.data.rows import Reader, Route
+from potstill.data.rows import Route, RowReader
 from potstill.data.shapes import Document, Kind
 from potstill.data.sources import Record
-from potstill.data.split import FEW, SHARE, below, fingerprint, hidden, runs
+from potstill.data.split import MIN_DOCUMENTS, VALIDATION_SHARE, choose_held_out, fingerprint, is_in_share, split_texts
 
 Split = Literal["train", "validation", "all"]
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 CHUNK = 4096  # documents that are Python objects at once; the rest is Arrow
-AHEAD = 256  # rows of a stream that are read to see what it is
+PREVIEW_ROWS = 256  # rows of a stream that are read to see what it is
 
 FEATURES: Mapping[Kind, Features] = {
     "text": Features({"text": Value("large_string"), "whole": Value("bool")}),
@@ -51,7 +51,7 @@ class Corpus:
     kind: Kind
     documents: Dataset | IterableDataset
     digest: str | None
-    licence: str | None
+    license: str | None
     provenance: Mapping[str, Any]
     dropped: Mapping[str, int] = field(default_factory=dict)
 
@@ -63,7 +63,7 @@ class Corpus:
         return len(self.documents)
 
 
-def said(document: Mapping[str, Any]) -> str:
+def get_document_text(document: Mapping[str, Any]) -> str:
     """The text of a document; of a pair or a chat its turns, a line break between them."""
     if "messages" in document:
         return "\n".join(turn["content"] for turn in document["messages"])
@@ -86,7 +86,7 @@ def load_corpus(
 
     Raises: NotFound, UsageError for a wrong option, DataError for a data set that is broken, empty or of another shape.
     """
-    side = _side(split)
+    corpus_split = _parse_split(split)
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; at least one document is needed")
     name = os.fspath(name)
@@ -94,159 +94,169 @@ def load_corpus(
     if name == "stdlib":
         if route is not None:
             raise UsageError(f"stdlib has no column {route.column!r} to route by; give --data that has")
-        return _stdlib(side, limit)
+        return _load_stdlib(corpus_split, limit)
     if path.exists():
-        return _local(name, path, side, limit, Reader(columns, route))
-    if hub.ID.fullmatch(name) and not sources.format_of(path):
-        return _from_hub(name, side, limit, Reader(columns, route))
+        return _load_local(name, path, corpus_split, limit, RowReader(columns, route))
+    if hub.DATASET_ID.fullmatch(name) and not sources.get_format(path):
+        return _load_from_hub(name, corpus_split, limit, RowReader(columns, route))
     raise NotFound(f"there is no file or folder {name}; a data set of the hub is called owner/name")
 
 
-def _side(split: str) -> Split:
-    for side in get_args(Split):
-        if side == split:
-            return cast(Split, side)
+def _parse_split(split: str) -> Split:
+    for choice in get_args(Split):
+        if choice == split:
+            return cast(Split, choice)
     raise UsageError(f"split is {split!r}; it can be {', '.join(get_args(Split))}")
 
 
-def _stdlib(split: Split, limit: int | None) -> Corpus:
-    documents = _stored({"text": text, "whole": True} for text in stdlib.docstrings())
+def _load_stdlib(split: Split, limit: int | None) -> Corpus:
+    documents = _build_dataset({"text": text, "whole": True} for text in stdlib.load_docstrings())
     provenance = {"source": "stdlib", "python": platform.python_version()}
-    return _share(Corpus("stdlib", "text", documents, None, stdlib.LICENCE, provenance), split, limit)
+    return _take_split(Corpus("stdlib", "text", documents, None, stdlib.LICENSE, provenance), split, limit)
 
 
-def _local(name: str, path: Path, split: Split, limit: int | None, reader: Reader) -> Corpus:
-    files = sources.files_of(path)
-    sides = sources.held_out([str(file.relative_to(path)) for file in files]) if path.is_dir() else None
-    files, left = _chosen(files, sides, split)
-    read = (reader.documents(sources.records(file), source=_spoken(file)) for file in files)
-    documents = _stored(chain.from_iterable(read))
+def _load_local(name: str, path: Path, split: Split, limit: int | None, reader: RowReader) -> Corpus:
+    files = sources.list_files(path)
+    splits = sources.assign_splits([str(file.relative_to(path)) for file in files]) if path.is_dir() else None
+    files, hash_split = _select_parts(files, splits, split)
+    document_streams = (
+        reader.read_documents(sources.read_records(file), source=_describe_file(file)) for file in files
+    )
+    documents = _build_dataset(chain.from_iterable(document_streams))
     provenance = {"source": name, "files": len(files)}
-    corpus = Corpus(name, "text", documents, None, sources.licence_beside(path), provenance)
-    return _share(_told(corpus, reader, named=left != split), left, limit)
+    corpus = Corpus(name, "text", documents, None, sources.find_license(path), provenance)
+    return _take_split(_add_reader_report(corpus, reader, has_named_splits=hash_split != split), hash_split, limit)
 
 
-def _from_hub(name: str, split: Split, limit: int | None, reader: Reader) -> Corpus:
-    source = hub.Source(name)
-    names = source.splits()
-    chosen, left = _chosen(names, sources.held_out(names), split)
-    provenance = {"source": f"hub: {name}", "revision": source.revision, "splits": chosen}
-    corpus = Corpus(name, "text", Dataset.from_dict({}), None, source.licence, provenance)
-    parts = [source.rows(part) for part in chosen]
-    if source.offline:
-        read = (reader.documents(numbered(part, name), source=name) for part in parts)
-        corpus = replace(corpus, documents=_stored(chain.from_iterable(read)))
-        return _share(_told(corpus, reader, named=left != split), left, limit)
-    with hub.reached(name):
-        return streamed(corpus, concatenate_datasets(parts), reader, left, limit)
+def _load_from_hub(name: str, split: Split, limit: int | None, reader: RowReader) -> Corpus:
+    source = hub.HubDataset(name)
+    names = source.list_splits()
+    split_names, hash_split = _select_parts(names, sources.assign_splits(names), split)
+    provenance = {"source": f"hub: {name}", "revision": source.revision, "splits": split_names}
+    corpus = Corpus(name, "text", Dataset.from_dict({}), None, source.license, provenance)
+    parts = [source.load_rows(part) for part in split_names]
+    if source.is_offline:
+        document_streams = (reader.read_documents(number_rows(part, name), source=name) for part in parts)
+        corpus = replace(corpus, documents=_build_dataset(chain.from_iterable(document_streams)))
+        return _take_split(_add_reader_report(corpus, reader, has_named_splits=hash_split != split), hash_split, limit)
+    with hub.explain_hub_errors(name):
+        return stream_corpus(corpus, concatenate_datasets(parts), reader, hash_split, limit)
 
 
-def numbered(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Record]:
+def number_rows(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Record]:
     """Rows with the place that an error names."""
     return (Record(row, f"{name}, row {number}") for number, row in enumerate(rows, start=1))
 
 
-def streamed(corpus: Corpus, rows: IterableDataset, reader: Reader, split: Split, limit: int | None) -> Corpus:
+def stream_corpus(corpus: Corpus, rows: IterableDataset, reader: RowReader, split: Split, limit: int | None) -> Corpus:
     """`corpus` with the share `split` of a stream of `rows`, by hash, read as they are asked for.
 
     What is dropped is counted while it is read, so `dropped` fills as the stream goes by.
     """
-    ahead = list(islice(rows, AHEAD))
-    first = next(reader.documents(numbered(ahead, corpus.name), source=corpus.name), None)
-    if first is None:
-        raise DataError(_nothing(corpus.name, reader.dropped))
-    kind, features = kind_of(first), features_of(first)
+    preview = list(islice(rows, PREVIEW_ROWS))
+    first_document = next(reader.read_documents(number_rows(preview, corpus.name), source=corpus.name), None)
+    if first_document is None:
+        raise DataError(_describe_empty(corpus.name, reader.dropped))
+    kind, features = get_kind(first_document), get_features(first_document)
     reader.dropped.clear()
 
-    def documents(table: Mapping[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
+    def read_batch(table: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         batch = (dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True))
-        located = (Record(row, f"{corpus.name}, row {n + 1}") for row, n in zip(batch, places, strict=True))
-        read = reader.documents(located, source=corpus.name)
-        kept = [one for one in read if split == "all" or below(fingerprint(one)) == (split == "validation")]
-        return {column: [one[column] for one in kept] for column in features}
+        records = (Record(row, f"{corpus.name}, row {index + 1}") for row, index in zip(batch, indices, strict=True))
+        documents = reader.read_documents(records, source=corpus.name)
+        selected = [
+            document
+            for document in documents
+            if split == "all" or is_in_share(fingerprint(document)) == (split == "validation")
+        ]
+        return {column: [document[column] for document in selected] for column in features}
 
-    stream = rows.map(documents, batched=True, with_indices=True, remove_columns=list(ahead[0]), features=features)
+    stream = rows.map(read_batch, batched=True, with_indices=True, remove_columns=list(preview[0]), features=features)
     stream = stream if limit is None else stream.take(limit)
-    share = split if split == "all" else f"{split}, {SHARE:.0%} held out by hash"
-    provenance = {"split": share, **corpus.provenance, "unread_columns": sorted(reader.unread)}
+    split_note = split if split == "all" else f"{split}, {VALIDATION_SHARE:.0%} held out by hash"
+    provenance = {"split": split_note, **corpus.provenance, "unread_columns": sorted(reader.unread_columns)}
     return replace(corpus, kind=kind, documents=stream, provenance=provenance, dropped=reader.dropped)
 
 
-def _spoken(file: Path) -> str:
+def _describe_file(file: Path) -> str:
     """What an error about the columns of a file is about: of a CSV file its first line."""
-    return f"the header of {file}" if sources.format_of(file) in (".csv", ".tsv") else str(file)
+    return f"the header of {file}" if sources.get_format(file) in (".csv", ".tsv") else str(file)
 
 
-def _chosen(things: list[Thing], sides: tuple[list[int], list[int]] | None, split: Split) -> tuple[list[Thing], Split]:
+def _select_parts(
+    items: list[Item], splits: tuple[list[int], list[int]] | None, split: Split
+) -> tuple[list[Item], Split]:
     """The files or splits to read, and the share of their documents that then has to be taken by hash."""
-    if sides is None or split == "all":
-        return things, split
-    train, validation = sides
+    if splits is None or split == "all":
+        return items, split
+    train, validation = splits
     if not validation:
-        return [things[i] for i in train], split
-    return [things[i] for i in (train if split == "train" else validation)], "all"
+        return [items[i] for i in train], split
+    return [items[i] for i in (train if split == "train" else validation)], "all"
 
 
-def _told(corpus: Corpus, reader: Reader, *, named: bool) -> Corpus:
+def _add_reader_report(corpus: Corpus, reader: RowReader, *, has_named_splits: bool) -> Corpus:
     """`corpus` with what its reader found out."""
     if not len(corpus):
-        raise DataError(_nothing(corpus.name, reader.dropped))
-    provenance = {**corpus.provenance, "unread_columns": sorted(reader.unread)}
-    provenance |= {"split": "as its files or splits are named"} if named else {}
+        raise DataError(_describe_empty(corpus.name, reader.dropped))
+    provenance = {**corpus.provenance, "unread_columns": sorted(reader.unread_columns)}
+    provenance |= {"split": "as its files or splits are named"} if has_named_splits else {}
     return replace(corpus, provenance=provenance, dropped=dict(reader.dropped))
 
 
-def _nothing(name: str, dropped: Mapping[str, int]) -> str:
+def _describe_empty(name: str, dropped: Mapping[str, int]) -> str:
     if not dropped:
         return f"{name} is empty: it holds no document"
     reasons = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
     return f"{name} holds nothing to train on: {reasons}"
 
 
-def kind_of(document: Mapping[str, Any]) -> Kind:
+def get_kind(document: Mapping[str, Any]) -> Kind:
     """The kind of a document, by its columns."""
     return "chat" if "messages" in document else "pairs" if "prompt" in document else "text"
 
 
-def features_of(document: Mapping[str, Any]) -> Features:
+def get_features(document: Mapping[str, Any]) -> Features:
     """The columns of a corpus of documents like this one."""
-    routed = {"route": Value("int64")} if "route" in document else {}
-    return Features({**FEATURES[kind_of(document)], **routed})
+    route_feature = {"route": Value("int64")} if "route" in document else {}
+    return Features({**FEATURES[get_kind(document)], **route_feature})
 
 
-def _stored(documents: Iterable[Document]) -> Dataset:
+def _build_dataset(documents: Iterable[Document]) -> Dataset:
     """The documents in Arrow's memory, a chunk at a time."""
     documents, chunks = iter(documents), []
     while chunk := list(islice(documents, CHUNK)):
-        chunks.append(Dataset.from_list(chunk, features=features_of(chunk[0])))
+        chunks.append(Dataset.from_list(chunk, features=get_features(chunk[0])))
     return concatenate_datasets(chunks) if chunks else Dataset.from_dict({})
 
 
-def _share(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
+def _take_split(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
     """The share `split` of a corpus, in the order of its documents' hashes: the first ones are a fair sample."""
-    documents, kind = corpus.documents, kind_of(corpus.documents.features)
-    said, cut = str(split), split != "all" and kind == "text" and len(documents) < FEW
-    if cut:
+    documents, kind = corpus.documents, get_kind(corpus.documents.features)
+    split_note, needs_sections = str(split), split != "all" and kind == "text" and len(documents) < MIN_DOCUMENTS
+    if needs_sections:
         if "route" in documents.features:
             raise DataError(
                 f"{corpus.name} holds {len(documents)} texts, which are cut into sections, and no column says whose a "
-                f"section is; give {FEW} texts or more"
+                f"section is; give {MIN_DOCUMENTS} texts or more"
             )
-        documents = _stored(runs(list(documents["text"]), validation=split == "validation"))
-        said = f"{split}, {SHARE:.0%} held out in sections, by hash"
-    prints = [fingerprint(document) for document in documents]
-    kept: Sequence[int] = range(len(prints))
-    if split != "all" and not cut:
-        kept = _held(corpus.name, prints, validation=split == "validation")
-        said = f"{split}, {SHARE:.0%} held out by hash"
-    kept = sorted(kept, key=prints.__getitem__)[:limit]
-    digest = hashlib.sha256(b"".join(prints[i] for i in kept)).hexdigest()
-    provenance = {"split": said, **corpus.provenance}
-    return replace(corpus, kind=kind, documents=documents.select(kept), digest=digest, provenance=provenance)
+        documents = _build_dataset(split_texts(list(documents["text"]), validation=split == "validation"))
+        split_note = f"{split}, {VALIDATION_SHARE:.0%} held out in sections, by hash"
+    fingerprints = [fingerprint(document) for document in documents]
+    selected: Sequence[int] = range(len(fingerprints))
+    if split != "all" and not needs_sections:
+        selected = _select_held_out(corpus.name, fingerprints, validation=split == "validation")
+        split_note = f"{split}, {VALIDATION_SHARE:.0%} held out by hash"
+    selected = sorted(selected, key=fingerprints.__getitem__)[:limit]
+    digest = hashlib.sha256(b"".join(fingerprints[i] for i in selected)).hexdigest()
+    provenance = {"split": split_note, **corpus.provenance}
+    return replace(corpus, kind=kind, documents=documents.select(selected), digest=digest, provenance=provenance)
 
 
-def _held(name: str, prints: Sequence[bytes], *, validation: bool) -> list[int]:
-    kept = [place for place, side in enumerate(hidden(prints)) if side == validation]
-    if not kept:
-        raise DataError(f"{name} holds {len(prints)} documents, all alike, so none can be held out; use split=all")
-    return kept
+def _select_held_out(name: str, fingerprints: Sequence[bytes], *, validation: bool) -> list[int]:
+    selected = [index for index, is_held_out in enumerate(choose_held_out(fingerprints)) if is_held_out == validation]
+    if not selected:
+        raise DataError(
+            f"{name} holds {len(fingerprints)} documents, all alike, so none can be held out; use split=all"
+        )
+    return selected

@@ -14,15 +14,15 @@ from jaxtyping import Bool, Float32, Int64
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import ServerError, VocabularyMismatch
-from potstill.models.vocabulary import real_ids
+from potstill.models.vocabulary import count_token_ids
 
 Prompt = str | Sequence[int]
-BROKEN = "\ufffd"  # what half a character decodes to
-SURPLUS = 1e-4  # by which rounded probabilities may sum to more than 1
-LEAST = 2.0**-24  # what float32 cannot tell from nothing, in a sum near 1
+REPLACEMENT_CHARACTER = "\ufffd"  # what half a character decodes to
+MASS_TOLERANCE = 1e-4  # by which rounded probabilities may sum to more than 1
+MIN_REST_MASS = 2.0**-24  # what float32 cannot tell from nothing, in a sum near 1
 
 
-class Heard(NamedTuple):
+class TopLogprobs(NamedTuple):
     """At each token of a document but the first: the K likeliest, the likeliest first, and the one that stands there.
 
     A row with fewer than K ends in log_p = -inf under its first id. `log_rest` is the log of the mass of all others,
@@ -32,167 +32,171 @@ class Heard(NamedTuple):
     ids: Int64[np.ndarray, "N K"]
     log_p: Float32[np.ndarray, "N K"]
     log_rest: Float32[np.ndarray, " N"]
-    own: Float32[np.ndarray, " N"]
+    token_log_p: Float32[np.ndarray, " N"]
 
-    def at(self, rows: Bool[np.ndarray, " N"]) -> "Heard":
+    def select_rows(self, rows: Bool[np.ndarray, " N"]) -> "TopLogprobs":
         """Some of the rows."""
-        return Heard(*(part[rows] for part in self))
+        return TopLogprobs(*(column[rows] for column in self))
 
     @classmethod
-    def joined(cls, parts: Sequence["Heard"], k: int) -> "Heard":
+    def from_parts(cls, parts: Sequence["TopLogprobs"], k: int) -> "TopLogprobs":
         """The rows of all `parts`, one after the other; none of any has `k` tokens a row, too."""
-        return cls(*(np.concatenate(columns) for columns in zip(heard([], [], k, 1), *parts, strict=True)))
+        return cls(*(np.concatenate(columns) for columns in zip(build_top_logprobs([], [], k, 1), *parts, strict=True)))
 
 
 @runtime_checkable
-class Dialect(Protocol):
+class LogprobFormat(Protocol):
     """How a server is asked for the `k` likeliest tokens at each position, and how its answer is read."""
 
     name: str
 
-    def body(self, prompt: Prompt, k: int) -> dict[str, Any]: ...
-    def spoken(self, choice: Mapping[str, Any]) -> bool: ...
-    def read(self, choice: Mapping[str, Any], ids: Sequence[int], k: int) -> Heard: ...
+    def build_request(self, prompt: Prompt, k: int) -> dict[str, Any]: ...
+    def can_parse(self, choice: Mapping[str, Any]) -> bool: ...
+    def parse(self, choice: Mapping[str, Any], ids: Sequence[int], k: int) -> TopLogprobs: ...
 
 
-class ById:
+class PromptLogprobs:
     """vLLM's `prompt_logprobs`: at each position the token that stands there and the k likeliest, by id."""
 
     name = "prompt_logprobs"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.vocabulary = real_ids(tokenizer)
+        self.vocabulary = count_token_ids(tokenizer)
 
-    def body(self, prompt: Prompt, k: int) -> dict[str, Any]:
+    def build_request(self, prompt: Prompt, k: int) -> dict[str, Any]:
         """The request; nothing is written, which vLLM takes together with `echo` alone."""
         return {"prompt": prompt, "max_tokens": 0, "echo": True, "temperature": 0, "prompt_logprobs": k}
 
-    def spoken(self, choice: Mapping[str, Any]) -> bool:
+    def can_parse(self, choice: Mapping[str, Any]) -> bool:
         """Whether an answer is in this dialect."""
         return isinstance(choice.get("prompt_logprobs"), list)
 
-    def read(self, choice: Mapping[str, Any], ids: Sequence[int], k: int) -> Heard:
+    def parse(self, choice: Mapping[str, Any], ids: Sequence[int], k: int) -> TopLogprobs:
         """What an answer says of the tokens `ids`.
 
         Raises: VocabularyMismatch where the server read other tokens; ServerError for what is no distribution.
         """
-        said = choice["prompt_logprobs"]
-        require_length(len(said), ids)
-        own, rows = [], []
-        for place, (token, known) in enumerate(zip(ids[1:], said[1:], strict=True), 1):
-            if str(token) not in known:
+        prompt_logprobs = choice["prompt_logprobs"]
+        check_token_count(len(prompt_logprobs), ids)
+        token_log_p, rows = [], []
+        for position, (token, candidates) in enumerate(zip(ids[1:], prompt_logprobs[1:], strict=True), 1):
+            if str(token) not in candidates:
                 raise VocabularyMismatch(
-                    f"token {place} has the id {token} for the student's tokenizer, and the server names "
-                    f"{', '.join(list(known)[:3])} there; give a student with the server's own tokenizer"
+                    f"token {position} has the id {token} for the student's tokenizer, and the server names "
+                    f"{', '.join(list(candidates)[:3])} there; give a student with the server's own tokenizer"
                 )
-            own.append(known[str(token)]["logprob"])
-            rows.append({int(other): found["logprob"] for other, found in known.items()})
-        return heard(own, rows, k, self.vocabulary)
+            token_log_p.append(candidates[str(token)]["logprob"])
+            rows.append({int(token_id): entry["logprob"] for token_id, entry in candidates.items()})
+        return build_top_logprobs(token_log_p, rows, k, self.vocabulary)
 
 
-class ByString:
+class EchoLogprobs:
     """`echo` with `logprobs`: the prompt's tokens and the k likeliest of each position, as strings."""
 
     name = "echo with logprobs"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer, self.vocabulary = tokenizer, real_ids(tokenizer)
+        self.tokenizer, self.vocabulary = tokenizer, count_token_ids(tokenizer)
 
     @cached_property
-    def texts(self) -> dict[int, str]:
+    def token_texts(self) -> dict[int, str]:
         """What each id decodes to, alone."""
         ids = sorted(self.tokenizer.get_vocab().values())
-        decoded = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
-        return dict(zip(ids, decoded, strict=True))
+        decoded_texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+        return dict(zip(ids, decoded_texts, strict=True))
 
     @cached_property
-    def ids(self) -> dict[str, list[int]]:
+    def ids_by_text(self) -> dict[str, list[int]]:
         """The ids that decode to each string."""
-        found: dict[str, list[int]] = {}
-        for token, text in self.texts.items():
-            found.setdefault(text, []).append(token)
-        return found
+        ids: dict[str, list[int]] = {}
+        for token, text in self.token_texts.items():
+            ids.setdefault(text, []).append(token)
+        return ids
 
-    def body(self, prompt: Prompt, k: int) -> dict[str, Any]:
+    def build_request(self, prompt: Prompt, k: int) -> dict[str, Any]:
         """The request; nothing is written."""
         return {"prompt": prompt, "max_tokens": 0, "temperature": 0, "echo": True, "logprobs": k}
 
-    def spoken(self, choice: Mapping[str, Any]) -> bool:
+    def can_parse(self, choice: Mapping[str, Any]) -> bool:
         """Whether an answer is in this dialect: one that leaves the prompt out has no null at its beginning."""
-        said = choice.get("logprobs") or {}
-        return bool(said.get("top_logprobs")) and said["token_logprobs"][0] is None
+        logprobs = choice.get("logprobs") or {}
+        return bool(logprobs.get("top_logprobs")) and logprobs["token_logprobs"][0] is None
 
-    def read(self, choice: Mapping[str, Any], ids: Sequence[int], k: int) -> Heard:
+    def parse(self, choice: Mapping[str, Any], ids: Sequence[int], k: int) -> TopLogprobs:
         """What an answer says of the tokens `ids`.
 
         Raises: VocabularyMismatch where the server read other tokens, or names a token by a string that is ambiguous
             or that no id has; ServerError for what is no distribution.
         """
-        said = choice["logprobs"]
-        require_length(len(said["tokens"]), ids)
-        for place, (token, text) in enumerate(zip(ids, said["tokens"], strict=True)):
-            if text != self.texts.get(token) and BROKEN not in self.texts.get(token, ""):
+        logprobs = choice["logprobs"]
+        check_token_count(len(logprobs["tokens"]), ids)
+        for index, (token, text) in enumerate(zip(ids, logprobs["tokens"], strict=True)):
+            if text != self.token_texts.get(token) and REPLACEMENT_CHARACTER not in self.token_texts.get(token, ""):
                 raise VocabularyMismatch(
-                    f"token {place} is {self.texts.get(token)!r} for the student's tokenizer and {text!r} for the "
+                    f"token {index} is {self.token_texts.get(token)!r} for the student's tokenizer and "
+                    f"{text!r} for the "
                     f"server; give a student with the server's own tokenizer"
                 )
-        own = said["token_logprobs"][1:]
-        there = zip(ids[1:], own, said["top_logprobs"][1:], strict=True)
-        rows = [self._row(known, k) or {token: log_p} for token, log_p, known in there]
-        return heard(own, rows, k, self.vocabulary)
+        token_log_p = logprobs["token_logprobs"][1:]
+        positions = zip(ids[1:], token_log_p, logprobs["top_logprobs"][1:], strict=True)
+        rows = [self._parse_row(candidates, k) or {token: log_p} for token, log_p, candidates in positions]
+        return build_top_logprobs(token_log_p, rows, k, self.vocabulary)
 
-    def _row(self, known: Mapping[str, float], k: int) -> dict[int, float]:
-        likeliest = sorted(known.items(), key=lambda one: -one[1])[:k]
-        return {self._id(text): log_p for text, log_p in likeliest if BROKEN not in text}
+    def _parse_row(self, candidates: Mapping[str, float], k: int) -> dict[int, float]:
+        likeliest = sorted(candidates.items(), key=lambda item: -item[1])[:k]
+        return {self._find_id(text): log_p for text, log_p in likeliest if REPLACEMENT_CHARACTER not in text}
 
-    def _id(self, text: str) -> int:
-        found = self.ids.get(text, [])
-        if len(found) != 1:
-            stands = f"the ids {', '.join(map(str, found[:3]))}" if found else "no id"
+    def _find_id(self, text: str) -> int:
+        ids = self.ids_by_text.get(text, [])
+        if len(ids) != 1:
+            candidates = f"the ids {', '.join(map(str, ids[:3]))}" if ids else "no id"
             raise VocabularyMismatch(
-                f"the server names a token by the string {text!r}, which stands for {stands} of the student's "
+                f"the server names a token by the string {text!r}, which stands for {candidates} of the student's "
                 f"tokenizer; lower --top-k, or serve with what gives prompt_logprobs by id, such as vLLM"
             )
-        return found[0]
+        return ids[0]
 
 
-def heard(own: Sequence[float], rows: Sequence[Mapping[int, float]], k: int, vocabulary: int) -> Heard:
+def build_top_logprobs(
+    token_log_p: Sequence[float], rows: Sequence[Mapping[int, float]], k: int, vocabulary: int
+) -> TopLogprobs:
     """`rows` of log-probabilities by id, each cut to its `k` likeliest, with the exact mass of the rest.
 
     Raises: VocabularyMismatch for an id that the student's tokenizer lacks; ServerError where they sum to more than 1.
     """
     n = len(rows)
     ids, log_p = np.zeros((n, k), np.int64), np.full((n, k), -np.inf)
-    for row, known in enumerate(rows):
-        tokens = np.fromiter(known, np.int64, len(known))
-        said = np.fromiter(known.values(), np.float64, len(known))
-        order = np.argsort(-said, kind="stable")[:k]
-        ids[row], ids[row, : len(order)], log_p[row, : len(order)] = tokens[order[0]], tokens[order], said[order]
+    for row, candidates in enumerate(rows):
+        tokens = np.fromiter(candidates, np.int64, len(candidates))
+        values = np.fromiter(candidates.values(), np.float64, len(candidates))
+        order = np.argsort(-values, kind="stable")[:k]
+        ids[row], ids[row, : len(order)], log_p[row, : len(order)] = tokens[order[0]], tokens[order], values[order]
     if n and ids.max() >= vocabulary:
         raise VocabularyMismatch(
             f"the server names the id {ids.max()}, and the student's tokenizer ends at {vocabulary - 1}; lower "
             f"--top-k, or give a student with the server's own tokenizer"
         )
     mass = np.exp(log_p).sum(-1)
-    if not np.all(mass <= 1 + SURPLUS):
+    if not np.all(mass <= 1 + MASS_TOLERANCE):
         raise ServerError(
             f"the server's {k} probabilities of one position sum to {mass.max():.4g}; it must give the "
             f"log-probabilities of its logits as they are (vLLM: --logprobs-mode raw_logprobs)"
         )
-    whole = np.isfinite(log_p).sum(-1) >= vocabulary
-    rest = np.where(whole, 0.0, np.maximum(1 - mass, LEAST))
+    is_complete = np.isfinite(log_p).sum(-1) >= vocabulary
+    rest_mass = np.where(is_complete, 0.0, np.maximum(1 - mass, MIN_REST_MASS))
     with np.errstate(divide="ignore"):
-        log_rest = np.log(rest).astype(np.float32)
-    return Heard(ids, log_p.astype(np.float32), log_rest, np.array(own, np.float32))
+        log_rest = np.log(rest_mass).astype(np.float32)
+    return TopLogprobs(ids, log_p.astype(np.float32), log_rest, np.array(token_log_p, np.float32))
 
 
-def require_length(said: int, ids: Sequence[int]) -> None:
+def check_token_count(num_tokens: int, ids: Sequence[int]) -> None:
     """Refuse a server that read another number of tokens.
 
     Raises: VocabularyMismatch.
     """
-    if said != len(ids):
+    if num_tokens != len(ids):
         raise VocabularyMismatch(
-            f"the server reads {said} tokens where the student's tokenizer reads {len(ids)}; give a student with the "
+            f"the server reads {num_tokens} tokens where the student's tokenizer reads {len(ids)}; give a "
+            f"student with the "
             f"server's own tokenizer, which puts the same tokens (BOS) before a text"
         )

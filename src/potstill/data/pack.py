@@ -18,11 +18,20 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from potstill.core.errors import DataError, UsageError
-from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED, supervised, view
-from potstill.data.tokens import Tokenised
+from potstill.core.types import (
+    ALIGNED_GROUPS,
+    ALIGNED_PAIRS,
+    EDIT_ALIGNED_PAIRS,
+    IGNORE,
+    get_view,
+    supervised_positions,
+)
+from potstill.data.tokens import TokenizedDocument
 
 Pack = dict[str, Tensor]  # input_ids [T], labels [T], lengths [documents], routes [documents] if there are any
-Piece = tuple[Int32[np.ndarray, " _"], Int32[np.ndarray, " _"]]  # ids and labels of a document or a window of one
+DocumentWindow = tuple[
+    Int32[np.ndarray, " _"], Int32[np.ndarray, " _"]
+]  # ids and labels of a document or a window of one
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,75 +42,75 @@ class Packs:
     Where a route was asked for, each document has one in `routes`.
     """
 
-    input_ids: Int32[np.ndarray, " tokens"]  # of all packs, end to end
-    labels: Int32[np.ndarray, " tokens"]
+    input_ids: Int32[np.ndarray, " num_tokens"]  # of all packs, end to end
+    labels: Int32[np.ndarray, " num_tokens"]
     lengths: Int32[np.ndarray, " documents"]
-    tokens_before: Int64[np.ndarray, " packs_and_one"]
-    documents_before: Int64[np.ndarray, " packs_and_one"]
+    token_offsets: Int64[np.ndarray, " packs_and_one"]
+    document_offsets: Int64[np.ndarray, " packs_and_one"]
     length: int
-    cut: int
-    dropped: int
+    num_cut: int
+    num_dropped: int
     routes: Int32[np.ndarray, " documents"] | None = None
 
     def __len__(self) -> int:
-        return len(self.tokens_before) - 1
+        return len(self.token_offsets) - 1
 
     def __getitem__(self, i: int) -> Pack:
         i = range(len(self))[i]
-        tokens = slice(*self.tokens_before[i : i + 2])
-        documents = slice(*self.documents_before[i : i + 2])
+        tokens = slice(*self.token_offsets[i : i + 2])
+        documents = slice(*self.document_offsets[i : i + 2])
         parts = {"input_ids": self.input_ids[tokens], "labels": self.labels[tokens], "lengths": self.lengths[documents]}
         parts |= {} if self.routes is None else {"routes": self.routes[documents]}
         return {name: torch.from_numpy(part.astype(np.int64)) for name, part in parts.items()}
 
-    def head(self, packs: int) -> "Packs":
+    def take(self, num_packs: int) -> "Packs":
         """The first so many packs."""
-        if packs < 1:
-            raise UsageError(f"{packs} packs cannot be trained on; take at least one")
-        packs = min(packs, len(self))
-        tokens, documents = int(self.tokens_before[packs]), int(self.documents_before[packs])
+        if num_packs < 1:
+            raise UsageError(f"{num_packs} packs cannot be trained on; take at least one")
+        num_packs = min(num_packs, len(self))
+        num_tokens, num_documents = int(self.token_offsets[num_packs]), int(self.document_offsets[num_packs])
         return Packs(
-            self.input_ids[:tokens],
-            self.labels[:tokens],
-            self.lengths[:documents],
-            self.tokens_before[: packs + 1],
-            self.documents_before[: packs + 1],
+            self.input_ids[:num_tokens],
+            self.labels[:num_tokens],
+            self.lengths[:num_documents],
+            self.token_offsets[: num_packs + 1],
+            self.document_offsets[: num_packs + 1],
             self.length,
-            self.cut,
-            self.dropped,
-            None if self.routes is None else self.routes[:documents],
+            self.num_cut,
+            self.num_dropped,
+            None if self.routes is None else self.routes[:num_documents],
         )
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         """All tokens, in all packs."""
         return len(self.input_ids)
 
     @property
-    def trained(self) -> int:
+    def num_trained(self) -> int:
         """The tokens that are trained on."""
         return int((self.labels != IGNORE).sum())
 
     @property
     def fill(self) -> float:
         """The share of the packs' room that tokens take up."""
-        return self.tokens / (len(self) * self.length)
+        return self.num_tokens / (len(self) * self.length)
 
     @property
     def digest(self) -> str:
         """The SHA-256 of the tokens, labels, bounds and routes, in order."""
-        parts = [self.input_ids, self.labels, self.lengths, self.documents_before]
+        parts = [self.input_ids, self.labels, self.lengths, self.document_offsets]
         parts += [] if self.routes is None else [self.routes]
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
 def pack(
-    rows: Iterable[Tokenised],
+    rows: Iterable[TokenizedDocument],
     *,
     length: int,
     seed: int = 0,
     bos: int | None = None,
-    only: Callable[[np.ndarray, np.ndarray], bool] | None = None,
+    keep_window: Callable[[np.ndarray, np.ndarray], bool] | None = None,
 ) -> Packs:
     """`rows` in packs of at most `length` tokens. With `bos`, each further window of a long document begins with it.
 
@@ -111,67 +120,71 @@ def pack(
     """
     if length < (2 if bos is None else 3):
         raise UsageError(f"packs of {length} tokens have no room for a token and what it is predicted from")
-    pieces: list[Piece] = []
+    pieces: list[DocumentWindow] = []
     routes: list[int] = []
-    cut = dropped = 0
+    num_cut = num_dropped = 0
     for row in rows:
-        parts = windows(row, length=length, bos=bos)
-        kept = [part for part in parts if (part[1] != IGNORE).any() and (only is None or only(*part))]
-        cut, dropped = cut + (len(parts) > 1), dropped + len(parts) - len(kept)
-        pieces += kept
-        routes += [] if row.route is None else [row.route] * len(kept)
+        parts = cut_windows(row, length=length, bos=bos)
+        trained_windows = [
+            part for part in parts if (part[1] != IGNORE).any() and (keep_window is None or keep_window(*part))
+        ]
+        num_cut, num_dropped = num_cut + (len(parts) > 1), num_dropped + len(parts) - len(trained_windows)
+        pieces += trained_windows
+        routes += [] if row.route is None else [row.route] * len(trained_windows)
     if not pieces:
         raise DataError("there is no token to train on in any document; nothing can be packed")
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(pieces)).tolist()
-    bins = best_fit([len(pieces[i][0]) for i in order], length)
-    chosen = [[order[place] for place in bins[b]] for b in generator.permutation(len(bins)).tolist()]
-    return _laid(pieces, routes, chosen, length=length, cut=cut, dropped=dropped)
+    bins = best_fit_decreasing([len(pieces[i][0]) for i in order], length)
+    pack_members = [
+        [order[index] for index in bins[bin_index]] for bin_index in generator.permutation(len(bins)).tolist()
+    ]
+    return _build_packs(pieces, routes, pack_members, length=length, num_cut=num_cut, num_dropped=num_dropped)
 
 
-def _laid(
-    pieces: Sequence[Piece],
+def _build_packs(
+    pieces: Sequence[DocumentWindow],
     routes: Sequence[int],
     packs: Sequence[Sequence[int]],
     *,
     length: int,
-    cut: int,
-    dropped: int,
+    num_cut: int,
+    num_dropped: int,
 ) -> Packs:
-    flat = [i for members in packs for i in members]
-    lengths = np.array([len(pieces[i][0]) for i in flat], dtype=np.int32)
+    order = [i for members in packs for i in members]
+    lengths = np.array([len(pieces[i][0]) for i in order], dtype=np.int32)
     documents = np.cumsum([0, *map(len, packs)], dtype=np.int64)
     tokens = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[documents]
-    ids, labels = (np.concatenate([pieces[i][part] for i in flat]) for part in (0, 1))
-    routed = np.array([routes[i] for i in flat], dtype=np.int32) if routes else None
-    return Packs(ids, labels, lengths, tokens, documents, length, cut, dropped, routed)
+    ids, labels = (np.concatenate([pieces[i][part] for i in order]) for part in (0, 1))
+    route_array = np.array([routes[i] for i in order], dtype=np.int32) if routes else None
+    return Packs(ids, labels, lengths, tokens, documents, length, num_cut, num_dropped, route_array)
 
 
-def windows(row: Tokenised, *, length: int, bos: int | None = None) -> list[Piece]:
+def cut_windows(row: TokenizedDocument, *, length: int, bos: int | None = None) -> list[DocumentWindow]:
     """A document's tokens and labels, cut into windows of at most `length` tokens; no label is lost or repeated."""
     ids, labels = np.array(row.input_ids, dtype=np.int32), np.array(row.labels, dtype=np.int32)
     labels[:1] = IGNORE
     parts = [(ids[:length], labels[:length])]
-    opening = np.array([] if bos is None else [bos], dtype=np.int32)
-    unseen = np.full(len(opening) + 1, IGNORE, dtype=np.int32)
-    for start in range(length, len(ids), length - len(unseen)):
-        stop = start + length - len(unseen)
-        window = np.concatenate([opening, ids[start - 1 : stop]])
-        parts.append((window, np.concatenate([unseen, labels[start:stop]])))
+    bos_ids = np.array([] if bos is None else [bos], dtype=np.int32)
+    context_labels = np.full(len(bos_ids) + 1, IGNORE, dtype=np.int32)
+    for start in range(length, len(ids), length - len(context_labels)):
+        stop = start + length - len(context_labels)
+        window = np.concatenate([bos_ids, ids[start - 1 : stop]])
+        parts.append((window, np.concatenate([context_labels, labels[start:stop]])))
     return parts
 
 
-def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Bins of numbers whose lengths sum to at most `room`: each, the longest first, where it leaves the least room."""
     bins: list[list[int]] = []
-    left: list[tuple[int, int]] = []  # (room left, bin), ascending
+    spaces: list[tuple[int, int]] = []  # (room left, bin), ascending
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        place = bisect.bisect_left(left, (lengths[i], -1))
-        if place == len(left):
+        index = bisect.bisect_left(spaces, (lengths[i], -1))
+        if index == len(spaces):
             bins.append([])
-        free, chosen = left.pop(place) if place < len(left) else (room, len(bins) - 1)
-        bins[chosen].append(i)
-        bisect.insort(left, (free - lengths[i], chosen))
+        space, bin_index = spaces.pop(index) if index < len(spaces) else (capacity, len(bins) - 1)
+        bins[bin_index].append(i)
+        bisect.insort(spaces, (space - lengths[i], bin_index))
     return bins
 
 
@@ -181,52 +194,60 @@ def collate(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     What a teacher of another tokenizer reads (`data.pairs`) is laid out alike, and what is known of tokens that belong
     together becomes what is known of rows.
     """
-    batch = _laid_out(packs)
+    batch = _flatten_packs(packs)
     if "teacher.input_ids" not in packs[0]:
         return batch
-    own = _laid_out([view(one, "teacher") for one in packs])
-    sizes = torch.tensor([[len(one["input_ids"]), len(one["teacher.input_ids"])] for one in packs])
+    teacher_batch = _flatten_packs([get_view(item, "teacher") for item in packs])
+    sizes = torch.tensor([[len(item["input_ids"]), len(item["teacher.input_ids"])] for item in packs])
     starts = sizes.cumsum(0) - sizes
-    rows = [_rows_of(one) for one in (batch, own)]
-    pairs = {PAIRS: ("aligned.tokens", 1), WARPED: (WARPED, 0)}  # of what a row predicts, of what it is read at
-    for name, (key, ahead) in pairs.items():
+    rows = [_number_rows(item) for item in (batch, teacher_batch)]
+    pairs = {
+        ALIGNED_PAIRS: ("aligned.tokens", 1),
+        EDIT_ALIGNED_PAIRS: (EDIT_ALIGNED_PAIRS, 0),
+    }  # of what a row predicts, of what it is read at
+    for name, (key, shift) in pairs.items():
         if key in packs[0]:
-            tokens = torch.cat([one[key] + start for one, start in zip(packs, starts, strict=True)])
-            batch[name] = _as_rows(tokens - ahead, *rows)
-    before = torch.tensor([0, *(int(one[GROUPS[0]].max()) + 1 for one in packs[:-1])]).clamp(min=0).cumsum(0)
-    for name, side in zip(GROUPS, (batch, own), strict=True):
+            tokens = torch.cat([item[key] + start for item, start in zip(packs, starts, strict=True)])
+            batch[name] = _map_tokens_to_rows(tokens - shift, *rows)
+    group_offsets = (
+        torch.tensor([0, *(int(item[ALIGNED_GROUPS[0]].max()) + 1 for item in packs[:-1])]).clamp(min=0).cumsum(0)
+    )
+    for name, side in zip(ALIGNED_GROUPS, (batch, teacher_batch), strict=True):
         groups = torch.cat(
-            [torch.where(one[name] >= 0, one[name] + n, -1) for one, n in zip(packs, before, strict=True)]
+            [
+                torch.where(item[name] >= 0, item[name] + offset, -1)
+                for item, offset in zip(packs, group_offsets, strict=True)
+            ]
         )
-        batch[name] = groups[1:][supervised(side)[0][0, :-1]]
-    return batch | {f"teacher.{key}": tensor for key, tensor in own.items()}
+        batch[name] = groups[1:][supervised_positions(side)[0][0, :-1]]
+    return batch | {f"teacher.{key}": tensor for key, tensor in teacher_batch.items()}
 
 
-def _laid_out(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    lengths = torch.cat([torch.as_tensor(one["lengths"]) for one in packs])
+def _flatten_packs(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    lengths = torch.cat([torch.as_tensor(item["lengths"]) for item in packs])
     documents = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     starts = (lengths.cumsum(0) - lengths)[documents]
-    routes = [torch.as_tensor(one["routes"]) for one in packs if "routes" in one]
-    routed = {"routes": torch.cat(routes)[documents][None]} if routes else {}
+    routes = [torch.as_tensor(item["routes"]) for item in packs if "routes" in item]
+    route_field = {"routes": torch.cat(routes)[documents][None]} if routes else {}
     return {
-        "input_ids": torch.cat([torch.as_tensor(one["input_ids"]) for one in packs])[None],
-        "labels": torch.cat([torch.as_tensor(one["labels"]) for one in packs])[None],
+        "input_ids": torch.cat([torch.as_tensor(item["input_ids"]) for item in packs])[None],
+        "labels": torch.cat([torch.as_tensor(item["labels"]) for item in packs])[None],
         "position_ids": (torch.arange(len(documents)) - starts)[None],
         "documents": documents[None],
-        **routed,
+        **route_field,
     }
 
 
-def _rows_of(batch: Mapping[str, Tensor]) -> Int64[Tensor, " T"]:
+def _number_rows(batch: Mapping[str, Tensor]) -> Int64[Tensor, " T"]:
     """The number of the row at each token, -1 where none is asked for."""
-    positions = supervised(batch)[0][0]
+    positions = supervised_positions(batch)[0][0]
     return torch.where(positions, positions.cumsum(0) - 1, -1)
 
 
-def _as_rows(
-    tokens: Int64[Tensor, "P 2"], ours: Int64[Tensor, " T"], theirs: Int64[Tensor, " M"]
+def _map_tokens_to_rows(
+    tokens: Int64[Tensor, "P 2"], student_rows: Int64[Tensor, " T"], teacher_rows: Int64[Tensor, " M"]
 ) -> Int64[Tensor, "2 Q"]:
     """The rows at both tokens of a pair, of the pairs that both sides have a row at."""
     tokens = tokens[(tokens >= 0).all(1)]
-    found = torch.stack([ours[tokens[:, 0]], theirs[tokens[:, 1]]])
-    return found[:, (found >= 0).all(0)]
+    row_pairs = torch.stack([student_rows[tokens[:, 0]], teacher_rows[tokens[:, 1]]])
+    return row_pairs[:, (row_pairs >= 0).all(0)]

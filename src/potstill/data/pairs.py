@@ -20,44 +20,46 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import UsageError
-from potstill.core.types import GROUPS, IGNORE, PAIRS, WARPED, supervised
+from potstill.core.types import ALIGNED_GROUPS, ALIGNED_PAIRS, EDIT_ALIGNED_PAIRS, IGNORE, supervised_positions
 from potstill.data.pack import Pack, collate
-from potstill.data.spans import Located, located, read_back, readable
-from potstill.data.turns import Marks, Retold, retold
-from potstill.models.pieces import Pieces, pieces
+from potstill.data.spans import LocatedTokens, decode_with_spans, locate_tokens, to_readable_text
+from potstill.data.turns import ChatMarkers, TranslatedChat, translate_chat
+from potstill.models.pieces import TokenBytes, read_token_bytes
 from potstill.ops import align, edit
 
 
-class Reader(NamedTuple):
+class TokenizerInfo(NamedTuple):
     """A tokenizer, what its ids stand for, and the marks between the turns of a chat where chats are to be read."""
 
     tokenizer: PreTrainedTokenizerBase
-    pieces: Pieces
-    marks: Marks | None = None
-    dummy: bool = False  # whether the tokenizer puts a space before a text, as SentencePiece does
+    pieces: TokenBytes
+    chat_markers: ChatMarkers | None = None
+    adds_dummy_prefix: bool = False  # whether the tokenizer puts a space before a text, as SentencePiece does
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Reader":
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "TokenizerInfo":
         """One of text."""
-        known = pieces(tokenizer)
-        told = read_back(tokenizer("a", add_special_tokens=False).input_ids, known)[0]
-        return cls(tokenizer, known, dummy=told == b" a")
+        token_pieces = read_token_bytes(tokenizer)
+        text = decode_with_spans(tokenizer("a", add_special_tokens=False).input_ids, token_pieces)[0]
+        return cls(tokenizer, token_pieces, adds_dummy_prefix=text == b" a")
 
 
 @lru_cache(maxsize=4)  # a run asks several times, and a vocabulary of 262k ids takes a while to read
-def readers(
+def inspect_tokenizers(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, chats: bool
-) -> tuple[Reader, Reader]:
+) -> tuple[TokenizerInfo, TokenizerInfo]:
     """Student and teacher, as they read text or `chats`. A teacher without a template for them reads line by line."""
-    ours, theirs = Reader.of(student), Reader.of(teacher)
-    marks = Marks.learnt(student, ours.pieces) if chats else None
-    if marks is None:
-        return ours, theirs
-    others = Marks.learnt(teacher, theirs.pieces) or Marks.plain(teacher)
-    return ours._replace(marks=marks), theirs._replace(marks=others)
+    student_info, teacher_info = TokenizerInfo.from_tokenizer(student), TokenizerInfo.from_tokenizer(teacher)
+    student_markers = ChatMarkers.from_template(student, student_info.pieces) if chats else None
+    if student_markers is None:
+        return student_info, teacher_info
+    teacher_markers = ChatMarkers.from_template(teacher, teacher_info.pieces) or ChatMarkers.from_plain_tokenizer(
+        teacher
+    )
+    return student_info._replace(chat_markers=student_markers), teacher_info._replace(chat_markers=teacher_markers)
 
 
-class Translated(NamedTuple):
+class TranslatedWindow(NamedTuple):
     """A document as the teacher reads it, and how its tokens lie beside the student's.
 
     `same [P 2]` are the numbers of equal tokens, the student's first. `groups` numbers the runs of trained tokens that
@@ -67,12 +69,12 @@ class Translated(NamedTuple):
 
     input_ids: Int64[Tensor, " M"]
     labels: Int64[Tensor, " M"]
-    same: Int64[Tensor, "P 2"]
+    equal_tokens: Int64[Tensor, "P 2"]
     groups: align.Groups
-    warped: Int64[Tensor, "W 2"]
+    edit_alignment: Int64[Tensor, "W 2"]
 
 
-class Paired:
+class CrossTokenizerPacks:
     """A data set of packs, each with what a teacher of another tokenizer reads beside it.
 
     To the keys of a pack come `teacher.input_ids [M]`, `teacher.labels [M]`, `teacher.lengths [documents]`, and with
@@ -81,48 +83,74 @@ class Paired:
     """
 
     def __init__(
-        self, packs: Any, student: Reader, teacher: Reader, *, warped: bool = False, longest: int | None = None
+        self,
+        packs: Any,
+        student: TokenizerInfo,
+        teacher: TokenizerInfo,
+        *,
+        needs_edit_alignment: bool = False,
+        max_length: int | None = None,
     ) -> None:
-        self.packs, self.student, self.teacher, self.warped = packs, student, teacher, warped
-        self.longest = longest  # tokens that the teacher can read at once
+        self.packs, self.student, self.teacher, self.needs_edit_alignment = (
+            packs,
+            student,
+            teacher,
+            needs_edit_alignment,
+        )
+        self.max_length = max_length  # tokens that the teacher can read at once
 
     def __len__(self) -> int:
         return len(self.packs)
 
     def __getitem__(self, i: int) -> Pack:
-        return self.beside(self.packs[i])
+        return self.add_teacher_inputs(self.packs[i])
 
-    def beside(self, pack: Pack) -> Pack:
+    def add_teacher_inputs(self, pack: Pack) -> Pack:
         """One pack with the teacher's reading of its documents."""
         sizes = pack["lengths"].tolist()
         windows = list(zip(pack["input_ids"].split(sizes), pack["labels"].split(sizes), strict=True))
-        found = translate(windows, self.student, self.teacher, warp=self.warped)
-        lengths = torch.tensor([len(one.input_ids) for one in found])
-        if self.longest is not None and (most := int(lengths.max())) > self.longest:
+        translations = translate_windows(
+            windows, self.student, self.teacher, needs_edit_alignment=self.needs_edit_alignment
+        )
+        lengths = torch.tensor([len(translation.input_ids) for translation in translations])
+        if self.max_length is not None and (longest := int(lengths.max())) > self.max_length:
             raise UsageError(
-                f"{int(pack['lengths'].max())} tokens of the student are {most} of the teacher's, which reads "
-                f"{self.longest} at most; give a smaller --context"
+                f"{int(pack['lengths'].max())} tokens of the student are {longest} of the teacher's, which reads "
+                f"{self.max_length} at most; give a smaller --context"
             )
         starts = torch.stack([pack["lengths"].cumsum(0) - pack["lengths"], lengths.cumsum(0) - lengths], 1)
-        totals = torch.tensor([one.groups.total for one in found])
-        first = totals.cumsum(0) - totals
+        totals = torch.tensor([translation.groups.total for translation in translations])
+        group_offsets = totals.cumsum(0) - totals
         return {
             **pack,
-            "teacher.input_ids": torch.cat([one.input_ids for one in found]),
-            "teacher.labels": torch.cat([one.labels for one in found]),
+            "teacher.input_ids": torch.cat([translation.input_ids for translation in translations]),
+            "teacher.labels": torch.cat([translation.labels for translation in translations]),
             "teacher.lengths": lengths,
-            "aligned.tokens": torch.cat([one.same + start for one, start in zip(found, starts, strict=True)]),
-            GROUPS[0]: _numbered([one.groups.first for one in found], first),
-            GROUPS[1]: _numbered([one.groups.second for one in found], first),
+            "aligned.tokens": torch.cat(
+                [translation.equal_tokens + start for translation, start in zip(translations, starts, strict=True)]
+            ),
+            ALIGNED_GROUPS[0]: _offset_groups(
+                [translation.groups.first for translation in translations], group_offsets
+            ),
+            ALIGNED_GROUPS[1]: _offset_groups(
+                [translation.groups.second for translation in translations], group_offsets
+            ),
             **(
-                {WARPED: torch.cat([one.warped + s for one, s in zip(found, starts, strict=True)])}
-                if self.warped
+                {
+                    EDIT_ALIGNED_PAIRS: torch.cat(
+                        [
+                            translation.edit_alignment + offset
+                            for translation, offset in zip(translations, starts, strict=True)
+                        ]
+                    )
+                }
+                if self.needs_edit_alignment
                 else {}
             ),
         }
 
 
-class _Read(NamedTuple):
+class _TeacherText(NamedTuple):
     """A window as text for the teacher; the bytes that both texts have, and where each student token lies in them.
 
     `told` says which bytes of `text` these are; None where they are all of it.
@@ -131,122 +159,159 @@ class _Read(NamedTuple):
     text: str
     data: bytes
     spans: Int64[Tensor, "T 2"]
-    told: Retold | None
+    translation: TranslatedChat | None
 
 
-def translate(
-    windows: Sequence[tuple[Tensor, Tensor]], student: Reader, teacher: Reader, *, warp: bool = False
-) -> list[Translated]:
+def translate_windows(
+    windows: Sequence[tuple[Tensor, Tensor]],
+    student: TokenizerInfo,
+    teacher: TokenizerInfo,
+    *,
+    needs_edit_alignment: bool = False,
+) -> list[TranslatedWindow]:
     """Each window of the student's ids and labels as the teacher reads it: through its template if both have marks."""
-    read = [_read(ids.tolist(), student, teacher) for ids, _ in windows]
-    plain = student.marks is None or teacher.marks is None
-    others = located([one.text for one in read], teacher.tokenizer, teacher.pieces, specials=plain)
+    teacher_texts = [_decode_window(ids.tolist(), student, teacher) for ids, _ in windows]
+    is_plain = student.chat_markers is None or teacher.chat_markers is None
+    tokenizations = locate_tokens(
+        [teacher_text.text for teacher_text in teacher_texts],
+        teacher.tokenizer,
+        teacher.pieces,
+        add_special_tokens=is_plain,
+    )
     return [
-        _translated(one, ids, labels, other, student.pieces, teacher, warp=warp)
-        for (ids, labels), one, other in zip(windows, read, others, strict=True)
+        _translate_window(
+            teacher_text, ids, labels, tokenization, student.pieces, teacher, needs_edit_alignment=needs_edit_alignment
+        )
+        for (ids, labels), teacher_text, tokenization in zip(windows, teacher_texts, tokenizations, strict=True)
     ]
 
 
-def _read(ids: Sequence[int], student: Reader, teacher: Reader) -> _Read:
-    if student.marks is None or teacher.marks is None:
-        data, spans = read_back(ids, student.pieces)
-        if data[:1] == b" " and student.dummy:  # put in front by the student's tokenizer; in no text
+def _decode_window(ids: Sequence[int], student: TokenizerInfo, teacher: TokenizerInfo) -> _TeacherText:
+    if student.chat_markers is None or teacher.chat_markers is None:
+        data, spans = decode_with_spans(ids, student.pieces)
+        if data[:1] == b" " and student.adds_dummy_prefix:  # put in front by the student's tokenizer; in no text
             data, spans = data[1:], (spans - 1).clamp(min=0)
-        return _Read(readable(data), data, spans, None)
-    data, spans = read_back(ids, student.pieces, shown=student.marks.special)
-    told = retold(data, student.marks, teacher.marks)
-    return _Read(told.text, told.shared, align.shared(spans, told.own, told.common), told)
+        return _TeacherText(to_readable_text(data), data, spans, None)
+    data, spans = decode_with_spans(ids, student.pieces, visible_ids=student.chat_markers.special_tokens)
+    translation = translate_chat(data, student.chat_markers, teacher.chat_markers)
+    return _TeacherText(
+        translation.text,
+        translation.shared_bytes,
+        align.map_to_shared_text(spans, translation.student_spans, translation.shared_spans),
+        translation,
+    )
 
 
-def _translated(
-    read: _Read, ids: Tensor, labels: Tensor, other: Located, pieces: Pieces, teacher: Reader, *, warp: bool
-) -> Translated:
-    data, spans = read.data, read.spans
-    theirs, their_spans = _unended(other, teacher)
-    if read.told is not None:
-        their_spans = align.shared(their_spans, read.told.theirs, read.told.common)
-    trained = torch.zeros(len(data) + 1, dtype=torch.bool)
+def _translate_window(
+    teacher_text: _TeacherText,
+    ids: Tensor,
+    labels: Tensor,
+    tokenization: LocatedTokens,
+    pieces: TokenBytes,
+    teacher: TokenizerInfo,
+    *,
+    needs_edit_alignment: bool,
+) -> TranslatedWindow:
+    data, spans = teacher_text.data, teacher_text.spans
+    teacher_ids, teacher_spans = _strip_eos(tokenization, teacher)
+    if teacher_text.translation is not None:
+        teacher_spans = align.map_to_shared_text(
+            teacher_spans, teacher_text.translation.teacher_spans, teacher_text.translation.shared_spans
+        )
+    trained_bytes = torch.zeros(len(data) + 1, dtype=torch.bool)
     for start, end in spans[labels != IGNORE].tolist():
-        trained[start:end] = True
-    if _ends(ids, labels, spans, pieces) and teacher.tokenizer.eos_token_id is not None:
+        trained_bytes[start:end] = True
+    if _ends_with_eos(ids, labels, spans, pieces) and teacher.tokenizer.eos_token_id is not None:
         end_of_text = torch.tensor([[len(data), len(data) + 1]])  # one byte that both sides have, behind all others
         spans = torch.cat([spans[:-1], end_of_text])
-        theirs = torch.cat([theirs, torch.tensor([teacher.tokenizer.eos_token_id])])
-        their_spans = torch.cat([their_spans, end_of_text])
-        trained[-1] = True
-    learnt = torch.where(_within(their_spans, trained), theirs, IGNORE)
-    learnt[:1] = IGNORE
-    clear = torch.from_numpy(_readable(data))
-    spans, their_spans = (_only(some, _within(some, clear)) for some in (spans, their_spans))
-    learning, others = labels != IGNORE, learnt != IGNORE
-    learning[:1] = False
-    groups = align.merged(_only(spans, learning), _only(their_spans, others))
-    warped = torch.empty(0, 2, dtype=torch.long)
-    if warp:
-        warped = _warped((ids, learning, pieces), (theirs, others, teacher.pieces))
-    return Translated(theirs, learnt, align.exact(spans, their_spans), groups, warped)
-
-
-def _unended(other: Located, teacher: Reader) -> Located:
-    """Without the end of text that some tokenizers put behind every text, whether it ends there or not."""
-    ids, spans = other
-    added = len(ids) and int(ids[-1]) == teacher.tokenizer.eos_token_id and int(spans[-1, 0]) == int(spans[-1, 1])
-    return Located(ids[:-1], spans[:-1]) if added else other
-
-
-def _ends(ids: Tensor, labels: Tensor, spans: Tensor, pieces: Pieces) -> bool:
-    """Whether a window ends with a special token that is trained and stands for no byte yet: an end of text."""
-    return bool(int(ids[-1]) in pieces.special and labels[-1] != IGNORE and spans[-1, 0] == spans[-1, 1])
-
-
-def _warped(student: tuple[Tensor, Tensor, Pieces], teacher: tuple[Tensor, Tensor, Pieces]) -> Int64[Tensor, "W 2"]:
-    """The pairs of tokens that rows are read at, one before each trained token, that warping puts with one another."""
-    places = [learning.nonzero()[:, 0] - 1 for _, learning, _ in (student, teacher)]
-    (ours, ids, known), (theirs, other_ids, other_known) = (
-        (place, side[0], side[2]) for place, side in zip(places, (student, teacher), strict=True)
+        teacher_ids = torch.cat([teacher_ids, torch.tensor([teacher.tokenizer.eos_token_id])])
+        teacher_spans = torch.cat([teacher_spans, end_of_text])
+        trained_bytes[-1] = True
+    teacher_labels = torch.where(_find_inside_spans(teacher_spans, trained_bytes), teacher_ids, IGNORE)
+    teacher_labels[:1] = IGNORE
+    is_readable = torch.from_numpy(_find_readable_bytes(data))
+    spans, teacher_spans = (
+        _mask_spans(side_spans, _find_inside_spans(side_spans, is_readable)) for side_spans in (spans, teacher_spans)
     )
-    own = [known.of[i].strip() for i in ids[ours].tolist()]
-    other = [other_known.of[i].strip() for i in other_ids[theirs].tolist()]
-    if not own or not other:
+    student_mask, teacher_mask = labels != IGNORE, teacher_labels != IGNORE
+    student_mask[:1] = False
+    groups = align.merge_spans(_mask_spans(spans, student_mask), _mask_spans(teacher_spans, teacher_mask))
+    edit_alignment = torch.empty(0, 2, dtype=torch.long)
+    if needs_edit_alignment:
+        edit_alignment = _align_by_edit_distance(
+            (ids, student_mask, pieces), (teacher_ids, teacher_mask, teacher.pieces)
+        )
+    return TranslatedWindow(
+        teacher_ids, teacher_labels, align.match_spans(spans, teacher_spans), groups, edit_alignment
+    )
+
+
+def _strip_eos(tokenization: LocatedTokens, teacher: TokenizerInfo) -> LocatedTokens:
+    """Without the end of text that some tokenizers put behind every text, whether it ends there or not."""
+    ids, spans = tokenization
+    has_eos = len(ids) and int(ids[-1]) == teacher.tokenizer.eos_token_id and int(spans[-1, 0]) == int(spans[-1, 1])
+    return LocatedTokens(ids[:-1], spans[:-1]) if has_eos else tokenization
+
+
+def _ends_with_eos(ids: Tensor, labels: Tensor, spans: Tensor, pieces: TokenBytes) -> bool:
+    """Whether a window ends with a special token that is trained and stands for no byte yet: an end of text."""
+    return bool(int(ids[-1]) in pieces.special_ids and labels[-1] != IGNORE and spans[-1, 0] == spans[-1, 1])
+
+
+def _align_by_edit_distance(
+    student: tuple[Tensor, Tensor, TokenBytes], teacher: tuple[Tensor, Tensor, TokenBytes]
+) -> Int64[Tensor, "W 2"]:
+    """The pairs of tokens that rows are read at, one before each trained token, that warping puts with one another."""
+    row_positions = [mask.nonzero()[:, 0] - 1 for _, mask, _ in (student, teacher)]
+    (student_positions, student_ids, student_pieces), (teacher_positions, teacher_ids, teacher_pieces) = (
+        (position, side[0], side[2]) for position, side in zip(row_positions, (student, teacher), strict=True)
+    )
+    student_strings = [student_pieces.by_id[i].strip() for i in student_ids[student_positions].tolist()]
+    teacher_strings = [teacher_pieces.by_id[i].strip() for i in teacher_ids[teacher_positions].tolist()]
+    if not student_strings or not teacher_strings:
         return torch.empty(0, 2, dtype=torch.long)
-    alone = edit.alone(edit.warped(edit.table(other, own)), len(own))
-    kept = (alone >= 0).nonzero()[:, 0]
-    return torch.stack([ours[kept], theirs[alone[kept]]], 1)
+    matches = edit.find_single_matches(
+        edit.dtw_path(edit.edit_distance_table(teacher_strings, student_strings)), len(student_strings)
+    )
+    matched = (matches >= 0).nonzero()[:, 0]
+    return torch.stack([student_positions[matched], teacher_positions[matches[matched]]], 1)
 
 
-def _only(spans: Int64[Tensor, "T 2"], kept: Bool[Tensor, " T"]) -> Int64[Tensor, "T 2"]:
+def _mask_spans(spans: Int64[Tensor, "T 2"], mask: Bool[Tensor, " T"]) -> Int64[Tensor, "T 2"]:
     """`spans`, those that are not kept empty."""
-    return torch.where(kept[:, None], spans, spans[:, :1])
+    return torch.where(mask[:, None], spans, spans[:, :1])
 
 
-def _numbered(groups: Sequence[Int64[Tensor, " _"]], first: Int64[Tensor, " D"]) -> Int64[Tensor, " T"]:
+def _offset_groups(groups: Sequence[Int64[Tensor, " _"]], offsets: Int64[Tensor, " D"]) -> Int64[Tensor, " T"]:
     """The groups of documents, counted on from document to document."""
-    return torch.cat([torch.where(one >= 0, one + start, -1) for one, start in zip(groups, first, strict=True)])
+    return torch.cat(
+        [torch.where(numbers >= 0, numbers + offset, -1) for numbers, offset in zip(groups, offsets, strict=True)]
+    )
 
 
-def _within(spans: Int64[Tensor, "T 2"], held: Bool[Tensor, " bytes"]) -> Bool[Tensor, " T"]:
+def _find_inside_spans(spans: Int64[Tensor, "T 2"], mask: Bool[Tensor, " bytes"]) -> Bool[Tensor, " T"]:
     """Which spans are not empty and have only bytes that are held."""
-    before = torch.cat([torch.zeros(1, dtype=torch.long), held.long().cumsum(0)])
+    counts = torch.cat([torch.zeros(1, dtype=torch.long), mask.long().cumsum(0)])
     sizes = spans[:, 1] - spans[:, 0]
-    return (sizes > 0) & (before[spans[:, 1]] - before[spans[:, 0]] == sizes)
+    return (sizes > 0) & (counts[spans[:, 1]] - counts[spans[:, 0]] == sizes)
 
 
-def _readable(data: bytes) -> Bool[np.ndarray, " bytes_and_one"]:
+def _find_readable_bytes(data: bytes) -> Bool[np.ndarray, " bytes_and_one"]:
     """Which bytes are part of a character, and the place behind them."""
-    told = np.ones(len(data) + 1, dtype=bool)
-    place = 0
-    while place < len(data):
+    is_readable = np.ones(len(data) + 1, dtype=bool)
+    position = 0
+    while position < len(data):
         try:
-            data[place:].decode()
+            data[position:].decode()
             break
         except UnicodeDecodeError as error:
-            told[place + error.start : place + error.end] = False
-            place += error.end
-    return told
+            is_readable[position + error.start : position + error.end] = False
+            position += error.end
+    return is_readable
 
 
-def aligned_share(packs: "Paired", *, most: int = 16) -> float:
+def compute_aligned_share(packs: "CrossTokenizerPacks", *, max_packs: int = 16) -> float:
     """The share of the rows trained on whose next token the teacher has too, in the first packs."""
-    batches = [collate([packs[i]]) for i in range(min(most, len(packs)))]
-    rows = sum(len(supervised(batch)[1]) for batch in batches)
-    return sum(batch[PAIRS].shape[1] for batch in batches) / max(1, rows)
+    batches = [collate([packs[i]]) for i in range(min(max_packs, len(packs)))]
+    rows = sum(len(supervised_positions(batch)[1]) for batch in batches)
+    return sum(batch[ALIGNED_PAIRS].shape[1] for batch in batches) / max(1, rows)

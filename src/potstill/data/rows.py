@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from potstill.core.errors import DataError
-from potstill.data.shapes import Document, Kind, Malformed, lack, recognise
+from potstill.data.shapes import Document, Kind, MalformedRow, find_lack, recognize_schema
 from potstill.data.sources import Record
 
 
@@ -15,23 +15,23 @@ class Route(NamedTuple):
     column: str
     values: tuple[str, ...]
 
-    def of(self, row: Mapping[str, Any], where: str) -> int:
+    def find_index(self, row: Mapping[str, Any], location: str) -> int:
         """The route of a row.
 
         Raises: DataError where the column is missing or holds none of the values.
         """
         if self.column not in row:
-            raise DataError(f"{where} has no column `{self.column}` to route by; it has {', '.join(map(str, row))}")
+            raise DataError(f"{location} has no column `{self.column}` to route by; it has {', '.join(map(str, row))}")
         value = str(row[self.column])
         if value not in self.values:
             raise DataError(
-                f"{where} has {value!r} in `{self.column}`, and no teacher has that name; the names are "
+                f"{location} has {value!r} in `{self.column}`, and no teacher has that name; the names are "
                 f"{', '.join(self.values)}"
             )
         return self.values.index(value)
 
 
-class Reader:
+class RowReader:
     """Reads the rows of sources that are all of one kind; `dropped` and `unread` say afterwards what was left out.
 
     With a `route` each document has the number that it says, under `route`.
@@ -40,35 +40,36 @@ class Reader:
     def __init__(self, columns: Mapping[str, str] | None = None, route: Route | None = None) -> None:
         self.columns, self.route = columns, route
         self.dropped: Counter[str] = Counter()
-        self.unread: set[str] = set()
+        self.unread_columns: set[str] = set()
         self.kind: Kind | None = None
-        self._first = ""
+        self._first_source = ""
 
-    def documents(self, rows: Iterable[Record], *, source: str) -> Iterator[Document]:
+    def read_documents(self, rows: Iterable[Record], *, source: str) -> Iterator[Document]:
         """The documents of one source, which an error calls `source`; its first row says of what shape they are.
 
         Raises: DataError for a row of another shape, or a source of another kind than those before.
         """
-        shape = None
-        for row, where in rows:
-            if shape is None:
-                shape = recognise(row.keys(), source, columns=self.columns)
-                self._agree(shape.kind, source)
-            routed = () if self.route is None else (self.route.column,)
-            self.unread.update(row.keys() - {*shape.columns, *shape.optional, *routed})
+        schema = None
+        for row, location in rows:
+            if schema is None:
+                schema = recognize_schema(row.keys(), source, columns=self.columns)
+                self._check_kind(schema.kind, source)
+            route_columns = () if self.route is None else (self.route.column,)
+            self.unread_columns.update(row.keys() - {*schema.columns, *schema.optional_columns, *route_columns})
             try:
-                document = shape.document(row)
-            except Malformed as error:
-                raise DataError(f"{where} {error}") from error
-            missing = lack(document)
-            if missing is None:
-                yield document if self.route is None else {**document, "route": self.route.of(row, where)}
+                document = schema.to_document(row)
+            except MalformedRow as error:
+                raise DataError(f"{location} {error}") from error
+            reason = find_lack(document)
+            if reason is None:
+                yield document if self.route is None else {**document, "route": self.route.find_index(row, location)}
             else:
-                self.dropped[missing] += 1
+                self.dropped[reason] += 1
 
-    def _agree(self, kind: Kind, source: str) -> None:
+    def _check_kind(self, kind: Kind, source: str) -> None:
         if self.kind not in (None, kind):
             raise DataError(
-                f"{source} holds {kind} where {self._first} holds {self.kind}; one data set has to be of one kind"
+                f"{source} holds {kind} where {self._first_source} holds {self.kind}; one data set has to be "
+                f"of one kind"
             )
-        self.kind, self._first = kind, self._first or source
+        self.kind, self._first_source = kind, self._first_source or source

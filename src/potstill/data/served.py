@@ -17,29 +17,29 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import ServerError, UnsupportedModel, UsageError, VocabularyMismatch
-from potstill.core.types import IGNORE, OWN, Batch, Needs, Signals
-from potstill.data.cache import key_of, windows_of
-from potstill.data.dialects import ById, ByString, Dialect, Heard
+from potstill.core.types import IGNORE, NEXT_TOKEN_LOG_P, Batch, Needs, Signals
+from potstill.data.cache import hash_window, split_documents
+from potstill.data.dialects import EchoLogprobs, LogprobFormat, PromptLogprobs, TopLogprobs
 from potstill.data.pack import collate
-from potstill.data.wire import Address, Refused, Wire
-from potstill.models.vocabulary import PROBES, real_ids
-from potstill.ops.coarse import Coarse
+from potstill.data.wire import Address, HttpClient, RequestRefused
+from potstill.models.vocabulary import PROBES, count_token_ids
+from potstill.ops.coarse import CoarseDistribution
 
 TOP_K = 20  # what vLLM gives unless it was started with another --max-logprobs
-PARITY = 0.1  # nats between two answers about a token that rounding in bfloat16 explains
-ROOM = 2**28  # bytes of answers that may wait for their batch
-CAPPED = re.compile(r"logprobs.*(max|greater|exceed|at most|less than|<=|allowed)", re.IGNORECASE | re.DOTALL)
-DIALECTS = (ById, ByString)
+MAX_GAP = 0.1  # nats between two answers about a token that rounding in bfloat16 explains
+PENDING_BYTES = 2**28  # bytes of answers that may wait for their batch
+TOP_K_REFUSAL = re.compile(r"logprobs.*(max|greater|exceed|at most|less than|<=|allowed)", re.IGNORECASE | re.DOTALL)
+LOGPROB_FORMATS = (PromptLogprobs, EchoLogprobs)
 
 
-class Under(NamedTuple):
+class PendingAnswer(NamedTuple):
     """A question under way, and how many tokens it is about."""
 
-    way: "Future[Heard]"
-    tokens: int
+    future: "Future[TopLogprobs]"
+    num_tokens: int
 
 
-class Served:
+class ServedTeacher:
     """A teacher that answers over the wire, as a live one would.
 
     It is asked first in which dialect it speaks (or `dialect` says so), and refused unless it reads known texts as the
@@ -57,25 +57,31 @@ class Served:
         tokenizer: PreTrainedTokenizerBase,
         *,
         top_k: int = TOP_K,
-        dialect: str | None = None,
-        wire: Wire | None = None,
+        format_name: str | None = None,
+        client: HttpClient | None = None,
     ) -> None:
-        address = Address.parse(url)
-        self.url, self.tokenizer, self.vocabulary = address.url, tokenizer, real_ids(tokenizer)
+        address = Address.from_string(url)
+        self.url, self.tokenizer, self.vocabulary = address.url, tokenizer, count_token_ids(tokenizer)
         self.top_k = min(top_k, self.vocabulary)
-        self._wire = wire or Wire(address.url)
-        self._waiting: OrderedDict[int, Under] = OrderedDict()
+        self._client = client or HttpClient(address.url)
+        self._pending: OrderedDict[int, PendingAnswer] = OrderedDict()
         try:
-            self.name = address.model or self._first_model()
-            self.dialect = self._dialect([kind(tokenizer) for kind in DIALECTS if dialect in (None, kind.name)])
-            self._probe()
+            self.name = address.model or self._fetch_first_model()
+            self.logprob_format = self._detect_format(
+                [
+                    format_class(tokenizer)
+                    for format_class in LOGPROB_FORMATS
+                    if format_name in (None, format_class.name)
+                ]
+            )
+            self._check_probes()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Give up what is under way, and end the connections."""
-        self._wire.close()
+        self._client.close()
 
     def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
         """What the teacher says about the supervised rows of a packed batch, as `Coarse`; `own_log_p` in the scores.
@@ -84,68 +90,79 @@ class Served:
         """
         if needs.layers or needs.relations or needs.extras:
             raise UnsupportedModel(f"the server at {self.url} gives no hidden states; use a teacher that is here")
-        asked = self._ask(windows_of(batch))
-        for key, _ in asked:
-            self._waiting.pop(key, None)
-        return self._signals([way.result() for _, way in asked], batch["input_ids"].device)
+        requests = self._request_windows(split_documents(batch))
+        for key, _ in requests:
+            self._pending.pop(key, None)
+        return self._build_signals([future.result() for _, future in requests], batch["input_ids"].device)
 
-    def ahead(self, packs: Any, *, route: int | None = None) -> "Ahead":
+    def prefetch_packs(self, packs: Any, *, route: int | None = None) -> "PrefetchingPacks":
         """`packs`, of which each is asked about as soon as it is read; with a `route`, about the documents of it."""
-        return Ahead(packs, self, route)
+        return PrefetchingPacks(packs, self, route)
 
-    def prepare(self, pack: Mapping[str, Tensor], *, route: int | None = None) -> None:
+    def prefetch(self, pack: Mapping[str, Tensor], *, route: int | None = None) -> None:
         """Ask about a pack before its batch comes, so that the answer is there by then."""
-        windows = windows_of(collate([pack]))
+        windows = split_documents(collate([pack]))
         if route is not None:
-            windows = [one for one, own in zip(windows, (pack["routes"] == route).tolist(), strict=True) if own]
-        self._ask(windows)
+            windows = [
+                window
+                for window, is_on_route in zip(windows, (pack["routes"] == route).tolist(), strict=True)
+                if is_on_route
+            ]
+        self._request_windows(windows)
 
-    def _ask(self, windows: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[int, "Future[Heard]"]]:
+    def _request_windows(
+        self, windows: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> list[tuple[int, "Future[TopLogprobs]"]]:
         """Each window with a token to learn: what it is found by, and its answer, asked for if it is not yet."""
-        asked = []
-        for window, trained in windows:
-            if not (trained[1:] != IGNORE).any():
+        requests = []
+        for ids, labels in windows:
+            if not (labels[1:] != IGNORE).any():
                 continue
-            key = key_of(window, trained)
-            if key not in self._waiting:
-                way = self._wire.soon(self._learn(window.tolist(), trained[1:] != IGNORE))
-                self._waiting[key] = Under(way, len(window))
-            asked.append((key, self._waiting[key].way))
-        self._forget()
-        return asked
+            key = hash_window(ids, labels)
+            if key not in self._pending:
+                future = self._client.submit(self._fetch_trained_rows(ids.tolist(), labels[1:] != IGNORE))
+                self._pending[key] = PendingAnswer(future, len(ids))
+            requests.append((key, self._pending[key].future))
+        self._evict_pending()
+        return requests
 
-    def _forget(self) -> None:
+    def _evict_pending(self) -> None:
         """Let go of the oldest answers that no batch came for; one that comes after all asks again."""
-        room = ROOM // (12 * self.top_k)
-        tokens = sum(under.tokens for under in self._waiting.values())
-        while tokens > room and self._waiting:
-            tokens -= self._waiting.popitem(last=False)[1].tokens
+        max_tokens = PENDING_BYTES // (12 * self.top_k)
+        num_tokens = sum(answer.num_tokens for answer in self._pending.values())
+        while num_tokens > max_tokens and self._pending:
+            num_tokens -= self._pending.popitem(last=False)[1].num_tokens
 
-    async def _hear(self, prompt: str | Sequence[int], ids: Sequence[int], k: int) -> Heard:
+    async def _fetch_logprobs(self, prompt: str | Sequence[int], ids: Sequence[int], k: int) -> TopLogprobs:
         """What the server says of the tokens `ids`, which are `prompt` or what it stands for."""
-        choice = await self._choice(self.dialect, prompt, k)
+        choice = await self._fetch_choice(self.logprob_format, prompt, k)
         try:
-            return self.dialect.read(choice, ids, k)
+            return self.logprob_format.parse(choice, ids, k)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
-            shown = f"{type(error).__name__}: {error}"
+            message = f"{type(error).__name__}: {error}"
             raise ServerError(
-                f"the server at {self.url} gives {self.dialect.name} in another shape ({shown})"
+                f"the server at {self.url} gives {self.logprob_format.name} in another shape ({message})"
             ) from error
 
-    async def _learn(self, ids: Sequence[int], trained: np.ndarray) -> Heard:
-        return (await self._hear(ids, ids, self.top_k)).at(trained)
+    async def _fetch_trained_rows(self, ids: Sequence[int], label_mask: np.ndarray) -> TopLogprobs:
+        return (await self._fetch_logprobs(ids, ids, self.top_k)).select_rows(label_mask)
 
-    async def _choice(self, dialect: Dialect, prompt: str | Sequence[int], k: int) -> Mapping[str, Any]:
+    async def _fetch_choice(
+        self, logprob_format: LogprobFormat, prompt: str | Sequence[int], k: int
+    ) -> Mapping[str, Any]:
         """The one choice of an answer.
 
         Raises: UsageError where the server gives fewer log-probabilities than `k`; ServerError.
         """
         try:
-            answer = await self._wire.ask("/completions", {"model": self.name, **dialect.body(prompt, k)})
-        except Refused as error:
-            if CAPPED.search(error.said):
+            answer = await self._client.request(
+                "/completions", {"model": self.name, **logprob_format.build_request(prompt, k)}
+            )
+        except RequestRefused as error:
+            if TOP_K_REFUSAL.search(error.reason):
                 raise UsageError(
-                    f"the server at {self.url} does not give {k} log-probabilities a token ({error.said}); start vLLM "
+                    f"the server at {self.url} does not give {k} log-probabilities a token ({error.reason}); "
+                    f"start vLLM "
                     f"with --max-logprobs {k}, or lower --top-k here"
                 ) from error
             raise
@@ -154,67 +171,71 @@ class Served:
             raise ServerError(f"the server at {self.url} answers without choices; is its path /v1?")
         return dict(choices[0])
 
-    def _first_model(self) -> str:
-        found = self._wire.soon(self._wire.ask("/models")).result()
-        models = found.get("data") if isinstance(found, Mapping) else None
+    def _fetch_first_model(self) -> str:
+        answer = self._client.submit(self._client.request("/models")).result()
+        models = answer.get("data") if isinstance(answer, Mapping) else None
         if not models:
             raise ServerError(f"the server at {self.url} lists no model; name one: {self.url}#MODEL")
         return str(models[0]["id"])
 
-    def _dialect(self, known: Sequence[Dialect]) -> Dialect:
+    def _detect_format(self, formats: Sequence[LogprobFormat]) -> LogprobFormat:
         """The first dialect that the server speaks.
 
         Raises: ServerError where it speaks none.
         """
-        ids, why = list(self.tokenizer(PROBES[0]).input_ids), ""
-        for dialect in known:
+        ids, refusal = list(self.tokenizer(PROBES[0]).input_ids), ""
+        for logprob_format in formats:
             try:
-                if dialect.spoken(self._wire.soon(self._choice(dialect, ids, self.top_k)).result()):
-                    return dialect
-            except Refused as error:
-                why = f" (it says: {error.said})"
+                if logprob_format.can_parse(
+                    self._client.submit(self._fetch_choice(logprob_format, ids, self.top_k)).result()
+                ):
+                    return logprob_format
+            except RequestRefused as error:
+                refusal = f" (it says: {error.reason})"
         raise ServerError(
             f"the server at {self.url} does not tell the log-probabilities of a prompt, neither as prompt_logprobs "
-            f"nor as echo with logprobs{why}; serve the teacher with vLLM, SGLang or potstill serve"
+            f"nor as echo with logprobs{refusal}; serve the teacher with vLLM, SGLang or potstill serve"
         )
 
-    def _probe(self) -> None:
+    def _check_probes(self) -> None:
         """Known texts, as text and as ids, must be read as the student's tokenizer reads them, and told of alike.
 
         Raises: VocabularyMismatch; ServerError for what is no distribution, or another one each time.
         """
-        asked = []
+        requests = []
         for text in PROBES:
             ids = list(self.tokenizer(text).input_ids)
-            both = ((text, 1), (ids, self.top_k))
-            asked.append((text, [self._wire.soon(self._hear(prompt, ids, k)) for prompt, k in both]))
-        for text, ways in asked:
+            prompts = ((text, 1), (ids, self.top_k))
+            requests.append(
+                (text, [self._client.submit(self._fetch_logprobs(prompt, ids, k)) for prompt, k in prompts])
+            )
+        for text, futures in requests:
             try:
-                first, second = (way.result().own for way in ways)
+                first_log_p, second_log_p = (future.result().own for future in futures)
             except VocabularyMismatch as error:
                 raise VocabularyMismatch(f"of {text[:20]!r}: {error}") from error
-            gap = float(np.median(np.abs(first - second)))
-            if not gap <= PARITY:
+            gap = float(np.median(np.abs(first_log_p - second_log_p)))
+            if not gap <= MAX_GAP:
                 raise ServerError(
                     f"the server at {self.url} gives the tokens of {text[:20]!r} log-probabilities that lie {gap:.2g} "
                     f"nats apart when it is asked twice; it must give those of its logits, the same each time"
                 )
 
-    def _signals(self, said: Sequence[Heard], device: torch.device) -> Signals:
-        heard = Heard.joined(said, self.top_k)
-        ids, log_p, log_rest, own = (torch.from_numpy(part).to(device) for part in heard)
-        known = Coarse(ids, log_p, log_rest[:, None], torch.ones(self.vocabulary, 1, device=device))
-        rows = torch.arange(len(known), device=device)
-        return Signals(rows=rows, logits=known.at, scores={OWN: own})
+    def _build_signals(self, answers: Sequence[TopLogprobs], device: torch.device) -> Signals:
+        logprobs = TopLogprobs.from_parts(answers, self.top_k)
+        ids, log_p, log_rest, token_log_p = (torch.from_numpy(array).to(device) for array in logprobs)
+        coarse_rows = CoarseDistribution(ids, log_p, log_rest[:, None], torch.ones(self.vocabulary, 1, device=device))
+        rows = torch.arange(len(coarse_rows), device=device)
+        return Signals(rows=rows, logits=coarse_rows.select_rows, scores={NEXT_TOKEN_LOG_P: token_log_p})
 
 
-class Ahead:
+class PrefetchingPacks:
     """A data set of packs that starts a served teacher's answer to each one that is read.
 
     A loader reads one batch ahead, so that answers come while the step before trains.
     """
 
-    def __init__(self, packs: Any, teacher: Served, route: int | None = None) -> None:
+    def __init__(self, packs: Any, teacher: ServedTeacher, route: int | None = None) -> None:
         self._packs, self._teacher, self._route = packs, teacher, route
 
     def __len__(self) -> int:
@@ -222,5 +243,5 @@ class Ahead:
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         pack: dict[str, Tensor] = self._packs[i]
-        self._teacher.prepare(pack, route=self._route)
+        self._teacher.prefetch(pack, route=self._route)
         return pack

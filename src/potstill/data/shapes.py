@@ -22,7 +22,7 @@ from potstill.core.errors import DataError, UsageError
 Kind = Literal["text", "pairs", "chat"]
 Document = dict[str, Any]
 
-PAIRS = {
+PAIR_COLUMNS = {
     ("prompt", "response"): (),
     ("prompt", "completion"): (),
     ("prompt", "answer"): (),
@@ -31,7 +31,7 @@ PAIRS = {
     ("instruction", "response"): ("context",),
     ("question", "answer"): (),
 }
-PROMPTS = frozenset(first for first, _ in PAIRS)
+PROMPT_COLUMNS = frozenset(prompt_column for prompt_column, _ in PAIR_COLUMNS)
 ROLES = {
     "system": "system",
     "user": "user",
@@ -40,153 +40,170 @@ ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
 }
-ACCEPTED = (
+ACCEPTED_COLUMNS = (
     "text; prompt with response, completion, answer or output; instruction with output (and input) or with response "
     "(and context); question with answer; messages; conversations"
 )
 
 
-class Malformed(ValueError):
+class MalformedRow(ValueError):
     """A row that cannot be read; whoever knows the file and the line says so."""
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowSchema:
     """What a row means: its kind, the columns that are read, and how they become a document."""
 
     kind: Kind
     columns: tuple[str, ...]
-    optional: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], Document]
+    optional_columns: tuple[str, ...]
+    parse: Callable[[Mapping[str, Any]], Document]
 
-    def document(self, row: Mapping[str, Any]) -> Document:
+    def to_document(self, row: Mapping[str, Any]) -> Document:
         """The document in a row.
 
         Raises: Malformed where a column is missing or holds something else than it should.
         """
-        missing = [column for column in self.columns if column not in row]
-        if missing:
-            raise Malformed(f"lacks {_quoted(missing)}; it has {_quoted(row)}")
-        return self.read(row)
+        missing_columns = [column for column in self.columns if column not in row]
+        if missing_columns:
+            raise MalformedRow(f"lacks {_quote_names(missing_columns)}; it has {_quote_names(row)}")
+        return self.parse(row)
 
 
-def recognise(found: Collection[str], where: str, *, columns: Mapping[str, str] | None = None) -> Shape:
+def recognize_schema(
+    column_names: Collection[str], location: str, *, columns: Mapping[str, str] | None = None
+) -> RowSchema:
     """The shape of rows with the columns `found`, or the one that the caller states by `columns`.
 
     Raises: DataError where no shape fits, or two do.
     """
     if columns is not None:
-        return _stated(columns, found, where)
+        return _build_stated_schema(columns, column_names, location)
     for column in ("messages", "conversations"):
-        if column in found:
-            _refuse_preferences(found, {"chosen", "rejected", "label"}, where)
-            return _chat(column)
-    return _pair_or_text(found, where)
+        if column in column_names:
+            _check_no_preferences(column_names, {"chosen", "rejected", "label"}, location)
+            return _build_chat_schema(column)
+    return _recognize_pair_or_text(column_names, location)
 
 
-def _pair_or_text(found: Collection[str], where: str) -> Shape:
-    _refuse_preferences(found, {"chosen", "rejected"}, where)
-    pairs = [(pair, extra) for pair, extra in PAIRS.items() if set(pair) <= set(found)]
+def _recognize_pair_or_text(column_names: Collection[str], location: str) -> RowSchema:
+    _check_no_preferences(column_names, {"chosen", "rejected"}, location)
+    pairs = [
+        (pair, optional_columns) for pair, optional_columns in PAIR_COLUMNS.items() if set(pair) <= set(column_names)
+    ]
     if len(pairs) == 1:
-        ((pair, extra),) = pairs
-        _refuse_preferences(found, {"label"}, where)
-        return _pair(pair, extra)
-    if not pairs and "text" in found and not PROMPTS & set(found):
-        return _plain("text")
-    what = "which could be read in more than one way" if pairs or "text" in found else "none of which is known"
+        ((pair, optional_columns),) = pairs
+        _check_no_preferences(column_names, {"label"}, location)
+        return _build_pair_schema(pair, optional_columns)
+    if not pairs and "text" in column_names and not PROMPT_COLUMNS & set(column_names):
+        return _build_text_schema("text")
+    problem = (
+        "which could be read in more than one way" if pairs or "text" in column_names else "none of which is known"
+    )
     raise DataError(
-        f"{where} has the columns {_quoted(found)}, {what}; accepted are {ACCEPTED}; or say which column is which, "
+        f"{location} has the columns {_quote_names(column_names)}, {problem}; accepted are {ACCEPTED_COLUMNS}; "
+        f"or say which column is which, "
         f"as in --columns prompt=NAME,response=NAME"
     )
 
 
-def _refuse_preferences(found: Collection[str], signs: set[str], where: str) -> None:
-    if signs & set(found):
+def _check_no_preferences(column_names: Collection[str], preference_columns: set[str], location: str) -> None:
+    if preference_columns & set(column_names):
         raise DataError(
-            f"{where} has {_quoted(sorted(signs & set(found)))}, as sets of preferences have, and what was rejected "
+            f"{location} has {_quote_names(sorted(preference_columns & set(column_names)))}, as sets of "
+            f"preferences have, and what was rejected "
             f"would be trained on like the rest; say which columns are meant, as in --columns messages=NAME"
         )
 
 
-def _stated(columns: Mapping[str, str], found: Collection[str], where: str) -> Shape:
-    missing = [column for column in columns.values() if column not in found]
-    if missing:
-        raise DataError(f"{where} has no column {_quoted(missing)}; it has {_quoted(found)}")
+def _build_stated_schema(columns: Mapping[str, str], column_names: Collection[str], location: str) -> RowSchema:
+    missing_columns = [column for column in columns.values() if column not in column_names]
+    if missing_columns:
+        raise DataError(
+            f"{location} has no column {_quote_names(missing_columns)}; it has {_quote_names(column_names)}"
+        )
     if set(columns) == {"text"}:
-        return _plain(columns["text"])
+        return _build_text_schema(columns["text"])
     if set(columns) == {"prompt", "response"}:
-        return _pair((columns["prompt"], columns["response"]), ())
+        return _build_pair_schema((columns["prompt"], columns["response"]), ())
     if set(columns) == {"messages"}:
-        return _chat(columns["messages"])
-    raise UsageError(f"columns {_quoted(columns)} make no document; state text, or prompt and response, or messages")
+        return _build_chat_schema(columns["messages"])
+    raise UsageError(
+        f"columns {_quote_names(columns)} make no document; state text, or prompt and response, or messages"
+    )
 
 
-def _chat(column: str) -> Shape:
-    return Shape("chat", (column,), (), lambda row: {"messages": [_turn(turn) for turn in _list(row, column)]})
+def _build_chat_schema(column: str) -> RowSchema:
+    return RowSchema(
+        "chat", (column,), (), lambda row: {"messages": [_read_turn(turn) for turn in _read_list(row, column)]}
+    )
 
 
-def _plain(column: str) -> Shape:
-    return Shape("text", (column,), (), lambda row: {"text": _string(row, column), "whole": True})
+def _build_text_schema(column: str) -> RowSchema:
+    return RowSchema("text", (column,), (), lambda row: {"text": _read_string(row, column), "whole": True})
 
 
-def _pair(pair: tuple[str, str], extra: tuple[str, ...]) -> Shape:
+def _build_pair_schema(pair: tuple[str, str], optional_columns: tuple[str, ...]) -> RowSchema:
     prompt, response = pair
 
-    def read(row: Mapping[str, Any]) -> Document:
-        parts = [_string(row, prompt), *(_string(row, column) for column in extra if column in row)]
-        asked = "\n\n".join(part for part in parts if part.strip())
-        return {"prompt": asked, "response": _string(row, response)}
+    def parse_row(row: Mapping[str, Any]) -> Document:
+        parts = [
+            _read_string(row, prompt),
+            *(_read_string(row, column) for column in optional_columns if column in row),
+        ]
+        prompt_text = "\n\n".join(part for part in parts if part.strip())
+        return {"prompt": prompt_text, "response": _read_string(row, response)}
 
-    return Shape("pairs", pair, extra, read)
+    return RowSchema("pairs", pair, optional_columns, parse_row)
 
 
-def lack(document: Document) -> str | None:
+def find_lack(document: Document) -> str | None:
     """What an otherwise valid document lacks to be trained on, as `empty response`; None if nothing."""
     if "messages" in document:
         answers = [turn["content"] for turn in document["messages"] if turn["role"] == "assistant"]
         if not answers:
             return "no assistant turn"
         return None if any(answer.strip() for answer in answers) else "empty answers"
-    empty = [name for name in ("text", "prompt", "response") if name in document and not document[name].strip()]
-    return f"empty {empty[0]}" if empty else None
+    empty_fields = [name for name in ("text", "prompt", "response") if name in document and not document[name].strip()]
+    return f"empty {empty_fields[0]}" if empty_fields else None
 
 
-def _turn(turn: Any) -> dict[str, str]:
+def _read_turn(turn: Any) -> dict[str, str]:
     if not isinstance(turn, Mapping) or not ({"role", "content"} <= set(turn) or {"from", "value"} <= set(turn)):
-        shown = _quoted(turn) if isinstance(turn, Mapping) else type(turn).__name__
-        raise Malformed(f"has a turn with {shown}; every turn needs role and content (or from and value)")
+        description = _quote_names(turn) if isinstance(turn, Mapping) else type(turn).__name__
+        raise MalformedRow(f"has a turn with {description}; every turn needs role and content (or from and value)")
     role, content = ("role", "content") if "role" in turn else ("from", "value")
     if turn.get("tool_calls"):
-        raise Malformed("has a turn with tool_calls, which cannot be trained on yet; leave such rows out")
+        raise MalformedRow("has a turn with tool_calls, which cannot be trained on yet; leave such rows out")
     if not isinstance(turn[role], str) or turn[role] not in ROLES:
-        raise Malformed(f"has a turn of the role {turn[role]!r}; known are {', '.join(ROLES)}")
-    return {"role": ROLES[turn[role]], "content": _string(turn, content)}
+        raise MalformedRow(f"has a turn of the role {turn[role]!r}; known are {', '.join(ROLES)}")
+    return {"role": ROLES[turn[role]], "content": _read_string(turn, content)}
 
 
-def _list(row: Mapping[str, Any], column: str) -> list[Any]:
+def _read_list(row: Mapping[str, Any], column: str) -> list[Any]:
     value = row[column]
     if not isinstance(value, list | tuple):
-        raise Malformed(f"has {type(value).__name__} in `{column}`, where a list of turns belongs")
+        raise MalformedRow(f"has {type(value).__name__} in `{column}`, where a list of turns belongs")
     return list(value)
 
 
-def _string(row: Mapping[str, Any], column: str) -> str:
+def _read_string(row: Mapping[str, Any], column: str) -> str:
     value = row[column]
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Malformed(f"has {type(value).__name__} in `{column}`, where text belongs")
+        raise MalformedRow(f"has {type(value).__name__} in `{column}`, where text belongs")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise Malformed(f"has half a surrogate pair in `{column}`, which is no text") from error
+        raise MalformedRow(f"has half a surrogate pair in `{column}`, which is no text") from error
     return value
 
 
-def _quoted(names: Collection[str]) -> str:
-    return ", ".join(f"`{_short(name)}`" for name in names) or "nothing"
+def _quote_names(names: Collection[str]) -> str:
+    return ", ".join(f"`{_shorten_name(name)}`" for name in names) or "nothing"
 
 
-def _short(name: object) -> str:
+def _shorten_name(name: object) -> str:
     text = str(name)
     return text if len(text) <= 40 else text[:37] + "..."

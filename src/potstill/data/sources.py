@@ -20,70 +20,70 @@ from typing import Any, NamedTuple
 from potstill.core.errors import DataError, NotFound
 
 BOM = "\ufeff"
-TRAIN = re.compile(r"(^|[-_./])train([-_./]|$)", re.IGNORECASE)
-VALIDATION = re.compile(r"(^|[-_./])(validation|valid|val|dev)([-_./]|$)", re.IGNORECASE)
-TEST = re.compile(r"(^|[-_./])test([-_./]|$)", re.IGNORECASE)
+TRAIN_PATTERN = re.compile(r"(^|[-_./])train([-_./]|$)", re.IGNORECASE)
+VALIDATION_PATTERN = re.compile(r"(^|[-_./])(validation|valid|val|dev)([-_./]|$)", re.IGNORECASE)
+TEST_PATTERN = re.compile(r"(^|[-_./])test([-_./]|$)", re.IGNORECASE)
 
 
 class Record(NamedTuple):
     """One row of a file, and where it stands there: `train.jsonl, line 7`."""
 
     row: Mapping[str, Any]
-    where: str
+    location: str
 
 
-def records(path: Path) -> Iterator[Record]:
+def read_records(path: Path) -> Iterator[Record]:
     """The rows of one file, in its order.
 
     Raises: DataError where it cannot be read as what its name says; the message names the line or the byte.
     """
-    with _readable(path):
-        yield from READERS[format_of(path)](path)
+    with _explain_read_errors(path):
+        yield from READERS[get_format(path)](path)
 
 
-def format_of(path: Path) -> str:
+def get_format(path: Path) -> str:
     """The format that a file's name states, as `.jsonl`; empty where it is none that can be read."""
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     return suffix if suffix in READERS else ""
 
 
-def files_of(path: Path) -> list[Path]:
+def list_files(path: Path) -> list[Path]:
     """The file itself, or all readable files below a folder, sorted; hidden ones are passed over.
 
     Raises: DataError where none of them can be read by its name.
     """
-    accepted = ", ".join(READERS)
+    formats = ", ".join(READERS)
     if path.is_file():
-        if not format_of(path):
-            raise DataError(f"{path} is none of {accepted} (each also .gz); convert it, or rename it to what it is")
+        if not get_format(path):
+            raise DataError(f"{path} is none of {formats} (each also .gz); convert it, or rename it to what it is")
         return [path]
-    with _readable(path):
-        inside = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
-    found = [file for file in inside if format_of(file)]
-    if not found:
-        raise DataError(f"the folder {path} holds {len(inside)} files and none of {accepted} (each also .gz)")
-    return found
+    with _explain_read_errors(path):
+        files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
+    readable_files = [file for file in files if get_format(file)]
+    if not readable_files:
+        raise DataError(f"the folder {path} holds {len(files)} files and none of {formats} (each also .gz)")
+    return readable_files
 
 
-def _hidden(path: Path) -> bool:
+def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def held_out(names: list[str]) -> tuple[list[int], list[int]] | None:
+def assign_splits(names: list[str]) -> tuple[list[int], list[int]] | None:
     """(train, validation): which of these files or splits are which, as numbers; None where the names do not say.
 
     They say so if one is named `train`. What is named `validation`, `valid`, `val` or `dev` is then held out, else what
     is named `test`; where both are there, `test` belongs to neither. The list of validation is empty if none is named.
     """
-    train = [i for i, name in enumerate(names) if TRAIN.search(name)]
+    train = [i for i, name in enumerate(names) if TRAIN_PATTERN.search(name)]
     if not train:
         return None
-    rest = [i for i in range(len(names)) if i not in train]
-    validation = [i for i in rest if VALIDATION.search(names[i])]
-    return train, validation or [i for i in rest if TEST.search(names[i])]
+    remaining = [i for i in range(len(names)) if i not in train]
+    validation = [i for i in remaining if VALIDATION_PATTERN.search(names[i])]
+    return train, validation or [i for i in remaining if TEST_PATTERN.search(names[i])]
 
 
-def licence_beside(path: Path) -> str | None:
+def find_license(path: Path) -> str | None:
     """The first line of the LICENSE file in the same folder, with its name; None where there is none."""
     folder = path if path.is_dir() else path.parent
     for file in sorted(folder.glob("LICEN[CS]E*")):
@@ -95,7 +95,7 @@ def licence_beside(path: Path) -> str | None:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _explain_read_errors(path: Path) -> Iterator[None]:
     """Says in one sentence why a file cannot be read."""
     try:
         yield
@@ -109,14 +109,14 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _open(path: Path) -> io.BufferedIOBase:
+def _open_file(path: Path) -> io.BufferedIOBase:
     return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file with their ends, without a byte order mark."""
     offset = 0
-    with _open(path) as file:
+    with _open_file(path) as file:
         for raw in file:
             yield _decode(raw, path, offset).removeprefix(BOM if offset == 0 else "")
             offset += len(raw)
@@ -134,30 +134,30 @@ def _decode(raw: bytes, path: Path, offset: int = 0) -> str:
         ) from error
 
 
-def _text(path: Path) -> Iterator[Record]:
-    text = "".join(_lines(path)).replace("\r\n", "\n")
+def _read_text(path: Path) -> Iterator[Record]:
+    text = "".join(_read_lines(path)).replace("\r\n", "\n")
     yield Record({"text": text}, str(path))
 
 
-def _json_lines(path: Path, *, number: int = 0) -> Iterator[Record]:
-    lines = iter(_lines(path))
+def _read_json_lines(path: Path, *, number: int = 0) -> Iterator[Record]:
+    lines = iter(_read_lines(path))
     for line in lines:
         number += 1
         if number == 1 and line.lstrip().startswith("["):
-            yield from _json_list(line + "".join(lines), path)
+            yield from _read_json_list(line + "".join(lines), path)
         elif line.strip():
-            yield _row(_parse(line.rstrip(), path, first_line=number), f"{path}, line {number}")
+            yield _make_record(_parse_json(line.rstrip(), path, first_line=number), f"{path}, line {number}")
 
 
-def _json(path: Path) -> Iterator[Record]:
-    text = "".join(_lines(path))
-    if text.lstrip().startswith("{") and _whole_line(text):
-        yield from _json_lines(path)
+def _read_json(path: Path) -> Iterator[Record]:
+    text = "".join(_read_lines(path))
+    if text.lstrip().startswith("{") and _is_json_lines(text):
+        yield from _read_json_lines(path)
     elif text.strip():
-        yield from _json_list(text, path)
+        yield from _read_json_list(text, path)
 
 
-def _whole_line(text: str) -> bool:
+def _is_json_lines(text: str) -> bool:
     """Whether the first line is a JSON value of its own, as in JSON lines that go by the name of `.json`."""
     try:
         json.loads(text.lstrip().split("\n", 1)[0])
@@ -166,13 +166,13 @@ def _whole_line(text: str) -> bool:
     return True
 
 
-def _json_list(text: str, path: Path) -> Iterator[Record]:
-    value = _parse(text, path)
+def _read_json_list(text: str, path: Path) -> Iterator[Record]:
+    value = _parse_json(text, path)
     for number, row in enumerate(value if isinstance(value, list) else [value], start=1):
-        yield _row(row, f"{path}, row {number}")
+        yield _make_record(row, f"{path}, row {number}")
 
 
-def _parse(text: str, path: Path, *, first_line: int = 1) -> Any:
+def _parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -182,50 +182,50 @@ def _parse(text: str, path: Path, *, first_line: int = 1) -> Any:
         raise DataError(f"{path}, line {first_line} is nested too deeply to be read as JSON") from error
 
 
-def _row(value: Any, where: str) -> Record:
+def _make_record(value: Any, location: str) -> Record:
     if not isinstance(value, dict):
-        raise DataError(f"{where} is a {type(value).__name__}; every row has to be an object with named fields")
-    return Record(value, where)
+        raise DataError(f"{location} is a {type(value).__name__}; every row has to be an object with named fields")
+    return Record(value, location)
 
 
-def _separated(path: Path, dialect: type[csv.Dialect]) -> Iterator[Record]:
-    reader = csv.reader(_lines(path), dialect, strict=True)
-    with _long_fields():
+def _read_separated(path: Path, dialect: type[csv.Dialect]) -> Iterator[Record]:
+    reader = csv.reader(_read_lines(path), dialect, strict=True)
+    with _allow_long_fields():
         try:
             header = next(reader, None)
             for fields in reader:
                 if fields:
-                    yield _fields(header or [], fields, f"{path}, line {reader.line_num}")
+                    yield _make_field_record(header or [], fields, f"{path}, line {reader.line_num}")
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num} is no valid CSV: {error}") from error
 
 
-def _fields(header: list[str], fields: list[str], where: str) -> Record:
+def _make_field_record(header: list[str], fields: list[str], location: str) -> Record:
     if len(fields) != len(header):
-        raise DataError(f"{where} has {len(fields)} fields where the header has {len(header)}")
-    return Record(dict(zip(header, fields, strict=True)), where)
+        raise DataError(f"{location} has {len(fields)} fields where the header has {len(header)}")
+    return Record(dict(zip(header, fields, strict=True)), location)
 
 
 @contextmanager
-def _long_fields() -> Iterator[None]:
+def _allow_long_fields() -> Iterator[None]:
     """The csv module refuses fields over 128 KiB unless its one global limit is raised."""
-    before = csv.field_size_limit(sys.maxsize)
+    previous_limit = csv.field_size_limit(sys.maxsize)
     try:
         yield
     finally:
-        csv.field_size_limit(before)
+        csv.field_size_limit(previous_limit)
 
 
-class _Tabs(csv.excel_tab):
+class _TabDialect(csv.excel_tab):
     quoting = csv.QUOTE_NONE
 
 
-def _parquet(path: Path) -> Iterator[Record]:
+def _read_parquet(path: Path) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with _open(path) as file:
+        with _open_file(path) as file:
             table = pq.ParquetFile(io.BytesIO(file.read()) if path.name.lower().endswith(".gz") else path)
         number = 0
         for batch in table.iter_batches(batch_size=1024):
@@ -237,10 +237,10 @@ def _parquet(path: Path) -> Iterator[Record]:
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {
-    ".txt": _text,
-    ".jsonl": _json_lines,
-    ".json": _json,
-    ".csv": lambda path: _separated(path, csv.excel),
-    ".tsv": lambda path: _separated(path, _Tabs),
-    ".parquet": _parquet,
+    ".txt": _read_text,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".csv": lambda path: _read_separated(path, csv.excel),
+    ".tsv": lambda path: _read_separated(path, _TabDialect),
+    ".parquet": _read_parquet,
 }

@@ -13,56 +13,58 @@ from itertools import groupby
 from potstill.core.errors import DataError
 from potstill.data.shapes import Document
 
-SHARE = 0.05
-FEW = 20
-SECTIONS = 2_000  # how many to cut a set into, where that leaves them between these two lengths, in characters
-SHORTEST, LONGEST = 1_000, 16_000
-LEAST = 20  # sections, however short the text
+VALIDATION_SHARE = 0.05
+MIN_DOCUMENTS = 20
+TARGET_SECTIONS = 2_000  # how many to cut a set into, where that leaves them between these two lengths, in characters
+MIN_SECTION_LENGTH, MAX_SECTION_LENGTH = 1_000, 16_000
+MIN_SECTIONS = 20  # sections, however short the text
 
 
 def fingerprint(document: Document) -> bytes:
     """The SHA-256 of what a document says, whoever is to teach it."""
-    said = {name: value for name, value in document.items() if name not in ("whole", "route")}
-    return hashlib.sha256(json.dumps(said, ensure_ascii=False, sort_keys=True).encode()).digest()
+    content = {name: value for name, value in document.items() if name not in ("whole", "route")}
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).digest()
 
 
-def hidden(prints: Sequence[bytes], *, share: float = SHARE) -> list[bool]:
+def choose_held_out(fingerprints: Sequence[bytes], *, share: float = VALIDATION_SHARE) -> list[bool]:
     """For each document whether it is held out; at least one is, and one is not, wherever two documents differ."""
-    different = set(prints)
-    if len(different) < 2:
-        return [False] * len(prints)
-    held = {one for one in different if below(one, share)} or {min(different)}
-    held -= {max(different)}
-    return [one in held for one in prints]
+    distinct = set(fingerprints)
+    if len(distinct) < 2:
+        return [False] * len(fingerprints)
+    held_out = {digest for digest in distinct if is_in_share(digest, share)} or {min(distinct)}
+    held_out -= {max(distinct)}
+    return [digest in held_out for digest in fingerprints]
 
 
-def below(fingerprint: bytes, share: float = SHARE) -> bool:
+def is_in_share(digest: bytes, share: float = VALIDATION_SHARE) -> bool:
     """Whether a fingerprint, read as a fraction of one, lies below `share`."""
-    return int.from_bytes(fingerprint[:8], "big") < share * 2**64
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def runs(texts: Sequence[str], *, validation: bool) -> list[Document]:
+def split_texts(texts: Sequence[str], *, validation: bool) -> list[Document]:
     """The train or the validation share of a few texts, as documents; `whole` are those that end where a text does.
 
     Raises: DataError where the texts are too short to be cut in two.
     """
     total = sum(map(len, texts))
-    size = max(1, min(max(total // SECTIONS, SHORTEST), LONGEST, total // LEAST))
-    cut = [(number, section) for number, text in enumerate(texts) for section in sections(text, size)]
-    held = hidden([fingerprint({"text": section}) for _, section in cut])
-    last = {number: place for place, (number, _) in enumerate(cut)}
+    size = max(1, min(max(total // TARGET_SECTIONS, MIN_SECTION_LENGTH), MAX_SECTION_LENGTH, total // MIN_SECTIONS))
+    numbered_sections = [(number, section) for number, text in enumerate(texts) for section in cut_sections(text, size)]
+    held_out = choose_held_out([fingerprint({"text": section}) for _, section in numbered_sections])
+    last_section = {number: index for index, (number, _) in enumerate(numbered_sections)}
     documents = []
-    for (number, side), group in groupby(range(len(cut)), key=lambda place: (cut[place][0], held[place])):
-        places = list(group)
-        if side == validation:
-            text = "".join(cut[place][1] for place in places)
-            documents.append({"text": text, "whole": places[-1] == last[number]})
+    for (number, is_held_out), group in groupby(
+        range(len(numbered_sections)), key=lambda index: (numbered_sections[index][0], held_out[index])
+    ):
+        indices = list(group)
+        if is_held_out == validation:
+            text = "".join(numbered_sections[index][1] for index in indices)
+            documents.append({"text": text, "whole": indices[-1] == last_section[number]})
     if not documents:
         raise DataError(f"{total} characters are too few to hold a validation share; use split=all")
     return documents
 
 
-def sections(text: str, size: int) -> list[str]:
+def cut_sections(text: str, size: int) -> list[str]:
     """`text` cut into pieces of at least `size` characters and at most twice as many; joined, they are the text.
 
     A piece ends after a blank line if it can, else after a line, else after a word, else anywhere.
@@ -70,7 +72,11 @@ def sections(text: str, size: int) -> list[str]:
     pieces, start = [], 0
     while len(text) - start > 2 * size:
         window = text[start : start + 2 * size]
-        ends = (window.find(mark, size) + len(mark) for mark in ("\n\n", "\n", " ") if mark in window[size:])
+        ends = (
+            window.find(separator, size) + len(separator)
+            for separator in ("\n\n", "\n", " ")
+            if separator in window[size:]
+        )
         stop = start + next(ends, size)
         pieces.append(text[start:stop])
         start = stop

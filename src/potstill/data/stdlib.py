@@ -13,30 +13,32 @@ from pathlib import Path
 
 from potstill.core.errors import DataError
 
-SHORTEST = 80  # characters; below it stand the likes of "Return the name."
-SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
-LICENCE = "PSF-2.0"
+MIN_LENGTH = 80  # characters; below it stand the likes of "Return the name."
+SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
+LICENSE = "PSF-2.0"
 
 
 @functools.cache
-def docstrings() -> tuple[str, ...]:
+def load_docstrings() -> tuple[str, ...]:
     """All docstrings of at least `SHORTEST` characters, dedented, each once, sorted.
 
     Raises: DataError where this Python comes without the source of its library.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    found = {text for path in modules(root) for text in in_source(path.read_bytes()) if len(text) >= SHORTEST}
-    if not found:
+    texts = {
+        text for path in list_modules(root) for text in extract_docstrings(path.read_bytes()) if len(text) >= MIN_LENGTH
+    }
+    if not texts:
         raise DataError(f"{root} holds no Python source, so there is no corpus `stdlib`; name a file instead")
-    return tuple(sorted(found))
+    return tuple(sorted(texts))
 
 
-def modules(root: Path) -> Iterator[Path]:
+def list_modules(root: Path) -> Iterator[Path]:
     """The source files of the library below `root`, without its tests and without what was installed."""
-    return (path for path in root.rglob("*.py") if not SKIPPED & set(path.relative_to(root).parts))
+    return (path for path in root.rglob("*.py") if not SKIPPED_FOLDERS & set(path.relative_to(root).parts))
 
 
-def in_source(source: bytes) -> Iterator[str]:
+def extract_docstrings(source: bytes) -> Iterator[str]:
     """The dedented docstrings of a module, its classes and its functions; nothing where it is not valid Python."""
     try:
         with warnings.catch_warnings():

@@ -20,8 +20,8 @@ from potstill.core.errors import DataError
 Message = Mapping[str, str]
 Span = tuple[int, int]
 
-PROBE = "potstill"  # what is said in the chat that shows how a template ends a turn
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+PROBE_TEXT = "potstill"  # what is said in the chat that shows how a template ends a turn
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class ChatTemplate:
@@ -35,73 +35,75 @@ class ChatTemplate:
             )
         self.tokenizer = tokenizer
         self.source: str = tokenizer.get_chat_template()
-        self.marked = bool(GENERATION.search(self.source))
-        self.stop = self._stop()
+        self.has_generation_tags = bool(GENERATION_TAG.search(self.source))
+        self.stop = self._find_stop()
 
-    def _stop(self) -> str:
+    def _find_stop(self) -> str:
         """What follows an answer up to its first special token; all that follows where there is no such token."""
-        rendered = self.render([{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}])
-        if PROBE not in rendered:
+        rendered = self.render([{"role": "user", "content": PROBE_TEXT}, {"role": "assistant", "content": PROBE_TEXT}])
+        if PROBE_TEXT not in rendered:
             raise DataError("the chat template does not write what the assistant says; mend it or take another")
-        tail = rendered[rendered.rindex(PROBE) + len(PROBE) :]
-        added = self.tokenizer.added_tokens_decoder.values()
-        special = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
-        ends = [tail.index(token) + len(token) for token in special if token in tail]
+        tail = rendered[rendered.rindex(PROBE_TEXT) + len(PROBE_TEXT) :]
+        added_tokens = self.tokenizer.added_tokens_decoder.values()
+        special_tokens = {token.content for token in added_tokens if token.special} | set(
+            self.tokenizer.all_special_tokens
+        )
+        ends = [tail.index(token) + len(token) for token in special_tokens if token in tail]
         return tail[: min(ends)] if ends else tail
 
-    def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """The chat as text; with `prompt`, up to where the assistant is to speak.
 
         Raises: DataError where the template refuses the chat.
         """
-        return self._rendered(messages, prompt=prompt)[0]
+        return self._apply(messages, add_generation_prompt=add_generation_prompt)[0]
 
-    def _rendered(self, messages: Sequence[Message], *, prompt: bool = False) -> tuple[str, list[Span]]:
+    def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> tuple[str, list[Span]]:
         try:
             texts, spans = render_jinja_template(
                 [list(messages)],
                 chat_template=self.source,
-                return_assistant_tokens_mask=self.marked and not prompt,
-                add_generation_prompt=prompt,
+                return_assistant_tokens_mask=self.has_generation_tags and not add_generation_prompt,
+                add_generation_prompt=add_generation_prompt,
                 **self.tokenizer.special_tokens_map,
             )
         except (TemplateError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"the chat template refuses the roles {_roles(messages)}: {error}") from error
+            raise DataError(f"the chat template refuses the roles {_list_roles(messages)}: {error}") from error
         return texts[0], [(int(start), int(stop)) for start, stop in spans[0]] if spans else []
 
-    def spoken(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def render_with_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The rendered chat, and the spans of characters that the assistant says, stop strings included.
 
         Raises: DataError where the template refuses the chat, or rewrites earlier turns beyond recognition.
         """
-        text, marked = self._rendered(messages)
-        if self.marked:
-            return text, [self._with_stop(text, span) for span in marked]
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        return text, [self._turn(text, messages, i) for i in turns]
+        text, generation_spans = self._apply(messages)
+        if self.has_generation_tags:
+            return text, [self._extend_to_stop(text, span) for span in generation_spans]
+        answer_indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        return text, [self._find_turn(text, messages, i) for i in answer_indices]
 
-    def _with_stop(self, text: str, span: Span) -> Span:
+    def _extend_to_stop(self, text: str, span: Span) -> Span:
         """`{% generation %}` is often closed before the stop token, which then would never be learnt."""
         start, stop = span
-        behind = self.stop and text.startswith(self.stop, stop)
-        return start, stop + len(self.stop) if behind else stop
+        has_stop = self.stop and text.startswith(self.stop, stop)
+        return start, stop + len(self.stop) if has_stop else stop
 
-    def _turn(self, text: str, messages: Sequence[Message], i: int) -> Span:
-        before = self.render(messages[:i], prompt=True)
-        upto = self.render(messages[: i + 1])
-        start = len(before)
-        if text.startswith(before) and text.startswith(upto) and len(upto) > start:
-            stop = text.rfind(self.stop, start, len(upto)) if self.stop else len(upto)
-            return start, stop + len(self.stop) if stop >= 0 else len(upto)
+    def _find_turn(self, text: str, messages: Sequence[Message], i: int) -> Span:
+        prefix = self.render(messages[:i], add_generation_prompt=True)
+        prefix_with_turn = self.render(messages[: i + 1])
+        start = len(prefix)
+        if text.startswith(prefix) and text.startswith(prefix_with_turn) and len(prefix_with_turn) > start:
+            stop = text.rfind(self.stop, start, len(prefix_with_turn)) if self.stop else len(prefix_with_turn)
+            return start, stop + len(self.stop) if stop >= 0 else len(prefix_with_turn)
         # Qwen 3 renders a turn with its thinking while it is the last one and without it afterwards.
-        said = messages[i]["content"].strip()
-        if text.startswith(before) and self.stop and text.startswith(said + self.stop, start):
-            return start, start + len(said + self.stop)
+        content = messages[i]["content"].strip()
+        if text.startswith(prefix) and self.stop and text.startswith(content + self.stop, start):
+            return start, start + len(content + self.stop)
         raise DataError(
             f"the chat template writes turn {i + 1} of {len(messages)} anew once others follow, so what the assistant "
             f"said cannot be found; use a template with {{% generation %}}, or chats of one answer"
         )
 
 
-def _roles(messages: Sequence[Message]) -> str:
+def _list_roles(messages: Sequence[Message]) -> str:
     return ", ".join(message["role"] for message in messages) or "of an empty chat"

@@ -13,21 +13,21 @@ from urllib.parse import urlsplit
 
 from potstill.core.errors import MissingDependency, ServerError, UsageError
 
-AT_ONCE = 16  # requests under way; more only wait in the server's queue
-TRIES = 6
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the second try, twice as many before each further one
+MAX_CONCURRENCY = 16  # requests under way; more only wait in the server's queue
+MAX_TRIES = 6
+FIRST_WAIT, MAX_WAIT = 0.5, 30.0  # seconds before the second try, twice as many before each further one
 TIMEOUT = 300.0  # seconds for an answer: a server may have many callers
-KEYS = ("POTSTILL_API_KEY", "OPENAI_API_KEY")  # the first that is set is sent
+API_KEY_VARIABLES = ("POTSTILL_API_KEY", "OPENAI_API_KEY")  # the first that is set is sent
 
 
-class Refused(ServerError):
+class RequestRefused(ServerError):
     """The server answered that it will not: asking again is of no use. `said` is its reason."""
 
-    def __init__(self, url: str, status: int, said: str) -> None:
+    def __init__(self, url: str, status: int, reason: str) -> None:
         super().__init__(
-            f"the server at {url} refuses (status {status}): {said}; mend that there, or ask for less (--context)"
+            f"the server at {url} refuses (status {status}): {reason}; mend that there, or ask for less (--context)"
         )
-        self.said = said
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Address:
     model: str
 
     @classmethod
-    def parse(cls, text: str) -> "Address":
+    def from_string(cls, text: str) -> "Address":
         """The address that `text` is.
 
         Raises: UsageError; also where it holds a password, which would end up in cards.
@@ -49,8 +49,10 @@ class Address:
         except ValueError as error:
             raise UsageError(f"{text!r} is no address ({error}); write http://HOST:PORT/v1") from error
         if parts.username or parts.password or parts.query:
-            shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-            raise UsageError(f"{shown} comes with a key in it, which cards would show; set POTSTILL_API_KEY instead")
+            public_url = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+            raise UsageError(
+                f"{public_url} comes with a key in it, which cards would show; set POTSTILL_API_KEY instead"
+            )
         if parts.scheme not in ("http", "https") or not host:
             raise UsageError(f"{text!r} is no address of a server; write http://HOST:PORT/v1")
         return cls(parts._replace(fragment="").geturl().rstrip("/"), parts.fragment)
@@ -61,7 +63,7 @@ def is_address(name: str | None) -> bool:
     return name is not None and re.match(r"https?://", name, re.IGNORECASE) is not None
 
 
-class Wire:
+class HttpClient:
     """At most `at_once` requests are under way; one that finds no answer, 429 or 5xx is tried again, later each time.
 
     A key is taken from the environment (`POTSTILL_API_KEY`, else `OPENAI_API_KEY`) and sent as a bearer token.
@@ -69,91 +71,97 @@ class Wire:
     Raises: MissingDependency without the extra `serve`.
     """
 
-    def __init__(self, url: str, *, at_once: int = AT_ONCE, tries: int = TRIES, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self, url: str, *, max_concurrency: int = MAX_CONCURRENCY, max_tries: int = MAX_TRIES, timeout: float = TIMEOUT
+    ) -> None:
         try:
             import httpx
         except ImportError as error:
             raise MissingDependency("httpx is not installed; run: pip install 'potstill[serve]'") from error
-        self.url, self._tries, self._lost = url, tries, httpx.TransportError
-        self._key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
+        self.url, self._max_tries, self._transport_error = url, max_tries, httpx.TransportError
+        self._api_key = next((os.environ[name] for name in API_KEY_VARIABLES if os.environ.get(name)), "")
+        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+        limits = httpx.Limits(max_connections=max_concurrency, max_keepalive_connections=max_concurrency)
         self._client = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits)
-        self._turns = asyncio.Semaphore(at_once)
+        self._slots = asyncio.Semaphore(max_concurrency)
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="potstill-wire", daemon=True)
         thread.start()
-        self.close = weakref.finalize(self, _close, self._client, self._loop, thread)
+        self.close = weakref.finalize(self, _shut_down, self._client, self._loop, thread)
 
-    def soon(self, asked: Coroutine[Any, Any, Any]) -> "Future[Any]":
+    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
         """Start `asked` on the wire's own thread; what it returns, later."""
-        return asyncio.run_coroutine_threadsafe(asked, self._loop)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    async def ask(self, path: str, body: Any = None) -> Any:
+    async def request(self, path: str, body: Any = None) -> Any:
         """What the server answers: to a GET, or to a POST of `body`.
 
         Raises: Refused; ServerError when all tries are used up, or for an answer that is no JSON.
         """
-        async with self._turns:
+        async with self._slots:
             fault = ""
-            for wait in [*waits(self._tries), None]:
+            for wait in [*compute_waits(self._max_tries), None]:
                 try:
                     answer = await self._client.request("GET" if body is None else "POST", self.url + path, json=body)
-                except self._lost as error:
-                    fault, later = type(error).__name__, 0.0
+                except self._transport_error as error:
+                    fault, retry_after = type(error).__name__, 0.0
                 else:
                     if answer.is_success:
-                        return self._decoded(answer)
-                    fault, later = f"status {answer.status_code}: {self._said(answer)}", _later(answer)
+                        return self._parse_json(answer)
+                    fault, retry_after = (
+                        f"status {answer.status_code}: {self._parse_reason(answer)}",
+                        _parse_retry_after(answer),
+                    )
                     if answer.status_code != 429 and answer.status_code < 500:
-                        raise Refused(self.url, answer.status_code, self._said(answer))
+                        raise RequestRefused(self.url, answer.status_code, self._parse_reason(answer))
                 if wait is not None:
-                    await asyncio.sleep(min(max(wait, later), LONGEST_WAIT))
+                    await asyncio.sleep(min(max(wait, retry_after), MAX_WAIT))
         raise ServerError(
-            f"the server at {self.url} gave no answer in {self._tries} tries ({fault}); start it again, and continue "
+            f"the server at {self.url} gave no answer in {self._max_tries} tries ({fault}); start it again, "
+            f"and continue "
             f"a run that has a checkpoint with --resume"
         )
 
-    def _decoded(self, answer: Any) -> Any:
+    def _parse_json(self, answer: Any) -> Any:
         try:
             return answer.json()
         except ValueError as error:
             raise ServerError(f"the server at {self.url} answers what is no JSON; is its path /v1?") from error
 
-    def _said(self, answer: Any) -> str:
+    def _parse_reason(self, answer: Any) -> str:
         """The server's own words, without the key."""
         try:
-            found = answer.json()
-            found = found.get("error", found)
-            words = str(found.get("message", found) if isinstance(found, dict) else found)
+            payload = answer.json()
+            payload = payload.get("error", payload)
+            reason = str(payload.get("message", payload) if isinstance(payload, dict) else payload)
         except (ValueError, AttributeError):
-            words = answer.text
-        return (words.replace(self._key, "***") if self._key else words)[:300].strip() or "no reason"
+            reason = answer.text
+        return (reason.replace(self._api_key, "***") if self._api_key else reason)[:300].strip() or "no reason"
 
 
-def waits(tries: int) -> list[float]:
+def compute_waits(max_tries: int) -> list[float]:
     """The seconds between so many tries."""
-    return [min(FIRST_WAIT * 2**n, LONGEST_WAIT) for n in range(tries - 1)]
+    return [min(FIRST_WAIT * 2**n, MAX_WAIT) for n in range(max_tries - 1)]
 
 
-def _later(answer: Any) -> float:
+def _parse_retry_after(answer: Any) -> float:
     """The seconds that a server asks to be left alone."""
-    said = answer.headers.get("retry-after", "")
-    return float(said) if said.isdecimal() else 0.0
+    header = answer.headers.get("retry-after", "")
+    return float(header) if header.isdecimal() else 0.0
 
 
-def _close(client: Any, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+def _shut_down(client: Any, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
     """Give up what is under way, close all connections, and end the thread."""
 
-    async def end() -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+    async def shut_down_loop() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await client.aclose()
         loop.stop()
 
-    loop.call_soon_threadsafe(lambda: loop.create_task(end()))
+    loop.call_soon_threadsafe(lambda: loop.create_task(shut_down_loop()))
     if threading.current_thread() is not thread:
         thread.join(timeout=10)
         loop.close()

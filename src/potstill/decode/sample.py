@@ -18,8 +18,8 @@ from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
 
 from potstill.core.errors import UnsupportedModel
-from potstill.models.evaluating import evaluating
-from potstill.models.signals import head_of, network, plain
+from potstill.models.evaluating import eval_mode
+from potstill.models.signals import get_head, probe_model, unwrap_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,40 +34,40 @@ class Sampling:
     temperature: float = 1.0
 
 
-class Voice:
+class CachedDecoder:
     """A model in the middle of writing several texts: what it remembers of them.
 
     Raises: UnsupportedModel, once it has read, where it remembers nothing that could be continued.
     """
 
     def __init__(self, model: nn.Module, vocabulary: int) -> None:
-        self.model, self.vocabulary = plain(model), vocabulary
-        self.facts = network(model)
-        self.memory: Any = None
+        self.model, self.vocabulary = unwrap_model(model), vocabulary
+        self.probe = probe_model(model)
+        self.cache: Any = None
 
-    def read(self, ids: Int[Tensor, "B T"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B V"]:
+    def compute_logits(self, ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B V"]:
         """The logits of what follows `ids`, which continue what was read before; `real` marks what is no padding."""
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": real.long()}
-        if self.facts.placed:
-            inputs["position_ids"] = (real.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        asked = self.model.base_model if self.facts.head_known else self.model
-        said = asked(**inputs, past_key_values=self.memory, use_cache=True)
-        self.memory = getattr(said, "past_key_values", None)
-        if self.memory is None:
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention_mask.long()}
+        if self.probe.takes_position_ids:
+            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        module = self.model.base_model if self.probe.has_known_head else self.model
+        outputs = module(**inputs, past_key_values=self.cache, use_cache=True)
+        self.cache = getattr(outputs, "past_key_values", None)
+        if self.cache is None:
             raise UnsupportedModel(f"{type(self.model).__name__} keeps no cache to write with; train it on fixed text")
-        if not self.facts.head_known:
-            logits: Tensor = said.logits[:, -1, : self.vocabulary]
+        if not self.probe.has_known_head:
+            logits: Tensor = outputs.logits[:, -1, : self.vocabulary]
             return logits
-        return head_of(self.model).real(self.vocabulary).logits(said.last_hidden_state[:, -1])
+        return get_head(self.model).crop_vocabulary(self.vocabulary).logits(outputs.last_hidden_state[:, -1])
 
-    def keep(self, rows: Int[Tensor, " B"]) -> None:
+    def select_rows(self, rows: Int[Tensor, " B"]) -> None:
         """Forgets all texts but these."""
-        self.memory.batch_select_indices(rows)
+        self.cache.batch_select_indices(rows)
 
 
 @torch.no_grad()
 def complete(
-    voices: Sequence[tuple[float, nn.Module]],
+    weighted_models: Sequence[tuple[float, nn.Module]],
     prompts: Sequence[Int[Tensor, " _"]],
     noise: Float[Tensor, "N W"],
     limits: Sequence[int],
@@ -78,52 +78,59 @@ def complete(
     The models are in eval mode meanwhile, so that neither dropout nor activation checkpointing has a part in it, and
     in their own mode afterwards. Texts that have ended are no longer computed.
     """
-    speaking = [(weight, Voice(model, sampling.vocabulary)) for weight, model in voices]
-    written: list[list[int]] = [[] for _ in prompts]
-    ids, real = pad_left(prompts)
-    alive = torch.arange(len(prompts), device=ids.device)
-    with ExitStack() as asleep:
-        for _, model in voices:
-            asleep.enter_context(evaluating(model))
-        while len(alive):
-            likely = torch.stack([weight * chances(voice.read(ids, real), sampling) for weight, voice in speaking])
-            tokens = draw(likely.sum(0), noise[alive, len(written[int(alive[0])])])
-            for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
-                written[row].append(token)
-            going = _going(alive, written, limits, sampling.stop)
-            if len(going) < len(alive):
-                for _, voice in speaking:
-                    voice.keep(going)
-            alive, ids = alive[going], tokens[going][:, None]
-            real = torch.cat([real[going], torch.ones_like(ids, dtype=torch.bool)], 1)
-    return written
+    decoders = [(weight, CachedDecoder(model, sampling.vocabulary)) for weight, model in weighted_models]
+    completions: list[list[int]] = [[] for _ in prompts]
+    ids, attention_mask = pad_left(prompts)
+    unfinished = torch.arange(len(prompts), device=ids.device)
+    with ExitStack() as stack:
+        for _, model in weighted_models:
+            stack.enter_context(eval_mode(model))
+        while len(unfinished):
+            probabilities = torch.stack(
+                [
+                    weight * token_probabilities(decoder.compute_logits(ids, attention_mask), sampling)
+                    for weight, decoder in decoders
+                ]
+            )
+            tokens = sample_tokens(probabilities.sum(0), noise[unfinished, len(completions[int(unfinished[0])])])
+            for row, token in zip(unfinished.tolist(), tokens.tolist(), strict=True):
+                completions[row].append(token)
+            places = _find_unfinished(unfinished, completions, limits, sampling.stop)
+            if len(places) < len(unfinished):
+                for _, decoder in decoders:
+                    decoder.select_rows(places)
+            unfinished, ids = unfinished[places], tokens[places][:, None]
+            attention_mask = torch.cat([attention_mask[places], torch.ones_like(ids, dtype=torch.bool)], 1)
+    return completions
 
 
-def chances(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Tensor, "B V"]:
+def token_probabilities(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Tensor, "B V"]:
     """The distribution that is drawn from, in float64: sums over a large vocabulary are rounded too far in float32."""
     if sampling.temperature == 0:
         return one_hot(logits.argmax(-1), logits.shape[1]).double()
     return (logits.double() / sampling.temperature).softmax(-1)
 
 
-def draw(likely: Float[Tensor, "B V"], noise: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+def sample_tokens(probabilities: Float[Tensor, "B V"], noise: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     """The token of each row at which its cumulated probability first exceeds the noise."""
-    reached = likely.cumsum(-1)
-    aim = noise.to(reached)[:, None] * reached[:, -1:]
-    return torch.searchsorted(reached, aim, right=True)[:, 0].clamp(max=likely.shape[1] - 1)
+    cumulative = probabilities.cumsum(-1)
+    threshold = noise.to(cumulative)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=probabilities.shape[1] - 1)
 
 
 def pad_left(prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """(ids, which of them are real): every prompt ends in the last column."""
     ids = pad_sequence(list(prompts), batch_first=True, padding_side="left")
-    real = [torch.ones_like(prompt, dtype=torch.bool) for prompt in prompts]
-    return ids, pad_sequence(real, batch_first=True, padding_side="left")
+    attention_masks = [torch.ones_like(prompt, dtype=torch.bool) for prompt in prompts]
+    return ids, pad_sequence(attention_masks, batch_first=True, padding_side="left")
 
 
-def _going(
-    alive: Int[Tensor, " B"], written: Sequence[Sequence[int]], limits: Sequence[int], stop: frozenset[int]
+def _find_unfinished(
+    unfinished: Int[Tensor, " B"], completions: Sequence[Sequence[int]], limits: Sequence[int], stop: frozenset[int]
 ) -> Int[Tensor, " _"]:
     """The places in `alive` of the texts that go on."""
-    rows = alive.tolist()
-    on = [n for n, row in enumerate(rows) if written[row][-1] not in stop and len(written[row]) < limits[row]]
-    return torch.tensor(on, dtype=torch.long, device=alive.device)
+    rows = unfinished.tolist()
+    places = [
+        n for n, row in enumerate(rows) if completions[row][-1] not in stop and len(completions[row]) < limits[row]
+    ]
+    return torch.tensor(places, dtype=torch.long, device=unfinished.device)

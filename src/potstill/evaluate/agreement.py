@@ -14,75 +14,79 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.core.errors import UsageError, VocabularyMismatch
-from potstill.core.types import Needs, Signals, supervised
-from potstill.evaluate.perplexity import Scores, scored_tokens, sizes_of, surprise, tally
-from potstill.evaluate.reading import Pack, Reading, Row, at_rest, context_of, packs
-from potstill.models.signals import signals
+from potstill.core.types import Needs, Signals, supervised_positions
+from potstill.evaluate.perplexity import Scores, compute_nll, count_scored_bytes, count_scored_tokens, sum_by_row
+from potstill.evaluate.reading import Pack, Row, ScoringConfig, build_packs, get_max_context, inference_context
+from potstill.models.signals import compute_signals
 from potstill.ops.divergence import forward_kl
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TeacherComparison:
     """A student's own scores and, for each document, its sum of KL(teacher || student) and its agreeing tokens."""
 
     scores: Scores
     kl: Float[np.ndarray, " n"]
-    agreed: Float[np.ndarray, " n"]
+    top1_matches: Float[np.ndarray, " n"]
 
     @property
     def divergence(self) -> float:
         """KL(teacher || student) in nats per token."""
-        return float(self.kl.sum() / self.scores.tokens.sum())
+        return float(self.kl.sum() / self.scores.num_tokens.sum())
 
     @property
     def agreement(self) -> float:
         """The share of tokens where both would greedily write the same one."""
-        return float(self.agreed.sum() / self.scores.tokens.sum())
+        return float(self.top1_matches.sum() / self.scores.num_tokens.sum())
 
 
 @dataclass(frozen=True)
-class Remembered:
+class TeacherOutputs:
     """What a teacher said about `rows`: kept hidden states, or (`model` given) read again where they would not fit."""
 
     rows: Sequence[Row]
-    reading: Reading
+    config: ScoringConfig
     scores: Scores
     packs: Sequence[Pack]
-    kept: Sequence[Signals] | None
+    cached_signals: Sequence[Signals] | None
     model: PreTrainedModel | None
 
-    def said(self, number: int) -> Signals:
+    def get_signals(self, index: int) -> Signals:
         """The teacher's signals for pack `number`."""
-        if self.kept is not None:
-            return self.kept[number]
+        if self.cached_signals is not None:
+            return self.cached_signals[index]
         assert self.model is not None
-        with at_rest(self.model, dtype=self.reading.dtype):
-            return _read(self.model, self.packs[number], self.reading)
+        with inference_context(self.model, dtype=self.config.dtype):
+            return _compute_signals(self.model, self.packs[index], self.config)
 
 
-def remember(
-    teacher: PreTrainedModel, rows: Sequence[Row], reading: Reading | None = None, *, memory: int = 2 << 30
-) -> Remembered:
+def collect_teacher_outputs(
+    teacher: PreTrainedModel, rows: Sequence[Row], config: ScoringConfig | None = None, *, max_bytes: int = 2 << 30
+) -> TeacherOutputs:
     """Let `teacher` read `rows` and keep what it says, as long as that stays below `memory` bytes.
 
     Raises: DataError where no row has a token to score.
     """
-    reading = (reading or Reading()).within(teacher)
-    plan = list(packs(rows, reading, device=teacher.device))
-    nll, held = np.zeros(len(rows)), 0
-    kept: list[Signals] = []
-    with at_rest(teacher, dtype=reading.dtype):
-        for pack in plan:
-            said = _read(teacher, pack, reading)
-            held += said.rows.nbytes
-            kept = [*kept, said] if held <= memory else []
-            nll += _paid(said, pack, reading, len(rows))
-    fits = held <= memory
-    scores = Scores(nll, scored_tokens(rows), sizes_of(rows))
-    return Remembered(rows, reading, scores, plan, kept if fits else None, None if fits else teacher)
+    config = (config or ScoringConfig()).limit_to_context(teacher)
+    pack_list = list(build_packs(rows, config, device=teacher.device))
+    nll, num_bytes = np.zeros(len(rows)), 0
+    cached_signals: list[Signals] = []
+    with inference_context(teacher, dtype=config.dtype):
+        for pack in pack_list:
+            outputs = _compute_signals(teacher, pack, config)
+            num_bytes += outputs.rows.nbytes
+            cached_signals = [*cached_signals, outputs] if num_bytes <= max_bytes else []
+            nll += _sum_nll_by_row(outputs, pack, config, len(rows))
+    fits_in_memory = num_bytes <= max_bytes
+    scores = Scores(nll, count_scored_tokens(rows), count_scored_bytes(rows))
+    return TeacherOutputs(
+        rows, config, scores, pack_list, cached_signals if fits_in_memory else None, None if fits_in_memory else teacher
+    )
 
 
-def compare(teacher: Remembered, student: PreTrainedModel, *, vocabulary: int | None = None) -> Comparison:
+def compare_with_teacher(
+    teacher: TeacherOutputs, student: PreTrainedModel, *, vocabulary: int | None = None
+) -> TeacherComparison:
     """`student` beside `teacher` on the rows that the teacher remembers, in one pass of the student.
 
     `vocabulary` is how many ids both share; None is what the teacher was read with.
@@ -91,27 +95,38 @@ def compare(teacher: Remembered, student: PreTrainedModel, *, vocabulary: int | 
         UsageError: the student's context is shorter than the windows that the teacher read.
         VocabularyMismatch: they do not speak of the same number of tokens.
     """
-    reading, n = replace(teacher.reading, vocabulary=vocabulary or teacher.reading.vocabulary), len(teacher.rows)
-    longest = max(int(pack.batch["position_ids"].max()) + 1 for pack in teacher.packs)
-    if context_of(student) < longest:
-        raise UsageError(f"the teacher read {longest} tokens at once, the student reads {context_of(student)} at most")
-    nll, kl, agreed = np.zeros(n), np.zeros(n), np.zeros(n)
-    with at_rest(student, dtype=reading.dtype):
-        for number, pack in enumerate(teacher.packs):
-            learnt = _read(student, _on(pack, student.device), reading)
-            nll += _paid(learnt, pack, reading, n)
-            per_row = _difference(teacher.said(number), learnt, reading=reading)
-            owners = _owners(pack)
-            kl += tally(owners, per_row[0], n)
-            agreed += tally(owners, per_row[1], n)
-    return Comparison(Scores(nll, scored_tokens(teacher.rows), sizes_of(teacher.rows)), kl, agreed)
+    config, num_rows = replace(teacher.config, vocabulary=vocabulary or teacher.config.vocabulary), len(teacher.rows)
+    longest_window = max(int(pack.batch["position_ids"].max()) + 1 for pack in teacher.packs)
+    if get_max_context(student) < longest_window:
+        raise UsageError(
+            f"the teacher read {longest_window} tokens at once, the student reads {get_max_context(student)} at most"
+        )
+    nll, kl, top1_matches = np.zeros(num_rows), np.zeros(num_rows), np.zeros(num_rows)
+    with inference_context(student, dtype=config.dtype):
+        for index, pack in enumerate(teacher.packs):
+            student_signals = _compute_signals(student, _move_to_device(pack, student.device), config)
+            nll += _sum_nll_by_row(student_signals, pack, config, num_rows)
+            row_metrics = _compute_row_metrics(teacher.get_signals(index), student_signals, config=config)
+            row_indices = _get_row_indices(pack)
+            kl += sum_by_row(row_indices, row_metrics[0], num_rows)
+            top1_matches += sum_by_row(row_indices, row_metrics[1], num_rows)
+    return TeacherComparison(
+        Scores(nll, count_scored_tokens(teacher.rows), count_scored_bytes(teacher.rows)), kl, top1_matches
+    )
 
 
-def _difference(taught: Signals, learnt: Signals, *, reading: Reading) -> Float[Tensor, "2 N"]:
+def _compute_row_metrics(
+    teacher_signals: Signals, student_signals: Signals, *, config: ScoringConfig
+) -> Float[Tensor, "2 N"]:
     """(KL in nats, whether the greedy tokens are the same) of every row."""
     parts = []
-    for theirs, ours in zip(taught.rows.split(reading.chunk), learnt.rows.split(reading.chunk), strict=True):
-        p, q = taught.logits(theirs)[:, : reading.vocabulary].float(), learnt.logits(ours).float()
+    for teacher_rows, student_rows in zip(
+        teacher_signals.rows.split(config.chunk), student_signals.rows.split(config.chunk), strict=True
+    ):
+        p, q = (
+            teacher_signals.logits(teacher_rows)[:, : config.vocabulary].float(),
+            student_signals.logits(student_rows).float(),
+        )
         if p.shape[-1] != q.shape[-1]:
             raise VocabularyMismatch(
                 f"the teacher knows {p.shape[-1]} tokens and the student {q.shape[-1]}; "
@@ -122,20 +137,22 @@ def _difference(taught: Signals, learnt: Signals, *, reading: Reading) -> Float[
     return torch.cat(parts, dim=1)
 
 
-def _read(model: PreTrainedModel, pack: Pack, reading: Reading) -> Signals:
-    positions, _, _ = supervised(pack.batch)
-    return signals(model, pack.batch, Needs(positions), vocabulary=reading.vocabulary)
+def _compute_signals(model: PreTrainedModel, pack: Pack, config: ScoringConfig) -> Signals:
+    positions, _, _ = supervised_positions(pack.batch)
+    return compute_signals(model, pack.batch, Needs(positions), vocabulary=config.vocabulary)
 
 
-def _paid(said: Signals, pack: Pack, reading: Reading, n: int) -> Float[np.ndarray, " n"]:
-    _, targets, _ = supervised(pack.batch)
-    return tally(_owners(pack), surprise(said, targets.to(said.rows.device), chunk=reading.chunk), n)
+def _sum_nll_by_row(outputs: Signals, pack: Pack, config: ScoringConfig, num_rows: int) -> Float[np.ndarray, " n"]:
+    _, targets, _ = supervised_positions(pack.batch)
+    return sum_by_row(
+        _get_row_indices(pack), compute_nll(outputs, targets.to(outputs.rows.device), chunk=config.chunk), num_rows
+    )
 
 
-def _owners(pack: Pack) -> Tensor:
-    _, _, segment = supervised(pack.batch)
-    return pack.owners[segment.cpu()]
+def _get_row_indices(pack: Pack) -> Tensor:
+    _, _, segment = supervised_positions(pack.batch)
+    return pack.row_indices[segment.cpu()]
 
 
-def _on(pack: Pack, device: torch.device) -> Pack:
-    return Pack({name: tensor.to(device) for name, tensor in pack.batch.items()}, pack.owners)
+def _move_to_device(pack: Pack, device: torch.device) -> Pack:
+    return Pack({name: tensor.to(device) for name, tensor in pack.batch.items()}, pack.row_indices)

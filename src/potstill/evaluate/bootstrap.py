@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 Array = Float[np.ndarray, " n"]
-DRAWS = 2000
-_AT_ONCE = 1 << 22  # indices in memory at once, about 32 MiB
+NUM_RESAMPLES = 2000
+_MAX_INDICES = 1 << 22  # indices in memory at once, about 32 MiB
 
 
 class Interval(NamedTuple):
@@ -33,48 +33,56 @@ class Difference(NamedTuple):
     probability: float
 
 
-def interval(
+def bootstrap_interval(
     numerators: Array,
     denominators: Array,
     *,
     transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
-    draws: int = DRAWS,
+    num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
     """transform(sum(numerators) / sum(denominators)) with its interval; `transform` is increasing, as exp is."""
     value = float(transform(np.asarray(numerators.sum() / denominators.sum())))
     if len(numerators) < 2:
         return Interval(value, float("nan"), float("nan"))
-    above, below = _draw(np.stack([numerators, denominators]), draws=draws, seed=seed)
-    low, high = np.percentile(transform(_ratio(above, below)), [2.5, 97.5])
+    numerator_sums, denominator_sums = _resample_sums(
+        np.stack([numerators, denominators]), num_resamples=num_resamples, seed=seed
+    )
+    low, high = np.percentile(transform(_compute_ratios(numerator_sums, denominator_sums)), [2.5, 97.5])
     return Interval(value, float(low), float(high))
 
 
-def paired(a: Array, b: Array, denominators: Array, *, draws: int = DRAWS, seed: int = 0) -> Difference:
+def paired_bootstrap(
+    a: Array, b: Array, denominators: Array, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Difference:
     """sum(a) / sum(denominators) - sum(b) / sum(denominators), drawn over the same documents for both."""
     value = float((a.sum() - b.sum()) / denominators.sum())
     if len(a) < 2:
         return Difference(value, float("nan"), float("nan"), float("nan"))
-    gap, below = _draw(np.stack([a - b, denominators]), draws=draws, seed=seed)
-    drawn = _ratio(gap, below)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    probability = np.mean(drawn < 0) + np.mean(drawn == 0) / 2
+    difference_sums, denominator_sums = _resample_sums(
+        np.stack([a - b, denominators]), num_resamples=num_resamples, seed=seed
+    )
+    ratios = _compute_ratios(difference_sums, denominator_sums)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    probability = np.mean(ratios < 0) + np.mean(ratios == 0) / 2
     return Difference(value, float(low), float(high), float(probability))
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def _compute_ratios(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
     """above / below over the draws that hold anything to divide by (a draw of empty documents alone does not)."""
-    filled = below > 0
-    return np.asarray(above[filled] / below[filled])
+    is_nonzero = denominators > 0
+    return np.asarray(numerators[is_nonzero] / denominators[is_nonzero])
 
 
-def _draw(columns: Float[np.ndarray, "k n"], *, draws: int, seed: int) -> Float[np.ndarray, "k d"]:
+def _resample_sums(columns: Float[np.ndarray, "k n"], *, num_resamples: int, seed: int) -> Float[np.ndarray, "k d"]:
     """The sum of each column over each of `draws` resamples of its documents."""
-    return np.concatenate([columns[:, chosen].sum(-1) for chosen in _chosen(columns.shape[1], draws, seed)], axis=1)
+    return np.concatenate(
+        [columns[:, indices].sum(-1) for indices in _draw_indices(columns.shape[1], num_resamples, seed)], axis=1
+    )
 
 
-def _chosen(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+def _draw_indices(n: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(seed)
-    at_once = max(1, _AT_ONCE // n)
-    for first in range(0, draws, at_once):
-        yield rng.integers(n, size=(min(at_once, draws - first), n))
+    batch_size = max(1, _MAX_INDICES // n)
+    for start in range(0, num_resamples, batch_size):
+        yield rng.integers(n, size=(min(batch_size, num_resamples - start), n))

@@ -10,59 +10,75 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from potstill.evaluate.bootstrap import Array, Difference, paired
-from potstill.evaluate.measure import Judged, comparable
+from potstill.evaluate.bootstrap import Array, Difference, paired_bootstrap
+from potstill.evaluate.measure import ModelEvaluation, iterate_comparable_sums
 
-BETTER, WORSE, EQUAL = "better", "worse", "not told apart"
-HIGHER = ("teacher_agreement", "rouge_l")  # of what is compared, where more is better
+BETTER, WORSE, INCONCLUSIVE = "better", "worse", "not told apart"
+HIGHER_IS_BETTER = ("teacher_agreement", "rouge_l")  # of what is compared, where more is better
 
 
-class Contest(NamedTuple):
+class MethodComparison(NamedTuple):
     """What `a` has more than `b` of a measure: averaged over the seeds, and seed by seed, with the verdict and why."""
 
     name: str
-    pooled: Difference
-    seeds: tuple[Difference, ...]
+    mean_difference: Difference
+    seed_differences: tuple[Difference, ...]
     verdict: str
-    why: str
+    reason: str
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary, for JSON."""
-        seeds = [_plain(one) for one in self.seeds]
-        return {"name": self.name, **_plain(self.pooled), "seeds": seeds, "verdict": self.verdict, "why": self.why}
+        seeds = [_to_plain_dict(difference) for difference in self.seed_differences]
+        return {
+            "name": self.name,
+            **_to_plain_dict(self.mean_difference),
+            "seeds": seeds,
+            "verdict": self.verdict,
+            "why": self.reason,
+        }
 
 
-def contests(ours: Sequence[Judged], theirs: Sequence[Judged]) -> list[Contest]:
+def compare_methods(first: Sequence[ModelEvaluation], second: Sequence[ModelEvaluation]) -> list[MethodComparison]:
     """The first method against the second, seed by seed in the same order, in every measure that both have."""
-    seeds = [{name: columns for name, *columns in _columns(a, b)} for a, b in zip(ours, theirs, strict=True)]
+    seeds = [{name: columns for name, *columns in _iterate_columns(a, b)} for a, b in zip(first, second, strict=True)]
     names = [name for name in seeds[0] if all(name in seed for seed in seeds)]
-    return [_contest(name, [seed[name] for seed in seeds]) for name in names]
+    return [_compare_measure(name, [seed[name] for seed in seeds]) for name in names]
 
 
-def verdict(pooled: Difference, seeds: Sequence[float], *, better: str) -> tuple[str, str]:
+def decide_verdict(mean_difference: Difference, seed_values: Sequence[float], *, better: str) -> tuple[str, str]:
     """(better, worse or not told apart, and why) of a difference and what it was in each seed."""
-    if not (pooled.low > 0 or pooled.high < 0):  # also where there is no interval
-        return EQUAL, "documents differ by as much"
-    if any(np.sign(one) != np.sign(pooled.value) for one in seeds):
-        return EQUAL, "seeds differ by as much"
-    won = (pooled.value > 0) == (better == "higher")
-    return (BETTER if won else WORSE), "on one seed alone" if len(seeds) == 1 else f"in all {len(seeds)} seeds"
+    if not (mean_difference.low > 0 or mean_difference.high < 0):  # also where there is no interval
+        return INCONCLUSIVE, "documents differ by as much"
+    if any(np.sign(value) != np.sign(mean_difference.value) for value in seed_values):
+        return INCONCLUSIVE, "seeds differ by as much"
+    is_better = (mean_difference.value > 0) == (better == "higher")
+    return (BETTER if is_better else WORSE), "on one seed alone" if len(
+        seed_values
+    ) == 1 else f"in all {len(seed_values)} seeds"
 
 
-def _contest(name: str, seeds: Sequence[Sequence[Array]]) -> Contest:
+def _compare_measure(name: str, seeds: Sequence[Sequence[Array]]) -> MethodComparison:
     """`seeds` are (sums of one, sums of the other, what both are divided by), which is the same in every seed."""
-    ours, theirs, below = (np.mean(column, axis=0) for column in zip(*seeds, strict=True))
-    pooled, each = paired(ours, theirs, below), tuple(paired(*one) for one in seeds)
-    better = "higher" if name in HIGHER else "lower"
-    return Contest(name, pooled, each, *verdict(pooled, [one.value for one in each], better=better))
+    first_sums, second_sums, denominators = (np.mean(column, axis=0) for column in zip(*seeds, strict=True))
+    mean_difference, seed_differences = (
+        paired_bootstrap(first_sums, second_sums, denominators),
+        tuple(paired_bootstrap(*seed) for seed in seeds),
+    )
+    better = "higher" if name in HIGHER_IS_BETTER else "lower"
+    return MethodComparison(
+        name,
+        mean_difference,
+        seed_differences,
+        *decide_verdict(mean_difference, [seed.value for seed in seed_differences], better=better),
+    )
 
 
-def _plain(found: Difference) -> dict[str, float | None]:
+def _to_plain_dict(difference: Difference) -> dict[str, float | None]:
     """A difference of one document has no interval."""
-    return {name: None if np.isnan(value) else value for name, value in found._asdict().items()}
+    return {name: None if np.isnan(value) else value for name, value in difference._asdict().items()}
 
 
-def _columns(a: Judged, b: Judged) -> Iterator[tuple[str, Array, Array, Array]]:
-    yield from comparable(a.seen, b.seen)
+def _iterate_columns(a: ModelEvaluation, b: ModelEvaluation) -> Iterator[tuple[str, Array, Array, Array]]:
+    yield from iterate_comparable_sums(a.text_scores, b.text_scores)
     if a.answers is not None and b.answers is not None and len(a.answers.rouge_l) == len(b.answers.rouge_l):
         yield "rouge_l", a.answers.rouge_l, b.answers.rouge_l, np.ones_like(a.answers.rouge_l)

@@ -12,49 +12,53 @@ from matplotlib.ticker import MaxNLocator
 from potstill.core.errors import DataError
 from potstill.core.types import Measure
 from potstill.evaluate.frontier import QUALITIES, TITLES
-from potstill.evaluate.plots import ACCENT, DPI, FAINT, GRID, INK
+from potstill.evaluate.plots import ACCENT, DPI, GRID, INK, LIGHT_INK
 
-Found = Mapping[str, Sequence[Measure]]  # of one method: a measure by name, one for each seed
-PANEL, ROW = 3.6, 0.34  # inches: width of a panel, height of a method
-ACROSS = 2  # panels in a row
+MethodMeasures = Mapping[str, Sequence[Measure]]  # of one method: a measure by name, one for each seed
+PANEL_WIDTH, ROW_HEIGHT = 3.6, 0.34  # inches: width of a panel, height of a method
+NUM_COLUMNS = 2  # panels in a row
 
 
-def draw_dots(methods: Mapping[str, Found], path: Path, *, title: str = "", caption: str = "") -> None:
+def draw_dots(methods: Mapping[str, MethodMeasures], path: Path, *, title: str = "", caption: str = "") -> None:
     """`path` as a PNG of the qualities that all `methods` have, but perplexity, which says what bits per byte do.
 
     Raises: DataError where there is none.
     """
-    names = [q for q in QUALITIES if q != "perplexity" and all(q in found for found in methods.values())]
+    names = [
+        quality
+        for quality in QUALITIES
+        if quality != "perplexity" and all(quality in measures for measures in methods.values())
+    ]
     if not names or not methods:
         raise DataError(f"{len(methods)} methods have no quality in common to draw")
-    across = min(len(names), ACROSS)
-    down = -(-len(names) // across)
-    size = (1.6 + PANEL * across, 0.6 + down * (0.9 + ROW * max(3, len(methods))))
+    num_columns = min(len(names), NUM_COLUMNS)
+    num_rows = -(-len(names) // num_columns)
+    size = (1.6 + PANEL_WIDTH * num_columns, 0.6 + num_rows * (0.9 + ROW_HEIGHT * max(3, len(methods))))
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
+    panels = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False).flatten()
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     for panel, name in zip(panels, names, strict=False):
-        _draw(panel, [found[name] for found in methods.values()])
+        _draw_panel(panel, [measures[name] for measures in methods.values()])
         panel.set_xlabel(f"{TITLES[name]},\n{next(iter(methods.values()))[name][0].better} is better", color=INK)
     panels[0].set_yticks(range(len(methods)), list(methods))
     panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first at the top
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
     if caption:
-        figure.supxlabel(fill(caption, round(14 * size[0])), x=0.012, ha="left", fontsize=8, color=FAINT)
+        figure.supxlabel(fill(caption, round(14 * size[0])), x=0.012, ha="left", fontsize=8, color=LIGHT_INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
 
 
-def _draw(panel: Axes, rows: Sequence[Sequence[Measure]]) -> None:
+def _draw_panel(panel: Axes, rows: Sequence[Sequence[Measure]]) -> None:
     """One row a method: a line from the lowest seed to the highest, each seed, and the mean."""
     panel.spines[["top", "right", "left"]].set_visible(False)
-    panel.spines["bottom"].set_color(FAINT)
+    panel.spines["bottom"].set_color(LIGHT_INK)
     panel.grid(color=GRID, linewidth=0.8)
     panel.set_axisbelow(True)
-    panel.tick_params(colors=FAINT, labelsize=9, length=0)
+    panel.tick_params(colors=LIGHT_INK, labelsize=9, length=0)
     panel.tick_params(axis="y", labelcolor=INK)
     panel.margins(x=0.12)
     panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))

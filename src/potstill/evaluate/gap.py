@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 SLOPE, OFFSET = 2.498, -11.498e6
-FITTED = (70e6, 2.8e9)  # parameters of the teachers that the line was fitted to
-CHECKED = 7e9  # of the one larger teacher that was tried
+FITTED_RANGE = (70e6, 2.8e9)  # parameters of the teachers that the line was fitted to
+CHECKED_SIZE = 7e9  # of the one larger teacher that was tried
 
 
 @dataclass(frozen=True)
-class Advice:
+class CapacityGapAdvice:
     """What the law says of a pair: the best teacher for this student, the best student for this teacher.
 
     A size is None where the line gives none (a student below 4.6M has no best teacher on it). `range` says whether the
@@ -32,27 +32,27 @@ class Advice:
         return asdict(self)
 
 
-def best_teacher(student: float) -> float | None:
+def compute_best_teacher(student: float) -> float | None:
     """The parameters of the teacher that a student of so many parameters learns most from; None below the line."""
     size = SLOPE * student + OFFSET
     return size if size > student else None
 
 
-def best_student(teacher: float) -> float:
+def compute_best_student(teacher: float) -> float:
     """The parameters of the student for which a teacher of so many is the best."""
     return (teacher - OFFSET) / SLOPE
 
 
-def advise(*, teacher: float, student: float) -> Advice:
+def advise_sizes(*, teacher: float, student: float) -> CapacityGapAdvice:
     """What the law says of this pair, in parameters."""
-    return Advice(best_teacher(student), best_student(teacher), validity(teacher))
+    return CapacityGapAdvice(compute_best_teacher(student), compute_best_student(teacher), describe_fit_range(teacher))
 
 
-def validity(teacher: float) -> str:
+def describe_fit_range(teacher: float) -> str:
     """Whether a teacher of so many parameters lies where the law was fitted."""
-    low, high = FITTED
+    low, high = FITTED_RANGE
     if low <= teacher <= high:
         return "inside the fit: GPT-2 and Pythia teachers of 70M to 2.8B parameters"
-    if high < teacher <= CHECKED:
+    if high < teacher <= CHECKED_SIZE:
         return "beyond the fit (70M to 2.8B), but up to 7B checked with one pair: LLaMA2 7B and a 3B student"
     return f"extrapolated: the fit is of teachers of 70M to 2.8B parameters, and this one has {teacher / 1e6:,.1f}M"

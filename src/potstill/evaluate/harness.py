@@ -7,8 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, MissingDependency, NotFound
 from potstill.core.types import Measure
-from potstill.evaluate.perplexity import bos_of
-from potstill.evaluate.reading import at_rest
+from potstill.evaluate.perplexity import get_bos_id
+from potstill.evaluate.reading import inference_context
 
 
 def run_tasks(
@@ -16,9 +16,9 @@ def run_tasks(
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[str],
     *,
-    few_shot: int | None = None,
+    num_fewshot: int | None = None,
     limit: int | None = None,
-    batch: int = 8,
+    batch_size: int = 8,
 ) -> list[Measure]:
     """The results of `tasks`, each with its version in the note; BOS is added as the model's tokenizer does.
 
@@ -30,49 +30,51 @@ def run_tasks(
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise MissingDependency("lm-eval tasks need the extra `eval`; run: pip install 'potstill[eval]'") from error
-    known = TaskManager()
-    if unknown := [task for task in tasks if not known.match_tasks([task])]:
-        raise NotFound(f"lm-eval knows no task {', '.join(unknown)}; `lm-eval ls tasks` lists those that it knows")
-    adds_bos = bos_of(tokenizer) is not None  # a wrong BOS alone has cost published scores tens of points
-    with at_rest(model):
-        judged = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, add_bos_token=adds_bos)
+    task_manager = TaskManager()
+    if unknown_tasks := [task for task in tasks if not task_manager.match_tasks([task])]:
+        raise NotFound(
+            f"lm-eval knows no task {', '.join(unknown_tasks)}; `lm-eval ls tasks` lists those that it knows"
+        )
+    adds_bos = get_bos_id(tokenizer) is not None  # a wrong BOS alone has cost published scores tens of points
+    with inference_context(model):
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=adds_bos)
         results = simple_evaluate(
-            model=judged,
+            model=lm,
             tasks=list(tasks),
-            num_fewshot=few_shot,
+            num_fewshot=num_fewshot,
             limit=limit,
             log_samples=False,
-            task_manager=known,
+            task_manager=task_manager,
         )
     if not results:
         raise DataError(f"lm-eval gave no results for {', '.join(tasks)}")
-    return measures_of(results)
+    return parse_results(results)
 
 
-def measures_of(results: Mapping[str, Any]) -> list[Measure]:
+def parse_results(results: Mapping[str, Any]) -> list[Measure]:
     """The harness's result document as measures called `task/metric`, with 95 % intervals from its standard errors."""
     return [
-        _measure(results, task, key, float(value))
-        for task, found in sorted(results["results"].items())
-        for key, value in sorted(found.items())
+        _build_measure(results, task, key, float(value))
+        for task, metrics in sorted(results["results"].items())
+        for key, value in sorted(metrics.items())
         if "," in key and "_stderr" not in key and isinstance(value, int | float)
     ]
 
 
-def _measure(results: Mapping[str, Any], task: str, key: str, value: float) -> Measure:
-    metric, filtered = key.split(",", 1)
-    error = results["results"][task].get(f"{metric}_stderr,{filtered}")
-    half = 1.96 * error if isinstance(error, int | float) else None
-    higher = results.get("higher_is_better", {}).get(task, {}).get(metric, True)
-    shots = results.get("n-shot", {}).get(task, 0)
+def _build_measure(results: Mapping[str, Any], task: str, key: str, value: float) -> Measure:
+    metric, filter_name = key.split(",", 1)
+    error = results["results"][task].get(f"{metric}_stderr,{filter_name}")
+    margin = 1.96 * error if isinstance(error, int | float) else None
+    higher_is_better = results.get("higher_is_better", {}).get(task, {}).get(metric, True)
+    num_fewshot = results.get("n-shot", {}).get(task, 0)
     version = results.get("versions", {}).get(task, "unknown")
     return Measure(
-        f"{task}/{metric}" if filtered == "none" else f"{task}/{metric}/{filtered}",
+        f"{task}/{metric}" if filter_name == "none" else f"{task}/{metric}/{filter_name}",
         value,
         "score",
         int(results.get("n-samples", {}).get(task, {}).get("effective", 0)),
-        better="higher" if higher else "lower",
-        low=None if half is None else value - half,
-        high=None if half is None else value + half,
-        note=f"lm-eval task version {version}, {shots}-shot",
+        better="higher" if higher_is_better else "lower",
+        low=None if margin is None else value - margin,
+        high=None if margin is None else value + margin,
+        note=f"lm-eval task version {version}, {num_fewshot}-shot",
     )

@@ -11,21 +11,21 @@ from itertools import pairwise
 from typing import NamedTuple
 
 Box = tuple[float, float, float, float]
-Spot = tuple[float, float]
+Position = tuple[float, float]
 
 RADII = (6.0, 10.0, 16.0, 24.0, 34.0, 46.0, 60.0, 76.0, 94.0)
 ANGLES = tuple(math.radians(d) for d in (0, 180, 45, -45, 135, -135, 90, -90, 20, -20, 160, -160, 70, -70, 110, -110))
-JOINED = 11.0  # a label further away than this gets a line
+LEADER_LINE_DISTANCE = 11.0  # a label further away than this gets a line
 ROUNDS = 4
 
 
-def place(
-    anchors: Sequence[Spot],
+def place_labels(
+    anchors: Sequence[Position],
     sizes: Sequence[tuple[float, float]],
     *,
-    inside: Box,
+    bounds: Box,
     marks: Sequence[Sequence[Box]] | None = None,
-    curves: Sequence[Sequence[Spot]] = (),
+    curves: Sequence[Sequence[Position]] = (),
 ) -> list[Box]:
     """A box of each of `sizes` (width, height) near its anchor, within `inside`, clear of all `marks` and other labels.
 
@@ -35,15 +35,23 @@ def place(
     marks = marks or [[] for _ in anchors]
     boxes: dict[int, Box] = {}
     for _ in range(ROUNDS):
-        before = dict(boxes)
-        for n in sorted(range(len(anchors)), key=lambda m: _nearest(anchors, m)):
-            foreign = [box for m, owned in enumerate(marks) if m != n for box in owned]
-            names = [box for m, box in boxes.items() if m != n]
+        previous_boxes = dict(boxes)
+        for n in sorted(range(len(anchors)), key=lambda m: _nearest_distance(anchors, m)):
+            other_marks = [box for m, mark_boxes in enumerate(marks) if m != n for box in mark_boxes]
+            label_boxes = [box for m, box in boxes.items() if m != n]
             lines = [(anchors[m], nearest_edge(box, anchors[m])) for m, box in boxes.items() if m != n]
-            rivals = [spot for m, spot in enumerate(anchors) if m != n]
-            scene = _Scene(anchors[n], rivals, [*marks[n], *foreign, *names], [*names, *foreign], lines, curves, inside)
-            boxes[n] = scene.best(sizes[n])
-        if boxes == before:
+            other_points = [position for m, position in enumerate(anchors) if m != n]
+            scene = _LabelScene(
+                anchors[n],
+                other_points,
+                [*marks[n], *other_marks, *label_boxes],
+                [*label_boxes, *other_marks],
+                lines,
+                curves,
+                bounds,
+            )
+            boxes[n] = scene.find_best_box(sizes[n])
+        if boxes == previous_boxes:
             break
     return [boxes[n] for n in range(len(anchors))]
 
@@ -54,69 +62,79 @@ def overlap(a: Box, b: Box) -> float:
     return max(0.0, width) * max(0.0, height)
 
 
-def nearest_edge(box: Box, spot: Spot) -> Spot:
+def nearest_edge(box: Box, position: Position) -> Position:
     """The place on or in `box` that lies nearest to `spot`, where a line from the point to its name ends."""
-    return min(max(spot[0], box[0]), box[2]), min(max(spot[1], box[1]), box[3])
+    return min(max(position[0], box[0]), box[2]), min(max(position[1], box[1]), box[3])
 
 
-def crosses(line: tuple[Spot, Spot], box: Box) -> bool:
+def crosses(line: tuple[Position, Position], box: Box) -> bool:
     """Whether a line runs through the inside of `box` (Liang and Barsky, 1984)."""
     (x, y), (to_x, to_y) = line
-    enter, leave = 0.0, 1.0
+    t_enter, t_exit = 0.0, 1.0
     for start, step, low, high in ((x, to_x - x, box[0], box[2]), (y, to_y - y, box[1], box[3])):
         if step == 0:
             if not low < start < high:
                 return False
             continue
-        near, far = sorted(((low - start) / step, (high - start) / step))
-        enter, leave = max(enter, near), min(leave, far)
-    return enter < leave
+        t_near, t_far = sorted(((low - start) / step, (high - start) / step))
+        t_enter, t_exit = max(t_enter, t_near), min(t_exit, t_far)
+    return t_enter < t_exit
 
 
-class _Scene(NamedTuple):
+class _LabelScene(NamedTuple):
     """What stands around one label while a place for it is sought."""
 
-    anchor: Spot
-    rivals: Sequence[Spot]  # the other points
-    solid: Sequence[Box]  # not to be covered
-    untouchable: Sequence[Box]  # not to be crossed by the line to the label
-    lines: Sequence[tuple[Spot, Spot]]  # from other points to their labels
-    curves: Sequence[Sequence[Spot]]
-    inside: Box
+    anchor: Position
+    other_points: Sequence[Position]  # the other points
+    obstacles: Sequence[Box]  # not to be covered
+    line_obstacles: Sequence[Box]  # not to be crossed by the line to the label
+    lines: Sequence[tuple[Position, Position]]  # from other points to their labels
+    curves: Sequence[Sequence[Position]]
+    bounds: Box
 
-    def best(self, size: tuple[float, float]) -> Box:
+    def find_best_box(self, size: tuple[float, float]) -> Box:
         """The cheapest place for a label of `size`; rings that cannot be cheaper any more are not looked at."""
-        found: tuple[float, Box] = (math.inf, self.inside)
-        for box, radius in _candidates(self.anchor, size):
-            if radius >= found[0]:
+        best_candidate: tuple[float, Box] = (math.inf, self.bounds)
+        for box, radius in _iterate_candidates(self.anchor, size):
+            if radius >= best_candidate[0]:
                 break
-            if (price := self.cost(box, radius)) < found[0]:
-                found = price, box
-        return found[1]
+            if (candidate_cost := self.cost(box, radius)) < best_candidate[0]:
+                best_candidate = candidate_cost, box
+        return best_candidate[1]
 
     def cost(self, box: Box, radius: float) -> float:
         """The radius around the point, and much more for all that is covered, crossed or cut off."""
         end = nearest_edge(box, self.anchor)
-        covered = sum(overlap(box, other) for other in self.solid)
-        outside = (box[2] - box[0]) * (box[3] - box[1]) - overlap(box, self.inside)
-        crossed = sum(joined(*line) and crosses(line, box) for line in self.lines)
-        if joined(self.anchor, end):
-            crossed += sum(crosses((self.anchor, end), other) for other in self.untouchable)
-        written_on = sum(any(crosses(part, box) for part in pairwise(curve)) for curve in self.curves)
-        nearest = min((math.dist(spot, nearest_edge(box, spot)) for spot in self.rivals), default=math.inf)
-        confusing = max(0.0, math.dist(self.anchor, end) - nearest)  # whose name is it, if another point is nearer?
-        hit = covered > 0 or outside > 1e-6
+        covered_area = sum(overlap(box, obstacle) for obstacle in self.obstacles)
+        outside_area = (box[2] - box[0]) * (box[3] - box[1]) - overlap(box, self.bounds)
+        num_crossings = sum(needs_leader_line(*line) and crosses(line, box) for line in self.lines)
+        if needs_leader_line(self.anchor, end):
+            num_crossings += sum(crosses((self.anchor, end), obstacle) for obstacle in self.line_obstacles)
+        num_curves_hit = sum(any(crosses(segment, box) for segment in pairwise(curve)) for curve in self.curves)
+        nearest_distance = min(
+            (math.dist(position, nearest_edge(box, position)) for position in self.other_points), default=math.inf
+        )
+        ambiguity = max(
+            0.0, math.dist(self.anchor, end) - nearest_distance
+        )  # whose name is it, if another point is nearer?
+        is_blocked = covered_area > 0 or outside_area > 1e-6
         return (
-            radius + 4 * confusing + 10 * covered + 50 * outside + 60 * crossed + 25 * written_on + (1000 if hit else 0)
+            radius
+            + 4 * ambiguity
+            + 10 * covered_area
+            + 50 * outside_area
+            + 60 * num_crossings
+            + 25 * num_curves_hit
+            + (1000 if is_blocked else 0)
         )
 
 
-def joined(anchor: Spot, end: Spot) -> bool:
+def needs_leader_line(anchor: Position, end: Position) -> bool:
     """Whether a label whose nearest edge is at `end` is so far from its point that a line has to join them."""
-    return math.dist(anchor, end) > JOINED
+    return math.dist(anchor, end) > LEADER_LINE_DISTANCE
 
 
-def _candidates(anchor: Spot, size: tuple[float, float]) -> Iterator[tuple[Box, float]]:
+def _iterate_candidates(anchor: Position, size: tuple[float, float]) -> Iterator[tuple[Box, float]]:
     """(box, radius) for boxes that touch a ring around the anchor, to its right first."""
     width, height = size
     for radius in RADII:
@@ -126,5 +144,12 @@ def _candidates(anchor: Spot, size: tuple[float, float]) -> Iterator[tuple[Box, 
             yield (left, bottom, left + width, bottom + height), radius
 
 
-def _nearest(anchors: Sequence[Spot], n: int) -> float:
-    return min((math.dist(anchors[n], anchors[m]) for m in range(len(anchors)) if m != n), default=math.inf)
+def _nearest_distance(anchors: Sequence[Position], index: int) -> float:
+    return min(
+        (
+            math.dist(anchors[index], anchors[other_index])
+            for other_index in range(len(anchors))
+            if other_index != index
+        ),
+        default=math.inf,
+    )

@@ -21,11 +21,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from potstill.core import backend
 from potstill.core.errors import UsageError
-from potstill.evaluate.reading import at_rest, context_of
+from potstill.evaluate.reading import get_max_context, inference_context
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class LatencyConfig:
     """What is timed: a prompt of random tokens, what is written after it, and how often; `threads` None leaves them."""
 
     prompt_tokens: int = 256
@@ -35,11 +35,11 @@ class Trial:
     threads: int | None = None
     seed: int = 0
 
-    def within(self, model: PreTrainedModel) -> "Trial":
+    def limit_to_context(self, model: PreTrainedModel) -> "LatencyConfig":
         """The same trial, its prompt and answer shortened to what the model can take in; it says so in its note."""
-        room = context_of(model)
-        new = min(self.new_tokens, max(2, room // 4))
-        return replace(self, new_tokens=new, prompt_tokens=min(self.prompt_tokens, room - new))
+        max_context = get_max_context(model)
+        new_tokens = min(self.new_tokens, max(2, max_context // 4))
+        return replace(self, new_tokens=new_tokens, prompt_tokens=min(self.prompt_tokens, max_context - new_tokens))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Speed:
     conditions: str
 
 
-class _Arrivals(BaseStreamer):
+class _TimingStreamer(BaseStreamer):
     """Notes the time of everything that `generate` hands on: the prompt first, then token by token."""
 
     def __init__(self) -> None:
@@ -65,59 +65,61 @@ class _Arrivals(BaseStreamer):
         pass
 
 
-def time_model(model: PreTrainedModel, trial: Trial | None = None) -> Speed:
+def time_model(model: PreTrainedModel, latency_config: LatencyConfig | None = None) -> Speed:
     """Prefill and decode speed of `model` as it stands, in the dtype and on the device that it is on.
 
     Raises: UsageError where nothing would be timed or the model's context is too short.
     """
-    trial = trial or Trial()
-    _check(model, trial)
-    with at_rest(model), threads(trial.threads):
-        for _ in range(trial.warm_up):
-            _run(model, trial)
+    latency_config = latency_config or LatencyConfig()
+    _check_config(model, latency_config)
+    with inference_context(model), use_threads(latency_config.threads):
+        for _ in range(latency_config.warm_up):
+            _time_generation(model, latency_config)
         reset_peak_memory(model.device)
-        times = np.array([_run(model, trial) for _ in range(trial.runs)])
-        peak, conditions = peak_memory(model.device), _conditions(model, trial)
-    until_first, between = times.T
-    return Speed(trial.prompt_tokens / until_first, 1.0 / between, peak, conditions)
+        times = np.array([_time_generation(model, latency_config) for _ in range(latency_config.runs)])
+        peak_bytes, conditions = get_peak_memory(model.device), _describe_conditions(model, latency_config)
+    prefill_seconds, decode_seconds = times.T
+    return Speed(latency_config.prompt_tokens / prefill_seconds, 1.0 / decode_seconds, peak_bytes, conditions)
 
 
-def _check(model: PreTrainedModel, trial: Trial) -> None:
-    if trial.prompt_tokens < 1 or trial.new_tokens < 2 or trial.runs < 1:
-        raise UsageError(f"{trial} times nothing; it takes a prompt token, two new tokens and a run at least")
-    if (needed := trial.prompt_tokens + trial.new_tokens) > context_of(model):
-        raise UsageError(f"a prompt and answer of {needed} tokens exceed the model's context of {context_of(model)}")
+def _check_config(model: PreTrainedModel, latency_config: LatencyConfig) -> None:
+    if latency_config.prompt_tokens < 1 or latency_config.new_tokens < 2 or latency_config.runs < 1:
+        raise UsageError(f"{latency_config} times nothing; it takes a prompt token, two new tokens and a run at least")
+    if (total_tokens := latency_config.prompt_tokens + latency_config.new_tokens) > get_max_context(model):
+        raise UsageError(
+            f"a prompt and answer of {total_tokens} tokens exceed the model's context of {get_max_context(model)}"
+        )
 
 
-def _run(model: PreTrainedModel, trial: Trial) -> tuple[float, float]:
+def _time_generation(model: PreTrainedModel, latency_config: LatencyConfig) -> tuple[float, float]:
     """(seconds until the first token, mean seconds between tokens)."""
-    generator = torch.Generator().manual_seed(trial.seed)
+    generator = torch.Generator().manual_seed(latency_config.seed)
     vocabulary = model.config.get_text_config().vocab_size
-    prompt = torch.randint(vocabulary, (1, trial.prompt_tokens), generator=generator).to(model.device)
+    prompt = torch.randint(vocabulary, (1, latency_config.prompt_tokens), generator=generator).to(model.device)
     config = GenerationConfig(
-        max_new_tokens=trial.new_tokens,
-        min_new_tokens=trial.new_tokens,
+        max_new_tokens=latency_config.new_tokens,
+        min_new_tokens=latency_config.new_tokens,
         do_sample=False,
         use_cache=True,
         pad_token_id=0,
     )
-    arrivals = _Arrivals()
-    begin = time.perf_counter()
-    model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=arrivals)
-    first, *rest = arrivals.times[1:]  # the prompt itself comes first
-    return first - begin, (rest[-1] - first) / len(rest)
+    streamer = _TimingStreamer()
+    start_time = time.perf_counter()
+    model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=streamer)
+    first_time, *later_times = streamer.times[1:]  # the prompt itself comes first
+    return first_time - start_time, (later_times[-1] - first_time) / len(later_times)
 
 
 @contextmanager
-def threads(number: int | None) -> Iterator[None]:
+def use_threads(num_threads: int | None) -> Iterator[None]:
     """torch computing on `number` threads, and on as many as before afterwards; None leaves them alone."""
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
+    previous_threads = torch.get_num_threads()
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous_threads)
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -131,7 +133,7 @@ def reset_peak_memory(device: torch.device) -> None:
         return
 
 
-def peak_memory(device: torch.device) -> int:
+def get_peak_memory(device: torch.device) -> int:
     """Bytes at the peak: allocated on a CUDA device; on a CPU all that this process held at once."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -144,7 +146,8 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _conditions(model: PreTrainedModel, trial: Trial) -> str:
-    where = f"{torch.get_num_threads()} threads" if model.device.type == "cpu" else str(model.device)
-    dtype = backend.name_of(model.dtype)
-    return f"{dtype}, {where}, batch 1, {trial.prompt_tokens} + {trial.new_tokens} tokens, median of {trial.runs} runs"
+def _describe_conditions(model: PreTrainedModel, latency_config: LatencyConfig) -> str:
+    hardware = f"{torch.get_num_threads()} threads" if model.device.type == "cpu" else str(model.device)
+    dtype = backend.get_dtype_name(model.dtype)
+    tokens = f"{latency_config.prompt_tokens} + {latency_config.new_tokens} tokens"
+    return f"{dtype}, {hardware}, batch 1, {tokens}, median of {latency_config.runs} runs"

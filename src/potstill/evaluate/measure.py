@@ -24,105 +24,121 @@ import numpy as np
 
 from potstill.core.errors import NotFound
 from potstill.core.types import Measure
-from potstill.evaluate.agreement import Comparison
-from potstill.evaluate.bootstrap import interval, paired
-from potstill.evaluate.latency import Trial, time_model
+from potstill.evaluate.agreement import TeacherComparison
+from potstill.evaluate.bootstrap import bootstrap_interval, paired_bootstrap
+from potstill.evaluate.latency import LatencyConfig, time_model
 from potstill.evaluate.perplexity import Scores
-from potstill.evaluate.rouge import Answers
-from potstill.evaluate.size import bytes_in_memory, bytes_on_disk, count_parameters
-from potstill.models.load import Loaded
+from potstill.evaluate.rouge import ScoredAnswers
+from potstill.evaluate.size import count_bytes_in_memory, count_bytes_on_disk, count_parameters
+from potstill.models.load import LoadedModel
 
-Seen = Scores | Comparison
+TextScores = Scores | TeacherComparison
 
 
-class Judged(NamedTuple):
+class ModelEvaluation(NamedTuple):
     """A model's measures, with the scores by document and by prompt that those of quality come from."""
 
     measures: list[Measure]
-    seen: Seen
-    answers: Answers | None = None
+    text_scores: TextScores
+    answers: ScoredAnswers | None = None
 
 
-def quality(seen: Seen) -> list[Measure]:
+def measure_quality(text_scores: TextScores) -> list[Measure]:
     """`bits_per_byte` and `perplexity`, and beside a teacher `teacher_kl` and `teacher_agreement`, with intervals."""
-    scores = seen.scores if isinstance(seen, Comparison) else seen
-    over = f"{scores.tokens.sum():,} tokens, {scores.sizes.sum():,} bytes; interval over documents"
-    found = [
-        _ratio("bits_per_byte", scores.nll / math.log(2), scores.sizes, "bits/byte"),
-        _ratio("perplexity", scores.nll, scores.tokens, "1", transform=np.exp),
+    scores = text_scores.scores if isinstance(text_scores, TeacherComparison) else text_scores
+    note = f"{scores.num_tokens.sum():,} tokens, {scores.num_bytes.sum():,} bytes; interval over documents"
+    measures = [
+        _build_ratio_measure("bits_per_byte", scores.nll / math.log(2), scores.num_bytes, "bits/byte"),
+        _build_ratio_measure("perplexity", scores.nll, scores.num_tokens, "1", transform=np.exp),
     ]
-    if isinstance(seen, Comparison):
-        found.append(_ratio("teacher_kl", seen.kl, scores.tokens, "nats/token"))
-        found.append(_ratio("teacher_agreement", seen.agreed, scores.tokens, "share", better="higher"))
-    return [replace(one, note=over) for one in found]
+    if isinstance(text_scores, TeacherComparison):
+        measures.append(_build_ratio_measure("teacher_kl", text_scores.kl, scores.num_tokens, "nats/token"))
+        measures.append(
+            _build_ratio_measure(
+                "teacher_agreement", text_scores.top1_matches, scores.num_tokens, "share", better="higher"
+            )
+        )
+    return [replace(measure, note=note) for measure in measures]
 
 
-def rouge(answers: Answers) -> Measure:
+def measure_rouge(answers: ScoredAnswers) -> Measure:
     """`rouge_l` with its interval over prompts."""
-    once = np.ones_like(answers.rouge_l)
-    return _ratio("rouge_l", answers.rouge_l, once, "F1 x 100", better="higher")
+    ones = np.ones_like(answers.rouge_l)
+    return _build_ratio_measure("rouge_l", answers.rouge_l, ones, "F1 x 100", better="higher")
 
 
-def sizes(loaded: Loaded) -> list[Measure]:
+def measure_size(loaded: LoadedModel) -> list[Measure]:
     """`parameters` and `bytes`: on disk where the model lies there, else in memory."""
-    counted, held = count_parameters(loaded.model), bytes_in_memory(loaded.model)
-    apart = f"{counted.blocks:,} in blocks, {counted.embeddings:,} in embeddings"
+    counts, memory_bytes = count_parameters(loaded.model), count_bytes_in_memory(loaded.model)
+    breakdown = f"{counts.blocks:,} in blocks, {counts.embeddings:,} in embeddings"
     try:
-        size, where = bytes_on_disk(loaded.path), f"on disk; {held / (1 << 20):,.0f} MiB in memory"
+        num_bytes, location = (
+            count_bytes_on_disk(loaded.path),
+            f"on disk; {memory_bytes / (1 << 20):,.0f} MiB in memory",
+        )
     except NotFound:
-        size, where = held, "in memory"
-    note = f"{loaded.note}, {where}" if loaded.note else where
+        num_bytes, location = memory_bytes, "in memory"
+    note = f"{loaded.note}, {location}" if loaded.note else location
     return [
-        Measure("parameters", float(counted.total), "parameters", 1, note=apart),
-        Measure("bytes", float(size), "B", 1, note=note),
+        Measure("parameters", float(counts.total), "parameters", 1, note=breakdown),
+        Measure("bytes", float(num_bytes), "B", 1, note=note),
     ]
 
 
-def speeds(loaded: Loaded, trial: Trial | None = None) -> list[Measure]:
+def measure_speed(loaded: LoadedModel, latency_config: LatencyConfig | None = None) -> list[Measure]:
     """`prefill_tokens_per_second` and `decode_tokens_per_second`, medians with their range, and `peak_memory`."""
-    speed = time_model(loaded.model, trial or Trial().within(loaded.model))
-    timed = {"prefill_tokens_per_second": speed.prefill, "decode_tokens_per_second": speed.decode}
-    found = [_median(name, runs, speed.conditions) for name, runs in timed.items()]
-    return [*found, Measure("peak_memory", float(speed.peak_memory), "B", 1, note=speed.conditions)]
+    speed = time_model(loaded.model, latency_config or LatencyConfig().limit_to_context(loaded.model))
+    runs_by_name = {"prefill_tokens_per_second": speed.prefill, "decode_tokens_per_second": speed.decode}
+    measures = [_build_median_measure(name, runs, speed.conditions) for name, runs in runs_by_name.items()]
+    return [*measures, Measure("peak_memory", float(speed.peak_memory), "B", 1, note=speed.conditions)]
 
 
-def differences(seen: Mapping[str, Seen]) -> list[dict[str, Any]]:
+def compute_paired_differences(scores_by_model: Mapping[str, TextScores]) -> list[dict[str, Any]]:
     """For every two models that scored the same text, a - b of each measure by the paired bootstrap over documents.
 
     `probability` is the share of draws in which a is below b.
     """
     return [
-        {"name": name, "a": a, "b": b, **paired(ours, theirs, below)._asdict()}
-        for (a, left), (b, right) in itertools.combinations(seen.items(), 2)
-        for name, ours, theirs, below in comparable(left, right)
+        {"name": name, "a": a, "b": b, **paired_bootstrap(first_sums, second_sums, denominators)._asdict()}
+        for (a, first), (b, second) in itertools.combinations(scores_by_model.items(), 2)
+        for name, first_sums, second_sums, denominators in iterate_comparable_sums(first, second)
     ]
 
 
-def comparable(left: Seen, right: Seen) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+def iterate_comparable_sums(
+    first: TextScores, second: TextScores
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """(measure, sums of one, sums of the other, what both are divided by), where both scored the same text."""
-    a, b = (seen.scores if isinstance(seen, Comparison) else seen for seen in (left, right))
-    if np.array_equal(a.sizes, b.sizes):
-        yield "bits_per_byte", a.nll / math.log(2), b.nll / math.log(2), a.sizes.astype(float)
-    if isinstance(left, Comparison) and isinstance(right, Comparison) and np.array_equal(a.tokens, b.tokens):
-        yield "teacher_kl", left.kl, right.kl, a.tokens.astype(float)
-        yield "teacher_agreement", left.agreed, right.agreed, a.tokens.astype(float)
+    a, b = (
+        text_scores.scores if isinstance(text_scores, TeacherComparison) else text_scores
+        for text_scores in (first, second)
+    )
+    if np.array_equal(a.num_bytes, b.num_bytes):
+        yield "bits_per_byte", a.nll / math.log(2), b.nll / math.log(2), a.num_bytes.astype(float)
+    if (
+        isinstance(first, TeacherComparison)
+        and isinstance(second, TeacherComparison)
+        and np.array_equal(a.num_tokens, b.num_tokens)
+    ):
+        yield "teacher_kl", first.kl, second.kl, a.num_tokens.astype(float)
+        yield "teacher_agreement", first.top1_matches, second.top1_matches, a.num_tokens.astype(float)
 
 
-def _ratio(
+def _build_ratio_measure(
     name: str,
-    above: np.ndarray,
-    below: np.ndarray,
+    numerators: np.ndarray,
+    denominators: np.ndarray,
     unit: str,
     *,
     better: str = "lower",
     transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Measure:
-    found = interval(above, below.astype(float), transform=transform)
-    low, high = (None if math.isnan(bound) else bound for bound in (found.low, found.high))
-    return Measure(name, found.value, unit, int((below > 0).sum()), better=better, low=low, high=high)
+    estimate = bootstrap_interval(numerators, denominators.astype(float), transform=transform)
+    low, high = (None if math.isnan(bound) else bound for bound in (estimate.low, estimate.high))
+    return Measure(name, estimate.value, unit, int((denominators > 0).sum()), better=better, low=low, high=high)
 
 
-def _median(name: str, runs: np.ndarray, conditions: str) -> Measure:
+def _build_median_measure(name: str, runs: np.ndarray, conditions: str) -> Measure:
     low, high = (float(runs.min()), float(runs.max())) if len(runs) > 1 else (None, None)
     note = f"{conditions}; range of the runs"
     return Measure(name, float(np.median(runs)), "tokens/s", len(runs), better="higher", low=low, high=high, note=note)

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError
-from potstill.core.types import IGNORE, Needs, Signals, supervised
-from potstill.evaluate.reading import Reading, Row, at_rest, packs
-from potstill.models.signals import signals
+from potstill.core.types import IGNORE, Needs, Signals, supervised_positions
+from potstill.evaluate.reading import Row, ScoringConfig, build_packs, inference_context
+from potstill.models.signals import compute_signals
 
 
 @dataclass(frozen=True)
@@ -28,51 +28,51 @@ class Scores:
     """For each document the nats that a model paid for its scored tokens, how many those are, and their bytes."""
 
     nll: Float[np.ndarray, " n"]
-    tokens: Int[np.ndarray, " n"]
-    sizes: Int[np.ndarray, " n"]
+    num_tokens: Int[np.ndarray, " n"]
+    num_bytes: Int[np.ndarray, " n"]
 
     @property
     def bits_per_byte(self) -> float:
         """Bits paid per UTF-8 byte of scored text."""
-        return float(self.nll.sum() / (math.log(2) * self.sizes.sum()))
+        return float(self.nll.sum() / (math.log(2) * self.num_bytes.sum()))
 
     @property
     def perplexity(self) -> float:
         """exp of the nats paid per scored token."""
-        return math.exp(self.nll.sum() / self.tokens.sum())
+        return math.exp(self.nll.sum() / self.num_tokens.sum())
 
 
-def score(model: PreTrainedModel, rows: Sequence[Row], reading: Reading | None = None) -> Scores:
+def score(model: PreTrainedModel, rows: Sequence[Row], config: ScoringConfig | None = None) -> Scores:
     """The nats that `model` pays for every scored token of `rows`, summed by row; each token is scored once.
 
     Raises: DataError where no row has a token to score.
     """
-    reading = (reading or Reading()).within(model)
+    config = (config or ScoringConfig()).limit_to_context(model)
     nll = np.zeros(len(rows))
-    with at_rest(model, dtype=reading.dtype):
-        for batch, owners in packs(rows, reading, device=model.device):
-            positions, targets, segment = supervised(batch)
-            said = signals(model, batch, Needs(positions), vocabulary=reading.vocabulary)
-            nll += tally(owners[segment.cpu()], surprise(said, targets, chunk=reading.chunk), len(rows))
-    return Scores(nll, scored_tokens(rows), sizes_of(rows))
+    with inference_context(model, dtype=config.dtype):
+        for batch, row_indices in build_packs(rows, config, device=model.device):
+            positions, targets, segment = supervised_positions(batch)
+            outputs = compute_signals(model, batch, Needs(positions), vocabulary=config.vocabulary)
+            nll += sum_by_row(row_indices[segment.cpu()], compute_nll(outputs, targets, chunk=config.chunk), len(rows))
+    return Scores(nll, count_scored_tokens(rows), count_scored_bytes(rows))
 
 
-def surprise(said: Signals, targets: Int[Tensor, " N"], *, chunk: int) -> Float[Tensor, " N"]:
+def compute_nll(outputs: Signals, targets: Int[Tensor, " N"], *, chunk: int) -> Float[Tensor, " N"]:
     """-ln p(target) of every row in nats, with the logits of only `chunk` rows alive at once."""
-    parts = zip(said.rows.split(chunk), targets.split(chunk), strict=True)
-    return torch.cat([_surprise(said.logits(rows), wanted) for rows, wanted in parts])
+    parts = zip(outputs.rows.split(chunk), targets.split(chunk), strict=True)
+    return torch.cat([_compute_chunk_nll(outputs.logits(rows), row_targets) for rows, row_targets in parts])
 
 
-def _surprise(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+def _compute_chunk_nll(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def tally(owners: Int[Tensor, " N"], values: Tensor, n: int) -> Float[np.ndarray, " n"]:
+def sum_by_row(row_indices: Int[Tensor, " N"], values: Tensor, num_rows: int) -> Float[np.ndarray, " n"]:
     """The sum of `values` for each of `n` owners, in double precision."""
-    return np.bincount(owners.numpy(), weights=values.double().cpu().numpy(), minlength=n)
+    return np.bincount(row_indices.numpy(), weights=values.double().cpu().numpy(), minlength=num_rows)
 
 
-def scored_tokens(rows: Sequence[Row]) -> Int[np.ndarray, " n"]:
+def count_scored_tokens(rows: Sequence[Row]) -> Int[np.ndarray, " n"]:
     """How many tokens of each row are scored: its labels, less a first token that nothing predicts.
 
     Raises: DataError where that is none at all.
@@ -83,71 +83,73 @@ def scored_tokens(rows: Sequence[Row]) -> Int[np.ndarray, " n"]:
     return counts
 
 
-def sizes_of(rows: Sequence[Row]) -> Int[np.ndarray, " n"]:
+def count_scored_bytes(rows: Sequence[Row]) -> Int[np.ndarray, " n"]:
     """The bytes of what is scored in each row."""
-    return np.array([row.size for row in rows], dtype=np.int64)
+    return np.array([row.num_bytes for row in rows], dtype=np.int64)
 
 
-def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def get_bos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id that opens every text for this tokenizer's model, found by encoding; None if there is none."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return None
-    adds = tokenizer("a").input_ids[:1] == [bos] or tokenizer.init_kwargs.get("add_bos_token", False)
-    return int(bos) if adds else None
+    adds_bos = tokenizer("a").input_ids[:1] == [bos] or tokenizer.init_kwargs.get("add_bos_token", False)
+    return int(bos) if adds_bos else None
 
 
-def text_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+def build_text_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """Each text as a row with every token scored that something predicts, and never two BOS."""
-    bos = bos_of(tokenizer)
-    return [_text_row(text, tokenizer, bos) for text in texts]
+    bos = get_bos_id(tokenizer)
+    return [_build_text_row(text, tokenizer, bos) for text in texts]
 
 
-def _text_row(text: str, tokenizer: PreTrainedTokenizerBase, bos: int | None) -> Row:
+def _build_text_row(text: str, tokenizer: PreTrainedTokenizerBase, bos: int | None) -> Row:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
     ids, size = list(encoded.input_ids), len(text.encode())
     if not ids:
         return Row([], [], 0)
     if bos is not None and ids[0] != bos:
-        return Row([bos, *ids], [IGNORE, *ids], size, prefix=1)
+        return Row([bos, *ids], [IGNORE, *ids], size, prefix_length=1)
     if tokenizer.is_fast:
-        opening = opening_bytes(text, encoded.offset_mapping)
+        first_token_bytes = count_first_token_bytes(text, encoded.offset_mapping)
     else:
-        opening = len(tokenizer.decode(ids[:1], clean_up_tokenization_spaces=False).encode())
-    return Row(ids, [IGNORE, *ids[1:]], size - opening, prefix=int(ids[0] == bos))
+        first_token_bytes = len(tokenizer.decode(ids[:1], clean_up_tokenization_spaces=False).encode())
+    return Row(ids, [IGNORE, *ids[1:]], size - first_token_bytes, prefix_length=int(ids[0] == bos))
 
 
-def opening_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> int:
+def count_first_token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> int:
     """The UTF-8 bytes that the first token of `text` stands for.
 
     A character that is cut into k tokens is shared evenly among them, since offsets count characters.
     """
     stop = offsets[0][1]
-    sharers = sum(start < stop for start, _ in offsets[: 1 + len(text[:stop].encode())])
-    if sharers == 1:
+    num_sharing_tokens = sum(start < stop for start, _ in offsets[: 1 + len(text[:stop].encode())])
+    if num_sharing_tokens == 1:
         return len(text[:stop].encode())
-    return len(text[: stop - 1].encode()) + max(1, len(text[stop - 1].encode()) // sharers)
+    return len(text[: stop - 1].encode()) + max(1, len(text[stop - 1].encode()) // num_sharing_tokens)
 
 
-def supervised_rows(
+def build_supervised_rows(
     pairs: Iterable[tuple[Sequence[int], Sequence[int]]], tokenizer: PreTrainedTokenizerBase
 ) -> list[Row]:
     """Rows from (input_ids, labels) of chats or pairs, where only what is trained on is scored.
 
     Bytes are those of the decoded text; a stop token is scored and stands for no bytes.
     """
-    bos = bos_of(tokenizer)
-    return [_supervised_row(list(ids), list(labels), tokenizer, bos) for ids, labels in pairs]
+    bos = get_bos_id(tokenizer)
+    return [_build_supervised_row(list(ids), list(labels), tokenizer, bos) for ids, labels in pairs]
 
 
-def _supervised_row(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase, bos: int | None) -> Row:
+def _build_supervised_row(
+    ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase, bos: int | None
+) -> Row:
     prefix = int(bos is not None and ids[:1] == [bos])
     labels[:1] = [IGNORE] * len(labels[:1])
-    size, run = 0, []
+    size, token_run = 0, []
     for label in [*labels, IGNORE]:
         if label != IGNORE:
-            run.append(label)
-        elif run:
-            said = tokenizer.decode(run, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            size, run = size + len(str(said).encode()), []
-    return Row(ids, labels, size, prefix=prefix)
+            token_run.append(label)
+        elif token_run:
+            text = tokenizer.decode(token_run, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            size, token_run = size + len(str(text).encode()), []
+    return Row(ids, labels, size, prefix_length=prefix)

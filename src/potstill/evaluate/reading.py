@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 
 from potstill.core.errors import UsageError
 from potstill.core.types import IGNORE, Batch
-from potstill.models.evaluating import evaluating
-from potstill.models.signals import network
+from potstill.models.evaluating import eval_mode
+from potstill.models.signals import probe_model
 
 
 class Row(NamedTuple):
@@ -35,8 +35,8 @@ class Row(NamedTuple):
 
     input_ids: Sequence[int]
     labels: Sequence[int]
-    size: int
-    prefix: int = 0
+    num_bytes: int
+    prefix_length: int = 0
 
 
 class Window(NamedTuple):
@@ -44,7 +44,7 @@ class Window(NamedTuple):
 
     row: int
     start: int
-    fresh: int
+    score_start: int
     stop: int
 
 
@@ -52,11 +52,11 @@ class Pack(NamedTuple):
     """Windows end to end as one packed batch; `owners[w]` is the row that window w belongs to."""
 
     batch: Batch
-    owners: Int[Tensor, " W"]
+    row_indices: Int[Tensor, " W"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ScoringConfig:
     """How documents are read. `stride` None is half a window; `vocabulary` cuts the head to the ids that exist.
 
     `batch_tokens` and `chunk` (the rows whose logits are alive at once) bound the memory and change no number. `dtype`
@@ -70,90 +70,91 @@ class Reading:
     vocabulary: int | None = None
     dtype: torch.dtype | None = None
 
-    def within(self, *models: PreTrainedModel) -> "Reading":
+    def limit_to_context(self, *models: PreTrainedModel) -> "ScoringConfig":
         """The same reading with a context that every one of `models` can take in."""
-        return replace(self, context=min([self.context, *(context_of(model) for model in models)]))
+        return replace(self, context=min([self.context, *(get_max_context(model) for model in models)]))
 
 
-def context_of(model: PreTrainedModel) -> int:
+def get_max_context(model: PreTrainedModel) -> int:
     """The longest context that the model states; unbounded (2**31) where it states none, as recurrent models do."""
-    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(stated) if stated else 2**31
+    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(max_positions) if max_positions else 2**31
 
 
-def require_context(context: int, *models: PreTrainedModel) -> None:
+def check_context(context: int, *models: PreTrainedModel) -> None:
     """Refuse windows that one of `models` cannot take in.
 
     Raises: UsageError.
     """
     for model in models:
-        if context > context_of(model):
+        if context > get_max_context(model):
             raise UsageError(
-                f"--context {context} is longer than the {context_of(model)} tokens that {type(model).__name__} was "
+                f"--context {context} is longer than the {get_max_context(model)} tokens that "
+                f"{type(model).__name__} was "
                 f"made for; ask for less"
             )
 
 
-def windows(rows: Sequence[Row], reading: Reading) -> list[Window]:
+def cut_windows(rows: Sequence[Row], config: ScoringConfig) -> list[Window]:
     """The windows of all rows that score something, the longest first, so that padded batches waste little.
 
     Raises: UsageError if the stride is below 1 or leaves a window no context.
     """
-    cut = [window for number, row in enumerate(rows) for window in _windows_of(row, number, reading)]
-    return sorted(cut, key=lambda window: window.start - window.stop)
+    all_windows = [window for row_index, row in enumerate(rows) for window in _cut_row(row, row_index, config)]
+    return sorted(all_windows, key=lambda window: window.start - window.stop)
 
 
-def _windows_of(row: Row, number: int, reading: Reading) -> Iterator[Window]:
-    width = reading.context - row.prefix
-    stride = max(1, reading.context // 2) if reading.stride is None else reading.stride
-    if stride < 1 or width < 2 or (stride >= width and len(row.input_ids) > reading.context):
+def _cut_row(row: Row, row_index: int, config: ScoringConfig) -> Iterator[Window]:
+    width = config.context - row.prefix_length
+    stride = max(1, config.context // 2) if config.stride is None else config.stride
+    if stride < 1 or width < 2 or (stride >= width and len(row.input_ids) > config.context):
         raise UsageError(f"stride {stride} needs to be at least 1 and below the window of {width} tokens")
-    fresh, end = row.prefix, len(row.input_ids)
-    stop = min(row.prefix + width, end)
-    while fresh < end:
-        if any(label != IGNORE for label in row.labels[fresh:stop]):
-            yield Window(number, max(row.prefix, stop - width), fresh, stop)
-        fresh, stop = stop, min(stop + stride, end)
+    score_start, end = row.prefix_length, len(row.input_ids)
+    stop = min(row.prefix_length + width, end)
+    while score_start < end:
+        if any(label != IGNORE for label in row.labels[score_start:stop]):
+            yield Window(row_index, max(row.prefix_length, stop - width), score_start, stop)
+        score_start, stop = stop, min(stop + stride, end)
 
 
-def packs(rows: Sequence[Row], reading: Reading, *, device: torch.device | str = "cpu") -> Iterator[Pack]:
+def build_packs(rows: Sequence[Row], config: ScoringConfig, *, device: torch.device | str = "cpu") -> Iterator[Pack]:
     """All windows of `rows` as packed batches of about `reading.batch_tokens` tokens."""
-    pending: list[Window] = []
+    pending_windows: list[Window] = []
     tokens = 0
-    for window in windows(rows, reading):
-        length = window.stop - window.start + rows[window.row].prefix
-        if pending and tokens + length > reading.batch_tokens:
-            yield pack(rows, pending, device=device)
-            pending, tokens = [], 0
-        pending.append(window)
+    for window in cut_windows(rows, config):
+        length = window.stop - window.start + rows[window.row].prefix_length
+        if pending_windows and tokens + length > config.batch_tokens:
+            yield build_pack(rows, pending_windows, device=device)
+            pending_windows, tokens = [], 0
+        pending_windows.append(window)
         tokens += length
-    if pending:
-        yield pack(rows, pending, device=device)
+    if pending_windows:
+        yield build_pack(rows, pending_windows, device=device)
 
 
-def pack(rows: Sequence[Row], chosen: Sequence[Window], *, device: torch.device | str = "cpu") -> Pack:
+def build_pack(rows: Sequence[Row], selected_windows: Sequence[Window], *, device: torch.device | str = "cpu") -> Pack:
     """The `chosen` windows end to end, each a document of its own; what a window only reads is `IGNORE`d."""
     ids: list[int] = []
     labels: list[int] = []
-    places: list[int] = []
+    position_ids: list[int] = []
     documents: list[int] = []
-    for number, (owner, start, fresh, stop) in enumerate(chosen):
-        row = rows[owner]
-        seen = [*row.input_ids[: row.prefix], *row.input_ids[start:stop]]
-        scored = row.labels[max(fresh, start + (row.prefix == 0)) : stop]
-        ids += seen
-        labels += [IGNORE] * (len(seen) - len(scored)) + list(scored)
-        places += range(len(seen))
-        documents += [number] * len(seen)
-    columns = {"input_ids": ids, "labels": labels, "position_ids": places, "documents": documents}
+    for number, (row_index, start, score_start, stop) in enumerate(selected_windows):
+        row = rows[row_index]
+        window_ids = [*row.input_ids[: row.prefix_length], *row.input_ids[start:stop]]
+        scored_labels = row.labels[max(score_start, start + (row.prefix_length == 0)) : stop]
+        ids += window_ids
+        labels += [IGNORE] * (len(window_ids) - len(scored_labels)) + list(scored_labels)
+        position_ids += range(len(window_ids))
+        documents += [number] * len(window_ids)
+    columns = {"input_ids": ids, "labels": labels, "position_ids": position_ids, "documents": documents}
     batch = {name: torch.tensor([column], device=device) for name, column in columns.items()}
-    return Pack(batch, torch.tensor([window.row for window in chosen]))
+    return Pack(batch, torch.tensor([window.row for window in selected_windows]))
 
 
 @contextmanager
-def at_rest(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> Iterator[None]:
+def inference_context(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> Iterator[None]:
     """The model in eval mode, without gradients, computing in `dtype`; afterwards each module is as it was."""
-    network(model)  # probed in the weights' own dtype, since autocast would round what the probe compares
-    mixed = dtype is not None and dtype != model.dtype
-    with evaluating(model), torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=mixed):
+    probe_model(model)  # probed in the weights' own dtype, since autocast would round what the probe compares
+    use_autocast = dtype is not None and dtype != model.dtype
+    with eval_mode(model), torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=use_autocast):
         yield

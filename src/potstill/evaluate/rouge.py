@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError
-from potstill.data.chat import as_messages
+from potstill.data.chat import to_messages
 from potstill.data.corpus import Corpus
 from potstill.data.template import ChatTemplate
-from potstill.evaluate.reading import at_rest, context_of
+from potstill.evaluate.reading import get_max_context, inference_context
 
 
 class Question(NamedTuple):
@@ -32,32 +32,32 @@ class Question(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writing:
+class GenerationOptions:
     """How answers are written: greedily at temperature 0, else sampled with `seed`."""
 
     max_new_tokens: int = 128
-    batch: int = 8
+    batch_size: int = 8
     temperature: float = 0.0
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Answers:
+class ScoredAnswers:
     """What was written for each question, and its ROUGE-L F1 times 100."""
 
     texts: Sequence[str]
     rouge_l: Float[np.ndarray, " n"]
 
 
-def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def tokenize_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """`prompt` as the model expects it: through its chat template where it has one, else as plain text."""
     if not tokenizer.chat_template:
         return list(tokenizer(prompt).input_ids)
-    rendered = ChatTemplate(tokenizer).render([{"role": "user", "content": prompt}], prompt=True)
-    return list(tokenizer(rendered, add_special_tokens=False).input_ids)
+    prompt_text = ChatTemplate(tokenizer).render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    return list(tokenizer(prompt_text, add_special_tokens=False).input_ids)
 
 
-def questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> list[Question]:
+def build_questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> list[Question]:
     """The first `limit` pairs of a corpus, or its chats with their last answer asked for.
 
     Raises: DataError where the corpus is plain text, which asks nothing.
@@ -65,44 +65,46 @@ def questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int 
     if corpus.kind == "text":
         raise DataError(f"{corpus.name} is plain text; ROUGE-L needs prompts with responses, or chats")
     template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
-    asked = (question_of(document, tokenizer, template) for document in corpus.documents)
-    return list(islice((question for question in asked if question is not None), limit))
+    candidates = (build_question(document, tokenizer, template) for document in corpus.documents)
+    return list(islice((question for question in candidates if question is not None), limit))
 
 
-def question_of(
+def build_question(
     document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
 ) -> Question | None:
     """What a pair or a chat asks for, line by line without a template; None for a chat in which nobody answers."""
-    messages = as_messages(document)
-    answered = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answered:
+    messages = to_messages(document)
+    assistant_indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not assistant_indices:
         return None
-    before, answer = messages[: answered[-1]], messages[answered[-1]]["content"]
+    context_messages, answer = messages[: assistant_indices[-1]], messages[assistant_indices[-1]]["content"]
     if template is None:
-        asked = "".join(message["content"] + "\n" for message in before)
-        return Question(list(tokenizer(asked).input_ids), [answer])
-    rendered = template.render(before, prompt=True)
-    return Question(list(tokenizer(rendered, add_special_tokens=False).input_ids), [answer])
+        prompt_text = "".join(message["content"] + "\n" for message in context_messages)
+        return Question(list(tokenizer(prompt_text).input_ids), [answer])
+    chat_prompt = template.render(context_messages, add_generation_prompt=True)
+    return Question(list(tokenizer(chat_prompt, add_special_tokens=False).input_ids), [answer])
 
 
-def judge_answers(
+def score_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     *,
     limit: int | None = None,
-    writing: Writing | None = None,
-) -> Answers:
+    options: GenerationOptions | None = None,
+) -> ScoredAnswers:
     """Let `model` answer the first `limit` questions that its context has room for, and compare with their references.
 
     Raises: DataError where it has room for none.
     """
-    room = context_of(model) - (writing or Writing()).max_new_tokens
-    asked = [question for question in questions if len(question.prompt) <= room][:limit]
-    if questions and not asked:
-        raise DataError(f"all {len(questions)} prompts are longer than the {room} tokens that the model has room for")
-    texts = write(model, tokenizer, [question.prompt for question in asked], writing=writing)
-    return Answers(texts, rouge_l(texts, [question.references for question in asked]))
+    max_prompt_tokens = get_max_context(model) - (options or GenerationOptions()).max_new_tokens
+    selected_questions = [question for question in questions if len(question.prompt) <= max_prompt_tokens][:limit]
+    if questions and not selected_questions:
+        raise DataError(
+            f"all {len(questions)} prompts are longer than the {max_prompt_tokens} tokens that the model has room for"
+        )
+    texts = generate_texts(model, tokenizer, [question.prompt for question in selected_questions], options=options)
+    return ScoredAnswers(texts, rouge_l(texts, [question.references for question in selected_questions]))
 
 
 def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Float[np.ndarray, " n"]:
@@ -111,58 +113,64 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Float[
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     pairs = zip(texts, references, strict=True)
-    best = [max(scorer.score(right, text)["rougeL"].fmeasure for right in rights) for text, rights in pairs]
+    best = [
+        max(scorer.score(reference, text)["rougeL"].fmeasure for reference in text_references)
+        for text, text_references in pairs
+    ]
     return 100.0 * np.array(best, dtype=np.float64)
 
 
-def write(
+def generate_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     *,
-    writing: Writing | None = None,
+    options: GenerationOptions | None = None,
 ) -> list[str]:
     """What `model` writes after each prompt, without the prompt and without special tokens."""
-    writing = writing or Writing()
-    by_length = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # so that batches hold little padding
+    options = options or GenerationOptions()
+    length_order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # so that batches hold little padding
     texts = [""] * len(prompts)
-    with at_rest(model), torch.random.fork_rng(devices=_cuda_devices(model)):
-        torch.manual_seed(writing.seed)
-        for first in range(0, len(prompts), writing.batch):
-            chosen = by_length[first : first + writing.batch]
-            written = _write(model, tokenizer, [prompts[n] for n in chosen], writing)
-            for number, text in zip(chosen, written, strict=True):
-                texts[number] = text
+    with inference_context(model), torch.random.fork_rng(devices=_get_cuda_devices(model)):
+        torch.manual_seed(options.seed)
+        for start in range(0, len(prompts), options.batch_size):
+            batch_indices = length_order[start : start + options.batch_size]
+            batch_texts = _generate_batch(model, tokenizer, [prompts[n] for n in batch_indices], options)
+            for index, text in zip(batch_indices, batch_texts, strict=True):
+                texts[index] = text
     return texts
 
 
-def _write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], writing: Writing
+def _generate_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    options: GenerationOptions,
 ) -> list[str]:
-    stop = model.generation_config.eos_token_id
-    stop = tokenizer.eos_token_id if stop is None else stop
-    filler = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    sampled: dict[str, Any] = {"temperature": writing.temperature, "top_p": 1.0, "top_k": 0}
+    eos_token_id = model.generation_config.eos_token_id
+    eos_token_id = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
+    pad_token_id = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    sampling_options: dict[str, Any] = {"temperature": options.temperature, "top_p": 1.0, "top_k": 0}
     config = GenerationConfig(
-        max_new_tokens=writing.max_new_tokens,
-        do_sample=writing.temperature > 0,
-        eos_token_id=stop,
-        pad_token_id=filler,
-        **(sampled if writing.temperature > 0 else {}),
+        max_new_tokens=options.max_new_tokens,
+        do_sample=options.temperature > 0,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        **(sampling_options if options.temperature > 0 else {}),
     )
-    ids, mask = pad_left(prompts, filler)
-    written = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config)
-    decoded: list[str] = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
-    return decoded
+    ids, mask = pad_left(prompts, pad_token_id)
+    output_ids = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config)
+    texts: list[str] = tokenizer.batch_decode(output_ids[:, ids.shape[1] :], skip_special_tokens=True)
+    return texts
 
 
-def pad_left(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
     """(ids, mask) of `prompts` with `filler` before the shorter ones, so that all end where writing begins."""
     width = max(len(prompt) for prompt in prompts)
-    ids = [[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def _cuda_devices(model: PreTrainedModel) -> list[torch.device]:
+def _get_cuda_devices(model: PreTrainedModel) -> list[torch.device]:
     return [model.device] if model.device.type == "cuda" else []

@@ -2,47 +2,51 @@
 
 from collections.abc import Mapping, Sequence
 
-from potstill.evaluate.rouge import Writing, prompt_ids, write
-from potstill.models.load import Loaded
+from potstill.evaluate.rouge import GenerationOptions, generate_texts, tokenize_prompt
+from potstill.models.load import LoadedModel
 
 
-def side_by_side(
-    models: Mapping[str, Loaded], prompts: Sequence[str], *, writing: Writing | None = None
+def generate_samples(
+    models: Mapping[str, LoadedModel], prompts: Sequence[str], *, options: GenerationOptions | None = None
 ) -> list[dict[str, str | dict[str, str]]]:
     """For each prompt `{"prompt": ..., "answers": {model: text}}`; each model sees it through its own chat template."""
     texts = {
-        name: write(loaded.model, loaded.tokenizer, [prompt_ids(p, loaded.tokenizer) for p in prompts], writing=writing)
+        name: generate_texts(
+            loaded.model, loaded.tokenizer, [tokenize_prompt(p, loaded.tokenizer) for p in prompts], options=options
+        )
         for name, loaded in models.items()
     }
     return [
-        {"prompt": prompt, "answers": {name: written[number] for name, written in texts.items()}}
-        for number, prompt in enumerate(prompts)
+        {"prompt": prompt, "answers": {name: model_texts[index] for name, model_texts in texts.items()}}
+        for index, prompt in enumerate(prompts)
     ]
 
 
-def to_markdown(samples: Sequence[Mapping[str, str | Mapping[str, str]]]) -> str:
+def format_markdown(samples: Sequence[Mapping[str, str | Mapping[str, str]]]) -> str:
     """`samples` as a Markdown table, one row a prompt and one column a model."""
     if not samples:
         return ""
-    names = list(_answers(samples[0]))
-    lines = [_line(["prompt", *names]), _line(["---"] * (1 + len(names)))]
+    names = list(_get_answers(samples[0]))
+    lines = [_format_row(["prompt", *names]), _format_row(["---"] * (1 + len(names)))]
     for sample in samples:
-        answers = _answers(sample)
-        lines.append(_line([_cell(str(sample["prompt"])), *(_cell(answers[name]) for name in names)]))
+        answers = _get_answers(sample)
+        lines.append(
+            _format_row([_escape_cell(str(sample["prompt"])), *(_escape_cell(answers[name]) for name in names)])
+        )
     return "\n".join(lines) + "\n"
 
 
-def _answers(sample: Mapping[str, str | Mapping[str, str]]) -> Mapping[str, str]:
+def _get_answers(sample: Mapping[str, str | Mapping[str, str]]) -> Mapping[str, str]:
     answers = sample["answers"]
     assert not isinstance(answers, str)
     return answers
 
 
-def _line(cells: Sequence[str]) -> str:
+def _format_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     """`text` so that it stays in its cell and is shown as written."""
     escaped = text.strip().replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
     for mark in "|`*_[]#":

@@ -16,8 +16,8 @@ class ScaledEmbedding(nn.Embedding):
 
     def forward(self, input: Int[Tensor, "*B"]) -> Float[Tensor, "*B D"]:
         """The vector of each token."""
-        found = super().forward(input)
-        return found if self.scale == 1 else found * found.new_full((), self.scale)
+        vectors = super().forward(input)
+        return vectors if self.scale == 1 else vectors * vectors.new_full((), self.scale)
 
     def extra_repr(self) -> str:
         """Sizes and scale, for printing."""

@@ -13,23 +13,23 @@ class RMSNorm(nn.Module):
     Zero-centred, it is rounded after, as in Gemma.
     """
 
-    def __init__(self, size: int, *, eps: float, zero_centred: bool = False) -> None:
+    def __init__(self, size: int, *, eps: float, zero_centered: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
-        self.eps, self.zero_centred = eps, zero_centred
+        self.eps, self.zero_centered = eps, zero_centered
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The weight of a fresh norm, which multiplies by 1."""
-        nn.init.constant_(self.weight, 0.0 if self.zero_centred else 1.0)
+        nn.init.constant_(self.weight, 0.0 if self.zero_centered else 1.0)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """The normalised `x`, in its dtype."""
-        wide = x.to(torch.float32)
-        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.zero_centred:
-            return (scaled * (1.0 + self.weight.float())).to(x.dtype)
-        return self.weight * scaled.to(x.dtype)
+        x_float = x.to(torch.float32)
+        y = x_float * torch.rsqrt(x_float.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.zero_centered:
+            return (y * (1.0 + self.weight.float())).to(x.dtype)
+        return self.weight * y.to(x.dtype)
 
     def extra_repr(self) -> str:
         """Size and epsilon, for printing."""

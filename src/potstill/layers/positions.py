@@ -7,10 +7,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from potstill.core.blueprint import Rotary
-from potstill.layers.rotary import rotation
-from potstill.ops.attention import Lengths, causal, starts
+from potstill.layers.rotary import rotary_cos_sin
+from potstill.ops.attention import Lengths, causal_mask, document_starts
 
-Turn = tuple[Tensor, Tensor]
+CosSin = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -25,40 +25,44 @@ class Positions:
     rotary: Rotary
     context: int
     lengths: Lengths | None = None
-    past: int = 0
-    real: Bool[Tensor, "B S"] | None = None
-    _turns: dict[tuple[Rotary, int, torch.dtype], Turn] = field(default_factory=dict)
-    _masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
+    past_length: int = 0
+    token_mask: Bool[Tensor, "B S"] | None = None
+    _cos_sin_cache: dict[tuple[Rotary, int, torch.dtype], CosSin] = field(default_factory=dict)
+    _mask_cache: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # made once for all layers, so in none of them
-    def turn(self, head_dim: int, dtype: torch.dtype, rotary: Rotary | None = None) -> Turn:
+    def get_cos_sin(self, head_dim: int, dtype: torch.dtype, rotary: Rotary | None = None) -> CosSin:
         """Cosines and sines `[B 1 T K]` of the angles of `rotary`, by default the model's."""
-        own = rotary or self.rotary
-        key = (own, head_dim, dtype)
-        if key not in self._turns:
-            self._turns[key] = rotation(self.ids, own, head_dim=head_dim, context=self.context, dtype=dtype)
-        return self._turns[key]
+        rope = rotary or self.rotary
+        key = (rope, head_dim, dtype)
+        if key not in self._cos_sin_cache:
+            self._cos_sin_cache[key] = rotary_cos_sin(
+                self.ids, rope, head_dim=head_dim, context=self.context, dtype=dtype
+            )
+        return self._cos_sin_cache[key]
 
-    def visible(self, keys: int, window: int | None) -> Bool[Tensor, "B 1 T {keys}"] | None:
+    def get_mask(self, keys: int, window: int | None) -> Bool[Tensor, "B 1 T {keys}"] | None:
         """Which keys each query may see, or None if it is all of them."""
         key = (keys, window)
-        if key not in self._masks:
-            self._masks[key] = self._visible(keys, window)
-        return self._masks[key]
+        if key not in self._mask_cache:
+            self._mask_cache[key] = self._build_mask(keys, window)
+        return self._mask_cache[key]
 
-    def _visible(self, keys: int, window: int | None) -> Tensor | None:
+    def _build_mask(self, keys: int, window: int | None) -> Tensor | None:
         size, device = self.ids.shape[1], self.ids.device
-        last = self.past + size
-        if self.real is None and size == 1 and keys == last and (window is None or keys <= window):
+        end = self.past_length + size
+        if self.token_mask is None and size == 1 and keys == end and (window is None or keys <= window):
             return None
-        seen = torch.zeros(size, keys, dtype=torch.bool, device=device)
-        seen[:, :last] = causal(size, last, window=window, device=device)
-        seen = seen.expand(len(self.ids), 1, size, keys)
-        if self.real is None:
-            return seen
-        if self.past == 0:  # later on there are only the documents' ends in the state, and rows hold one document each
-            documents = starts(self.ids).cumsum(1)
-            seen = seen & (documents[:, :, None] == documents[:, None, :])[:, None]
-        seen = seen & self.real[:, None, None, :]
-        itself = torch.arange(keys, device=device) == torch.arange(self.past, last, device=device)[:, None]
-        return seen | itself  # a padding token sees at least itself: no row of the softmax is empty, none is NaN
+        mask = torch.zeros(size, keys, dtype=torch.bool, device=device)
+        mask[:, :end] = causal_mask(size, end, window=window, device=device)
+        mask = mask.expand(len(self.ids), 1, size, keys)
+        if self.token_mask is None:
+            return mask
+        if (
+            self.past_length == 0
+        ):  # later on there are only the documents' ends in the state, and rows hold one document each
+            document = document_starts(self.ids).cumsum(1)
+            mask = mask & (document[:, :, None] == document[:, None, :])[:, None]
+        mask = mask & self.token_mask[:, None, None, :]
+        diagonal = torch.arange(keys, device=device) == torch.arange(self.past_length, end, device=device)[:, None]
+        return mask | diagonal  # a padding token sees at least itself: no row of the softmax is empty, none is NaN

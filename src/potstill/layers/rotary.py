@@ -18,7 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from potstill.core.blueprint import Rotary
 from potstill.core.errors import UnsupportedModel
 
-GROWING = ("dynamic", "longrope")  # scalings whose frequencies depend on how long the text is
+LENGTH_DEPENDENT = ("dynamic", "longrope")  # scalings whose frequencies depend on how long the text is
 
 
 @lru_cache(maxsize=256)
@@ -39,40 +39,42 @@ def frequencies(
         if kind == "default":
             exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
             return tuple((1.0 / (rotary.theta**exponents)).tolist()), 1.0
-        found, factor = _scaled(kind)(_spelled(parameters, head_dim, context), torch.device("cpu"), seq_len=length)
-    return tuple(found.tolist()), float(factor)
+        inv_freq, factor = _get_rope_function(kind)(
+            _build_rope_config(parameters, head_dim, context), torch.device("cpu"), seq_len=length
+        )
+    return tuple(inv_freq.tolist()), float(factor)
 
 
-def rotation(
+def rotary_cos_sin(
     position_ids: Int[Tensor, "B T"], rotary: Rotary, *, head_dim: int, context: int, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "B 1 T {head_dim}"], Float[Tensor, "B 1 T {head_dim}"]]:
     """(cosines, sines) of every position's angles, computed in float32 and rounded to `dtype`."""
-    growing = rotary.parameters()["rope_type"] in GROWING
-    length = int(position_ids.max()) + 1 if growing else None
-    found, factor = frequencies(rotary, head_dim=head_dim, context=context, length=length)
-    each = torch.tensor(found, dtype=torch.float32, device=position_ids.device)
-    angles = (position_ids[..., None].float() * each).repeat(1, 1, 2)[:, None]
+    depends_on_length = rotary.parameters()["rope_type"] in LENGTH_DEPENDENT
+    length = int(position_ids.max()) + 1 if depends_on_length else None
+    inv_freq, factor = frequencies(rotary, head_dim=head_dim, context=context, length=length)
+    radians = torch.tensor(inv_freq, dtype=torch.float32, device=position_ids.device)
+    angles = (position_ids[..., None].float() * radians).repeat(1, 1, 2)[:, None]
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
 def rotate(
-    x: Float[Tensor, "B H T K"], turn: tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
+    x: Float[Tensor, "B H T K"], cos_sin: tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
 ) -> Float[Tensor, "B H T K"]:
     """(x_j, x_{j + K/2}) turned by the position's angle: x cos + (-x_{j + K/2}, x_j) sin."""
-    cos, sin = turn
+    cos, sin = cos_sin
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def _scaled(kind: str) -> Callable[..., tuple[Tensor, float]]:
+def _get_rope_function(kind: str) -> Callable[..., tuple[Tensor, float]]:
     if kind not in ROPE_INIT_FUNCTIONS:
-        known = ", ".join(["default", *ROPE_INIT_FUNCTIONS])
-        raise UnsupportedModel(f"rotary scaling {kind!r} is not one of {known}")
-    found: Callable[..., tuple[Tensor, float]] = ROPE_INIT_FUNCTIONS[kind]
-    return found
+        kinds = ", ".join(["default", *ROPE_INIT_FUNCTIONS])
+        raise UnsupportedModel(f"rotary scaling {kind!r} is not one of {kinds}")
+    rope_function: Callable[..., tuple[Tensor, float]] = ROPE_INIT_FUNCTIONS[kind]
+    return rope_function
 
 
-def _spelled(parameters: dict[str, Any], head_dim: int, context: int) -> LlamaConfig:
+def _build_rope_config(parameters: dict[str, Any], head_dim: int, context: int) -> LlamaConfig:
     """The config that transformers' functions want: one head as wide as ours."""
     return LlamaConfig(
         hidden_size=head_dim,

@@ -3,23 +3,23 @@
 from typing import Any
 
 from potstill.core.errors import MissingDependency
-from potstill.models.load import PACKAGED, licence_of, packaged
+from potstill.models.load import PACKAGED_MODEL, get_packaged_path, read_license
 
 
-def available() -> list[dict[str, Any]]:
+def list_available_models() -> list[dict[str, Any]]:
     """Name, size, licence and place of every model that can be opened offline; never raises, never calls home."""
-    return [*_packaged(), *_cached()]
+    return [*_list_packaged_models(), *_list_cached_models()]
 
 
-def _packaged() -> list[dict[str, Any]]:
+def _list_packaged_models() -> list[dict[str, Any]]:
     try:
-        path = packaged()
+        path = get_packaged_path()
     except MissingDependency as error:
-        return [{"name": PACKAGED, "bytes": 0, "licence": None, "path": str(error)}]
-    return [{"name": PACKAGED, "bytes": path.stat().st_size, "licence": licence_of(path), "path": str(path)}]
+        return [{"name": PACKAGED_MODEL, "bytes": 0, "licence": None, "path": str(error)}]
+    return [{"name": PACKAGED_MODEL, "bytes": path.stat().st_size, "licence": read_license(path), "path": str(path)}]
 
 
-def _cached() -> list[dict[str, Any]]:
+def _list_cached_models() -> list[dict[str, Any]]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -27,9 +27,10 @@ def _cached() -> list[dict[str, Any]]:
         repos = scan_cache_dir().repos
     except CacheNotFound:
         return []
-    found = [
-        {"name": r.repo_id, "bytes": r.size_on_disk, "licence": None, "path": str(r.repo_path)}
-        for r in repos
-        if r.repo_type == "model" and any(f.file_name == "config.json" for v in r.revisions for f in v.files)
+    models = [
+        {"name": repo.repo_id, "bytes": repo.size_on_disk, "licence": None, "path": str(repo.repo_path)}
+        for repo in repos
+        if repo.repo_type == "model"
+        and any(file.file_name == "config.json" for revision in repo.revisions for file in revision.files)
     ]
-    return sorted(found, key=lambda model: str(model["name"]))
+    return sorted(models, key=lambda model: str(model["name"]))

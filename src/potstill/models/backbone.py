@@ -23,7 +23,7 @@ from potstill.layers.heads import LanguageHead, TiedHead
 from potstill.layers.mixers.attention import GroupedAttention
 from potstill.layers.norm import RMSNorm
 from potstill.layers.positions import Positions
-from potstill.ops.attention import boundaries
+from potstill.ops.attention import document_lengths
 
 MIXERS: Mapping[type, Callable[..., nn.Module]] = {facts.Attention: GroupedAttention}
 FFNS: Mapping[type, Callable[..., nn.Module]] = {facts.SwiGLU: GatedFeedForward}
@@ -45,8 +45,8 @@ class Block(nn.Module):
         self, x: Float[Tensor, "B T D"], positions: Positions, state: State | None = None
     ) -> tuple[Float[Tensor, "B T D"], State | None]:
         """(the residual stream after this layer, state)."""
-        mixed, state = self.mixer(self.mixer_norm(x), positions, state)
-        x = x + self.mixer_post_norm(mixed)
+        mixer_output, state = self.mixer(self.mixer_norm(x), positions, state)
+        x = x + self.mixer_post_norm(mixer_output)
         return x + self.ffn_post_norm(self.ffn(self.ffn_norm(x))), state
 
 
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         self.blueprint = blueprint
         self.gradient_checkpointing = False
         vocabulary, hidden, softcap = blueprint.vocabulary, blueprint.hidden, blueprint.logit_softcap
-        norm = partial(RMSNorm, eps=blueprint.norm_eps, zero_centred=blueprint.zero_centred_norms)
+        norm = partial(RMSNorm, eps=blueprint.norm_eps, zero_centered=blueprint.zero_centred_norms)
         self.embed = ScaledEmbedding(vocabulary, hidden, scale=blueprint.embedding_scale)
         self.layers = nn.ModuleList(Block(layer, hidden, norm=norm) for layer in blueprint.layers)
         self.norm = norm(hidden)
@@ -75,13 +75,15 @@ class Backbone(nn.Module):
         position_ids: Int[Tensor, "B T"],
         states: Sequence[State] | None = None,
         *,
-        real: Bool[Tensor, "B S"] | None = None,
-        embedded: Float[Tensor, "B T D"] | None = None,
+        token_mask: Bool[Tensor, "B S"] | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The last hidden states, after the final norm; the arguments are those of `residuals`."""
-        *_, last = self.residuals(input_ids, position_ids, states, real=real, embedded=embedded)
-        normed: Tensor = self.norm(last)
-        return normed
+        *_, residual = self.residuals(
+            input_ids, position_ids, states, token_mask=token_mask, inputs_embeds=inputs_embeds
+        )
+        hidden: Tensor = self.norm(residual)
+        return hidden
 
     def residuals(
         self,
@@ -89,8 +91,8 @@ class Backbone(nn.Module):
         position_ids: Int[Tensor, "B T"],
         states: Sequence[State] | None = None,
         *,
-        real: Bool[Tensor, "B S"] | None = None,
-        embedded: Float[Tensor, "B T D"] | None = None,
+        token_mask: Bool[Tensor, "B S"] | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
     ) -> Iterator[Float[Tensor, "B T D"]]:
         """The residual stream: the embeddings, then what each layer leaves, before the final norm.
 
@@ -103,37 +105,43 @@ class Backbone(nn.Module):
         """
         if states is not None and len(states) != len(self.layers):
             raise UsageError(f"{len(states)} states for {len(self.layers)} layers; make them with empty()")
-        positions = self._positions(position_ids, states, real)
-        x = self.embed(input_ids) if embedded is None else embedded
+        positions = self._make_positions(position_ids, states, token_mask)
+        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         yield x
-        memories: Sequence[State | None] = states or [None] * len(self.layers)
-        for block, state in zip(self.layers, memories, strict=True):
+        layer_states: Sequence[State | None] = states or [None] * len(self.layers)
+        for block, state in zip(self.layers, layer_states, strict=True):
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled() and states is None:
                 x, _ = cast(Any, checkpoint)(block, x, positions, use_reentrant=False)
             else:
                 x, _ = block(x, positions, state)
             yield x
 
-    def empty(self) -> list[State]:
+    def make_states(self) -> list[State]:
         """A fresh state for each layer."""
         return [cast(Any, block).mixer.state() for block in self.layers]
 
-    def _positions(
-        self, ids: Int[Tensor, "B T"], states: Sequence[State] | None, real: Bool[Tensor, "B S"] | None
+    def _make_positions(
+        self, position_ids: Int[Tensor, "B T"], states: Sequence[State] | None, token_mask: Bool[Tensor, "B S"] | None
     ) -> Positions:
-        past = states[0].get_seq_length() if states else 0
-        found = Positions(ids, self.blueprint.rotary, self.blueprint.context, past=past, real=_padded(real))
-        if found.real is not None or (states is not None and ids.shape[1] == 1):
-            return found
-        lengths = boundaries(ids)
+        past_length = states[0].get_seq_length() if states else 0
+        positions = Positions(
+            position_ids,
+            self.blueprint.rotary,
+            self.blueprint.context,
+            past_length=past_length,
+            token_mask=_drop_trivial_mask(token_mask),
+        )
+        if positions.token_mask is not None or (states is not None and position_ids.shape[1] == 1):
+            return positions
+        lengths = document_lengths(position_ids)
         if states is not None and any(len(row) > 1 for row in lengths):
             raise UsageError("several documents in a row cannot share one state; decode each in a row of its own")
-        if past == 0:
-            found.lengths = lengths
-        return found
+        if past_length == 0:
+            positions.lengths = lengths
+        return positions
 
 
-def initialise(model: nn.Module, *, std: float = 0.02, rng: torch.Generator | None = None) -> None:
+def init_weights(model: nn.Module, *, std: float = 0.02, rng: torch.Generator | None = None) -> None:
     """Fresh weights, in place: matrices from N(0, std^2), biases 0, norms that multiply by 1.
 
     `std` is stock `initializer_range`.
@@ -149,5 +157,5 @@ def initialise(model: nn.Module, *, std: float = 0.02, rng: torch.Generator | No
             module.reset_parameters()
 
 
-def _padded(real: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B S"] | None:
-    return None if real is None or bool(real.all()) else real
+def _drop_trivial_mask(token_mask: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B S"] | None:
+    return None if token_mask is None or bool(token_mask.all()) else token_mask

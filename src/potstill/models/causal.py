@@ -28,7 +28,7 @@ from potstill.models.config import PotstillConfig
 __all__ = ["AutoModelForCausalLM", "PotstillConfig", "PotstillForCausalLM", "PotstillModel"]
 
 
-class _Pretrained(PreTrainedModel):
+class _PotstillPreTrainedModel(PreTrainedModel):
     config_class = PotstillConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -44,12 +44,12 @@ class _Pretrained(PreTrainedModel):
             module.reset_parameters()
 
 
-class PotstillModel(_Pretrained):
+class PotstillModel(_PotstillPreTrainedModel):
     """A `Backbone` that is called, and answers, as the headless stock models do."""
 
     def __init__(self, config: PotstillConfig) -> None:
         super().__init__(config)
-        self.backbone = Backbone(config.read())
+        self.backbone = Backbone(config.to_blueprint())
         self.post_init()
 
     def forward(
@@ -70,21 +70,21 @@ class PotstillModel(_Pretrained):
         if (input_ids is None) == (inputs_embeds is None):
             raise UsageError("give exactly one of input_ids and inputs_embeds")
         if use_cache and past_key_values is None:
-            past_key_values = Cache(layers=self.backbone.empty())
-        embedded = self.backbone.embed(input_ids) if inputs_embeds is None else inputs_embeds
+            past_key_values = Cache(layers=self.backbone.make_states())
+        embeddings = self.backbone.embed(input_ids) if inputs_embeds is None else inputs_embeds
         states: Sequence[State] | None = None if past_key_values is None else past_key_values.layers
         if position_ids is None:
-            past = states[0].get_seq_length() if states else 0
-            position_ids = torch.arange(past, past + embedded.shape[1], device=embedded.device)[None]
-        position_ids = position_ids.expand(len(embedded), -1)
-        real = None if attention_mask is None else _real(attention_mask)
-        stream = self.backbone.residuals(None, position_ids, states, real=real, embedded=embedded)
-        layers = [*stream] if output_hidden_states else [_last(stream)]
-        layers[-1] = self.backbone.norm(layers[-1])
+            past_length = states[0].get_seq_length() if states else 0
+            position_ids = torch.arange(past_length, past_length + embeddings.shape[1], device=embeddings.device)[None]
+        position_ids = position_ids.expand(len(embeddings), -1)
+        token_mask = None if attention_mask is None else _make_token_mask(attention_mask)
+        residuals = self.backbone.residuals(None, position_ids, states, token_mask=token_mask, inputs_embeds=embeddings)
+        hidden_states = [*residuals] if output_hidden_states else [_get_last_item(residuals)]
+        hidden_states[-1] = self.backbone.norm(hidden_states[-1])
         return BaseModelOutputWithPast(
-            last_hidden_state=layers[-1],
+            last_hidden_state=hidden_states[-1],
             past_key_values=past_key_values,
-            hidden_states=tuple(layers) if output_hidden_states else None,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -92,7 +92,7 @@ class PotstillModel(_Pretrained):
         return self.backbone.embed
 
 
-class PotstillForCausalLM(_Pretrained, GenerationMixin):
+class PotstillForCausalLM(_PotstillPreTrainedModel, GenerationMixin):
     """A `Backbone` with Hugging Face's manners: it saves, loads, generates with a cache, and trains in a `Trainer`."""
 
     def __init__(self, config: PotstillConfig) -> None:
@@ -120,7 +120,7 @@ class PotstillForCausalLM(_Pretrained, GenerationMixin):
         return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits `[B T V]` and, with `labels`, their loss: the arguments and the meaning are those of stock models."""
-        found = self.model(
+        backbone_output = self.model(
             input_ids,
             attention_mask,
             position_ids,
@@ -129,15 +129,18 @@ class PotstillForCausalLM(_Pretrained, GenerationMixin):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        rows = found.last_hidden_state[:, kept]
+        slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        rows = backbone_output.last_hidden_state[:, slice_indices]
         logits = self.backbone.head().logits(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
         loss = None
         if labels is not None:
             vocabulary = self.backbone.blueprint.vocabulary
             loss = self.loss_function(logits, labels, vocabulary, num_items_in_batch=num_items_in_batch)
         output = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=found.past_key_values, hidden_states=found.hidden_states
+            loss=loss,
+            logits=logits,
+            past_key_values=backbone_output.past_key_values,
+            hidden_states=backbone_output.hidden_states,
         )
         return output.to_tuple() if return_dict is False else output
 
@@ -154,12 +157,12 @@ class PotstillForCausalLM(_Pretrained, GenerationMixin):
         raise UnsupportedModel("a potstill model's vocabulary is fixed by its blueprint; make a new one by a transform")
 
 
-def _last(stream: Any) -> Tensor:
-    *_, last = stream
-    return last
+def _get_last_item(items: Any) -> Tensor:
+    *_, item = items
+    return item
 
 
-def _real(attention_mask: Tensor) -> Tensor:
+def _make_token_mask(attention_mask: Tensor) -> Tensor:
     if attention_mask.ndim != 2:
         raise UsageError(f"the attention mask has shape {tuple(attention_mask.shape)}; only [B T] marks padding here")
     return attention_mask.bool()

@@ -5,9 +5,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from potstill.core.blueprint import Blueprint
-from potstill.core.errors import ArtefactError
+from potstill.core.errors import ArtifactError
 
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+SPECIAL_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class PotstillConfig(PreTrainedConfig):
@@ -21,7 +21,7 @@ class PotstillConfig(PreTrainedConfig):
 
     def __init__(self, blueprint: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if blueprint is None:
-            raise ArtefactError("a potstill config holds its blueprint, and this one holds none; use PotstillConfig.of")
+            raise ArtifactError("a potstill config holds its blueprint, and this one holds none; use PotstillConfig.of")
         self.blueprint = blueprint
         self.bos_token_id: int | None = None
         self.eos_token_id: int | list[int] | None = None
@@ -29,12 +29,12 @@ class PotstillConfig(PreTrainedConfig):
         super().__init__(**kwargs)  # whatever else a config.json holds, as every Hugging Face config takes it
 
     @classmethod
-    def of(cls, blueprint: Blueprint) -> "PotstillConfig":
+    def from_blueprint(cls, blueprint: Blueprint) -> "PotstillConfig":
         """The config of `blueprint`, with the token ids among its extras."""
         data = blueprint.to_dict()
-        return cls(blueprint=data, **{name: data["extras"].get(name) for name in TOKENS})
+        return cls(blueprint=data, **{name: data["extras"].get(name) for name in SPECIAL_TOKEN_IDS})
 
-    def read(self) -> Blueprint:
+    def to_blueprint(self) -> Blueprint:
         """The blueprint.
 
         Raises:
@@ -45,34 +45,34 @@ class PotstillConfig(PreTrainedConfig):
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding."""
-        return self.read().vocabulary
+        return self.to_blueprint().vocabulary
 
     @property
     def hidden_size(self) -> int:
         """Width of the residual stream."""
-        return self.read().hidden
+        return self.to_blueprint().hidden
 
     @property
     def num_hidden_layers(self) -> int:
         """Number of layers."""
-        return len(self.read().layers)
+        return len(self.to_blueprint().layers)
 
     @property
     def max_position_embeddings(self) -> int:
         """Number of positions it was trained for."""
-        return self.read().context
+        return self.to_blueprint().context
 
     @property
     def tie_word_embeddings(self) -> bool:
         """Whether the embedding is the head."""
-        return self.read().tied
+        return self.to_blueprint().tied
 
     @property
     def final_logit_softcapping(self) -> float | None:
         """The soft-cap of the logits."""
-        return self.read().logit_softcap
+        return self.to_blueprint().logit_softcap
 
     @property
     def initializer_range(self) -> float:
         """Standard deviation of fresh weights."""
-        return float(self.read().extra("initializer_range", 0.02))
+        return float(self.to_blueprint().get_extra("initializer_range", 0.02))

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.quantization_config import GgufConfig
 
-from potstill.core.errors import ArtefactError, UnsupportedModel
+from potstill.core.errors import ArtifactError, UnsupportedModel
 
 modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # its bar, too, can be switched off
 
@@ -32,7 +32,7 @@ PROBES = ("0 12 345 6789 3.14", "naïve café — 🎉👩‍👩‍👧", "世�
 
 
 @contextmanager
-def read_once() -> Iterator[None]:
+def cache_gguf_reads() -> Iterator[None]:
     """Within, a GGUF file is parsed once, and a family's table of tensor names made once.
 
     transformers parses the file for the config, the weights and the tokenizer, which takes seconds each where the file
@@ -40,13 +40,13 @@ def read_once() -> Iterator[None]:
     """
     import gguf
 
-    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
-    parsed = functools.cache(reader)
-    gguf.GGUFReader, gguf.get_tensor_name_map = lambda path: parsed(str(path)), functools.cache(names)
+    reader, get_name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    cached_reader = functools.cache(reader)
+    gguf.GGUFReader, gguf.get_tensor_name_map = lambda path: cached_reader(str(path)), functools.cache(get_name_map)
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, get_name_map
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -59,13 +59,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         fields = GGUFReader(path).fields
     except (ValueError, OSError, IndexError) as error:
-        raise ArtefactError(
-            f"{path} is not a readable GGUF file ({first_sentence(error)}); download or convert it again"
+        raise ArtifactError(
+            f"{path} is not a readable GGUF file ({get_first_sentence(error)}); download or convert it again"
         ) from error
-    return {name.removeprefix("general."): f.contents() for name, f in fields.items() if name.startswith("general.")}
+    return {
+        name.removeprefix("general."): field.contents() for name, field in fields.items() if name.startswith("general.")
+    }
 
 
-def require_shape(path: Path) -> None:
+def check_model_size(path: Path) -> None:
     """Refuse a GGUF file that does not say how large its model is; transformers would build its family's default.
 
     Raises: ArtefactError.
@@ -74,12 +76,12 @@ def require_shape(path: Path) -> None:
 
     fields = GGUFReader(path).fields
     family = fields["general.architecture"].contents() if "general.architecture" in fields else "general"
-    for fact in ("block_count", "embedding_length"):
-        if f"{family}.{fact}" not in fields:
-            raise ArtefactError(f"{path} does not say its {family}.{fact}, so it holds no model; convert it again")
+    for key in ("block_count", "embedding_length"):
+        if f"{family}.{key}" not in fields:
+            raise ArtifactError(f"{path} does not say its {family}.{key}, so it holds no model; convert it again")
 
 
-def first_sentence(error: BaseException) -> str:
+def get_first_sentence(error: BaseException) -> str:
     """What a library's error says first, in at most 200 characters."""
     return re.split(r"\n|\. ", str(error), maxsplit=1)[0][:200]
 
@@ -90,30 +92,32 @@ def load_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     Raises: ArtefactError if the file is cut short or lacks weights; UnsupportedModel if transformers cannot read it.
     """
     read_metadata(path)
-    require_shape(path)
-    quantisation = GgufConfig(gguf_file=path.name, dequantize=True)
+    check_model_size(path)
+    quantization_config = GgufConfig(gguf_file=path.name, dequantize=True)
     try:
-        packed, problems = AutoModelForCausalLM.from_pretrained(
+        quantized_model, loading_info = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
-            quantization_config=quantisation,
+            quantization_config=quantization_config,
             dtype=torch.float32,
             output_loading_info=True,
         )
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise UnsupportedModel(
-            f"{path} holds an architecture that transformers cannot read from GGUF ({first_sentence(error)})"
+            f"{path} holds an architecture that transformers cannot read from GGUF ({get_first_sentence(error)})"
         ) from error
-    if problems["missing_keys"]:
-        missing = sorted(problems["missing_keys"])
-        raise ArtefactError(f"{path} lacks {len(missing)} weights, {missing[0]} among them; convert it again")
-    config = type(packed.config).from_dict(
-        {k: v for k, v in packed.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    if loading_info["missing_keys"]:
+        missing = sorted(loading_info["missing_keys"])
+        raise ArtifactError(f"{path} lacks {len(missing)} weights, {missing[0]} among them; convert it again")
+    config = type(quantized_model.config).from_dict(
+        {k: v for k, v in quantized_model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
     )
-    state = {name: tensor.to(dtype) for name, tensor in packed.state_dict().items()}
-    dense: PreTrainedModel = type(packed).from_pretrained(None, config=config, state_dict=state, dtype=dtype)
-    dense.generation_config = packed.generation_config
-    return dense
+    state = {name: tensor.to(dtype) for name, tensor in quantized_model.state_dict().items()}
+    dense_model: PreTrainedModel = type(quantized_model).from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype
+    )
+    dense_model.generation_config = quantized_model.generation_config
+    return dense_model
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -123,9 +127,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     for text in PROBES:
-        back = tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids)
-        if back.lstrip(" ") != text:  # SentencePiece may put one space in front
-            raise UnsupportedModel(f"the tokenizer in {path} reads {text!r} back as {back!r}; use the original's")
+        round_trip = tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids)
+        if round_trip.lstrip(" ") != text:  # SentencePiece may put one space in front
+            raise UnsupportedModel(f"the tokenizer in {path} reads {text!r} back as {round_trip!r}; use the original's")
     for token in tokenizer.all_special_tokens:
         ids = tokenizer(token, add_special_tokens=False).input_ids
         if ids != [tokenizer.convert_tokens_to_ids(token)]:

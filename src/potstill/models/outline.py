@@ -6,36 +6,36 @@ from typing import NamedTuple
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from potstill.core.blueprint import Blueprint
-from potstill.core.errors import ArtefactError
+from potstill.core.errors import ArtifactError
 from potstill.models import gguf
 from potstill.models.causal import PotstillConfig
-from potstill.models.families.table import read
-from potstill.models.load import check_folder, locate
+from potstill.models.families.table import read_blueprint
+from potstill.models.load import check_model_folder, locate_model
 
 
-class Outline(NamedTuple):
+class ModelSpec(NamedTuple):
     """A model without its weights."""
 
     blueprint: Blueprint
     tokenizer: PreTrainedTokenizerBase
 
 
-def outline(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Outline:
+def read_model_spec(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> ModelSpec:
     """The outline of the model called `name`.
 
     Raises: NotFound, UnsafeModel, ArtefactError as `load` does; UnsupportedModel for a family that no blueprint says.
     """
-    path = locate(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     if path.suffix == ".gguf":
-        with gguf.read_once():
+        with gguf.cache_gguf_reads():
             gguf.read_metadata(path)
-            gguf.require_shape(path)
+            gguf.check_model_size(path)
             config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-            return Outline(read(config), gguf.load_tokenizer(path))
-    check_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+            return ModelSpec(read_blueprint(config), gguf.load_tokenizer(path))
+    check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
-        raise ArtefactError(f"{path} has no readable config or tokenizer ({error}); copy the model again") from error
-    return Outline(config.read() if isinstance(config, PotstillConfig) else read(config), tokenizer)
+        raise ArtifactError(f"{path} has no readable config or tokenizer ({error}); copy the model again") from error
+    return ModelSpec(config.to_blueprint() if isinstance(config, PotstillConfig) else read_blueprint(config), tokenizer)

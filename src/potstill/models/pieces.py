@@ -16,113 +16,117 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import UnsupportedModel
 
-RAW = re.compile(r"<0x([0-9A-F]{2})>")
-SILENT = ("Fuse", "Strip")  # these change a text as a whole, and no token by itself
+BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+TEXT_LEVEL_STEPS = ("Fuse", "Strip")  # these change a text as a whole, and no token by itself
 
 
-class Pieces(NamedTuple):
+class TokenBytes(NamedTuple):
     """`of[i]` are the bytes of id i, none where there is no such token.
 
     `added` ids are matched in the text before it is cut, `special` ones among them control; `raw` ids are the single
     bytes that a tokenizer falls back on.
     """
 
-    of: list[bytes]
-    added: frozenset[int]
-    special: frozenset[int]
-    raw: frozenset[int]
+    by_id: list[bytes]
+    added_ids: frozenset[int]
+    special_ids: frozenset[int]
+    byte_fallback_ids: frozenset[int]
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase) -> Pieces:
+def read_token_bytes(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
     """What the ids of `tokenizer` stand for.
 
     Raises: UnsupportedModel for a tokenizer that is not a fast one, or decodes in a way that is not known here.
     """
     if not tokenizer.is_fast:
         raise UnsupportedModel(f"{type(tokenizer).__name__} does not say how it decodes; use a fast tokenizer")
-    steps = list(_steps(tokenizer.backend_tokenizer.decoder))
-    added = tokenizer.added_tokens_decoder
+    steps = list(_iterate_decoder_steps(tokenizer.backend_tokenizer.decoder))
+    added_tokens = tokenizer.added_tokens_decoder
     vocabulary = tokenizer.get_vocab()
-    of = [b""] * (max(vocabulary.values(), default=-1) + 1)
-    spelt, by_bytes = _spelling(steps), any(step["type"] == "ByteLevel" for step in steps)
+    bytes_by_id = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    decode_token, is_byte_level = _make_token_decoder(steps), any(step["type"] == "ByteLevel" for step in steps)
     for token, i in vocabulary.items():
-        of[i] = token.encode() if by_bytes and i in added else spelt(token)
-    special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-    falls_back = any(step["type"] == "ByteFallback" for step in steps)
-    raw = {i for token, i in vocabulary.items() if falls_back and RAW.fullmatch(token)}
-    return Pieces(of, frozenset(added), frozenset(special), frozenset(raw))
+        bytes_by_id[i] = token.encode() if is_byte_level and i in added_tokens else decode_token(token)
+    special_ids = {i for i, token in added_tokens.items() if token.special} | set(tokenizer.all_special_ids)
+    has_byte_fallback = any(step["type"] == "ByteFallback" for step in steps)
+    byte_fallback_ids = {i for token, i in vocabulary.items() if has_byte_fallback and BYTE_FALLBACK.fullmatch(token)}
+    return TokenBytes(bytes_by_id, frozenset(added_tokens), frozenset(special_ids), frozenset(byte_fallback_ids))
 
 
-def counterparts(first: Pieces, second: Pieces, *, also: Iterable[tuple[int, int]] = ()) -> Int64[Tensor, " V"]:
+def match_tokens(
+    source: TokenBytes, target: TokenBytes, *, special_pairs: Iterable[tuple[int, int]] = ()
+) -> Int64[Tensor, " V"]:
     """For each id of `first` the id of `second` that stands for the same bytes, -1 where there is none.
 
     Of several ids the one that is no byte fallback, then the lowest. Special tokens stand for no text; those that do
     the same (both end a text, both end a turn) are named by `also`.
     """
-    known: dict[bytes, int] = {}
-    ids = [i for i, text in enumerate(second.of) if text and i not in second.special]
-    for i in sorted(ids, key=lambda i: (i in second.raw, i)):
-        known.setdefault(second.of[i], i)
-    found = [-1 if i in first.special else known.get(text, -1) for i, text in enumerate(first.of)]
-    for ours, theirs in also:
-        found[ours] = theirs
-    return torch.tensor(found, dtype=torch.int64)
+    id_by_bytes: dict[bytes, int] = {}
+    ids = [i for i, text in enumerate(target.by_id) if text and i not in target.special_ids]
+    for i in sorted(ids, key=lambda i: (i in target.byte_fallback_ids, i)):
+        id_by_bytes.setdefault(target.by_id[i], i)
+    target_ids = [-1 if i in source.special_ids else id_by_bytes.get(text, -1) for i, text in enumerate(source.by_id)]
+    for source_id, target_id in special_pairs:
+        target_ids[source_id] = target_id
+    return torch.tensor(target_ids, dtype=torch.int64)
 
 
-def _steps(decoder: Any) -> Iterator[Mapping[str, Any]]:
+def _iterate_decoder_steps(decoder: Any) -> Iterator[Mapping[str, Any]]:
     """The steps of a decoder, those of a sequence one by one."""
     if decoder is not None:
-        waiting = [json.loads(decoder.__getstate__())]
-        while waiting:
-            step = waiting.pop(0)
-            waiting = [*step.get("decoders", []), *waiting]
+        queue = [json.loads(decoder.__getstate__())]
+        while queue:
+            step = queue.pop(0)
+            queue = [*step.get("decoders", []), *queue]
             if step["type"] != "Sequence":
                 yield step
 
 
-def _spelling(steps: list[Mapping[str, Any]]) -> Callable[[str], bytes]:
+def _make_token_decoder(steps: list[Mapping[str, Any]]) -> Callable[[str], bytes]:
     """How a token is turned into bytes.
 
     Raises: UnsupportedModel.
     """
     if any(step["type"] == "ByteLevel" for step in steps):
-        return _byte_level
-    spaces, prefix, falls_back = [], "", False
+        return _decode_byte_level
+    replacements, word_prefix, has_byte_fallback = [], "", False
     for step in steps:
         kind = step["type"]
         if kind == "Metaspace":
-            spaces.append((step["replacement"], " "))
+            replacements.append((step["replacement"], " "))
         elif kind == "Replace" and "String" in step["pattern"]:
-            spaces.append((step["pattern"]["String"], step["content"]))
+            replacements.append((step["pattern"]["String"], step["content"]))
         elif kind == "ByteFallback":
-            falls_back = True
+            has_byte_fallback = True
         elif kind == "WordPiece":
-            prefix = step["prefix"]
-        elif kind not in SILENT:
+            word_prefix = step["prefix"]
+        elif kind not in TEXT_LEVEL_STEPS:
             raise UnsupportedModel(f"how a tokenizer decodes by {kind} is not known here; use one of another kind")
 
-    def spelt(token: str) -> bytes:
-        if falls_back and (byte := RAW.fullmatch(token)):
+    def decode_token(token: str) -> bytes:
+        if has_byte_fallback and (byte := BYTE_FALLBACK.fullmatch(token)):
             return bytes([int(byte[1], 16)])
-        for mark, text in spaces:
+        for mark, text in replacements:
             token = token.replace(mark, text)
-        return token.removeprefix(prefix).encode()
+        return token.removeprefix(word_prefix).encode()
 
-    return spelt
+    return decode_token
 
 
-def _letters() -> dict[str, int]:
+def _make_byte_decoder() -> dict[str, int]:
     """GPT-2's letters for bytes: printable Latin-1 stands for itself, the others for U+0100 and on, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    other_bytes = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + offset): byte for offset, byte in enumerate(other_bytes)
+    }
 
 
-LETTERS = _letters()
+BYTE_DECODER = _make_byte_decoder()
 
 
-def _byte_level(token: str) -> bytes:
+def _decode_byte_level(token: str) -> bytes:
     try:
-        return bytes(LETTERS[letter] for letter in token)
+        return bytes(BYTE_DECODER[letter] for letter in token)
     except KeyError:  # a token that was added later is written as it is
         return token.encode()

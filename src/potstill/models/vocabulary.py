@@ -12,7 +12,7 @@ PROBES = (
 )
 
 
-def shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> int:
+def count_shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> int:
     """How many ids, from 0 on, stand for the same token on both sides; heads are cut to them.
 
     The rows by which families pad a vocabulary to a round width (Qwen: 151,936 against 152,064) stand for no token and
@@ -21,24 +21,27 @@ def shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBas
     Raises: VocabularyMismatch with the first text or id that the two read differently.
     """
     for text in PROBES:
-        ours, theirs = (t(text, add_special_tokens=False).input_ids for t in (student, teacher))
-        if ours != theirs:
+        student_ids, teacher_ids = (
+            tokenizer(text, add_special_tokens=False).input_ids for tokenizer in (student, teacher)
+        )
+        if student_ids != teacher_ids:
             raise VocabularyMismatch(
-                f"teacher and student read {text[:20]!r} as different ids ({theirs[:4]} and {ours[:4]}); "
+                f"teacher and student read {text[:20]!r} as different ids ({teacher_ids[:4]} and {student_ids[:4]}); "
                 f"choose a teacher with the student's tokenizer, or --objective dskdv2_eta, which compares across"
             )
-    by_id = [{i: token for token, i in t.get_vocab().items()} for t in (teacher, student)]
-    shared = min(max(table) for table in by_id) + 1
-    for i in range(shared):
-        taught, learnt = (table.get(i) for table in by_id)
-        if taught != learnt and taught is not None and learnt is not None:
+    tokens_by_id = [{i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in (teacher, student)]
+    num_shared = min(max(table) for table in tokens_by_id) + 1
+    for i in range(num_shared):
+        teacher_token, student_token = (table.get(i) for table in tokens_by_id)
+        if teacher_token != student_token and teacher_token is not None and student_token is not None:
             raise VocabularyMismatch(
-                f"id {i} is {taught!r} for the teacher and {learnt!r} for the student; choose a teacher with the "
+                f"id {i} is {teacher_token!r} for the teacher and {student_token!r} for the student; choose a "
+                f"teacher with the "
                 f"student's tokenizer, or --objective dskdv2_eta, which compares across"
             )
-    return shared
+    return num_shared
 
 
-def real_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+def count_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many ids stand for a token; a head may have more rows."""
     return max(tokenizer.get_vocab().values()) + 1

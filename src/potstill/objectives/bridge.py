@@ -10,76 +10,76 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from potstill.core.types import PAIRS, Batch, Needs, Signals, supervised, view
+from potstill.core.types import ALIGNED_PAIRS, Batch, Needs, Signals, get_view, supervised_positions
 from potstill.models.signals import EMBEDDINGS
-from potstill.ops.cross import crossed
-from potstill.ops.layout import through
+from potstill.ops.cross import cross_attention
+from potstill.ops.layout import apply_padded
 
-Rows = tuple[Int[Tensor, " P"], Int[Tensor, " Q"]]  # of the student and of the teacher
+MatchedRows = tuple[Int[Tensor, " P"], Int[Tensor, " Q"]]  # of the student and of the teacher
 
 
-class Bridged(NamedTuple):
+class MatchedStates(NamedTuple):
     """Hidden states on the other side.
 
     `to_student[p]` is for the student's row `ours[p]`, `to_teacher[q]` for the teacher's row `theirs[q]`. A bridge that
     pairs single rows gives both in the same order: the partner of `ours[p]` is `theirs[p]`.
     """
 
-    ours: Int[Tensor, " P"]
-    to_student: Float[Tensor, "P D"]
-    theirs: Int[Tensor, " Q"]
-    to_teacher: Float[Tensor, "Q F"]
+    student_rows: Int[Tensor, " P"]
+    states_for_student: Float[Tensor, "P D"]
+    teacher_rows: Int[Tensor, " Q"]
+    states_for_teacher: Float[Tensor, "Q F"]
 
 
 @runtime_checkable
-class Bridge(Protocol):
+class RowMatcher(Protocol):
     """How the rows of two networks belong together."""
 
     def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
         """What is wanted of either network."""
         ...
 
-    def reached(self, batch: Batch, teacher: str) -> Rows:
+    def match_rows(self, batch: Batch, teacher: str) -> MatchedRows:
         """Which rows of the student and of the teacher are brought over, from the batch alone."""
         ...
 
-    def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> MatchedStates:
         """The states of both on the other side."""
         ...
 
 
-class SameRows:
+class SameRowMatcher:
     """One tokenizer: row n is row n."""
 
     def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
-        needs = Needs(supervised(batch)[0])
+        needs = Needs(supervised_positions(batch)[0])
         return {"student": needs, teacher: needs}
 
-    def reached(self, batch: Batch, teacher: str) -> Rows:
+    def match_rows(self, batch: Batch, teacher: str) -> MatchedRows:
         """All supervised rows."""
-        return every(batch)
+        return match_same_rows(batch)
 
-    def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> MatchedStates:
         rows = torch.arange(len(student.rows), device=student.rows.device)
-        return Bridged(rows, teacher.rows, rows, student.rows)
+        return MatchedStates(rows, teacher.rows, rows, student.rows)
 
 
-class AlignedRows:
+class AlignedRowMatcher:
     """The rows whose next token is the same piece of the same text: the batch's `pairs`, all rows where it has none."""
 
     def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
-        return each(batch, teacher)
+        return make_row_needs(batch, teacher)
 
-    def reached(self, batch: Batch, teacher: str) -> Rows:
+    def match_rows(self, batch: Batch, teacher: str) -> MatchedRows:
         """Those that are paired."""
-        return aligned(batch)
+        return match_aligned_rows(batch)
 
-    def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
-        ours, theirs = aligned(batch)
-        return Bridged(ours, teacher.rows[theirs], theirs, student.rows[ours])
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> MatchedStates:
+        student_rows, teacher_rows = match_aligned_rows(batch)
+        return MatchedStates(student_rows, teacher.rows[teacher_rows], teacher_rows, student.rows[student_rows])
 
 
-class CrossAttention(nn.Module):
+class CrossModelAttention(nn.Module):
     """Two tokenizers: A = Q K^T / sqrt(2 D), with Q = P_q [E_s(x); E_s(y)] and K = [E_t(x); E_t(y)] / std(E_t).
 
     x is a row's own token and y the one after it. The teacher's states are mixed as H_t / std(h_t) + E_t(y) / std(E_t)
@@ -91,68 +91,77 @@ class CrossAttention(nn.Module):
     that padding and packing change nothing.
     """
 
-    def __init__(self, student_width: int, teacher_width: int, *, spread: float) -> None:
+    def __init__(self, student_width: int, teacher_width: int, *, embedding_std: float) -> None:
         super().__init__()
         self.query = nn.Linear(2 * student_width, 2 * teacher_width)
-        self.spread = spread  # the standard deviation of the teacher's embeddings
+        self.embedding_std = embedding_std  # the standard deviation of the teacher's embeddings
 
     def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
         """The rows and the embeddings of both."""
-        wanted = Needs(extras=frozenset({EMBEDDINGS}))
-        return {name: needs | wanted for name, needs in each(batch, teacher).items()}
+        embedding_needs = Needs(extras=frozenset({EMBEDDINGS}))
+        return {name: needs | embedding_needs for name, needs in make_row_needs(batch, teacher).items()}
 
-    def reached(self, batch: Batch, teacher: str) -> Rows:
+    def match_rows(self, batch: Batch, teacher: str) -> MatchedRows:
         """All supervised rows of both, but for those of a document of which the other has none."""
-        return _met(supervised(batch)[2], supervised(view(batch, teacher))[2])
+        return _intersect_rows(supervised_positions(batch)[2], supervised_positions(get_view(batch, teacher))[2])
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> Bridged:
+    def forward(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> MatchedStates:
         """Both mixtures."""
-        queries = through(self.query, student.extras[EMBEDDINGS].detach().flatten(1))
-        embedded = teacher.extras[EMBEDDINGS].detach() / self.spread
+        queries = apply_padded(self.query, student.extras[EMBEDDINGS].detach().flatten(1))
+        embeddings = teacher.extras[EMBEDDINGS].detach() / self.embedding_std
         states = teacher.rows.detach()
-        spread = states.to(torch.promote_types(states.dtype, torch.float32)).std(-1, keepdim=True)
-        values = states / spread.to(states.dtype) + embedded[:, 1].to(states.dtype)
-        documents = supervised(batch)[2], supervised(view(batch, name))[2]
-        both = zip((student.rows, values), documents, strict=True)
-        to_student, to_teacher = crossed(queries, embedded.flatten(1), *both)
-        ours, theirs = _met(*documents)
-        return Bridged(ours, to_student[ours], theirs, to_teacher[theirs])
+        state_std = states.to(torch.promote_types(states.dtype, torch.float32)).std(-1, keepdim=True)
+        values = states / state_std.to(states.dtype) + embeddings[:, 1].to(states.dtype)
+        documents = supervised_positions(batch)[2], supervised_positions(get_view(batch, name))[2]
+        states_by_network = zip((student.rows, values), documents, strict=True)
+        states_for_student, states_for_teacher = cross_attention(queries, embeddings.flatten(1), *states_by_network)
+        student_rows, teacher_rows = _intersect_rows(*documents)
+        return MatchedStates(
+            student_rows, states_for_student[student_rows], teacher_rows, states_for_teacher[teacher_rows]
+        )
 
 
-def each(batch: Batch, teacher: str) -> Mapping[str, Needs]:
+def make_row_needs(batch: Batch, teacher: str) -> Mapping[str, Needs]:
     """Each network's own supervised rows."""
-    return {"student": Needs(supervised(batch)[0]), teacher: Needs(supervised(view(batch, teacher))[0])}
+    return {
+        "student": Needs(supervised_positions(batch)[0]),
+        teacher: Needs(supervised_positions(get_view(batch, teacher))[0]),
+    }
 
 
-def every(batch: Batch) -> Rows:
+def match_same_rows(batch: Batch) -> MatchedRows:
     """Each row with itself."""
-    rows = torch.arange(len(supervised(batch)[1]), device=batch["labels"].device)
+    rows = torch.arange(len(supervised_positions(batch)[1]), device=batch["labels"].device)
     return rows, rows
 
 
-def aligned(batch: Batch, key: str = PAIRS) -> Rows:
+def match_aligned_rows(batch: Batch, key: str = ALIGNED_PAIRS) -> MatchedRows:
     """The student's and the teacher's rows that `batch[key]` pairs; without that key each row with itself."""
     if key in batch:
-        ours, theirs = batch[key]
-        return ours, theirs
-    return every(batch)
+        student_rows, teacher_rows = batch[key]
+        return student_rows, teacher_rows
+    return match_same_rows(batch)
 
 
-def by_place(batch: Batch, teacher: str) -> Rows:
+def match_rows_by_index(batch: Batch, teacher: str) -> MatchedRows:
     """The k-th row of the student in a document with the k-th of the teacher in it, as far as both go."""
-    return _met(*(_placed(supervised(view(batch, name))[2]) for name in ("student", teacher)))
+    return _intersect_rows(
+        *(_compute_row_keys(supervised_positions(get_view(batch, name))[2]) for name in ("student", teacher))
+    )
 
 
-def _placed(documents: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+def _compute_row_keys(documents: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
     """A number for each row that says its document and its place in it."""
-    place = torch.arange(len(documents), device=documents.device) - torch.searchsorted(documents, documents)
-    return documents * 2**31 + place
+    index = torch.arange(len(documents), device=documents.device) - torch.searchsorted(documents, documents)
+    return documents * 2**31 + index
 
 
-def _met(ours: Int[Tensor, " N"], theirs: Int[Tensor, " M"]) -> Rows:
+def _intersect_rows(student_numbers: Int[Tensor, " N"], teacher_numbers: Int[Tensor, " M"]) -> MatchedRows:
     """The places of either side whose number the other has too."""
-    return _where(torch.isin(ours, theirs)), _where(torch.isin(theirs, ours))
+    return _find_indices(torch.isin(student_numbers, teacher_numbers)), _find_indices(
+        torch.isin(teacher_numbers, student_numbers)
+    )
 
 
-def _where(kept: Bool[Tensor, " N"]) -> Int[Tensor, " P"]:
-    return kept.nonzero()[:, 0]
+def _find_indices(mask: Bool[Tensor, " N"]) -> Int[Tensor, " P"]:
+    return mask.nonzero()[:, 0]

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from potstill.core.errors import UsageError
-from potstill.core.types import Batch, Needs, Signals, Terms, supervised
+from potstill.core.types import Batch, Needs, Signals, Terms, supervised_positions
 from potstill.objectives import rows
 from potstill.ops.divergence import Divergence, forward_kl
 from potstill.ops.row_loss import DivergenceRows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(rows.OverRows):
+class LogitDistillation(rows.RowObjectiveMixin):
     """sum over supervised positions of t^2 D(softmax(z_teacher / t), softmax(z_student / t)), in nats.
 
     The square of the temperature t keeps the gradient's scale (Hinton et al., arXiv:1503.02531, section 2). The teacher
@@ -43,7 +43,7 @@ class Distill(rows.OverRows):
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """The rows of student and teacher at the same positions."""
-        needs = Needs(supervised(batch)[0])
+        needs = Needs(supervised_positions(batch)[0])
         return {"student": needs, self.teacher: needs}
 
     def split(
@@ -51,8 +51,8 @@ class Distill(rows.OverRows):
     ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
         """t^2 D(p, q) of each row."""
         loss = DivergenceRows(self.divergence, temperature=self.temperature, teacher=self.teacher)
-        return {self.name: rows.RowTerm(loss, {self.teacher: rows.logits_of(frozen[self.teacher])})}, {}
+        return {self.name: rows.RowTerm(loss, {self.teacher: rows.make_logits_fn(frozen[self.teacher])})}, {}
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of supervised positions."""
-        return {self.name: len(supervised(batch)[1])}
+        return {self.name: len(supervised_positions(batch)[1])}

@@ -22,22 +22,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from potstill.core.types import Batch, Group, Head, Needs, Signals, Terms, gold, supervised
+from potstill.core.types import Batch, Head, Needs, ParamGroup, Signals, Terms, gold_mask, supervised_positions
 from potstill.objectives import rows
-from potstill.objectives.bridge import Bridge, Bridged, CrossAttention, SameRows
+from potstill.objectives.bridge import CrossModelAttention, MatchedStates, RowMatcher, SameRowMatcher
 from potstill.ops import fused
 from potstill.ops.divergence import Divergence, forward_kl
-from potstill.ops.layout import through
-from potstill.ops.projection import inverse_gram, onto_rows
-from potstill.ops.row_loss import Agreeing, CrossEntropyRows, DivergenceRows, RowLoss
+from potstill.ops.layout import apply_padded
+from potstill.ops.projection import fit_projection, inverse_gram
+from potstill.ops.row_loss import CrossEntropyRows, DivergenceRows, RowLoss, WhereArgmaxIs
 
-FAST = Group("projectors", rate=2.0)  # 1e-3 beside the student's 5e-4, as in the scripts of the first version
-LIKE_THE_STUDENT = Group("projectors")  # 5e-4 both, as in those of the second
-NOBODY = -1  # in place of a token id: this row has no counterpart
+PROJECTOR_GROUP_V1 = ParamGroup(
+    "projectors", rate=2.0
+)  # 1e-3 beside the student's 5e-4, as in the scripts of the first version
+PROJECTOR_GROUP_V2 = ParamGroup("projectors")  # 5e-4 both, as in those of the second
+NO_TOKEN = -1  # in place of a token id: this row has no counterpart
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spaces:
+class DualSpaceConfig:
     """How the two spaces are compared: by `divergence` at temperature tau, times tau^2 as in `objectives.distill`.
 
     `name` opens the names of the terms.
@@ -49,29 +51,29 @@ class Spaces:
     name: str = "dskd"
 
     @property
-    def terms(self) -> tuple[str, str, str]:
+    def term_names(self) -> tuple[str, str, str]:
         """The student's space, what trains P_t2s, and the teacher's space."""
         return f"{self.name}_student_space", f"{self.name}_projector", f"{self.name}_teacher_space"
 
     @property
-    def projected(self) -> str:
+    def projected_key(self) -> str:
         """By what name a row loss hears of Z_t2s."""
         return f"{self.name}_projected"
 
     @property
-    def label(self) -> str:
+    def label_key(self) -> str:
         """By what name a row loss hears of the token that Z_t2s has to prefer."""
         return f"{self.name}_label"
 
 
-class Choice(NamedTuple):
+class ProjectorTargets(NamedTuple):
     """The token that Z_t2s has to prefer at each row that is reached, and at which of them it is learnt."""
 
-    token: Int[Tensor, " P"]
-    learnt: Bool[Tensor, " P"]
+    tokens: Int[Tensor, " P"]
+    is_trained: Bool[Tensor, " P"]
 
 
-class TwoSpaces(nn.Module):
+class DualSpaceBase(nn.Module):
     """What both versions share: three terms, each weighing 1, from the same rows, heads and projected states.
 
     A version says how states get to the other width, which token Z_t2s has to prefer, whether that is one that the
@@ -80,32 +82,36 @@ class TwoSpaces(nn.Module):
     """
 
     additive: ClassVar[bool] = True
-    hears: ClassVar[bool] = False
-    agreeing: bool
-    inside: Divergence
+    needs_teacher_argmax: ClassVar[bool] = False
+    masks_disagreement: bool
+    teacher_space_divergence: Divergence
 
-    def __init__(self, spaces: Spaces, bridge: Bridge | None) -> None:
+    def __init__(self, config: DualSpaceConfig, bridge: RowMatcher | None) -> None:
         super().__init__()
-        self.spaces, self.bridge = spaces, bridge or SameRows()
+        self.config, self.bridge = config, bridge or SameRowMatcher()
 
     @property
     def weights(self) -> Mapping[str, float]:
         """Three terms, each weighing 1."""
-        return dict.fromkeys(self.spaces.terms, 1.0)
+        return dict.fromkeys(self.config.term_names, 1.0)
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """What the bridge needs of student and teacher."""
-        return self.bridge.needs(batch, self.spaces.teacher)
+        return self.bridge.needs(batch, self.config.teacher)
 
-    def forth(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P F"]:
+    def project_to_student(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P F"]:
         """The teacher's states in the student's space, by P_t2s."""
         raise NotImplementedError
 
-    def back(self, states: Float[Tensor, "Q F"], student: Signals, teacher: Signals) -> Float[Tensor, "Q D"]:
+    def project_to_teacher(
+        self, states: Float[Tensor, "Q F"], student: Signals, teacher: Signals
+    ) -> Float[Tensor, "Q D"]:
         """The student's states in the teacher's space, by P_s2t."""
         raise NotImplementedError
 
-    def choice(self, bridged: Bridged, said: "Noting", batch: Batch) -> Choice:
+    def select_targets(
+        self, matched_states: MatchedStates, recorder: "ArgmaxRecorder", batch: Batch
+    ) -> ProjectorTargets:
         """Which token Z_t2s has to prefer; `said` is what the teacher has said in its own space."""
         raise NotImplementedError
 
@@ -113,31 +119,42 @@ class TwoSpaces(nn.Module):
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
         """The term in the student's space, over its rows, and the two others."""
-        spaces, n = self.spaces, len(supervised(batch)[1])
-        student, teacher = views["student"], frozen[spaces.teacher]
-        ours, theirs = rows.frozen_head(student, "student"), rows.frozen_head(teacher, "teacher")
-        bridged = self.bridge(student, teacher, batch, spaces.teacher)
-        back = through(lambda states: self.back(states, student, teacher), bridged.to_teacher)
-        said = Noting(theirs, teacher.rows[bridged.theirs], hears=self.hears)
-        in_theirs = in_teachers_space(self.inside, spaces, back, theirs, said)
-        token, learnt = self.choice(bridged, said, batch)
-        projected = through(self.forth, bridged.to_student)
-        everywhere = rows.spread(projected.detach(), bridged.ours, n, 0)
-        labels = rows.spread(token, bridged.ours, n, NOBODY)
-        told = {spaces.projected: rows.telling(ours, everywhere), spaces.label: lambda a, b: labels[a:b]}
-        loss: Any = DivergenceRows(spaces.divergence, temperature=spaces.temperature, teacher=spaces.projected)
-        if self.agreeing:
-            loss = Agreeing(loss, said=spaces.projected, choice=spaces.label)
-        in_student, projector, in_teacher = spaces.terms
-        return {in_student: rows.RowTerm(loss, told)}, {
-            projector: summed(CrossEntropyRows(), projected[learnt], ours, token[learnt]),
-            in_teacher: in_theirs,
+        config, n = self.config, len(supervised_positions(batch)[1])
+        student, teacher = views["student"], frozen[config.teacher]
+        student_head, teacher_head = rows.get_frozen_head(student, "student"), rows.get_frozen_head(teacher, "teacher")
+        matched_states = self.bridge(student, teacher, batch, config.teacher)
+        states_in_teacher_space = apply_padded(
+            lambda states: self.project_to_teacher(states, student, teacher), matched_states.states_for_teacher
+        )
+        recorder = ArgmaxRecorder(
+            teacher_head, teacher.rows[matched_states.teacher_rows], records_argmax=self.needs_teacher_argmax
+        )
+        teacher_space_loss = compute_teacher_space_loss(
+            self.teacher_space_divergence, config, states_in_teacher_space, teacher_head, recorder
+        )
+        tokens, is_trained = self.select_targets(matched_states, recorder, batch)
+        states_in_student_space = apply_padded(self.project_to_student, matched_states.states_for_student)
+        projected_rows = rows.scatter_rows(states_in_student_space.detach(), matched_states.student_rows, n, 0)
+        labels = rows.scatter_rows(tokens, matched_states.student_rows, n, NO_TOKEN)
+        inputs = {
+            config.projected_key: rows.make_head_logits_fn(student_head, projected_rows),
+            config.label_key: lambda a, b: labels[a:b],
+        }
+        loss: Any = DivergenceRows(config.divergence, temperature=config.temperature, teacher=config.projected_key)
+        if self.masks_disagreement:
+            loss = WhereArgmaxIs(loss, source=config.projected_key, choice=config.label_key)
+        student_term, projector_term, teacher_term = config.term_names
+        return {student_term: rows.RowTerm(loss, inputs)}, {
+            projector_term: sum_row_loss(
+                CrossEntropyRows(), states_in_student_space[is_trained], student_head, tokens[is_trained]
+            ),
+            teacher_term: teacher_space_loss,
         }
 
-    forward = rows.OverRows.__call__
+    forward = rows.RowObjectiveMixin.__call__
 
 
-class DualSpace(TwoSpaces):
+class DualSpace(DualSpaceBase):
     """D(Z_t2s || Z_s) + CE(Z_t2s, y) + KL(Z_t || Z_s2t), with y the text's next token.
 
     P_t2s and P_s2t are linear maps with bias, as torch draws them. The teacher's space is compared by forward KL
@@ -151,37 +168,53 @@ class DualSpace(TwoSpaces):
     Raises: UnsupportedModel when called with a network whose head cannot be read.
     """
 
-    group: ClassVar[Group] = FAST
+    group: ClassVar[ParamGroup] = PROJECTOR_GROUP_V1
 
     def __init__(
-        self, student_width: int, teacher_width: int, spaces: Spaces | None = None, bridge: Bridge | None = None
+        self,
+        student_width: int,
+        teacher_width: int,
+        config: DualSpaceConfig | None = None,
+        bridge: RowMatcher | None = None,
     ) -> None:
-        super().__init__(spaces or Spaces(), bridge)
-        self.inside, self.agreeing = forward_kl, isinstance(bridge, CrossAttention)
+        super().__init__(config or DualSpaceConfig(), bridge)
+        self.teacher_space_divergence, self.masks_disagreement = forward_kl, isinstance(bridge, CrossModelAttention)
         self.to_student = nn.Linear(teacher_width, student_width)
         self.to_teacher = nn.Linear(student_width, teacher_width)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The rows that are reached: of the student, of it where the text is the data's own, and of the teacher."""
-        ours, theirs = self.bridge.reached(batch, self.spaces.teacher)
-        return dict(zip(self.spaces.terms, (len(ours), int(gold(batch)[ours].sum()), len(theirs)), strict=True))
+        student_rows, teacher_rows = self.bridge.match_rows(batch, self.config.teacher)
+        return dict(
+            zip(
+                self.config.term_names,
+                (len(student_rows), int(gold_mask(batch)[student_rows].sum()), len(teacher_rows)),
+                strict=True,
+            )
+        )
 
-    def forth(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P F"]:
+    def project_to_student(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P F"]:
         """Through a learned map."""
-        found: Tensor = self.to_student(states)
-        return found
+        projected_states: Tensor = self.to_student(states)
+        return projected_states
 
-    def back(self, states: Float[Tensor, "Q F"], student: Signals, teacher: Signals) -> Float[Tensor, "Q D"]:
+    def project_to_teacher(
+        self, states: Float[Tensor, "Q F"], student: Signals, teacher: Signals
+    ) -> Float[Tensor, "Q D"]:
         """Through a learned map."""
-        found: Tensor = self.to_teacher(states)
-        return found
+        projected_states: Tensor = self.to_teacher(states)
+        return projected_states
 
-    def choice(self, bridged: Bridged, said: "Noting", batch: Batch) -> Choice:
+    def select_targets(
+        self, matched_states: MatchedStates, recorder: "ArgmaxRecorder", batch: Batch
+    ) -> ProjectorTargets:
         """The text's next token; one that the student wrote itself is not learnt."""
-        return Choice(supervised(batch)[1][bridged.ours], gold(batch)[bridged.ours])
+        return ProjectorTargets(
+            supervised_positions(batch)[1][matched_states.student_rows], gold_mask(batch)[matched_states.student_rows]
+        )
 
 
-class DualSpaceV2(TwoSpaces):
+class DualSpaceV2(DualSpaceBase):
     """D(Z_t2s || Z_s) + CE(Z_t2s, y_t) + D(Z_t || Z_s2t), with y_t the teacher's likeliest token.
 
     P_t2s = W_t^T pinv(W_s^T) at the start, without bias: the teacher's logits projected onto what the student's head
@@ -199,54 +232,70 @@ class DualSpaceV2(TwoSpaces):
     Raises: UnsupportedModel when called with a network whose head cannot be read.
     """
 
-    group: ClassVar[Group] = LIKE_THE_STUDENT
-    hears: ClassVar[bool] = True
-    agreeing = True
+    group: ClassVar[ParamGroup] = PROJECTOR_GROUP_V2
+    needs_teacher_argmax: ClassVar[bool] = True
+    masks_disagreement = True
 
     def __init__(
         self,
-        student: Float[Tensor, "V F"],
-        teacher: Float[Tensor, "W D"],
-        spaces: Spaces | None = None,
-        bridge: Bridge | None = None,
-        shared: Int[Tensor, "2 S"] | None = None,
-        scale: float = 1.0,
+        student_weight: Float[Tensor, "V F"],
+        teacher_weight: Float[Tensor, "W D"],
+        config: DualSpaceConfig | None = None,
+        bridge: RowMatcher | None = None,
+        shared_token_ids: Int[Tensor, "2 S"] | None = None,
+        logit_scale_ratio: float = 1.0,
     ) -> None:
-        super().__init__(spaces or Spaces(name="dskdv2"), bridge)
-        self.inside, self.scale = self.spaces.divergence, scale
-        both = min(len(student), len(teacher))
-        ours, theirs = torch.arange(both).expand(2, -1) if shared is None else shared
-        self.to_student = nn.Parameter(scale * onto_rows(teacher[theirs], student[ours]))  # [D F]
-        known = torch.full((len(teacher),), NOBODY)
-        known[theirs] = ours
-        self.shared = _Constant(torch.stack([ours, theirs]))
-        self.known = _Constant(known)  # the student's id of each of the teacher's
-        self.gram = _Constant(inverse_gram(teacher[theirs]))
+        super().__init__(config or DualSpaceConfig(name="dskdv2"), bridge)
+        self.teacher_space_divergence, self.logit_scale_ratio = self.config.divergence, logit_scale_ratio
+        num_shared = min(len(student_weight), len(teacher_weight))
+        student_ids, teacher_ids = (
+            torch.arange(num_shared).expand(2, -1) if shared_token_ids is None else shared_token_ids
+        )
+        self.to_student = nn.Parameter(
+            logit_scale_ratio * fit_projection(teacher_weight[teacher_ids], student_weight[student_ids])
+        )  # [D F]
+        id_map = torch.full((len(teacher_weight),), NO_TOKEN)
+        id_map[teacher_ids] = student_ids
+        self.shared_token_ids = _Constant(torch.stack([student_ids, teacher_ids]))
+        self.id_map = _Constant(id_map)  # the student's id of each of the teacher's
+        self.inverse_gram = _Constant(inverse_gram(teacher_weight[teacher_ids]))
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The rows that are reached: of the student for the first two terms, of the teacher for the third."""
-        ours, theirs = map(len, self.bridge.reached(batch, self.spaces.teacher))
-        return dict(zip(self.spaces.terms, (ours, ours, theirs), strict=True))
+        num_student_rows, num_teacher_rows = map(len, self.bridge.match_rows(batch, self.config.teacher))
+        return dict(zip(self.config.term_names, (num_student_rows, num_student_rows, num_teacher_rows), strict=True))
 
-    def forth(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P F"]:
+    def project_to_student(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P F"]:
         """Through the learned map that began as the pseudo-inverse's."""
         return states @ self.to_student.to(states.dtype)
 
-    def back(self, states: Float[Tensor, "Q F"], student: Signals, teacher: Signals) -> Float[Tensor, "Q D"]:
+    def project_to_teacher(
+        self, states: Float[Tensor, "Q F"], student: Signals, teacher: Signals
+    ) -> Float[Tensor, "Q D"]:
         """Through the pseudo-inverse's map for the student's head as it is now."""
-        return states @ self.to_teacher(student, teacher).to(states.dtype)
+        return states @ self.compute_teacher_projection(student, teacher).to(states.dtype)
 
-    def choice(self, bridged: Bridged, said: "Noting", batch: Batch) -> Choice:
+    def select_targets(
+        self, matched_states: MatchedStates, recorder: "ArgmaxRecorder", batch: Batch
+    ) -> ProjectorTargets:
         """The student's id of what the teacher finds likeliest, where it has one; bridges here pair single rows."""
-        token = self.known.on(said.likeliest)[said.likeliest]
-        return Choice(token, token != NOBODY)
+        tokens = self.id_map.match_device(recorder.argmax)[recorder.argmax]
+        return ProjectorTargets(tokens, tokens != NO_TOKEN)
 
     @torch.no_grad()
-    def to_teacher(self, student: Signals, teacher: Signals) -> Float[Tensor, "F D"]:
+    def compute_teacher_projection(self, student: Signals, teacher: Signals) -> Float[Tensor, "F D"]:
         """P_s2t of the student's head as it is now."""
-        mine, yours = rows.head_of(student, "student").weight, rows.head_of(teacher, "teacher").weight
-        ours, theirs = self.shared.on(mine)
-        return onto_rows(mine[ours], yours[theirs], self.gram.on(mine)) / self.scale
+        student_weight, teacher_weight = (
+            rows.get_head(student, "student").weight,
+            rows.get_head(teacher, "teacher").weight,
+        )
+        student_ids, teacher_ids = self.shared_token_ids.match_device(student_weight)
+        return (
+            fit_projection(
+                student_weight[student_ids], teacher_weight[teacher_ids], self.inverse_gram.match_device(student_weight)
+            )
+            / self.logit_scale_ratio
+        )
 
 
 class _Constant:
@@ -255,38 +304,42 @@ class _Constant:
     def __init__(self, value: Tensor) -> None:
         self.value = value
 
-    def on(self, other: Tensor) -> Tensor:
+    def match_device(self, tensor: Tensor) -> Tensor:
         """The value where `other` lies."""
-        self.value = self.value.to(other.device)
+        self.value = self.value.to(tensor.device)
         return self.value
 
 
-class Noting:
+class ArgmaxRecorder:
     """The logits that `head` gives for the states of rows, and, if it `hears`, the likeliest token of each."""
 
-    def __init__(self, head: Head, states: Float[Tensor, "Q D"], *, hears: bool) -> None:
-        self.tell, self.hears = rows.telling(head, states), hears
-        self.likeliest = torch.zeros(len(states), dtype=torch.long, device=states.device)
+    def __init__(self, head: Head, states: Float[Tensor, "Q D"], *, records_argmax: bool) -> None:
+        self.logits_fn, self.records_argmax = rows.make_head_logits_fn(head, states), records_argmax
+        self.argmax = torch.zeros(len(states), dtype=torch.long, device=states.device)
 
     def __call__(self, start: int, stop: int) -> Float[Tensor, "C V"]:
-        logits = self.tell(start, stop)
-        if self.hears:
-            self.likeliest[start:stop] = logits.max(-1).indices  # argmax takes four times as long in bfloat16
+        logits = self.logits_fn(start, stop)
+        if self.records_argmax:
+            self.argmax[start:stop] = logits.max(-1).indices  # argmax takes four times as long in bfloat16
         return logits
 
 
-def in_teachers_space(
-    divergence: Divergence, spaces: Spaces, states: Float[Tensor, "Q D"], head: Head, said: rows.Telling
+def compute_teacher_space_loss(
+    divergence: Divergence,
+    config: DualSpaceConfig,
+    states: Float[Tensor, "Q D"],
+    head: Head,
+    logits_fn: rows.RowInputFn,
 ) -> Float[Tensor, ""]:
     """tau^2 D(Z_t, Z_s2t) summed over the teacher's rows that were reached; `said` are their Z_t."""
-    loss = DivergenceRows(divergence, temperature=spaces.temperature, teacher=spaces.teacher)
+    loss = DivergenceRows(divergence, temperature=config.temperature, teacher=config.teacher)
     targets = torch.zeros(len(states), dtype=torch.long, device=states.device)
-    return summed(loss, states, head, targets, **{spaces.teacher: said})
+    return sum_row_loss(loss, states, head, targets, **{config.teacher: logits_fn})
 
 
-def summed(
-    loss: RowLoss, states: Float[Tensor, "N F"], head: Head, targets: Int[Tensor, " N"], **said: rows.Telling
+def sum_row_loss(
+    loss: RowLoss, states: Float[Tensor, "N F"], head: Head, targets: Int[Tensor, " N"], **inputs: rows.RowInputFn
 ) -> Float[Tensor, ""]:
     """`loss` summed over the rows of projected states through a constant head."""
-    (total,) = fused.sums([loss], states, head, targets=targets, frozen=said, mix=[1.0])
+    (total,) = fused.sum_row_losses([loss], states, head, targets=targets, frozen=inputs, mix=[1.0])
     return total

@@ -7,16 +7,25 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from potstill.core.types import WARPED, Batch, Needs, Signals, Terms, gold, supervised, view
+from potstill.core.types import (
+    EDIT_ALIGNED_PAIRS,
+    Batch,
+    Needs,
+    Signals,
+    Terms,
+    get_view,
+    gold_mask,
+    supervised_positions,
+)
 from potstill.objectives import rows
-from potstill.objectives.bridge import aligned, each
-from potstill.ops.layout import through
-from potstill.ops.row_loss import DivergenceRows, Kept
+from potstill.objectives.bridge import make_row_needs, match_aligned_rows
+from potstill.ops.layout import apply_padded
+from potstill.ops.row_loss import DivergenceRows, Masked
 
-NEVER = -1e5  # a logit so low that its probability is 0 in any dtype, and 0 times it is 0
+MIN_LOGIT = -1e5  # a logit so low that its probability is 0 in any dtype, and 0 times it is 0
 
 
-class Edited(rows.OverRows):
+class MinED(rows.RowObjectiveMixin):
     """sum over the student's rows of tau^2 KL(p' || q), with p' the teacher's row in the student's vocabulary.
 
     `nearest [V_t]` names the student's id that is written most like each of the teacher's, -1 where none is
@@ -36,14 +45,14 @@ class Edited(rows.OverRows):
 
     def __init__(
         self,
-        nearest: Int[Tensor, " V_t"],
+        nearest_ids: Int[Tensor, " V_t"],
         vocabulary: int,
         *,
         temperature: float = 1.0,
         teacher: str = "teacher",
         name: str = "mined",
     ) -> None:
-        self.nearest, self.source = nearest, first_of_each(nearest, vocabulary)
+        self.nearest_ids, self.source_ids = nearest_ids, invert_nearest_ids(nearest_ids, vocabulary)
         self.temperature, self.teacher, self.name = temperature, teacher, name
 
     @property
@@ -53,73 +62,84 @@ class Edited(rows.OverRows):
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """Each network's own supervised rows."""
-        return each(batch, self.teacher)
+        return make_row_needs(batch, self.teacher)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The student's supervised rows, of a rollout those with a row to learn from."""
-        return {self.name: int(self._taught(batch, self.partners(batch)).sum())}
+        return {self.name: int(self._find_trained_rows(batch, self.find_partners(batch)).sum())}
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
         """tau^2 KL(p' || q) of each row."""
-        teacher, targets, told = frozen[self.teacher], supervised(batch)[1], f"{self.name}_told"
-        partner = self.partners(batch)
-        over_ours = over(self.source.to(partner.device), teacher)
+        teacher, targets, teacher_key = frozen[self.teacher], supervised_positions(batch)[1], f"{self.name}_told"
+        partner = self.find_partners(batch)
+        logits_fn = make_student_vocab_logits_fn(self.source_ids.to(partner.device), teacher)
 
-        def telling(start: int, stop: int) -> Float[Tensor, "C V"]:
-            return told_rows(over_ours, teacher.rows, partner[start:stop], targets[start:stop])
+        def get_teacher_rows(start: int, stop: int) -> Float[Tensor, "C V"]:
+            return compute_teacher_rows(logits_fn, teacher.rows, partner[start:stop], targets[start:stop])
 
-        loss, kept = DivergenceRows(temperature=self.temperature, teacher=told), f"{self.name}_kept"
-        taught = self._taught(batch, partner)
-        return {self.name: rows.RowTerm(Kept(loss, kept), {told: telling, kept: lambda a, b: taught[a:b]})}, {}
+        loss, mask_key = DivergenceRows(temperature=self.temperature, teacher=teacher_key), f"{self.name}_kept"
+        row_mask = self._find_trained_rows(batch, partner)
+        return {
+            self.name: rows.RowTerm(
+                Masked(loss, mask_key), {teacher_key: get_teacher_rows, mask_key: lambda a, b: row_mask[a:b]}
+            )
+        }, {}
 
-    def _taught(self, batch: Batch, partner: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    def _find_trained_rows(self, batch: Batch, partner: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """Where there is something to learn from: a row of the teacher, or a token that the student did not write."""
-        return gold(batch) | (partner >= 0)
+        return gold_mask(batch) | (partner >= 0)
 
-    def partners(self, batch: Batch) -> Int[Tensor, " N"]:
+    def find_partners(self, batch: Batch) -> Int[Tensor, " N"]:
         """For each of the student's rows the teacher's that it learns from, -1 where none is aligned with it."""
-        own = {name: _own_tokens(view(batch, name)) for name in ("student", self.teacher)}
-        ours, theirs = aligned(batch, WARPED)
-        same = self.nearest.to(theirs.device)[own[self.teacher][theirs]] == own["student"][ours]
-        return rows.spread(theirs.masked_fill(~same, -1), ours, len(own["student"]), -1)
+        row_tokens = {name: _get_row_tokens(get_view(batch, name)) for name in ("student", self.teacher)}
+        student_rows, teacher_rows = match_aligned_rows(batch, EDIT_ALIGNED_PAIRS)
+        is_same_token = (
+            self.nearest_ids.to(teacher_rows.device)[row_tokens[self.teacher][teacher_rows]]
+            == row_tokens["student"][student_rows]
+        )
+        return rows.scatter_rows(
+            teacher_rows.masked_fill(~is_same_token, -1), student_rows, len(row_tokens["student"]), -1
+        )
 
 
-def first_of_each(nearest: Int[Tensor, " V_t"], vocabulary: int) -> Int[Tensor, " V_s"]:
+def invert_nearest_ids(nearest_ids: Int[Tensor, " V_t"], vocabulary: int) -> Int[Tensor, " V_s"]:
     """For each of the student's ids the first of the teacher's that is nearest to it, -1 where none is."""
-    theirs = (nearest >= 0).nonzero()[:, 0]
-    none = torch.full((vocabulary,), len(nearest), device=nearest.device)
-    first = none.scatter_reduce(0, nearest[theirs], theirs, "amin")
-    return first.masked_fill(first == len(nearest), -1)
+    teacher_ids = (nearest_ids >= 0).nonzero()[:, 0]
+    no_teacher_ids = torch.full((vocabulary,), len(nearest_ids), device=nearest_ids.device)
+    first_teacher_ids = no_teacher_ids.scatter_reduce(0, nearest_ids[teacher_ids], teacher_ids, "amin")
+    return first_teacher_ids.masked_fill(first_teacher_ids == len(nearest_ids), -1)
 
 
-def over(source: Int[Tensor, " V_s"], teacher: Signals) -> Callable[[Tensor], Tensor]:
+def make_student_vocab_logits_fn(source_ids: Int[Tensor, " V_s"], teacher: Signals) -> Callable[[Tensor], Tensor]:
     """What gives the teacher's logits for the student's ids, by those rows of its head alone where it can be read."""
-    columns, none = source.clamp(min=0), source < 0
+    columns, is_missing = source_ids.clamp(min=0), source_ids < 0
     if teacher.head is None:
-        return lambda states: teacher.logits(states)[:, columns].masked_fill_(none, NEVER)
-    whole = rows.frozen_head(teacher, "teacher")
-    head = whole._replace(weight=whole.weight[columns], bias=None if whole.bias is None else whole.bias[columns])
-    return lambda states: through(head.logits, states).masked_fill_(none, NEVER)
+        return lambda states: teacher.logits(states)[:, columns].masked_fill_(is_missing, MIN_LOGIT)
+    full_head = rows.get_frozen_head(teacher, "teacher")
+    head = full_head._replace(
+        weight=full_head.weight[columns], bias=None if full_head.bias is None else full_head.bias[columns]
+    )
+    return lambda states: apply_padded(head.logits, states).masked_fill_(is_missing, MIN_LOGIT)
 
 
-def told_rows(
-    logits: Callable[[Tensor], Tensor],
+def compute_teacher_rows(
+    logits_fn: Callable[[Tensor], Tensor],
     states: Float[Tensor, "M D"],
     partner: Int[Tensor, " C"],
     targets: Int[Tensor, " C"],
 ) -> Float[Tensor, "C V"]:
     """`logits` of the partner's states, over the student's ids; where there is no partner, certain of the target."""
-    known: Bool[Tensor, " C"] = partner >= 0
-    some = logits(states[partner[known]])
-    found = some.new_full((len(partner), some.shape[1]), NEVER)
-    found[known] = some
-    lost = (~known).nonzero()[:, 0]
-    found[lost, targets[lost]] = 0
-    return found
+    has_partner: Bool[Tensor, " C"] = partner >= 0
+    partner_logits = logits_fn(states[partner[has_partner]])
+    row_logits = partner_logits.new_full((len(partner), partner_logits.shape[1]), MIN_LOGIT)
+    row_logits[has_partner] = partner_logits
+    unpaired_rows = (~has_partner).nonzero()[:, 0]
+    row_logits[unpaired_rows, targets[unpaired_rows]] = 0
+    return row_logits
 
 
-def _own_tokens(batch: Batch) -> Int[Tensor, " N"]:
+def _get_row_tokens(batch: Batch) -> Int[Tensor, " N"]:
     """The token that each row is the last to have read."""
-    return batch["input_ids"][supervised(batch)[0]]
+    return batch["input_ids"][supervised_positions(batch)[0]]

@@ -8,11 +8,11 @@ from torch import nn
 
 from potstill.core.errors import UsageError
 from potstill.core.types import Batch, Needs, Signals, Terms
-from potstill.objectives.bridge import aligned, each
-from potstill.ops.layout import through
+from potstill.objectives.bridge import make_row_needs, match_aligned_rows
+from potstill.ops.layout import apply_padded
 
 
-class Hidden(nn.Module):
+class HiddenStates(nn.Module):
     """sum over rows and pairs of layers of ||h_s A - h_t||^2 / ||h_t||^2, divided by the number of pairs.
 
     h_s A is the student's state at a layer through a map without bias that is learned for that pair of layers and
@@ -50,52 +50,64 @@ class Hidden(nn.Module):
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """The layers of both."""
-        ours, theirs = (Needs(layers=frozenset(side)) for side in zip(*self.layers, strict=True))
-        found = each(batch, self.teacher)
-        return {"student": found["student"] | ours, self.teacher: found[self.teacher] | theirs}
+        student_layers, teacher_layers = (Needs(layers=frozenset(side)) for side in zip(*self.layers, strict=True))
+        row_needs = make_row_needs(batch, self.teacher)
+        return {
+            "student": row_needs["student"] | student_layers,
+            self.teacher: row_needs[self.teacher] | teacher_layers,
+        }
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of rows."""
-        return {self.name: len(aligned(batch)[0])}
+        return {self.name: len(match_aligned_rows(batch)[0])}
 
     def forward(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
         """The sum over the batch."""
-        student, teacher, (mine, yours) = views["student"], frozen[self.teacher], aligned(batch)
+        student, teacher, (student_rows, teacher_rows) = (
+            views["student"],
+            frozen[self.teacher],
+            match_aligned_rows(batch),
+        )
         total = student.rows.new_zeros((), dtype=torch.promote_types(student.rows.dtype, torch.float32))
-        for (ours, theirs), to_teacher in zip(self.layers, self.maps, strict=True):
-            wanted = teacher.layers[theirs][yours].detach().to(total.dtype)
-            error = through(to_teacher, student.layers[ours][mine]).to(total.dtype) - wanted
-            size = wanted.square().sum(-1).clamp(min=torch.finfo(total.dtype).tiny)
+        for (student_layer, teacher_layer), to_teacher in zip(self.layers, self.maps, strict=True):
+            target = teacher.layers[teacher_layer][teacher_rows].detach().to(total.dtype)
+            error = apply_padded(to_teacher, student.layers[student_layer][student_rows]).to(total.dtype) - target
+            size = target.square().sum(-1).clamp(min=torch.finfo(total.dtype).tiny)
             total = total + (error.square().sum(-1) / size).sum()
         return {self.name: total / len(self.layers)}
 
 
-def layer_map(text: str) -> list[tuple[int, int]]:
+def parse_layer_map(text: str) -> list[tuple[int, int]]:
     """`2-6/12-30` as pairs of a layer of the student and one of the teacher.
 
     Raises: UsageError where it is none.
     """
     try:
-        return [(int(ours), int(theirs)) for ours, theirs in (pair.split("-") for pair in text.split("/"))]
+        return [
+            (int(student_layer), int(teacher_layer))
+            for student_layer, teacher_layer in (pair.split("-") for pair in text.split("/"))
+        ]
     except ValueError as error:
         raise UsageError(
             f"the layer map {text!r} is not STUDENT-TEACHER/STUDENT-TEACHER/..., such as 2-6/12-30"
         ) from error
 
 
-def require_layers(layers: Sequence[tuple[int, int]], depths: tuple[int, int]) -> None:
+def check_layers(layers: Sequence[tuple[int, int]], depths: tuple[int, int]) -> None:
     """Refuse pairs of layers that student and teacher do not have.
 
     Raises: UsageError.
     """
     for pair in layers:
-        for who, layer, depth in zip(("student", "teacher"), pair, depths, strict=True):
+        for network, layer, depth in zip(("student", "teacher"), pair, depths, strict=True):
             if layer > depth:
-                raise UsageError(f"the {who} has the layers 0 (its embeddings) to {depth}, and the map names {layer}")
+                raise UsageError(
+                    f"the {network} has the layers 0 (its embeddings) to {depth}, and the map names {layer}"
+                )
 
 
-def evenly(depths: tuple[int, int], pairs: int) -> list[tuple[int, int]]:
+def map_layers_evenly(depths: tuple[int, int], num_pairs: int) -> list[tuple[int, int]]:
     """The last layers of both, and others at the same shares of their depths; fewer where one has fewer."""
-    n = min(pairs, *depths)
-    ours, theirs = ([round((i + 1) * depth / n) for i in range(n)] for depth in depths)
-    return list(zip(ours, theirs, strict=True))
+    n = min(num_pairs, *depths)
+    student_layers, teacher_layers = ([round((i + 1) * depth / n) for i in range(n)] for depth in depths)
+    return list(zip(student_layers, teacher_layers, strict=True))

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from potstill.core.types import Batch, Needs, Signals, Terms, gold, supervised
+from potstill.core.types import Batch, Needs, Signals, Terms, gold_mask, supervised_positions
 from potstill.objectives import rows
 from potstill.ops.row_loss import CrossEntropyRows, Weighted
 
-GOLD = "gold"  # by what name the row loss hears of which rows count
+GOLD_KEY = "gold"  # by what name the row loss hears of which rows count
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropy(rows.OverRows):
+class CrossEntropy(rows.RowObjectiveMixin):
     """sum over supervised positions of -log q(next token), in nats; q is the student.
 
     What a model wrote in this run (`sampled` in the batch) is no truth, and is neither summed nor counted.
@@ -30,7 +30,7 @@ class CrossEntropy(rows.OverRows):
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """The student's rows."""
-        return {"student": Needs(supervised(batch)[0])}
+        return {"student": Needs(supervised_positions(batch)[0])}
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
@@ -38,10 +38,12 @@ class CrossEntropy(rows.OverRows):
         """-log q(target) of each row."""
         if "sampled" not in batch:
             return {self.name: rows.RowTerm(CrossEntropyRows())}, {}
-        counted = gold(batch).to(views["student"].rows.dtype)
-        term = rows.RowTerm(Weighted(CrossEntropyRows(), GOLD), {GOLD: lambda start, stop: counted[start:stop]})
+        gold_weights = gold_mask(batch).to(views["student"].rows.dtype)
+        term = rows.RowTerm(
+            Weighted(CrossEntropyRows(), GOLD_KEY), {GOLD_KEY: lambda start, stop: gold_weights[start:stop]}
+        )
         return {self.name: term}, {}
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of supervised positions that come from the data."""
-        return {self.name: int(gold(batch).sum())}
+        return {self.name: int(gold_mask(batch).sum())}

@@ -8,31 +8,31 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.core.types import GROUPS, Batch, Needs, Signals, Terms, supervised, view
+from potstill.core.types import ALIGNED_GROUPS, Batch, Needs, Signals, Terms, get_view, supervised_positions
 from potstill.objectives import rows
-from potstill.objectives.bridge import each
+from potstill.objectives.bridge import make_row_needs
 from potstill.ops import fused
-from potstill.ops.coarse import Coarse
+from potstill.ops.coarse import CoarseDistribution
 from potstill.ops.divergence import Divergence, cross_entropy, forward_kl, log_partition
-from potstill.ops.likelihood import binary_kl_with_slope, grouped
-from potstill.ops.row_loss import DivergenceRows, Kept, Tangent
+from potstill.ops.likelihood import binary_kl_with_slope, sum_groups
+from potstill.ops.row_loss import DivergenceRows, Masked, Tangent
 
-AT_ONCE = 128  # rows whose logits are held
+ROWS_PER_CHUNK = 128  # rows whose logits are held
 
 
-class Sorted(NamedTuple):
+class SpanGroups(NamedTuple):
     """`tokens` are the rows of student and teacher that one shared token stands for; `runs` all other groups' rows.
 
     `run[g]` says which of the groups are those others, `first[g]` the student's first row of each group.
     """
 
-    tokens: tuple[Int[Tensor, " P"], Int[Tensor, " P"]]
-    runs: tuple[Int[Tensor, " R"], Int[Tensor, " Q"]]
-    run: Tensor
-    first: Tensor
+    token_rows: tuple[Int[Tensor, " P"], Int[Tensor, " P"]]
+    run_rows: tuple[Int[Tensor, " R"], Int[Tensor, " Q"]]
+    is_run: Tensor
+    first_rows: Tensor
 
 
-class Merged(rows.OverRows):
+class Spans(rows.RowObjectiveMixin):
     """sum over groups of tau^2 D(p~ || q~) where one shared token stands for the group, of d(P, Q) where a run does.
 
     p~ and q~ are the distributions over the tokens that both vocabularies have (`shared [2 S]`, the student's ids and
@@ -53,18 +53,18 @@ class Merged(rows.OverRows):
 
     def __init__(
         self,
-        shared: Int[Tensor, "2 S"],
-        vocabularies: tuple[int, int],
+        shared_token_ids: Int[Tensor, "2 S"],
+        vocab_sizes: tuple[int, int],
         *,
         divergence: Divergence = forward_kl,
         temperature: float = 1.0,
         teacher: str = "teacher",
         name: str = "spans",
     ) -> None:
-        self.shared, self.vocabularies = shared, vocabularies
+        self.shared_token_ids, self.vocab_sizes = shared_token_ids, vocab_sizes
         self.divergence, self.temperature, self.teacher, self.name = divergence, temperature, teacher, name
-        self.known = torch.full((vocabularies[1],), -1)
-        self.known[shared[1]] = shared[0]
+        self.id_map = torch.full((vocab_sizes[1],), -1)
+        self.id_map[shared_token_ids[1]] = shared_token_ids[0]
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -73,115 +73,141 @@ class Merged(rows.OverRows):
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """Each network's own supervised rows."""
-        return each(batch, self.teacher)
+        return make_row_needs(batch, self.teacher)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of groups of either kind, for both terms: their sum is a mean over groups."""
-        found = self.sorted_out(batch)
-        return dict.fromkeys(self.weights, len(found.tokens[0]) + int(found.run.sum()))
+        groups = self.classify_groups(batch)
+        return dict.fromkeys(self.weights, len(groups.token_rows[0]) + int(groups.is_run.sum()))
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
         """Both kinds of group as sums over the student's rows."""
-        found, teacher, n = self.sorted_out(batch), frozen[self.teacher], len(supervised(batch)[1])
-        ours, theirs = found.tokens
-        partner = rows.spread(theirs, ours, n, -1)
-        tokens, runs, kept = f"{self.name}_told", f"{self.name}_tangent", f"{self.name}_kept"
-        tangent = self.tangent(found, views["student"], teacher, batch)
-        loss = DivergenceRows(self.divergence, temperature=self.temperature, teacher=tokens)
-        said: dict[str, rows.Telling] = {
-            tokens: lambda a, b: self.coarse(teacher, partner[a:b]),
-            kept: lambda a, b: partner[a:b] >= 0,
+        groups, teacher, n = self.classify_groups(batch), frozen[self.teacher], len(supervised_positions(batch)[1])
+        student_rows, teacher_rows = groups.token_rows
+        partner = rows.scatter_rows(teacher_rows, student_rows, n, -1)
+        teacher_key, tangent_key, mask_key = f"{self.name}_told", f"{self.name}_tangent", f"{self.name}_kept"
+        tangent = self.compute_tangent(groups, views["student"], teacher, batch)
+        loss = DivergenceRows(self.divergence, temperature=self.temperature, teacher=teacher_key)
+        inputs: dict[str, rows.RowInputFn] = {
+            teacher_key: lambda a, b: self.coarsen_rows(teacher, partner[a:b]),
+            mask_key: lambda a, b: partner[a:b] >= 0,
         }
         return {
-            f"{self.name}_tokens": rows.RowTerm(Kept(loss, kept), said),
-            f"{self.name}_runs": rows.RowTerm(Tangent(runs), {runs: lambda a, b: tangent[a:b]}),
+            f"{self.name}_tokens": rows.RowTerm(Masked(loss, mask_key), inputs),
+            f"{self.name}_runs": rows.RowTerm(Tangent(tangent_key), {tangent_key: lambda a, b: tangent[a:b]}),
         }, {}
 
-    def sorted_out(self, batch: Batch) -> Sorted:
+    def classify_groups(self, batch: Batch) -> SpanGroups:
         """Which groups are of which kind."""
-        sides = [_side(batch, name, key) for name, key in zip(("student", self.teacher), GROUPS, strict=True)]
-        total = 1 + max((int(group.max()) for group, _ in sides if len(group)), default=0)
-        total = max(total, 1)  # where no row has a group, one that is empty
-        sizes = torch.stack([_sizes(group, total) for group, _ in sides])
-        first, other = (_first(group, total) for group, _ in sides)
-        alone = (sizes == 1).all(0).nonzero()[:, 0]
-        ours, theirs = first[alone], other[alone]
-        known = self.known.to(theirs.device)
-        same = known[sides[1][1][theirs]] == sides[0][1][ours]
-        run = (sizes > 0).all(0)
-        run[alone[same]] = False
-        runs = tuple((run[group.clamp(min=0)] & (group >= 0)).nonzero()[:, 0] for group, _ in sides)
-        return Sorted((ours[same], theirs[same]), (runs[0], runs[1]), run, first)
+        groups_and_targets = [
+            _get_groups_and_targets(batch, name, key)
+            for name, key in zip(("student", self.teacher), ALIGNED_GROUPS, strict=True)
+        ]
+        num_groups = 1 + max((int(group.max()) for group, _ in groups_and_targets if len(group)), default=0)
+        num_groups = max(num_groups, 1)  # where no row has a group, one that is empty
+        sizes = torch.stack([_count_group_rows(group, num_groups) for group, _ in groups_and_targets])
+        student_first_rows, teacher_first_rows = (
+            _find_first_rows(group, num_groups) for group, _ in groups_and_targets
+        )
+        single_row_groups = (sizes == 1).all(0).nonzero()[:, 0]
+        student_rows, teacher_rows = student_first_rows[single_row_groups], teacher_first_rows[single_row_groups]
+        id_map = self.id_map.to(teacher_rows.device)
+        is_same_token = id_map[groups_and_targets[1][1][teacher_rows]] == groups_and_targets[0][1][student_rows]
+        is_run = (sizes > 0).all(0)
+        is_run[single_row_groups[is_same_token]] = False
+        run_rows = tuple((is_run[group.clamp(min=0)] & (group >= 0)).nonzero()[:, 0] for group, _ in groups_and_targets)
+        return SpanGroups(
+            (student_rows[is_same_token], teacher_rows[is_same_token]),
+            (run_rows[0], run_rows[1]),
+            is_run,
+            student_first_rows,
+        )
 
     @torch.no_grad()
-    def tangent(self, found: Sorted, student: Signals, teacher: Signals, batch: Batch) -> Float[Tensor, "N 3"]:
+    def compute_tangent(
+        self, groups: SpanGroups, student: Signals, teacher: Signals, batch: Batch
+    ) -> Float[Tensor, "N 3"]:
         """What `Tangent` is told of d(P, Q)."""
-        sides = zip(("student", self.teacher), GROUPS, strict=True)
-        (ours, targets), (theirs, labels) = (_side(batch, name, key) for name, key in sides)
-        mine, yours = found.runs
-        log_q, log_p = log_likelihoods(student, mine, targets[mine]), log_likelihoods(teacher, yours, labels[yours])
-        total = len(found.run)
-        both = grouped(log_p, theirs[yours], total), grouped(log_q, ours[mine], total)
-        value, slope = binary_kl_with_slope(both[0].to(log_q.dtype), both[1])
-        told = log_q.new_zeros(len(targets), 3)
-        told[found.first[found.run], 0] = value[found.run]
-        told[mine, 1] = slope[ours[mine]]
-        told[mine, 2] = log_q
-        return told
+        names_and_keys = zip(("student", self.teacher), ALIGNED_GROUPS, strict=True)
+        (student_groups, targets), (teacher_groups, labels) = (
+            _get_groups_and_targets(batch, name, key) for name, key in names_and_keys
+        )
+        student_rows, teacher_rows = groups.run_rows
+        log_q, log_p = (
+            compute_log_likelihoods(student, student_rows, targets[student_rows]),
+            compute_log_likelihoods(teacher, teacher_rows, labels[teacher_rows]),
+        )
+        num_groups = len(groups.is_run)
+        group_log_probs = (
+            sum_groups(log_p, teacher_groups[teacher_rows], num_groups),
+            sum_groups(log_q, student_groups[student_rows], num_groups),
+        )
+        value, slope = binary_kl_with_slope(group_log_probs[0].to(log_q.dtype), group_log_probs[1])
+        tangent = log_q.new_zeros(len(targets), 3)
+        tangent[groups.first_rows[groups.is_run], 0] = value[groups.is_run]
+        tangent[student_rows, 1] = slope[student_groups[student_rows]]
+        tangent[student_rows, 2] = log_q
+        return tangent
 
     @torch.no_grad()
-    def coarse(self, teacher: Signals, partner: Int[Tensor, " C"]) -> Coarse:
+    def coarsen_rows(self, teacher: Signals, partner: Int[Tensor, " C"]) -> CoarseDistribution:
         """The partners' rows over the shared tokens, at the temperature; a row without one says nothing."""
-        ours, theirs = (ids.to(partner.device) for ids in self.shared)
-        known = (partner >= 0).nonzero()[:, 0]
-        parts = [self._merged(logits, theirs) for logits, _ in _few(teacher, partner[known])]
-        wide = parts[0][0].dtype if parts else torch.float32
-        log_p, log_rest = (torch.zeros(len(partner), n, dtype=wide, device=partner.device) for n in (len(ours), 1))
+        student_ids, teacher_ids = (ids.to(partner.device) for ids in self.shared_token_ids)
+        paired_rows = (partner >= 0).nonzero()[:, 0]
+        parts = [
+            self._coarsen_logits(logits, teacher_ids) for logits, _ in _iterate_logits(teacher, partner[paired_rows])
+        ]
+        dtype = parts[0][0].dtype if parts else torch.float32
+        log_p, log_rest = (
+            torch.zeros(len(partner), n, dtype=dtype, device=partner.device) for n in (len(student_ids), 1)
+        )
         if parts:
-            log_p[known], log_rest[known] = (torch.cat(side) for side in zip(*parts, strict=True))
-        members = torch.ones(self.vocabularies[0], 1, dtype=wide, device=partner.device)
-        return Coarse(ours.expand(len(partner), -1), log_p, log_rest, members)
+            log_p[paired_rows], log_rest[paired_rows] = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        members = torch.ones(self.vocab_sizes[0], 1, dtype=dtype, device=partner.device)
+        return CoarseDistribution(student_ids.expand(len(partner), -1), log_p, log_rest, members)
 
-    def _merged(self, logits: Float[Tensor, "C V"], theirs: Int[Tensor, " S"]) -> tuple[Tensor, Tensor]:
+    def _coarsen_logits(self, logits: Float[Tensor, "C V"], teacher_ids: Int[Tensor, " S"]) -> tuple[Tensor, Tensor]:
         """(log p of the shared tokens, log p of all others); nothing for others where the student has none."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.temperature == 1 else logits / self.temperature
-        p, known = logits.softmax(-1), logits.gather(-1, theirs.expand(len(logits), -1))
-        known.sub_(log_partition(logits, p)[:, None]).clamp_min_(math.log(torch.finfo(p.dtype).tiny))
-        if self.shared.shape[1] == self.vocabularies[0]:
-            return known.log_softmax(-1), known.new_full((len(known), 1), -torch.inf)
-        others = p.index_fill_(-1, theirs, 0.0).sum(-1, keepdim=True)
-        return known, others.clamp_min_(torch.finfo(p.dtype).tiny).log_()
+        p, shared_log_probs = logits.softmax(-1), logits.gather(-1, teacher_ids.expand(len(logits), -1))
+        shared_log_probs.sub_(log_partition(logits, p)[:, None]).clamp_min_(math.log(torch.finfo(p.dtype).tiny))
+        if self.shared_token_ids.shape[1] == self.vocab_sizes[0]:
+            return shared_log_probs.log_softmax(-1), shared_log_probs.new_full((len(shared_log_probs), 1), -torch.inf)
+        other_probs = p.index_fill_(-1, teacher_ids, 0.0).sum(-1, keepdim=True)
+        return shared_log_probs, other_probs.clamp_min_(torch.finfo(p.dtype).tiny).log_()
 
 
-def log_likelihoods(signals: Signals, numbers: Int[Tensor, " R"], targets: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
+def compute_log_likelihoods(
+    signals: Signals, row_indices: Int[Tensor, " R"], targets: Int[Tensor, " R"]
+) -> Float[Tensor, " R"]:
     """log p(target) at the rows of these numbers."""
-    found = [-cross_entropy(logits, targets[own]) for logits, own in _few(signals, numbers)]
-    return torch.cat([torch.zeros(0, device=numbers.device), *found])
+    parts = [-cross_entropy(logits, targets[span]) for logits, span in _iterate_logits(signals, row_indices)]
+    return torch.cat([torch.zeros(0, device=row_indices.device), *parts])
 
 
-def _few(signals: Signals, numbers: Int[Tensor, " R"]) -> Iterator[tuple[Float[Tensor, "C V"], slice]]:
+def _iterate_logits(signals: Signals, row_indices: Int[Tensor, " R"]) -> Iterator[tuple[Float[Tensor, "C V"], slice]]:
     """The logits of the rows of these numbers, few at a time and in order, and which of the numbers they belong to."""
-    for start in range(0, len(numbers), AT_ONCE):
-        logits = signals.logits(signals.rows[numbers[start : start + AT_ONCE]])
-        for block in fused.blocks(logits):
-            few, first = logits[block], start + block.start
-            yield few, slice(first, first + len(few))
+    for start in range(0, len(row_indices), ROWS_PER_CHUNK):
+        logits = signals.logits(signals.rows[row_indices[start : start + ROWS_PER_CHUNK]])
+        for block in fused.split_rows(logits):
+            chunk, first = logits[block], start + block.start
+            yield chunk, slice(first, first + len(chunk))
 
 
-def _side(batch: Batch, name: str, key: str) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+def _get_groups_and_targets(batch: Batch, name: str, key: str) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
     """The group and the target of each row."""
-    targets = supervised(view(batch, name))[1]
+    targets = supervised_positions(get_view(batch, name))[1]
     return batch.get(key, torch.arange(len(targets), device=targets.device)), targets
 
 
-def _sizes(group: Int[Tensor, " N"], total: int) -> Int[Tensor, " G"]:
-    return torch.bincount(group[group >= 0], minlength=total)
+def _count_group_rows(group: Int[Tensor, " N"], num_groups: int) -> Int[Tensor, " G"]:
+    return torch.bincount(group[group >= 0], minlength=num_groups)
 
 
-def _first(group: Int[Tensor, " N"], total: int) -> Int[Tensor, " G"]:
+def _find_first_rows(group: Int[Tensor, " N"], num_groups: int) -> Int[Tensor, " G"]:
     """The first row of each group."""
-    numbered = (group >= 0).nonzero()[:, 0]
-    return group.new_zeros(total).scatter_reduce(0, group[numbered], numbered, "amin", include_self=False)
+    grouped_rows = (group >= 0).nonzero()[:, 0]
+    return group.new_zeros(num_groups).scatter_reduce(0, group[grouped_rows], grouped_rows, "amin", include_self=False)

@@ -6,49 +6,49 @@ from typing import NamedTuple
 
 from potstill.core.errors import UsageError
 from potstill.core.types import Objective
-from potstill.objectives.bridge import AlignedRows, CrossAttention
-from potstill.objectives.combine import Sum
-from potstill.objectives.distill import Distill
-from potstill.objectives.dual_space import DualSpace, DualSpaceV2, Spaces
-from potstill.objectives.edited import Edited
-from potstill.objectives.hidden import Hidden, evenly, layer_map, require_layers
-from potstill.objectives.merged import Merged
-from potstill.objectives.optimal import SortedGap
-from potstill.objectives.policy import PolicyGradient
-from potstill.objectives.ranking import Ranking
-from potstill.objectives.relations import Relations, most_heads
-from potstill.objectives.sides import Sides
+from potstill.objectives.bridge import AlignedRowMatcher, CrossModelAttention
+from potstill.objectives.combine import WeightedSum
+from potstill.objectives.distill import LogitDistillation
+from potstill.objectives.dual_space import DualSpace, DualSpaceConfig, DualSpaceV2
+from potstill.objectives.edited import MinED
+from potstill.objectives.hidden import HiddenStates, check_layers, map_layers_evenly, parse_layer_map
+from potstill.objectives.merged import Spans
+from potstill.objectives.optimal import ULD
+from potstill.objectives.policy import MiniLLM
+from potstill.objectives.ranking import TieKD
+from potstill.objectives.relations import AttentionRelations, find_num_heads
+from potstill.objectives.sides import PairInfo
 from potstill.ops.divergence import Divergence, reverse_kl
 
-MAP = "map"  # the option that names the layers of `hidden`
+LAYER_MAP_OPTION = "map"  # the option that names the layers of `hidden`
 
 
-class Asked(NamedTuple):
+class ObjectiveOptions(NamedTuple):
     """What a user says of an objective: name, the divergence inside it, temperature, other numbers, and texts."""
 
     name: str
     divergence: Divergence
     temperature: float
-    options: Mapping[str, float]
-    texts: Mapping[str, str]
+    numeric_options: Mapping[str, float]
+    text_options: Mapping[str, str]
 
     @property
-    def spaces(self) -> Spaces:
+    def dual_space_config(self) -> DualSpaceConfig:
         """The same for a dual-space objective."""
-        return Spaces(divergence=self.divergence, temperature=self.temperature, name=self.name)
+        return DualSpaceConfig(divergence=self.divergence, temperature=self.temperature, name=self.name)
 
-    def whole(self, option: str) -> int:
+    def get_positive_int(self, option: str) -> int:
         """The option of this name as a number of things.
 
         Raises: UsageError where it is no whole number of 1 or more.
         """
-        value = self.options[option]
+        value = self.numeric_options[option]
         if not (value >= 1 and float(value).is_integer()):
             raise UsageError(f"{self.name}: {option} = {value:g} counts nothing; choose a whole number of 1 or more")
         return int(value)
 
 
-class Method(NamedTuple):
+class ObjectiveSpec(NamedTuple):
     """`build` makes the objective; `alike` and `across` say whether it works with one tokenizer and between two.
 
     `options` are the numbers that it takes, with their defaults, and `texts` names what else it can be told;
@@ -57,103 +57,142 @@ class Method(NamedTuple):
     those states can take the place of its body.
     """
 
-    build: Callable[[Sides, Asked], Objective]
-    alike: bool = True
-    across: bool = False
-    divergence: bool = True
-    warped: bool = False
-    recalled: bool = False
-    options: Mapping[str, float] = MappingProxyType({})
-    texts: tuple[str, ...] = ()
+    build: Callable[[PairInfo, ObjectiveOptions], Objective]
+    supports_same_tokenizer: bool = True
+    supports_cross_tokenizer: bool = False
+    takes_divergence: bool = True
+    needs_edit_alignment: bool = False
+    needs_only_last_hidden: bool = False
+    numeric_options: Mapping[str, float] = MappingProxyType({})
+    text_options: tuple[str, ...] = ()
 
 
-def dskd(sides: Sides, asked: Asked) -> Objective:
+def build_dskd(pair: PairInfo, options: ObjectiveOptions) -> Objective:
     """`DualSpace` row by row."""
-    return DualSpace(sides.student.width, sides.teacher.width, asked.spaces)
+    return DualSpace(pair.student.hidden_size, pair.teacher.hidden_size, options.dual_space_config)
 
 
-def dskd_cma(sides: Sides, asked: Asked) -> Objective:
+def build_dskd_cma(pair: PairInfo, options: ObjectiveOptions) -> Objective:
     """`DualSpace` by cross-model attention."""
-    student, teacher = sides.student, sides.teacher
-    bridge = CrossAttention(student.width, teacher.width, spread=teacher.spread())
-    return DualSpace(student.width, teacher.width, asked.spaces, bridge)
+    student, teacher = pair.student, pair.teacher
+    bridge = CrossModelAttention(
+        student.hidden_size, teacher.hidden_size, embedding_std=teacher.compute_embedding_std()
+    )
+    return DualSpace(student.hidden_size, teacher.hidden_size, options.dual_space_config, bridge)
 
 
-def dskdv2(sides: Sides, asked: Asked) -> Objective:
+def build_dskdv2(pair: PairInfo, options: ObjectiveOptions) -> Objective:
     """`DualSpaceV2` row by row."""
-    return DualSpaceV2(sides.student.head.weight, sides.teacher.head.weight, asked.spaces, scale=sides.scale)
-
-
-def dskdv2_eta(sides: Sides, asked: Asked) -> Objective:
-    """`DualSpaceV2` at exactly aligned tokens."""
-    weights = sides.student.head.weight, sides.teacher.head.weight
-    return DualSpaceV2(*weights, asked.spaces, AlignedRows(), sides.same_strings, sides.scale)
-
-
-def minillm(sides: Sides, asked: Asked) -> Objective:
-    """The policy's gradient and the single step by which the next token alone is judged, both weighing 1."""
-    single = Distill(divergence=reverse_kl, temperature=asked.temperature, name=f"{asked.name}_single_step")
-    mixed, scale, clip, discount = (asked.options[name] for name in MINILLM)
-    policy = PolicyGradient(mixed=mixed, scale=scale, clip=clip, discount=discount, name=f"{asked.name}_policy")
-    return Sum((1.0, policy), (1.0, single))
-
-
-MINILLM = MappingProxyType({"mixed": 0.2, "scale": 0.5, "clip": 0.2, "discount": 0.95})  # those of `PolicyGradient`
-
-
-def uld(sides: Sides, asked: Asked) -> Objective:
-    """`SortedGap`."""
-    return SortedGap(temperature=asked.temperature, name=asked.name)
-
-
-def tie_kd(sides: Sides, asked: Asked) -> Objective:
-    """`Ranking`."""
-    return Ranking(k=asked.whole("k"), divergence=asked.divergence, temperature=asked.temperature, name=asked.name)
-
-
-def mined(sides: Sides, asked: Asked) -> Objective:
-    """`Edited`."""
-    return Edited(sides.nearest, sides.vocabularies[0], temperature=asked.temperature, name=asked.name)
-
-
-def spans(sides: Sides, asked: Asked) -> Objective:
-    """`Merged`."""
-    return Merged(
-        sides.same_strings,
-        sides.vocabularies,
-        divergence=asked.divergence,
-        temperature=asked.temperature,
-        name=asked.name,
+    return DualSpaceV2(
+        pair.student.head.weight,
+        pair.teacher.head.weight,
+        options.dual_space_config,
+        logit_scale_ratio=pair.logit_scale_ratio,
     )
 
 
-def hidden(sides: Sides, asked: Asked) -> Objective:
+def build_dskdv2_eta(pair: PairInfo, options: ObjectiveOptions) -> Objective:
+    """`DualSpaceV2` at exactly aligned tokens."""
+    head_weights = pair.student.head.weight, pair.teacher.head.weight
+    return DualSpaceV2(
+        *head_weights, options.dual_space_config, AlignedRowMatcher(), pair.shared_token_ids, pair.logit_scale_ratio
+    )
+
+
+def build_minillm(pair: PairInfo, options: ObjectiveOptions) -> Objective:
+    """The policy's gradient and the single step by which the next token alone is judged, both weighing 1."""
+    single_step = LogitDistillation(
+        divergence=reverse_kl, temperature=options.temperature, name=f"{options.name}_single_step"
+    )
+    teacher_share, scale, clip, discount = (options.numeric_options[name] for name in MINILLM_DEFAULTS)
+    policy = MiniLLM(
+        teacher_share=teacher_share, scale=scale, clip=clip, discount=discount, name=f"{options.name}_policy"
+    )
+    return WeightedSum((1.0, policy), (1.0, single_step))
+
+
+MINILLM_DEFAULTS = MappingProxyType(
+    {"mixed": 0.2, "scale": 0.5, "clip": 0.2, "discount": 0.95}
+)  # those of `PolicyGradient`
+
+
+def build_uld(pair: PairInfo, options: ObjectiveOptions) -> Objective:
+    """`SortedGap`."""
+    return ULD(temperature=options.temperature, name=options.name)
+
+
+def build_tie_kd(pair: PairInfo, options: ObjectiveOptions) -> Objective:
+    """`Ranking`."""
+    return TieKD(
+        k=options.get_positive_int("k"),
+        divergence=options.divergence,
+        temperature=options.temperature,
+        name=options.name,
+    )
+
+
+def build_mined(pair: PairInfo, options: ObjectiveOptions) -> Objective:
+    """`Edited`."""
+    return MinED(pair.nearest_ids, pair.vocab_sizes[0], temperature=options.temperature, name=options.name)
+
+
+def build_spans(pair: PairInfo, options: ObjectiveOptions) -> Objective:
+    """`Merged`."""
+    return Spans(
+        pair.shared_token_ids,
+        pair.vocab_sizes,
+        divergence=options.divergence,
+        temperature=options.temperature,
+        name=options.name,
+    )
+
+
+def build_hidden(pair: PairInfo, options: ObjectiveOptions) -> Objective:
     """`Hidden` at the layers of a `map`, else at some evenly spread."""
-    student, teacher = sides.student, sides.teacher
-    depths = student.depth, teacher.depth
-    layers = layer_map(asked.texts[MAP]) if MAP in asked.texts else evenly(depths, asked.whole("layers"))
-    require_layers(layers, depths)
-    return Hidden((student.width, teacher.width), layers, name=asked.name)
+    student, teacher = pair.student, pair.teacher
+    depths = student.num_layers, teacher.num_layers
+    layers = (
+        parse_layer_map(options.text_options[LAYER_MAP_OPTION])
+        if LAYER_MAP_OPTION in options.text_options
+        else map_layers_evenly(depths, options.get_positive_int("layers"))
+    )
+    check_layers(layers, depths)
+    return HiddenStates((student.hidden_size, teacher.hidden_size), layers, name=options.name)
 
 
-def relations(sides: Sides, asked: Asked) -> Objective:
+def build_relations(pair: PairInfo, options: ObjectiveOptions) -> Objective:
     """`Relations` with as many heads as divide the teacher's widths."""
-    widths = sides.teacher.relations
-    return Relations(sides.student.width, widths, heads=most_heads(widths, asked.whole("heads")))
+    widths = pair.teacher.relation_widths
+    return AttentionRelations(
+        pair.student.hidden_size, widths, heads=find_num_heads(widths, options.get_positive_int("heads"))
+    )
 
 
-METHODS: Mapping[str, Method] = MappingProxyType(
+OBJECTIVE_SPECS: Mapping[str, ObjectiveSpec] = MappingProxyType(
     {
-        "dskd": Method(dskd, recalled=True),
-        "dskd_cma": Method(dskd_cma, across=True),
-        "dskdv2": Method(dskdv2, recalled=True),
-        "dskdv2_eta": Method(dskdv2_eta, across=True),
-        "minillm": Method(minillm, divergence=False, options=MINILLM),
-        "uld": Method(uld, across=True, divergence=False),
-        "mined": Method(mined, across=True, divergence=False, warped=True),
-        "spans": Method(spans, across=True),
-        "tie_kd": Method(tie_kd, recalled=True, options=MappingProxyType({"k": 5})),
-        "hidden": Method(hidden, across=True, divergence=False, options=MappingProxyType({"layers": 4}), texts=(MAP,)),
-        "relations": Method(relations, across=True, divergence=False, options=MappingProxyType({"heads": 32})),
+        "dskd": ObjectiveSpec(build_dskd, needs_only_last_hidden=True),
+        "dskd_cma": ObjectiveSpec(build_dskd_cma, supports_cross_tokenizer=True),
+        "dskdv2": ObjectiveSpec(build_dskdv2, needs_only_last_hidden=True),
+        "dskdv2_eta": ObjectiveSpec(build_dskdv2_eta, supports_cross_tokenizer=True),
+        "minillm": ObjectiveSpec(build_minillm, takes_divergence=False, numeric_options=MINILLM_DEFAULTS),
+        "uld": ObjectiveSpec(build_uld, supports_cross_tokenizer=True, takes_divergence=False),
+        "mined": ObjectiveSpec(
+            build_mined, supports_cross_tokenizer=True, takes_divergence=False, needs_edit_alignment=True
+        ),
+        "spans": ObjectiveSpec(build_spans, supports_cross_tokenizer=True),
+        "tie_kd": ObjectiveSpec(build_tie_kd, needs_only_last_hidden=True, numeric_options=MappingProxyType({"k": 5})),
+        "hidden": ObjectiveSpec(
+            build_hidden,
+            supports_cross_tokenizer=True,
+            takes_divergence=False,
+            numeric_options=MappingProxyType({"layers": 4}),
+            text_options=(LAYER_MAP_OPTION,),
+        ),
+        "relations": ObjectiveSpec(
+            build_relations,
+            supports_cross_tokenizer=True,
+            takes_divergence=False,
+            numeric_options=MappingProxyType({"heads": 32}),
+        ),
     }
 )

@@ -9,20 +9,20 @@ import torch
 
 from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.core.types import Objective
-from potstill.objectives.combine import Sum
-from potstill.objectives.distill import Distill
+from potstill.objectives.combine import WeightedSum
+from potstill.objectives.distill import LogitDistillation
 from potstill.objectives.language import CrossEntropy
-from potstill.objectives.methods import MAP, METHODS, Asked
-from potstill.objectives.several import Panel, combined
-from potstill.objectives.sides import Sides
+from potstill.objectives.methods import LAYER_MAP_OPTION, OBJECTIVE_SPECS, ObjectiveOptions
+from potstill.objectives.several import TeacherEnsemble, combine_teachers
+from potstill.objectives.sides import PairInfo
 from potstill.ops.divergence import DIVERGENCES, Divergence
 
 CROSS_ENTROPY = "cross_entropy"
-INNER = "divergence"  # the option that names the divergence inside a method
+DIVERGENCE_OPTION = "divergence"  # the option that names the divergence inside a method
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture:
+class ObjectiveConfig:
     """share * cross-entropy + (1 - share) * what the teacher teaches, as a value.
 
     `name` is a divergence, a method of `objectives.methods`, or `cross_entropy` for no teacher at all, with options
@@ -41,21 +41,23 @@ class Mixture:
     def __post_init__(self) -> None:
         if not 0 <= self.cross_entropy <= 1:
             raise UsageError(f"the share of cross-entropy is {self.cross_entropy}; it lies between 0 and 1")
-        if self.name not in names():
-            raise UsageError(f"no objective is called {self.name!r}; choose one of {', '.join(names())}")
+        if self.name not in list_objective_names():
+            raise UsageError(f"no objective is called {self.name!r}; choose one of {', '.join(list_objective_names())}")
         if self.name == CROSS_ENTROPY and self.options:
             raise UsageError(f"{CROSS_ENTROPY} has no option {next(iter(self.options))!r}; it has none")
         if self.name != CROSS_ENTROPY:
             self._check_options()
-            Distill(temperature=self.temperature)
+            LogitDistillation(temperature=self.temperature)
 
     @classmethod
-    def parse(cls, text: str, *, cross_entropy: float, temperature: float) -> "Mixture":
+    def parse(cls, text: str, *, cross_entropy: float, temperature: float) -> "ObjectiveConfig":
         """`jsd:beta=0.3` as a mixture."""
-        name, _, rest = text.partition(":")
+        name, _, option_text = text.partition(":")
         try:
-            pairs = [pair.split("=") for pair in rest.split(",") if pair]
-            options = {key: value if key in (INNER, MAP) else float(value) for key, value in pairs}
+            pairs = [pair.split("=") for pair in option_text.split(",") if pair]
+            options = {
+                key: value if key in (DIVERGENCE_OPTION, LAYER_MAP_OPTION) else float(value) for key, value in pairs
+            }
         except ValueError as error:
             raise UsageError(f"objective {text!r} is not NAME or NAME:OPTION=NUMBER, such as jsd:beta=0.3") from error
         if len(options) < len(pairs):
@@ -63,107 +65,123 @@ class Mixture:
         return cls(name=name, cross_entropy=cross_entropy, temperature=temperature, options=options)
 
     @property
-    def teaches(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether a teacher is needed."""
         return self.name != CROSS_ENTROPY and self.cross_entropy < 1
 
     @property
-    def alive(self) -> bool:
+    def needs_teacher_model(self) -> bool:
         """Whether the teacher's hidden states and weights are needed, which a server does not give."""
-        return self.teaches and self.name in METHODS
+        return self.uses_teacher and self.name in OBJECTIVE_SPECS
 
     @property
-    def recalled(self) -> bool:
+    def needs_only_last_hidden(self) -> bool:
         """Whether its last hidden states, which a cache may keep, and its head are all that is needed of these."""
-        return self.alive and METHODS[self.name].recalled
+        return self.needs_teacher_model and OBJECTIVE_SPECS[self.name].needs_only_last_hidden
 
     @property
-    def across(self) -> bool:
+    def supports_cross_tokenizer(self) -> bool:
         """Whether teacher and student may have different tokenizers."""
-        return not self.teaches or (self.name in METHODS and METHODS[self.name].across)
+        return not self.uses_teacher or (
+            self.name in OBJECTIVE_SPECS and OBJECTIVE_SPECS[self.name].supports_cross_tokenizer
+        )
 
     @property
-    def warped(self) -> bool:
+    def needs_edit_alignment(self) -> bool:
         """Whether rows of two tokenizers have to be paired by edit distance."""
-        return self.alive and METHODS[self.name].warped
+        return self.needs_teacher_model and OBJECTIVE_SPECS[self.name].needs_edit_alignment
 
     @property
-    def numbers(self) -> dict[str, float]:
+    def numeric_options(self) -> dict[str, float]:
         """The numbers that a method takes, those that are left open by their defaults."""
-        defaults = METHODS[self.name].options if self.name in METHODS else {}
+        defaults = OBJECTIVE_SPECS[self.name].numeric_options if self.name in OBJECTIVE_SPECS else {}
         return {name: float(self.options.get(name, default)) for name, default in defaults.items()}
 
     @property
-    def compared(self) -> Distill:
+    def logit_objective(self) -> LogitDistillation:
         """The divergence between rows of logits: the objective itself, or the one inside a method; else forward KL."""
         if self.name == CROSS_ENTROPY:
-            return Distill()
-        return Distill(divergence=self._divergence(), temperature=self.temperature, name=self.name)
+            return LogitDistillation()
+        return LogitDistillation(divergence=self._build_divergence(), temperature=self.temperature, name=self.name)
 
-    def build(self, sides: Sides | None = None, panel: Panel | None = None) -> Objective:
+    def build(self, pair: PairInfo | None = None, ensemble: TeacherEnsemble | None = None) -> Objective:
         """The objective itself; a method wants to know both `sides`. With a `panel`, of several teachers.
 
         Raises: VocabularyMismatch for tokenizers that it cannot compare.
         """
-        if not self.teaches:
-            return Sum((1.0, CrossEntropy()))
-        taught = self._taught(sides) if panel is None else self._taught_by(panel)
+        if not self.uses_teacher:
+            return WeightedSum((1.0, CrossEntropy()))
+        teacher_objective = (
+            self._build_teacher_objective(pair) if ensemble is None else self._build_multi_teacher_objective(ensemble)
+        )
         if self.cross_entropy == 0:
-            return Sum((1.0, taught))
-        return Sum((self.cross_entropy, CrossEntropy()), (1 - self.cross_entropy, taught))
+            return WeightedSum((1.0, teacher_objective))
+        return WeightedSum((self.cross_entropy, CrossEntropy()), (1 - self.cross_entropy, teacher_objective))
 
-    def require(self, *, alike: bool) -> None:
+    def check_tokenizers(self, *, same_tokenizer: bool) -> None:
         """Refuse a pair of models with the same tokenizer, or with two, that the objective is not for.
 
         Raises: VocabularyMismatch with the objectives that are.
         """
-        if alike or self.across:
+        if same_tokenizer or self.supports_cross_tokenizer:
             return
-        able = ", ".join(name for name, method in METHODS.items() if method.across)
+        choices = ", ".join(name for name, spec in OBJECTIVE_SPECS.items() if spec.supports_cross_tokenizer)
         raise VocabularyMismatch(
             f"teacher and student have different tokenizers, and {self.name} compares token by token; choose "
-            f"--objective dskdv2_eta (or one of {able}), or a teacher with the student's tokenizer"
+            f"--objective dskdv2_eta (or one of {choices}), or a teacher with the student's tokenizer"
         )
 
-    def _taught(self, sides: Sides | None) -> Objective:
-        if self.name not in METHODS:
-            return self.compared
-        if sides is None:
+    def _build_teacher_objective(self, pair: PairInfo | None) -> Objective:
+        if self.name not in OBJECTIVE_SPECS:
+            return self.logit_objective
+        if pair is None:
             raise UsageError(f"{self.name} learns from a teacher's hidden states; give a teacher that is here")
-        self.require(alike=sides.shared is not None)
-        method = METHODS[self.name]
-        texts = {name: str(self.options[name]) for name in method.texts if name in self.options}
-        return method.build(sides, Asked(self.name, self._divergence(), self.temperature, self.numbers, texts))
+        self.check_tokenizers(same_tokenizer=pair.num_shared_ids is not None)
+        spec = OBJECTIVE_SPECS[self.name]
+        text_options = {name: str(self.options[name]) for name in spec.text_options if name in self.options}
+        return spec.build(
+            pair,
+            ObjectiveOptions(self.name, self._build_divergence(), self.temperature, self.numeric_options, text_options),
+        )
 
-    def _taught_by(self, panel: Panel) -> Objective:
-        assert self.name not in METHODS  # `pipeline.teachers` has refused them
-        part = Distill(divergence=self._divergence(), temperature=self.temperature)
-        named = zip(panel.networks, panel.names, strict=True)
-        return combined(panel, [replace(part, teacher=one, name=f"{self.name}.{name}") for one, name in named])
+    def _build_multi_teacher_objective(self, ensemble: TeacherEnsemble) -> Objective:
+        assert self.name not in OBJECTIVE_SPECS  # `pipeline.teachers` has refused them
+        part = LogitDistillation(divergence=self._build_divergence(), temperature=self.temperature)
+        networks_and_names = zip(ensemble.networks, ensemble.names, strict=True)
+        return combine_teachers(
+            ensemble,
+            [replace(part, teacher=network, name=f"{self.name}.{name}") for network, name in networks_and_names],
+        )
 
-    def _divergence(self) -> Divergence:
-        if self.name in METHODS:
-            return DIVERGENCES[str(self.options.get(INNER, "forward_kl"))]
+    def _build_divergence(self) -> Divergence:
+        if self.name in OBJECTIVE_SPECS:
+            return DIVERGENCES[str(self.options.get(DIVERGENCE_OPTION, "forward_kl"))]
         divergence = DIVERGENCES[self.name]
         return partial(divergence, **self.options) if self.options else divergence
 
     def _check_options(self) -> None:
-        if self.name in METHODS:
-            method = METHODS[self.name]
-            allowed = {*method.options, *method.texts, *([INNER] if method.divergence else [])}
+        if self.name in OBJECTIVE_SPECS:
+            spec = OBJECTIVE_SPECS[self.name]
+            option_names = {
+                *spec.numeric_options,
+                *spec.text_options,
+                *([DIVERGENCE_OPTION] if spec.takes_divergence else []),
+            }
         else:
             parameters = signature(DIVERGENCES[self.name]).parameters.values()
-            allowed = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-        if unknown := sorted(set(self.options) - allowed):
-            raise UsageError(f"{self.name} has no option {unknown[0]!r}; it has {', '.join(sorted(allowed)) or 'none'}")
-        if (inner := self.options.get(INNER, "forward_kl")) not in DIVERGENCES:
-            raise UsageError(f"no divergence is called {inner!r}; choose one of {', '.join(DIVERGENCES)}")
+            option_names = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if unknown_options := sorted(set(self.options) - option_names):
+            raise UsageError(
+                f"{self.name} has no option {unknown_options[0]!r}; it has {', '.join(sorted(option_names)) or 'none'}"
+            )
+        if (divergence_name := self.options.get(DIVERGENCE_OPTION, "forward_kl")) not in DIVERGENCES:
+            raise UsageError(f"no divergence is called {divergence_name!r}; choose one of {', '.join(DIVERGENCES)}")
         try:  # what an option may be is known to the divergence alone
-            self._divergence()(torch.zeros(1, 2), torch.zeros(1, 2))
+            self._build_divergence()(torch.zeros(1, 2), torch.zeros(1, 2))
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
 
 
-def names() -> tuple[str, ...]:
+def list_objective_names() -> tuple[str, ...]:
     """Everything that `--objective` takes."""
-    return (CROSS_ENTROPY, *DIVERGENCES, *METHODS)
+    return (CROSS_ENTROPY, *DIVERGENCES, *OBJECTIVE_SPECS)

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from potstill.core.types import Batch, Needs, Signals, Terms, supervised
+from potstill.core.types import Batch, Needs, Signals, Terms, supervised_positions
 from potstill.objectives import rows
-from potstill.objectives.bridge import by_place, each
-from potstill.ops.row_loss import Kept
-from potstill.ops.sorted_gap import SortedGapRows
+from potstill.objectives.bridge import make_row_needs, match_rows_by_index
+from potstill.ops.row_loss import Masked
+from potstill.ops.sorted_gap import ULDRows
 
 
 @dataclass(frozen=True, kw_only=True)
-class SortedGap(rows.OverRows):
+class ULD(rows.RowObjectiveMixin):
     """sum over pairs of rows of tau sum_k |p_(k) - q_(k)|, p and q sorted descending, the shorter filled up with zeros.
 
     The k-th supervised row of a document is paired with the teacher's k-th in it, as far as both go; no batch key is
@@ -36,20 +36,20 @@ class SortedGap(rows.OverRows):
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """Each network's own supervised rows."""
-        return each(batch, self.teacher)
+        return make_row_needs(batch, self.teacher)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of pairs."""
-        return {self.name: len(by_place(batch, self.teacher)[0])}
+        return {self.name: len(match_rows_by_index(batch, self.teacher)[0])}
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
         """tau U of each row that has a partner."""
-        teacher, (ours, theirs) = frozen[self.teacher], by_place(batch, self.teacher)
-        n, told, kept = len(supervised(batch)[1]), f"{self.name}_told", f"{self.name}_kept"
-        states = rows.spread(teacher.rows[theirs], ours, n, 0)
-        paired = rows.spread(ours >= 0, ours, n, False)
-        loss = Kept(SortedGapRows(temperature=self.temperature, teacher=told), kept)
-        said = {told: lambda a, b: teacher.logits(states[a:b]), kept: lambda a, b: paired[a:b]}
-        return {self.name: rows.RowTerm(loss, said)}, {}
+        teacher, (student_rows, teacher_rows) = frozen[self.teacher], match_rows_by_index(batch, self.teacher)
+        n, teacher_key, mask_key = len(supervised_positions(batch)[1]), f"{self.name}_told", f"{self.name}_kept"
+        states = rows.scatter_rows(teacher.rows[teacher_rows], student_rows, n, 0)
+        is_paired = rows.scatter_rows(student_rows >= 0, student_rows, n, False)
+        loss = Masked(ULDRows(temperature=self.temperature, teacher=teacher_key), mask_key)
+        inputs = {teacher_key: lambda a, b: teacher.logits(states[a:b]), mask_key: lambda a, b: is_paired[a:b]}
+        return {self.name: rows.RowTerm(loss, inputs)}, {}

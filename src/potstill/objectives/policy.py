@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.core.types import Batch, Needs, Signals, Terms, gold, supervised
+from potstill.core.types import Batch, Needs, Signals, Terms, gold_mask, supervised_positions
 from potstill.objectives import rows
-from potstill.ops.advantage import returns_to_go, whitened
+from potstill.ops.advantage import returns_to_go, whiten
 from potstill.ops.row_loss import CrossEntropyRows, Weighted
 
-LARGEST = 100.0  # of a reward
+MAX_REWARD = 100.0  # of a reward
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyGradient(rows.OverRows):
+class MiniLLM(rows.RowObjectiveMixin):
     """sum over sampled rows of -c log q(y), with the constant c = w A, or 0 where a clipped objective has no gradient.
 
         A = whitened R,   R_t = mean of the scaled rewards from t on,   r = log p(y) - log q(y)
@@ -35,7 +35,7 @@ class PolicyGradient(rows.OverRows):
     A is whitened within a pass, where the code whitens a step; the single step is taken at rows of the data as well.
     """
 
-    mixed: float = 0.2
+    teacher_share: float = 0.2
     scale: float = 0.5
     clip: float = 0.2
     discount: float = 0.95
@@ -50,31 +50,31 @@ class PolicyGradient(rows.OverRows):
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """The rows of student and teacher at the same positions."""
-        needs = Needs(supervised(batch)[0])
+        needs = Needs(supervised_positions(batch)[0])
         return {"student": needs, self.teacher: needs}
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of sampled rows."""
-        return {self.name: int((~gold(batch)).sum())}
+        return {self.name: int((~gold_mask(batch)).sum())}
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
         """-c log q(y) of each row."""
-        weights = self.coefficients(views["student"], frozen[self.teacher], batch)
-        said = {self.name: lambda start, stop: weights[start:stop]}
-        return {self.name: rows.RowTerm(Weighted(CrossEntropyRows(), self.name), said)}, {}
+        weights = self.compute_coefficients(views["student"], frozen[self.teacher], batch)
+        inputs = {self.name: lambda start, stop: weights[start:stop]}
+        return {self.name: rows.RowTerm(Weighted(CrossEntropyRows(), self.name), inputs)}, {}
 
     @torch.no_grad()
-    def coefficients(self, student: Signals, teacher: Signals, batch: Batch) -> Float[Tensor, " N"]:
+    def compute_coefficients(self, student: Signals, teacher: Signals, batch: Batch) -> Float[Tensor, " N"]:
         """c of each supervised row, 0 for those from the data."""
-        _, targets, segment = supervised(batch)
-        sampled = ~gold(batch)
-        log_q, log_p = (rows.log_chance(one, targets)[sampled] for one in (student, teacher))
-        rewards = ((log_p - log_q) / self.scale).clamp(-LARGEST, LARGEST)
-        advantage = whitened(returns_to_go(rewards, segment[sampled], discount=self.discount))
-        ratio = 1 / (self.mixed * (log_p - log_q).exp() + 1 - self.mixed)
-        outside = torch.where(advantage > 0, ratio > 1 + self.clip, ratio < 1 - self.clip)
-        found = torch.zeros(len(targets), dtype=log_q.dtype, device=log_q.device)
-        found[sampled] = (advantage * ratio).masked_fill(outside, 0.0)
-        return found
+        _, targets, segment = supervised_positions(batch)
+        is_sampled = ~gold_mask(batch)
+        log_q, log_p = (rows.compute_target_log_probs(signals, targets)[is_sampled] for signals in (student, teacher))
+        rewards = ((log_p - log_q) / self.scale).clamp(-MAX_REWARD, MAX_REWARD)
+        advantage = whiten(returns_to_go(rewards, segment[is_sampled], discount=self.discount))
+        ratio = 1 / (self.teacher_share * (log_p - log_q).exp() + 1 - self.teacher_share)
+        is_clipped = torch.where(advantage > 0, ratio > 1 + self.clip, ratio < 1 - self.clip)
+        coefficients = torch.zeros(len(targets), dtype=log_q.dtype, device=log_q.device)
+        coefficients[is_sampled] = (advantage * ratio).masked_fill(is_clipped, 0.0)
+        return coefficients

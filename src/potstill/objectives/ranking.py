@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from potstill.core.types import Batch, Needs, Signals, Terms, supervised
+from potstill.core.types import Batch, Needs, Signals, Terms, supervised_positions
 from potstill.objectives import rows
 from potstill.ops.divergence import Divergence, forward_kl
 from potstill.ops.ranking import RankingRows
@@ -12,7 +12,7 @@ from potstill.ops.row_loss import DivergenceRows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking(rows.OverRows):
+class TieKD(rows.RowObjectiveMixin):
     """tau^2 KL(p || q) + tau (R_top1 + R_other), the hierarchical ranking loss over the `k` likeliest tokens of each.
 
     The teacher gets no gradient. The two summands are terms of their own, each weighing 1.
@@ -36,19 +36,19 @@ class Ranking(rows.OverRows):
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """The rows of student and teacher at the same positions."""
-        needs = Needs(supervised(batch)[0])
+        needs = Needs(supervised_positions(batch)[0])
         return {"student": needs, self.teacher: needs}
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of supervised positions, for both."""
-        return dict.fromkeys(self.weights, len(supervised(batch)[1]))
+        return dict.fromkeys(self.weights, len(supervised_positions(batch)[1]))
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
         """The divergence and the ranking of each row."""
-        said = {self.teacher: rows.logits_of(frozen[self.teacher])}
+        inputs = {self.teacher: rows.make_logits_fn(frozen[self.teacher])}
         divergence = DivergenceRows(self.divergence, temperature=self.temperature, teacher=self.teacher)
         ranking = RankingRows(self.k, temperature=self.temperature, teacher=self.teacher)
-        both = (rows.RowTerm(divergence, said), rows.RowTerm(ranking, said))
-        return dict(zip(self.weights, both, strict=True)), {}
+        loss_terms = (rows.RowTerm(divergence, inputs), rows.RowTerm(ranking, inputs))
+        return dict(zip(self.weights, loss_terms, strict=True)), {}

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from potstill.core.errors import UsageError
-from potstill.core.types import Batch, Needs, Signals, Terms, supervised
+from potstill.core.types import Batch, Needs, Signals, Terms, supervised_positions
 from potstill.models.signals import RELATIONS
-from potstill.objectives.bridge import aligned, each
-from potstill.ops.layout import through
+from potstill.objectives.bridge import make_row_needs, match_aligned_rows
+from potstill.ops.layout import apply_padded
 from potstill.ops.relation import relation_kl
 
 
-class Relations(nn.Module):
+class AttentionRelations(nn.Module):
     """1/3 sum over phi in {Q, K, V} of the relation divergence between teacher and student, summed over rows.
 
     The teacher's phi are the queries, keys and values of its last attention layer, before positions are put in. The
@@ -46,25 +46,31 @@ class Relations(nn.Module):
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """The student's rows, the teacher's queries, keys and values."""
-        found = each(batch, self.teacher)
-        return {**found, self.teacher: found[self.teacher] | Needs(relations=frozenset(RELATIONS))}
+        row_needs = make_row_needs(batch, self.teacher)
+        return {**row_needs, self.teacher: row_needs[self.teacher] | Needs(relations=frozenset(RELATIONS))}
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of rows."""
-        return {self.name: len(aligned(batch)[0])}
+        return {self.name: len(match_aligned_rows(batch)[0])}
 
     def forward(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
         """The sum over the batch."""
-        student, teacher, (ours, theirs) = views["student"].rows, frozen[self.teacher], aligned(batch)
-        documents = supervised(batch)[2][ours]
+        student, teacher, (student_rows, teacher_rows) = (
+            views["student"].rows,
+            frozen[self.teacher],
+            match_aligned_rows(batch),
+        )
+        documents = supervised_positions(batch)[2][student_rows]
         total = student.new_zeros((), dtype=torch.promote_types(student.dtype, torch.float32))
-        for name, own in zip(RELATIONS, self.maps, strict=True):
-            said = teacher.relations[name][theirs].detach()
-            total = total + relation_kl(said, through(own, student[ours]), documents, heads=self.heads)
+        for name, projection in zip(RELATIONS, self.maps, strict=True):
+            teacher_states = teacher.relations[name][teacher_rows].detach()
+            total = total + relation_kl(
+                teacher_states, apply_padded(projection, student[student_rows]), documents, heads=self.heads
+            )
         return {self.name: total / len(self.maps)}
 
 
-def most_heads(widths: Mapping[str, int], at_most: int) -> int:
+def find_num_heads(widths: Mapping[str, int], max_heads: int) -> int:
     """The largest number of heads, of `at_most`, that divides every width."""
-    common = gcd(*widths.values())
-    return max(heads for heads in range(1, at_most + 1) if common % heads == 0)
+    common_divisor = gcd(*widths.values())
+    return max(heads for heads in range(1, max_heads + 1) if common_divisor % heads == 0)

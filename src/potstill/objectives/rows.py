@@ -8,21 +8,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import DIVISOR, OWN, Batch, Head, Objective, Signals, Terms, supervised
+from potstill.core.types import DIVISOR, NEXT_TOKEN_LOG_P, Batch, Head, Objective, Signals, Terms, supervised_positions
 from potstill.ops import coarse, fused
-from potstill.ops.coarse import Coarse
-from potstill.ops.layout import through
-from potstill.ops.row_loss import RowLoss, Said
+from potstill.ops.coarse import CoarseDistribution
+from potstill.ops.layout import apply_padded
+from potstill.ops.row_loss import RowInput, RowLoss
 
 CHUNK = 256  # rows whose logits are alive at once, where all that is asked of them is one number each
-Telling = Callable[[int, int], Said]  # what is said of rows a to b
+RowInputFn = Callable[[int, int], RowInput]  # what is said of rows a to b
 
 
 class RowTerm(NamedTuple):
     """`loss` summed over the student's supervised rows, and what it is told of them, by name."""
 
     loss: RowLoss
-    said: Mapping[str, Telling] = {}
+    inputs: Mapping[str, RowInputFn] = {}
 
 
 @runtime_checkable
@@ -36,17 +36,17 @@ class RowObjective(Objective, Protocol):
         ...
 
 
-class OverRows:
+class RowObjectiveMixin:
     """The call of a `RowObjective` by itself, which is a sum of no other."""
 
     def __call__(
         self: RowObjective, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> Terms:
         """The sums over the batch."""
-        return terms([(1.0, self)], views, frozen, batch)
+        return compute_terms([(1.0, self)], views, frozen, batch)
 
 
-def terms(
+def compute_terms(
     objectives: Sequence[tuple[float, RowObjective]],
     views: Mapping[str, Signals],
     frozen: Mapping[str, Signals],
@@ -56,29 +56,29 @@ def terms(
 
     Raises: UnsupportedModel for a student whose head cannot be read.
     """
-    asked: dict[str, RowTerm] = {}
+    row_terms: dict[str, RowTerm] = {}
     mix: list[float] = []
-    done: dict[str, Tensor] = {}
+    computed_terms: dict[str, Tensor] = {}
     for weight, objective in objectives:
-        over_rows, others = objective.split(views, frozen, batch)
-        asked |= over_rows
-        done |= others
-        mix += [weight * objective.weights[name] / float(batch.get(f"{DIVISOR}.{name}", 1)) for name in over_rows]
-    if asked:
-        student, targets = views["student"], supervised(batch)[1]
-        sums = fused.sums(
-            [term.loss for term in asked.values()],
+        new_row_terms, other_terms = objective.split(views, frozen, batch)
+        row_terms |= new_row_terms
+        computed_terms |= other_terms
+        mix += [weight * objective.weights[name] / float(batch.get(f"{DIVISOR}.{name}", 1)) for name in new_row_terms]
+    if row_terms:
+        student, targets = views["student"], supervised_positions(batch)[1]
+        sums = fused.sum_row_losses(
+            [term.loss for term in row_terms.values()],
             student.rows,
-            head_of(student, "student"),
+            get_head(student, "student"),
             targets=targets,
-            frozen={name: telling for term in asked.values() for name, telling in term.said.items()},
+            frozen={name: input_fn for term in row_terms.values() for name, input_fn in term.inputs.items()},
             mix=mix,
         )
-        done |= zip(asked, sums, strict=True)
-    return done
+        computed_terms |= zip(row_terms, sums, strict=True)
+    return computed_terms
 
 
-def head_of(signals: Signals, name: str) -> Head:
+def get_head(signals: Signals, name: str) -> Head:
     """The head of a live network.
 
     Raises: UnsupportedModel where there is none that can be read.
@@ -90,47 +90,49 @@ def head_of(signals: Signals, name: str) -> Head:
     return signals.head
 
 
-def frozen_head(signals: Signals, name: str) -> Head:
+def get_frozen_head(signals: Signals, name: str) -> Head:
     """The head of a network as a constant, in the dtype that products of its rows are computed in.
 
     Raises: UnsupportedModel where it cannot be read.
     """
-    head = head_of(signals, name).constant()
-    return head._replace(weight=head.weight.to(fused.compute_dtype(signals.rows)))
+    head = get_head(signals, name).detach()
+    return head._replace(weight=head.weight.to(fused.get_product_dtype(signals.rows)))
 
 
-def logits_of(signals: Signals) -> Telling:
+def make_logits_fn(signals: Signals) -> RowInputFn:
     """The logits of rows a to b."""
     return lambda start, stop: signals.logits(signals.rows[start:stop])
 
 
-def log_chance(signals: Signals, targets: Int[Tensor, " N"], *, temperature: float = 1.0) -> Float[Tensor, " N"]:
+def compute_target_log_probs(
+    signals: Signals, targets: Int[Tensor, " N"], *, temperature: float = 1.0
+) -> Float[Tensor, " N"]:
     """log p(target) of each row at that temperature, a few rows at a time.
 
     What is known in part was read at the temperature already; a server tells the target's own, at 1.
     """
-    if OWN in signals.scores:
-        return signals.scores[OWN]
+    if NEXT_TOKEN_LOG_P in signals.scores:
+        return signals.scores[NEXT_TOKEN_LOG_P]
     parts = []
-    for some, ids in zip(signals.rows.split(CHUNK), targets.split(CHUNK), strict=True):
-        said = signals.logits(some)
-        if isinstance(said, Coarse):
-            parts.append(coarse.log_chance(said, ids))
+    for states, ids in zip(signals.rows.split(CHUNK), targets.split(CHUNK), strict=True):
+        logits = signals.logits(states)
+        if isinstance(logits, CoarseDistribution):
+            parts.append(coarse.token_log_prob(logits, ids))
             continue
-        wide = said.to(torch.promote_types(said.dtype, torch.float32)) / temperature
-        parts.append(wide.gather(-1, ids[:, None])[:, 0] - wide.logsumexp(-1))
+        wide_logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        parts.append(wide_logits.gather(-1, ids[:, None])[:, 0] - wide_logits.logsumexp(-1))
     return torch.cat(parts)
 
 
-def telling(head: Head, states: Float[Tensor, "N F"]) -> Callable[[int, int], Tensor]:
+def make_head_logits_fn(head: Head, states: Float[Tensor, "N F"]) -> Callable[[int, int], Tensor]:
     """The logits that `head` gives for the states of rows a to b."""
-    return lambda start, stop: through(head.logits, states[start:stop])
+    return lambda start, stop: apply_padded(head.logits, states[start:stop])
 
 
-def spread(values: Tensor, places: Int[Tensor, " P"], rows: int, otherwise: int) -> Tensor:
+def scatter_rows(values: Tensor, indices: Int[Tensor, " P"], num_rows: int, fill_value: int) -> Tensor:
     """[N ...] with `values [P ...]` at their places and `otherwise` everywhere else."""
-    if len(places) == rows:
+    if len(indices) == num_rows:
         return values  # ascending places: each row is its own
-    found = values.new_full((rows, *values.shape[1:]), otherwise)
-    found[places] = values
-    return found
+    scattered = values.new_full((num_rows, *values.shape[1:]), fill_value)
+    scattered[indices] = values
+    return scattered

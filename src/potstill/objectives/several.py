@@ -14,21 +14,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill.core.errors import UsageError
-from potstill.core.types import Batch, Needs, Objective, Signals, Terms, gold, supervised
+from potstill.core.types import Batch, Needs, Objective, Signals, Terms, gold_mask, supervised_positions
 from potstill.objectives import rows
-from potstill.objectives.combine import Sum
-from potstill.objectives.distill import Distill
-from potstill.ops.coarse import Coarse
-from potstill.ops.partial import Partial
-from potstill.ops.row_loss import Weighted, WhereTold
+from potstill.objectives.combine import WeightedSum
+from potstill.objectives.distill import LogitDistillation
+from potstill.ops.coarse import CoarseDistribution
+from potstill.ops.partial import RowSubset
+from potstill.ops.row_loss import Weighted, WhereAvailable
 
-LEAST = -1e4  # a log-probability so low that it weighs nothing beside any other, and as much as another one of it
+MIN_LOG_PROB = (
+    -1e4
+)  # a log-probability so low that it weighs nothing beside any other, and as much as another one of it
 
 Combination = Literal["average", "confidence", "route"]
 COMBINATIONS: tuple[str, ...] = get_args(Combination)
 
 
-class Panel(NamedTuple):
+class TeacherEnsemble(NamedTuple):
     """Several teachers by name, in the order of the numbers of routes, and how they teach together."""
 
     names: tuple[str, ...]
@@ -40,22 +42,22 @@ class Panel(NamedTuple):
         return tuple(f"teacher {name}" for name in self.names)
 
 
-def averaged(parts: Sequence[Distill]) -> Sum:
+def average_teachers(parts: Sequence[LogitDistillation]) -> WeightedSum:
     """w_k = 1 / K: the mean of what each teacher alone would teach.
 
     Learning from the mixture m = mean_k p_k is something else, except under the forward KL, where both have one
     gradient: mean_k KL(p_k || q) = KL(m || q) + mean_k KL(p_k || m), and the last summand, the teachers' disagreement,
     does not depend on q. Each term is that teacher's own divergence, unweighted.
     """
-    return Sum(*((1 / len(parts), part) for part in parts))
+    return WeightedSum(*((1 / len(parts), part) for part in parts))
 
 
-class _Shared(rows.OverRows):
+class _RowWeightedObjective(rows.RowObjectiveMixin):
     """What the combinations share in which a row's weights are its own: terms that add up to one sum over all rows."""
 
     additive: ClassVar[bool] = True
 
-    def __init__(self, parts: Sequence[Distill]) -> None:
+    def __init__(self, parts: Sequence[LogitDistillation]) -> None:
         self.parts = tuple(parts)
 
     @property
@@ -65,10 +67,10 @@ class _Shared(rows.OverRows):
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """All supervised positions for every term, so that a row weighs as much as any other, whoever teaches it."""
-        return dict.fromkeys(self.weights, len(supervised(batch)[1]))
+        return dict.fromkeys(self.weights, len(supervised_positions(batch)[1]))
 
 
-class Confident(_Shared):
+class ConfidenceWeightedTeachers(_RowWeightedObjective):
     """w_k(n) = p_k(y_n) / sum_j p_j(y_n), y_n being the true next token: of who knew it better, more is learnt.
 
     That is softmax_k of log p_k(y_n), p_k at the temperature of the loss, and of teachers that are equally likely
@@ -92,23 +94,26 @@ class Confident(_Shared):
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
         """w_k D_k of each row, teacher by teacher."""
-        found = {}
-        for part, weights in zip(self.parts, self.confidences(frozen, batch), strict=True):
-            told = f"{part.name}.weights"
+        terms = {}
+        for part, weights in zip(self.parts, self.compute_confidences(frozen, batch), strict=True):
+            weights_key = f"{part.name}.weights"
             ((name, term),) = part.split(views, frozen, batch)[0].items()
-            loss, said = Weighted(term.loss, told), {**term.said, told: _rows_of(weights)}  # type: ignore[arg-type]
-            found[name] = rows.RowTerm(loss, said)
-        return found, {}
+            loss, inputs = Weighted(term.loss, weights_key), {**term.inputs, weights_key: _make_slice_fn(weights)}  # type: ignore[arg-type]
+            terms[name] = rows.RowTerm(loss, inputs)
+        return terms, {}
 
     @torch.no_grad()
-    def confidences(self, frozen: Mapping[str, Signals], batch: Batch) -> Float[Tensor, "K N"]:
+    def compute_confidences(self, frozen: Mapping[str, Signals], batch: Batch) -> Float[Tensor, "K N"]:
         """w_k(n), which sum to 1 over the teachers."""
-        targets = supervised(batch)[1]
-        known = [rows.log_chance(frozen[part.teacher], targets, temperature=part.temperature) for part in self.parts]
-        return torch.where(gold(batch), torch.stack(known).clamp_min(LEAST), 0.0).softmax(0)
+        targets = supervised_positions(batch)[1]
+        log_probs = [
+            rows.compute_target_log_probs(frozen[part.teacher], targets, temperature=part.temperature)
+            for part in self.parts
+        ]
+        return torch.where(gold_mask(batch), torch.stack(log_probs).clamp_min(MIN_LOG_PROB), 0.0).softmax(0)
 
 
-class Routed(_Shared):
+class RoutedTeachers(_RowWeightedObjective):
     """w_k(n) = 1 for the teacher of row n's document, as the batch's `routes` say, else 0.
 
     A teacher is asked about its own documents alone, and not at all in a pass that holds none of them.
@@ -116,50 +121,50 @@ class Routed(_Shared):
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """All of the student's rows, and each teacher's own."""
-        positions = supervised(batch)[0]
-        own = {part.teacher: Needs(positions & (batch["routes"] == k)) for k, part in enumerate(self.parts)}
-        return {"student": Needs(positions), **own}
+        positions = supervised_positions(batch)[0]
+        teacher_needs = {part.teacher: Needs(positions & (batch["routes"] == k)) for k, part in enumerate(self.parts)}
+        return {"student": Needs(positions), **teacher_needs}
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
         """D_k of each of a teacher's own rows; of a teacher without any, 0."""
-        routes = batch["routes"][supervised(batch)[0]]
-        found, none = {}, {}
+        routes = batch["routes"][supervised_positions(batch)[0]]
+        terms, zero_terms = {}, {}
         for k, part in enumerate(self.parts):
             if part.teacher not in frozen:
-                none[part.name] = torch.zeros((), device=routes.device)
+                zero_terms[part.name] = torch.zeros((), device=routes.device)
                 continue
             ((name, term),) = part.split(views, frozen, batch)[0].items()
-            said = {part.teacher: _of_own(term.said[part.teacher], routes == k)}
-            found[name] = rows.RowTerm(WhereTold(term.loss, part.teacher), said)  # type: ignore[arg-type]
-        return found, none
+            inputs = {part.teacher: _make_partial_fn(term.inputs[part.teacher], routes == k)}
+            terms[name] = rows.RowTerm(WhereAvailable(term.loss, part.teacher), inputs)  # type: ignore[arg-type]
+        return terms, zero_terms
 
 
-def combined(panel: Panel, parts: Sequence[Distill]) -> Objective:
+def combine_teachers(ensemble: TeacherEnsemble, parts: Sequence[LogitDistillation]) -> Objective:
     """The objective of several teachers, from that of each."""
-    build: Mapping[str, Callable[[Sequence[Distill]], Objective]] = {
-        "average": averaged,
-        "confidence": Confident,
-        "route": Routed,
+    builders: Mapping[str, Callable[[Sequence[LogitDistillation]], Objective]] = {
+        "average": average_teachers,
+        "confidence": ConfidenceWeightedTeachers,
+        "route": RoutedTeachers,
     }
     if len(parts) < 2:
         raise UsageError(f"{len(parts)} teacher is not several; give --teacher more than once")
-    return build[panel.combination](parts)
+    return builders[ensemble.combination](parts)
 
 
-def _of_own(telling: rows.Telling, own: Tensor) -> rows.Telling:
+def _make_partial_fn(input_fn: rows.RowInputFn, mask: Tensor) -> rows.RowInputFn:
     """What is said of rows a to b by one that knows its `own` rows alone, numbered among themselves."""
-    before = torch.cat([own.new_zeros(1, dtype=torch.long), own.long().cumsum(0)])
+    offsets = torch.cat([mask.new_zeros(1, dtype=torch.long), mask.long().cumsum(0)])
 
-    def told(start: int, stop: int) -> Partial:
-        first, last = int(before[start]), int(before[stop])
-        said = telling(first, last)
-        assert isinstance(said, Tensor | Coarse)
-        return Partial(said, torch.where(own[start:stop], before[start:stop] - first, -1))
+    def read_rows(start: int, stop: int) -> RowSubset:
+        first, last = int(offsets[start]), int(offsets[stop])
+        values = input_fn(first, last)
+        assert isinstance(values, Tensor | CoarseDistribution)
+        return RowSubset(values, torch.where(mask[start:stop], offsets[start:stop] - first, -1))
 
-    return told
+    return read_rows
 
 
-def _rows_of(values: Float[Tensor, " N"]) -> rows.Telling:
+def _make_slice_fn(values: Float[Tensor, " N"]) -> rows.RowInputFn:
     return lambda start, stop: values[start:stop]

@@ -16,17 +16,17 @@ def returns_to_go(
     Source: MiniLLM's code, which begins the sum at the token's own reward.
     Departs from the paper: its equation (5) begins it at the next token, whose own reward the single-step term has.
     """
-    found, total, left = torch.empty_like(rewards), 0.0, 0
-    owners, values = segment.tolist(), rewards.tolist()
+    returns, total, count = torch.empty_like(rewards), 0.0, 0
+    segments, values = segment.tolist(), rewards.tolist()
     for n in reversed(range(len(values))):
-        if n + 1 == len(values) or owners[n + 1] != owners[n]:
-            total, left = 0.0, 0
-        total, left = values[n] + discount * total, left + 1
-        found[n] = total / left
-    return found
+        if n + 1 == len(values) or segments[n + 1] != segments[n]:
+            total, count = 0.0, 0
+        total, count = values[n] + discount * total, count + 1
+        returns[n] = total / count
+    return returns
 
 
-def whitened(values: Float[Tensor, " N"], *, eps: float = 1e-8) -> Float[Tensor, " N"]:
+def whiten(values: Float[Tensor, " N"], *, eps: float = 1e-8) -> Float[Tensor, " N"]:
     """(x - mean) / sqrt(variance + eps), by the definition; of one value or none, zero."""
     if len(values) < 2:
         return torch.zeros_like(values)

@@ -15,29 +15,29 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-HALVES = (torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 Lengths = Sequence[Sequence[int]]  # of each row, the lengths of its documents, in order; they sum to T
 
 
-def starts(position_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+def document_starts(position_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     """True where a document begins: at a row's first token, at position 0, and where positions do not count up by 1."""
-    found = position_ids == 0
-    found[:, 0] = True
-    found[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
-    return found
+    is_start = position_ids == 0
+    is_start[:, 0] = True
+    is_start[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
+    return is_start
 
 
-def boundaries(position_ids: Int[Tensor, "B T"]) -> Lengths:
+def document_lengths(position_ids: Int[Tensor, "B T"]) -> Lengths:
     """The lengths of each row's documents, read off positions that restart at 0. Waits for the device: once a batch."""
     size = position_ids.shape[1]
     rows = []
-    for row in starts(position_ids).cpu():
+    for row in document_starts(position_ids).cpu():
         edges = [*row.nonzero().flatten().tolist(), size]
         rows.append(tuple(b - a for a, b in pairwise(edges)))
     return tuple(rows)
 
 
-def by_document(
+def document_attention(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G T K"],
     v: Float[Tensor, "B G T V"],
@@ -53,23 +53,23 @@ def by_document(
     beyond, and compiles nothing, where one in bf16 compiles kernels of 3 MiB for every new length, and keeps them. A
     forward alone takes up to a quarter longer; but a student that is its teacher says the same, to the last bit.
     """
-    if q.device.type == "cpu" and _halved(q, k, v):
+    if q.device.type == "cpu" and _is_half_precision(q, k, v):
         with torch.autocast("cpu", enabled=False):
-            mixed = by_document(q.float(), k.float(), v.float(), lengths, scale=scale, window=window)
-        return mixed.to(v.dtype)
+            output = document_attention(q.float(), k.float(), v.float(), lengths, scale=scale, window=window)
+        return output.to(v.dtype)
     if len(set(map(tuple, lengths))) == 1:  # rows cut alike (no packing, or one packed row) are one batch
-        return _row(q, k, v, lengths[0], scale=scale, window=window)
+        return _attend_row(q, k, v, lengths[0], scale=scale, window=window)
     rows = zip(q.split(1), k.split(1), v.split(1), lengths, strict=True)
-    return torch.cat([_row(*row, scale=scale, window=window) for row in rows])
+    return torch.cat([_attend_row(*row, scale=scale, window=window) for row in rows])
 
 
-def _halved(*states: Tensor) -> bool:
+def _is_half_precision(*states: Tensor) -> bool:
     """Whether attention to these would run in half precision: they are, or autocast would make float32 so."""
-    casts = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") in HALVES
-    return any(x.dtype in HALVES or (casts and x.dtype == torch.float32) for x in states)
+    autocasts = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") in HALF_DTYPES
+    return any(x.dtype in HALF_DTYPES or (autocasts and x.dtype == torch.float32) for x in states)
 
 
-def plain(
+def dense_attention(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G T K"],
     v: Float[Tensor, "B G T V"],
@@ -84,13 +84,13 @@ def plain(
     documents = torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]).to(
         q.device
     )
-    seen = causal(q.shape[2], q.shape[2], window=window, device=q.device)
-    seen = seen & (documents[:, :, None] == documents[:, None, :])[:, None]
-    scores = (scale * q @ k.mT).masked_fill(~seen, -torch.inf)
+    mask = causal_mask(q.shape[2], q.shape[2], window=window, device=q.device)
+    mask = mask & (documents[:, :, None] == documents[:, None, :])[:, None]
+    scores = (scale * q @ k.mT).masked_fill(~mask, -torch.inf)
     return scores.softmax(-1) @ v
 
 
-def causal(
+def causal_mask(
     queries: int, keys: int, *, window: int | None = None, device: torch.device | None = None
 ) -> Bool[Tensor, "{queries} {keys}"]:
     """Which of `keys` each of the last `queries` positions may see: itself and those before it, `window` in all."""
@@ -99,7 +99,7 @@ def causal(
     return (s <= t) if window is None else (s <= t) & (t - s < window)
 
 
-def _row(
+def _attend_row(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G T K"],
     v: Float[Tensor, "B G T V"],
@@ -111,19 +111,19 @@ def _row(
     # split, not slices: the gradient of a slice is as long as the row, and there would be one per document
     pieces = list(zip(*(x.split(list(lengths), dim=2) for x in (q, k, v)), strict=True))
     if len(pieces) == 1:
-        return _document(*pieces[0], scale=scale, window=window)
-    alike: dict[int, list[int]] = {}
+        return _attend_document(*pieces[0], scale=scale, window=window)
+    pieces_by_length: dict[int, list[int]] = {}
     for i, length in enumerate(lengths):
-        alike.setdefault(length, []).append(i)
-    done: dict[int, Tensor] = {}
-    for members in alike.values():  # documents of one length are one batch
-        together = (torch.cat(some) for some in zip(*(pieces[i] for i in members), strict=True))
-        mixed = _document(*together, scale=scale, window=window).split(len(q))
-        done |= zip(members, mixed, strict=True)
-    return torch.cat([done[i] for i in range(len(pieces))], dim=2)
+        pieces_by_length.setdefault(length, []).append(i)
+    outputs: dict[int, Tensor] = {}
+    for indices in pieces_by_length.values():  # documents of one length are one batch
+        batch = (torch.cat(tensors) for tensors in zip(*(pieces[i] for i in indices), strict=True))
+        output = _attend_document(*batch, scale=scale, window=window).split(len(q))
+        outputs |= zip(indices, output, strict=True)
+    return torch.cat([outputs[i] for i in range(len(pieces))], dim=2)
 
 
-def _document(
+def _attend_document(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G T K"],
     v: Float[Tensor, "B G T V"],
@@ -131,8 +131,8 @@ def _document(
     scale: float,
     window: int | None,
 ) -> Float[Tensor, "B H T V"]:
-    size, shared = q.shape[2], q.shape[1] != k.shape[1]
+    size, enable_gqa = q.shape[2], q.shape[1] != k.shape[1]
     if window is None or size <= window:
-        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=shared)
-    seen = causal(size, size, window=window, device=q.device)
-    return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=shared)
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa)
+    mask = causal_mask(size, size, window=window, device=q.device)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)

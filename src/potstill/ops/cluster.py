@@ -7,22 +7,22 @@ from torch import Tensor
 ROUNDS = 8
 
 
-def alike(vectors: Float[Tensor, "V F"], weight: Float[Tensor, " V"], classes: int, *, seed: int) -> Int[Tensor, " V"]:
+def kmeans(vectors: Float[Tensor, "V F"], weight: Float[Tensor, " V"], classes: int, *, seed: int) -> Int[Tensor, " V"]:
     """The class of each vector: weighted k-means, from vectors drawn by their weight (Lloyd, 1982).
 
     Minimises sum_v weight[v] |vectors[v] - centre[class of v]|^2, up to a local minimum.
     """
     generator = torch.Generator().manual_seed(seed)
     weight = weight + 1e-9 * weight.sum() + 1e-30  # so that some can be drawn even where none weighs anything
-    chosen = torch.multinomial(weight, min(classes, len(vectors)), generator=generator)
-    centres = vectors[chosen].clone()
+    seeds = torch.multinomial(weight, min(classes, len(vectors)), generator=generator)
+    centers = vectors[seeds].clone()
     for _ in range(ROUNDS):
-        nearest = _nearest(vectors, centres)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors * weight[:, None])
-        mass = torch.zeros_like(centres[:, 0]).index_add_(0, nearest, weight)
-        centres = torch.where(mass[:, None] > 0, sums / mass.clamp_min(1e-30)[:, None], centres)
-    return _nearest(vectors, centres)
+        nearest = _find_nearest(vectors, centers)
+        sums = torch.zeros_like(centers).index_add_(0, nearest, vectors * weight[:, None])
+        mass = torch.zeros_like(centers[:, 0]).index_add_(0, nearest, weight)
+        centers = torch.where(mass[:, None] > 0, sums / mass.clamp_min(1e-30)[:, None], centers)
+    return _find_nearest(vectors, centers)
 
 
-def _nearest(vectors: Float[Tensor, "V F"], centres: Float[Tensor, "C F"]) -> Int[Tensor, " V"]:
-    return ((centres * centres).sum(-1) - 2 * vectors @ centres.T).argmin(-1)
+def _find_nearest(vectors: Float[Tensor, "V F"], centers: Float[Tensor, "C F"]) -> Int[Tensor, " V"]:
+    return ((centers * centers).sum(-1) - 2 * vectors @ centers.T).argmin(-1)

@@ -24,7 +24,7 @@ Differentiate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (teacher [N
 
 
 @dataclass(frozen=True)
-class Coarse:
+class CoarseDistribution:
     """N distributions over V tokens, each by up to K of its tokens and the masses of the C classes of all others.
 
     `ids[n, j]` and `log_p[n, j]` belong together; a row with fewer tokens ends in log_p = -inf under any id of the row.
@@ -39,10 +39,10 @@ class Coarse:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, rows: slice) -> "Coarse":
+    def __getitem__(self, rows: slice) -> "CoarseDistribution":
         return replace(self, ids=self.ids[rows], log_p=self.log_p[rows], log_rest=self.log_rest[rows])
 
-    def at(self, rows: Int[Tensor, " M"]) -> "Coarse":
+    def select_rows(self, rows: Int[Tensor, " M"]) -> "CoarseDistribution":
         """The rows of these numbers, which follow one another."""
         first = int(rows[0]) if len(rows) else 0
         return self[first : first + len(rows)]
@@ -53,7 +53,9 @@ class Coarse:
         return torch.cat([self.log_p, self.log_rest], -1)
 
 
-def coarsened(logits: Float[Tensor, "N V"], k: int, members: Float[Tensor, "V C"], *, mass: float = 1.0) -> Coarse:
+def coarsen(
+    logits: Float[Tensor, "N V"], k: int, members: Float[Tensor, "V C"], *, mass: float = 1.0
+) -> CoarseDistribution:
     """softmax(logits) by its `k` likeliest tokens, of them no more than hold `mass`, and at least one."""
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     top, ids = log_p.topk(min(k, log_p.shape[1]), -1)
@@ -61,82 +63,90 @@ def coarsened(logits: Float[Tensor, "N V"], k: int, members: Float[Tensor, "V C"
         surplus = (top.exp().cumsum(-1) - top.exp()) >= mass
         surplus[:, 0] = False
         ids, top = torch.where(surplus, ids[:, :1], ids), top.masked_fill(surplus, -torch.inf)
-    rest = log_p.exp().scatter(-1, ids, 0.0) @ members.to(log_p.dtype)
-    return Coarse(ids, top, rest.log(), members)
+    class_mass = log_p.exp().scatter(-1, ids, 0.0) @ members.to(log_p.dtype)
+    return CoarseDistribution(ids, top, class_mass.log(), members)
 
 
-def log_chance(known: Coarse, tokens: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+def token_log_prob(distribution: CoarseDistribution, tokens: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """log p of one token a row; all tokens of a class that have no bucket of their own share its mass alike."""
-    own = (known.ids == tokens[:, None]) & ~known.log_p.isneginf()
-    named = known.log_p.masked_fill(~own, -torch.inf).amax(-1)
-    kept = known.members.sum(0) - _kept(known)
-    of = known.members[tokens].argmax(-1, keepdim=True)
-    alike = (known.log_rest - kept.clamp_min(1).log()).gather(-1, of)[:, 0]
-    return torch.where(own.any(-1), named, alike)
+    is_token = (distribution.ids == tokens[:, None]) & ~distribution.log_p.isneginf()
+    listed_log_p = distribution.log_p.masked_fill(~is_token, -torch.inf).amax(-1)
+    unlisted = distribution.members.sum(0) - _count_listed(distribution)
+    token_class = distribution.members[tokens].argmax(-1, keepdim=True)
+    class_log_p = (distribution.log_rest - unlisted.clamp_min(1).log()).gather(-1, token_class)[:, 0]
+    return torch.where(is_token.any(-1), listed_log_p, class_log_p)
 
 
-def tail(logits: Float[Tensor, "N V"], k: int) -> Float[Tensor, "N V"]:
+def tail_probabilities(logits: Float[Tensor, "N V"], k: int) -> Float[Tensor, "N V"]:
     """softmax(logits) with 0 at the `k` likeliest tokens of each row."""
     p = logits.softmax(-1)
     return p.scatter(-1, p.topk(min(k, p.shape[1]), -1).indices, 0.0)
 
 
-def joined(parts: Sequence[Coarse]) -> Coarse:
+def concatenate(parts: Sequence[CoarseDistribution]) -> CoarseDistribution:
     """The rows of all `parts`, which share their classes, one after the other, as wide as the widest."""
     width = max(part.ids.shape[1] for part in parts)
-    ids = [_widened(part.ids, width, part.ids[:, :1]) for part in parts]
-    log_p = [_widened(part.log_p, width, part.log_p.new_tensor(-torch.inf)) for part in parts]
-    rest = [part.log_rest for part in parts]
-    return Coarse(torch.cat(ids), torch.cat(log_p), torch.cat(rest), parts[0].members)
+    ids = [_pad_columns(part.ids, width, part.ids[:, :1]) for part in parts]
+    log_p = [_pad_columns(part.log_p, width, part.log_p.new_tensor(-torch.inf)) for part in parts]
+    log_rest = [part.log_rest for part in parts]
+    return CoarseDistribution(torch.cat(ids), torch.cat(log_p), torch.cat(log_rest), parts[0].members)
 
 
-def coarse(
-    divergence: Callable[[Tensor, Tensor], Tensor], teacher: Coarse, student: Float[Tensor, "N V"]
+def coarse_divergence(
+    divergence: Callable[[Tensor, Tensor], Tensor], teacher: CoarseDistribution, student: Float[Tensor, "N V"]
 ) -> Float[Tensor, " N"]:
     """D(p~||q~), the definition; differentiable by the student's logits."""
-    named = _named(teacher, student.shape[1])
-    head = student.gather(-1, teacher.ids).masked_fill(teacher.log_p.isneginf(), -torch.inf)
-    rest = [_log_sum(student, (of > 0) & ~named) for of in teacher.members.T]
-    return divergence(teacher.buckets.to(student.dtype), torch.cat([head, torch.stack(rest, -1)], -1))
+    is_listed = _listed_mask(teacher, student.shape[1])
+    listed_logits = student.gather(-1, teacher.ids).masked_fill(teacher.log_p.isneginf(), -torch.inf)
+    class_logits = [_masked_logsumexp(student, (member > 0) & ~is_listed) for member in teacher.members.T]
+    return divergence(teacher.buckets.to(student.dtype), torch.cat([listed_logits, torch.stack(class_logits, -1)], -1))
 
 
-def coarse_with_gradient(
-    differentiate: Differentiate, teacher: Coarse, student: Float[Tensor, "N V"]
+def coarse_divergence_with_gradient(
+    differentiate: Differentiate, teacher: CoarseDistribution, student: Float[Tensor, "N V"]
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
     """D(p~||q~) and its derivative by the student's logits, where `differentiate` gives both over the buckets."""
-    absent, members, known = teacher.log_p.isneginf(), teacher.members.to(student.dtype), teacher.ids.shape[1]
-    head = student.gather(-1, teacher.ids).masked_fill(absent, -torch.inf)
+    is_filler, members, num_listed = teacher.log_p.isneginf(), teacher.members.to(student.dtype), teacher.ids.shape[1]
+    listed_logits = student.gather(-1, teacher.ids).masked_fill(is_filler, -torch.inf)
     largest = student.amax(-1, keepdim=True)
-    rest = (student - largest).exp_().scatter_(-1, teacher.ids, 0.0)
-    mass = rest @ members
-    least = torch.finfo(mass.dtype).tiny  # where the teacher gives something: neither the loss nor 1 / mass overflows
-    mass = torch.where(teacher.log_rest.isneginf(), mass, mass.clamp_min(least))
-    values, delta = differentiate(teacher.buckets.to(student.dtype), torch.cat([head, mass.log() + largest], -1))
-    share = torch.where(mass > 0, delta[:, known:] / mass, 0.0)
-    return values, rest.mul_(share @ members.T).scatter_add_(-1, teacher.ids, delta[:, :known].masked_fill(absent, 0.0))
+    unlisted = (student - largest).exp_().scatter_(-1, teacher.ids, 0.0)
+    mass = unlisted @ members
+    smallest = torch.finfo(
+        mass.dtype
+    ).tiny  # where the teacher gives something: neither the loss nor 1 / mass overflows
+    mass = torch.where(teacher.log_rest.isneginf(), mass, mass.clamp_min(smallest))
+    values, delta = differentiate(
+        teacher.buckets.to(student.dtype), torch.cat([listed_logits, mass.log() + largest], -1)
+    )
+    scale = torch.where(mass > 0, delta[:, num_listed:] / mass, 0.0)
+    return values, unlisted.mul_(scale @ members.T).scatter_add_(
+        -1, teacher.ids, delta[:, :num_listed].masked_fill(is_filler, 0.0)
+    )
 
 
-def _kept(known: Coarse) -> Float[Tensor, "N C"]:
+def _count_listed(distribution: CoarseDistribution) -> Float[Tensor, "N C"]:
     """How many tokens of each class have a bucket of their own."""
-    own = (~known.log_p.isneginf()).to(known.members.dtype)
-    none = own.new_zeros(known.log_rest.shape)
-    return none.scatter_add_(-1, known.members.argmax(-1)[known.ids], own)
+    is_listed = (~distribution.log_p.isneginf()).to(distribution.members.dtype)
+    zeros = is_listed.new_zeros(distribution.log_rest.shape)
+    return zeros.scatter_add_(-1, distribution.members.argmax(-1)[distribution.ids], is_listed)
 
 
-def _named(teacher: Coarse, vocabulary: int) -> Bool[Tensor, "N V"]:
+def _listed_mask(teacher: CoarseDistribution, vocabulary: int) -> Bool[Tensor, "N V"]:
     """Which tokens have a bucket of their own."""
-    known = (~teacher.log_p.isneginf()).to(torch.uint8)
-    none = known.new_zeros(len(known), vocabulary)
-    return none.scatter_reduce_(-1, teacher.ids, known, "amax").bool()
+    is_listed = (~teacher.log_p.isneginf()).to(torch.uint8)
+    zeros = is_listed.new_zeros(len(is_listed), vocabulary)
+    return zeros.scatter_reduce_(-1, teacher.ids, is_listed, "amax").bool()
 
 
-def _log_sum(logits: Float[Tensor, "N V"], of: Bool[Tensor, "N V"]) -> Float[Tensor, " N"]:
+def _masked_logsumexp(logits: Float[Tensor, "N V"], mask: Bool[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """logsumexp over the tokens in `of`; -inf, with no gradient, where there are none."""
-    none = ~of.any(-1)
-    some = torch.where(none[:, None], 0.0, logits.masked_fill(~of, -torch.inf))  # of nothing its gradient would be NaN
-    return some.logsumexp(-1).masked_fill(none, -torch.inf)
+    is_empty = ~mask.any(-1)
+    masked_logits = torch.where(
+        is_empty[:, None], 0.0, logits.masked_fill(~mask, -torch.inf)
+    )  # of nothing its gradient would be NaN
+    return masked_logits.logsumexp(-1).masked_fill(is_empty, -torch.inf)
 
 
-def _widened(values: Tensor, width: int, filling: Tensor) -> Tensor:
-    more = width - values.shape[1]
-    return torch.cat([values, filling.expand(len(values), more)], -1) if more else values
+def _pad_columns(values: Tensor, width: int, fill: Tensor) -> Tensor:
+    num_missing = width - values.shape[1]
+    return torch.cat([values, fill.expand(len(values), num_missing)], -1) if num_missing else values

@@ -7,11 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def crossed(
+def cross_attention(
     queries: Float[Tensor, "N K"],
     keys: Float[Tensor, "M K"],
-    ours: tuple[Float[Tensor, "N F"], Int[Tensor, " N"]],
-    theirs: tuple[Float[Tensor, "M D"], Int[Tensor, " M"]],
+    student: tuple[Float[Tensor, "N F"], Int[Tensor, " N"]],
+    teacher: tuple[Float[Tensor, "M D"], Int[Tensor, " M"]],
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M F"]]:
     """(softmax_m(A) theirs, softmax_n(A^T) ours), A = queries keys^T / sqrt(K), document by document, no mask inside.
 
@@ -21,21 +21,32 @@ def crossed(
     Source: Zhang et al., arXiv:2406.17328, section 3.2 (cross-model attention).
     """
     with torch.autocast(queries.device.type, enabled=False):
-        return _crossed(queries, keys, ours, theirs)
+        return _cross_attention(queries, keys, student, teacher)
 
 
-def _crossed(
-    queries: Tensor, keys: Tensor, ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]
+def _cross_attention(
+    queries: Tensor, keys: Tensor, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
-    numbers = torch.cat([ours[1], theirs[1]]).unique()
-    mine, yours = ((numbers[:, None] == documents).sum(1).tolist() for documents in (ours[1], theirs[1]))
-    cut = (
-        x.to(wide).split(sizes) for x, sizes in ((queries, mine), (keys, yours), (ours[0], mine), (theirs[0], yours))
+    dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
+    document_numbers = torch.cat([student[1], teacher[1]]).unique()
+    student_sizes, teacher_sizes = (
+        (document_numbers[:, None] == documents).sum(1).tolist() for documents in (student[1], teacher[1])
     )
-    forth, back = [theirs[0].new_zeros(0, theirs[0].shape[1])], [ours[0].new_zeros(0, ours[0].shape[1])]
-    for q, k, own, other in zip(*cut, strict=True):
+    splits = (
+        x.to(dtype).split(sizes)
+        for x, sizes in (
+            (queries, student_sizes),
+            (keys, teacher_sizes),
+            (student[0], student_sizes),
+            (teacher[0], teacher_sizes),
+        )
+    )
+    to_student, to_teacher = (
+        [teacher[0].new_zeros(0, teacher[0].shape[1])],
+        [student[0].new_zeros(0, student[0].shape[1])],
+    )
+    for q, k, student_values, teacher_values in zip(*splits, strict=True):
         scores = q @ k.mT / math.sqrt(q.shape[-1])
-        forth.append((scores.softmax(1) @ other).to(theirs[0].dtype))  # over no rows the sum is 0
-        back.append((scores.softmax(0).mT @ own).to(ours[0].dtype))
-    return torch.cat(forth), torch.cat(back)
+        to_student.append((scores.softmax(1) @ teacher_values).to(teacher[0].dtype))  # over no rows the sum is 0
+        to_teacher.append((scores.softmax(0).mT @ student_values).to(student[0].dtype))
+    return torch.cat(to_student), torch.cat(to_teacher)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-HEAD = 64  # tokens among which the head of a distribution is looked for first
+HEAD_SIZE = 64  # tokens among which the head of a distribution is looked for first
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (teacher [N V], student [N V]) -> [N]
 
@@ -58,7 +58,7 @@ def skew_kl(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, ske
 
     Raises: ValueError where skew is outside [0, 1).
     """
-    if _share(skew) == 0:
+    if _check_skew(skew) == 0:
         return forward_kl(teacher, student)
     log_p, log_q = _log_softmax(teacher), _log_softmax(student)
     return _kl(log_p, _log_mixture(log_p, log_q, skew))
@@ -73,7 +73,7 @@ def skew_reverse_kl(
 
     Raises: ValueError where skew is outside [0, 1).
     """
-    if _share(skew) == 0:
+    if _check_skew(skew) == 0:
         return reverse_kl(teacher, student)
     log_p, log_q = _log_softmax(teacher), _log_softmax(student)
     return _kl(log_q, _log_mixture(log_q, log_p, skew))
@@ -96,8 +96,8 @@ def adaptive_kl(
     log_p, log_q = _log_softmax(teacher), _log_softmax(student)
     with torch.no_grad():
         gap = (log_p.exp() - log_q.exp()).abs()
-        in_tail = (gap * _tail(log_p, tail)).sum(-1) / gap.sum(-1).clamp_min(torch.finfo(gap.dtype).tiny)
-    return (1 - in_tail) * _kl(log_p, log_q) + in_tail * _kl(log_q, log_p)
+        tail_share = (gap * _tail_mask(log_p, tail)).sum(-1) / gap.sum(-1).clamp_min(torch.finfo(gap.dtype).tiny)
+    return (1 - tail_share) * _kl(log_p, log_q) + tail_share * _kl(log_q, log_p)
 
 
 def total_variation(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
@@ -110,7 +110,7 @@ def cross_entropy(student: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> 
     return -_log_softmax(student).gather(-1, targets[:, None]).squeeze(-1)
 
 
-def tempered(divergence: Divergence, temperature: float) -> Divergence:
+def apply_temperature(divergence: Divergence, temperature: float) -> Divergence:
     """tau^2 D(teacher / tau, student / tau) (Hinton et al., arXiv:1503.02531, sec. 2).
 
     The square keeps the gradient's scale: it would otherwise fall as 1 / tau^2.
@@ -120,17 +120,17 @@ def tempered(divergence: Divergence, temperature: float) -> Divergence:
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature = {temperature} divides logits: choose a positive, finite number")
 
-    def at_temperature(teacher: Tensor, student: Tensor) -> Tensor:
-        return temperature**2 * divergence(_widened(teacher) / temperature, _widened(student) / temperature)
+    def tempered_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+        return temperature**2 * divergence(_upcast(teacher) / temperature, _upcast(student) / temperature)
 
-    return divergence if temperature == 1 else at_temperature
+    return divergence if temperature == 1 else tempered_divergence
 
 
 def forward_kl_with_gradient(
     teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
     """`forward_kl` as sum p (z_p - z_q) - log Z_p + log Z_q, and its derivative by the student's logits z_q, q - p."""
-    teacher, student = _widened(teacher), _widened(student)
+    teacher, student = _upcast(teacher), _upcast(student)
     p, q = teacher.softmax(-1), student.softmax(-1)
     return kl_of_logits(teacher, student, p, log_partition(student, q)), q.sub_(p)
 
@@ -168,10 +168,10 @@ WITH_GRADIENT: Mapping[Divergence, Callable[[Tensor, Tensor], tuple[Tensor, Tens
 
 
 def _log_softmax(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
-    return torch.log_softmax(_widened(logits), -1)
+    return torch.log_softmax(_upcast(logits), -1)
 
 
-def _widened(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+def _upcast(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -187,23 +187,23 @@ def _log_mixture(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"], weigh
     return torch.logaddexp(log_p.clamp_min(floor) + math.log(weight), log_q + math.log1p(-weight))
 
 
-def _tail(log_p: Float[Tensor, "N V"], mass: float) -> Bool[Tensor, "N V"]:
+def _tail_mask(log_p: Float[Tensor, "N V"], mass: float) -> Bool[Tensor, "N V"]:
     """The tokens less likely than the first, from the least likely upwards, whose cumulated p exceeds `mass`.
 
     That one is the last, from the likeliest downwards, above which there is less than 1 - mass: so no more tokens have
     to be sorted than hold as much.
     """
-    vocabulary, few = log_p.shape[-1], HEAD
+    vocabulary, head_size = log_p.shape[-1], HEAD_SIZE
     while True:
-        top = log_p.topk(min(few, vocabulary), -1).values
+        top = log_p.topk(min(head_size, vocabulary), -1).values
         p = top.exp()
-        inside = p.cumsum(-1) - p < 1 - mass
-        if few >= vocabulary or not inside[..., -1].any():
-            return log_p < top.masked_fill(~inside, math.inf).amin(-1, keepdim=True)
-        few *= 8
+        is_head = p.cumsum(-1) - p < 1 - mass
+        if head_size >= vocabulary or not is_head[..., -1].any():
+            return log_p < top.masked_fill(~is_head, math.inf).amin(-1, keepdim=True)
+        head_size *= 8
 
 
-def _share(skew: float) -> float:
+def _check_skew(skew: float) -> float:
     if not 0 <= skew < 1:
         raise ValueError(f"skew = {skew} is the share of the first distribution in the mixture: choose it in [0, 1)")
     return skew

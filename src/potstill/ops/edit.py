@@ -24,7 +24,7 @@ BLOCK = 256  # different strings of each side that are compared at once
 BOTH, FIRST, SECOND = range(3)  # which sides step back
 
 
-def distances(first: Int16[Tensor, "A *N"], second: Int16[Tensor, "B *M"]) -> Int64[Tensor, "..."]:
+def edit_distances(first: Int16[Tensor, "A *N"], second: Int16[Tensor, "B *M"]) -> Int64[Tensor, "..."]:
     """d of strings that lie along the first dimension, one for each place of the others, which are broadcast.
 
     A letter of -1 is none: it costs nothing to insert or delete, so that strings may end in some. A B steps.
@@ -33,26 +33,29 @@ def distances(first: Int16[Tensor, "A *N"], second: Int16[Tensor, "B *M"]) -> In
     row, costs = [first.new_zeros(shape)], (second >= 0).unbind()
     for cost in costs:
         row.append(row[-1] + cost)
-    for x, gone in zip(first, first >= 0, strict=True):
-        above, row = row, [row[0] + gone]
+    for x, deletion in zip(first, first >= 0, strict=True):
+        previous, row = row, [row[0] + deletion]
         for j, (y, cost) in enumerate(zip(second, costs, strict=True)):
-            either = torch.minimum(above[j + 1] + gone, row[j] + cost)
-            row.append(torch.minimum(above[j] + (x != y), either))
+            gap_cost = torch.minimum(previous[j + 1] + deletion, row[j] + cost)
+            row.append(torch.minimum(previous[j] + (x != y), gap_cost))
     return row[-1].long()
 
 
-def table(first: Sequence[bytes], second: Sequence[bytes]) -> Int64[Tensor, "A B"]:
+def edit_distance_table(first: Sequence[bytes], second: Sequence[bytes]) -> Int64[Tensor, "A B"]:
     """d(first[i], second[j]) of all pairs, each pair of different strings compared once."""
-    (rows, of_first), (columns, of_second) = (_distinct(side) for side in (first, second))
-    found = torch.zeros(len(rows), len(columns), dtype=torch.int64)
+    (rows, first_index), (columns, second_index) = (_deduplicate(side) for side in (first, second))
+    costs = torch.zeros(len(rows), len(columns), dtype=torch.int64)
     for i in range(0, len(rows), BLOCK):  # the shortest first, so that few steps are taken over padding
         for j in range(0, len(columns), BLOCK):
-            some, others = letters(rows[i : i + BLOCK]), letters(columns[j : j + BLOCK])
-            found[i : i + BLOCK, j : j + BLOCK] = distances(some[:, :, None], others[:, None, :])
-    return found[of_first][:, of_second]
+            row_letters, column_letters = (
+                bytes_to_columns(rows[i : i + BLOCK]),
+                bytes_to_columns(columns[j : j + BLOCK]),
+            )
+            costs[i : i + BLOCK, j : j + BLOCK] = edit_distances(row_letters[:, :, None], column_letters[:, None, :])
+    return costs[first_index][:, second_index]
 
 
-def warped(costs: Int64[Tensor, "A B"]) -> Int64[Tensor, "P 2"]:
+def dtw_path(costs: Int64[Tensor, "A B"]) -> Int64[Tensor, "P 2"]:
     """The cheapest path through `costs` from its first cell to its last, as pairs (i, j), ascending.
 
     O(A) steps over B cells, and A B cells of memory.
@@ -62,37 +65,39 @@ def warped(costs: Int64[Tensor, "A B"]) -> Int64[Tensor, "P 2"]:
     total = torch.empty_like(costs)
     total[0] = costs[0].cumsum(0)
     for i in range(1, len(costs)):
-        along = costs[i].cumsum(0)
-        entered = total[i - 1].clone()
-        entered[1:] = torch.minimum(entered[1:], total[i - 1, :-1])
-        total[i] = (entered + costs[i] - along).cummin(0).values + along
-    return _traced(total)
+        row_sums = costs[i].cumsum(0)
+        entry = total[i - 1].clone()
+        entry[1:] = torch.minimum(entry[1:], total[i - 1, :-1])
+        total[i] = (entry + costs[i] - row_sums).cummin(0).values + row_sums
+    return _trace_path(total)
 
 
-def alone(path: Int64[Tensor, "P 2"], tokens: int) -> Int64[Tensor, " B"]:
+def find_single_matches(path: Int64[Tensor, "P 2"], tokens: int) -> Int64[Tensor, " B"]:
     """For each of the `tokens` of the second side the one token of the first that the path gives it, -1 if several."""
-    several = torch.bincount(path[:, 1], minlength=tokens) != 1
-    only = path.new_full((tokens,), -1).scatter(0, path[:, 1], path[:, 0])
-    return only.masked_fill(several, -1)
+    is_ambiguous = torch.bincount(path[:, 1], minlength=tokens) != 1
+    partner = path.new_full((tokens,), -1).scatter(0, path[:, 1], path[:, 0])
+    return partner.masked_fill(is_ambiguous, -1)
 
 
-def letters(strings: Sequence[bytes]) -> Int16[Tensor, "W N"]:
+def bytes_to_columns(strings: Sequence[bytes]) -> Int16[Tensor, "W N"]:
     """The bytes of each string down a column, as long as the longest, -1 below the others."""
     width = max(map(len, strings), default=0)
     rows = [[*text, *[-1] * (width - len(text))] for text in strings]
     return torch.tensor(rows, dtype=torch.int16).reshape(len(strings), width).T.contiguous()
 
 
-def _distinct(strings: Sequence[bytes]) -> tuple[list[bytes], Int64[Tensor, " N"]]:
+def _deduplicate(strings: Sequence[bytes]) -> tuple[list[bytes], Int64[Tensor, " N"]]:
     """The different strings, the shortest first, and for each string which of them it is."""
-    known = {text: n for n, text in enumerate(sorted(set(strings), key=lambda text: (len(text), text)))}
-    return list(known), torch.tensor([known[text] for text in strings], dtype=torch.int64)
+    index = {text: n for n, text in enumerate(sorted(set(strings), key=lambda text: (len(text), text)))}
+    return list(index), torch.tensor([index[text] for text in strings], dtype=torch.int64)
 
 
-def _traced(total: Int64[Tensor, "A B"]) -> Int64[Tensor, "P 2"]:
+def _trace_path(total: Int64[Tensor, "A B"]) -> Int64[Tensor, "P 2"]:
     padded = torch.nn.functional.pad(total, (1, 0, 1, 0), value=int(total.max()) + 1)  # no way leads there
-    both, up, left = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1]
-    moves = torch.where(both <= torch.minimum(up, left), BOTH, torch.where(up <= left, FIRST, SECOND)).tolist()
+    diagonal, above, previous = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1]
+    moves = torch.where(
+        diagonal <= torch.minimum(above, previous), BOTH, torch.where(above <= previous, FIRST, SECOND)
+    ).tolist()
     i, j = total.shape[0] - 1, total.shape[1] - 1
     path = [(i, j)]
     while i or j:

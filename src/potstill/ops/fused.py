@@ -21,41 +21,41 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from potstill.ops.layout import evened
-from potstill.ops.row_loss import Differentiable, RowLoss, Said
-from potstill.ops.softmax import Softmax, slope_of, together
+from potstill.ops.layout import pad_to_multiple
+from potstill.ops.row_loss import Differentiable, RowInput, RowLoss
+from potstill.ops.softmax import Softmax, combine_slopes, get_slope
 
 HeadLike = tuple[Tensor, Tensor | None, float, float | None]  # weight [V F], bias [V], scale, softcap
-Frozen = Mapping[str, Callable[[int, int], Said]]  # name -> what is said of rows a to b
+FrozenInputs = Mapping[str, Callable[[int, int], RowInput]]  # name -> what is said of rows a to b
 
-LOGITS = 2**25  # of a chunk: 64 MiB in bf16
-BAND = 2**10  # tokens of the head whose gradient is added at once on a CPU
+CHUNK_LOGITS = 2**25  # of a chunk: 64 MiB in bf16
+TOKEN_BLOCK = 2**10  # tokens of the head whose gradient is added at once on a CPU
 BLOCK = 2**18  # logits of one block on a CPU, 1 MiB in float32, or a row a core: passes stay in the cores' caches
 
 
-def plain(
+def sum_row_losses_densely(
     losses: Sequence[RowLoss],
     rows: Float[Tensor, "N F"],
     head: HeadLike,
     *,
     targets: Int[Tensor, " N"],
-    frozen: Frozen,
+    frozen: FrozenInputs,
 ) -> tuple[Float[Tensor, ""], ...]:
     """The definition of `sums`: every loss summed over all rows, from all logits at once, by ordinary autograd."""
-    student = _widened(_logits(rows, head))
+    student = _upcast(_compute_logits(rows, head))
     with torch.no_grad():
-        teachers = {name: _known(teacher(0, len(rows))) for name, teacher in frozen.items()}
+        inputs = {name: _upcast_input(read_rows(0, len(rows))) for name, read_rows in frozen.items()}
     with torch.autocast(rows.device.type, enabled=False):
-        return tuple(loss(student, teachers, targets).sum() for loss in losses)
+        return tuple(loss(student, inputs, targets).sum() for loss in losses)
 
 
-def sums(
+def sum_row_losses(
     losses: Sequence[RowLoss],
     rows: Float[Tensor, "N F"],
     head: HeadLike,
     *,
     targets: Int[Tensor, " N"],
-    frozen: Frozen,
+    frozen: FrozenInputs,
     mix: Sequence[float],
     chunk: int | None = None,
 ) -> tuple[Float[Tensor, ""], ...]:
@@ -73,28 +73,28 @@ def sums(
     if len(targets) != len(rows):
         raise ValueError(f"{len(targets)} targets for {len(rows)} rows: give each row its target")
     if chunk is None:
-        chunk = rows_at_once(len(head[0]))
+        chunk = rows_per_chunk(len(head[0]))
     if chunk < 1:
         raise ValueError(f"chunk = {chunk} rows at a time: choose 1 or more")
     weight, bias, scale, softcap = head
-    rows = evened(rows.to(compute_dtype(rows)))
-    problem = _Problem(tuple(losses), targets, frozen, scale, softcap, chunk)
+    rows = pad_to_multiple(rows.to(get_product_dtype(rows)))
+    problem = _LossProblem(tuple(losses), targets, frozen, scale, softcap, chunk)
     if torch.is_grad_enabled():
-        totals = _Sums.apply(rows, weight, bias, problem, tuple(mix))
+        totals = _FusedSums.apply(rows, weight, bias, problem, tuple(mix))
     else:
-        totals = _run(problem, rows, weight, bias, _Gradients(None, None, None), mix)
+        totals = _compute_sums(problem, rows, weight, bias, _Gradients(None, None, None), mix)
     return tuple(totals[k] for k in range(len(losses)))  # not unbind, whose views refuse `total += other`
 
 
-def rows_at_once(vocabulary: int) -> int:
+def rows_per_chunk(vocabulary: int) -> int:
     """How many rows' logits are alive at once: fewer the larger the vocabulary, so that they take the same memory."""
-    return min(1024, max(1, LOGITS // vocabulary))
+    return min(1024, max(1, CHUNK_LOGITS // vocabulary))
 
 
-class _Problem(NamedTuple):
+class _LossProblem(NamedTuple):
     losses: tuple[RowLoss, ...]
     targets: Tensor
-    frozen: Frozen
+    frozen: FrozenInputs
     scale: float
     softcap: float | None
     chunk: int
@@ -117,111 +117,124 @@ class _Gradients(NamedTuple):
         if self.weight is not None and self.weight.dtype == rows.dtype:
             self.weight.addmm_(delta.mT, rows, beta=int(start > 0))
         elif self.weight is not None:
-            for block in _bands(delta):
+            for block in _split_tokens(delta):
                 product = delta[:, block].mT @ rows
                 self.weight[block].add_(product) if start else self.weight[block].copy_(product)
         if self.bias is not None:
             self.bias.add_(delta.sum(0, dtype=self.bias.dtype))
 
 
-class _Sums(torch.autograd.Function):
+class _FusedSums(torch.autograd.Function):
     """Computes the gradient of sum_k mix[k] S_k with the sums, and hands it out, scaled, when that is what is asked."""
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, problem: _Problem, mix: tuple[float, ...]
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, problem: _LossProblem, mix: tuple[float, ...]
     ) -> Tensor:
-        ctx.problem, (ctx.mix, _) = problem, _normalised(mix)
+        ctx.problem, (ctx.mix, _) = problem, _normalize_mix(mix)
         ctx.save_for_backward(rows, weight, bias)
         device = rows.device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        ctx.gradients = _accumulators(rows, weight, bias, ctx.needs_input_grad)
-        return _run(problem, rows, weight, bias, ctx.gradients, ctx.mix)
+        ctx.gradients = _make_accumulators(rows, weight, bias, ctx.needs_input_grad)
+        return _compute_sums(problem, rows, weight, bias, ctx.gradients, ctx.mix)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, bias = ctx.saved_tensors
         gradients: _Gradients | None = ctx.gradients
-        factor: Tensor | float | None = _common_factor(upstream, ctx.mix)
+        factor: Tensor | float | None = _find_common_factor(upstream, ctx.mix)
         ctx.gradients = None  # they are scaled in place; a second backward computes them again
         if gradients is None or factor is None:
-            mix, factor = _normalised(upstream.tolist())
-            gradients = _accumulators(rows, weight, bias, ctx.needs_input_grad)
+            mix, factor = _normalize_mix(upstream.tolist())
+            gradients = _make_accumulators(rows, weight, bias, ctx.needs_input_grad)
             with torch.no_grad(), torch.autocast(*ctx.autocast):
-                _run(ctx.problem, rows, weight, bias, gradients, mix)
-        scaled = (None if gradient is None else gradient.mul_(factor) for gradient in gradients)
-        return (*scaled, None, None)
+                _compute_sums(ctx.problem, rows, weight, bias, gradients, mix)
+        scaled_gradients = (None if gradient is None else gradient.mul_(factor) for gradient in gradients)
+        return (*scaled_gradients, None, None)
 
 
-def _run(
-    problem: _Problem, rows: Tensor, weight: Tensor, bias: Tensor | None, gradients: _Gradients, mix: Sequence[float]
+def _compute_sums(
+    problem: _LossProblem,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gradients: _Gradients,
+    mix: Sequence[float],
 ) -> Float[Tensor, " K"]:
     """The sums; adds to `gradients` what sum_k mix[k] S_k gives."""
     weight = weight.to(rows.dtype)
     head = (weight, bias, problem.scale, problem.softcap)
-    totals = rows.new_zeros(len(problem.losses), dtype=_wide(rows.dtype))
-    wanted = any(gradient is not None for gradient in gradients)
-    space = rows.new_empty(min(problem.chunk, len(rows)), len(weight))  # one for all chunks: no holes between
+    totals = rows.new_zeros(len(problem.losses), dtype=_get_wide_dtype(rows.dtype))
+    needs_gradient = any(gradient is not None for gradient in gradients)
+    buffer = rows.new_empty(min(problem.chunk, len(rows)), len(weight))  # one for all chunks: no holes between
     for start in range(0, len(problem.targets), problem.chunk):
-        some = rows[start : start + problem.chunk]  # the last of them may be nobody's
-        logits = _logits_in(space[: len(some)], some, head)
-        asked = logits[: len(problem.targets) - start]
-        teachers = _teachers(problem.frozen, start, start + len(asked))
-        wished = problem.targets[start : start + len(asked)]
-        for block in blocks(asked):
-            taught = {name: _known(teacher[block]) for name, teacher in teachers.items()}
-            values = _block(problem, asked[block], taught, wished[block], mix if wanted else None)
+        chunk_rows = rows[start : start + problem.chunk]  # the last of them may be nobody's
+        logits = _write_logits(buffer[: len(chunk_rows)], chunk_rows, head)
+        chunk_logits = logits[: len(problem.targets) - start]
+        chunk_inputs = _read_frozen(problem.frozen, start, start + len(chunk_logits))
+        chunk_targets = problem.targets[start : start + len(chunk_logits)]
+        for block in split_rows(chunk_logits):
+            block_inputs = {name: _upcast_input(row_input[block]) for name, row_input in chunk_inputs.items()}
+            values = _compute_block(
+                problem, chunk_logits[block], block_inputs, chunk_targets[block], mix if needs_gradient else None
+            )
             for total, value in zip(totals, values, strict=True):
                 total += value.sum()
-        if wanted:
-            logits[len(asked) :] = 0
-            gradients.add(start, logits, some, weight)  # the logits have become their derivative
-        del teachers, taught  # what lies there still would keep the next from lying there
+        if needs_gradient:
+            logits[len(chunk_logits) :] = 0
+            gradients.add(start, logits, chunk_rows, weight)  # the logits have become their derivative
+        del chunk_inputs, block_inputs  # what lies there still would keep the next from lying there
     return totals
 
 
-def _block(
-    problem: _Problem,
+def _compute_block(
+    problem: _LossProblem,
     logits: Float[Tensor, "C V"],
-    teachers: Mapping[str, Said],
+    inputs: Mapping[str, RowInput],
     targets: Int[Tensor, " C"],
     mix: Sequence[float] | None,
 ) -> list[Tensor]:
     """The values of each loss; with a `mix`, `logits` become the derivative of sum_k mix[k] loss_k."""
-    student = _widened(logits)
+    student = _upcast(logits)
     with torch.autocast(logits.device.type, enabled=False):  # it would halve the products inside a loss
         if mix is None:
-            return [loss(student, teachers, targets) for loss in problem.losses]
-        values, delta = _differentiate(problem.losses, student, teachers, targets, mix)
-        logits.copy_(_through_head(delta, student, problem))
+            return [loss(student, inputs, targets) for loss in problem.losses]
+        values, delta = _differentiate(problem.losses, student, inputs, targets, mix)
+        logits.copy_(_differentiate_head(delta, student, problem))
     return values
 
 
 def _differentiate(
-    losses: Sequence[RowLoss], student: Tensor, frozen: Mapping[str, Said], targets: Tensor, mix: Sequence[float]
+    losses: Sequence[RowLoss], student: Tensor, frozen: Mapping[str, RowInput], targets: Tensor, mix: Sequence[float]
 ) -> tuple[list[Tensor], Tensor]:
     """The values of each loss, and the derivative of sum_k mix[k] loss_k by the logits."""
-    shared, slopes = Softmax(student), []
+    softmax, slopes = Softmax(student), []
     values: dict[int, Tensor] = {}
     delta = None
     for k, (loss, weight) in enumerate(zip(losses, mix, strict=True)):
         if weight == 0:
             values[k] = loss(student, frozen, targets)
-        elif (slope := slope_of(loss, shared, frozen, targets)) is not None:
+        elif (slope := get_slope(loss, softmax, frozen, targets)) is not None:
             values[k] = slope.values
             slopes.append((weight, slope))
         else:
-            form = loss.with_gradient if isinstance(loss, Differentiable) else partial(_by_autograd, loss)
-            values[k], gradient = form(student, frozen, targets)
+            differentiate = (
+                loss.values_and_gradient
+                if isinstance(loss, Differentiable)
+                else partial(_differentiate_by_autograd, loss)
+            )
+            values[k], gradient = differentiate(student, frozen, targets)
             delta = gradient.mul_(weight) if delta is None else delta.add_(gradient, alpha=weight)
     if slopes:
-        own = together(shared, slopes)
-        delta = own if delta is None else delta.add_(own)
+        softmax_delta = combine_slopes(softmax, slopes)
+        delta = softmax_delta if delta is None else delta.add_(softmax_delta)
     return [values[k] for k in range(len(losses))], torch.zeros_like(student) if delta is None else delta
 
 
-def _by_autograd(loss: RowLoss, student: Tensor, frozen: Mapping[str, Said], targets: Tensor) -> tuple[Tensor, Tensor]:
+def _differentiate_by_autograd(
+    loss: RowLoss, student: Tensor, frozen: Mapping[str, RowInput], targets: Tensor
+) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         student = student.detach().requires_grad_()
         values = loss(student, frozen, targets)
@@ -229,7 +242,7 @@ def _by_autograd(loss: RowLoss, student: Tensor, frozen: Mapping[str, Said], tar
     return values.detach(), gradient
 
 
-def _logits(rows: Float[Tensor, "N F"], head: HeadLike) -> Float[Tensor, "N V"]:
+def _compute_logits(rows: Float[Tensor, "N F"], head: HeadLike) -> Float[Tensor, "N V"]:
     """The head's logits, in the dtype of `rows`."""
     weight, bias, scale, softcap = head
     logits = linear(rows, weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype))
@@ -238,38 +251,38 @@ def _logits(rows: Float[Tensor, "N F"], head: HeadLike) -> Float[Tensor, "N V"]:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def _logits_in(space: Float[Tensor, "C V"], rows: Float[Tensor, "C F"], head: HeadLike) -> Float[Tensor, "C V"]:
+def _write_logits(buffer: Float[Tensor, "C V"], rows: Float[Tensor, "C F"], head: HeadLike) -> Float[Tensor, "C V"]:
     """`space`, filled with what `_logits` gives, the weight being in the dtype of `rows` already."""
     weight, bias, scale, softcap = head
     if bias is None:
-        torch.mm(rows, weight.mT, out=space)
+        torch.mm(rows, weight.mT, out=buffer)
     else:
-        torch.addmm(bias.to(rows.dtype), rows, weight.mT, out=space)
+        torch.addmm(bias.to(rows.dtype), rows, weight.mT, out=buffer)
     if scale != 1:
-        space.mul_(scale)
-    return space if softcap is None else space.div_(softcap).tanh_().mul_(softcap)
+        buffer.mul_(scale)
+    return buffer if softcap is None else buffer.div_(softcap).tanh_().mul_(softcap)
 
 
-def _through_head(delta: Tensor, logits: Tensor, problem: _Problem) -> Tensor:
+def _differentiate_head(delta: Tensor, logits: Tensor, problem: _LossProblem) -> Tensor:
     """From the derivative by the logits to that by rows W^T + b; overwrites `delta`."""
     if problem.softcap is not None:
         delta.mul_(1 - (logits / problem.softcap).square_())
     return delta.mul_(problem.scale) if problem.scale != 1 else delta
 
 
-def _teachers(frozen: Frozen, start: int, stop: int) -> dict[str, Said]:
-    teachers = {name: teacher(start, stop) for name, teacher in frozen.items()}
-    for name, teacher in teachers.items():
-        if len(teacher) != stop - start:
-            raise ValueError(f"{name!r} gave {len(teacher)} rows when asked for rows {start} to {stop}")
-    return teachers
+def _read_frozen(frozen: FrozenInputs, start: int, stop: int) -> dict[str, RowInput]:
+    inputs = {name: source(start, stop) for name, source in frozen.items()}
+    for name, source in inputs.items():
+        if len(source) != stop - start:
+            raise ValueError(f"{name!r} gave {len(source)} rows when asked for rows {start} to {stop}")
+    return inputs
 
 
-def _known(said: Said) -> Said:
-    return _widened(said) if isinstance(said, Tensor) and said.is_floating_point() else said
+def _upcast_input(row_input: RowInput) -> RowInput:
+    return _upcast(row_input) if isinstance(row_input, Tensor) and row_input.is_floating_point() else row_input
 
 
-def blocks(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
+def split_rows(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
     """Few rows at a time on a CPU, for its caches, as many for each core, since a softmax is of whole rows; all of them
     elsewhere, where each kernel has to be launched.
     """
@@ -279,28 +292,28 @@ def blocks(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(logits), max(1, size)))
 
 
-def _bands(delta: Float[Tensor, "C V"]) -> Iterator[slice]:
+def _split_tokens(delta: Float[Tensor, "C V"]) -> Iterator[slice]:
     """Few tokens at a time on a CPU, where adding bf16 to float32 makes a whole float32 copy first; all elsewhere."""
-    size = BAND if delta.device.type == "cpu" else delta.shape[1]
+    size = TOKEN_BLOCK if delta.device.type == "cpu" else delta.shape[1]
     return (slice(start, start + size) for start in range(0, delta.shape[1], size))
 
 
-def _accumulators(rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> _Gradients:
-    wide = _wide(rows.dtype)
+def _make_accumulators(rows: Tensor, weight: Tensor, bias: Tensor | None, needs_gradient: Sequence[bool]) -> _Gradients:
+    wide = _get_wide_dtype(rows.dtype)
     return _Gradients(
-        rows=torch.zeros_like(rows) if wanted[0] else None,
-        weight=(torch.empty_like if len(rows) else torch.zeros_like)(weight, dtype=wide) if wanted[1] else None,
-        bias=torch.zeros_like(bias, dtype=wide) if bias is not None and wanted[2] else None,
+        rows=torch.zeros_like(rows) if needs_gradient[0] else None,
+        weight=(torch.empty_like if len(rows) else torch.zeros_like)(weight, dtype=wide) if needs_gradient[1] else None,
+        bias=torch.zeros_like(bias, dtype=wide) if bias is not None and needs_gradient[2] else None,
     )
 
 
-def _normalised(mix: Sequence[float]) -> tuple[tuple[float, ...], float]:
+def _normalize_mix(mix: Sequence[float]) -> tuple[tuple[float, ...], float]:
     """(mix / unit, unit), the largest weight being 1: derivatives divided by a large count survive half precision."""
     unit = max(map(abs, mix), default=0.0) or 1.0
     return tuple(weight / unit for weight in mix), unit
 
 
-def _common_factor(upstream: Float[Tensor, " K"], mix: Sequence[float]) -> Tensor | None:
+def _find_common_factor(upstream: Float[Tensor, " K"], mix: Sequence[float]) -> Tensor | None:
     """c where upstream = c mix up to rounding, else None."""
     expected = upstream.new_tensor(mix)
     largest = expected.abs().argmax()
@@ -310,16 +323,16 @@ def _common_factor(upstream: Float[Tensor, " K"], mix: Sequence[float]) -> Tenso
     return factor if bool(((upstream - expected).abs() <= tolerance * expected.abs()).all()) else None
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _get_wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _widened(logits: Tensor) -> Tensor:
-    return logits.to(_wide(logits.dtype))
+def _upcast(logits: Tensor) -> Tensor:
+    return logits.to(_get_wide_dtype(logits.dtype))
 
 
-def compute_dtype(rows: Tensor) -> torch.dtype:
+def get_product_dtype(rows: Tensor) -> torch.dtype:
     """What a product of `rows` is computed in, here and now: under autocast, autocast's."""
     device = rows.device.type
-    halved = torch.is_autocast_enabled(device) and rows.dtype != torch.float64  # autocast leaves float64 alone
-    return torch.get_autocast_dtype(device) if halved else rows.dtype
+    uses_autocast = torch.is_autocast_enabled(device) and rows.dtype != torch.float64  # autocast leaves float64 alone
+    return torch.get_autocast_dtype(device) if uses_autocast else rows.dtype

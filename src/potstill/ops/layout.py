@@ -14,7 +14,9 @@ from torch import Tensor
 # What a padded cell holds: no document, a label that is not trained on (core.types.IGNORE), and zero for all else,
 # since zero is a token that every vocabulary has.
 PADDING = {"labels": -100, "documents": -1}
-ROUND = 32  # what a number of rows is rounded up to before they are multiplied, and of tokens before they are read
+ROW_MULTIPLE = (
+    32  # what a number of rows is rounded up to before they are multiplied, and of tokens before they are read
+)
 
 
 def unpack(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -22,27 +24,27 @@ def unpack(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Every tensor that has the shape of `input_ids` is laid out anew (a mask of positions too); all else is passed on.
     """
-    cells = cells_of(batch["position_ids"], batch["documents"])
+    cells = compute_cells(batch["position_ids"], batch["documents"])
     shape = batch["input_ids"].shape
     return {
-        name: spread(value, cells, padding=PADDING.get(name, 0)) if value.shape == shape else value
+        name: gather_cells(value, cells, padding=PADDING.get(name, 0)) if value.shape == shape else value
         for name, value in batch.items()
     }
 
 
-def spread(values: Tensor, cells: Int[Tensor, "R W"], *, padding: int = 0) -> Tensor:
+def gather_cells(values: Tensor, cells: Int[Tensor, "R W"], *, padding: int = 0) -> Tensor:
     """`values [B T ...]` laid out as `[R W ...]`: cell (r, w) holds the value number `cells[r, w]`, or `padding`."""
-    laid = values.flatten(0, 1)[cells.clamp(min=0)]
-    real = (cells >= 0).reshape(*cells.shape, *[1] * (values.ndim - 2))
-    return laid.masked_fill(~real, padding)
+    rows = values.flatten(0, 1)[cells.clamp(min=0)]
+    is_token = (cells >= 0).reshape(*cells.shape, *[1] * (values.ndim - 2))
+    return rows.masked_fill(~is_token, padding)
 
 
-def cells_of(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) -> Int[Tensor, "R W"]:
+def compute_cells(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) -> Int[Tensor, "R W"]:
     """For each cell of the padded layout the number b T + t of the token that it holds, -1 for padding."""
     (tokens,) = torch.nonzero((documents >= 0).flatten(), as_tuple=True)
     if not len(tokens):
         return tokens.new_zeros(0, 0)
-    row = begins(position_ids, documents).flatten()[tokens].cumsum(0) - 1
+    row = mark_document_starts(position_ids, documents).flatten()[tokens].cumsum(0) - 1
     lengths = torch.bincount(row)
     column = torch.arange(len(tokens), device=tokens.device) - (lengths.cumsum(0) - lengths)[row]
     cells = tokens.new_full((len(lengths), int(lengths.max())), -1)
@@ -50,29 +52,29 @@ def cells_of(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) ->
     return cells
 
 
-def begins(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) -> Tensor:
+def mark_document_starts(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) -> Tensor:
     """True `[B T]` at the first token of each document: position 0, or another number than its left neighbour.
 
     What it says of padding means nothing.
     """
-    first = position_ids == 0
-    first[:, :1] = True
-    first[:, 1:] |= documents[:, 1:] != documents[:, :-1]
-    return first
+    is_start = position_ids == 0
+    is_start[:, :1] = True
+    is_start[:, 1:] |= documents[:, 1:] != documents[:, :-1]
+    return is_start
 
 
-def evened(x: Tensor, dim: int = 0) -> Tensor:
+def pad_to_multiple(x: Tensor, dim: int = 0) -> Tensor:
     """`x`, where it is longer than 32 along `dim`, with zeros after it up to a multiple of 32.
 
     On a CPU oneDNN compiles a kernel for every shape that it multiplies in bf16, and keeps a thousand of them, half a
     MiB each, spread over the heap: with rows of any number, every step compiles some, and a run's memory grows.
     """
     size = x.shape[dim]
-    if size <= ROUND or size % ROUND == 0:
+    if size <= ROW_MULTIPLE or size % ROW_MULTIPLE == 0:
         return x
-    return torch.cat([x, torch.zeros_like(x.narrow(dim, 0, -size % ROUND))], dim)
+    return torch.cat([x, torch.zeros_like(x.narrow(dim, 0, -size % ROW_MULTIPLE))], dim)
 
 
-def through(linear: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+def apply_padded(linear: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """`linear(rows)`, multiplied as so many rows as `evened` makes of them."""
-    return linear(evened(rows))[: len(rows)]
+    return linear(pad_to_multiple(rows))[: len(rows)]

@@ -15,17 +15,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-NEARLY_ONE = -1e-6  # above this log-probability "another text" is below what float32 tells from 0
+MAX_LOG_P = -1e-6  # above this log-probability "another text" is below what float32 tells from 0
 
 
-def grouped(values: Float[Tensor, " N"], group: Int[Tensor, " N"], total: int) -> Float[Tensor, " G"]:
+def sum_groups(values: Float[Tensor, " N"], group: Int[Tensor, " N"], total: int) -> Float[Tensor, " G"]:
     """The sums over the rows of each group."""
     return values.new_zeros(total).index_add(0, group, values)
 
 
 def binary_kl(log_p: Float[Tensor, " G"], log_q: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
     """d(exp(log_p), exp(log_q)) in nats; differentiable by either, with no gradient where it is nearly 1."""
-    log_p, log_q = log_p.clamp(max=NEARLY_ONE), log_q.clamp(max=NEARLY_ONE)
+    log_p, log_q = log_p.clamp(max=MAX_LOG_P), log_q.clamp(max=MAX_LOG_P)
     not_p, not_q = _log_complement(log_p), _log_complement(log_q)
     return log_p.exp() * (log_p - log_q) + not_p.exp() * (not_p - not_q)
 
@@ -34,9 +34,9 @@ def binary_kl_with_slope(
     log_p: Float[Tensor, " G"], log_q: Float[Tensor, " G"]
 ) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
     """`binary_kl` and its derivative by log_q, (Q - P) / (1 - Q)."""
-    p, q = log_p.clamp(max=NEARLY_ONE).exp(), log_q.exp()
-    slope = (q - p) / -torch.expm1(log_q.clamp(max=NEARLY_ONE))
-    return binary_kl(log_p, log_q), slope.masked_fill(log_q > NEARLY_ONE, 0.0)
+    p, q = log_p.clamp(max=MAX_LOG_P).exp(), log_q.exp()
+    slope = (q - p) / -torch.expm1(log_q.clamp(max=MAX_LOG_P))
+    return binary_kl(log_p, log_q), slope.masked_fill(log_q > MAX_LOG_P, 0.0)
 
 
 def _log_complement(log_p: Float[Tensor, " G"]) -> Float[Tensor, " G"]:

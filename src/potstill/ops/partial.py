@@ -9,23 +9,23 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from potstill.ops.coarse import Coarse
+from potstill.ops.coarse import CoarseDistribution
 
 
 @dataclass(frozen=True)
-class Partial:
+class RowSubset:
     """What is said of some of C rows: `places[c]` is the number in `said` of what is said of row c, -1 for nothing.
 
     `said` is in the order of the rows and holds no others.
     """
 
-    said: Tensor | Coarse
+    values: Tensor | CoarseDistribution
     places: Int[Tensor, " C"]
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, rows: slice) -> "Partial":
-        before, some = int((self.places[: rows.start] >= 0).sum()), self.places[rows]
-        told = self.said[before : before + int((some >= 0).sum())]
-        return Partial(told, torch.where(some >= 0, some - before, -1))
+    def __getitem__(self, rows: slice) -> "RowSubset":
+        offset, places = int((self.places[: rows.start] >= 0).sum()), self.places[rows]
+        values = self.values[offset : offset + int((places >= 0).sum())]
+        return RowSubset(values, torch.where(places >= 0, places - offset, -1))

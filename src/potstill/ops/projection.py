@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def onto_rows(
-    given: Float[Tensor, "S D"], head: Float[Tensor, "S F"], gram: Float[Tensor, "F F"] | None = None
+def fit_projection(
+    source_head: Float[Tensor, "S D"], target_head: Float[Tensor, "S F"], gram: Float[Tensor, "F F"] | None = None
 ) -> Float[Tensor, "D F"]:
     """P = given^T pinv(head^T), so that for a state h the logits (h P) head^T are the nearest to h given^T.
 
@@ -16,16 +16,16 @@ def onto_rows(
 
     Source: Zhang et al., arXiv:2504.11426 (initialisation of projectors).
     """
-    with torch.autocast(given.device.type, enabled=False):
-        wide = torch.promote_types(torch.promote_types(given.dtype, head.dtype), torch.float32)
-        given, head = given.to(wide), head.to(wide)
-        gram = inverse_gram(head) if gram is None else gram
-        return ((given.mT @ head).double() @ gram.double()).to(wide)
+    with torch.autocast(source_head.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(source_head.dtype, target_head.dtype), torch.float32)
+        source_head, target_head = source_head.to(dtype), target_head.to(dtype)
+        gram = inverse_gram(target_head) if gram is None else gram
+        return ((source_head.mT @ target_head).double() @ gram.double()).to(dtype)
 
 
 @torch.no_grad()
 def inverse_gram(head: Float[Tensor, "S F"]) -> Float[Tensor, "F F"]:
     """(head^T head)^+ in float64."""
     with torch.autocast(head.device.type, enabled=False):
-        wide = head.to(torch.promote_types(head.dtype, torch.float32))
-        return torch.linalg.pinv((wide.mT @ wide).double(), hermitian=True)
+        head_float = head.to(torch.promote_types(head.dtype, torch.float32))
+        return torch.linalg.pinv((head_float.mT @ head_float).double(), hermitian=True)

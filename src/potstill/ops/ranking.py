@@ -18,18 +18,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.ops.coarse import Coarse
+from potstill.ops.coarse import CoarseDistribution
 
 
-def hierarchical(p: Float[Tensor, "N V"], q: Float[Tensor, "N V"], *, k: int) -> Float[Tensor, " N"]:
+def hierarchical_ranking_loss(p: Float[Tensor, "N V"], q: Float[Tensor, "N V"], *, k: int) -> Float[Tensor, " N"]:
     """R_top1 + R_other from probabilities; differentiable by q."""
-    top, ours = p.topk(min(k, p.shape[-1]), -1)
-    theirs = q.topk(min(k, q.shape[-1]), -1).indices
-    at_top, at_own = q.gather(-1, ours), q.gather(-1, theirs)
-    first = (at_top - at_top[:, :1]).clamp(min=0).sum(-1)
-    ordered = top[:, :, None] > p.gather(-1, theirs)[:, None]
-    others = (at_own[:, None] - at_top[:, :, None]).clamp(min=0) * ordered
-    return first + others.sum((-1, -2))
+    teacher_p, teacher_top = p.topk(min(k, p.shape[-1]), -1)
+    student_top = q.topk(min(k, q.shape[-1]), -1).indices
+    q_teacher_top, q_student_top = q.gather(-1, teacher_top), q.gather(-1, student_top)
+    top1_loss = (q_teacher_top - q_teacher_top[:, :1]).clamp(min=0).sum(-1)
+    is_ordered = teacher_p[:, :, None] > p.gather(-1, student_top)[:, None]
+    other_loss = (q_student_top[:, None] - q_teacher_top[:, :, None]).clamp(min=0) * is_ordered
+    return top1_loss + other_loss.sum((-1, -2))
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,11 @@ class RankingRows:
     teacher: str = "teacher"
 
     def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor | Coarse], targets: Int[Tensor, " C"]
+        self,
+        student: Float[Tensor, "C V"],
+        frozen: Mapping[str, Tensor | CoarseDistribution],
+        targets: Int[Tensor, " C"],
     ) -> Float[Tensor, " C"]:
         teacher, tau = frozen[self.teacher], self.temperature
         assert isinstance(teacher, Tensor), "the order of all tokens counts"
-        return tau * hierarchical((teacher / tau).softmax(-1), torch.softmax(student / tau, -1), k=self.k)
+        return tau * hierarchical_ranking_loss((teacher / tau).softmax(-1), torch.softmax(student / tau, -1), k=self.k)

@@ -33,22 +33,24 @@ def relation_kl(
     sizes = torch.unique_consecutive(documents, return_counts=True)[1].tolist()
     total = student[:0].sum(dtype=torch.promote_types(student.dtype, torch.float32))  # a gradient even of no document
     with torch.autocast(student.device.type, enabled=False):
-        for theirs, ours in zip(teacher.split(sizes), student.split(sizes), strict=True):
-            both = theirs, ours, heads, causal
-            total = total + checkpoint(_of_document, *both, use_reentrant=False, preserve_rng_state=False)
+        for teacher_rows, student_rows in zip(teacher.split(sizes), student.split(sizes), strict=True):
+            arguments = teacher_rows, student_rows, heads, causal
+            total = total + checkpoint(_document_kl, *arguments, use_reentrant=False, preserve_rng_state=False)
     return total
 
 
-def relations(phi: Float[Tensor, "T W"], *, heads: int, causal: bool) -> Float[Tensor, "A T T"]:
+def relation_scores(phi: Float[Tensor, "T W"], *, heads: int, causal: bool) -> Float[Tensor, "A T T"]:
     """phi phi^T / sqrt(K), -inf behind a row where it is causal."""
-    wide = phi.to(torch.promote_types(phi.dtype, torch.float32)).unflatten(-1, (heads, -1)).transpose(0, 1)
-    scores = wide @ wide.mT / math.sqrt(wide.shape[-1])
+    head_rows = phi.to(torch.promote_types(phi.dtype, torch.float32)).unflatten(-1, (heads, -1)).transpose(0, 1)
+    scores = head_rows @ head_rows.mT / math.sqrt(head_rows.shape[-1])
     if not causal:
         return scores
-    later = torch.ones(len(phi), len(phi), dtype=torch.bool, device=phi.device).triu(1)
-    return scores.masked_fill(later, -torch.inf)
+    is_future = torch.ones(len(phi), len(phi), dtype=torch.bool, device=phi.device).triu(1)
+    return scores.masked_fill(is_future, -torch.inf)
 
 
-def _of_document(teacher: Tensor, student: Tensor, heads: int, causal: bool) -> Tensor:
-    theirs, ours = (relations(phi, heads=heads, causal=causal).flatten(0, 1) for phi in (teacher, student))
-    return forward_kl(theirs, ours).sum() / heads
+def _document_kl(teacher: Tensor, student: Tensor, heads: int, causal: bool) -> Tensor:
+    teacher_scores, student_scores = (
+        relation_scores(phi, heads=heads, causal=causal).flatten(0, 1) for phi in (teacher, student)
+    )
+    return forward_kl(teacher_scores, student_scores).sum() / heads

@@ -14,28 +14,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.ops.coarse import Coarse, coarse, coarse_with_gradient
+from potstill.ops.coarse import CoarseDistribution, coarse_divergence, coarse_divergence_with_gradient
 from potstill.ops.divergence import (
     WITH_GRADIENT,
     Divergence,
+    apply_temperature,
     cross_entropy,
     forward_kl,
-    tempered,
 )
-from potstill.ops.partial import Partial
+from potstill.ops.partial import RowSubset
 from potstill.ops.softmax import (
     Slope,
     Softmax,
-    alone,
     coarse_kl_slope,
     cross_entropy_slope,
+    differentiate_loss,
     forward_kl_slope,
-    slope_of,
+    get_slope,
 )
 
 RowLoss = Callable[[Tensor, Mapping[str, Any], Tensor], Tensor]
 
-Said = Tensor | Coarse | Partial
+RowInput = Tensor | CoarseDistribution | RowSubset
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ class Differentiable(Protocol):
 
     def __call__(self, student: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> Tensor: ...
 
-    def with_gradient(self, student: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> tuple[Tensor, Tensor]:
+    def values_and_gradient(self, student: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> tuple[Tensor, Tensor]:
         """(values [C], derivative of values[c] by student[c] as [C V])."""
         ...
 
@@ -54,17 +54,17 @@ class CrossEntropyRows:
     """-log q[target]."""
 
     def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
         return cross_entropy(student, targets)
 
-    def with_gradient(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+    def values_and_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and q - onehot(target)."""
-        return alone(self, student, frozen, targets)
+        return differentiate_loss(self, student, frozen, targets)
 
-    def slope(self, student: Softmax, frozen: Mapping[str, Said], targets: Int[Tensor, " C"]) -> Slope:
+    def slope(self, student: Softmax, frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]) -> Slope:
         """Both, of the softmax that is there."""
         return cross_entropy_slope(student, targets)
 
@@ -81,36 +81,36 @@ class DivergenceRows:
     teacher: str = "teacher"
 
     def __post_init__(self) -> None:
-        tempered(self.divergence, self.temperature)
+        apply_temperature(self.divergence, self.temperature)
 
     def __call__(
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
-        teacher: Tensor | Coarse = frozen[self.teacher]
+        teacher: Tensor | CoarseDistribution = frozen[self.teacher]
         tau = self.temperature
-        if isinstance(teacher, Coarse):
-            return coarse(self.divergence, teacher, student / tau) * tau**2
-        return tempered(self.divergence, tau)(teacher, student)
+        if isinstance(teacher, CoarseDistribution):
+            return coarse_divergence(self.divergence, teacher, student / tau) * tau**2
+        return apply_temperature(self.divergence, tau)(teacher, student)
 
-    def with_gradient(
+    def values_and_gradient(
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and their derivative by the student's logits."""
-        teacher: Tensor | Coarse = frozen[self.teacher]
+        teacher: Tensor | CoarseDistribution = frozen[self.teacher]
         tau = self.temperature
         student = student if tau == 1 else student / tau
-        if isinstance(teacher, Coarse):
-            values, gradient = coarse_with_gradient(self._differentiate, teacher, student)
+        if isinstance(teacher, CoarseDistribution):
+            values, gradient = coarse_divergence_with_gradient(self._differentiate, teacher, student)
         else:
             values, gradient = self._differentiate(teacher if tau == 1 else teacher / tau, student)
         return (values, gradient) if tau == 1 else (values * tau**2, gradient * tau)
 
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
         """Both, of the softmax that is there: forward KL at temperature 1."""
-        teacher: Tensor | Coarse = frozen[self.teacher]
+        teacher: Tensor | CoarseDistribution = frozen[self.teacher]
         if (self.divergence, self.temperature) != (forward_kl, 1):
             return None
-        if isinstance(teacher, Coarse):
+        if isinstance(teacher, CoarseDistribution):
             return coarse_kl_slope(teacher, student)
         return forward_kl_slope(teacher, student)
 
@@ -136,30 +136,30 @@ class Weighted:
     weights: str
 
     def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
-        return self.loss(student, frozen, targets) * self._weights(frozen)
+        return self.loss(student, frozen, targets) * self._get_weights(frozen)
 
-    def with_gradient(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+    def values_and_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and their derivative by the student's logits."""
-        values, gradient = self.loss.with_gradient(student, frozen, targets)
-        weights = self._weights(frozen).to(values.dtype)
+        values, gradient = self.loss.values_and_gradient(student, frozen, targets)
+        weights = self._get_weights(frozen).to(values.dtype)
         return values * weights, gradient.mul_(weights[:, None])
 
-    def slope(self, student: Softmax, frozen: Mapping[str, Said], targets: Int[Tensor, " C"]) -> Slope | None:
+    def slope(self, student: Softmax, frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]) -> Slope | None:
         """Both, of the softmax that is there, where the loss has one."""
-        found = slope_of(self.loss, student, frozen, targets)
-        return found and found.times(self._weights(frozen))
+        slope = get_slope(self.loss, student, frozen, targets)
+        return slope and slope.weight_rows(self._get_weights(frozen))
 
-    def _weights(self, frozen: Mapping[str, Any]) -> Tensor:
+    def _get_weights(self, frozen: Mapping[str, Any]) -> Tensor:
         weights: Tensor = frozen[self.weights]
         return weights
 
 
 @dataclass(frozen=True)
-class Agreeing:
+class WhereArgmaxIs:
     """`loss` at the rows where what `said` has as its likeliest token is `choice`, or the target if `choice` is None.
 
     `choice` names token ids [C]; a row that is to be left out has -1 there. All other rows give 0 and no gradient: the
@@ -167,88 +167,95 @@ class Agreeing:
     """
 
     loss: Differentiable
-    said: str
+    source: str
     choice: str | None = None
 
     def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
-        return torch.where(self._holds(frozen, targets), self.loss(student, frozen, targets), 0.0)
+        return torch.where(self._agreement_mask(frozen, targets), self.loss(student, frozen, targets), 0.0)
 
-    def with_gradient(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Said], targets: Int[Tensor, " C"]
+    def values_and_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and their derivative by the student's logits."""
-        values, gradient = self.loss.with_gradient(student, frozen, targets)
-        holds = self._holds(frozen, targets)
-        return torch.where(holds, values, 0.0), gradient.masked_fill_(~holds[:, None], 0.0)
+        values, gradient = self.loss.values_and_gradient(student, frozen, targets)
+        agrees = self._agreement_mask(frozen, targets)
+        return torch.where(agrees, values, 0.0), gradient.masked_fill_(~agrees[:, None], 0.0)
 
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
         """Both, of the softmax that is there, where the loss has one."""
-        found = slope_of(self.loss, student, frozen, targets)
-        return found and found.times(self._holds(frozen, targets))
+        slope = get_slope(self.loss, student, frozen, targets)
+        return slope and slope.weight_rows(self._agreement_mask(frozen, targets))
 
-    def _holds(self, frozen: Mapping[str, Any], targets: Tensor) -> Tensor:
-        return frozen[self.said].argmax(-1) == (targets if self.choice is None else frozen[self.choice])
+    def _agreement_mask(self, frozen: Mapping[str, Any], targets: Tensor) -> Tensor:
+        return frozen[self.source].argmax(-1) == (targets if self.choice is None else frozen[self.choice])
 
 
 @dataclass(frozen=True)
-class Kept:
+class Masked:
     """`loss` at the rows where `kept` holds, which is told as booleans [C]; 0 and no gradient at all others."""
 
     loss: Differentiable
-    kept: str
+    mask: str
 
     def __call__(
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
-        return torch.where(frozen[self.kept], self.loss(student, frozen, targets), 0.0)
+        return torch.where(frozen[self.mask], self.loss(student, frozen, targets), 0.0)
 
-    def with_gradient(
+    def values_and_gradient(
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and their derivative by the student's logits."""
-        values, gradient = self.loss.with_gradient(student, frozen, targets)
-        return torch.where(frozen[self.kept], values, 0.0), gradient.masked_fill_(~frozen[self.kept][:, None], 0.0)
+        values, gradient = self.loss.values_and_gradient(student, frozen, targets)
+        return torch.where(frozen[self.mask], values, 0.0), gradient.masked_fill_(~frozen[self.mask][:, None], 0.0)
 
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
         """Both, of the softmax that is there, where the loss has one."""
-        found = slope_of(self.loss, student, frozen, targets)
-        return found and found.times(frozen[self.kept])
+        slope = get_slope(self.loss, student, frozen, targets)
+        return slope and slope.weight_rows(frozen[self.mask])
 
 
 @dataclass(frozen=True)
-class WhereTold:
+class WhereAvailable:
     """`loss` at the rows of which something is told (a `Partial` by that name); 0 and no gradient at all others.
 
     Only those rows are looked at, so that several of these, each of rows of its own, cost as much as one loss of all.
     """
 
     loss: Differentiable
-    told: str
+    source: str
 
     def __call__(
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
-        own = frozen[self.told].places >= 0
-        found = student.new_zeros(len(student))
-        return found.masked_scatter(own, self.loss(student[own], self._said(student, frozen), targets[own]))
+        is_available = frozen[self.source].places >= 0
+        values = student.new_zeros(len(student))
+        return values.masked_scatter(
+            is_available, self.loss(student[is_available], self._select_inputs(student, frozen), targets[is_available])
+        )
 
-    def with_gradient(
+    def values_and_gradient(
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and their derivative by the student's logits."""
-        own = frozen[self.told].places >= 0
-        values, gradient = self.loss.with_gradient(student[own], self._said(student, frozen), targets[own])
-        found = values.new_zeros(len(student)), torch.zeros_like(student)
-        for whole, part in zip(found, (values, gradient), strict=True):
-            whole[own] = part
-        return found
+        is_available = frozen[self.source].places >= 0
+        values, gradient = self.loss.values_and_gradient(
+            student[is_available], self._select_inputs(student, frozen), targets[is_available]
+        )
+        outputs = values.new_zeros(len(student)), torch.zeros_like(student)
+        for output, part in zip(outputs, (values, gradient), strict=True):
+            output[is_available] = part
+        return outputs
 
-    def _said(self, student: Tensor, frozen: Mapping[str, Any]) -> dict[str, Any]:
+    def _select_inputs(self, student: Tensor, frozen: Mapping[str, Any]) -> dict[str, Any]:
         """What is told, of its own rows alone, as precisely as the student's logits are."""
-        said = frozen[self.told].said
-        return {**frozen, self.told: said if isinstance(said, Coarse) else said.to(student.dtype)}
+        row_input = frozen[self.source].said
+        return {
+            **frozen,
+            self.source: row_input if isinstance(row_input, CoarseDistribution) else row_input.to(student.dtype),
+        }
 
 
 @dataclass(frozen=True)
@@ -259,22 +266,22 @@ class Tangent:
     q[target] as it is. So value and gradient are the function's, and its rows need not be seen together again.
     """
 
-    told: str  # [C 3]: value, slope, at
+    tangent: str  # [C 3]: value, slope, at
 
     def __call__(
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
-        value, slope, at = frozen[self.told].unbind(-1)
-        return value - slope * (cross_entropy(student, targets) + at)
+        value, slope, point = frozen[self.tangent].unbind(-1)
+        return value - slope * (cross_entropy(student, targets) + point)
 
-    def with_gradient(
+    def values_and_gradient(
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and slope (onehot(target) - q)."""
-        return alone(self, student, frozen, targets)
+        return differentiate_loss(self, student, frozen, targets)
 
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope:
         """Both, of the softmax that is there."""
-        value, slope, at = frozen[self.told].to(student.logits.dtype).unbind(-1)
-        found = cross_entropy_slope(student, targets)
-        return found.times(-slope)._replace(values=value - slope * (found.values + at))
+        value, slope, point = frozen[self.tangent].to(student.logits.dtype).unbind(-1)
+        target_slope = cross_entropy_slope(student, targets)
+        return target_slope.weight_rows(-slope)._replace(values=value - slope * (target_slope.values + point))

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.ops.coarse import Coarse
+from potstill.ops.coarse import CoarseDistribution
 from potstill.ops.divergence import kl_of_logits, log_partition
 
-Each = float | Float[Tensor, "C 1"]  # a number for all rows, or one for each
+RowWeight = float | Float[Tensor, "C 1"]  # a number for all rows, or one for each
 
 
 class Softmax:
@@ -43,18 +43,20 @@ class Slope(NamedTuple):
     """Values of a loss with its derivative a q + b: `share` is a, and `add(delta, weight)` adds weight b to delta."""
 
     values: Float[Tensor, " C"]
-    share: Each
-    add: Callable[[Float[Tensor, "C V"], Each], Any]
+    coefficient: RowWeight
+    add: Callable[[Float[Tensor, "C V"], RowWeight], Any]
 
-    def times(self, weights: Tensor) -> "Slope":
+    def weight_rows(self, weights: Tensor) -> "Slope":
         """The slope of a loss whose rows weigh that much [C]; False is 0. A row of weight 0 is 0, whatever it was."""
         weights = weights.to(self.values.dtype)
-        each, values = weights[:, None], torch.where(weights == 0, 0.0, self.values * weights)
-        return Slope(values, self.share * each, lambda delta, weight: self.add(delta, weight * each))
+        row_weights, values = weights[:, None], torch.where(weights == 0, 0.0, self.values * weights)
+        return Slope(
+            values, self.coefficient * row_weights, lambda delta, weight: self.add(delta, weight * row_weights)
+        )
 
 
 @runtime_checkable
-class Sharing(Protocol):
+class SupportsSharedSoftmax(Protocol):
     """A row loss that can do with the softmax of others, where it says so."""
 
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Tensor) -> Slope | None:
@@ -62,17 +64,19 @@ class Sharing(Protocol):
         ...
 
 
-def alone(loss: Sharing, logits: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> tuple[Tensor, Tensor]:
+def differentiate_loss(
+    loss: SupportsSharedSoftmax, logits: Tensor, frozen: Mapping[str, Any], targets: Tensor
+) -> tuple[Tensor, Tensor]:
     """(values, derivative by the logits) of one loss that always has a slope."""
     student = Softmax(logits)
-    found = loss.slope(student, frozen, targets)
-    assert found is not None
-    return found.values, together(student, [(1.0, found)])
+    slope = loss.slope(student, frozen, targets)
+    assert slope is not None
+    return slope.values, combine_slopes(student, [(1.0, slope)])
 
 
-def slope_of(loss: Any, student: Softmax, frozen: Mapping[str, Any], targets: Tensor) -> Slope | None:
+def get_slope(loss: Any, student: Softmax, frozen: Mapping[str, Any], targets: Tensor) -> Slope | None:
     """The slope of any row loss; None of one that shares nothing."""
-    return loss.slope(student, frozen, targets) if isinstance(loss, Sharing) else None
+    return loss.slope(student, frozen, targets) if isinstance(loss, SupportsSharedSoftmax) else None
 
 
 def cross_entropy_slope(student: Softmax, targets: Int[Tensor, " C"]) -> Slope:
@@ -87,10 +91,12 @@ def cross_entropy_slope(student: Softmax, targets: Int[Tensor, " C"]) -> Slope:
 def forward_kl_slope(teacher: Float[Tensor, "C V"], student: Softmax) -> Slope:
     """KL(p||q), with q - p."""
     p = teacher.softmax(-1)
-    return Slope(kl_of_logits(teacher, student.logits, p, student.log_z), 1.0, lambda delta, w: _less(delta, p, w))
+    return Slope(
+        kl_of_logits(teacher, student.logits, p, student.log_z), 1.0, lambda delta, w: _subtract_weighted(delta, p, w)
+    )
 
 
-def coarse_kl_slope(teacher: Coarse, student: Softmax) -> Slope:
+def coarse_kl_slope(teacher: CoarseDistribution, student: Softmax) -> Slope:
     """KL(p~||q~) over the teacher's tokens and classes (`ops.coarse`).
 
     Brings -p[v] at its tokens, and -q[v] r_c(p) / r_c(q) at any other token v of class c.
@@ -100,40 +106,40 @@ def coarse_kl_slope(teacher: Coarse, student: Softmax) -> Slope:
     p, tail = log_p.exp(), log_tail.exp()
     total = p.sum(-1, keepdim=True) + tail.sum(-1, keepdim=True)  # what was kept in few bits sums to 1 only nearly
     p, tail = p.div_(total), tail.div_(total)
-    others = student.q.scatter(-1, teacher.ids, torch.zeros_like(p))  # the number 0 would take four times as long
-    mass = others @ members
+    unlisted = student.q.scatter(-1, teacher.ids, torch.zeros_like(p))  # the number 0 would take four times as long
+    mass = unlisted @ members
     mass = torch.where(tail > 0, mass.clamp_min(torch.finfo(mass.dtype).tiny), mass)  # so that no log overflows
     log_q = logits.gather(-1, teacher.ids).sub_(student.log_z[:, None])
     values = _kl(p, log_p - total.log(), log_q) + _kl(tail, log_tail - total.log(), mass.log())
-    others.mul_(torch.where(mass > 0, tail / mass, 0.0) @ members.T)
+    unlisted.mul_(torch.where(mass > 0, tail / mass, 0.0) @ members.T)
 
-    def add(delta: Float[Tensor, "C V"], weight: Each) -> None:
-        _less(delta, others, weight)
-        delta.scatter_add_(-1, teacher.ids, -weight * _heard(p, weight))
+    def add(delta: Float[Tensor, "C V"], weight: RowWeight) -> None:
+        _subtract_weighted(delta, unlisted, weight)
+        delta.scatter_add_(-1, teacher.ids, -weight * _mask_zero_weight(p, weight))
 
     return Slope(values, 1.0, add)
 
 
-def together(student: Softmax, slopes: Sequence[tuple[float, Slope]]) -> Float[Tensor, "C V"]:
+def combine_slopes(student: Softmax, slopes: Sequence[tuple[float, Slope]]) -> Float[Tensor, "C V"]:
     """The derivative of sum_k w_k loss_k; it lies where q did."""
-    share = sum(weight * slope.share for weight, slope in slopes)
-    delta = student.q if isinstance(share, float) and share == 1 else student.q.mul_(share)
+    coefficient = sum(weight * slope.coefficient for weight, slope in slopes)
+    delta = student.q if isinstance(coefficient, float) and coefficient == 1 else student.q.mul_(coefficient)
     for weight, slope in slopes:
         slope.add(delta, weight)
     return delta
 
 
-def _less(delta: Float[Tensor, "C V"], brought: Float[Tensor, "C V"], weight: Each) -> None:
+def _subtract_weighted(delta: Float[Tensor, "C V"], term: Float[Tensor, "C V"], weight: RowWeight) -> None:
     """delta -= weight brought."""
     if isinstance(weight, Tensor):
-        delta.addcmul_(_heard(brought, weight), weight, value=-1)
+        delta.addcmul_(_mask_zero_weight(term, weight), weight, value=-1)
     else:
-        delta.sub_(brought, alpha=weight)
+        delta.sub_(term, alpha=weight)
 
 
-def _heard(brought: Float[Tensor, "C K"], weight: Each) -> Float[Tensor, "C K"]:
+def _mask_zero_weight(term: Float[Tensor, "C K"], weight: RowWeight) -> Float[Tensor, "C K"]:
     """`brought`, and nothing of a row of weight 0, of which it may be no number."""
-    return brought.masked_fill(weight == 0, 0.0) if isinstance(weight, Tensor) else brought
+    return term.masked_fill(weight == 0, 0.0) if isinstance(weight, Tensor) else term
 
 
 def _kl(p: Float[Tensor, "C K"], log_p: Float[Tensor, "C K"], log_q: Float[Tensor, "C K"]) -> Float[Tensor, " C"]:

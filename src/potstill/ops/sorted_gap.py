@@ -35,63 +35,63 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.ops.coarse import Coarse
+from potstill.ops.coarse import CoarseDistribution
 
 EXPONENTS = 40  # powers of two that have bins; what is smaller counts as 0
-BITS = 10  # bins in each power of two, as a power of two
-BELOW = 23 - BITS  # bits of a float32 that tell entries of one bin apart
-FIRST = ((127 - EXPONENTS) << 23) - (1 << BELOW)  # the bits at which bin 0 begins, that of all that counts as 0
-BINS = (EXPONENTS << BITS) + 2  # the last one is of 1 itself
-ONE = 1 << 40  # one entry, above the distances of all entries in a bin
-PATTERNS = 2**16  # of the bits of a bfloat16
-WIDE = 2 * PATTERNS  # entries from which on counting equal ones first is faster
+BIN_BITS = 10  # bins in each power of two, as a power of two
+LOW_BITS = 23 - BIN_BITS  # bits of a float32 that tell entries of one bin apart
+FIRST_BITS = ((127 - EXPONENTS) << 23) - (1 << LOW_BITS)  # the bits at which bin 0 begins, that of all that counts as 0
+BINS = (EXPONENTS << BIN_BITS) + 2  # the last one is of 1 itself
+COUNT_UNIT = 1 << 40  # one entry, above the distances of all entries in a bin
+NUM_PATTERNS = 2**16  # of the bits of a bfloat16
+MIN_TALLY_WIDTH = 2 * NUM_PATTERNS  # entries from which on counting equal ones first is faster
 
 
-def sorted_gap(p: Float[Tensor, "N V"], q: Float[Tensor, "N W"]) -> Float[Tensor, " N"]:
+def uld_by_sorting(p: Float[Tensor, "N V"], q: Float[Tensor, "N W"]) -> Float[Tensor, " N"]:
     """The definition, by sorting; differentiable on both sides."""
-    wide = max(p.shape[1], q.shape[1])
-    p, q = (torch.nn.functional.pad(x.sort(-1, descending=True).values, (0, wide - x.shape[1])) for x in (p, q))
+    width = max(p.shape[1], q.shape[1])
+    p, q = (torch.nn.functional.pad(x.sort(-1, descending=True).values, (0, width - x.shape[1])) for x in (p, q))
     return (p - q).abs().sum(-1)
 
 
-def counted(p: Float[Tensor, "N V"], q: Float[Tensor, "N W"]) -> tuple[Float[Tensor, " N"], Float[Tensor, "N W"]]:
+def uld_by_bins(p: Float[Tensor, "N V"], q: Float[Tensor, "N W"]) -> tuple[Float[Tensor, " N"], Float[Tensor, "N W"]]:
     """(U, its derivative by q) from probabilities, which are read in float32.
 
     The derivative of the value by an entry is the sign of the area of its bin: 1 where q has too much there.
     """
-    bins, distances = _read(q)
+    bins, distances = _assign_bins(q)
     areas = torch.zeros(len(q), BINS, dtype=torch.int64, device=q.device)
     areas.scatter_add_(1, bins, distances)
-    areas.scatter_add_(1, *_negative(_read(p)))
-    values, signs = _between(areas, q.dtype)
+    areas.scatter_add_(1, *_negate(_assign_bins(p)))
+    values, signs = _compute_area(areas, q.dtype)
     return values, signs.gather(1, bins)
 
 
-def tallied(
+def uld_by_tally(
     teacher: Float[Tensor, "N V"], student: Float[Tensor, "N W"], temperature: float = 1.0
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N W"]]:
     """`counted` of softmax(teacher / tau) and softmax(student / tau), for float32 logits that are `short`."""
     areas = torch.zeros(len(student), BINS, dtype=torch.int64, device=student.device)
     flat = areas.view(-1)
-    p, q = _tally(teacher, temperature), _tally(student, temperature)
+    p, q = _count_patterns(teacher, temperature), _count_patterns(student, temperature)
     for tally, sign in ((p, -1), (q, 1)):
-        bins, distances = _read(tally.value)
-        flat.index_add_(0, tally.row * BINS + bins, distances.mul_(tally.times), alpha=sign)
-    values, signs = _between(areas, student.dtype)
-    slope = torch.zeros(len(student), PATTERNS, dtype=student.dtype, device=student.device)
+        bins, distances = _assign_bins(tally.value)
+        flat.index_add_(0, tally.row * BINS + bins, distances.mul_(tally.occurrences), alpha=sign)
+    values, signs = _compute_area(areas, student.dtype)
+    slope = torch.zeros(len(student), NUM_PATTERNS, dtype=student.dtype, device=student.device)
     slope[q.row, q.pattern] = signs[q.row, bins]
     return values, slope.gather(1, q.patterns)
 
 
-def short(logits: Tensor) -> bool:
+def is_bfloat16_valued(logits: Tensor) -> bool:
     """Whether these are float32 that bfloat16 would hold as well."""
     if logits.dtype != torch.float32 or not logits.numel():
         return False
-    return int((logits.view(torch.int32) & (PATTERNS - 1)).amax()) == 0
+    return int((logits.view(torch.int32) & (NUM_PATTERNS - 1)).amax()) == 0
 
 
 @dataclass(frozen=True)
-class SortedGapRows:
+class ULDRows:
     """tau U(softmax(teacher / tau), softmax(student / tau)), for a teacher [C W] of any vocabulary.
 
     tau once, and not its square as in a divergence: U is a distance, of first order in the difference of the logits, so
@@ -102,27 +102,35 @@ class SortedGapRows:
     teacher: str = "teacher"
 
     def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor | Coarse], targets: Int[Tensor, " C"]
+        self,
+        student: Float[Tensor, "C V"],
+        frozen: Mapping[str, Tensor | CoarseDistribution],
+        targets: Int[Tensor, " C"],
     ) -> Float[Tensor, " C"]:
-        q, values, slope = self._compared(student, frozen)
+        q, values, slope = self._compute_distance(student, frozen)
         return self.temperature * (values + ((q - q.detach()) * slope).sum(-1))
 
-    def with_gradient(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Tensor | Coarse], targets: Int[Tensor, " C"]
+    def values_and_gradient(
+        self,
+        student: Float[Tensor, "C V"],
+        frozen: Mapping[str, Tensor | CoarseDistribution],
+        targets: Int[Tensor, " C"],
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
         """The values and q (s - <q, s>), s being the derivative by q; tau cancels."""
-        q, values, slope = self._compared(student, frozen)
+        q, values, slope = self._compute_distance(student, frozen)
         slope.sub_(torch.linalg.vecdot(q, slope)[:, None])
         return self.temperature * values, q.mul_(slope)
 
-    def _compared(self, student: Tensor, frozen: Mapping[str, Tensor | Coarse]) -> tuple[Tensor, Tensor, Tensor]:
+    def _compute_distance(
+        self, student: Tensor, frozen: Mapping[str, Tensor | CoarseDistribution]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """q, U, and the derivative of U by q."""
         teacher, tau = frozen[self.teacher], self.temperature
         assert isinstance(teacher, Tensor), "every entry of the teacher's distribution counts"
         q = (student if tau == 1 else student / tau).softmax(-1)
-        if teacher.shape[1] >= WIDE and short(teacher) and short(student.detach()):
-            return q, *tallied(teacher, student.detach(), tau)
-        return q, *counted((teacher if tau == 1 else teacher / tau).softmax(-1), q.detach())
+        if teacher.shape[1] >= MIN_TALLY_WIDTH and is_bfloat16_valued(teacher) and is_bfloat16_valued(student.detach()):
+            return q, *uld_by_tally(teacher, student.detach(), tau)
+        return q, *uld_by_bins((teacher if tau == 1 else teacher / tau).softmax(-1), q.detach())
 
 
 class _Tally(NamedTuple):
@@ -134,44 +142,44 @@ class _Tally(NamedTuple):
     patterns: Int[Tensor, "N V"]
     row: Int[Tensor, " M"]
     pattern: Int[Tensor, " M"]
-    times: Int[Tensor, " M"]
+    occurrences: Int[Tensor, " M"]
     value: Float[Tensor, " M"]
 
 
-def _tally(logits: Float[Tensor, "N V"], temperature: float) -> _Tally:
-    patterns = (logits.view(torch.int32) >> 16).bitwise_and_(PATTERNS - 1).long()
-    counts = torch.zeros(len(logits), PATTERNS, dtype=torch.int32, device=logits.device)
+def _count_patterns(logits: Float[Tensor, "N V"], temperature: float) -> _Tally:
+    patterns = (logits.view(torch.int32) >> 16).bitwise_and_(NUM_PATTERNS - 1).long()
+    counts = torch.zeros(len(logits), NUM_PATTERNS, dtype=torch.int32, device=logits.device)
     counts.scatter_add_(1, patterns, counts.new_ones(1, 1).expand_as(patterns))
     row, pattern = counts.nonzero(as_tuple=True)
-    times = counts[row, pattern]
+    occurrences = counts[row, pattern]
     value = (pattern << 16).int().view(torch.float32) / temperature
     largest = logits.amax(-1) / temperature
     value = (value - largest[row]).exp_()
-    total = torch.zeros_like(largest, dtype=torch.float64).index_add_(0, row, (value * times).double())
-    return _Tally(patterns, row, pattern, times, value / total.float()[row])  # whatever the order of the sum
+    total = torch.zeros_like(largest, dtype=torch.float64).index_add_(0, row, (value * occurrences).double())
+    return _Tally(patterns, row, pattern, occurrences, value / total.float()[row])  # whatever the order of the sum
 
 
-def _between(areas: Int[Tensor, "N B"], dtype: torch.dtype) -> tuple[Float[Tensor, " N"], Float[Tensor, "N B"]]:
+def _compute_area(areas: Int[Tensor, "N B"], dtype: torch.dtype) -> tuple[Float[Tensor, " N"], Float[Tensor, "N B"]]:
     """U, and the sign of the area in each bin, from the student's counts and distances less the teacher's."""
-    counts = (areas + ONE // 2) >> 40  # distances may sum to less than 0
+    counts = (areas + COUNT_UNIT // 2) >> 40  # distances may sum to less than 0
     above = counts.sum(-1, keepdim=True) - counts.cumsum(-1)
-    areas = areas.sub_(counts << 40).add_(above << BELOW)
-    return areas.abs().to(dtype) @ _units(areas.device).to(dtype), areas.sign().to(dtype)
+    areas = areas.sub_(counts << 40).add_(above << LOW_BITS)
+    return areas.abs().to(dtype) @ _get_bin_units(areas.device).to(dtype), areas.sign().to(dtype)
 
 
-def _read(values: Float[Tensor, "..."]) -> tuple[Int[Tensor, "..."], Int[Tensor, "..."]]:
+def _assign_bins(values: Float[Tensor, "..."]) -> tuple[Int[Tensor, "..."], Int[Tensor, "..."]]:
     """Of each entry the bin, and one count with the distance from the bin's lower edge."""
-    bits = values.float().view(torch.int32).sub(FIRST).clamp_(0, (BINS << BELOW) - 1)
-    return (bits >> BELOW).long(), bits.bitwise_and_((1 << BELOW) - 1).long().add_(ONE)
+    bits = values.float().view(torch.int32).sub(FIRST_BITS).clamp_(0, (BINS << LOW_BITS) - 1)
+    return (bits >> LOW_BITS).long(), bits.bitwise_and_((1 << LOW_BITS) - 1).long().add_(COUNT_UNIT)
 
 
-def _negative(read: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return read[0], read[1].neg_()
+def _negate(entries: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return entries[0], entries[1].neg_()
 
 
 @functools.cache
-def _units(device: torch.device) -> Float[Tensor, " bins"]:
+def _get_bin_units(device: torch.device) -> Float[Tensor, " bins"]:
     """Of each bin what one unit in the last place is."""
     with torch.inference_mode(False):
-        power = (torch.arange(BINS, device=device) + (FIRST >> BELOW)) >> BITS
+        power = (torch.arange(BINS, device=device) + (FIRST_BITS >> LOW_BITS)) >> BIN_BITS
         return torch.ldexp(torch.ones(BINS, device=device), power - 127 - 23)

@@ -27,30 +27,51 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core import backend
-from potstill.core.artefact import TRAINING, Card, clear, read_card, recover, require_free, write_text, writing
-from potstill.core.errors import ArtefactError, DataError, Interrupted, OutputExists, UsageError
+from potstill.core.artefact import (
+    TRAINING_FOLDER,
+    Card,
+    atomic_folder,
+    check_output_free,
+    read_card,
+    recover_folder,
+    remove_leftovers,
+    write_text,
+)
+from potstill.core.errors import ArtifactError, DataError, Interrupted, OutputExists, UsageError
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.template import ChatTemplate
 from potstill.decode.sample import Sampling, complete
-from potstill.evaluate.reading import at_rest, context_of
-from potstill.evaluate.rouge import question_of
-from potstill.models.load import Loaded, load
-from potstill.models.vocabulary import real_ids
-from potstill.pipeline.rollouts import stops_of
-from potstill.pipeline.stage import as_value, command, disk, parent, require_apart, require_one_process
-from potstill.pipeline.texts import columns_of
-from potstill.train.rollout import generator_of
-from potstill.train.run import identify
+from potstill.evaluate.reading import get_max_context, inference_context
+from potstill.evaluate.rouge import build_question
+from potstill.models.load import LoadedModel, load_model
+from potstill.models.vocabulary import count_token_ids
+from potstill.pipeline.rollouts import get_stop_tokens
+from potstill.pipeline.stage import (
+    check_output_not_input,
+    check_single_process,
+    explain_write_errors,
+    get_command,
+    make_parent,
+    to_plain_dict,
+)
+from potstill.pipeline.texts import parse_columns
+from potstill.train.rollout import make_generator
+from potstill.train.run import compute_run_id
 
-PART = 64  # prompts of a part; what is whole of them stays when the stage is stopped
-IDENTITY = "identity.txt"
+PROMPTS_PER_PART = 64  # prompts of a part; what is whole of them stays when the stage is stopped
+IDENTITY_FILE = "identity.txt"
 SPLITS = ("train", "validation")
-HELD_OUT = 1000  # documents of the validation set, at most
-EMPTY, CUT, LONG, UNASKED = "an empty answer", "an answer that did not end", "a prompt too long", "no prompt"
+MAX_VALIDATION_DOCUMENTS = 1000  # documents of the validation set, at most
+EMPTY_ANSWER, TRUNCATED_ANSWER, PROMPT_TOO_LONG, NO_PROMPT = (
+    "an empty answer",
+    "an answer that did not end",
+    "a prompt too long",
+    "no prompt",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class GenerateDatasetConfig:
     """What `model` answers to the first `documents` prompts of `data` (0: to all), greedily or at a `temperature`.
 
     An answer that is empty, or has not ended after `max_tokens`, is left out and counted. Each document has noise of
@@ -72,15 +93,15 @@ class Answers:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("documents", 0), ("max_tokens", 1), ("batch", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name, minimum in (("documents", 0), ("max_tokens", 1), ("batch", 1), ("seed", 0)):
+            if getattr(self, name) < minimum:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")
         if not self.temperature >= 0:
             raise UsageError(f"temperature is {self.temperature}; it must be at least 0, which is greedy")
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain data."""
-        return as_value(self)
+        return to_plain_dict(self)
 
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
         """Writes the folder, which holds `training/` alone until it is whole; its card.
@@ -88,34 +109,36 @@ class Answers:
         Raises: UsageError, NotFound, DataError, OutputExists before anything is written; Interrupted with what was
             answered left for `resume`.
         """
-        require_one_process()
-        require_apart(out, self.model, self.data)
+        check_single_process()
+        check_output_not_input(out, self.model, self.data)
         if resume and overwrite:
             raise UsageError("--resume continues what is in the folder and --overwrite discards it; give one of them")
-        recover(out)
-        require_free(out, overwrite=overwrite or resume)
-        if resume and (out / "card.json").is_file() and not (out / TRAINING).is_dir():
-            return self._finished(out)
-        loaded = load(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
-        corpora = [load_corpus(self.data, split=split, columns=columns_of(self.columns)) for split in SPLITS]
-        documents = self._documents(corpora[0])
-        device = backend.device(self.device)
-        dtype = backend.dtype(self.dtype, on=str(device))
+        recover_folder(out)
+        check_output_free(out, overwrite=overwrite or resume)
+        if resume and (out / "card.json").is_file() and not (out / TRAINING_FOLDER).is_dir():
+            return self._read_finished_card(out)
+        loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
+        corpora = [load_corpus(self.data, split=split, columns=parse_columns(self.columns)) for split in SPLITS]
+        documents = self._select_documents(corpora[0])
+        device = backend.resolve_device(self.device)
+        dtype = backend.resolve_dtype(self.dtype, device_type=str(device))
         loaded.model.to(device=device, dtype=dtype)
-        identity = identify(self.to_dict(), loaded.digest, corpora[0].digest, str(dtype), device.type)
+        identity = compute_run_id(self.to_dict(), loaded.digest, corpora[0].digest, str(dtype), device.type)
         start = time.perf_counter()
-        with disk(out), workplace(out, identity=identity, resume=resume) as folder:
-            for number, first in enumerate(range(0, len(documents), PART)):
-                self._part(folder / f"part-{number:05}.jsonl", loaded, documents[first : first + PART], first)
-            return self._finish(out, folder, loaded, corpora, time.perf_counter() - start)
+        with explain_write_errors(out), training_folder(out, identity=identity, resume=resume) as folder:
+            for number, offset in enumerate(range(0, len(documents), PROMPTS_PER_PART)):
+                self._write_part(
+                    folder / f"part-{number:05}.jsonl", loaded, documents[offset : offset + PROMPTS_PER_PART], offset
+                )
+            return self._publish(out, folder, loaded, corpora, time.perf_counter() - start)
 
-    def _finished(self, out: Path) -> dict[str, Any]:
-        found = read_card(out)
-        if found.get("stage") != self.to_dict():
+    def _read_finished_card(self, out: Path) -> dict[str, Any]:
+        card = read_card(out)
+        if card.get("stage") != self.to_dict():
             raise OutputExists(f"{out} holds other answers that are whole; pass --overwrite to replace them")
-        return found
+        return card
 
-    def _documents(self, corpus: Corpus) -> list[Mapping[str, Any]]:
+    def _select_documents(self, corpus: Corpus) -> list[Mapping[str, Any]]:
         """The documents whose prompts are answered.
 
         Raises: DataError for plain text; UsageError for a stream without an end.
@@ -126,112 +149,125 @@ class Answers:
             raise UsageError(f"{self.data} is streamed and may never end; say with --documents how much of it to read")
         return list(islice(corpus.documents, self.documents or None))
 
-    def _part(self, file: Path, loaded: Loaded, documents: Sequence[Mapping[str, Any]], first: int) -> None:
+    def _write_part(self, file: Path, loaded: LoadedModel, documents: Sequence[Mapping[str, Any]], offset: int) -> None:
         """Answers a part, unless it is whole already."""
         if file.exists():
             return
         tokenizer = loaded.tokenizer
         template = ChatTemplate(tokenizer) if tokenizer.chat_template or "messages" in documents[0] else None
-        documents = [opening(document) for document in documents]
-        asked = [question_of(document, tokenizer, template) for document in documents]
-        room = context_of(loaded.model) - self.max_tokens
-        prompts = {n: list(one.prompt) for n, one in enumerate(asked) if one is not None and len(one.prompt) <= room}
-        written: dict[int, list[int]] = {}
+        documents = [truncate_to_first_answer(document) for document in documents]
+        questions = [build_question(document, tokenizer, template) for document in documents]
+        max_prompt_tokens = get_max_context(loaded.model) - self.max_tokens
+        prompts = {
+            n: list(question.prompt)
+            for n, question in enumerate(questions)
+            if question is not None and len(question.prompt) <= max_prompt_tokens
+        }
+        answers: dict[int, list[int]] = {}
         by_length = sorted(prompts, key=lambda n: len(prompts[n]))
         for start in range(0, len(by_length), self.batch):
-            chosen = by_length[start : start + self.batch]
-            written |= zip(chosen, self._write(loaded, [prompts[n] for n in chosen], chosen, first), strict=True)
-        stop = stops_of(loaded.model, tokenizer)
+            indices = by_length[start : start + self.batch]
+            answers |= zip(
+                indices, self._generate_answers(loaded, [prompts[n] for n in indices], indices, offset), strict=True
+            )
+        stop_tokens = get_stop_tokens(loaded.model, tokenizer)
         lines = [
-            {"left_out": UNASKED} if asked[n] is None else line_of(document, written.get(n), stop, tokenizer)
+            {"left_out": NO_PROMPT}
+            if questions[n] is None
+            else format_line(document, answers.get(n), stop_tokens, tokenizer)
             for n, document in enumerate(documents)
         ]
         write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
-    def _write(
-        self, loaded: Loaded, prompts: Sequence[list[int]], numbers: Sequence[int], first: int
+    def _generate_answers(
+        self, loaded: LoadedModel, prompts: Sequence[list[int]], indices: Sequence[int], offset: int
     ) -> list[list[int]]:
         sampling = Sampling(
-            vocabulary=real_ids(loaded.tokenizer),
-            stop=stops_of(loaded.model, loaded.tokenizer),
+            vocabulary=count_token_ids(loaded.tokenizer),
+            stop=get_stop_tokens(loaded.model, loaded.tokenizer),
             temperature=self.temperature,
         )
         device = loaded.model.device
-        noise = [torch.rand(self.max_tokens, generator=generator_of(self.seed, first + n, 0)) for n in numbers]
+        noise = [torch.rand(self.max_tokens, generator=make_generator(self.seed, offset + n, 0)) for n in indices]
         ids = [torch.tensor(prompt, device=device) for prompt in prompts]
         limits = [self.max_tokens] * len(ids)
-        with at_rest(loaded.model):
+        with inference_context(loaded.model):
             return complete([(1.0, loaded.model)], ids, torch.stack(noise).to(device), limits, sampling)
 
-    def _finish(
-        self, out: Path, folder: Path, loaded: Loaded, corpora: Sequence[Corpus], seconds: float
+    def _publish(
+        self, out: Path, folder: Path, loaded: LoadedModel, corpora: Sequence[Corpus], seconds: float
     ) -> dict[str, Any]:
         parts = sorted(folder.glob("part-*.jsonl"))
         lines = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
-        whole = [line["document"] for line in lines if "document" in line]
-        left_out = dict(Counter(line["left_out"] for line in lines if "left_out" in line))
-        if not whole:
+        answered_documents = [line["document"] for line in lines if "document" in line]
+        skip_counts = dict(Counter(line["left_out"] for line in lines if "left_out" in line))
+        if not answered_documents:
             shutil.rmtree(folder)
-            raise DataError(f"{loaded.name} answers nothing that could be trained on: {left_out}; raise --max-tokens")
-        held_out = islice(corpora[1].documents, HELD_OUT)
-        with writing(out, overwrite=True) as staging:
-            for split, documents in zip(SPLITS, (whole, held_out), strict=True):
+            raise DataError(
+                f"{loaded.name} answers nothing that could be trained on: {skip_counts}; raise --max-tokens"
+            )
+        validation_documents = islice(corpora[1].documents, MAX_VALIDATION_DOCUMENTS)
+        with atomic_folder(out, overwrite=True) as staging_folder:
+            for split, documents in zip(SPLITS, (answered_documents, validation_documents), strict=True):
                 text = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
-                write_text(staging / f"{split}.jsonl", text)
+                write_text(staging_folder / f"{split}.jsonl", text)
             card = Card(
                 stage=self.to_dict(),
                 seed=self.seed,
-                parents=[parent("teacher, who answered", loaded)],
+                parents=[make_parent("teacher, who answered", loaded)],
                 data={"asked": corpora[0].name, "kind": corpora[0].kind, "text_digest": corpora[0].digest},
                 cost={"seconds": seconds},
-                details={"answers": len(whole), "left_out": left_out},
-                command=command(),
+                details={"answers": len(answered_documents), "left_out": skip_counts},
+                command=get_command(),
             )
-            card.write(staging)
+            card.write(staging_folder)
         return card.to_dict()
 
 
-def opening(document: Mapping[str, Any]) -> Mapping[str, Any]:
+def truncate_to_first_answer(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """A pair, or a chat up to its first answer: whatever is trained on of it is then the teacher's own."""
-    first = next((n for n, turn in enumerate(document.get("messages", ())) if turn["role"] == "assistant"), None)
-    return document if first is None else {"messages": document["messages"][: first + 1]}
+    first_answer = next((n for n, turn in enumerate(document.get("messages", ())) if turn["role"] == "assistant"), None)
+    return document if first_answer is None else {"messages": document["messages"][: first_answer + 1]}
 
 
-def line_of(
-    document: Mapping[str, Any], tokens: Sequence[int] | None, stop: frozenset[int], tokenizer: PreTrainedTokenizerBase
+def format_line(
+    document: Mapping[str, Any],
+    tokens: Sequence[int] | None,
+    stop_tokens: frozenset[int],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
     """A line of a part: the document with the answer that the tokens are, or why there is none."""
     if tokens is None:
-        return {"left_out": LONG}
-    if tokens[-1] not in stop:
-        return {"left_out": CUT}
+        return {"left_out": PROMPT_TOO_LONG}
+    if tokens[-1] not in stop_tokens:
+        return {"left_out": TRUNCATED_ANSWER}
     text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return {"document": answered(document, text)} if text.strip() else {"left_out": EMPTY}
+    return {"document": replace_answer(document, text)} if text.strip() else {"left_out": EMPTY_ANSWER}
 
 
-def answered(document: Mapping[str, Any], text: str) -> dict[str, Any]:
+def replace_answer(document: Mapping[str, Any], text: str) -> dict[str, Any]:
     """A pair with another response, or a chat whose last answer is another."""
     if "messages" not in document:
         return {"prompt": document["prompt"], "response": text}
-    last = max(n for n, message in enumerate(document["messages"]) if message["role"] == "assistant")
-    return {"messages": [*document["messages"][:last], {"role": "assistant", "content": text}]}
+    last_answer = max(n for n, message in enumerate(document["messages"]) if message["role"] == "assistant")
+    return {"messages": [*document["messages"][:last_answer], {"role": "assistant", "content": text}]}
 
 
 @contextlib.contextmanager
-def workplace(out: Path, *, identity: str, resume: bool) -> Iterator[Path]:
+def training_folder(out: Path, *, identity: str, resume: bool) -> Iterator[Path]:
     """`out`/training; the parts that are whole in it stay if the stage does not end.
 
     Raises: ArtefactError where they belong to another stage, Interrupted for Ctrl-C.
     """
-    folder = out / TRAINING
+    folder = out / TRAINING_FOLDER
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    clear(folder)
-    if not (folder / IDENTITY).exists():
-        write_text(folder / IDENTITY, identity)
-    if (folder / IDENTITY).read_text(encoding="utf-8") != identity:
-        raise ArtefactError(f"{out} holds answers of other settings, models or data; start again with --overwrite")
+    remove_leftovers(folder)
+    if not (folder / IDENTITY_FILE).exists():
+        write_text(folder / IDENTITY_FILE, identity)
+    if (folder / IDENTITY_FILE).read_text(encoding="utf-8") != identity:
+        raise ArtifactError(f"{out} holds answers of other settings, models or data; start again with --overwrite")
     try:
         yield folder
     except KeyboardInterrupt:

@@ -9,26 +9,40 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from potstill.core import backend
-from potstill.core.artefact import ARENA, recover, require_free, write_text
+from potstill.core.artefact import ARENA_FILE, check_output_free, recover_folder, write_text
 from potstill.core.errors import OutputExists, UnsupportedModel, UsageError
 from potstill.data.wire import is_address
-from potstill.evaluate.reading import require_context
-from potstill.models.load import Loaded, load
-from potstill.objectives.sides import Side, Sides
+from potstill.evaluate.reading import check_context
+from potstill.models.load import LoadedModel, load_model
+from potstill.objectives.sides import ModelInfo, PairInfo
 from potstill.pipeline.arm import Arm
-from potstill.pipeline.bouts import Bout, continuable, free_memory, require_alike, settled_in, train, vacate
-from potstill.pipeline.distill import Distill
-from potstill.pipeline.measure import Measurement
-from potstill.pipeline.pace import seconds_per_step
+from potstill.pipeline.bouts import (
+    ArenaRun,
+    check_same_origins,
+    clear_arena_folder,
+    explain_arena_interrupt,
+    free_memory,
+    read_arena_state,
+    train_run,
+)
+from potstill.pipeline.distill import DistillConfig
+from potstill.pipeline.measure import MeasureConfig
+from potstill.pipeline.pace import measure_seconds_per_step
 from potstill.pipeline.plan import Plan
-from potstill.pipeline.prune import Prune
+from potstill.pipeline.prune import PruneConfig
 from potstill.pipeline.run import is_finished
-from potstill.pipeline.stage import as_value, disk, note, require_apart, require_one_process
+from potstill.pipeline.stage import (
+    check_output_not_input,
+    check_single_process,
+    explain_write_errors,
+    print_note,
+    to_plain_dict,
+)
 from potstill.pipeline.standings import publish
-from potstill.pipeline.teachers import require_one
-from potstill.pipeline.texts import Text, held_out_corpus
+from potstill.pipeline.teachers import check_single_teacher
+from potstill.pipeline.texts import DatasetConfig, load_held_out_corpus
 
-STUDENT = "student"  # the folder that every arm starts from, where it had to be pruned
+STUDENT_FOLDER = "student"  # the folder that every arm starts from, where it had to be pruned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +55,7 @@ class Arena:
     """
 
     kind: ClassVar[str] = "arena"
-    common: Distill
+    common: DistillConfig
     objectives: tuple[str, ...]
     tokens: int | None = None
     seconds: float | None = None
@@ -53,20 +67,22 @@ class Arena:
             raise UsageError("a budget is needed, in tokens or in seconds: one of them")
         if min(self.tokens or 1, self.seconds or 1) <= 0:
             raise UsageError(f"the budget is {self.tokens or self.seconds}; it must be above 0")
-        teacher = require_one(self.common.teacher, "an arena")
+        teacher = check_single_teacher(self.common.teacher, "an arena")
         if teacher is None or is_address(teacher) or self.common.teacher_cache is not None:
             raise UsageError("an arena measures beside its teacher, which has to be here; give --teacher, a model")
         if not self.objectives:
             raise UsageError("an arena needs an objective; give --objectives, such as cross_entropy,forward_kl")
-        for what, given in (("arm", [arm.place for arm in self.arms]), ("seed", self.seeds)):
-            if twice := [one for one in given if list(given).count(one) > 1]:
-                raise UsageError(f"the {what} {twice[0]} is there twice; name each once")
+        for label, candidates in (("arm", [arm.folder_name for arm in self.arms]), ("seed", self.seeds)):
+            if duplicates := [candidate for candidate in candidates if list(candidates).count(candidate) > 1]:
+                raise UsageError(f"the {label} {duplicates[0]} is there twice; name each once")
         for arm in self.arms:
-            if same := [one.name for one in self.arms if one is not arm and one.same(arm)]:
-                raise UsageError(f"the arms {arm.name} and {same[0]} are one and the same; name it once")
-        if self.seconds is not None and (writing := [arm.name for arm in self.arms if arm.policy.writes]):
+            if equivalents := [
+                candidate.name for candidate in self.arms if candidate is not arm and candidate.is_equivalent(arm)
+            ]:
+                raise UsageError(f"the arms {arm.name} and {equivalents[0]} are one and the same; name it once")
+        if self.seconds is not None and (rollout_arms := [arm.name for arm in self.arms if arm.rollout.is_enabled]):
             raise UsageError(
-                f"how long the arm {writing[0]} takes depends on the student's answers; give a budget in tokens"
+                f"how long the arm {rollout_arms[0]} takes depends on the student's answers; give a budget in tokens"
             )
         if not self.seeds or min(self.seeds) < 0:
             raise UsageError(f"the seeds are {list(self.seeds)}; at least one is needed, and none below 0")
@@ -78,7 +94,7 @@ class Arena:
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain data."""
-        return as_value(self)
+        return to_plain_dict(self)
 
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False, show: bool = True) -> dict[str, Any]:
         """Trains every arm into `out`/ARM-seedN, measures them all, and writes `arena.json`, README.md and a chart.
@@ -89,120 +105,124 @@ class Arena:
             UsageError, NotFound, VocabularyMismatch, OutputExists: before anything is written.
             Interrupted, TrainingDiverged, ArtefactError: what is finished stays, and --resume goes on.
         """
-        require_one_process()
-        begun = self._require_room(out, overwrite=overwrite, resume=resume)
-        self.require_fit()
-        with disk(out), continuable(out):
+        check_single_process()
+        saved_state = self._check_output_folder(out, overwrite=overwrite, resume=resume)
+        self.check_compatibility()
+        with explain_write_errors(out), explain_arena_interrupt(out):
             if overwrite:
-                vacate(out)
-            settled = begun or {"dtype": backend.name_of(self.common.compute_dtype(None)), "tokens": {}}
-            common = dataclasses.replace(self.common, dtype=settled["dtype"])
-            self._write(out, settled)
-            student = started(common, out)
-            self._settle(out, settled, common, student)
-            bouts = [self._bout(out, arm, seed, settled, common, student) for seed in self.seeds for arm in self.arms]
-            for number, bout in enumerate(bouts, 1):
-                tokens = bout.stage.settings.tokens
-                note(f"arm {number} of {len(bouts)}: {bout.arm}, seed {bout.seed}, {tokens:,} tokens")
-                train(bout, show=show)
-            require_alike(bouts)
-            return self._publish(out, bouts, settled, common, student)
+                clear_arena_folder(out)
+            state = saved_state or {"dtype": backend.get_dtype_name(self.common.compute_dtype(None)), "tokens": {}}
+            common = dataclasses.replace(self.common, dtype=state["dtype"])
+            self._write_results(out, state)
+            student = prepare_student(common, out)
+            self._assign_tokens(out, state, common, student)
+            runs = [self._make_run(out, arm, seed, state, common, student) for seed in self.seeds for arm in self.arms]
+            for index, arena_run in enumerate(runs, 1):
+                tokens = arena_run.stage.settings.tokens
+                print_note(f"arm {index} of {len(runs)}: {arena_run.arm}, seed {arena_run.seed}, {tokens:,} tokens")
+                train_run(arena_run, show=show)
+            check_same_origins(runs)
+            return self._publish(out, runs, state, common, student)
 
-    def require_fit(self) -> None:
+    def check_compatibility(self) -> None:
         """Refuse, before anything is trained, an objective or a context that is not for this teacher and student.
 
         Every arm's objective is built once, so that one which cannot be is refused too.
 
         Raises: VocabularyMismatch, UsageError, UnsupportedModel, NotFound.
         """
-        teacher = self._load(str(self.common.teacher))
-        student = teacher if self.common.student is None else self._load(self.common.student)
-        require_context(self.common.settings.context, teacher.model, student.model)
-        sides = Sides(Side(student.model, student.tokenizer), Side(teacher.model, teacher.tokenizer))
-        asked = {(one.name, *one.options.items()): one for one in (arm.objective for arm in self.arms)}
-        for objective in asked.values():
-            objective.require(alike=sides.shared is not None)
-            objective.build(sides if objective.alive else None)
+        teacher = self._load_model(str(self.common.teacher))
+        student = teacher if self.common.student is None else self._load_model(self.common.student)
+        check_context(self.common.settings.context, teacher.model, student.model)
+        pair_info = PairInfo(ModelInfo(student.model, student.tokenizer), ModelInfo(teacher.model, teacher.tokenizer))
+        objectives = {(config.name, *config.options.items()): config for config in (arm.objective for arm in self.arms)}
+        for objective in objectives.values():
+            objective.check_tokenizers(same_tokenizer=pair_info.num_shared_ids is not None)
+            objective.build(pair_info if objective.needs_teacher_model else None)
 
-    def tokens_of(self, arm: Arm, common: Distill, student: str) -> int:
+    def count_tokens(self, arm: Arm, common: DistillConfig, student: str) -> int:
         """The tokens that an arm trains on."""
         if self.seconds is None:
             assert self.tokens is not None
             return self.tokens
         settings = common.settings
-        stage = arm.stage(common, student=student, tokens=settings.batch_tokens, seed=self.seeds[0])
-        pace = seconds_per_step(stage)
+        stage = arm.make_stage(common, student=student, tokens=settings.batch_tokens, seed=self.seeds[0])
+        step_seconds = measure_seconds_per_step(stage)
         free_memory(common.device)
-        steps = max(1, round(self.seconds / pace))
-        note(f"{arm.name}: {pace:.2f} s a step, so {steps:,} steps in {self.seconds:,.0f} s")
+        steps = max(1, round(self.seconds / step_seconds))
+        print_note(f"{arm.name}: {step_seconds:.2f} s a step, so {steps:,} steps in {self.seconds:,.0f} s")
         return steps * settings.packs_per_step * settings.context
 
-    def forecast(self) -> dict[str, Any]:
+    def estimate(self) -> dict[str, Any]:
         """What `run` would do, at the pace of a rough plan without steps; nothing is trained or written.
 
         An arm's seconds (or tokens, of a budget in seconds) are None for a family that no plan knows.
         """
-        self.require_fit()
-        paces: dict[str, float | None] = {}
+        self.check_compatibility()
+        measured_seconds: dict[str, float | None] = {}
         arms = []
         for arm in self.arms:
-            brief = arm.stage(self.common, student=self.common.student, tokens=self.tokens or 1, seed=self.seeds[0])
-            name = arm.objective.name if arm.objective.alive else str(arm.objective.teaches)
-            if name not in paces:
-                paces[name] = planned_pace(brief)
-            pace, tokens, seconds = paces[name], self.tokens, self.seconds
-            step = brief.settings.packs_per_step * brief.settings.context
-            if pace is not None:
-                tokens = step * max(1, round(seconds / pace)) if seconds is not None else tokens
-                seconds = brief.settings.steps * pace if seconds is None else seconds
+            stage = arm.make_stage(
+                self.common, student=self.common.student, tokens=self.tokens or 1, seed=self.seeds[0]
+            )
+            cost_key = arm.objective.name if arm.objective.needs_teacher_model else str(arm.objective.uses_teacher)
+            if cost_key not in measured_seconds:
+                measured_seconds[cost_key] = estimate_seconds_per_step(stage)
+            step_seconds, tokens, seconds = measured_seconds[cost_key], self.tokens, self.seconds
+            tokens_per_step = stage.settings.packs_per_step * stage.settings.context
+            if step_seconds is not None:
+                tokens = tokens_per_step * max(1, round(seconds / step_seconds)) if seconds is not None else tokens
+                seconds = stage.settings.steps * step_seconds if seconds is None else seconds
             arms.append({"arm": arm.name, "seeds": list(self.seeds), "tokens": tokens, "seconds": seconds})
         return {**self.to_dict(), "arms": arms}
 
-    def _load(self, name: str) -> Loaded:
+    def _load_model(self, name: str) -> LoadedModel:
         common = self.common
-        return load(name, allow_pickle=common.allow_pickle, trust_remote_code=common.trust_remote_code)
+        return load_model(name, allow_pickle=common.allow_pickle, trust_remote_code=common.trust_remote_code)
 
-    def _require_room(self, out: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
+    def _check_output_folder(self, out: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
         """What an arena that is resumed had settled; refuses a folder that is not free, or another arena's."""
         if resume and overwrite:
             raise UsageError("--resume continues the arena in the folder and --overwrite discards it; give one of them")
-        common, found = self.common, None
-        require_apart(out, common.sole, common.student, common.data, common.eval_data)
-        full = out.is_dir() and any(out.iterdir())
-        if full and (overwrite or resume) and not (out / ARENA).is_file():
+        common, state = self.common, None
+        check_output_not_input(out, common.single_teacher, common.student, common.data, common.eval_data)
+        has_files = out.is_dir() and any(out.iterdir())
+        if has_files and (overwrite or resume) and not (out / ARENA_FILE).is_file():
             raise OutputExists(f"{out} holds no arena, so it is neither resumed nor replaced; choose another --out")
-        if full and resume:
-            found = settled_in(out, self.to_dict())
-        require_free(out, overwrite=overwrite or resume)
-        return found
+        if has_files and resume:
+            state = read_arena_state(out, self.to_dict())
+        check_output_free(out, overwrite=overwrite or resume)
+        return state
 
-    def _settle(self, out: Path, settled: dict[str, Any], common: Distill, student: str) -> None:
+    def _assign_tokens(self, out: Path, state: dict[str, Any], common: DistillConfig, student: str) -> None:
         """Finds out the tokens of arms that have none yet, and writes down what every one gets."""
         for arm in self.arms:
-            if arm.name not in settled["tokens"]:
-                settled["tokens"][arm.name] = self.tokens_of(arm, common, student)
-                self._write(out, settled)
+            if arm.name not in state["tokens"]:
+                state["tokens"][arm.name] = self.count_tokens(arm, common, student)
+                self._write_results(out, state)
 
-    def _bout(self, out: Path, arm: Arm, seed: int, settled: Mapping[str, Any], common: Distill, student: str) -> Bout:
-        stage = arm.stage(common, student=student, tokens=settled["tokens"][arm.name], seed=seed)
-        return Bout(arm.name, seed, out / f"{arm.place}-seed{seed}", stage)
+    def _make_run(
+        self, out: Path, arm: Arm, seed: int, state: Mapping[str, Any], common: DistillConfig, student: str
+    ) -> ArenaRun:
+        stage = arm.make_stage(common, student=student, tokens=state["tokens"][arm.name], seed=seed)
+        return ArenaRun(arm.name, seed, out / f"{arm.folder_name}-seed{seed}", stage)
 
-    def _write(self, out: Path, settled: Mapping[str, Any], **found: Any) -> dict[str, Any]:
-        result = {"stage": self.to_dict(), "settled": dict(settled), **found}
+    def _write_results(self, out: Path, state: Mapping[str, Any], **sections: Any) -> dict[str, Any]:
+        result = {"stage": self.to_dict(), "settled": dict(state), **sections}
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / ARENA, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(out / ARENA_FILE, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return result
 
     def _publish(
-        self, out: Path, bouts: Sequence[Bout], settled: Mapping[str, Any], common: Distill, student: str
+        self, out: Path, runs: Sequence[ArenaRun], state: Mapping[str, Any], common: DistillConfig, student: str
     ) -> dict[str, Any]:
         """Measures the teacher, the student as it began and every arm on the same documents, and writes it all."""
         free_memory(common.device)
-        text = Text(data=common.data, eval_data=common.eval_data, columns=common.columns)
-        corpus = held_out_corpus(text)
-        judged = Measurement(
-            models=tuple(dict.fromkeys((str(common.teacher), student, *(str(bout.folder) for bout in bouts)))),
-            teacher=common.sole,
+        dataset_config = DatasetConfig(data=common.data, eval_data=common.eval_data, columns=common.columns)
+        corpus = load_held_out_corpus(dataset_config)
+        results = MeasureConfig(
+            models=tuple(dict.fromkeys((str(common.teacher), student, *(str(arena_run.folder) for arena_run in runs)))),
+            teacher=common.single_teacher,
             documents=common.documents,
             context=common.settings.context,
             prompts=self.prompts,
@@ -211,35 +231,37 @@ class Arena:
             dtype=common.dtype,
             allow_pickle=common.allow_pickle,
             trust_remote_code=common.trust_remote_code,
-        ).judge(corpus)
-        baselines = {"teacher": judged[str(common.teacher)], "before training": judged[student]}
-        found = publish(out, bouts, judged, baselines, budget=self.budget)
+        ).evaluate_models(corpus)
+        baselines = {"teacher": results[str(common.teacher)], "before training": results[student]}
+        summary = publish(out, runs, results, baselines, budget=self.budget_text)
         data = {"name": corpus.name, "digest": corpus.digest, "documents": common.documents}
-        return self._write(out, settled, data=data, **found)
+        return self._write_results(out, state, data=data, **summary)
 
     @property
-    def budget(self) -> str:
+    def budget_text(self) -> str:
         """The budget in words."""
         return f"{self.tokens:,} tokens" if self.tokens is not None else f"{self.seconds:,.0f} s of training"
 
 
-def started(common: Distill, out: Path) -> str:
+def prepare_student(common: DistillConfig, out: Path) -> str:
     """The folder of the student that every arm starts from: the one that is given, or one that is pruned here, once."""
     if common.student is not None:
         return common.student
-    names = {field.name for field in dataclasses.fields(Prune)} & {field.name for field in dataclasses.fields(common)}
-    shared = {name: getattr(common, name) for name in names}
-    stage = Prune(model=str(common.teacher), seed=common.settings.seed, **shared)
-    folder = out / STUDENT
-    recover(folder)
+    field_names = {field.name for field in dataclasses.fields(PruneConfig)} & {
+        field.name for field in dataclasses.fields(common)
+    }
+    options = {name: getattr(common, name) for name in field_names}
+    stage = PruneConfig(model=str(common.teacher), seed=common.settings.seed, **options)
+    folder = out / STUDENT_FOLDER
+    recover_folder(folder)
     if not is_finished(folder, stage):
-        note(f"pruning the student that all arms start from, into {folder}")
+        print_note(f"pruning the student that all arms start from, into {folder}")
         stage.run(folder, overwrite=True)
         free_memory(common.device)
     return str(folder)
 
 
-def planned_pace(stage: Distill) -> float | None:
+def estimate_seconds_per_step(stage: DistillConfig) -> float | None:
     """Seconds of a step as `potstill plan --no-measure` says; None for a family that it does not know."""
     try:
         return float(Plan(distill=stage, measure=False).run()["time"]["seconds_per_step"])

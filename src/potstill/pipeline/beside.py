@@ -9,54 +9,65 @@ from transformers import PreTrainedModel
 
 from potstill.core.artefact import write_text
 from potstill.core.types import Measure
-from potstill.evaluate.agreement import compare, remember
-from potstill.evaluate.measure import quality, sizes
+from potstill.evaluate.agreement import collect_teacher_outputs, compare_with_teacher
+from potstill.evaluate.measure import measure_quality, measure_size
 from potstill.evaluate.perplexity import score
-from potstill.evaluate.reading import Reading, Row
-from potstill.models.load import Loaded
-from potstill.models.vocabulary import real_ids
-from potstill.pipeline.absent import Absent
+from potstill.evaluate.reading import Row, ScoringConfig
+from potstill.models.load import LoadedModel
+from potstill.models.vocabulary import count_token_ids
+from potstill.pipeline.absent import ExternalTeacher
 
-BEFORE = "before training"  # the name of that row in a card
+BEFORE_TRAINING = "before training"  # the name of that row in a card
 
 
-def beside_teacher(
-    made: Loaded,
-    teacher: Loaded | Absent,
+def evaluate_student_and_teacher(
+    student: LoadedModel,
+    teacher: LoadedModel | ExternalTeacher,
     rows: Sequence[Row],
-    reading: Reading,
+    reading: ScoringConfig,
     *,
-    apart: Sequence[Row] = (),
+    teacher_rows: Sequence[Row] = (),
 ) -> dict[str, list[Measure]]:
     """Quality and size of a student and its teacher; of a teacher that is not here, what there is.
 
     `apart` are the same documents as a teacher of another tokenizer reads them: the two then have bits per byte in
     common, and no KL.
     """
-    if isinstance(teacher, Absent):
-        found = teacher.measures(rows, reading)
-        alone = [*quality(score(made.model, rows, reading)), *sizes(made)]
-        return {"teacher": found, made.name: alone} if found else {made.name: alone}
-    if apart:
-        own = replace(reading, vocabulary=real_ids(teacher.tokenizer))
+    if isinstance(teacher, ExternalTeacher):
+        teacher_measures = teacher.compute_measures(rows, reading)
+        student_measures = [*measure_quality(score(student.model, rows, reading)), *measure_size(student)]
+        return (
+            {"teacher": teacher_measures, student.name: student_measures}
+            if teacher_measures
+            else {student.name: student_measures}
+        )
+    if teacher_rows:
+        teacher_reading = replace(reading, vocabulary=count_token_ids(teacher.tokenizer))
         return {
-            "teacher": [*quality(score(teacher.model, apart, own)), *sizes(teacher)],
-            made.name: [*quality(score(made.model, rows, reading)), *sizes(made)],
+            "teacher": [*measure_quality(score(teacher.model, teacher_rows, teacher_reading)), *measure_size(teacher)],
+            student.name: [*measure_quality(score(student.model, rows, reading)), *measure_size(student)],
         }
-    remembered = remember(teacher.model, rows, reading)
-    models = {"teacher": teacher, made.name: made}
-    return {name: [*quality(compare(remembered, one.model)), *sizes(one)] for name, one in models.items()}
+    remembered = collect_teacher_outputs(teacher.model, rows, reading)
+    models = {"teacher": teacher, student.name: student}
+    return {
+        name: [*measure_quality(compare_with_teacher(remembered, model.model)), *measure_size(model)]
+        for name, model in models.items()
+    }
 
 
-def before_training(
-    file: Path, student: PreTrainedModel, teacher: Loaded | Absent | None, rows: Sequence[Row], reading: Reading
+def evaluate_baseline(
+    file: Path,
+    student: PreTrainedModel,
+    teacher: LoadedModel | ExternalTeacher | None,
+    rows: Sequence[Row],
+    reading: ScoringConfig,
 ) -> list[Measure]:
     """Quality of the student that training begins with: the baseline of its card. Kept in `file` for a resumed run."""
     if file.is_file():
-        return [Measure(**one) for one in json.loads(file.read_text(encoding="utf-8"))]
-    if not isinstance(teacher, Loaded):
-        found = quality(score(student, rows, reading))
+        return [Measure(**measure) for measure in json.loads(file.read_text(encoding="utf-8"))]
+    if not isinstance(teacher, LoadedModel):
+        measures = measure_quality(score(student, rows, reading))
     else:
-        found = quality(compare(remember(teacher.model, rows, reading), student))
-    write_text(file, json.dumps([one.to_dict() for one in found]))
-    return found
+        measures = measure_quality(compare_with_teacher(collect_teacher_outputs(teacher.model, rows, reading), student))
+    write_text(file, json.dumps([measure.to_dict() for measure in measures]))
+    return measures

@@ -12,14 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from potstill.core.errors import ArtefactError
-from potstill.pipeline.probe import Pace, clock
-from potstill.pipeline.room import resident
+from potstill.core.errors import ArtifactError
+from potstill.pipeline.probe import LayerTimings, measure_seconds
+from potstill.pipeline.room import read_resident_memory
 from potstill.pipeline.workload import Workload
 
-BUSY = 1.15  # times as long as alone that parts of a step take, where none was run; ours, of eight runs (docs/plan.md)
-LOSS = 2.0  # a loss alone beside a softmax, where no step was run; ours, rough
-NEAR = {"alone": 0.5, "cached": 0.75, "live": 1.0}  # losses beside one another, where only some were measured; rough
+SLOWDOWN = (
+    1.15  # times as long as alone that parts of a step take, where none was run; ours, of eight runs (docs/plan.md)
+)
+LOSS_FACTOR = 2.0  # a loss alone beside a softmax, where no step was run; ours, rough
+LOSS_RATIOS = {
+    "alone": 0.5,
+    "cached": 0.75,
+    "live": 1.0,
+}  # losses beside one another, where only some were measured; rough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,39 +50,39 @@ class Calibration:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> "Calibration":
+    def from_dict(cls, values: Mapping[str, Any]) -> "Calibration":
         """What `to_dict` gave.
 
         Raises: ArtefactError.
         """
-        names = {one.name for one in fields(cls)}
-        if set(found) != names or not isinstance(found["loss"], Mapping) or not found["loss"]:
-            raise ArtefactError(f"a calibration holds {', '.join(sorted(names))}; take it from potstill plan --json")
-        return cls(**found)
+        names = {f.name for f in fields(cls)}
+        if set(values) != names or not isinstance(values["loss"], Mapping) or not values["loss"]:
+            raise ArtifactError(f"a calibration holds {', '.join(sorted(names))}; take it from potstill plan --json")
+        return cls(**values)
 
-    def seconds(self, work: Workload, pace: Pace) -> dict[str, float]:
+    def step_seconds(self, work: Workload, timings: LayerTimings) -> dict[str, float]:
         """Seconds of one step by part, of networks that run at this pace."""
         tokens, rows = work.tokens * work.passes, work.rows * work.passes
-        alone, beside = layers(work, pace, tokens), once(work, pace)
-        head = products(work, pace, rows) + rows * work.entries * self.loss_of(work.source)
+        layer_times, fixed_times = layer_seconds(work, timings, tokens), fixed_seconds(work, timings)
+        head_and_loss = head_seconds(work, timings, rows) + rows * work.entries_per_row * self.loss_rate(work.source)
         return {
-            "teacher forward": alone["teacher"] * self.teacher,
-            "student forward": alone["student"] * self.student,
-            "backward": alone["backward"] * self.backward + beside["backward"],
-            "head and loss": head + beside["loss"],
-            "optimiser": work.trained * self.optimiser,
+            "teacher forward": layer_times["teacher"] * self.teacher,
+            "student forward": layer_times["student"] * self.student,
+            "backward": layer_times["backward"] * self.backward + fixed_times["backward"],
+            "head and loss": head_and_loss + fixed_times["loss"],
+            "optimiser": work.trained_parameters * self.optimiser,
         }
 
-    def loss_of(self, source: str) -> float:
+    def loss_rate(self, source: str) -> float:
         """The rate of `source`; where only others were measured, a guess from the first of them."""
         if source in self.loss:
             return self.loss[source]
-        known, rate = next(iter(self.loss.items()))
-        return rate * NEAR[source] / NEAR[known]
+        measured_source, rate = next(iter(self.loss.items()))
+        return rate * LOSS_RATIOS[source] / LOSS_RATIOS[measured_source]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clocked:
+class StepMeasurements:
     """What some steps took: seconds of a step by part (medians), its tokens and trained rows, and the peak memory."""
 
     seconds: Mapping[str, float]
@@ -85,63 +91,73 @@ class Clocked:
     peak: float
 
     @classmethod
-    def of(cls, steps: Sequence[Mapping[str, float]], *, peak: float) -> "Clocked":
+    def from_steps(cls, steps: Sequence[Mapping[str, float]], *, peak: float) -> "StepMeasurements":
         """The median of several steps, each its seconds by part with `tokens` and `rows`."""
-        found = {
-            name: median(step.get(name, 0.0) for step in steps) for name in dict.fromkeys(k for s in steps for k in s)
+        medians = {
+            name: median(step.get(name, 0.0) for step in steps)
+            for name in dict.fromkeys(key for step_parts in steps for key in step_parts)
         }
-        return cls(seconds=found, tokens=found.pop("tokens"), rows=found.pop("rows"), peak=peak)
+        return cls(seconds=medians, tokens=medians.pop("tokens"), rows=medians.pop("rows"), peak=peak)
 
 
-def layers(work: Workload, pace: Pace, tokens: float) -> dict[str, float]:
+def layer_seconds(work: Workload, timings: LayerTimings, tokens: float) -> dict[str, float]:
     """Seconds of the layers alone, for so many tokens in passes of the size of `work`'s."""
-    flops, size = work.flops(), work.tokens
+    flops, pass_tokens = work.flops(), work.tokens
     return {
-        "teacher": flops["teacher forward"] * tokens * pace.teacher.at(size),
-        "student": flops["student forward"] * tokens * pace.student.at(size),
-        "backward": flops["backward"] * tokens * pace.backward.at(size),
+        "teacher": flops["teacher forward"] * tokens * timings.teacher.seconds_at(pass_tokens),
+        "student": flops["student forward"] * tokens * timings.student.seconds_at(pass_tokens),
+        "backward": flops["backward"] * tokens * timings.backward.seconds_at(pass_tokens),
     }
 
 
-def products(work: Workload, pace: Pace, rows: float) -> float:
+def head_seconds(work: Workload, timings: LayerTimings, rows: float) -> float:
     """Seconds of the heads' products alone."""
-    return work.flops()["head and loss"] / work.texture.trained * rows * pace.head
+    return work.flops()["head and loss"] / work.packing.trained * rows * timings.head
 
 
-def once(work: Workload, pace: Pace) -> dict[str, float]:
+def fixed_seconds(work: Workload, timings: LayerTimings) -> dict[str, float]:
     """Seconds of a step that no token and no row changes: what its passes do to whole matrices."""
-    forward, backward = pace.table
-    return {"loss": work.passes * forward, "backward": work.passes * backward + work.trained * pace.clip}
+    forward, backward = timings.embedding_and_head
+    return {
+        "loss": work.passes * forward,
+        "backward": work.passes * backward + work.trained_parameters * timings.clipping,
+    }
 
 
-def fitted(seen: Clocked, work: Workload, pace: Pace, *, held: float) -> Calibration:
+def fit_calibration(
+    measurements: StepMeasurements, work: Workload, timings: LayerTimings, *, tensor_bytes: float
+) -> Calibration:
     """The calibration that explains what was seen; `held` are the bytes of the step's tensors, as `work` has them."""
-    alone, beside, found = layers(work, pace, seen.tokens), once(work, pace), seen.seconds
-    loss = found["loss"] - products(work, pace, seen.rows) - beside["loss"]
+    layer_times, fixed_times, seconds = (
+        layer_seconds(work, timings, measurements.tokens),
+        fixed_seconds(work, timings),
+        measurements.seconds,
+    )
+    loss_seconds = seconds["loss"] - head_seconds(work, timings, measurements.rows) - fixed_times["loss"]
     return Calibration(
         measured=True,
-        teacher=found["teacher"] / alone["teacher"] if "teacher" in found else 1.0,
-        student=found["student"] / alone["student"],
-        backward=max(0.0, found["backward"] - beside["backward"]) / alone["backward"],
-        optimiser=found["optimiser"] / work.trained,
-        loss={work.source: max(0.0, loss) / (seen.rows * work.entries)},
-        beside=seen.peak - held,
+        teacher=seconds["teacher"] / layer_times["teacher"] if "teacher" in seconds else 1.0,
+        student=seconds["student"] / layer_times["student"],
+        backward=max(0.0, seconds["backward"] - fixed_times["backward"]) / layer_times["backward"],
+        optimiser=seconds["optimiser"] / work.trained_parameters,
+        loss={work.source: max(0.0, loss_seconds) / (measurements.rows * work.entries_per_row)},
+        beside=measurements.peak - tensor_bytes,
     )
 
 
-def assume(work: Workload, device: torch.device) -> Calibration:
+def guess_calibration(work: Workload, device: torch.device) -> Calibration:
     """A calibration without a step: layers, a softmax and an optimiser's step, timed alone, and somewhat slower."""
-    table = torch.randn(64, min(work.vocabulary, 2**16), device=device)
-    softmax = clock(lambda: table.log_softmax(-1), device) / table.numel()
+    logits = torch.randn(64, min(work.vocabulary, 2**16), device=device)
+    softmax_seconds = measure_seconds(lambda: logits.log_softmax(-1), device) / logits.numel()
     weights = nn.Parameter(torch.ones(2**20, device=device))
     weights.grad = torch.ones_like(weights)
-    optimiser = torch.optim.AdamW([weights], fused=True)
+    optimizer = torch.optim.AdamW([weights], fused=True)
     return Calibration(
         measured=False,
-        teacher=BUSY,
-        student=BUSY,
-        backward=BUSY,
-        optimiser=clock(optimiser.step, device) / weights.numel(),
-        loss={source: BUSY * LOSS * factor * softmax for source, factor in NEAR.items()},
-        beside=float(resident()) if device.type == "cpu" else 0.0,
+        teacher=SLOWDOWN,
+        student=SLOWDOWN,
+        backward=SLOWDOWN,
+        optimiser=measure_seconds(optimizer.step, device) / weights.numel(),
+        loss={source: SLOWDOWN * LOSS_FACTOR * ratio * softmax_seconds for source, ratio in LOSS_RATIOS.items()},
+        beside=float(read_resident_memory()) if device.type == "cpu" else 0.0,
     )

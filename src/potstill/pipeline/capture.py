@@ -21,45 +21,63 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core import backend
 from potstill.core.artefact import (
-    TRAINING,
+    TRAINING_FOLDER,
     Card,
-    clear,
+    atomic_file,
+    check_output_free,
     hash_file,
     read_card,
-    recover,
-    replace,
-    require_free,
-    sync,
+    recover_folder,
+    remove_leftovers,
+    replace_folder,
+    sync_folder,
     write_text,
-    writing_file,
 )
-from potstill.core.errors import ArtefactError, Interrupted, OutputExists, UnsupportedModel, UsageError
-from potstill.core.types import Needs, Signals, supervised
-from potstill.data.cache import CLASSES, MANIFEST, PROGRESS, VERSION, Facts, Manifest, Window, counted, key_of, laid
-from potstill.data.chat import tokenise
-from potstill.data.codes import Format, encode
+from potstill.core.errors import ArtifactError, Interrupted, OutputExists, UnsupportedModel, UsageError
+from potstill.core.types import Needs, Signals, supervised_positions
+from potstill.data.cache import (
+    CLASSES,
+    MANIFEST,
+    PROGRESS,
+    VERSION,
+    CachedWindow,
+    CacheFacts,
+    Manifest,
+    build_shard,
+    count_shard,
+    hash_window,
+)
+from potstill.data.chat import tokenize_corpus
+from potstill.data.codes import CodecFormat, encode
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.pack import Packs, collate, pack
-from potstill.evaluate.perplexity import bos_of
-from potstill.evaluate.reading import require_context
-from potstill.models.evaluating import evaluating
-from potstill.models.load import Loaded, load
-from potstill.models.signals import signals
-from potstill.models.vocabulary import real_ids
-from potstill.ops.cluster import alike
-from potstill.ops.coarse import Coarse, coarsened, joined, tail
-from potstill.pipeline.stage import as_value, command, disk, parent, require_apart, require_one_process
-from potstill.pipeline.texts import columns_of, facts_of, sampled
-from potstill.train.run import identify
+from potstill.evaluate.perplexity import get_bos_id
+from potstill.evaluate.reading import check_context
+from potstill.models.evaluating import eval_mode
+from potstill.models.load import LoadedModel, load_model
+from potstill.models.signals import compute_signals
+from potstill.models.vocabulary import count_token_ids
+from potstill.ops.cluster import kmeans
+from potstill.ops.coarse import CoarseDistribution, coarsen, concatenate, tail_probabilities
+from potstill.pipeline.stage import (
+    check_output_not_input,
+    check_single_process,
+    explain_write_errors,
+    get_command,
+    make_parent,
+    to_plain_dict,
+)
+from potstill.pipeline.texts import build_corpus_facts, parse_columns, tokenize_sample
+from potstill.train.run import compute_run_id
 
-PACKS = 128  # in a shard
-CHUNK = 256  # rows whose logits are alive at once
+PACKS_PER_SHARD = 128  # in a shard
+ROWS_PER_CHUNK = 256  # rows whose logits are alive at once
 # What a config says beside the network.
-BESIDE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
+IGNORED_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Capture:
+class CacheTeacherConfig:
     """`teacher` on `data` in windows of `context` tokens, all of it or the first `tokens`.
 
     Of each row the `top_k` likeliest tokens are kept, no more than hold `mass`, with the exact mass of the others,
@@ -89,9 +107,9 @@ class Capture:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("top_k", 1), ("classes", 1), ("sampled", 0), ("context", 2), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        for name, minimum in (("top_k", 1), ("classes", 1), ("sampled", 0), ("context", 2), ("seed", 0)):
+            if getattr(self, name) < minimum:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {minimum}")
         if self.classes > 255:
             raise UsageError(f"--classes is {self.classes}; there are at most 255")
         if not 0 < self.mass <= 1:
@@ -103,7 +121,7 @@ class Capture:
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain data."""
-        return as_value(self)
+        return to_plain_dict(self)
 
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False, show: bool = True) -> Manifest:
         """Writes the cache; the folder holds `training/` alone until it is whole.
@@ -111,136 +129,161 @@ class Capture:
         Raises: UsageError, NotFound, OutputExists before anything is written; Interrupted, ArtefactError with all whole
             shards left for --resume.
         """
-        require_one_process()
-        require_apart(out, self.teacher, self.data)
+        check_single_process()
+        check_output_not_input(out, self.teacher, self.data)
         if resume and overwrite:
             raise UsageError("--resume continues what is in the folder and --overwrite discards it; give one of them")
-        recover(out)
-        if (_aside(out) / MANIFEST).is_file() and not (out.is_dir() and any(out.iterdir())):
-            _take_up(out)  # of a process that was killed before its last move
-        require_free(out, overwrite=overwrite or resume)
-        if resume and (out / MANIFEST).is_file() and not (out / TRAINING).is_dir():
-            return self._finished(out)
-        teacher = load(self.teacher, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
-        require_context(self.context, teacher.model)
-        corpus, packs = self._text(teacher.tokenizer)
-        device = backend.device(self.device)
-        dtype = backend.dtype(self.dtype, on=str(device))
+        recover_folder(out)
+        if (_staging_path(out) / MANIFEST).is_file() and not (out.is_dir() and any(out.iterdir())):
+            _move_into_place(out)  # of a process that was killed before its last move
+        check_output_free(out, overwrite=overwrite or resume)
+        if resume and (out / MANIFEST).is_file() and not (out / TRAINING_FOLDER).is_dir():
+            return self._read_finished_manifest(out)
+        teacher = load_model(self.teacher, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
+        check_context(self.context, teacher.model)
+        corpus, packs = self._load_packs(teacher.tokenizer)
+        device = backend.resolve_device(self.device)
+        dtype = backend.resolve_dtype(self.dtype, device_type=str(device))
         teacher.model.to(device=device, dtype=dtype)
-        facts = Facts(
-            **facts_expected(teacher, corpus, packs, dtype), context=self.context, temperature=self.temperature
+        facts = CacheFacts(
+            **compute_expected_facts(teacher, corpus, packs, dtype), context=self.context, temperature=self.temperature
         )
-        identity = identify(VERSION, self.to_dict(), asdict(facts), packs.digest, device.type)
-        with disk(out), _workplace(out, overwrite=overwrite, identity=identity, resume=resume) as folder:
+        identity = compute_run_id(VERSION, self.to_dict(), asdict(facts), packs.digest, device.type)
+        with (
+            explain_write_errors(out),
+            _training_folder(out, overwrite=overwrite, identity=identity, resume=resume) as folder,
+        ):
             start = time.perf_counter()
-            with evaluating(teacher.model), torch.no_grad():
-                classes = self._classes(folder, teacher, packs)
-                self._shards(folder, identity, teacher, packs, classes, show=show)
-            return self._finish(out, folder, teacher, corpus, packs, facts, time.perf_counter() - start)
+            with eval_mode(teacher.model), torch.no_grad():
+                classes = self._load_token_classes(folder, teacher, packs)
+                self._write_shards(folder, identity, teacher, packs, classes, show=show)
+            return self._publish(out, folder, teacher, corpus, packs, facts, time.perf_counter() - start)
 
-    def _finished(self, out: Path) -> Manifest:
+    def _read_finished_manifest(self, out: Path) -> Manifest:
         """The cache that is there already, if it is this one.
 
         Raises: OutputExists.
         """
         if read_card(out).get("stage") != self.to_dict():
             raise OutputExists(f"{out} holds another cache that is whole; pass --overwrite to replace it")
-        return Manifest.read(out)
+        return Manifest.from_folder(out)
 
-    def _text(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Packs]:
+    def _load_packs(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Packs]:
         """The corpus, and its windows in packs: all of them, or as many as hold `tokens`."""
-        corpus = load_corpus(self.data, columns=columns_of(self.columns))
+        corpus = load_corpus(self.data, columns=parse_columns(self.columns))
         if self.tokens is None and corpus.digest is None:
             raise UsageError(f"{self.data} is streamed and may never end; say with --tokens how much of it to read")
-        rows = tokenise(corpus, tokenizer) if self.tokens is None else sampled(corpus, tokenizer, tokens=self.tokens)
-        packs = pack(rows, length=self.context, seed=self.seed, bos=bos_of(tokenizer))
+        rows = (
+            tokenize_corpus(corpus, tokenizer)
+            if self.tokens is None
+            else tokenize_sample(corpus, tokenizer, tokens=self.tokens)
+        )
+        packs = pack(rows, length=self.context, seed=self.seed, bos=get_bos_id(tokenizer))
         if self.tokens is None:
             return corpus, packs
-        return corpus, packs.head(max(1, int(np.searchsorted(packs.tokens_before, self.tokens))))
+        return corpus, packs.take(max(1, int(np.searchsorted(packs.token_offsets, self.tokens))))
 
-    def _classes(self, folder: Path, teacher: Loaded, packs: Packs) -> Tensor:
+    def _load_token_classes(self, folder: Path, teacher: LoadedModel, packs: Packs) -> Tensor:
         """The class of each token, as one-hot rows [V C]; found once, from the first packs, and kept."""
-        file, vocabulary = folder / CLASSES, real_ids(teacher.tokenizer)
+        file, vocabulary = folder / CLASSES, count_token_ids(teacher.tokenizer)
         if not file.exists():
-            said = self._said(teacher, packs, range(min(4, len(packs))))[0]
-            found = torch.zeros(vocabulary, dtype=torch.long)
-            if said.head is not None and self.classes > 1 and not self.sampled:
-                tails = [tail(said.logits(some).float(), self.top_k).sum(0) for some in said.rows.split(CHUNK)]
+            teacher_signals = self._compute_signals(teacher, packs, range(min(4, len(packs))))[0]
+            token_classes = torch.zeros(vocabulary, dtype=torch.long)
+            if teacher_signals.head is not None and self.classes > 1 and not self.sampled:
+                tails = [
+                    tail_probabilities(teacher_signals.logits(chunk).float(), self.top_k).sum(0)
+                    for chunk in teacher_signals.rows.split(ROWS_PER_CHUNK)
+                ]
                 weight = torch.stack(tails).sum(0).cpu()
-                found = alike(said.head.weight.float().cpu(), weight, self.classes, seed=self.seed)
-            with writing_file(file) as aside:
-                save_file({"classes": found.numpy().astype(np.uint8)}, aside)
-        found = torch.from_numpy(load_file(file)["classes"].astype(np.int64))
-        return torch.nn.functional.one_hot(found, self.classes).float()
+                token_classes = kmeans(teacher_signals.head.weight.float().cpu(), weight, self.classes, seed=self.seed)
+            with atomic_file(file) as staging_file:
+                save_file({"classes": token_classes.numpy().astype(np.uint8)}, staging_file)
+        token_classes = torch.from_numpy(load_file(file)["classes"].astype(np.int64))
+        return torch.nn.functional.one_hot(token_classes, self.classes).float()
 
-    def _said(self, teacher: Loaded, packs: Packs, numbers: range) -> tuple[Signals, dict[str, Tensor]]:
-        batch = collate([packs[i] for i in numbers])
+    def _compute_signals(
+        self, teacher: LoadedModel, packs: Packs, pack_numbers: range
+    ) -> tuple[Signals, dict[str, Tensor]]:
+        batch = collate([packs[i] for i in pack_numbers])
         batch = {name: values.to(teacher.model.device) for name, values in batch.items()}
-        needs = Needs(supervised(batch)[0])
-        return signals(teacher.model, batch, needs, vocabulary=real_ids(teacher.tokenizer)), batch
+        needs = Needs(supervised_positions(batch)[0])
+        return compute_signals(teacher.model, batch, needs, vocabulary=count_token_ids(teacher.tokenizer)), batch
 
-    def _shards(
-        self, folder: Path, identity: str, teacher: Loaded, packs: Packs, members: Tensor, *, show: bool
+    def _write_shards(
+        self, folder: Path, identity: str, teacher: LoadedModel, packs: Packs, members: Tensor, *, show: bool
     ) -> None:
         """Every shard that is not there yet, each whole before it counts."""
-        done = _progress(folder)["files"]
+        shard_digests = _read_progress(folder)["files"]
         members = members.to(teacher.model.device)
-        with _bar(show) as bar:
-            task = bar.add_task("capturing", total=len(packs), completed=min(len(done) * PACKS, len(packs)), facts="")
-            for number in range(len(done), math.ceil(len(packs) / PACKS)):
+        with _make_progress_bar(show) as bar:
+            task = bar.add_task(
+                "capturing", total=len(packs), completed=min(len(shard_digests) * PACKS_PER_SHARD, len(packs)), facts=""
+            )
+            for number in range(len(shard_digests), math.ceil(len(packs) / PACKS_PER_SHARD)):
                 name, windows = f"shard-{number:05}.safetensors", []
-                for i in range(number * PACKS, min((number + 1) * PACKS, len(packs))):
-                    windows += list(self._windows(teacher, packs, i, members))
+                for i in range(number * PACKS_PER_SHARD, min((number + 1) * PACKS_PER_SHARD, len(packs))):
+                    windows += list(self._encode_windows(teacher, packs, i, members))
                     bar.advance(task)
-                with writing_file(folder / name) as aside:
-                    save_file(laid(windows), aside)
-                done[name] = hash_file(folder / name)
-                write_text(folder / PROGRESS, json.dumps({"identity": identity, "files": done}))
+                with atomic_file(folder / name) as staging_file:
+                    save_file(build_shard(windows), staging_file)
+                shard_digests[name] = hash_file(folder / name)
+                write_text(folder / PROGRESS, json.dumps({"identity": identity, "files": shard_digests}))
 
-    def _windows(self, teacher: Loaded, packs: Packs, number: int, members: Tensor) -> Iterator[Window]:
+    def _encode_windows(
+        self, teacher: LoadedModel, packs: Packs, number: int, members: Tensor
+    ) -> Iterator[CachedWindow]:
         """What is stored of each window of a pack."""
-        said, batch = self._said(teacher, packs, range(number, number + 1))
+        teacher_signals, batch = self._compute_signals(teacher, packs, range(number, number + 1))
         generator = torch.Generator(members.device).manual_seed(self.seed * 2**32 + number)
-        known = joined([self._kept(said.logits(some), members, generator) for some in said.rows.split(CHUNK)])
-        if known.log_p.isnan().any():
+        distributions = concatenate(
+            [
+                self._compress_logits(teacher_signals.logits(chunk), members, generator)
+                for chunk in teacher_signals.rows.split(ROWS_PER_CHUNK)
+            ]
+        )
+        if distributions.log_p.isnan().any():
             raise UnsupportedModel(f"{teacher.name} gives logits that are no numbers; mend it first")
-        known = Coarse(known.ids.cpu(), known.log_p.cpu(), known.log_rest.cpu(), members)
-        documents, owners = batch["documents"][0].cpu(), supervised(batch)[2].cpu()
-        how = Format(len(members), self.classes, self.exact)
+        distributions = CoarseDistribution(
+            distributions.ids.cpu(), distributions.log_p.cpu(), distributions.log_rest.cpu(), members
+        )
+        documents, owners = batch["documents"][0].cpu(), supervised_positions(batch)[2].cpu()
+        encoding = CodecFormat(len(members), self.classes, self.exact)
         start = 0
         for document in range(int(documents[-1]) + 1):
-            mine, rows = documents == document, int((owners == document).sum())
-            ids, labels = (batch[name][0].cpu()[mine].numpy() for name in ("input_ids", "labels"))
-            part = known[start : start + rows]
-            arrays = encode(part, how)
-            if self.hidden and said.head is None:
+            mask, num_rows = documents == document, int((owners == document).sum())
+            ids, labels = (batch[name][0].cpu()[mask].numpy() for name in ("input_ids", "labels"))
+            part = distributions[start : start + num_rows]
+            arrays = encode(part, encoding)
+            if self.hidden and teacher_signals.head is None:
                 raise UnsupportedModel(f"no head explains the hidden states of {teacher.name}; omit --hidden")
             if self.hidden:
-                arrays["hidden"] = said.rows[start : start + rows].bfloat16().cpu().view(torch.uint16).numpy()
-            yield Window(key_of(ids, labels), rows, int((~part.log_p.isneginf()).sum()), arrays)
-            start += rows
+                arrays["hidden"] = (
+                    teacher_signals.rows[start : start + num_rows].bfloat16().cpu().view(torch.uint16).numpy()
+                )
+            yield CachedWindow(hash_window(ids, labels), num_rows, int((~part.log_p.isneginf()).sum()), arrays)
+            start += num_rows
 
-    def _kept(self, logits: Tensor, members: Tensor, generator: torch.Generator) -> Coarse:
+    def _compress_logits(self, logits: Tensor, members: Tensor, generator: torch.Generator) -> CoarseDistribution:
         logits = logits.float() / self.temperature
         if not self.sampled:
-            return coarsened(logits, self.top_k, members, mass=self.mass)
-        drawn = torch.multinomial(logits.softmax(-1), self.sampled, replacement=True, generator=generator)
-        each = torch.full_like(drawn, 1 / self.sampled, dtype=logits.dtype)
-        share = torch.zeros_like(logits).scatter_add_(-1, drawn, each)
-        return coarsened(share.log(), int((share > 0).sum(-1).max()), members)
+            return coarsen(logits, self.top_k, members, mass=self.mass)
+        samples = torch.multinomial(logits.softmax(-1), self.sampled, replacement=True, generator=generator)
+        weight = torch.full_like(samples, 1 / self.sampled, dtype=logits.dtype)
+        frequencies = torch.zeros_like(logits).scatter_add_(-1, samples, weight)
+        return coarsen(frequencies.log(), int((frequencies > 0).sum(-1).max()), members)
 
-    def _finish(
+    def _publish(
         self,
         out: Path,
         folder: Path,
-        teacher: Loaded,
+        teacher: LoadedModel,
         corpus: Corpus,
         packs: Packs,
-        facts: Facts,
+        facts: CacheFacts,
         seconds: float,
     ) -> Manifest:
-        files = {**_progress(folder)["files"], CLASSES: hash_file(folder / CLASSES)}
-        counts = [counted(folder / name) for name in files if name != CLASSES]
+        files = {**_read_progress(folder)["files"], CLASSES: hash_file(folder / CLASSES)}
+        counts = [count_shard(folder / name) for name in files if name != CLASSES]
         rows, windows, ids = (sum(column) for column in zip(*counts, strict=True))
         manifest = Manifest(
             facts=facts,
@@ -262,101 +305,107 @@ class Capture:
         card = Card(
             stage=self.to_dict(),
             seed=self.seed,
-            parents=[parent("teacher", teacher)],
-            data=facts_of(corpus, packs),
-            cost={"tokens": packs.tokens, "seconds": seconds},
+            parents=[make_parent("teacher", teacher)],
+            data=build_corpus_facts(corpus, packs),
+            cost={"tokens": packs.num_tokens, "seconds": seconds},
             details=details,
-            command=command(),
+            command=get_command(),
         )
         card.write(folder)
         write_text(folder / MANIFEST, json.dumps(manifest.to_dict(), indent=1))
-        sync(folder)
-        shutil.rmtree(_aside(out), ignore_errors=True)
-        folder.rename(_aside(out))
-        _take_up(out)
+        sync_folder(folder)
+        shutil.rmtree(_staging_path(out), ignore_errors=True)
+        folder.rename(_staging_path(out))
+        _move_into_place(out)
         return manifest
 
 
-def facts_expected(teacher: Loaded, corpus: Corpus, packs: Packs, dtype: torch.dtype) -> dict[str, Any]:
+def compute_expected_facts(teacher: LoadedModel, corpus: Corpus, packs: Packs, dtype: torch.dtype) -> dict[str, Any]:
     """The facts of a cache that follow from teacher and text."""
     return {
-        **teacher_facts(teacher),
-        "dtype": backend.name_of(dtype),
-        **tokenizer_facts(teacher.tokenizer),
+        **fingerprint_teacher(teacher),
+        "dtype": backend.get_dtype_name(dtype),
+        **fingerprint_tokenizer(teacher.tokenizer),
         "text": corpus.digest or packs.digest,
-        "vocabulary": real_ids(teacher.tokenizer),
+        "vocabulary": count_token_ids(teacher.tokenizer),
     }
 
 
-def teacher_facts(teacher: Loaded) -> dict[str, str]:
+def fingerprint_teacher(teacher: LoadedModel) -> dict[str, str]:
     """The digests of a teacher's weights, and of its config as far as it says anything of the network."""
-    config = {name: value for name, value in teacher.model.config.to_diff_dict().items() if name not in BESIDE}
-    said = json.dumps(config, sort_keys=True, default=str)
-    return {"teacher": teacher.digest, "config": hashlib.sha256(said.encode()).hexdigest()}
+    config = {
+        name: value for name, value in teacher.model.config.to_diff_dict().items() if name not in IGNORED_CONFIG_KEYS
+    }
+    config_json = json.dumps(config, sort_keys=True, default=str)
+    return {"teacher": teacher.digest, "config": hashlib.sha256(config_json.encode()).hexdigest()}
 
 
-def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """The digests of a tokenizer, the tokens that it puts around a document included, and of its chat template."""
-    table = f"{tokenizer.backend_tokenizer.to_str()} {tokenizer.bos_token_id} {tokenizer.eos_token_id}"
+    description = f"{tokenizer.backend_tokenizer.to_str()} {tokenizer.bos_token_id} {tokenizer.eos_token_id}"
     return {
-        "tokenizer": hashlib.sha256(table.encode()).hexdigest(),
+        "tokenizer": hashlib.sha256(description.encode()).hexdigest(),
         "template": hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest(),
     }
 
 
 @contextlib.contextmanager
-def _workplace(out: Path, *, overwrite: bool, identity: str, resume: bool) -> Iterator[Path]:
+def _training_folder(out: Path, *, overwrite: bool, identity: str, resume: bool) -> Iterator[Path]:
     """`out`/training; what is whole in it stays if the capture does not end."""
-    folder = out / TRAINING
+    folder = out / TRAINING_FOLDER
     if overwrite or not resume:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    clear(folder)
+    remove_leftovers(folder)
     if not (folder / PROGRESS).exists():
         write_text(folder / PROGRESS, json.dumps({"identity": identity, "files": {}}))
-    found = _progress(folder)
-    if found["identity"] != identity:
-        raise ArtefactError(f"{out} holds a capture with other settings, teacher or text; start again with --overwrite")
-    for name, digest in list(found["files"].items()):
+    progress = _read_progress(folder)
+    if progress["identity"] != identity:
+        raise ArtifactError(f"{out} holds a capture with other settings, teacher or text; start again with --overwrite")
+    for name, digest in list(progress["files"].items()):
         if not (folder / name).is_file() or hash_file(folder / name) != digest:
-            later = [other for other in found["files"] if other >= name]
-            found["files"] = {k: v for k, v in found["files"].items() if k not in later}
-            write_text(folder / PROGRESS, json.dumps(found))
+            invalid_files = [file for file in progress["files"] if file >= name]
+            progress["files"] = {
+                file_name: file_digest
+                for file_name, file_digest in progress["files"].items()
+                if file_name not in invalid_files
+            }
+            write_text(folder / PROGRESS, json.dumps(progress))
             break
     try:
         yield folder
     except KeyboardInterrupt:
-        if not _progress(folder)["files"]:
+        if not _read_progress(folder)["files"]:
             raise
         raise Interrupted(f"stopped; the shards that are whole are kept in {out}, and --resume continues") from None
     finally:
-        if folder.exists() and not _progress(folder)["files"]:
+        if folder.exists() and not _read_progress(folder)["files"]:
             shutil.rmtree(folder)
 
 
-def _aside(out: Path) -> Path:
+def _staging_path(out: Path) -> Path:
     return out.resolve().with_name(f".{out.resolve().name}.capture")
 
 
-def _take_up(out: Path) -> None:
+def _move_into_place(out: Path) -> None:
     """Put a capture that is whole, and was only not moved yet, in its place."""
-    if (_aside(out) / MANIFEST).is_file():
-        (_aside(out) / PROGRESS).unlink(missing_ok=True)
-        replace(_aside(out), out)
+    if (_staging_path(out) / MANIFEST).is_file():
+        (_staging_path(out) / PROGRESS).unlink(missing_ok=True)
+        replace_folder(_staging_path(out), out)
 
 
-def _progress(folder: Path) -> dict[str, Any]:
+def _read_progress(folder: Path) -> dict[str, Any]:
     """The identity of the capture and its whole shards.
 
     Raises: ArtefactError.
     """
     try:
-        found = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        return {"identity": str(found["identity"]), "files": dict(found["files"])}
+        progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        return {"identity": str(progress["identity"]), "files": dict(progress["files"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtefactError(f"{folder / PROGRESS} cannot be read ({error}); start again with --overwrite") from error
+        raise ArtifactError(f"{folder / PROGRESS} cannot be read ({error}); start again with --overwrite") from error
 
 
-def _bar(show: bool) -> Progress:
+def _make_progress_bar(show: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not show)

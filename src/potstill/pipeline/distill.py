@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from potstill.core import backend
-from potstill.core.artefact import TRAINING, Card, recover, require_free, writing
+from potstill.core.artefact import TRAINING_FOLDER, Card, atomic_folder, check_output_free, recover_folder
 from potstill.core.errors import (
-    ArtefactError,
+    ArtifactError,
     DataError,
     MissingDependency,
     NotFound,
@@ -25,73 +25,79 @@ from potstill.core.errors import (
     UsageError,
     VocabularyMismatch,
 )
-from potstill.core.types import Companion, Measure, Objective
-from potstill.data.cache import Cache, Recalled, faults
+from potstill.core.types import Measure, Objective, SignalSource
+from potstill.data.cache import CachedHiddenStates, TeacherCache, find_faults
 from potstill.data.served import TOP_K
-from potstill.data.turns import Marks
+from potstill.data.turns import ChatMarkers
 from potstill.data.wire import is_address
 from potstill.evaluate.plots import draw_curve
-from potstill.evaluate.reading import Reading
-from potstill.evaluate.rouge import Writing
-from potstill.evaluate.samples import side_by_side, to_markdown
-from potstill.models.load import Loaded, load
-from potstill.models.signals import known_head
-from potstill.models.vocabulary import real_ids, shared_ids
-from potstill.objectives.named import Mixture
-from potstill.pipeline.absent import Absent, leaving, require_bounded, require_kept, require_teacher
-from potstill.pipeline.beside import BEFORE, before_training, beside_teacher
-from potstill.pipeline.capture import teacher_facts, tokenizer_facts
+from potstill.evaluate.reading import ScoringConfig
+from potstill.evaluate.rouge import GenerationOptions
+from potstill.evaluate.samples import format_markdown, generate_samples
+from potstill.models.load import LoadedModel, load_model
+from potstill.models.signals import get_constant_head
+from potstill.models.vocabulary import count_shared_ids, count_token_ids
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.absent import (
+    ExternalTeacher,
+    check_cache_supports,
+    check_server_supports,
+    check_teacher_source,
+    closing_connections,
+)
+from potstill.pipeline.beside import BEFORE_TRAINING, evaluate_baseline, evaluate_student_and_teacher
+from potstill.pipeline.capture import fingerprint_teacher, fingerprint_tokenizer
 from potstill.pipeline.card import write_card
-from potstill.pipeline.crossing import examine_across
-from potstill.pipeline.doctor import require_sound
-from potstill.pipeline.examination import NOTE, examine
-from potstill.pipeline.forecast import announce
-from potstill.pipeline.invariants import QUICK
-from potstill.pipeline.pair import Pair, models_of, packed, require_known
-from potstill.pipeline.prune import Prune, reload_gap, save
-from potstill.pipeline.rollouts import UNCOUNTED, require_answers, rollout_of
+from potstill.pipeline.crossing import run_cross_tokenizer_checks
+from potstill.pipeline.doctor import raise_if_failed
+from potstill.pipeline.examination import NOTE, run_checks
+from potstill.pipeline.forecast import warn_if_insufficient
+from potstill.pipeline.invariants import QUICK_CHECKS
+from potstill.pipeline.pair import ModelPair, check_token_ids, get_loaded_models, supports_packing
+from potstill.pipeline.prune import PruneConfig, compute_reload_gap, save_model
+from potstill.pipeline.rollouts import SAMPLING_TIME_NOTE, build_rollout, check_rollout
 from potstill.pipeline.stage import (
-    as_value,
-    command,
-    disk,
-    essence,
-    note,
-    parent,
-    require_apart,
-    require_choice,
-    require_size,
-    require_strategy,
-    waiting,
+    check_choice,
+    check_output_not_input,
+    check_size_options,
+    check_strategy,
+    explain_write_errors,
+    get_command,
+    make_parent,
+    print_note,
+    reproducible_options,
+    show_status,
+    to_plain_dict,
 )
 from potstill.pipeline.teachers import (
     AVERAGE,
-    Several,
-    alone,
-    live_teachers,
-    of_teacher,
-    pair_of,
-    require_sure,
+    EnsembleConfig,
+    build_single_teacher_configs,
+    check_confidence_caches,
+    get_loaded_teachers,
+    label_check,
+    load_ensemble,
 )
-from potstill.pipeline.texts import Prepared, Text, prepare
-from potstill.pipeline.workplace import COMPUTE, resumable, workplace
-from potstill.pipeline.worlds import crossing_of, world_of
+from potstill.pipeline.texts import DatasetConfig, PreparedDataset, prepare_dataset
+from potstill.pipeline.workplace import DTYPE_FILE, explain_interrupt, training_folder
+from potstill.pipeline.worlds import build_check_inputs, build_cross_tokenizer_inputs
 from potstill.train import adapters, ranks
-from potstill.train.blocks import require_checkpointing
-from potstill.train.policy import GKD, Policy
-from potstill.train.progress import METRICS
-from potstill.train.run import Outcome, identify, train
-from potstill.train.settings import Settings
-from potstill.train.study import Study
+from potstill.train.blocks import check_activation_checkpointing
+from potstill.train.policy import GKD, RolloutConfig
+from potstill.train.progress import METRICS_FILE
+from potstill.train.run import TrainResult, compute_run_id, train
+from potstill.train.settings import TrainConfig
+from potstill.train.study import TrainingModule
 from potstill.transforms.fit import AUTO
 
-PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do I read a file in Python?")
-BASELINE = "before.json"  # the measures of the student when it began
-CURVE = "curve.png"
+SAMPLE_PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do I read a file in Python?")
+BASELINE_FILE = "before.json"  # the measures of the student when it began
+CURVE_FILE = "curve.png"
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class DistillResult:
     """What a stage returns to Python: the live model and its tokenizer, the card, and the measures by model name."""
 
     out: Path
@@ -106,7 +112,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill:
+class DistillConfig:
     """Trains `student` (or the teacher cut to `keep` or `params`) on `data` under `objective`.
 
     The teacher's weights need not be here if a student is given: `teacher` may be the address of a server, which is
@@ -132,8 +138,8 @@ class Distill:
     eval_data: str | None = None
     teacher_cache: str | None = None
     top_k: int = TOP_K
-    objective: Mixture = field(default_factory=Mixture)
-    settings: Settings = field(default_factory=Settings)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    settings: TrainConfig = field(default_factory=TrainConfig)
     lora: int = 0
     on_policy: float = 0.0
     rollout: str = GKD
@@ -145,13 +151,13 @@ class Distill:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        require_size({"student": self.student, "keep": self.keep, "params": self.params})
-        require_strategy(self.strategy)
-        if self.several is None:
-            self._require_taught()
+        check_size_options({"student": self.student, "keep": self.keep, "params": self.params})
+        check_strategy(self.strategy)
+        if self.ensemble is None:
+            self._check_teacher_options()
         else:
-            _ = self.alone  # each of several is checked as if it taught alone
-        if self.top_k != TOP_K and not any(map(is_address, self.sources)):
+            _ = self.single_teacher_configs  # each of several is checked as if it taught alone
+        if self.top_k != TOP_K and not any(map(is_address, self.teacher_locations)):
             raise UsageError(
                 "--top-k is how many tokens a served teacher is asked for, and none is served here; leave it out (what "
                 "a cache keeps was said when it was captured)"
@@ -161,190 +167,229 @@ class Distill:
         if self.documents < 1:
             raise UsageError(f"documents is {self.documents}; at least one has to be measured on")
         for tracker in self.settings.report_to:
-            require_tracker(tracker)
+            check_tracker(tracker)
 
-    def _require_taught(self) -> None:
+    def _check_teacher_options(self) -> None:
         if self.combine != AVERAGE:
             raise UsageError(f"--combine {self.combine} is for several teachers; give --teacher more than once")
-        require_teacher(self.sole, self.teacher_cache, student=self.student)
-        if is_address(self.sole):
-            require_bounded(self.objective, top_k=self.top_k)
-        if self.objective.alive and self.teacher_cache is not None and not self.objective.recalled:
+        check_teacher_source(self.single_teacher, self.teacher_cache, student=self.student)
+        if is_address(self.single_teacher):
+            check_server_supports(self.objective, top_k=self.top_k)
+        if (
+            self.objective.needs_teacher_model
+            and self.teacher_cache is not None
+            and not self.objective.needs_only_last_hidden
+        ):
             raise UsageError(f"{self.objective.name} asks more of a teacher than a cache keeps; omit --teacher-cache")
-        if self.objective.alive and (self.teacher is None or is_address(self.sole)):
+        if self.objective.needs_teacher_model and (self.teacher is None or is_address(self.single_teacher)):
             raise UsageError(
                 f"{self.objective.name} reads a teacher's weights; give a --teacher whose weights are here"
             )
-        require_answers(self.policy, self.objective, self.settings, teacher=self.sole, cache=self.teacher_cache)
+        check_rollout(
+            self.rollout_config, self.objective, self.settings, teacher=self.single_teacher, cache=self.teacher_cache
+        )
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> "Distill":
+    def from_options(cls, options: Mapping[str, Any]) -> "DistillConfig":
         """The stage that flat options (of the command line, a YAML file or Python) describe."""
-        objective = Mixture.parse(
+        objective = ObjectiveConfig.parse(
             options["objective"], cross_entropy=options["cross_entropy"], temperature=options["temperature"]
         )
-        names = {"lr": "learning_rate"}
-        flat = {names.get(k, k): v for k, v in options.items()}
-        flat["report_to"] = tuple(flat.get("report_to") or ())
-        settings = Settings(**{f.name: flat[f.name] for f in fields(Settings) if flat.get(f.name) is not None})
-        if isinstance(given := flat.get("teacher"), list | tuple):
-            flat["teacher"] = tuple(given) if len(given) > 1 else next(iter(given), None)
-        own = {f.name for f in fields(cls)} - {"objective", "settings"}
-        return cls(objective=objective, settings=settings, **{k: v for k, v in flat.items() if k in own})
+        aliases = {"lr": "learning_rate"}
+        flat_options = {aliases.get(k, k): v for k, v in options.items()}
+        flat_options["report_to"] = tuple(flat_options.get("report_to") or ())
+        settings = TrainConfig(
+            **{f.name: flat_options[f.name] for f in fields(TrainConfig) if flat_options.get(f.name) is not None}
+        )
+        if isinstance(teachers := flat_options.get("teacher"), list | tuple):
+            flat_options["teacher"] = tuple(teachers) if len(teachers) > 1 else next(iter(teachers), None)
+        field_names = {f.name for f in fields(cls)} - {"objective", "settings"}
+        return cls(
+            objective=objective, settings=settings, **{k: v for k, v in flat_options.items() if k in field_names}
+        )
 
     @property
-    def policy(self) -> Policy:
+    def rollout_config(self) -> RolloutConfig:
         """Who writes the tokens."""
-        return Policy(name=self.rollout, share=self.on_policy)
+        return RolloutConfig(name=self.rollout, share=self.on_policy)
 
     @property
-    def sole(self) -> str | None:
+    def single_teacher(self) -> str | None:
         """The teacher, where there is one."""
         assert not isinstance(self.teacher, tuple)
         return self.teacher
 
     @property
-    def several(self) -> Several | None:
+    def ensemble(self) -> EnsembleConfig | None:
         """The teachers, where there are several."""
-        return Several.of(self.teacher, self.combine) if isinstance(self.teacher, tuple) else None
+        return EnsembleConfig.from_options(self.teacher, self.combine) if isinstance(self.teacher, tuple) else None
 
     @property
-    def sources(self) -> tuple[str | None, ...]:
+    def teacher_locations(self) -> tuple[str | None, ...]:
         """Where each teacher is."""
-        return (self.sole,) if self.several is None else tuple(self.several.sources.values())
+        return (self.single_teacher,) if self.ensemble is None else tuple(self.ensemble.sources.values())
 
     @property
-    def alone(self) -> "Mapping[str, Distill]":
+    def single_teacher_configs(self) -> "Mapping[str, DistillConfig]":
         """For each teacher, by its name as a network, the stage in which it alone teaches."""
-        return {"teacher": self} if self.several is None else alone(self, self.several)
+        return {"teacher": self} if self.ensemble is None else build_single_teacher_configs(self, self.ensemble)
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain data."""
-        return as_value(self)
+        return to_plain_dict(self)
 
-    def run(self, out: Path, *, overwrite: bool = False, resume: bool = False, show: bool = True) -> Run:
+    def run(self, out: Path, *, overwrite: bool = False, resume: bool = False, show: bool = True) -> DistillResult:
         """Prunes if it has to, trains, measures beside the teacher, and writes the folder.
 
         Raises:
             UsageError, NotFound, VocabularyMismatch, OutputExists: before anything is written.
             TrainingDiverged, Interrupted, ArtefactError: checkpoints stay in `out`/training for --resume.
         """
-        with ranks.joined():
-            return self._run(out, overwrite=overwrite, resume=resume, show=show and ranks.first())
+        with ranks.process_group():
+            return self._run(out, overwrite=overwrite, resume=resume, show=show and ranks.is_main_process())
 
-    def _run(self, out: Path, *, overwrite: bool, resume: bool, show: bool) -> Run:
-        several, caches = self.several, self.caches()
+    def _run(self, out: Path, *, overwrite: bool, resume: bool, show: bool) -> DistillResult:
+        ensemble, caches = self.ensemble, self.open_caches()
         cache = caches.get("teacher")
-        if ranks.first():
-            self._require_room(out, overwrite=overwrite, resume=resume)
-        ranks.wait()
-        device, dtype = backend.device(self.device), ranks.told(self.compute_dtype(out if resume else None, caches))
-        pair = self.pair(dtype, caches)
+        if ranks.is_main_process():
+            self._check_output_folder(out, overwrite=overwrite, resume=resume)
+        ranks.barrier()
+        device, dtype = (
+            backend.resolve_device(self.device),
+            ranks.broadcast_from_main(self.compute_dtype(out if resume else None, caches)),
+        )
+        pair = self.load_models(dtype, caches)
         teacher = pair.teacher
-        text = Text(
+        dataset_config = DatasetConfig(
             data=self.data,
             eval_data=self.eval_data,
             columns=self.columns,
             context=self.settings.context,
             seed=self.settings.seed,
-            route=None if several is None else several.route,
+            route=None if ensemble is None else ensemble.route,
         )
-        for one, kept in caches.items():
-            said = pair.teachers[one]
-            kept.require(
+        for network, teacher_cache in caches.items():
+            ensemble_teacher = pair.teachers[network]
+            teacher_cache.check_facts(
                 {
-                    **(teacher_facts(said) if isinstance(said, Loaded) else {}),
-                    "dtype": backend.name_of(dtype),
-                    **tokenizer_facts(pair.origin.tokenizer),
+                    **(fingerprint_teacher(ensemble_teacher) if isinstance(ensemble_teacher, LoadedModel) else {}),
+                    "dtype": backend.get_dtype_name(dtype),
+                    **fingerprint_tokenizer(pair.origin.tokenizer),
                     "context": self.settings.context,
                     "vocabulary": pair.vocabulary,
-                    **({} if self.objective.recalled else {"temperature": self.objective.temperature}),
+                    **({} if self.objective.needs_only_last_hidden else {"temperature": self.objective.temperature}),
                 }
             )
-        prepared = prepare(
-            text,
+        dataset = prepare_dataset(
+            dataset_config,
             pair.origin.tokenizer,
             tokens=self.settings.tokens,
-            models=models_of(pair),
+            models=get_loaded_models(pair),
             documents=self.documents,
             caches=list(caches.values()),
-            teacher_tokenizer=teacher.tokenizer if pair.across and isinstance(teacher, Loaded) else None,
+            teacher_tokenizer=teacher.tokenizer
+            if pair.is_cross_tokenizer and isinstance(teacher, LoadedModel)
+            else None,
         )
-        require_known(prepared, pair)
-        pair = pair._replace(chats=prepared.facts["kind"] != "text")
+        check_token_ids(dataset, pair)
+        pair = pair._replace(is_chat=dataset.facts["kind"] != "text")
         pair.student.to(device)
-        for said in pair.teachers.values():
-            if isinstance(said, Loaded):
-                said.model.to(device=device, dtype=dtype)
-        if pair.across and pair.paired and pair.chats and any(Marks.unknown(*one[:2]) for one in pair.readers):
-            note("a chat template here writes turns in a way that is not known, so the teacher reads them line by line")
-        if not packed(pair):
-            note("a model here mixes documents that are packed, so they are padded: slower, and the same numbers")
-        reading = Reading(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)
-        measuring = f"measuring on {len(prepared.rows)} documents"
-        study = self.study(pair, dtype, caches)
-        model = study.student
-        tokenizer, writes = pair.origin.tokenizer, self.policy.writes
-        rollout = rollout_of(
-            self.policy,
+        for ensemble_teacher in pair.teachers.values():
+            if isinstance(ensemble_teacher, LoadedModel):
+                ensemble_teacher.model.to(device=device, dtype=dtype)
+        if (
+            pair.is_cross_tokenizer
+            and pair.needs_teacher_tokens
+            and pair.is_chat
+            and any(ChatMarkers.has_unknown_template(*network[:2]) for network in pair.readers)
+        ):
+            print_note(
+                "a chat template here writes turns in a way that is not known, so the teacher reads them line by line"
+            )
+        if not supports_packing(pair):
+            print_note("a model here mixes documents that are packed, so they are padded: slower, and the same numbers")
+        reading = ScoringConfig(context=self.settings.context, vocabulary=pair.vocabulary, dtype=dtype)
+        status = f"measuring on {len(dataset.rows)} documents"
+        module = self.build_module(pair, dtype, caches)
+        model = module.student
+        tokenizer, generates_text = pair.origin.tokenizer, self.rollout_config.is_enabled
+        rollout = build_rollout(
+            self.rollout_config,
             self.settings,
             pair.student,
             tokenizer,
             vocabulary=pair.vocabulary,
-            beside=pair.packs(prepared.packs).beside if pair.across and pair.paired else dict,
+            add_teacher_tokens=pair.prepare_packs(dataset.packs).add_teacher_inputs
+            if pair.is_cross_tokenizer and pair.needs_teacher_tokens
+            else dict,
         )
-        announce(self, pair, prepared.packs, dtype, out, show=show)
-        if writes:
-            note(UNCOUNTED)
-        told = {one: dict(kept.manifest.files) for one, kept in caches.items()}
-        identity = identify(
-            essence(self.to_dict()), [p.digest for p in pair.parents], prepared.digest, pair.details, told
+        warn_if_insufficient(self, pair, dataset.packs, dtype, out, show=show)
+        if generates_text:
+            print_note(SAMPLING_TIME_NOTE)
+        cache_files = {network: dict(teacher_cache.manifest.files) for network, teacher_cache in caches.items()}
+        identity = compute_run_id(
+            reproducible_options(self.to_dict()),
+            [model_parent.digest for model_parent in pair.parents],
+            dataset.digest,
+            pair.details,
+            cache_files,
         )
-        ranks.require_same("settings, models or text", identity)
-        ranks.require_same("student", ranks.digest_of_weights(model) if ranks.count() > 1 else "")
+        ranks.check_same_on_all_ranks("settings, models or text", identity)
+        ranks.check_same_on_all_ranks("student", ranks.hash_weights(model) if ranks.world_size() > 1 else "")
         with (
-            leaving(pair.teachers.values()),
-            disk(out),
-            resumable(out),
-            workplace(out, overwrite=overwrite, dtype=dtype) as folder,
+            closing_connections(pair.teachers.values()),
+            explain_write_errors(out),
+            explain_interrupt(out),
+            training_folder(out, overwrite=overwrite, dtype=dtype) as folder,
         ):
-            with waiting(f"{measuring} before training", show=show):
-                beside = None if pair.across else teacher
-                told_to = (pair.student, beside, prepared.rows, reading)
-                before = before_training(folder / BASELINE, *told_to) if ranks.first() else []
-            checked = self._examined(pair, prepared, dtype, cache, study)
-            if cache is not None and isinstance(teacher, Loaded):
+            with show_status(f"{status} before training", show=show):
+                comparable_teacher = None if pair.is_cross_tokenizer else teacher
+                baseline_inputs = (pair.student, comparable_teacher, dataset.rows, reading)
+                baseline = (
+                    evaluate_baseline(folder / BASELINE_FILE, *baseline_inputs) if ranks.is_main_process() else []
+                )
+            check_records = self._run_quick_checks(pair, dataset, dtype, cache, module)
+            if cache is not None and isinstance(teacher, LoadedModel):
                 teacher.model.to("meta")  # its memory is for training; it is read again to be measured beside
-            outcome = train(
-                study,
-                pair.packs(prepared.packs, ahead=not writes),
+            result = train(
+                module,
+                pair.prepare_packs(dataset.packs, prefetch=not generates_text),
                 self.settings,
                 folder,
                 tokenizer=tokenizer,
-                validation=pair.packs(prepared.validation_packs),
+                validation=pair.prepare_packs(dataset.validation_packs),
                 rollout=rollout,
-                identity=identity,
+                run_id=identity,
                 resume=resume,
                 title=out.name,
                 show=show,
             )
-            if not outcome.finished:
+            if not result.finished:
                 raise KeyboardInterrupt
-            student = adapters.merge(model) if self.lora else pair.student
-            if not ranks.first():
-                card, measures = ranks.told(None)
-                return Run(out=out, card=card, model=student.eval(), tokenizer=pair.origin.tokenizer, measures=measures)
-            if cache is not None and isinstance(teacher, Loaded):
-                again = self._load(teacher.name)
-                again.model.to(device=device, dtype=dtype)
-                pair = pair._replace(teacher=again)
-            with waiting(measuring, show=show):
-                run = self._finish(out, pair, student.eval(), prepared, outcome, before, reading, checked)
-            ranks.told((run.card, run.measures))
-            return run
+            student = adapters.merge_adapters(model) if self.lora else pair.student
+            if not ranks.is_main_process():
+                card, measures = ranks.broadcast_from_main(None)
+                return DistillResult(
+                    out=out, card=card, model=student.eval(), tokenizer=pair.origin.tokenizer, measures=measures
+                )
+            if cache is not None and isinstance(teacher, LoadedModel):
+                reloaded_teacher = self._load_model(teacher.name)
+                reloaded_teacher.model.to(device=device, dtype=dtype)
+                pair = pair._replace(teacher=reloaded_teacher)
+            with show_status(status, show=show):
+                distill_result = self._publish(
+                    out, pair, student.eval(), dataset, result, baseline, reading, check_records
+                )
+            ranks.broadcast_from_main((distill_result.card, distill_result.measures))
+            return distill_result
 
-    def _examined(
-        self, pair: Pair, prepared: Prepared, dtype: torch.dtype, cache: Cache | None, study: Study
+    def _run_quick_checks(
+        self,
+        pair: ModelPair,
+        dataset: PreparedDataset,
+        dtype: torch.dtype,
+        cache: TeacherCache | None,
+        module: TrainingModule,
     ) -> list[dict[str, str]]:
         """The quick invariants of this very pair, for its card.
 
@@ -352,116 +397,155 @@ class Distill:
         """
         if self.skip_doctor:
             return [{"name": "invariants", "outcome": "not examined, by --skip-doctor"}]
-        kind, checked = prepared.facts["kind"], []
-        if pair.across and pair.paired:
-            checks = list(examine_across(crossing_of(pair, prepared.packs, study, kind=kind), quick=True))
+        kind, records = dataset.facts["kind"], []
+        if pair.is_cross_tokenizer and pair.needs_teacher_tokens:
+            checks = list(
+                run_cross_tokenizer_checks(
+                    build_cross_tokenizer_inputs(pair, dataset.packs, module, kind=kind), quick=True
+                )
+            )
             for check in (check for check in checks if check.outcome == NOTE):
-                note(f"{check.name}: {check.found}")
-            return require_sound(checks)
-        for network, here in live_teachers(pair):
-            world = world_of(
-                prepared.packs,
+                print_note(f"{check.name}: {check.found}")
+            return raise_if_failed(checks)
+        for network, loaded in get_loaded_teachers(pair):
+            check_inputs = build_check_inputs(
+                dataset.packs,
                 student=pair.student,
                 student_tokenizer=pair.origin.tokenizer,
-                teacher=here.model if here else None,
-                teacher_tokenizer=here.tokenizer if here else None,
+                teacher=loaded.model if loaded else None,
+                teacher_tokenizer=loaded.tokenizer if loaded else None,
                 vocabulary=pair.vocabulary,
                 kind=kind,
-                compute=dtype,
+                compute_dtype=dtype,
                 cache=cache,
-                compared=self.objective.compared,
+                logit_objective=self.objective.logit_objective,
             )
-            checked += [of_teacher(network, one) for one in require_sound(list(examine(world, QUICK)))]
-        for network, one in pair.teachers.items():
-            if isinstance(one, Absent):
-                same = {"name": "same tokens", "outcome": f"{one.proof}, {pair.vocabulary:,} shared"}
-                checked.insert(0, of_teacher(network, same))
-        return checked
+            records += [
+                label_check(network, entry) for entry in raise_if_failed(list(run_checks(check_inputs, QUICK_CHECKS)))
+            ]
+        for network, entry in pair.teachers.items():
+            if isinstance(entry, ExternalTeacher):
+                vocabulary_check = {"name": "same tokens", "outcome": f"{entry.proof}, {pair.vocabulary:,} shared"}
+                records.insert(0, label_check(network, vocabulary_check))
+        return records
 
-    def cache(self) -> Cache | None:
+    def open_cache(self) -> TeacherCache | None:
         """The teacher's cache, if one is named, and may serve the objective."""
         if self.teacher_cache is None:
             return None
         if self.settings.eval_every:
             raise UsageError("--eval-every reads held-out text, which --teacher-cache does not hold; give one of them")
         folder = Path(self.teacher_cache).expanduser()
-        if found := next(faults(folder), None):
-            raise ArtefactError(f"the cache {folder} is not whole: {found}; make it again")
-        cache = Cache(folder)
-        require_kept(self.objective, cache.manifest)
+        if fault := next(find_faults(folder), None):
+            raise ArtifactError(f"the cache {folder} is not whole: {fault}; make it again")
+        cache = TeacherCache(folder)
+        check_cache_supports(self.objective, cache.manifest)
         return cache
 
-    def caches(self) -> dict[str, Cache]:
+    def open_caches(self) -> dict[str, TeacherCache]:
         """The caches that are learnt from, by their teachers' names as networks."""
-        found = {network: cache for network, one in self.alone.items() if (cache := one.cache()) is not None}
-        if self.several is not None:
-            require_sure(self.several, found)
-        return found
+        caches = {
+            network: cache
+            for network, config in self.single_teacher_configs.items()
+            if (cache := config.open_cache()) is not None
+        }
+        if self.ensemble is not None:
+            check_confidence_caches(self.ensemble, caches)
+        return caches
 
-    def study(self, pair: Pair, dtype: torch.dtype, caches: Mapping[str, Cache] = MappingProxyType({})) -> Study:
+    def build_module(
+        self, pair: ModelPair, dtype: torch.dtype, caches: Mapping[str, TeacherCache] = MappingProxyType({})
+    ) -> TrainingModule:
         """What is trained: the student of `pair` where it lies, with adapters if asked for, under the objective."""
         device = pair.student.device
-        model = adapters.add(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
-        teachers = pair.teachers.items() if self.objective.teaches else ()
-        frozen = {network: self._speaker(one, caches.get(network)) for network, one in teachers}
+        model = adapters.add_adapters(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
+        teachers = pair.teachers.items() if self.objective.uses_teacher else ()
+        frozen = {network: self._get_signal_source(teacher, caches.get(network)) for network, teacher in teachers}
         if self.settings.checkpoint_activations:
-            require_checkpointing(model)
-        objective = self._objective(pair)
+            check_activation_checkpointing(model)
+        objective = self._build_objective(pair)
         if isinstance(objective, nn.Module):
             objective.to(device)
-        return Study(model.to(device), objective, frozen=frozen, vocabulary=pair.vocabularies, compute_dtype=dtype)
+        return TrainingModule(
+            model.to(device), objective, frozen=frozen, vocabulary=pair.vocabulary_sizes, compute_dtype=dtype
+        )
 
-    def _speaker(self, teacher: Loaded | Absent, cache: Cache | None) -> PreTrainedModel | Companion:
+    def _get_signal_source(
+        self, teacher: LoadedModel | ExternalTeacher, cache: TeacherCache | None
+    ) -> PreTrainedModel | SignalSource:
         """What speaks for a teacher in training."""
-        if isinstance(teacher, Absent):
-            return teacher.companion
+        if isinstance(teacher, ExternalTeacher):
+            return teacher.signal_source
         if cache is None:
             return teacher.model
-        return Recalled(cache, known_head(teacher.model)) if self.objective.recalled else cache
+        return (
+            CachedHiddenStates(cache, get_constant_head(teacher.model))
+            if self.objective.needs_only_last_hidden
+            else cache
+        )
 
-    def _objective(self, pair: Pair) -> Objective:
+    def _build_objective(self, pair: ModelPair) -> Objective:
         """Its own weights, if any, are drawn by the seed, so that ranks and resumed runs begin alike."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            panel = None if self.several is None else self.several.panel
-            return self.objective.build(pair.sides if self.objective.alive else None, panel)
+            panel = None if self.ensemble is None else self.ensemble.panel
+            return self.objective.build(pair.pair_info if self.objective.needs_teacher_model else None, panel)
 
-    def compute_dtype(self, resumed: Path | None, caches: Mapping[str, Cache] = MappingProxyType({})) -> torch.dtype:
+    def compute_dtype(
+        self, resume_folder: Path | None, caches: Mapping[str, TeacherCache] = MappingProxyType({})
+    ) -> torch.dtype:
         """What matrices are multiplied in.
 
         Where it is not said, a resumed run keeps what was measured when it began, and one that learns from a cache
         multiplies as the teacher did that speaks in it.
         """
-        auto = "auto"
-        if resumed is not None and (resumed / TRAINING / COMPUTE).is_file():
-            auto = (resumed / TRAINING / COMPUTE).read_text(encoding="utf-8").strip()
+        default_dtype = "auto"
+        if resume_folder is not None and (resume_folder / TRAINING_FOLDER / DTYPE_FILE).is_file():
+            default_dtype = (resume_folder / TRAINING_FOLDER / DTYPE_FILE).read_text(encoding="utf-8").strip()
         elif caches:
-            auto = next(iter(caches.values())).manifest.facts.dtype
-        return backend.dtype(self.dtype, on=str(backend.device(self.device)), auto=auto)
+            default_dtype = next(iter(caches.values())).manifest.facts.dtype
+        return backend.resolve_dtype(
+            self.dtype, device_type=str(backend.resolve_device(self.device)), default=default_dtype
+        )
 
-    def pair(self, dtype: torch.dtype, caches: Mapping[str, Cache] = MappingProxyType({})) -> Pair:
+    def load_models(self, dtype: torch.dtype, caches: Mapping[str, TeacherCache] = MappingProxyType({})) -> ModelPair:
         """Student and teacher in memory, with everything that can be refused refused; what is pruned, in `dtype`."""
-        if self.several is not None:
-            return pair_of(self.alone, caches, dtype)
+        if self.ensemble is not None:
+            return load_ensemble(self.single_teacher_configs, caches, dtype)
         cache = caches.get("teacher")
-        teacher = self.live(cache)
+        teacher = self.load_teacher(cache)
         if self.student is not None:
-            origin = self._load(self.student)
+            origin = self._load_model(self.student)
             if teacher is None:
-                away = Absent.of(self.sole, cache, origin.tokenizer, top_k=self.top_k)
-                parents = [parent("student", origin), away.parent]
-                return Pair(origin.model, origin, away, away.vocabulary, parents, {})
-            parents = [parent("student", origin), parent("teacher", teacher)]
+                external_teacher = ExternalTeacher.from_cache_or_server(
+                    self.single_teacher, cache, origin.tokenizer, top_k=self.top_k
+                )
+                parents = [make_parent("student", origin), external_teacher.parent]
+                return ModelPair(origin.model, origin, external_teacher, external_teacher.vocabulary, parents, {})
+            parents = [make_parent("student", origin), make_parent("teacher", teacher)]
             try:
-                vocabulary = shared_ids(teacher.tokenizer, origin.tokenizer)
+                vocabulary = count_shared_ids(teacher.tokenizer, origin.tokenizer)
             except VocabularyMismatch:
-                if not self.objective.across:
+                if not self.objective.supports_cross_tokenizer:
                     raise
-                own, warped = real_ids(origin.tokenizer), self.objective.warped
-                return Pair(origin.model, origin, teacher, own, parents, {}, True, self.objective.teaches, warped)
-            return Pair(origin.model, origin, teacher, vocabulary, parents, {})
+                student_vocabulary, needs_edit_alignment = (
+                    count_token_ids(origin.tokenizer),
+                    self.objective.needs_edit_alignment,
+                )
+                return ModelPair(
+                    origin.model,
+                    origin,
+                    teacher,
+                    student_vocabulary,
+                    parents,
+                    {},
+                    True,
+                    self.objective.uses_teacher,
+                    needs_edit_alignment,
+                )
+            return ModelPair(origin.model, origin, teacher, vocabulary, parents, {})
         assert teacher is not None
-        stage = Prune(
+        prune_config = PruneConfig(
             model=teacher.name,
             data=self.data,
             columns=self.columns,
@@ -470,92 +554,100 @@ class Distill:
             strategy=self.strategy,
             seed=self.settings.seed,
             device=self.device,
-            dtype=backend.name_of(dtype),
+            dtype=backend.get_dtype_name(dtype),
         )
-        student, card = stage.apply(teacher)
-        vocabulary = shared_ids(teacher.tokenizer, teacher.tokenizer)
-        parents = [parent("teacher, which it was pruned from", teacher)]
-        return Pair(student, teacher, teacher, vocabulary, parents, dict(card.details))
+        student, card = prune_config.apply(teacher)
+        vocabulary = count_shared_ids(teacher.tokenizer, teacher.tokenizer)
+        parents = [make_parent("teacher, which it was pruned from", teacher)]
+        return ModelPair(student, teacher, teacher, vocabulary, parents, dict(card.details))
 
-    def live(self, cache: Cache | None) -> Loaded | None:
+    def load_teacher(self, cache: TeacherCache | None) -> LoadedModel | None:
         """The teacher's weights; None where they are not here and something else stands for them.
 
         Raises: NotFound where nothing does.
         """
-        if self.sole is None or is_address(self.sole):
+        if self.single_teacher is None or is_address(self.single_teacher):
             return None
         try:
-            return self._load(self.sole)
+            return self._load_model(self.single_teacher)
         except NotFound:
-            if cache is None or self.student is None or self.objective.recalled:
+            if cache is None or self.student is None or self.objective.needs_only_last_hidden:
                 raise
-            note(f"{self.sole} is not here, so what its cache says stands for it; it is not measured beside")
+            print_note(
+                f"{self.single_teacher} is not here, so what its cache says stands for it; it is not measured beside"
+            )
             return None
 
-    def _load(self, name: str) -> Loaded:
-        return load(name, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
+    def _load_model(self, name: str) -> LoadedModel:
+        return load_model(name, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
 
-    def _require_room(self, out: Path, *, overwrite: bool, resume: bool) -> None:
+    def _check_output_folder(self, out: Path, *, overwrite: bool, resume: bool) -> None:
         if resume and overwrite:
             raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
-        recover(out)
-        if resume and out.is_dir() and not (out / TRAINING).is_dir() and any(out.iterdir()):
+        recover_folder(out)
+        if resume and out.is_dir() and not (out / TRAINING_FOLDER).is_dir() and any(out.iterdir()):
             raise OutputExists(f"{out} holds no unfinished run, so there is nothing to resume")
-        require_apart(out, *self.sources, self.student, self.data, self.eval_data, self.teacher_cache)
-        require_free(out, overwrite=overwrite or resume)
+        check_output_not_input(
+            out, *self.teacher_locations, self.student, self.data, self.eval_data, self.teacher_cache
+        )
+        check_output_free(out, overwrite=overwrite or resume)
 
-    def _finish(
+    def _publish(
         self,
         out: Path,
-        pair: Pair,
+        pair: ModelPair,
         student: PreTrainedModel,
-        text: Prepared,
-        outcome: Outcome,
-        before: Sequence[Measure],
-        reading: Reading,
-        checked: list[dict[str, Any]],
-    ) -> Run:
-        with writing(out, overwrite=True) as folder:
-            save(student, pair.origin, folder)
-            gap = reload_gap(student, folder, trust_remote_code=self.trust_remote_code)
-            for file in (out / TRAINING).glob("*.jsonl"):
+        dataset: PreparedDataset,
+        result: TrainResult,
+        baseline: Sequence[Measure],
+        reading: ScoringConfig,
+        check_records: list[dict[str, Any]],
+    ) -> DistillResult:
+        with atomic_folder(out, overwrite=True) as folder:
+            save_model(student, pair.origin, folder)
+            gap = compute_reload_gap(student, folder, trust_remote_code=self.trust_remote_code)
+            for file in (out / TRAINING_FOLDER).glob("*.jsonl"):
                 shutil.copy(file, folder / file.name)
-            made = dataclasses.replace(pair.origin, model=student, name=out.name, path=folder, note="")
-            after = beside_teacher(made, pair.teacher, text.rows, reading, apart=text.teacher_rows)
-            first = {"teacher": after["teacher"]} if "teacher" in after else {}
-            measures = {**first, BEFORE: before, **after}
+            loaded_student = dataclasses.replace(pair.origin, model=student, name=out.name, path=folder, note="")
+            final_measures = evaluate_student_and_teacher(
+                loaded_student, pair.teacher, dataset.rows, reading, teacher_rows=dataset.teacher_rows
+            )
+            teacher_measures = {"teacher": final_measures["teacher"]} if "teacher" in final_measures else {}
+            measures = {**teacher_measures, BEFORE_TRAINING: baseline, **final_measures}
             card = Card(
                 stage=self.to_dict(),
                 seed=self.settings.seed,
                 parents=pair.parents,
-                data=text.facts,
-                cost=outcome.to_dict(),
+                data=dataset.facts,
+                cost=result.to_dict(),
                 measures=measures,
-                invariants=[*checked, {"name": "logits after reload", "outcome": f"equal within {gap:.1e}"}],
+                invariants=[*check_records, {"name": "logits after reload", "outcome": f"equal within {gap:.1e}"}],
                 details=pair.details,
-                command=command(),
+                command=get_command(),
             )
-            writers = {"teacher": pair.teacher} if isinstance(pair.teacher, Loaded) else {}
-            samples = to_markdown(
-                side_by_side({**writers, out.name: made}, PROMPTS, writing=Writing(max_new_tokens=40))
+            models = {"teacher": pair.teacher} if isinstance(pair.teacher, LoadedModel) else {}
+            samples = format_markdown(
+                generate_samples(
+                    {**models, out.name: loaded_student}, SAMPLE_PROMPTS, options=GenerationOptions(max_new_tokens=40)
+                )
             )
-            curve = self._draw(folder, outcome)
+            curve = self._draw_curve(folder, result)
             write_card(folder, card, title=out.name, samples=samples, curve=curve)
-        return Run(out=out, card=card, model=student, tokenizer=pair.origin.tokenizer, measures=measures)
+        return DistillResult(out=out, card=card, model=student, tokenizer=pair.origin.tokenizer, measures=measures)
 
-    def _draw(self, folder: Path, outcome: Outcome) -> str:
+    def _draw_curve(self, folder: Path, result: TrainResult) -> str:
         """Draws `curve.png`; its name, or nothing where there is no line to draw."""
-        terms = list(outcome.losses)
+        terms = list(result.losses)
         with contextlib.suppress(DataError):
-            draw_curve(folder / METRICS, folder / CURVE, terms=[*terms, *(f"eval_{term}" for term in terms)])
-        return CURVE if (folder / CURVE).exists() else ""
+            draw_curve(folder / METRICS_FILE, folder / CURVE_FILE, terms=[*terms, *(f"eval_{term}" for term in terms)])
+        return CURVE_FILE if (folder / CURVE_FILE).exists() else ""
 
 
-def require_tracker(name: str) -> None:
+def check_tracker(name: str) -> None:
     """Refuse a tracker that is none of ours, or not installed.
 
     Raises: UsageError, MissingDependency.
     """
-    require_choice("report-to", name, TRACKERS)
+    check_choice("report-to", name, TRACKERS)
     if importlib.util.find_spec(name) is None:
         raise MissingDependency(f"{name} is not installed; run: pip install {name}")

@@ -13,28 +13,28 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core import backend
 from potstill.core.errors import DataError, PotstillError, UsageError, VocabularyMismatch
-from potstill.data.cache import Cache
-from potstill.data.chat import tokenise
+from potstill.data.cache import TeacherCache
+from potstill.data.chat import tokenize_corpus
 from potstill.data.corpus import load_corpus
 from potstill.data.pack import Packs, pack
-from potstill.evaluate.perplexity import bos_of
-from potstill.models.load import Loaded, load
-from potstill.models.vocabulary import real_ids, shared_ids
-from potstill.objectives.named import Mixture
-from potstill.pipeline.crossing import examine_across
-from potstill.pipeline.examination import FAIL, Check, examine
-from potstill.pipeline.invariants import ALL, other_tokens
-from potstill.pipeline.pair import Pair
-from potstill.pipeline.stage import as_value
-from potstill.pipeline.texts import columns_of
-from potstill.pipeline.worlds import crossing_of, world_of
-from potstill.train.study import Study
+from potstill.evaluate.perplexity import get_bos_id
+from potstill.models.load import LoadedModel, load_model
+from potstill.models.vocabulary import count_shared_ids, count_token_ids
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.crossing import run_cross_tokenizer_checks
+from potstill.pipeline.examination import FAIL, Check, run_checks
+from potstill.pipeline.invariants import ALL_CHECKS, report_vocabulary_mismatch
+from potstill.pipeline.pair import ModelPair
+from potstill.pipeline.stage import to_plain_dict
+from potstill.pipeline.texts import parse_columns
+from potstill.pipeline.worlds import build_check_inputs, build_cross_tokenizer_inputs
+from potstill.train.study import TrainingModule
 
-READ = 50_000  # tokens of the text that packs are drawn from
-ACROSS = "dskdv2_eta"  # the objective that is advised for a pair with two tokenizers
+SAMPLE_TOKENS = 50_000  # tokens of the text that packs are drawn from
+CROSS_TOKENIZER_OBJECTIVE = "dskdv2_eta"  # the objective that is advised for a pair with two tokenizers
 
 
-class Unsound(PotstillError):
+class CheckFailed(PotstillError):
     """An invariant does not hold, so that training would be wrong in silence."""
 
 
@@ -52,7 +52,7 @@ class Doctor:
     data: str = "stdlib"
     columns: str = ""
     teacher_cache: str | None = None
-    objective: Mixture = field(default_factory=Mixture)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     context: int = 512
     seed: int = 1
     device: str = "auto"
@@ -62,37 +62,39 @@ class Doctor:
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain data."""
-        return as_value(self)
+        return to_plain_dict(self)
 
     def run(self) -> list[Check]:
         """Every check that applies.
 
         Raises: NotFound, UsageError, UnsafeModel and the like, as training would.
         """
-        device = backend.device(self.device)
-        teacher = self._load(self.teacher)
-        twin = replace(teacher, model=copy.deepcopy(teacher.model)) if self.student is None else None
-        student = twin or self._load(str(self.student))
+        device = backend.resolve_device(self.device)
+        teacher = self._load_model(self.teacher)
+        student_copy = replace(teacher, model=copy.deepcopy(teacher.model)) if self.student is None else None
+        student = student_copy or self._load_model(str(self.student))
         try:
-            pair = self._pair(student, teacher)
+            pair = self._build_pair(student, teacher)
         except VocabularyMismatch as error:
-            return [other_tokens(error, command=self.command)]
-        cache = None if self.teacher_cache is None else Cache(Path(self.teacher_cache).expanduser())
-        spoken = "auto" if cache is None else cache.manifest.facts.dtype
-        compute = backend.dtype(self.dtype, on=str(device), auto=spoken)
-        corpus = load_corpus(self.data, columns=columns_of(self.columns))
+            return [report_vocabulary_mismatch(error, command=self.cross_tokenizer_command)]
+        cache = None if self.teacher_cache is None else TeacherCache(Path(self.teacher_cache).expanduser())
+        cache_dtype = "auto" if cache is None else cache.manifest.facts.dtype
+        compute_dtype = backend.resolve_dtype(self.dtype, device_type=str(device), default=cache_dtype)
+        corpus = load_corpus(self.data, columns=parse_columns(self.columns))
         try:
-            packs = self._packs(corpus, student.tokenizer, cache)
+            packs = self._build_packs(corpus, student.tokenizer, cache)
         except DataError as error:
-            why = "prompts are given when it is asked, and answers are what is learnt"
-            return [Check.of("text to train on", False, found=str(error), why=why, remedy="")]
+            reason = "prompts are given when it is asked, and answers are what is learnt"
+            return [Check.from_result("text to train on", False, finding=str(error), why=reason, remedy="")]
         student.model.to(device)
-        teacher.model.to(device=device, dtype=compute)
-        if pair.across:
-            pair = pair._replace(chats=corpus.kind != "text")
-            crossing = crossing_of(pair, packs, self._study(pair, teacher, compute), kind=corpus.kind)
-            return list(examine_across(crossing))
-        world = world_of(
+        teacher.model.to(device=device, dtype=compute_dtype)
+        if pair.is_cross_tokenizer:
+            pair = pair._replace(is_chat=corpus.kind != "text")
+            pair_inputs = build_cross_tokenizer_inputs(
+                pair, packs, self._build_module(pair, teacher, compute_dtype), kind=corpus.kind
+            )
+            return list(run_cross_tokenizer_checks(pair_inputs))
+        inputs = build_check_inputs(
             packs,
             student=student.model,
             student_tokenizer=student.tokenizer,
@@ -100,58 +102,73 @@ class Doctor:
             teacher_tokenizer=teacher.tokenizer,
             vocabulary=pair.vocabulary,
             kind=corpus.kind,
-            compute=compute,
+            compute_dtype=compute_dtype,
             cache=cache,
-            compared=self.objective.compared,
+            logit_objective=self.objective.logit_objective,
         )
-        return list(examine(world, ALL))
+        return list(run_checks(inputs, ALL_CHECKS))
 
-    def _pair(self, student: Loaded, teacher: Loaded) -> Pair:
+    def _build_pair(self, student: LoadedModel, teacher: LoadedModel) -> ModelPair:
         """Both, and whether they have two tokenizers.
 
         Raises: VocabularyMismatch where they have, and the objective compares token by token.
         """
-        warped = self.objective.warped
+        needs_edit_alignment = self.objective.needs_edit_alignment
         try:
-            return Pair(student.model, student, teacher, shared_ids(teacher.tokenizer, student.tokenizer), [], {})
+            return ModelPair(
+                student.model, student, teacher, count_shared_ids(teacher.tokenizer, student.tokenizer), [], {}
+            )
         except VocabularyMismatch:
-            if not (self.objective.across and self.objective.teaches):
+            if not (self.objective.supports_cross_tokenizer and self.objective.uses_teacher):
                 raise
         if self.teacher_cache is not None:
             raise UsageError("a cache holds one tokenizer's ids, and this pair has two; leave --teacher-cache out")
-        return Pair(student.model, student, teacher, real_ids(student.tokenizer), [], {}, across=True, warped=warped)
+        return ModelPair(
+            student.model,
+            student,
+            teacher,
+            count_token_ids(student.tokenizer),
+            [],
+            {},
+            is_cross_tokenizer=True,
+            needs_edit_alignment=needs_edit_alignment,
+        )
 
     @property
-    def command(self) -> str:
+    def cross_tokenizer_command(self) -> str:
         """The call that examines this pair whatever its tokenizers."""
         models = ["--teacher", self.teacher, "--student", str(self.student)]
-        return shlex.join(["potstill", "doctor", *models, "--data", self.data, "--objective", ACROSS])
+        return shlex.join(
+            ["potstill", "doctor", *models, "--data", self.data, "--objective", CROSS_TOKENIZER_OBJECTIVE]
+        )
 
-    def _study(self, pair: Pair, teacher: Loaded, compute: torch.dtype) -> Study:
+    def _build_module(self, pair: ModelPair, teacher: LoadedModel, compute_dtype: torch.dtype) -> TrainingModule:
         """What `distill` would train."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            objective = self.objective.build(pair.sides)
+            objective = self.objective.build(pair.pair_info)
         if isinstance(objective, nn.Module):
             objective.to(pair.student.device)
         frozen = {"teacher": teacher.model}
-        return Study(pair.student, objective, frozen=frozen, vocabulary=pair.vocabularies, compute_dtype=compute)
+        return TrainingModule(
+            pair.student, objective, frozen=frozen, vocabulary=pair.vocabulary_sizes, compute_dtype=compute_dtype
+        )
 
-    def _load(self, name: str) -> Loaded:
-        return load(name, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
+    def _load_model(self, name: str) -> LoadedModel:
+        return load_model(name, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
 
-    def _packs(self, corpus: Any, tokenizer: PreTrainedTokenizerBase, cache: Cache | None) -> Packs:
-        read = tokenise(corpus, tokenizer, limit=READ)
-        held = None if cache is None else cache.holds
-        return pack(read, length=self.context, seed=self.seed, bos=bos_of(tokenizer), only=held)
+    def _build_packs(self, corpus: Any, tokenizer: PreTrainedTokenizerBase, cache: TeacherCache | None) -> Packs:
+        tokens = tokenize_corpus(corpus, tokenizer, limit=SAMPLE_TOKENS)
+        is_cached = None if cache is None else cache.has_window
+        return pack(tokens, length=self.context, seed=self.seed, bos=get_bos_id(tokenizer), keep_window=is_cached)
 
 
-def require_sound(checks: Sequence[Check]) -> list[dict[str, str]]:
+def raise_if_failed(checks: Sequence[Check]) -> list[dict[str, str]]:
     """The checks as a card keeps them.
 
     Raises: Unsound with the first that failed.
     """
     for check in checks:
         if check.outcome == FAIL:
-            raise Unsound(f"{check.name}: {check.found}; {check.remedy or check.why} (or give --skip-doctor)")
+            raise CheckFailed(f"{check.name}: {check.found}; {check.remedy or check.why} (or give --skip-doctor)")
     return [{"name": check.name, "outcome": f"{check.outcome}: {check.found}"} for check in checks]

@@ -10,19 +10,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import PotstillError, UnsupportedModel
 from potstill.core.types import IGNORE, Batch
-from potstill.data.cache import Cache
-from potstill.models.evaluating import evaluating
-from potstill.models.signals import plain
-from potstill.models.vocabulary import real_ids, shared_ids
-from potstill.objectives.combine import Sum
-from potstill.objectives.distill import Distill
+from potstill.data.cache import TeacherCache
+from potstill.models.evaluating import eval_mode
+from potstill.models.signals import unwrap_model
+from potstill.models.vocabulary import count_shared_ids, count_token_ids
+from potstill.objectives.combine import WeightedSum
+from potstill.objectives.distill import LogitDistillation
 from potstill.objectives.language import CrossEntropy
-from potstill.ops.divergence import tempered
-from potstill.train.study import Study
+from potstill.ops.divergence import apply_temperature
+from potstill.train.study import TrainingModule
 
-FORWARD_KL = Distill()
+FORWARD_KL = LogitDistillation()
 PASS, FAIL, NOTE = "pass", "fail", "note"
-REPORT = "report it with the two models' names, and take another pair until it is mended"
+REPORT_REMEDY = "report it with the two models' names, and take another pair until it is mended"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,9 @@ class Check:
     remedy: str = ""
 
     @classmethod
-    def of(cls, name: str, good: bool, *, found: str, why: str, remedy: str = REPORT) -> "Check":
+    def from_result(cls, name: str, passed: bool, *, finding: str, why: str, remedy: str = REPORT_REMEDY) -> "Check":
         """Passed, or failed with what to do."""
-        return cls(name=name, outcome=PASS if good else FAIL, found=found, why=why, remedy="" if good else remedy)
+        return cls(name=name, outcome=PASS if passed else FAIL, found=finding, why=why, remedy="" if passed else remedy)
 
     def to_dict(self) -> dict[str, str]:
         """A plain dictionary, for cards and JSON."""
@@ -46,7 +46,7 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class CheckInputs:
     """What is checked: two models with their tokenizers, the ids that they share, and some of the text.
 
     `batch` is a small pack of several short documents and `whole` one pack as it is trained on. `teacher` is None where
@@ -61,14 +61,14 @@ class World:
     teacher_tokenizer: PreTrainedTokenizerBase | None
     vocabulary: int
     batch: Batch
-    whole: Batch
+    full_pack: Batch
     kind: str
-    stops: float
-    trained: float
-    compute: torch.dtype = torch.float32
-    cache: Cache | None = None
+    stop_share: float
+    trained_share: float
+    compute_dtype: torch.dtype = torch.float32
+    cache: TeacherCache | None = None
     role: str = "student"
-    compared: Distill = FORWARD_KL
+    logit_objective: LogitDistillation = FORWARD_KL
 
     @property
     def tolerance(self) -> float:
@@ -77,7 +77,7 @@ class World:
         A float32 softmax adds up V exponentials one after another in 16 lanes, each sum rounded by half an eps.
         """
         softmax = self.vocabulary / 16 * torch.finfo(torch.float32).eps / 2
-        return float(max(torch.finfo(self.compute).eps ** (2 / 3), softmax))
+        return float(max(torch.finfo(self.compute_dtype).eps ** (2 / 3), softmax))
 
     @property
     def models(self) -> dict[str, PreTrainedModel]:
@@ -85,71 +85,81 @@ class World:
         return {self.role: self.student, **({} if self.teacher is None else {"teacher": self.teacher})}
 
 
-Invariant = Callable[[World], Check | None]
-Examined = TypeVar("Examined")
+Invariant = Callable[[CheckInputs], Check | None]
+Inputs = TypeVar("Inputs")
 
 
-def examine(world: Examined, checks: Sequence[Callable[[Examined], Check | None]]) -> Iterator[Check]:
+def run_checks(inputs: Inputs, checks: Sequence[Callable[[Inputs], Check | None]]) -> Iterator[Check]:
     """What each check that applies finds; one that cannot be asked has failed."""
     for check in checks:
         try:
-            found = check(world)
+            result = check(inputs)
         except PotstillError as error:
-            name = check.__name__.replace("_", " ")
-            found = Check(name=name, outcome=FAIL, found=str(error), why="training will ask the same")
-        if found is not None:
-            yield found
+            name = check.__name__.removeprefix("check_").replace("_", " ")
+            result = Check(name=name, outcome=FAIL, found=str(error), why="training will ask the same")
+        if result is not None:
+            yield result
 
 
-def study(world: World, *, student: Any = None, compute: torch.dtype = torch.float32) -> Study:
+def build_module(
+    inputs: CheckInputs, *, student: Any = None, compute_dtype: torch.dtype = torch.float32
+) -> TrainingModule:
     """Half cross-entropy, half the divergence, as it is trained: chunked, packed and cut to the shared ids."""
-    alone = world.teacher is None
-    objective = Sum((1.0, CrossEntropy())) if alone else Sum((0.5, CrossEntropy()), (0.5, world.compared))
-    frozen = {"teacher": world.teacher} if world.teacher is not None else {}
-    learns = world.student if student is None else student
-    return Study(learns, objective, frozen=frozen, vocabulary=world.vocabulary, compute_dtype=compute)
+    has_no_teacher = inputs.teacher is None
+    objective = (
+        WeightedSum((1.0, CrossEntropy()))
+        if has_no_teacher
+        else WeightedSum((0.5, CrossEntropy()), (0.5, inputs.logit_objective))
+    )
+    frozen = {"teacher": inputs.teacher} if inputs.teacher is not None else {}
+    trained_model = inputs.student if student is None else student
+    return TrainingModule(
+        trained_model, objective, frozen=frozen, vocabulary=inputs.vocabulary, compute_dtype=compute_dtype
+    )
 
 
 @torch.no_grad()
-def defined(world: World, student: nn.Module, *, compute: torch.dtype) -> Tensor:
+def reference_loss(inputs: CheckInputs, student: nn.Module, *, compute_dtype: torch.dtype) -> Tensor:
     """Cross-entropy and, of a pair, the divergence, summed, from the models' own logits of each document, float64."""
-    divergence = tempered(world.compared.divergence, world.compared.temperature)
-    real, models = _real(world), [student, *([] if world.teacher is None else [world.teacher])]
+    divergence = apply_temperature(inputs.logit_objective.divergence, inputs.logit_objective.temperature)
+    num_ids, models = _count_shared_ids(inputs), [student, *([] if inputs.teacher is None else [inputs.teacher])]
     sums = torch.zeros(len(models), dtype=torch.float64)
-    for document in world.batch["documents"].unique():
-        mine = world.batch["documents"][0] == document
-        ids, labels = world.batch["input_ids"][:, mine], world.batch["labels"][0, mine]
+    for document in inputs.batch["documents"].unique():
+        in_document = inputs.batch["documents"][0] == document
+        ids, labels = inputs.batch["input_ids"][:, in_document], inputs.batch["labels"][0, in_document]
         rows, targets = labels[1:] != IGNORE, labels[1:][labels[1:] != IGNORE].cpu()
-        log_q, *others = (_log_probabilities(model, ids, real, compute)[rows] for model in models)
+        log_q, *teacher_log_probs = (_compute_log_probs(model, ids, num_ids, compute_dtype)[rows] for model in models)
         sums[0] -= log_q.gather(-1, targets[:, None]).sum()
-        for log_p in others:
+        for log_p in teacher_log_probs:
             sums[1] += divergence(log_p, log_q).sum()
     return sums
 
 
-def _real(world: World) -> int:
+def _count_shared_ids(inputs: CheckInputs) -> int:
     """The ids that stand for a token, of a pair for the same one."""
-    if world.teacher is None:
-        return min(real_ids(world.student_tokenizer), world.vocabulary)  # a teacher that is not here may know fewer
-    if world.teacher_tokenizer is None:
+    if inputs.teacher is None:
+        return min(
+            count_token_ids(inputs.student_tokenizer), inputs.vocabulary
+        )  # a teacher that is not here may know fewer
+    if inputs.teacher_tokenizer is None:
         raise UnsupportedModel("the teacher's tokenizer is not here, so its loss cannot be defined")
-    return shared_ids(world.teacher_tokenizer, world.student_tokenizer)
+    return count_shared_ids(inputs.teacher_tokenizer, inputs.student_tokenizer)
 
 
-def _log_probabilities(model: nn.Module, ids: Tensor, real: int, compute: torch.dtype) -> Tensor:
+def _compute_log_probs(model: nn.Module, ids: Tensor, num_ids: int, compute_dtype: torch.dtype) -> Tensor:
     """log softmax of a model's own logits of one document, over the real ids, without those of its last token."""
-    inner = plain(model)
-    halved = compute != torch.float32 and inner.dtype == torch.float32
-    with evaluating(inner), torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=halved):
-        logits = inner(input_ids=ids, use_cache=False).logits
-    return logits[0, :-1, :real].double().log_softmax(-1).cpu()
+    causal_lm = unwrap_model(model)
+    use_autocast = compute_dtype != torch.float32 and causal_lm.dtype == torch.float32
+    with eval_mode(causal_lm), torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=use_autocast):
+        logits = causal_lm(input_ids=ids, use_cache=False).logits
+    return logits[0, :-1, :num_ids].double().log_softmax(-1).cpu()
 
 
-def apart(a: Tensor, b: Tensor) -> float:
+def relative_difference(a: Tensor, b: Tensor) -> float:
     """The largest difference, as a share of the largest value: a small divergence is as uncertain as a large one."""
     return float((a - b).abs().max() / torch.maximum(a.abs().max(), b.abs().max()).clamp_min(1e-9))
 
 
-def rounded(values: Tensor) -> str:
+def format_values(values: Tensor) -> str:
     """Values for people."""
     return " and ".join(f"{value:.4g}" for value in values.tolist())

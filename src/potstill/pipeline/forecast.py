@@ -10,30 +10,37 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core import backend
 from potstill.core.blueprint import Blueprint
-from potstill.core.errors import ArtefactError, UnsupportedModel
+from potstill.core.errors import ArtifactError, UnsupportedModel
 from potstill.data.pack import Packs
-from potstill.evaluate.size import stored
-from potstill.models.families.table import read
-from potstill.pipeline.absent import Absent
+from potstill.evaluate.size import count_blueprint_parameters
+from potstill.models.families.table import read_blueprint
+from potstill.pipeline.absent import ExternalTeacher
 from potstill.pipeline.calibrate import Calibration
-from potstill.pipeline.pair import Pair
-from potstill.pipeline.probe import Pace
-from potstill.pipeline.rehearse import saved_bytes
-from potstill.pipeline.room import Room, resident, room
-from potstill.pipeline.stage import note
-from potstill.pipeline.texture import Otherwise, Texture, otherwise, texture
-from potstill.pipeline.workload import WIDE, Saved, Workload
+from potstill.pipeline.pair import ModelPair
+from potstill.pipeline.probe import LayerTimings
+from potstill.pipeline.rehearse import measure_autograd_bytes
+from potstill.pipeline.room import AvailableResources, get_available_resources, read_resident_memory
+from potstill.pipeline.stage import print_note
+from potstill.pipeline.texture import (
+    PackingStats,
+    TeacherTokenization,
+    compute_packing_stats,
+    measure_teacher_tokenization,
+)
+from potstill.pipeline.workload import FLOAT32_BYTES, AutogradBytes, Workload
 
 if TYPE_CHECKING:
-    from potstill.pipeline.distill import Distill
+    from potstill.pipeline.distill import DistillConfig
 
 GIB = 2**30
-LOGITS = 10  # bytes an entry of the logits that pruning's loss, which is not fused, holds: bf16, float32, its gradient
-BATCH = 2048  # tokens that pruning measures at once (`texts.calibration`)
+LOGIT_BYTES = (
+    10  # bytes an entry of the logits that pruning's loss, which is not fused, holds: bf16, float32, its gradient
+)
+CALIBRATION_TOKENS = 2048  # tokens that pruning measures at once (`texts.calibration`)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class ResourceEstimate:
     """Bytes and seconds by part. `phases` are the peaks of a run's phases; the largest is the run's peak."""
 
     memory: dict[str, float]
@@ -49,7 +56,7 @@ class Forecast:
         return max(self.phases.values())
 
     @property
-    def step(self) -> float:
+    def seconds_per_step(self) -> float:
         """Seconds of a step."""
         return sum(self.seconds.values())
 
@@ -57,54 +64,65 @@ class Forecast:
         """Plain data, for JSON."""
         time = {
             "steps": self.steps,
-            "seconds_per_step": self.step,
+            "seconds_per_step": self.seconds_per_step,
             "parts": self.seconds,
-            "seconds": self.step * self.steps,
-            "tokens_per_second": self.tokens / self.step,
+            "seconds": self.seconds_per_step * self.steps,
+            "tokens_per_second": self.tokens / self.seconds_per_step,
         }
         return {"memory": {**self.memory, "peak": self.peak}, "phases": self.phases, "disk": self.disk, "time": time}
 
 
-def forecast(
-    work: Workload, saved: Saved, pace: Pace, rates: Calibration, *, tokenizer: int, pruning: float = 0.0
-) -> Forecast:
+def estimate(
+    work: Workload,
+    autograd_bytes: AutogradBytes,
+    timings: LayerTimings,
+    calibration: Calibration,
+    *,
+    tokenizer_bytes: int,
+    pruning_bytes: float = 0.0,
+) -> ResourceEstimate:
     """What `work` takes; `pruning` are the bytes that the teacher's pruning holds, beside Python."""
-    memory = {**work.memory(saved), "beside": rates.beside}
-    phases = {"loading": rates.beside + work.loading(), "training": sum(memory.values())}
-    if pruning:
-        phases["pruning"] = rates.beside + pruning
-    return Forecast(
+    memory = {**work.memory_bytes(autograd_bytes), "beside": calibration.beside}
+    phases = {"loading": calibration.beside + work.loading_bytes(), "training": sum(memory.values())}
+    if pruning_bytes:
+        phases["pruning"] = calibration.beside + pruning_bytes
+    return ResourceEstimate(
         memory=memory,
         phases=phases,
-        disk=work.disk(tokenizer),
-        seconds=rates.seconds(work, pace),
+        disk=work.disk_bytes(tokenizer_bytes),
+        seconds=calibration.step_seconds(work, timings),
         steps=work.settings.steps,
         tokens=work.tokens * work.passes,
     )
 
 
-def pruning_bytes(teacher: Blueprint, student: Blueprint, saved: Saved) -> float:
+def estimate_pruning_bytes(teacher: Blueprint, student: Blueprint, autograd_bytes: AutogradBytes) -> float:
     """Bytes of cutting `teacher` to `student`: the model and its copy, and, where widths are cut, one pass backwards.
 
     `saved` is what autograd keeps in our own `Backbone`. Rougher than the rest: within a third or so.
     """
-    held = 2 * WIDE * float(stored(teacher).total)
+    model_bytes = 2 * FLOAT32_BYTES * float(count_blueprint_parameters(teacher).total)
     if student.hidden == teacher.hidden and set(student.layers) <= set(teacher.layers):
-        return held + BATCH * teacher.vocabulary * LOGITS / 2  # whole layers go: their harm needs no gradient
-    layers = len(teacher.layers)
-    activations = BATCH * (layers * saved.per_token_layer + saved.per_token) + layers * saved.per_layer
-    return held + activations + BATCH * teacher.vocabulary * LOGITS
+        return (
+            model_bytes + CALIBRATION_TOKENS * teacher.vocabulary * LOGIT_BYTES / 2
+        )  # whole layers go: their harm needs no gradient
+    num_layers = len(teacher.layers)
+    activations = (
+        CALIBRATION_TOKENS * (num_layers * autograd_bytes.per_token_layer + autograd_bytes.per_token)
+        + num_layers * autograd_bytes.per_layer
+    )
+    return model_bytes + activations + CALIBRATION_TOKENS * teacher.vocabulary * LOGIT_BYTES
 
 
-def workload_of(
-    stage: "Distill",
+def build_workload(
+    stage: "DistillConfig",
     teacher: Blueprint,
     student: Blueprint,
     *,
     vocabulary: int,
     dtype: torch.dtype,
-    text: Texture,
-    apart: Otherwise | None = None,
+    packing: PackingStats,
+    teacher_tokenization: TeacherTokenization | None = None,
 ) -> Workload:
     """The sizes of a stage; `apart` is how a teacher with another tokenizer reads the text."""
     source = "cached" if stage.teacher_cache else "live"
@@ -113,23 +131,25 @@ def workload_of(
         student=student,
         vocabulary=vocabulary,
         settings=stage.settings,
-        texture=text,
-        source=source if stage.objective.teaches else "alone",
+        packing=packing,
+        source=source if stage.objective.uses_teacher else "alone",
         lora=stage.lora,
         compute_bytes=dtype.itemsize,
         objective=stage.objective,
-        otherwise=apart,
+        teacher_tokenization=teacher_tokenization,
     )
 
 
-def tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
+def measure_tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
     """What a tokenizer takes on disk."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
-def announce(stage: "Distill", pair: "Pair", packs: Packs, dtype: torch.dtype, out: Path, *, show: bool = True) -> None:
+def warn_if_insufficient(
+    stage: "DistillConfig", pair: "ModelPair", packs: Packs, dtype: torch.dtype, out: Path, *, show: bool = True
+) -> None:
     """Says before a run, at no cost, how much memory and disk it takes; of a family that no blueprint says,
     or with a teacher that is not here, or with several, nothing.
 
@@ -137,41 +157,60 @@ def announce(stage: "Distill", pair: "Pair", packs: Packs, dtype: torch.dtype, o
 
     Raises: ArtefactError if the disk has not enough room.
     """
-    if isinstance(pair.teacher, Absent) or pair.several:
+    if isinstance(pair.teacher, ExternalTeacher) or pair.ensemble_teachers:
         return
     try:
-        teacher, student = read(pair.teacher.model.config), read(pair.student.config)
+        teacher, student = read_blueprint(pair.teacher.model.config), read_blueprint(pair.student.config)
     except UnsupportedModel:
         return
-    backend.trim()  # what pruning freed is free for the training, or for others
-    apart, ids, paired = None, pair.vocabularies, pair.packs(packs)
-    if isinstance(ids, dict) and paired is not packs:
-        apart = otherwise(paired, vocabulary=ids["teacher"])
-    text, own = texture(packs), ids["student"] if isinstance(ids, dict) else ids
-    work = workload_of(stage, teacher, student, vocabulary=own, dtype=dtype, text=text, apart=apart)
-    saved, free = saved_bytes(student, dtype=dtype, lora=stage.lora), room(out, pair.student.device)
-    needed, peak = work.disk(tokenizer_bytes(pair.origin.tokenizer))["most"], sum(work.memory(saved).values())
-    if needed > free.disk:
-        raise ArtefactError(
-            f"the run takes {needed / GIB:.2f} GiB of disk, and {out} has {free.disk / GIB:.2f} GiB; make room, or "
+    backend.trim_memory()  # what pruning freed is free for the training, or for others
+    tokenization, vocabularies, paired_packs = None, pair.vocabulary_sizes, pair.prepare_packs(packs)
+    if isinstance(vocabularies, dict) and paired_packs is not packs:
+        tokenization = measure_teacher_tokenization(paired_packs, vocabulary=vocabularies["teacher"])
+    packing, vocabulary = (
+        compute_packing_stats(packs),
+        vocabularies["student"] if isinstance(vocabularies, dict) else vocabularies,
+    )
+    work = build_workload(
+        stage, teacher, student, vocabulary=vocabulary, dtype=dtype, packing=packing, teacher_tokenization=tokenization
+    )
+    autograd_bytes, available = (
+        measure_autograd_bytes(student, dtype=dtype, lora=stage.lora),
+        get_available_resources(out, pair.student.device),
+    )
+    disk_bytes, memory_bytes = (
+        work.disk_bytes(measure_tokenizer_bytes(pair.origin.tokenizer))["most"],
+        sum(work.memory_bytes(autograd_bytes).values()),
+    )
+    if disk_bytes > available.disk:
+        raise ArtifactError(
+            f"the run takes {disk_bytes / GIB:.2f} GiB of disk, and {out} has {available.disk / GIB:.2f} GiB; "
+            f"make room, or "
             f"choose another --out"
         )
-    said, enough = _said(peak, needed, free, on_cpu=pair.student.device.type == "cpu", models=_models(work))
-    if show or not enough:
-        note(said)
+    summary, is_sufficient = _format_summary(
+        memory_bytes, disk_bytes, available, on_cpu=pair.student.device.type == "cpu", model_bytes=_model_bytes(work)
+    )
+    if show or not is_sufficient:
+        print_note(summary)
 
 
-def _models(work: Workload) -> float:
+def _model_bytes(work: Workload) -> float:
     """Bytes of student and teacher, which are there already."""
-    return float(WIDE * stored(work.student).total + work.compute_bytes * stored(work.teacher).total)
+    return float(
+        FLOAT32_BYTES * count_blueprint_parameters(work.student).total
+        + work.compute_bytes * count_blueprint_parameters(work.teacher).total
+    )
 
 
-def _said(peak: float, disk: float, free: Room, *, on_cpu: bool, models: float) -> tuple[str, bool]:
+def _format_summary(
+    memory_bytes: float, disk_bytes: float, available: AvailableResources, *, on_cpu: bool, model_bytes: float
+) -> tuple[str, bool]:
     """The short form, and whether the memory is enough."""
-    here = resident() if on_cpu else models
-    peak += max(here - models, 0.0)
-    said = f"the run takes about {peak / GIB:.1f} GiB of memory and {disk / GIB:.2f} GiB of disk"
-    if free.memory is None or peak - here <= free.memory:
-        return said, True
-    left = (free.memory + here) / GIB
-    return f"{said}, but only {left:.1f} GiB of memory can be had; potstill plan says what to change", False
+    process_bytes = read_resident_memory() if on_cpu else model_bytes
+    memory_bytes += max(process_bytes - model_bytes, 0.0)
+    summary = f"the run takes about {memory_bytes / GIB:.1f} GiB of memory and {disk_bytes / GIB:.2f} GiB of disk"
+    if available.memory is None or memory_bytes - process_bytes <= available.memory:
+        return summary, True
+    available_gib = (available.memory + process_bytes) / GIB
+    return f"{summary}, but only {available_gib:.1f} GiB of memory can be had; potstill plan says what to change", False

@@ -4,9 +4,9 @@ from typing import Any
 
 from potstill.core import backend
 from potstill.core.errors import DataError, UsageError
-from potstill.evaluate.reading import context_of
-from potstill.evaluate.rouge import Writing, prompt_ids, write
-from potstill.models.load import load
+from potstill.evaluate.reading import get_max_context
+from potstill.evaluate.rouge import GenerationOptions, generate_texts, tokenize_prompt
+from potstill.models.load import load_model
 
 
 def generate_text(
@@ -25,15 +25,18 @@ def generate_text(
 
     Raises: DataError if the prompt holds no token; UsageError if it and the answer are longer than the model's context.
     """
-    loaded = load(model, device=backend.device(device), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    ids = loaded.tokenizer(prompt).input_ids if raw else prompt_ids(prompt, loaded.tokenizer)
+    loaded = load_model(
+        model, device=backend.resolve_device(device), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    )
+    ids = loaded.tokenizer(prompt).input_ids if raw else tokenize_prompt(prompt, loaded.tokenizer)
     if not prompt or not ids:
         raise DataError("the prompt holds no token; write at least one word")
-    if len(ids) + max_tokens > context_of(loaded.model):
+    if len(ids) + max_tokens > get_max_context(loaded.model):
         raise UsageError(
             f"{len(ids)} tokens of prompt and {max_tokens} of answer are more than the "
-            f"{context_of(loaded.model)} tokens that {model} was made for; shorten the prompt, or lower --max-tokens"
+            f"{get_max_context(loaded.model)} tokens that {model} was made for; shorten the prompt, or lower "
+            f"--max-tokens"
         )
-    writing = Writing(max_new_tokens=max_tokens, temperature=temperature, seed=seed)
-    text = write(loaded.model, loaded.tokenizer, [ids], writing=writing)[0]
+    generation_options = GenerationOptions(max_new_tokens=max_tokens, temperature=temperature, seed=seed)
+    text = generate_texts(loaded.model, loaded.tokenizer, [ids], options=generation_options)[0]
     return {"model": model, "prompt": prompt, "text": text, "prompt_tokens": len(ids)}

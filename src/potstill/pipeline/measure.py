@@ -10,20 +10,28 @@ from potstill.core import backend
 from potstill.core.artefact import write_text
 from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.data.corpus import Corpus, load_corpus
-from potstill.evaluate.agreement import Remembered, compare, remember
+from potstill.evaluate.agreement import TeacherOutputs, collect_teacher_outputs, compare_with_teacher
 from potstill.evaluate.harness import run_tasks
-from potstill.evaluate.measure import Judged, Seen, differences, quality, rouge, sizes, speeds
+from potstill.evaluate.measure import (
+    ModelEvaluation,
+    TextScores,
+    compute_paired_differences,
+    measure_quality,
+    measure_rouge,
+    measure_size,
+    measure_speed,
+)
 from potstill.evaluate.perplexity import score
-from potstill.evaluate.reading import Reading, Row, require_context
-from potstill.evaluate.rouge import judge_answers, questions
-from potstill.models.load import Loaded, load
-from potstill.models.vocabulary import real_ids, shared_ids
-from potstill.pipeline.stage import as_value, note
-from potstill.pipeline.texts import columns_of, rows_of
+from potstill.evaluate.reading import Row, ScoringConfig, check_context
+from potstill.evaluate.rouge import build_questions, score_answers
+from potstill.models.load import LoadedModel, load_model
+from potstill.models.vocabulary import count_shared_ids, count_token_ids
+from potstill.pipeline.stage import print_note, to_plain_dict
+from potstill.pipeline.texts import build_rows, parse_columns
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class MeasureConfig:
     """`models` on the documents of one `split` of `data`, beside `teacher` if there is one.
 
     Bits per byte and perplexity; for models of the teacher's vocabulary KL to it and agreement with it; ROUGE-L where
@@ -49,20 +57,22 @@ class Measurement:
     def __post_init__(self) -> None:
         if self.documents < 1:
             raise UsageError(f"--documents is {self.documents}; at least one is needed")
-        if twice := [n for n in self.models if self.models.count(n) > 1]:
-            raise UsageError(f"{twice[0]} is named twice; name each model once")
+        if duplicates := [n for n in self.models if self.models.count(n) > 1]:
+            raise UsageError(f"{duplicates[0]} is named twice; name each model once")
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain data."""
-        return as_value(self)
+        return to_plain_dict(self)
 
     def run(self, out: Path | None = None) -> dict[str, Any]:
         """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`; written to `out` too if it is given."""
-        corpus = load_corpus(self.data, split=self.split, columns=columns_of(self.columns))
-        found = self.judge(corpus)
+        corpus = load_corpus(self.data, split=self.split, columns=parse_columns(self.columns))
+        evaluations = self.evaluate_models(corpus)
         result = {
-            "models": {name: [m.to_dict() for m in one.measures] for name, one in found.items()},
-            "paired": differences({name: one.seen for name, one in found.items()}),
+            "models": {name: [m.to_dict() for m in evaluation.measures] for name, evaluation in evaluations.items()},
+            "paired": compute_paired_differences(
+                {name: evaluation.text_scores for name, evaluation in evaluations.items()}
+            ),
             "data": {"name": corpus.name, "digest": corpus.digest, "documents": self.documents, **corpus.provenance},
             "stage": self.to_dict(),
         }
@@ -70,61 +80,63 @@ class Measurement:
             write_text(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         return result
 
-    def judge(self, corpus: Corpus) -> dict[str, Judged]:
+    def evaluate_models(self, corpus: Corpus) -> dict[str, ModelEvaluation]:
         """Every model on the documents of `corpus`, by name; `data` and `split` are not looked at."""
-        teacher = None if self.teacher is None else self._load(self.teacher)
-        remembered: dict[int, Remembered] = {}
-        found: dict[str, Judged] = {}
+        teacher = None if self.teacher is None else self._load_model(self.teacher)
+        teacher_outputs: dict[int, TeacherOutputs] = {}
+        evaluations: dict[str, ModelEvaluation] = {}
         for number, name in enumerate(self.models, 1):
-            note(f"measuring model {number} of {len(self.models)}: {name}")
-            loaded = teacher if teacher is not None and name == self.teacher else self._load(name)
-            require_context(self.context, loaded.model)
-            vocabulary = None if teacher is None else shared_with(teacher, loaded)
-            seen: Seen
+            print_note(f"measuring model {number} of {len(self.models)}: {name}")
+            loaded = teacher if teacher is not None and name == self.teacher else self._load_model(name)
+            check_context(self.context, loaded.model)
+            vocabulary = None if teacher is None else count_comparable_ids(teacher, loaded)
+            scores: TextScores
             if teacher is None or vocabulary is None:
-                reading = self.reading(real_ids(loaded.tokenizer))
-                seen = score(loaded.model, self._rows(corpus, loaded), reading)
+                reading = self.build_reading(count_token_ids(loaded.tokenizer))
+                scores = score(loaded.model, self._build_rows(corpus, loaded), reading)
             else:
-                if vocabulary not in remembered:
-                    rows = self._rows(corpus, teacher)
-                    remembered[vocabulary] = remember(teacher.model, rows, self.reading(vocabulary))
-                seen = compare(remembered[vocabulary], loaded.model)
-            found[name] = self._judged(seen, loaded, corpus)
-        return found
+                if vocabulary not in teacher_outputs:
+                    rows = self._build_rows(corpus, teacher)
+                    teacher_outputs[vocabulary] = collect_teacher_outputs(
+                        teacher.model, rows, self.build_reading(vocabulary)
+                    )
+                scores = compare_with_teacher(teacher_outputs[vocabulary], loaded.model)
+            evaluations[name] = self._evaluate_model(scores, loaded, corpus)
+        return evaluations
 
-    def reading(self, vocabulary: int) -> Reading:
+    def build_reading(self, vocabulary: int) -> ScoringConfig:
         """How the documents are read."""
-        kind = backend.dtype(self.dtype, on=str(backend.device(self.device)))
-        return Reading(context=self.context, vocabulary=vocabulary, dtype=kind)
+        dtype = backend.resolve_dtype(self.dtype, device_type=str(backend.resolve_device(self.device)))
+        return ScoringConfig(context=self.context, vocabulary=vocabulary, dtype=dtype)
 
-    def _load(self, name: str) -> Loaded:
-        return load(
+    def _load_model(self, name: str) -> LoadedModel:
+        return load_model(
             name,
-            device=backend.device(self.device),
+            device=backend.resolve_device(self.device),
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
         )
 
-    def _rows(self, corpus: Corpus, loaded: Loaded) -> Sequence[Row]:
-        return rows_of(corpus, loaded.tokenizer, documents=self.documents)
+    def _build_rows(self, corpus: Corpus, loaded: LoadedModel) -> Sequence[Row]:
+        return build_rows(corpus, loaded.tokenizer, documents=self.documents)
 
-    def _judged(self, seen: Seen, loaded: Loaded, corpus: Corpus) -> Judged:
-        measures, answers = quality(seen), None
+    def _evaluate_model(self, scores: TextScores, loaded: LoadedModel, corpus: Corpus) -> ModelEvaluation:
+        measures, answers = measure_quality(scores), None
         if corpus.kind != "text" and self.prompts:
-            asked = questions(corpus, loaded.tokenizer, limit=self.prompts)
-            answers = judge_answers(loaded.model, loaded.tokenizer, asked)
-            measures.append(rouge(answers))
-        measures += sizes(loaded)
+            prompt_questions = build_questions(corpus, loaded.tokenizer, limit=self.prompts)
+            answers = score_answers(loaded.model, loaded.tokenizer, prompt_questions)
+            measures.append(measure_rouge(answers))
+        measures += measure_size(loaded)
         if self.speed:
-            measures += speeds(loaded)
+            measures += measure_speed(loaded)
         if self.tasks:
             measures += run_tasks(loaded.model, loaded.tokenizer, self.tasks)
-        return Judged(measures, seen, answers)
+        return ModelEvaluation(measures, scores, answers)
 
 
-def shared_with(teacher: Loaded, loaded: Loaded) -> int | None:
+def count_comparable_ids(teacher: LoadedModel, loaded: LoadedModel) -> int | None:
     """How many ids both read text as; None where their tokenizers differ, and KL between them means nothing."""
     try:
-        return shared_ids(teacher.tokenizer, loaded.tokenizer)
+        return count_shared_ids(teacher.tokenizer, loaded.tokenizer)
     except VocabularyMismatch:
         return None

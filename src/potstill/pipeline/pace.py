@@ -3,30 +3,34 @@
 import dataclasses
 
 from potstill.core import backend
-from potstill.models.load import Loaded
-from potstill.pipeline.distill import Distill
-from potstill.pipeline.pair import models_of
-from potstill.pipeline.rehearse import WARM_UP, rehearse
-from potstill.pipeline.texts import Text, prepare
+from potstill.models.load import LoadedModel
+from potstill.pipeline.distill import DistillConfig
+from potstill.pipeline.pair import get_loaded_models
+from potstill.pipeline.rehearse import WARM_UP_STEPS, profile_steps
+from potstill.pipeline.texts import DatasetConfig, prepare_dataset
 
-MEASURED = 8  # steps, after those that warm up
+MEASURED_STEPS = 8  # steps, after those that warm up
 
 
-def seconds_per_step(stage: Distill) -> float:
+def measure_seconds_per_step(stage: DistillConfig) -> float:
     """The median seconds of an optimiser step of `stage`, with its own models, text and objective."""
-    device, dtype = backend.device(stage.device), stage.compute_dtype(None)
-    size = stage.settings.packs_per_step * stage.settings.context
-    brief = dataclasses.replace(stage.settings, tokens=(WARM_UP + MEASURED) * size)
-    stage = dataclasses.replace(stage, settings=brief)
-    pair = stage.pair(dtype)
-    text = Text(data=stage.data, columns=stage.columns, context=brief.context, seed=brief.seed)
-    prepared = prepare(text, pair.origin.tokenizer, tokens=brief.tokens, models=models_of(pair), documents=1)
-    pair = pair._replace(chats=prepared.facts["kind"] != "text")
+    device, dtype = backend.resolve_device(stage.device), stage.compute_dtype(None)
+    tokens_per_step = stage.settings.packs_per_step * stage.settings.context
+    settings = dataclasses.replace(stage.settings, tokens=(WARM_UP_STEPS + MEASURED_STEPS) * tokens_per_step)
+    stage = dataclasses.replace(stage, settings=settings)
+    pair = stage.load_models(dtype)
+    dataset_config = DatasetConfig(data=stage.data, columns=stage.columns, context=settings.context, seed=settings.seed)
+    prepared = prepare_dataset(
+        dataset_config, pair.origin.tokenizer, tokens=settings.tokens, models=get_loaded_models(pair), documents=1
+    )
+    pair = pair._replace(is_chat=prepared.facts["kind"] != "text")
     pair.student.to(device)
-    teacher = pair.teacher.model if isinstance(pair.teacher, Loaded) else None
+    teacher = pair.teacher.model if isinstance(pair.teacher, LoadedModel) else None
     if teacher is not None:
         teacher.to(device=device, dtype=dtype)
-    study = stage.study(pair, dtype)
-    live = teacher if stage.objective.teaches else None
-    clocked = rehearse(study, live, pair.packs(prepared.packs), brief, measured=MEASURED)
-    return sum(clocked.seconds.values())
+    module = stage.build_module(pair, dtype)
+    live_teacher = teacher if stage.objective.uses_teacher else None
+    measurements = profile_steps(
+        module, live_teacher, pair.prepare_packs(prepared.packs), settings, measured_steps=MEASURED_STEPS
+    )
+    return sum(measurements.seconds.values())

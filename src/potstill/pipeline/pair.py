@@ -8,16 +8,16 @@ from transformers import PreTrainedModel
 
 from potstill.core.errors import VocabularyMismatch
 from potstill.data.pack import Packs
-from potstill.data.pairs import Paired, Reader, readers
-from potstill.evaluate.reading import context_of
-from potstill.models.load import Loaded
-from potstill.models.signals import network
-from potstill.objectives.sides import Side, Sides
-from potstill.pipeline.absent import Absent
-from potstill.pipeline.texts import Prepared
+from potstill.data.pairs import CrossTokenizerPacks, TokenizerInfo, inspect_tokenizers
+from potstill.evaluate.reading import get_max_context
+from potstill.models.load import LoadedModel
+from potstill.models.signals import probe_model
+from potstill.objectives.sides import ModelInfo, PairInfo
+from potstill.pipeline.absent import ExternalTeacher
+from potstill.pipeline.texts import PreparedDataset
 
 
-class Pair(NamedTuple):
+class ModelPair(NamedTuple):
     """The student to be trained with its tokenizer and origin, the teacher or what stands for it, and shared ids.
 
     `across` tokenizers no id is shared, and `vocabulary` is the student's own. Of `several` teachers `teacher` is the
@@ -25,76 +25,85 @@ class Pair(NamedTuple):
     """
 
     student: PreTrainedModel
-    origin: Loaded
-    teacher: Loaded | Absent
+    origin: LoadedModel
+    teacher: LoadedModel | ExternalTeacher
     vocabulary: int
     parents: list[Any]
     details: dict[str, Any]
-    across: bool = False
-    paired: bool = True  # whether a teacher of another tokenizer has to read along
-    warped: bool = False
-    chats: bool = False  # whether the text that is read is of turns, which each template writes in its own way
-    several: Mapping[str, Loaded | Absent] = MappingProxyType({})
+    is_cross_tokenizer: bool = False
+    needs_teacher_tokens: bool = True  # whether a teacher of another tokenizer has to read along
+    needs_edit_alignment: bool = False
+    is_chat: bool = False  # whether the text that is read is of turns, which each template writes in its own way
+    ensemble_teachers: Mapping[str, LoadedModel | ExternalTeacher] = MappingProxyType({})
 
     @property
-    def teachers(self) -> Mapping[str, Loaded | Absent]:
+    def teachers(self) -> Mapping[str, LoadedModel | ExternalTeacher]:
         """Every teacher, by its name among the networks of a study."""
-        return self.several or {"teacher": self.teacher}
+        return self.ensemble_teachers or {"teacher": self.teacher}
 
     @property
-    def sides(self) -> Sides:
+    def pair_info(self) -> PairInfo:
         """Both networks, for an objective that has to know them."""
-        assert isinstance(self.teacher, Loaded)
-        student, teacher = self.origin.tokenizer, self.teacher.tokenizer
-        return Sides(Side(self.student, student), Side(self.teacher.model, teacher), self.ends)
+        assert isinstance(self.teacher, LoadedModel)
+        student_tokenizer, teacher_tokenizer = self.origin.tokenizer, self.teacher.tokenizer
+        return PairInfo(
+            ModelInfo(self.student, student_tokenizer),
+            ModelInfo(self.teacher.model, teacher_tokenizer),
+            self.end_token_ids,
+        )
 
     @property
-    def ends(self) -> tuple[int, int] | None:
+    def end_token_ids(self) -> tuple[int, int] | None:
         """The ids by which student and teacher end an answer in a chat; None where that is no one token of each."""
-        if not (self.across and self.chats):
+        if not (self.is_cross_tokenizer and self.is_chat):
             return None
-        student, teacher = (
-            None if reader.marks is None else reader.tokenizer.get_vocab().get(reader.marks.ending)
+        student_end, teacher_end = (
+            None if reader.chat_markers is None else reader.tokenizer.get_vocab().get(reader.chat_markers.ending)
             for reader in self.readers
         )
-        return None if student is None or teacher is None else (student, teacher)
+        return None if student_end is None or teacher_end is None else (student_end, teacher_end)
 
     @property
-    def vocabularies(self) -> int | dict[str, int]:
+    def vocabulary_sizes(self) -> int | dict[str, int]:
         """The real ids that are shared, or of each network by its name."""
-        if not self.across:
+        if not self.is_cross_tokenizer:
             return self.vocabulary
-        sides = self.sides
-        return {"student": sides.student.ids, "teacher": sides.teacher.ids}
+        info = self.pair_info
+        return {"student": info.student.vocab_size, "teacher": info.teacher.vocab_size}
 
-    def packs(self, packs: Packs, *, ahead: bool = False) -> Any:
+    def prepare_packs(self, packs: Packs, *, prefetch: bool = False) -> Any:
         """`packs` as both read them; a teacher that is not here is asked about them `ahead` of time."""
-        if not (self.across and self.paired):
-            return self._ahead(packs) if ahead else packs
-        assert isinstance(self.teacher, Loaded)
-        return Paired(packs, *self.readers, warped=self.warped, longest=context_of(self.teacher.model))
+        if not (self.is_cross_tokenizer and self.needs_teacher_tokens):
+            return self._prefetch(packs) if prefetch else packs
+        assert isinstance(self.teacher, LoadedModel)
+        return CrossTokenizerPacks(
+            packs,
+            *self.readers,
+            needs_edit_alignment=self.needs_edit_alignment,
+            max_length=get_max_context(self.teacher.model),
+        )
 
     @property
-    def readers(self) -> tuple[Reader, Reader]:
+    def readers(self) -> tuple[TokenizerInfo, TokenizerInfo]:
         """Student and teacher, as they read the text."""
-        assert isinstance(self.teacher, Loaded)
-        return readers(self.origin.tokenizer, self.teacher.tokenizer, chats=self.chats)
+        assert isinstance(self.teacher, LoadedModel)
+        return inspect_tokenizers(self.origin.tokenizer, self.teacher.tokenizer, chats=self.is_chat)
 
-    def _ahead(self, packs: Packs) -> Any:
-        asked: object = packs
-        for number, one in enumerate(self.teachers.values()):
-            if isinstance(one, Absent):
-                asked = one.ahead(asked, route=None if packs.routes is None else number)
-        return asked
+    def _prefetch(self, packs: Packs) -> Any:
+        prefetched_packs: object = packs
+        for number, teacher in enumerate(self.teachers.values()):
+            if isinstance(teacher, ExternalTeacher):
+                prefetched_packs = teacher.prefetch(prefetched_packs, route=None if packs.routes is None else number)
+        return prefetched_packs
 
 
-def require_known(text: Prepared, pair: Pair) -> None:
+def check_token_ids(dataset: PreparedDataset, pair: ModelPair) -> None:
     """Refuse text that the student's tokenizer reads with tokens that the teacher's does not have.
 
     Raises: VocabularyMismatch.
     """
-    packed = [int(packs.input_ids.max(initial=0)) for packs in (text.packs, text.validation_packs)]
-    largest = max(*packed, *(max(row.input_ids) for row in text.rows))
+    largest_ids = [int(packs.input_ids.max(initial=0)) for packs in (dataset.packs, dataset.validation_packs)]
+    largest = max(*largest_ids, *(max(row.input_ids) for row in dataset.rows))
     if largest >= pair.vocabulary:
         token = pair.origin.tokenizer.convert_ids_to_tokens(largest)
         raise VocabularyMismatch(
@@ -103,11 +112,11 @@ def require_known(text: Prepared, pair: Pair) -> None:
         )
 
 
-def models_of(pair: Pair) -> list[PreTrainedModel]:
+def get_loaded_models(pair: ModelPair) -> list[PreTrainedModel]:
     """The models here that read the text."""
-    return [pair.student, *(one.model for one in pair.teachers.values() if isinstance(one, Loaded))]
+    return [pair.student, *(teacher.model for teacher in pair.teachers.values() if isinstance(teacher, LoadedModel))]
 
 
-def packed(pair: Pair) -> bool:
+def supports_packing(pair: ModelPair) -> bool:
     """Whether the models here keep packed documents apart, so that nothing has to be padded."""
-    return all(network(model).packs for model in models_of(pair))
+    return all(probe_model(model).supports_packing for model in get_loaded_models(pair))

@@ -19,35 +19,35 @@ from torch.nn import functional
 
 from potstill.core import backend
 from potstill.core.blueprint import Blueprint
-from potstill.core.types import Needs, supervised
+from potstill.core.types import Needs, supervised_positions
 from potstill.data.pack import collate
 from potstill.evaluate.size import forward_flops
 from potstill.models.backbone import Backbone
 from potstill.models.families.table import export_model
-from potstill.models.signals import signals
+from potstill.models.signals import compute_signals
 from potstill.ops import fused
 from potstill.ops.row_loss import CrossEntropyRows
 from potstill.pipeline.workload import Workload, backward_flops
 from potstill.train import adapters
 
-LAYERS, VOCABULARY = 2, 64  # of the network that is timed, at its full width
-TOKENS = (128, 512)  # of the two passes whose difference tells what each token takes
-REPEATS, LONG = 20, 2.0  # after one that warms up; seconds after which what was seen is believed
-ENTRIES = 2**24  # of a matrix that stands for larger ones: more than a processor's caches hold
+PROBE_LAYERS, PROBE_VOCABULARY = 2, 64  # of the network that is timed, at its full width
+PROBE_TOKENS = (128, 512)  # of the two passes whose difference tells what each token takes
+MAX_REPEATS, MAX_PROBE_SECONDS = 20, 2.0  # after one that warms up; seconds after which what was seen is believed
+PROBE_ENTRIES = 2**24  # of a matrix that stands for larger ones: more than a processor's caches hold
 
 
 class Rate(NamedTuple):
     """Seconds per operation: what each takes, and what a pass takes besides, spread over the operations of a token."""
 
-    steady: float
-    once: float
+    per_operation: float
+    fixed: float
 
-    def at(self, tokens: float) -> float:
+    def seconds_at(self, tokens: float) -> float:
         """In a pass of so many tokens."""
-        return self.steady + self.once / tokens
+        return self.per_operation + self.fixed / tokens
 
 
-class Pace(NamedTuple):
+class LayerTimings(NamedTuple):
     """How fast a workload's networks run here.
 
     Seconds per operation: of the `teacher`, of the `student` and its `backward` (layers alone), of the `head`'s
@@ -59,111 +59,132 @@ class Pace(NamedTuple):
     student: Rate
     backward: Rate
     head: float
-    table: tuple[float, float]
-    clip: float
+    embedding_and_head: tuple[float, float]
+    clipping: float
 
 
-def pace(work: Workload, device: torch.device) -> Pace:
+def measure_layer_timings(work: Workload, device: torch.device) -> LayerTimings:
     """How fast the networks of `work` run on `device`: about two seconds for each, and each is asked once."""
-    length = min(TOKENS[0], 2 ** round(math.log2(max(2.0, 2 * work.texture.seen - 1))))
+    length = min(PROBE_TOKENS[0], 2 ** round(math.log2(max(2.0, 2 * work.packing.seen - 1))))
     dtype = torch.bfloat16 if work.compute_bytes == 2 else torch.float32
-    with backend.held_memory():  # as a run has it
-        student, backward = _layers(work.student, length, dtype, device, work.lora)
-        teacher = _layers(work.teacher, length, dtype, device, None)[0] if work.source == "live" else Rate(0.0, 0.0)
-        table = _table(work.vocabulary, work.student.hidden, dtype, device, not work.lora)
-        return Pace(teacher, student, backward, product(device, dtype, inner=work.student.hidden), table, _clip(device))
+    with backend.retain_freed_memory():  # as a run has it
+        student, backward = _measure_layers(work.student, length, dtype, device, work.lora)
+        teacher = (
+            _measure_layers(work.teacher, length, dtype, device, None)[0] if work.source == "live" else Rate(0.0, 0.0)
+        )
+        table = _measure_embedding_and_head(work.vocabulary, work.student.hidden, dtype, device, not work.lora)
+        return LayerTimings(
+            teacher,
+            student,
+            backward,
+            measure_product_seconds(device, dtype, inner=work.student.hidden),
+            table,
+            _measure_clipping(device),
+        )
 
 
 @functools.cache
-def _layers(
+def _measure_layers(
     blueprint: Blueprint, length: int, dtype: torch.dtype, device: torch.device, lora: int | None
 ) -> tuple[Rate, Rate]:
     """Forward and backward of the first layers, in documents of `length` tokens; with `lora` None none is trained."""
-    small = replace(blueprint, layers=blueprint.layers[:LAYERS], vocabulary=VOCABULARY)
-    model: Any = export_model(Backbone(small)).to(device)
-    model = adapters.add(model, lora) if lora else model
+    small_blueprint = replace(blueprint, layers=blueprint.layers[:PROBE_LAYERS], vocabulary=PROBE_VOCABULARY)
+    model: Any = export_model(Backbone(small_blueprint)).to(device)
+    model = adapters.add_adapters(model, lora) if lora else model
     model = model.to(dtype).eval().requires_grad_(False) if lora is None else model.train()
-    few, many = (_timed(model, _text(tokens, length, device), dtype) for tokens in TOKENS)
-    flops = forward_flops(small, (length + 1) / 2)
-    done = flops.blocks + flops.attention, backward_flops(flops, products=1 if lora else 2)
-    forward, backward = (_line(few[i], many[i], done[i]) for i in (0, 1))
+    short_pass, long_pass = (
+        _measure_pass(model, _make_batch(tokens, length, device), dtype) for tokens in PROBE_TOKENS
+    )
+    flops = forward_flops(small_blueprint, (length + 1) / 2)
+    operations = flops.blocks + flops.attention, backward_flops(flops, products=1 if lora else 2)
+    forward, backward = (_fit_rate(short_pass[i], long_pass[i], operations[i]) for i in (0, 1))
     return forward, backward
 
 
-def _line(few: float, many: float, flops: float) -> Rate:
+def _fit_rate(short_seconds: float, long_seconds: float, flops: float) -> Rate:
     """The line through the seconds of two passes; none falls with the tokens, and none begins below zero."""
-    a, b = TOKENS
-    steady = max(0.0, min((many - few) / (b - a), many / b))
-    return Rate(steady / flops, max(0.0, many - b * steady) / flops)
+    short_tokens, long_tokens = PROBE_TOKENS
+    per_operation = max(
+        0.0, min((long_seconds - short_seconds) / (long_tokens - short_tokens), long_seconds / long_tokens)
+    )
+    return Rate(per_operation / flops, max(0.0, long_seconds - long_tokens * per_operation) / flops)
 
 
-def _timed(model: Any, batch: dict[str, Tensor], dtype: torch.dtype) -> tuple[float, float]:
+def _measure_pass(model: Any, batch: dict[str, Tensor], dtype: torch.dtype) -> tuple[float, float]:
     """Seconds of a forward and, where anything is trained, of its backward."""
-    device, trained, needs = batch["input_ids"].device, model.training, Needs(supervised(batch)[0])
-    cast = torch.autocast(device.type, dtype, enabled=trained and dtype != torch.float32)
+    device, is_trained, needs = batch["input_ids"].device, model.training, Needs(supervised_positions(batch)[0])
+    autocast = torch.autocast(device.type, dtype, enabled=is_trained and dtype != torch.float32)
 
     def forward() -> Tensor:
-        with cast, torch.set_grad_enabled(trained):
-            return signals(model, batch, needs).rows
+        with autocast, torch.set_grad_enabled(is_trained):
+            return compute_signals(model, batch, needs).rows
 
-    return _both(forward, lambda rows: rows.float().sum().backward() if trained else None, device)
+    return _measure_forward_backward(
+        forward, lambda rows: rows.float().sum().backward() if is_trained else None, device
+    )
 
 
-def _both(forward: Callable[[], Any], backward: Callable[[Any], Any], device: torch.device) -> tuple[float, float]:
+def _measure_forward_backward(
+    forward: Callable[[], Any], backward: Callable[[Any], Any], device: torch.device
+) -> tuple[float, float]:
     """The least seconds of both, once warm, since what disturbs only adds: of two repeats, of more while LONG lasts."""
     times: list[tuple[float, float]] = []
-    while len(times) <= REPEATS and (len(times) < 3 or sum(map(sum, times)) < LONG):
-        start = now(device)
-        made = forward()
-        between = now(device)
-        backward(made)
-        times.append((between - start, now(device) - between))
-    first, second = zip(*times[1:], strict=True)
-    return min(first), min(second)
+    while len(times) <= MAX_REPEATS and (len(times) < 3 or sum(map(sum, times)) < MAX_PROBE_SECONDS):
+        start = synchronized_time(device)
+        output = forward()
+        middle = synchronized_time(device)
+        backward(output)
+        times.append((middle - start, synchronized_time(device) - middle))
+    forward_seconds, backward_seconds = zip(*times[1:], strict=True)
+    return min(forward_seconds), min(backward_seconds)
 
 
-def _text(tokens: int, length: int, device: torch.device) -> dict[str, Tensor]:
+def _make_batch(tokens: int, length: int, device: torch.device) -> dict[str, Tensor]:
     """A pass of documents of `length` tokens."""
-    ids = torch.arange(tokens, device=device) % VOCABULARY
+    ids = torch.arange(tokens, device=device) % PROBE_VOCABULARY
     return collate([{"input_ids": ids, "labels": ids, "lengths": torch.full((tokens // length,), length)}])
 
 
 @functools.cache
-def _table(vocabulary: int, width: int, dtype: torch.dtype, device: torch.device, trained: bool) -> tuple[float, float]:
+def _measure_embedding_and_head(
+    vocabulary: int, width: int, dtype: torch.dtype, device: torch.device, is_trained: bool
+) -> tuple[float, float]:
     """Seconds of forward and backward of one row through an embedding and a head that are one matrix."""
-    some = max(1, min(vocabulary, ENTRIES // width))
-    weight = nn.Parameter(torch.zeros(some, width, device=device), requires_grad=trained)
-    one = torch.zeros(1, dtype=torch.long, device=device)
+    num_entries = max(1, min(vocabulary, PROBE_ENTRIES // width))
+    weight = nn.Parameter(torch.zeros(num_entries, width, device=device), requires_grad=is_trained)
+    token_id = torch.zeros(1, dtype=torch.long, device=device)
 
     def forward() -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            head, rows = (weight, None, 1.0, None), functional.embedding(one, weight)
-            return fused.sums([CrossEntropyRows()], rows, head, targets=one, frozen={}, mix=[1.0])[0]
+            head, rows = (weight, None, 1.0, None), functional.embedding(token_id, weight)
+            return fused.sum_row_losses([CrossEntropyRows()], rows, head, targets=token_id, frozen={}, mix=[1.0])[0]
 
-    seconds = _both(forward, lambda loss: loss.backward() if trained else None, device)
-    return seconds[0] * vocabulary / some, seconds[1] * vocabulary / some
+    seconds = _measure_forward_backward(forward, lambda loss: loss.backward() if is_trained else None, device)
+    return seconds[0] * vocabulary / num_entries, seconds[1] * vocabulary / num_entries
 
 
 @functools.cache
-def _clip(device: torch.device) -> float:
+def _measure_clipping(device: torch.device) -> float:
     """Seconds per weight of clipping a gradient."""
-    weight = nn.Parameter(torch.ones(ENTRIES, device=device))
+    weight = nn.Parameter(torch.ones(PROBE_ENTRIES, device=device))
     weight.grad = torch.ones_like(weight)
-    return clock(lambda: nn.utils.clip_grad_norm_([weight], 1.0), device) / ENTRIES
+    return measure_seconds(lambda: nn.utils.clip_grad_norm_([weight], 1.0), device) / PROBE_ENTRIES
 
 
-def product(device: torch.device, dtype: torch.dtype, *, rows: int = 512, inner: int = 576, outer: int = 8192) -> float:
+def measure_product_seconds(
+    device: torch.device, dtype: torch.dtype, *, rows: int = 512, inner: int = 576, outer: int = 8192
+) -> float:
     """Seconds per operation of one large product, the shape of a head's."""
     a, b = torch.ones(rows, inner, device=device, dtype=dtype), torch.ones(outer, inner, device=device, dtype=dtype)
-    return clock(lambda: a @ b.mT, device) / (2 * rows * inner * outer)
+    return measure_seconds(lambda: a @ b.mT, device) / (2 * rows * inner * outer)
 
 
-def clock(job: Callable[[], Any], device: torch.device) -> float:
+def measure_seconds(job: Callable[[], Any], device: torch.device) -> float:
     """The least seconds of `job`."""
-    return _both(job, lambda _: None, device)[0]
+    return _measure_forward_backward(job, lambda _: None, device)[0]
 
 
-def now(device: torch.device) -> float:
+def synchronized_time(device: torch.device) -> float:
     """The time when `device` has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -5,69 +5,82 @@ from collections.abc import Sequence
 
 import torch
 
-from potstill.core.types import IGNORE, Batch, supervised
-from potstill.data.pairs import Reader
-from potstill.data.spans import readable
+from potstill.core.types import IGNORE, Batch, supervised_positions
+from potstill.data.pairs import TokenizerInfo
+from potstill.data.spans import to_readable_text
 
-BRIEF = 40  # characters
-UNTRAINED = "\0"  # stands for a token that is not trained on
-END = b"\x00<end>"  # what every special token stands for: it ends a text or a turn
+MAX_SHOWN_CHARACTERS = 40  # characters
+UNTRAINED_MARK = "\0"  # stands for a token that is not trained on
+END_BYTES = b"\x00<end>"  # what every special token stands for: it ends a text or a turn
 
 
-def said(batch: Batch, reader: Reader) -> list[str]:
+def supervised_text(batch: Batch, reader: TokenizerInfo) -> list[str]:
     """Of each document what is trained on, as text; special tokens are none, and bytes of no character are '?'."""
     ids, labels, documents = (batch[name][0] for name in ("input_ids", "labels", "documents"))
     sizes = torch.bincount(documents).tolist()
     pairs = zip(ids.split(sizes), labels.split(sizes), strict=True)
-    return [_text(one.tolist(), (keep != IGNORE).tolist(), reader) for one, keep in pairs]
+    return [
+        _decode_trained(window.tolist(), (window_labels != IGNORE).tolist(), reader) for window, window_labels in pairs
+    ]
 
 
-def _text(ids: Sequence[int], trained: Sequence[bool], reader: Reader) -> str:
-    words = (reader.pieces.of[i] if keep else UNTRAINED.encode() for i, keep in zip(ids, trained, strict=True))
-    parts = (b"" if special(i, reader) else word for i, word in zip(ids, words, strict=True))
-    return readable(b"".join(parts))
+def _decode_trained(ids: Sequence[int], trained_mask: Sequence[bool], reader: TokenizerInfo) -> str:
+    pieces = (
+        reader.pieces.by_id[i] if is_trained else UNTRAINED_MARK.encode()
+        for i, is_trained in zip(ids, trained_mask, strict=True)
+    )
+    parts = (b"" if is_special(i, reader) else piece for i, piece in zip(ids, pieces, strict=True))
+    return to_readable_text(b"".join(parts))
 
 
-def special(i: int, reader: Reader) -> bool:
+def is_special(i: int, reader: TokenizerInfo) -> bool:
     """Whether this id stands for no text: control tokens, and what ends an answer where that is one token."""
-    ending = None if reader.marks is None else reader.tokenizer.backend_tokenizer.token_to_id(reader.marks.ending)
-    return i == ending or (i in reader.pieces.special and i not in reader.pieces.raw)
+    ending = (
+        None
+        if reader.chat_markers is None
+        else reader.tokenizer.backend_tokenizer.token_to_id(reader.chat_markers.ending)
+    )
+    return i == ending or (i in reader.pieces.special_ids and i not in reader.pieces.byte_fallback_ids)
 
 
-def part_of(ours: str, theirs: str) -> bool:
+def is_contained(student_text: str, teacher_text: str) -> bool:
     """Whether the teacher reads a part of each stretch, and nearly all: at the ends it may lack a part of a token."""
-    stretches = [[one for one in text.split(UNTRAINED) if one.strip()] for text in (ours, theirs)]
-    if len(stretches[0]) != len(stretches[1]) or len(theirs) < len(ours) - BRIEF:
+    stretches = [
+        [stretch for stretch in text.split(UNTRAINED_MARK) if stretch.strip()] for text in (student_text, teacher_text)
+    ]
+    if len(stretches[0]) != len(stretches[1]) or len(teacher_text) < len(student_text) - MAX_SHOWN_CHARACTERS:
         return False
-    return all(other.strip() in own for own, other in zip(*stretches, strict=True))
+    return all(
+        teacher_stretch.strip() in student_stretch for student_stretch, teacher_stretch in zip(*stretches, strict=True)
+    )
 
 
-def predicted(batch: Batch, reader: Reader) -> list[bytes]:
+def target_bytes(batch: Batch, reader: TokenizerInfo) -> list[bytes]:
     """What each row has to predict, in bytes; END for a special token."""
-    targets = supervised(batch)[1].tolist()
-    return [END if special(i, reader) else reader.pieces.of[i] for i in targets]
+    targets = supervised_positions(batch)[1].tolist()
+    return [END_BYTES if is_special(i, reader) else reader.pieces.by_id[i] for i in targets]
 
 
-def runs(rows: Sequence[bytes], groups: Sequence[int]) -> dict[int, bytes]:
+def join_groups(rows: Sequence[bytes], groups: Sequence[int]) -> dict[int, bytes]:
     """The bytes of each group of rows."""
-    found: dict[int, bytes] = defaultdict(bytes)
+    group_bytes: dict[int, bytes] = defaultdict(bytes)
     for row, group in zip(rows, groups, strict=True):
         if group >= 0:
-            found[group] += row
-    return found
+            group_bytes[group] += row
+    return group_bytes
 
 
-def equal(ours: bytes, theirs: bytes) -> bool:
+def is_same_bytes(student_bytes: bytes, teacher_bytes: bytes) -> bool:
     """Whether these are the same bytes; the space that some teachers put in front of a text is in no text."""
-    return theirs in (ours, b" " + ours)
+    return teacher_bytes in (student_bytes, b" " + student_bytes)
 
 
-def bare(text: str) -> str:
+def strip_untrained(text: str) -> str:
     """What was `said`, without what is not trained on."""
-    return text.replace(UNTRAINED, "")
+    return text.replace(UNTRAINED_MARK, "")
 
 
-def brief(text: str) -> str:
+def abbreviate(text: str) -> str:
     """The beginning of what was `said`, for people."""
-    text = bare(text)
-    return repr(text if len(text) <= BRIEF else text[:BRIEF] + "...")
+    text = strip_untrained(text)
+    return repr(text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "...")

@@ -14,108 +14,110 @@ from transformers.trainer_utils import SaveStrategy
 
 from potstill.core import backend
 from potstill.core.blueprint import Blueprint
-from potstill.core.types import IGNORE, Needs, supervised
+from potstill.core.types import IGNORE, Needs, supervised_positions
 from potstill.data.pack import Packs, collate
-from potstill.data.pairs import Paired
+from potstill.data.pairs import CrossTokenizerPacks
 from potstill.models.backbone import Backbone
 from potstill.models.families.table import export_model
-from potstill.models.signals import plain, signals
-from potstill.pipeline.calibrate import Clocked
-from potstill.pipeline.probe import now
-from potstill.pipeline.workload import Saved
+from potstill.models.signals import compute_signals, unwrap_model
+from potstill.pipeline.calibrate import StepMeasurements
+from potstill.pipeline.probe import synchronized_time
+from potstill.pipeline.workload import AutogradBytes
 from potstill.train import adapters
-from potstill.train.blocks import blocks_run
-from potstill.train.progress import forget_peak, peak_memory
-from potstill.train.run import quiet
-from potstill.train.settings import Settings
-from potstill.train.study import Study
-from potstill.train.trainer import Trainer, arguments
+from potstill.train.blocks import apply_block_settings
+from potstill.train.progress import get_peak_memory, reset_peak_memory
+from potstill.train.run import silence_libraries
+from potstill.train.settings import TrainConfig
+from potstill.train.study import TrainingModule
+from potstill.train.trainer import Trainer, make_training_arguments
 
-WARM_UP, MEASURED = 3, 5  # steps; in the first three memory is touched for the first time
-LEAST, LONG = 3, 15.0  # of those measured, where they last so many seconds together
-PROBE = (64, 128)  # tokens of the two passes whose difference tells what autograd saves per token
+WARM_UP_STEPS, MEASURED_STEPS = 3, 5  # steps; in the first three memory is touched for the first time
+MIN_MEASURED_STEPS, MAX_MEASURED_SECONDS = 3, 15.0  # of those measured, where they last so many seconds together
+PROBE_TOKENS = (64, 128)  # tokens of the two passes whose difference tells what autograd saves per token
 
 
-def rehearse(
-    study: Study,
+def profile_steps(
+    module: TrainingModule,
     teacher: PreTrainedModel | None,
-    packs: Packs | Paired,
-    settings: Settings,
+    packs: Packs | CrossTokenizerPacks,
+    settings: TrainConfig,
     *,
-    measured: int = MEASURED,
-) -> Clocked:
+    measured_steps: int = MEASURED_STEPS,
+) -> StepMeasurements:
     """Up to `measured` steps of `study` on `packs`, in a folder that vanishes; the student is no longer what it was."""
-    device = next(study.student.parameters()).device
-    steps = WARM_UP + measured
-    brief = replace(
+    device = next(module.student.parameters()).device
+    steps = WARM_UP_STEPS + measured_steps
+    short_settings = replace(
         settings, tokens=steps * settings.packs_per_step * settings.context, report_to=(), eval_every=0, patience=0
     )
-    parts: dict[str, nn.Module] = {"student": plain(study.student).base_model, "loss": study.objective}  # type: ignore[dict-item]
-    parts |= {} if teacher is None else {"teacher": teacher.base_model}
-    quiet()
+    modules: dict[str, nn.Module] = {"student": unwrap_model(module.student).base_model, "loss": module.objective}  # type: ignore[dict-item]
+    modules |= {} if teacher is None else {"teacher": teacher.base_model}
+    silence_libraries()
     with tempfile.TemporaryDirectory() as folder:
-        args = arguments(brief, Path(folder), device=device.type)
+        args = make_training_arguments(short_settings, Path(folder), device=device.type)
         args.save_strategy = SaveStrategy.NO
-        clock = Clock(parts, device)
-        trainer = Trainer(study, args, train_dataset=packs, callbacks=[clock])
-        hooks = [*clock.hooks(), study.register_forward_pre_hook(clock.count, with_kwargs=True)]
-        backend.trim()
-        forget_peak(device.type)
+        timer = StepTimer(modules, device)
+        trainer = Trainer(module, args, train_dataset=packs, callbacks=[timer])
+        hooks = [*timer.register_hooks(), module.register_forward_pre_hook(timer.count_tokens, with_kwargs=True)]
+        backend.trim_memory()
+        reset_peak_memory(device.type)
         try:
-            with backend.held_memory(), blocks_run(study, settings):  # as `train.run.train` has it
+            with backend.retain_freed_memory(), apply_block_settings(module, settings):  # as `train.run.train` has it
                 trainer.train()
         finally:
             for hook in hooks:
                 hook.remove()
-    return Clocked.of(clock.measured, peak=float(peak_memory(device.type)))
+    return StepMeasurements.from_steps(timer.measured_steps, peak=float(get_peak_memory(device.type)))
 
 
-def lasts(step: float) -> float:
+def estimate_profiling_seconds(step_seconds: float) -> float:
     """Seconds that rehearsing steps of so many seconds takes."""
-    return (WARM_UP + min(MEASURED, max(LEAST, math.ceil(LONG / step)))) * step
+    return (
+        WARM_UP_STEPS + min(MEASURED_STEPS, max(MIN_MEASURED_STEPS, math.ceil(MAX_MEASURED_SECONDS / step_seconds)))
+    ) * step_seconds
 
 
-class Clock(TrainerCallback):
+class StepTimer(TrainerCallback):
     """Seconds of each step by part; `parts` are modules, whose forwards are timed.
 
     What lies in no part (autograd, clipping, reading the batch) is called the backward.
     """
 
-    def __init__(self, parts: Mapping[str, nn.Module], device: torch.device) -> None:
-        self.parts, self.device = parts, device
+    def __init__(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
+        self.modules, self.device = modules, device
         self.steps: list[dict[str, float]] = []
-        self._step: dict[str, float] = {}
-        self._since: dict[str, float] = {}
-        self._seconds = 0.0
+        self._current_step: dict[str, float] = {}
+        self._start_times: dict[str, float] = {}
+        self._measured_seconds = 0.0
 
     @property
-    def measured(self) -> list[dict[str, float]]:
+    def measured_steps(self) -> list[dict[str, float]]:
         """The steps after those that warm up."""
-        return self.steps[WARM_UP:]
+        return self.steps[WARM_UP_STEPS:]
 
-    def hooks(self) -> list[Any]:
+    def register_hooks(self) -> list[Any]:
         """Hooks on the parts; each has to be removed."""
-        found = []
-        for name, module in self.parts.items():
-            found.append(module.register_forward_pre_hook(lambda *_, part=name: self.start(part)))
-            found.append(module.register_forward_hook(lambda *_, part=name: self.stop(part)))
-        return found
+        handles = []
+        for name, module in self.modules.items():
+            handles.append(module.register_forward_pre_hook(lambda *_, part=name: self.start(part)))
+            handles.append(module.register_forward_hook(lambda *_, part=name: self.stop(part)))
+        return handles
 
     def start(self, part: str) -> None:
         """A part begins."""
-        self._since[part] = now(self.device)
+        self._start_times[part] = synchronized_time(self.device)
 
     def stop(self, part: str) -> None:
         """A part ends."""
-        self._add(part, now(self.device) - self._since.pop(part))
+        self._accumulate(part, synchronized_time(self.device) - self._start_times.pop(part))
 
-    def count(self, study: nn.Module, args: tuple[Any, ...], batch: Mapping[str, Tensor]) -> None:
+    def count_tokens(self, module: nn.Module, args: tuple[Any, ...], batch: Mapping[str, Tensor]) -> None:
         """Tokens and trained rows of a pass."""
-        self._add("tokens", float(batch["input_ids"].numel()))
-        self._add("rows", float((batch["labels"] != IGNORE).sum()))
+        self._accumulate("tokens", float(batch["input_ids"].numel()))
+        self._accumulate("rows", float((batch["labels"] != IGNORE).sum()))
 
-    def _add(self, name: str, amount: float) -> None:
-        self._step[name] = self._step.get(name, 0.0) + amount
+    def _accumulate(self, name: str, amount: float) -> None:
+        self._current_step[name] = self._current_step.get(name, 0.0) + amount
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -138,16 +140,20 @@ class Clock(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One step ends and the next begins, if there is to be one."""
         self.stop("step")
-        whole = self._step.pop("step")
-        timed = sum(seconds for name, seconds in self._step.items() if name not in ("tokens", "rows"))
-        self.steps.append({**self._step, "backward": max(0.0, whole - timed)})
-        self._step = {}
-        self._seconds += whole if self.measured else 0.0
-        control.should_training_stop |= len(self.measured) >= LEAST and self._seconds >= LONG
+        step_seconds = self._current_step.pop("step")
+        part_seconds = sum(seconds for name, seconds in self._current_step.items() if name not in ("tokens", "rows"))
+        self.steps.append({**self._current_step, "backward": max(0.0, step_seconds - part_seconds)})
+        self._current_step = {}
+        self._measured_seconds += step_seconds if self.measured_steps else 0.0
+        control.should_training_stop |= (
+            len(self.measured_steps) >= MIN_MEASURED_STEPS and self._measured_seconds >= MAX_MEASURED_SECONDS
+        )
         self.start("step")
 
 
-def saved_bytes(blueprint: Blueprint, *, dtype: torch.dtype, lora: int = 0, stock: bool = True) -> Saved:
+def measure_autograd_bytes(
+    blueprint: Blueprint, *, dtype: torch.dtype, lora: int = 0, stock: bool = True
+) -> AutogradBytes:
     """What autograd saves of a student, measured on one and two of its layers, at full width, with a short vocabulary.
 
     It is linear in tokens and in layers, so four passes of some tokens tell. `stock` is the network that is trained;
@@ -155,39 +161,45 @@ def saved_bytes(blueprint: Blueprint, *, dtype: torch.dtype, lora: int = 0, stoc
     """
     device = torch.device("cpu")
 
-    def kept(layers: int, tokens: int) -> float:
-        small = replace(blueprint, layers=(blueprint.layers[0],) * layers, vocabulary=PROBE[0])
+    def count_bytes(layers: int, tokens: int) -> float:
+        small = replace(blueprint, layers=(blueprint.layers[0],) * layers, vocabulary=PROBE_TOKENS[0])
         backbone = Backbone(small).to(device)
         model: Any = export_model(backbone) if stock else backbone
-        model = adapters.add(model, lora) if lora else model
-        return _kept(model.train(), tokens, dtype)
+        model = adapters.add_adapters(model, lora) if lora else model
+        return _count_saved_bytes(model.train(), tokens, dtype)
 
-    (a, b), (c, d) = ([kept(layers, tokens) for tokens in PROBE] for layers in (1, 2))
-    step = PROBE[1] - PROBE[0]
-    both, one = (d - c) / step, (b - a) / step
-    return Saved(both - one, 2 * one - both, (c - PROBE[0] * both) - (a - PROBE[0] * one))
+    (a, b), (c, d) = ([count_bytes(layers, tokens) for tokens in PROBE_TOKENS] for layers in (1, 2))
+    token_difference = PROBE_TOKENS[1] - PROBE_TOKENS[0]
+    two_layer_slope, one_layer_slope = (d - c) / token_difference, (b - a) / token_difference
+    return AutogradBytes(
+        two_layer_slope - one_layer_slope,
+        2 * one_layer_slope - two_layer_slope,
+        (c - PROBE_TOKENS[0] * two_layer_slope) - (a - PROBE_TOKENS[0] * one_layer_slope),
+    )
 
 
-def _kept(model: Any, tokens: int, dtype: torch.dtype) -> float:
+def _count_saved_bytes(model: Any, tokens: int, dtype: torch.dtype) -> float:
     """Bytes of the storages that a forward saves for its backward, each once, the model's own weights left out."""
-    ids = torch.arange(tokens) % PROBE[0]
+    ids = torch.arange(tokens) % PROBE_TOKENS[0]
     batch = collate([{"input_ids": ids, "labels": ids, "lengths": torch.tensor([tokens])}])
-    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    held: dict[int, torch.UntypedStorage] = {}  # alive until they are counted, so that no address comes twice
+    weight_pointers = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    storages: dict[int, torch.UntypedStorage] = {}  # alive until they are counted, so that no address comes twice
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save_tensor(tensor: Tensor) -> Tensor:
         # a graph holds this hook and what it gives: were either to hold a tensor with a graph, it would hold itself
         storage = tensor.untyped_storage()
-        held.setdefault(storage.data_ptr(), storage)
+        storages.setdefault(storage.data_ptr(), storage)
         return tensor.detach()
 
     enabled = dtype != torch.float32
     with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(save_tensor, lambda tensor: tensor),
         torch.autocast("cpu", dtype, enabled=enabled),
     ):
         if isinstance(model, Backbone):
             _ = model(batch["input_ids"], batch["position_ids"])
         else:
-            _ = signals(model, batch, Needs(supervised(batch)[0]))
-    return float(sum(one.nbytes() for place, one in held.items() if place not in own))
+            _ = compute_signals(model, batch, Needs(supervised_positions(batch)[0]))
+    return float(
+        sum(tensor_storage.nbytes() for pointer, tensor_storage in storages.items() if pointer not in weight_pointers)
+    )

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from potstill.core import backend
-from potstill.core.artefact import TRAINING, clear, write_text
+from potstill.core.artefact import TRAINING_FOLDER, remove_leftovers, write_text
 from potstill.core.errors import Interrupted
 from potstill.train import ranks
 
-COMPUTE = "dtype.txt"  # what `auto` chose when the run began
+DTYPE_FILE = "dtype.txt"  # what `auto` chose when the run began
 
 
 @contextlib.contextmanager
-def resumable(out: Path) -> Iterator[None]:
+def explain_interrupt(out: Path) -> Iterator[None]:
     """Says that what was trained is safe, and how it goes on.
 
     Raises: Interrupted for KeyboardInterrupt, if there is a checkpoint in `out`.
@@ -31,25 +31,25 @@ def resumable(out: Path) -> Iterator[None]:
 
 def has_checkpoint(out: Path) -> bool:
     """Whether there is anything to resume in `out`."""
-    return any((out / TRAINING).glob("checkpoint-*"))
+    return any((out / TRAINING_FOLDER).glob("checkpoint-*"))
 
 
 @contextlib.contextmanager
-def workplace(out: Path, *, overwrite: bool, dtype: torch.dtype) -> Iterator[Path]:
+def training_folder(out: Path, *, overwrite: bool, dtype: torch.dtype) -> Iterator[Path]:
     """`out`/training; removed again if the run ended before there was anything to resume."""
-    folder = out / TRAINING
-    if not ranks.first():
-        ranks.wait()
+    folder = out / TRAINING_FOLDER
+    if not ranks.is_main_process():
+        ranks.barrier()
         yield folder
         return
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    clear(folder)
+    remove_leftovers(folder)
     try:
-        if not (folder / COMPUTE).exists():
-            write_text(folder / COMPUTE, backend.name_of(dtype))
-        ranks.wait()
+        if not (folder / DTYPE_FILE).exists():
+            write_text(folder / DTYPE_FILE, backend.get_dtype_name(dtype))
+        ranks.barrier()
         yield folder
     finally:
         if not has_checkpoint(out):

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.core.types import IGNORE, Batch, view
-from potstill.data.cache import Cache
+from potstill.core.types import IGNORE, Batch, get_view
+from potstill.data.cache import TeacherCache
 from potstill.data.pack import Pack, Packs, collate
-from potstill.data.pairs import aligned_share
-from potstill.models.load import Loaded
-from potstill.objectives.distill import Distill
-from potstill.pipeline.crossing import MOST, Crossing
-from potstill.pipeline.examination import FORWARD_KL, World
-from potstill.pipeline.pair import Pair
-from potstill.train.study import Study
+from potstill.data.pairs import compute_aligned_share
+from potstill.models.load import LoadedModel
+from potstill.objectives.distill import LogitDistillation
+from potstill.pipeline.crossing import MAX_SAMPLED, CrossTokenizerInputs
+from potstill.pipeline.examination import FORWARD_KL, CheckInputs
+from potstill.pipeline.pair import ModelPair
+from potstill.train.study import TrainingModule
 
-DOCUMENTS, LENGTH = 3, 48  # of the small batch: enough for packing to show, and a second on a laptop
+NUM_DOCUMENTS, MAX_DOCUMENT_TOKENS = 3, 48  # of the small batch: enough for packing to show, and a second on a laptop
 
 
-def world_of(
+def build_check_inputs(
     packs: Packs,
     *,
     student: PreTrainedModel,
@@ -32,125 +32,142 @@ def world_of(
     teacher_tokenizer: PreTrainedTokenizerBase | None,
     vocabulary: int,
     kind: str,
-    compute: torch.dtype,
-    cache: Cache | None = None,
-    compared: Distill = FORWARD_KL,
-) -> World:
+    compute_dtype: torch.dtype,
+    cache: TeacherCache | None = None,
+    logit_objective: LogitDistillation = FORWARD_KL,
+) -> CheckInputs:
     """What is examined, from packs that are about to be trained on."""
-    return World(
+    return CheckInputs(
         student=student,
         student_tokenizer=student_tokenizer,
         teacher=teacher,
         teacher_tokenizer=teacher_tokenizer,
         vocabulary=vocabulary,
-        batch=_on(collate(few(packs)), student.device),
-        whole=_on(collate([packs[0]]), student.device),
+        batch=_move_to_device(collate(sample_documents(packs)), student.device),
+        full_pack=_move_to_device(collate([packs[0]]), student.device),
         kind=kind,
-        stops=stopped(packs, stop_ids(student_tokenizer, student)),
-        trained=packs.trained / (packs.tokens - len(packs.lengths)),
-        compute=compute,
+        stop_share=compute_stop_share(packs, find_stop_ids(student_tokenizer, student)),
+        trained_share=packs.num_trained / (packs.num_tokens - len(packs.lengths)),
+        compute_dtype=compute_dtype,
         cache=cache,
-        compared=compared,
+        logit_objective=logit_objective,
     )
 
 
-def crossing_of(pair: Pair, packs: Packs, study: Study, *, kind: str) -> Crossing:
+def build_cross_tokenizer_inputs(
+    pair: ModelPair, packs: Packs, module: TrainingModule, *, kind: str
+) -> CrossTokenizerInputs:
     """What is examined of a pair with two tokenizers, from the packs and the study that are about to be trained."""
-    teacher, paired, ids, device = pair.teacher, pair.packs(packs), study.vocabulary, pair.student.device
-    assert isinstance(teacher, Loaded)
-    assert isinstance(ids, Mapping)
-    documents = [paired.beside(one) for one in few(packs)]
-    whole = collate([paired[i] for i in range(min(MOST, len(packs)))])
-    student = world_of(
+    teacher, paired_packs, vocabularies, device = (
+        pair.teacher,
+        pair.prepare_packs(packs),
+        module.vocabulary,
+        pair.student.device,
+    )
+    assert isinstance(teacher, LoadedModel)
+    assert isinstance(vocabularies, Mapping)
+    documents = [paired_packs.add_teacher_inputs(item) for item in sample_documents(packs)]
+    full_packs = collate([paired_packs[i] for i in range(min(MAX_SAMPLED, len(packs)))])
+    student = build_check_inputs(
         packs,
         student=pair.student,
         student_tokenizer=pair.origin.tokenizer,
         teacher=None,
         teacher_tokenizer=None,
-        vocabulary=ids["student"],
+        vocabulary=vocabularies["student"],
         kind=kind,
-        compute=study.compute_dtype,
+        compute_dtype=module.compute_dtype,
     )
-    read, stops = view(whole, "teacher"), [stop_ids(one.tokenizer, one.model) for one in (pair.origin, teacher)]
-    labels = read["labels"][read["documents"] >= 0]
-    return Crossing(
+    teacher_batch, stop_sets = (
+        get_view(full_packs, "teacher"),
+        [find_stop_ids(item.tokenizer, item.model) for item in (pair.origin, teacher)],
+    )
+    labels = teacher_batch["labels"][teacher_batch["documents"] >= 0]
+    return CrossTokenizerInputs(
         student=student,
         teacher=replace(
             student,
             student=teacher.model,
             student_tokenizer=teacher.tokenizer,
-            vocabulary=ids["teacher"],
-            batch=_on(view(collate(documents), "teacher"), device),
-            whole=_on(read, device),
-            stops=ending(whole, *stops),
-            trained=float((labels != IGNORE).float().mean()),
+            vocabulary=vocabularies["teacher"],
+            batch=_move_to_device(get_view(collate(documents), "teacher"), device),
+            full_pack=_move_to_device(teacher_batch, device),
+            stop_share=compute_shared_stop_share(full_packs, *stop_sets),
+            trained_share=float((labels != IGNORE).float().mean()),
             role="teacher",
         ),
-        readers=(paired.student, paired.teacher),
-        study=study,
-        documents=[_on(collate([one]), device) for one in documents],
-        batch=_on(collate(documents), device),
-        whole=whole,
-        share=aligned_share(paired, most=MOST),
+        readers=(paired_packs.student, paired_packs.teacher),
+        module=module,
+        documents=[_move_to_device(collate([item]), device) for item in documents],
+        batch=_move_to_device(collate(documents), device),
+        full_packs=full_packs,
+        aligned_share=compute_aligned_share(paired_packs, max_packs=MAX_SAMPLED),
     )
 
 
-def ending(batch: Batch, ours: set[int], theirs: set[int]) -> float:
+def compute_shared_stop_share(batch: Batch, student_stops: set[int], teacher_stops: set[int]) -> float:
     """The share of the documents that end in a trained stop token for the student which do for the teacher too."""
-    sides = zip((view(batch, name) for name in ("student", "teacher")), (ours, theirs), strict=True)
-    ends, others = ([last in stops for last in _lasts(side)] for side, stops in sides)
-    both = [other for end, other in zip(ends, others, strict=True) if end]
-    return sum(both) / max(len(both), 1)
+    model_batches = zip(
+        (get_view(batch, name) for name in ("student", "teacher")), (student_stops, teacher_stops), strict=True
+    )
+    student_ends, teacher_ends = (
+        [last in stops for last in _list_last_trained_tokens(model_batch)] for model_batch, stops in model_batches
+    )
+    matches = [teacher_end for student_end, teacher_end in zip(student_ends, teacher_ends, strict=True) if student_end]
+    return sum(matches) / max(len(matches), 1)
 
 
-def _lasts(batch: Batch) -> list[int]:
+def _list_last_trained_tokens(batch: Batch) -> list[int]:
     """The last trained token of each document."""
     labels, documents = batch["labels"][0], batch["documents"][0]
-    return [_last(one.numpy()) for one in labels.split(torch.bincount(documents).tolist())]
+    return [
+        _get_last_trained_token(document_labels.numpy())
+        for document_labels in labels.split(torch.bincount(documents).tolist())
+    ]
 
 
-def few(packs: Packs) -> list[Pack]:
+def sample_documents(packs: Packs) -> list[Pack]:
     """Some short documents of the packs; of a longer one, a stretch that holds tokens to train on."""
-    stretches = (_stretch(*document) for i in range(len(packs)) for document in _documents(packs[i]))
-    return list(islice(stretches, DOCUMENTS))
+    stretches = (_cut_document(*document) for index in range(len(packs)) for document in _split_documents(packs[index]))
+    return list(islice(stretches, NUM_DOCUMENTS))
 
 
-def _documents(one: Pack) -> Iterator[tuple[Tensor, Tensor]]:
+def _split_documents(pack: Pack) -> Iterator[tuple[Tensor, Tensor]]:
     """Ids and labels of each document of a pack."""
-    return zip(*(one[name].split(one["lengths"].tolist()) for name in ("input_ids", "labels")), strict=True)
+    return zip(*(pack[name].split(pack["lengths"].tolist()) for name in ("input_ids", "labels")), strict=True)
 
 
-def _stretch(ids: Tensor, labels: Tensor) -> Pack:
+def _cut_document(ids: Tensor, labels: Tensor) -> Pack:
     """A document from before its first trained token on."""
     start = int((labels != IGNORE).nonzero()[0]) - 1
-    ids, labels = ids[start : start + LENGTH], labels[start : start + LENGTH].clone()
+    ids, labels = ids[start : start + MAX_DOCUMENT_TOKENS], labels[start : start + MAX_DOCUMENT_TOKENS].clone()
     labels[0] = IGNORE
     return {"input_ids": ids, "labels": labels, "lengths": torch.tensor([len(ids)])}
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
+def find_stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
     """The ids with which an answer may end: end of text, those of the model's generation, and other special tokens."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    several = ends if isinstance(ends, list) else [ends]
-    special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-    return {i for i in (*several, *special, *tokenizer.all_special_ids) if i is not None}
+    eos_token_id = getattr(model.generation_config, "eos_token_id", None)
+    eos_ids = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
+    special_ids = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    return {i for i in (*eos_ids, *special_ids, *tokenizer.all_special_ids) if i is not None}
 
 
-def stopped(packs: Packs, stops: set[int]) -> float:
+def compute_stop_share(packs: Packs, stops: set[int]) -> float:
     """The share of documents, of those that were not cut, whose last trained token is one of `stops`."""
     ends = packs.lengths.cumsum()
-    found = [
-        _last(packs.labels[end - size : end]) in stops
+    has_stopped = [
+        _get_last_trained_token(packs.labels[end - size : end]) in stops
         for end, size in zip(ends.tolist(), packs.lengths.tolist(), strict=True)
         if size < packs.length
     ]
-    return sum(found) / max(len(found), 1)
+    return sum(has_stopped) / max(len(has_stopped), 1)
 
 
-def _last(labels: Any) -> int:
-    trained = labels[labels != IGNORE]
-    return int(trained[-1]) if len(trained) else IGNORE
+def _get_last_trained_token(labels: Any) -> int:
+    trained_labels = labels[labels != IGNORE]
+    return int(trained_labels[-1]) if len(trained_labels) else IGNORE
 
 
-def _on(batch: Batch, device: torch.device) -> Batch:
+def _move_to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: values.to(device) for name, values in batch.items()}

@@ -4,10 +4,10 @@ Source: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Languag
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
-from potstill.recipes.table import NEEDED, Recipe
-from potstill.train.settings import Settings
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
+from potstill.recipes.table import REQUIRED_DATA, Recipe
+from potstill.train.settings import TrainConfig
 
 BIBTEX = """@inproceedings{ko2024distillm,
   title={DistiLLM: Towards Streamlined Distillation for Large Language Models},
@@ -17,15 +17,15 @@ BIBTEX = """@inproceedings{ko2024distillm,
 }"""
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """The buffer holds what the student wrote before."""
-    stage = Distill(
+    stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
-        data=NEEDED,
-        objective=Mixture(name="skew_kl", options={"skew": 0.1}, cross_entropy=0.0),
+        data=REQUIRED_DATA,
+        objective=ObjectiveConfig(name="skew_kl", options={"skew": 0.1}, cross_entropy=0.0),
         rollout="distillm",
-        settings=Settings(tokens=200_000, learning_rate=5e-4, eval_every=2),
+        settings=TrainConfig(tokens=200_000, learning_rate=5e-4, eval_every=2),
     )
     return Recipe(
         name="distillm",

@@ -4,10 +4,10 @@ Source: Zhang et al., "Dual-Space Knowledge Distillation for Large Language Mode
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
 from potstill.recipes.table import Recipe
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
 BIBTEX = """@inproceedings{zhang2024dual,
   title={Dual-Space Knowledge Distillation for Large Language Models},
@@ -24,13 +24,13 @@ SCRIPTS = {
 }
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """SmolLM2-135M taught to three quarters of itself."""
-    stage = Distill(
+    stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
-        objective=Mixture(name="dskd", cross_entropy=0.5, temperature=2.0),
-        settings=Settings(tokens=200_000, learning_rate=5e-4),
+        objective=ObjectiveConfig(name="dskd", cross_entropy=0.5, temperature=2.0),
+        settings=TrainConfig(tokens=200_000, learning_rate=5e-4),
     )
     return Recipe(
         name="dskd",

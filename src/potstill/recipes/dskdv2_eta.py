@@ -4,20 +4,20 @@ Source: Zhang et al., "A Dual-Space Framework for General Knowledge Distillation
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
 from potstill.recipes.dskdv2 import BIBTEX
 from potstill.recipes.table import Recipe
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """By default within one tokenizer; with a student of its own, any teacher."""
-    stage = Distill(
+    stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
-        objective=Mixture(name="dskdv2_eta", cross_entropy=0.5, temperature=2.0),
-        settings=Settings(tokens=200_000, learning_rate=5e-4),
+        objective=ObjectiveConfig(name="dskdv2_eta", cross_entropy=0.5, temperature=2.0),
+        settings=TrainConfig(tokens=200_000, learning_rate=5e-4),
     )
     return Recipe(
         name="dskdv2-eta",

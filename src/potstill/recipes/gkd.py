@@ -4,10 +4,10 @@ Source: Agarwal et al., "On-Policy Distillation of Language Models" (arXiv:2306.
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
-from potstill.recipes.table import NEEDED, Recipe
-from potstill.train.settings import Settings
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
+from potstill.recipes.table import REQUIRED_DATA, Recipe
+from potstill.train.settings import TrainConfig
 
 BIBTEX = """@inproceedings{agarwal2024onpolicy,
   title={On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes},
@@ -18,15 +18,15 @@ BIBTEX = """@inproceedings{agarwal2024onpolicy,
 }"""
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """Heal a pruned student first: one that stops at once learns nothing from its own text (docs/rollouts.md)."""
-    stage = Distill(
+    stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
-        data=NEEDED,
-        objective=Mixture(name="jsd", options={"beta": 0.5}, cross_entropy=0.0),
+        data=REQUIRED_DATA,
+        objective=ObjectiveConfig(name="jsd", options={"beta": 0.5}, cross_entropy=0.0),
         on_policy=0.5,
-        settings=Settings(tokens=200_000),
+        settings=TrainConfig(tokens=200_000),
     )
     return Recipe(
         name="gkd",

@@ -4,11 +4,11 @@ Source: Wan et al., "Knowledge Fusion of Large Language Models" (arXiv:2401.1049
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
 from potstill.recipes.dskd import SCRIPTS
 from potstill.recipes.table import Recipe
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
 BIBTEX = """@inproceedings{wan2024knowledge,
   title={Knowledge Fusion of Large Language Models},
@@ -18,13 +18,13 @@ BIBTEX = """@inproceedings{wan2024knowledge,
 }"""
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """By default within one tokenizer; with a student of its own, any teacher."""
-    stage = Distill(
+    stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
-        objective=Mixture(name="mined", cross_entropy=0.5, temperature=2.0),
-        settings=Settings(tokens=200_000),
+        objective=ObjectiveConfig(name="mined", cross_entropy=0.5, temperature=2.0),
+        settings=TrainConfig(tokens=200_000),
     )
     return Recipe(
         name="mined",

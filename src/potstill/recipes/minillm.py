@@ -4,10 +4,10 @@ Source: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models" (a
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
-from potstill.recipes.table import NEEDED, Recipe
-from potstill.train.settings import Settings
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
+from potstill.recipes.table import REQUIRED_DATA, Recipe
+from potstill.train.settings import TrainConfig
 
 BIBTEX = """@inproceedings{gu2024minillm,
   title={MiniLLM: Knowledge Distillation of Large Language Models},
@@ -17,16 +17,16 @@ BIBTEX = """@inproceedings{gu2024minillm,
 }"""
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """One step on each answer, where the paper takes several; start from a student that was trained."""
-    stage = Distill(
+    stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
-        data=NEEDED,
-        objective=Mixture(name="minillm", cross_entropy=0.5),
+        data=REQUIRED_DATA,
+        objective=ObjectiveConfig(name="minillm", cross_entropy=0.5),
         on_policy=0.5,
         rollout="minillm",
-        settings=Settings(tokens=200_000, learning_rate=5e-6),
+        settings=TrainConfig(tokens=200_000, learning_rate=5e-6),
     )
     return Recipe(
         name="minillm",

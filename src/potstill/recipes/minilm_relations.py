@@ -4,10 +4,10 @@ Source: Wang et al., "MiniLMv2: Multi-Head Self-Attention Relation Distillation"
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
 from potstill.recipes.table import Recipe
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
 BIBTEX = """@article{wang2020minilmv2,
   title={MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers},
@@ -17,13 +17,13 @@ BIBTEX = """@article{wang2020minilmv2,
 }"""
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """SmolLM2-135M taught to three quarters of itself."""
-    stage = Distill(
+    stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
-        objective=Mixture(name="relations", cross_entropy=0.5, options={"heads": 32.0}),
-        settings=Settings(tokens=200_000),
+        objective=ObjectiveConfig(name="relations", cross_entropy=0.5, options={"heads": 32.0}),
+        settings=TrainConfig(tokens=200_000),
     )
     return Recipe(
         name="minilm-relations",

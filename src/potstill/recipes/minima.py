@@ -6,12 +6,12 @@ are averaged over trained positions only, where its code counts padding too. Cos
 its tiny form has been run so far.
 """
 
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
-from potstill.pipeline.prune import Prune
-from potstill.pipeline.run import PREVIOUS
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
+from potstill.pipeline.prune import PruneConfig
+from potstill.pipeline.run import PREVIOUS_FOLDER
 from potstill.recipes.table import Recipe
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
 BIBTEX = """@article{zhang2023law,
   title={Towards the Law of Capacity Gap in Distilling Language Models},
@@ -21,14 +21,14 @@ BIBTEX = """@article{zhang2023law,
 }"""
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """Two fifths of the teacher, as the law of the capacity gap advises."""
-    prune = Prune(model="smollm2", keep=0.4, strategy="both")
-    distill = Distill(
+    prune = PruneConfig(model="smollm2", keep=0.4, strategy="both")
+    distill = DistillConfig(
         teacher="smollm2",
-        student=PREVIOUS,
-        objective=Mixture(name="forward_kl", cross_entropy=0.5, temperature=1.0),
-        settings=Settings(tokens=1_000_000, learning_rate=3e-4, weight_decay=0.1, warmup=0.01),
+        student=PREVIOUS_FOLDER,
+        objective=ObjectiveConfig(name="forward_kl", cross_entropy=0.5, temperature=1.0),
+        settings=TrainConfig(tokens=1_000_000, learning_rate=3e-4, weight_decay=0.1, warmup=0.01),
     )
     return Recipe(
         name="minima",

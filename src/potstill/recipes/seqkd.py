@@ -5,12 +5,12 @@ Departs from the paper: answers are sampled, where it takes the best of a beam; 
 measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import CROSS_ENTROPY, Mixture
-from potstill.pipeline.answers import Answers
-from potstill.pipeline.distill import Distill
-from potstill.pipeline.run import PREVIOUS
-from potstill.recipes.table import NEEDED, Recipe
-from potstill.train.settings import Settings
+from potstill.objectives.named import CROSS_ENTROPY, ObjectiveConfig
+from potstill.pipeline.answers import GenerateDatasetConfig
+from potstill.pipeline.distill import DistillConfig
+from potstill.pipeline.run import PREVIOUS_FOLDER
+from potstill.recipes.table import REQUIRED_DATA, Recipe
+from potstill.train.settings import TrainConfig
 
 BIBTEX = """@inproceedings{kim2016sequence,
   title={Sequence-Level Knowledge Distillation},
@@ -20,15 +20,15 @@ BIBTEX = """@inproceedings{kim2016sequence,
 }"""
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """Held out are the data's own answers, so that the student is measured on what any other is measured on."""
-    answers = Answers(model="smollm2", data=NEEDED, max_tokens=256, temperature=1.0)
-    distill = Distill(
+    answers = GenerateDatasetConfig(model="smollm2", data=REQUIRED_DATA, max_tokens=256, temperature=1.0)
+    distill = DistillConfig(
         teacher="smollm2",
         keep=0.75,
-        data=PREVIOUS,
-        objective=Mixture(name=CROSS_ENTROPY),
-        settings=Settings(tokens=200_000),
+        data=PREVIOUS_FOLDER,
+        objective=ObjectiveConfig(name=CROSS_ENTROPY),
+        settings=TrainConfig(tokens=200_000),
     )
     return Recipe(
         name="seqkd",

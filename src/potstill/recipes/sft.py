@@ -4,21 +4,21 @@ Source: MiniChat, in arXiv:2311.07052, section 4: loss on assistant tokens only.
 student is held against. Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import CROSS_ENTROPY, Mixture
-from potstill.pipeline.distill import Distill
+from potstill.objectives.named import CROSS_ENTROPY, ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
 from potstill.recipes.minima import BIBTEX
-from potstill.recipes.table import NEEDED, Recipe
-from potstill.train.settings import Settings
+from potstill.recipes.table import REQUIRED_DATA, Recipe
+from potstill.train.settings import TrainConfig
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """SmolLM2-135M fine-tuned on the prompts and responses that you name; the teacher measures how far it moved."""
-    stage = Distill(
+    stage = DistillConfig(
         teacher="smollm2",
         student="smollm2",
-        data=NEEDED,
-        objective=Mixture(name=CROSS_ENTROPY),
-        settings=Settings(tokens=1_000_000, learning_rate=2e-5, weight_decay=0.1, warmup=0.1),
+        data=REQUIRED_DATA,
+        objective=ObjectiveConfig(name=CROSS_ENTROPY),
+        settings=TrainConfig(tokens=1_000_000, learning_rate=2e-5, weight_decay=0.1, warmup=0.1),
     )
     return Recipe(
         name="sft",

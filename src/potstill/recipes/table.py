@@ -7,14 +7,14 @@ from typing import Any
 
 import potstill.recipes
 from potstill.core.errors import NotFound, UsageError
-from potstill.pipeline.answers import Answers
-from potstill.pipeline.distill import Distill
-from potstill.pipeline.prune import Prune
-from potstill.pipeline.run import PREVIOUS, Stage
+from potstill.pipeline.answers import GenerateDatasetConfig
+from potstill.pipeline.distill import DistillConfig
+from potstill.pipeline.prune import PruneConfig
+from potstill.pipeline.run import PREVIOUS_FOLDER, Stage
 
-NEEDED = "@data"  # in a recipe whose text only the user can name
+REQUIRED_DATA = "@data"  # in a recipe whose text only the user can name
 
-HOUSE = {  # where what a recipe says nothing of comes from
+DEFAULT_ORIGINS = {  # where what a recipe says nothing of comes from
     "learning_rate, warmup, final_rate, weight_decay, clip, context, batch_tokens": "ours, the defaults of distill",
     "temperature": "1, ours: logits as they are",
     "on_policy": "0, ours: all text is the data's",
@@ -37,7 +37,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     origins: dict[str, str]
 
-    def having(
+    def override(
         self,
         *,
         teacher: str | None = None,
@@ -55,29 +55,38 @@ class Recipe:
 
         Raises: UsageError if the recipe has no data of its own and none is given, or has to make its student itself.
         """
-        if data is None and any(stage.data == NEEDED for stage in self.stages):
+        if data is None and any(stage.data == REQUIRED_DATA for stage in self.stages):
             raise UsageError(
                 f"{self.name} trains on prompts with responses or on chats, which only you can name; give --data, a "
                 f".jsonl file of `prompt` and `response` say"
             )
-        if student is not None and not any(_takes_student(stage) for stage in self.stages):
+        if student is not None and not any(_accepts_student(stage) for stage in self.stages):
             raise UsageError(
                 f"{self.name} trains what it has pruned itself, so it takes no --student; name the model to prune with "
                 f"--teacher, or choose another recipe"
             )
-        changed = (_changed(stage, teacher, student, data, tokens, seed) for stage in self.stages)
-        return replace(self, stages=tuple(replace(stage, device=device, dtype=dtype) for stage in changed))
+        overridden_stages = (_override_stage(stage, teacher, student, data, tokens, seed) for stage in self.stages)
+        return replace(self, stages=tuple(replace(stage, device=device, dtype=dtype) for stage in overridden_stages))
 
-    def tiny(self) -> "Recipe":
+    def shrink(self) -> "Recipe":
         """The same method in seconds: no more than the budget is another."""
-        return replace(self, stages=tuple(_tiny(stage) for stage in self.stages))
+        return replace(self, stages=tuple(_shrink_stage(stage) for stage in self.stages))
 
     @property
-    def accounts(self) -> dict[str, str]:
+    def complete_origins(self) -> dict[str, str]:
         """`origins`, and those of the house for what else is inherited."""
-        own = {name for names in self.origins for name in names.split(", ")}
-        left = {names: [name for name in names.split(", ") if name not in own] for names in HOUSE}
-        return {**self.origins, **{", ".join(left[names]): said for names, said in HOUSE.items() if left[names]}}
+        explained_names = {name for names in self.origins for name in names.split(", ")}
+        remaining_names = {
+            names: [name for name in names.split(", ") if name not in explained_names] for names in DEFAULT_ORIGINS
+        }
+        return {
+            **self.origins,
+            **{
+                ", ".join(remaining_names[names]): origin
+                for names, origin in DEFAULT_ORIGINS.items()
+                if remaining_names[names]
+            },
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data."""
@@ -87,56 +96,56 @@ class Recipe:
             "source": self.source,
             "bibtex": self.bibtex,
             "stages": [stage.to_dict() for stage in self.stages],
-            "origins": self.accounts,
+            "origins": self.complete_origins,
         }
 
 
-def recipes() -> list[Recipe]:
+def list_recipes() -> list[Recipe]:
     """Every recipe, by name."""
-    return [recipe(name) for name in names()]
+    return [get_recipe(name) for name in list_recipe_names()]
 
 
-def recipe(name: str, *, tiny: bool = False) -> Recipe:
+def get_recipe(name: str, *, tiny: bool = False) -> Recipe:
     """The recipe called `name`, or its tiny form.
 
     Raises: NotFound with the names there are.
     """
-    if name not in names():
-        raise NotFound(f"there is no recipe {name!r}; there are {', '.join(names())}")
+    if name not in list_recipe_names():
+        raise NotFound(f"there is no recipe {name!r}; there are {', '.join(list_recipe_names())}")
     module = importlib.import_module(f"potstill.recipes.{name.replace('-', '_')}")
-    found: Recipe = module.full()
-    return found.tiny() if tiny else found
+    full_recipe: Recipe = module.build_recipe()
+    return full_recipe.shrink() if tiny else full_recipe
 
 
-def names() -> list[str]:
+def list_recipe_names() -> list[str]:
     """The names of all recipes: the files of this package."""
-    found = (module.name for module in pkgutil.iter_modules(potstill.recipes.__path__))
-    return sorted(name.replace("_", "-") for name in found if name != "table")
+    module_names = (module.name for module in pkgutil.iter_modules(potstill.recipes.__path__))
+    return sorted(name.replace("_", "-") for name in module_names if name != "table")
 
 
-def _tiny(stage: Stage) -> Stage:
-    if isinstance(stage, Prune):
+def _shrink_stage(stage: Stage) -> Stage:
+    if isinstance(stage, PruneConfig):
         return replace(stage, calibration_tokens=256)
-    if isinstance(stage, Answers):
+    if isinstance(stage, GenerateDatasetConfig):
         return replace(stage, documents=16)
     settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
     return replace(stage, settings=settings, documents=4)
 
 
-def _takes_student(stage: Stage) -> bool:
-    return isinstance(stage, Distill) and stage.student != PREVIOUS
+def _accepts_student(stage: Stage) -> bool:
+    return isinstance(stage, DistillConfig) and stage.student != PREVIOUS_FOLDER
 
 
-def _changed(
+def _override_stage(
     stage: Stage, teacher: str | None, student: str | None, data: str | None, tokens: int | None, seed: int
 ) -> Stage:
-    data = stage.data if data is None or stage.data == PREVIOUS else data
-    if isinstance(stage, Prune | Answers):
+    data = stage.data if data is None or stage.data == PREVIOUS_FOLDER else data
+    if isinstance(stage, PruneConfig | GenerateDatasetConfig):
         return replace(stage, model=stage.model if teacher is None else teacher, data=data, seed=seed)
     settings = replace(stage.settings, seed=seed, tokens=stage.settings.tokens if tokens is None else tokens)
     if stage.student == stage.teacher:  # fine-tuned: the same model, both times
         teacher, student = teacher or student, student or teacher
-    named: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
-    if student is not None and _takes_student(stage):
-        named |= {"student": student, "keep": None, "params": None}
-    return replace(stage, data=data, settings=settings, **named)
+    overrides: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
+    if student is not None and _accepts_student(stage):
+        overrides |= {"student": student, "keep": None, "params": None}
+    return replace(stage, data=data, settings=settings, **overrides)

@@ -5,10 +5,10 @@ Source: Zhang et al., "Towards Understanding and Improving Knowledge Distillatio
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
 from potstill.recipes.table import Recipe
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
 BIBTEX = """@inproceedings{zhang2023towards,
   title={Towards Understanding and Improving Knowledge Distillation for Neural Machine Translation},
@@ -19,13 +19,13 @@ BIBTEX = """@inproceedings{zhang2023towards,
 }"""
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """SmolLM2-135M taught to three quarters of itself."""
-    stage = Distill(
+    stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
-        objective=Mixture(name="tie_kd", cross_entropy=0.5, options={"k": 5.0}),
-        settings=Settings(tokens=200_000),
+        objective=ObjectiveConfig(name="tie_kd", cross_entropy=0.5, options={"k": 5.0}),
+        settings=TrainConfig(tokens=200_000),
     )
     return Recipe(
         name="tie-kd",

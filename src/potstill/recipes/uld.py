@@ -5,11 +5,11 @@ Source: Boizard et al., "Towards Cross-Tokenizer Distillation: the Universal Log
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
 from potstill.recipes.dskd import SCRIPTS
 from potstill.recipes.table import Recipe
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
 BIBTEX = """@article{boizard2024towards,
   title={Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs},
@@ -19,13 +19,13 @@ BIBTEX = """@article{boizard2024towards,
 }"""
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """By default within one tokenizer; with a student of its own, any teacher."""
-    stage = Distill(
+    stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
-        objective=Mixture(name="uld", cross_entropy=0.5),
-        settings=Settings(tokens=200_000),
+        objective=ObjectiveConfig(name="uld", cross_entropy=0.5),
+        settings=TrainConfig(tokens=200_000),
     )
     return Recipe(
         name="uld",

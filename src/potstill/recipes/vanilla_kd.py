@@ -4,11 +4,11 @@ Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network"
 Cost and measures: only its tiny form has been run so far; LOG.md compares temperatures 1 and 2 on a like student.
 """
 
-from potstill.objectives.named import Mixture
-from potstill.pipeline.distill import Distill
+from potstill.objectives.named import ObjectiveConfig
+from potstill.pipeline.distill import DistillConfig
 from potstill.recipes.dskd import SCRIPTS
 from potstill.recipes.table import Recipe
-from potstill.train.settings import Settings
+from potstill.train.settings import TrainConfig
 
 BIBTEX = """@article{hinton2015distilling,
   title={Distilling the Knowledge in a Neural Network},
@@ -18,13 +18,13 @@ BIBTEX = """@article{hinton2015distilling,
 }"""
 
 
-def full() -> Recipe:
+def build_recipe() -> Recipe:
     """SmolLM2-135M taught to three quarters of itself."""
-    stage = Distill(
+    stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
-        objective=Mixture(name="forward_kl", cross_entropy=0.5, temperature=2.0),
-        settings=Settings(tokens=200_000),
+        objective=ObjectiveConfig(name="forward_kl", cross_entropy=0.5, temperature=2.0),
+        settings=TrainConfig(tokens=200_000),
     )
     return Recipe(
         name="vanilla-kd",

@@ -9,55 +9,64 @@ from typing import Any
 
 from potstill.core import backend
 from potstill.core.errors import MissingDependency, NotFound, PotstillError, UsageError
-from potstill.models.load import Loaded, load
-from potstill.serve.request import Completion
-from potstill.serve.speaker import Speaker
+from potstill.models.load import LoadedModel, load_model
+from potstill.serve.request import CompletionRequest
+from potstill.serve.speaker import CompletionHandler
 
-NAMES = {400: "BadRequestError", 404: "NotFoundError"}
+ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError"}
 
 
-def application(loaded: Loaded, *, name: str) -> Any:
+def create_app(loaded: LoadedModel, *, name: str) -> Any:
     """The FastAPI application that answers for `loaded` under `name`.
 
     Raises: MissingDependency without the extra `serve`.
     """
-    with installed():
+    with explain_missing_dependency():
         from fastapi import FastAPI
         from fastapi.exceptions import RequestValidationError
         from fastapi.responses import JSONResponse
-    speaker, since = Speaker(loaded), int(time.time())
+    handler, start_time = CompletionHandler(loaded), int(time.time())
 
-    def models() -> Any:
-        one = {"id": name, "object": "model", "created": since, "owned_by": "potstill", "root": name, "parent": None}
-        return JSONResponse({"object": "list", "data": [one]})
+    def list_models() -> Any:
+        model_card = {
+            "id": name,
+            "object": "model",
+            "created": start_time,
+            "owned_by": "potstill",
+            "root": name,
+            "parent": None,
+        }
+        return JSONResponse({"object": "list", "data": [model_card]})
 
-    def completions(asked: Completion) -> Any:
-        if asked.model not in (None, name):
-            raise NotFound(f"the model {asked.model!r} does not exist; this server has {name!r}")
-        choices, usage = speaker.answer(asked)
-        facts = {"object": "text_completion", "created": int(time.time()), "model": name}
-        return JSONResponse({"id": f"cmpl-{uuid.uuid4().hex}", **facts, "choices": choices, "usage": usage})
+    def create_completion(request: CompletionRequest) -> Any:
+        if request.model not in (None, name):
+            raise NotFound(f"the model {request.model!r} does not exist; this server has {name!r}")
+        choices, usage = handler.create_completion(request)
+        metadata = {"object": "text_completion", "created": int(time.time()), "model": name}
+        return JSONResponse({"id": f"cmpl-{uuid.uuid4().hex}", **metadata, "choices": choices, "usage": usage})
 
-    def refuse(_: Any, error: Exception) -> Any:
+    def handle_error(_: Any, error: Exception) -> Any:
         code = 404 if isinstance(error, NotFound) else 400
-        said = str(error) if isinstance(error, PotstillError) else faults(error)
-        return JSONResponse({"error": {"message": said, "type": NAMES[code], "param": None, "code": code}}, code)
+        message = str(error) if isinstance(error, PotstillError) else describe_validation_errors(error)
+        return JSONResponse(
+            {"error": {"message": message, "type": ERROR_TYPES[code], "param": None, "code": code}}, code
+        )
 
     app = FastAPI(title="potstill", docs_url=None, redoc_url=None)
-    app.add_api_route("/v1/models", models, methods=["GET"])
-    app.add_api_route("/v1/completions", completions, methods=["POST"], response_model=None)
-    app.add_exception_handler(RequestValidationError, refuse)
-    app.add_exception_handler(PotstillError, refuse)
+    app.add_api_route("/v1/models", list_models, methods=["GET"])
+    app.add_api_route("/v1/completions", create_completion, methods=["POST"], response_model=None)
+    app.add_exception_handler(RequestValidationError, handle_error)
+    app.add_exception_handler(PotstillError, handle_error)
     return app
 
 
-def faults(error: Any) -> str:
+def describe_validation_errors(error: Any) -> str:
     """What pydantic found wrong with a request: each field once, with the first fault of it."""
-    found: dict[str, str] = {}
-    for one in error.errors():
-        field = str(one["loc"][1]) if len(one["loc"]) > 1 and one["type"] != "json_invalid" else "the body"
-        found.setdefault(field, one["msg"])
-    return "; ".join(f"{field}: {said}" for field, said in found.items())
+    messages: dict[str, str] = {}
+    for detail in error.errors():
+        field = str(detail["loc"][1]) if len(detail["loc"]) > 1 and detail["type"] != "json_invalid" else "the body"
+        messages.setdefault(field, detail["msg"])
+    return "; ".join(f"{field}: {message}" for field, message in messages.items())
 
 
 def serve(
@@ -69,25 +78,25 @@ def serve(
     dtype: str = "auto",
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
-    ready: Callable[[str], None] = print,
+    on_ready: Callable[[str], None] = print,
 ) -> None:
     """Serves `model` until it is interrupted; `ready` is told the address once it listens. Port 0 is any free one.
 
     Raises: MissingDependency, NotFound; UsageError for an address that cannot be listened at.
     """
-    with installed():
+    with explain_missing_dependency():
         import uvicorn
-    loaded = load(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    place = backend.device(device)
-    loaded.model.to(device=place, dtype=backend.dtype(dtype, on=str(place)))
-    app = application(loaded, name=model)
-    with listening(host, port) as listener:
-        ready(f"http://{host}:{listener.getsockname()[1]}/v1")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+    loaded = load_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    target_device = backend.resolve_device(device)
+    loaded.model.to(device=target_device, dtype=backend.resolve_dtype(dtype, device_type=str(target_device)))
+    app = create_app(loaded, name=model)
+    with open_socket(host, port) as server_socket:
+        on_ready(f"http://{host}:{server_socket.getsockname()[1]}/v1")
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[server_socket])
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[None]:
+def explain_missing_dependency() -> Iterator[None]:
     """Says what to install where an import fails.
 
     Raises: MissingDependency.
@@ -98,7 +107,7 @@ def installed() -> Iterator[None]:
         raise MissingDependency(f"{error.name} is not installed; run: pip install 'potstill[serve]'") from error
 
 
-def listening(host: str, port: int) -> socket.socket:
+def open_socket(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
     Raises: UsageError.

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Id = Annotated[int, Field(ge=0, strict=True)]
-DEFAULT_TOKENS = 16  # OpenAI's, and vLLM's
+TokenId = Annotated[int, Field(ge=0, strict=True)]
+DEFAULT_MAX_TOKENS = 16  # OpenAI's, and vLLM's
 
 
-class Completion(BaseModel):
+class CompletionRequest(BaseModel):
     """One request. A prompt is text or token ids, one or a list; all of a list are answered alike.
 
     `logprobs` asks for so many of the likeliest tokens beside each written one, with `echo` beside the prompt's too;
@@ -22,8 +22,8 @@ class Completion(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: str | None = None
-    prompt: str | list[Id] | list[str] | list[list[Id]]
-    max_tokens: Annotated[int, Field(ge=0)] | None = DEFAULT_TOKENS
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    max_tokens: Annotated[int, Field(ge=0)] | None = DEFAULT_MAX_TOKENS
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     echo: bool = False
@@ -39,10 +39,10 @@ class Completion(BaseModel):
         """Every prompt of the request."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        many = [one for one in self.prompt if not isinstance(one, int)]
-        return many or [[one for one in self.prompt if isinstance(one, int)]]
+        prompt_list = [item for item in self.prompt if not isinstance(item, int)]
+        return prompt_list or [[item for item in self.prompt if isinstance(item, int)]]
 
     @property
     def tokens(self) -> int:
         """How many tokens to write at most."""
-        return DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens

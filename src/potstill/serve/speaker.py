@@ -14,172 +14,186 @@ from transformers import GenerationConfig
 from potstill.core.errors import UsageError
 from potstill.core.types import Needs
 from potstill.data.pack import collate
-from potstill.evaluate.reading import at_rest, context_of
-from potstill.models.load import Loaded
-from potstill.models.signals import signals
-from potstill.models.vocabulary import real_ids
-from potstill.serve.request import Completion
+from potstill.evaluate.reading import get_max_context, inference_context
+from potstill.models.load import LoadedModel
+from potstill.models.signals import compute_signals
+from potstill.models.vocabulary import count_token_ids
+from potstill.serve.request import CompletionRequest
 
-CHUNK = 256  # rows whose logits are alive at once
-NEVER = -9999.0  # a log-probability of -inf, which JSON does not know, as vLLM writes it
+CHUNK_ROWS = 256  # rows whose logits are alive at once
+MIN_LOGPROB = -9999.0  # a log-probability of -inf, which JSON does not know, as vLLM writes it
 
 
-class Place(NamedTuple):
+class TokenLogprob(NamedTuple):
     """A token where it stands: its log-probability and rank (1 is the likeliest), and the likeliest tokens there."""
 
     token: int
     log_p: float
     rank: int
-    likeliest: Sequence[tuple[int, float]]
+    top_logprobs: Sequence[tuple[int, float]]
 
     @property
-    def known(self) -> dict[int, tuple[float, int]]:
+    def logprobs_by_token(self) -> dict[int, tuple[float, int]]:
         """(log-probability, rank) by token: its own first, then the likeliest."""
-        ranked = ((token, (log_p, rank)) for rank, (token, log_p) in enumerate(self.likeliest, 1))
-        return {self.token: (self.log_p, self.rank)} | {t: said for t, said in ranked if t != self.token}
+        top_entries = ((token, (log_p, rank)) for rank, (token, log_p) in enumerate(self.top_logprobs, 1))
+        return {self.token: (self.log_p, self.rank)} | {
+            other_token: logprob_and_rank for other_token, logprob_and_rank in top_entries if other_token != self.token
+        }
 
 
-class Speaker:
+class CompletionHandler:
     """Answers one request at a time: requests wait for one another, the prompts of each are read one by one."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.vocabulary = real_ids(loaded.tokenizer)
-        self._turn = threading.Lock()
-        self.text_of = lru_cache(maxsize=None)(self._text_of)
+        self.vocabulary = count_token_ids(loaded.tokenizer)
+        self._lock = threading.Lock()
+        self.decode_token = lru_cache(maxsize=None)(self._decode_token)
 
-    def answer(self, asked: Completion) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    def create_completion(self, request: CompletionRequest) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """(the choices, the usage).
 
         Raises: UsageError for a prompt that is empty, too long, or holds an id that stands for no token.
         """
-        prompts = [self._ids(prompt, asked) for prompt in asked.prompts]
-        with self._turn, at_rest(self.model):
-            said = [self._choice(number, ids, asked) for number, ids in enumerate(prompts)]
-        read, written = sum(map(len, prompts)), sum(count for _, count in said)
-        usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-        return [choice for choice, _ in said], usage
+        prompts = [self._encode_prompt(prompt, request) for prompt in request.prompts]
+        with self._lock, inference_context(self.model):
+            results = [self._build_choice(index, ids, request) for index, ids in enumerate(prompts)]
+        num_prompt_tokens, num_completion_tokens = sum(map(len, prompts)), sum(num_tokens for _, num_tokens in results)
+        usage = {
+            "prompt_tokens": num_prompt_tokens,
+            "completion_tokens": num_completion_tokens,
+            "total_tokens": num_prompt_tokens + num_completion_tokens,
+        }
+        return [choice for choice, _ in results], usage
 
-    def _ids(self, prompt: str | list[int], asked: Completion) -> list[int]:
+    def _encode_prompt(self, prompt: str | list[int], request: CompletionRequest) -> list[int]:
         if isinstance(prompt, str):
-            prompt = list(self.tokenizer(prompt, add_special_tokens=asked.add_special_tokens, verbose=False).input_ids)
+            prompt = list(
+                self.tokenizer(prompt, add_special_tokens=request.add_special_tokens, verbose=False).input_ids
+            )
         if not prompt:
             raise UsageError("the prompt holds no token; write at least one word")
         if max(prompt) >= self.vocabulary:
             raise UsageError(f"the prompt holds the id {max(prompt)}; the ids here are 0 to {self.vocabulary - 1}")
-        if len(prompt) + asked.tokens > context_of(self.model):
+        if len(prompt) + request.tokens > get_max_context(self.model):
             raise UsageError(
-                f"{len(prompt)} tokens of prompt and max_tokens={asked.tokens} are more than the "
-                f"{context_of(self.model)} tokens of context that this model has; ask for less"
+                f"{len(prompt)} tokens of prompt and max_tokens={request.tokens} are more than the "
+                f"{get_max_context(self.model)} tokens of context that this model has; ask for less"
             )
         return prompt
 
-    def _choice(self, number: int, ids: list[int], asked: Completion) -> tuple[dict[str, Any], int]:
+    def _build_choice(self, index: int, ids: list[int], request: CompletionRequest) -> tuple[dict[str, Any], int]:
         """A choice, and how many tokens were written for it."""
-        written, stopped = self._write(ids, asked)
-        text = self.tokenizer.decode([place.token for place in written], skip_special_tokens=True)
-        prompt = asked.prompts[number]
-        echoed = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
+        completion, is_stopped = self._generate(ids, request)
+        text = self.tokenizer.decode([entry.token for entry in completion], skip_special_tokens=True)
+        prompt = request.prompts[index]
+        prompt_text = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
         choice = {
-            "index": number,
-            "text": echoed + text if asked.echo else text,
-            "logprobs": None if asked.logprobs is None else self._legacy(ids, written, asked),
-            "finish_reason": "stop" if stopped else "length",
+            "index": index,
+            "text": prompt_text + text if request.echo else text,
+            "logprobs": None if request.logprobs is None else self._build_logprobs(ids, completion, request),
+            "finish_reason": "stop" if is_stopped else "length",
             "stop_reason": None,
-            "prompt_logprobs": self._by_id(ids, asked),
+            "prompt_logprobs": self._build_prompt_logprobs(ids, request),
         }
-        return choice, len(written)
+        return choice, len(completion)
 
-    def _legacy(self, ids: list[int], written: list[Place], asked: Completion) -> dict[str, Any]:
+    def _build_logprobs(
+        self, ids: list[int], completion: list[TokenLogprob], request: CompletionRequest
+    ) -> dict[str, Any]:
         """OpenAI's parallel lists over the tokens of the answer, and with `echo` of the prompt before it."""
-        places: list[Place | None] = list(written)
-        tokens = [place.token for place in written]
-        if asked.echo:
-            places, tokens = [None, *self._read(ids, asked.logprobs or 0), *written], [*ids, *tokens]
-        texts = [self.text_of(token) for token in tokens]
+        entries: list[TokenLogprob | None] = list(completion)
+        tokens = [entry.token for entry in completion]
+        if request.echo:
+            entries, tokens = [None, *self._score_prompt(ids, request.logprobs or 0), *completion], [*ids, *tokens]
+        texts = [self.decode_token(token) for token in tokens]
         return {
             "text_offset": list(accumulate(map(len, texts[:-1]), initial=0)) if texts else [],
-            "token_logprobs": [None if place is None else plain(place.log_p) for place in places],
+            "token_logprobs": [None if entry is None else clamp_logprob(entry.log_p) for entry in entries],
             "tokens": texts,
-            "top_logprobs": [None if place is None else self._by_text(place) for place in places],
+            "top_logprobs": [None if entry is None else self._build_top_logprobs(entry) for entry in entries],
         }
 
-    def _by_text(self, place: Place) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for token, (log_p, _) in place.known.items():
-            found.setdefault(self.text_of(token), plain(log_p))
-        return found
+    def _build_top_logprobs(self, entry: TokenLogprob) -> dict[str, float]:
+        logprobs: dict[str, float] = {}
+        for token, (log_p, _) in entry.logprobs_by_token.items():
+            logprobs.setdefault(self.decode_token(token), clamp_logprob(log_p))
+        return logprobs
 
-    def _by_id(self, ids: list[int], asked: Completion) -> list[dict[str, Any] | None] | None:
+    def _build_prompt_logprobs(self, ids: list[int], request: CompletionRequest) -> list[dict[str, Any] | None] | None:
         """vLLM's `prompt_logprobs`: null for the first token, which nothing predicts."""
-        if asked.prompt_logprobs is None:
+        if request.prompt_logprobs is None:
             return None
-        k = self.vocabulary if asked.prompt_logprobs < 0 else asked.prompt_logprobs
-        shown: list[dict[str, Any] | None] = [None]
-        for place in self._read(ids, k):
-            shown.append(
+        k = self.vocabulary if request.prompt_logprobs < 0 else request.prompt_logprobs
+        logprobs: list[dict[str, Any] | None] = [None]
+        for entry in self._score_prompt(ids, k):
+            logprobs.append(
                 {
-                    str(token): {"logprob": plain(log_p), "rank": rank, "decoded_token": self.text_of(token)}
-                    for token, (log_p, rank) in place.known.items()
+                    str(token): {
+                        "logprob": clamp_logprob(log_p),
+                        "rank": rank,
+                        "decoded_token": self.decode_token(token),
+                    }
+                    for token, (log_p, rank) in entry.logprobs_by_token.items()
                 }
             )
-        return shown
+        return logprobs
 
-    def _read(self, ids: list[int], k: int) -> Iterator[Place]:
+    def _score_prompt(self, ids: list[int], k: int) -> Iterator[TokenLogprob]:
         """Every token of a prompt but the first, where it stands."""
         if len(ids) == 1:
             return
-        row = torch.tensor(ids)
-        batch = collate([{"input_ids": row, "labels": row, "lengths": torch.tensor([len(ids)])}])
+        token_ids = torch.tensor(ids)
+        batch = collate([{"input_ids": token_ids, "labels": token_ids, "lengths": torch.tensor([len(ids)])}])
         batch = {name: values.to(self.model.device) for name, values in batch.items()}
-        asked = torch.ones_like(batch["input_ids"], dtype=torch.bool)
-        asked[0, -1] = False
-        said = signals(self.model, batch, Needs(asked), vocabulary=self.vocabulary)
-        for rows, tokens in zip(said.rows.split(CHUNK), row[1:].split(CHUNK), strict=True):
-            yield from placed(said.logits(rows), tokens.tolist(), k)
+        mask = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+        mask[0, -1] = False
+        outputs = compute_signals(self.model, batch, Needs(mask), vocabulary=self.vocabulary)
+        for rows, tokens in zip(outputs.rows.split(CHUNK_ROWS), token_ids[1:].split(CHUNK_ROWS), strict=True):
+            yield from compute_token_logprobs(outputs.logits(rows), tokens.tolist(), k)
 
-    def _write(self, ids: list[int], asked: Completion) -> tuple[list[Place], bool]:
+    def _generate(self, ids: list[int], request: CompletionRequest) -> tuple[list[TokenLogprob], bool]:
         """What is written after a prompt, and whether it ends with a stop token."""
-        if not asked.tokens:
+        if not request.tokens:
             return [], False
-        stop = self.model.generation_config.eos_token_id
-        stop = self.tokenizer.eos_token_id if stop is None else stop
-        warm = {"temperature": asked.temperature, "top_p": 1.0, "top_k": 0} if asked.temperature else {}
+        eos_token_id = self.model.generation_config.eos_token_id
+        eos_token_id = self.tokenizer.eos_token_id if eos_token_id is None else eos_token_id
+        sampling_options = {"temperature": request.temperature, "top_p": 1.0, "top_k": 0} if request.temperature else {}
         config = GenerationConfig(
-            max_new_tokens=asked.tokens,
-            do_sample=bool(asked.temperature),
-            eos_token_id=stop,
+            max_new_tokens=request.tokens,
+            do_sample=bool(request.temperature),
+            eos_token_id=eos_token_id,
             pad_token_id=self.tokenizer.eos_token_id or 0,
             return_dict_in_generate=True,
             output_logits=True,
-            **warm,
+            **sampling_options,
         )
         prompt = torch.tensor([ids], device=self.model.device)
         devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices, enabled=asked.seed is not None):
-            if asked.seed is not None:
-                torch.manual_seed(asked.seed)
-            found = self.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
-        tokens = found.sequences[0, len(ids) :].tolist()
-        logits = torch.cat(found.logits)[:, : self.vocabulary]
-        stops = stop if isinstance(stop, list) else [stop]
-        return list(placed(logits, tokens, asked.logprobs or 0)), tokens[-1] in stops
+        with torch.random.fork_rng(devices=devices, enabled=request.seed is not None):
+            if request.seed is not None:
+                torch.manual_seed(request.seed)
+            output = self.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+        tokens = output.sequences[0, len(ids) :].tolist()
+        logits = torch.cat(output.logits)[:, : self.vocabulary]
+        stop_tokens = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
+        return list(compute_token_logprobs(logits, tokens, request.logprobs or 0)), tokens[-1] in stop_tokens
 
-    def _text_of(self, token: int) -> str:
+    def _decode_token(self, token: int) -> str:
         return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
 
-def placed(logits: Float[Tensor, "N V"], tokens: Sequence[int], k: int) -> Iterator[Place]:
+def compute_token_logprobs(logits: Float[Tensor, "N V"], tokens: Sequence[int], k: int) -> Iterator[TokenLogprob]:
     """Every token in the distribution that its row of logits is."""
     log_p = logits.float().log_softmax(-1)
-    own = log_p.gather(-1, torch.tensor(tokens, device=log_p.device)[:, None])
-    ranks = (log_p > own).sum(-1) + 1
+    token_log_p = log_p.gather(-1, torch.tensor(tokens, device=log_p.device)[:, None])
+    ranks = (log_p > token_log_p).sum(-1) + 1
     values, ids = log_p.topk(min(k, log_p.shape[1]), -1)
-    each = zip(tokens, own[:, 0].tolist(), ranks.tolist(), ids.tolist(), values.tolist(), strict=True)
-    for token, said, rank, likeliest, theirs in each:
-        yield Place(token, said, rank, list(zip(likeliest, theirs, strict=True)))
+    columns = zip(tokens, token_log_p[:, 0].tolist(), ranks.tolist(), ids.tolist(), values.tolist(), strict=True)
+    for token, logprob, rank, top_ids, top_values in columns:
+        yield TokenLogprob(token, logprob, rank, list(zip(top_ids, top_values, strict=True)))
 
 
-def plain(log_p: float) -> float:
+def clamp_logprob(log_p: float) -> float:
     """A log-probability as JSON can hold it."""
-    return max(log_p, NEVER)
+    return max(log_p, MIN_LOGPROB)

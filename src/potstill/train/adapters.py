@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from potstill.core.errors import UsageError
 
 
-def add(model: PreTrainedModel, rank: int, *, seed: int = 0) -> Any:
+def add_adapters(model: PreTrainedModel, rank: int, *, seed: int = 0) -> Any:
     """`model` with trainable LoRA adapters of `rank` on every linear layer but the head, all else frozen.
 
     `seed` draws their first weights, whatever was drawn before.
@@ -30,16 +30,16 @@ def add(model: PreTrainedModel, rank: int, *, seed: int = 0) -> Any:
         return get_peft_model(model, config)
 
 
-def merge(model: Any) -> PreTrainedModel:
+def merge_adapters(model: Any) -> PreTrainedModel:
     """The stock model with the adapters added into its weights."""
-    merged: PreTrainedModel = model.merge_and_unload()
-    return merged
+    merged_model: PreTrainedModel = model.merge_and_unload()
+    return merged_model
 
 
-def trained(model: nn.Module) -> dict[str, Tensor] | None:
+def get_adapter_weights(model: nn.Module) -> dict[str, Tensor] | None:
     """The adapters' weights by name, live; None for a model that has none, all of which is trained."""
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
         return None
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -10,48 +10,56 @@ from transformers import PreTrainedModel
 
 from potstill.core import backend
 from potstill.core.errors import UnsupportedModel
-from potstill.models.signals import plain
-from potstill.train.settings import Settings
-from potstill.train.study import Study
+from potstill.models.signals import unwrap_model
+from potstill.train.settings import TrainConfig
+from potstill.train.study import TrainingModule
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
+def find_blocks(model: nn.Module) -> list[nn.Module]:
     """The layers of a language model: its heaviest list of modules (experts, of which there may be more, lie inside).
 
     Raises: UnsupportedModel.
     """
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
+    block_lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not block_lists:
         raise UnsupportedModel(f"{type(model).__name__} has no list of blocks to share out or compile; use one rank")
-    return max(lists, key=lambda found: sum(weight.numel() for block in found for weight in block.parameters()))
+    return max(
+        block_lists, key=lambda block_list: sum(weight.numel() for block in block_list for weight in block.parameters())
+    )
 
 
 @contextlib.contextmanager
-def blocks_run(study: Study, settings: Settings, *, by: str = "inductor") -> Iterator[None]:
+def apply_block_settings(
+    module: TrainingModule, config: TrainConfig, *, compile_backend: str = "inductor"
+) -> Iterator[None]:
     """Inside, the blocks of `study` run as `settings` ask for (compiled `by`); afterwards its models are as they were.
 
     Raises: UnsupportedModel where a model has no blocks that could.
     """
     with contextlib.ExitStack() as stack:
-        if settings.checkpoint_activations:
-            stack.enter_context(checkpointed(plain(study.student)))
-        if settings.compile:
-            taught = blocks(study.student)
-            if settings.checkpoint_activations:  # what is compiled has to lie inside what is computed twice
-                taught = [part for block in taught for part in block.children()]
-            stack.enter_context(backend.compiled(chain(taught, *map(blocks, study.companions)), by=by))
+        if config.checkpoint_activations:
+            stack.enter_context(activation_checkpointing(unwrap_model(module.student)))
+        if config.compile:
+            student_blocks = find_blocks(module.student)
+            if config.checkpoint_activations:  # what is compiled has to lie inside what is computed twice
+                student_blocks = [part for block in student_blocks for part in block.children()]
+            stack.enter_context(
+                backend.compile_modules(
+                    chain(student_blocks, *map(find_blocks, module.frozen_models)), backend=compile_backend
+                )
+            )
         yield
 
 
 @contextlib.contextmanager
-def checkpointed(model: PreTrainedModel) -> Iterator[None]:
+def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
     """Inside, and in train mode, each block keeps its input alone and is computed again in the backward.
 
     Source: Chen et al., arXiv:1604.06174, with a checkpoint for every block.
 
     Raises: UnsupportedModel.
     """
-    require_checkpointing(model)
+    check_activation_checkpointing(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # the name that is new in transformers 5 is no older
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -64,11 +72,13 @@ def checkpointed(model: PreTrainedModel) -> Iterator[None]:
             model.gradient_checkpointing_disable()
 
 
-def require_checkpointing(model: nn.Module) -> None:
+def check_activation_checkpointing(model: nn.Module) -> None:
     """Refuse a student whose blocks cannot be computed twice.
 
     Raises: UnsupportedModel.
     """
-    inner = plain(model)
-    if not inner.supports_gradient_checkpointing:
-        raise UnsupportedModel(f"{type(inner).__name__} cannot compute its blocks twice; omit --checkpoint-activations")
+    plain_model = unwrap_model(model)
+    if not plain_model.supports_gradient_checkpointing:
+        raise UnsupportedModel(
+            f"{type(plain_model).__name__} cannot compute its blocks twice; omit --checkpoint-activations"
+        )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from potstill.core.types import Group, Grouped
+from potstill.core.types import HasParamGroup, ParamGroup
 
 
 def parameter_groups(
@@ -23,39 +23,41 @@ def parameter_groups(
     for parameter in student.parameters():
         if parameter.requires_grad:
             groups["decay" if parameter.ndim >= 2 else "no_decay"]["params"].append(parameter)
-    for parameter, group in _owned(objective):
-        own = {"name": group.name, "params": [], "lr": rate * group.rate, "weight_decay": 0.0, "seen": 0}
-        groups.setdefault(group.name, own | {"sign": group.sign, "every": group.every})["params"].append(parameter)
+    for parameter, group in _list_objective_parameters(objective):
+        defaults = {"name": group.name, "params": [], "lr": rate * group.rate, "weight_decay": 0.0, "seen": 0}
+        groups.setdefault(group.name, defaults | {"sign": group.sign, "every": group.interval})["params"].append(
+            parameter
+        )
     return [group for group in groups.values() if group["params"]]
 
 
-def rest(optimiser: torch.optim.Optimizer) -> None:
+def drop_resting_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Lets go of the gradients of groups that sit out the coming step; before clipping, whose norm is of the others."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         if (group["seen"] + 1) % group["every"] != 0:
             for parameter in group["params"]:
                 parameter.grad = None
 
 
-def steer(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+def prepare_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Before a step: groups rest, and gradients of groups that climb are turned round.
 
     How many steps a group has seen is kept in it, and so in a checkpoint.
     """
-    rest(optimiser)
-    for group in optimiser.param_groups:
+    drop_resting_gradients(optimizer)
+    for group in optimizer.param_groups:
         group["seen"] += 1
         for parameter in group["params"]:
             if group["sign"] < 0 and parameter.grad is not None:
                 parameter.grad.neg_()
 
 
-def _owned(objective: object) -> list[tuple[nn.Parameter, Group]]:
+def _list_objective_parameters(objective: object) -> list[tuple[nn.Parameter, ParamGroup]]:
     """Each trained parameter of the objective with the group of the innermost grouped module that holds it."""
     if not isinstance(objective, nn.Module):
         return []
-    found = {parameter: Group() for parameter in objective.parameters() if parameter.requires_grad}
+    groups = {parameter: ParamGroup() for parameter in objective.parameters() if parameter.requires_grad}
     for module in objective.modules():  # outer ones first
-        if isinstance(module, Grouped):
-            found |= {parameter: module.group for parameter in module.parameters() if parameter in found}
-    return list(found.items())
+        if isinstance(module, HasParamGroup):
+            groups |= {parameter: module.group for parameter in module.parameters() if parameter in groups}
+    return list(groups.items())

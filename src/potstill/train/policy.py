@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from potstill.core.errors import UsageError
 from potstill.data.pack import Pack
 from potstill.decode.sample import Sampling
-from potstill.train.replay import Adaptive
-from potstill.train.rollout import Author, OnPolicy, Rollout
-from potstill.train.settings import Settings
+from potstill.train.replay import AdaptiveRollout
+from potstill.train.rollout import CompletionSampler, OnPolicyRollout, Rollout
+from potstill.train.settings import TrainConfig
 
 GKD, DISTILLM, MINILLM = "gkd", "distillm", "minillm"
 ROLLOUTS = (GKD, DISTILLM, MINILLM)
-TEACHER = 0.2  # alpha of MiniLLM, section 3.1: the share of the teacher in what is sampled from
+TEACHER_SHARE = 0.2  # alpha of MiniLLM, section 3.1: the share of the teacher in what is sampled from
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class RolloutConfig:
     """`share` of the documents get completions that are sampled in training; of `distillm` it is the share to begin by.
 
     Raises: UsageError for a rollout that there is none of, or a share that is none.
@@ -32,16 +32,25 @@ class Policy:
             raise UsageError(f"--on-policy is {self.share}; it is a share of the documents, from 0 to 1")
 
     @property
-    def writes(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether anything is ever sampled."""
         return self.share > 0 or self.name == DISTILLM
 
     def build(
-        self, settings: Settings, sampling: Sampling, *, ranks: int = 1, beside: Callable[[Pack], Pack] = dict
+        self,
+        config: TrainConfig,
+        sampling: Sampling,
+        *,
+        world_size: int = 1,
+        extend_pack: Callable[[Pack], Pack] = dict,
     ) -> Rollout:
         """The rollout for a run of these settings; for `beside` see `Author`."""
-        teacher = TEACHER if self.name == MINILLM else 0.0
-        author = Author(sampling=sampling, longest=settings.context, teacher=teacher, beside=beside)
+        teacher_share = TEACHER_SHARE if self.name == MINILLM else 0.0
+        sampler = CompletionSampler(
+            sampling=sampling, max_length=config.context, teacher_share=teacher_share, extend_pack=extend_pack
+        )
         if self.name == DISTILLM:
-            return Adaptive(author, passes=settings.steps * settings.accumulation(ranks), share=self.share)
-        return OnPolicy(share=self.share, author=author)
+            return AdaptiveRollout(
+                sampler, total_passes=config.steps * config.accumulation_steps(world_size), share=self.share
+            )
+        return OnPolicyRollout(share=self.share, sampler=sampler)

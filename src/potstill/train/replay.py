@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core.types import Batch
-from potstill.train.rollout import Author, Document, documents_of, trained
+from potstill.train.rollout import CompletionSampler, Document, find_trainable_documents, split_documents
 
-STEP = 0.1  # by which the share grows
-SLACK = 0.1  # nats by which an evaluation has to be worse than the one before it for the share to grow
+SHARE_STEP = 0.1  # by which the share grows
+LOSS_MARGIN = 0.1  # nats by which an evaluation has to be worse than the one before it for the share to grow
 
 
-class Adaptive:
+class AdaptiveRollout:
     """Adaptive off-policy use of student-generated text, with a replay buffer of `room` documents, first in first out.
 
     A document is written anew with chance phi (1 - t), t being the part of the run that is over, and goes into the
@@ -28,60 +28,66 @@ class Adaptive:
     cut into passes.
     """
 
-    def __init__(self, author: Author, *, passes: int, share: float = 0.0, room: int = 1000) -> None:
-        self.author, self.passes = author, passes
-        self.share, self.before, self.done = share, math.inf, 0
-        self.kept: deque[Document] = deque(maxlen=room)
+    def __init__(
+        self, sampler: CompletionSampler, *, total_passes: int, share: float = 0.0, buffer_size: int = 1000
+    ) -> None:
+        self.sampler, self.total_passes = sampler, total_passes
+        self.share, self.last_loss, self.num_passes_done = share, math.inf, 0
+        self.buffer: deque[Document] = deque(maxlen=buffer_size)
         self.tally: Counter[str] = Counter()
 
     def __call__(
         self, batch: Batch, student: nn.Module, frozen: Mapping[str, nn.Module], generator: torch.Generator
     ) -> Batch:
         """The batch with some documents written anew and some replayed."""
-        documents = documents_of(batch)
-        noise = self.author.noise(len(documents), generator)
-        draw, able = noise[:, 0], trained(documents)
-        anew = self.share * (1 - self.done / self.passes) if self.kept else self.share  # there is nothing to replay
-        fresh = able & (draw < anew)
-        self.done += 1
-        for n in (able & ~fresh & (draw < self.share)).nonzero()[:, 0].tolist():
-            documents[n] = self.kept[int(noise[n, 1] * len(self.kept))]
+        documents = split_documents(batch)
+        noise = self.sampler.draw_noise(len(documents), generator)
+        draw, is_trainable = noise[:, 0], find_trainable_documents(documents)
+        fresh_probability = (
+            self.share * (1 - self.num_passes_done / self.total_passes) if self.buffer else self.share
+        )  # there is nothing to replay
+        is_fresh = is_trainable & (draw < fresh_probability)
+        self.num_passes_done += 1
+        for n in (is_trainable & ~is_fresh & (draw < self.share)).nonzero()[:, 0].tolist():
+            documents[n] = self.buffer[int(noise[n, 1] * len(self.buffer))]
             self.tally["replayed"] += 1
-        chosen = fresh.nonzero()[:, 0]
-        asked = [documents[n] for n in chosen.tolist()]
-        for n, document in zip(
-            chosen.tolist(), self.author.write(asked, student, frozen, noise[chosen], self.tally), strict=True
+        fresh_indices = is_fresh.nonzero()[:, 0]
+        fresh_documents = [documents[n] for n in fresh_indices.tolist()]
+        for n, new_document in zip(
+            fresh_indices.tolist(),
+            self.sampler.sample_completions(fresh_documents, student, frozen, noise[fresh_indices], self.tally),
+            strict=True,
         ):
-            documents[n] = document
-            self.kept.append(document)
-        device, changed = batch["input_ids"].device, any(one.sampled for one in documents)
-        return self.author.laid_out(documents, device) if changed else batch
+            documents[n] = new_document
+            self.buffer.append(new_document)
+        device, is_changed = batch["input_ids"].device, any(document.sampled for document in documents)
+        return self.sampler.make_batch(documents, device) if is_changed else batch
 
-    def evaluated(self, loss: float) -> None:
+    def on_evaluate(self, loss: float) -> None:
         """Hears the loss of an evaluation."""
-        if loss >= self.before + SLACK:
-            self.share = min(1.0, self.share + STEP)
-        self.before = loss
+        if loss >= self.last_loss + LOSS_MARGIN:
+            self.share = min(1.0, self.share + SHARE_STEP)
+        self.last_loss = loss
 
     def state_dict(self) -> dict[str, Tensor]:
         """The share, the last evaluation, the passes done, and the buffer."""
         empty = torch.zeros(0, dtype=torch.long)
-        routes = [one.route for one in self.kept if one.route is not None]
+        routes = [document.route for document in self.buffer if document.route is not None]
         return {
-            "facts": torch.tensor([self.share, self.before, self.done], dtype=torch.float64),
-            "input_ids": torch.cat([empty, *(one.input_ids for one in self.kept)]),
-            "labels": torch.cat([empty, *(one.labels for one in self.kept)]),
-            "lengths": torch.tensor([len(one.input_ids) for one in self.kept], dtype=torch.long),
+            "facts": torch.tensor([self.share, self.last_loss, self.num_passes_done], dtype=torch.float64),
+            "input_ids": torch.cat([empty, *(document.input_ids for document in self.buffer)]),
+            "labels": torch.cat([empty, *(document.labels for document in self.buffer)]),
+            "lengths": torch.tensor([len(document.input_ids) for document in self.buffer], dtype=torch.long),
             **({"routes": torch.tensor(routes)} if routes else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes back what `state_dict` gave."""
-        self.share, self.before, done = state["facts"].tolist()
-        self.done, lengths = int(done), state["lengths"].tolist()
+        self.share, self.last_loss, num_passes_done = state["facts"].tolist()
+        self.num_passes_done, lengths = int(num_passes_done), state["lengths"].tolist()
         columns = (state[name].split(lengths) for name in ("input_ids", "labels"))
-        self.kept.clear()
+        self.buffer.clear()
         routes = state["routes"].tolist() if "routes" in state else [None] * len(lengths)
-        self.kept.extend(
+        self.buffer.extend(
             Document(ids, labels, True, route) for ids, labels, route in zip(*columns, routes, strict=True)
         )

@@ -31,7 +31,9 @@ from potstill.core.types import IGNORE, Batch
 from potstill.data.pack import Pack, collate
 from potstill.decode.sample import Sampling, complete
 
-UNPROMPTED = 2  # tokens before the first trained one that are no prompt: a BOS, and the context of a further window
+MAX_UNPROMPTED_TOKENS = (
+    2  # tokens before the first trained one that are no prompt: a BOS, and the context of a further window
+)
 
 
 class Document(NamedTuple):
@@ -55,16 +57,16 @@ class Rollout(Protocol):
 
 
 @runtime_checkable
-class Remembering(Protocol):
+class StatefulRollout(Protocol):
     """A rollout with a memory, which is in the checkpoint, and that hears of each evaluation."""
 
-    def evaluated(self, loss: float) -> None: ...
+    def on_evaluate(self, loss: float) -> None: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Author:
+class CompletionSampler:
     """Writes the completions of documents of at most `longest` tokens.
 
     With a share of the `teacher`, each token is drawn from share * teacher + (1 - share) * student. `beside` adds to a
@@ -72,16 +74,16 @@ class Author:
     """
 
     sampling: Sampling
-    longest: int
-    opening: int = 16
-    teacher: float = 0.0
-    beside: Callable[[Pack], Pack] = dict
+    max_length: int
+    default_prompt_length: int = 16
+    teacher_share: float = 0.0
+    extend_pack: Callable[[Pack], Pack] = dict
 
-    def noise(self, documents: int, generator: torch.Generator) -> Float[Tensor, "D W"]:
+    def draw_noise(self, num_documents: int, generator: torch.Generator) -> Float[Tensor, "D W"]:
         """A row of noise per document: two numbers to choose by, the others for its tokens."""
-        return torch.rand(documents, 2 + self.longest, generator=generator)
+        return torch.rand(num_documents, 2 + self.max_length, generator=generator)
 
-    def write(
+    def sample_completions(
         self,
         documents: Sequence[Document],
         student: nn.Module,
@@ -93,30 +95,35 @@ class Author:
         if not documents:
             return []
         device = next(student.parameters()).device
-        prompts = [one.input_ids[: prompt_of(one.labels, self.opening)].to(device) for one in documents]
-        limits = [len(one.input_ids) - len(prompt) for one, prompt in zip(documents, prompts, strict=True)]
-        voices = [(1 - self.teacher, student)]
-        if self.teacher:
-            voices.append((self.teacher, frozen["teacher"]))
-        written = complete(voices, prompts, noise[:, 2:].to(device), limits, self.sampling)
-        count(tally, written, self.sampling.stop)
-        found = (completed(prompt.cpu(), tokens) for prompt, tokens in zip(prompts, written, strict=True))
-        return [new._replace(route=old.route) for new, old in zip(found, documents, strict=True)]
+        prompts = [
+            document.input_ids[: count_prompt_tokens(document.labels, self.default_prompt_length)].to(device)
+            for document in documents
+        ]
+        limits = [len(document.input_ids) - len(prompt) for document, prompt in zip(documents, prompts, strict=True)]
+        weighted_models = [(1 - self.teacher_share, student)]
+        if self.teacher_share:
+            weighted_models.append((self.teacher_share, frozen["teacher"]))
+        completions = complete(weighted_models, prompts, noise[:, 2:].to(device), limits, self.sampling)
+        count_completions(tally, completions, self.sampling.stop)
+        new_documents = (
+            make_sampled_document(prompt.cpu(), tokens) for prompt, tokens in zip(prompts, completions, strict=True)
+        )
+        return [new._replace(route=old.route) for new, old in zip(new_documents, documents, strict=True)]
 
-    def laid_out(self, documents: Sequence[Document], device: torch.device) -> Batch:
+    def make_batch(self, documents: Sequence[Document], device: torch.device) -> Batch:
         """The documents as one packed batch that says which of them were sampled."""
-        lengths = torch.tensor([len(one.input_ids) for one in documents])
-        ids, labels = [one.input_ids for one in documents], [one.labels for one in documents]
-        routes = [one.route for one in documents if one.route is not None]
+        lengths = torch.tensor([len(document.input_ids) for document in documents])
+        ids, labels = [document.input_ids for document in documents], [document.labels for document in documents]
+        routes = [document.route for document in documents if document.route is not None]
         pack = {"input_ids": torch.cat(ids), "labels": torch.cat(labels), "lengths": lengths}
         pack |= {"routes": torch.tensor(routes)} if routes else {}
-        sampled = torch.tensor([one.sampled for one in documents]).repeat_interleave(lengths)
-        batch = {**collate([self.beside(pack)]), "sampled": sampled[None]}
+        sampled = torch.tensor([document.sampled for document in documents]).repeat_interleave(lengths)
+        batch = {**collate([self.extend_pack(pack)]), "sampled": sampled[None]}
         return {name: values.to(device) for name, values in batch.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPolicy:
+class OnPolicyRollout:
     """The share of the documents that the student writes, each drawn alone: generalised knowledge distillation.
 
     Source: Agarwal et al., "On-Policy Distillation of Language Models" (arXiv:2306.13649), algorithm 1, where the
@@ -125,68 +132,68 @@ class OnPolicy:
     """
 
     share: float
-    author: Author
+    sampler: CompletionSampler
     tally: Counter[str] = field(default_factory=Counter)
 
     def __call__(
         self, batch: Batch, student: nn.Module, frozen: Mapping[str, nn.Module], generator: torch.Generator
     ) -> Batch:
-        documents = documents_of(batch)
-        noise = self.author.noise(len(documents), generator)
-        chosen = ((noise[:, 0] < self.share) & trained(documents)).nonzero()[:, 0]
-        if not len(chosen):
+        documents = split_documents(batch)
+        noise = self.sampler.draw_noise(len(documents), generator)
+        indices = ((noise[:, 0] < self.share) & find_trainable_documents(documents)).nonzero()[:, 0]
+        if not len(indices):
             return batch
-        asked = [documents[n] for n in chosen.tolist()]
-        written = self.author.write(asked, student, frozen, noise[chosen], self.tally)
-        for n, document in zip(chosen.tolist(), written, strict=True):
-            documents[n] = document
-        return self.author.laid_out(documents, batch["input_ids"].device)
+        selected_documents = [documents[n] for n in indices.tolist()]
+        new_documents = self.sampler.sample_completions(selected_documents, student, frozen, noise[indices], self.tally)
+        for n, new_document in zip(indices.tolist(), new_documents, strict=True):
+            documents[n] = new_document
+        return self.sampler.make_batch(documents, batch["input_ids"].device)
 
 
-def documents_of(batch: Batch) -> list[Document]:
+def split_documents(batch: Batch) -> list[Document]:
     """The documents of a packed batch, in their order."""
     assert len(batch["input_ids"]) == 1, "a rollout reads packed batches"
     lengths = torch.bincount(batch["documents"][0].cpu()).tolist()
     columns = (batch[name][0].cpu().split(lengths) for name in ("input_ids", "labels"))
-    found = [Document(ids, labels) for ids, labels in zip(*columns, strict=True)]
+    split_documents = [Document(ids, labels) for ids, labels in zip(*columns, strict=True)]
     if "routes" not in batch:
-        return found
-    routes = (int(one[0]) for one in batch["routes"][0].cpu().split(lengths))
-    return [one._replace(route=route) for one, route in zip(found, routes, strict=True)]
+        return split_documents
+    routes = (int(part[0]) for part in batch["routes"][0].cpu().split(lengths))
+    return [part._replace(route=route) for part, route in zip(split_documents, routes, strict=True)]
 
 
-def trained(documents: Sequence[Document]) -> Tensor:
+def find_trainable_documents(documents: Sequence[Document]) -> Tensor:
     """Which of the documents have a token to train on, so that there is a completion to write."""
-    return torch.tensor([bool((one.labels[1:] != IGNORE).any()) for one in documents])
+    return torch.tensor([bool((document.labels[1:] != IGNORE).any()) for document in documents])
 
 
-def prompt_of(labels: Int[Tensor, " _"], opening: int) -> int:
+def count_prompt_tokens(labels: Int[Tensor, " _"], default_prompt_length: int) -> int:
     """How many tokens of a document are its prompt; at least one, and at least one is left to write."""
     first = int((labels != IGNORE).nonzero()[0])
-    return first if first > UNPROMPTED else min(opening, len(labels) - 1)
+    return first if first > MAX_UNPROMPTED_TOKENS else min(default_prompt_length, len(labels) - 1)
 
 
-def completed(prompt: Int[Tensor, " _"], tokens: Sequence[int]) -> Document:
+def make_sampled_document(prompt: Int[Tensor, " _"], tokens: Sequence[int]) -> Document:
     """The document that a prompt and a sampled completion make; only the completion is trained."""
-    completion = torch.tensor(tokens, dtype=prompt.dtype)
-    labels = torch.cat([torch.full_like(prompt, IGNORE), completion])
-    return Document(torch.cat([prompt, completion]), labels, sampled=True)
+    completion_ids = torch.tensor(tokens, dtype=prompt.dtype)
+    labels = torch.cat([torch.full_like(prompt, IGNORE), completion_ids])
+    return Document(torch.cat([prompt, completion_ids]), labels, sampled=True)
 
 
-def count(tally: Counter[str], written: Sequence[Sequence[int]], stop: frozenset[int]) -> None:
+def count_completions(tally: Counter[str], completions: Sequence[Sequence[int]], stop_ids: frozenset[int]) -> None:
     """Counts completions, their tokens, and those that are empty or were cut."""
-    tally["documents"] += len(written)
-    tally["tokens"] += sum(map(len, written))
-    tally["empty"] += sum(len(tokens) == 1 and tokens[0] in stop for tokens in written)
-    tally["cut"] += sum(tokens[-1] not in stop for tokens in written)
+    tally["documents"] += len(completions)
+    tally["tokens"] += sum(map(len, completions))
+    tally["empty"] += sum(len(tokens) == 1 and tokens[0] in stop_ids for tokens in completions)
+    tally["cut"] += sum(tokens[-1] not in stop_ids for tokens in completions)
 
 
-def summary(tally: Counter[str]) -> dict[str, int]:
+def summarize_tally(tally: Counter[str]) -> dict[str, int]:
     """What a line of `metrics.jsonl` says of a tally: documents written and replayed, tokens, empty and cut ones."""
     return {f"rollout_{name}": tally[name] for name in ("documents", "replayed", "tokens", "empty", "cut")}
 
 
-def generator_of(seed: int, step: int, rank: int) -> torch.Generator:
+def make_generator(seed: int, step: int, rank: int) -> torch.Generator:
     """The generator of one rank in one step, so that a resumed run draws what the first one would have drawn."""
     digest = hashlib.sha256(f"rollout {seed} {step} {rank}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -16,17 +16,24 @@ from transformers.trainer import TRAINER_STATE_NAME
 from potstill.core import backend
 from potstill.core.errors import MissingDependency, UsageError
 from potstill.train import checkpoint, ranks
-from potstill.train.blocks import blocks_run
-from potstill.train.progress import METRICS, Interrupt, Record, Show, peak_memory, read_metrics
+from potstill.train.blocks import apply_block_settings
+from potstill.train.progress import (
+    METRICS_FILE,
+    InterruptCallback,
+    MetricsCallback,
+    ProgressLineCallback,
+    get_peak_memory,
+    read_metrics,
+)
 from potstill.train.rollout import Rollout
-from potstill.train.settings import Settings
-from potstill.train.study import Study
-from potstill.train.trainer import Trainer, arguments
-from potstill.train.watch import Patience, exhausted
+from potstill.train.settings import TrainConfig
+from potstill.train.study import TrainingModule
+from potstill.train.trainer import Trainer, make_training_arguments
+from potstill.train.watch import EarlyStopping, is_patience_exhausted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrainResult:
     """What a run cost and where it ended.
 
     `finished` is False if it was interrupted before its end and can be resumed. `seconds` is the time in training
@@ -48,19 +55,19 @@ class Outcome:
 
 
 def train(
-    study: Study,
+    module: TrainingModule,
     packs: Any,
-    settings: Settings,
+    config: TrainConfig,
     folder: Path,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     validation: Any = None,
     rollout: Rollout | None = None,
-    identity: str = "",
+    run_id: str = "",
     resume: bool = False,
     title: str = "training",
     show: bool = True,
-) -> Outcome:
+) -> TrainResult:
     """Train `study` in place on `packs`; checkpoints and `metrics.jsonl` go to `folder`.
 
     `rollout` writes the tokens of each step anew before they are counted; `rollout.tally` is what it says of them in
@@ -71,90 +78,92 @@ def train(
         TrainingDiverged: the loss or a gradient is no finite number, or the loss explodes.
         UsageError, MissingDependency: evaluations without data, or a tracker that is not installed.
     """
-    _check(settings, validation)
+    _check_inputs(config, validation)
     folder.mkdir(parents=True, exist_ok=True)
-    device = next(study.student.parameters()).device.type
-    args = arguments(settings, folder, device=device, ranks=ranks.count())
-    callbacks: list[TrainerCallback] = [Record(folder / METRICS), interrupt := Interrupt()]
+    device = next(module.student.parameters()).device.type
+    args = make_training_arguments(config, folder, device=device, world_size=ranks.world_size())
+    callbacks: list[TrainerCallback] = [MetricsCallback(folder / METRICS_FILE), interrupt := InterruptCallback()]
     if show and args.process_index == 0:
-        callbacks.append(Show(title))
-    if settings.patience:
-        callbacks.append(Patience(settings.patience))
-    quiet()
+        callbacks.append(ProgressLineCallback(title))
+    if config.patience:
+        callbacks.append(EarlyStopping(config.patience))
+    silence_libraries()
     trainer = Trainer(
-        study,
+        module,
         args,
-        identity=identity,
-        keep_best=bool(settings.patience),
+        run_id=run_id,
+        keep_best=bool(config.patience),
         rollout=rollout,
         train_dataset=packs,
         eval_dataset=validation,
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    last = checkpoint.latest(folder, study=identity, ranks=ranks.count()) if resume else None
-    ranks.require_same("last checkpoint", str(last))
-    with interrupt, backend.held_memory(), blocks_run(study, settings):
+    last_checkpoint = (
+        checkpoint.find_latest_checkpoint(folder, run_id=run_id, world_size=ranks.world_size()) if resume else None
+    )
+    ranks.check_same_on_all_ranks("last checkpoint", str(last_checkpoint))
+    with interrupt, backend.retain_freed_memory(), apply_block_settings(module, config):
         try:
-            _advance(trainer, last, settings)
+            _train_or_restore(trainer, last_checkpoint, config)
         finally:
             for callback in callbacks:
-                if isinstance(callback, Show):
+                if isinstance(callback, ProgressLineCallback):
                     callback.close()
-    ranks.wait()  # rank 0 has written the last line
-    finished = trainer.state.global_step >= args.max_steps or not interrupt.asked
-    if finished and settings.patience:
+    ranks.barrier()  # rank 0 has written the last line
+    finished = trainer.state.global_step >= args.max_steps or not interrupt.is_requested
+    if finished and config.patience:
         trainer.restore_best()
-    return _outcome(trainer, finished=finished)
+    return _make_result(trainer, finished=finished)
 
 
-def _check(settings: Settings, validation: Any) -> None:
-    if settings.eval_every and validation is None:
+def _check_inputs(config: TrainConfig, validation: Any) -> None:
+    if config.eval_every and validation is None:
         raise UsageError(
-            f"eval_every is {settings.eval_every}, but there is no evaluation data; give some, or set it to 0"
+            f"eval_every is {config.eval_every}, but there is no evaluation data; give some, or set it to 0"
         )
-    for tracker in settings.report_to:
+    for tracker in config.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise MissingDependency(f"report_to names {tracker}, which is not installed; run: pip install {tracker}")
 
 
-def _advance(trainer: Trainer, last: Path | None, settings: Settings) -> None:
+def _train_or_restore(trainer: Trainer, last_checkpoint: Path | None, config: TrainConfig) -> None:
     """Trains to the end; from a checkpoint that is the end already, only takes what is there."""
-    if last is not None:
-        state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
-        if state.global_step >= trainer.args.max_steps or exhausted(state.log_history, settings.patience):
-            trainer.restore(last, state)
+    if last_checkpoint is not None:
+        state = TrainerState.load_from_json(str(last_checkpoint / TRAINER_STATE_NAME))
+        if state.global_step >= trainer.args.max_steps or is_patience_exhausted(state.log_history, config.patience):
+            trainer.restore(last_checkpoint, state)
             return
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.train(resume_from_checkpoint=str(last_checkpoint) if last_checkpoint else None)
 
 
-def identify(*facts: Any) -> str:
+def compute_run_id(*facts: Any) -> str:
     """A short digest of everything that makes a run this run."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Silence the libraries' own progress; ours says the same in one line."""
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
 
-def metrics_of(folder: Path) -> list[dict[str, int | float]]:
+def read_run_metrics(folder: Path) -> list[dict[str, int | float]]:
     """The lines of `metrics.jsonl`."""
-    return read_metrics(folder / METRICS)
+    return read_metrics(folder / METRICS_FILE)
 
 
-def _outcome(trainer: Trainer, *, finished: bool) -> Outcome:
-    lines = [line for line in metrics_of(Path(trainer.args.output_dir)) if "loss" in line]
+def _make_result(trainer: Trainer, *, finished: bool) -> TrainResult:
+    lines = [line for line in read_run_metrics(Path(trainer.args.output_dir)) if "loss" in line]
     recent = lines[-max(1, len(lines) // 10) :]
     seconds, tokens = sum(line["seconds"] for line in lines), int(trainer.state.num_input_tokens_seen)
-    return Outcome(
+    return TrainResult(
         finished=finished,
         steps=trainer.state.global_step,
         tokens=tokens,
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
-        peak_memory=peak_memory(trainer.args.device.type),
-        losses={name: statistics.fmean(line[name] for line in recent) for name in trainer.study.term_names},
+        peak_memory=get_peak_memory(trainer.args.device.type),
+        losses={name: statistics.fmean(line[name] for line in recent) for name in trainer.training_module.term_names},
     )

@@ -6,7 +6,7 @@ from potstill.core.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainConfig:
     """How long, how fast and in what portions to train. Every default is ours, measured on SmolLM2 (see LOG.md)."""
 
     tokens: int = 200_000
@@ -65,23 +65,23 @@ class Settings:
         """Packs in one optimiser step, over all ranks and passes: the same however a step is cut up."""
         return self.batch_tokens // self.context
 
-    def packs_per_pass(self, ranks: int = 1) -> int:
+    def packs_per_pass(self, world_size: int = 1) -> int:
         """Packs in one forward pass: as many as `micro_tokens` allow, such that a step is a whole number of passes.
 
         Raises: UsageError if the ranks cannot share out the packs of a step evenly.
         """
-        if self.packs_per_step % ranks:
+        if self.packs_per_step % world_size:
             raise UsageError(
-                f"a step of {self.packs_per_step} windows cannot be shared evenly by {ranks} ranks; make "
-                f"--batch-tokens a multiple of {self.context * ranks}"
+                f"a step of {self.packs_per_step} windows cannot be shared evenly by {world_size} ranks; make "
+                f"--batch-tokens a multiple of {self.context * world_size}"
             )
-        each = self.packs_per_step // ranks
-        most = max(1, self.micro_tokens // self.context)
-        return max(packs for packs in range(1, min(most, each) + 1) if each % packs == 0)
+        packs_per_rank = self.packs_per_step // world_size
+        max_packs = max(1, self.micro_tokens // self.context)
+        return max(packs for packs in range(1, min(max_packs, packs_per_rank) + 1) if packs_per_rank % packs == 0)
 
-    def accumulation(self, ranks: int = 1) -> int:
+    def accumulation_steps(self, world_size: int = 1) -> int:
         """Forward passes per optimiser step and rank."""
-        return self.packs_per_step // (self.packs_per_pass(ranks) * ranks)
+        return self.packs_per_step // (self.packs_per_pass(world_size) * world_size)
 
     @property
     def steps(self) -> int:

@@ -19,12 +19,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from potstill.models.signals import plain
-from potstill.train.blocks import blocks
-from potstill.train.study import Study
+from potstill.models.signals import unwrap_model
+from potstill.train.blocks import find_blocks
+from potstill.train.study import TrainingModule
 
 
-def shard(study: Study, mesh: DeviceMesh) -> Study:
+def shard_module(module: TrainingModule, mesh: DeviceMesh) -> TrainingModule:
     """`study` in place, with every block of its student shared out over `mesh`, and all else at the root.
 
     Gradients are summed over ranks and not averaged: each rank divides its sums by the counts of the whole step. An
@@ -32,16 +32,16 @@ def shard(study: Study, mesh: DeviceMesh) -> Study:
 
     Raises: UnsupportedModel where no list of blocks is found.
     """
-    for block in blocks(study.student):
+    for block in find_blocks(module.student):
         fully_shard(block, mesh=mesh)
-    fully_shard(study, mesh=mesh)
-    for module in study.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-    return study
+    fully_shard(module, mesh=mesh)
+    for submodule in module.modules():
+        if isinstance(submodule, FSDPModule):
+            submodule.set_gradient_divide_factor(1.0)
+    return module
 
 
-def shard_frozen(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+def shard_frozen_model(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """A teacher in place, with every block shared out over `mesh` and gathered for its part of each forward alone.
 
     Embedding, last norm and head stay whole on every rank, since the loss asks for logits after the forward.
@@ -49,34 +49,36 @@ def shard_frozen(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     Raises: UnsupportedModel where no list of blocks is found.
     """
     model.requires_grad_(False)
-    inner = plain(model)
-    inside = blocks(inner)
-    for block in inside:
+    plain_model = unwrap_model(model)
+    block_list = find_blocks(plain_model)
+    for block in block_list:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    shared = {id(weight) for block in inside for weight in block.parameters()}
-    others = {weight for weight in inner.parameters() if id(weight) not in shared}
-    fully_shard(inner.base_model, mesh=mesh, ignored_params=others)  # a root, so that the next block is fetched early
+    sharded_ids = {id(weight) for block in block_list for weight in block.parameters()}
+    unsharded_weights = {weight for weight in plain_model.parameters() if id(weight) not in sharded_ids}
+    fully_shard(
+        plain_model.base_model, mesh=mesh, ignored_params=unsharded_weights
+    )  # a root, so that the next block is fetched early
     return model
 
 
-def gathered(study: Study) -> dict[str, Tensor]:
+def gather_weights(module: TrainingModule) -> dict[str, Tensor]:
     """The student's weights whole, on every rank, as a stock `state_dict` for `save_pretrained`."""
     return {
         name: weight.full_tensor() if isinstance(weight, DTensor) else weight
-        for name, weight in study.student.state_dict().items()
+        for name, weight in module.student.state_dict().items()
     }
 
 
-def save(study: Study, optimiser: torch.optim.Optimizer, folder: Path) -> None:
+def save_sharded(module: TrainingModule, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Writes weights and optimiser states to `folder`, each rank its own share."""
-    weights, states = get_state_dict(study, optimiser)
+    weights, states = get_state_dict(module, optimizer)
     state_dict_saver.save({"study": weights, "optimiser": states}, checkpoint_id=folder)
 
 
-def restore(study: Study, optimiser: torch.optim.Optimizer, folder: Path) -> None:
+def load_sharded(module: TrainingModule, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Takes back what `save` wrote, shared out over as many ranks as there are now, or in one process unshared."""
-    weights, states = get_state_dict(study, optimiser)
+    weights, states = get_state_dict(module, optimizer)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in one process that is meant
         state_dict_loader.load({"study": weights, "optimiser": states}, checkpoint_id=folder)
-    set_state_dict(study, optimiser, model_state_dict=weights, optim_state_dict=states)
+    set_state_dict(module, optimizer, model_state_dict=weights, optim_state_dict=states)

@@ -8,11 +8,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from potstill.core.types import DIVISOR, Batch, Companion, Needs, Objective, Signals, asked, view
-from potstill.models.signals import network, signals
+from potstill.core.types import (
+    DIVISOR,
+    Batch,
+    Needs,
+    Objective,
+    Signals,
+    SignalSource,
+    get_view,
+    select_routed_documents,
+)
+from potstill.models.signals import compute_signals, probe_model
 
 
-class Study(nn.Module):
+class TrainingModule(nn.Module):
     """loss = sum over terms of weight * sum / count, from the student, an objective and frozen companions.
 
     Backbone, fused head and projectors are all inside `forward`, so that gradient hooks (DDP, FSDP), clipping, zeroing
@@ -32,7 +41,7 @@ class Study(nn.Module):
         student: nn.Module,
         objective: Objective,
         *,
-        frozen: Mapping[str, PreTrainedModel | Companion] | None = None,
+        frozen: Mapping[str, PreTrainedModel | SignalSource] | None = None,
         vocabulary: int | Mapping[str, int] | None = None,
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -41,17 +50,21 @@ class Study(nn.Module):
         self.objective = objective
         self.vocabulary = vocabulary
         self.compute_dtype = compute_dtype
-        self._companions = {name: one for name, one in (frozen or {}).items() if isinstance(one, Companion)}
-        self._frozen = _Unregistered({k: one for k, one in (frozen or {}).items() if isinstance(one, nn.Module)})
-        for model in self._frozen:
+        self._signal_sources = {
+            name: source for name, source in (frozen or {}).items() if isinstance(source, SignalSource)
+        }
+        self._frozen_models = _UnregisteredModels(
+            {k: source for k, source in (frozen or {}).items() if isinstance(source, nn.Module)}
+        )
+        for model in self._frozen_models:
             model.eval().requires_grad_(False)
-        for model in (student, *self._frozen):
-            network(model)  # probed now, before a wrapper or autocast gets in the way
+        for model in (student, *self._frozen_models):
+            probe_model(model)  # probed now, before a wrapper or autocast gets in the way
 
     @property
-    def companions(self) -> list[PreTrainedModel]:
+    def frozen_models(self) -> list[PreTrainedModel]:
         """The frozen models that are here."""
-        return list(self._frozen)
+        return list(self._frozen_models)
 
     @property
     def term_names(self) -> list[str]:
@@ -60,8 +73,8 @@ class Study(nn.Module):
 
     def counts(self, batch: Batch) -> Tensor:
         """How many summands each term has in `batch`, in the order of `term_names`."""
-        found = self.objective.counts(batch)
-        return torch.tensor([found[name] for name in self.term_names])
+        counts_by_name = self.objective.counts(batch)
+        return torch.tensor([counts_by_name[name] for name in self.term_names])
 
     def forward(
         self,
@@ -75,10 +88,12 @@ class Study(nn.Module):
         counts = (self.counts(batch) if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         batch |= {f"{DIVISOR}.{name}": count for name, count in zip(self.term_names, counts, strict=True)}
         needs = self.objective.needs(batch)
-        frozen = self._read_frozen(batch, {name: need for name, need in needs.items() if name != "student"})
+        frozen = self._compute_frozen_signals(batch, {name: need for name, need in needs.items() if name != "student"})
         device = batch["input_ids"].device
         with self.autocast(device):  # the objective too: it computes the head, the largest of all matrices
-            student = signals(self.student, view(batch, "student"), needs["student"], vocabulary=self._ids("student"))
+            student = compute_signals(
+                self.student, get_view(batch, "student"), needs["student"], vocabulary=self._get_vocabulary("student")
+            )
             terms = self.objective({"student": student}, frozen, batch)
         sums = torch.stack([terms[name] for name in self.term_names])
         weights = torch.tensor(list(self.objective.weights.values()), dtype=sums.dtype, device=sums.device)
@@ -86,27 +101,30 @@ class Study(nn.Module):
         return {"loss": loss, "sums": sums.detach()}
 
     @torch.no_grad()
-    def _read_frozen(self, batch: Batch, needs: Mapping[str, Needs]) -> dict[str, Signals]:
-        read = {}
+    def _compute_frozen_signals(self, batch: Batch, needs: Mapping[str, Needs]) -> dict[str, Signals]:
+        frozen_signals = {}
         for name, need in needs.items():
-            (own, need), ids = asked(view(batch, name), need), self._ids(name)
-            if not own["input_ids"].numel():
+            (network_batch, need), vocabulary = (
+                select_routed_documents(get_view(batch, name), need),
+                self._get_vocabulary(name),
+            )
+            if not network_batch["input_ids"].numel():
                 continue  # nothing is asked of it in this pass
-            if name in self._companions:
-                read[name] = self._companions[name].signals(own, need, vocabulary=ids)
+            if name in self._signal_sources:
+                frozen_signals[name] = self._signal_sources[name].signals(network_batch, need, vocabulary=vocabulary)
                 continue
-            model = self._frozen[name].eval()  # whatever happened around it
+            model = self._frozen_models[name].eval()  # whatever happened around it
             with self.autocast(batch["input_ids"].device) if model.dtype == torch.float32 else nullcontext():
-                read[name] = signals(model, own, need, vocabulary=ids)
-        return read
+                frozen_signals[name] = compute_signals(model, network_batch, need, vocabulary=vocabulary)
+        return frozen_signals
 
-    def _ids(self, name: str) -> int | None:
+    def _get_vocabulary(self, name: str) -> int | None:
         return self.vocabulary.get(name) if isinstance(self.vocabulary, Mapping) else self.vocabulary
 
     @property
-    def frozen(self) -> Mapping[str, PreTrainedModel]:
+    def frozen_models_by_name(self) -> Mapping[str, PreTrainedModel]:
         """The companions that are alive here, by name."""
-        return self._frozen.by_name
+        return self._frozen_models.models_by_name
 
     def autocast(self, device: torch.device) -> torch.autocast | nullcontext[None]:
         """What multiplies matrices in the compute dtype."""
@@ -115,14 +133,14 @@ class Study(nn.Module):
         return torch.autocast(device.type, dtype=self.compute_dtype)
 
 
-class _Unregistered:
+class _UnregisteredModels:
     """Models that `nn.Module` must not find: a plain holder is no parameter, module or buffer."""
 
     def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
-        self.by_name = dict(models)
+        self.models_by_name = dict(models)
 
     def __getitem__(self, name: str) -> PreTrainedModel:
-        return self.by_name[name]
+        return self.models_by_name[name]
 
     def __iter__(self) -> Iterator[PreTrainedModel]:
-        return iter(self.by_name.values())
+        return iter(self.models_by_name.values())

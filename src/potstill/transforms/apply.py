@@ -25,7 +25,7 @@ class Transform(Protocol):
         ...
 
 
-def apply(transform: Transform, model: Backbone) -> Backbone:
+def apply_transform(transform: Transform, model: Backbone) -> Backbone:
     """A new model on the same device, in the same dtype and mode; `model` is left as it was and shares no memory.
 
     Raises:
@@ -33,9 +33,9 @@ def apply(transform: Transform, model: Backbone) -> Backbone:
         RuntimeError: the two halves of the transform disagree (a strict load proves that they do not).
     """
     with torch.device("meta"):
-        new = Backbone(transform.blueprint(model.blueprint))
-    old = {name: weight.detach() for name, weight in model.state_dict().items()}
-    weights = transform.weights(old, model.blueprint)
-    new.load_state_dict({name: weight.clone() for name, weight in weights.items()}, strict=True, assign=True)
-    new.gradient_checkpointing = model.gradient_checkpointing
-    return new.train(model.training)
+        new_model = Backbone(transform.blueprint(model.blueprint))
+    old_weights = {name: weight.detach() for name, weight in model.state_dict().items()}
+    weights = transform.weights(old_weights, model.blueprint)
+    new_model.load_state_dict({name: weight.clone() for name, weight in weights.items()}, strict=True, assign=True)
+    new_model.gradient_checkpointing = model.gradient_checkpointing
+    return new_model.train(model.training)

@@ -18,8 +18,8 @@ from potstill.core.blueprint import Blueprint
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import Batch, Weights
 from potstill.models.backbone import Backbone
-from potstill.models.evaluating import evaluating
-from potstill.transforms.importance import Loss
+from potstill.models.evaluating import eval_mode
+from potstill.transforms.importance import LossFunction
 
 LAYER = re.compile(r"layers\.(?P<layer>\d+)\.(?P<rest>.+)")
 
@@ -46,18 +46,18 @@ class DropLayers:
 
     def weights(self, weights: Weights, old: Blueprint) -> Weights:
         """The kept layers' weights under their new numbers, and all that belongs to no layer."""
-        number = {layer: i for i, layer in enumerate(self.keep)}
+        new_index = {layer: i for i, layer in enumerate(self.keep)}
         new: dict[str, Tensor] = {}
         for name, weight in weights.items():
-            hit = LAYER.fullmatch(name)
-            if hit is None:
+            match = LAYER.fullmatch(name)
+            if match is None:
                 new[name] = weight
-            elif int(hit["layer"]) in number:
-                new[f"layers.{number[int(hit['layer'])]}.{hit['rest']}"] = weight
+            elif int(match["layer"]) in new_index:
+                new[f"layers.{new_index[int(match['layer'])]}.{match['rest']}"] = weight
         return new
 
 
-def evenly(layers: int, keep: int, *, first: int = 0, last: int = 0) -> tuple[int, ...]:
+def select_evenly(num_layers: int, keep: int, *, protect_first: int = 0, protect_last: int = 0) -> tuple[int, ...]:
     """`keep` of `layers` indices at equal distances, both ends among them.
 
     The `first` and `last` ones stay in any case. The choice is its own mirror image where the numbers allow one.
@@ -65,15 +65,21 @@ def evenly(layers: int, keep: int, *, first: int = 0, last: int = 0) -> tuple[in
     Raises:
         UsageError: `keep` is not in 1..layers, or smaller than `first + last`.
     """
-    _require_possible(layers, keep, first + last)
-    inner, chosen = layers - first - last, keep - first - last
-    left = [_nearest(i * (inner - 1), chosen - 1) for i in range(chosen // 2)]
-    middle = [(inner - 1) // 2] if chosen % 2 else []
-    right = [inner - 1 - i for i in reversed(left)]
-    return (*range(first), *(first + i for i in left + middle + right), *range(layers - last, layers))
+    _check_keep(num_layers, keep, protect_first + protect_last)
+    num_inner, num_chosen = num_layers - protect_first - protect_last, keep - protect_first - protect_last
+    lower = [_divide_rounded(i * (num_inner - 1), num_chosen - 1) for i in range(num_chosen // 2)]
+    middle = [(num_inner - 1) // 2] if num_chosen % 2 else []
+    upper = [num_inner - 1 - i for i in reversed(lower)]
+    return (
+        *range(protect_first),
+        *(protect_first + i for i in lower + middle + upper),
+        *range(num_layers - protect_last, num_layers),
+    )
 
 
-def highest(scores: Sequence[float], keep: int, *, first: int = 0, last: int = 0) -> tuple[int, ...]:
+def select_highest(
+    scores: Sequence[float], keep: int, *, protect_first: int = 0, protect_last: int = 0
+) -> tuple[int, ...]:
     """The `keep` layers with the highest scores (`Harm.alone`, `Statistics.influence`), ascending.
 
     Ties keep the earlier layer. The `first` and `last` ones stay in any case.
@@ -81,15 +87,15 @@ def highest(scores: Sequence[float], keep: int, *, first: int = 0, last: int = 0
     Raises:
         UsageError: `keep` is not in 1..len(scores), or smaller than `first + last`.
     """
-    layers = len(scores)
-    _require_possible(layers, keep, first + last)
-    safe = {*range(first), *range(layers - last, layers)}
-    ranked = sorted(range(layers), key=lambda i: (i not in safe, -float(scores[i]), i))
-    return tuple(sorted(ranked[:keep]))
+    num_layers = len(scores)
+    _check_keep(num_layers, keep, protect_first + protect_last)
+    protected_layers = {*range(protect_first), *range(num_layers - protect_last, num_layers)}
+    ranking = sorted(range(num_layers), key=lambda i: (i not in protected_layers, -float(scores[i]), i))
+    return tuple(sorted(ranking[:keep]))
 
 
 @dataclass(frozen=True)
-class Harm:
+class LayerAblation:
     """What dropping layers costs, measured: losses in the unit of the loss (nats), means over the batches.
 
     `alone[l]` is the rise of the loss when layer l alone is skipped. `order` lists the layers as they were given up,
@@ -107,7 +113,9 @@ class Harm:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-def by_harm(model: Backbone, batches: Sequence[Batch], loss: Loss, keep: int, *, greedy: bool = True) -> Harm:
+def ablate_layers(
+    model: Backbone, batches: Sequence[Batch], loss: LossFunction, keep: int, *, greedy: bool = True
+) -> LayerAblation:
     """Gives up, one by one, the layers whose absence raises the loss least, until `keep` are left.
 
     Greedy, the harms are measured anew after each removal; else the first measurement decides all. A measurement costs
@@ -119,60 +127,68 @@ def by_harm(model: Backbone, batches: Sequence[Batch], loss: Loss, keep: int, *,
         DataError: there are no batches, or the loss is not finite on the whole model.
     """
     layers = list(range(len(model.layers)))
-    _require_possible(len(layers), keep, 0)
-    with evaluating(model), torch.no_grad():
-        whole, harms = _harms(model, batches, loss, layers)
-        alone, order, after = tuple(harms), [], []
+    _check_keep(len(layers), keep, 0)
+    with eval_mode(model), torch.no_grad():
+        full_loss, harms = _measure_harms(model, batches, loss, layers)
+        single_harms, order, losses_after = tuple(harms), [], []
         while len(layers) > keep:
-            gone = min(layers, key=lambda i: harms[layers.index(i)])
-            del harms[layers.index(gone)]
-            layers.remove(gone)
-            order.append(gone)
+            least_harmful = min(layers, key=lambda i: harms[layers.index(i)])
+            del harms[layers.index(least_harmful)]
+            layers.remove(least_harmful)
+            order.append(least_harmful)
             if greedy and len(layers) > keep:
-                current, harms = _harms(model, batches, loss, layers)
+                current_loss, harms = _measure_harms(model, batches, loss, layers)
             else:
-                current = _mean([loss(_network(model, layers), batch) for batch in batches])
-            after.append(current)
-    return Harm(whole, alone, tuple(order), tuple(after), tuple(layers))
+                current_loss = _compute_mean_loss([loss(_make_subnetwork(model, layers), batch) for batch in batches])
+            losses_after.append(current_loss)
+    return LayerAblation(full_loss, single_harms, tuple(order), tuple(losses_after), tuple(layers))
 
 
-def _harms(model: Backbone, batches: Sequence[Batch], loss: Loss, layers: list[int]) -> tuple[float, list[float]]:
+def _measure_harms(
+    model: Backbone, batches: Sequence[Batch], loss: LossFunction, layers: list[int]
+) -> tuple[float, list[float]]:
     """(mean loss of the network of `layers`, the rise of it when each one of them is skipped)."""
     if not batches:
         raise DataError("there are no calibration batches; harm is measured on text")
-    whole: list[Tensor] = []
-    skipped: list[list[Tensor]] = []
+    full_losses: list[Tensor] = []
+    skip_losses: list[list[Tensor]] = []
     for batch in batches:
-        with _Stream(model, layers) as stream:
-            whole.append(loss(_network(model, layers), batch))
-        rest = ((stream.entering[i], layers[i + 1 :]) for i in range(len(layers)))
-        skipped.append([loss(_network(model, above, entering=rows), batch) for rows, above in rest])
-    base = _mean(whole)
-    if not math.isfinite(base):
-        raise DataError(f"the loss of {len(layers)} layers is {base} on the calibration batches; check text and model")
-    return base, [_mean(list(column)) - base for column in zip(*skipped, strict=True)]
+        with _StreamCapture(model, layers) as capture:
+            full_losses.append(loss(_make_subnetwork(model, layers), batch))
+        ablations = ((capture.layer_inputs[i], layers[i + 1 :]) for i in range(len(layers)))
+        skip_losses.append(
+            [loss(_make_subnetwork(model, layers_above, layer_input=rows), batch) for rows, layers_above in ablations]
+        )
+    base_loss = _compute_mean_loss(full_losses)
+    if not math.isfinite(base_loss):
+        raise DataError(
+            f"the loss of {len(layers)} layers is {base_loss} on the calibration batches; check text and model"
+        )
+    return base_loss, [
+        _compute_mean_loss(list(layer_losses)) - base_loss for layer_losses in zip(*skip_losses, strict=True)
+    ]
 
 
-class _Stream:
+class _StreamCapture:
     """Catches the residual stream before each of `layers` while a forward pass runs inside."""
 
     def __init__(self, model: Backbone, layers: list[int]) -> None:
-        self.entering: list[Tensor] = []
+        self.layer_inputs: list[Tensor] = []
         self._blocks = [model.layers[i] for i in layers]
 
-    def __enter__(self) -> "_Stream":
-        self._handles = [block.register_forward_pre_hook(self._catch) for block in self._blocks]
+    def __enter__(self) -> "_StreamCapture":
+        self._handles = [block.register_forward_pre_hook(self._capture_input) for block in self._blocks]
         return self
 
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _catch(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.entering.append(inputs[0])
+    def _capture_input(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.layer_inputs.append(inputs[0])
 
 
-class _Given(nn.Module):
+class _FixedEmbedding(nn.Module):
     """An embedding that knows its answer already."""
 
     def __init__(self, rows: Float[Tensor, "B T D"]) -> None:
@@ -183,28 +199,30 @@ class _Given(nn.Module):
         return self.rows
 
 
-def _network(model: Backbone, layers: Sequence[int], *, entering: Tensor | None = None) -> Backbone:
+def _make_subnetwork(model: Backbone, layers: Sequence[int], *, layer_input: Tensor | None = None) -> Backbone:
     """The network of these layers alone, on the very weights of `model`; it begins with the stream `entering`."""
-    view = copy.copy(model)
-    view._modules = dict(model._modules)  # the copy is shallow, and its parts are swapped without touching the model's
-    view.layers = nn.ModuleList(model.layers[i] for i in layers)
+    subnetwork = copy.copy(model)
+    subnetwork._modules = dict(
+        model._modules
+    )  # the copy is shallow, and its parts are swapped without touching the model's
+    subnetwork.layers = nn.ModuleList(model.layers[i] for i in layers)
     if layers:
-        view.blueprint = DropLayers(tuple(layers)).blueprint(model.blueprint)
-    if entering is not None:
-        view.embed = _Given(entering)  # type: ignore[assignment]
-    return view
+        subnetwork.blueprint = DropLayers(tuple(layers)).blueprint(model.blueprint)
+    if layer_input is not None:
+        subnetwork.embed = _FixedEmbedding(layer_input)  # type: ignore[assignment]
+    return subnetwork
 
 
-def _mean(losses: list[Tensor]) -> float:
+def _compute_mean_loss(losses: list[Tensor]) -> float:
     return torch.stack([loss.detach().double() for loss in losses]).mean().item()
 
 
-def _nearest(numerator: int, denominator: int) -> int:
+def _divide_rounded(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
 
 
-def _require_possible(layers: int, keep: int, protected: int) -> None:
-    if not 1 <= keep <= layers:
-        raise UsageError(f"cannot keep {keep} of {layers} layers; keep 1 to {layers}")
-    if protected > keep:
-        raise UsageError(f"cannot protect {protected} layers while keeping {keep}; protect fewer or keep more")
+def _check_keep(num_layers: int, keep: int, num_protected: int) -> None:
+    if not 1 <= keep <= num_layers:
+        raise UsageError(f"cannot keep {keep} of {num_layers} layers; keep 1 to {num_layers}")
+    if num_protected > keep:
+        raise UsageError(f"cannot protect {num_protected} layers while keeping {keep}; protect fewer or keep more")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.core.blueprint import Blueprint, Layer, shapes
+from potstill.core.blueprint import Blueprint, Layer, weight_shapes
 from potstill.core.errors import InfeasibleTarget, UnsupportedModel, UsageError
 
 DIMENSIONS = ("layers", "kv_heads", "ffn", "hidden")
@@ -24,10 +24,10 @@ STRATEGIES: Mapping[str, tuple[str, ...]] = {
     "ffn": ("ffn",),
 }
 AUTO = "auto"
-DEPTH_FROM = 0.7  # of the parameters: with so many left it is best to drop layers alone, with fewer to shrink all
+DEPTH_ONLY_SHARE = 0.7  # of the parameters: with so many left it is best to drop layers alone, with fewer to shrink all
 TOLERANCE = 0.02  # of the target
-STEPS = (64, 32, 16, 8, 4, 2, 1)  # roundest first: kernels and block-quantised files like multiples of 32
-BALANCE = 0.05  # how much of the most-cut dimension's share is given up for rounder widths
+WIDTH_STEPS = (64, 32, 16, 8, 4, 2, 1)  # roundest first: kernels and block-quantised files like multiples of 32
+BALANCE_MARGIN = 0.05  # how much of the most-cut dimension's share is given up for rounder widths
 
 
 class Shape(NamedTuple):
@@ -46,21 +46,21 @@ class Shape(NamedTuple):
         return self._asdict()
 
 
-def parameters(blueprint: Blueprint) -> int:
+def count_parameters(blueprint: Blueprint) -> int:
     """The number of stored parameters; a tied head is counted once."""
-    return sum(math.prod(shape) for shape in shapes(blueprint).values())
+    return sum(math.prod(shape) for shape in weight_shapes(blueprint).values())
 
 
-def dimensions(strategy: str, share: float) -> tuple[str, ...]:
+def get_dimensions(strategy: str, share: float) -> tuple[str, ...]:
     """What `strategy` cuts; `auto` cuts depth alone where `share` of the parameters stays, from 0.7 on, else both.
 
     Source: ours, the table over share and strategy in LOG.md.
     """
-    chosen = ("depth" if share >= DEPTH_FROM else "both") if strategy == AUTO else strategy
-    return STRATEGIES[chosen]
+    strategy_name = ("depth" if share >= DEPTH_ONLY_SHARE else "both") if strategy == AUTO else strategy
+    return STRATEGIES[strategy_name]
 
 
-def shape_of(blueprint: Blueprint) -> Shape:
+def get_shape(blueprint: Blueprint) -> Shape:
     """The shape of a blueprint whose layers are alike.
 
     Raises:
@@ -75,19 +75,19 @@ def shape_of(blueprint: Blueprint) -> Shape:
     return Shape(len(blueprint.layers), kv_heads, ffn, blueprint.hidden)
 
 
-def resized(blueprint: Blueprint, shape: Shape) -> Blueprint:
+def resize_blueprint(blueprint: Blueprint, shape: Shape) -> Blueprint:
     """A blueprint of that shape, made of the first layers: which ones really stay is the business of `DropLayers`."""
-    layers = tuple(_resized(layer, shape.kv_heads, shape.ffn) for layer in blueprint.layers[: shape.layers])
+    layers = tuple(_resize_layer(layer, shape.kv_heads, shape.ffn) for layer in blueprint.layers[: shape.layers])
     return replace(blueprint, layers=layers, hidden=shape.hidden)
 
 
-def fit(
+def fit_shape(
     blueprint: Blueprint,
     *,
     keep: float | None = None,
     params: int | None = None,
     dims: tuple[str, ...] = DIMENSIONS,
-    exact: Mapping[str, int] | None = None,
+    exact_sizes: Mapping[str, int] | None = None,
 ) -> Shape:
     """The shape with a share `keep` of the parameters (or `params` of them), reached within 2 %, cut in `dims` alone.
 
@@ -104,162 +104,176 @@ def fit(
             explicit sizes make no stock model.
         UnsupportedModel: the model's layers differ in width.
     """
-    exact = dict(exact or {})
-    old = shape_of(blueprint)
-    _require_dimensions(dims, exact, old)
-    target = _target(blueprint, keep, params)
-    free = tuple(dim for dim in DIMENSIONS if dim in dims and dim not in exact)
-    start = old._replace(**exact)
-    _require_stock(blueprint, start, () if target is None else free)
-    if target is None or target == parameters(resized(blueprint, start)):
-        return start
-    search = _Search(blueprint, start, free, target)
-    candidates = [best for step in STEPS if (best := search.best(step)) is not None]
+    exact_sizes = dict(exact_sizes or {})
+    old_shape = get_shape(blueprint)
+    _check_dimensions(dims, exact_sizes, old_shape)
+    target = _compute_target(blueprint, keep, params)
+    free_dims = tuple(dim for dim in DIMENSIONS if dim in dims and dim not in exact_sizes)
+    start_shape = old_shape._replace(**exact_sizes)
+    _check_stock_shape(blueprint, start_shape, () if target is None else free_dims)
+    if target is None or target == count_parameters(resize_blueprint(blueprint, start_shape)):
+        return start_shape
+    search = _ShapeSearch(blueprint, start_shape, free_dims, target)
+    candidates = [shape_at_step for step in WIDTH_STEPS if (shape_at_step := search.find_best(step)) is not None]
     if not candidates:
-        raise InfeasibleTarget(search.refusal())
-    balance = max(search.balance(shape) for shape in candidates) - BALANCE
-    return next(shape for shape in candidates if search.balance(shape) >= balance)
+        raise InfeasibleTarget(search.explain_failure())
+    balance = max(search.compute_balance(shape) for shape in candidates) - BALANCE_MARGIN
+    return next(shape for shape in candidates if search.compute_balance(shape) >= balance)
 
 
-class _Search:
+class _ShapeSearch:
     """All shapes that differ from `start` in the dimensions `free`, and how near each comes to `target` parameters.
 
     Shapes are rows of a table `[N 4]` with the columns of `Shape`, since there are some 100,000 for a 7B model.
     """
 
-    def __init__(self, blueprint: Blueprint, start: Shape, free: tuple[str, ...], target: int) -> None:
-        self.start, self.free, self.target = start, free, target
-        self._blueprint, self._teacher = blueprint, parameters(blueprint)
-        inside = sum(_count(layer, blueprint.hidden) for layer in blueprint.layers)
-        self._outside = (self._teacher - inside) // blueprint.hidden  # per coordinate: embedding, head and last norm
+    def __init__(self, blueprint: Blueprint, start_shape: Shape, free_dims: tuple[str, ...], target: int) -> None:
+        self.start_shape, self.free_dims, self.target = start_shape, free_dims, target
+        self._blueprint, self._num_parameters = blueprint, count_parameters(blueprint)
+        layer_parameters = sum(_count_layer_parameters(layer, blueprint.hidden) for layer in blueprint.layers)
+        self._outer_parameters = (
+            self._num_parameters - layer_parameters
+        ) // blueprint.hidden  # per coordinate: embedding, head and last norm
 
-    def best(self, step: int) -> Shape | None:
+    def find_best(self, step: int) -> Shape | None:
         """The best-balanced shape within the tolerance whose widths are multiples of `step`."""
-        shapes, error = self._shapes(step)
+        shapes, error = self._enumerate_shapes(step)
         # balance counts in hundredths, and decides before nearness
-        score = error / 10 - self._balance(shapes).round(decimals=2)
+        score = error / 10 - self._compute_balances(shapes).round(decimals=2)
         score[error > TOLERANCE] = math.inf
         if not len(score) or score.min() == math.inf:
             return None
-        return _row(shapes, int(score.argmin()))
+        return _make_shape(shapes, int(score.argmin()))
 
-    def balance(self, shape: Shape) -> float:
+    def compute_balance(self, shape: Shape) -> float:
         """The share that the most-cut dimension keeps."""
-        return self._balance(torch.tensor([shape])).item()
+        return self._compute_balances(torch.tensor([shape])).item()
 
-    def refusal(self) -> str:
+    def explain_failure(self) -> str:
         """Why there is no shape, and which one is nearest."""
-        tables = [self._shapes(step) for step in STEPS]
+        tables = [self._enumerate_shapes(step) for step in WIDTH_STEPS]
         shapes, error = (torch.cat(parts) for parts in zip(*tables, strict=True))
-        nearest = _row(shapes, int(error.argmin()))
-        count = parameters(resized(self._blueprint, nearest))
+        nearest_shape = _make_shape(shapes, int(error.argmin()))
+        count = count_parameters(resize_blueprint(self._blueprint, nearest_shape))
         return (
-            f"no shape has {self.target:,} parameters within 2 %; the nearest has {count:,} ({nearest}): "
-            f"ask for --keep {count / self._teacher:.3g} or --params {count}, or let other dimensions be cut"
+            f"no shape has {self.target:,} parameters within 2 %; the nearest has {count:,} ({nearest_shape}): "
+            f"ask for --keep {count / self._num_parameters:.3g} or --params {count}, or let other dimensions be cut"
         )
 
-    def _balance(self, shapes: Int[Tensor, "N 4"]) -> Float[Tensor, " N"]:
-        return (shapes.double() / torch.tensor(self.start)).amin(-1)
+    def _compute_balances(self, shapes: Int[Tensor, "N 4"]) -> Float[Tensor, " N"]:
+        return (shapes.double() / torch.tensor(self.start_shape)).amin(-1)
 
-    def _shapes(self, step: int) -> tuple[Int[Tensor, "N 4"], Float[Tensor, " N"]]:
+    def _enumerate_shapes(self, step: int) -> tuple[Int[Tensor, "N 4"], Float[Tensor, " N"]]:
         """(every combination of the free sizes in steps, the distance of each to the target as a share of it)."""
-        tables = [self._with_heads(kv_heads, step) for kv_heads in self._sizes("kv_heads", 1)]
+        tables = [self._enumerate_with_heads(kv_heads, step) for kv_heads in self._list_sizes("kv_heads", 1)]
         shapes, error = (torch.cat(parts) for parts in zip(*tables, strict=True))
         return shapes, error
 
-    def _with_heads(self, kv_heads: int, step: int) -> tuple[Int[Tensor, "N 4"], Float[Tensor, " N"]]:
+    def _enumerate_with_heads(self, kv_heads: int, step: int) -> tuple[Int[Tensor, "N 4"], Float[Tensor, " N"]]:
         """`_shapes` of these heads; the feed-forward, where free, is solved for."""
-        unit = _unit(self._blueprint, kv_heads)
-        sizes = [size for size in self._sizes("hidden", math.lcm(step, unit)) if size % unit == 0]
-        grid = torch.cartesian_prod(torch.tensor(self._sizes("layers", 1)), torch.tensor(sizes, dtype=torch.int64))
+        multiple = _get_hidden_multiple(self._blueprint, kv_heads)
+        sizes = [size for size in self._list_sizes("hidden", math.lcm(step, multiple)) if size % multiple == 0]
+        grid = torch.cartesian_prod(torch.tensor(self._list_sizes("layers", 1)), torch.tensor(sizes, dtype=torch.int64))
         layers, hidden = grid.unbind(-1)
         layer = self._blueprint.layers[0]
         # a layer's parameters are linear in hidden and in neurons: four counts give all
-        (a, b), (c, d) = ([_count(_resized(layer, kv_heads, ffn), size) for ffn in (1, 2)] for size in (1, 2))
+        (a, b), (c, d) = (
+            [_count_layer_parameters(_resize_layer(layer, kv_heads, ffn), size) for ffn in (1, 2)] for size in (1, 2)
+        )
         neuron = (b - a) + (d - c - b + a) * (hidden - 1)
-        fixed = a + (c - a) * (hidden - 1) - neuron
-        ffn = torch.full_like(hidden, self.start.ffn)
-        if "ffn" in self.free:
-            ffn = self._neurons(((self.target - self._outside * hidden) / layers - fixed) / neuron, step)
-        error = ((self._outside * hidden + layers * (fixed + neuron * ffn)).double() / self.target - 1).abs()
+        constant = a + (c - a) * (hidden - 1) - neuron
+        ffn = torch.full_like(hidden, self.start_shape.ffn)
+        if "ffn" in self.free_dims:
+            ffn = self._solve_neurons(
+                ((self.target - self._outer_parameters * hidden) / layers - constant) / neuron, step
+            )
+        error = (
+            (self._outer_parameters * hidden + layers * (constant + neuron * ffn)).double() / self.target - 1
+        ).abs()
         return torch.stack([layers, torch.full_like(layers, kv_heads), ffn, hidden], -1), error
 
-    def _sizes(self, dim: str, step: int) -> list[int]:
-        whole = getattr(self.start, dim)
-        if dim not in self.free:
-            return [whole]
-        step *= math.ceil(_stride(whole) / step)
-        return sorted({*range(step, whole + 1, step), whole})
+    def _list_sizes(self, dim: str, step: int) -> list[int]:
+        max_size = getattr(self.start_shape, dim)
+        if dim not in self.free_dims:
+            return [max_size]
+        step *= math.ceil(_compute_stride(max_size) / step)
+        return sorted({*range(step, max_size + 1, step), max_size})
 
-    def _neurons(self, wanted: Float[Tensor, " N"], step: int) -> Int[Tensor, " N"]:
+    def _solve_neurons(self, exact_width: Float[Tensor, " N"], step: int) -> Int[Tensor, " N"]:
         """The nearest widths in steps; the old width, be it round or not, counts as a step."""
-        most = self.start.ffn
-        step = max(step, _grain(most))
-        width = (step * (wanted / step).round()).clamp(min(step, most), most)
-        return torch.where(most - width < step / 2, most, width).long()
+        max_width = self.start_shape.ffn
+        step = max(step, _compute_grain(max_width))
+        width = (step * (exact_width / step).round()).clamp(min(step, max_width), max_width)
+        return torch.where(max_width - width < step / 2, max_width, width).long()
 
 
-def _row(shapes: Int[Tensor, "N 4"], index: int) -> Shape:
+def _make_shape(shapes: Int[Tensor, "N 4"], index: int) -> Shape:
     return Shape(*(int(size) for size in shapes[index]))
 
 
-def _count(layer: Layer, hidden: int) -> int:
+def _count_layer_parameters(layer: Layer, hidden: int) -> int:
     return sum(math.prod(shape) for shape in layer.shapes(hidden).values())
 
 
-def _resized(layer: Layer, kv_heads: int, ffn: int) -> Layer:
-    queries = layer.mixer.heads // layer.mixer.kv_heads
-    mixer = replace(layer.mixer, heads=queries * kv_heads, kv_heads=kv_heads)
+def _resize_layer(layer: Layer, kv_heads: int, ffn: int) -> Layer:
+    queries_per_group = layer.mixer.heads // layer.mixer.kv_heads
+    mixer = replace(layer.mixer, heads=queries_per_group * kv_heads, kv_heads=kv_heads)
     return replace(layer, mixer=mixer, ffn=replace(layer.ffn, width=ffn))
 
 
-def _unit(blueprint: Blueprint, kv_heads: int) -> int:
+def _get_hidden_multiple(blueprint: Blueprint, kv_heads: int) -> int:
     """What the hidden size must be a multiple of: transformers opens no Llama config where that is not its heads."""
     mixer = blueprint.layers[0].mixer
     return 1 if blueprint.hidden % mixer.heads else mixer.heads // mixer.kv_heads * kv_heads
 
 
-def _grain(width: int) -> int:
+def _compute_grain(width: int) -> int:
     """The largest power of two, to 64, below a hundredth of `width`: rounding to it costs less than 0.5 %."""
     return 1 << min(6, max(0, (width // 100).bit_length() - 1))
 
 
-def _stride(whole: int) -> int:
+def _compute_stride(size: int) -> int:
     """The finest step that leaves at most some 128 sizes to try: 1 up to 128, 8 for 1,024."""
-    return 1 << max(0, math.ceil(math.log2(whole / 128)))
+    return 1 << max(0, math.ceil(math.log2(size / 128)))
 
 
-def _target(blueprint: Blueprint, keep: float | None, params: int | None) -> int | None:
-    whole = parameters(blueprint)
+def _compute_target(blueprint: Blueprint, keep: float | None, params: int | None) -> int | None:
+    num_parameters = count_parameters(blueprint)
     if keep is not None and params is not None:
         raise UsageError(f"--keep {keep} and --params {params} both set the size; give one of them")
     if keep is not None:
         if not 0 < keep <= 1:
             raise UsageError(f"--keep {keep} must be above 0 and at most 1: the share of parameters that stays")
-        return max(1, round(keep * whole))
+        return max(1, round(keep * num_parameters))
     if params is not None and params < 1:
         raise UsageError(f"--params {params} must be at least 1")
-    if params is not None and params > whole:
-        raise InfeasibleTarget(f"--params {params:,} is more than the teacher's {whole:,}; ask for at most that many")
+    if params is not None and params > num_parameters:
+        raise InfeasibleTarget(
+            f"--params {params:,} is more than the teacher's {num_parameters:,}; ask for at most that many"
+        )
     return params
 
 
-def _require_stock(blueprint: Blueprint, shape: Shape, free: tuple[str, ...]) -> None:
-    unit = _unit(blueprint, shape.kv_heads)
-    choices = range(1, shape.kv_heads + 1) if "kv_heads" in free else (shape.kv_heads,)
-    if "hidden" not in free and all(shape.hidden % _unit(blueprint, kv_heads) for kv_heads in choices):
+def _check_stock_shape(blueprint: Blueprint, shape: Shape, free_dims: tuple[str, ...]) -> None:
+    multiple = _get_hidden_multiple(blueprint, shape.kv_heads)
+    choices = range(1, shape.kv_heads + 1) if "kv_heads" in free_dims else (shape.kv_heads,)
+    if "hidden" not in free_dims and all(
+        shape.hidden % _get_hidden_multiple(blueprint, kv_heads) for kv_heads in choices
+    ):
         raise InfeasibleTarget(
-            f"hidden {shape.hidden} is no multiple of {unit} heads, and no stock Llama opens without; "
-            f"ask for hidden {max(unit, shape.hidden // unit * unit)}"
+            f"hidden {shape.hidden} is no multiple of {multiple} heads, and no stock Llama opens without; "
+            f"ask for hidden {max(multiple, shape.hidden // multiple * multiple)}"
         )
 
 
-def _require_dimensions(dims: tuple[str, ...], exact: Mapping[str, int], old: Shape) -> None:
-    for dim in (*dims, *exact):
+def _check_dimensions(dims: tuple[str, ...], exact_sizes: Mapping[str, int], old_shape: Shape) -> None:
+    for dim in (*dims, *exact_sizes):
         if dim not in DIMENSIONS:
             raise UsageError(f"{dim!r} is no dimension that can be cut; those are {', '.join(DIMENSIONS)}")
-    for dim, size in exact.items():
+    for dim, size in exact_sizes.items():
         if size < 1:
             raise UsageError(f"{dim} {size} must be at least 1")
-        if size > getattr(old, dim):
-            raise InfeasibleTarget(f"{dim} {size} is more than the teacher's {getattr(old, dim)}; ask for at most that")
+        if size > getattr(old_shape, dim):
+            raise InfeasibleTarget(
+                f"{dim} {size} is more than the teacher's {getattr(old_shape, dim)}; ask for at most that"
+            )

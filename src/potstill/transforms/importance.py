@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from potstill.core.errors import DataError
-from potstill.core.types import Batch, supervised
+from potstill.core.types import Batch, supervised_positions
 from potstill.models.backbone import Backbone
-from potstill.models.evaluating import evaluating
+from potstill.models.evaluating import eval_mode
 
-Loss = Callable[[Backbone, Batch], Tensor]  # the mean over the batch, a scalar with a gradient
+LossFunction = Callable[[Backbone, Batch], Tensor]  # the mean over the batch, a scalar with a gradient
 
-TINY = 1e-17  # keeps the score of a layer in which nothing matters at 0, as in MiniMA's code
+EPS = 1e-17  # keeps the score of a layer in which nothing matters at 0, as in MiniMA's code
 
 
 @dataclass(frozen=True)
-class Statistics:
+class ImportanceScores:
     """What `measure` found. Scores have no unit: those of a layer (and `hidden`) have Euclidean length 1, or are all 0.
 
     `heads[l]` holds one score for each key/value head with its query heads, `neurons[l]` one for each feed-forward
@@ -58,7 +58,7 @@ class Statistics:
         }
 
 
-def measure(model: Backbone, batches: Sequence[Batch], loss: Loss) -> Statistics:
+def measure_importance(model: Backbone, batches: Sequence[Batch], loss: LossFunction) -> ImportanceScores:
     """First-order importance on `batches`, |.| taken of each batch's mean loss and averaged over batches.
 
     The model is in eval mode meanwhile and afterwards as it was; no weight's `grad` is touched. Batches should be of
@@ -68,16 +68,16 @@ def measure(model: Backbone, batches: Sequence[Batch], loss: Loss) -> Statistics
     Raises:
         DataError: there are no batches, or the loss is not finite on one.
     """
-    sums = _Sums()
-    with evaluating(model), torch.enable_grad():
-        for number, batch in enumerate(batches):
-            with _entering(model) as seen:
+    sums = _RunningSums()
+    with eval_mode(model), torch.enable_grad():
+        for batch_index, batch in enumerate(batches):
+            with _capture_inputs(model) as activations:
                 value = loss(model, batch)
             if not torch.isfinite(value):
-                raise DataError(f"the loss is {value.item()} on calibration batch {number}; leave that batch out")
-            sums.add(_scores(model, seen, torch.autograd.grad(value, list(seen.values()))))
-            sums.count(value, batch)
-    return sums.statistics(model)
+                raise DataError(f"the loss is {value.item()} on calibration batch {batch_index}; leave that batch out")
+            sums.add_scores(_compute_scores(model, activations, torch.autograd.grad(value, list(activations.values()))))
+            sums.count_batch(value, batch)
+    return sums.compute_averages(model)
 
 
 def next_token_loss(model: Backbone, batch: Batch) -> Float[Tensor, ""]:
@@ -86,7 +86,7 @@ def next_token_loss(model: Backbone, batch: Batch) -> Float[Tensor, ""]:
     Raises:
         DataError: no token of the batch is trained on.
     """
-    positions, targets, _ = supervised(batch)
+    positions, targets, _ = supervised_positions(batch)
     if not len(targets):
         raise DataError("no token of a calibration batch is trained on; calibrate on text with labels")
     rows = model(batch["input_ids"], batch["position_ids"])[positions]
@@ -94,74 +94,80 @@ def next_token_loss(model: Backbone, batch: Batch) -> Float[Tensor, ""]:
 
 
 @contextmanager
-def _entering(model: Backbone) -> Iterator[dict[str, Tensor]]:
+def _capture_inputs(model: Backbone) -> Iterator[dict[str, Tensor]]:
     """What enters each norm, output projection and down projection, filled during a forward pass inside."""
-    seen: dict[str, Tensor] = {}
+    captured_inputs: dict[str, Tensor] = {}
 
-    def catch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def make_hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen[name] = inputs[0]
+            captured_inputs[name] = inputs[0]
 
         return hook
 
     def require_grad(module: nn.Module, inputs: Any, output: Tensor) -> None:
         output.requires_grad_()  # a frozen model has no graph otherwise; its weights' flags stay as they are
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(catch(name)) for name in _sites(model)]
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(make_hook(name)) for name in _list_hooked_modules(model)
+    ]
     handles.append(model.embed.register_forward_hook(require_grad))
     try:
-        yield seen
+        yield captured_inputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _sites(model: Backbone) -> list[str]:
-    parts = (
-        (i, part) for i, layer in enumerate(model.blueprint.layers) for part in (*layer.norms(), "mixer.o", "ffn.down")
+def _list_hooked_modules(model: Backbone) -> list[str]:
+    modules = (
+        (i, part)
+        for i, layer in enumerate(model.blueprint.layers)
+        for part in (*layer.norm_names(), "mixer.o", "ffn.down")
     )
-    return [f"layers.{i}.{part}" for i, part in parts] + ["norm"]
+    return [f"layers.{i}.{part}" for i, part in modules] + ["norm"]
 
 
-def _scores(model: Backbone, seen: dict[str, Tensor], gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+def _compute_scores(model: Backbone, inputs: dict[str, Tensor], gradients: Sequence[Tensor]) -> dict[str, Tensor]:
     """What one batch adds to each sum, by name."""
-    slope = {name: _wide(g) for name, g in zip(seen, gradients, strict=True)}
-    value = {name: _wide(a.detach()) for name, a in seen.items()}
-    product = {name: (value[name] * slope[name]).flatten(0, -2).sum(0) for name in seen}
-    found: dict[str, Tensor] = {}
+    gradient_by_name = {name: _upcast(g) for name, g in zip(inputs, gradients, strict=True)}
+    activations = {name: _upcast(a.detach()) for name, a in inputs.items()}
+    products = {name: (activations[name] * gradient_by_name[name]).flatten(0, -2).sum(0) for name in inputs}
+    scores: dict[str, Tensor] = {}
     for i, layer in enumerate(model.blueprint.layers):
-        found[f"heads.{i}"] = product[f"layers.{i}.mixer.o"].unflatten(0, (layer.mixer.kv_heads, -1)).sum(-1).abs()
-        found[f"neurons.{i}"] = product[f"layers.{i}.ffn.down"].abs()
-    norms = [name for name in seen if name.endswith("norm")]
+        scores[f"heads.{i}"] = products[f"layers.{i}.mixer.o"].unflatten(0, (layer.mixer.kv_heads, -1)).sum(-1).abs()
+        scores[f"neurons.{i}"] = products[f"layers.{i}.ffn.down"].abs()
+    norms = [name for name in inputs if name.endswith("norm")]
     stream = [name for name in norms if not name.endswith("post_norm")]  # in the order of the pass
-    found["hidden"] = _coordinates([value[name] for name in stream], [slope[name] for name in stream])
+    scores["hidden"] = _score_coordinates(
+        [activations[name] for name in stream], [gradient_by_name[name] for name in stream]
+    )
     for name in norms:
-        found[f"energy.{name}"] = _energy(value[name])
-    ends = [value[name] for name in stream[::2]]  # the stream before each layer, and after the last
-    for i in range(len(ends) - 1):
-        found[f"influence.{i}"] = 1 - cosine_similarity(ends[i], ends[i + 1], dim=-1).mean()
-    return found
+        scores[f"energy.{name}"] = _compute_energy(activations[name])
+    layer_boundaries = [activations[name] for name in stream[::2]]  # the stream before each layer, and after the last
+    for i in range(len(layer_boundaries) - 1):
+        scores[f"influence.{i}"] = 1 - cosine_similarity(layer_boundaries[i], layer_boundaries[i + 1], dim=-1).mean()
+    return scores
 
 
-def _coordinates(stream: list[Tensor], slope: list[Tensor]) -> Float[Tensor, " D"]:
+def _score_coordinates(stream: list[Tensor], gradients: list[Tensor]) -> Float[Tensor, " D"]:
     """|dL/deta| for one mask eta on the embeddings, on what each half-layer adds, and on the stream after it."""
-    total = (stream[0] * slope[0]).flatten(0, -2).sum(0)
-    for before, after, g in zip(stream, stream[1:], slope[1:], strict=False):
-        total = total + ((after - before) * g + after * g).flatten(0, -2).sum(0)
+    total = (stream[0] * gradients[0]).flatten(0, -2).sum(0)
+    for previous, current, gradient in zip(stream, stream[1:], gradients[1:], strict=False):
+        total = total + ((current - previous) * gradient + current * gradient).flatten(0, -2).sum(0)
     return total.abs()
 
 
-def _energy(x: Float[Tensor, "*B D"]) -> Float[Tensor, " D"]:
-    square = x.pow(2)  # relative to its own token, since a few tokens of some models are a thousand times the others
-    return (square / square.mean(-1, keepdim=True).clamp_min(TINY)).flatten(0, -2).mean(0)
+def _compute_energy(x: Float[Tensor, "*B D"]) -> Float[Tensor, " D"]:
+    squares = x.pow(2)  # relative to its own token, since a few tokens of some models are a thousand times the others
+    return (squares / squares.mean(-1, keepdim=True).clamp_min(EPS)).flatten(0, -2).mean(0)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _upcast(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
 @dataclass
-class _Sums:
+class _RunningSums:
     """Running sums over batches."""
 
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -169,31 +175,31 @@ class _Sums:
     batches: int = 0
     tokens: int = 0
 
-    def add(self, found: dict[str, Tensor]) -> None:
-        for name, value in found.items():
+    def add_scores(self, scores: dict[str, Tensor]) -> None:
+        for name, value in scores.items():
             self.values[name] = self.values[name] + value if name in self.values else value
 
-    def count(self, loss: Tensor, batch: Batch) -> None:
+    def count_batch(self, loss: Tensor, batch: Batch) -> None:
         self.loss += loss.item()
         self.batches += 1
         self.tokens += batch["input_ids"].numel()
 
-    def statistics(self, model: Backbone) -> Statistics:
+    def compute_averages(self, model: Backbone) -> ImportanceScores:
         if not self.batches:
             raise DataError("there are no calibration batches; importance is measured on text")
-        mean = {name: value / self.batches for name, value in self.values.items()}
+        means = {name: value / self.batches for name, value in self.values.items()}
         layers = range(len(model.layers))
-        return Statistics(
-            heads=tuple(_unit(mean[f"heads.{i}"]) for i in layers),
-            neurons=tuple(_unit(mean[f"neurons.{i}"]) for i in layers),
-            hidden=_unit(mean["hidden"]),
-            influence=torch.stack([mean[f"influence.{i}"] for i in layers]),
-            energy={k.removeprefix("energy."): v for k, v in mean.items() if k.startswith("energy.")},
+        return ImportanceScores(
+            heads=tuple(_normalize_scores(means[f"heads.{i}"]) for i in layers),
+            neurons=tuple(_normalize_scores(means[f"neurons.{i}"]) for i in layers),
+            hidden=_normalize_scores(means["hidden"]),
+            influence=torch.stack([means[f"influence.{i}"] for i in layers]),
+            energy={k.removeprefix("energy."): v for k, v in means.items() if k.startswith("energy.")},
             loss=self.loss / self.batches,
             batches=self.batches,
             tokens=self.tokens,
         )
 
 
-def _unit(scores: Tensor) -> Tensor:
-    return scores / (scores.norm() + TINY)
+def _normalize_scores(scores: Tensor) -> Tensor:
+    return scores / (scores.norm() + EPS)

@@ -15,11 +15,11 @@ from torch import Tensor
 from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
 from potstill.core.errors import UsageError
 from potstill.core.types import Weights
-from potstill.transforms.importance import Statistics
+from potstill.transforms.importance import ImportanceScores
 
 LAYER = re.compile(r"layers\.(?P<layer>\d+)\.(?P<part>.+)\.(?P<kind>weight|bias)")
 
-Kept = tuple[int, ...]  # indices, ascending
+Indices = tuple[int, ...]  # indices, ascending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,89 +34,89 @@ class Narrow:
         UsageError: indices are not ascending, or not of this model; a layer would keep nothing.
     """
 
-    heads: tuple[Kept, ...] | None = None
-    neurons: tuple[Kept, ...] | None = None
-    hidden: Kept | None = None
+    heads: tuple[Indices, ...] | None = None
+    neurons: tuple[Indices, ...] | None = None
+    hidden: Indices | None = None
     gain: Mapping[str, float] = field(default_factory=dict)
 
     def blueprint(self, old: Blueprint) -> Blueprint:
         """The same blueprint with the widths of what is kept."""
-        self._require_fit(old)
-        layers = tuple(self._layer(i, layer) for i, layer in enumerate(old.layers))
+        self._check_blueprint(old)
+        layers = tuple(self._narrow_layer(i, layer) for i, layer in enumerate(old.layers))
         return replace(old, layers=layers, hidden=old.hidden if self.hidden is None else len(self.hidden))
 
     def weights(self, weights: Weights, old: Blueprint) -> Weights:
         """Rows and columns of the kept units; what no cut concerns is passed on as it is."""
-        self._require_fit(old)
+        self._check_blueprint(old)
         new: dict[str, Tensor] = {}
         for name, weight in weights.items():
-            for axis, index in self._cuts(name, old):
+            for axis, index in self._find_cuts(name, old):
                 weight = weight.index_select(axis, torch.tensor(index, device=weight.device))
             new[name] = weight
-        centre = 1.0 if old.zero_centred_norms else 0.0
-        rescaled = {norm: (new[f"{norm}.weight"] + centre) * gain - centre for norm, gain in self.gain.items()}
-        return new | {f"{norm}.weight": weight for norm, weight in rescaled.items()}
+        center = 1.0 if old.zero_centred_norms else 0.0
+        rescaled_norms = {norm: (new[f"{norm}.weight"] + center) * gain - center for norm, gain in self.gain.items()}
+        return new | {f"{norm}.weight": weight for norm, weight in rescaled_norms.items()}
 
-    def _layer(self, i: int, layer: Layer) -> Layer:
+    def _narrow_layer(self, i: int, layer: Layer) -> Layer:
         mixer, ffn = layer.mixer, layer.ffn
         if self.heads is not None:
-            kept = len(self.heads[i])
-            mixer = replace(mixer, heads=kept * mixer.heads // mixer.kv_heads, kv_heads=kept)
+            kv_heads = len(self.heads[i])
+            mixer = replace(mixer, heads=kv_heads * mixer.heads // mixer.kv_heads, kv_heads=kv_heads)
         if self.neurons is not None:
             ffn = replace(ffn, width=len(self.neurons[i]))
         return replace(layer, mixer=mixer, ffn=ffn)
 
-    def _cuts(self, name: str, old: Blueprint) -> list[tuple[int, list[int]]]:
+    def _find_cuts(self, name: str, old: Blueprint) -> list[tuple[int, list[int]]]:
         """(axis, kept indices) for each axis of this weight that is cut."""
         hidden = None if self.hidden is None else list(self.hidden)
-        hit = LAYER.fullmatch(name)
-        if hit is None:
+        match = LAYER.fullmatch(name)
+        if match is None:
             rows, columns = (hidden, None) if name == "norm.weight" else (None, hidden)  # else embed or head
         else:
-            layer = old.layers[int(hit["layer"])]
-            rows, columns = self._axes(int(hit["layer"]), hit["part"], layer, hidden)
+            layer = old.layers[int(match["layer"])]
+            rows, columns = self._find_part_cuts(int(match["layer"]), match["part"], layer, hidden)
         axes = [rows] if name.endswith(("bias", "norm.weight")) else [rows, columns]
         return [(axis, index) for axis, index in enumerate(axes) if index is not None]
 
-    def _axes(
+    def _find_part_cuts(
         self, i: int, part: str, layer: Layer, hidden: list[int] | None
     ) -> tuple[list[int] | None, list[int] | None]:
         """(kept rows, kept columns) of one part of layer i; a norm or a bias has rows alone."""
-        groups = None if self.heads is None else self.heads[i]
+        head_groups = None if self.heads is None else self.heads[i]
         neurons = None if self.neurons is None else list(self.neurons[i])
         match part:
             case "mixer.q":
-                return _queries(groups, layer.mixer), hidden
+                return _get_query_rows(head_groups, layer.mixer), hidden
             case "mixer.k" | "mixer.v":
-                return _spans(groups, layer.mixer.head_dim), hidden
+                return _expand_units(head_groups, layer.mixer.head_dim), hidden
             case "mixer.o":
-                return hidden, _queries(groups, layer.mixer)
+                return hidden, _get_query_rows(head_groups, layer.mixer)
             case "ffn.gate" | "ffn.up":
                 return neurons, hidden
             case "ffn.down":
                 return hidden, neurons
             case "mixer.q_norm" | "mixer.k_norm":
                 return None, None
-            case norm if norm in layer.norms():
+            case norm if norm in layer.norm_names():
                 return hidden, None
         raise UsageError(f"narrow does not know the weight {part!r} of layer {i}")
 
-    def _require_fit(self, old: Blueprint) -> None:
+    def _check_blueprint(self, old: Blueprint) -> None:
         if not all(isinstance(layer.mixer, Attention) and isinstance(layer.ffn, SwiGLU) for layer in old.layers):
             raise UsageError("narrow cuts attention and gated feed-forwards; this model has layers of another kind")
-        for what, kept in (("heads", self.heads), ("neurons", self.neurons)):
-            if kept is not None and len(kept) != len(old.layers):
-                raise UsageError(f"{what} names {len(kept)} layers, the model has {len(old.layers)}")
+        for label, layer_indices in (("heads", self.heads), ("neurons", self.neurons)):
+            if layer_indices is not None and len(layer_indices) != len(old.layers):
+                raise UsageError(f"{label} names {len(layer_indices)} layers, the model has {len(old.layers)}")
         for i, layer in enumerate(old.layers):
-            _require_indices(f"heads of layer {i}", self.heads[i] if self.heads else None, layer.mixer.kv_heads)
-            _require_indices(f"neurons of layer {i}", self.neurons[i] if self.neurons else None, layer.ffn.width)
-        _require_indices("hidden coordinates", self.hidden, old.hidden)
-        if unknown := sorted(set(self.gain) - _norms(old)):
-            raise UsageError(f"gain names {unknown[0]!r}, which is no norm of the residual stream of this model")
+            _check_indices(f"heads of layer {i}", self.heads[i] if self.heads else None, layer.mixer.kv_heads)
+            _check_indices(f"neurons of layer {i}", self.neurons[i] if self.neurons else None, layer.ffn.width)
+        _check_indices("hidden coordinates", self.hidden, old.hidden)
+        if unknown_norms := sorted(set(self.gain) - _list_norms(old)):
+            raise UsageError(f"gain names {unknown_norms[0]!r}, which is no norm of the residual stream of this model")
 
 
-def select(
-    statistics: Statistics,
+def select_units(
+    statistics: ImportanceScores,
     *,
     kv_heads: int | None = None,
     ffn: int | None = None,
@@ -134,42 +134,46 @@ def select(
         UsageError: a width is below 1 or above the model's.
     """
     gain: dict[str, float] = {}
-    kept = None if hidden is None else _best("hidden", statistics.hidden, hidden)
-    if kept is not None and rescale:
-        gain = {norm: math.sqrt(energy[list(kept)].mean().item()) for norm, energy in statistics.energy.items()}
+    hidden_indices = None if hidden is None else _select_best("hidden", statistics.hidden, hidden)
+    if hidden_indices is not None and rescale:
+        gain = {
+            norm: math.sqrt(energy[list(hidden_indices)].mean().item()) for norm, energy in statistics.energy.items()
+        }
     return Narrow(
-        heads=None if kv_heads is None else tuple(_best("kv_heads", s, kv_heads) for s in statistics.heads),
-        neurons=None if ffn is None else tuple(_best("ffn", s, ffn) for s in statistics.neurons),
-        hidden=kept,
+        heads=None
+        if kv_heads is None
+        else tuple(_select_best("kv_heads", scores, kv_heads) for scores in statistics.heads),
+        neurons=None if ffn is None else tuple(_select_best("ffn", scores, ffn) for scores in statistics.neurons),
+        hidden=hidden_indices,
         gain=gain,
     )
 
 
-def _best(what: str, scores: Tensor, keep: int) -> Kept:
+def _select_best(label: str, scores: Tensor, keep: int) -> Indices:
     if not 1 <= keep <= len(scores):
-        raise UsageError(f"cannot keep {what} {keep} of {len(scores)}; keep 1 to {len(scores)}")
-    ranked = scores.argsort(descending=True, stable=True)
-    return tuple(sorted(ranked[:keep].tolist()))
+        raise UsageError(f"cannot keep {label} {keep} of {len(scores)}; keep 1 to {len(scores)}")
+    ranking = scores.argsort(descending=True, stable=True)
+    return tuple(sorted(ranking[:keep].tolist()))
 
 
-def _spans(units: Kept | None, size: int) -> list[int] | None:
+def _expand_units(units: Indices | None, size: int) -> list[int] | None:
     """The rows of units that are `size` consecutive rows each."""
     return None if units is None else [unit * size + i for unit in units for i in range(size)]
 
 
-def _queries(groups: Kept | None, mixer: Attention) -> list[int] | None:
-    return _spans(groups, mixer.heads // mixer.kv_heads * mixer.head_dim)
+def _get_query_rows(groups: Indices | None, mixer: Attention) -> list[int] | None:
+    return _expand_units(groups, mixer.heads // mixer.kv_heads * mixer.head_dim)
 
 
-def _norms(blueprint: Blueprint) -> set[str]:
-    inside = {f"layers.{i}.{norm}" for i, layer in enumerate(blueprint.layers) for norm in layer.norms()}
-    return inside | {"norm"}
+def _list_norms(blueprint: Blueprint) -> set[str]:
+    layer_norms = {f"layers.{i}.{norm}" for i, layer in enumerate(blueprint.layers) for norm in layer.norm_names()}
+    return layer_norms | {"norm"}
 
 
-def _require_indices(what: str, kept: Kept | None, size: int) -> None:
-    if kept is None:
+def _check_indices(label: str, indices: Indices | None, size: int) -> None:
+    if indices is None:
         return
-    if not kept:
-        raise UsageError(f"no {what} would be kept; keep at least one")
-    if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= size:
-        raise UsageError(f"{what} to keep must be ascending indices from 0 to {size - 1}, not {list(kept)[:8]}")
+    if not indices:
+        raise UsageError(f"no {label} would be kept; keep at least one")
+    if list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= size:
+        raise UsageError(f"{label} to keep must be ascending indices from 0 to {size - 1}, not {list(indices)[:8]}")

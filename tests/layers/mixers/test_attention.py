@@ -13,13 +13,13 @@ from potstill.core.blueprint import Attention, Rotary
 from potstill.layers.mixers.attention import GroupedAttention
 from potstill.layers.norm import RMSNorm
 from potstill.layers.positions import Positions
-from potstill.ops.attention import boundaries
+from potstill.ops.attention import document_lengths
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
 
 
 def places(ids: Tensor, *, past: int = 0) -> Positions:
-    return Positions(ids, Rotary(), 64, lengths=None if past else boundaries(ids), past=past)
+    return Positions(ids, Rotary(), 64, lengths=None if past else document_lengths(ids), past_length=past)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -40,7 +40,7 @@ def test_it_is_the_stock_layer_of_the_same_weights(bias: bool, qk_norm: bool) ->
     )
     ours.load_state_dict({name.replace("_proj", ""): weight for name, weight in theirs.state_dict().items()})
     x, positions = torch.randn(2, 9, 32), places(torch.arange(9).expand(2, -1))
-    cos, sin = positions.turn(8, torch.float32)
+    cos, sin = positions.get_cos_sin(8, torch.float32)
     stock, _ = theirs(x, position_embeddings=(cos[:, 0], sin[:, 0]), attention_mask=None)
     torch.testing.assert_close(ours(x, positions)[0], stock, rtol=0, atol=1e-6)
 

@@ -11,7 +11,7 @@ from potstill.core.blueprint import Attention
 from potstill.core.state import KeyValues, State
 from potstill.layers.positions import Positions
 from potstill.layers.rotary import rotate
-from potstill.ops.attention import by_document
+from potstill.ops.attention import document_attention
 
 
 class GroupedAttention(nn.Module):
@@ -23,11 +23,11 @@ class GroupedAttention(nn.Module):
     def __init__(self, facts: Attention, hidden: int, *, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.facts = facts
-        outer, inner = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
-        self.q = nn.Linear(hidden, outer, bias=facts.qkv_bias)
-        self.k = nn.Linear(hidden, inner, bias=facts.qkv_bias)
-        self.v = nn.Linear(hidden, inner, bias=facts.qkv_bias)
-        self.o = nn.Linear(outer, hidden, bias=facts.out_bias)
+        query_width, key_width = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+        self.q = nn.Linear(hidden, query_width, bias=facts.qkv_bias)
+        self.k = nn.Linear(hidden, key_width, bias=facts.qkv_bias)
+        self.v = nn.Linear(hidden, key_width, bias=facts.qkv_bias)
+        self.o = nn.Linear(query_width, hidden, bias=facts.out_bias)
         self.q_norm = norm(facts.head_dim) if facts.qk_norm else nn.Identity()
         self.k_norm = norm(facts.head_dim) if facts.qk_norm else nn.Identity()
 
@@ -41,8 +41,8 @@ class GroupedAttention(nn.Module):
         """(mixed tokens, state): with a state, `x` continues what it holds, and it is grown in place."""
         q, k, v = (project(x).unflatten(-1, (-1, self.facts.head_dim)) for project in (self.q, self.k, self.v))
         q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
-        turn = positions.turn(self.facts.head_dim, x.dtype, self.facts.rotary)
-        q, k = rotate(q, turn), rotate(k, turn)
+        cos_sin = positions.get_cos_sin(self.facts.head_dim, x.dtype, self.facts.rotary)
+        q, k = rotate(q, cos_sin), rotate(k, cos_sin)
         if state is not None:
             k, v = state.update(k, v)
         y = attend(q, k, v, positions, scale=self.facts.softmax_scale, window=self.facts.window)
@@ -62,6 +62,6 @@ def attend(
 ) -> Float[Tensor, "B H T V"]:
     """Attention over what `positions` lets each query see: its document's past, or the keys of a state."""
     if positions.lengths is not None:
-        return by_document(q, k, v, positions.lengths, scale=scale, window=window)
-    seen = positions.visible(k.shape[2], window)
-    return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        return document_attention(q, k, v, positions.lengths, scale=scale, window=window)
+    mask = positions.get_mask(k.shape[2], window)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])

@@ -12,21 +12,27 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig
 
 from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU
 from potstill.core.errors import UnsupportedModel
-from potstill.core.plain import frozen, thawed
+from potstill.core.plain import freeze, thaw
 from potstill.core.types import Weights
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_OUTER = {EMBED: "embed.weight", "model.norm.weight": "norm.weight", HEAD: "head.weight"}
-PARTS = {
+_OUTER_NAMES = {EMBED: "embed.weight", "model.norm.weight": "norm.weight", HEAD: "head.weight"}
+PART_NAMES = {
     "input_layernorm": "mixer_norm",
     "post_attention_layernorm": "ffn_norm",
     **{f"self_attn.{x}_proj": f"mixer.{x}" for x in "qkvo"},
     **{f"self_attn.{x}_norm": f"mixer.{x}_norm" for x in "qk"},
     **{f"mlp.{x}_proj": f"ffn.{x}" for x in ("gate", "up", "down")},
 }
-_STOCK_OUTER = {ours: theirs for theirs, ours in _OUTER.items()}
+_HF_OUTER_NAMES = {name: hf_name for hf_name, name in _OUTER_NAMES.items()}
 
-KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "use_cache")  # facts that change no number
+EXTRAS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "initializer_range",
+    "use_cache",
+)  # facts that change no number
 
 
 @dataclass(frozen=True)
@@ -37,29 +43,29 @@ class Family:
     """
 
     name: str
-    read: Callable[[Any], Blueprint]
-    expresses: Callable[[Blueprint], bool]
-    config_out: Callable[[Blueprint], PreTrainedConfig]
-    parts: Mapping[str, str] = field(default_factory=lambda: PARTS)
+    to_blueprint: Callable[[Any], Blueprint]
+    can_express: Callable[[Blueprint], bool]
+    to_config: Callable[[Blueprint], PreTrainedConfig]
+    part_names: Mapping[str, str] = field(default_factory=lambda: PART_NAMES)
 
 
-def weights_in(state: Mapping[str, Tensor], parts: Mapping[str, str], *, tied: bool) -> Weights:
+def convert_weights_from_hf(state: Mapping[str, Tensor], parts: Mapping[str, str], *, tied: bool) -> Weights:
     """A stock state dict under our names; the head that a tied model lists twice is left out.
 
     Raises:
         UnsupportedModel: a weight has no place in a blueprint.
     """
-    return {_ours(name, parts): weight for name, weight in state.items() if not (tied and name == HEAD)}
+    return {_convert_name_from_hf(name, parts): weight for name, weight in state.items() if not (tied and name == HEAD)}
 
 
-def weights_out(weights: Weights, parts: Mapping[str, str]) -> dict[str, Tensor]:
+def convert_weights_to_hf(weights: Weights, parts: Mapping[str, str]) -> dict[str, Tensor]:
     """Our weights under the stock names; a tied model gets its head spelled out, as stock state dicts have it."""
-    stock = {ours: theirs for theirs, ours in parts.items()}
-    state = {_theirs(name, stock): weight for name, weight in weights.items()}
+    hf_parts = {part: hf_part for hf_part, part in parts.items()}
+    state = {_convert_name_to_hf(name, hf_parts): weight for name, weight in weights.items()}
     return state if HEAD in state else state | {HEAD: state[EMBED]}
 
 
-def rotary_in(rope_parameters: Mapping[str, Any]) -> Rotary:
+def make_rotary(rope_parameters: Mapping[str, Any]) -> Rotary:
     """The rotary positions that a stock config calls `rope_parameters`.
 
     Raises:
@@ -74,10 +80,10 @@ def rotary_in(rope_parameters: Mapping[str, Any]) -> Rotary:
         factor = parameters["partial_rotary_factor"]
         raise UnsupportedModel(f"partial_rotary_factor {factor} is not supported; the whole head must turn")
     theta = float(parameters.pop("rope_theta"))
-    return Rotary(theta, None if parameters == {"rope_type": "default"} else frozen(parameters))
+    return Rotary(theta, None if parameters == {"rope_type": "default"} else freeze(parameters))
 
 
-def blueprint_in(
+def make_blueprint(
     config: PreTrainedConfig, layers: tuple[Layer, ...], *extras: str, rotary: Rotary | None = None
 ) -> Blueprint:
     """What every family of this shape says in the same words; `extras` names further facts to keep.
@@ -89,31 +95,31 @@ def blueprint_in(
     """
     if config.attention_dropout:
         raise UnsupportedModel(f"attention_dropout is {config.attention_dropout}; set it to 0 in the config first")
-    kept = {name: getattr(config, name) for name in (*KEPT, *extras)}
+    facts = {name: getattr(config, name) for name in (*EXTRAS, *extras)}
     return Blueprint(
         vocabulary=config.vocab_size,
         hidden=config.hidden_size,
         layers=layers,
         norm_eps=config.rms_norm_eps,
-        rotary=rotary or rotary_in(config.rope_parameters),
+        rotary=rotary or make_rotary(config.rope_parameters),
         tied=config.tie_word_embeddings,
         context=config.max_position_embeddings,
-        extras=frozen({"family": config.model_type, **kept}),
+        extras=freeze({"family": config.model_type, **facts}),
     )
 
 
-def attention_in(config: PreTrainedConfig) -> Attention:
+def make_attention(config: PreTrainedConfig) -> Attention:
     """Heads and their width; biases, norms and windows are each family's own."""
     return Attention(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
 
 
-def config_facts(blueprint: Blueprint, *extras: str) -> dict[str, Any]:
+def make_config_arguments(blueprint: Blueprint, *extras: str) -> dict[str, Any]:
     """The arguments that the configs of these families share, for layers that are all alike."""
     mixer, ffn = blueprint.layers[0].mixer, blueprint.layers[0].ffn
-    known = dict(blueprint.extras)
+    blueprint_facts = dict(blueprint.extras)
     # an absent id is said to be None, else it would become the family's default, which is another token
-    facts: dict[str, Any] = {name: None for name in KEPT if name.endswith("_id")}
-    facts |= {name: thawed(known[name]) for name in (*KEPT, *extras) if name in known}
+    facts: dict[str, Any] = {name: None for name in EXTRAS if name.endswith("_id")}
+    facts |= {name: thaw(blueprint_facts[name]) for name in (*EXTRAS, *extras) if name in blueprint_facts}
     return facts | {
         "vocab_size": blueprint.vocabulary,
         "hidden_size": blueprint.hidden,
@@ -130,83 +136,87 @@ def config_facts(blueprint: Blueprint, *extras: str) -> dict[str, Any]:
     }
 
 
-def uniform(blueprint: Blueprint) -> bool:
+def has_uniform_layers(blueprint: Blueprint) -> bool:
     """All layers have the same mixer and feed-forward; windows included."""
     return len(set(blueprint.layers)) == 1
 
 
-def plain(blueprint: Blueprint) -> bool:
+def is_llama_like(blueprint: Blueprint) -> bool:
     """Nothing of what Llama and its like cannot say: two norms a layer, one rotation, and no scale or cap anywhere."""
-    outer = blueprint.embedding_scale == 1 and blueprint.logit_softcap is None and not blueprint.zero_centred_norms
-    bare = (not layer.post_norms and layer.mixer.scale is None for layer in blueprint.layers)
-    return outer and all(bare) and all(layer.mixer.rotary is None for layer in blueprint.layers)
+    is_plain_model = (
+        blueprint.embedding_scale == 1 and blueprint.logit_softcap is None and not blueprint.zero_centred_norms
+    )
+    plain_layers = (not layer.post_norms and layer.mixer.scale is None for layer in blueprint.layers)
+    return is_plain_model and all(plain_layers) and all(layer.mixer.rotary is None for layer in blueprint.layers)
 
 
-def layer_types(blueprint: Blueprint) -> list[str]:
+def get_layer_types(blueprint: Blueprint) -> list[str]:
     """What Hugging Face calls each layer's attention."""
     windows = (layer.mixer.window for layer in blueprint.layers)
     return ["full_attention" if window is None else "sliding_attention" for window in windows]
 
 
-def _llama_in(config: LlamaConfig) -> Blueprint:
+def _make_llama_blueprint(config: LlamaConfig) -> Blueprint:
     bias = config.attention_bias
-    base = attention_in(config)
+    base = make_attention(config)
     mixer = Attention(base.heads, base.kv_heads, base.head_dim, qkv_bias=bias, out_bias=bias)
     ffn = SwiGLU(config.intermediate_size, config.mlp_bias, config.hidden_act)
-    return blueprint_in(config, (Layer(mixer, ffn),) * config.num_hidden_layers, "pretraining_tp")
+    return make_blueprint(config, (Layer(mixer, ffn),) * config.num_hidden_layers, "pretraining_tp")
 
 
-def _llama_expresses(blueprint: Blueprint) -> bool:
+def _is_llama(blueprint: Blueprint) -> bool:
     mixer = blueprint.layers[0].mixer
-    bare = mixer.qkv_bias == mixer.out_bias and not mixer.qk_norm and mixer.window is None
-    divides = blueprint.hidden % mixer.heads == 0  # its config insists on that
-    return plain(blueprint) and uniform(blueprint) and bare and divides
+    is_llama_mixer = mixer.qkv_bias == mixer.out_bias and not mixer.qk_norm and mixer.window is None
+    heads_divide_hidden = blueprint.hidden % mixer.heads == 0  # its config insists on that
+    return is_llama_like(blueprint) and has_uniform_layers(blueprint) and is_llama_mixer and heads_divide_hidden
 
 
-def _llama_out(blueprint: Blueprint) -> PreTrainedConfig:
+def _make_llama_config(blueprint: Blueprint) -> PreTrainedConfig:
     mixer, ffn = blueprint.layers[0].mixer, blueprint.layers[0].ffn
-    shared = config_facts(blueprint, "pretraining_tp")
-    return LlamaConfig(**shared, attention_bias=mixer.qkv_bias, mlp_bias=ffn.bias)
+    arguments = make_config_arguments(blueprint, "pretraining_tp")
+    return LlamaConfig(**arguments, attention_bias=mixer.qkv_bias, mlp_bias=ffn.bias)
 
 
-def _mistral_in(config: MistralConfig) -> Blueprint:
-    base = attention_in(config)
+def _make_mistral_blueprint(config: MistralConfig) -> Blueprint:
+    base = make_attention(config)
     mixer = Attention(base.heads, base.kv_heads, base.head_dim, window=config.sliding_window)
     ffn = SwiGLU(config.intermediate_size, activation=config.hidden_act)
-    return blueprint_in(config, (Layer(mixer, ffn),) * config.num_hidden_layers)
+    return make_blueprint(config, (Layer(mixer, ffn),) * config.num_hidden_layers)
 
 
-def _mistral_expresses(blueprint: Blueprint) -> bool:
+def _is_mistral(blueprint: Blueprint) -> bool:
     mixer, ffn = blueprint.layers[0].mixer, blueprint.layers[0].ffn
     return (
-        plain(blueprint) and uniform(blueprint) and not (mixer.qkv_bias or mixer.out_bias or mixer.qk_norm or ffn.bias)
+        is_llama_like(blueprint)
+        and has_uniform_layers(blueprint)
+        and not (mixer.qkv_bias or mixer.out_bias or mixer.qk_norm or ffn.bias)
     )
 
 
-def _mistral_out(blueprint: Blueprint) -> PreTrainedConfig:
-    return MistralConfig(**config_facts(blueprint), sliding_window=blueprint.layers[0].mixer.window)
+def _make_mistral_config(blueprint: Blueprint) -> PreTrainedConfig:
+    return MistralConfig(**make_config_arguments(blueprint), sliding_window=blueprint.layers[0].mixer.window)
 
 
-LLAMA = Family("llama", _llama_in, _llama_expresses, _llama_out)
-MISTRAL = Family("mistral", _mistral_in, _mistral_expresses, _mistral_out)
+LLAMA = Family("llama", _make_llama_blueprint, _is_llama, _make_llama_config)
+MISTRAL = Family("mistral", _make_mistral_blueprint, _is_mistral, _make_mistral_config)
 
 
-def _ours(name: str, parts: Mapping[str, str]) -> str:
-    if name in _OUTER:
-        return _OUTER[name]
-    before, _, rest = name.partition("model.layers.")
-    layer, _, rest = rest.partition(".")
-    part, _, kind = rest.rpartition(".")
-    if before or part not in parts:
+def _convert_name_from_hf(name: str, parts: Mapping[str, str]) -> str:
+    if name in _OUTER_NAMES:
+        return _OUTER_NAMES[name]
+    prefix, _, suffix = name.partition("model.layers.")
+    layer, _, suffix = suffix.partition(".")
+    part, _, kind = suffix.rpartition(".")
+    if prefix or part not in parts:
         raise UnsupportedModel(
             f"the weight {name!r} has no place in a blueprint; is the model_type in its config right?"
         )
     return f"layers.{layer}.{parts[part]}.{kind}"
 
 
-def _theirs(name: str, parts: Mapping[str, str]) -> str:
-    if name in _STOCK_OUTER:
-        return _STOCK_OUTER[name]
-    _, layer, rest = name.split(".", 2)
-    part, _, kind = rest.rpartition(".")
+def _convert_name_to_hf(name: str, parts: Mapping[str, str]) -> str:
+    if name in _HF_OUTER_NAMES:
+        return _HF_OUTER_NAMES[name]
+    _, layer, suffix = name.split(".", 2)
+    part, _, kind = suffix.rpartition(".")
     return f"model.layers.{layer}.{parts[part]}.{kind}"

@@ -18,41 +18,49 @@ from potstill.core.types import Weights
 from potstill.models.backbone import Backbone
 from potstill.models.causal import PotstillConfig, PotstillForCausalLM
 from potstill.models.families.gemma import GEMMA3
-from potstill.models.families.llama import EMBED, HEAD, LLAMA, MISTRAL, Family, weights_in, weights_out
+from potstill.models.families.llama import (
+    EMBED,
+    HEAD,
+    LLAMA,
+    MISTRAL,
+    Family,
+    convert_weights_from_hf,
+    convert_weights_to_hf,
+)
 from potstill.models.families.qwen import QWEN2, QWEN3
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA3)}
 
 
-def read(config: PreTrainedConfig) -> Blueprint:
+def read_blueprint(config: PreTrainedConfig) -> Blueprint:
     """The blueprint of a stock config.
 
     Raises:
         UnsupportedModel: it is of no family in `FAMILIES`, or uses something that a blueprint cannot say.
     """
     if config.model_type not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UnsupportedModel(f"{config.model_type!r} models cannot be taken apart; the families known are {known}")
-    return FAMILIES[config.model_type].read(config)
+        names = ", ".join(FAMILIES)
+        raise UnsupportedModel(f"{config.model_type!r} models cannot be taken apart; the families known are {names}")
+    return FAMILIES[config.model_type].to_blueprint(config)
 
 
-def stock(blueprint: Blueprint) -> Family | None:
+def find_family(blueprint: Blueprint) -> Family | None:
     """The family that expresses `blueprint` exactly, the one it was read from if it still does; None if none does."""
-    own = FAMILIES.get(blueprint.extra("family", ""))
-    order = [*([own] if own else []), *FAMILIES.values()]
-    return next((family for family in order if family.expresses(blueprint)), None)
+    origin_family = FAMILIES.get(blueprint.get_extra("family", ""))
+    candidates = [*([origin_family] if origin_family else []), *FAMILIES.values()]
+    return next((family for family in candidates if family.can_express(blueprint)), None)
 
 
-def export(blueprint: Blueprint, weights: Weights) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
+def export_weights(blueprint: Blueprint, weights: Weights) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
     """(stock config, stock state dict) of the same function.
 
     Raises:
         UnsupportedModel: no stock family expresses it.
     """
-    family = stock(blueprint)
+    family = find_family(blueprint)
     if family is None:
         raise UnsupportedModel("no stock family has layers like these; save it as PotstillForCausalLM")
-    return family.config_out(blueprint), weights_out(weights, family.parts)
+    return family.to_config(blueprint), convert_weights_to_hf(weights, family.part_names)
 
 
 def import_model(model: PreTrainedModel) -> Backbone:
@@ -64,10 +72,10 @@ def import_model(model: PreTrainedModel) -> Backbone:
     if isinstance(model, PotstillForCausalLM):
         blueprint, weights = model.backbone.blueprint, cast(Weights, model.backbone.state_dict())
     else:
-        blueprint, state = read(model.config), model.state_dict()
+        blueprint, state = read_blueprint(model.config), model.state_dict()
         if blueprint.tied and not torch.equal(state[HEAD], state[EMBED]):
             raise UnsupportedModel("the config says that head and embedding are tied, yet their weights differ")
-        weights = weights_in(state, FAMILIES[model.config.model_type].parts, tied=blueprint.tied)
+        weights = convert_weights_from_hf(state, FAMILIES[model.config.model_type].part_names, tied=blueprint.tied)
     with torch.device("meta"):
         backbone = Backbone(blueprint)
     backbone.load_state_dict({name: weight.clone() for name, weight in weights.items()}, strict=True, assign=True)
@@ -81,10 +89,13 @@ def export_model(backbone: Backbone, origin: PreTrainedModel | None = None) -> P
     """
     blueprint, weights = backbone.blueprint, {k: v.detach().clone() for k, v in backbone.state_dict().items()}
     config: PreTrainedConfig
-    if stock(blueprint) is None:
-        config, state = PotstillConfig.of(blueprint), {f"model.backbone.{name}": w for name, w in weights.items()}
+    if find_family(blueprint) is None:
+        config, state = (
+            PotstillConfig.from_blueprint(blueprint),
+            {f"model.backbone.{name}": w for name, w in weights.items()},
+        )
     else:
-        config, state = export(blueprint, weights)
+        config, state = export_weights(blueprint, weights)
     with no_init_weights():  # saves the time, and draws none of the caller's random numbers
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=backbone.embed.weight.dtype)
     model.load_state_dict(state, strict=True, assign=True)
