@@ -53,12 +53,12 @@ def main() -> None:
 
 def train(side: str, seed: int, options: argparse.Namespace) -> None:
     """One side for its time; its student and what it did go to `--out`."""
-    from potstill.core import backend
+    from potstill.core.backend import retain_freed_memory
 
     torch.manual_seed(seed)
     teacher, student = pair()
     optimiser = adam(student)
-    held = contextlib.nullcontext() if side == "trl" else backend.retain_freed_memory()  # as a run of potstill holds it
+    held = contextlib.nullcontext() if side == "trl" else retain_freed_memory()  # as a run of potstill holds it
     held.__enter__()  # until the process ends
     step = SIDES[side](teacher, student, optimiser)
     budget = options.minutes * 60 * options.threads

@@ -162,12 +162,12 @@ def passed(loss: Callable[[Problem], torch.Tensor], given: Problem) -> float:
 
 def clocked(side: str, vocabulary: int) -> Callable[[int], dict[str, float]]:
     """The child: one pass a question."""
-    from potstill.core import backend
+    from potstill.core.backend import trim_memory
 
     loss = LOSSES[side]
     passed(loss, problem(64, rows=8))  # what libraries allocate once
     given = problem(vocabulary)
-    backend.trim_memory()
+    trim_memory()
     kept = 4 * (given.rows.numel() + given.weight.numel())
 
     def once(number: int) -> dict[str, float]:

@@ -31,13 +31,13 @@ def main() -> None:
     options = arguments()
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
-    from potstill.core import backend
+    from potstill.core.backend import retain_freed_memory
 
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, kept in KEPT.items():
             figures[name] = compare(Path(folder) / name.replace(" ", "-"), kept, options)
-        with backend.retain_freed_memory():
+        with retain_freed_memory():
             figures["step"] = steps(Path(folder) / "top_k-64", options)
     first, cut = figures["top_k 64"], figures["mass 0.999"]
     met = {

@@ -37,10 +37,10 @@ def serve(make: Callable[[], Callable[[Any], Any]], *, held: bool = False) -> No
 
     What is `held` is memory that was freed, as a run of potstill holds it.
     """
-    from potstill.core import backend
+    from potstill.core.backend import retain_freed_memory
 
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print; the parent reads one line an answer
-    with backend.retain_freed_memory() if held else contextlib.nullcontext():
+    with retain_freed_memory() if held else contextlib.nullcontext():
         answer = make()
         for line in sys.stdin:
             out.write(json.dumps(answer(json.loads(line))) + "\n")

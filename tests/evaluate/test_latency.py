@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from potstill.core import backend
+from potstill.core.backend import trim_memory
 from potstill.core.errors import UsageError
 from potstill.evaluate.latency import LatencyConfig, get_peak_memory, reset_peak_memory, time_model, use_threads
 
@@ -86,7 +86,7 @@ def test_a_trial_shrinks_to_what_a_short_model_takes_in(tiny_llama):
 
 def test_the_peak_covers_what_was_held_and_let_go():
     cpu = torch.device("cpu")
-    backend.trim_memory()  # what other tests left free and resident would hold it, and the peak would not rise
+    trim_memory()  # what other tests left free and resident would hold it, and the peak would not rise
     reset_peak_memory(cpu)
     before = get_peak_memory(cpu)
     held = torch.ones(64 << 20, dtype=torch.uint8)

@@ -17,7 +17,7 @@ from potstill.objectives.language import CrossEntropy
 from potstill.objectives.named import ObjectiveConfig
 from potstill.ops import layout
 from potstill.ops.divergence import DIVERGENCES
-from potstill.train import adapters
+from potstill.train.adapters import add_adapters
 from potstill.train.study import TrainingModule
 
 LENGTHS = (9, 5, 14)
@@ -73,7 +73,7 @@ def test_no_loss_and_no_gradient_on_the_other_paths_too(path: str, name: str, ti
     if path == "padded":
         student.resize_token_embeddings(320, mean_resizing=False)
         vocabulary = teacher.config.vocab_size
-    trained = adapters.add_adapters(student, 2, seed=1) if path == "lora" else student
+    trained = add_adapters(student, 2, seed=1) if path == "lora" else student
     dtype = torch.bfloat16 if path == "bfloat16" else torch.float32
     objective = LogitDistillation(divergence=DIVERGENCES[name])
     study = TrainingModule(trained, objective, frozen={"teacher": teacher}, vocabulary=vocabulary, compute_dtype=dtype)

@@ -22,7 +22,7 @@ from potstill.pipeline.forecast import measure_tokenizer_bytes
 from potstill.pipeline.rehearse import PROBE_TOKENS, _count_saved_bytes, measure_autograd_bytes
 from potstill.pipeline.texture import PackingStats, compute_packing_stats
 from potstill.pipeline.workload import Workload
-from potstill.train import adapters
+from potstill.train.adapters import add_adapters
 from potstill.train.blocks import activation_checkpointing
 from potstill.train.optimiser import parameter_groups
 from potstill.train.run import train
@@ -90,7 +90,7 @@ def test_the_operations_of_a_step_are_those_that_torch_counts(tiny_llama: LlamaF
 def test_weights_gradients_and_moments_are_the_bytes_of_their_tensors(
     work: Workload, tiny_llama: LlamaForCausalLM, lora: int
 ) -> None:
-    model = adapters.add_adapters(tiny_llama, lora) if lora else tiny_llama
+    model = add_adapters(tiny_llama, lora) if lora else tiny_llama
     optimiser = torch.optim.AdamW(parameter_groups(model, None, rate=1e-3, weight_decay=0.01))
     model(torch.arange(20)[None]).logits.sum().backward()
     optimiser.step()

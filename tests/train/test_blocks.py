@@ -20,7 +20,7 @@ from potstill.models.config import PotstillConfig
 from potstill.models.families.table import import_model
 from potstill.models.signals import probe_model
 from potstill.objectives.named import ObjectiveConfig
-from potstill.train import adapters
+from potstill.train.adapters import add_adapters, get_adapter_weights
 from potstill.train.blocks import activation_checkpointing, apply_block_settings, find_blocks
 from potstill.train.study import TrainingModule
 
@@ -33,8 +33,8 @@ def llama() -> nn.Module:
 
 
 def adapted() -> nn.Module:
-    model: nn.Module = adapters.add_adapters(random_llama(byte_tokenizer()), 2)
-    for weight in (adapters.get_adapter_weights(model) or {}).values():
+    model: nn.Module = add_adapters(random_llama(byte_tokenizer()), 2)
+    for weight in (get_adapter_weights(model) or {}).values():
         torch.nn.init.normal_(weight, std=0.1)
     return model
 

@@ -16,8 +16,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import ArtifactError, MissingDependency, TrainingDiverged, UsageError
 from potstill.data.pack import collate
-from potstill.train import adapters, checkpoint
+from potstill.train import checkpoint
 from potstill.train import run as running
+from potstill.train.adapters import add_adapters
 from potstill.train.run import compute_run_id, read_run_metrics, train
 
 
@@ -244,7 +245,7 @@ def test_adapters_alone_are_trained_and_resume_with_the_same_bits(
         torch.manual_seed(7)  # the adapters' own start
         study = study_of(tiny_llama)
         return type(study)(
-            adapters.add_adapters(study.student, 2),
+            add_adapters(study.student, 2),
             study.objective,
             frozen={"teacher": next(iter(study._frozen_models))},
         )

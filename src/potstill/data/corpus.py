@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 
 from potstill.core.errors import DataError, NotFound, UsageError
-from potstill.data import hub, sources, stdlib
+from potstill.data import hub, stdlib
 from potstill.data.rows import Route, RowReader
 from potstill.data.shapes import Document, Kind
-from potstill.data.sources import Record
+from potstill.data.sources import Record, assign_splits, find_license, get_format, list_files, read_records
 from potstill.data.split import MIN_DOCUMENTS, VALIDATION_SHARE, choose_held_out, fingerprint, is_in_share, split_texts
 
 Split = Literal["train", "validation", "all"]
@@ -97,7 +97,7 @@ def load_corpus(
         return _load_stdlib(corpus_split, limit)
     if path.exists():
         return _load_local(name, path, corpus_split, limit, RowReader(columns, route))
-    if hub.DATASET_ID.fullmatch(name) and not sources.get_format(path):
+    if hub.DATASET_ID.fullmatch(name) and not get_format(path):
         return _load_from_hub(name, corpus_split, limit, RowReader(columns, route))
     raise NotFound(f"there is no file or folder {name}; a data set of the hub is called owner/name")
 
@@ -116,22 +116,20 @@ def _load_stdlib(split: Split, limit: int | None) -> Corpus:
 
 
 def _load_local(name: str, path: Path, split: Split, limit: int | None, reader: RowReader) -> Corpus:
-    files = sources.list_files(path)
-    splits = sources.assign_splits([str(file.relative_to(path)) for file in files]) if path.is_dir() else None
+    files = list_files(path)
+    splits = assign_splits([str(file.relative_to(path)) for file in files]) if path.is_dir() else None
     files, hash_split = _select_parts(files, splits, split)
-    document_streams = (
-        reader.read_documents(sources.read_records(file), source=_describe_file(file)) for file in files
-    )
+    document_streams = (reader.read_documents(read_records(file), source=_describe_file(file)) for file in files)
     documents = _build_dataset(chain.from_iterable(document_streams))
     provenance = {"source": name, "files": len(files)}
-    corpus = Corpus(name, "text", documents, None, sources.find_license(path), provenance)
+    corpus = Corpus(name, "text", documents, None, find_license(path), provenance)
     return _take_split(_add_reader_report(corpus, reader, has_named_splits=hash_split != split), hash_split, limit)
 
 
 def _load_from_hub(name: str, split: Split, limit: int | None, reader: RowReader) -> Corpus:
     source = hub.HubDataset(name)
     names = source.list_splits()
-    split_names, hash_split = _select_parts(names, sources.assign_splits(names), split)
+    split_names, hash_split = _select_parts(names, assign_splits(names), split)
     provenance = {"source": f"hub: {name}", "revision": source.revision, "splits": split_names}
     corpus = Corpus(name, "text", Dataset.from_dict({}), None, source.license, provenance)
     parts = [source.load_rows(part) for part in split_names]
@@ -180,7 +178,7 @@ def stream_corpus(corpus: Corpus, rows: IterableDataset, reader: RowReader, spli
 
 def _describe_file(file: Path) -> str:
     """What an error about the columns of a file is about: of a CSV file its first line."""
-    return f"the header of {file}" if sources.get_format(file) in (".csv", ".tsv") else str(file)
+    return f"the header of {file}" if get_format(file) in (".csv", ".tsv") else str(file)
 
 
 def _select_parts(

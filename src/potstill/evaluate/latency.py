@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from potstill.core import backend
+from potstill.core.backend import get_dtype_name
 from potstill.core.errors import UsageError
 from potstill.evaluate.reading import get_max_context, inference_context
 
@@ -148,6 +148,6 @@ def get_peak_memory(device: torch.device) -> int:
 
 def _describe_conditions(model: PreTrainedModel, latency_config: LatencyConfig) -> str:
     hardware = f"{torch.get_num_threads()} threads" if model.device.type == "cpu" else str(model.device)
-    dtype = backend.get_dtype_name(model.dtype)
+    dtype = get_dtype_name(model.dtype)
     tokens = f"{latency_config.prompt_tokens} + {latency_config.new_tokens} tokens"
     return f"{dtype}, {hardware}, batch 1, {tokens}, median of {latency_config.runs} runs"

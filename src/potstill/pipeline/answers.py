@@ -26,7 +26,6 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core import backend
 from potstill.core.artefact import (
     TRAINING_FOLDER,
     Card,
@@ -37,6 +36,7 @@ from potstill.core.artefact import (
     remove_leftovers,
     write_text,
 )
+from potstill.core.backend import resolve_device, resolve_dtype
 from potstill.core.errors import ArtifactError, DataError, Interrupted, OutputExists, UsageError
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.template import ChatTemplate
@@ -120,8 +120,8 @@ class GenerateDatasetConfig:
         loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         corpora = [load_corpus(self.data, split=split, columns=parse_columns(self.columns)) for split in SPLITS]
         documents = self._select_documents(corpora[0])
-        device = backend.resolve_device(self.device)
-        dtype = backend.resolve_dtype(self.dtype, device_type=str(device))
+        device = resolve_device(self.device)
+        dtype = resolve_dtype(self.dtype, device_type=str(device))
         loaded.model.to(device=device, dtype=dtype)
         identity = compute_run_id(self.to_dict(), loaded.digest, corpora[0].digest, str(dtype), device.type)
         start = time.perf_counter()

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from potstill.core import backend
 from potstill.core.artefact import ARENA_FILE, check_output_free, recover_folder, write_text
+from potstill.core.backend import get_dtype_name
 from potstill.core.errors import OutputExists, UnsupportedModel, UsageError
 from potstill.data.wire import is_address
 from potstill.evaluate.reading import check_context
@@ -111,7 +111,7 @@ class Arena:
         with explain_write_errors(out), explain_arena_interrupt(out):
             if overwrite:
                 clear_arena_folder(out)
-            state = saved_state or {"dtype": backend.get_dtype_name(self.common.compute_dtype(None)), "tokens": {}}
+            state = saved_state or {"dtype": get_dtype_name(self.common.compute_dtype(None)), "tokens": {}}
             common = dataclasses.replace(self.common, dtype=state["dtype"])
             self._write_results(out, state)
             student = prepare_student(common, out)

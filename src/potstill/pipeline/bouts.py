@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from potstill.core import backend
 from potstill.core.artefact import ARENA_FILE, CARD_FILE, TRAINING_FOLDER, read_card
+from potstill.core.backend import resolve_device, trim_memory
 from potstill.core.errors import ArtifactError, Interrupted, UsageError
 from potstill.pipeline.distill import DistillConfig
 from potstill.pipeline.run import is_finished
@@ -107,8 +107,8 @@ def clear_arena_folder(out: Path) -> None:
 def free_memory(device: str) -> None:
     """What the last arm held goes back, so that the next one's peak is its own."""
     gc.collect()
-    backend.trim_memory()
-    device_type = backend.resolve_device(device).type
+    trim_memory()
+    device_type = resolve_device(device).type
     if device_type == "cuda":
         torch.cuda.empty_cache()
     reset_peak_memory(device_type)

@@ -19,7 +19,6 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core import backend
 from potstill.core.artefact import (
     TRAINING_FOLDER,
     Card,
@@ -33,6 +32,7 @@ from potstill.core.artefact import (
     sync_folder,
     write_text,
 )
+from potstill.core.backend import get_dtype_name, resolve_device, resolve_dtype
 from potstill.core.errors import ArtifactError, Interrupted, OutputExists, UnsupportedModel, UsageError
 from potstill.core.types import Needs, Signals, supervised_positions
 from potstill.data.cache import (
@@ -142,8 +142,8 @@ class CacheTeacherConfig:
         teacher = load_model(self.teacher, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         check_context(self.context, teacher.model)
         corpus, packs = self._load_packs(teacher.tokenizer)
-        device = backend.resolve_device(self.device)
-        dtype = backend.resolve_dtype(self.dtype, device_type=str(device))
+        device = resolve_device(self.device)
+        dtype = resolve_dtype(self.dtype, device_type=str(device))
         teacher.model.to(device=device, dtype=dtype)
         facts = CacheFacts(
             **compute_expected_facts(teacher, corpus, packs, dtype), context=self.context, temperature=self.temperature
@@ -324,7 +324,7 @@ def compute_expected_facts(teacher: LoadedModel, corpus: Corpus, packs: Packs, d
     """The facts of a cache that follow from teacher and text."""
     return {
         **fingerprint_teacher(teacher),
-        "dtype": backend.get_dtype_name(dtype),
+        "dtype": get_dtype_name(dtype),
         **fingerprint_tokenizer(teacher.tokenizer),
         "text": corpus.digest or packs.digest,
         "vocabulary": count_token_ids(teacher.tokenizer),

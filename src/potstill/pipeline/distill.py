@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from potstill.core import backend
 from potstill.core.artefact import TRAINING_FOLDER, Card, atomic_folder, check_output_free, recover_folder
+from potstill.core.backend import get_dtype_name, resolve_device, resolve_dtype
 from potstill.core.errors import (
     ArtifactError,
     DataError,
@@ -81,7 +81,8 @@ from potstill.pipeline.teachers import (
 from potstill.pipeline.texts import DatasetConfig, PreparedDataset, prepare_dataset
 from potstill.pipeline.workplace import DTYPE_FILE, explain_interrupt, training_folder
 from potstill.pipeline.worlds import build_check_inputs, build_cross_tokenizer_inputs
-from potstill.train import adapters, ranks
+from potstill.train import ranks
+from potstill.train.adapters import add_adapters, merge_adapters
 from potstill.train.blocks import check_activation_checkpointing
 from potstill.train.policy import GKD, RolloutConfig
 from potstill.train.progress import METRICS_FILE
@@ -255,7 +256,7 @@ class DistillConfig:
             self._check_output_folder(out, overwrite=overwrite, resume=resume)
         ranks.barrier()
         device, dtype = (
-            backend.resolve_device(self.device),
+            resolve_device(self.device),
             ranks.broadcast_from_main(self.compute_dtype(out if resume else None, caches)),
         )
         pair = self.load_models(dtype, caches)
@@ -273,7 +274,7 @@ class DistillConfig:
             teacher_cache.check_facts(
                 {
                     **(fingerprint_teacher(ensemble_teacher) if isinstance(ensemble_teacher, LoadedModel) else {}),
-                    "dtype": backend.get_dtype_name(dtype),
+                    "dtype": get_dtype_name(dtype),
                     **fingerprint_tokenizer(pair.origin.tokenizer),
                     "context": self.settings.context,
                     "vocabulary": pair.vocabulary,
@@ -366,7 +367,7 @@ class DistillConfig:
             )
             if not result.finished:
                 raise KeyboardInterrupt
-            student = adapters.merge_adapters(model) if self.lora else pair.student
+            student = merge_adapters(model) if self.lora else pair.student
             if not ranks.is_main_process():
                 card, measures = ranks.broadcast_from_main(None)
                 return DistillResult(
@@ -458,7 +459,7 @@ class DistillConfig:
     ) -> TrainingModule:
         """What is trained: the student of `pair` where it lies, with adapters if asked for, under the objective."""
         device = pair.student.device
-        model = adapters.add_adapters(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
+        model = add_adapters(pair.student, self.lora, seed=self.settings.seed) if self.lora else pair.student
         teachers = pair.teachers.items() if self.objective.uses_teacher else ()
         frozen = {network: self._get_signal_source(teacher, caches.get(network)) for network, teacher in teachers}
         if self.settings.checkpoint_activations:
@@ -504,9 +505,7 @@ class DistillConfig:
             default_dtype = (resume_folder / TRAINING_FOLDER / DTYPE_FILE).read_text(encoding="utf-8").strip()
         elif caches:
             default_dtype = next(iter(caches.values())).manifest.facts.dtype
-        return backend.resolve_dtype(
-            self.dtype, device_type=str(backend.resolve_device(self.device)), default=default_dtype
-        )
+        return resolve_dtype(self.dtype, device_type=str(resolve_device(self.device)), default=default_dtype)
 
     def load_models(self, dtype: torch.dtype, caches: Mapping[str, TeacherCache] = MappingProxyType({})) -> ModelPair:
         """Student and teacher in memory, with everything that can be refused refused; what is pruned, in `dtype`."""
@@ -554,7 +553,7 @@ class DistillConfig:
             strategy=self.strategy,
             seed=self.settings.seed,
             device=self.device,
-            dtype=backend.get_dtype_name(dtype),
+            dtype=get_dtype_name(dtype),
         )
         student, card = prune_config.apply(teacher)
         vocabulary = count_shared_ids(teacher.tokenizer, teacher.tokenizer)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core import backend
+from potstill.core.backend import resolve_device, resolve_dtype
 from potstill.core.errors import DataError, PotstillError, UsageError, VocabularyMismatch
 from potstill.data.cache import TeacherCache
 from potstill.data.chat import tokenize_corpus
@@ -69,7 +69,7 @@ class Doctor:
 
         Raises: NotFound, UsageError, UnsafeModel and the like, as training would.
         """
-        device = backend.resolve_device(self.device)
+        device = resolve_device(self.device)
         teacher = self._load_model(self.teacher)
         student_copy = replace(teacher, model=copy.deepcopy(teacher.model)) if self.student is None else None
         student = student_copy or self._load_model(str(self.student))
@@ -79,7 +79,7 @@ class Doctor:
             return [report_vocabulary_mismatch(error, command=self.cross_tokenizer_command)]
         cache = None if self.teacher_cache is None else TeacherCache(Path(self.teacher_cache).expanduser())
         cache_dtype = "auto" if cache is None else cache.manifest.facts.dtype
-        compute_dtype = backend.resolve_dtype(self.dtype, device_type=str(device), default=cache_dtype)
+        compute_dtype = resolve_dtype(self.dtype, device_type=str(device), default=cache_dtype)
         corpus = load_corpus(self.data, columns=parse_columns(self.columns))
         try:
             packs = self._build_packs(corpus, student.tokenizer, cache)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core import backend
+from potstill.core.backend import trim_memory
 from potstill.core.blueprint import Blueprint
 from potstill.core.errors import ArtifactError, UnsupportedModel
 from potstill.data.pack import Packs
@@ -163,7 +163,7 @@ def warn_if_insufficient(
         teacher, student = read_blueprint(pair.teacher.model.config), read_blueprint(pair.student.config)
     except UnsupportedModel:
         return
-    backend.trim_memory()  # what pruning freed is free for the training, or for others
+    trim_memory()  # what pruning freed is free for the training, or for others
     tokenization, vocabularies, paired_packs = None, pair.vocabulary_sizes, pair.prepare_packs(packs)
     if isinstance(vocabularies, dict) and paired_packs is not packs:
         tokenization = measure_teacher_tokenization(paired_packs, vocabulary=vocabularies["teacher"])

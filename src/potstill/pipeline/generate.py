@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from potstill.core import backend
+from potstill.core.backend import resolve_device
 from potstill.core.errors import DataError, UsageError
 from potstill.evaluate.reading import get_max_context
 from potstill.evaluate.rouge import GenerationOptions, generate_texts, tokenize_prompt
@@ -26,7 +26,7 @@ def generate_text(
     Raises: DataError if the prompt holds no token; UsageError if it and the answer are longer than the model's context.
     """
     loaded = load_model(
-        model, device=backend.resolve_device(device), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+        model, device=resolve_device(device), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
     ids = loaded.tokenizer(prompt).input_ids if raw else tokenize_prompt(prompt, loaded.tokenizer)
     if not prompt or not ids:

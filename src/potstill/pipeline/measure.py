@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from potstill.core import backend
 from potstill.core.artefact import write_text
+from potstill.core.backend import resolve_device, resolve_dtype
 from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.evaluate.agreement import TeacherOutputs, collect_teacher_outputs, compare_with_teacher
@@ -106,13 +106,13 @@ class MeasureConfig:
 
     def build_reading(self, vocabulary: int) -> ScoringConfig:
         """How the documents are read."""
-        dtype = backend.resolve_dtype(self.dtype, device_type=str(backend.resolve_device(self.device)))
+        dtype = resolve_dtype(self.dtype, device_type=str(resolve_device(self.device)))
         return ScoringConfig(context=self.context, vocabulary=vocabulary, dtype=dtype)
 
     def _load_model(self, name: str) -> LoadedModel:
         return load_model(
             name,
-            device=backend.resolve_device(self.device),
+            device=resolve_device(self.device),
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
         )

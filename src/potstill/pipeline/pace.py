@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from potstill.core import backend
+from potstill.core.backend import resolve_device
 from potstill.models.load import LoadedModel
 from potstill.pipeline.distill import DistillConfig
 from potstill.pipeline.pair import get_loaded_models
@@ -14,7 +14,7 @@ MEASURED_STEPS = 8  # steps, after those that warm up
 
 def measure_seconds_per_step(stage: DistillConfig) -> float:
     """The median seconds of an optimiser step of `stage`, with its own models, text and objective."""
-    device, dtype = backend.resolve_device(stage.device), stage.compute_dtype(None)
+    device, dtype = resolve_device(stage.device), stage.compute_dtype(None)
     tokens_per_step = stage.settings.packs_per_step * stage.settings.context
     settings = dataclasses.replace(stage.settings, tokens=(WARM_UP_STEPS + MEASURED_STEPS) * tokens_per_step)
     stage = dataclasses.replace(stage, settings=settings)

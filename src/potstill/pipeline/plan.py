@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core import backend
+from potstill.core.backend import resolve_device, resolve_dtype
 from potstill.core.blueprint import Blueprint
 from potstill.core.errors import UsageError
 from potstill.data.cache import TeacherCache
@@ -133,7 +133,7 @@ class Plan:
                 raise UsageError(
                     f"context is {stage.settings.context}, and a model here takes {blueprint.context} tokens"
                 )
-        device, caches = backend.resolve_device(stage.device), stage.open_caches()
+        device, caches = resolve_device(stage.device), stage.open_caches()
         dataset_config = DatasetConfig(
             data=stage.data, columns=stage.columns, context=stage.settings.context, seed=stage.settings.seed
         )
@@ -153,7 +153,7 @@ class Plan:
         dtype = (
             inputs.dtype
             if stage.dtype == self.distill.dtype
-            else backend.resolve_dtype(stage.dtype, device_type=str(inputs.device))
+            else resolve_dtype(stage.dtype, device_type=str(inputs.device))
         )
         packing, context = compute_packing_stats(inputs.packs), stage.settings.context
         is_shorter = context < self.distill.settings.context

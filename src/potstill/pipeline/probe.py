@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from potstill.core import backend
+from potstill.core.backend import retain_freed_memory
 from potstill.core.blueprint import Blueprint
 from potstill.core.types import Needs, supervised_positions
 from potstill.data.pack import collate
@@ -28,7 +28,7 @@ from potstill.models.signals import compute_signals
 from potstill.ops import fused
 from potstill.ops.row_loss import CrossEntropyRows
 from potstill.pipeline.workload import Workload, backward_flops
-from potstill.train import adapters
+from potstill.train.adapters import add_adapters
 
 PROBE_LAYERS, PROBE_VOCABULARY = 2, 64  # of the network that is timed, at its full width
 PROBE_TOKENS = (128, 512)  # of the two passes whose difference tells what each token takes
@@ -67,7 +67,7 @@ def measure_layer_timings(work: Workload, device: torch.device) -> LayerTimings:
     """How fast the networks of `work` run on `device`: about two seconds for each, and each is asked once."""
     length = min(PROBE_TOKENS[0], 2 ** round(math.log2(max(2.0, 2 * work.packing.seen - 1))))
     dtype = torch.bfloat16 if work.compute_bytes == 2 else torch.float32
-    with backend.retain_freed_memory():  # as a run has it
+    with retain_freed_memory():  # as a run has it
         student, backward = _measure_layers(work.student, length, dtype, device, work.lora)
         teacher = (
             _measure_layers(work.teacher, length, dtype, device, None)[0] if work.source == "live" else Rate(0.0, 0.0)
@@ -90,7 +90,7 @@ def _measure_layers(
     """Forward and backward of the first layers, in documents of `length` tokens; with `lora` None none is trained."""
     small_blueprint = replace(blueprint, layers=blueprint.layers[:PROBE_LAYERS], vocabulary=PROBE_VOCABULARY)
     model: Any = export_model(Backbone(small_blueprint)).to(device)
-    model = adapters.add_adapters(model, lora) if lora else model
+    model = add_adapters(model, lora) if lora else model
     model = model.to(dtype).eval().requires_grad_(False) if lora is None else model.train()
     short_pass, long_pass = (
         _measure_pass(model, _make_batch(tokens, length, device), dtype) for tokens in PROBE_TOKENS

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from potstill.core import backend
 from potstill.core.artefact import Card, atomic_folder, check_output_free
+from potstill.core.backend import resolve_device, resolve_dtype
 from potstill.core.errors import ArtifactError, InfeasibleTarget
 from potstill.core.types import Batch
 from potstill.evaluate.reading import get_max_context
@@ -97,8 +97,8 @@ class PruneConfig:
             data=self.data, columns=self.columns, context=min(512, get_max_context(loaded.model)), seed=self.seed
         )
         batches, facts = load_calibration_batches(dataset_config, loaded.tokenizer, tokens=self.calibration_tokens)
-        device = backend.resolve_device(self.device)
-        with autocast(device, backend.resolve_dtype(self.dtype, device_type=str(device))):
+        device = resolve_device(self.device)
+        with autocast(device, resolve_dtype(self.dtype, device_type=str(device))):
             batches = [{name: values.to(device) for name, values in batch.items()} for batch in batches]
             pruned_model, decisions = shrink(backbone.to(device), target, batches, layers_by=self.layers_by)
         details = {

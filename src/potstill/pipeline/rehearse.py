@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from potstill.core import backend
+from potstill.core.backend import retain_freed_memory, trim_memory
 from potstill.core.blueprint import Blueprint
 from potstill.core.types import IGNORE, Needs, supervised_positions
 from potstill.data.pack import Packs, collate
@@ -23,7 +23,7 @@ from potstill.models.signals import compute_signals, unwrap_model
 from potstill.pipeline.calibrate import StepMeasurements
 from potstill.pipeline.probe import synchronized_time
 from potstill.pipeline.workload import AutogradBytes
-from potstill.train import adapters
+from potstill.train.adapters import add_adapters
 from potstill.train.blocks import apply_block_settings
 from potstill.train.progress import get_peak_memory, reset_peak_memory
 from potstill.train.run import silence_libraries
@@ -59,10 +59,10 @@ def profile_steps(
         timer = StepTimer(modules, device)
         trainer = Trainer(module, args, train_dataset=packs, callbacks=[timer])
         hooks = [*timer.register_hooks(), module.register_forward_pre_hook(timer.count_tokens, with_kwargs=True)]
-        backend.trim_memory()
+        trim_memory()
         reset_peak_memory(device.type)
         try:
-            with backend.retain_freed_memory(), apply_block_settings(module, settings):  # as `train.run.train` has it
+            with retain_freed_memory(), apply_block_settings(module, settings):  # as `train.run.train` has it
                 trainer.train()
         finally:
             for hook in hooks:
@@ -165,7 +165,7 @@ def measure_autograd_bytes(
         small = replace(blueprint, layers=(blueprint.layers[0],) * layers, vocabulary=PROBE_TOKENS[0])
         backbone = Backbone(small).to(device)
         model: Any = export_model(backbone) if stock else backbone
-        model = adapters.add_adapters(model, lora) if lora else model
+        model = add_adapters(model, lora) if lora else model
         return _count_saved_bytes(model.train(), tokens, dtype)
 
     (a, b), (c, d) = ([count_bytes(layers, tokens) for tokens in PROBE_TOKENS] for layers in (1, 2))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from potstill.core import backend
 from potstill.core.artefact import TRAINING_FOLDER, remove_leftovers, write_text
+from potstill.core.backend import get_dtype_name
 from potstill.core.errors import Interrupted
 from potstill.train import ranks
 
@@ -48,7 +48,7 @@ def training_folder(out: Path, *, overwrite: bool, dtype: torch.dtype) -> Iterat
     remove_leftovers(folder)
     try:
         if not (folder / DTYPE_FILE).exists():
-            write_text(folder / DTYPE_FILE, backend.get_dtype_name(dtype))
+            write_text(folder / DTYPE_FILE, get_dtype_name(dtype))
         ranks.barrier()
         yield folder
     finally:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from potstill.core import backend
+from potstill.core.backend import resolve_device, resolve_dtype
 from potstill.core.errors import MissingDependency, NotFound, PotstillError, UsageError
 from potstill.models.load import LoadedModel, load_model
 from potstill.serve.request import CompletionRequest
@@ -87,8 +87,8 @@ def serve(
     with explain_missing_dependency():
         import uvicorn
     loaded = load_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    target_device = backend.resolve_device(device)
-    loaded.model.to(device=target_device, dtype=backend.resolve_dtype(dtype, device_type=str(target_device)))
+    target_device = resolve_device(device)
+    loaded.model.to(device=target_device, dtype=resolve_dtype(dtype, device_type=str(target_device)))
     app = create_app(loaded, name=model)
     with open_socket(host, port) as server_socket:
         on_ready(f"http://{host}:{server_socket.getsockname()[1]}/v1")

@@ -8,7 +8,7 @@ from itertools import chain
 from torch import nn
 from transformers import PreTrainedModel
 
-from potstill.core import backend
+from potstill.core.backend import compile_modules
 from potstill.core.errors import UnsupportedModel
 from potstill.models.signals import unwrap_model
 from potstill.train.settings import TrainConfig
@@ -44,9 +44,7 @@ def apply_block_settings(
             if config.checkpoint_activations:  # what is compiled has to lie inside what is computed twice
                 student_blocks = [part for block in student_blocks for part in block.children()]
             stack.enter_context(
-                backend.compile_modules(
-                    chain(student_blocks, *map(find_blocks, module.frozen_models)), backend=compile_backend
-                )
+                compile_modules(chain(student_blocks, *map(find_blocks, module.frozen_models)), backend=compile_backend)
             )
         yield
 

@@ -13,7 +13,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from potstill.core import backend
+from potstill.core.backend import retain_freed_memory
 from potstill.core.errors import MissingDependency, UsageError
 from potstill.train import checkpoint, ranks
 from potstill.train.blocks import apply_block_settings
@@ -103,7 +103,7 @@ def train(
         checkpoint.find_latest_checkpoint(folder, run_id=run_id, world_size=ranks.world_size()) if resume else None
     )
     ranks.check_same_on_all_ranks("last checkpoint", str(last_checkpoint))
-    with interrupt, backend.retain_freed_memory(), apply_block_settings(module, config):
+    with interrupt, retain_freed_memory(), apply_block_settings(module, config):
         try:
             _train_or_restore(trainer, last_checkpoint, config)
         finally:

@@ -16,7 +16,8 @@ from transformers import TrainerState, TrainingArguments
 
 from potstill.core.errors import ArtifactError, TrainingDiverged
 from potstill.data.pack import collate
-from potstill.train import adapters, checkpoint
+from potstill.train import checkpoint
+from potstill.train.adapters import get_adapter_weights
 from potstill.train.optimiser import drop_resting_gradients, parameter_groups, prepare_gradients
 from potstill.train.rollout import Rollout, StatefulRollout, make_generator, summarize_tally
 from potstill.train.settings import TrainConfig
@@ -258,7 +259,7 @@ class Trainer(transformers.Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        adapter_weights = adapters.get_adapter_weights(self.training_module.student)
+        adapter_weights = get_adapter_weights(self.training_module.student)
         if adapter_weights is None:
             self.training_module.student.save_pretrained(folder)
         else:
@@ -276,11 +277,11 @@ class Trainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder, module = Path(resume_from_checkpoint), self.training_module
-        if adapters.get_adapter_weights(module.student) is None:
+        if get_adapter_weights(module.student) is None:
             saved_model = type(module.student).from_pretrained(folder, dtype=module.student.dtype)
             module.student.load_state_dict(saved_model.state_dict(), strict=True)
         else:
-            _copy_weights(adapters.get_adapter_weights(module.student) or {}, load_file(folder / ADAPTERS_FILE))
+            _copy_weights(get_adapter_weights(module.student) or {}, load_file(folder / ADAPTERS_FILE))
         if _get_objective_state(module):
             module.objective.load_state_dict(load_file(folder / OBJECTIVE_FILE), strict=True)  # type: ignore[attr-defined]
         if isinstance(self.rollout, StatefulRollout):
