@@ -22,15 +22,19 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from potstill.data.spans import locate_tokens
-from potstill.data.stdlib import list_modules, load_docstrings
+from potstill.data.cross_tokenizer.token_spans import locate_tokens
+from potstill.data.docstrings import list_modules, load_docstrings
 from potstill.models import gguf, load
-from potstill.models.pieces import TokenBytes, match_tokens, read_token_bytes
-from potstill.ops import align, edit
+from potstill.models.tokenizers.token_bytes import TokenBytes, match_tokens, read_token_bytes
+from potstill.ops import align, edit_distance
 from setting.document import command_line, document, refuse_on_red
 from setting.tokenizer import trained
 
-RESTS_ON = ["tests/ops/test_align.py", "tests/ops/test_edit.py", "tests/data/test_spans.py"]
+RESTS_ON = [
+    "tests/ops/test_align.py",
+    "tests/ops/test_edit_distance.py",
+    "tests/data/cross_tokenizer/test_token_spans.py",
+]
 CHARACTERS, LONGEST = 400_000, 4_000
 GOAL = "locating the tokens of a text takes at most 1 % of a step of 4 ms a token"
 EMOJI = "I'm so happy 😀🎉! 👩‍👩‍👧‍👦 went to 🇯🇵 and ate 🍣🍜 🤷🏽‍♀️ ❤️‍🔥 thanks 🙏🏿🙏 see you at 8️⃣ 😂😂😂. "
@@ -84,7 +88,9 @@ def warp(ours: torch.Tensor, theirs: torch.Tensor, student: TokenBytes, teacher:
     first, second = (
         [known.by_id[i].strip() for i in ids.tolist()] for known, ids in ((teacher, theirs), (student, ours))
     )
-    edit.find_single_matches(edit.dtw_path(edit.edit_distance_table(first, second)), len(second))
+    edit_distance.find_single_matches(
+        edit_distance.dtw_path(edit_distance.edit_distance_table(first, second)), len(second)
+    )
     return len(second)
 
 

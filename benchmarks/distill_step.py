@@ -35,7 +35,7 @@ RESTS_ON = [
     "tests/ops/test_fused.py",
     "tests/ops/test_attention.py",
     "tests/ops/test_coarse.py",
-    "tests/pipeline/test_capture.py",
+    "tests/stages/test_capture.py",
 ]
 HEAD = (49152, 576)
 SIDES = ("potstill", "cached", "floor", "trl")
@@ -148,7 +148,7 @@ def gap(ours: list[float], theirs: list[float]) -> float:
 
 def capture(folder: str) -> dict[str, float]:
     """The child that writes down what the teacher says, as `potstill cache` does."""
-    from potstill.pipeline.capture import CacheTeacherConfig
+    from potstill.stages.cache_teacher import CacheTeacherConfig
 
     start = time.perf_counter()
     stage = CacheTeacherConfig(teacher="smollm2", data=str(Path(folder) / TEXTS), context=CONTEXT, dtype="bfloat16")
@@ -158,7 +158,7 @@ def capture(folder: str) -> dict[str, float]:
 
 def stepping(options: argparse.Namespace) -> Callable[[list[list[int]]], dict[str, float]]:
     """The child of one side: a step for every batch that comes in."""
-    from potstill.data.cache import TeacherCache
+    from potstill.teachers.cached import TeacherCache
 
     torch.manual_seed(options.seed)
     teacher, student = pair()

@@ -53,7 +53,7 @@ def main() -> None:
 
 def train(side: str, seed: int, options: argparse.Namespace) -> None:
     """One side for its time; its student and what it did go to `--out`."""
-    from potstill.core.backend import retain_freed_memory
+    from potstill.core.device import retain_freed_memory
 
     torch.manual_seed(seed)
     teacher, student = pair()
@@ -90,8 +90,8 @@ def rate(share: float) -> float:
 
 def documents(seed: int, tokens: int) -> Iterator[list[list[int]]]:
     """Ragged documents of about `tokens` tokens a step, from Python's own docstrings, in an order of `seed`."""
-    from potstill.data.chat import tokenize_corpus
     from potstill.data.corpus import load_corpus
+    from potstill.data.tokenize import tokenize_corpus
     from potstill.models import gguf, load
 
     rows = tokenize_corpus(load_corpus("stdlib"), gguf.load_tokenizer(load.get_packaged_path()))
@@ -113,11 +113,11 @@ def report(options: argparse.Namespace) -> str:
 
     from potstill.data.corpus import load_corpus
     from potstill.evaluate.agreement import collect_teacher_outputs, compare_with_teacher
-    from potstill.evaluate.measure import compute_paired_differences, measure_quality
-    from potstill.evaluate.reading import ScoringConfig
+    from potstill.evaluate.measures import compute_paired_differences, measure_quality
+    from potstill.evaluate.scoring_windows import ScoringConfig
     from potstill.models import gguf, load
-    from potstill.models.vocabulary import count_token_ids
-    from potstill.pipeline.texts import build_rows
+    from potstill.models.tokenizers.vocabulary import count_token_ids
+    from potstill.stages.dataset import build_rows
 
     teacher, first = pair()
     tokenizer = gguf.load_tokenizer(load.get_packaged_path())

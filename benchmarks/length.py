@@ -29,7 +29,7 @@ from setting.pair import pair
 from setting.sides import Side, serve
 from setting.steps import adam, potstill_step
 
-RESTS_ON = ["tests/ops/test_fused.py", "tests/ops/test_attention.py", "tests/train/test_study.py"]
+RESTS_ON = ["tests/ops/test_fused.py", "tests/ops/test_attention.py", "tests/train/test_training_module.py"]
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 MIB = 2**20
 
@@ -67,7 +67,7 @@ def clocked(length: int, *, twice: bool) -> Callable[[int], dict[str, float]]:
 
     With `twice` the student's blocks keep their inputs alone and are computed again in the backward.
     """
-    from potstill.train.blocks import activation_checkpointing
+    from potstill.train.activation_checkpointing import activation_checkpointing
 
     teacher, student = pair()
     kept = functools.partial(activation_checkpointing, student) if twice else contextlib.nullcontext

@@ -107,7 +107,7 @@ def problem(vocabulary: int, *, rows: int = ROWS) -> Problem:
 def by_potstill(given: Problem) -> torch.Tensor:
     """The objective over one document, as a study calls it."""
     from potstill.core.types import Head, Signals
-    from potstill.objectives.distill import LogitDistillation
+    from potstill.objectives.logit_distillation import LogitDistillation
 
     count = len(given.rows)
     ids = torch.zeros(1, count + 1, dtype=torch.long)
@@ -162,7 +162,7 @@ def passed(loss: Callable[[Problem], torch.Tensor], given: Problem) -> float:
 
 def clocked(side: str, vocabulary: int) -> Callable[[int], dict[str, float]]:
     """The child: one pass a question."""
-    from potstill.core.backend import trim_memory
+    from potstill.core.device import trim_memory
 
     loss = LOSSES[side]
     passed(loss, problem(64, rows=8))  # what libraries allocate once

@@ -34,9 +34,9 @@ from setting.text import documents
 RESTS_ON = [
     "tests/objectives/test_dual_space.py",
     "tests/objectives/test_across.py",
-    "tests/objectives/test_ranking.py",
-    "tests/objectives/test_hidden.py",
-    "tests/ops/test_cross.py",
+    "tests/objectives/test_tie_kd.py",
+    "tests/objectives/test_hidden_states.py",
+    "tests/ops/test_cross_attention.py",
 ]
 PLAIN, PRODUCTS = "forward_kl", "products"
 ALIKE = ("dskd", "dskdv2", "tie_kd", "hidden", "relations")
@@ -134,8 +134,8 @@ def alone(lists: list[list[list[Any]]]) -> dict[str, float]:
 
 def stepping(options: argparse.Namespace) -> Callable[[list[list[int]]], Reply]:
     """The child of one objective: a step for every batch that comes in."""
-    from potstill.objectives.named import ObjectiveConfig
-    from potstill.train.study import TrainingModule
+    from potstill.objectives.config import ObjectiveConfig
+    from potstill.train.training_module import TrainingModule
 
     torch.manual_seed(options.seed)
     across = options.side in ACROSS

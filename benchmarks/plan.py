@@ -33,7 +33,7 @@ from setting.document import command_line, document, parsed, passed_on, refuse_o
 from setting.memory import peak
 from setting.roofline import roofline
 
-RESTS_ON = ["tests/pipeline/test_workload.py", "tests/pipeline/test_plan.py"]
+RESTS_ON = ["tests/stages/test_workload.py", "tests/stages/test_plan.py"]
 STEPS, WARM_UP, SAVE_EVERY, CLAIM = 12, 3, 5, 0.15
 STEADY = 1.1  # the largest rate of a product by the smallest, for a comparison to be fair
 SIZE, REPEATS = 3072, 20  # of that product, a square; it takes some three seconds
@@ -193,7 +193,7 @@ def used(work: Path) -> int:
 
 def stage(job: dict[str, Any]) -> Any:
     """The run that a job describes."""
-    from potstill.pipeline.distill import DistillConfig
+    from potstill.stages.distill.run import DistillConfig
 
     folder = Path(job["folder"])
     named = {name: str(folder / job[name]) for name in ("teacher", "student", "teacher_cache") if name in job}
@@ -204,8 +204,8 @@ def stage(job: dict[str, Any]) -> Any:
 
 def planned(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """The child that plans: with rates, from them; without, by measured steps."""
-    from potstill.pipeline.calibrate import Calibration
-    from potstill.pipeline.plan import Plan
+    from potstill.stages.plan.plan import Plan
+    from potstill.stages.resources.calibration import Calibration
 
     rates = Calibration.from_dict(job["rates"]) if "rates" in job else None
     return Plan(distill=stage(job), calibration=rates, measure=job.get("measure", True)).run(Path(job["folder"]))
@@ -226,8 +226,8 @@ def make(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
 
     from potstill.data.corpus import load_corpus
     from potstill.models import gguf, load
-    from potstill.models.families.table import export_model, import_model
-    from potstill.pipeline.capture import CacheTeacherConfig
+    from potstill.models.families.registry import export_model, import_model
+    from potstill.stages.cache_teacher import CacheTeacherConfig
     from potstill.transforms.apply import apply_transform
     from potstill.transforms.drop_layers import DropLayers, select_evenly
     from potstill.transforms.fit import STRATEGIES, fit_shape

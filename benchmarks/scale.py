@@ -18,7 +18,7 @@ import numpy as np
 
 from setting.document import command_line, document, refuse_on_red
 
-RESTS_ON = ["tests/data/test_pack.py", "tests/evaluate/test_size.py"]
+RESTS_ON = ["tests/data/test_packing.py", "tests/evaluate/test_size.py"]
 ASSUMED = {
     "gpu_flops": 989e12,  # bf16 without sparsity, NVIDIA's figure for an H100 SXM
     "utilisation": 0.4,  # of it, in forward and backward alike
@@ -126,11 +126,11 @@ def even_teacher() -> float:
 
 def work_of_packs(tokens: int) -> np.ndarray:
     """Relative work of packs of real text: of SmolLM2's matrices per token, and of attention within documents."""
-    from potstill.data.chat import tokenize_corpus
     from potstill.data.corpus import load_corpus
-    from potstill.data.pack import pack
+    from potstill.data.packing import pack
+    from potstill.data.tokenize import tokenize_corpus
     from potstill.evaluate.size import flops_per_token
-    from potstill.models.families.table import import_model
+    from potstill.models.families.registry import import_model
     from potstill.models.load import load_model
 
     loaded = load_model("smollm2")

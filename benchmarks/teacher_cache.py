@@ -20,7 +20,7 @@ from setting.document import command_line, document, refuse_on_red
 from setting.pair import pair
 from setting.text import CONTEXT
 
-RESTS_ON = ["tests/ops/test_coarse.py", "tests/data/test_codes.py", "tests/pipeline/test_capture.py"]
+RESTS_ON = ["tests/ops/test_coarse.py", "tests/teachers/test_cache_codec.py", "tests/stages/test_capture.py"]
 PACKS = 3
 COMPARED = 2  # batches whose loss and gradient are compared
 KEPT: dict[str, dict[str, Any]] = {"top_k 64": {}, "top_k 64, one class": {"classes": 1}, "mass 0.999": {"mass": 0.999}}
@@ -31,7 +31,7 @@ def main() -> None:
     options = arguments()
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
-    from potstill.core.backend import retain_freed_memory
+    from potstill.core.device import retain_freed_memory
 
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -53,11 +53,11 @@ def main() -> None:
 def compare(folder: Path, kept: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
     """What a cache loses, on real text."""
     from potstill.core.types import Needs, supervised_positions
-    from potstill.data.cache import TeacherCache
     from potstill.models.signals import compute_signals
     from potstill.ops.coarse import coarse_divergence_with_gradient
     from potstill.ops.divergence import forward_kl_with_gradient
-    from potstill.pipeline.capture import CacheTeacherConfig
+    from potstill.stages.cache_teacher import CacheTeacherConfig
+    from potstill.teachers.cached import TeacherCache
 
     stage = CacheTeacherConfig(teacher="smollm2", tokens=options.tokens, context=CONTEXT, dtype="bfloat16", **kept)
     manifest = stage.run(folder, show=False)
@@ -91,9 +91,9 @@ def compare(folder: Path, kept: dict[str, Any], options: argparse.Namespace) -> 
 
 def steps(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Live and cached steps in turn."""
-    from potstill.data.cache import TeacherCache
-    from potstill.objectives.distill import LogitDistillation
-    from potstill.train.study import TrainingModule
+    from potstill.objectives.logit_distillation import LogitDistillation
+    from potstill.teachers.cached import TeacherCache
+    from potstill.train.training_module import TrainingModule
 
     cache, (teacher, student) = TeacherCache(folder), pair(torch.bfloat16)
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
@@ -121,8 +121,8 @@ def steps(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def batches(cache: Any, number: int) -> list[dict[str, torch.Tensor]]:
     """The first packs of the text that is cached."""
-    from potstill.data.pack import collate
-    from potstill.pipeline.texts import DatasetConfig, load_tokenizer, prepare_dataset
+    from potstill.data.packing import collate
+    from potstill.stages.dataset import DatasetConfig, load_tokenizer, prepare_dataset
 
     packs = prepare_dataset(
         DatasetConfig(data="stdlib", context=CONTEXT), load_tokenizer("smollm2"), tokens=1, caches=[cache]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from setting.document import command_line, document, refuse_on_red
 
-RESTS_ON = ["tests/ops/test_sorted_gap.py", "tests/ops/test_fused.py"]
+RESTS_ON = ["tests/ops/test_uld.py", "tests/ops/test_fused.py"]
 STUDENT = (49_152, 576)
 TEACHERS = {"of another family": (262_144, 640), "of its own": (49_152, 576)}
 ROWS = {
@@ -117,7 +117,7 @@ def sized(size: tuple[int, int], rows: int) -> tuple[Tensor, Tensor]:
 def potstill(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Computed:
     """In chunks of rows, without sorting."""
     from potstill.ops.fused import sum_row_losses
-    from potstill.ops.sorted_gap import ULDRows
+    from potstill.ops.uld import ULDRows
 
     (rows, weight), (states, head) = student, teacher
     nobody = torch.zeros(len(rows), dtype=torch.long)

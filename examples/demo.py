@@ -9,15 +9,15 @@ import json
 import time
 from pathlib import Path
 
-from potstill.cli import show
-from potstill.cli.verb import suppress_library_output
-from potstill.objectives.named import CROSS_ENTROPY, ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig
-from potstill.pipeline.frontier import draw_frontier
-from potstill.pipeline.measure import MeasureConfig
-from potstill.pipeline.prune import PruneConfig
-from potstill.pipeline.run import is_finished
-from potstill.train.settings import TrainConfig
+from potstill.cli import tables
+from potstill.cli.output import suppress_library_output
+from potstill.objectives.config import CROSS_ENTROPY, ObjectiveConfig
+from potstill.stages.distill.run import DistillConfig
+from potstill.stages.frontier import draw_frontier
+from potstill.stages.measure import MeasureConfig
+from potstill.stages.prune import PruneConfig
+from potstill.stages.sequence import is_finished
+from potstill.train.config import TrainConfig
 
 NAMES = ("teacher", "pruned", "cross-entropy", "distilled")
 
@@ -48,7 +48,7 @@ def main() -> None:
     found["lineage"] = {"pruned": "teacher", "cross-entropy": "pruned", "distilled": "pruned"}
     (out / "measures.json").write_text(json.dumps(found, indent=2))
     draw_frontier([out / "measures.json"], out / "frontier.html", title="SmolLM2-135M and its students")
-    show.print_measures(found["models"], found["paired"])
+    tables.print_measures(found["models"], found["paired"])
     report(found["models"], (time.perf_counter() - start) / 60)
 
 
@@ -66,8 +66,8 @@ def report(models: dict[str, list[dict[str, float]]], minutes: float) -> None:
     bits = {name: next(m["value"] for m in found if m["name"] == "bits_per_byte") for name, found in models.items()}
     damage = bits["pruned"] - bits["teacher"]
     for name in ("cross-entropy", "distilled") if damage else ():
-        show.console.print(f"{name}: {(bits['pruned'] - bits[name]) / damage:.0%} of the pruning's damage healed")
-    show.console.print(f"{minutes:.1f} minutes in all")
+        tables.console.print(f"{name}: {(bits['pruned'] - bits[name]) / damage:.0%} of the pruning's damage healed")
+    tables.console.print(f"{minutes:.1f} minutes in all")
 
 
 def arguments() -> argparse.Namespace:

@@ -15,7 +15,7 @@ from setting.tokenizer import trained
 def both(teacher: str | None, *, quick: bool) -> Any:
     """Both as objectives want to know them: the pair of the benchmarks, or its student under another `teacher`."""
     from potstill.models import gguf, load
-    from potstill.objectives.sides import ModelInfo, PairInfo
+    from potstill.objectives.model_info import ModelInfo, PairInfo
 
     tokenizer = gguf.load_tokenizer(load.get_packaged_path())
     if quick:
@@ -30,7 +30,7 @@ def both(teacher: str | None, *, quick: bool) -> Any:
 
 def translating(sides: Any, *, warped: bool) -> Callable[[Any], Any]:
     """What adds the teacher's reading to a pack."""
-    from potstill.data.pairs import CrossTokenizerPacks, TokenizerInfo
+    from potstill.data.cross_tokenizer.packs import CrossTokenizerPacks, TokenizerInfo
 
     readers = (TokenizerInfo.from_tokenizer(one.tokenizer) for one in (sides.student, sides.teacher))
     return CrossTokenizerPacks([], *readers, needs_edit_alignment=warped).add_teacher_inputs
@@ -40,7 +40,7 @@ def sizes(sides: Any, batch: Any, *, across: bool) -> list[Network]:
     """What student and teacher are in a step on `batch`."""
     from potstill.core.types import get_view, supervised_positions
     from potstill.evaluate.size import list_matrix_shapes
-    from potstill.models.families.table import read_blueprint
+    from potstill.models.families.registry import read_blueprint
 
     found = []
     for name, vocabulary in zip(("student", "teacher"), sides.vocabularies, strict=True):

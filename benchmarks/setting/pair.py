@@ -10,7 +10,7 @@ LAYERS = 12
 def pair(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
     """SmolLM2-135M in `dtype` and its student of `LAYERS` layers in fp32."""
     from potstill.models import gguf, load
-    from potstill.models.families.table import export_model, import_model
+    from potstill.models.families.registry import export_model, import_model
     from potstill.transforms.apply import apply_transform
     from potstill.transforms.drop_layers import DropLayers, select_evenly
 
@@ -23,7 +23,7 @@ def pair(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
 def matrices() -> dict[str, int]:
     """Weights of all matrices that a token is multiplied with, head included."""
     from potstill.models import gguf, load
-    from potstill.models.families.table import import_model
+    from potstill.models.families.registry import import_model
 
     whole = import_model(gguf.load_model(load.get_packaged_path(), dtype=torch.bfloat16))
     sizes = {name: w.numel() for name, w in whole.state_dict().items() if w.ndim == 2}

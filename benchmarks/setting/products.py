@@ -101,12 +101,12 @@ def of_a_step(student: Network, teacher: Network, objective: Any, batch: Any) ->
 
 def of_the_objective(student: Network, teacher: Network, objective: Any, batch: Any) -> Iterator[Linear]:
     """The products beside both bodies and the student's own head."""
-    from potstill.objectives.distill import LogitDistillation
     from potstill.objectives.dual_space import DualSpace, DualSpaceV2
-    from potstill.objectives.edited import MinED
-    from potstill.objectives.merged import Spans
-    from potstill.objectives.optimal import ULD
-    from potstill.objectives.ranking import TieKD
+    from potstill.objectives.logit_distillation import LogitDistillation
+    from potstill.objectives.mined import MinED
+    from potstill.objectives.spans import Spans
+    from potstill.objectives.tie_kd import TieKD
+    from potstill.objectives.uld import ULD
 
     match objective:
         case LogitDistillation() | TieKD():
@@ -126,8 +126,8 @@ def of_the_objective(student: Network, teacher: Network, objective: Any, batch: 
 
 def both_spaces(student: Network, teacher: Network, objective: Any, batch: Any) -> Iterator[Linear]:
     """Two projections, two foreign heads with a gradient by their rows, the teacher's own logits, and the way there."""
-    from potstill.objectives.bridge import CrossModelAttention
     from potstill.objectives.dual_space import DualSpaceV2
+    from potstill.objectives.row_matching import CrossModelAttention
 
     ours, theirs = map(len, objective.bridge.match_rows(batch, "teacher"))
     mixing = isinstance(objective.bridge, CrossModelAttention)

@@ -17,8 +17,8 @@ def adam(trained: Any) -> torch.optim.Optimizer:
 
 def potstill_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> Step:
     """Padding-free packs, fused loss; `teacher` is alive, or a cache of what it said."""
-    from potstill.objectives.distill import LogitDistillation
-    from potstill.train.study import TrainingModule
+    from potstill.objectives.logit_distillation import LogitDistillation
+    from potstill.train.training_module import TrainingModule
 
     study = TrainingModule(student, LogitDistillation(), frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
     return study_step(study, optimiser, packed)
@@ -38,7 +38,7 @@ def study_step(study: Any, optimiser: torch.optim.Optimizer, read: Callable[[lis
 
 def packed(batch: list[list[int]], beside: Callable[[Any], Any] = dict) -> Any:
     """The documents end to end, all of each but its first token trained on; `beside` adds what else reads them."""
-    from potstill.data.pack import collate
+    from potstill.data.packing import collate
 
     ids = torch.tensor([i for document in batch for i in document])
     labels = torch.tensor([i for document in batch for i in [-100, *document[1:]]])

@@ -8,8 +8,8 @@ CONTEXT = 512
 
 def documents(steps: int, tokens: int) -> list[list[list[int]]]:
     """For each step documents of at most `tokens` tokens, in the order of the corpus, cut to `CONTEXT`."""
-    from potstill.data.chat import tokenize_corpus
     from potstill.data.corpus import load_corpus
+    from potstill.data.tokenize import tokenize_corpus
     from potstill.models import gguf, load
 
     rows = tokenize_corpus(

@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from potstill.data.stdlib import load_docstrings
+from potstill.data.docstrings import load_docstrings
 
 
 def trained(size: int = 8000) -> PreTrainedTokenizerFast:

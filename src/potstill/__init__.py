@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill.api import distill, measure, prune
-    from potstill.models.causal import AutoModelForCausalLM
+    from potstill.models.hf_causal_lm import AutoModelForCausalLM
 
 __all__ = ["AutoModelForCausalLM", "distill", "measure", "prune"]
 __version__ = "0.1.0"
 
 _MODULES = {
-    "AutoModelForCausalLM": "potstill.models.causal"
+    "AutoModelForCausalLM": "potstill.models.hf_causal_lm"
 }  # transformers' own, which then knows our architecture too
 
 

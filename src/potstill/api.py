@@ -5,13 +5,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artefact import Card
+from potstill.core.atomic_files import Card
 from potstill.core.errors import UsageError
-from potstill.objectives.named import ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig, DistillResult
-from potstill.pipeline.measure import MeasureConfig
-from potstill.pipeline.prune import PruneConfig
-from potstill.train.settings import TrainConfig
+from potstill.objectives.config import ObjectiveConfig
+from potstill.stages.distill.run import DistillConfig, DistillResult
+from potstill.stages.measure import MeasureConfig
+from potstill.stages.prune import PruneConfig
+from potstill.train.config import TrainConfig
 
 
 def distill(
@@ -35,8 +35,8 @@ def distill(
 
     Several teachers (`NAME=TEACHER` each) teach together as `combine` says: average, confidence or route:COLUMN.
     `objective` is a divergence with its options (`jsd:beta=0.3`) or `cross_entropy`; `cross_entropy` is the share of it
-    that is mixed in. `more` are fields of `potstill.train.settings.Settings` (context, batch_tokens, seed, ...) and of
-    `potstill.pipeline.distill.Distill` (strategy, columns, eval_data, lora, device, ...).
+    that is mixed in. `more` are fields of `potstill.train.config.Settings` (context, batch_tokens, seed, ...) and of
+    `potstill.stages.distill.run.Distill` (strategy, columns, eval_data, lora, device, ...).
 
     Raises: PotstillError, as the command line does; UsageError for a keyword that is none of these.
     """
@@ -51,10 +51,10 @@ def distill(
 
 
 def prune(model: str, *, out: str | Path, overwrite: bool = False, **kwargs: Any) -> Card:
-    """Cut `model` to a size; `more` are the fields of `potstill.pipeline.prune.Prune`."""
+    """Cut `model` to a size; `more` are the fields of `potstill.stages.prune.Prune`."""
     return PruneConfig(model=model, **kwargs).run(Path(out), overwrite=overwrite)
 
 
 def measure(*models: str, **kwargs: Any) -> dict[str, Any]:
-    """Measure models side by side; `more` are the fields of `potstill.pipeline.measure.Measurement`."""
+    """Measure models side by side; `more` are the fields of `potstill.stages.measure.Measurement`."""
     return MeasureConfig(models=models, **kwargs).run()

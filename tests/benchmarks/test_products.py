@@ -13,11 +13,11 @@ from transformers import LlamaForCausalLM
 
 from potstill.core.types import get_view, supervised_positions
 from potstill.evaluate.size import list_matrix_shapes
-from potstill.models.families.table import read_blueprint
-from potstill.objectives.named import ObjectiveConfig
-from potstill.objectives.sides import ModelInfo, PairInfo
+from potstill.models.families.registry import read_blueprint
+from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.model_info import ModelInfo, PairInfo
 from potstill.ops import layout
-from potstill.train.study import TrainingModule
+from potstill.train.training_module import TrainingModule
 
 ALIKE, ACROSS = ("forward_kl", "tie_kd", "dskd", "dskdv2"), ("uld", "mined", "spans", "dskd_cma", "dskdv2_eta")
 ONE_TOKENIZER = ("input_ids", "labels", "position_ids", "documents")

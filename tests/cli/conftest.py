@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
-from tests.pipeline.world import pairs, teacher, text
+from tests.stages.world import pairs, teacher, text
 
 from potstill.cli.app import main
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import KEEP, TINY, Call
-from tests.pipeline.world import interrupted
 from tests.serving import Server
+from tests.stages.world import interrupted
 
-from potstill.recipes import table
+from potstill.recipes import registry
 
 MEASURES = {
     "bits_per_byte",
@@ -110,7 +110,7 @@ def test_answers_to_a_data_set_can_be_rehearsed(asked: Any, teacher: Path, pairs
 
 
 def test_recipes_list_their_sources_and_cite_them(asked: Any, potstill: Call) -> None:
-    assert [recipe["name"] for recipe in asked("recipes")] == table.list_recipe_names()
+    assert [recipe["name"] for recipe in asked("recipes")] == registry.list_recipe_names()
     assert "arXiv:2311.07052" in potstill("recipes").out
     assert potstill("recipes", "minima", "--cite").out.startswith("@article{zhang2023law")
     assert "settings.learning_rate" in potstill("recipes", "minima").out

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.cli.conftest import KEEP, TINY, Answer, Call
-from tests.pipeline.world import interrupted, saved, written
+from tests.stages.world import interrupted, saved, written
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.cli.app import main
@@ -378,7 +378,7 @@ def test_a_disk_that_is_full_only_at_the_end_keeps_what_was_trained(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("potstill.pipeline.distill.save_model", full)
+        patch.setattr("potstill.stages.distill.run.save_model", full)
         assert "No space left" in sentence(potstill(*call), code=1)
     assert files(tmp_path / "made") >= {"training/metrics.jsonl"}
     answer = potstill(*call, "--resume")
@@ -405,5 +405,5 @@ def test_what_no_one_foresaw_is_one_sentence_too(refused: Refused, monkeypatch: 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a wheel\ncame off")
 
-    monkeypatch.setattr("potstill.recipes.table.list_recipes", broken)
+    monkeypatch.setattr("potstill.recipes.registry.list_recipes", broken)
     assert refused("recipes", code=1) == "RuntimeError: a wheel came off (--debug shows where)"

@@ -14,7 +14,7 @@ from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.data import corpus as corpus_module
 from potstill.data import hub
 from potstill.data.corpus import Corpus, get_document_text, load_corpus, stream_corpus
-from potstill.data.rows import Route, RowReader
+from potstill.data.row_reader import Route, RowReader
 from potstill.data.split import fingerprint
 
 Lines = Callable[..., Path]

@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.evaluate.agreement import collect_teacher_outputs, compare_with_teacher
 from potstill.evaluate.perplexity import build_text_rows, score
-from potstill.evaluate.reading import ScoringConfig
+from potstill.evaluate.scoring_windows import ScoringConfig
 
 TEXTS = ["The quick brown fox.", "", "jumps over", "the lazy dog, again and again, until evening falls on the yard."]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from potstill.core.backend import trim_memory
+from potstill.core.device import trim_memory
 from potstill.core.errors import UsageError
 from potstill.evaluate.latency import LatencyConfig, get_peak_memory, reset_peak_memory, time_model, use_threads
 

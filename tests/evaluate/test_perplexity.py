@@ -20,7 +20,7 @@ from potstill.evaluate.perplexity import (
     get_bos_id,
     score,
 )
-from potstill.evaluate.reading import Row, ScoringConfig
+from potstill.evaluate.scoring_windows import Row, ScoringConfig
 from potstill.models.signals import get_head
 
 TEXTS = ["The quick brown fox.", "Jumps over", "the lazy dog, again and again, until evening falls on the yard."]
@@ -86,11 +86,11 @@ def test_batches_and_chunks_change_nothing(tiny_llama, tiny_tokenizer, reading):
 
 
 def test_a_model_that_is_padded_scores_as_one_that_is_packed(tiny_llama, tiny_tokenizer, monkeypatch):
-    from potstill.models import isolation
+    from potstill.models import packed_attention
 
     rows = build_text_rows(TEXTS, tiny_tokenizer)
     packed = score(tiny_llama, rows).nll
-    monkeypatch.setattr(isolation, "install_packed_attention", lambda model: False)
+    monkeypatch.setattr(packed_attention, "install_packed_attention", lambda model: False)
     assert score(deepcopy(tiny_llama), rows).nll == pytest.approx(packed, rel=1e-5)
 
 

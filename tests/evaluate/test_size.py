@@ -15,7 +15,7 @@ from potstill.evaluate.size import (
     flops_per_token,
     forward_flops,
 )
-from potstill.models.families.table import read_blueprint
+from potstill.models.families.registry import read_blueprint
 
 
 def llama(*, tied: bool) -> LlamaForCausalLM:

@@ -26,16 +26,16 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg"}
 
 import torch
-from tests.pipeline.world import LINES, saved, written
+from tests.stages.world import LINES, saved, written
 from tests.tiny import byte_tokenizer, random_llama
 
-from potstill.core.artefact import CARD_FILE, TRAINING_FOLDER, hash_file
+from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, hash_file
 from potstill.core.errors import OutputExists
-from potstill.pipeline import capture
-from potstill.pipeline.capture import CacheTeacherConfig
-from potstill.pipeline.distill import DistillConfig
+from potstill.stages import cache_teacher
+from potstill.stages.cache_teacher import CacheTeacherConfig
+from potstill.stages.distill.run import DistillConfig
+from potstill.train.config import TrainConfig
 from potstill.train.run import silence_libraries
-from potstill.train.settings import TrainConfig
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree")
 TIMES = ("seconds", "tokens_per_second", "peak_memory", "cost", "command")  # what two equal runs may differ in
@@ -64,7 +64,7 @@ def jobs(room: Path) -> dict[str, Job]:
         teacher=str(teacher), keep=0.755, data=str(text), settings=settings, dtype="float32", documents=2
     )
     cache = CacheTeacherConfig(teacher=str(teacher), data=str(text), context=64, top_k=8, classes=3, dtype="float32")
-    capture.PACKS_PER_SHARD = 8
+    cache_teacher.PACKS_PER_SHARD = 8
     return {
         "distill": lambda out, resume: distil.run(out, resume=resume, show=False),
         "cache": lambda out, resume: cache.run(out, resume=resume, show=False),

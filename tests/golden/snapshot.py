@@ -27,7 +27,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import torch
 from safetensors.torch import load_file
-from tests.pipeline.world import interrupted
+from tests.stages.world import interrupted
 from tests.tiny import byte_tokenizer, random_llama
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

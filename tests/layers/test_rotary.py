@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from potstill.core.blueprint import Rotary
 from potstill.core.errors import UnsupportedModel
-from potstill.core.plain import freeze
+from potstill.core.serialization import freeze
 from potstill.layers.rotary import frequencies, rotary_cos_sin, rotate
 
 SCALINGS = {

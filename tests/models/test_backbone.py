@@ -8,7 +8,7 @@ from torch import Tensor
 
 from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU, weight_shapes
 from potstill.core.errors import UsageError
-from potstill.core.plain import freeze
+from potstill.core.serialization import freeze
 from potstill.models.backbone import Backbone, init_weights
 
 PLAIN = Layer(Attention(4, 2, 8), SwiGLU(24))

@@ -26,9 +26,8 @@ from transformers import (
 from potstill.core.blueprint import Blueprint, Layer, Rotary, SwiGLU, weight_shapes
 from potstill.core.errors import UnsupportedModel
 from potstill.models.backbone import Backbone
-from potstill.models.causal import PotstillForCausalLM
 from potstill.models.families.llama import convert_weights_from_hf, convert_weights_to_hf
-from potstill.models.families.table import (
+from potstill.models.families.registry import (
     FAMILIES,
     export_model,
     export_weights,
@@ -36,6 +35,7 @@ from potstill.models.families.table import (
     import_model,
     read_blueprint,
 )
+from potstill.models.hf_causal_lm import PotstillForCausalLM
 
 SIZES: dict[str, Any] = {
     "vocab_size": 101,

@@ -28,12 +28,12 @@ from transformers import (
 
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import IGNORE, Needs, supervised_positions
-from potstill.data.pack import collate
-from potstill.models.isolation import is_packing_isolated
+from potstill.data.packing import collate
+from potstill.models.packed_attention import is_packing_isolated
 from potstill.models.signals import compute_signals, get_head, is_head_reproduced, probe_model
-from potstill.objectives.distill import LogitDistillation
-from potstill.objectives.language import CrossEntropy
-from potstill.train.study import TrainingModule
+from potstill.objectives.cross_entropy import CrossEntropy
+from potstill.objectives.logit_distillation import LogitDistillation
+from potstill.train.training_module import TrainingModule
 
 HEADED = {"head_dim": 8}
 CONFIGS: dict[str, PreTrainedConfig] = {

@@ -8,12 +8,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.types import ALIGNED_GROUPS, ALIGNED_PAIRS, EDIT_ALIGNED_PAIRS, IGNORE
-from potstill.data.pack import collate
-from potstill.data.spans import locate_tokens
-from potstill.models.pieces import read_token_bytes
+from potstill.data.cross_tokenizer.token_spans import locate_tokens
+from potstill.data.packing import collate
+from potstill.models.tokenizers.token_bytes import read_token_bytes
 from potstill.ops.align import match_spans, merge_spans
-from potstill.ops.edit import dtw_path, edit_distance_table, find_single_matches
-from potstill.train.study import TrainingModule
+from potstill.ops.edit_distance import dtw_path, edit_distance_table, find_single_matches
+from potstill.train.training_module import TrainingModule
 
 TEXTS = (  # with much that both read byte by byte, since training a tokenizer breaks ties as it likes
     "The quick brown fox jumps, naïve 世界. 0918273645KJHGZXCVWQ",

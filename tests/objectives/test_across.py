@@ -21,19 +21,19 @@ from potstill.core.types import (
     supervised_positions,
 )
 from potstill.models.signals import compute_signals
-from potstill.objectives.distill import LogitDistillation
-from potstill.objectives.edited import MIN_LOGIT, MinED, make_student_vocab_logits_fn
-from potstill.objectives.merged import Spans, compute_log_likelihoods
-from potstill.objectives.methods import OBJECTIVE_SPECS
-from potstill.objectives.named import ObjectiveConfig
-from potstill.objectives.optimal import ULD
-from potstill.objectives.rows import RowObjective, RowTerm
-from potstill.objectives.sides import ModelInfo, PairInfo
+from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.logit_distillation import LogitDistillation
+from potstill.objectives.mined import MIN_LOGIT, MinED, make_student_vocab_logits_fn
+from potstill.objectives.model_info import ModelInfo, PairInfo
+from potstill.objectives.registry import OBJECTIVE_SPECS
+from potstill.objectives.row_terms import RowObjective, RowTerm
+from potstill.objectives.spans import Spans, compute_log_likelihoods
+from potstill.objectives.uld import ULD
 from potstill.ops.divergence import forward_kl
 from potstill.ops.fused import sum_row_losses, sum_row_losses_densely
 from potstill.ops.likelihood import binary_kl
-from potstill.ops.sorted_gap import uld_by_sorting
-from potstill.train.study import TrainingModule
+from potstill.ops.uld import uld_by_sorting
+from potstill.train.training_module import TrainingModule
 
 ACROSS = [name for name, method in OBJECTIVE_SPECS.items() if method.supports_cross_tokenizer]
 OURS, THEIRS = byte_level(330), sentencepiece()
@@ -274,7 +274,7 @@ def test_the_students_ids_alone_are_asked_of_a_head_as_of_all_its_ids() -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_likelihoods_belong_to_their_rows_wherever_these_are_cut(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("potstill.objectives.merged.ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr("potstill.objectives.spans.ROWS_PER_CHUNK", 3)
     monkeypatch.setattr("potstill.ops.fused.BLOCK", 2 * 11)  # two rows
     logits, numbers, targets = torch.randn(9, 11), torch.randperm(9)[:rows], torch.randint(0, 11, (rows,))
     found = compute_log_likelihoods(Signals(torch.arange(9), lambda places: logits[places]), numbers, targets)

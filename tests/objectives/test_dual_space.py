@@ -11,10 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import ALIGNED_PAIRS, IGNORE, Batch, Head, Signals, supervised_positions
-from potstill.objectives.bridge import AlignedRowMatcher, CrossModelAttention
-from potstill.objectives.combine import WeightedSum
+from potstill.objectives.cross_entropy import CrossEntropy
 from potstill.objectives.dual_space import DualSpace, DualSpaceConfig, DualSpaceV2
-from potstill.objectives.language import CrossEntropy
+from potstill.objectives.row_matching import AlignedRowMatcher, CrossModelAttention
+from potstill.objectives.weighted_sum import WeightedSum
 from potstill.ops.divergence import DIVERGENCES, forward_kl, reverse_kl
 
 STUDENT, TEACHER = 4, 6  # widths

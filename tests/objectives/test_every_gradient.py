@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from potstill.core.types import ALIGNED_PAIRS, IGNORE, Batch, Head, Objective, Signals, get_view, supervised_positions
-from potstill.data.pack import collate
-from potstill.objectives.bridge import AlignedRowMatcher, CrossModelAttention
+from potstill.data.packing import collate
+from potstill.objectives.attention_relations import AttentionRelations
 from potstill.objectives.dual_space import DualSpace, DualSpaceConfig, DualSpaceV2
-from potstill.objectives.hidden import HiddenStates
-from potstill.objectives.relations import AttentionRelations
+from potstill.objectives.hidden_states import HiddenStates
+from potstill.objectives.row_matching import AlignedRowMatcher, CrossModelAttention
 from potstill.ops.divergence import DIVERGENCES
 
 WIDTHS = {"queries": 8, "keys": 4, "values": 4}

@@ -5,7 +5,7 @@ import torch
 from tests.data.trained import byte_level, unigram
 from torch import Tensor
 
-from potstill.data.pairs import TokenizerInfo, translate_windows
+from potstill.data.cross_tokenizer.packs import TokenizerInfo, translate_windows
 from potstill.ops.align import match_spans
 from potstill.ops.divergence import adaptive_kl, apply_temperature, forward_kl, reverse_kl, total_variation
 from potstill.ops.ranking import hierarchical_ranking_loss

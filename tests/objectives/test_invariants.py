@@ -9,16 +9,16 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from potstill.core.types import IGNORE
-from potstill.data.pack import collate
+from potstill.data.packing import collate
 from potstill.models import signals as live
-from potstill.objectives.combine import WeightedSum
-from potstill.objectives.distill import LogitDistillation
-from potstill.objectives.language import CrossEntropy
-from potstill.objectives.named import ObjectiveConfig
+from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.cross_entropy import CrossEntropy
+from potstill.objectives.logit_distillation import LogitDistillation
+from potstill.objectives.weighted_sum import WeightedSum
 from potstill.ops import layout
 from potstill.ops.divergence import DIVERGENCES
-from potstill.train.adapters import add_adapters
-from potstill.train.study import TrainingModule
+from potstill.train.lora import add_adapters
+from potstill.train.training_module import TrainingModule
 
 LENGTHS = (9, 5, 14)
 

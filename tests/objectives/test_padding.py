@@ -16,11 +16,11 @@ from transformers import LlamaForCausalLM
 
 from potstill.core.types import get_view
 from potstill.models import signals as live
-from potstill.objectives.methods import OBJECTIVE_SPECS
-from potstill.objectives.named import list_objective_names
-from potstill.objectives.sides import PairInfo
+from potstill.objectives.config import list_objective_names
+from potstill.objectives.model_info import PairInfo
+from potstill.objectives.registry import OBJECTIVE_SPECS
 from potstill.ops.layout import unpack
-from potstill.train.study import TrainingModule
+from potstill.train.training_module import TrainingModule
 
 __all__ = ["pair"]  # the fixture
 

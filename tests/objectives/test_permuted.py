@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.types import ALIGNED_GROUPS, ALIGNED_PAIRS, EDIT_ALIGNED_PAIRS, supervised_positions
-from potstill.data.pack import collate
-from potstill.data.pairs import CrossTokenizerPacks, TokenizerInfo
-from potstill.objectives.named import ObjectiveConfig
-from potstill.objectives.sides import ModelInfo, PairInfo
-from potstill.train.study import TrainingModule
+from potstill.data.cross_tokenizer.packs import CrossTokenizerPacks, TokenizerInfo
+from potstill.data.packing import collate
+from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.model_info import ModelInfo, PairInfo
+from potstill.train.training_module import TrainingModule
 
 ALONE = {"dskdv2_eta": "dskdv2", "mined": "forward_kl", "spans": "forward_kl"}  # all others are their own counterpart
 END = "</s>"

@@ -11,8 +11,8 @@ from potstill.ops import fused
 from potstill.ops.coarse import coarsen
 from potstill.ops.divergence import jsd
 from potstill.ops.fused import sum_row_losses, sum_row_losses_densely
-from potstill.ops.partial import RowSubset
 from potstill.ops.row_loss import CrossEntropyRows, DivergenceRows, Weighted, WhereAvailable
+from potstill.ops.row_subset import RowSubset
 
 
 def test_weights_multiply_values_and_gradients_whatever_their_sign() -> None:

@@ -10,10 +10,10 @@ from tests.train.small import some_packs, study_of
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from potstill.data.pack import collate
-from potstill.train import sharding
-from potstill.train.optimiser import parameter_groups
-from potstill.train.study import TrainingModule
+from potstill.data.packing import collate
+from potstill.train import fsdp
+from potstill.train.optimizer import parameter_groups
+from potstill.train.training_module import TrainingModule
 
 PASSES, STEPS = 4, 4  # passes of a step over all ranks, and steps
 CASES = [(tied, shared) for tied in (True, False) for shared in (False, True)]  # is the head tied, the teacher shared
@@ -62,8 +62,8 @@ def sharded(tied: bool, teacher: bool, mesh: DeviceMesh) -> tuple[TrainingModule
     """The study shared out, with its optimiser."""
     model = study(tied)
     if teacher:
-        sharding.shard_frozen_model(model._frozen_models["teacher"], mesh)
-    sharding.shard_module(model, mesh)
+        fsdp.shard_frozen_model(model._frozen_models["teacher"], mesh)
+    fsdp.shard_module(model, mesh)
     return model, optimiser_of(model)
 
 
@@ -78,17 +78,17 @@ def main(out: Path) -> None:
         model, optimiser = sharded(*case, mesh)
         local = sum(weight.to_local().numel() for weight in model.parameters())
         told = trained(model, optimiser, range(2), rank=rank, ranks=ranks)
-        sharding.save_sharded(model, optimiser, out / f"checkpoint-{number}")
+        fsdp.save_sharded(model, optimiser, out / f"checkpoint-{number}")
         later = trained(model, optimiser, range(2, STEPS), rank=rank, ranks=ranks)
         again, other = sharded(*case, mesh)
-        sharding.load_sharded(again, other, out / f"checkpoint-{number}")
+        fsdp.load_sharded(again, other, out / f"checkpoint-{number}")
         trained(again, other, range(2, STEPS), rank=rank, ranks=ranks)
         found[case] = {
             "losses": told[0] + later[0],
             "norms": told[1] + later[1],
             "gradients": told[2],
-            "weights": sharding.gather_weights(model),
-            "resumed": sharding.gather_weights(again),
+            "weights": fsdp.gather_weights(model),
+            "resumed": fsdp.gather_weights(again),
             "local": local,
         }
     torch.save(found, out / f"rank{rank}.pt")

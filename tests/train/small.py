@@ -6,11 +6,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from potstill.core.types import Objective
-from potstill.data.pack import Packs, pack
-from potstill.data.tokens import TokenizedDocument
-from potstill.objectives.named import ObjectiveConfig
-from potstill.train.settings import TrainConfig
-from potstill.train.study import TrainingModule
+from potstill.data.packing import Packs, pack
+from potstill.data.token_dataset import TokenizedDocument
+from potstill.objectives.config import ObjectiveConfig
+from potstill.train.config import TrainConfig
+from potstill.train.training_module import TrainingModule
 
 
 def some_packs(documents: int = 48, *, seed: int = 3) -> Packs:

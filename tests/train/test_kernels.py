@@ -10,10 +10,10 @@ STEPS = """
 import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from potstill.data.pack import collate
-from potstill.objectives.distill import Distill
+from potstill.data.packing import collate
+from potstill.objectives.logit_distillation import Distill
 from potstill.objectives.dual_space import DualSpace
-from potstill.train.study import Study
+from potstill.train.training_module import Study
 
 torch.manual_seed(0)
 config = LlamaConfig(

@@ -15,10 +15,10 @@ from tests.train.small import assert_same_bits, settings, some_packs, study_of, 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import ArtifactError, MissingDependency, TrainingDiverged, UsageError
-from potstill.data.pack import collate
+from potstill.data.packing import collate
 from potstill.train import checkpoint
 from potstill.train import run as running
-from potstill.train.adapters import add_adapters
+from potstill.train.lora import add_adapters
 from potstill.train.run import compute_run_id, read_run_metrics, train
 
 

@@ -10,12 +10,12 @@ from torch import nn
 from transformers import LlamaForCausalLM, TrainerCallback
 
 from potstill.core.types import Batch, Needs, Signals, Terms, supervised_positions
-from potstill.data.pack import collate
-from potstill.objectives.combine import WeightedSum
-from potstill.objectives.language import CrossEntropy
-from potstill.train.settings import TrainConfig
-from potstill.train.study import TrainingModule
+from potstill.data.packing import collate
+from potstill.objectives.cross_entropy import CrossEntropy
+from potstill.objectives.weighted_sum import WeightedSum
+from potstill.train.config import TrainConfig
 from potstill.train.trainer import Trainer, make_training_arguments
+from potstill.train.training_module import TrainingModule
 
 
 class Projected(nn.Module):

@@ -8,7 +8,7 @@ from tests.transforms.small import build
 from transformers import AutoModelForCausalLM
 
 from potstill.core.types import Batch
-from potstill.models.families.table import export_model, import_model
+from potstill.models.families.registry import export_model, import_model
 from potstill.models.signals import is_head_reproduced
 from potstill.transforms.apply import apply_transform
 from potstill.transforms.drop_layers import DropLayers

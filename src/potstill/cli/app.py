@@ -15,27 +15,27 @@ import typer
 import typer.main
 
 from potstill import __version__
-from potstill.cli import arena, caches, catalogue, examining, judging, planning, recipes, speaking, training
-from potstill.cli.verb import CommandResult
+from potstill.cli.commands import arena, cache, distill, doctor, generate, measure, models, plan, run
+from potstill.cli.output import CommandResult
 from potstill.core.errors import Interrupted, PeerFailed, PotstillError
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # of whichever click this typer stands on
 INTERRUPTED_EXIT_CODE = 130
 
 VERBS = (
-    catalogue.models,
-    catalogue.data,
-    examining.doctor,
-    planning.plan,
-    training.distill,
-    training.prune,
-    judging.measure,
-    judging.frontier,
+    models.models,
+    models.data,
+    doctor.doctor,
+    plan.plan,
+    distill.distill,
+    distill.prune,
+    measure.measure,
+    measure.frontier,
     arena.arena,
-    speaking.generate,
-    speaking.serve,
-    recipes.run,
-    recipes.recipes,
+    generate.generate,
+    generate.serve,
+    run.run,
+    run.recipes,
 )
 
 
@@ -48,7 +48,7 @@ app = typer.Typer(
 )
 for verb in VERBS:
     app.command()(verb)
-app.add_typer(caches.cache_app, name="cache")
+app.add_typer(cache.cache_app, name="cache")
 
 
 def main() -> None:

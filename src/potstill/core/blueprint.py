@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from potstill.core.errors import ArtifactError, UsageError
-from potstill.core.plain import Facts, check_fields, freeze, thaw
+from potstill.core.serialization import Facts, check_fields, freeze, thaw
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 
 from potstill.core.errors import DataError, NotFound, UsageError
-from potstill.data import hub, stdlib
-from potstill.data.rows import Route, RowReader
-from potstill.data.shapes import Document, Kind
-from potstill.data.sources import Record, assign_splits, find_license, get_format, list_files, read_records
+from potstill.data import docstrings, hub
+from potstill.data.files import Record, assign_splits, find_license, get_format, list_files, read_records
+from potstill.data.row_reader import Route, RowReader
+from potstill.data.schema import Document, Kind
 from potstill.data.split import MIN_DOCUMENTS, VALIDATION_SHARE, choose_held_out, fingerprint, is_in_share, split_texts
 
 Split = Literal["train", "validation", "all"]
@@ -110,9 +110,9 @@ def _parse_split(split: str) -> Split:
 
 
 def _load_stdlib(split: Split, limit: int | None) -> Corpus:
-    documents = _build_dataset({"text": text, "whole": True} for text in stdlib.load_docstrings())
+    documents = _build_dataset({"text": text, "whole": True} for text in docstrings.load_docstrings())
     provenance = {"source": "stdlib", "python": platform.python_version()}
-    return _take_split(Corpus("stdlib", "text", documents, None, stdlib.LICENSE, provenance), split, limit)
+    return _take_split(Corpus("stdlib", "text", documents, None, docstrings.LICENSE, provenance), split, limit)
 
 
 def _load_local(name: str, path: Path, split: Split, limit: int | None, reader: RowReader) -> Corpus:

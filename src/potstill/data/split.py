@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from potstill.core.errors import DataError
-from potstill.data.shapes import Document
+from potstill.data.schema import Document
 
 VALIDATION_SHARE = 0.05
 MIN_DOCUMENTS = 20

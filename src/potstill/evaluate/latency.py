@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from potstill.core.backend import get_dtype_name
+from potstill.core.device import get_dtype_name
 from potstill.core.errors import UsageError
-from potstill.evaluate.reading import get_max_context, inference_context
+from potstill.evaluate.scoring_windows import get_max_context, inference_context
 
 
 @dataclass(frozen=True, kw_only=True)

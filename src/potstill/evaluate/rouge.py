@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError
-from potstill.data.chat import to_messages
+from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus
-from potstill.data.template import ChatTemplate
-from potstill.evaluate.reading import get_max_context, inference_context
+from potstill.data.tokenize import to_messages
+from potstill.evaluate.scoring_windows import get_max_context, inference_context
 
 
 class Question(NamedTuple):

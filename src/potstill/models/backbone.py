@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from potstill.core import blueprint as facts
 from potstill.core.blueprint import Blueprint, Layer
 from potstill.core.errors import UsageError
-from potstill.core.state import State
+from potstill.core.kv_cache import State
 from potstill.layers.embedding import ScaledEmbedding
 from potstill.layers.ffn.swiglu import GatedFeedForward
 from potstill.layers.heads import LanguageHead, TiedHead

@@ -199,7 +199,7 @@ def _check_shards(path: Path) -> None:
 
 
 def _load_folder(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool) -> PreTrainedModel:
-    import potstill.models.causal  # noqa: F401  teaches the Auto classes our own architecture
+    import potstill.models.hf_causal_lm  # noqa: F401  teaches the Auto classes our own architecture
 
     try:
         AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import Batch, Head, Needs, Signals
-from potstill.models import isolation
-from potstill.models.evaluating import eval_mode
+from potstill.models import packed_attention
+from potstill.models.eval_mode import eval_mode
 from potstill.ops import layout
 
 EMBEDDINGS = "embeddings"
@@ -49,7 +49,7 @@ def probe_model(model: nn.Module) -> ModelProbe:
         takes_position_ids = "position_ids" in inspect.signature(inner.base_model.forward).parameters
         _probes[model] = ModelProbe(
             is_head_reproduced(inner),
-            takes_position_ids and isolation.install_packed_attention(inner),
+            takes_position_ids and packed_attention.install_packed_attention(inner),
             takes_position_ids,
         )
     return _probes[model]

@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from potstill.core.types import Batch, Head, Needs, ParamGroup, Signals, Terms, gold_mask, supervised_positions
-from potstill.objectives import rows
-from potstill.objectives.bridge import CrossModelAttention, MatchedStates, RowMatcher, SameRowMatcher
+from potstill.objectives import row_terms
+from potstill.objectives.row_matching import CrossModelAttention, MatchedStates, RowMatcher, SameRowMatcher
 from potstill.ops import fused
 from potstill.ops.divergence import Divergence, forward_kl
 from potstill.ops.layout import apply_padded
@@ -117,11 +117,14 @@ class DualSpaceBase(nn.Module):
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
-    ) -> tuple[Mapping[str, rows.RowTerm], Terms]:
+    ) -> tuple[Mapping[str, row_terms.RowTerm], Terms]:
         """The term in the student's space, over its rows, and the two others."""
         config, n = self.config, len(supervised_positions(batch)[1])
         student, teacher = views["student"], frozen[config.teacher]
-        student_head, teacher_head = rows.get_frozen_head(student, "student"), rows.get_frozen_head(teacher, "teacher")
+        student_head, teacher_head = (
+            row_terms.get_frozen_head(student, "student"),
+            row_terms.get_frozen_head(teacher, "teacher"),
+        )
         matched_states = self.bridge(student, teacher, batch, config.teacher)
         states_in_teacher_space = apply_padded(
             lambda states: self.project_to_teacher(states, student, teacher), matched_states.states_for_teacher
@@ -134,24 +137,24 @@ class DualSpaceBase(nn.Module):
         )
         tokens, is_trained = self.select_targets(matched_states, recorder, batch)
         states_in_student_space = apply_padded(self.project_to_student, matched_states.states_for_student)
-        projected_rows = rows.scatter_rows(states_in_student_space.detach(), matched_states.student_rows, n, 0)
-        labels = rows.scatter_rows(tokens, matched_states.student_rows, n, NO_TOKEN)
+        projected_rows = row_terms.scatter_rows(states_in_student_space.detach(), matched_states.student_rows, n, 0)
+        labels = row_terms.scatter_rows(tokens, matched_states.student_rows, n, NO_TOKEN)
         inputs = {
-            config.projected_key: rows.make_head_logits_fn(student_head, projected_rows),
+            config.projected_key: row_terms.make_head_logits_fn(student_head, projected_rows),
             config.label_key: lambda a, b: labels[a:b],
         }
         loss: Any = DivergenceRows(config.divergence, temperature=config.temperature, teacher=config.projected_key)
         if self.masks_disagreement:
             loss = WhereArgmaxIs(loss, source=config.projected_key, choice=config.label_key)
         student_term, projector_term, teacher_term = config.term_names
-        return {student_term: rows.RowTerm(loss, inputs)}, {
+        return {student_term: row_terms.RowTerm(loss, inputs)}, {
             projector_term: sum_row_loss(
                 CrossEntropyRows(), states_in_student_space[is_trained], student_head, tokens[is_trained]
             ),
             teacher_term: teacher_space_loss,
         }
 
-    forward = rows.RowObjectiveMixin.__call__
+    forward = row_terms.RowObjectiveMixin.__call__
 
 
 class DualSpace(DualSpaceBase):
@@ -286,8 +289,8 @@ class DualSpaceV2(DualSpaceBase):
     def compute_teacher_projection(self, student: Signals, teacher: Signals) -> Float[Tensor, "F D"]:
         """P_s2t of the student's head as it is now."""
         student_weight, teacher_weight = (
-            rows.get_head(student, "student").weight,
-            rows.get_head(teacher, "teacher").weight,
+            row_terms.get_head(student, "student").weight,
+            row_terms.get_head(teacher, "teacher").weight,
         )
         student_ids, teacher_ids = self.shared_token_ids.match_device(student_weight)
         return (
@@ -314,7 +317,7 @@ class ArgmaxRecorder:
     """The logits that `head` gives for the states of rows, and, if it `hears`, the likeliest token of each."""
 
     def __init__(self, head: Head, states: Float[Tensor, "Q D"], *, records_argmax: bool) -> None:
-        self.logits_fn, self.records_argmax = rows.make_head_logits_fn(head, states), records_argmax
+        self.logits_fn, self.records_argmax = row_terms.make_head_logits_fn(head, states), records_argmax
         self.argmax = torch.zeros(len(states), dtype=torch.long, device=states.device)
 
     def __call__(self, start: int, stop: int) -> Float[Tensor, "C V"]:
@@ -329,7 +332,7 @@ def compute_teacher_space_loss(
     config: DualSpaceConfig,
     states: Float[Tensor, "Q D"],
     head: Head,
-    logits_fn: rows.RowInputFn,
+    logits_fn: row_terms.RowInputFn,
 ) -> Float[Tensor, ""]:
     """tau^2 D(Z_t, Z_s2t) summed over the teacher's rows that were reached; `said` are their Z_t."""
     loss = DivergenceRows(divergence, temperature=config.temperature, teacher=config.teacher)
@@ -338,7 +341,7 @@ def compute_teacher_space_loss(
 
 
 def sum_row_loss(
-    loss: RowLoss, states: Float[Tensor, "N F"], head: Head, targets: Int[Tensor, " N"], **inputs: rows.RowInputFn
+    loss: RowLoss, states: Float[Tensor, "N F"], head: Head, targets: Int[Tensor, " N"], **inputs: row_terms.RowInputFn
 ) -> Float[Tensor, ""]:
     """`loss` summed over the rows of projected states through a constant head."""
     (total,) = fused.sum_row_losses([loss], states, head, targets=targets, frozen=inputs, mix=[1.0])

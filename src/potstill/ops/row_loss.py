@@ -22,7 +22,7 @@ from potstill.ops.divergence import (
     cross_entropy,
     forward_kl,
 )
-from potstill.ops.partial import RowSubset
+from potstill.ops.row_subset import RowSubset
 from potstill.ops.softmax import (
     Slope,
     Softmax,

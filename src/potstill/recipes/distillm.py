@@ -4,10 +4,10 @@ Source: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Languag
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig
-from potstill.recipes.table import REQUIRED_DATA, Recipe
-from potstill.train.settings import TrainConfig
+from potstill.objectives.config import ObjectiveConfig
+from potstill.recipes.registry import REQUIRED_DATA, Recipe
+from potstill.stages.distill.run import DistillConfig
+from potstill.train.config import TrainConfig
 
 BIBTEX = """@inproceedings{ko2024distillm,
   title={DistiLLM: Towards Streamlined Distillation for Large Language Models},

@@ -4,11 +4,11 @@ Source: Zhang et al., "A Dual-Space Framework for General Knowledge Distillation
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig
+from potstill.objectives.config import ObjectiveConfig
 from potstill.recipes.dskdv2 import BIBTEX
-from potstill.recipes.table import Recipe
-from potstill.train.settings import TrainConfig
+from potstill.recipes.registry import Recipe
+from potstill.stages.distill.run import DistillConfig
+from potstill.train.config import TrainConfig
 
 
 def build_recipe() -> Recipe:

@@ -4,10 +4,10 @@ Source: Agarwal et al., "On-Policy Distillation of Language Models" (arXiv:2306.
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig
-from potstill.recipes.table import REQUIRED_DATA, Recipe
-from potstill.train.settings import TrainConfig
+from potstill.objectives.config import ObjectiveConfig
+from potstill.recipes.registry import REQUIRED_DATA, Recipe
+from potstill.stages.distill.run import DistillConfig
+from potstill.train.config import TrainConfig
 
 BIBTEX = """@inproceedings{agarwal2024onpolicy,
   title={On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes},

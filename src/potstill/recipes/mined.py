@@ -4,11 +4,11 @@ Source: Wan et al., "Knowledge Fusion of Large Language Models" (arXiv:2401.1049
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig
+from potstill.objectives.config import ObjectiveConfig
 from potstill.recipes.dskd import SCRIPTS
-from potstill.recipes.table import Recipe
-from potstill.train.settings import TrainConfig
+from potstill.recipes.registry import Recipe
+from potstill.stages.distill.run import DistillConfig
+from potstill.train.config import TrainConfig
 
 BIBTEX = """@inproceedings{wan2024knowledge,
   title={Knowledge Fusion of Large Language Models},

@@ -4,10 +4,10 @@ Source: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models" (a
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig
-from potstill.recipes.table import REQUIRED_DATA, Recipe
-from potstill.train.settings import TrainConfig
+from potstill.objectives.config import ObjectiveConfig
+from potstill.recipes.registry import REQUIRED_DATA, Recipe
+from potstill.stages.distill.run import DistillConfig
+from potstill.train.config import TrainConfig
 
 BIBTEX = """@inproceedings{gu2024minillm,
   title={MiniLLM: Knowledge Distillation of Large Language Models},

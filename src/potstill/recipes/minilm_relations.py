@@ -4,10 +4,10 @@ Source: Wang et al., "MiniLMv2: Multi-Head Self-Attention Relation Distillation"
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig
-from potstill.recipes.table import Recipe
-from potstill.train.settings import TrainConfig
+from potstill.objectives.config import ObjectiveConfig
+from potstill.recipes.registry import Recipe
+from potstill.stages.distill.run import DistillConfig
+from potstill.train.config import TrainConfig
 
 BIBTEX = """@article{wang2020minilmv2,
   title={MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers},

@@ -6,12 +6,12 @@ are averaged over trained positions only, where its code counts padding too. Cos
 its tiny form has been run so far.
 """
 
-from potstill.objectives.named import ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig
-from potstill.pipeline.prune import PruneConfig
-from potstill.pipeline.run import PREVIOUS_FOLDER
-from potstill.recipes.table import Recipe
-from potstill.train.settings import TrainConfig
+from potstill.objectives.config import ObjectiveConfig
+from potstill.recipes.registry import Recipe
+from potstill.stages.distill.run import DistillConfig
+from potstill.stages.prune import PruneConfig
+from potstill.stages.sequence import PREVIOUS_FOLDER
+from potstill.train.config import TrainConfig
 
 BIBTEX = """@article{zhang2023law,
   title={Towards the Law of Capacity Gap in Distilling Language Models},

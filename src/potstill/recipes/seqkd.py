@@ -5,12 +5,12 @@ Departs from the paper: answers are sampled, where it takes the best of a beam; 
 measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import CROSS_ENTROPY, ObjectiveConfig
-from potstill.pipeline.answers import GenerateDatasetConfig
-from potstill.pipeline.distill import DistillConfig
-from potstill.pipeline.run import PREVIOUS_FOLDER
-from potstill.recipes.table import REQUIRED_DATA, Recipe
-from potstill.train.settings import TrainConfig
+from potstill.objectives.config import CROSS_ENTROPY, ObjectiveConfig
+from potstill.recipes.registry import REQUIRED_DATA, Recipe
+from potstill.stages.distill.run import DistillConfig
+from potstill.stages.generate_dataset import GenerateDatasetConfig
+from potstill.stages.sequence import PREVIOUS_FOLDER
+from potstill.train.config import TrainConfig
 
 BIBTEX = """@inproceedings{kim2016sequence,
   title={Sequence-Level Knowledge Distillation},

@@ -4,11 +4,11 @@ Source: MiniChat, in arXiv:2311.07052, section 4: loss on assistant tokens only.
 student is held against. Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import CROSS_ENTROPY, ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig
+from potstill.objectives.config import CROSS_ENTROPY, ObjectiveConfig
 from potstill.recipes.minima import BIBTEX
-from potstill.recipes.table import REQUIRED_DATA, Recipe
-from potstill.train.settings import TrainConfig
+from potstill.recipes.registry import REQUIRED_DATA, Recipe
+from potstill.stages.distill.run import DistillConfig
+from potstill.train.config import TrainConfig
 
 
 def build_recipe() -> Recipe:

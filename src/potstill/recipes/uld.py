@@ -5,11 +5,11 @@ Source: Boizard et al., "Towards Cross-Tokenizer Distillation: the Universal Log
 Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.named import ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig
+from potstill.objectives.config import ObjectiveConfig
 from potstill.recipes.dskd import SCRIPTS
-from potstill.recipes.table import Recipe
-from potstill.train.settings import TrainConfig
+from potstill.recipes.registry import Recipe
+from potstill.stages.distill.run import DistillConfig
+from potstill.train.config import TrainConfig
 
 BIBTEX = """@article{boizard2024towards,
   title={Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs},

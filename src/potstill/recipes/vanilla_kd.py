@@ -4,11 +4,11 @@ Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network"
 Cost and measures: only its tiny form has been run so far; LOG.md compares temperatures 1 and 2 on a like student.
 """
 
-from potstill.objectives.named import ObjectiveConfig
-from potstill.pipeline.distill import DistillConfig
+from potstill.objectives.config import ObjectiveConfig
 from potstill.recipes.dskd import SCRIPTS
-from potstill.recipes.table import Recipe
-from potstill.train.settings import TrainConfig
+from potstill.recipes.registry import Recipe
+from potstill.stages.distill.run import DistillConfig
+from potstill.train.config import TrainConfig
 
 BIBTEX = """@article{hinton2015distilling,
   title={Distilling the Knowledge in a Neural Network},

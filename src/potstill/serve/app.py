@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from potstill.core.backend import resolve_device, resolve_dtype
+from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import MissingDependency, NotFound, PotstillError, UsageError
 from potstill.models.load import LoadedModel, load_model
+from potstill.serve.completion import CompletionHandler
 from potstill.serve.request import CompletionRequest
-from potstill.serve.speaker import CompletionHandler
 
 ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError"}
 

@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from potstill.core.artefact import hash_file, replace_folder, sync_folder, write_text
+from potstill.core.atomic_files import hash_file, replace_folder, sync_folder, write_text
 from potstill.core.errors import ArtifactError
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")

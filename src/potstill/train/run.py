@@ -13,11 +13,11 @@ import transformers
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from potstill.core.backend import retain_freed_memory
+from potstill.core.device import retain_freed_memory
 from potstill.core.errors import MissingDependency, UsageError
-from potstill.train import checkpoint, ranks
-from potstill.train.blocks import apply_block_settings
-from potstill.train.progress import (
+from potstill.train import checkpoint, distributed
+from potstill.train.activation_checkpointing import apply_block_settings
+from potstill.train.callbacks import (
     METRICS_FILE,
     InterruptCallback,
     MetricsCallback,
@@ -25,11 +25,11 @@ from potstill.train.progress import (
     get_peak_memory,
     read_metrics,
 )
-from potstill.train.rollout import Rollout
-from potstill.train.settings import TrainConfig
-from potstill.train.study import TrainingModule
+from potstill.train.config import TrainConfig
+from potstill.train.early_stopping import EarlyStopping, is_patience_exhausted
+from potstill.train.rollouts.on_policy import Rollout
 from potstill.train.trainer import Trainer, make_training_arguments
-from potstill.train.watch import EarlyStopping, is_patience_exhausted
+from potstill.train.training_module import TrainingModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def train(
     _check_inputs(config, validation)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(module.student.parameters()).device.type
-    args = make_training_arguments(config, folder, device=device, world_size=ranks.world_size())
+    args = make_training_arguments(config, folder, device=device, world_size=distributed.world_size())
     callbacks: list[TrainerCallback] = [MetricsCallback(folder / METRICS_FILE), interrupt := InterruptCallback()]
     if show and args.process_index == 0:
         callbacks.append(ProgressLineCallback(title))
@@ -100,9 +100,11 @@ def train(
         callbacks=callbacks,
     )
     last_checkpoint = (
-        checkpoint.find_latest_checkpoint(folder, run_id=run_id, world_size=ranks.world_size()) if resume else None
+        checkpoint.find_latest_checkpoint(folder, run_id=run_id, world_size=distributed.world_size())
+        if resume
+        else None
     )
-    ranks.check_same_on_all_ranks("last checkpoint", str(last_checkpoint))
+    distributed.check_same_on_all_ranks("last checkpoint", str(last_checkpoint))
     with interrupt, retain_freed_memory(), apply_block_settings(module, config):
         try:
             _train_or_restore(trainer, last_checkpoint, config)
@@ -110,7 +112,7 @@ def train(
             for callback in callbacks:
                 if isinstance(callback, ProgressLineCallback):
                     callback.close()
-    ranks.barrier()  # rank 0 has written the last line
+    distributed.barrier()  # rank 0 has written the last line
     finished = trainer.state.global_step >= args.max_steps or not interrupt.is_requested
     if finished and config.patience:
         trainer.restore_best()

@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, Subset
 from transformers import TrainerState, TrainingArguments
 
 from potstill.core.errors import ArtifactError, TrainingDiverged
-from potstill.data.pack import collate
+from potstill.data.packing import collate
 from potstill.train import checkpoint
-from potstill.train.adapters import get_adapter_weights
-from potstill.train.optimiser import drop_resting_gradients, parameter_groups, prepare_gradients
-from potstill.train.rollout import Rollout, StatefulRollout, make_generator, summarize_tally
-from potstill.train.settings import TrainConfig
-from potstill.train.study import TrainingModule
-from potstill.train.watch import find_best_step, find_loss_explosion
+from potstill.train.config import TrainConfig
+from potstill.train.early_stopping import find_best_step, find_loss_explosion
+from potstill.train.lora import get_adapter_weights
+from potstill.train.optimizer import drop_resting_gradients, parameter_groups, prepare_gradients
+from potstill.train.rollouts.on_policy import Rollout, StatefulRollout, make_generator, summarize_tally
+from potstill.train.training_module import TrainingModule
 
 OBJECTIVE_FILE = "objective.safetensors"
 ADAPTERS_FILE = "adapters.safetensors"
@@ -48,7 +48,7 @@ class Trainer(transformers.Trainer):
     ) -> None:
         super().__init__(module, args, data_collator=collate, **kwargs)
         for callback in (transformers.PrinterCallback, transformers.ProgressCallback):
-            self.remove_callback(callback)  # train/progress.py shows and records
+            self.remove_callback(callback)  # train/callbacks.py shows and records
         self.run_id = run_id
         self.keep_best = keep_best  # whether the checkpoint of the best evaluation outlives newer ones
         self.rollout = rollout

@@ -18,7 +18,7 @@ from potstill.core.blueprint import Blueprint
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import Batch, Weights
 from potstill.models.backbone import Backbone
-from potstill.models.evaluating import eval_mode
+from potstill.models.eval_mode import eval_mode
 from potstill.transforms.importance import LossFunction
 
 LAYER = re.compile(r"layers\.(?P<layer>\d+)\.(?P<rest>.+)")

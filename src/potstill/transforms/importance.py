@@ -21,7 +21,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from potstill.core.errors import DataError
 from potstill.core.types import Batch, supervised_positions
 from potstill.models.backbone import Backbone
-from potstill.models.evaluating import eval_mode
+from potstill.models.eval_mode import eval_mode
 
 LossFunction = Callable[[Backbone, Batch], Tensor]  # the mean over the batch, a scalar with a gradient
 

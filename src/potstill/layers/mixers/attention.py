@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from potstill.core.blueprint import Attention
-from potstill.core.state import KeyValues, State
+from potstill.core.kv_cache import KeyValues, State
 from potstill.layers.positions import Positions
 from potstill.layers.rotary import rotate
 from potstill.ops.attention import document_attention

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig
 
 from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU
 from potstill.core.errors import UnsupportedModel
-from potstill.core.plain import freeze, thaw
+from potstill.core.serialization import freeze, thaw
 from potstill.core.types import Weights
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

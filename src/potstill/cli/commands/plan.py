@@ -1,0 +1,167 @@
+"""What tells before the start what a run will take: plan."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from potstill.cli import options as o
+from potstill.cli.output import print_or_return, suppress_library_output
+from potstill.core.errors import ArtifactError, NotFound
+
+GIB = 2**30
+
+
+def plan(
+    ctx: o.CommandContext,
+    teacher: o.Teacher = None,
+    student: o.Student = None,
+    keep: o.Keep = None,
+    params: o.Params = None,
+    strategy: o.Strategy = "auto",
+    data: o.Data = "stdlib",
+    columns: o.Columns = "",
+    teacher_cache: Annotated[str | None, typer.Option(help="A cache that `potstill cache` wrote.")] = None,
+    objective: o.Objective = "forward_kl",
+    cross_entropy: o.CrossEntropy = 0.7,
+    temperature: o.Temperature = 1.0,
+    tokens: o.Tokens = "200k",
+    context: o.Context = 512,
+    batch_tokens: o.BatchTokens = 2048,
+    micro_tokens: o.MicroTokens = 2048,
+    checkpoint_activations: o.CheckpointActivations = False,
+    compile: o.Compile = False,
+    save_every: o.SaveEvery = 0,
+    lora: Annotated[int, typer.Option(help="Rank of a LoRA adapter trained instead of all weights; 0 is none.")] = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    seed: o.Seed = 1,
+    out: Annotated[str, typer.Option(help="Where the run would write: its disk is the one looked at.")] = ".",
+    measure: Annotated[
+        bool, typer.Option(help="Run a few steps, in memory alone; without, times are rougher and come at once.")
+    ] = True,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="What an earlier `potstill plan --json` printed; its rates are used, no step run."),
+    ] = None,
+    config: o.Config = None,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> Any:
+    """What a distillation will take: parameters, operations, memory, disk and time, and what to change.
+
+    Example: [bold]potstill plan --teacher smollm2 --keep 0.75 --data stdlib --tokens 2M[/]
+    """
+    from potstill.stages.distill.run import DistillConfig
+    from potstill.stages.plan.plan import Plan
+    from potstill.train.config import TrainConfig
+
+    suppress_library_output()
+    options = o.merge_options(ctx, config, o.get_number_types(TrainConfig))
+    rates = None if calibration is None else read_calibration(calibration)
+    report = Plan(distill=DistillConfig.from_options(options), measure=measure, calibration=rates).run(
+        o.expand_path(out)
+    )
+    return print_or_return(report, as_json, lambda: print_plan(report))
+
+
+def read_calibration(name: str) -> Any:
+    """The calibration in what `potstill plan --json` printed.
+
+    Raises: NotFound, ArtefactError.
+    """
+    from potstill.stages.resources.calibration import Calibration
+
+    file = o.expand_path(name)
+    if not file.is_file():
+        raise NotFound(f"there is no file {name}; make it with potstill plan --json")
+    try:
+        return Calibration.from_dict(json.loads(file.read_text(encoding="utf-8"))["calibration"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise (
+            error
+            if isinstance(error, ArtifactError)
+            else ArtifactError(f"{name} holds no calibration ({error}); make it with potstill plan --json")
+        ) from error
+
+
+def print_plan(report: Mapping[str, Any]) -> None:
+    """The plan for people: what, how much, whether it fits, what to change, what the law of capacity gap says."""
+    from potstill.cli.tables import console, print_facts, print_line
+
+    print_facts({"stage": report["stage"]})
+    console.print(_make_parameter_table(report))
+    console.print(_make_cost_table(report))
+    for line in summarize_plan(report):
+        print_line(line)
+    if not all(report["fits"].values()):
+        console.print(_make_suggestion_table(report))
+
+
+def summarize_plan(report: Mapping[str, Any]) -> list[str]:
+    """The plan in a few sentences."""
+    time, memory, disk, room, gap = (report[name] for name in ("time", "memory", "disk", "room", "capacity_gap"))
+    free_memory = "unknown" if room["memory"] is None else f"{room['memory'] / GIB:.1f}"
+    fits = {name: "" if is_enough else ", too little" for name, is_enough in report["fits"].items()}
+    teacher = gap["teacher_for_student"]
+    best_teacher = "no teacher" if teacher is None else f"a teacher of {teacher / 1e6:,.1f}M"
+    alignment = report["alignment"]
+    phase = max(report["phases"], key=report["phases"].__getitem__)
+    return [
+        f"time: {time['steps']:,} steps of {time['seconds_per_step']:.2f} s, {time['seconds'] / 60:.1f} min in all, "
+        f"{time['tokens_per_second']:,.0f} tokens/s",
+        f"memory: {memory['peak'] / GIB:.2f} GiB at most (while {phase}), of {free_memory} GiB free{fits['memory']}",
+        f"disk: {disk['most'] / GIB:.2f} GiB at most, {disk['final'] / GIB:.2f} GiB at the end, of "
+        f"{room['disk'] / GIB:.1f} GiB free{fits['disk']}",
+        f"law of capacity gap: {best_teacher} suits this student, and a student of "
+        f"{gap['student_for_teacher'] / 1e6:,.1f}M "
+        f"this teacher ({gap['range']})",
+        *([] if alignment is None else [_describe_alignment(alignment)]),
+        *report["notes"],
+    ]
+
+
+def _describe_alignment(alignment: Mapping[str, float]) -> str:
+    return (
+        f"two tokenizers: {alignment['teacher_tokens']:.2f} tokens of the teacher's for one of the student's, "
+        f"{alignment['aligned_share']:.1%} of the trained tokens aligned"
+    )
+
+
+def _make_parameter_table(report: Mapping[str, Any]) -> Table:
+    table = Table("parameters", "blocks", "embeddings", "total")
+    for name in ("teacher", "student"):
+        size = report["parameters"][name]
+        table.add_row(name, *(f"{size[part]:,}" for part in ("blocks", "embeddings", "total")))
+    if objective_size := report["parameters"]["objective"]:
+        table.add_row("objective", "", "", f"{objective_size:,}")
+    return table
+
+
+def _make_cost_table(report: Mapping[str, Any]) -> Table:
+    """Operations, seconds and memory by part, each column its own list of parts."""
+    flops, seconds = report["flops_per_token"], report["time"]["parts"]
+    table = Table("part of a step", "MFLOP a token", "seconds", "part of memory", "MiB")
+    time_rows = [(name, f"{flops.get(name, 0) / 1e6:,.0f}", f"{duration:.3f}") for name, duration in seconds.items()]
+    memory_rows = [(name, f"{size / 2**20:,.0f}") for name, size in report["memory"].items()]
+    empty_row = ("",) * 3
+    for index in range(max(len(time_rows), len(memory_rows))):
+        time_row = time_rows[index] if index < len(time_rows) else empty_row
+        table.add_row(*time_row, *(memory_rows[index] if index < len(memory_rows) else empty_row[:2]))
+    return table
+
+
+def _make_suggestion_table(report: Mapping[str, Any]) -> Table:
+    table = Table("what helps", "memory GiB", "disk GiB", "minutes", "fits")
+    for suggestion in report["suggestions"]:
+        numbers = (
+            f"{suggestion['memory'] / GIB:.2f}",
+            f"{suggestion['disk'] / GIB:.2f}",
+            f"{suggestion['seconds'] / 60:.1f}",
+        )
+        table.add_row(Text(suggestion["change"]), *numbers, "yes" if suggestion["fits"] else "no")
+    return table

@@ -1,0 +1,153 @@
+"""What people see: tables and facts, by rich."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from potstill.core.types import Measure
+from potstill.stages.model_card import MEASURE_FORMATS, format_measure
+
+console = Console()
+if not console.is_terminal:
+    console = Console(width=140)  # a file or a pipe has no width of its own
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
+    """Rows of plain values."""
+    output_table = Table(*columns)
+    for row in rows:
+        output_table.add_row(*(Text(str(row.get(c, ""))) for c in columns))
+    console.print(output_table)
+
+
+OUTCOME_COLORS = {"pass": "green", "fail": "bold red", "note": "yellow"}
+
+
+def print_checks(results: Sequence[Mapping[str, str]]) -> None:
+    """Each invariant with its outcome and why it matters; what to do where one fails."""
+    table = Table("invariant", "outcome", "found", "why it matters")
+    for check in results:
+        outcome = Text(check["outcome"], style=OUTCOME_COLORS[check["outcome"]])
+        remedy = f"\nto do: {check['remedy']}" if "remedy" in check else ""
+        table.add_row(check["name"], outcome, Text(check["found"] + remedy), Text(check["why"]))
+    console.print(table)
+
+
+def print_facts(values: Mapping[str, Any]) -> None:
+    """Names and values, one a line."""
+    table = Table("setting", "value")
+    for name, value in flatten(values):
+        table.add_row(name, Text(str(value)))
+    console.print(table)
+
+
+def flatten(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values, nested ones under `outer.inner`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, prefix=f"{prefix}{name}.")
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            yield from flatten({str(n): item for n, item in enumerate(value, 1)}, prefix=f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def print_measures(
+    models: Mapping[str, Sequence[Mapping[str, Any]]], paired_differences: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """One row a model, one column a measure, with intervals; then every two models compared on the same documents."""
+    measures_by_model = {
+        name: {m["name"]: Measure(**m) for m in model_measures} for name, model_measures in models.items()
+    }
+    columns = [
+        column
+        for column in MEASURE_FORMATS
+        if any(column in model_measures for model_measures in measures_by_model.values())
+    ]
+    table = Table("model", *(MEASURE_FORMATS[column][0] for column in columns))
+    for name, model_measures in measures_by_model.items():
+        table.add_row(name, *(format_measure(model_measures.get(column)) for column in columns))
+    console.print(table)
+    if paired_differences:
+        print_differences(paired_differences)
+
+
+def print_differences(paired_differences: Sequence[Mapping[str, Any]]) -> None:
+    """Of every two models a and b what a has more of each measure than b, with its interval, paired by document."""
+    names = list(dict.fromkeys(entry["name"] for entry in paired_differences))
+    table = Table("paired by document: a - b", *(MEASURE_FORMATS[name][0] for name in names))
+    for a, b in dict.fromkeys((entry["a"], entry["b"]) for entry in paired_differences):
+        entries = {entry["name"]: entry for entry in paired_differences if (entry["a"], entry["b"]) == (a, b)}
+        table.add_row(f"{a} - {b}", *(format_difference(entries[name]) if name in entries else "" for name in names))
+    console.print(table)
+
+
+def format_difference(entry: Mapping[str, Any]) -> str:
+    """`-0.402 [-0.458, -0.356]`."""
+    return f"{entry['value']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}]"
+
+
+def print_run(out: Path, measures_by_model: Mapping[str, Sequence[Measure]]) -> None:
+    """The measures of a finished run and where it lies."""
+    print_measures({name: [m.to_dict() for m in model_measures] for name, model_measures in measures_by_model.items()})
+    print_line(f"{out} holds the model, its card (README.md, card.json), metrics.jsonl and curve.png")
+
+
+def print_pruned_model(out: str, details: Mapping[str, Any]) -> None:
+    """What is left of a model and where it lies."""
+    print_facts({**details["shape"], "parameters": f"{details['parameters']:,}", "share": f"{details['share']:.1%}"})
+    print_line(f"{out} holds the model and its card (README.md, card.json)")
+
+
+def print_models(model_list: Sequence[Mapping[str, Any]]) -> None:
+    """Models with their size and licence."""
+    rows = [
+        {**m, "MiB": f"{m['bytes'] / 2**20:,.0f}" if m["bytes"] else "-", "licence": m["licence"] or "not stated"}
+        for m in model_list
+    ]
+    print_table(rows, "name", "MiB", "licence", "path")
+
+
+def print_caches(manifests: Sequence[Mapping[str, Any]]) -> None:
+    """Teachers' caches, one a line."""
+    rows = [
+        {
+            "cache": manifest["out"],
+            "teacher": manifest["names"]["teacher"],
+            "text": manifest["names"]["text"],
+            "rows": f"{manifest['rows']:,}",
+            "tokens a row": f"{manifest['ids'] / manifest['rows']:.1f} {manifest['kept']}",
+            "bytes a row": f"{manifest['bytes'] / manifest['rows']:.0f}",
+            "MiB": f"{manifest['bytes'] / 2**20:,.1f}",
+        }
+        for manifest in manifests
+    ]
+    print_table(rows, *(rows[0] if rows else ("cache",)))
+
+
+def print_corpus(description: Mapping[str, Any], *, show_tokens: bool) -> None:
+    """What a data set is; with `tokens` its coloured examples too."""
+    from potstill.data.preview import render
+
+    console.print(render(description if show_tokens else {**description, "examples": []}))
+
+
+def print_line(text: str) -> None:
+    """A sentence, with nothing in it taken for markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_recipes(recipe_list: Sequence[Mapping[str, Any]], *, with_details: bool) -> None:
+    """All recipes in a table, or one of them whole."""
+    if not with_details:
+        print_table(recipe_list, "name", "summary", "source")
+        return
+    for recipe in recipe_list:
+        print_facts({k: v for k, v in recipe.items() if k not in ("stages", "origins", "bibtex")})
+        for stage in recipe["stages"]:
+            print_facts(stage)
+        print_facts(recipe["origins"])

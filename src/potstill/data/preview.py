@@ -1,0 +1,143 @@
+"""What a data set is, and which of its tokens are trained on: as a dictionary for machines, and coloured for people."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from potstill.core.types import IGNORE
+from potstill.data.corpus import Corpus, get_document_text
+from potstill.data.packing import pack
+from potstill.data.token_dataset import TokenDataset, TokenizedDocument
+from potstill.data.tokenize import tokenize_corpus
+
+MAX_STREAMED_TOKENS = 200_000  # tokens of a stream that are looked at
+HEAD_TOKENS, TAIL_TOKENS = 80, 40  # tokens shown of a longer run
+PERCENTILES = (10, 50, 90, 100)
+TRAINED_STYLE, CONTEXT_STYLE = "bold green", "dim"
+
+
+def describe(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    examples: int = 3,
+    length: int | None = None,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Kind, size, share of trained tokens, lengths and some `examples` of a corpus, ready for JSON.
+
+    `length` packs it too and states how full the packs are. `limit` stops after so many tokens; of a stream the first
+    `STREAMED` are read.
+
+    Raises: DataError if it tokenises to nothing, or would be trained on by mistake.
+    """
+    is_stored = isinstance(corpus.documents, Dataset)
+    tokens = tokenize_corpus(corpus, tokenizer, limit=limit or (None if is_stored else MAX_STREAMED_TOKENS))
+    lengths = np.diff(tokens.ends, prepend=0)
+    indices = [round(position) for position in np.linspace(0, len(tokens) - 1, min(examples, len(tokens)))]
+    description = {
+        "name": corpus.name,
+        "kind": corpus.kind,
+        "documents": len(tokens),
+        "tokens": tokens.num_tokens,
+        "trained_tokens": tokens.num_trained,
+        "trained_share": tokens.num_trained / tokens.num_tokens,
+        "bytes": sum(len(get_document_text(document).encode()) for document in corpus.documents) if is_stored else None,
+        "token_percentiles": {str(p): round(float(np.percentile(lengths, p))) for p in PERCENTILES},
+        "last_trained": count_last_trained(tokens, tokenizer),
+        "dropped": {**corpus.dropped, **tokens.dropped},
+        "licence": corpus.license,
+        "digest": corpus.digest,
+        "provenance": dict(corpus.provenance),
+        "examples": [
+            {"document": int(tokens.documents[i]), "pieces": split_pieces(tokens[i], tokenizer)} for i in indices
+        ],
+    }
+    return description if length is None else {**description, "packs": describe_packs(tokens, length)}
+
+
+def describe_packs(tokens: TokenDataset, length: int) -> dict[str, Any]:
+    """How the documents lie in packs of `length` tokens."""
+    packs = pack(tokens, length=length)
+    return {"length": length, "count": len(packs), "fill": packs.fill, "cut_documents": packs.num_cut}
+
+
+def count_last_trained(tokens: TokenDataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The three tokens that most often are the last one trained on in a document: the stop token, if all is well."""
+    last_labels = Counter(next(label for label in reversed(row.labels) if label != IGNORE) for row in tokens)
+    return {str(tokenizer.decode([token])): count for token, count in last_labels.most_common(3)}
+
+
+def split_pieces(row: TokenizedDocument, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """The text of a document in runs of tokens that are trained on and that are not; long ones without their middle."""
+    return [
+        {"text": text, "trained": is_trained, "omitted_tokens": num_omitted}
+        for is_trained, run in groupby(range(len(row.labels)), key=lambda t: row.labels[t] != IGNORE)
+        for text, num_omitted in _shorten_run([row.input_ids[t] for t in run], tokenizer)
+    ]
+
+
+def _shorten_run(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, int]]:
+    num_omitted = len(ids) - HEAD_TOKENS - TAIL_TOKENS
+    if num_omitted <= 0:
+        yield _decode_tokens(ids, tokenizer), 0
+    else:
+        yield _decode_tokens(ids[:HEAD_TOKENS], tokenizer), num_omitted
+        yield _decode_tokens(ids[-TAIL_TOKENS:], tokenizer), 0
+
+
+def _decode_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def render(description: Mapping[str, Any]) -> RenderableType:
+    """A description as a table and coloured examples, to be printed by rich."""
+    return Group(
+        _build_summary(description),
+        *(_render_example(example) for example in description["examples"]),
+        _render_legend(),
+    )
+
+
+def _build_summary(description: Mapping[str, Any]) -> Table:
+    lengths, packs = description["token_percentiles"], description.get("packs")
+    lines = {
+        "kind": description["kind"],
+        "documents": f"{description['documents']:,}",
+        "bytes": "unknown, a stream" if description["bytes"] is None else f"{description['bytes']:,}",
+        "tokens": f"{description['tokens']:,}",
+        "trained on": f"{description['trained_tokens']:,} tokens ({description['trained_share']:.1%})",
+        "tokens a document": f"median {lengths['50']}, 90 % at most {lengths['90']}, longest {lengths['100']}",
+        "last trained": ", ".join(f"{token!r} {count:,} times" for token, count in description["last_trained"].items()),
+        "dropped": ", ".join(f"{count:,} {reason}" for reason, count in description["dropped"].items()) or "nothing",
+        "licence": description["licence"] or "not stated",
+        "split": description["provenance"].get("split", "all"),
+        "sha-256": description["digest"] or "none, a stream",
+    }
+    if packs:
+        lines["packs"] = f"{packs['count']:,} of {packs['length']} tokens, {packs['fill']:.1%} full"
+    table = Table(title=Text(description["name"]), show_header=False, title_justify="left")
+    for name, value in lines.items():
+        table.add_row(name, Text(str(value)))
+    return table
+
+
+def _render_example(example: Mapping[str, Any]) -> Text:
+    text = Text.assemble((f"\ndocument {example['document']}\n", "bold"))
+    for piece in example["pieces"]:
+        text.append(piece["text"].replace("\n", "↵\n"), style=TRAINED_STYLE if piece["trained"] else CONTEXT_STYLE)
+        if piece["omitted_tokens"]:
+            text.append(f" [... {piece['omitted_tokens']} tokens ...] ", style="italic")
+    return text
+
+
+def _render_legend() -> Text:
+    return Text.assemble("\n", ("trained on", TRAINED_STYLE), "  ", ("read only", CONTEXT_STYLE))

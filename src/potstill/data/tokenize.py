@@ -1,0 +1,170 @@
+"""Documents as tokens, with a label where a token is trained on.
+
+Of a text every token is trained on, and the end of text that is put behind it once. Of a pair or a chat only what the
+assistant says, its stop token included, whatever the padding token is (masks come from the template's text, never from
+ids). A pair for a tokenizer without a chat template is written plainly: prompt, line break, response, end of text.
+The template owns the special tokens of a chat, so that no BOS is written twice.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from potstill.core.errors import DataError, UnsupportedModel
+from potstill.core.types import IGNORE
+from potstill.data.chat_template import ChatTemplate, Message, Span
+from potstill.data.corpus import Corpus
+from potstill.data.token_dataset import TokenDataset, TokenizedDocument
+
+CHUNK = 512  # documents tokenised at once
+
+
+class RenderedDocument(NamedTuple):
+    """A document as the text that is tokenised, the spans of its characters that are trained on, and its route."""
+
+    text: str
+    spans: Sequence[Span]
+    needs_eos: bool  # whether an end of text belongs behind it
+    route: int | None = None
+
+
+def tokenize_corpus(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None, plain: bool = False
+) -> TokenDataset:
+    """`corpus` as tokens, up to the document with which `limit` tokens are reached.
+
+    With `plain`, a tokenizer without a chat template reads chats line by line, as it reads pairs.
+
+    Rows without a token to train on are left out and counted.
+    Raises: DataError if nothing is left, or if of a chat set every token would be trained on; UnsupportedModel for a
+    tokenizer that cannot say where its tokens lie in the text.
+    """
+    dropped: Counter[str] = Counter()
+    rows = _drop_untrained(_tokenize_documents(corpus, tokenizer, plain=plain), dropped)
+    tokens = TokenDataset(rows if limit is None else _take_tokens(rows, limit), dropped)
+    if not len(tokens):
+        reasons = ", ".join(f"{count} documents with {reason}" for reason, count in dropped.items())
+        raise DataError(f"{corpus.name} tokenises to nothing that could be trained on: {reasons or 'it is empty'}")
+    if corpus.kind != "text" and tokens.num_trained == tokens.num_tokens - len(tokens):
+        raise DataError(
+            f"all {tokens.num_tokens} tokens of {corpus.name} would be trained on, prompts too; mend the chat "
+            f"template, "
+            f"which has to mark what the assistant says"
+        )
+    return tokens
+
+
+def _drop_untrained(
+    rows: Iterable[tuple[int, TokenizedDocument]], dropped: Counter[str]
+) -> Iterator[tuple[int, TokenizedDocument]]:
+    for number, row in rows:
+        if any(label != IGNORE for label in row.labels):
+            yield number, row
+        else:
+            dropped["no token to train on"] += 1
+
+
+def _take_tokens(rows: Iterable[tuple[int, TokenizedDocument]], limit: int) -> Iterator[tuple[int, TokenizedDocument]]:
+    for number, row in rows:
+        yield number, row
+        limit -= len(row.input_ids)
+        if limit <= 0:
+            return
+
+
+def _tokenize_documents(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool
+) -> Iterator[tuple[int, TokenizedDocument]]:
+    if not tokenizer.is_fast:
+        raise UnsupportedModel(f"{type(tokenizer).__name__} does not say where its tokens lie; use a fast tokenizer")
+    template = ChatTemplate(tokenizer) if _needs_template(corpus, tokenizer, plain=plain) else None
+    numbered_documents = enumerate(
+        _render_document(document, template, corpus)._replace(route=document.get("route"))
+        for document in corpus.documents
+    )
+    while chunk := list(islice(numbered_documents, CHUNK)):
+        yield from _encode_chunk(chunk, tokenizer, add_special_tokens=template is None)
+
+
+def _needs_template(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool) -> bool:
+    """Whether a template is used, or, for chats that may not be read `plain`, is missing and to be asked for."""
+    return corpus.kind != "text" and (bool(tokenizer.chat_template) or (corpus.kind == "chat" and not plain))
+
+
+def _render_document(document: Mapping[str, Any], template: ChatTemplate | None, corpus: Corpus) -> RenderedDocument:
+    if template is None:
+        return render_plain(document)
+    try:
+        return render_chat(to_messages(document), template)
+    except DataError as error:
+        first_words = next((turn["content"][:60] for turn in to_messages(document) if turn["content"].strip()), "")
+        raise DataError(f"{corpus.name}, the chat that begins {first_words!r}: {error}") from error
+
+
+def to_messages(document: Mapping[str, Any]) -> list[Message]:
+    """A chat's messages, or a pair as the two messages of a chat."""
+    if "messages" in document:
+        return list(document["messages"])
+    return [
+        {"role": "user", "content": document["prompt"]},
+        {"role": "assistant", "content": document["response"]},
+    ]
+
+
+def render_plain(document: Mapping[str, Any]) -> RenderedDocument:
+    """A text, or a pair or a chat without a template: prompt, line break, response."""
+    if "text" in document:
+        return RenderedDocument(document["text"], [(0, len(document["text"]))], document.get("whole", True))
+    text, spans = "", []
+    for message in to_messages(document):
+        text = f"{text}\n" if text else text
+        if message["role"] == "assistant":
+            spans.append((len(text), len(text) + len(message["content"])))
+        text += message["content"]
+    return RenderedDocument(text, spans, True)
+
+
+def render_chat(messages: Sequence[Message], template: ChatTemplate) -> RenderedDocument:
+    """A chat as its template writes it."""
+    text, spans = template.render_with_spans(messages)
+    return RenderedDocument(text, spans, False)
+
+
+def _encode_chunk(
+    chunk: Sequence[tuple[int, RenderedDocument]], tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool
+) -> Iterator[tuple[int, TokenizedDocument]]:
+    texts = [rendered.text for _, rendered in chunk]
+    encoding = tokenizer(texts, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
+    columns = (encoding["input_ids"], encoding["offset_mapping"])
+    for (number, rendered), ids, offsets in zip(chunk, *columns, strict=True):
+        row = label_tokens(
+            ids, compute_label_mask(rendered.spans, offsets), tokenizer.eos_token_id if rendered.needs_eos else None
+        )
+        yield number, row._replace(route=rendered.route)
+
+
+def label_tokens(ids: Sequence[int], label_mask: Sequence[bool], eos: int | None) -> TokenizedDocument:
+    """Tokens with their labels, and `end`, the end of text, behind them, once: the tokenizer may have put one there."""
+    ids, labels = list(ids), [i if is_trained else IGNORE for i, is_trained in zip(ids, label_mask, strict=True)]
+    if eos is not None and ids:
+        has_eos = ids[-1] == eos
+        ids, labels = (ids[:-1], labels[:-1]) if has_eos else (ids, labels)
+        ids, labels = [*ids, eos], [*labels, eos]
+    return TokenizedDocument(ids, [IGNORE, *labels[1:]] if ids else [])
+
+
+def compute_label_mask(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
+    """For each token, given by its offsets, whether it lies wholly within one of the spans; both in ascending order.
+
+    A token that reaches into a span from before it is no part of it: at inference the prompt ends there, and no such
+    token could be written. A byte-level tokenizer may trim spaces from offsets, to nothing at the end of a lone space.
+    """
+    mask, index = [], 0
+    for start, stop in offsets:
+        while index < len(spans) and spans[index][1] <= start and spans[index][1] < stop:
+            index += 1
+        mask.append(index < len(spans) and spans[index][0] <= start and spans[index][0] < stop <= spans[index][1])
+    return mask

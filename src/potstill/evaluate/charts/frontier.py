@@ -1,0 +1,174 @@
+"""Which models are worth having: quality against cost, with what dominates what.
+
+A model is dominated where another is at least as good and at least as cheap, and better in one of the two. What is left
+is the Pareto frontier. `page` draws it as one HTML file that needs nothing else: numbers, styles and script are inside.
+"""
+
+import html
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from potstill.core.errors import DataError
+from potstill.core.types import Measure
+
+COSTS = ("parameters", "bytes", "decode_tokens_per_second", "prefill_tokens_per_second", "peak_memory")
+QUALITIES = ("bits_per_byte", "teacher_kl", "teacher_agreement", "perplexity", "rouge_l")
+TITLES = {
+    "bits_per_byte": "bits per byte",
+    "perplexity": "perplexity",
+    "teacher_kl": "KL to the teacher (nats/token)",
+    "teacher_agreement": "top-1 agreement with the teacher",
+    "rouge_l": "ROUGE-L",
+    "parameters": "parameters",
+    "bytes": "weights (MiB)",
+    "prefill_tokens_per_second": "prefill (tokens/s)",
+    "decode_tokens_per_second": "decode (tokens/s)",
+    "peak_memory": "peak memory (MiB)",
+}
+MEBIBYTE_MEASURES = {"bytes", "peak_memory"}  # shown in MiB
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model on the chart: its measures by name, and the name of the model that it was made from."""
+
+    name: str
+    measures: Mapping[str, Measure]
+    parent: str | None = None
+
+    def has_measures(self, *names: str) -> bool:
+        """Whether all of `names` were measured."""
+        return all(name in self.measures for name in names)
+
+
+def build_points(cards: Iterable[Mapping[str, Any]]) -> list[Point]:
+    """Points from cards `{"name": ..., "measures": [...], "parent": ...}`; a measure is a `Measure` or its dictionary.
+
+    Measures that are not finite (the perplexity of a broken model) are left out, since no chart can show them.
+    Raises: DataError for a card without name or measures, or two of one name.
+    """
+    points_by_name: dict[str, Point] = {}
+    for card in cards:
+        try:
+            measures = [_parse_measure(entry) for entry in card["measures"]]
+            point = Point(card["name"], {m.name: m for m in measures if math.isfinite(m.value)}, card.get("parent"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"a card for the frontier needs name and measures; {error} in {str(card)[:80]}") from error
+        if point.name in points_by_name:
+            raise DataError(f"two models are called {point.name!r}; give each its own name")
+        points_by_name[point.name] = point
+    return list(points_by_name.values())
+
+
+def _parse_measure(entry: Measure | Mapping[str, Any]) -> Measure:
+    return entry if isinstance(entry, Measure) else Measure(**{**entry, "value": float(entry["value"])})
+
+
+def find_dominated(points: Sequence[Point], cost: str, quality: str) -> list[bool]:
+    """For each point whether another is at least as good in both measures and better in one.
+
+    Points that lack a measure are neither dominated nor dominate.
+    """
+    losses = [_get_losses(point, cost, quality) for point in points]
+    return [a is not None and any(b is not None and _dominates(b, a) for b in losses) for a in losses]
+
+
+def _get_losses(point: Point, *names: str) -> tuple[float, ...] | None:
+    """The measures as losses, the lower the better."""
+    if not point.has_measures(*names):
+        return None
+    measures = (point.measures[name] for name in names)
+    return tuple(-m.value if m.better == "higher" else m.value for m in measures)
+
+
+def _dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+
+def filter_measured(points: Sequence[Point], names: Sequence[str]) -> list[str]:
+    """Those of `names` that at least one point has."""
+    return [name for name in names if any(point.has_measures(name) for point in points)]
+
+
+def get_axes(points: Sequence[Point]) -> tuple[list[str], list[str]]:
+    """(costs, qualities) that were measured.
+
+    Raises: DataError where there is no point, or nothing to draw against something.
+    """
+    costs, qualities = filter_measured(points, COSTS), filter_measured(points, QUALITIES)
+    if not costs or not qualities:
+        raise DataError(f"{len(points)} models have no quality measured against a cost; run `potstill measure` on them")
+    return costs, qualities
+
+
+def to_display_unit(measure: Measure, value: float | None = None) -> float:
+    """`value` (or that of `measure`) in the unit that it is shown in."""
+    value = measure.value if value is None else value
+    return value / (1 << 20) if measure.name in MEBIBYTE_MEASURES else value
+
+
+def format_value(value: float, name: str) -> str:
+    """`value`, in the unit that it is shown in, as a table writes it."""
+    if name == "parameters":
+        return f"{value / 1e9:.2f} B" if value >= 1e9 else f"{value / 1e6:.1f} M" if value >= 1e5 else f"{value:,.0f}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def to_chart_data(points: Sequence[Point]) -> dict[str, Any]:
+    """The numbers of the chart as plain data, for JSON."""
+    costs, qualities = get_axes(points)
+    models = [
+        {"name": point.name, "parent": point.parent, "measures": [_to_display_dict(m) for m in point.measures.values()]}
+        for point in points
+    ]
+    return {"costs": costs, "qualities": qualities, "titles": TITLES, "models": models}
+
+
+def _to_display_dict(measure: Measure) -> dict[str, Any]:
+    bounds = {
+        k: to_display_unit(measure, v) for k, v in (("low", measure.low), ("high", measure.high)) if v is not None
+    }
+    text = format_value(to_display_unit(measure), measure.name)
+    return {**measure.to_dict(), "value": to_display_unit(measure), **bounds, "text": text}
+
+
+def render_html(points: Sequence[Point], *, title: str = "Quality against cost") -> str:
+    """One HTML page with the chart, its axes to choose, hover values and the table, from the numbers of `document`.
+
+    It loads nothing, follows the reader's light or dark theme, and shows the table where scripts do not run.
+    """
+    template = files("potstill.evaluate.charts").joinpath("frontier.html").read_text(encoding="utf-8")
+    data = json.dumps(to_chart_data(points), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    for name, text in {"TITLE": html.escape(title), "TABLE": _render_table(points), "DATA": data}.items():
+        template = template.replace(f"<!--{name}-->", text)
+    return template
+
+
+def _render_table(points: Sequence[Point]) -> str:
+    costs, qualities = get_axes(points)
+    columns = [*qualities, *costs]
+    heads = "".join(f'<th scope="col">{html.escape(TITLES[name])}</th>' for name in columns)
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(point.name)}</th>'
+        f"{''.join(_render_cell(point, name) for name in columns)}</tr>"
+        for point in points
+    )
+    return f'<table><thead><tr><th scope="col">model</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _render_cell(point: Point, name: str) -> str:
+    measure = point.measures.get(name)
+    if measure is None:
+        return "<td>–</td>"
+    text = format_value(to_display_unit(measure), name)
+    if measure.low is not None and measure.high is not None:
+        low, high = (format_value(to_display_unit(measure, bound), name) for bound in (measure.low, measure.high))
+        text += f"<small>{low} – {high}</small>"
+    note = f' title="{html.escape(measure.note)}"' if measure.note else ""
+    return f"<td{note}>{text}</td>"

@@ -1,0 +1,360 @@
+"""Pictures for READMEs and reports: the frontier and the curve of a training run, as PNG files."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise, zip_longest
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from potstill.core.errors import DataError
+from potstill.core.types import Measure
+from potstill.evaluate.charts.frontier import TITLES, Point, find_dominated, format_value, get_axes, to_display_unit
+from potstill.evaluate.charts.label_placement import Box, Position, nearest_edge, needs_leader_line, place_labels
+
+INK, LIGHT_INK, GRID = "#1f2328", "#6e7781", "#e6e8eb"
+ACCENT, GRAY = "#0b6e99", "#9aa4ae"
+COLORS = ("#0b6e99", "#c8553d", "#588157", "#8e5ea2", "#b08900", "#6e7781")  # apart in hue and in lightness
+DPI = 160
+CAPTION = (
+    "Hollow: another model is at least as good and as cheap. Bars: 95 % intervals; for speed the range of the runs."
+)
+BEND = 0.22  # of the arrows of lineage
+TENTHS = tuple(n / 10 for n in range(10, 100))
+FIFTHS = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+TICK_DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8), FIFTHS, TENTHS)
+MAX_TICKS = 12  # ticks that an axis has room for
+BOOKKEEPING_KEYS = {
+    "step",
+    "tokens",
+    "epoch",
+    "learning_rate",
+    "grad_norm",
+    "num_input_tokens_seen",
+}  # logged, and no loss
+
+
+def draw_frontier(
+    points: Sequence[Point], path: Path, *, costs: Sequence[str] = (), quality: str | None = None, title: str = ""
+) -> None:
+    """`path` as a PNG of `quality` against each of `costs`, one panel each; by default parameters and decoding speed.
+
+    Raises: DataError where these were not measured.
+    """
+    available_costs, qualities = get_axes(points)
+    quality = quality or qualities[0]
+    costs = (
+        costs or [c for c in ("parameters", "decode_tokens_per_second") if c in available_costs] or available_costs[:1]
+    )
+    if missing_measures := [name for name in (*costs, quality) if name not in (*available_costs, *qualities)]:
+        raise DataError(
+            f"no model has {', '.join(missing_measures)} measured; there are "
+            f"{', '.join((*qualities, *available_costs))}"
+        )
+    figure = Figure(figsize=(5.6 * len(costs), 4.4), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    curves = [_draw_panel(panel, points, cost, quality) for panel, cost in zip(panels, costs, strict=True)]
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
+    panels[0].set_ylabel(f"{TITLES[quality]}, {_get_direction(points, quality)} is better", color=INK)
+    figure.supxlabel(fill(CAPTION, 72 * len(costs)), x=0.012, ha="left", fontsize=8, color=LIGHT_INK)
+    canvas.draw()  # the layout is settled; only now do places in pixels mean anything
+    figure.set_layout_engine("none")
+    for panel, cost, panel_curves in zip(panels, costs, curves, strict=True):
+        _label_points(
+            panel,
+            canvas,
+            [point for point in points if point.has_measures(cost, quality)],
+            (cost, quality),
+            panel_curves,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+
+
+PageCurve = Callable[[Axes], list[Position]]  # what was drawn, as places on the page, once the layout is settled
+
+
+def _draw_panel(panel: Axes, points: Sequence[Point], cost: str, quality: str) -> list[PageCurve]:
+    drawn_points = [point for point in points if point.has_measures(cost, quality)]
+    dominated_by_name = dict(zip((p.name for p in points), find_dominated(points, cost, quality), strict=True))
+    _style_panel(panel, drawn_points, cost, quality)
+    curves = [_draw_frontier_line(panel, [p for p in drawn_points if not dominated_by_name[p.name]], cost, quality)]
+    curves += _draw_lineage(panel, drawn_points, cost, quality)
+    for point in drawn_points:
+        color = GRAY if dominated_by_name[point.name] else ACCENT
+        x, y = _get_position(point, cost, quality)
+        x_error, y_error = _get_error_bars(point.measures[cost]), _get_error_bars(point.measures[quality])
+        panel.errorbar(x, y, y_error, x_error, fmt="none", ecolor=color, elinewidth=1.3, capsize=3, zorder=3)
+        face_color, zorder = ("white", 4) if dominated_by_name[point.name] else (color, 5)
+        panel.plot(
+            x, y, "o", ms=7.5, markerfacecolor=face_color, markeredgecolor=color, markeredgewidth=1.8, zorder=zorder
+        )
+    return curves
+
+
+def _style_panel(panel: Axes, drawn_points: Sequence[Point], cost: str, quality: str) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(LIGHT_INK)
+    panel.grid(color=GRID, linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.tick_params(colors=LIGHT_INK, labelsize=9, length=0)
+    panel.set_xlabel(f"{TITLES[cost]}, {_get_direction(drawn_points, cost)} is better", color=INK)
+    for axis, name in (("x", cost), ("y", quality)):
+        bounds = [v for point in drawn_points for v in _get_bounds(point.measures[name])]
+        _set_scale(panel, axis, bounds, name)
+
+
+def _set_scale(panel: Axes, axis: str, bounds: Sequence[float], name: str) -> None:
+    """Limits with room for names; logarithmic where values lie further apart than a factor of two."""
+    low, high = min(bounds, default=0.0), max(bounds, default=1.0)
+    ticks = panel.xaxis if axis == "x" else panel.yaxis
+    set_limits = panel.set_xlim if axis == "x" else panel.set_ylim
+    margin = 0.18 if axis == "x" else 0.14
+    if low > 0 and high / low > 2 and name != "teacher_agreement":
+        (panel.set_xscale if axis == "x" else panel.set_yscale)("log")
+        factor = (high / low) ** margin
+        set_limits(low / factor, high * factor)
+        ticks.set_major_locator(FixedLocator(log_ticks(low / factor, high * factor)))
+        ticks.set_minor_locator(NullLocator())
+    else:
+        span = (high - low) or abs(high) or 1.0
+        bottom, top = low - margin * span, high + margin * span
+        if low >= 0:
+            bottom = max(bottom, -0.06 * (top - low))  # no empty room below zero
+        set_limits(bottom, top)
+        ticks.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: _format_tick(value, name)))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two positive ones, of the fewest digits of which at least four fit, and none too near."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in TICK_DIGITS:
+        candidates = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+        if len(candidates) >= 4:
+            break
+    ticks: list[float] = []
+    for tick in sorted(candidates):
+        if not ticks or math.log(tick / ticks[-1]) >= math.log(high / low) / MAX_TICKS:
+            ticks.append(tick)
+    return ticks
+
+
+def _format_tick(value: float, name: str) -> str:
+    if name == "parameters":
+        return format_value(value, name).replace(".0 M", " M").replace(".00 B", " B") if value else "0"
+    return f"{value:,.6g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _draw_frontier_line(panel: Axes, frontier_points: Sequence[Point], cost: str, quality: str) -> PageCurve:
+    """The frontier as a staircase: what one can have at most that cost."""
+    frontier_points = sorted(
+        frontier_points, key=lambda p: p.measures[cost].value * (-1 if p.measures[cost].better == "higher" else 1)
+    )
+    positions = [_get_position(point, cost, quality) for point in frontier_points]
+    corners = [(x, y) for (_, y), (x, _) in pairwise(positions)]
+    steps = [position for pair in zip_longest(positions, corners) for position in pair if position is not None]
+    panel.plot(*zip(*steps, strict=True), color=ACCENT, alpha=0.35, linewidth=2, zorder=2)
+    return lambda final_panel: [_to_page(final_panel, *step) for step in steps]
+
+
+def _draw_lineage(panel: Axes, drawn_points: Sequence[Point], cost: str, quality: str) -> list[PageCurve]:
+    """A thin bent arrow from each model to those made from it."""
+    positions = {point.name: _get_position(point, cost, quality) for point in drawn_points}
+    style = {"arrowstyle": "-|>", "color": GRAY, "linewidth": 0.9, "shrinkA": 7, "shrinkB": 7, "mutation_scale": 9}
+    arc_style = {"connectionstyle": f"arc3,rad={BEND}", "linestyle": (0, (4, 3))}
+    curves: list[PageCurve] = []
+    for point in drawn_points:
+        if point.parent in positions and point.parent != point.name:
+            parent_position, child_position = positions[point.parent], positions[point.name]
+            panel.annotate("", child_position, parent_position, arrowprops=style | arc_style, zorder=1)
+            curves.append(_make_arc(parent_position, child_position))
+    return curves
+
+
+def _make_arc(start: Position, end: Position) -> PageCurve:
+    return lambda final_panel: _bend_arc(_to_page(final_panel, *start), _to_page(final_panel, *end))
+
+
+def _bend_arc(start: Position, end: Position, *, num_pieces: int = 12) -> list[Position]:
+    """The arc of `_lineage` as a line of short pieces: a quadratic Bézier curve, bent as matplotlib's arc3 is."""
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    control = (start[0] + end[0]) / 2 + BEND * dy, (start[1] + end[1]) / 2 - BEND * dx
+    fractions = [n / num_pieces for n in range(num_pieces + 1)]
+    x, y = ([(1 - t) ** 2 * start[i] + 2 * t * (1 - t) * control[i] + t**2 * end[i] for t in fractions] for i in (0, 1))
+    return list(zip(x, y, strict=True))
+
+
+def _label_points(
+    panel: Axes,
+    canvas: FigureCanvasAgg,
+    drawn_points: Sequence[Point],
+    measure_names: tuple[str, str],
+    curves: Sequence[PageCurve],
+) -> None:
+    """Each model's name beside its point, clear of the others, joined to it by a line where it had to move away."""
+    anchors = [_to_page(panel, *_get_position(point, *measure_names)) for point in drawn_points]
+    halo = [Stroke(linewidth=3, foreground="white"), Normal()]
+    texts = [panel.text(0, 0, p.name, fontsize=9.5, color=INK, zorder=7, path_effects=halo) for p in drawn_points]
+    extents = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    boxes = place_labels(
+        anchors,
+        [(float(extent.width) * 72 / DPI + 3, float(extent.height) * 72 / DPI) for extent in extents],
+        bounds=_get_frame_box(panel),
+        marks=[_get_mark_boxes(panel, point, *measure_names) for point in drawn_points],
+        curves=[curve(panel) for curve in curves],
+    )
+    to_data = panel.transData.inverted().transform
+    for text, anchor, box in zip(texts, anchors, boxes, strict=True):
+        x, y = to_data(((box[0] + 1.5) * DPI / 72, (box[1] + box[3]) / 2 * DPI / 72))
+        text.set_position((float(x), float(y)))
+        text.set_verticalalignment("center")
+        if needs_leader_line(anchor, end := nearest_edge(box, anchor)):
+            line = to_data([[v * DPI / 72 for v in position] for position in (anchor, end)])
+            panel.plot(line[:, 0], line[:, 1], color=LIGHT_INK, linewidth=0.7, zorder=3, scalex=False, scaley=False)
+
+
+def _get_frame_box(panel: Axes) -> Box:
+    left, bottom, right, top = (float(v) * 72 / DPI for v in panel.get_window_extent().extents)
+    return left, bottom, right, top
+
+
+def _to_page(panel: Axes, x: float, y: float) -> Position:
+    """The place of a value in points of the printed page."""
+    page_x, page_y = panel.transData.transform((x, y)) * 72 / DPI
+    return float(page_x), float(page_y)
+
+
+def _get_mark_boxes(panel: Axes, point: Point, cost: str, quality: str) -> list[Box]:
+    """The boxes on the page that a point and its error bars cover."""
+    x, y = _get_position(point, cost, quality)
+    x_bounds, y_bounds = _get_bounds(point.measures[cost]), _get_bounds(point.measures[quality])
+    (left, middle), (right, _) = _to_page(panel, x_bounds[0], y), _to_page(panel, x_bounds[-1], y)
+    (center, bottom), (_, top) = _to_page(panel, x, y_bounds[0]), _to_page(panel, x, y_bounds[-1])
+    return [
+        (center - 5, middle - 5, center + 5, middle + 5),
+        (left - 1, middle - 3, right + 1, middle + 3),
+        (center - 3, bottom - 1, center + 3, top + 1),
+    ]
+
+
+def _get_position(point: Point, cost: str, quality: str) -> tuple[float, float]:
+    return to_display_unit(point.measures[cost]), to_display_unit(point.measures[quality])
+
+
+def _get_bounds(measure: Measure) -> list[float]:
+    """Lowest, own and highest value, in the unit that is shown."""
+    values = [measure.value, *(v for v in (measure.low, measure.high) if v is not None)]
+    return sorted(to_display_unit(measure, value) for value in values)
+
+
+def _get_error_bars(measure: Measure) -> list[list[float]]:
+    bounds, value = _get_bounds(measure), to_display_unit(measure)
+    return [[value - bounds[0]], [bounds[-1] - value]]
+
+
+def _get_direction(points: Sequence[Point], name: str) -> str:
+    return next(point.measures[name].better for point in points if point.has_measures(name))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl` that are whole; a run that was cut may leave half a last line.
+
+    Raises: DataError where a line before the last is no JSON object.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    entries: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}, line {number} is no JSON: {error}") from error
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}, line {number} is no JSON object but {line[:40]!r}")
+        entries.append(entry)
+    return entries
+
+
+def draw_curve(metrics: Path, path: Path, *, terms: Sequence[str] = (), x_key: str = "tokens") -> None:
+    """`path` as a PNG of the `terms` in a `metrics.jsonl` over the tokens seen; by default all that look like losses.
+
+    Raises: DataError where there is nothing to draw.
+    """
+    entries = [entry for entry in read_metrics(metrics) if x_key in entry]
+    curves = {term: _extract_curve(entries, term, x_key) for term in terms or _find_terms(entries, x_key)}
+    curves = {term: curve for term, curve in curves.items() if curve}
+    if not curves:
+        raise DataError(f"{metrics} has no {' or '.join(terms) or 'term'} over {x_key} to draw")
+    figure = Figure(figsize=(7.2, 3.9), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(LIGHT_INK)
+    panel.grid(color=GRID, linewidth=0.8)
+    panel.tick_params(colors=LIGHT_INK, labelsize=9, length=0)
+    families = list(dict.fromkeys(term.removeprefix("eval_") for term in curves))
+    for term, curve in curves.items():
+        color = COLORS[families.index(term.removeprefix("eval_")) % len(COLORS)]
+        _draw_term(panel, term, curve, color)
+    panel.set_xlim(left=0)
+    panel.set_xlabel(f"{x_key} seen", color=INK)
+    panel.set_ylabel("nats per token, lower is better", color=INK)
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _format_short(value)))
+    panel.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=1 + len(curves) // 5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+
+
+def _find_terms(entries: Sequence[Mapping[str, Any]], x_key: str) -> list[str]:
+    """Every logged number that the trainer does not log for its own books, in order of appearance."""
+    numeric_names = {name: None for entry in entries for name, value in entry.items() if isinstance(value, int | float)}
+    bookkeeping_suffixes = ("_per_second", "_runtime", "_memory", "_flos")
+    return [
+        n
+        for n in numeric_names
+        if n not in BOOKKEEPING_KEYS
+        and n != x_key
+        and not n.startswith("train_")
+        and not n.endswith(bookkeeping_suffixes)
+    ]
+
+
+def _extract_curve(entries: Sequence[Mapping[str, Any]], term: str, x_key: str) -> list[tuple[float, float]]:
+    pairs = ((entry[x_key], entry.get(term)) for entry in entries)
+    return [(float(x), float(y)) for x, y in pairs if isinstance(y, int | float) and math.isfinite(y)]
+
+
+def _draw_term(panel: Axes, term: str, curve: Sequence[tuple[float, float]], color: str) -> None:
+    """What is measured now and then as points, what is logged all the time faintly with its moving mean."""
+    x, y = zip(*curve, strict=True)
+    label = term.replace("_", " ")
+    if term.startswith("eval_") or len(curve) < 40:
+        panel.plot(x, y, "o--" if term.startswith("eval_") else "o-", color=color, ms=4, linewidth=1.2, label=label)
+        return
+    panel.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
+    panel.plot(x, _smooth_values(y, radius=len(y) // 40), color=color, linewidth=1.8, label=label)
+
+
+def _smooth_values(values: Sequence[float], *, radius: int) -> list[float]:
+    """The mean over up to `reach` values on either side; at the start no more after than before, so it falls too."""
+    windows = (values[max(0, i - radius) : i + min(radius, i) + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _format_short(value: float) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g} {letter}"
+    return f"{value:g}"

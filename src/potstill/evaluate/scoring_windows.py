@@ -1,0 +1,160 @@
+"""How a model reads documents that may be longer than its context: windows, packs and the mode it reads in.
+
+A document is cut into windows of `width` tokens that end `stride` tokens apart. Each window scores only what the one
+before it has not scored, so every token counts once and, except in the first window, has at least `width - stride`
+tokens before it:
+
+    tokens    0 1 2 3 4 5 6 7 8 9
+    window 1  * * * *                     width 4, stride 2; * is scored, . is read as context
+    window 2      . . * *
+    window 3          . . * *
+    window 4              . . * *
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from potstill.core.errors import UsageError
+from potstill.core.types import IGNORE, Batch
+from potstill.models.eval_mode import eval_mode
+from potstill.models.signals import probe_model
+
+
+class Row(NamedTuple):
+    """One tokenised document: `labels` are `input_ids` where a token is scored, else `IGNORE`; never shifted.
+
+    `size` is the UTF-8 bytes that the scored tokens stand for. The first `prefix` tokens (a BOS) open every window.
+    """
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+    num_bytes: int
+    prefix_length: int = 0
+
+
+class Window(NamedTuple):
+    """Tokens `start` to `stop` of row number `row`, of which those from `fresh` on are scored."""
+
+    row: int
+    start: int
+    score_start: int
+    stop: int
+
+
+class Pack(NamedTuple):
+    """Windows end to end as one packed batch; `owners[w]` is the row that window w belongs to."""
+
+    batch: Batch
+    row_indices: Int[Tensor, " W"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """How documents are read. `stride` None is half a window; `vocabulary` cuts the head to the ids that exist.
+
+    `batch_tokens` and `chunk` (the rows whose logits are alive at once) bound the memory and change no number. `dtype`
+    is what the model computes in, where that is not what its weights are stored in.
+    """
+
+    context: int = 2048
+    stride: int | None = None
+    batch_tokens: int = 4096
+    chunk: int = 512
+    vocabulary: int | None = None
+    dtype: torch.dtype | None = None
+
+    def limit_to_context(self, *models: PreTrainedModel) -> "ScoringConfig":
+        """The same reading with a context that every one of `models` can take in."""
+        return replace(self, context=min([self.context, *(get_max_context(model) for model in models)]))
+
+
+def get_max_context(model: PreTrainedModel) -> int:
+    """The longest context that the model states; unbounded (2**31) where it states none, as recurrent models do."""
+    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(max_positions) if max_positions else 2**31
+
+
+def check_context(context: int, *models: PreTrainedModel) -> None:
+    """Refuse windows that one of `models` cannot take in.
+
+    Raises: UsageError.
+    """
+    for model in models:
+        if context > get_max_context(model):
+            raise UsageError(
+                f"--context {context} is longer than the {get_max_context(model)} tokens that "
+                f"{type(model).__name__} was "
+                f"made for; ask for less"
+            )
+
+
+def cut_windows(rows: Sequence[Row], config: ScoringConfig) -> list[Window]:
+    """The windows of all rows that score something, the longest first, so that padded batches waste little.
+
+    Raises: UsageError if the stride is below 1 or leaves a window no context.
+    """
+    all_windows = [window for row_index, row in enumerate(rows) for window in _cut_row(row, row_index, config)]
+    return sorted(all_windows, key=lambda window: window.start - window.stop)
+
+
+def _cut_row(row: Row, row_index: int, config: ScoringConfig) -> Iterator[Window]:
+    width = config.context - row.prefix_length
+    stride = max(1, config.context // 2) if config.stride is None else config.stride
+    if stride < 1 or width < 2 or (stride >= width and len(row.input_ids) > config.context):
+        raise UsageError(f"stride {stride} needs to be at least 1 and below the window of {width} tokens")
+    score_start, end = row.prefix_length, len(row.input_ids)
+    stop = min(row.prefix_length + width, end)
+    while score_start < end:
+        if any(label != IGNORE for label in row.labels[score_start:stop]):
+            yield Window(row_index, max(row.prefix_length, stop - width), score_start, stop)
+        score_start, stop = stop, min(stop + stride, end)
+
+
+def build_packs(rows: Sequence[Row], config: ScoringConfig, *, device: torch.device | str = "cpu") -> Iterator[Pack]:
+    """All windows of `rows` as packed batches of about `reading.batch_tokens` tokens."""
+    pending_windows: list[Window] = []
+    tokens = 0
+    for window in cut_windows(rows, config):
+        length = window.stop - window.start + rows[window.row].prefix_length
+        if pending_windows and tokens + length > config.batch_tokens:
+            yield build_pack(rows, pending_windows, device=device)
+            pending_windows, tokens = [], 0
+        pending_windows.append(window)
+        tokens += length
+    if pending_windows:
+        yield build_pack(rows, pending_windows, device=device)
+
+
+def build_pack(rows: Sequence[Row], selected_windows: Sequence[Window], *, device: torch.device | str = "cpu") -> Pack:
+    """The `chosen` windows end to end, each a document of its own; what a window only reads is `IGNORE`d."""
+    ids: list[int] = []
+    labels: list[int] = []
+    position_ids: list[int] = []
+    documents: list[int] = []
+    for number, (row_index, start, score_start, stop) in enumerate(selected_windows):
+        row = rows[row_index]
+        window_ids = [*row.input_ids[: row.prefix_length], *row.input_ids[start:stop]]
+        scored_labels = row.labels[max(score_start, start + (row.prefix_length == 0)) : stop]
+        ids += window_ids
+        labels += [IGNORE] * (len(window_ids) - len(scored_labels)) + list(scored_labels)
+        position_ids += range(len(window_ids))
+        documents += [number] * len(window_ids)
+    columns = {"input_ids": ids, "labels": labels, "position_ids": position_ids, "documents": documents}
+    batch = {name: torch.tensor([column], device=device) for name, column in columns.items()}
+    return Pack(batch, torch.tensor([window.row for window in selected_windows]))
+
+
+@contextmanager
+def inference_context(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """The model in eval mode, without gradients, computing in `dtype`; afterwards each module is as it was."""
+    probe_model(model)  # probed in the weights' own dtype, since autocast would round what the probe compares
+    use_autocast = dtype is not None and dtype != model.dtype
+    with eval_mode(model), torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=use_autocast):
+        yield

@@ -1,0 +1,29 @@
+"""Digests of a model and of a tokenizer, by which a cache knows its teacher."""
+
+import hashlib
+import json
+
+from transformers import PreTrainedTokenizerBase
+
+from potstill.models.load import LoadedModel
+
+# What a config says beside the network.
+IGNORED_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
+
+
+def fingerprint_teacher(teacher: LoadedModel) -> dict[str, str]:
+    """The digests of a teacher's weights, and of its config as far as it says anything of the network."""
+    config = {
+        name: value for name, value in teacher.model.config.to_diff_dict().items() if name not in IGNORED_CONFIG_KEYS
+    }
+    config_json = json.dumps(config, sort_keys=True, default=str)
+    return {"teacher": teacher.digest, "config": hashlib.sha256(config_json.encode()).hexdigest()}
+
+
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The digests of a tokenizer, the tokens that it puts around a document included, and of its chat template."""
+    description = f"{tokenizer.backend_tokenizer.to_str()} {tokenizer.bos_token_id} {tokenizer.eos_token_id}"
+    return {
+        "tokenizer": hashlib.sha256(description.encode()).hexdigest(),
+        "template": hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest(),
+    }

@@ -1,0 +1,173 @@
+"""Our own architecture as a Hugging Face causal language model, for what no stock family expresses.
+
+Importing this module teaches transformers' Auto classes to open it:
+
+    from potstill import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained("folder")
+
+Packed documents (positions that restart) never see one another here; nothing has to be installed for that.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from potstill.core.errors import UnsupportedModel, UsageError
+from potstill.core.kv_cache import State
+from potstill.layers.heads import LanguageHead
+from potstill.layers.norm import RMSNorm
+from potstill.models.backbone import Backbone
+from potstill.models.hf_config import PotstillConfig
+
+__all__ = ["AutoModelForCausalLM", "PotstillConfig", "PotstillForCausalLM", "PotstillModel"]
+
+
+class _PotstillPreTrainedModel(PreTrainedModel):
+    config_class = PotstillConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ("Block",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LanguageHead):
+            nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
+        elif isinstance(module, RMSNorm):
+            module.reset_parameters()
+
+
+class PotstillModel(_PotstillPreTrainedModel):
+    """A `Backbone` that is called, and answers, as the headless stock models do."""
+
+    def __init__(self, config: PotstillConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config.to_blueprint())
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "_ T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPast:
+        """The last hidden states `[B T D]`, after the final norm.
+
+        `hidden_states` are the embeddings and each layer's output, the last one normed. Without `past_key_values` and
+        `use_cache` nothing is cached.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UsageError("give exactly one of input_ids and inputs_embeds")
+        if use_cache and past_key_values is None:
+            past_key_values = Cache(layers=self.backbone.make_states())
+        embeddings = self.backbone.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        states: Sequence[State] | None = None if past_key_values is None else past_key_values.layers
+        if position_ids is None:
+            past_length = states[0].get_seq_length() if states else 0
+            position_ids = torch.arange(past_length, past_length + embeddings.shape[1], device=embeddings.device)[None]
+        position_ids = position_ids.expand(len(embeddings), -1)
+        token_mask = None if attention_mask is None else _make_token_mask(attention_mask)
+        residuals = self.backbone.residuals(None, position_ids, states, token_mask=token_mask, inputs_embeds=embeddings)
+        hidden_states = [*residuals] if output_hidden_states else [_get_last_item(residuals)]
+        hidden_states[-1] = self.backbone.norm(hidden_states[-1])
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden_states[-1],
+            past_key_values=past_key_values,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+        )
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding."""
+        return self.backbone.embed
+
+
+class PotstillForCausalLM(_PotstillPreTrainedModel, GenerationMixin):
+    """A `Backbone` with Hugging Face's manners: it saves, loads, generates with a cache, and trains in a `Trainer`."""
+
+    def __init__(self, config: PotstillConfig) -> None:
+        super().__init__(config)
+        self.model = PotstillModel(config)
+        self.post_init()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network itself."""
+        return self.model.backbone
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "_ T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Int[Tensor, " N"] = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Logits `[B T V]` and, with `labels`, their loss: the arguments and the meaning are those of stock models."""
+        backbone_output = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        rows = backbone_output.last_hidden_state[:, slice_indices]
+        logits = self.backbone.head().logits(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+        loss = None
+        if labels is not None:
+            vocabulary = self.backbone.blueprint.vocabulary
+            loss = self.loss_function(logits, labels, vocabulary, num_items_in_batch=num_items_in_batch)
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=backbone_output.past_key_values,
+            hidden_states=backbone_output.hidden_states,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding."""
+        return self.backbone.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The module whose weight makes the logits: the head, or the embedding where they are tied."""
+        return self.backbone.embed if self.backbone.blueprint.tied else self.backbone.head
+
+    def resize_token_embeddings(self, *sizes: Any, **options: Any) -> NoReturn:
+        """Refused: the architecture is a value, and its vocabulary is a part of it."""
+        raise UnsupportedModel("a potstill model's vocabulary is fixed by its blueprint; make a new one by a transform")
+
+
+def _get_last_item(items: Any) -> Tensor:
+    *_, item = items
+    return item
+
+
+def _make_token_mask(attention_mask: Tensor) -> Tensor:
+    if attention_mask.ndim != 2:
+        raise UsageError(f"the attention mask has shape {tuple(attention_mask.shape)}; only [B T] marks padding here")
+    return attention_mask.bool()
+
+
+AutoConfig.register(PotstillConfig.model_type, PotstillConfig, exist_ok=True)
+AutoModel.register(PotstillConfig, PotstillModel, exist_ok=True)
+AutoModelForCausalLM.register(PotstillConfig, PotstillForCausalLM, exist_ok=True)

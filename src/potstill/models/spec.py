@@ -1,0 +1,41 @@
+"""What a model is, by name, from its config and its tokenizer alone: no weight is read."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from potstill.core.blueprint import Blueprint
+from potstill.core.errors import ArtifactError
+from potstill.models import gguf
+from potstill.models.families.registry import read_blueprint
+from potstill.models.hf_causal_lm import PotstillConfig
+from potstill.models.load import check_model_folder, locate_model
+
+
+class ModelSpec(NamedTuple):
+    """A model without its weights."""
+
+    blueprint: Blueprint
+    tokenizer: PreTrainedTokenizerBase
+
+
+def read_model_spec(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> ModelSpec:
+    """The outline of the model called `name`.
+
+    Raises: NotFound, UnsafeModel, ArtefactError as `load` does; UnsupportedModel for a family that no blueprint says.
+    """
+    path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    if path.suffix == ".gguf":
+        with gguf.cache_gguf_reads():
+            gguf.read_metadata(path)
+            gguf.check_model_size(path)
+            config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+            return ModelSpec(read_blueprint(config), gguf.load_tokenizer(path))
+    check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        raise ArtifactError(f"{path} has no readable config or tokenizer ({error}); copy the model again") from error
+    return ModelSpec(config.to_blueprint() if isinstance(config, PotstillConfig) else read_blueprint(config), tokenizer)

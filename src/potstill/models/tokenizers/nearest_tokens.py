@@ -1,0 +1,76 @@
+"""For each token of one vocabulary the token of another that is written most like it (MinED).
+
+Unbounded, that compares every token with every other: 10^10 pairs for two real vocabularies, and what it finds beyond
+one edit is no likeness (a character of Chinese has some neighbour too). Bounded, two strings within d edits have a
+string in common that is left after at most d deletions in either, so that only tokens with one are compared
+(deletion neighbourhoods, arXiv:1008.1191): O(V L^d) strings for tokens of L bytes.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from potstill.models.tokenizers.token_bytes import TokenBytes, match_tokens
+from potstill.ops.edit_distance import bytes_to_columns, edit_distances
+
+CHUNK_SIZE = 2**12  # tokens looked up together, so that few pairs are held
+
+
+def find_nearest_tokens(source: TokenBytes, target: TokenBytes, *, max_distance: int = 1) -> Int64[Tensor, " V"]:
+    """For each id of `first` the id of `second` at the least edit distance, in bytes, of at most `within`.
+
+    An id with the same bytes is at distance 0; of several at one distance the lowest id; -1 where none is near enough.
+    Special tokens and single bytes of a fallback stand for no string, and are never near one.
+    """
+    nearest_ids = match_tokens(source, target)
+    neighbors: dict[bytes, list[int]] = {}
+    for j in _list_text_ids(target):
+        for variant in _make_deletions(target.by_id[j], max_distance):
+            neighbors.setdefault(variant, []).append(j)
+    ids = sorted(
+        (i for i in _list_text_ids(source) if nearest_ids[i] < 0), key=lambda i: len(source.by_id[i])
+    )  # of like widths
+    for start in range(0, len(ids), CHUNK_SIZE):
+        chunk = ids[start : start + CHUNK_SIZE]
+        candidates = [
+            sorted(
+                {j for variant in _make_deletions(source.by_id[i], max_distance) for j in neighbors.get(variant, ())}
+            )
+            for i in chunk
+        ]
+        pairs = [(i, j) for i, js in zip(chunk, candidates, strict=True) for j in js]
+        for i, j in _find_nearest_pairs(pairs, source, target, max_distance):
+            nearest_ids[i] = j
+    return nearest_ids
+
+
+def _find_nearest_pairs(
+    pairs: Sequence[tuple[int, int]], source: TokenBytes, target: TokenBytes, max_distance: int
+) -> Iterator[tuple[int, int]]:
+    """For each first id the second one that is nearest, of those within reach."""
+    pair_distances = edit_distances(
+        bytes_to_columns([source.by_id[i] for i, _ in pairs]), bytes_to_columns([target.by_id[j] for _, j in pairs])
+    ).tolist()
+    nearest_by_id: dict[int, tuple[int, int]] = {}
+    for (i, j), distance in zip(pairs, pair_distances, strict=True):
+        if distance <= max_distance and (distance, j) < nearest_by_id.get(i, (max_distance + 1, 0)):
+            nearest_by_id[i] = (distance, j)
+    return ((i, j) for i, (_, j) in nearest_by_id.items())
+
+
+def _list_text_ids(pieces: TokenBytes) -> list[int]:
+    """The ids that stand for a string."""
+    return [
+        i
+        for i, text in enumerate(pieces.by_id)
+        if text and i not in pieces.special_ids and i not in pieces.byte_fallback_ids
+    ]
+
+
+def _make_deletions(text: bytes, max_deletions: int) -> set[bytes]:
+    """`text`, and what is left of it after at most so many deletions."""
+    variants = {text}
+    for _ in range(max_deletions):
+        variants |= {variant[:n] + variant[n + 1 :] for variant in variants for n in range(len(variant))}
+    return variants

@@ -1,0 +1,55 @@
+"""Distributions compared by their sorted probabilities (ULD), which needs no vocabulary in common."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from potstill.core.types import Batch, Needs, Signals, Terms, supervised_positions
+from potstill.objectives import row_terms
+from potstill.objectives.row_matching import make_row_needs, match_rows_by_index
+from potstill.ops.row_loss import Masked
+from potstill.ops.uld import ULDRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ULD(row_terms.RowObjectiveMixin):
+    """sum over pairs of rows of tau sum_k |p_(k) - q_(k)|, p and q sorted descending, the shorter filled up with zeros.
+
+    The k-th supervised row of a document is paired with the teacher's k-th in it, as far as both go; no batch key is
+    needed. Pairs drift apart where the tokenisations do: that is the method. The teacher gets no gradient. U itself is
+    in `ops.sorted_gap`, with the bound on its error.
+
+    Source: Boizard et al., "Towards Cross-Tokenizer Distillation" (arXiv:2402.12030), the Universal Logit Distillation
+    loss. Departs from the authors' code: a sum over pairs divided by their number, where the code takes a mean of means
+    over samples; and tau, which there is left out.
+    """
+
+    temperature: float = 1.0
+    teacher: str = "teacher"
+    name: str = "uld"
+    additive: ClassVar[bool] = True
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The one term, weighing 1."""
+        return {self.name: 1.0}
+
+    def needs(self, batch: Batch) -> Mapping[str, Needs]:
+        """Each network's own supervised rows."""
+        return make_row_needs(batch, self.teacher)
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """The number of pairs."""
+        return {self.name: len(match_rows_by_index(batch, self.teacher)[0])}
+
+    def split(
+        self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
+    ) -> tuple[Mapping[str, row_terms.RowTerm], Terms]:
+        """tau U of each row that has a partner."""
+        teacher, (student_rows, teacher_rows) = frozen[self.teacher], match_rows_by_index(batch, self.teacher)
+        n, teacher_key, mask_key = len(supervised_positions(batch)[1]), f"{self.name}_told", f"{self.name}_kept"
+        states = row_terms.scatter_rows(teacher.rows[teacher_rows], student_rows, n, 0)
+        is_paired = row_terms.scatter_rows(student_rows >= 0, student_rows, n, False)
+        loss = Masked(ULDRows(temperature=self.temperature, teacher=teacher_key), mask_key)
+        inputs = {teacher_key: lambda a, b: teacher.logits(states[a:b]), mask_key: lambda a, b: is_paired[a:b]}
+        return {self.name: row_terms.RowTerm(loss, inputs)}, {}

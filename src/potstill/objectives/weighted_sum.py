@@ -1,0 +1,66 @@
+"""Weighted sums of objectives."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
+
+from torch import nn
+
+from potstill.core.errors import UsageError
+from potstill.core.types import Batch, Needs, Objective, Signals, Terms
+from potstill.objectives import row_terms
+
+
+class WeightedSum(nn.Module):
+    """sum_i w_i L_i. Each L_i keeps its own terms, counts and divisor; those over rows share one pass of the head.
+
+    `Sum((0.5, CrossEntropy()), (0.5, Distill()))` is the mixture of MiniMA (arXiv:2311.07052) and DSKD. It is a module,
+    so that the parameters of its parts (projectors) are trained and saved.
+
+    Raises: UsageError if two parts name their terms alike, a weight is negative or no number, or there are no parts.
+    """
+
+    def __init__(self, *parts: tuple[float, Objective]) -> None:
+        super().__init__()
+        self.parts: Sequence[tuple[float, Objective]] = parts
+        self.trained = nn.ModuleList(part for _, part in parts if isinstance(part, nn.Module))
+        names = Counter(name for _, part in parts for name in part.weights)
+        if duplicates := [name for name, n in names.items() if n > 1]:
+            raise UsageError(f"two objectives name their term {duplicates[0]!r}; give one of them another name")
+        if not parts:
+            raise UsageError("a sum of no objective trains nothing; give at least one")
+        if invalid_weights := [weight for weight, _ in parts if not 0 <= weight < math.inf]:
+            raise UsageError(f"a weight of an objective is {invalid_weights[0]}; it must be a number, 0 or more")
+
+    @property
+    def additive(self) -> bool:
+        """Whether every part is a sum over rows."""
+        return all(part.additive for _, part in self.parts)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """w_i times the part's own weights."""
+        return {name: w * part_weight for w, part in self.parts for name, part_weight in part.weights.items()}
+
+    def needs(self, batch: Batch) -> Mapping[str, Needs]:
+        """The union of what the parts need, network by network."""
+        needs_by_network: dict[str, list[Needs]] = {}
+        for _, part in self.parts:
+            for network, needs in part.needs(batch).items():
+                needs_by_network.setdefault(network, []).append(needs)
+        return {network: reduce(or_, needs) for network, needs in needs_by_network.items()}
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """The counts of all parts."""
+        return {name: n for _, part in self.parts for name, n in part.counts(batch).items()}
+
+    def forward(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
+        """All terms, unweighted."""
+        row_objectives = [(w, part) for w, part in self.parts if isinstance(part, row_terms.RowObjective)]
+        terms = dict(row_terms.compute_terms(row_objectives, views, frozen, batch))
+        for _, part in self.parts:
+            if not isinstance(part, row_terms.RowObjective):
+                terms |= part(views, frozen, batch)
+        return terms

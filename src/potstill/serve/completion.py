@@ -1,0 +1,199 @@
+"""What a model says to a completion request, in the JSON shapes of OpenAI's legacy endpoint and of vLLM."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import GenerationConfig
+
+from potstill.core.errors import UsageError
+from potstill.core.types import Needs
+from potstill.data.packing import collate
+from potstill.evaluate.scoring_windows import get_max_context, inference_context
+from potstill.models.load import LoadedModel
+from potstill.models.signals import compute_signals
+from potstill.models.tokenizers.vocabulary import count_token_ids
+from potstill.serve.request import CompletionRequest
+
+CHUNK_ROWS = 256  # rows whose logits are alive at once
+MIN_LOGPROB = -9999.0  # a log-probability of -inf, which JSON does not know, as vLLM writes it
+
+
+class TokenLogprob(NamedTuple):
+    """A token where it stands: its log-probability and rank (1 is the likeliest), and the likeliest tokens there."""
+
+    token: int
+    log_p: float
+    rank: int
+    top_logprobs: Sequence[tuple[int, float]]
+
+    @property
+    def logprobs_by_token(self) -> dict[int, tuple[float, int]]:
+        """(log-probability, rank) by token: its own first, then the likeliest."""
+        top_entries = ((token, (log_p, rank)) for rank, (token, log_p) in enumerate(self.top_logprobs, 1))
+        return {self.token: (self.log_p, self.rank)} | {
+            other_token: logprob_and_rank for other_token, logprob_and_rank in top_entries if other_token != self.token
+        }
+
+
+class CompletionHandler:
+    """Answers one request at a time: requests wait for one another, the prompts of each are read one by one."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.vocabulary = count_token_ids(loaded.tokenizer)
+        self._lock = threading.Lock()
+        self.decode_token = lru_cache(maxsize=None)(self._decode_token)
+
+    def create_completion(self, request: CompletionRequest) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """(the choices, the usage).
+
+        Raises: UsageError for a prompt that is empty, too long, or holds an id that stands for no token.
+        """
+        prompts = [self._encode_prompt(prompt, request) for prompt in request.prompts]
+        with self._lock, inference_context(self.model):
+            results = [self._build_choice(index, ids, request) for index, ids in enumerate(prompts)]
+        num_prompt_tokens, num_completion_tokens = sum(map(len, prompts)), sum(num_tokens for _, num_tokens in results)
+        usage = {
+            "prompt_tokens": num_prompt_tokens,
+            "completion_tokens": num_completion_tokens,
+            "total_tokens": num_prompt_tokens + num_completion_tokens,
+        }
+        return [choice for choice, _ in results], usage
+
+    def _encode_prompt(self, prompt: str | list[int], request: CompletionRequest) -> list[int]:
+        if isinstance(prompt, str):
+            prompt = list(
+                self.tokenizer(prompt, add_special_tokens=request.add_special_tokens, verbose=False).input_ids
+            )
+        if not prompt:
+            raise UsageError("the prompt holds no token; write at least one word")
+        if max(prompt) >= self.vocabulary:
+            raise UsageError(f"the prompt holds the id {max(prompt)}; the ids here are 0 to {self.vocabulary - 1}")
+        if len(prompt) + request.tokens > get_max_context(self.model):
+            raise UsageError(
+                f"{len(prompt)} tokens of prompt and max_tokens={request.tokens} are more than the "
+                f"{get_max_context(self.model)} tokens of context that this model has; ask for less"
+            )
+        return prompt
+
+    def _build_choice(self, index: int, ids: list[int], request: CompletionRequest) -> tuple[dict[str, Any], int]:
+        """A choice, and how many tokens were written for it."""
+        completion, is_stopped = self._generate(ids, request)
+        text = self.tokenizer.decode([entry.token for entry in completion], skip_special_tokens=True)
+        prompt = request.prompts[index]
+        prompt_text = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
+        choice = {
+            "index": index,
+            "text": prompt_text + text if request.echo else text,
+            "logprobs": None if request.logprobs is None else self._build_logprobs(ids, completion, request),
+            "finish_reason": "stop" if is_stopped else "length",
+            "stop_reason": None,
+            "prompt_logprobs": self._build_prompt_logprobs(ids, request),
+        }
+        return choice, len(completion)
+
+    def _build_logprobs(
+        self, ids: list[int], completion: list[TokenLogprob], request: CompletionRequest
+    ) -> dict[str, Any]:
+        """OpenAI's parallel lists over the tokens of the answer, and with `echo` of the prompt before it."""
+        entries: list[TokenLogprob | None] = list(completion)
+        tokens = [entry.token for entry in completion]
+        if request.echo:
+            entries, tokens = [None, *self._score_prompt(ids, request.logprobs or 0), *completion], [*ids, *tokens]
+        texts = [self.decode_token(token) for token in tokens]
+        return {
+            "text_offset": list(accumulate(map(len, texts[:-1]), initial=0)) if texts else [],
+            "token_logprobs": [None if entry is None else clamp_logprob(entry.log_p) for entry in entries],
+            "tokens": texts,
+            "top_logprobs": [None if entry is None else self._build_top_logprobs(entry) for entry in entries],
+        }
+
+    def _build_top_logprobs(self, entry: TokenLogprob) -> dict[str, float]:
+        logprobs: dict[str, float] = {}
+        for token, (log_p, _) in entry.logprobs_by_token.items():
+            logprobs.setdefault(self.decode_token(token), clamp_logprob(log_p))
+        return logprobs
+
+    def _build_prompt_logprobs(self, ids: list[int], request: CompletionRequest) -> list[dict[str, Any] | None] | None:
+        """vLLM's `prompt_logprobs`: null for the first token, which nothing predicts."""
+        if request.prompt_logprobs is None:
+            return None
+        k = self.vocabulary if request.prompt_logprobs < 0 else request.prompt_logprobs
+        logprobs: list[dict[str, Any] | None] = [None]
+        for entry in self._score_prompt(ids, k):
+            logprobs.append(
+                {
+                    str(token): {
+                        "logprob": clamp_logprob(log_p),
+                        "rank": rank,
+                        "decoded_token": self.decode_token(token),
+                    }
+                    for token, (log_p, rank) in entry.logprobs_by_token.items()
+                }
+            )
+        return logprobs
+
+    def _score_prompt(self, ids: list[int], k: int) -> Iterator[TokenLogprob]:
+        """Every token of a prompt but the first, where it stands."""
+        if len(ids) == 1:
+            return
+        token_ids = torch.tensor(ids)
+        batch = collate([{"input_ids": token_ids, "labels": token_ids, "lengths": torch.tensor([len(ids)])}])
+        batch = {name: values.to(self.model.device) for name, values in batch.items()}
+        mask = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+        mask[0, -1] = False
+        outputs = compute_signals(self.model, batch, Needs(mask), vocabulary=self.vocabulary)
+        for rows, tokens in zip(outputs.rows.split(CHUNK_ROWS), token_ids[1:].split(CHUNK_ROWS), strict=True):
+            yield from compute_token_logprobs(outputs.logits(rows), tokens.tolist(), k)
+
+    def _generate(self, ids: list[int], request: CompletionRequest) -> tuple[list[TokenLogprob], bool]:
+        """What is written after a prompt, and whether it ends with a stop token."""
+        if not request.tokens:
+            return [], False
+        eos_token_id = self.model.generation_config.eos_token_id
+        eos_token_id = self.tokenizer.eos_token_id if eos_token_id is None else eos_token_id
+        sampling_options = {"temperature": request.temperature, "top_p": 1.0, "top_k": 0} if request.temperature else {}
+        config = GenerationConfig(
+            max_new_tokens=request.tokens,
+            do_sample=bool(request.temperature),
+            eos_token_id=eos_token_id,
+            pad_token_id=self.tokenizer.eos_token_id or 0,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **sampling_options,
+        )
+        prompt = torch.tensor([ids], device=self.model.device)
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=request.seed is not None):
+            if request.seed is not None:
+                torch.manual_seed(request.seed)
+            output = self.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+        tokens = output.sequences[0, len(ids) :].tolist()
+        logits = torch.cat(output.logits)[:, : self.vocabulary]
+        stop_tokens = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
+        return list(compute_token_logprobs(logits, tokens, request.logprobs or 0)), tokens[-1] in stop_tokens
+
+    def _decode_token(self, token: int) -> str:
+        return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+
+def compute_token_logprobs(logits: Float[Tensor, "N V"], tokens: Sequence[int], k: int) -> Iterator[TokenLogprob]:
+    """Every token in the distribution that its row of logits is."""
+    log_p = logits.float().log_softmax(-1)
+    token_log_p = log_p.gather(-1, torch.tensor(tokens, device=log_p.device)[:, None])
+    ranks = (log_p > token_log_p).sum(-1) + 1
+    values, ids = log_p.topk(min(k, log_p.shape[1]), -1)
+    columns = zip(tokens, token_log_p[:, 0].tolist(), ranks.tolist(), ids.tolist(), values.tolist(), strict=True)
+    for token, logprob, rank, top_ids, top_values in columns:
+        yield TokenLogprob(token, logprob, rank, list(zip(top_ids, top_values, strict=True)))
+
+
+def clamp_logprob(log_p: float) -> float:
+    """A log-probability as JSON can hold it."""
+    return max(log_p, MIN_LOGPROB)

@@ -1,0 +1,1 @@
+"""Objectives compared under equal conditions."""

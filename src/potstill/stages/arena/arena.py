@@ -1,0 +1,269 @@
+"""The arena: objectives against each other under equal conditions, each with several seeds; who is better is told."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from potstill.core.atomic_files import ARENA_FILE, check_output_free, recover_folder, write_text
+from potstill.core.device import get_dtype_name
+from potstill.core.errors import OutputExists, UnsupportedModel, UsageError
+from potstill.evaluate.scoring_windows import check_context
+from potstill.models.load import LoadedModel, load_model
+from potstill.objectives.model_info import ModelInfo, PairInfo
+from potstill.stages.arena.arm import Arm
+from potstill.stages.arena.report import publish
+from potstill.stages.arena.runs import (
+    ArenaRun,
+    check_same_origins,
+    clear_arena_folder,
+    explain_arena_interrupt,
+    free_memory,
+    read_arena_state,
+    train_run,
+)
+from potstill.stages.dataset import DatasetConfig, load_held_out_corpus
+from potstill.stages.distill.ensemble import check_single_teacher
+from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.timing import measure_seconds_per_step
+from potstill.stages.measure import MeasureConfig
+from potstill.stages.plan.plan import Plan
+from potstill.stages.prune import PruneConfig
+from potstill.stages.sequence import is_finished
+from potstill.stages.stage import (
+    check_output_not_input,
+    check_single_process,
+    explain_write_errors,
+    print_note,
+    to_plain_dict,
+)
+from potstill.teachers.http_client import is_address
+
+STUDENT_FOLDER = "student"  # the folder that every arm starts from, where it had to be pruned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arena:
+    """Each of `objectives` with each of `seeds`, on the teacher, student, text and settings of `common`.
+
+    The budget is one of `tokens`, the same for every arm, or `seconds` of training: an arm's steps are then what fits
+    into these, at the pace that a few of its steps were measured to have; all seeds of an arm get the same steps.
+    `prompts` are answered for ROUGE-L where the text asks something.
+    """
+
+    kind: ClassVar[str] = "arena"
+    common: DistillConfig
+    objectives: tuple[str, ...]
+    tokens: int | None = None
+    seconds: float | None = None
+    seeds: tuple[int, ...] = (1, 2, 3)
+    prompts: int = 20
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.seconds is None):
+            raise UsageError("a budget is needed, in tokens or in seconds: one of them")
+        if min(self.tokens or 1, self.seconds or 1) <= 0:
+            raise UsageError(f"the budget is {self.tokens or self.seconds}; it must be above 0")
+        teacher = check_single_teacher(self.common.teacher, "an arena")
+        if teacher is None or is_address(teacher) or self.common.teacher_cache is not None:
+            raise UsageError("an arena measures beside its teacher, which has to be here; give --teacher, a model")
+        if not self.objectives:
+            raise UsageError("an arena needs an objective; give --objectives, such as cross_entropy,forward_kl")
+        for label, candidates in (("arm", [arm.folder_name for arm in self.arms]), ("seed", self.seeds)):
+            if duplicates := [candidate for candidate in candidates if list(candidates).count(candidate) > 1]:
+                raise UsageError(f"the {label} {duplicates[0]} is there twice; name each once")
+        for arm in self.arms:
+            if equivalents := [
+                candidate.name for candidate in self.arms if candidate is not arm and candidate.is_equivalent(arm)
+            ]:
+                raise UsageError(f"the arms {arm.name} and {equivalents[0]} are one and the same; name it once")
+        if self.seconds is not None and (rollout_arms := [arm.name for arm in self.arms if arm.rollout.is_enabled]):
+            raise UsageError(
+                f"how long the arm {rollout_arms[0]} takes depends on the student's answers; give a budget in tokens"
+            )
+        if not self.seeds or min(self.seeds) < 0:
+            raise UsageError(f"the seeds are {list(self.seeds)}; at least one is needed, and none below 0")
+
+    @cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        """The contestants; building them refuses what is no objective."""
+        return tuple(Arm.parse(text, self.common) for text in self.objectives)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stage as plain data."""
+        return to_plain_dict(self)
+
+    def run(self, out: Path, *, overwrite: bool = False, resume: bool = False, show: bool = True) -> dict[str, Any]:
+        """Trains every arm into `out`/ARM-seedN, measures them all, and writes `arena.json`, README.md and a chart.
+
+        With `resume` finished arms stay as they are; objectives and seeds may have been added.
+
+        Raises:
+            UsageError, NotFound, VocabularyMismatch, OutputExists: before anything is written.
+            Interrupted, TrainingDiverged, ArtefactError: what is finished stays, and --resume goes on.
+        """
+        check_single_process()
+        saved_state = self._check_output_folder(out, overwrite=overwrite, resume=resume)
+        self.check_compatibility()
+        with explain_write_errors(out), explain_arena_interrupt(out):
+            if overwrite:
+                clear_arena_folder(out)
+            state = saved_state or {"dtype": get_dtype_name(self.common.compute_dtype(None)), "tokens": {}}
+            common = dataclasses.replace(self.common, dtype=state["dtype"])
+            self._write_results(out, state)
+            student = prepare_student(common, out)
+            self._assign_tokens(out, state, common, student)
+            runs = [self._make_run(out, arm, seed, state, common, student) for seed in self.seeds for arm in self.arms]
+            for index, arena_run in enumerate(runs, 1):
+                tokens = arena_run.stage.settings.tokens
+                print_note(f"arm {index} of {len(runs)}: {arena_run.arm}, seed {arena_run.seed}, {tokens:,} tokens")
+                train_run(arena_run, show=show)
+            check_same_origins(runs)
+            return self._publish(out, runs, state, common, student)
+
+    def check_compatibility(self) -> None:
+        """Refuse, before anything is trained, an objective or a context that is not for this teacher and student.
+
+        Every arm's objective is built once, so that one which cannot be is refused too.
+
+        Raises: VocabularyMismatch, UsageError, UnsupportedModel, NotFound.
+        """
+        teacher = self._load_model(str(self.common.teacher))
+        student = teacher if self.common.student is None else self._load_model(self.common.student)
+        check_context(self.common.settings.context, teacher.model, student.model)
+        pair_info = PairInfo(ModelInfo(student.model, student.tokenizer), ModelInfo(teacher.model, teacher.tokenizer))
+        objectives = {(config.name, *config.options.items()): config for config in (arm.objective for arm in self.arms)}
+        for objective in objectives.values():
+            objective.check_tokenizers(same_tokenizer=pair_info.num_shared_ids is not None)
+            objective.build(pair_info if objective.needs_teacher_model else None)
+
+    def count_tokens(self, arm: Arm, common: DistillConfig, student: str) -> int:
+        """The tokens that an arm trains on."""
+        if self.seconds is None:
+            assert self.tokens is not None
+            return self.tokens
+        settings = common.settings
+        stage = arm.make_stage(common, student=student, tokens=settings.batch_tokens, seed=self.seeds[0])
+        step_seconds = measure_seconds_per_step(stage)
+        free_memory(common.device)
+        steps = max(1, round(self.seconds / step_seconds))
+        print_note(f"{arm.name}: {step_seconds:.2f} s a step, so {steps:,} steps in {self.seconds:,.0f} s")
+        return steps * settings.packs_per_step * settings.context
+
+    def estimate(self) -> dict[str, Any]:
+        """What `run` would do, at the pace of a rough plan without steps; nothing is trained or written.
+
+        An arm's seconds (or tokens, of a budget in seconds) are None for a family that no plan knows.
+        """
+        self.check_compatibility()
+        measured_seconds: dict[str, float | None] = {}
+        arms = []
+        for arm in self.arms:
+            stage = arm.make_stage(
+                self.common, student=self.common.student, tokens=self.tokens or 1, seed=self.seeds[0]
+            )
+            cost_key = arm.objective.name if arm.objective.needs_teacher_model else str(arm.objective.uses_teacher)
+            if cost_key not in measured_seconds:
+                measured_seconds[cost_key] = estimate_seconds_per_step(stage)
+            step_seconds, tokens, seconds = measured_seconds[cost_key], self.tokens, self.seconds
+            tokens_per_step = stage.settings.packs_per_step * stage.settings.context
+            if step_seconds is not None:
+                tokens = tokens_per_step * max(1, round(seconds / step_seconds)) if seconds is not None else tokens
+                seconds = stage.settings.steps * step_seconds if seconds is None else seconds
+            arms.append({"arm": arm.name, "seeds": list(self.seeds), "tokens": tokens, "seconds": seconds})
+        return {**self.to_dict(), "arms": arms}
+
+    def _load_model(self, name: str) -> LoadedModel:
+        common = self.common
+        return load_model(name, allow_pickle=common.allow_pickle, trust_remote_code=common.trust_remote_code)
+
+    def _check_output_folder(self, out: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
+        """What an arena that is resumed had settled; refuses a folder that is not free, or another arena's."""
+        if resume and overwrite:
+            raise UsageError("--resume continues the arena in the folder and --overwrite discards it; give one of them")
+        common, state = self.common, None
+        check_output_not_input(out, common.single_teacher, common.student, common.data, common.eval_data)
+        has_files = out.is_dir() and any(out.iterdir())
+        if has_files and (overwrite or resume) and not (out / ARENA_FILE).is_file():
+            raise OutputExists(f"{out} holds no arena, so it is neither resumed nor replaced; choose another --out")
+        if has_files and resume:
+            state = read_arena_state(out, self.to_dict())
+        check_output_free(out, overwrite=overwrite or resume)
+        return state
+
+    def _assign_tokens(self, out: Path, state: dict[str, Any], common: DistillConfig, student: str) -> None:
+        """Finds out the tokens of arms that have none yet, and writes down what every one gets."""
+        for arm in self.arms:
+            if arm.name not in state["tokens"]:
+                state["tokens"][arm.name] = self.count_tokens(arm, common, student)
+                self._write_results(out, state)
+
+    def _make_run(
+        self, out: Path, arm: Arm, seed: int, state: Mapping[str, Any], common: DistillConfig, student: str
+    ) -> ArenaRun:
+        stage = arm.make_stage(common, student=student, tokens=state["tokens"][arm.name], seed=seed)
+        return ArenaRun(arm.name, seed, out / f"{arm.folder_name}-seed{seed}", stage)
+
+    def _write_results(self, out: Path, state: Mapping[str, Any], **sections: Any) -> dict[str, Any]:
+        result = {"stage": self.to_dict(), "settled": dict(state), **sections}
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / ARENA_FILE, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        return result
+
+    def _publish(
+        self, out: Path, runs: Sequence[ArenaRun], state: Mapping[str, Any], common: DistillConfig, student: str
+    ) -> dict[str, Any]:
+        """Measures the teacher, the student as it began and every arm on the same documents, and writes it all."""
+        free_memory(common.device)
+        dataset_config = DatasetConfig(data=common.data, eval_data=common.eval_data, columns=common.columns)
+        corpus = load_held_out_corpus(dataset_config)
+        results = MeasureConfig(
+            models=tuple(dict.fromkeys((str(common.teacher), student, *(str(arena_run.folder) for arena_run in runs)))),
+            teacher=common.single_teacher,
+            documents=common.documents,
+            context=common.settings.context,
+            prompts=self.prompts,
+            speed=False,
+            device=common.device,
+            dtype=common.dtype,
+            allow_pickle=common.allow_pickle,
+            trust_remote_code=common.trust_remote_code,
+        ).evaluate_models(corpus)
+        baselines = {"teacher": results[str(common.teacher)], "before training": results[student]}
+        summary = publish(out, runs, results, baselines, budget=self.budget_text)
+        data = {"name": corpus.name, "digest": corpus.digest, "documents": common.documents}
+        return self._write_results(out, state, data=data, **summary)
+
+    @property
+    def budget_text(self) -> str:
+        """The budget in words."""
+        return f"{self.tokens:,} tokens" if self.tokens is not None else f"{self.seconds:,.0f} s of training"
+
+
+def prepare_student(common: DistillConfig, out: Path) -> str:
+    """The folder of the student that every arm starts from: the one that is given, or one that is pruned here, once."""
+    if common.student is not None:
+        return common.student
+    field_names = {field.name for field in dataclasses.fields(PruneConfig)} & {
+        field.name for field in dataclasses.fields(common)
+    }
+    options = {name: getattr(common, name) for name in field_names}
+    stage = PruneConfig(model=str(common.teacher), seed=common.settings.seed, **options)
+    folder = out / STUDENT_FOLDER
+    recover_folder(folder)
+    if not is_finished(folder, stage):
+        print_note(f"pruning the student that all arms start from, into {folder}")
+        stage.run(folder, overwrite=True)
+        free_memory(common.device)
+    return str(folder)
+
+
+def estimate_seconds_per_step(stage: DistillConfig) -> float | None:
+    """Seconds of a step as `potstill plan --no-measure` says; None for a family that it does not know."""
+    try:
+        return float(Plan(distill=stage, measure=False).run()["time"]["seconds_per_step"])
+    except UnsupportedModel:
+        return None

@@ -1,0 +1,129 @@
+"""The folder of an arena: one training for each arm and seed in it, begun, finished, continued, or of another arena."""
+
+import contextlib
+import gc
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from potstill.core.atomic_files import ARENA_FILE, CARD_FILE, TRAINING_FOLDER, read_card
+from potstill.core.device import resolve_device, trim_memory
+from potstill.core.errors import ArtifactError, Interrupted, UsageError
+from potstill.stages.distill.run import DistillConfig
+from potstill.stages.run_folder import has_checkpoint
+from potstill.stages.sequence import is_finished
+from potstill.stages.stage import reproducible_options
+from potstill.train.callbacks import reset_peak_memory
+
+README_FILE, CHART_FILE = "README.md", "arena.png"
+EXTENSIBLE_FIELDS = ("objectives", "seeds", "prompts")  # what an arena that is resumed may have otherwise
+
+
+class ArenaRun(NamedTuple):
+    """One arm with one seed, the folder of the student that it makes, and how it is made."""
+
+    arm: str
+    seed: int
+    folder: Path
+    stage: DistillConfig
+
+
+def train_run(arena_run: ArenaRun, *, show: bool) -> None:
+    """One arm with one seed, unless its folder holds it already; begun ones go on.
+
+    Raises: ArtefactError where the folder holds another training; what `Distill.run` raises.
+    """
+    if is_finished(arena_run.folder, arena_run.stage):
+        return
+    if (arena_run.folder / CARD_FILE).is_file() and not (arena_run.folder / TRAINING_FOLDER).is_dir():
+        raise ArtifactError(f"{arena_run.folder} holds a student of another arena; remove it, or choose another --out")
+    can_resume = has_checkpoint(arena_run.folder)
+    arena_run.stage.run(arena_run.folder, resume=can_resume, overwrite=not can_resume, show=show)
+    free_memory(arena_run.stage.device)
+
+
+def check_same_origins(runs: Sequence[ArenaRun]) -> None:
+    """Refuse to compare students whose models or texts had one name and were not the same.
+
+    Raises: ArtefactError.
+    """
+    first, *following = ((arena_run, _read_origins(arena_run.folder)) for arena_run in runs)
+    for arena_run, origins in following:
+        if origins != first[1]:
+            raise ArtifactError(
+                f"{arena_run.folder} and {first[0].folder} were not made from the same models and text, which "
+                f"have changed "
+                f"in between; run again with --overwrite"
+            )
+
+
+def _read_origins(folder: Path) -> list[Any]:
+    card = read_card(folder)
+    return [[parent["digest"] for parent in card["parents"]], card["data"]["text_digest"]]
+
+
+def read_arena_state(out: Path, stage: Mapping[str, Any]) -> dict[str, Any]:
+    """What the arena in `out` settled when it began, if it is the same as `stage` but for arms and seeds.
+
+    Raises: UsageError, ArtefactError.
+    """
+    try:
+        contents = json.loads((out / ARENA_FILE).read_text(encoding="utf-8"))
+        state, saved_stage = dict(contents["settled"]), dict(contents["stage"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{out / ARENA_FILE} cannot be read ({error}); start again with --overwrite") from error
+    current_fields = dict(_flatten(reproducible_options(stage)))
+    for name, value in _flatten(reproducible_options(saved_stage)):
+        if name not in EXTENSIBLE_FIELDS and current_fields.get(name) != value:
+            raise UsageError(
+                f"the arena in {out} was begun with {name.split('.')[-1]} {value}, and now it is "
+                f"{current_fields.get(name)}; give "
+                f"what it was, or --overwrite"
+            )
+    return state
+
+
+def _flatten(stage: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in stage.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, prefix=f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def clear_arena_folder(out: Path) -> None:
+    """Removes what an arena made in its folder, and nothing else."""
+    for child in out.iterdir() if out.is_dir() else ():
+        if child.is_dir() and ((child / CARD_FILE).is_file() or (child / TRAINING_FOLDER).is_dir()):
+            shutil.rmtree(child)
+        elif child.name in (ARENA_FILE, README_FILE, CHART_FILE):
+            child.unlink()
+
+
+def free_memory(device: str) -> None:
+    """What the last arm held goes back, so that the next one's peak is its own."""
+    gc.collect()
+    trim_memory()
+    device_type = resolve_device(device).type
+    if device_type == "cuda":
+        torch.cuda.empty_cache()
+    reset_peak_memory(device_type)
+
+
+@contextlib.contextmanager
+def explain_arena_interrupt(out: Path) -> Iterator[None]:
+    """Says that an arena that was stopped goes on.
+
+    Raises: Interrupted for KeyboardInterrupt.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as interrupt:
+        num_finished = len(
+            [card for card in out.glob(f"*-seed*/{CARD_FILE}") if not (card.parent / TRAINING_FOLDER).is_dir()]
+        )
+        raise Interrupted(f"stopped; {num_finished} arms are finished in {out}, and --resume goes on") from interrupt

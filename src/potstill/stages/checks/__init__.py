@@ -1,0 +1,1 @@
+"""Checks of a teacher, a student and a data set before training."""

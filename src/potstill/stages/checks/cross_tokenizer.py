@@ -1,0 +1,252 @@
+"""A pair with two tokenizers, examined: each network in its own tokens, and how the two readings belong together.
+
+Each network is a `World` of its own, whose loss is the cross-entropy of the text as that network reads it. The checks
+here look at what both read: is it one text, and does what is aligned stand for the same bytes? They join the bytes that
+tokens stand for and know nothing of spans or of how the alignment was found.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from potstill.core.types import ALIGNED_GROUPS, ALIGNED_PAIRS, Batch, get_view, supervised_positions
+from potstill.data.cross_tokenizer.packs import TokenizerInfo, translate_windows
+from potstill.data.cross_tokenizer.token_spans import locate_tokens
+from potstill.objectives.config import CROSS_ENTROPY
+from potstill.stages.checks.byte_text import (
+    abbreviate,
+    is_contained,
+    is_same_bytes,
+    join_groups,
+    strip_untrained,
+    supervised_text,
+    target_bytes,
+)
+from potstill.stages.checks.report import (
+    FAIL,
+    NOTE,
+    PASS,
+    Check,
+    CheckInputs,
+    Invariant,
+    relative_difference,
+    run_checks,
+)
+from potstill.stages.checks.same_tokenizer import (
+    check_finite_differences,
+    check_gradient_accumulation,
+    check_label_mask,
+    check_lm_head_reproduced,
+    check_loss_matches_reference,
+    check_packing_isolation,
+    check_repeatability,
+    check_stop_token,
+)
+from potstill.train.training_module import TrainingModule
+
+MIN_ALIGNED_SHARE = 0.9  # below this share of aligned tokens it is said that there are few
+MAX_SAMPLED = 16  # packs, and of them documents, that are looked at
+MIN_STOP_SHARE = 0.5  # of the answers, at least this share has to end for the teacher
+MIN_SAME_TEXT_SHARE = 0.9  # of the documents, at least this share has to be the same text for both
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossTokenizerInputs:
+    """What is checked: both networks as worlds of their own, what is trained, and some of the text as both read it.
+
+    `documents` are short ones, each a batch, and `batch` the same ones in one pass; `whole` are packs as they are
+    trained on, and `share` is that of their trained tokens which are aligned. `whole` stays where it was made.
+    """
+
+    student: CheckInputs
+    teacher: CheckInputs
+    readers: tuple[TokenizerInfo, TokenizerInfo]
+    module: TrainingModule
+    documents: Sequence[Batch]
+    batch: Batch
+    full_packs: Batch
+    aligned_share: float
+
+    @property
+    def model_views(self) -> Iterator[tuple[Batch, TokenizerInfo]]:
+        """What each network reads, and by which tokenizer."""
+        return zip((get_view(self.full_packs, name) for name in ("student", "teacher")), self.readers, strict=True)
+
+
+CrossTokenizerCheck = Callable[[CrossTokenizerInputs], Check | None]
+
+
+def run_cross_tokenizer_checks(inputs: CrossTokenizerInputs, *, quick: bool = False) -> Iterator[Check]:
+    """Every check of a pair with two tokenizers: those of both readings, then those of either network by itself."""
+    yield from run_checks(inputs, QUICK_PAIR_CHECKS if quick else PAIR_CHECKS)
+    student_checks = [*MODEL_CHECKS, check_stop_token, *(() if quick else STUDENT_CHECKS)]
+    for model_inputs, checks in ((inputs.student, student_checks), (inputs.teacher, MODEL_CHECKS)):
+        for check in run_checks(model_inputs, checks):
+            yield replace(check, name=f"{check.name} ({model_inputs.role})")
+
+
+def check_same_text(inputs: CrossTokenizerInputs) -> Check:
+    """What the teacher is asked about is text that the student is trained on, byte for byte."""
+    texts = [supervised_text(batch, reader) for batch, reader in inputs.model_views]
+    mismatches = [pair for pair in zip(*texts, strict=True) if not is_contained(*pair)]
+    same_share = 1 - len(mismatches) / len(texts[0])
+    example = "".join(f"; {abbreviate(a)} is {abbreviate(b)} for the teacher" for a, b in mismatches[:1])
+    passed = same_share >= MIN_SAME_TEXT_SHARE
+    return Check(
+        name="same text",
+        outcome=FAIL if not passed else NOTE if mismatches else PASS,
+        found=f"in {same_share:.1%} of {len(texts[0])} documents{example}",
+        why="a teacher whose tokenizer rewrites the text is asked about another one",
+        remedy="" if passed else "take a teacher whose tokenizer keeps the text as it is, letter case and spaces too",
+    )
+
+
+def check_aligned_tokens(inputs: CrossTokenizerInputs) -> Check:
+    """How many of the student's trained tokens the teacher has too."""
+    is_sufficient = inputs.aligned_share >= MIN_ALIGNED_SHARE
+    caveat = "" if is_sufficient else "; at the others an objective at aligned tokens learns nothing from the teacher"
+    return Check(
+        name="aligned tokens",
+        outcome=PASS if is_sufficient else NOTE,
+        found=f"{inputs.aligned_share:.1%} of those trained on{caveat}",
+        why="only there do both predict the same bytes",
+    )
+
+
+def check_aligned_bytes(inputs: CrossTokenizerInputs) -> Check:
+    """What is aligned, single tokens and runs of them, stands for the same bytes of the same document."""
+    (student_batch, student_reader), (teacher_batch, teacher_reader) = inputs.model_views
+    student_bytes, teacher_bytes = (
+        target_bytes(student_batch, student_reader),
+        target_bytes(teacher_batch, teacher_reader),
+    )
+    token_pairs = [(student_bytes[a], teacher_bytes[b]) for a, b in inputs.full_packs[ALIGNED_PAIRS].T.tolist()]
+    groups = [
+        join_groups(row_bytes, inputs.full_packs[key].tolist())
+        for row_bytes, key in zip((student_bytes, teacher_bytes), ALIGNED_GROUPS, strict=True)
+    ]
+    group_pairs = [
+        (groups[0].get(number, b""), groups[1].get(number, b""))
+        for number in sorted(groups[0].keys() | groups[1].keys())
+    ]
+    documents = [
+        supervised_positions(batch)[2][rows]
+        for batch, rows in zip((student_batch, teacher_batch), inputs.full_packs[ALIGNED_PAIRS], strict=True)
+    ]
+    mismatches = [pair for pair in token_pairs + group_pairs if not is_same_bytes(*pair)]
+    passed = not mismatches and torch.equal(*documents)
+    counts_text = f"{len(token_pairs):,} tokens and {len(group_pairs):,} runs of them"
+    example = f", such as {mismatches[0][0]!r} and {mismatches[0][1]!r}" if mismatches else ""
+    return Check.from_result(
+        "same bytes",
+        passed,
+        finding=counts_text if passed else f"{len(mismatches):,} of {counts_text} are not{example}",
+        why="a row that learns from another token's row learns something else in silence",
+    )
+
+
+def check_self_alignment(inputs: CrossTokenizerInputs) -> Check | None:
+    """A tokenizer beside itself has every token aligned with itself."""
+    counts_by_text = [
+        _count_misaligned(strip_untrained(text), reader)
+        for batch, reader in inputs.model_views
+        for text in supervised_text(batch, reader)[:MAX_SAMPLED]
+    ]
+    num_misaligned, num_tokens = (sum(counts) for counts in zip(*counts_by_text, strict=True))
+    if not num_tokens:
+        return None
+    return Check.from_result(
+        "aligned with itself",
+        not num_misaligned,
+        finding=f"all {num_tokens:,} tokens"
+        if not num_misaligned
+        else f"{num_misaligned:,} of {num_tokens:,} tokens are not",
+        why="an alignment that is off by one shows here, whatever the other tokenizer is",
+    )
+
+
+def _count_misaligned(text: str, reader: TokenizerInfo) -> tuple[int, int]:
+    """How many tokens of `text` are not aligned with themselves, of how many that stand for some of it.
+
+    None of a text that does not come back: one that gets a space in front, or is rewritten, is read otherwise then.
+    """
+    ids = locate_tokens([text], reader.tokenizer, reader.pieces, add_special_tokens=False)[0].ids
+    if not len(ids):
+        return 0, 0
+    plain_reader = reader._replace(chat_markers=None)
+    (translation,) = translate_windows([(ids, ids)], plain_reader, plain_reader)
+    offset = len(translation.input_ids) - len(ids)
+    if offset < 0 or not torch.equal(translation.input_ids[offset:], ids):
+        return 0, 0
+    token_bytes = [b"" if i in reader.pieces.special_ids else reader.pieces.by_id[i] for i in ids.tolist()]
+    if reader.adds_dummy_prefix and token_bytes[0] == b" ":
+        token_bytes[0] = b""  # put in front by the tokenizer; in no text
+    expected = [position for position, piece in enumerate(token_bytes) if piece]
+    return len(
+        {(position, position + offset) for position in expected} - set(map(tuple, translation.equal_tokens.tolist()))
+    ), len(expected)
+
+
+def check_teacher_stop_token(inputs: CrossTokenizerInputs) -> Check | None:
+    """What the student is trained to end its answers with, the teacher ends them with too."""
+    if inputs.teacher.kind == "text":
+        return None
+    passed, has_cross_entropy = inputs.teacher.stop_share >= MIN_STOP_SHARE, CROSS_ENTROPY in inputs.module.term_names
+    caveat = "" if passed or not has_cross_entropy else "; at the others cross-entropy alone teaches it"
+    return Check(
+        name="stop token taught",
+        outcome=PASS if passed else NOTE if has_cross_entropy else FAIL,
+        found=f"in {inputs.teacher.stop_share:.0%} of the answers{caveat}",
+        why="a student that is never taught to stop runs on when it is asked",
+        remedy=""
+        if passed or has_cross_entropy
+        else "take a teacher with an end-of-text token, or a --cross-entropy above 0",
+    )
+
+
+def check_deterministic_teacher(inputs: CrossTokenizerInputs) -> Check:
+    """The objective gives the same twice, whatever mode the teacher was left in."""
+    return check_repeatability(
+        inputs.teacher.student, lambda: _compute_sums(inputs, inputs.batch), tolerance=inputs.student.tolerance
+    )
+
+
+def check_per_document_sums(inputs: CrossTokenizerInputs) -> Check | None:
+    """The objective's sums over some documents are those of each document in a pass of its own."""
+    if not inputs.module.objective.additive:
+        return None
+    difference = relative_difference(
+        torch.stack([_compute_sums(inputs, document) for document in inputs.documents]).sum(0),
+        _compute_sums(inputs, inputs.batch),
+    )
+    return Check.from_result(
+        "documents add up",
+        difference <= inputs.student.tolerance,
+        finding=f"within {difference:.1e}",
+        why="packing, rows of another document and means of means all show here",
+    )
+
+
+def _compute_sums(inputs: CrossTokenizerInputs, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        sums: Tensor = inputs.module(**batch)["sums"].double().cpu()
+    return sums
+
+
+QUICK_PAIR_CHECKS: Sequence[CrossTokenizerCheck] = (
+    check_same_text,
+    check_aligned_tokens,
+    check_aligned_bytes,
+    check_self_alignment,
+    check_teacher_stop_token,
+)
+PAIR_CHECKS: Sequence[CrossTokenizerCheck] = (*QUICK_PAIR_CHECKS, check_per_document_sums, check_deterministic_teacher)
+MODEL_CHECKS: Sequence[Invariant] = (
+    check_lm_head_reproduced,
+    check_packing_isolation,
+    check_loss_matches_reference,
+    check_label_mask,
+)
+STUDENT_CHECKS: Sequence[Invariant] = (check_gradient_accumulation, check_finite_differences)

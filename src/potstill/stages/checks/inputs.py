@@ -1,0 +1,173 @@
+"""What is examined, made from packs that are about to be trained on: a pair with one tokenizer, or with two."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from potstill.core.types import IGNORE, Batch, get_view
+from potstill.data.cross_tokenizer.packs import compute_aligned_share
+from potstill.data.packing import Pack, Packs, collate
+from potstill.models.load import LoadedModel
+from potstill.objectives.logit_distillation import LogitDistillation
+from potstill.stages.checks.cross_tokenizer import MAX_SAMPLED, CrossTokenizerInputs
+from potstill.stages.checks.report import FORWARD_KL, CheckInputs
+from potstill.stages.model_pair import ModelPair
+from potstill.teachers.cached import TeacherCache
+from potstill.train.training_module import TrainingModule
+
+NUM_DOCUMENTS, MAX_DOCUMENT_TOKENS = 3, 48  # of the small batch: enough for packing to show, and a second on a laptop
+
+
+def build_check_inputs(
+    packs: Packs,
+    *,
+    student: PreTrainedModel,
+    student_tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedModel | None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    vocabulary: int,
+    kind: str,
+    compute_dtype: torch.dtype,
+    cache: TeacherCache | None = None,
+    logit_objective: LogitDistillation = FORWARD_KL,
+) -> CheckInputs:
+    """What is examined, from packs that are about to be trained on."""
+    return CheckInputs(
+        student=student,
+        student_tokenizer=student_tokenizer,
+        teacher=teacher,
+        teacher_tokenizer=teacher_tokenizer,
+        vocabulary=vocabulary,
+        batch=_move_to_device(collate(sample_documents(packs)), student.device),
+        full_pack=_move_to_device(collate([packs[0]]), student.device),
+        kind=kind,
+        stop_share=compute_stop_share(packs, find_stop_ids(student_tokenizer, student)),
+        trained_share=packs.num_trained / (packs.num_tokens - len(packs.lengths)),
+        compute_dtype=compute_dtype,
+        cache=cache,
+        logit_objective=logit_objective,
+    )
+
+
+def build_cross_tokenizer_inputs(
+    pair: ModelPair, packs: Packs, module: TrainingModule, *, kind: str
+) -> CrossTokenizerInputs:
+    """What is examined of a pair with two tokenizers, from the packs and the study that are about to be trained."""
+    teacher, paired_packs, vocabularies, device = (
+        pair.teacher,
+        pair.prepare_packs(packs),
+        module.vocabulary,
+        pair.student.device,
+    )
+    assert isinstance(teacher, LoadedModel)
+    assert isinstance(vocabularies, Mapping)
+    documents = [paired_packs.add_teacher_inputs(item) for item in sample_documents(packs)]
+    full_packs = collate([paired_packs[i] for i in range(min(MAX_SAMPLED, len(packs)))])
+    student = build_check_inputs(
+        packs,
+        student=pair.student,
+        student_tokenizer=pair.origin.tokenizer,
+        teacher=None,
+        teacher_tokenizer=None,
+        vocabulary=vocabularies["student"],
+        kind=kind,
+        compute_dtype=module.compute_dtype,
+    )
+    teacher_batch, stop_sets = (
+        get_view(full_packs, "teacher"),
+        [find_stop_ids(item.tokenizer, item.model) for item in (pair.origin, teacher)],
+    )
+    labels = teacher_batch["labels"][teacher_batch["documents"] >= 0]
+    return CrossTokenizerInputs(
+        student=student,
+        teacher=replace(
+            student,
+            student=teacher.model,
+            student_tokenizer=teacher.tokenizer,
+            vocabulary=vocabularies["teacher"],
+            batch=_move_to_device(get_view(collate(documents), "teacher"), device),
+            full_pack=_move_to_device(teacher_batch, device),
+            stop_share=compute_shared_stop_share(full_packs, *stop_sets),
+            trained_share=float((labels != IGNORE).float().mean()),
+            role="teacher",
+        ),
+        readers=(paired_packs.student, paired_packs.teacher),
+        module=module,
+        documents=[_move_to_device(collate([item]), device) for item in documents],
+        batch=_move_to_device(collate(documents), device),
+        full_packs=full_packs,
+        aligned_share=compute_aligned_share(paired_packs, max_packs=MAX_SAMPLED),
+    )
+
+
+def compute_shared_stop_share(batch: Batch, student_stops: set[int], teacher_stops: set[int]) -> float:
+    """The share of the documents that end in a trained stop token for the student which do for the teacher too."""
+    model_batches = zip(
+        (get_view(batch, name) for name in ("student", "teacher")), (student_stops, teacher_stops), strict=True
+    )
+    student_ends, teacher_ends = (
+        [last in stops for last in _list_last_trained_tokens(model_batch)] for model_batch, stops in model_batches
+    )
+    matches = [teacher_end for student_end, teacher_end in zip(student_ends, teacher_ends, strict=True) if student_end]
+    return sum(matches) / max(len(matches), 1)
+
+
+def _list_last_trained_tokens(batch: Batch) -> list[int]:
+    """The last trained token of each document."""
+    labels, documents = batch["labels"][0], batch["documents"][0]
+    return [
+        _get_last_trained_token(document_labels.numpy())
+        for document_labels in labels.split(torch.bincount(documents).tolist())
+    ]
+
+
+def sample_documents(packs: Packs) -> list[Pack]:
+    """Some short documents of the packs; of a longer one, a stretch that holds tokens to train on."""
+    stretches = (_cut_document(*document) for index in range(len(packs)) for document in _split_documents(packs[index]))
+    return list(islice(stretches, NUM_DOCUMENTS))
+
+
+def _split_documents(pack: Pack) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids and labels of each document of a pack."""
+    return zip(*(pack[name].split(pack["lengths"].tolist()) for name in ("input_ids", "labels")), strict=True)
+
+
+def _cut_document(ids: Tensor, labels: Tensor) -> Pack:
+    """A document from before its first trained token on."""
+    start = int((labels != IGNORE).nonzero()[0]) - 1
+    ids, labels = ids[start : start + MAX_DOCUMENT_TOKENS], labels[start : start + MAX_DOCUMENT_TOKENS].clone()
+    labels[0] = IGNORE
+    return {"input_ids": ids, "labels": labels, "lengths": torch.tensor([len(ids)])}
+
+
+def find_stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
+    """The ids with which an answer may end: end of text, those of the model's generation, and other special tokens."""
+    eos_token_id = getattr(model.generation_config, "eos_token_id", None)
+    eos_ids = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
+    special_ids = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    return {i for i in (*eos_ids, *special_ids, *tokenizer.all_special_ids) if i is not None}
+
+
+def compute_stop_share(packs: Packs, stops: set[int]) -> float:
+    """The share of documents, of those that were not cut, whose last trained token is one of `stops`."""
+    ends = packs.lengths.cumsum()
+    has_stopped = [
+        _get_last_trained_token(packs.labels[end - size : end]) in stops
+        for end, size in zip(ends.tolist(), packs.lengths.tolist(), strict=True)
+        if size < packs.length
+    ]
+    return sum(has_stopped) / max(len(has_stopped), 1)
+
+
+def _get_last_trained_token(labels: Any) -> int:
+    trained_labels = labels[labels != IGNORE]
+    return int(trained_labels[-1]) if len(trained_labels) else IGNORE
+
+
+def _move_to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: values.to(device) for name, values in batch.items()}

@@ -1,0 +1,279 @@
+"""A teacher's answers to the prompts of a data set, as a data set: sequence-level distillation trains on them.
+
+    potstill generate TEACHER --data D --out answers
+    potstill distill --teacher TEACHER --student S --data answers --objective cross_entropy --out student
+
+The folder holds `train.jsonl` with what the teacher answers to the training prompts (of a chat, to what comes before
+its first answer, so that no other answer is trained on), and `validation.jsonl` with the data's own held-out answers,
+so that a student of either is measured on the same text.
+
+Source: Kim and Rush, "Sequence-Level Knowledge Distillation" (arXiv:1606.07947), section 3.2. Departs from the paper:
+answers are greedy or sampled, not searched by beam.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from potstill.core.atomic_files import (
+    TRAINING_FOLDER,
+    Card,
+    atomic_folder,
+    check_output_free,
+    read_card,
+    recover_folder,
+    remove_leftovers,
+    write_text,
+)
+from potstill.core.device import resolve_device, resolve_dtype
+from potstill.core.errors import ArtifactError, DataError, Interrupted, OutputExists, UsageError
+from potstill.data.chat_template import ChatTemplate
+from potstill.data.corpus import Corpus, load_corpus
+from potstill.decode.sampling import Sampling, complete
+from potstill.evaluate.rouge import build_question
+from potstill.evaluate.scoring_windows import get_max_context, inference_context
+from potstill.models.load import LoadedModel, load_model
+from potstill.models.tokenizers.vocabulary import count_token_ids
+from potstill.stages.dataset import parse_columns
+from potstill.stages.distill.rollouts import get_stop_tokens
+from potstill.stages.stage import (
+    check_output_not_input,
+    check_single_process,
+    explain_write_errors,
+    get_command,
+    make_parent,
+    to_plain_dict,
+)
+from potstill.train.rollouts.on_policy import make_generator
+from potstill.train.run import compute_run_id
+
+PROMPTS_PER_PART = 64  # prompts of a part; what is whole of them stays when the stage is stopped
+IDENTITY_FILE = "identity.txt"
+SPLITS = ("train", "validation")
+MAX_VALIDATION_DOCUMENTS = 1000  # documents of the validation set, at most
+EMPTY_ANSWER, TRUNCATED_ANSWER, PROMPT_TOO_LONG, NO_PROMPT = (
+    "an empty answer",
+    "an answer that did not end",
+    "a prompt too long",
+    "no prompt",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateDatasetConfig:
+    """What `model` answers to the first `documents` prompts of `data` (0: to all), greedily or at a `temperature`.
+
+    An answer that is empty, or has not ended after `max_tokens`, is left out and counted. Each document has noise of
+    its own, so what is answered depends on the seed alone.
+    """
+
+    kind: ClassVar[str] = "answers"
+    model: str
+    data: str
+    columns: str = ""
+    documents: int = 0
+    max_tokens: int = 128
+    temperature: float = 0.0
+    batch: int = 8
+    seed: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("documents", 0), ("max_tokens", 1), ("batch", 1), ("seed", 0)):
+            if getattr(self, name) < minimum:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")
+        if not self.temperature >= 0:
+            raise UsageError(f"temperature is {self.temperature}; it must be at least 0, which is greedy")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stage as plain data."""
+        return to_plain_dict(self)
+
+    def run(self, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
+        """Writes the folder, which holds `training/` alone until it is whole; its card.
+
+        Raises: UsageError, NotFound, DataError, OutputExists before anything is written; Interrupted with what was
+            answered left for `resume`.
+        """
+        check_single_process()
+        check_output_not_input(out, self.model, self.data)
+        if resume and overwrite:
+            raise UsageError("--resume continues what is in the folder and --overwrite discards it; give one of them")
+        recover_folder(out)
+        check_output_free(out, overwrite=overwrite or resume)
+        if resume and (out / "card.json").is_file() and not (out / TRAINING_FOLDER).is_dir():
+            return self._read_finished_card(out)
+        loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
+        corpora = [load_corpus(self.data, split=split, columns=parse_columns(self.columns)) for split in SPLITS]
+        documents = self._select_documents(corpora[0])
+        device = resolve_device(self.device)
+        dtype = resolve_dtype(self.dtype, device_type=str(device))
+        loaded.model.to(device=device, dtype=dtype)
+        identity = compute_run_id(self.to_dict(), loaded.digest, corpora[0].digest, str(dtype), device.type)
+        start = time.perf_counter()
+        with explain_write_errors(out), training_folder(out, identity=identity, resume=resume) as folder:
+            for number, offset in enumerate(range(0, len(documents), PROMPTS_PER_PART)):
+                self._write_part(
+                    folder / f"part-{number:05}.jsonl", loaded, documents[offset : offset + PROMPTS_PER_PART], offset
+                )
+            return self._publish(out, folder, loaded, corpora, time.perf_counter() - start)
+
+    def _read_finished_card(self, out: Path) -> dict[str, Any]:
+        card = read_card(out)
+        if card.get("stage") != self.to_dict():
+            raise OutputExists(f"{out} holds other answers that are whole; pass --overwrite to replace them")
+        return card
+
+    def _select_documents(self, corpus: Corpus) -> list[Mapping[str, Any]]:
+        """The documents whose prompts are answered.
+
+        Raises: DataError for plain text; UsageError for a stream without an end.
+        """
+        if corpus.kind == "text":
+            raise DataError(f"{corpus.name} is plain text, which asks nothing; give prompts with responses, or chats")
+        if not self.documents and not isinstance(corpus.documents, Dataset):
+            raise UsageError(f"{self.data} is streamed and may never end; say with --documents how much of it to read")
+        return list(islice(corpus.documents, self.documents or None))
+
+    def _write_part(self, file: Path, loaded: LoadedModel, documents: Sequence[Mapping[str, Any]], offset: int) -> None:
+        """Answers a part, unless it is whole already."""
+        if file.exists():
+            return
+        tokenizer = loaded.tokenizer
+        template = ChatTemplate(tokenizer) if tokenizer.chat_template or "messages" in documents[0] else None
+        documents = [truncate_to_first_answer(document) for document in documents]
+        questions = [build_question(document, tokenizer, template) for document in documents]
+        max_prompt_tokens = get_max_context(loaded.model) - self.max_tokens
+        prompts = {
+            n: list(question.prompt)
+            for n, question in enumerate(questions)
+            if question is not None and len(question.prompt) <= max_prompt_tokens
+        }
+        answers: dict[int, list[int]] = {}
+        by_length = sorted(prompts, key=lambda n: len(prompts[n]))
+        for start in range(0, len(by_length), self.batch):
+            indices = by_length[start : start + self.batch]
+            answers |= zip(
+                indices, self._generate_answers(loaded, [prompts[n] for n in indices], indices, offset), strict=True
+            )
+        stop_tokens = get_stop_tokens(loaded.model, tokenizer)
+        lines = [
+            {"left_out": NO_PROMPT}
+            if questions[n] is None
+            else format_line(document, answers.get(n), stop_tokens, tokenizer)
+            for n, document in enumerate(documents)
+        ]
+        write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def _generate_answers(
+        self, loaded: LoadedModel, prompts: Sequence[list[int]], indices: Sequence[int], offset: int
+    ) -> list[list[int]]:
+        sampling = Sampling(
+            vocabulary=count_token_ids(loaded.tokenizer),
+            stop=get_stop_tokens(loaded.model, loaded.tokenizer),
+            temperature=self.temperature,
+        )
+        device = loaded.model.device
+        noise = [torch.rand(self.max_tokens, generator=make_generator(self.seed, offset + n, 0)) for n in indices]
+        ids = [torch.tensor(prompt, device=device) for prompt in prompts]
+        limits = [self.max_tokens] * len(ids)
+        with inference_context(loaded.model):
+            return complete([(1.0, loaded.model)], ids, torch.stack(noise).to(device), limits, sampling)
+
+    def _publish(
+        self, out: Path, folder: Path, loaded: LoadedModel, corpora: Sequence[Corpus], seconds: float
+    ) -> dict[str, Any]:
+        parts = sorted(folder.glob("part-*.jsonl"))
+        lines = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+        answered_documents = [line["document"] for line in lines if "document" in line]
+        skip_counts = dict(Counter(line["left_out"] for line in lines if "left_out" in line))
+        if not answered_documents:
+            shutil.rmtree(folder)
+            raise DataError(
+                f"{loaded.name} answers nothing that could be trained on: {skip_counts}; raise --max-tokens"
+            )
+        validation_documents = islice(corpora[1].documents, MAX_VALIDATION_DOCUMENTS)
+        with atomic_folder(out, overwrite=True) as staging_folder:
+            for split, documents in zip(SPLITS, (answered_documents, validation_documents), strict=True):
+                text = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
+                write_text(staging_folder / f"{split}.jsonl", text)
+            card = Card(
+                stage=self.to_dict(),
+                seed=self.seed,
+                parents=[make_parent("teacher, who answered", loaded)],
+                data={"asked": corpora[0].name, "kind": corpora[0].kind, "text_digest": corpora[0].digest},
+                cost={"seconds": seconds},
+                details={"answers": len(answered_documents), "left_out": skip_counts},
+                command=get_command(),
+            )
+            card.write(staging_folder)
+        return card.to_dict()
+
+
+def truncate_to_first_answer(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A pair, or a chat up to its first answer: whatever is trained on of it is then the teacher's own."""
+    first_answer = next((n for n, turn in enumerate(document.get("messages", ())) if turn["role"] == "assistant"), None)
+    return document if first_answer is None else {"messages": document["messages"][: first_answer + 1]}
+
+
+def format_line(
+    document: Mapping[str, Any],
+    tokens: Sequence[int] | None,
+    stop_tokens: frozenset[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """A line of a part: the document with the answer that the tokens are, or why there is none."""
+    if tokens is None:
+        return {"left_out": PROMPT_TOO_LONG}
+    if tokens[-1] not in stop_tokens:
+        return {"left_out": TRUNCATED_ANSWER}
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return {"document": replace_answer(document, text)} if text.strip() else {"left_out": EMPTY_ANSWER}
+
+
+def replace_answer(document: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """A pair with another response, or a chat whose last answer is another."""
+    if "messages" not in document:
+        return {"prompt": document["prompt"], "response": text}
+    last_answer = max(n for n, message in enumerate(document["messages"]) if message["role"] == "assistant")
+    return {"messages": [*document["messages"][:last_answer], {"role": "assistant", "content": text}]}
+
+
+@contextlib.contextmanager
+def training_folder(out: Path, *, identity: str, resume: bool) -> Iterator[Path]:
+    """`out`/training; the parts that are whole in it stay if the stage does not end.
+
+    Raises: ArtefactError where they belong to another stage, Interrupted for Ctrl-C.
+    """
+    folder = out / TRAINING_FOLDER
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    if not (folder / IDENTITY_FILE).exists():
+        write_text(folder / IDENTITY_FILE, identity)
+    if (folder / IDENTITY_FILE).read_text(encoding="utf-8") != identity:
+        raise ArtifactError(f"{out} holds answers of other settings, models or data; start again with --overwrite")
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        if not any(folder.glob("part-*.jsonl")):
+            raise
+        raise Interrupted(f"stopped; what was answered is kept in {out}, and --resume continues from there") from None
+    finally:
+        if folder.exists() and not any(folder.glob("part-*.jsonl")):
+            shutil.rmtree(folder)

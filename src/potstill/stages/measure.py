@@ -1,0 +1,142 @@
+"""Measuring models side by side: one text, one teacher read once, every model on the same documents."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from potstill.core.atomic_files import write_text
+from potstill.core.device import resolve_device, resolve_dtype
+from potstill.core.errors import UsageError, VocabularyMismatch
+from potstill.data.corpus import Corpus, load_corpus
+from potstill.evaluate.agreement import TeacherOutputs, collect_teacher_outputs, compare_with_teacher
+from potstill.evaluate.lm_eval_harness import run_tasks
+from potstill.evaluate.measures import (
+    ModelEvaluation,
+    TextScores,
+    compute_paired_differences,
+    measure_quality,
+    measure_rouge,
+    measure_size,
+    measure_speed,
+)
+from potstill.evaluate.perplexity import score
+from potstill.evaluate.rouge import build_questions, score_answers
+from potstill.evaluate.scoring_windows import Row, ScoringConfig, check_context
+from potstill.models.load import LoadedModel, load_model
+from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_ids
+from potstill.stages.dataset import build_rows, parse_columns
+from potstill.stages.stage import print_note, to_plain_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """`models` on the documents of one `split` of `data`, beside `teacher` if there is one.
+
+    Bits per byte and perplexity; for models of the teacher's vocabulary KL to it and agreement with it; ROUGE-L where
+    the data holds prompts with responses, or chats; parameters, bytes, and tokens/s unless `speed` is off.
+    """
+
+    kind: ClassVar[str] = "measurement"
+    models: tuple[str, ...]
+    data: str = "stdlib"
+    columns: str = ""
+    split: str = "validation"
+    teacher: str | None = None
+    documents: int = 100
+    context: int = 512
+    prompts: int = 20
+    speed: bool = True
+    tasks: tuple[str, ...] = ()
+    device: str = "auto"
+    dtype: str = "auto"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.documents < 1:
+            raise UsageError(f"--documents is {self.documents}; at least one is needed")
+        if duplicates := [n for n in self.models if self.models.count(n) > 1]:
+            raise UsageError(f"{duplicates[0]} is named twice; name each model once")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stage as plain data."""
+        return to_plain_dict(self)
+
+    def run(self, out: Path | None = None) -> dict[str, Any]:
+        """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`; written to `out` too if it is given."""
+        corpus = load_corpus(self.data, split=self.split, columns=parse_columns(self.columns))
+        evaluations = self.evaluate_models(corpus)
+        result = {
+            "models": {name: [m.to_dict() for m in evaluation.measures] for name, evaluation in evaluations.items()},
+            "paired": compute_paired_differences(
+                {name: evaluation.text_scores for name, evaluation in evaluations.items()}
+            ),
+            "data": {"name": corpus.name, "digest": corpus.digest, "documents": self.documents, **corpus.provenance},
+            "stage": self.to_dict(),
+        }
+        if out is not None:
+            write_text(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        return result
+
+    def evaluate_models(self, corpus: Corpus) -> dict[str, ModelEvaluation]:
+        """Every model on the documents of `corpus`, by name; `data` and `split` are not looked at."""
+        teacher = None if self.teacher is None else self._load_model(self.teacher)
+        teacher_outputs: dict[int, TeacherOutputs] = {}
+        evaluations: dict[str, ModelEvaluation] = {}
+        for number, name in enumerate(self.models, 1):
+            print_note(f"measuring model {number} of {len(self.models)}: {name}")
+            loaded = teacher if teacher is not None and name == self.teacher else self._load_model(name)
+            check_context(self.context, loaded.model)
+            vocabulary = None if teacher is None else count_comparable_ids(teacher, loaded)
+            scores: TextScores
+            if teacher is None or vocabulary is None:
+                reading = self.build_reading(count_token_ids(loaded.tokenizer))
+                scores = score(loaded.model, self._build_rows(corpus, loaded), reading)
+            else:
+                if vocabulary not in teacher_outputs:
+                    rows = self._build_rows(corpus, teacher)
+                    teacher_outputs[vocabulary] = collect_teacher_outputs(
+                        teacher.model, rows, self.build_reading(vocabulary)
+                    )
+                scores = compare_with_teacher(teacher_outputs[vocabulary], loaded.model)
+            evaluations[name] = self._evaluate_model(scores, loaded, corpus)
+        return evaluations
+
+    def build_reading(self, vocabulary: int) -> ScoringConfig:
+        """How the documents are read."""
+        dtype = resolve_dtype(self.dtype, device_type=str(resolve_device(self.device)))
+        return ScoringConfig(context=self.context, vocabulary=vocabulary, dtype=dtype)
+
+    def _load_model(self, name: str) -> LoadedModel:
+        return load_model(
+            name,
+            device=resolve_device(self.device),
+            allow_pickle=self.allow_pickle,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def _build_rows(self, corpus: Corpus, loaded: LoadedModel) -> Sequence[Row]:
+        return build_rows(corpus, loaded.tokenizer, documents=self.documents)
+
+    def _evaluate_model(self, scores: TextScores, loaded: LoadedModel, corpus: Corpus) -> ModelEvaluation:
+        measures, answers = measure_quality(scores), None
+        if corpus.kind != "text" and self.prompts:
+            prompt_questions = build_questions(corpus, loaded.tokenizer, limit=self.prompts)
+            answers = score_answers(loaded.model, loaded.tokenizer, prompt_questions)
+            measures.append(measure_rouge(answers))
+        measures += measure_size(loaded)
+        if self.speed:
+            measures += measure_speed(loaded)
+        if self.tasks:
+            measures += run_tasks(loaded.model, loaded.tokenizer, self.tasks)
+        return ModelEvaluation(measures, scores, answers)
+
+
+def count_comparable_ids(teacher: LoadedModel, loaded: LoadedModel) -> int | None:
+    """How many ids both read text as; None where their tokenizers differ, and KL between them means nothing."""
+    try:
+        return count_shared_ids(teacher.tokenizer, loaded.tokenizer)
+    except VocabularyMismatch:
+        return None

@@ -1,0 +1,232 @@
+"""The model card: README.md in the folder of a model, written from its `card.json` alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from potstill.core.atomic_files import Card, write_text
+from potstill.core.types import Measure
+
+USAGE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```"""
+MEASURE_FORMATS = {
+    "bits_per_byte": ("bits per byte", "{:.3f}"),
+    "teacher_kl": ("KL to teacher (nats)", "{:.3f}"),
+    "teacher_agreement": ("agreement", "{:.3f}"),
+    "rouge_l": ("ROUGE-L", "{:.1f}"),
+    "parameters": ("parameters", "{:,.0f}"),
+    "bytes": ("MiB", "{:.0f}"),
+    "prefill_tokens_per_second": ("prefill tok/s", "{:,.0f}"),
+    "decode_tokens_per_second": ("decode tok/s", "{:.1f}"),
+}
+
+
+def write_card(folder: Path, card: Card, *, title: str, samples: str = "", curve: str = "") -> None:
+    """Writes `card.json` and the README that says the same to people; `curve` is a picture beside them."""
+    card.write(folder)
+    write_text(folder / "README.md", format_readme(card, title=title, samples=samples, curve=curve))
+
+
+def format_readme(card: Card, *, title: str, samples: str = "", curve: str = "") -> str:
+    """Lineage, licence, data, cost, measures with their baseline, invariants, samples, and how to open it."""
+    parts = [
+        format_front_matter(card),
+        f"# {title}",
+        format_summary(card),
+        _format_lineage(card),
+        "## Use\n\n" + USAGE.format(name=title),
+    ]
+    if card.measures:
+        parts += [
+            "## Measures",
+            format_measures_table(card.measures),
+            f"Measured on {_describe_measured_text(card)}. In brackets are 95 % intervals, by bootstrap over "
+            f"documents.",
+        ]
+    if card.cost:
+        parts += ["## Cost", _format_facts(_describe_cost(card))]
+    if curve:
+        parts += [f"![The terms of the loss over the tokens seen]({curve})"]
+    if card.data:
+        parts += ["## Data", _format_facts(_describe_data(card.data))]
+    if card.invariants:
+        parts += ["## Invariants checked", _format_facts({i["name"]: i["outcome"] for i in card.invariants})]
+    if card.details:
+        parts += ["## Shape", _format_facts(_describe_shape(card.details))]
+    if samples:
+        parts += ["## Samples", "Greedy answers, cut after some words.", samples.strip()]
+    versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
+    provenance = f"```\n{card.command}\n```\n\nSeed {card.seed}; {versions}. `card.json` says all of this to machines."
+    return "\n\n".join([*parts, "## Made by", provenance]) + "\n"
+
+
+def format_summary(card: Card) -> str:
+    """What this model is, in one sentence."""
+    stage, details = card.stage, card.details
+    origin = next((p.name for p in card.parents if p.role != "teacher"), "a model")
+    origin_phrase = (
+        f"`{origin}` cut to {details['share']:.1%} of its parameters" if "share" in details else f"`{origin}`"
+    )
+    if stage.get("stage") != "distill":
+        return f"A language model, made by potstill: {origin_phrase}, and not trained since."
+    adapter_phrase = f", through adapters (LoRA) of rank {stage['lora']} merged into it" if stage.get("lora") else ""
+    training_phrase = (
+        f"trained{adapter_phrase} on {card.cost.get('tokens', 0):,} tokens of {card.data.get('trained_on', 'text')}"
+    )
+    method = f"{_describe_objective(stage)}{_describe_rollout(stage)}"
+    return f"A language model, made by potstill: {origin_phrase}, {training_phrase} under {method}."
+
+
+def _describe_rollout(stage: Mapping[str, Any]) -> str:
+    share, rollout = stage.get("on_policy", 0), stage.get("rollout")
+    if rollout == "distillm":
+        return f", on a growing share of completions of its own (DistiLLM, from {share:.0%} on)"
+    sampling_phrase = ", sampled with the teacher (MiniLLM)" if rollout == "minillm" else ""
+    return f", {share:.0%} of the documents with completions of its own{sampling_phrase}" if share else ""
+
+
+def _describe_objective(stage: Mapping[str, Any]) -> str:
+    objective = stage["objective"]
+    share, name = objective["cross_entropy"], objective["name"].replace("_", " ")
+    if name == "cross entropy" or share == 1:
+        return "cross-entropy alone, so without a teacher"
+    options = "".join(f", {k} {v if isinstance(v, str) else f'{v:g}'}" for k, v in objective["options"].items())
+    distillation_phrase = f"{name} to {_describe_teacher(stage)} (temperature {objective['temperature']:g}{options})"
+    return distillation_phrase if share == 0 else f"{share:.0%} cross-entropy and {1 - share:.0%} {distillation_phrase}"
+
+
+def _describe_teacher(stage: Mapping[str, Any]) -> str:
+    if isinstance(stage["teacher"], list):
+        *previous_names, last_name = (f"`{name}`" for name in stage["teacher"])
+        return f"{', '.join(previous_names)} and {last_name}, {_describe_combination(stage['combine'])}"
+    if stage["teacher"] is None:
+        return f"the teacher of the cache `{stage['teacher_cache']}`"
+    return f"`{stage['teacher']}`"
+
+
+def _describe_combination(combine: str) -> str:
+    combination, _, column = combine.partition(":")
+    phrases = {"average": "averaged", "confidence": "weighted by how sure each is of the text"}
+    return phrases.get(combination, f"each for the documents that `{column}` gives it")
+
+
+def _describe_cost(card: Card) -> dict[str, str]:
+    """Tokens, time and memory in units for people."""
+    cost, passes = card.cost, ""
+    if card.data.get("tokens"):
+        passes = f", {cost['tokens'] / card.data['tokens']:.2g} passes over what was read of the text"
+    losses = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in cost["losses"].items())
+    return {
+        "tokens": f"{cost['tokens']:,} in {cost['steps']:,} steps{passes}",
+        "time": f"{_format_duration(cost['seconds'])} ({cost['tokens_per_second']:,.0f} tokens/s)",
+        "peak memory": f"{cost['peak_memory'] / 2**20:,.0f} MiB",
+        "loss in the last tenth": losses,
+    }
+
+
+def _format_duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _describe_data(data: Mapping[str, Any]) -> dict[str, str]:
+    """Which text, under which licence, and how much of it was read."""
+    usage = "trained on" if "trained_on" in data else "calibrated on"
+    name = data.get("trained_on", data.get("calibrated_on"))
+    origin = {k: v for k, v in data.get("provenance", {}).items() if v and k in ("python", "revision")}
+    facts = {
+        usage: f"{name} ({data['split']}), licence: {data['licence'] or 'not stated'}",
+        "read": f"{data['documents']:,} windows, {data['tokens']:,} tokens in all, {data['trained_share']:.0%} trained",
+        "SHA-256 of the text": f"`{data['text_digest']}`" if data["text_digest"] else "none, it was streamed",
+    }
+    if data.get("routes"):
+        facts["taught by"] = ", ".join(f"{name}: {windows:,} windows" for name, windows in data["routes"].items())
+    if data.get("dropped"):
+        facts["left out"] = ", ".join(f"{count:,} with {reason}" for reason, count in data["dropped"].items())
+    if origin:
+        facts["origin"] = _format_value(origin)
+    if "measured_on" in data:
+        facts["measured on"] = str(data["measured_on"])
+    return facts
+
+
+def _describe_shape(details: Mapping[str, Any]) -> dict[str, str]:
+    """What is left of the parent."""
+    facts = {k.replace("_", " "): _format_value(v) for k, v in details.get("shape", {}).items()}
+    facts["parameters"] = f"{details['parameters']:,} ({details['share']:.1%} of the parent's)"
+    if "kept_layers" in details:
+        facts["layers of the parent that stayed"] = ", ".join(map(str, details["kept_layers"]))
+    return facts
+
+
+def format_front_matter(card: Card) -> str:
+    """The YAML that model hubs read; the licence is the one that all parents state, never a guess."""
+    licenses = {parent.licence for parent in card.parents}
+    facts: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["potstill"]}
+    if len(licenses) == 1 and None not in licenses:
+        facts["license"] = licenses.pop()
+    return f"---\n{yaml.safe_dump(facts, sort_keys=True)}---"
+
+
+def format_measures_table(measures: Mapping[str, Sequence[Measure]]) -> str:
+    """One row a model, one column a measure, in Markdown."""
+    measures_by_model = {name: {m.name: m for m in model_measures} for name, model_measures in measures.items()}
+    columns = [
+        name for name in MEASURE_FORMATS if any(name in model_measures for model_measures in measures_by_model.values())
+    ]
+    lines = [
+        "| model | " + " | ".join(MEASURE_FORMATS[c][0] for c in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for model, model_measures in measures_by_model.items():
+        lines.append(f"| {model} | " + " | ".join(format_measure(model_measures.get(c)) for c in columns) + " |")
+    return "\n".join(lines)
+
+
+def format_measure(measure: Measure | None) -> str:
+    """A value with its interval, as it stands in a table."""
+    if measure is None:
+        return "-"
+    value = measure.value / 2**20 if measure.name == "bytes" else measure.value
+    text = MEASURE_FORMATS[measure.name][1].format(value)
+    if measure.low is None or measure.high is None or measure.low == measure.high or measure.unit == "tokens/s":
+        return text
+    low, high = (MEASURE_FORMATS[measure.name][1].format(v) for v in (measure.low, measure.high))
+    return f"{text} [{low}, {high}]"
+
+
+def _describe_measured_text(card: Card) -> str:
+    return str(card.data.get("measured_on", "held-out text"))
+
+
+def _format_lineage(card: Card) -> str:
+    lines = []
+    for parent in card.parents:
+        license_name = parent.licence or "not stated; ask its authors before you share this"
+        note = f", {parent.note}" if parent.note else ""
+        weights = f"SHA-256 `{parent.digest}`" if parent.digest else "its weights were never seen here"
+        lines.append(f"- {parent.role}: `{parent.name}`{note} (licence: {license_name}; {weights})")
+    return "\n".join(lines) if lines else "No parent model."
+
+
+def _format_facts(facts: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {_format_value(value)}" for name, value in facts.items())
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_format_value(v)}" for k, v in value.items())
+    return str(value)

@@ -1,0 +1,1 @@
+"""Memory, time and disk of a distillation, before it starts."""

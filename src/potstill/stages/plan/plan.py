@@ -1,0 +1,308 @@
+"""Plan: what a distillation is going to take, before it starts, and what to change where it does not fit."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from potstill.core.blueprint import Blueprint
+from potstill.core.device import resolve_device, resolve_dtype
+from potstill.core.errors import UsageError
+from potstill.data.packing import Packs
+from potstill.evaluate.capacity_gap import advise_sizes
+from potstill.evaluate.size import count_blueprint_parameters
+from potstill.models.backbone import Backbone
+from potstill.models.families.registry import export_model
+from potstill.models.load import LoadedModel, load_model
+from potstill.models.spec import read_model_spec
+from potstill.stages.checks.cross_tokenizer import MIN_ALIGNED_SHARE
+from potstill.stages.dataset import DatasetConfig, prepare_dataset
+from potstill.stages.distill.ensemble import check_single_teacher
+from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE
+from potstill.stages.distill.run import DistillConfig
+from potstill.stages.model_pair import ModelPair
+from potstill.stages.plan.suggestions import suggest_changes
+from potstill.stages.prune import PruneConfig
+from potstill.stages.resources.calibration import Calibration, fit_calibration, guess_calibration
+from potstill.stages.resources.dataset_stats import TeacherTokenization, compute_packing_stats, match_vocabularies
+from potstill.stages.resources.estimate import (
+    ResourceEstimate,
+    build_workload,
+    estimate,
+    estimate_pruning_bytes,
+    measure_tokenizer_bytes,
+)
+from potstill.stages.resources.layer_timing import measure_layer_timings
+from potstill.stages.resources.machine import AvailableResources, get_available_resources
+from potstill.stages.resources.profiling import estimate_profiling_seconds, measure_autograd_bytes, profile_steps
+from potstill.stages.resources.workload import CACHE_ROW_BYTES, Workload
+from potstill.stages.stage import check_single_process, to_plain_dict
+from potstill.teachers.cached import TeacherCache
+from potstill.teachers.http_client import is_address
+from potstill.transforms.fit import resize_blueprint
+
+MAX_PROFILING_SECONDS = 120.0  # seconds that measured steps may take, as far as can be told before
+
+
+class PlanInputs(NamedTuple):
+    """What a plan is made from: both models without weights, the text as packs, the machine.
+
+    `apart` is how a teacher with another tokenizer reads the text, None where both read it alike.
+    """
+
+    teacher: Blueprint
+    student: Blueprint
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
+    packs: Packs
+    device: torch.device
+    dtype: torch.dtype
+    caches: Mapping[str, TeacherCache]
+    teacher_tokenization: TeacherTokenization | None = None
+    chats: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `distill` would take. Rates come from `calibration`, from a few measured steps, or (not `measure`) from
+    layers, a softmax and an optimiser's step alone.
+    """
+
+    distill: DistillConfig
+    measure: bool = True
+    calibration: Calibration | None = None
+
+    def run(self, out: Path = Path()) -> dict[str, Any]:
+        """The plan as plain data; `out` is where the run would write. Nothing is left on disk.
+
+        Raises: UsageError, NotFound, DataError, UnsupportedModel, as `Distill.run` does before it writes anything.
+        """
+        check_single_process()
+        inputs = self.read_inputs()
+        calibration, notes = self.get_calibration(inputs)
+        notes += [SAMPLING_TIME_NOTE] if self.distill.rollout_config.is_enabled else []
+        notes += describe_caveats(self.distill, inputs.teacher_tokenization)
+        resources, available = (
+            self.estimate(self.distill, inputs, calibration),
+            get_available_resources(out, inputs.device),
+        )
+        teacher, student = count_blueprint_parameters(inputs.teacher), count_blueprint_parameters(inputs.student)
+        work = self.build_workload(self.distill, inputs)
+        flops = work.flops()
+        return {
+            "stage": to_plain_dict(self.distill),
+            "parameters": {
+                "teacher": {"blocks": teacher.blocks, "embeddings": teacher.embeddings, "total": teacher.total},
+                "student": {"blocks": student.blocks, "embeddings": student.embeddings, "total": student.total},
+                "trained": work.trained_parameters,
+                "objective": work.objective_cost.weights,
+                "share": student.total / teacher.total,
+            },
+            "alignment": None if inputs.teacher_tokenization is None else inputs.teacher_tokenization.to_dict(),
+            "text": {
+                **work.packing._asdict(),
+                "tokens": inputs.packs.num_tokens,
+                "cache_bytes_per_row": cache_bytes_per_row(inputs),
+            },
+            "flops_per_token": {**flops, "total": sum(flops.values())},
+            **resources.to_dict(),
+            "step": {"passes": work.passes, "tokens_per_pass": work.tokens, "rows_per_pass": work.rows},
+            "room": {"memory": available.memory, "disk": available.disk},
+            "fits": compare_with_available(resources, available),
+            "suggestions": list(self.suggest(inputs, calibration, resources, available)),
+            "capacity_gap": advise_sizes(teacher=float(teacher.total), student=float(student.total)).to_dict(),
+            "calibration": calibration.to_dict(),
+            "notes": notes,
+        }
+
+    def read_inputs(self) -> PlanInputs:
+        """Everything that is read; no weight is."""
+        stage = self.distill
+        load_options = {"allow_pickle": stage.allow_pickle, "trust_remote_code": stage.trust_remote_code}
+        name = check_single_teacher(stage.teacher, "a plan")
+        if name is None or is_address(name):
+            raise UsageError("a plan needs the teacher's config; give --teacher, a model that is here")
+        teacher = read_model_spec(name, **load_options)
+        origin = teacher if stage.student is None else read_model_spec(stage.student, **load_options)
+        student = origin.blueprint if stage.student is not None else make_pruned_blueprint(stage, teacher.blueprint)
+        for blueprint in (teacher.blueprint, student):
+            if stage.settings.context > blueprint.context:
+                raise UsageError(
+                    f"context is {stage.settings.context}, and a model here takes {blueprint.context} tokens"
+                )
+        device, caches = resolve_device(stage.device), stage.open_caches()
+        dataset_config = DatasetConfig(
+            data=stage.data, columns=stage.columns, context=stage.settings.context, seed=stage.settings.seed
+        )
+        cache_list = list(caches.values())
+        prepared = prepare_dataset(
+            dataset_config, origin.tokenizer, tokens=stage.settings.tokens, documents=1, caches=cache_list
+        )
+        dtype = stage.compute_dtype(None, caches)
+        packs, chats = prepared.packs, prepared.facts["kind"] != "text"
+        vocabulary, tokenization = match_vocabularies(teacher, origin, packs, stage.objective, chats=chats)
+        return PlanInputs(
+            teacher.blueprint, student, origin.tokenizer, vocabulary, packs, device, dtype, caches, tokenization, chats
+        )
+
+    def build_workload(self, stage: DistillConfig, inputs: PlanInputs) -> Workload:
+        """The sizes of `stage`, this plan's own or one that is suggested."""
+        dtype = (
+            inputs.dtype
+            if stage.dtype == self.distill.dtype
+            else resolve_dtype(stage.dtype, device_type=str(inputs.device))
+        )
+        packing, context = compute_packing_stats(inputs.packs), stage.settings.context
+        is_shorter = context < self.distill.settings.context
+        tokenization, mean_position = inputs.teacher_tokenization, (context + 1) / 2
+        packing = packing._replace(seen=min(packing.seen, mean_position)) if is_shorter else packing
+        tokenization = (
+            tokenization._replace(seen=min(tokenization.seen, mean_position * tokenization.token_ratio))
+            if is_shorter and tokenization
+            else tokenization
+        )
+        vocabulary = inputs.vocabulary
+        return build_workload(
+            stage,
+            inputs.teacher,
+            inputs.student,
+            vocabulary=vocabulary,
+            dtype=dtype,
+            packing=packing,
+            teacher_tokenization=tokenization,
+        )
+
+    def estimate(self, stage: DistillConfig, inputs: PlanInputs, calibration: Calibration) -> ResourceEstimate:
+        """What `stage` takes."""
+        work = self.build_workload(stage, inputs)
+        dtype = torch.bfloat16 if work.compute_bytes == 2 else torch.float32
+        pruning = 0.0
+        if stage.student is None:
+            teacher_autograd_bytes = measure_autograd_bytes(inputs.teacher, dtype=dtype, stock=False)
+            pruning = estimate_pruning_bytes(inputs.teacher, inputs.student, teacher_autograd_bytes)
+        autograd_bytes = measure_autograd_bytes(inputs.student, dtype=dtype, lora=stage.lora)
+        timings = measure_layer_timings(work, inputs.device)
+        return estimate(
+            work,
+            autograd_bytes,
+            timings,
+            calibration,
+            tokenizer_bytes=measure_tokenizer_bytes(inputs.tokenizer),
+            pruning_bytes=pruning,
+        )
+
+    def get_calibration(self, inputs: PlanInputs) -> tuple[Calibration, list[str]]:
+        """The calibration, and what has to be said of it."""
+        if self.calibration is not None:
+            return self.calibration, ["the rates are those of the calibration that was given; no step was run"]
+        guess = guess_calibration(self.build_workload(self.distill, inputs), inputs.device)
+        if not self.measure:
+            return guess, ["no step was run: times may be wrong by a factor of two, memory by a quarter"]
+        stage, notes = self.choose_profiled_stage(inputs, guess)
+        if stage is None:
+            return guess, notes
+        return measure_calibration(stage, inputs, self.build_workload(stage, inputs)), notes
+
+    def choose_profiled_stage(self, inputs: PlanInputs, guess: Calibration) -> tuple[DistillConfig | None, list[str]]:
+        """The stage itself if a few of its steps can be run here, a smaller one if not, or none; and what to say."""
+        settings = self.distill.settings
+        small_settings = replace(settings, batch_tokens=2 * settings.context, micro_tokens=settings.context)
+        free_memory = get_available_resources(Path(), inputs.device).memory
+        for candidate in (settings, small_settings):
+            stage = replace(self.distill, settings=candidate)
+            resources = self.estimate(stage, inputs, guess)
+            if estimate_profiling_seconds(resources.seconds_per_step) <= MAX_PROFILING_SECONDS and (
+                free_memory is None or resources.phases["training"] - guess.beside <= free_memory
+            ):
+                message = f"steps of {candidate.batch_tokens} tokens were measured"
+                return stage, [
+                    message if candidate is settings else f"{message}: those of the run itself would take too much"
+                ]
+        return None, [
+            "no step was run, since even the smallest takes too much here: times may be wrong by a factor of two"
+        ]
+
+    def suggest(
+        self, inputs: PlanInputs, calibration: Calibration, resources: ResourceEstimate, available: AvailableResources
+    ) -> Iterator[dict[str, Any]]:
+        """What lowers the memory or the disk that are needed, the one that helps memory most first."""
+        suggestions: list[dict[str, Any]] = []
+        for change, stage in suggest_changes(self.distill):
+            candidate = self.estimate(stage, inputs, calibration)
+            needs_cache = stage.teacher_cache is not None and self.distill.teacher_cache is None
+            disk = candidate.disk["most"] + (self.build_workload(stage, inputs).cache_bytes() if needs_cache else 0.0)
+            if candidate.peak < resources.peak or (candidate.peak == resources.peak and disk < resources.disk["most"]):
+                seconds = candidate.seconds_per_step * candidate.steps
+                suggestions.append({"change": change, "memory": candidate.peak, "disk": disk, "seconds": seconds})
+        for suggestion in sorted(suggestions, key=lambda suggestion: (suggestion["memory"], suggestion["disk"])):
+            is_sufficient = (available.memory is None or suggestion["memory"] <= available.memory) and suggestion[
+                "disk"
+            ] <= available.disk
+            yield {**suggestion, "fits": is_sufficient}
+
+
+def describe_caveats(stage: DistillConfig, tokenization: TeacherTokenization | None) -> Iterator[str]:
+    """What has to be said of an objective that is not all counted, and of a teacher with another tokenizer."""
+    if stage.objective.needs_teacher_model:
+        yield (
+            f"of {stage.objective.name} products with both heads, maps and weights are counted; the rest of its time "
+            f"and memory is what measured steps show, and is left out where none was run"
+        )
+    if tokenization is not None and tokenization.aligned_share < MIN_ALIGNED_SHARE:
+        yield (
+            f"{tokenization.aligned_share:.1%} of the trained tokens are aligned; at the others an objective "
+            f"at aligned tokens "
+            f"learns nothing from the teacher"
+        )
+
+
+def make_pruned_blueprint(stage: DistillConfig, teacher: Blueprint) -> Blueprint:
+    """The shape that pruning would give; which layers stay is left open, since none is read."""
+    prune_stage = PruneConfig(model=str(stage.teacher), keep=stage.keep, params=stage.params, strategy=stage.strategy)
+    with torch.device("meta"):
+        backbone = Backbone(teacher)
+    return resize_blueprint(teacher, prune_stage.compute_target_shape(backbone))
+
+
+def measure_calibration(stage: DistillConfig, inputs: PlanInputs, work: Workload) -> Calibration:
+    """The rates of a few steps of `stage`, run with the study that it would train."""
+    pair = load_profiling_pair(stage, inputs)._replace(is_chat=inputs.chats)
+    pair.student.to(inputs.device)
+    teacher = pair.teacher
+    assert isinstance(teacher, LoadedModel)  # `known` has refused the others
+    teacher.model.to(inputs.device, inputs.dtype)
+    module = stage.build_module(pair, inputs.dtype, inputs.caches)
+    if inputs.caches:
+        teacher.model.to("meta")
+    live_teacher = teacher.model if work.source == "live" else None
+    measurements = profile_steps(module, live_teacher, pair.prepare_packs(inputs.packs), stage.settings)
+    tensor_bytes = sum(
+        work.memory_bytes(measure_autograd_bytes(inputs.student, dtype=inputs.dtype, lora=stage.lora)).values()
+    )
+    return fit_calibration(measurements, work, measure_layer_timings(work, inputs.device), tensor_bytes=tensor_bytes)
+
+
+def load_profiling_pair(stage: DistillConfig, inputs: PlanInputs) -> ModelPair:
+    """The pair of `stage`; a student that would have to be pruned is one of its shape, with random weights."""
+    if stage.student is not None:
+        return stage.load_models(inputs.dtype)
+    teacher = load_model(str(stage.teacher), allow_pickle=stage.allow_pickle, trust_remote_code=stage.trust_remote_code)
+    student = export_model(Backbone(inputs.student), teacher.model)
+    return ModelPair(student, teacher, teacher, inputs.vocabulary, [], {})
+
+
+def compare_with_available(resources: ResourceEstimate, available: AvailableResources) -> dict[str, bool]:
+    """Whether memory and disk are enough; memory that cannot be known is taken to be."""
+    return {
+        "memory": available.memory is None or resources.peak <= available.memory,
+        "disk": resources.disk["most"] <= available.disk,
+    }
+
+
+def cache_bytes_per_row(inputs: PlanInputs) -> float:
+    """Bytes a row of the teacher's cache: of the one that is used, else what one of the top 64 takes."""
+    cache = inputs.caches.get("teacher")
+    return float(CACHE_ROW_BYTES) if cache is None else cache.manifest.bytes / cache.manifest.rows

@@ -1,0 +1,186 @@
+"""Prune: a model and a budget in, a smaller model of the same family out, its logits compared after a reload."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from potstill.core.atomic_files import Card, atomic_folder, check_output_free
+from potstill.core.device import resolve_device, resolve_dtype
+from potstill.core.errors import ArtifactError, InfeasibleTarget
+from potstill.core.types import Batch
+from potstill.evaluate.scoring_windows import get_max_context
+from potstill.models.backbone import Backbone
+from potstill.models.families.registry import export_model, import_model
+from potstill.models.load import LoadedModel, load_model
+from potstill.stages.dataset import DatasetConfig, load_calibration_batches
+from potstill.stages.model_card import write_card
+from potstill.stages.stage import (
+    check_choice,
+    check_output_not_input,
+    check_single_process,
+    check_size_options,
+    check_strategy,
+    explain_write_errors,
+    get_command,
+    make_parent,
+    to_plain_dict,
+)
+from potstill.transforms.apply import apply_transform
+from potstill.transforms.drop_layers import DropLayers, ablate_layers, select_evenly
+from potstill.transforms.fit import AUTO, DIMENSIONS, Shape, count_parameters, fit_shape, get_dimensions, get_shape
+from potstill.transforms.importance import measure_importance, next_token_loss
+from potstill.transforms.narrow import select_units
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """A smaller model by removing layers (by measured harm, or evenly), key/value groups, neurons and hidden
+    coordinates (by first-order importance on `data`), all layers alike, so that it stays of its family.
+
+    The size comes from one of `keep` (share of all stored parameters), `params`, or `shape` alone.
+    Source: MiniMA (arXiv:2311.07052), section 3. Ours: layers by harm, and what `strategy="auto"` cuts (see
+    `fit.dimensions`).
+    """
+
+    kind: ClassVar[str] = "prune"
+    model: str
+    data: str = "stdlib"
+    columns: str = ""
+    keep: float | None = None
+    params: int | None = None
+    strategy: str = AUTO
+    shape: Mapping[str, int] = field(default_factory=dict)
+    layers_by: str = "harm"
+    calibration_tokens: int = 8192
+    seed: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        check_size_options({"keep": self.keep, "params": self.params}, has_alternative=bool(self.shape))
+        check_strategy(self.strategy)
+        check_choice("layers-by", self.layers_by, ("harm", "evenly"))
+
+    def run(self, out: Path, *, overwrite: bool = False, resume: bool = False) -> Card:
+        """Prunes, saves, reloads and compares; the folder appears only if all of that went well.
+
+        Raises: UsageError, InfeasibleTarget, NotFound, OutputExists before anything is written.
+        """
+        check_single_process()
+        check_output_not_input(out, self.model, self.data)
+        check_output_free(out, overwrite=overwrite)
+        loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
+        student, card = self.apply(loaded)
+        with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
+            save_model(student, loaded, folder)
+            gap = compute_reload_gap(student, folder, trust_remote_code=self.trust_remote_code)
+            card = replace(card, invariants=[{"name": "logits after reload", "outcome": f"equal within {gap:.1e}"}])
+            write_card(folder, card, title=out.name)
+        return card
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stage as plain data."""
+        return to_plain_dict(self)
+
+    def apply(self, loaded: LoadedModel) -> tuple[PreTrainedModel, Card]:
+        """The pruned model in memory, as its stock family, with the card that says what went."""
+        backbone = import_model(loaded.model)
+        target = self.compute_target_shape(backbone)
+        dataset_config = DatasetConfig(
+            data=self.data, columns=self.columns, context=min(512, get_max_context(loaded.model)), seed=self.seed
+        )
+        batches, facts = load_calibration_batches(dataset_config, loaded.tokenizer, tokens=self.calibration_tokens)
+        device = resolve_device(self.device)
+        with autocast(device, resolve_dtype(self.dtype, device_type=str(device))):
+            batches = [{name: values.to(device) for name, values in batch.items()} for batch in batches]
+            pruned_model, decisions = shrink(backbone.to(device), target, batches, layers_by=self.layers_by)
+        details = {
+            "shape": target.to_dict(),
+            "parameters": count_parameters(pruned_model.blueprint),
+            "share": count_parameters(pruned_model.blueprint) / count_parameters(backbone.blueprint),
+            **decisions,
+        }
+        card = Card(
+            stage=to_plain_dict(self),
+            seed=self.seed,
+            parents=[make_parent("pruned from", loaded)],
+            data=facts,
+            details=details,
+            command=get_command(),
+        )
+        return export_model(pruned_model.cpu(), loaded.model), card
+
+    def compute_target_shape(self, backbone: Backbone) -> Shape:
+        """The shape that is asked for.
+
+        Raises: InfeasibleTarget, UsageError.
+        """
+        blueprint = backbone.blueprint
+        if self.params is not None and self.params > count_parameters(blueprint):
+            raise InfeasibleTarget(
+                f"{self.params:,} parameters are more than the model's {count_parameters(blueprint):,}; ask for fewer"
+            )
+        share = 1.0 if self.params is None else self.params / count_parameters(blueprint)
+        has_free_sizes = self.strategy == AUTO and self.shape  # with some sizes stated, all others may have to follow
+        dims = (
+            DIMENSIONS if has_free_sizes else get_dimensions(self.strategy, share if self.keep is None else self.keep)
+        )
+        return fit_shape(blueprint, keep=self.keep, params=self.params, dims=dims, exact_sizes=dict(self.shape))
+
+
+def shrink(
+    model: Backbone, target: Shape, batches: Sequence[Batch], *, layers_by: str
+) -> tuple[Backbone, dict[str, Any]]:
+    """`model` at shape `target`, and what decided: width, then depth, as in MiniMA, measured on the whole."""
+    shape, decisions = get_shape(model.blueprint), {}
+    layers = tuple(range(shape.layers))
+    if target.layers < shape.layers and layers_by == "harm":
+        harm = ablate_layers(model, batches[:1], next_token_loss, target.layers, greedy=False)
+        layers, decisions["harm"] = harm.keep, harm.to_dict()
+    elif target.layers < shape.layers:
+        layers = select_evenly(shape.layers, target.layers)
+    sizes: dict[str, Any] = {
+        name: size
+        for name, size in {"kv_heads": target.kv_heads, "ffn": target.ffn, "hidden": target.hidden}.items()
+        if size < getattr(shape, name)
+    }
+    if sizes:
+        statistics = measure_importance(model, batches, next_token_loss)
+        model = apply_transform(select_units(statistics, **sizes), model)
+    if len(layers) < shape.layers:
+        model = apply_transform(DropLayers(layers), model)
+    return model, {"kept_layers": list(layers), **decisions}
+
+
+def save_model(model: PreTrainedModel, origin: LoadedModel, folder: Path) -> None:
+    """A stock folder: weights, config, generation config, tokenizer."""
+    model.generation_config = origin.model.generation_config
+    model.save_pretrained(folder)
+    origin.tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def compute_reload_gap(model: PreTrainedModel, folder: Path, *, trust_remote_code: bool = False) -> float:
+    """The largest difference between the logits of `model` and those of the model reloaded from `folder`.
+
+    Raises: ArtefactError if it is more than rounding.
+    """
+    reloaded_model = load_model(folder, device=model.device, trust_remote_code=trust_remote_code).model.to(model.dtype)
+    ids = torch.arange(3, 35, device=model.device)[None] % model.config.vocab_size
+    logits, reloaded_logits = (m.eval()(input_ids=ids, use_cache=False).logits for m in (model, reloaded_model))
+    gap = float((logits - reloaded_logits).abs().max())
+    if not gap <= 1e-4 * float(logits.abs().max()):
+        raise ArtifactError(f"the reloaded model's logits differ by {gap:.3g}; nothing was kept, please report this")
+    return gap
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Matrices multiplied in `dtype`."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,191 @@
+"""How fast the layers of a network run here: two of them, alone, forward and backward, and a product of the head's.
+
+What an operation takes depends on the shapes that it is part of. Narrow matrices multiply at a lower rate than wide
+ones; and part of a pass is the same however many tokens it has (a weight is cast to the dtype of the products, its
+gradient is added to what there is). So every network is asked itself, at two numbers of tokens, and a calibration says
+only how much longer real steps take.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from potstill.core.blueprint import Blueprint
+from potstill.core.device import retain_freed_memory
+from potstill.core.types import Needs, supervised_positions
+from potstill.data.packing import collate
+from potstill.evaluate.size import forward_flops
+from potstill.models.backbone import Backbone
+from potstill.models.families.registry import export_model
+from potstill.models.signals import compute_signals
+from potstill.ops import fused
+from potstill.ops.row_loss import CrossEntropyRows
+from potstill.stages.resources.workload import Workload, backward_flops
+from potstill.train.lora import add_adapters
+
+PROBE_LAYERS, PROBE_VOCABULARY = 2, 64  # of the network that is timed, at its full width
+PROBE_TOKENS = (128, 512)  # of the two passes whose difference tells what each token takes
+MAX_REPEATS, MAX_PROBE_SECONDS = 20, 2.0  # after one that warms up; seconds after which what was seen is believed
+PROBE_ENTRIES = 2**24  # of a matrix that stands for larger ones: more than a processor's caches hold
+
+
+class Rate(NamedTuple):
+    """Seconds per operation: what each takes, and what a pass takes besides, spread over the operations of a token."""
+
+    per_operation: float
+    fixed: float
+
+    def seconds_at(self, tokens: float) -> float:
+        """In a pass of so many tokens."""
+        return self.per_operation + self.fixed / tokens
+
+
+class LayerTimings(NamedTuple):
+    """How fast a workload's networks run here.
+
+    Seconds per operation: of the `teacher`, of the `student` and its `backward` (layers alone), of the `head`'s
+    products. Seconds per pass: of `table`, forward and backward, what a pass does to the whole embedding and head for
+    however few rows. Seconds per trained weight and step: of `clip`, its gradient's norm and scaling.
+    """
+
+    teacher: Rate
+    student: Rate
+    backward: Rate
+    head: float
+    embedding_and_head: tuple[float, float]
+    clipping: float
+
+
+def measure_layer_timings(work: Workload, device: torch.device) -> LayerTimings:
+    """How fast the networks of `work` run on `device`: about two seconds for each, and each is asked once."""
+    length = min(PROBE_TOKENS[0], 2 ** round(math.log2(max(2.0, 2 * work.packing.seen - 1))))
+    dtype = torch.bfloat16 if work.compute_bytes == 2 else torch.float32
+    with retain_freed_memory():  # as a run has it
+        student, backward = _measure_layers(work.student, length, dtype, device, work.lora)
+        teacher = (
+            _measure_layers(work.teacher, length, dtype, device, None)[0] if work.source == "live" else Rate(0.0, 0.0)
+        )
+        table = _measure_embedding_and_head(work.vocabulary, work.student.hidden, dtype, device, not work.lora)
+        return LayerTimings(
+            teacher,
+            student,
+            backward,
+            measure_product_seconds(device, dtype, inner=work.student.hidden),
+            table,
+            _measure_clipping(device),
+        )
+
+
+@functools.cache
+def _measure_layers(
+    blueprint: Blueprint, length: int, dtype: torch.dtype, device: torch.device, lora: int | None
+) -> tuple[Rate, Rate]:
+    """Forward and backward of the first layers, in documents of `length` tokens; with `lora` None none is trained."""
+    small_blueprint = replace(blueprint, layers=blueprint.layers[:PROBE_LAYERS], vocabulary=PROBE_VOCABULARY)
+    model: Any = export_model(Backbone(small_blueprint)).to(device)
+    model = add_adapters(model, lora) if lora else model
+    model = model.to(dtype).eval().requires_grad_(False) if lora is None else model.train()
+    short_pass, long_pass = (
+        _measure_pass(model, _make_batch(tokens, length, device), dtype) for tokens in PROBE_TOKENS
+    )
+    flops = forward_flops(small_blueprint, (length + 1) / 2)
+    operations = flops.blocks + flops.attention, backward_flops(flops, products=1 if lora else 2)
+    forward, backward = (_fit_rate(short_pass[i], long_pass[i], operations[i]) for i in (0, 1))
+    return forward, backward
+
+
+def _fit_rate(short_seconds: float, long_seconds: float, flops: float) -> Rate:
+    """The line through the seconds of two passes; none falls with the tokens, and none begins below zero."""
+    short_tokens, long_tokens = PROBE_TOKENS
+    per_operation = max(
+        0.0, min((long_seconds - short_seconds) / (long_tokens - short_tokens), long_seconds / long_tokens)
+    )
+    return Rate(per_operation / flops, max(0.0, long_seconds - long_tokens * per_operation) / flops)
+
+
+def _measure_pass(model: Any, batch: dict[str, Tensor], dtype: torch.dtype) -> tuple[float, float]:
+    """Seconds of a forward and, where anything is trained, of its backward."""
+    device, is_trained, needs = batch["input_ids"].device, model.training, Needs(supervised_positions(batch)[0])
+    autocast = torch.autocast(device.type, dtype, enabled=is_trained and dtype != torch.float32)
+
+    def forward() -> Tensor:
+        with autocast, torch.set_grad_enabled(is_trained):
+            return compute_signals(model, batch, needs).rows
+
+    return _measure_forward_backward(
+        forward, lambda rows: rows.float().sum().backward() if is_trained else None, device
+    )
+
+
+def _measure_forward_backward(
+    forward: Callable[[], Any], backward: Callable[[Any], Any], device: torch.device
+) -> tuple[float, float]:
+    """The least seconds of both, once warm, since what disturbs only adds: of two repeats, of more while LONG lasts."""
+    times: list[tuple[float, float]] = []
+    while len(times) <= MAX_REPEATS and (len(times) < 3 or sum(map(sum, times)) < MAX_PROBE_SECONDS):
+        start = synchronized_time(device)
+        output = forward()
+        middle = synchronized_time(device)
+        backward(output)
+        times.append((middle - start, synchronized_time(device) - middle))
+    forward_seconds, backward_seconds = zip(*times[1:], strict=True)
+    return min(forward_seconds), min(backward_seconds)
+
+
+def _make_batch(tokens: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    """A pass of documents of `length` tokens."""
+    ids = torch.arange(tokens, device=device) % PROBE_VOCABULARY
+    return collate([{"input_ids": ids, "labels": ids, "lengths": torch.full((tokens // length,), length)}])
+
+
+@functools.cache
+def _measure_embedding_and_head(
+    vocabulary: int, width: int, dtype: torch.dtype, device: torch.device, is_trained: bool
+) -> tuple[float, float]:
+    """Seconds of forward and backward of one row through an embedding and a head that are one matrix."""
+    num_entries = max(1, min(vocabulary, PROBE_ENTRIES // width))
+    weight = nn.Parameter(torch.zeros(num_entries, width, device=device), requires_grad=is_trained)
+    token_id = torch.zeros(1, dtype=torch.long, device=device)
+
+    def forward() -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            head, rows = (weight, None, 1.0, None), functional.embedding(token_id, weight)
+            return fused.sum_row_losses([CrossEntropyRows()], rows, head, targets=token_id, frozen={}, mix=[1.0])[0]
+
+    seconds = _measure_forward_backward(forward, lambda loss: loss.backward() if is_trained else None, device)
+    return seconds[0] * vocabulary / num_entries, seconds[1] * vocabulary / num_entries
+
+
+@functools.cache
+def _measure_clipping(device: torch.device) -> float:
+    """Seconds per weight of clipping a gradient."""
+    weight = nn.Parameter(torch.ones(PROBE_ENTRIES, device=device))
+    weight.grad = torch.ones_like(weight)
+    return measure_seconds(lambda: nn.utils.clip_grad_norm_([weight], 1.0), device) / PROBE_ENTRIES
+
+
+def measure_product_seconds(
+    device: torch.device, dtype: torch.dtype, *, rows: int = 512, inner: int = 576, outer: int = 8192
+) -> float:
+    """Seconds per operation of one large product, the shape of a head's."""
+    a, b = torch.ones(rows, inner, device=device, dtype=dtype), torch.ones(outer, inner, device=device, dtype=dtype)
+    return measure_seconds(lambda: a @ b.mT, device) / (2 * rows * inner * outer)
+
+
+def measure_seconds(job: Callable[[], Any], device: torch.device) -> float:
+    """The least seconds of `job`."""
+    return _measure_forward_backward(job, lambda _: None, device)[0]
+
+
+def synchronized_time(device: torch.device) -> float:
+    """The time when `device` has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,240 @@
+"""What a distillation has to do and to hold, counted from values alone: operations, tensors' bytes, files' bytes.
+
+Nothing here is measured. What depends on code that is not ours or changes (how much autograd saves, how fast a machine
+multiplies) comes in from `calibrate.py`.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from potstill.core.blueprint import Blueprint
+from potstill.evaluate.size import Flops, count_blueprint_parameters, forward_flops, list_matrix_shapes
+from potstill.objectives.config import ObjectiveConfig
+from potstill.ops import fused
+from potstill.stages.resources.dataset_stats import PackingStats, TeacherTokenization
+from potstill.stages.resources.objective_cost import (
+    CostInputs,
+    ObjectiveCost,
+    compute_objective_cost,
+    get_numeric_options,
+)
+from potstill.train.config import TrainConfig
+
+FLOAT32_BYTES = 4  # bytes of float32: master weights, gradients and both moments of the optimiser
+MAX_CHECKPOINTS = 2  # by `train.checkpoint.seal`, which removes the oldest once the newest is in place
+DOCUMENT_BYTES, METRICS_LINE_BYTES = 128_000, 400  # bytes of card, README and curve; of a step's line in metrics.jsonl
+STATE_BYTES = 45_000  # bytes of a checkpoint's random states, arguments, schedule and manifest
+CACHE_ROW_BYTES = 131  # bytes a row at `--top-k 64` on real text (benchmarks/teacher_cache.py)
+
+
+class AutogradBytes(NamedTuple):
+    """Bytes that autograd keeps for the backward: per token and layer, per token besides, per layer besides."""
+
+    per_token_layer: float
+    per_token: float
+    per_layer: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A run of `Distill` as sizes. `source` is where the teacher's signals come from: live, cached or alone (none).
+
+    `vocabulary` is the student's where the teacher reads `otherwise`, else that of both.
+    """
+
+    teacher: Blueprint
+    student: Blueprint
+    vocabulary: int
+    settings: TrainConfig
+    packing: PackingStats
+    source: str = "live"
+    lora: int = 0
+    compute_bytes: int = 2
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    teacher_tokenization: TeacherTokenization | None = None
+
+    @property
+    def trained_parameters(self) -> int:
+        """Parameters trained: all, or LoRA's two matrices beside each one in the blocks; and the objective's."""
+        if not self.lora:
+            return count_blueprint_parameters(self.student).total + self.objective_cost.weights
+        return (
+            sum(self.lora * (rows + columns) for rows, columns in list_matrix_shapes(self.student))
+            + self.objective_cost.weights
+        )
+
+    @cached_property
+    def objective_cost(self) -> ObjectiveCost:
+        """What the teacher's share of the objective computes and holds in a pass."""
+        if self.source == "alone":
+            return ObjectiveCost()
+        tokenization, rows = self.teacher_tokenization, self.rows
+        inputs = CostInputs(
+            student=self.student,
+            teacher=self.teacher,
+            vocabularies=(self.vocabulary, tokenization.vocabulary if tokenization else self.vocabulary),
+            rows=rows,
+            teacher_rows=rows * (tokenization.row_ratio if tokenization else 1.0),
+            aligned_rows=rows * (tokenization.aligned_share if tokenization else 1.0),
+            document_rows=(2 * self.packing.seen - 1) * self.packing.trained,
+            options=get_numeric_options(self.objective),
+            compute_bytes=self.compute_bytes,
+        )
+        return compute_objective_cost(self.objective, inputs)
+
+    @property
+    def uses_teacher_head(self) -> bool:
+        """Whether the teacher's head is multiplied: where it is live, or a cache kept the states before its head."""
+        return self.source == "live" or (self.source == "cached" and self.objective.needs_only_last_hidden)
+
+    @property
+    def entries_per_row(self) -> float:
+        """Entries of all distributions that are compared at one of the student's rows."""
+        tokenization = self.teacher_tokenization
+        return self.vocabulary + (
+            tokenization.vocabulary * tokenization.row_ratio if tokenization and self.source == "live" else 0.0
+        )
+
+    @property
+    def tokens(self) -> float:
+        """Tokens in one pass."""
+        settings = self.settings
+        return settings.packs_per_pass() * settings.context * self.packing.fill
+
+    @property
+    def rows(self) -> float:
+        """Positions in one pass at which the head is computed."""
+        return self.tokens * self.packing.trained
+
+    @property
+    def passes(self) -> int:
+        """Forward passes in one step."""
+        return self.settings.accumulation_steps()
+
+    def count_forward_flops(self, blueprint: Blueprint) -> Flops:
+        """Operations per token of the text, of which only the trained ones go through the head."""
+        flops = forward_flops(blueprint, self.packing.seen)
+        return Flops(flops.blocks, flops.attention, 2 * self.vocabulary * blueprint.hidden * self.packing.trained)
+
+    @property
+    def teacher_flops(self) -> Flops:
+        """Operations of the teacher's blocks per token of the student's text; a product of its head with one row."""
+        tokenization = self.teacher_tokenization
+        flops = forward_flops(self.teacher, tokenization.seen if tokenization else self.packing.seen)
+        token_ratio, vocabulary = (
+            (tokenization.token_ratio, tokenization.vocabulary) if tokenization else (1.0, self.vocabulary)
+        )
+        return Flops(flops.blocks * token_ratio, flops.attention * token_ratio, 2.0 * vocabulary * self.teacher.hidden)
+
+    def flops(self) -> dict[str, float]:
+        """Operations per token by part.
+
+        The student's loss is, under `head`, one product of its rows, one for their gradient and one for that of the
+        head's weight; what its teacher adds says `taught`. A backward is two products per matrix and, in attention, two
+        and a half forwards (scores are computed again); of frozen matrices under LoRA one. With checkpointed
+        activations the student's forward comes once more.
+        """
+        teacher, student, cost = self.teacher_flops, self.count_forward_flops(self.student), self.objective_cost
+        products = 1 if self.lora else 2
+        num_recomputed = 1 if self.settings.checkpoint_activations else 0
+        head = (1 + products) * student.head * self.needs_student_logits
+        teacher_operations = cost.student_products * 2 * self.vocabulary * self.student.hidden + cost.other_operations
+        teacher_operations += cost.teacher_products * teacher.head if self.uses_teacher_head else 0.0
+        return {
+            "teacher forward": teacher.blocks + teacher.attention if self.source == "live" else 0.0,
+            "student forward": student.blocks + student.attention,
+            "backward": backward_flops(student, products=products)
+            + num_recomputed * (student.blocks + student.attention),
+            "head and loss": head + teacher_operations / self.tokens,
+        }
+
+    @property
+    def needs_student_logits(self) -> bool:
+        """Whether the student's logits are asked for, which an objective over hidden states alone does not."""
+        return self.source == "alone" or self.objective.cross_entropy > 0 or self.objective_cost.logit_copies != (0, 0)
+
+    def memory_bytes(self, autograd_bytes: AutogradBytes) -> dict[str, float]:
+        """Bytes that one step holds, by part.
+
+        They are added up although not all live at once: what a part frees goes back to the allocator, which keeps it.
+        `head` is the head's copy in the dtype of the products, and the gradients of head and embedding as a pass makes
+        them; in a step of one pass those are `gradients` themselves, but for one of the two that tied weights add up.
+        `logits` are those of one chunk of rows of both models.
+        `objective` is what it holds beside its weights: constant copies of heads or parts of them.
+        A teacher that teaches nothing waits to be measured beside; one that is cached is read again for that, but for
+        the head, where that is multiplied.
+        """
+        size, table_entries = count_blueprint_parameters(self.student), self.vocabulary * self.student.hidden
+        num_gradients = (
+            2 if self.passes > 1 else int(self.student.tied)
+        )  # gradients of tables that lie beside `gradients`
+        head_copy = float(table_entries * self.compute_bytes if self.compute_bytes < FLOAT32_BYTES else 0)
+        head_gradient = 0.0 if self.lora else head_copy
+        head = self.uses_teacher_head * self.vocabulary * self.teacher.hidden
+        teacher = head if self.source == "cached" else count_blueprint_parameters(self.teacher).total
+        return {
+            "weights": FLOAT32_BYTES * float(size.total + self.objective_cost.weights),
+            "gradients": FLOAT32_BYTES * float(self.trained_parameters),
+            "optimiser": 2 * FLOAT32_BYTES * float(self.trained_parameters),
+            "teacher": float(self.compute_bytes * teacher),
+            "activations": self.activation_bytes(autograd_bytes),
+            "head": head_copy + (0 if self.lora else num_gradients * FLOAT32_BYTES * table_entries),
+            "logits": self.logit_bytes() + head_gradient,
+            "objective": self.objective_cost.held_bytes + (head_copy if self.objective_cost.student_products else 0.0),
+        }
+
+    def logit_bytes(self) -> float:
+        """Bytes of the logits of one chunk of rows: the student's, and what is said of them over either vocabulary."""
+        chunk = min(fused.rows_per_chunk(self.vocabulary), max(1.0, self.rows))
+        student_copies, teacher_copies = self.objective_cost.logit_copies if self.uses_teacher_head else (0, 0)
+        teacher_vocabulary = self.teacher_tokenization.vocabulary if self.teacher_tokenization else self.vocabulary
+        return float(
+            chunk * self.compute_bytes * ((1 + student_copies) * self.vocabulary + teacher_copies * teacher_vocabulary)
+        )
+
+    def activation_bytes(self, autograd_bytes: AutogradBytes) -> float:
+        """Bytes that a pass keeps for its backward: all of each block, or with checkpoints its input and all of one.
+
+        A block's input, the residual stream, is float32 as the weights are.
+        """
+        num_layers, block_bytes = (
+            len(self.student.layers),
+            self.tokens * autograd_bytes.per_token_layer + autograd_bytes.per_layer,
+        )
+        pass_bytes = self.tokens * autograd_bytes.per_token
+        if self.settings.checkpoint_activations:
+            return pass_bytes + block_bytes + num_layers * self.tokens * self.student.hidden * FLOAT32_BYTES
+        return pass_bytes + num_layers * block_bytes
+
+    def loading_bytes(self) -> float:
+        """Bytes of both models as they are read, in float32."""
+        return FLOAT32_BYTES * float(
+            count_blueprint_parameters(self.student).total + count_blueprint_parameters(self.teacher).total
+        )
+
+    def disk_bytes(self, tokenizer_bytes: int) -> dict[str, float]:
+        """Bytes by part: one checkpoint, the final folder, and the most that lies there at once.
+
+        A checkpoint is whole before an older one goes, and the final folder before the checkpoints go.
+        """
+        settings, num_trained = self.settings, self.trained_parameters
+        size = count_blueprint_parameters(self.student).total
+        weights = FLOAT32_BYTES * (num_trained if self.lora else size + self.objective_cost.weights)
+        checkpoint = weights + 2 * FLOAT32_BYTES * num_trained + tokenizer_bytes + STATE_BYTES
+        final = FLOAT32_BYTES * size + tokenizer_bytes + DOCUMENT_BYTES + METRICS_LINE_BYTES * settings.steps
+        saves = -(-settings.steps // (settings.save_every or max(10, settings.steps // 10)))
+        spare = 1 if settings.patience else 0
+        checkpoint_peak = min(saves, MAX_CHECKPOINTS + spare + 1) * checkpoint
+        final_peak = min(saves, MAX_CHECKPOINTS + spare) * checkpoint + final
+        return {"checkpoint": float(checkpoint), "final": float(final), "most": float(max(checkpoint_peak, final_peak))}
+
+    def cache_bytes(self) -> float:
+        """Bytes of a teacher's cache (`potstill cache`, top 64) of the text that is trained on."""
+        row = CACHE_ROW_BYTES + (2 * self.teacher.hidden if self.objective.needs_only_last_hidden else 0)
+        return row * self.settings.tokens * self.packing.fill * self.packing.trained
+
+
+def backward_flops(forward: Flops, *, products: int) -> float:
+    """Operations of a backward through the blocks: so many products a matrix, and 2.5 forwards of attention."""
+    return products * forward.blocks + 2.5 * forward.attention

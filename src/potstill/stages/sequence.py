@@ -1,0 +1,84 @@
+"""Stages one after another, each in a folder of its own; what was made from what stands in the cards."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, check_output_free, read_card
+from potstill.core.errors import UsageError
+from potstill.core.types import Measure
+from potstill.stages.distill.run import DistillConfig
+from potstill.stages.generate_dataset import GenerateDatasetConfig
+from potstill.stages.prune import PruneConfig
+from potstill.stages.stage import reproducible_options
+
+Stage = PruneConfig | GenerateDatasetConfig | DistillConfig
+PREVIOUS_FOLDER = "@previous"  # in a recipe: the folder that the stage before made
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """What the last stage left on disk: its folder and its card."""
+
+    out: Path
+    card: Mapping[str, Any]
+
+    @property
+    def measures(self) -> dict[str, list[Measure]]:
+        """The measures of the card by model, as they stand in `Run`."""
+        return {name: [Measure(**m) for m in model_measures] for name, model_measures in self.card["measures"].items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The folder and its card, for JSON."""
+        return {"out": str(self.out), **self.card}
+
+
+def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, resume: bool = False) -> StageResult:
+    """Runs `stages` into `out`/1-prune, `out`/2-distill, ...; with `resume`, finished ones are not made again.
+
+    Raises: UsageError if there is no stage; OutputExists; what the stages raise.
+    """
+    if not stages:
+        raise UsageError("a recipe without stages does nothing")
+    check_output_free(out, overwrite=overwrite or resume)
+    previous, unchanged = out, resume
+    for number, stage in enumerate(stages, 1):
+        folder = out / f"{number}-{stage.kind}"
+        resolved_stage = resolve_previous(stage, str(previous))
+        unchanged = unchanged and is_finished(folder, resolved_stage)
+        if not unchanged:
+            resolved_stage.run(folder, overwrite=overwrite, resume=resume and folder.exists())
+        previous = folder
+    return StageResult(previous, read_card(previous))
+
+
+def is_finished(folder: Path, stage: Stage) -> bool:
+    """Whether `folder` holds what exactly this stage makes, and no run that was begun there since."""
+    if not (folder / CARD_FILE).is_file() or (folder / TRAINING_FOLDER).is_dir():
+        return False
+    card_options = read_card(folder).get("stage", {})
+    return reproducible_options(card_options) == reproducible_options(
+        _drop_newer_defaults(card_options, stage, stage.to_dict())
+    )
+
+
+def _drop_newer_defaults(card_options: Mapping[str, Any], config: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` as plain data, without options at their default that a card does not name: it is older than they are."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    newer_names = {name for name in defaults.keys() - card_options.keys() if getattr(config, name) == defaults[name]}
+    options = {name: option for name, option in plain.items() if name not in newer_names}
+    for name, option in options.items():
+        if dataclasses.is_dataclass(nested_config := getattr(config, name, None)) and isinstance(
+            card_options.get(name), Mapping
+        ):
+            options[name] = _drop_newer_defaults(card_options[name], nested_config, option)
+    return options
+
+
+def resolve_previous(stage: Stage, previous: str) -> Stage:
+    """`stage` with every `PREVIOUS` replaced by the folder that the stage before made."""
+    replacements: dict[str, Any] = {
+        f.name: previous for f in dataclasses.fields(stage) if getattr(stage, f.name) == PREVIOUS_FOLDER
+    }
+    return dataclasses.replace(stage, **replacements)

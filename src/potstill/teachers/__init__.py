@@ -1,0 +1,1 @@
+"""Teachers that are no live model: caches on disk and servers."""

@@ -1,0 +1,82 @@
+"""The blocks of a language model, and how a run has them computed: twice, to save memory, or compiled."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from itertools import chain
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from potstill.core.device import compile_modules
+from potstill.core.errors import UnsupportedModel
+from potstill.models.signals import unwrap_model
+from potstill.train.config import TrainConfig
+from potstill.train.training_module import TrainingModule
+
+
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers of a language model: its heaviest list of modules (experts, of which there may be more, lie inside).
+
+    Raises: UnsupportedModel.
+    """
+    block_lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not block_lists:
+        raise UnsupportedModel(f"{type(model).__name__} has no list of blocks to share out or compile; use one rank")
+    return max(
+        block_lists, key=lambda block_list: sum(weight.numel() for block in block_list for weight in block.parameters())
+    )
+
+
+@contextlib.contextmanager
+def apply_block_settings(
+    module: TrainingModule, config: TrainConfig, *, compile_backend: str = "inductor"
+) -> Iterator[None]:
+    """Inside, the blocks of `study` run as `settings` ask for (compiled `by`); afterwards its models are as they were.
+
+    Raises: UnsupportedModel where a model has no blocks that could.
+    """
+    with contextlib.ExitStack() as stack:
+        if config.checkpoint_activations:
+            stack.enter_context(activation_checkpointing(unwrap_model(module.student)))
+        if config.compile:
+            student_blocks = find_blocks(module.student)
+            if config.checkpoint_activations:  # what is compiled has to lie inside what is computed twice
+                student_blocks = [part for block in student_blocks for part in block.children()]
+            stack.enter_context(
+                compile_modules(chain(student_blocks, *map(find_blocks, module.frozen_models)), backend=compile_backend)
+            )
+        yield
+
+
+@contextlib.contextmanager
+def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, and in train mode, each block keeps its input alone and is computed again in the backward.
+
+    Source: Chen et al., arXiv:1604.06174, with a checkpoint for every block.
+
+    Raises: UnsupportedModel.
+    """
+    check_activation_checkpointing(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # the name that is new in transformers 5 is no older
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # only reentrant checkpoints lose the gradient where the embedding is frozen
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            model.gradient_checkpointing_disable()
+
+
+def check_activation_checkpointing(model: nn.Module) -> None:
+    """Refuse a student whose blocks cannot be computed twice.
+
+    Raises: UnsupportedModel.
+    """
+    plain_model = unwrap_model(model)
+    if not plain_model.supports_gradient_checkpointing:
+        raise UnsupportedModel(
+            f"{type(plain_model).__name__} cannot compute its blocks twice; omit --checkpoint-activations"
+        )

@@ -1,0 +1,184 @@
+"""What a run shows while it trains: a line that moves, a JSONL file that stays, and a way to stop."""
+
+import contextlib
+import json
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from potstill.core.atomic_files import write_text
+from potstill.train import distributed
+
+METRICS_FILE = "metrics.jsonl"
+ECHO_SECONDS = 2.0  # seconds: a launcher hands on the Ctrl-C that the terminal has given to each rank already
+
+
+def get_peak_memory(device: str = "cpu") -> int:
+    """Largest memory so far, in bytes: of the process on a CPU, of the allocator on a GPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    bytes_per_unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit
+
+
+def reset_peak_memory(device: str = "cpu") -> None:
+    """Lets `peak_memory` count from now on, where the system can: on a GPU, and on Linux."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # 5: the peak of the resident set
+
+
+class MetricsCallback(TrainerCallback):
+    """Appends every log line to `metrics.jsonl` with the tokens seen, tokens/s and peak memory.
+
+    `seconds` is the time of the step alone, without the evaluations and checkpoints between steps.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.last_mark = (0.0, 0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drops the lines that a resumed run is going to write again, and one that a crash cut short."""
+        if state.is_world_process_zero and self.file.exists():
+            lines = [line for line in read_metrics(self.file) if line["step"] <= state.global_step]
+            write_text(self.file, "".join(json.dumps(line) + "\n" for line in lines))
+        self._restart_timer(state)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leaves the evaluation out of the next step's time."""
+        self._restart_timer(state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leaves the checkpoint out of the next step's time."""
+        self._restart_timer(state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes one line; Hugging Face's summary of the whole run is none."""
+        if not state.is_world_process_zero or logs is None or "train_loss" in logs:
+            return
+        values = {k: v for k, v in logs.items() if not k.startswith("train_") and k != "num_input_tokens_seen"}
+        line = {"step": state.global_step, "tokens": state.num_input_tokens_seen, **values}
+        if "loss" in logs:
+            last_time, last_tokens = self.last_mark
+            self._restart_timer(state)
+            line["seconds"] = max(self.last_mark[0] - last_time, 1e-9)
+            line["tokens_per_second"] = (self.last_mark[1] - last_tokens) / line["seconds"]
+            line["peak_memory"] = get_peak_memory(args.device.type)
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def _restart_timer(self, state: TrainerState) -> None:
+        self.last_mark = (time.perf_counter(), state.num_input_tokens_seen)
+
+
+def read_metrics(file: Path) -> list[dict[str, int | float]]:
+    """The whole lines of a metrics file; nothing where there is none."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+
+
+class ProgressLineCallback(TrainerCallback):
+    """A progress line on stderr: step, tokens/s, time left, each term, memory."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.start_mark = (0.0, 0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the line."""
+        self.start_mark = (time.perf_counter(), state.num_input_tokens_seen)
+        self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step, facts="")
+        self.progress.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Moves the line."""
+        skipped_keys = ("epoch", "learning_rate", "grad_norm", "loss")
+        terms = [f"{k} {v:.3f}" for k, v in (logs or {}).items() if k not in skipped_keys and isinstance(v, float)]
+        speed = (state.num_input_tokens_seen - self.start_mark[1]) / max(time.perf_counter() - self.start_mark[0], 1e-9)
+        memory = get_peak_memory(args.device.type) / 2**30
+        facts = "  ".join([f"{speed:,.0f} tok/s", *terms[:4], f"{memory:.1f} GiB"])
+        self.progress.update(self.task, completed=state.global_step, facts=facts)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Closes the line."""
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was, however training ended."""
+        self.progress.stop()
+
+
+class InterruptCallback(TrainerCallback):
+    """The first Ctrl-C (or SIGTERM) saves a checkpoint after the step in hand and stops; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.is_requested, self.requested_at = False, 0.0
+        self.echo_seconds = ECHO_SECONDS if distributed.world_size() > 1 else 0.0
+        self.previous_handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "InterruptCallback":
+        if threading.current_thread() is not threading.main_thread():  # only there does Python take signals
+            return self
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            self.previous_handlers[signal_number] = signal.signal(signal_number, self._handle_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for signal_number, handler in self.previous_handlers.items():
+            signal.signal(signal_number, handler)
+
+    def _handle_signal(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.is_requested and time.monotonic() - self.requested_at > self.echo_seconds:
+            raise KeyboardInterrupt
+        if not self.is_requested:
+            self.is_requested, self.requested_at = True, time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Asks the trainer to save and stop, on every rank as soon as one was asked."""
+        is_requested = torch.tensor(int(self.is_requested), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.all_reduce(is_requested, torch.distributed.ReduceOp.MAX)
+        if is_requested:
+            self.is_requested = control.should_save = control.should_training_stop = True

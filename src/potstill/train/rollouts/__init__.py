@@ -1,0 +1,1 @@
+"""Rollouts: completions that a model samples during training."""

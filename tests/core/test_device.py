@@ -1,0 +1,79 @@
+"""Devices and dtypes by name."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from potstill.core.device import DTYPES, compile_modules, compute_dtype, get_dtype_name, resolve_device, resolve_dtype
+from potstill.core.errors import UsageError
+
+
+def test_a_device_is_found_by_name_and_auto_is_one_that_works() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert torch.empty(1, device=resolve_device()).numel() == 1
+
+
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99", ""])
+def test_a_device_that_is_not_here_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be used here"):
+        resolve_device(name)
+
+
+def test_dtypes_go_by_their_names() -> None:
+    assert [get_dtype_name(resolve_dtype(name)) for name in DTYPES] == ["float32", "bfloat16"]
+    assert resolve_dtype("float32") == torch.float32
+    assert [resolve_dtype(name, default="bfloat16") for name in ("auto", "float32")] == [
+        torch.bfloat16,
+        torch.float32,
+    ]
+    assert resolve_dtype("bfloat16") == torch.bfloat16
+    with pytest.raises(UsageError, match="float16"):
+        resolve_dtype("float16")
+
+
+def test_auto_measures_once_and_chooses_one_of_the_two() -> None:
+    chosen = resolve_dtype("auto", device_type="cpu")
+    assert chosen in DTYPES.values()
+    assert resolve_dtype("auto", device_type="cpu") == chosen
+    assert compute_dtype("mps") == torch.float32
+
+
+def test_a_compiler_that_fails_is_named_once_and_modules_run_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    class Doubled(torch.nn.Linear):  # torch's own modules are not compiled by themselves
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    modules, x = [Doubled(3, 3) for _ in range(2)], torch.ones(2, 3)
+    plain = [module(x) for module in modules]
+    with compile_modules(modules, backend="nonsense"):
+        assert all(torch.equal(module(x), y) for module, y in zip(modules, plain, strict=True))
+        assert [list(module.state_dict()) for module in modules] == [["weight", "bias"]] * 2
+    (said,) = [one.message for one in caplog.records if one.name == "potstill"]
+    assert "torch.compile fails here (" in said
+    assert "nonsense" in said
+
+
+FAULTS = """
+import resource, torch
+from potstill.core.device import DTYPES, compile_modules, compute_dtype, get_dtype_name, resolve_device, resolve_dtype
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with backend.held_memory():
+    torch.ones(2**25)
+    print(faults())
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc that is told to hold on")
+def test_held_memory_serves_the_next_large_block_without_new_pages_and_is_given_back() -> None:
+    ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    inside, after = map(int, ran.stdout.split())
+    assert inside < 1000 < after

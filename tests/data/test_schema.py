@@ -1,0 +1,130 @@
+"""Every documented shape is recognised; anything that could be meant otherwise is refused with what was found."""
+
+from typing import Any
+
+import pytest
+
+from potstill.core.errors import DataError, UsageError
+from potstill.data.schema import ACCEPTED_COLUMNS, MalformedRow, find_lack, recognize_schema
+
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+SHAREGPT = [{"from": "system", "value": "Be"}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+
+SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "text": ({"text": "a", "url": "b"}, {"text": "a", "whole": True}),
+    "text with a class": ({"text": "a", "label": 3}, {"text": "a", "whole": True}),
+    "prompt and response": ({"prompt": "a", "response": "b"}, {"prompt": "a", "response": "b"}),
+    "prompt and completion": ({"prompt": "a", "completion": "b"}, {"prompt": "a", "response": "b"}),
+    "prompt and answer": ({"prompt": "a", "answer": "b"}, {"prompt": "a", "response": "b"}),
+    "Alpaca": ({"instruction": "a", "input": "b", "output": "c"}, {"prompt": "a\n\nb", "response": "c"}),
+    "Alpaca without input": ({"instruction": "a", "input": "", "output": "c"}, {"prompt": "a", "response": "c"}),
+    "Alpaca with null input": ({"instruction": "a", "input": None, "output": "c"}, {"prompt": "a", "response": "c"}),
+    "Alpaca with its rendering": ({"instruction": "a", "output": "c", "text": "x"}, {"prompt": "a", "response": "c"}),
+    "Dolly": (
+        {"instruction": "a", "context": "b", "response": "c", "category": "d"},
+        {"prompt": "a\n\nb", "response": "c"},
+    ),
+    "GSM8K": ({"question": "a", "answer": "b"}, {"prompt": "a", "response": "b"}),
+    "messages": ({"messages": CHAT}, {"messages": CHAT}),
+    "messages with their prompt": ({"messages": CHAT, "prompt": "Hi"}, {"messages": CHAT}),
+    "ShareGPT": (
+        {"conversations": SHAREGPT, "id": 1},
+        {"messages": [{"role": "system", "content": "Be"}, *CHAT]},
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "document"), SHAPES.values(), ids=list(SHAPES))
+def test_a_documented_shape_is_recognised(row: dict[str, Any], document: dict[str, Any]) -> None:
+    assert recognize_schema(row.keys(), "a file").to_document(row) == document
+
+
+REFUSED = {
+    "unknown columns": (["grade", "golden"], "none of which is known"),
+    "no columns": ([], "nothing, none of which is known"),
+    "a text beside an instruction": (["instruction", "text", "decoded"], "more than one way"),
+    "two responses": (["prompt", "response", "answer"], "more than one way"),
+    "a prompt alone": (["prompt"], "none of which is known"),
+    "a preference set": (["prompt", "chosen", "rejected"], "as sets of preferences have"),
+    "a chat preference set": (["conversations", "chosen", "rejected"], "as sets of preferences have"),
+    "a chat with a verdict": (["messages", "label"], "as sets of preferences have"),
+    "a pair with a verdict": (["prompt", "completion", "label"], "as sets of preferences have"),
+}
+
+
+@pytest.mark.parametrize(("columns", "says"), REFUSED.values(), ids=list(REFUSED))
+def test_other_columns_are_refused_with_what_was_found(columns: list[str], says: str) -> None:
+    with pytest.raises(DataError, match=says) as caught:
+        recognize_schema(columns, "rows.csv")
+    assert all(name in str(caught.value) for name in {*columns} & {"chosen", "grade", "label", "decoded"})
+
+
+def test_the_refusal_names_every_accepted_shape() -> None:
+    with pytest.raises(DataError) as caught:
+        recognize_schema(["x"], "rows.csv")
+    assert ACCEPTED_COLUMNS in str(caught.value)
+
+
+def test_the_caller_may_say_which_column_is_which() -> None:
+    row = {"instruction": "a", "text": "b", "decoded": "c", "turns": CHAT}
+    assert recognize_schema(row, "f", columns={"prompt": "instruction", "response": "decoded"}).to_document(row) == {
+        "prompt": "a",
+        "response": "c",
+    }
+    assert recognize_schema(row, "f", columns={"text": "text"}).to_document(row) == {"text": "b", "whole": True}
+    assert recognize_schema(row, "f", columns={"messages": "turns"}).to_document(row) == {"messages": CHAT}
+
+
+def test_columns_that_are_not_there_or_mean_nothing_are_refused() -> None:
+    with pytest.raises(DataError, match="no column `body`; it has `text`"):
+        recognize_schema(["text"], "rows.csv", columns={"text": "body"})
+    with pytest.raises(UsageError, match="`prompt` make no document"):
+        recognize_schema(["text"], "rows.csv", columns={"prompt": "text"})
+
+
+MALFORMED = {
+    "a missing column": ({"prompt": "a", "completion": "b"}, {"prompt": "a"}, "lacks `completion`"),
+    "a number for text": ({"text": "a"}, {"text": 3}, "has int in `text`"),
+    "half a surrogate pair": ({"text": "a"}, {"text": "\ud800"}, "half a surrogate pair"),
+    "an unknown role": ({"messages": []}, {"messages": [{"role": "narrator", "content": "a"}]}, "role 'narrator'"),
+    "a role that is no string": ({"messages": []}, {"messages": [{"role": ["a"], "content": "a"}]}, "role"),
+    "a turn without content": ({"messages": []}, {"messages": [{"role": "user"}]}, "needs role and content"),
+    "a turn that is a string": ({"messages": []}, {"messages": ["Hi"]}, "a turn with str"),
+    "a chat that is a string": ({"messages": []}, {"messages": "Hi"}, "has str in `messages`"),
+    "content in parts": ({"messages": []}, {"messages": [{"role": "user", "content": [{}]}]}, "has list in `content`"),
+    "calls of tools": (
+        {"messages": []},
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+        "tool_calls",
+    ),
+}
+
+
+@pytest.mark.parametrize(("first", "row", "says"), MALFORMED.values(), ids=list(MALFORMED))
+def test_a_malformed_row_says_what_is_wrong(first: dict[str, Any], row: dict[str, Any], says: str) -> None:
+    with pytest.raises(MalformedRow, match=says):
+        recognize_schema(first.keys(), "f").to_document(row)
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ({"text": "a"}, None),
+        ({"text": " \n"}, "empty text"),
+        ({"prompt": "", "response": "b"}, "empty prompt"),
+        ({"prompt": "a", "response": " "}, "empty response"),
+        ({"messages": CHAT}, None),
+        ({"messages": CHAT[:1]}, "no assistant turn"),
+        ({"messages": []}, "no assistant turn"),
+        ({"messages": [CHAT[0], {"role": "assistant", "content": ""}]}, "empty answers"),
+    ],
+)
+def test_what_cannot_be_trained_on_has_a_reason(document: dict[str, Any], reason: str | None) -> None:
+    assert find_lack(document) == reason
+
+
+def test_a_missing_column_in_a_later_row_is_no_empty_one() -> None:
+    shape = recognize_schema(["text"], "f")
+    assert shape.to_document({"text": None}) == {"text": "", "whole": True}
+    with pytest.raises(MalformedRow):
+        shape.to_document({"body": "a"})

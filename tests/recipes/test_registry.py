@@ -1,0 +1,221 @@
+"""Every recipe, by enumeration: its tiny form runs, and it says where it comes from."""
+
+import importlib
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.data.trained import byte_level
+from tests.stages.world import saved
+from tests.tiny import random_llama
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from potstill.cli.commands import run as cli
+from potstill.core.errors import NotFound, UsageError
+from potstill.models.load import load_model
+from potstill.objectives.config import DIVERGENCE_OPTION, ObjectiveConfig
+from potstill.objectives.registry import OBJECTIVE_SPECS
+from potstill.ops.divergence import DIVERGENCES
+from potstill.recipes import registry
+from potstill.stages.distill.run import DistillConfig
+from potstill.stages.generate_dataset import GenerateDatasetConfig
+from potstill.stages.prune import PruneConfig
+from potstill.stages.sequence import PREVIOUS_FOLDER, Stage, run_stages
+from potstill.train.config import TrainConfig
+
+NAMES = registry.list_recipe_names()
+PRUNED = ("minima",)  # those that make their student in a stage of its own
+ACROSS = [
+    name
+    for name in NAMES
+    if any(
+        isinstance(s, DistillConfig) and s.objective.uses_teacher and s.objective.supports_cross_tokenizer
+        for s in registry.get_recipe(name).stages
+    )
+]
+APART = {  # no part of a method: names, values looked into, the machine, what is measured or saved, what fits in memory
+    *("teacher", "student", "model", "data", "objective", "settings", "options", "name", "top_k"),
+    *("seed", "device", "dtype", "documents", "save_every", "micro_tokens", "batch"),
+}
+
+
+@pytest.fixture
+def roomy(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A tiny teacher with enough layers and neurons that every share is within reach."""
+    changed = {"num_hidden_layers": 16, "intermediate_size": 128, "max_position_embeddings": 512}
+    config = LlamaConfig(**{**tiny_llama.config.to_dict(), **changed})
+    return saved(tmp_path / "roomy", LlamaForCausalLM(config), tiny_tokenizer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tiny_form_runs(name: str, roomy: Path, pairs: Path, tmp_path: Path) -> None:
+    chosen = registry.get_recipe(name, tiny=True).override(teacher=str(roomy), data=str(pairs), tokens=256)
+    done = run_stages(chosen.stages, tmp_path / "made")
+    assert done.measures
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Path:
+    """A tiny teacher whose tokens are several letters long."""
+    return saved(tmp_path / "stranger", random_llama(byte_level(), context=512), byte_level())
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_the_tiny_form_runs_between_two_tokenizers(
+    name: str, stranger: Path, teacher: Path, pairs: Path, tmp_path: Path
+) -> None:
+    recipe = registry.get_recipe(name, tiny=True)
+    chosen = recipe.override(teacher=str(stranger), student=str(teacher), data=str(pairs), tokens=256)
+    done = run_stages(chosen.stages, tmp_path / "made")
+    student, own, other = (load_model(str(folder)).tokenizer.get_vocab() for folder in (done.out, teacher, stranger))
+    assert student == own != other
+    assert {parent["role"] for parent in done.card["parents"]} == {"student", "teacher"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_summary_says_whether_tokenizers_may_differ(name: str) -> None:
+    assert ("--teacher and --student may differ in tokenizer" in registry.get_recipe(name).summary) == (name in ACROSS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tiny_form_is_the_same_method(name: str) -> None:
+    full, tiny = (registry.get_recipe(name, tiny=small) for small in (False, True))
+    assert [type(stage) for stage in full.stages] == [type(stage) for stage in tiny.stages]
+    for a, b in zip(full.stages, tiny.stages, strict=True):
+        assert method(a) == method(b)
+
+
+def method(stage: Stage) -> Stage:
+    """A stage without its budget."""
+    if isinstance(stage, PruneConfig):
+        return replace(stage, calibration_tokens=1)
+    if isinstance(stage, GenerateDatasetConfig):
+        return replace(stage, documents=1)
+    budget = {"tokens": 1, "context": 1, "batch_tokens": 1, "micro_tokens": 1}
+    return replace(stage, documents=1, settings=replace(stage.settings, **budget))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_where_it_and_its_numbers_come_from(name: str) -> None:
+    recipe = registry.get_recipe(name)
+    module = importlib.import_module(f"potstill.recipes.{name.replace('-', '_')}")
+    assert re.search(r"Source:[^\n]*\n?[^\n]*arXiv:\d{4}\.\d{5}", module.__doc__ or "")
+    assert recipe.name == name
+    assert re.match(r"@\w+\{\w+,", recipe.bibtex)
+    assert re.search(r"arXiv:\d{4}\.\d{5}", recipe.source)
+    assert recipe.summary
+    assert all(recipe.origins.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_of_a_recipe_has_an_origin(name: str) -> None:
+    recipe = registry.get_recipe(name)
+    own, found = (", ".join(origins).split(", ") for origins in (recipe.origins, recipe.complete_origins))
+    numbers = [one for stage in recipe.stages for one in numbers_of(stage)]
+    assert {number for number, chosen in numbers if chosen} <= set(own)
+    assert {number for number, _ in numbers} <= set(found)
+    assert len(found) == len(set(found))
+    assert set(found) <= {number for number, _ in numbers} | names_of(*recipe.stages)
+    assert recipe.to_dict()["origins"] == recipe.complete_origins
+
+
+def numbers_of(stage: Stage) -> Iterator[tuple[str, bool]]:
+    """What a stage's method depends on: each number and each choice, and whether the recipe itself has to account."""
+    values: list[Any] = [stage]
+    if isinstance(stage, DistillConfig):
+        values += [stage.settings, *([stage.objective] if stage.objective.uses_teacher else [])]
+        if stage.rollout_config.is_enabled:
+            yield "on_policy", True
+        for option in options_of(stage.objective) if stage.objective.uses_teacher else ():
+            yield (option if option not in names_of(stage) else f"objective.{option}"), True
+    for value in values:
+        for field in fields(value):
+            given = getattr(value, field.name)
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            number = isinstance(given, int | float) and not isinstance(given, bool)
+            if field.name not in APART and (number or given != default):
+                yield field.name, given != default
+
+
+def options_of(objective: ObjectiveConfig) -> set[str]:
+    """All options of an objective, given or not."""
+    if method := OBJECTIVE_SPECS.get(objective.name):
+        return {*method.numeric_options, *([DIVERGENCE_OPTION] if method.takes_divergence else [])}
+    parameters = signature(DIVERGENCES[objective.name]).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def names_of(*stages: Stage) -> set[str]:
+    """Everything that stages can be told, but for an objective's options."""
+    return {
+        field.name
+        for kind in (DistillConfig, TrainConfig, ObjectiveConfig, *map(type, stages))
+        for field in fields(kind)
+    }
+
+
+def test_what_a_recipe_says_itself_goes_before_the_house() -> None:
+    recipe = replace(registry.get_recipe("gkd"), origins={"warmup, clip": "theirs", "temperature": "the paper"})
+    found = {name: said for names, said in recipe.complete_origins.items() for name in names.split(", ")}
+    assert (found["warmup"], found["clip"], found["temperature"]) == ("theirs", "theirs", "the paper")
+    assert found["final_rate"] == found["batch_tokens"] == "ours, the defaults of distill"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_budget_and_seed_can_be_changed(name: str) -> None:
+    recipe = registry.get_recipe(name).override(teacher="another", data="other.jsonl", tokens=7, seed=3)
+    for stage in recipe.stages:
+        assert "smollm2" not in str(stage.to_dict())
+        assert stage.data in ("other.jsonl", PREVIOUS_FOLDER)
+        if isinstance(stage, DistillConfig):
+            assert (stage.settings.tokens, stage.settings.seed) == (7, 3)
+    own = registry.get_recipe(name).stages[0].data
+    assert registry.get_recipe(name).override(data=own, seed=1) == registry.get_recipe(name)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in PRUNED])
+def test_the_student_can_be_another_model(name: str) -> None:
+    recipe = registry.get_recipe(name).override(teacher="large", data="other.jsonl")
+    changed = registry.get_recipe(name).override(teacher="large", student="small", data="other.jsonl")
+    for before, stage in zip(recipe.stages, changed.stages, strict=True):
+        if isinstance(stage, DistillConfig):
+            assert (stage.student, stage.keep, stage.params) == ("small", None, None)
+            assert isinstance(before, DistillConfig)
+            stage = replace(stage, student=before.student, keep=before.keep, params=before.params)
+        assert stage == before
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_what_makes_its_student_itself_takes_no_other(name: str) -> None:
+    assert any(
+        isinstance(stage, DistillConfig) and stage.student == PREVIOUS_FOLDER
+        for stage in registry.get_recipe(name).stages
+    )
+    with pytest.raises(UsageError, match=rf"{name} trains what it has pruned itself, so it takes no --student"):
+        registry.get_recipe(name).override(student="small")
+
+
+@pytest.mark.parametrize("named", [{"teacher": "another"}, {"student": "another"}])
+def test_a_fine_tuned_model_starts_as_its_teacher(named: dict[str, str]) -> None:
+    (stage,) = registry.get_recipe("sft").override(data="chats.jsonl", **named).stages
+    assert isinstance(stage, DistillConfig)
+    assert (stage.teacher, stage.student) == ("another", "another")
+
+
+def test_run_takes_a_student() -> None:
+    (stage,) = cli.run("uld", "made", teacher="large", student="small", dry_run=True, as_json=True)["stages"]
+    assert (stage["teacher"], stage["student"], stage["keep"]) == ("large", "small", None)
+
+
+def test_fine_tuning_without_chats_is_refused() -> None:
+    with pytest.raises(UsageError, match="give --data"):
+        registry.get_recipe("sft").override(seed=1)
+
+
+def test_an_unknown_recipe_names_those_there_are() -> None:
+    with pytest.raises(NotFound, match=r"dskd-cma.*minima.*vanilla-kd"):
+        registry.get_recipe("alchemy")

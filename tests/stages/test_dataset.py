@@ -1,0 +1,74 @@
+"""Text for a stage: columns by another name reach every verb that reads."""
+
+from pathlib import Path
+
+import pytest
+from tests.stages.world import written
+from transformers import PreTrainedTokenizerFast
+
+from potstill.core.errors import DataError, UsageError
+from potstill.data.corpus import load_corpus
+from potstill.stages.dataset import (
+    DatasetConfig,
+    build_rows,
+    describe_dataset,
+    load_held_out_corpus,
+    parse_columns,
+    prepare_dataset,
+)
+from potstill.stages.measure import MeasureConfig
+
+SAID = "prompt=instruction, response=text"
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Prompts and responses under names that mean something else."""
+    return written(tmp_path / "odd.jsonl", [{"instruction": f"Say {i}.", "text": f"It is {i}."} for i in range(60)])
+
+
+def test_columns_are_told_by_name_and_by_nothing_else() -> None:
+    assert parse_columns(SAID) == {"prompt": "instruction", "response": "text"}
+    assert parse_columns("") is None
+    for wrong in ("prompt", "prompt=", "=text", "prompt=a,,response=b"):
+        with pytest.raises(UsageError, match="prompt=instruction,response=text"):
+            parse_columns(wrong)
+
+
+def test_long_documents_are_measured_by_their_beginnings_and_short_ones_whole(
+    teacher: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    long = written(tmp_path / "long.jsonl", [{"text": "a" * 3_000}, {"text": "b" * 1_700}])
+    rows = build_rows(load_corpus(str(long), split="all"), tiny_tokenizer, documents=5)
+    assert sorted(row.num_bytes for row in rows) == [1_700 - 1, 2_000 - 1]
+
+
+def test_packs_are_drawn_from_all_documents_however_long_each_is(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    letters = "abcdefghijklmnopqrst"
+    path = written(tmp_path / "books.jsonl", [{"text": letter * 4_000} for letter in letters])
+    found = prepare_dataset(DatasetConfig(data=str(path), context=64), tiny_tokenizer, tokens=2_000)
+    first = {tiny_tokenizer.decode(found.packs[i]["input_ids"][1:2]) for i in range(32)}
+    assert len(first) > 8
+
+
+def test_named_columns_are_read_where_unnamed_ones_are_refused(odd: Path, teacher: Path) -> None:
+    with pytest.raises(DataError, match="--columns prompt=NAME,response=NAME"):
+        describe_dataset(str(odd), str(teacher), context=64, split="all")
+    assert describe_dataset(str(odd), str(teacher), context=64, split="all", columns=SAID)["kind"] == "pairs"
+    assert load_held_out_corpus(DatasetConfig(data=str(odd), columns=SAID)).kind == "pairs"
+    measured = MeasureConfig(models=(str(teacher),), data=str(odd), columns=SAID, context=64, speed=False, prompts=2)
+    (found,) = measured.run()["models"].values()
+    assert "rouge_l" in {measure["name"] for measure in found}
+
+
+def test_what_is_trained_on_is_never_measured_on_under_another_name(
+    odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = load_held_out_corpus(DatasetConfig(data=str(odd), columns=SAID)).digest
+    for name in (str(odd), "odd.jsonl", "./odd.jsonl"):
+        assert load_held_out_corpus(DatasetConfig(data=str(odd), eval_data=name, columns=SAID)).digest == own
+    with pytest.raises(UsageError, match="lie in one another"):
+        load_held_out_corpus(DatasetConfig(data=str(tmp_path), eval_data=str(odd), columns=SAID))

@@ -1,0 +1,277 @@
+"""The doctor on planted faults, each of which it must find, and on honest pairs, where it must find none."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.stages.world import saved
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from potstill.models import signals as reading
+from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.logit_distillation import LogitDistillation
+from potstill.ops.divergence import DIVERGENCES, reverse_kl
+from potstill.ops.row_loss import DivergenceRows
+from potstill.stages.cache_teacher import CacheTeacherConfig
+from potstill.stages.checks import same_tokenizer
+from potstill.stages.checks.inputs import build_check_inputs
+from potstill.stages.checks.report import FAIL, Check, CheckInputs, run_checks
+from potstill.stages.dataset import DatasetConfig, prepare_dataset
+from potstill.stages.doctor import CheckFailed, Doctor, raise_if_failed
+from potstill.stages.prune import PruneConfig
+from potstill.teachers.cached import TeacherCache
+
+SIZES = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2}
+ENDS = {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+REAL = {"smollm2": ("smollm2", 20), "gemma3": (os.environ.get("POTSTILL_GEMMA", ""), 12)}
+PLACES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2}
+
+
+def made(family: str, seed: int) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    if family == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**SIZES, **HEADS, **ENDS)).eval()
+    if family == "gemma2":
+        return Gemma2ForCausalLM(Gemma2Config(**SIZES, **HEADS, **ENDS, final_logit_softcapping=3.0)).eval()
+    if family == "gemma3":
+        return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **HEADS, **ENDS, sliding_window=16)).eval()
+    return GPT2LMHeadModel(GPT2Config(vocab_size=259, **PLACES, **ENDS)).eval()
+
+
+def world(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    text: Path,
+    compute: torch.dtype = torch.float32,
+) -> CheckInputs:
+    prepared = prepare_dataset(DatasetConfig(data=str(text), context=64), tokenizer, tokens=512, documents=2)
+    return build_check_inputs(
+        prepared.packs,
+        student=student,
+        student_tokenizer=tokenizer,
+        teacher=teacher,
+        teacher_tokenizer=tokenizer,
+        vocabulary=259,
+        kind="text",
+        compute_dtype=compute,
+    )
+
+
+def failed(checks: list[Check]) -> list[str]:
+    return [check.name for check in checks if check.outcome == FAIL]
+
+
+def ill(found: CheckInputs) -> list[str]:
+    return failed(list(run_checks(found, same_tokenizer.ALL_CHECKS)))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gemma3", "gpt2"])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_an_honest_pair_is_well(
+    family: str, compute: torch.dtype, tiny_tokenizer: PreTrainedTokenizerFast, text: Path
+) -> None:
+    teacher, student = made(family, 1).to(compute), made(family, 2)
+    found = list(run_checks(world(teacher, student, tiny_tokenizer, text, compute), same_tokenizer.ALL_CHECKS))
+    assert not failed(found), [check.to_dict() for check in found]
+    assert len(found) == 9  # of twelve: no chat, no cache
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("name", sorted(DIVERGENCES))
+def test_an_honest_pair_is_well_under_the_divergence_that_it_is_to_be_trained_with(
+    name: str, temperature: float, compute: torch.dtype, tiny_tokenizer: PreTrainedTokenizerFast, text: Path
+) -> None:
+    teacher, student = made("gemma2", 1).to(compute), made("gemma2", 2)
+    asked = world(teacher, student, tiny_tokenizer, text, compute)
+    found = list(
+        run_checks(
+            replace(asked, logit_objective=ObjectiveConfig(name=name, temperature=temperature).logit_objective),
+            same_tokenizer.ALL_CHECKS,
+        )
+    )
+    assert not failed(found), [check.to_dict() for check in found]
+
+
+def test_a_temperature_that_the_loss_forgets_is_found(
+    tiny_tokenizer: PreTrainedTokenizerFast, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = world(made("qwen3", 1), made("qwen3", 2), tiny_tokenizer, text)
+    warm = replace(found, logit_objective=ObjectiveConfig(name="jsd", temperature=2.0).logit_objective)
+    assert not ill(warm)
+    monkeypatch.setattr(
+        "potstill.objectives.logit_distillation.DivergenceRows",
+        lambda divergence, temperature, teacher: DivergenceRows(divergence, teacher=teacher),
+    )
+    assert not ill(found)
+    assert "loss as defined" in ill(warm)
+
+
+def test_what_is_compared_is_the_objectives_own_divergence() -> None:
+    inner = ObjectiveConfig(name="dskd", options={"divergence": "reverse_kl"}, temperature=2.0).logit_objective
+    assert (inner.divergence, inner.temperature) == (reverse_kl, 2.0)
+    assert ObjectiveConfig(name="cross_entropy").logit_objective == LogitDistillation()
+
+
+@pytest.fixture(scope="module", params=REAL)
+def real_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A real model and two thirds of its layers."""
+    name, layers = REAL[request.param]
+    if not name:
+        pytest.skip("POTSTILL_GEMMA names no Gemma 3 270M, as a folder or a .gguf file")
+    out = tmp_path_factory.mktemp("real") / "student"
+    PruneConfig(model=name, shape={"layers": layers}, layers_by="evenly").run(out)
+    return name, out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_real_model_and_its_pruned_self_are_well(real_pair: tuple[str, Path], dtype: str) -> None:
+    teacher, student = real_pair
+    found = Doctor(teacher=teacher, student=str(student), dtype=dtype).run()
+    assert not failed(found), [check.to_dict() for check in found]
+    assert len(found) == 9
+
+
+def test_a_permuted_tokenizer_of_equal_width_is_found(
+    teacher: Path, text: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    table = json.loads(tiny_tokenizer.backend_tokenizer.to_str())
+    words = table["model"]["vocab"]
+    words["e"], words["t"] = words["t"], words["e"]
+    student = saved(tmp_path / "student", tiny_llama, tiny_tokenizer)
+    (student / "tokenizer.json").write_text(json.dumps(table))
+    found = Doctor(teacher=str(teacher), student=str(student), data=str(text), context=64).run()
+    assert [(one.name, one.outcome) for one in found] == [("same tokens", FAIL)]
+
+
+def test_a_template_whose_stop_token_is_not_trained_is_found(
+    pairs: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    tiny_llama.config.max_position_embeddings = 512
+    honest = Doctor(teacher=str(saved(tmp_path / "honest", tiny_llama, tiny_tokenizer)), data=str(pairs), context=64)
+    assert not failed(honest.run())
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    endless = saved(tmp_path / "endless", tiny_llama, tiny_tokenizer)
+    assert failed(replace(honest, teacher=str(endless)).run()) == ["stop token trained"]
+
+
+def test_a_teacher_that_stays_in_train_mode_is_found(tiny_tokenizer: PreTrainedTokenizerFast, text: Path) -> None:
+    teacher, student = made("gpt2", 1), made("gpt2", 2)
+    found = world(teacher, student, tiny_tokenizer, text)
+    assert not ill(found)  # GPT-2 has dropout, and an eval() that works
+    teacher.train()
+    teacher.eval = lambda: teacher  # type: ignore[method-assign]
+    assert {"teacher at rest", "loss as defined"} <= set(ill(found))
+
+
+def test_padded_vocabularies_are_named_and_a_loss_over_their_padding_is_found(
+    tiny_tokenizer: PreTrainedTokenizerFast, text: Path
+) -> None:
+    teacher, student = made("qwen3", 1), made("qwen3", 2)
+    for model in (teacher, student):
+        model.resize_token_embeddings(320, mean_resizing=False)
+    found = world(teacher, student, tiny_tokenizer, text)
+    assert "259 ids shared; cut to them: student's head of 320 and teacher's head of 320" in {
+        check.found for check in run_checks(found, same_tokenizer.QUICK_CHECKS)
+    }
+    assert not ill(found)
+    assert "loss as defined" in ill(replace(found, vocabulary=320))
+
+
+def test_an_ignored_soft_cap_is_found(
+    tiny_tokenizer: PreTrainedTokenizerFast, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = world(made("gemma2", 1), made("gemma2", 2), tiny_tokenizer, text)
+    assert not ill(found)
+    whole = reading.get_head
+    monkeypatch.setattr(reading, "get_head", lambda model: whole(model)._replace(softcap=None))
+    assert {"heads explained", "loss as defined"} <= set(ill(found))
+
+
+def test_a_wrong_gradient_of_a_right_loss_is_found(
+    tiny_tokenizer: PreTrainedTokenizerFast, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.ops import fused
+
+    found = world(made("qwen3", 1), made("qwen3", 2), tiny_tokenizer, text)
+    monkeypatch.setattr(fused, "_differentiate_head", lambda delta, logits, problem: delta.mul_(2))
+    assert ill(found) == ["gradient as differences"]
+
+
+def test_documents_that_see_each_other_are_found(
+    tiny_tokenizer: PreTrainedTokenizerFast, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.models import packed_attention
+
+    found = world(made("qwen3", 1), made("qwen3", 2), tiny_tokenizer, text)
+    assert not ill(found)
+    monkeypatch.setattr(
+        packed_attention, "document_attention", lambda q, k, v, lengths, **more: whole(q, k, v, more["scale"])
+    )
+    assert "loss as defined" in ill(found)
+
+
+def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+
+
+def test_a_cache_of_another_teacher_is_found(
+    teacher: Path, text: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    CacheTeacherConfig(teacher=str(teacher), data=str(text), context=64, top_k=8, dtype="float32").run(
+        tmp_path / "c", show=False
+    )
+    doctor = Doctor(
+        teacher=str(teacher), data=str(text), context=64, teacher_cache=str(tmp_path / "c"), dtype="float32"
+    )
+    assert not failed(doctor.run())
+    with torch.no_grad():
+        tiny_llama.model.norm.weight.mul_(1.5)
+    other = saved(tmp_path / "other", tiny_llama, tiny_tokenizer)
+    assert failed(replace(doctor, teacher=str(other)).run()) == ["cache as live"]
+
+
+@pytest.mark.parametrize("sampled", [0, 4])
+def test_hidden_states_of_another_teacher_are_found(
+    sampled: int, teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = CacheTeacherConfig(
+        teacher=str(teacher), data=str(text), context=64, top_k=8, dtype="float32", sampled=sampled
+    )
+    replace(stage, hidden=True).run(tmp_path / "c", show=False)
+    doctor = Doctor(
+        teacher=str(teacher), data=str(text), context=64, teacher_cache=str(tmp_path / "c"), dtype="float32"
+    )
+    assert "cache as live" in {check.name for check in doctor.run()}
+    assert not failed(doctor.run())
+    kept = TeacherCache.hidden_states
+    monkeypatch.setattr(TeacherCache, "hidden_states", lambda cache, batch: kept(cache, batch).flip(0))
+    assert failed(doctor.run()) == ["cache as live"]
+
+
+def test_what_fails_stops_a_run_with_what_to_do_and_what_passes_goes_into_its_card() -> None:
+    good = Check(name="a", outcome="pass", found="equal", why="it matters")
+    assert raise_if_failed([good]) == [{"name": "a", "outcome": "pass: equal"}]
+    with pytest.raises(CheckFailed, match="b: apart; mend it"):
+        raise_if_failed([good, Check(name="b", outcome=FAIL, found="apart", why="it matters", remedy="mend it")])

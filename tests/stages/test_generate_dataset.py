@@ -1,0 +1,141 @@
+"""A teacher's answers as a data set: what they are, that a stopped stage continues to the same, and that they teach."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.stages.test_distill import SETTINGS
+from tests.stages.world import saved, written
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from potstill.core.errors import ArtifactError, DataError, Interrupted, OutputExists, UsageError
+from potstill.data.corpus import load_corpus
+from potstill.objectives.config import ObjectiveConfig
+from potstill.stages import generate_dataset as answering
+from potstill.stages.distill.run import DistillConfig
+from potstill.stages.generate_dataset import GenerateDatasetConfig
+
+
+@pytest.fixture
+def speaker(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A teacher that ends most of its answers."""
+    with torch.no_grad():
+        tiny_llama.model.embed_tokens.weight[2] = 2 * tiny_llama.model.embed_tokens.weight[40]
+    tiny_llama.config.max_position_embeddings = 512
+    return saved(tmp_path / "speaker", tiny_llama, tiny_tokenizer)
+
+
+@pytest.fixture
+def stage(speaker: Path, pairs: Path) -> GenerateDatasetConfig:
+    return GenerateDatasetConfig(model=str(speaker), data=str(pairs), max_tokens=40, temperature=1.0, dtype="float32")
+
+
+def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+
+
+def test_every_prompt_is_answered_or_counted_and_held_out_answers_stay_the_datas_own(
+    stage: GenerateDatasetConfig, pairs: Path, tmp_path: Path
+) -> None:
+    card = stage.run(tmp_path / "made")
+    asked = [dict(document) for document in load_corpus(str(pairs)).documents]
+    found = rows(tmp_path / "made")
+    assert card["details"]["answers"] == len(found) > 10
+    assert len(found) + sum(card["details"]["left_out"].values()) == len(asked)
+    responses = {document["prompt"]: document["response"] for document in asked}
+    assert all(row["prompt"] in responses and row["response"] != responses[row["prompt"]] for row in found)
+    kept = load_corpus(str(pairs), split="validation").documents
+    assert rows(tmp_path / "made", "validation") == [dict(document) for document in kept]
+    assert json.loads((tmp_path / "made" / "card.json").read_text())["stage"] == stage.to_dict()
+    assert {file.name for file in (tmp_path / "made").iterdir()} == {"train.jsonl", "validation.jsonl", "card.json"}
+
+
+def test_what_is_answered_depends_on_the_seed_and_not_on_the_batch(
+    stage: GenerateDatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.run(tmp_path / "made")
+    replace(stage, seed=2).run(tmp_path / "other")
+    monkeypatch.setattr(answering, "PROMPTS_PER_PART", 7)
+    replace(stage, batch=3).run(tmp_path / "again")
+    assert rows(tmp_path / "made") == rows(tmp_path / "again") != rows(tmp_path / "other")
+
+
+def test_a_chat_is_answered_once_so_that_nothing_else_in_it_is_trained_on(
+    stage: GenerateDatasetConfig, tmp_path: Path
+) -> None:
+    turns = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Good day"},
+        {"role": "user", "content": "And you?"},
+    ]
+    chats: list[Any] = [
+        {"messages": [*turns, {"role": "assistant", "content": f"Well, {n}"}, {"role": "user", "content": "Bye"}]}
+        for n in range(60)
+    ]
+    replace(stage, data=str(written(tmp_path / "chats.jsonl", chats))).run(tmp_path / "made")
+    (*before, last) = rows(tmp_path / "made")[0]["messages"]
+    assert before == turns[:1]
+    assert last["role"] == "assistant"
+    assert last["content"] != "Good day"
+
+
+def test_a_stopped_stage_continues_to_the_same_answers(
+    stage: GenerateDatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PROMPTS_PER_PART", 16)
+    stage.run(tmp_path / "straight")
+    original, calls = answering.complete, iter(range(100))
+
+    def stopped(*asked: Any) -> list[list[int]]:
+        if next(calls) == 3:  # in the middle of the second part
+            raise KeyboardInterrupt
+        return original(*asked)
+
+    monkeypatch.setattr(answering, "complete", stopped)
+    with pytest.raises(Interrupted, match="--resume"):
+        stage.run(tmp_path / "made")
+    assert [file.name for file in (tmp_path / "made").iterdir()] == ["training"]
+    with pytest.raises(ArtifactError, match="other settings"):
+        replace(stage, seed=3).run(tmp_path / "made", resume=True)
+    stage.run(tmp_path / "made", resume=True)
+    assert next(calls) < 12  # the first part was not answered again
+    assert rows(tmp_path / "made") == rows(tmp_path / "straight")
+    stage.run(tmp_path / "made", resume=True)  # whole already
+    with pytest.raises(OutputExists):
+        stage.run(tmp_path / "made")
+
+
+@pytest.mark.slow
+def test_a_student_of_the_answers_is_measured_on_the_datas_own(
+    stage: GenerateDatasetConfig, speaker: Path, pairs: Path, tmp_path: Path
+) -> None:
+    stage.run(tmp_path / "made")
+    small: dict[str, Any] = {"settings": SETTINGS, "dtype": "float32", "documents": 2}
+    learn = DistillConfig(
+        teacher=str(speaker), keep=0.755, data=str(pairs), objective=ObjectiveConfig(name="cross_entropy"), **small
+    )
+    gold = learn.run(tmp_path / "gold", show=False)
+    taught = replace(learn, data=str(tmp_path / "made")).run(tmp_path / "taught", show=False)
+    assert taught.card.data["text_digest"] != gold.card.data["text_digest"]
+    assert taught.card.data["measured_digest"] == gold.card.data["measured_digest"]
+
+
+def test_plain_text_and_answers_that_never_end_are_refused(
+    stage: GenerateDatasetConfig, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="asks nothing"):
+        replace(stage, data=str(text)).run(tmp_path / "made")
+    with pytest.raises(DataError, match="raise --max-tokens"):
+        replace(stage, temperature=0.0, max_tokens=1, documents=2).run(tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"max_tokens": 0}, "max_tokens is 0"), ({"temperature": -1.0}, "which is greedy")]
+)
+def test_numbers_that_are_none_are_refused(change: dict[str, Any], said: str, stage: GenerateDatasetConfig) -> None:
+    with pytest.raises(UsageError, match=said):
+        replace(stage, **change)
