@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from potstill.core.atomic_files import Card
+from potstill.core.card import Card
 from potstill.core.errors import UsageError
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.distill.run import DistillConfig, DistillResult

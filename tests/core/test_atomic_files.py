@@ -9,19 +9,15 @@ import pytest
 from safetensors import SafetensorError
 
 from potstill.core.atomic_files import (
-    CARD_FILE,
-    Card,
-    Parent,
     atomic_folder,
     check_output_free,
-    get_package_versions,
     hash_file,
-    read_card,
     recover_folder,
     remove_leftovers,
     replace_folder,
     write_text,
 )
+from potstill.core.card import CARD_FILE, Card, Parent, get_package_versions, read_card
 from potstill.core.errors import ArtifactError, OutputExists
 from potstill.core.types import Measure
 

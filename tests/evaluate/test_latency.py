@@ -6,7 +6,8 @@ from torch import nn
 
 from potstill.core.device import trim_memory
 from potstill.core.errors import UsageError
-from potstill.evaluate.latency import LatencyConfig, get_peak_memory, reset_peak_memory, time_model, use_threads
+from potstill.core.memory import get_peak_memory, reset_peak_memory
+from potstill.evaluate.latency import LatencyConfig, time_model, use_threads
 
 QUICK = LatencyConfig(prompt_tokens=8, new_tokens=4, runs=3)
 

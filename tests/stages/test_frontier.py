@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from potstill.core.atomic_files import Card, Parent
+from potstill.core.card import Card, Parent
 from potstill.core.errors import ArtifactError, DataError, NotFound
 from potstill.core.types import Measure
 from potstill.stages.frontier import draw_frontier

@@ -10,7 +10,8 @@ import pytest
 from tests.train.small import settings, some_packs, study_of
 from transformers import LlamaForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
-from potstill.train.callbacks import InterruptCallback, MetricsCallback, get_peak_memory, read_metrics
+from potstill.core.metrics_log import read_metrics
+from potstill.train.callbacks import InterruptCallback, MetricsCallback, get_peak_memory
 from potstill.train.run import train
 
 

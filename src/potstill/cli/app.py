@@ -15,28 +15,27 @@ import typer
 import typer.main
 
 from potstill import __version__
-from potstill.cli.commands import arena, cache, distill, doctor, generate, measure, models, plan, run
+from potstill.cli.commands.arena import arena
+from potstill.cli.commands.cache import cache_app
+from potstill.cli.commands.data import data
+from potstill.cli.commands.distill import distill
+from potstill.cli.commands.doctor import doctor
+from potstill.cli.commands.frontier import frontier
+from potstill.cli.commands.generate import generate
+from potstill.cli.commands.measure import measure
+from potstill.cli.commands.models import models
+from potstill.cli.commands.plan import plan
+from potstill.cli.commands.prune import prune
+from potstill.cli.commands.recipes import recipes
+from potstill.cli.commands.run import run
+from potstill.cli.commands.serve import serve
 from potstill.cli.output import CommandResult
 from potstill.core.errors import Interrupted, PeerFailed, PotstillError
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # of whichever click this typer stands on
 INTERRUPTED_EXIT_CODE = 130
 
-VERBS = (
-    models.models,
-    models.data,
-    doctor.doctor,
-    plan.plan,
-    distill.distill,
-    distill.prune,
-    measure.measure,
-    measure.frontier,
-    arena.arena,
-    generate.generate,
-    generate.serve,
-    run.run,
-    run.recipes,
-)
+VERBS = (models, data, doctor, plan, distill, prune, measure, frontier, arena, generate, serve, run, recipes)
 
 
 app = typer.Typer(
@@ -48,7 +47,7 @@ app = typer.Typer(
 )
 for verb in VERBS:
     app.command()(verb)
-app.add_typer(cache.cache_app, name="cache")
+app.add_typer(cache_app, name="cache")
 
 
 def main() -> None:

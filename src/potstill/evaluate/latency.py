@@ -4,13 +4,10 @@ A streamer notes when each token arrives. The time until the first is the prefil
 step, so both hold what a caller of `generate` waits for, Python included.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from potstill.core.device import get_dtype_name
 from potstill.core.errors import UsageError
+from potstill.core.memory import get_peak_memory, reset_peak_memory
 from potstill.evaluate.scoring_windows import get_max_context, inference_context
 
 
@@ -120,30 +118,6 @@ def use_threads(num_threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(previous_threads)
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Let the peak start anew, where the system can (CUDA; Linux by `/proc/self/clear_refs`)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # another system, or not allowed: the peak is then that of the whole life of the process
-        return
-
-
-def get_peak_memory(device: torch.device) -> int:
-    """Bytes at the peak: allocated on a CUDA device; on a CPU all that this process held at once."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _describe_conditions(model: PreTrainedModel, latency_config: LatencyConfig) -> str:

@@ -20,17 +20,16 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core.atomic_files import (
     TRAINING_FOLDER,
-    Card,
     atomic_file,
     check_output_free,
     hash_file,
-    read_card,
     recover_folder,
     remove_leftovers,
     replace_folder,
     sync_folder,
     write_text,
 )
+from potstill.core.card import Card, read_card
 from potstill.core.device import get_dtype_name, resolve_device, resolve_dtype
 from potstill.core.errors import ArtifactError, Interrupted, OutputExists, UnsupportedModel, UsageError
 from potstill.core.types import Needs, Signals, supervised_positions
@@ -46,15 +45,10 @@ from potstill.models.signals import compute_signals
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.ops.coarse import CoarseDistribution, coarsen, concatenate, tail_probabilities
 from potstill.ops.kmeans import kmeans
+from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import build_corpus_facts, parse_columns, tokenize_sample
-from potstill.stages.stage import (
-    check_output_not_input,
-    check_single_process,
-    explain_write_errors,
-    get_command,
-    make_parent,
-    to_plain_dict,
-)
+from potstill.stages.option_checks import check_output_not_input, check_single_process
+from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.teachers.cache_codec import CodecFormat, encode
 from potstill.teachers.cached import (
     CLASSES,

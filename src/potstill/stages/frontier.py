@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.core.atomic_files import read_card, write_text
+from potstill.core.atomic_files import write_text
+from potstill.core.card import read_card
 from potstill.core.errors import ArtifactError, NotFound
 from potstill.evaluate.charts import frontier, plots
 from potstill.stages.distill.evaluation import BEFORE_TRAINING

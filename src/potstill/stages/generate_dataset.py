@@ -28,14 +28,13 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core.atomic_files import (
     TRAINING_FOLDER,
-    Card,
     atomic_folder,
     check_output_free,
-    read_card,
     recover_folder,
     remove_leftovers,
     write_text,
 )
+from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import ArtifactError, DataError, Interrupted, OutputExists, UsageError
 from potstill.data.chat_template import ChatTemplate
@@ -45,17 +44,12 @@ from potstill.evaluate.rouge import build_question
 from potstill.evaluate.scoring_windows import get_max_context, inference_context
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.tokenizers.vocabulary import count_token_ids
+from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import parse_columns
 from potstill.stages.distill.rollouts import get_stop_tokens
-from potstill.stages.stage import (
-    check_output_not_input,
-    check_single_process,
-    explain_write_errors,
-    get_command,
-    make_parent,
-    to_plain_dict,
-)
-from potstill.train.rollouts.on_policy import make_generator
+from potstill.stages.option_checks import check_output_not_input, check_single_process
+from potstill.stages.stage import make_parent, to_plain_dict
+from potstill.train.rollouts.base import make_generator
 from potstill.train.run import compute_run_id
 
 PROMPTS_PER_PART = 64  # prompts of a part; what is whole of them stays when the stage is stopped

@@ -26,8 +26,9 @@ from potstill.evaluate.rouge import build_questions, score_answers
 from potstill.evaluate.scoring_windows import Row, ScoringConfig, check_context
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_ids
+from potstill.stages.console import print_note
 from potstill.stages.dataset import build_rows, parse_columns
-from potstill.stages.stage import print_note, to_plain_dict
+from potstill.stages.stage import to_plain_dict
 
 
 @dataclass(frozen=True, kw_only=True)

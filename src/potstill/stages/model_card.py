@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from potstill.core.atomic_files import Card, write_text
+from potstill.core.atomic_files import write_text
+from potstill.core.card import Card
 from potstill.core.types import Measure
 
 USAGE = """```python

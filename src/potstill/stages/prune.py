@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from potstill.core.atomic_files import Card, atomic_folder, check_output_free
+from potstill.core.atomic_files import atomic_folder, check_output_free
+from potstill.core.card import Card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import ArtifactError, InfeasibleTarget
 from potstill.core.types import Batch
@@ -17,19 +18,17 @@ from potstill.evaluate.scoring_windows import get_max_context
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model, import_model
 from potstill.models.load import LoadedModel, load_model
+from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import DatasetConfig, load_calibration_batches
 from potstill.stages.model_card import write_card
-from potstill.stages.stage import (
+from potstill.stages.option_checks import (
     check_choice,
     check_output_not_input,
     check_single_process,
     check_size_options,
     check_strategy,
-    explain_write_errors,
-    get_command,
-    make_parent,
-    to_plain_dict,
 )
+from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.transforms.apply import apply_transform
 from potstill.transforms.drop_layers import DropLayers, ablate_layers, select_evenly
 from potstill.transforms.fit import AUTO, DIMENSIONS, Shape, count_parameters, fit_shape, get_dimensions, get_shape

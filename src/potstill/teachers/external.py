@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.atomic_files import Parent
+from potstill.core.card import Parent
 from potstill.core.errors import UsageError
 from potstill.models.fingerprint import fingerprint_tokenizer
 from potstill.objectives.config import ObjectiveConfig

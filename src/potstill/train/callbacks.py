@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from potstill.core.atomic_files import write_text
+from potstill.core.metrics_log import read_metrics
 from potstill.train import distributed
 
 METRICS_FILE = "metrics.jsonl"
@@ -91,12 +92,6 @@ class MetricsCallback(TrainerCallback):
 
     def _restart_timer(self, state: TrainerState) -> None:
         self.last_mark = (time.perf_counter(), state.num_input_tokens_seen)
-
-
-def read_metrics(file: Path) -> list[dict[str, int | float]]:
-    """The whole lines of a metrics file; nothing where there is none."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
 class ProgressLineCallback(TrainerCallback):

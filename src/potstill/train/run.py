@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from potstill.core.device import retain_freed_memory
 from potstill.core.errors import MissingDependency, UsageError
+from potstill.core.metrics_log import read_metrics
 from potstill.train import checkpoint, distributed
 from potstill.train.activation_checkpointing import apply_block_settings
 from potstill.train.callbacks import (
@@ -23,11 +24,10 @@ from potstill.train.callbacks import (
     MetricsCallback,
     ProgressLineCallback,
     get_peak_memory,
-    read_metrics,
 )
 from potstill.train.config import TrainConfig
 from potstill.train.early_stopping import EarlyStopping, is_patience_exhausted
-from potstill.train.rollouts.on_policy import Rollout
+from potstill.train.rollouts.base import Rollout
 from potstill.train.trainer import Trainer, make_training_arguments
 from potstill.train.training_module import TrainingModule
 

@@ -21,7 +21,7 @@ from potstill.train.config import TrainConfig
 from potstill.train.early_stopping import find_best_step, find_loss_explosion
 from potstill.train.lora import get_adapter_weights
 from potstill.train.optimizer import drop_resting_gradients, parameter_groups, prepare_gradients
-from potstill.train.rollouts.on_policy import Rollout, StatefulRollout, make_generator, summarize_tally
+from potstill.train.rollouts.base import Rollout, StatefulRollout, make_generator, summarize_tally
 from potstill.train.training_module import TrainingModule
 
 OBJECTIVE_FILE = "objective.safetensors"

@@ -26,8 +26,8 @@ from potstill.models import signals as reading
 from potstill.models.load import LoadedModel
 from potstill.objectives.config import ObjectiveConfig
 from potstill.ops import align
-from potstill.stages.checks.cross_tokenizer import CrossTokenizerInputs, run_cross_tokenizer_checks
-from potstill.stages.checks.inputs import build_cross_tokenizer_inputs
+from potstill.stages.checks.cross_tokenizer import run_cross_tokenizer_checks
+from potstill.stages.checks.inputs import CrossTokenizerInputs, build_cross_tokenizer_inputs
 from potstill.stages.checks.report import FAIL, NOTE, Check
 from potstill.stages.dataset import DatasetConfig, prepare_dataset
 from potstill.stages.distill.run import DistillConfig

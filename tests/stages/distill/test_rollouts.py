@@ -13,12 +13,12 @@ from tests.stages.world import interrupted, saved
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import Interrupted, UsageError, VocabularyMismatch
+from potstill.core.metrics_log import read_metrics
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.distill.rollouts import build_rollout, get_stop_tokens
 from potstill.stages.distill.run import DistillConfig
-from potstill.train.callbacks import read_metrics
+from potstill.train.rollouts.base import Rollout
 from potstill.train.rollouts.config import RolloutConfig
-from potstill.train.rollouts.on_policy import Rollout
 
 
 @pytest.fixture

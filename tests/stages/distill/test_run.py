@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.stages.world import interrupted, saved, written
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.atomic_files import Card, Parent
+from potstill.core.card import Card, Parent
 from potstill.core.errors import Interrupted, MissingDependency, OutputExists, VocabularyMismatch
 from potstill.models.load import compute_digest
 from potstill.objectives.config import ObjectiveConfig

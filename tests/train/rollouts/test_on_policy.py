@@ -20,14 +20,8 @@ from potstill.objectives.logit_distillation import LogitDistillation
 from potstill.objectives.minillm import MiniLLM
 from potstill.objectives.weighted_sum import WeightedSum
 from potstill.ops.divergence import reverse_kl
-from potstill.train.rollouts.on_policy import (
-    CompletionSampler,
-    Document,
-    OnPolicyRollout,
-    count_prompt_tokens,
-    make_generator,
-    split_documents,
-)
+from potstill.train.rollouts.base import Document, count_prompt_tokens, make_generator, split_documents
+from potstill.train.rollouts.on_policy import CompletionSampler, OnPolicyRollout
 from potstill.train.run import read_run_metrics, train
 from potstill.train.training_module import TrainingModule
 

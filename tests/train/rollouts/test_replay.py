@@ -9,7 +9,7 @@ from tests.train.small import assert_same_bits, settings, study_of
 from tests.train.test_rollout import AUTHOR, asked_packs, batch_of
 from transformers import LlamaForCausalLM
 
-from potstill.train.rollouts.on_policy import make_generator, split_documents
+from potstill.train.rollouts.base import make_generator, split_documents
 from potstill.train.rollouts.replay import AdaptiveRollout
 from potstill.train.run import read_run_metrics, train
 from potstill.train.training_module import TrainingModule

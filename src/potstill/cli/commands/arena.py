@@ -1,4 +1,4 @@
-"""What lets objectives compete: arena."""
+"""`potstill arena`: compare objectives under equal conditions."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""What keeps a teacher's answers: cache, with ls, verify and rm."""
+"""`potstill cache`: write down a teacher's outputs for any number of students."""
 
 import sys
 from typing import Annotated, Any
@@ -93,7 +93,7 @@ def ls(
     """
     from potstill.cli import tables
     from potstill.core.errors import ArtifactError
-    from potstill.stages.stage import print_note
+    from potstill.stages.console import print_note
     from potstill.teachers.cached import Manifest, list_caches
 
     rows = []

@@ -1,4 +1,4 @@
-"""What examines before anything is spent: doctor."""
+"""`potstill doctor`: check a teacher, a student and a data set before training."""
 
 from typing import Annotated, Any
 

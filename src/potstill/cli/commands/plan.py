@@ -1,4 +1,4 @@
-"""What tells before the start what a run will take: plan."""
+"""`potstill plan`: memory, time and disk of a run, before it starts."""
 
 import json
 from collections.abc import Mapping

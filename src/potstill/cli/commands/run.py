@@ -1,4 +1,4 @@
-"""What runs recipes: run, recipes."""
+"""`potstill run`: run a published system's recipe."""
 
 from typing import Annotated, Any
 
@@ -50,24 +50,3 @@ def run(
         )
     result = run_stages(selected_recipe.stages, o.expand_path(out), overwrite=overwrite, resume=resume)
     return print_or_return(result.to_dict(), as_json, lambda: tables.print_run(result.out, result.measures))
-
-
-def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show one recipe whole.")] = None,
-    cite: Annotated[bool, typer.Option("--cite", help="Print the BibTeX of what it builds on.")] = False,
-    as_json: o.Json = False,
-) -> Any:
-    """The published systems that potstill reproduces.
-
-    Example: [bold]potstill recipes minima --cite[/]
-    """
-    from potstill.cli import tables
-    from potstill.recipes import registry
-
-    selected_recipes = [registry.get_recipe(name)] if name else registry.list_recipes()
-    result = [recipe.to_dict() for recipe in selected_recipes]
-    if cite:
-        return print_or_return(
-            result, as_json, lambda: print("\n\n".join(dict.fromkeys(recipe.bibtex for recipe in selected_recipes)))
-        )
-    return print_or_return(result, as_json, lambda: tables.print_recipes(result, with_details=name is not None))

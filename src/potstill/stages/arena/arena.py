@@ -25,21 +25,17 @@ from potstill.stages.arena.runs import (
     read_arena_state,
     train_run,
 )
+from potstill.stages.console import explain_write_errors, print_note
 from potstill.stages.dataset import DatasetConfig, load_held_out_corpus
 from potstill.stages.distill.ensemble import check_single_teacher
 from potstill.stages.distill.run import DistillConfig
 from potstill.stages.distill.timing import measure_seconds_per_step
 from potstill.stages.measure import MeasureConfig
+from potstill.stages.option_checks import check_output_not_input, check_single_process
 from potstill.stages.plan.plan import Plan
 from potstill.stages.prune import PruneConfig
 from potstill.stages.sequence import is_finished
-from potstill.stages.stage import (
-    check_output_not_input,
-    check_single_process,
-    explain_write_errors,
-    print_note,
-    to_plain_dict,
-)
+from potstill.stages.stage import to_plain_dict
 from potstill.teachers.http_client import is_address
 
 STUDENT_FOLDER = "student"  # the folder that every arm starts from, where it had to be pruned

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.core.atomic_files import read_card, write_text
+from potstill.core.atomic_files import write_text
+from potstill.core.card import read_card
 from potstill.core.types import Measure
 from potstill.evaluate.charts.dot_plot import draw_dots
 from potstill.evaluate.measures import ModelEvaluation
 from potstill.evaluate.significance import INCONCLUSIVE, compare_methods
 from potstill.stages.arena.runs import CHART_FILE, README_FILE, ArenaRun
-from potstill.stages.stage import get_command
+from potstill.stages.console import get_command
 
 REFERENCE_ARM = "cross_entropy"  # every arm is compared with it too, where it takes part
 COSTS = ("tokens", "seconds", "tokens_per_second", "peak_memory")

@@ -6,12 +6,12 @@ tokens stand for and know nothing of spans or of how the alignment was found.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from potstill.core.types import ALIGNED_GROUPS, ALIGNED_PAIRS, Batch, get_view, supervised_positions
+from potstill.core.types import ALIGNED_GROUPS, ALIGNED_PAIRS, Batch, supervised_positions
 from potstill.data.cross_tokenizer.packs import TokenizerInfo, translate_windows
 from potstill.data.cross_tokenizer.token_spans import locate_tokens
 from potstill.objectives.config import CROSS_ENTROPY
@@ -24,16 +24,8 @@ from potstill.stages.checks.byte_text import (
     supervised_text,
     target_bytes,
 )
-from potstill.stages.checks.report import (
-    FAIL,
-    NOTE,
-    PASS,
-    Check,
-    CheckInputs,
-    Invariant,
-    relative_difference,
-    run_checks,
-)
+from potstill.stages.checks.inputs import MAX_SAMPLED, CrossTokenizerInputs
+from potstill.stages.checks.report import FAIL, NOTE, PASS, Check, Invariant, relative_difference, run_checks
 from potstill.stages.checks.same_tokenizer import (
     check_finite_differences,
     check_gradient_accumulation,
@@ -44,35 +36,10 @@ from potstill.stages.checks.same_tokenizer import (
     check_repeatability,
     check_stop_token,
 )
-from potstill.train.training_module import TrainingModule
 
 MIN_ALIGNED_SHARE = 0.9  # below this share of aligned tokens it is said that there are few
-MAX_SAMPLED = 16  # packs, and of them documents, that are looked at
 MIN_STOP_SHARE = 0.5  # of the answers, at least this share has to end for the teacher
 MIN_SAME_TEXT_SHARE = 0.9  # of the documents, at least this share has to be the same text for both
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossTokenizerInputs:
-    """What is checked: both networks as worlds of their own, what is trained, and some of the text as both read it.
-
-    `documents` are short ones, each a batch, and `batch` the same ones in one pass; `whole` are packs as they are
-    trained on, and `share` is that of their trained tokens which are aligned. `whole` stays where it was made.
-    """
-
-    student: CheckInputs
-    teacher: CheckInputs
-    readers: tuple[TokenizerInfo, TokenizerInfo]
-    module: TrainingModule
-    documents: Sequence[Batch]
-    batch: Batch
-    full_packs: Batch
-    aligned_share: float
-
-    @property
-    def model_views(self) -> Iterator[tuple[Batch, TokenizerInfo]]:
-        """What each network reads, and by which tokenizer."""
-        return zip((get_view(self.full_packs, name) for name in ("student", "teacher")), self.readers, strict=True)
 
 
 CrossTokenizerCheck = Callable[[CrossTokenizerInputs], Check | None]

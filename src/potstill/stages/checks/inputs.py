@@ -1,7 +1,7 @@
 """What is examined, made from packs that are about to be trained on: a pair with one tokenizer, or with two."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -10,17 +10,22 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.types import IGNORE, Batch, get_view
-from potstill.data.cross_tokenizer.packs import compute_aligned_share
+from potstill.data.cross_tokenizer.packs import TokenizerInfo, compute_aligned_share
 from potstill.data.packing import Pack, Packs, collate
+from potstill.decode.stop_tokens import find_stop_ids
 from potstill.models.load import LoadedModel
+from potstill.objectives.cross_entropy import CrossEntropy
 from potstill.objectives.logit_distillation import LogitDistillation
-from potstill.stages.checks.cross_tokenizer import MAX_SAMPLED, CrossTokenizerInputs
-from potstill.stages.checks.report import FORWARD_KL, CheckInputs
+from potstill.objectives.weighted_sum import WeightedSum
 from potstill.stages.model_pair import ModelPair
 from potstill.teachers.cached import TeacherCache
 from potstill.train.training_module import TrainingModule
 
+MAX_SAMPLED = 16  # packs, and of them documents, that are looked at
+
 NUM_DOCUMENTS, MAX_DOCUMENT_TOKENS = 3, 48  # of the small batch: enough for packing to show, and a second on a laptop
+
+FORWARD_KL = LogitDistillation()
 
 
 def build_check_inputs(
@@ -145,14 +150,6 @@ def _cut_document(ids: Tensor, labels: Tensor) -> Pack:
     return {"input_ids": ids, "labels": labels, "lengths": torch.tensor([len(ids)])}
 
 
-def find_stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
-    """The ids with which an answer may end: end of text, those of the model's generation, and other special tokens."""
-    eos_token_id = getattr(model.generation_config, "eos_token_id", None)
-    eos_ids = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
-    special_ids = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-    return {i for i in (*eos_ids, *special_ids, *tokenizer.all_special_ids) if i is not None}
-
-
 def compute_stop_share(packs: Packs, stops: set[int]) -> float:
     """The share of documents, of those that were not cut, whose last trained token is one of `stops`."""
     ends = packs.lengths.cumsum()
@@ -171,3 +168,83 @@ def _get_last_trained_token(labels: Any) -> int:
 
 def _move_to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: values.to(device) for name, values in batch.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckInputs:
+    """What is checked: two models with their tokenizers, the ids that they share, and some of the text.
+
+    `batch` is a small pack of several short documents and `whole` one pack as it is trained on. `teacher` is None where
+    its weights are not here, or where one network is examined by itself, of which `role` says who it is; its loss is
+    then cross-entropy alone. `compared` is the divergence that is trained beside it. `stops` is the share of answers
+    that end in a trained stop token, and `trained` the share of tokens that are trained on.
+    """
+
+    student: PreTrainedModel
+    student_tokenizer: PreTrainedTokenizerBase
+    teacher: PreTrainedModel | None
+    teacher_tokenizer: PreTrainedTokenizerBase | None
+    vocabulary: int
+    batch: Batch
+    full_pack: Batch
+    kind: str
+    stop_share: float
+    trained_share: float
+    compute_dtype: torch.dtype = torch.float32
+    cache: TeacherCache | None = None
+    role: str = "student"
+    logit_objective: LogitDistillation = FORWARD_KL
+
+    @property
+    def tolerance(self) -> float:
+        """The relative difference that rounding explains: the dtype's, or that of a softmax over many ids.
+
+        A float32 softmax adds up V exponentials one after another in 16 lanes, each sum rounded by half an eps.
+        """
+        softmax = self.vocabulary / 16 * torch.finfo(torch.float32).eps / 2
+        return float(max(torch.finfo(self.compute_dtype).eps ** (2 / 3), softmax))
+
+    @property
+    def models(self) -> dict[str, PreTrainedModel]:
+        """Those that are here, by their role."""
+        return {self.role: self.student, **({} if self.teacher is None else {"teacher": self.teacher})}
+
+
+def build_module(
+    inputs: CheckInputs, *, student: Any = None, compute_dtype: torch.dtype = torch.float32
+) -> TrainingModule:
+    """Half cross-entropy, half the divergence, as it is trained: chunked, packed and cut to the shared ids."""
+    has_no_teacher = inputs.teacher is None
+    objective = (
+        WeightedSum((1.0, CrossEntropy()))
+        if has_no_teacher
+        else WeightedSum((0.5, CrossEntropy()), (0.5, inputs.logit_objective))
+    )
+    frozen = {"teacher": inputs.teacher} if inputs.teacher is not None else {}
+    trained_model = inputs.student if student is None else student
+    return TrainingModule(
+        trained_model, objective, frozen=frozen, vocabulary=inputs.vocabulary, compute_dtype=compute_dtype
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossTokenizerInputs:
+    """What is checked: both networks as worlds of their own, what is trained, and some of the text as both read it.
+
+    `documents` are short ones, each a batch, and `batch` the same ones in one pass; `whole` are packs as they are
+    trained on, and `share` is that of their trained tokens which are aligned. `whole` stays where it was made.
+    """
+
+    student: CheckInputs
+    teacher: CheckInputs
+    readers: tuple[TokenizerInfo, TokenizerInfo]
+    module: TrainingModule
+    documents: Sequence[Batch]
+    batch: Batch
+    full_packs: Batch
+    aligned_share: float
+
+    @property
+    def model_views(self) -> Iterator[tuple[Batch, TokenizerInfo]]:
+        """What each network reads, and by which tokenizer."""
+        return zip((get_view(self.full_packs, name) for name in ("student", "teacher")), self.readers, strict=True)

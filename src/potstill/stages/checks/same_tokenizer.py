@@ -22,19 +22,9 @@ from potstill.objectives.cross_entropy import CrossEntropy
 from potstill.objectives.weighted_sum import WeightedSum
 from potstill.ops.coarse import coarse_divergence
 from potstill.ops.divergence import forward_kl
-from potstill.stages.checks.report import (
-    FAIL,
-    FORWARD_KL,
-    NOTE,
-    PASS,
-    Check,
-    CheckInputs,
-    Invariant,
-    build_module,
-    format_values,
-    reference_loss,
-    relative_difference,
-)
+from potstill.stages.checks.inputs import FORWARD_KL, CheckInputs, build_module
+from potstill.stages.checks.reference_loss import reference_loss
+from potstill.stages.checks.report import FAIL, NOTE, PASS, Check, Invariant, format_values, relative_difference
 from potstill.teachers.cached import CachedHiddenStates
 from potstill.train.training_module import TrainingModule
 

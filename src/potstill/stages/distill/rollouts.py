@@ -11,8 +11,8 @@ from potstill.objectives.config import ObjectiveConfig
 from potstill.teachers.http_client import is_address
 from potstill.train import distributed
 from potstill.train.config import TrainConfig
+from potstill.train.rollouts.base import Rollout
 from potstill.train.rollouts.config import DISTILLM, MINILLM, RolloutConfig
-from potstill.train.rollouts.on_policy import Rollout
 
 SAMPLING_TIME_NOTE = (
     "what the student writes itself (--on-policy) is in no forecast: the time of its sampling comes on top"

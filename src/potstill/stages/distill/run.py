@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from potstill.core.atomic_files import TRAINING_FOLDER, Card, atomic_folder, check_output_free, recover_folder
+from potstill.core.atomic_files import TRAINING_FOLDER, atomic_folder, check_output_free, recover_folder
+from potstill.core.card import Card
 from potstill.core.device import get_dtype_name, resolve_device, resolve_dtype
 from potstill.core.errors import (
     ArtifactError,
@@ -40,6 +41,7 @@ from potstill.stages.checks.cross_tokenizer import run_cross_tokenizer_checks
 from potstill.stages.checks.inputs import build_check_inputs, build_cross_tokenizer_inputs
 from potstill.stages.checks.report import NOTE, run_checks
 from potstill.stages.checks.same_tokenizer import QUICK_CHECKS
+from potstill.stages.console import explain_write_errors, get_command, print_note, show_status
 from potstill.stages.dataset import DatasetConfig, PreparedDataset, prepare_dataset
 from potstill.stages.distill.ensemble import (
     AVERAGE,
@@ -55,22 +57,11 @@ from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE, build_rollout, 
 from potstill.stages.doctor import raise_if_failed
 from potstill.stages.model_card import write_card
 from potstill.stages.model_pair import ModelPair, check_token_ids, get_loaded_models, supports_packing
+from potstill.stages.option_checks import check_choice, check_output_not_input, check_size_options, check_strategy
 from potstill.stages.prune import PruneConfig, compute_reload_gap, save_model
 from potstill.stages.resources.estimate import warn_if_insufficient
 from potstill.stages.run_folder import DTYPE_FILE, explain_interrupt, training_folder
-from potstill.stages.stage import (
-    check_choice,
-    check_output_not_input,
-    check_size_options,
-    check_strategy,
-    explain_write_errors,
-    get_command,
-    make_parent,
-    print_note,
-    reproducible_options,
-    show_status,
-    to_plain_dict,
-)
+from potstill.stages.stage import make_parent, reproducible_options, to_plain_dict
 from potstill.teachers.cached import CachedHiddenStates, TeacherCache, find_faults
 from potstill.teachers.external import (
     ExternalTeacher,

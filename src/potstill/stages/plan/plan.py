@@ -24,6 +24,7 @@ from potstill.stages.distill.ensemble import check_single_teacher
 from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE
 from potstill.stages.distill.run import DistillConfig
 from potstill.stages.model_pair import ModelPair
+from potstill.stages.option_checks import check_single_process
 from potstill.stages.plan.suggestions import suggest_changes
 from potstill.stages.prune import PruneConfig
 from potstill.stages.resources.calibration import Calibration, fit_calibration, guess_calibration
@@ -39,7 +40,7 @@ from potstill.stages.resources.layer_timing import measure_layer_timings
 from potstill.stages.resources.machine import AvailableResources, get_available_resources
 from potstill.stages.resources.profiling import estimate_profiling_seconds, measure_autograd_bytes, profile_steps
 from potstill.stages.resources.workload import CACHE_ROW_BYTES, Workload
-from potstill.stages.stage import check_single_process, to_plain_dict
+from potstill.stages.stage import to_plain_dict
 from potstill.teachers.cached import TeacherCache
 from potstill.teachers.http_client import is_address
 from potstill.transforms.fit import resize_blueprint

@@ -14,6 +14,7 @@ from potstill.core.errors import ArtifactError, UnsupportedModel
 from potstill.data.packing import Packs
 from potstill.evaluate.size import count_blueprint_parameters
 from potstill.models.families.registry import read_blueprint
+from potstill.stages.console import print_note
 from potstill.stages.model_pair import ModelPair
 from potstill.stages.resources.calibration import Calibration
 from potstill.stages.resources.dataset_stats import (
@@ -26,7 +27,6 @@ from potstill.stages.resources.layer_timing import LayerTimings
 from potstill.stages.resources.machine import AvailableResources, get_available_resources, read_resident_memory
 from potstill.stages.resources.profiling import measure_autograd_bytes
 from potstill.stages.resources.workload import FLOAT32_BYTES, AutogradBytes, Workload
-from potstill.stages.stage import print_note
 from potstill.teachers.external import ExternalTeacher
 
 if TYPE_CHECKING:

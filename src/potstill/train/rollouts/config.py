@@ -7,7 +7,8 @@ from potstill.core.errors import UsageError
 from potstill.data.packing import Pack
 from potstill.decode.sampling import Sampling
 from potstill.train.config import TrainConfig
-from potstill.train.rollouts.on_policy import CompletionSampler, OnPolicyRollout, Rollout
+from potstill.train.rollouts.base import Rollout
+from potstill.train.rollouts.on_policy import CompletionSampler, OnPolicyRollout
 from potstill.train.rollouts.replay import AdaptiveRollout
 
 GKD, DISTILLM, MINILLM = "gkd", "distillm", "minillm"

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core.types import Batch
-from potstill.train.rollouts.on_policy import CompletionSampler, Document, find_trainable_documents, split_documents
+from potstill.train.rollouts.base import Document, find_trainable_documents, split_documents
+from potstill.train.rollouts.on_policy import CompletionSampler
 
 SHARE_STEP = 0.1  # by which the share grows
 LOSS_MARGIN = 0.1  # nats by which an evaluation has to be worse than the one before it for the share to grow

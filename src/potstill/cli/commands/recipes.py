@@ -1,0 +1,29 @@
+"""`potstill recipes`: the published systems that potstill reproduces."""
+
+from typing import Annotated, Any
+
+import typer
+
+from potstill.cli import options as o
+from potstill.cli.output import print_or_return
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show one recipe whole.")] = None,
+    cite: Annotated[bool, typer.Option("--cite", help="Print the BibTeX of what it builds on.")] = False,
+    as_json: o.Json = False,
+) -> Any:
+    """The published systems that potstill reproduces.
+
+    Example: [bold]potstill recipes minima --cite[/]
+    """
+    from potstill.cli import tables
+    from potstill.recipes import registry
+
+    selected_recipes = [registry.get_recipe(name)] if name else registry.list_recipes()
+    result = [recipe.to_dict() for recipe in selected_recipes]
+    if cite:
+        return print_or_return(
+            result, as_json, lambda: print("\n\n".join(dict.fromkeys(recipe.bibtex for recipe in selected_recipes)))
+        )
+    return print_or_return(result, as_json, lambda: tables.print_recipes(result, with_details=name is not None))

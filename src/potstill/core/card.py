@@ -1,0 +1,84 @@
+"""The card of a folder: what made it, from what, with what result."""
+
+import contextlib
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from potstill.core.atomic_files import write_text
+from potstill.core.errors import ArtifactError
+from potstill.core.types import Measure
+
+CARD_FILE = "card.json"
+PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "peft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A model that another one came from: its name, the SHA-256 of its weights and its licence, where known."""
+
+    role: str
+    name: str
+    digest: str | None
+    licence: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a stage did, as a value: enough to say where a model came from and to make it again.
+
+    `stage` is the stage itself, `data` the provenance of the text, `cost` seconds, tokens and memory, `invariants` the
+    checks that were run with their outcome, `details` what the stage found out (kept layers, importance).
+    """
+
+    stage: Mapping[str, Any]
+    seed: int
+    parents: Sequence[Parent] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    measures: Mapping[str, Sequence[Measure]] = field(default_factory=dict)
+    invariants: Sequence[Mapping[str, Any]] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    command: str = field(default_factory=lambda: " ".join(["potstill", *sys.argv[1:]]))
+    versions: Mapping[str, str] = field(default_factory=lambda: get_package_versions())
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary, for JSON."""
+        plain = asdict(self)
+        plain["measures"] = {
+            name: [measure.to_dict() for measure in measures] for name, measures in self.measures.items()
+        }
+        return plain
+
+    def write(self, folder: Path) -> None:
+        """Writes `card.json`, whole or not at all."""
+        write_text(folder / CARD_FILE, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a folder as plain data.
+
+    Raises: ArtefactError if there is none or it is not JSON.
+    """
+    try:
+        card: dict[str, Any] = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{folder} has no {CARD_FILE}; only folders that potstill finished have one") from error
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"{folder / CARD_FILE} cannot be read ({error}); make the folder again") from error
+    return card
+
+
+def get_package_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that shape a result."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

@@ -1,0 +1,66 @@
+"""Checks of options that several stages share."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from potstill.core.errors import UsageError
+from potstill.train import distributed
+from potstill.transforms.fit import AUTO, STRATEGIES
+
+
+def check_size_options(sizes: Mapping[str, Any], *, has_alternative: bool = False) -> None:
+    """Refuse a size that is none: exactly one of `sizes` (option to value) is given, unless `also` something else is.
+
+    Raises: UsageError.
+    """
+    given_options = [f"--{name}" for name, value in sizes.items() if value is not None]
+    if len(given_options) > 1 or not (given_options or has_alternative):
+        options = [f"--{name}" for name in sizes]
+        choices = f"{', '.join(options[:-1])} or {options[-1]}"
+        raise UsageError(
+            f"a size is needed: one of {choices}; you gave {' and '.join(given_options) or 'none of them'}"
+        )
+    keep, params = sizes.get("keep"), sizes.get("params")
+    if keep is not None and not 0 < keep <= 1:
+        raise UsageError(f"--keep is {keep}; it is a share of the parameters, above 0 and at most 1")
+    if params is not None and params < 1:
+        raise UsageError(f"--params is {params}; it must be at least 1")
+
+
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of `choices`.
+
+    Raises: UsageError.
+    """
+    if value not in choices:
+        raise UsageError(f"--{option} {value!r} is none of {', '.join(choices)}")
+
+
+def check_strategy(name: str) -> None:
+    """Refuse a strategy that there is none of.
+
+    Raises: UsageError.
+    """
+    check_choice("strategy", name, (AUTO, *STRATEGIES))
+
+
+def check_output_not_input(out: Path, *inputs: str | None) -> None:
+    """Refuse to write over what is read.
+
+    Raises: UsageError if one of `inputs` is the folder `out`, or lies inside it.
+    """
+    target = out.expanduser().resolve()
+    for name in inputs:
+        source = Path(name).expanduser() if name else None
+        if source is not None and source.exists() and target in (source.resolve(), *source.resolve().parents):
+            raise UsageError(f"--out {out} would write over {name}, which is read; choose another folder")
+
+
+def check_single_process() -> None:
+    """Refuse a launcher of several processes, each of which would write the same folder.
+
+    Raises: UsageError.
+    """
+    if distributed.world_size() > 1:
+        raise UsageError("this stage runs in one process, and distill alone in several; start it without torchrun")
