@@ -58,7 +58,7 @@ def main() -> None:
                 snapshot[name] = entry()
     options.file.write_text(json.dumps(snapshot, indent=1, sort_keys=True, ensure_ascii=False))
     if options.against:
-        before = json.loads(options.against.read_text())
+        before = {k: v for k, v in json.loads(options.against.read_text()).items() if options.only in k}
         lines = list(differences(before, json.loads(options.file.read_text())))
         print("\n".join(lines) or "no difference")
         sys.exit(bool(lines))
