@@ -9,6 +9,7 @@ import pytest
 from safetensors import SafetensorError
 
 from potstill.core.atomic_files import (
+    CARD_FILE,
     atomic_folder,
     check_output_free,
     hash_file,
@@ -17,7 +18,7 @@ from potstill.core.atomic_files import (
     replace_folder,
     write_text,
 )
-from potstill.core.card import CARD_FILE, Card, Parent, get_package_versions, read_card
+from potstill.core.card import Card, Parent, get_package_versions, read_card
 from potstill.core.errors import ArtifactError, OutputExists
 from potstill.core.types import Measure
 

@@ -29,8 +29,7 @@ import torch
 from tests.stages.world import LINES, saved, written
 from tests.tiny import byte_tokenizer, random_llama
 
-from potstill.core.atomic_files import TRAINING_FOLDER, hash_file
-from potstill.core.card import CARD_FILE
+from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, hash_file
 from potstill.core.errors import OutputExists
 from potstill.stages import cache_teacher
 from potstill.stages.cache_teacher import CacheTeacherConfig

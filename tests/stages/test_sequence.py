@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.core.card import CARD_FILE
+from potstill.core.atomic_files import CARD_FILE
 from potstill.core.errors import OutputExists, UsageError
 from potstill.stages.distill.run import DistillConfig
 from potstill.stages.prune import PruneConfig

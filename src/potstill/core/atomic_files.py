@@ -11,8 +11,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from potstill.core.card import CARD_FILE
 from potstill.core.errors import ArtifactError, OutputExists
+
+CARD_FILE = "card.json"
 
 TRAINING_FOLDER = "training"  # inside the output folder while a run is not finished
 ARENA_FILE = "arena.json"  # in the folder of an arena, from its first second on

@@ -10,11 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from potstill.core.atomic_files import write_text
+from potstill.core.atomic_files import CARD_FILE, write_text
 from potstill.core.errors import ArtifactError
 from potstill.core.types import Measure
 
-CARD_FILE = "card.json"
 PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "peft")
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.core.atomic_files import TRAINING_FOLDER, check_output_free
-from potstill.core.card import CARD_FILE, read_card
+from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, check_output_free
+from potstill.core.card import read_card
 from potstill.core.errors import UsageError
 from potstill.core.types import Measure
 from potstill.stages.distill.run import DistillConfig

@@ -26,8 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from potstill.core.atomic_files import hash_file
-from potstill.core.card import CARD_FILE
+from potstill.core.atomic_files import CARD_FILE, hash_file
 from potstill.core.errors import ArtifactError, CacheMismatch, NotFound, UnsupportedModel, UsageError
 from potstill.core.types import IGNORE, Batch, Head, Needs, Signals
 from potstill.ops.coarse import CoarseDistribution, concatenate

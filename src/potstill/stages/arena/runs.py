@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from potstill.core.atomic_files import ARENA_FILE, TRAINING_FOLDER
-from potstill.core.card import CARD_FILE, read_card
+from potstill.core.atomic_files import ARENA_FILE, CARD_FILE, TRAINING_FOLDER
+from potstill.core.card import read_card
 from potstill.core.device import resolve_device, trim_memory
 from potstill.core.errors import ArtifactError, Interrupted, UsageError
 from potstill.stages.distill.run import DistillConfig

@@ -28,6 +28,69 @@ NUM_DOCUMENTS, MAX_DOCUMENT_TOKENS = 3, 48  # of the small batch: enough for pac
 FORWARD_KL = LogitDistillation()
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckInputs:
+    """What is checked: two models with their tokenizers, the ids that they share, and some of the text.
+
+    `batch` is a small pack of several short documents and `whole` one pack as it is trained on. `teacher` is None where
+    its weights are not here, or where one network is examined by itself, of which `role` says who it is; its loss is
+    then cross-entropy alone. `compared` is the divergence that is trained beside it. `stops` is the share of answers
+    that end in a trained stop token, and `trained` the share of tokens that are trained on.
+    """
+
+    student: PreTrainedModel
+    student_tokenizer: PreTrainedTokenizerBase
+    teacher: PreTrainedModel | None
+    teacher_tokenizer: PreTrainedTokenizerBase | None
+    vocabulary: int
+    batch: Batch
+    full_pack: Batch
+    kind: str
+    stop_share: float
+    trained_share: float
+    compute_dtype: torch.dtype = torch.float32
+    cache: TeacherCache | None = None
+    role: str = "student"
+    logit_objective: LogitDistillation = FORWARD_KL
+
+    @property
+    def tolerance(self) -> float:
+        """The relative difference that rounding explains: the dtype's, or that of a softmax over many ids.
+
+        A float32 softmax adds up V exponentials one after another in 16 lanes, each sum rounded by half an eps.
+        """
+        softmax = self.vocabulary / 16 * torch.finfo(torch.float32).eps / 2
+        return float(max(torch.finfo(self.compute_dtype).eps ** (2 / 3), softmax))
+
+    @property
+    def models(self) -> dict[str, PreTrainedModel]:
+        """Those that are here, by their role."""
+        return {self.role: self.student, **({} if self.teacher is None else {"teacher": self.teacher})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossTokenizerInputs:
+    """What is checked: both networks as worlds of their own, what is trained, and some of the text as both read it.
+
+    `documents` are short ones, each a batch, and `batch` the same ones in one pass; `whole` are packs as they are
+    trained on, and `share` is that of their trained tokens which are aligned. `whole` stays where it was made.
+    """
+
+    student: CheckInputs
+    teacher: CheckInputs
+    readers: tuple[TokenizerInfo, TokenizerInfo]
+    module: TrainingModule
+    documents: Sequence[Batch]
+    batch: Batch
+    full_packs: Batch
+    aligned_share: float
+
+    @property
+    def model_views(self) -> Iterator[tuple[Batch, TokenizerInfo]]:
+        """What each network reads, and by which tokenizer."""
+        return zip((get_view(self.full_packs, name) for name in ("student", "teacher")), self.readers, strict=True)
+
+
 def build_check_inputs(
     packs: Packs,
     *,
@@ -170,46 +233,6 @@ def _move_to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: values.to(device) for name, values in batch.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckInputs:
-    """What is checked: two models with their tokenizers, the ids that they share, and some of the text.
-
-    `batch` is a small pack of several short documents and `whole` one pack as it is trained on. `teacher` is None where
-    its weights are not here, or where one network is examined by itself, of which `role` says who it is; its loss is
-    then cross-entropy alone. `compared` is the divergence that is trained beside it. `stops` is the share of answers
-    that end in a trained stop token, and `trained` the share of tokens that are trained on.
-    """
-
-    student: PreTrainedModel
-    student_tokenizer: PreTrainedTokenizerBase
-    teacher: PreTrainedModel | None
-    teacher_tokenizer: PreTrainedTokenizerBase | None
-    vocabulary: int
-    batch: Batch
-    full_pack: Batch
-    kind: str
-    stop_share: float
-    trained_share: float
-    compute_dtype: torch.dtype = torch.float32
-    cache: TeacherCache | None = None
-    role: str = "student"
-    logit_objective: LogitDistillation = FORWARD_KL
-
-    @property
-    def tolerance(self) -> float:
-        """The relative difference that rounding explains: the dtype's, or that of a softmax over many ids.
-
-        A float32 softmax adds up V exponentials one after another in 16 lanes, each sum rounded by half an eps.
-        """
-        softmax = self.vocabulary / 16 * torch.finfo(torch.float32).eps / 2
-        return float(max(torch.finfo(self.compute_dtype).eps ** (2 / 3), softmax))
-
-    @property
-    def models(self) -> dict[str, PreTrainedModel]:
-        """Those that are here, by their role."""
-        return {self.role: self.student, **({} if self.teacher is None else {"teacher": self.teacher})}
-
-
 def build_module(
     inputs: CheckInputs, *, student: Any = None, compute_dtype: torch.dtype = torch.float32
 ) -> TrainingModule:
@@ -225,26 +248,3 @@ def build_module(
     return TrainingModule(
         trained_model, objective, frozen=frozen, vocabulary=inputs.vocabulary, compute_dtype=compute_dtype
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossTokenizerInputs:
-    """What is checked: both networks as worlds of their own, what is trained, and some of the text as both read it.
-
-    `documents` are short ones, each a batch, and `batch` the same ones in one pass; `whole` are packs as they are
-    trained on, and `share` is that of their trained tokens which are aligned. `whole` stays where it was made.
-    """
-
-    student: CheckInputs
-    teacher: CheckInputs
-    readers: tuple[TokenizerInfo, TokenizerInfo]
-    module: TrainingModule
-    documents: Sequence[Batch]
-    batch: Batch
-    full_packs: Batch
-    aligned_share: float
-
-    @property
-    def model_views(self) -> Iterator[tuple[Batch, TokenizerInfo]]:
-        """What each network reads, and by which tokenizer."""
-        return zip((get_view(self.full_packs, name) for name in ("student", "teacher")), self.readers, strict=True)

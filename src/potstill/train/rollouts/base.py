@@ -10,7 +10,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from potstill.core.types import IGNORE, Batch
-from potstill.train.rollouts.on_policy import MAX_UNPROMPTED_TOKENS
+
+MAX_UNPROMPTED_TOKENS = (
+    2  # tokens before the first trained one that are no prompt: a BOS, and the context of a further window
+)
 
 
 class Document(NamedTuple):

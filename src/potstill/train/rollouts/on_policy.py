@@ -37,10 +37,6 @@ from potstill.train.rollouts.base import (
     split_documents,
 )
 
-MAX_UNPROMPTED_TOKENS = (
-    2  # tokens before the first trained one that are no prompt: a BOS, and the context of a further window
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionSampler:
