@@ -58,14 +58,14 @@ def test_a_compiler_that_fails_is_named_once_and_modules_run_as_they_are(caplog:
 
 FAULTS = """
 import resource, torch
-from potstill.core.device import DTYPES, compile_modules, compute_dtype, get_dtype_name, resolve_device, resolve_dtype
+from potstill.core.device import retain_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-with backend.held_memory():
+with retain_freed_memory():
     torch.ones(2**25)
     print(faults())
 print(faults())

@@ -229,7 +229,7 @@ def test_what_is_overwritten_stays_if_the_new_run_fails(
     stage: DistillConfig, run: DistillResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = compute_digest(run.out)
-    monkeypatch.setattr("potstill.stages.distill.run.train_run", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("potstill.stages.distill.run.train", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         stage.run(run.out, overwrite=True, show=False)
     assert compute_digest(run.out) == before
