@@ -35,7 +35,7 @@ RESTS_ON = [
     "tests/ops/test_fused.py",
     "tests/ops/test_attention.py",
     "tests/ops/test_coarse.py",
-    "tests/stages/test_capture.py",
+    "tests/stages/test_cache_teacher.py",
 ]
 HEAD = (49152, 576)
 SIDES = ("potstill", "cached", "floor", "trl")

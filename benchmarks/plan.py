@@ -33,7 +33,7 @@ from setting.document import command_line, document, parsed, passed_on, refuse_o
 from setting.memory import peak
 from setting.roofline import roofline
 
-RESTS_ON = ["tests/stages/test_workload.py", "tests/stages/test_plan.py"]
+RESTS_ON = ["tests/stages/resources/test_workload.py", "tests/stages/plan/test_plan.py"]
 STEPS, WARM_UP, SAVE_EVERY, CLAIM = 12, 3, 5, 0.15
 STEADY = 1.1  # the largest rate of a product by the smallest, for a comparison to be fair
 SIZE, REPEATS = 3072, 20  # of that product, a square; it takes some three seconds

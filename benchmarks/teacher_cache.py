@@ -20,7 +20,7 @@ from setting.document import command_line, document, refuse_on_red
 from setting.pair import pair
 from setting.text import CONTEXT
 
-RESTS_ON = ["tests/ops/test_coarse.py", "tests/teachers/test_cache_codec.py", "tests/stages/test_capture.py"]
+RESTS_ON = ["tests/ops/test_coarse.py", "tests/teachers/test_cache_codec.py", "tests/stages/test_cache_teacher.py"]
 PACKS = 3
 COMPARED = 2  # batches whose loss and gradient are compared
 KEPT: dict[str, dict[str, Any]] = {"top_k 64": {}, "top_k 64, one class": {"classes": 1}, "mass 0.999": {"mass": 0.999}}
