@@ -1,21 +1,11 @@
-from copy import deepcopy
-
 import pytest
-import torch
 from datasets import Dataset
 
 from potstill.core.errors import DataError
 from potstill.data.corpus import Corpus
-from potstill.evaluate.rouge import (
-    GenerationOptions,
-    Question,
-    build_questions,
-    generate_texts,
-    pad_left,
-    rouge_l,
-    score_answers,
-    tokenize_prompt,
-)
+from potstill.decode.generate import GenerationOptions
+from potstill.evaluate.rouge import Question, build_questions, rouge_l, score_answers
+from potstill.evaluate.samples import tokenize_prompt
 from potstill.models.load import LoadedModel
 
 
@@ -35,58 +25,6 @@ def test_rouge_l_takes_the_best_reference_and_stems():
 
 def test_an_empty_answer_scores_zero():
     assert rouge_l([""], [["something"]]).tolist() == [0]
-
-
-def test_greedy_answers_are_those_of_the_argmax_step_by_step(tiny_llama, tiny_tokenizer, prompts):
-    written = generate_texts(tiny_llama, tiny_tokenizer, prompts[:1], options=GenerationOptions(max_new_tokens=12))
-    ids = list(prompts[0])
-    for _ in range(12):
-        with torch.no_grad():
-            ids.append(tiny_llama(torch.tensor([ids])).logits[0, -1].argmax().item())
-        if ids[-1] == tiny_tokenizer.eos_token_id:
-            break
-    assert written == [tiny_tokenizer.decode(ids[len(prompts[0]) :], skip_special_tokens=True)]
-
-
-def test_batches_and_padding_change_no_answer(tiny_llama, tiny_tokenizer, prompts):
-    one, three = (
-        generate_texts(
-            tiny_llama, tiny_tokenizer, prompts, options=GenerationOptions(max_new_tokens=8, batch_size=size)
-        )
-        for size in (1, 3)
-    )
-    assert one == three
-    assert len(set(one)) > 1
-
-
-def test_sampling_follows_its_seed_and_leaves_the_global_one_alone(tiny_llama, tiny_tokenizer, prompts):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    first, again, other = (
-        generate_texts(
-            tiny_llama, tiny_tokenizer, prompts, options=GenerationOptions(max_new_tokens=8, temperature=1.0, seed=seed)
-        )
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(torch.rand(3), expected)
-    assert first == again != other
-
-
-def test_an_answer_ends_at_the_stop_token_and_is_not_padded(tiny_llama, tiny_tokenizer, prompts):
-    stopping = deepcopy(tiny_llama)
-    with torch.no_grad():
-        first = stopping(torch.tensor([prompts[0]])).logits[0, -1].argmax().item()
-    stopping.generation_config.eos_token_id = first
-    texts = generate_texts(stopping, tiny_tokenizer, prompts, options=GenerationOptions(max_new_tokens=8))
-    assert texts[0] == tiny_tokenizer.decode([first])
-    assert any(len(text) > len(texts[0]) for text in texts)
-
-
-def test_padding_stands_before_the_shorter_prompts():
-    ids, mask = pad_left([[5], [6, 7, 8]], 0)
-    assert ids.tolist() == [[0, 0, 5], [6, 7, 8]]
-    assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
 
 
 def test_only_the_first_questions_are_asked(tiny_llama, tiny_tokenizer, prompts):

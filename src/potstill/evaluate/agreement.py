@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.core.types import Needs, Signals, supervised_positions
 from potstill.evaluate.perplexity import Scores, compute_nll, count_scored_bytes, count_scored_tokens, sum_by_row
-from potstill.evaluate.scoring_windows import Pack, Row, ScoringConfig, build_packs, get_max_context, inference_context
+from potstill.evaluate.scoring_windows import Pack, Row, ScoringConfig, build_packs
+from potstill.models.inference import get_max_context, inference_context
 from potstill.models.signals import compute_signals
 from potstill.ops.divergence import forward_kl
 

@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from potstill.core.device import get_dtype_name
 from potstill.core.errors import UsageError
 from potstill.core.memory import get_peak_memory, reset_peak_memory
-from potstill.evaluate.scoring_windows import get_max_context, inference_context
+from potstill.models.inference import get_max_context, inference_context
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from potstill.core.errors import DataError, MissingDependency, NotFound
 from potstill.core.types import Measure
 from potstill.evaluate.perplexity import get_bos_id
-from potstill.evaluate.scoring_windows import inference_context
+from potstill.models.inference import inference_context
 
 
 def run_tasks(

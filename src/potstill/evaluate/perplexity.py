@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError
 from potstill.core.types import IGNORE, Needs, Signals, supervised_positions
-from potstill.evaluate.scoring_windows import Row, ScoringConfig, build_packs, inference_context
+from potstill.evaluate.scoring_windows import Row, ScoringConfig, build_packs
+from potstill.models.inference import inference_context
 from potstill.models.signals import compute_signals
 
 

@@ -12,16 +12,15 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from jaxtyping import Float
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError
 from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus
 from potstill.data.tokenize import to_messages
-from potstill.evaluate.scoring_windows import get_max_context, inference_context
+from potstill.decode.generate import GenerationOptions, generate_texts
+from potstill.models.inference import get_max_context
 
 
 class Question(NamedTuple):
@@ -31,30 +30,12 @@ class Question(NamedTuple):
     references: Sequence[str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
-    """How answers are written: greedily at temperature 0, else sampled with `seed`."""
-
-    max_new_tokens: int = 128
-    batch_size: int = 8
-    temperature: float = 0.0
-    seed: int = 0
-
-
 @dataclass(frozen=True)
 class ScoredAnswers:
     """What was written for each question, and its ROUGE-L F1 times 100."""
 
     texts: Sequence[str]
     rouge_l: Float[np.ndarray, " n"]
-
-
-def tokenize_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """`prompt` as the model expects it: through its chat template where it has one, else as plain text."""
-    if not tokenizer.chat_template:
-        return list(tokenizer(prompt).input_ids)
-    prompt_text = ChatTemplate(tokenizer).render([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    return list(tokenizer(prompt_text, add_special_tokens=False).input_ids)
 
 
 def build_questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> list[Question]:
@@ -118,59 +99,3 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Float[
         for text, text_references in pairs
     ]
     return 100.0 * np.array(best, dtype=np.float64)
-
-
-def generate_texts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    *,
-    options: GenerationOptions | None = None,
-) -> list[str]:
-    """What `model` writes after each prompt, without the prompt and without special tokens."""
-    options = options or GenerationOptions()
-    length_order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # so that batches hold little padding
-    texts = [""] * len(prompts)
-    with inference_context(model), torch.random.fork_rng(devices=_get_cuda_devices(model)):
-        torch.manual_seed(options.seed)
-        for start in range(0, len(prompts), options.batch_size):
-            batch_indices = length_order[start : start + options.batch_size]
-            batch_texts = _generate_batch(model, tokenizer, [prompts[n] for n in batch_indices], options)
-            for index, text in zip(batch_indices, batch_texts, strict=True):
-                texts[index] = text
-    return texts
-
-
-def _generate_batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    options: GenerationOptions,
-) -> list[str]:
-    eos_token_id = model.generation_config.eos_token_id
-    eos_token_id = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
-    pad_token_id = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    sampling_options: dict[str, Any] = {"temperature": options.temperature, "top_p": 1.0, "top_k": 0}
-    config = GenerationConfig(
-        max_new_tokens=options.max_new_tokens,
-        do_sample=options.temperature > 0,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-        **(sampling_options if options.temperature > 0 else {}),
-    )
-    ids, mask = pad_left(prompts, pad_token_id)
-    output_ids = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config)
-    texts: list[str] = tokenizer.batch_decode(output_ids[:, ids.shape[1] :], skip_special_tokens=True)
-    return texts
-
-
-def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    """(ids, mask) of `prompts` with `filler` before the shorter ones, so that all end where writing begins."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids), torch.tensor(mask)
-
-
-def _get_cuda_devices(model: PreTrainedModel) -> list[torch.device]:
-    return [model.device] if model.device.type == "cuda" else []

@@ -2,8 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
-from potstill.evaluate.rouge import GenerationOptions, generate_texts, tokenize_prompt
+from transformers import PreTrainedTokenizerBase
+
+from potstill.data.chat_template import ChatTemplate
+from potstill.decode.generate import GenerationOptions, generate_texts
 from potstill.models.load import LoadedModel
+
+
+def tokenize_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """`prompt` as the model expects it: through its chat template where it has one, else as plain text."""
+    if not tokenizer.chat_template:
+        return list(tokenizer(prompt).input_ids)
+    prompt_text = ChatTemplate(tokenizer).render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    return list(tokenizer(prompt_text, add_special_tokens=False).input_ids)
 
 
 def generate_samples(

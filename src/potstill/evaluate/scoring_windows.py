@@ -12,7 +12,6 @@ tokens before it:
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,8 +22,7 @@ from transformers import PreTrainedModel
 
 from potstill.core.errors import UsageError
 from potstill.core.types import IGNORE, Batch
-from potstill.models.eval_mode import eval_mode
-from potstill.models.signals import probe_model
+from potstill.models.inference import get_max_context
 
 
 class Row(NamedTuple):
@@ -73,12 +71,6 @@ class ScoringConfig:
     def limit_to_context(self, *models: PreTrainedModel) -> "ScoringConfig":
         """The same reading with a context that every one of `models` can take in."""
         return replace(self, context=min([self.context, *(get_max_context(model) for model in models)]))
-
-
-def get_max_context(model: PreTrainedModel) -> int:
-    """The longest context that the model states; unbounded (2**31) where it states none, as recurrent models do."""
-    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(max_positions) if max_positions else 2**31
 
 
 def check_context(context: int, *models: PreTrainedModel) -> None:
@@ -149,12 +141,3 @@ def build_pack(rows: Sequence[Row], selected_windows: Sequence[Window], *, devic
     columns = {"input_ids": ids, "labels": labels, "position_ids": position_ids, "documents": documents}
     batch = {name: torch.tensor([column], device=device) for name, column in columns.items()}
     return Pack(batch, torch.tensor([window.row for window in selected_windows]))
-
-
-@contextmanager
-def inference_context(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """The model in eval mode, without gradients, computing in `dtype`; afterwards each module is as it was."""
-    probe_model(model)  # probed in the weights' own dtype, since autocast would round what the probe compares
-    use_autocast = dtype is not None and dtype != model.dtype
-    with eval_mode(model), torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=use_autocast):
-        yield

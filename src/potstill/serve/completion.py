@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GenerationConfig
 
 from potstill.core.errors import UsageError
 from potstill.core.types import Needs
 from potstill.data.packing import collate
-from potstill.evaluate.scoring_windows import get_max_context, inference_context
+from potstill.decode.generate import generate, make_noise
+from potstill.decode.sampling import Sampling
+from potstill.decode.stop_tokens import find_stop_tokens
+from potstill.models.inference import get_max_context, inference_context
 from potstill.models.load import LoadedModel
 from potstill.models.signals import compute_signals
 from potstill.models.tokenizers.vocabulary import count_token_ids
@@ -47,6 +49,7 @@ class CompletionHandler:
     def __init__(self, loaded: LoadedModel) -> None:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.vocabulary = count_token_ids(loaded.tokenizer)
+        self.stop_tokens = find_stop_tokens(loaded.model, loaded.tokenizer)
         self._lock = threading.Lock()
         self.decode_token = lru_cache(maxsize=None)(self._decode_token)
 
@@ -84,19 +87,19 @@ class CompletionHandler:
 
     def _build_choice(self, index: int, ids: list[int], request: CompletionRequest) -> tuple[dict[str, Any], int]:
         """A choice, and how many tokens were written for it."""
-        completion, is_stopped = self._generate(ids, request)
-        text = self.tokenizer.decode([entry.token for entry in completion], skip_special_tokens=True)
+        tokens, entries = self._generate(ids, request)
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         prompt = request.prompts[index]
         prompt_text = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
         choice = {
             "index": index,
             "text": prompt_text + text if request.echo else text,
-            "logprobs": None if request.logprobs is None else self._build_logprobs(ids, completion, request),
-            "finish_reason": "stop" if is_stopped else "length",
+            "logprobs": None if request.logprobs is None else self._build_logprobs(ids, entries, request),
+            "finish_reason": "stop" if tokens and tokens[-1] in self.stop_tokens else "length",
             "stop_reason": None,
             "prompt_logprobs": self._build_prompt_logprobs(ids, request),
         }
-        return choice, len(completion)
+        return choice, len(tokens)
 
     def _build_logprobs(
         self, ids: list[int], completion: list[TokenLogprob], request: CompletionRequest
@@ -152,32 +155,23 @@ class CompletionHandler:
         for rows, tokens in zip(outputs.rows.split(CHUNK_ROWS), token_ids[1:].split(CHUNK_ROWS), strict=True):
             yield from compute_token_logprobs(outputs.logits(rows), tokens.tolist(), k)
 
-    def _generate(self, ids: list[int], request: CompletionRequest) -> tuple[list[TokenLogprob], bool]:
-        """What is written after a prompt, and whether it ends with a stop token."""
+    def _generate(self, ids: list[int], request: CompletionRequest) -> tuple[list[int], list[TokenLogprob]]:
+        """The tokens of the answer, and their log-probabilities where the request wants them."""
         if not request.tokens:
-            return [], False
-        eos_token_id = self.model.generation_config.eos_token_id
-        eos_token_id = self.tokenizer.eos_token_id if eos_token_id is None else eos_token_id
-        sampling_options = {"temperature": request.temperature, "top_p": 1.0, "top_k": 0} if request.temperature else {}
-        config = GenerationConfig(
-            max_new_tokens=request.tokens,
-            do_sample=bool(request.temperature),
-            eos_token_id=eos_token_id,
-            pad_token_id=self.tokenizer.eos_token_id or 0,
-            return_dict_in_generate=True,
-            output_logits=True,
-            **sampling_options,
+            return [], []
+        sampling = Sampling(vocabulary=self.vocabulary, stop=self.stop_tokens, temperature=request.temperature or 0.0)
+        step_logits: list[Tensor] = []
+        (tokens,) = generate(
+            [(1.0, self.model)],
+            [torch.tensor(ids, device=self.model.device)],
+            make_noise(1, request.tokens, seed=request.seed).to(self.model.device),
+            [request.tokens],
+            sampling,
+            on_logits=None if request.logprobs is None else step_logits.append,
         )
-        prompt = torch.tensor([ids], device=self.model.device)
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices, enabled=request.seed is not None):
-            if request.seed is not None:
-                torch.manual_seed(request.seed)
-            output = self.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
-        tokens = output.sequences[0, len(ids) :].tolist()
-        logits = torch.cat(output.logits)[:, : self.vocabulary]
-        stop_tokens = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
-        return list(compute_token_logprobs(logits, tokens, request.logprobs or 0)), tokens[-1] in stop_tokens
+        if request.logprobs is None:
+            return tokens, []
+        return tokens, list(compute_token_logprobs(torch.cat(step_logits), tokens, request.logprobs))
 
     def _decode_token(self, token: int) -> str:
         return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))

@@ -39,14 +39,15 @@ from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import ArtifactError, DataError, Interrupted, OutputExists, UsageError
 from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus, load_corpus
-from potstill.decode.sampling import Sampling, complete
+from potstill.decode.generate import generate
+from potstill.decode.sampling import Sampling
+from potstill.decode.stop_tokens import require_stop_tokens
 from potstill.evaluate.rouge import build_question
-from potstill.evaluate.scoring_windows import get_max_context, inference_context
+from potstill.models.inference import get_max_context, inference_context
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import parse_columns
-from potstill.stages.distill.rollouts import get_stop_tokens
 from potstill.stages.option_checks import check_output_not_input, check_single_process
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.train.rollouts.base import make_generator
@@ -164,7 +165,7 @@ class GenerateDatasetConfig:
             answers |= zip(
                 indices, self._generate_answers(loaded, [prompts[n] for n in indices], indices, offset), strict=True
             )
-        stop_tokens = get_stop_tokens(loaded.model, tokenizer)
+        stop_tokens = require_stop_tokens(loaded.model, tokenizer)
         lines = [
             {"left_out": NO_PROMPT}
             if questions[n] is None
@@ -178,7 +179,7 @@ class GenerateDatasetConfig:
     ) -> list[list[int]]:
         sampling = Sampling(
             vocabulary=count_token_ids(loaded.tokenizer),
-            stop=get_stop_tokens(loaded.model, loaded.tokenizer),
+            stop=require_stop_tokens(loaded.model, loaded.tokenizer),
             temperature=self.temperature,
         )
         device = loaded.model.device
@@ -186,7 +187,7 @@ class GenerateDatasetConfig:
         ids = [torch.tensor(prompt, device=device) for prompt in prompts]
         limits = [self.max_tokens] * len(ids)
         with inference_context(loaded.model):
-            return complete([(1.0, loaded.model)], ids, torch.stack(noise).to(device), limits, sampling)
+            return generate([(1.0, loaded.model)], ids, torch.stack(noise).to(device), limits, sampling)
 
     def _publish(
         self, out: Path, folder: Path, loaded: LoadedModel, corpora: Sequence[Corpus], seconds: float

@@ -4,8 +4,9 @@ from typing import Any
 
 from potstill.core.device import resolve_device
 from potstill.core.errors import DataError, UsageError
-from potstill.evaluate.rouge import GenerationOptions, generate_texts, tokenize_prompt
-from potstill.evaluate.scoring_windows import get_max_context
+from potstill.decode.generate import GenerationOptions, generate_texts
+from potstill.evaluate.samples import tokenize_prompt
+from potstill.models.inference import get_max_context
 from potstill.models.load import load_model
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from potstill.core.errors import VocabularyMismatch
 from potstill.data.cross_tokenizer.packs import CrossTokenizerPacks, TokenizerInfo, inspect_tokenizers
 from potstill.data.packing import Packs
-from potstill.evaluate.scoring_windows import get_max_context
+from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel
 from potstill.models.signals import probe_model
 from potstill.objectives.model_info import ModelInfo, PairInfo

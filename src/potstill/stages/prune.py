@@ -14,9 +14,9 @@ from potstill.core.card import Card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import ArtifactError, InfeasibleTarget
 from potstill.core.types import Batch
-from potstill.evaluate.scoring_windows import get_max_context
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model, import_model
+from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel, load_model
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import DatasetConfig, load_calibration_batches

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from potstill.core.errors import Interrupted, UsageError, VocabularyMismatch
 from potstill.core.metrics_log import read_metrics
 from potstill.objectives.config import ObjectiveConfig
-from potstill.stages.distill.rollouts import build_rollout, get_stop_tokens
+from potstill.stages.distill.rollouts import build_rollout
 from potstill.stages.distill.run import DistillConfig
 from potstill.train.rollouts.base import Rollout
 from potstill.train.rollouts.config import RolloutConfig
@@ -90,16 +90,6 @@ def test_a_served_teacher_answers_for_what_the_student_writes(
     student = str(saved(tmp_path / "student", tiny_llama, tiny_tokenizer))
     run = replace(stage, teacher=server.url, student=student, keep=None).run(tmp_path / "made", show=False)
     assert run.card.cost["losses"]["forward_kl"] > 0
-
-
-def test_what_ends_a_text_is_what_model_or_tokenizer_say(
-    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    tiny_llama.generation_config.eos_token_id = [7, 9]
-    assert get_stop_tokens(tiny_llama, tiny_tokenizer) == {2, 7, 9}
-    tiny_llama.generation_config.eos_token_id = tiny_tokenizer.eos_token = None
-    with pytest.raises(UsageError, match="ends a text"):
-        get_stop_tokens(tiny_llama, tiny_tokenizer)
 
 
 def test_a_teacher_with_tokens_of_its_own_does_not_write_along(

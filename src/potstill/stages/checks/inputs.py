@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from potstill.core.types import IGNORE, Batch, get_view
 from potstill.data.cross_tokenizer.packs import TokenizerInfo, compute_aligned_share
 from potstill.data.packing import Pack, Packs, collate
-from potstill.decode.stop_tokens import find_stop_ids
+from potstill.decode.stop_tokens import find_stop_tokens
 from potstill.models.load import LoadedModel
 from potstill.objectives.cross_entropy import CrossEntropy
 from potstill.objectives.logit_distillation import LogitDistillation
@@ -114,7 +114,7 @@ def build_check_inputs(
         batch=_move_to_device(collate(sample_documents(packs)), student.device),
         full_pack=_move_to_device(collate([packs[0]]), student.device),
         kind=kind,
-        stop_share=compute_stop_share(packs, find_stop_ids(student_tokenizer, student)),
+        stop_share=compute_stop_share(packs, find_stop_tokens(student, student_tokenizer)),
         trained_share=packs.num_trained / (packs.num_tokens - len(packs.lengths)),
         compute_dtype=compute_dtype,
         cache=cache,
@@ -148,7 +148,7 @@ def build_cross_tokenizer_inputs(
     )
     teacher_batch, stop_sets = (
         get_view(full_packs, "teacher"),
-        [find_stop_ids(item.tokenizer, item.model) for item in (pair.origin, teacher)],
+        [find_stop_tokens(item.model, item.tokenizer) for item in (pair.origin, teacher)],
     )
     labels = teacher_batch["labels"][teacher_batch["documents"] >= 0]
     return CrossTokenizerInputs(
@@ -173,7 +173,7 @@ def build_cross_tokenizer_inputs(
     )
 
 
-def compute_shared_stop_share(batch: Batch, student_stops: set[int], teacher_stops: set[int]) -> float:
+def compute_shared_stop_share(batch: Batch, student_stops: frozenset[int], teacher_stops: frozenset[int]) -> float:
     """The share of the documents that end in a trained stop token for the student which do for the teacher too."""
     model_batches = zip(
         (get_view(batch, name) for name in ("student", "teacher")), (student_stops, teacher_stops), strict=True
@@ -213,7 +213,7 @@ def _cut_document(ids: Tensor, labels: Tensor) -> Pack:
     return {"input_ids": ids, "labels": labels, "lengths": torch.tensor([len(ids)])}
 
 
-def compute_stop_share(packs: Packs, stops: set[int]) -> float:
+def compute_stop_share(packs: Packs, stops: frozenset[int]) -> float:
     """The share of documents, of those that were not cut, whose last trained token is one of `stops`."""
     ends = packs.lengths.cumsum()
     has_stopped = [

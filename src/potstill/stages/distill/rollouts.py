@@ -1,12 +1,13 @@
 """Rollouts in a distillation: what can answer for text that is written in training, and where that text ends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.data.packing import Pack
 from potstill.decode.sampling import Sampling
+from potstill.decode.stop_tokens import require_stop_tokens
 from potstill.objectives.config import ObjectiveConfig
 from potstill.teachers.http_client import is_address
 from potstill.train import distributed
@@ -77,20 +78,5 @@ def build_rollout(
         raise VocabularyMismatch(
             "--rollout minillm samples from teacher and student together, whose tokenizers differ; choose --rollout gkd"
         )
-    sampling = Sampling(vocabulary=vocabulary, stop=get_stop_tokens(student, tokenizer))
+    sampling = Sampling(vocabulary=vocabulary, stop=require_stop_tokens(student, tokenizer))
     return rollout_config.build(settings, sampling, world_size=distributed.world_size(), extend_pack=add_teacher_tokens)
-
-
-def get_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end what a model writes: those of its generation config, and the tokenizer's end of text.
-
-    Raises: UsageError where there is none, since no text would ever end.
-    """
-    eos_token_id = model.generation_config.eos_token_id
-    eos_token_ids = eos_token_id if isinstance(eos_token_id, Sequence) else [eos_token_id]
-    stop_tokens = frozenset(int(token) for token in (*eos_token_ids, tokenizer.eos_token_id) if token is not None)
-    if not stop_tokens:
-        raise UsageError(
-            "neither model nor tokenizer names a token that ends a text, so --on-policy has no use; add one"
-        )
-    return stop_tokens

@@ -28,8 +28,8 @@ from potstill.core.errors import (
 )
 from potstill.core.types import Measure, Objective, SignalSource
 from potstill.data.cross_tokenizer.chat_translation import ChatMarkers
+from potstill.decode.generate import GenerationOptions
 from potstill.evaluate.charts.plots import draw_curve
-from potstill.evaluate.rouge import GenerationOptions
 from potstill.evaluate.samples import format_markdown, generate_samples
 from potstill.evaluate.scoring_windows import ScoringConfig
 from potstill.models.fingerprint import fingerprint_teacher, fingerprint_tokenizer

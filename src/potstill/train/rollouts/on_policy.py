@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from potstill.core.types import Batch
 from potstill.data.packing import Pack, collate
-from potstill.decode.sampling import Sampling, complete
+from potstill.decode.generate import generate
+from potstill.decode.sampling import Sampling
 from potstill.train.rollouts.base import (
     Document,
     count_completions,
@@ -76,7 +77,7 @@ class CompletionSampler:
         weighted_models = [(1 - self.teacher_share, student)]
         if self.teacher_share:
             weighted_models.append((self.teacher_share, frozen["teacher"]))
-        completions = complete(weighted_models, prompts, noise[:, 2:].to(device), limits, self.sampling)
+        completions = generate(weighted_models, prompts, noise[:, 2:].to(device), limits, self.sampling)
         count_completions(tally, completions, self.sampling.stop)
         new_documents = (
             make_sampled_document(prompt.cpu(), tokens) for prompt, tokens in zip(prompts, completions, strict=True)

@@ -1,0 +1,25 @@
+"""Runs a model without training it: its mode, its gradients and the longest text that it reads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from potstill.models.eval_mode import eval_mode
+from potstill.models.signals import probe_model
+
+
+def get_max_context(model: PreTrainedModel) -> int:
+    """The longest context that the model states; unbounded (2**31) where it states none, as recurrent models do."""
+    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(max_positions) if max_positions else 2**31
+
+
+@contextmanager
+def inference_context(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """The model in eval mode, without gradients, computing in `dtype`; afterwards each module is as it was."""
+    probe_model(model)  # probed in the weights' own dtype, since autocast would round what the probe compares
+    use_autocast = dtype is not None and dtype != model.dtype
+    with eval_mode(model), torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=use_autocast):
+        yield
