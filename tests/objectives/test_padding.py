@@ -10,7 +10,7 @@ from tests.objectives.crossed import batch_of as crossed_batch
 from tests.objectives.test_across import ACROSS, OURS, THEIRS, pair
 from tests.objectives.test_across import study_of as crossed_study
 from tests.objectives.test_invariants import LENGTHS, assert_equal, batch_of, gradients
-from tests.objectives.test_methods import larger, study_of
+from tests.objectives.test_registry import larger, study_of
 from torch import Tensor
 from transformers import LlamaForCausalLM
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tests.data.test_pairs import TEXTS, pack_of
+from tests.data.cross_tokenizer.test_packs import TEXTS, pack_of
 from tests.data.trained import byte_level
 from tests.objectives.crossed import llama, taught
 from tests.objectives.test_across import ACROSS

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.stages.test_distill import SETTINGS
+from tests.stages.distill.test_run import SETTINGS
 from tests.stages.world import saved, written
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 

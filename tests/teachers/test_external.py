@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.serving import Server, serving
-from tests.stages.test_distill import SETTINGS, same
+from tests.stages.distill.test_run import SETTINGS, same
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import CacheMismatch, NotFound, ServerError, UsageError

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.train.sharded import CASES, STEPS, optimiser_of, study, trained
-from tests.train.test_ranks import launch
+from tests.train.test_distributed import launch
 
 from potstill.core.errors import UnsupportedModel
 from potstill.train import fsdp

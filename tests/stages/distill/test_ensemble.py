@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.serving import Server
-from tests.stages.test_distill import SETTINGS, same
+from tests.stages.distill.test_run import SETTINGS, same
 from tests.stages.world import interrupted, saved, written
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.train.rollouts.test_on_policy import AUTHOR, asked_packs, batch_of
 from tests.train.small import assert_same_bits, settings, study_of
-from tests.train.test_rollout import AUTHOR, asked_packs, batch_of
 from transformers import LlamaForCausalLM
 
 from potstill.train.rollouts.base import make_generator, split_documents
