@@ -87,14 +87,14 @@ def test_a_stopped_stage_continues_to_the_same_answers(
 ) -> None:
     monkeypatch.setattr(answering, "PROMPTS_PER_PART", 16)
     stage.run(tmp_path / "straight")
-    original, calls = answering.complete, iter(range(100))
+    original, calls = answering.generate, iter(range(100))
 
     def stopped(*asked: Any) -> list[list[int]]:
         if next(calls) == 3:  # in the middle of the second part
             raise KeyboardInterrupt
         return original(*asked)
 
-    monkeypatch.setattr(answering, "complete", stopped)
+    monkeypatch.setattr(answering, "generate", stopped)
     with pytest.raises(Interrupted, match="--resume"):
         stage.run(tmp_path / "made")
     assert [file.name for file in (tmp_path / "made").iterdir()] == ["training"]
