@@ -80,17 +80,17 @@ def test_padded_documents_are_supervised_like_the_pack(rows: list[TokenizedDocum
 def test_windows_without_their_overlap_are_the_document(n: int, length: int) -> None:
     (whole,) = distinct(n)
     parts = cut_windows(whole, length=length)
-    assert np.concatenate([ids[i > 0 :] for i, (ids, _) in enumerate(parts)]).tolist() == whole.input_ids
-    assert all(labels[0] == IGNORE for _, labels in parts)
+    assert np.concatenate([ids[i > 0 :] for i, (ids, *_) in enumerate(parts)]).tolist() == whole.input_ids
+    assert all(labels[0] == IGNORE for _, labels, _ in parts)
     assert len(parts) == max(1, -(-(n - 1) // (length - 1)))
 
 
 def test_windows_of_six_tokens_come_out_as_written_by_hand() -> None:
     parts = cut_windows(row([1, 2, 3, 4, 5, 6]), length=4)
-    assert [ids.tolist() for ids, _ in parts] == [[1, 2, 3, 4], [4, 5, 6]]
-    assert [labels.tolist() for _, labels in parts] == [[IGNORE, 2, 3, 4], [IGNORE, 5, 6]]
+    assert [ids.tolist() for ids, *_ in parts] == [[1, 2, 3, 4], [4, 5, 6]]
+    assert [labels.tolist() for _, labels, _ in parts] == [[IGNORE, 2, 3, 4], [IGNORE, 5, 6]]
     with_bos = cut_windows(row([0, 2, 3, 4, 5, 6]), length=4, bos=0)
-    assert [ids.tolist() for ids, _ in with_bos] == [[0, 2, 3, 4], [0, 4, 5, 6]]
+    assert [ids.tolist() for ids, *_ in with_bos] == [[0, 2, 3, 4], [0, 4, 5, 6]]
     assert with_bos[1][1].tolist() == [IGNORE, IGNORE, 5, 6]
 
 
@@ -176,9 +176,9 @@ def test_nothing_to_train_on_and_no_room_are_refused() -> None:
 
 def test_windows_keep_their_documents_route_and_packs_are_the_same_without() -> None:
     rows = distinct(30, 5, 12, 7, 41)
-    routed = [one._replace(route=n % 3) for n, one in enumerate(rows)]
+    routed = [one._replace(fields={"routes": n % 3}) for n, one in enumerate(rows)]
     plain, packs = pack(rows, length=16, bos=7), pack(routed, length=16, bos=7)
-    assert plain.routes is None
+    assert "routes" not in plain.fields
     assert np.array_equal(plain.input_ids, packs.input_ids)
     assert plain.digest != packs.digest
     route = {token: n % 3 for n, one in enumerate(rows) for token in one.input_ids}
@@ -188,5 +188,4 @@ def test_windows_keep_their_documents_route_and_packs_are_the_same_without() -> 
     assert "routes" not in collate([plain[0]])
     first = packs.take(1)
     assert torch.equal(first[0]["routes"], packs[0]["routes"])
-    assert first.routes is not None
-    assert len(first.routes) == len(first.lengths)
+    assert len(first.fields["routes"]) == len(first.lengths)

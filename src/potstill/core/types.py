@@ -13,7 +13,10 @@ The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning
 | `position_ids` | `[B T]` int64 | restart at 0 with each document; this alone says where documents begin |
 | `documents` | `[B T]` int64 | number of the document in this batch, -1 on padding |
 | `routes` | `[B T]` int64 | which of several teachers a document is for, by number; absent: it is for all |
+| `groups` | `[documents]` int64 | number of what a document belongs to (a preference pair, ...), by its number; or -1 |
 | `sampled` | `[B T]` bool | whether a model wrote what is trained of this document, in this run; absent: of none |
+
+Other fields may be declared, per token or per document (`data.pack_fields`).
 
 What was sampled is compared with a teacher and is no truth: whatever takes labels for the truth sums over `gold` alone.
 
@@ -111,9 +114,10 @@ def select_routed_documents(batch: Batch, needs: Needs) -> tuple[Batch, Needs]:
         return batch, needs
     documents = batch["documents"][0]
     is_selected = torch.isin(documents, documents[needs.positions[0]])
-    return {name: values[:, is_selected] for name, values in batch.items()}, replace(
-        needs, positions=needs.positions[:, is_selected]
-    )
+    shape = batch["input_ids"].shape  # values per document are found by the documents' numbers, which stay
+    return {
+        name: values[:, is_selected] if values.shape == shape else values for name, values in batch.items()
+    }, replace(needs, positions=needs.positions[:, is_selected])
 
 
 class Head(NamedTuple):

@@ -1,16 +1,22 @@
-"""Documents packed end to end into rows of at most `length` tokens, made beforehand.
+"""Packs documents end to end into rows of at most `length` tokens, before training starts.
 
-A document that is longer is cut into windows, each a document of its own. A window begins with the last token of the
-one before it, which is its context, so that every label is trained on exactly once. Packing is best fit on decreasing
-lengths (Johnson et al., 1974: at most 11/9 of the fewest packs, plus four); documents of one length are shuffled
-before, packs afterwards. `collate` lays packs end to end as one row; `ops.layout.unpack` makes padded rows of that
-where a model mixes what is packed.
+A longer document is cut into windows, each a document of its own. A window begins with the last token of the window
+before it as context, so that every label is trained on exactly once. Packing is best fit on decreasing lengths
+(Johnson et al., 1974: at most 11/9 of the fewest packs, plus four). Documents of one length are shuffled before, and
+packs afterwards.
+
+Documents with the same number in the field `groups` stay in one pack, side by side and in their order. A group that
+does not fit, or that loses a document to `keep_window`, is dropped whole and counted.
+
+`collate` lays packs end to end as one row. `ops.layout.unpack` turns that into padded rows for a model that would mix
+packed documents.
 """
 
 import bisect
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,20 +32,50 @@ from potstill.core.types import (
     get_view,
     supervised_positions,
 )
+from potstill.data.pack_fields import (
+    GROUPS,
+    ROUTES,
+    collate_fields,
+    get_field,
+    join_fields,
+    slice_fields,
+    to_array,
+    to_tensor,
+)
 from potstill.data.token_dataset import TokenizedDocument
 
-Pack = dict[str, Tensor]  # input_ids [T], labels [T], lengths [documents], routes [documents] if there are any
-DocumentWindow = tuple[
-    Int32[np.ndarray, " _"], Int32[np.ndarray, " _"]
-]  # ids and labels of a document or a window of one
+Pack = dict[str, Tensor]  # input_ids [T], labels [T], lengths [documents], and declared fields [T] or [documents]
+
+
+class DocumentWindow(NamedTuple):
+    """The tokens, labels and fields of a document or of a window of it."""
+
+    input_ids: Int32[np.ndarray, " _"]
+    labels: Int32[np.ndarray, " _"]
+    fields: Mapping[str, np.ndarray] = {}
+
+    @property
+    def group(self) -> int:
+        """The number of the group that the document belongs to, or -1."""
+        return int(self.fields[GROUPS.name]) if GROUPS.name in self.fields else -1
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether any token has a label or another target."""
+        return bool((self.labels != IGNORE).any()) or any(
+            bool((values != get_field(name).fill).any())
+            for name, values in self.fields.items()
+            if get_field(name).target
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Packs:
-    """A map-style data set: `packs[i]` holds `input_ids [T]`, `labels [T]` and the `lengths` of its documents.
+    """A map-style data set: `packs[i]` holds `input_ids [T]`, `labels [T]`, `lengths [documents]` and all fields.
 
-    `cut` counts the documents that were longer than a pack, `dropped` the windows of them without a token to train on.
-    Where a route was asked for, each document has one in `routes`.
+    `num_cut` counts the documents that were longer than a pack, `num_dropped` the windows without a token to train on
+    or refused by `keep_window`, and `num_dropped_groups` the groups that were dropped. `fields` holds the declared
+    fields of all packs, per token or per document.
     """
 
     input_ids: Int32[np.ndarray, " num_tokens"]  # of all packs, end to end
@@ -50,7 +86,8 @@ class Packs:
     length: int
     num_cut: int
     num_dropped: int
-    routes: Int32[np.ndarray, " documents"] | None = None
+    fields: Mapping[str, np.ndarray] = field(default_factory=dict)
+    num_dropped_groups: int = 0
 
     def __len__(self) -> int:
         return len(self.token_offsets) - 1
@@ -60,48 +97,51 @@ class Packs:
         tokens = slice(*self.token_offsets[i : i + 2])
         documents = slice(*self.document_offsets[i : i + 2])
         parts = {"input_ids": self.input_ids[tokens], "labels": self.labels[tokens], "lengths": self.lengths[documents]}
-        parts |= {} if self.routes is None else {"routes": self.routes[documents]}
-        return {name: torch.from_numpy(part.astype(np.int64)) for name, part in parts.items()}
+        parts |= slice_fields(self.fields, tokens, documents)
+        return {name: to_tensor(part) for name, part in parts.items()}
 
     def take(self, num_packs: int) -> "Packs":
-        """The first so many packs."""
+        """The first `num_packs` packs, or all if there are fewer.
+
+        Raises: UsageError for no packs.
+        """
         if num_packs < 1:
             raise UsageError(f"{num_packs} packs cannot be trained on; take at least one")
         num_packs = min(num_packs, len(self))
         num_tokens, num_documents = int(self.token_offsets[num_packs]), int(self.document_offsets[num_packs])
-        return Packs(
-            self.input_ids[:num_tokens],
-            self.labels[:num_tokens],
-            self.lengths[:num_documents],
-            self.token_offsets[: num_packs + 1],
-            self.document_offsets[: num_packs + 1],
-            self.length,
-            self.num_cut,
-            self.num_dropped,
-            None if self.routes is None else self.routes[:num_documents],
+        return replace(
+            self,
+            input_ids=self.input_ids[:num_tokens],
+            labels=self.labels[:num_tokens],
+            lengths=self.lengths[:num_documents],
+            token_offsets=self.token_offsets[: num_packs + 1],
+            document_offsets=self.document_offsets[: num_packs + 1],
+            fields=slice_fields(self.fields, slice(num_tokens), slice(num_documents)),
         )
 
     @property
     def num_tokens(self) -> int:
-        """All tokens, in all packs."""
+        """The number of tokens in all packs."""
         return len(self.input_ids)
 
     @property
     def num_trained(self) -> int:
-        """The tokens that are trained on."""
+        """The number of tokens that are trained on."""
         return int((self.labels != IGNORE).sum())
 
     @property
     def fill(self) -> float:
-        """The share of the packs' room that tokens take up."""
+        """The share of the packs' capacity that tokens take up."""
         return self.num_tokens / (len(self) * self.length)
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the tokens, labels, bounds and routes, in order."""
-        parts = [self.input_ids, self.labels, self.lengths, self.document_offsets]
-        parts += [] if self.routes is None else [self.routes]
-        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+        """The SHA-256 of the tokens, labels, bounds and fields, in order."""
+        parts = [array.tobytes() for array in (self.input_ids, self.labels, self.lengths, self.document_offsets)]
+        for name in sorted(self.fields, key=lambda name: (name != ROUTES.name, name)):
+            parts += [] if name == ROUTES.name else [name.encode()]  # caches and runs know routes without their name
+            parts.append(self.fields[name].tobytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def pack(
@@ -112,72 +152,123 @@ def pack(
     bos: int | None = None,
     keep_window: Callable[[np.ndarray, np.ndarray], bool] | None = None,
 ) -> Packs:
-    """`rows` in packs of at most `length` tokens. With `bos`, each further window of a long document begins with it.
+    """Packs `rows` into packs of at most `length` tokens. With `bos`, each further window of a document begins with it.
 
-    `only` says of the ids and labels of a window whether it is taken.
+    `keep_window(ids, labels)` decides whether a window is kept. A document in a group needs no token to train on.
 
-    Raises: UsageError for a length that leaves no room; DataError if no row holds a token to train on.
+    Raises: UsageError for a length that is too small to hold a token and its context; DataError if no row holds a
+    token to train on, or if no group fits.
     """
     if length < (2 if bos is None else 3):
         raise UsageError(f"packs of {length} tokens have no room for a token and what it is predicted from")
-    pieces: list[DocumentWindow] = []
-    routes: list[int] = []
+    units: dict[int, list[DocumentWindow]] = {}  # the windows that share a pack; by group, or below 0 one by one
+    dropped_groups: set[int] = set()
     num_cut = num_dropped = 0
     for row in rows:
-        parts = cut_windows(row, length=length, bos=bos)
-        trained_windows = [
-            part for part in parts if (part[1] != IGNORE).any() and (keep_window is None or keep_window(*part))
-        ]
-        num_cut, num_dropped = num_cut + (len(parts) > 1), num_dropped + len(parts) - len(trained_windows)
-        pieces += trained_windows
-        routes += [] if row.route is None else [row.route] * len(trained_windows)
-    if not pieces:
+        windows = cut_windows(row, length=length, bos=bos)
+        num_cut += len(windows) > 1
+        for window in windows:
+            is_kept = keep_window is None or keep_window(window.input_ids, window.labels)
+            if window.group >= 0:
+                units.setdefault(window.group, []).append(window)
+                dropped_groups |= set() if is_kept else {window.group}
+            elif is_kept and window.is_trained:
+                units[-1 - len(units)] = [window]
+            else:
+                num_dropped += 1
+    sizes = {key: sum(len(window.input_ids) for window in unit) for key, unit in units.items()}
+    dropped_groups |= {key for key, size in sizes.items() if key >= 0 and size > length}
+    kept_units = [unit for key, unit in units.items() if key not in dropped_groups]
+    if not kept_units and dropped_groups:
+        raise DataError(
+            f"none of the {len(dropped_groups)} groups of documents fits into a pack of {length} tokens; the smallest "
+            f"has {min(sizes.values())}; give a larger --context"
+        )
+    if not kept_units:
         raise DataError("there is no token to train on in any document; nothing can be packed")
+    packs = _build_packs(_arrange_units(kept_units, length=length, seed=seed), length=length)
+    return replace(packs, num_cut=num_cut, num_dropped=num_dropped, num_dropped_groups=len(dropped_groups))
+
+
+def _arrange_units(units: Sequence[Sequence[DocumentWindow]], *, length: int, seed: int) -> list[list[DocumentWindow]]:
+    """The windows of each pack, shuffled; the windows of a unit stay side by side."""
     generator = np.random.default_rng(seed)
-    order = generator.permutation(len(pieces)).tolist()
-    bins = best_fit_decreasing([len(pieces[i][0]) for i in order], length)
-    pack_members = [
-        [order[index] for index in bins[bin_index]] for bin_index in generator.permutation(len(bins)).tolist()
+    order = generator.permutation(len(units)).tolist()
+    bins = best_fit_decreasing([sum(len(window.input_ids) for window in units[i]) for i in order], length)
+    return [
+        [window for index in bins[bin_index] for window in units[order[index]]]
+        for bin_index in generator.permutation(len(bins)).tolist()
     ]
-    return _build_packs(pieces, routes, pack_members, length=length, num_cut=num_cut, num_dropped=num_dropped)
 
 
-def _build_packs(
-    pieces: Sequence[DocumentWindow],
-    routes: Sequence[int],
-    packs: Sequence[Sequence[int]],
-    *,
-    length: int,
-    num_cut: int,
-    num_dropped: int,
-) -> Packs:
-    order = [i for members in packs for i in members]
-    lengths = np.array([len(pieces[i][0]) for i in order], dtype=np.int32)
+def _build_packs(packs: Sequence[Sequence[DocumentWindow]], *, length: int) -> Packs:
+    windows = [window for pack_windows in packs for window in pack_windows]
+    lengths = np.array([len(window.input_ids) for window in windows], dtype=np.int32)
     documents = np.cumsum([0, *map(len, packs)], dtype=np.int64)
     tokens = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[documents]
-    ids, labels = (np.concatenate([pieces[i][part] for i in order]) for part in (0, 1))
-    route_array = np.array([routes[i] for i in order], dtype=np.int32) if routes else None
-    return Packs(ids, labels, lengths, tokens, documents, length, num_cut, num_dropped, route_array)
+    return Packs(
+        input_ids=np.concatenate([window.input_ids for window in windows]),
+        labels=np.concatenate([window.labels for window in windows]),
+        lengths=lengths,
+        token_offsets=tokens,
+        document_offsets=documents,
+        length=length,
+        num_cut=0,
+        num_dropped=0,
+        fields=join_fields([window.fields for window in windows], lengths.tolist()),
+    )
 
 
 def cut_windows(row: TokenizedDocument, *, length: int, bos: int | None = None) -> list[DocumentWindow]:
-    """A document's tokens and labels, cut into windows of at most `length` tokens; no label is lost or repeated."""
+    """Cuts a document into windows of at most `length` tokens. No label is lost or repeated.
+
+    Each window holds the fields of its document. At a BOS that is added, fields per token hold their fill value.
+    """
     ids, labels = np.array(row.input_ids, dtype=np.int32), np.array(row.labels, dtype=np.int32)
     labels[:1] = IGNORE
-    parts = [(ids[:length], labels[:length])]
+    fields = {name: to_array(name, value, len(ids)) for name, value in row.fields.items()}
     bos_ids = np.array([] if bos is None else [bos], dtype=np.int32)
-    context_labels = np.full(len(bos_ids) + 1, IGNORE, dtype=np.int32)
-    for start in range(length, len(ids), length - len(context_labels)):
-        stop = start + length - len(context_labels)
-        window = np.concatenate([bos_ids, ids[start - 1 : stop]])
-        parts.append((window, np.concatenate([context_labels, labels[start:stop]])))
-    return parts
+    num_context = len(bos_ids) + 1
+    context_labels = np.full(num_context, IGNORE, dtype=np.int32)
+    windows = [DocumentWindow(ids[:length], labels[:length], _cut_fields(fields, 0, length, 0, 0))]
+    for start in range(length, len(ids), length - num_context):
+        stop = start + length - num_context
+        windows.append(
+            DocumentWindow(
+                np.concatenate([bos_ids, ids[start - 1 : stop]]),
+                np.concatenate([context_labels, labels[start:stop]]),
+                _cut_fields(fields, start - 1, stop, len(bos_ids), num_context),
+            )
+        )
+    return windows
+
+
+def _cut_fields(
+    fields: Mapping[str, Any], start: int, stop: int, num_added: int, num_context: int
+) -> dict[str, np.ndarray]:
+    """The fields of a window: `num_added` fill values, then the values from `start` to `stop`.
+
+    Targets hold the fill value at all of the first `num_context` tokens.
+    """
+    window_fields = {}
+    for name, values in fields.items():
+        declaration = get_field(name)
+        if declaration.per == "token":
+            added = np.full(num_added, declaration.fill, dtype=values.dtype)
+            values = np.concatenate([added, values[start:stop]])
+            if declaration.target:
+                values[:num_context] = declaration.fill
+        window_fields[name] = values
+    return window_fields
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of numbers whose lengths sum to at most `room`: each, the longest first, where it leaves the least room."""
+    """Bins of indices whose lengths sum to at most `capacity`.
+
+    Takes the longest first, and puts each into the bin where it leaves the least space.
+    """
     bins: list[list[int]] = []
-    spaces: list[tuple[int, int]] = []  # (room left, bin), ascending
+    spaces: list[tuple[int, int]] = []  # (space left, bin), ascending
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         index = bisect.bisect_left(spaces, (lengths[i], -1))
         if index == len(spaces):
@@ -189,10 +280,11 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
 
 
 def collate(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Packs laid end to end as one row `[1 T]`, as a `Batch`: positions restart and numbers grow with each document.
+    """Lays packs end to end as one row `[1 T]`: a `Batch` in which positions restart with each document.
 
-    What a teacher of another tokenizer reads (`data.pairs`) is laid out alike, and what is known of tokens that belong
-    together becomes what is known of rows.
+    Declared fields are handed on: per token as `[1 T]`, per document as `[documents]` (`data.pack_fields`). The inputs
+    of a teacher with another tokenizer (`data.cross_tokenizer.packs`) are laid out alike, and the alignment of tokens
+    becomes one of rows.
     """
     batch = _flatten_packs(packs)
     if "teacher.input_ids" not in packs[0]:
@@ -204,7 +296,7 @@ def collate(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     pairs = {
         ALIGNED_PAIRS: ("aligned.tokens", 1),
         EDIT_ALIGNED_PAIRS: (EDIT_ALIGNED_PAIRS, 0),
-    }  # of what a row predicts, of what it is read at
+    }  # the token that a row predicts; the token at the row's position
     for name, (key, shift) in pairs.items():
         if key in packs[0]:
             tokens = torch.cat([item[key] + start for item, start in zip(packs, starts, strict=True)])
@@ -224,22 +316,21 @@ def collate(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _flatten_packs(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    lengths = torch.cat([torch.as_tensor(item["lengths"]) for item in packs])
-    documents = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    starts = (lengths.cumsum(0) - lengths)[documents]
-    routes = [torch.as_tensor(item["routes"]) for item in packs if "routes" in item]
-    route_field = {"routes": torch.cat(routes)[documents][None]} if routes else {}
+    lengths = [torch.as_tensor(item["lengths"]) for item in packs]
+    document_lengths = torch.cat(lengths)
+    documents = torch.repeat_interleave(torch.arange(len(document_lengths)), document_lengths)
+    starts = (document_lengths.cumsum(0) - document_lengths)[documents]
     return {
         "input_ids": torch.cat([torch.as_tensor(item["input_ids"]) for item in packs])[None],
         "labels": torch.cat([torch.as_tensor(item["labels"]) for item in packs])[None],
         "position_ids": (torch.arange(len(documents)) - starts)[None],
         "documents": documents[None],
-        **route_field,
+        **collate_fields(packs, documents, lengths),
     }
 
 
 def _number_rows(batch: Mapping[str, Tensor]) -> Int64[Tensor, " T"]:
-    """The number of the row at each token, -1 where none is asked for."""
+    """The number of the row at each token `[T]`; -1 at a token whose successor is not trained on."""
     positions = supervised_positions(batch)[0][0]
     return torch.where(positions, positions.cumsum(0) - 1, -1)
 
@@ -247,7 +338,7 @@ def _number_rows(batch: Mapping[str, Tensor]) -> Int64[Tensor, " T"]:
 def _map_tokens_to_rows(
     tokens: Int64[Tensor, "P 2"], student_rows: Int64[Tensor, " T"], teacher_rows: Int64[Tensor, " M"]
 ) -> Int64[Tensor, "2 Q"]:
-    """The rows at both tokens of a pair, of the pairs that both sides have a row at."""
+    """The rows `[2 Q]` at the tokens of each pair, of the pairs where both tokens have a row."""
     tokens = tokens[(tokens >= 0).all(1)]
     row_pairs = torch.stack([student_rows[tokens[:, 0]], teacher_rows[tokens[:, 1]]])
     return row_pairs[:, (row_pairs >= 0).all(0)]

@@ -1,47 +1,49 @@
-"""Tokenised documents, as many as fit in memory at eight bytes a token."""
+"""Tokenized documents in memory, at eight bytes a token."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Int32
 
 from potstill.core.types import IGNORE
+from potstill.data.pack_fields import join_fields, slice_fields, to_array
 
 
 class TokenizedDocument(NamedTuple):
-    """A document as tokens; `labels` are `input_ids` where a token is trained on, else IGNORE; never the first one.
+    """A document as tokens. `labels` hold `input_ids` where a token is trained on, else IGNORE; the first is IGNORE.
 
-    `route` is the number of who is to teach it, where that was asked for.
+    `fields` holds values that are declared per token or per document (`data.pack_fields`): a list of one value per
+    token, or one number.
     """
 
     input_ids: list[int]
     labels: list[int]
-    route: int | None = None
+    fields: Mapping[str, Any] = {}
 
 
 class TokenDataset(Sequence[TokenizedDocument]):
-    """The tokenised documents of a corpus: a sequence of `Tokenised`, held as flat arrays of 32-bit integers.
+    """The tokenized documents of a corpus: a sequence of `TokenizedDocument`, held as flat arrays of 32-bit numbers.
 
-    `documents[i]` is the number in the corpus of the i-th row; `dropped` counts what was left out, by reason.
-    `routes[i]` is the i-th row's; None where no route was asked for.
+    `documents[i]` is the number in the corpus of the i-th document. `dropped` counts the documents that were left out,
+    by reason. `fields` holds the fields of all documents, end to end.
     """
 
     def __init__(self, rows: Iterable[tuple[int, TokenizedDocument]], dropped: Mapping[str, int]) -> None:
         ids: list[Int32[np.ndarray, " T"]] = []
         labels: list[Int32[np.ndarray, " T"]] = []
         documents: list[int] = []
-        routes: list[int] = []
+        fields: list[Mapping[str, np.ndarray]] = []
         for number, row in rows:
             ids.append(np.array(row.input_ids, dtype=np.int32))
             labels.append(np.array(row.labels, dtype=np.int32))
             documents.append(number)
-            routes += [] if row.route is None else [row.route]
+            fields.append({name: to_array(name, value, len(row.input_ids)) for name, value in row.fields.items()})
         self.ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
         self.labels = np.concatenate(labels) if labels else np.zeros(0, np.int32)
         self.ends = np.cumsum([len(document_ids) for document_ids in ids], dtype=np.int64)
         self.documents = np.array(documents, dtype=np.int64)
-        self.routes = np.array(routes, dtype=np.int64) if routes else None
+        self.fields = join_fields(fields, [len(document_ids) for document_ids in ids])
         self.dropped = dict(dropped)
 
     def __len__(self) -> int:
@@ -55,16 +57,16 @@ class TokenDataset(Sequence[TokenizedDocument]):
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         i = range(len(self))[i]
-        start, stop = int(self.ends[i - 1]) if i else 0, int(self.ends[i])
-        route = None if self.routes is None else int(self.routes[i])
-        return TokenizedDocument(self.ids[start:stop].tolist(), self.labels[start:stop].tolist(), route)
+        tokens = slice(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
+        fields = {name: values.tolist() for name, values in slice_fields(self.fields, tokens, i).items()}
+        return TokenizedDocument(self.ids[tokens].tolist(), self.labels[tokens].tolist(), fields)
 
     @property
     def num_tokens(self) -> int:
-        """All tokens."""
+        """The number of tokens."""
         return len(self.ids)
 
     @property
     def num_trained(self) -> int:
-        """The tokens that are trained on."""
+        """The number of tokens that are trained on."""
         return int((self.labels != IGNORE).sum())

@@ -143,7 +143,7 @@ def _encode_chunk(
         row = label_tokens(
             ids, compute_label_mask(rendered.spans, offsets), tokenizer.eos_token_id if rendered.needs_eos else None
         )
-        yield number, row._replace(route=rendered.route)
+        yield number, row if rendered.route is None else row._replace(fields={"routes": rendered.route})
 
 
 def label_tokens(ids: Sequence[int], label_mask: Sequence[bool], eos: int | None) -> TokenizedDocument:

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-# What a padded cell holds: no document, a label that is not trained on (core.types.IGNORE), and zero for all else,
-# since zero is a token that every vocabulary has.
-PADDING = {"labels": -100, "documents": -1}
+# What a padded cell holds: no document, a label that is not trained on (core.types.IGNORE), for a declared field its
+# fill value, and zero for all else, since zero is a token that every vocabulary has.
+PADDING: dict[str, int | float] = {"labels": -100, "documents": -1}
 ROW_MULTIPLE = (
     32  # what a number of rows is rounded up to before they are multiplied, and of tokens before they are read
 )
@@ -22,7 +22,8 @@ ROW_MULTIPLE = (
 def unpack(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same documents as padded rows `[B T]`, in the order of the batch; the batch may be padded itself.
 
-    Every tensor that has the shape of `input_ids` is laid out anew (a mask of positions too); all else is passed on.
+    Every tensor with the shape of `input_ids` is laid out anew (a mask of positions too). All else is passed on: a
+    value per document `[documents]` is found by the document's number in either layout.
     """
     cells = compute_cells(batch["position_ids"], batch["documents"])
     shape = batch["input_ids"].shape
@@ -32,7 +33,7 @@ def unpack(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def gather_cells(values: Tensor, cells: Int[Tensor, "R W"], *, padding: int = 0) -> Tensor:
+def gather_cells(values: Tensor, cells: Int[Tensor, "R W"], *, padding: int | float = 0) -> Tensor:
     """`values [B T ...]` laid out as `[R W ...]`: cell (r, w) holds the value number `cells[r, w]`, or `padding`."""
     rows = values.flatten(0, 1)[cells.clamp(min=0)]
     is_token = (cells >= 0).reshape(*cells.shape, *[1] * (values.ndim - 2))

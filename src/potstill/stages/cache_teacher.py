@@ -1,12 +1,12 @@
 """Capture: what a teacher says about a text, written down once for any number of students."""
 
-import contextlib
 import json
 import math
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,14 +24,13 @@ from potstill.core.atomic_files import (
     check_output_free,
     hash_file,
     recover_folder,
-    remove_leftovers,
     replace_folder,
     sync_folder,
     write_text,
 )
 from potstill.core.card import Card, read_card
 from potstill.core.device import get_dtype_name, resolve_device, resolve_dtype
-from potstill.core.errors import ArtifactError, Interrupted, OutputExists, UnsupportedModel, UsageError
+from potstill.core.errors import ArtifactError, OutputExists, UnsupportedModel, UsageError
 from potstill.core.types import Needs, Signals, supervised_positions
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.packing import Packs, collate, pack
@@ -48,6 +47,7 @@ from potstill.ops.kmeans import kmeans
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import build_corpus_facts, parse_columns, tokenize_sample
 from potstill.stages.option_checks import check_output_not_input, check_single_process
+from potstill.stages.run_folder import explain_interrupt, training_folder
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.teachers.cache_codec import CodecFormat, encode
 from potstill.teachers.cached import (
@@ -143,8 +143,15 @@ class CacheTeacherConfig:
         identity = compute_run_id(VERSION, self.to_dict(), asdict(facts), packs.digest, device.type)
         with (
             explain_write_errors(out),
-            _training_folder(out, overwrite=overwrite, identity=identity, resume=resume) as folder,
+            explain_interrupt(out, saved="every finished shard", is_resumable=has_finished_shard),
+            training_folder(
+                out,
+                overwrite=overwrite or not resume,
+                marker=(PROGRESS, json.dumps({"identity": identity, "files": {}})),
+                is_resumable=has_finished_shard,
+            ) as folder,
         ):
+            check_progress(out, folder, identity)
             start = time.perf_counter()
             with eval_mode(teacher.model), torch.no_grad():
                 classes = self._load_token_classes(folder, teacher, packs)
@@ -323,38 +330,27 @@ def compute_expected_facts(teacher: LoadedModel, corpus: Corpus, packs: Packs, d
     }
 
 
-@contextlib.contextmanager
-def _training_folder(out: Path, *, overwrite: bool, identity: str, resume: bool) -> Iterator[Path]:
-    """`out`/training; what is whole in it stays if the capture does not end."""
-    folder = out / TRAINING_FOLDER
-    if overwrite or not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    if not (folder / PROGRESS).exists():
-        write_text(folder / PROGRESS, json.dumps({"identity": identity, "files": {}}))
+def has_finished_shard(folder: Path) -> bool:
+    """Whether a training folder holds a finished shard."""
+    return (folder / PROGRESS).is_file() and bool(_read_progress(folder)["files"])
+
+
+def check_progress(out: Path, folder: Path, identity: str) -> None:
+    """Refuses to continue another cache, and drops shards from the first missing or altered one on.
+
+    Raises: ArtifactError.
+    """
     progress = _read_progress(folder)
     if progress["identity"] != identity:
-        raise ArtifactError(f"{out} holds a capture with other settings, teacher or text; start again with --overwrite")
-    for name, digest in list(progress["files"].items()):
-        if not (folder / name).is_file() or hash_file(folder / name) != digest:
-            invalid_files = [file for file in progress["files"] if file >= name]
-            progress["files"] = {
-                file_name: file_digest
-                for file_name, file_digest in progress["files"].items()
-                if file_name not in invalid_files
-            }
-            write_text(folder / PROGRESS, json.dumps(progress))
-            break
-    try:
-        yield folder
-    except KeyboardInterrupt:
-        if not _read_progress(folder)["files"]:
-            raise
-        raise Interrupted(f"stopped; the shards that are whole are kept in {out}, and --resume continues") from None
-    finally:
-        if folder.exists() and not _read_progress(folder)["files"]:
-            shutil.rmtree(folder)
+        raise ArtifactError(f"{out} holds a cache of other settings, teacher or text; start again with --overwrite")
+    valid_files = dict(
+        takewhile(
+            lambda item: (folder / item[0]).is_file() and hash_file(folder / item[0]) == item[1],
+            sorted(progress["files"].items()),
+        )
+    )
+    if valid_files != progress["files"]:
+        write_text(folder / PROGRESS, json.dumps({**progress, "files": valid_files}))
 
 
 def _staging_path(out: Path) -> Path:

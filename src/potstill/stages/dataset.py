@@ -125,8 +125,7 @@ def count_windows_by_route(packs: Packs, route: Route, name: str) -> dict[str, i
 
     Raises: DataError where one has none.
     """
-    assert packs.routes is not None
-    counts = np.bincount(packs.routes, minlength=len(route.values)).tolist()
+    counts = np.bincount(packs.fields["routes"], minlength=len(route.values)).tolist()
     if 0 in counts:
         value = route.values[counts.index(0)]
         raise DataError(
@@ -155,6 +154,7 @@ def build_corpus_facts(corpus: Corpus, packs: Packs) -> dict[str, Any]:
         "trained_share": packs.num_trained / packs.num_tokens,
         "fill": packs.fill,
         "text_digest": corpus.digest,
+        **({"dropped_groups": packs.num_dropped_groups} if packs.num_dropped_groups else {}),
         **dropped,
         "provenance": dict(corpus.provenance),
     }

@@ -11,12 +11,11 @@ Source: Kim and Rush, "Sequence-Level Knowledge Distillation" (arXiv:1606.07947)
 answers are greedy or sampled, not searched by beam.
 """
 
-import contextlib
 import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,12 +30,11 @@ from potstill.core.atomic_files import (
     atomic_folder,
     check_output_free,
     recover_folder,
-    remove_leftovers,
     write_text,
 )
 from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
-from potstill.core.errors import ArtifactError, DataError, Interrupted, OutputExists, UsageError
+from potstill.core.errors import ArtifactError, DataError, OutputExists, UsageError
 from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.decode.generate import generate
@@ -49,6 +47,7 @@ from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import parse_columns
 from potstill.stages.option_checks import check_output_not_input, check_single_process
+from potstill.stages.run_folder import explain_interrupt, training_folder
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.train.rollouts.base import make_generator
 from potstill.train.run import compute_run_id
@@ -120,7 +119,14 @@ class GenerateDatasetConfig:
         loaded.model.to(device=device, dtype=dtype)
         identity = compute_run_id(self.to_dict(), loaded.digest, corpora[0].digest, str(dtype), device.type)
         start = time.perf_counter()
-        with explain_write_errors(out), training_folder(out, identity=identity, resume=resume) as folder:
+        with (
+            explain_write_errors(out),
+            explain_interrupt(out, saved="every finished part", is_resumable=has_finished_part),
+            training_folder(
+                out, overwrite=not resume, marker=(IDENTITY_FILE, identity), is_resumable=has_finished_part
+            ) as folder,
+        ):
+            check_identity(out, folder, identity)
             for number, offset in enumerate(range(0, len(documents), PROMPTS_PER_PART)):
                 self._write_part(
                     folder / f"part-{number:05}.jsonl", loaded, documents[offset : offset + PROMPTS_PER_PART], offset
@@ -248,27 +254,15 @@ def replace_answer(document: Mapping[str, Any], text: str) -> dict[str, Any]:
     return {"messages": [*document["messages"][:last_answer], {"role": "assistant", "content": text}]}
 
 
-@contextlib.contextmanager
-def training_folder(out: Path, *, identity: str, resume: bool) -> Iterator[Path]:
-    """`out`/training; the parts that are whole in it stay if the stage does not end.
+def has_finished_part(folder: Path) -> bool:
+    """Whether a training folder holds a finished part."""
+    return any(folder.glob("part-*.jsonl"))
 
-    Raises: ArtefactError where they belong to another stage, Interrupted for Ctrl-C.
+
+def check_identity(out: Path, folder: Path, identity: str) -> None:
+    """Refuses to continue answers of other settings, models or data.
+
+    Raises: ArtifactError.
     """
-    folder = out / TRAINING_FOLDER
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    if not (folder / IDENTITY_FILE).exists():
-        write_text(folder / IDENTITY_FILE, identity)
     if (folder / IDENTITY_FILE).read_text(encoding="utf-8") != identity:
         raise ArtifactError(f"{out} holds answers of other settings, models or data; start again with --overwrite")
-    try:
-        yield folder
-    except KeyboardInterrupt:
-        if not any(folder.glob("part-*.jsonl")):
-            raise
-        raise Interrupted(f"stopped; what was answered is kept in {out}, and --resume continues from there") from None
-    finally:
-        if folder.exists() and not any(folder.glob("part-*.jsonl")):
-            shutil.rmtree(folder)

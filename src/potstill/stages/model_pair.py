@@ -91,9 +91,10 @@ class ModelPair(NamedTuple):
 
     def _prefetch(self, packs: Packs) -> Any:
         prefetched_packs: object = packs
+        has_routes = "routes" in packs.fields
         for number, teacher in enumerate(self.teachers.values()):
             if isinstance(teacher, ExternalTeacher):
-                prefetched_packs = teacher.prefetch(prefetched_packs, route=None if packs.routes is None else number)
+                prefetched_packs = teacher.prefetch(prefetched_packs, route=number if has_routes else None)
         return prefetched_packs
 
 

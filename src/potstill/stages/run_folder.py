@@ -1,42 +1,57 @@
-"""Where a run works until its folder is whole: `out`/training, with what --resume needs."""
+"""The folder `out`/training: a stage works in it until `out` is complete, and --resume continues from it."""
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
 from potstill.core.atomic_files import TRAINING_FOLDER, remove_leftovers, write_text
-from potstill.core.device import get_dtype_name
 from potstill.core.errors import Interrupted
 from potstill.train import distributed
 
-DTYPE_FILE = "dtype.txt"  # what `auto` chose when the run began
+DTYPE_FILE = "dtype.txt"  # the dtype that `auto` chose when the run began
+
+
+def contains_checkpoint(folder: Path) -> bool:
+    """Whether a training folder holds a checkpoint."""
+    return any(folder.glob("checkpoint-*"))
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether `out`/training holds a checkpoint to resume from."""
+    return contains_checkpoint(out / TRAINING_FOLDER)
 
 
 @contextlib.contextmanager
-def explain_interrupt(out: Path) -> Iterator[None]:
-    """Says that what was trained is safe, and how it goes on.
+def explain_interrupt(
+    out: Path, *, saved: str = "what was trained", is_resumable: Callable[[Path], bool] = contains_checkpoint
+) -> Iterator[None]:
+    """Replaces Ctrl-C by an error that says what is saved and how to continue.
 
-    Raises: Interrupted for KeyboardInterrupt, if there is a checkpoint in `out`.
+    Raises: Interrupted for KeyboardInterrupt, if `is_resumable` holds for `out`/training.
     """
     try:
         yield
     except KeyboardInterrupt:
-        if not has_checkpoint(out):
+        if not is_resumable(out / TRAINING_FOLDER):
             raise
-        raise Interrupted(f"stopped; what was trained is saved in {out}, and --resume continues from there") from None
-
-
-def has_checkpoint(out: Path) -> bool:
-    """Whether there is anything to resume in `out`."""
-    return any((out / TRAINING_FOLDER).glob("checkpoint-*"))
+        raise Interrupted(f"stopped; {saved} is saved in {out}, and --resume continues from there") from None
 
 
 @contextlib.contextmanager
-def training_folder(out: Path, *, overwrite: bool, dtype: torch.dtype) -> Iterator[Path]:
-    """`out`/training; removed again if the run ended before there was anything to resume."""
+def training_folder(
+    out: Path,
+    *,
+    overwrite: bool,
+    marker: tuple[str, str],
+    is_resumable: Callable[[Path], bool] = contains_checkpoint,
+) -> Iterator[Path]:
+    """`out`/training, emptied first with `overwrite`, and with remainders of killed processes removed.
+
+    `marker` is the name and text of a file that the first run writes there and later runs find. The folder is removed
+    again if the run ends before `is_resumable` holds for it. Under torchrun only the main process writes; the others
+    wait for it.
+    """
     folder = out / TRAINING_FOLDER
     if not distributed.is_main_process():
         distributed.barrier()
@@ -47,10 +62,11 @@ def training_folder(out: Path, *, overwrite: bool, dtype: torch.dtype) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     try:
-        if not (folder / DTYPE_FILE).exists():
-            write_text(folder / DTYPE_FILE, get_dtype_name(dtype))
+        name, text = marker
+        if not (folder / name).exists():
+            write_text(folder / name, text)
         distributed.barrier()
         yield folder
     finally:
-        if not has_checkpoint(out):
+        if folder.exists() and not is_resumable(folder):
             shutil.rmtree(folder, ignore_errors=True)

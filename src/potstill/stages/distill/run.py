@@ -334,7 +334,7 @@ class DistillConfig:
             closing_connections(pair.teachers.values()),
             explain_write_errors(out),
             explain_interrupt(out),
-            training_folder(out, overwrite=overwrite, dtype=dtype) as folder,
+            training_folder(out, overwrite=overwrite, marker=(DTYPE_FILE, get_dtype_name(dtype))) as folder,
         ):
             with show_status(f"{status} before training", show=show):
                 comparable_teacher = None if pair.is_cross_tokenizer else teacher

@@ -10,24 +10,36 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from potstill.core.types import IGNORE, Batch
+from potstill.data.pack_fields import get_field, join_fields, split_fields, to_tensor
 
-MAX_UNPROMPTED_TOKENS = (
-    2  # tokens before the first trained one that are no prompt: a BOS, and the context of a further window
-)
+MAX_UNPROMPTED_TOKENS = 2  # a BOS, and the context of a further window, are no prompt
 
 
 class Document(NamedTuple):
-    """A document of a batch, on the CPU; `route` says by number whose it is, of several teachers."""
+    """A document of a batch, on the CPU. `sampled` is true if a model wrote its completion in this run.
 
-    input_ids: Int[Tensor, " _"]
-    labels: Int[Tensor, " _"]
+    `fields` holds its declared fields (`data.pack_fields`): `[T]` per token, `[]` per document.
+    """
+
+    input_ids: Int[Tensor, " T"]
+    labels: Int[Tensor, " T"]
     sampled: bool = False
-    route: int | None = None
+    fields: Mapping[str, Tensor] = {}
+
+    def without_numbers(self) -> "Document":
+        """The document without numbers that hold in its batch alone, such as that of its group."""
+        fields = {name: value for name, value in self.fields.items() if not get_field(name).numbering}
+        return self._replace(fields=fields)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether other documents of the batch belong to this one."""
+        return any(get_field(name).numbering and int(value) >= 0 for name, value in self.fields.items())
 
 
 @runtime_checkable
 class Rollout(Protocol):
-    """Writes a part of a batch; `tally` counts what was written since it was last cleared."""
+    """Replaces completions in a batch. `tally` counts what was sampled since it was last cleared."""
 
     @property
     def tally(self) -> Counter[str]: ...
@@ -38,7 +50,7 @@ class Rollout(Protocol):
 
 @runtime_checkable
 class StatefulRollout(Protocol):
-    """A rollout with a memory, which is in the checkpoint, and that hears of each evaluation."""
+    """A rollout whose state is saved in the checkpoint, and that receives the loss of each evaluation."""
 
     def on_evaluate(self, loss: float) -> None: ...
     def state_dict(self) -> dict[str, Tensor]: ...
@@ -46,37 +58,58 @@ class StatefulRollout(Protocol):
 
 
 def split_documents(batch: Batch) -> list[Document]:
-    """The documents of a packed batch, in their order."""
+    """The documents of a packed batch in their order, with their declared fields."""
     assert len(batch["input_ids"]) == 1, "a rollout reads packed batches"
     lengths = torch.bincount(batch["documents"][0].cpu()).tolist()
     columns = (batch[name][0].cpu().split(lengths) for name in ("input_ids", "labels"))
-    split_documents = [Document(ids, labels) for ids, labels in zip(*columns, strict=True)]
-    if "routes" not in batch:
-        return split_documents
-    routes = (int(part[0]) for part in batch["routes"][0].cpu().split(lengths))
-    return [part._replace(route=route) for part, route in zip(split_documents, routes, strict=True)]
+    return [
+        Document(ids, labels, fields=fields)
+        for ids, labels, fields in zip(*columns, split_fields(batch, lengths), strict=True)
+    ]
+
+
+def join_documents(documents: Sequence[Document]) -> dict[str, Tensor]:
+    """Documents end to end: `input_ids [T]`, `labels [T]`, `lengths [D]`, and every field that one of them has."""
+    empty = torch.zeros(0, dtype=torch.long)
+    lengths = [len(document.input_ids) for document in documents]
+    fields = join_fields([document.fields for document in documents], lengths)
+    return {
+        "input_ids": torch.cat([empty, *(document.input_ids for document in documents)]),
+        "labels": torch.cat([empty, *(document.labels for document in documents)]),
+        "lengths": torch.tensor(lengths, dtype=torch.long),
+        **{name: to_tensor(values) for name, values in fields.items()},
+    }
 
 
 def find_trainable_documents(documents: Sequence[Document]) -> Tensor:
-    """Which of the documents have a token to train on, so that there is a completion to write."""
+    """Whether each document has a token to train on, and so a completion to sample: bool `[D]`."""
     return torch.tensor([bool((document.labels[1:] != IGNORE).any()) for document in documents])
 
 
-def count_prompt_tokens(labels: Int[Tensor, " _"], default_prompt_length: int) -> int:
-    """How many tokens of a document are its prompt; at least one, and at least one is left to write."""
+def count_prompt_tokens(labels: Int[Tensor, " T"], default_prompt_length: int) -> int:
+    """The number of tokens in a document's prompt: at least one, and at least one less than the document has."""
     first = int((labels != IGNORE).nonzero()[0])
     return first if first > MAX_UNPROMPTED_TOKENS else min(default_prompt_length, len(labels) - 1)
 
 
-def make_sampled_document(prompt: Int[Tensor, " _"], tokens: Sequence[int]) -> Document:
-    """The document that a prompt and a sampled completion make; only the completion is trained."""
+def make_sampled_document(document: Document, prompt_length: int, tokens: Sequence[int]) -> Document:
+    """`document` with its completion replaced by sampled `tokens`; only they are trained.
+
+    It keeps the fields. Per token, the prompt keeps its values, and the completion gets the fill value.
+    """
+    prompt = document.input_ids[:prompt_length]
     completion_ids = torch.tensor(tokens, dtype=prompt.dtype)
     labels = torch.cat([torch.full_like(prompt, IGNORE), completion_ids])
-    return Document(torch.cat([prompt, completion_ids]), labels, sampled=True)
+    fields = {}
+    for name, value in document.fields.items():
+        field = get_field(name)
+        filled = torch.full((len(tokens),), field.fill, dtype=value.dtype)
+        fields[name] = torch.cat([value[:prompt_length], filled]) if field.per == "token" else value
+    return Document(torch.cat([prompt, completion_ids]), labels, sampled=True, fields=fields)
 
 
 def count_completions(tally: Counter[str], completions: Sequence[Sequence[int]], stop_ids: frozenset[int]) -> None:
-    """Counts completions, their tokens, and those that are empty or were cut."""
+    """Adds to `tally` the completions, their tokens, and those that are empty or cut before a stop token."""
     tally["documents"] += len(completions)
     tally["tokens"] += sum(map(len, completions))
     tally["empty"] += sum(len(tokens) == 1 and tokens[0] in stop_ids for tokens in completions)
@@ -84,11 +117,11 @@ def count_completions(tally: Counter[str], completions: Sequence[Sequence[int]],
 
 
 def summarize_tally(tally: Counter[str]) -> dict[str, int]:
-    """What a line of `metrics.jsonl` says of a tally: documents written and replayed, tokens, empty and cut ones."""
+    """A tally as fields of `metrics.jsonl`: documents sampled and replayed, tokens, empty and cut completions."""
     return {f"rollout_{name}": tally[name] for name in ("documents", "replayed", "tokens", "empty", "cut")}
 
 
 def make_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """The generator of one rank in one step, so that a resumed run draws what the first one would have drawn."""
+    """The generator of one rank in one step. A resumed run draws the same numbers as an uninterrupted one."""
     digest = hashlib.sha256(f"rollout {seed} {step} {rank}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

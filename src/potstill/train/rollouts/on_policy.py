@@ -1,20 +1,20 @@
-"""Rollouts: who writes the tokens that a step trains on, before they are counted.
+"""On-policy rollouts: the student samples completions, and the step trains on them.
 
-A rollout is `(batch, student, frozen, generator) -> Batch`. It gets a packed batch and gives one in the same format, in
-which the completions of some documents are replaced by what the student wrote after their prompts. Only completions are
-trained; the batch's key `sampled` says which documents they are. No gradient goes through the sampling.
+A rollout is `(batch, student, frozen, generator) -> Batch`. It takes a packed batch and returns one in the same format,
+in which some documents have completions that the student sampled after their prompts. Only completions are trained on.
+The key `sampled` of the batch marks these documents. No gradient flows through the sampling.
 
-A prompt is what precedes the first token of a document that is trained. A document that is trained from its start on
-(plain text, or the next window of a long answer) has none, and its first `opening` tokens serve as one. A completion is
-at most as long as what it replaces, so that no pass grows; without a stop token by then it is cut, and trained as far
-as it goes. An empty one is its stop token alone.
+A prompt is all that precedes the first trained token of a document. A document that is trained from its start (plain
+text, or the next window of a long answer) has no prompt; its first `default_prompt_length` tokens serve as one. A
+completion is at most as long as the one it replaces, so no pass grows. Without a stop token by then it is cut, and
+trained as it is. An empty completion is its stop token alone. A sampled document keeps its declared fields.
 
-All randomness is a row of noise per document, drawn in the order of the documents: the same ones are rolled out, into
-the same tokens, however a step is cut into passes. The generator is on the CPU, where drawing in parts is drawing at
-once; `generator_of` seeds it anew for each step and rank.
+All randomness is a row of noise per document, drawn in the order of the documents. So the same documents get the same
+completions, however a step is divided into passes. The generator is on the CPU, where drawing in parts equals drawing
+at once; `make_generator` seeds it for each step and rank.
 
-Networks with tokens of their own: the author is told what stands `beside` a pack (`data.pairs.Paired.beside`), and
-a rolled-out batch is read anew by it, as the data was.
+Where a network has a tokenizer of its own, `extend_pack` adds its inputs
+(`data.cross_tokenizer.packs.CrossTokenizerPacks.add_teacher_inputs`), as it does for the data set.
 """
 
 from collections import Counter
@@ -34,6 +34,7 @@ from potstill.train.rollouts.base import (
     count_completions,
     count_prompt_tokens,
     find_trainable_documents,
+    join_documents,
     make_sampled_document,
     split_documents,
 )
@@ -41,10 +42,10 @@ from potstill.train.rollouts.base import (
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionSampler:
-    """Writes the completions of documents of at most `longest` tokens.
+    """Samples completions for documents of at most `max_length` tokens.
 
-    With a share of the `teacher`, each token is drawn from share * teacher + (1 - share) * student. `beside` adds to a
-    pack what a companion with tokens of its own reads; by default, nothing.
+    With a share a of the teacher, each token is drawn from a * teacher + (1 - a) * student. `extend_pack` adds to a
+    pack the inputs of a network with another tokenizer; by default it adds nothing.
     """
 
     sampling: Sampling
@@ -54,7 +55,7 @@ class CompletionSampler:
     extend_pack: Callable[[Pack], Pack] = dict
 
     def draw_noise(self, num_documents: int, generator: torch.Generator) -> Float[Tensor, "D W"]:
-        """A row of noise per document: two numbers to choose by, the others for its tokens."""
+        """A row of noise per document: two numbers to choose documents by, and one for each token."""
         return torch.rand(num_documents, 2 + self.max_length, generator=generator)
 
     def sample_completions(
@@ -65,7 +66,7 @@ class CompletionSampler:
         noise: Float[Tensor, "D W"],
         tally: Counter[str],
     ) -> list[Document]:
-        """The documents with completions of their own."""
+        """The documents with sampled completions. Adds to `tally` what was sampled."""
         if not documents:
             return []
         device = next(student.parameters()).device
@@ -79,30 +80,26 @@ class CompletionSampler:
             weighted_models.append((self.teacher_share, frozen["teacher"]))
         completions = generate(weighted_models, prompts, noise[:, 2:].to(device), limits, self.sampling)
         count_completions(tally, completions, self.sampling.stop)
-        new_documents = (
-            make_sampled_document(prompt.cpu(), tokens) for prompt, tokens in zip(prompts, completions, strict=True)
-        )
-        return [new._replace(route=old.route) for new, old in zip(new_documents, documents, strict=True)]
+        return [
+            make_sampled_document(document, len(prompt), tokens)
+            for document, prompt, tokens in zip(documents, prompts, completions, strict=True)
+        ]
 
     def make_batch(self, documents: Sequence[Document], device: torch.device) -> Batch:
-        """The documents as one packed batch that says which of them were sampled."""
-        lengths = torch.tensor([len(document.input_ids) for document in documents])
-        ids, labels = [document.input_ids for document in documents], [document.labels for document in documents]
-        routes = [document.route for document in documents if document.route is not None]
-        pack = {"input_ids": torch.cat(ids), "labels": torch.cat(labels), "lengths": lengths}
-        pack |= {"routes": torch.tensor(routes)} if routes else {}
-        sampled = torch.tensor([document.sampled for document in documents]).repeat_interleave(lengths)
+        """The documents as one packed batch on `device`; its key `sampled [1 T]` marks the sampled ones."""
+        pack = join_documents(documents)
+        sampled = torch.tensor([document.sampled for document in documents]).repeat_interleave(pack["lengths"])
         batch = {**collate([self.extend_pack(pack)]), "sampled": sampled[None]}
         return {name: values.to(device) for name, values in batch.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnPolicyRollout:
-    """The share of the documents that the student writes, each drawn alone: generalised knowledge distillation.
+    """Generalized knowledge distillation: the student samples completions for a `share` of the documents.
 
-    Source: Agarwal et al., "On-Policy Distillation of Language Models" (arXiv:2306.13649), algorithm 1, where the
-    divergence is the objective's. With `author.teacher` it is the sampling of MiniLLM (arXiv:2306.08543, section 2.2).
-    Departs from the paper: there a whole step is either; here documents are, so that every step has its share of both.
+    Source: Agarwal et al., "On-Policy Distillation of Language Models" (arXiv:2306.13649), algorithm 1; the divergence
+    belongs to the objective. With `sampler.teacher_share` this samples as MiniLLM does (arXiv:2306.08543, section 2.2).
+    Departs from the paper: there a whole step is sampled or not. Here each document is, so that every step has both.
     """
 
     share: float
