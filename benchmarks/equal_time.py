@@ -53,7 +53,7 @@ def main() -> None:
 
 def train(side: str, seed: int, options: argparse.Namespace) -> None:
     """One side for its time; its student and what it did go to `--out`."""
-    from potstill.core.device import retain_freed_memory
+    from potstill.core.memory import retain_freed_memory
 
     torch.manual_seed(seed)
     teacher, student = pair()

@@ -162,7 +162,7 @@ def passed(loss: Callable[[Problem], torch.Tensor], given: Problem) -> float:
 
 def clocked(side: str, vocabulary: int) -> Callable[[int], dict[str, float]]:
     """The child: one pass a question."""
-    from potstill.core.device import trim_memory
+    from potstill.core.memory import trim_memory
 
     loss = LOSSES[side]
     passed(loss, problem(64, rows=8))  # what libraries allocate once

@@ -31,7 +31,7 @@ def main() -> None:
     options = arguments()
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
-    from potstill.core.device import retain_freed_memory
+    from potstill.core.memory import retain_freed_memory
 
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,7 @@ def serve(make: Callable[[], Callable[[Any], Any]], *, held: bool = False) -> No
 
     What is `held` is memory that was freed, as a run of potstill holds it.
     """
-    from potstill.core.device import retain_freed_memory
+    from potstill.core.memory import retain_freed_memory
 
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print; the parent reads one line an answer
     with retain_freed_memory() if held else contextlib.nullcontext():

@@ -1,9 +1,5 @@
 """Devices and dtypes by name."""
 
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -54,26 +50,3 @@ def test_a_compiler_that_fails_is_named_once_and_modules_run_as_they_are(caplog:
     (said,) = [one.message for one in caplog.records if one.name == "potstill"]
     assert "torch.compile fails here (" in said
     assert "nonsense" in said
-
-
-FAULTS = """
-import resource, torch
-from potstill.core.device import retain_freed_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-with retain_freed_memory():
-    torch.ones(2**25)
-    print(faults())
-print(faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc that is told to hold on")
-def test_held_memory_serves_the_next_large_block_without_new_pages_and_is_given_back() -> None:
-    ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    inside, after = map(int, ran.stdout.split())
-    assert inside < 1000 < after

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from potstill.core.device import trim_memory
 from potstill.core.errors import UsageError
-from potstill.core.memory import get_peak_memory, reset_peak_memory
+from potstill.core.memory import get_peak_memory, reset_peak_memory, trim_memory
 from potstill.evaluate.latency import LatencyConfig, time_model, use_threads
 
 QUICK = LatencyConfig(prompt_tokens=8, new_tokens=4, runs=3)

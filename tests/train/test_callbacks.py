@@ -11,7 +11,7 @@ from tests.train.small import settings, some_packs, study_of
 from transformers import LlamaForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
 from potstill.core.metrics_log import read_metrics
-from potstill.train.callbacks import InterruptCallback, MetricsCallback, get_peak_memory
+from potstill.train.callbacks import InterruptCallback, MetricsCallback
 from potstill.train.run import train
 
 
@@ -93,7 +93,3 @@ def test_the_line_on_the_terminal_goes_away_with_the_run(
     assert shown.out == ""
     assert "{'loss'" not in shown.err
     assert "it/s]" not in shown.err
-
-
-def test_memory_is_counted_in_bytes() -> None:
-    assert 2**24 < get_peak_memory() < 2**45

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from potstill.core.measure_table import MEASURES, format_measure, list_columns
 from potstill.core.types import Measure
-from potstill.stages.model_card import MEASURE_FORMATS, format_measure
 
 console = Console()
 if not console.is_terminal:
@@ -63,14 +63,10 @@ def print_measures(
     measures_by_model = {
         name: {m["name"]: Measure(**m) for m in model_measures} for name, model_measures in models.items()
     }
-    columns = [
-        column
-        for column in MEASURE_FORMATS
-        if any(column in model_measures for model_measures in measures_by_model.values())
-    ]
-    table = Table("model", *(MEASURE_FORMATS[column][0] for column in columns))
+    columns = list_columns(measures_by_model.values())
+    table = Table("model", *(info.column for info in columns))
     for name, model_measures in measures_by_model.items():
-        table.add_row(name, *(format_measure(model_measures.get(column)) for column in columns))
+        table.add_row(name, *(format_measure(model_measures.get(info.name)) for info in columns))
     console.print(table)
     if paired_differences:
         print_differences(paired_differences)
@@ -79,7 +75,7 @@ def print_measures(
 def print_differences(paired_differences: Sequence[Mapping[str, Any]]) -> None:
     """Of every two models a and b what a has more of each measure than b, with its interval, paired by document."""
     names = list(dict.fromkeys(entry["name"] for entry in paired_differences))
-    table = Table("paired by document: a - b", *(MEASURE_FORMATS[name][0] for name in names))
+    table = Table("paired by document: a - b", *(MEASURES[name].column for name in names))
     for a, b in dict.fromkeys((entry["a"], entry["b"]) for entry in paired_differences):
         entries = {entry["name"]: entry for entry in paired_differences if (entry["a"], entry["b"]) == (a, b)}
         table.add_row(f"{a} - {b}", *(format_difference(entries[name]) if name in entries else "" for name in names))

@@ -1,7 +1,6 @@
 """Which device, which dtype to multiply in, and how memory is held: chosen by looking and measuring."""
 
 import contextlib
-import ctypes
 import functools
 import logging
 import time
@@ -14,8 +13,6 @@ from torch import nn
 from potstill.core.errors import UsageError
 
 log = logging.getLogger("potstill")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h, with their defaults
-TRIM_THRESHOLD, MMAP_MAX = 128 * 1024, 65536
 RECOMPILE_LIMIT = 64  # two models, with and without gradients, in a few dtypes: more than torch's 8 forms of a layer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -123,35 +120,3 @@ def _get_compiler(name: str) -> Callable[[torch.fx.GraphModule, list[Any]], Call
 
 def _get_first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-
-
-@contextlib.contextmanager
-def retain_freed_memory() -> Iterator[None]:
-    """Memory that is freed inside is kept for the next allocation, and given back to the system at the end.
-
-    glibc maps every large block afresh, and the system zeroes it page by page as it is first touched: the same 100 MiB
-    of logits and gradients in every step, some 10 % of a training step on a CPU. Elsewhere nothing happens.
-    """
-    mallopt = getattr(_load_libc(), "mallopt", None)
-    if mallopt is None:
-        yield
-        return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:
-        mallopt(M_MMAP_MAX, MMAP_MAX)
-        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
-        trim_memory()
-
-
-def trim_memory() -> None:
-    """Gives back to the system what was freed, where the C library can."""
-    if malloc_trim := getattr(_load_libc(), "malloc_trim", None):
-        malloc_trim(0)
-
-
-@functools.cache
-def _load_libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)

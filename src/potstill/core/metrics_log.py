@@ -1,10 +1,42 @@
-"""The metrics.jsonl file of a training run."""
+"""`metrics.jsonl` of a training run: one JSON object a line, a line for each log of the trainer."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from potstill.core.atomic_files import write_text
+from potstill.core.errors import DataError
+
+METRICS_FILE = "metrics.jsonl"
 
 
-def read_metrics(file: Path) -> list[dict[str, int | float]]:
-    """The whole lines of a metrics file; nothing where there is none."""
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The complete lines of the file; none without a file. A run that was killed may leave half a last line.
+
+    Raises: DataError where a complete line is not a JSON object.
+    """
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    complete_lines = ((n, line) for n, line in enumerate(lines, 1) if line.endswith("\n") and line.strip())
+    return [_parse_line(file, number, line) for number, line in complete_lines]
+
+
+def append_metrics(file: Path, entry: Mapping[str, Any]) -> None:
+    """Add a line at the end of the file."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(entry) + "\n")
+
+
+def write_metrics(file: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Replace the file by these lines, whole or not at all."""
+    write_text(file, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def _parse_line(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}, line {number} is not JSON: {error}") from error
+    if not isinstance(entry, dict):
+        raise DataError(f"{file}, line {number} is not a JSON object: {line.strip()[:40]!r}")
+    return entry

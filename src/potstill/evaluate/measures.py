@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from potstill.core.errors import NotFound
+from potstill.core.measure_table import MEASURES
 from potstill.core.types import Measure
 from potstill.evaluate.agreement import TeacherComparison
 from potstill.evaluate.bootstrap import bootstrap_interval, paired_bootstrap
@@ -48,23 +49,18 @@ def measure_quality(text_scores: TextScores) -> list[Measure]:
     scores = text_scores.scores if isinstance(text_scores, TeacherComparison) else text_scores
     note = f"{scores.num_tokens.sum():,} tokens, {scores.num_bytes.sum():,} bytes; interval over documents"
     measures = [
-        _build_ratio_measure("bits_per_byte", scores.nll / math.log(2), scores.num_bytes, "bits/byte"),
-        _build_ratio_measure("perplexity", scores.nll, scores.num_tokens, "1", transform=np.exp),
+        _build_ratio_measure("bits_per_byte", scores.nll / math.log(2), scores.num_bytes),
+        _build_ratio_measure("perplexity", scores.nll, scores.num_tokens, transform=np.exp),
     ]
     if isinstance(text_scores, TeacherComparison):
-        measures.append(_build_ratio_measure("teacher_kl", text_scores.kl, scores.num_tokens, "nats/token"))
-        measures.append(
-            _build_ratio_measure(
-                "teacher_agreement", text_scores.top1_matches, scores.num_tokens, "share", better="higher"
-            )
-        )
+        measures.append(_build_ratio_measure("teacher_kl", text_scores.kl, scores.num_tokens))
+        measures.append(_build_ratio_measure("teacher_agreement", text_scores.top1_matches, scores.num_tokens))
     return [replace(measure, note=note) for measure in measures]
 
 
 def measure_rouge(answers: ScoredAnswers) -> Measure:
     """`rouge_l` with its interval over prompts."""
-    ones = np.ones_like(answers.rouge_l)
-    return _build_ratio_measure("rouge_l", answers.rouge_l, ones, "F1 x 100", better="higher")
+    return _build_ratio_measure("rouge_l", answers.rouge_l, np.ones_like(answers.rouge_l))
 
 
 def measure_size(loaded: LoadedModel) -> list[Measure]:
@@ -80,8 +76,8 @@ def measure_size(loaded: LoadedModel) -> list[Measure]:
         num_bytes, location = memory_bytes, "in memory"
     note = f"{loaded.note}, {location}" if loaded.note else location
     return [
-        Measure("parameters", float(counts.total), "parameters", 1, note=breakdown),
-        Measure("bytes", float(num_bytes), "B", 1, note=note),
+        MEASURES["parameters"].build(counts.total, 1, note=breakdown),
+        MEASURES["bytes"].build(num_bytes, 1, note=note),
     ]
 
 
@@ -90,7 +86,7 @@ def measure_speed(loaded: LoadedModel, latency_config: LatencyConfig | None = No
     speed = time_model(loaded.model, latency_config or LatencyConfig().limit_to_context(loaded.model))
     runs_by_name = {"prefill_tokens_per_second": speed.prefill, "decode_tokens_per_second": speed.decode}
     measures = [_build_median_measure(name, runs, speed.conditions) for name, runs in runs_by_name.items()]
-    return [*measures, Measure("peak_memory", float(speed.peak_memory), "B", 1, note=speed.conditions)]
+    return [*measures, MEASURES["peak_memory"].build(speed.peak_memory, 1, note=speed.conditions)]
 
 
 def compute_paired_differences(scores_by_model: Mapping[str, TextScores]) -> list[dict[str, Any]]:
@@ -128,17 +124,15 @@ def _build_ratio_measure(
     name: str,
     numerators: np.ndarray,
     denominators: np.ndarray,
-    unit: str,
     *,
-    better: str = "lower",
     transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Measure:
     estimate = bootstrap_interval(numerators, denominators.astype(float), transform=transform)
     low, high = (None if math.isnan(bound) else bound for bound in (estimate.low, estimate.high))
-    return Measure(name, estimate.value, unit, int((denominators > 0).sum()), better=better, low=low, high=high)
+    return MEASURES[name].build(estimate.value, int((denominators > 0).sum()), low=low, high=high)
 
 
 def _build_median_measure(name: str, runs: np.ndarray, conditions: str) -> Measure:
     low, high = (float(runs.min()), float(runs.max())) if len(runs) > 1 else (None, None)
     note = f"{conditions}; range of the runs"
-    return Measure(name, float(np.median(runs)), "tokens/s", len(runs), better="higher", low=low, high=high, note=note)
+    return MEASURES[name].build(np.median(runs), len(runs), low=low, high=high, note=note)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from potstill.core.measure_table import MEASURES
 from potstill.evaluate.bootstrap import Array, Difference, paired_bootstrap
 from potstill.evaluate.measures import ModelEvaluation, iterate_comparable_sums
 
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "not told apart"
-HIGHER_IS_BETTER = ("teacher_agreement", "rouge_l")  # of what is compared, where more is better
 
 
 class MethodComparison(NamedTuple):
@@ -64,12 +64,11 @@ def _compare_measure(name: str, seeds: Sequence[Sequence[Array]]) -> MethodCompa
         paired_bootstrap(first_sums, second_sums, denominators),
         tuple(paired_bootstrap(*seed) for seed in seeds),
     )
-    better = "higher" if name in HIGHER_IS_BETTER else "lower"
     return MethodComparison(
         name,
         mean_difference,
         seed_differences,
-        *decide_verdict(mean_difference, [seed.value for seed in seed_differences], better=better),
+        *decide_verdict(mean_difference, [seed.value for seed in seed_differences], better=MEASURES[name].better),
     )
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from potstill.core.atomic_files import write_text
 from potstill.core.card import Card
+from potstill.core.measure_table import format_measure, list_columns
 from potstill.core.types import Measure
 
 USAGE = """```python
@@ -16,16 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```"""
-MEASURE_FORMATS = {
-    "bits_per_byte": ("bits per byte", "{:.3f}"),
-    "teacher_kl": ("KL to teacher (nats)", "{:.3f}"),
-    "teacher_agreement": ("agreement", "{:.3f}"),
-    "rouge_l": ("ROUGE-L", "{:.1f}"),
-    "parameters": ("parameters", "{:,.0f}"),
-    "bytes": ("MiB", "{:.0f}"),
-    "prefill_tokens_per_second": ("prefill tok/s", "{:,.0f}"),
-    "decode_tokens_per_second": ("decode tok/s", "{:.1f}"),
-}
 
 
 def write_card(folder: Path, card: Card, *, title: str, samples: str = "", curve: str = "") -> None:
@@ -177,30 +168,13 @@ def format_front_matter(card: Card) -> str:
 
 
 def format_measures_table(measures: Mapping[str, Sequence[Measure]]) -> str:
-    """One row a model, one column a measure, in Markdown."""
+    """A Markdown table with a row for each model and a column for each measure."""
     measures_by_model = {name: {m.name: m for m in model_measures} for name, model_measures in measures.items()}
-    columns = [
-        name for name in MEASURE_FORMATS if any(name in model_measures for model_measures in measures_by_model.values())
-    ]
-    lines = [
-        "| model | " + " | ".join(MEASURE_FORMATS[c][0] for c in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    columns = list_columns(measures_by_model.values())
+    lines = ["| model | " + " | ".join(info.column for info in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for model, model_measures in measures_by_model.items():
-        lines.append(f"| {model} | " + " | ".join(format_measure(model_measures.get(c)) for c in columns) + " |")
+        lines.append(f"| {model} | " + " | ".join(format_measure(model_measures.get(c.name)) for c in columns) + " |")
     return "\n".join(lines)
-
-
-def format_measure(measure: Measure | None) -> str:
-    """A value with its interval, as it stands in a table."""
-    if measure is None:
-        return "-"
-    value = measure.value / 2**20 if measure.name == "bytes" else measure.value
-    text = MEASURE_FORMATS[measure.name][1].format(value)
-    if measure.low is None or measure.high is None or measure.low == measure.high or measure.unit == "tokens/s":
-        return text
-    low, high = (MEASURE_FORMATS[measure.name][1].format(v) for v in (measure.low, measure.high))
-    return f"{text} [{low}, {high}]"
 
 
 def _describe_measured_text(card: Card) -> str:

@@ -1,10 +1,6 @@
 """What a run shows while it trains: a line that moves, a JSONL file that stays, and a way to stop."""
 
-import contextlib
-import json
-import resource
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,29 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from potstill.core.atomic_files import write_text
-from potstill.core.metrics_log import read_metrics
+from potstill.core.memory import get_peak_memory
+from potstill.core.metrics_log import append_metrics, read_metrics, write_metrics
 from potstill.train import distributed
 
-METRICS_FILE = "metrics.jsonl"
 ECHO_SECONDS = 2.0  # seconds: a launcher hands on the Ctrl-C that the terminal has given to each rank already
-
-
-def get_peak_memory(device: str = "cpu") -> int:
-    """Largest memory so far, in bytes: of the process on a CPU, of the allocator on a GPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    bytes_per_unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit
-
-
-def reset_peak_memory(device: str = "cpu") -> None:
-    """Lets `peak_memory` count from now on, where the system can: on a GPU, and on Linux."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # 5: the peak of the resident set
 
 
 class MetricsCallback(TrainerCallback):
@@ -56,8 +34,8 @@ class MetricsCallback(TrainerCallback):
     ) -> None:
         """Drops the lines that a resumed run is going to write again, and one that a crash cut short."""
         if state.is_world_process_zero and self.file.exists():
-            lines = [line for line in read_metrics(self.file) if line["step"] <= state.global_step]
-            write_text(self.file, "".join(json.dumps(line) + "\n" for line in lines))
+            entries = [entry for entry in read_metrics(self.file) if entry["step"] <= state.global_step]
+            write_metrics(self.file, entries)
         self._restart_timer(state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -86,9 +64,8 @@ class MetricsCallback(TrainerCallback):
             self._restart_timer(state)
             line["seconds"] = max(self.last_mark[0] - last_time, 1e-9)
             line["tokens_per_second"] = (self.last_mark[1] - last_tokens) / line["seconds"]
-            line["peak_memory"] = get_peak_memory(args.device.type)
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+            line["peak_memory"] = get_peak_memory(args.device)
+        append_metrics(self.file, line)
 
     def _restart_timer(self, state: TrainerState) -> None:
         self.last_mark = (time.perf_counter(), state.num_input_tokens_seen)
@@ -130,7 +107,7 @@ class ProgressLineCallback(TrainerCallback):
         skipped_keys = ("epoch", "learning_rate", "grad_norm", "loss")
         terms = [f"{k} {v:.3f}" for k, v in (logs or {}).items() if k not in skipped_keys and isinstance(v, float)]
         speed = (state.num_input_tokens_seen - self.start_mark[1]) / max(time.perf_counter() - self.start_mark[0], 1e-9)
-        memory = get_peak_memory(args.device.type) / 2**30
+        memory = get_peak_memory(args.device) / 2**30
         facts = "  ".join([f"{speed:,.0f} tok/s", *terms[:4], f"{memory:.1f} GiB"])
         self.progress.update(self.task, completed=state.global_step, facts=facts)
 

@@ -13,17 +13,15 @@ import transformers
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from potstill.core.device import retain_freed_memory
 from potstill.core.errors import MissingDependency, UsageError
-from potstill.core.metrics_log import read_metrics
+from potstill.core.memory import get_peak_memory, retain_freed_memory
+from potstill.core.metrics_log import METRICS_FILE, read_metrics
 from potstill.train import checkpoint, distributed
 from potstill.train.activation_checkpointing import apply_block_settings
 from potstill.train.callbacks import (
-    METRICS_FILE,
     InterruptCallback,
     MetricsCallback,
     ProgressLineCallback,
-    get_peak_memory,
 )
 from potstill.train.config import TrainConfig
 from potstill.train.early_stopping import EarlyStopping, is_patience_exhausted
@@ -166,6 +164,6 @@ def _make_result(trainer: Trainer, *, finished: bool) -> TrainResult:
         tokens=tokens,
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
-        peak_memory=get_peak_memory(trainer.args.device.type),
+        peak_memory=get_peak_memory(trainer.args.device),
         losses={name: statistics.fmean(line[name] for line in recent) for name in trainer.training_module.term_names},
     )

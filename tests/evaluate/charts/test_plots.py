@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from potstill.core.errors import DataError
 from potstill.core.types import Measure
 from potstill.evaluate.charts.frontier import Point
-from potstill.evaluate.charts.plots import draw_curve, draw_frontier, log_ticks, read_metrics
+from potstill.evaluate.charts.plots import draw_curve, draw_frontier, log_ticks
 
 
 def point(name, size, bits, speed, parent=None):
@@ -142,16 +142,6 @@ def test_the_mean_of_a_curve_neither_lags_nor_leaves_its_range(metrics, drawn, t
     assert y[0] == 5
     assert y[10] == pytest.approx(sum(5 / s for s in (10, 11, 12)) / 3)
     assert len(x) == 60
-
-
-def test_half_a_last_line_is_forgiven_and_half_a_first_one_not(metrics):
-    assert len(read_metrics(metrics)) == 63
-    metrics.write_text('{"step"\n{}\n', encoding="utf-8")
-    with pytest.raises(DataError, match="line 1 is no JSON"):
-        read_metrics(metrics)
-    metrics.write_text("3\n", encoding="utf-8")
-    with pytest.raises(DataError, match="line 1 is no JSON object but '3'"):
-        read_metrics(metrics)
 
 
 @pytest.mark.parametrize("text", ["", '{"step": 1, "tokens": 5}\n'])

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import torch
 
-from potstill.stages.resources.machine import get_available_resources, read_available_memory, read_resident_memory
+from potstill.stages.resources.machine import get_available_resources, read_available_memory
 
 
 def written(file: Path, text: str) -> Path:
@@ -36,7 +36,6 @@ def test_the_first_version_of_groups_is_read_too(tmp_path):
 
 def test_a_machine_that_says_nothing_has_no_known_memory(tmp_path):
     assert read_available_memory(tmp_path / "meminfo", tmp_path / "cgroups", tmp_path / "own") is None
-    assert read_resident_memory(tmp_path / "status") == 0
 
 
 def test_the_room_below_a_folder_that_is_not_there_yet_is_that_of_the_one_above(tmp_path):

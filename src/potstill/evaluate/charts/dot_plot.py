@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from potstill.core.errors import DataError
+from potstill.core.measure_table import MEASURES, TABLE_QUALITIES
 from potstill.core.types import Measure
-from potstill.evaluate.charts.frontier import QUALITIES, TITLES
 from potstill.evaluate.charts.plots import ACCENT, DPI, GRID, INK, LIGHT_INK
 
 MethodMeasures = Mapping[str, Sequence[Measure]]  # of one method: a measure by name, one for each seed
@@ -24,11 +24,7 @@ def draw_dots(methods: Mapping[str, MethodMeasures], path: Path, *, title: str =
 
     Raises: DataError where there is none.
     """
-    names = [
-        quality
-        for quality in QUALITIES
-        if quality != "perplexity" and all(quality in measures for measures in methods.values())
-    ]
+    names = [name for name in TABLE_QUALITIES if all(name in measures for measures in methods.values())]
     if not names or not methods:
         raise DataError(f"{len(methods)} methods have no quality in common to draw")
     num_columns = min(len(names), NUM_COLUMNS)
@@ -41,7 +37,7 @@ def draw_dots(methods: Mapping[str, MethodMeasures], path: Path, *, title: str =
         panel.set_visible(False)
     for panel, name in zip(panels, names, strict=False):
         _draw_panel(panel, [measures[name] for measures in methods.values()])
-        panel.set_xlabel(f"{TITLES[name]},\n{next(iter(methods.values()))[name][0].better} is better", color=INK)
+        panel.set_xlabel(f"{MEASURES[name].title},\n{MEASURES[name].better} is better", color=INK)
     panels[0].set_yticks(range(len(methods)), list(methods))
     panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first at the top
     if title:

@@ -13,23 +13,10 @@ from importlib.resources import files
 from typing import Any
 
 from potstill.core.errors import DataError
+from potstill.core.measure_table import COSTS, MEASURES, QUALITIES
 from potstill.core.types import Measure
 
-COSTS = ("parameters", "bytes", "decode_tokens_per_second", "prefill_tokens_per_second", "peak_memory")
-QUALITIES = ("bits_per_byte", "teacher_kl", "teacher_agreement", "perplexity", "rouge_l")
-TITLES = {
-    "bits_per_byte": "bits per byte",
-    "perplexity": "perplexity",
-    "teacher_kl": "KL to the teacher (nats/token)",
-    "teacher_agreement": "top-1 agreement with the teacher",
-    "rouge_l": "ROUGE-L",
-    "parameters": "parameters",
-    "bytes": "weights (MiB)",
-    "prefill_tokens_per_second": "prefill (tokens/s)",
-    "decode_tokens_per_second": "decode (tokens/s)",
-    "peak_memory": "peak memory (MiB)",
-}
-MEBIBYTE_MEASURES = {"bytes", "peak_memory"}  # shown in MiB
+TITLES = {name: info.title for name, info in MEASURES.items()}
 
 
 @dataclass(frozen=True)
@@ -108,7 +95,7 @@ def get_axes(points: Sequence[Point]) -> tuple[list[str], list[str]]:
 def to_display_unit(measure: Measure, value: float | None = None) -> float:
     """`value` (or that of `measure`) in the unit that it is shown in."""
     value = measure.value if value is None else value
-    return value / (1 << 20) if measure.name in MEBIBYTE_MEASURES else value
+    return value / MEASURES[measure.name].scale if measure.name in MEASURES else value
 
 
 def format_value(value: float, name: str) -> str:

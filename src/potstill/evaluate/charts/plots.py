@@ -1,6 +1,5 @@
 """Pictures for READMEs and reports: the frontier and the curve of a training run, as PNG files."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, zip_longest
@@ -16,8 +15,10 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from potstill.core.errors import DataError
+from potstill.core.measure_table import MEASURES
+from potstill.core.metrics_log import read_metrics
 from potstill.core.types import Measure
-from potstill.evaluate.charts.frontier import TITLES, Point, find_dominated, format_value, get_axes, to_display_unit
+from potstill.evaluate.charts.frontier import Point, find_dominated, format_value, get_axes, to_display_unit
 from potstill.evaluate.charts.label_placement import Box, Position, nearest_edge, needs_leader_line, place_labels
 
 INK, LIGHT_INK, GRID = "#1f2328", "#6e7781", "#e6e8eb"
@@ -65,7 +66,7 @@ def draw_frontier(
     curves = [_draw_panel(panel, points, cost, quality) for panel, cost in zip(panels, costs, strict=True)]
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
-    panels[0].set_ylabel(f"{TITLES[quality]}, {_get_direction(points, quality)} is better", color=INK)
+    panels[0].set_ylabel(f"{MEASURES[quality].title}, {MEASURES[quality].better} is better", color=INK)
     figure.supxlabel(fill(CAPTION, 72 * len(costs)), x=0.012, ha="left", fontsize=8, color=LIGHT_INK)
     canvas.draw()  # the layout is settled; only now do places in pixels mean anything
     figure.set_layout_engine("none")
@@ -108,7 +109,7 @@ def _style_panel(panel: Axes, drawn_points: Sequence[Point], cost: str, quality:
     panel.grid(color=GRID, linewidth=0.8)
     panel.set_axisbelow(True)
     panel.tick_params(colors=LIGHT_INK, labelsize=9, length=0)
-    panel.set_xlabel(f"{TITLES[cost]}, {_get_direction(drawn_points, cost)} is better", color=INK)
+    panel.set_xlabel(f"{MEASURES[cost].title}, {MEASURES[cost].better} is better", color=INK)
     for axis, name in (("x", cost), ("y", quality)):
         bounds = [v for point in drawn_points for v in _get_bounds(point.measures[name])]
         _set_scale(panel, axis, bounds, name)
@@ -261,30 +262,6 @@ def _get_bounds(measure: Measure) -> list[float]:
 def _get_error_bars(measure: Measure) -> list[list[float]]:
     bounds, value = _get_bounds(measure), to_display_unit(measure)
     return [[value - bounds[0]], [bounds[-1] - value]]
-
-
-def _get_direction(points: Sequence[Point], name: str) -> str:
-    return next(point.measures[name].better for point in points if point.has_measures(name))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl` that are whole; a run that was cut may leave half a last line.
-
-    Raises: DataError where a line before the last is no JSON object.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    entries: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise DataError(f"{path}, line {number} is no JSON: {error}") from error
-        if not isinstance(entry, dict):
-            raise DataError(f"{path}, line {number} is no JSON object but {line[:40]!r}")
-        entries.append(entry)
-    return entries
 
 
 def draw_curve(metrics: Path, path: Path, *, terms: Sequence[str] = (), x_key: str = "tokens") -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from potstill.core.atomic_files import write_text
 from potstill.core.card import read_card
+from potstill.core.measure_table import MEASURES, MEBIBYTE, TABLE_QUALITIES
 from potstill.core.types import Measure
 from potstill.evaluate.charts.dot_plot import draw_dots
 from potstill.evaluate.measures import ModelEvaluation
@@ -14,18 +15,8 @@ from potstill.stages.arena.runs import CHART_FILE, README_FILE, ArenaRun
 from potstill.stages.console import get_command
 
 REFERENCE_ARM = "cross_entropy"  # every arm is compared with it too, where it takes part
-COSTS = ("tokens", "seconds", "tokens_per_second", "peak_memory")
-COLUMNS = {
-    "bits_per_byte": ("bits per byte", "{:.4f}"),
-    "teacher_kl": ("KL to teacher (nats)", "{:.4f}"),
-    "teacher_agreement": ("agreement", "{:.4f}"),
-    "rouge_l": ("ROUGE-L", "{:.2f}"),
-    "tokens": ("tokens", "{:,.0f}"),
-    "seconds": ("seconds", "{:,.0f}"),
-    "tokens_per_second": ("tokens/s", "{:,.0f}"),
-    "peak_memory": ("peak MiB", "{:,.0f}"),
-}
-QUALITIES = tuple(name for name in COLUMNS if name not in COSTS)
+COST_TITLES = {"tokens": "tokens", "seconds": "seconds", "tokens_per_second": "tokens/s", "peak_memory": "peak MiB"}
+TITLES = {name: MEASURES[name].column for name in TABLE_QUALITIES} | COST_TITLES
 VERDICT_RULE = (
     "An arm is better or worse only where the 95 % interval of the difference (paired bootstrap over the held-out "
     "documents, averaged over the seeds) leaves out 0 and the difference has one sign in every seed."
@@ -64,7 +55,7 @@ def list_arm_names(runs: Sequence[ArenaRun]) -> list[str]:
 
 def summarize_arm(name: str, runs: Sequence[ArenaRun], results: Mapping[str, ModelEvaluation]) -> dict[str, Any]:
     """An arm: what each seed has measured and cost, and of each number the mean over the seeds with its range."""
-    costs = [{key: float(read_card(arena_run.folder)["cost"][key]) for key in COSTS} for arena_run in runs]
+    costs = [{key: float(read_card(arena_run.folder)["cost"][key]) for key in COST_TITLES} for arena_run in runs]
     run_results = [results[str(arena_run.folder)] for arena_run in runs]
     values = [get_quality_values(result) | cost for result, cost in zip(run_results, costs, strict=True)]
     seeds = [
@@ -78,7 +69,7 @@ def summarize_arm(name: str, runs: Sequence[ArenaRun], results: Mapping[str, Mod
     ]
     means = {
         key: summarize_seeds([result[key] for result in values])
-        for key in COLUMNS
+        for key in TITLES
         if all(key in result for result in values)
     }
     return {"arm": name, "means": means, "seeds": seeds}
@@ -91,12 +82,12 @@ def summarize_seeds(values: Sequence[float]) -> dict[str, float]:
 
 def get_quality_values(result: ModelEvaluation) -> dict[str, float]:
     """What a model reached, by measure."""
-    return {measure.name: measure.value for measure in result.measures if measure.name in QUALITIES}
+    return {measure.name: measure.value for measure in result.measures if measure.name in TABLE_QUALITIES}
 
 
 def collect_measures(arm: Mapping[str, Any]) -> dict[str, list[Measure]]:
     """The measures of every seed of an arm, by name."""
-    common_names = [name for name in QUALITIES if all(name in seed["measures"] for seed in arm["seeds"])]
+    common_names = [name for name in TABLE_QUALITIES if all(name in seed["measures"] for seed in arm["seeds"])]
     return {name: [Measure(**seed["measures"][name]) for seed in arm["seeds"]] for name in common_names}
 
 
@@ -120,7 +111,7 @@ def make_ranking_table(summary: Mapping[str, Any]) -> list[dict[str, str]]:
         for name, values in summary["baselines"].items()
     ]
     rows += [{"arm": arm["arm"]} | _format_cells(arm["means"]) for arm in summary["arms"]]
-    columns = ["arm", *(title for title, _ in COLUMNS.values() if any(title in row for row in rows))]
+    columns = ["arm", *(title for title in TITLES.values() if any(title in row for row in rows))]
     return [{column: row.get(column, "-") for column in columns} for row in rows]
 
 
@@ -129,7 +120,7 @@ def make_comparison_table(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "comparison": f"{comparison['a']} against {comparison['b']}",
-            "measure": COLUMNS[comparison["name"]][0],
+            "measure": TITLES[comparison["name"]],
             "difference": _format_difference(comparison),
             "each seed": ", ".join(f"{seed['value']:+.4f}" for seed in comparison["seeds"]),
             "verdict": f"{comparison['verdict']}: {comparison['why']}"
@@ -159,14 +150,15 @@ def render_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _format_cells(values: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    return {COLUMNS[name][0]: _format_cell(name, statistics) for name, statistics in values.items()}
+    return {TITLES[name]: _format_cell(name, statistics) for name, statistics in values.items()}
 
 
 def _format_cell(name: str, statistics: Mapping[str, float]) -> str:
-    """A mean, of a quality with its range in brackets."""
-    unit = 2**20 if name == "peak_memory" else 1
-    texts = {key: COLUMNS[name][1].format(value / unit) for key, value in statistics.items()}
-    if name in COSTS or texts.get("low") == texts.get("high"):
+    """A mean; for a quality with the range of the seeds in brackets."""
+    if name in COST_TITLES:
+        return f"{statistics['value'] / (MEBIBYTE if name == 'peak_memory' else 1):,.0f}"
+    texts = {key: MEASURES[name].format(value, extra_decimals=1) for key, value in statistics.items()}
+    if texts.get("low") == texts.get("high"):
         return texts["value"]
     return f"{texts['value']} [{texts['low']}, {texts['high']}]"
 

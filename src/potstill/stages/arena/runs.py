@@ -12,13 +12,13 @@ import torch
 
 from potstill.core.atomic_files import ARENA_FILE, CARD_FILE, TRAINING_FOLDER
 from potstill.core.card import read_card
-from potstill.core.device import resolve_device, trim_memory
+from potstill.core.device import resolve_device
 from potstill.core.errors import ArtifactError, Interrupted, UsageError
+from potstill.core.memory import reset_peak_memory, trim_memory
 from potstill.stages.distill.run import DistillConfig
 from potstill.stages.run_folder import has_checkpoint
 from potstill.stages.sequence import is_finished
 from potstill.stages.stage import reproducible_options
-from potstill.train.callbacks import reset_peak_memory
 
 README_FILE, CHART_FILE = "README.md", "arena.png"
 EXTENSIBLE_FIELDS = ("objectives", "seeds", "prompts")  # what an arena that is resumed may have otherwise
@@ -109,10 +109,10 @@ def free_memory(device: str) -> None:
     """What the last arm held goes back, so that the next one's peak is its own."""
     gc.collect()
     trim_memory()
-    device_type = resolve_device(device).type
-    if device_type == "cuda":
+    resolved_device = resolve_device(device)
+    if resolved_device.type == "cuda":
         torch.cuda.empty_cache()
-    reset_peak_memory(device_type)
+    reset_peak_memory(resolved_device)
 
 
 @contextlib.contextmanager

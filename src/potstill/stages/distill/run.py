@@ -26,6 +26,7 @@ from potstill.core.errors import (
     UsageError,
     VocabularyMismatch,
 )
+from potstill.core.metrics_log import METRICS_FILE
 from potstill.core.types import Measure, Objective, SignalSource
 from potstill.data.cross_tokenizer.chat_translation import ChatMarkers
 from potstill.decode.generate import GenerationOptions
@@ -74,7 +75,6 @@ from potstill.teachers.http_client import is_address
 from potstill.teachers.served import TOP_K
 from potstill.train import distributed
 from potstill.train.activation_checkpointing import check_activation_checkpointing
-from potstill.train.callbacks import METRICS_FILE
 from potstill.train.config import TrainConfig
 from potstill.train.lora import add_adapters, merge_adapters
 from potstill.train.rollouts.config import GKD, RolloutConfig

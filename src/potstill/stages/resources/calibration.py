@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from potstill.core.errors import ArtifactError
+from potstill.core.memory import read_resident_memory
 from potstill.stages.resources.layer_timing import LayerTimings, measure_seconds
-from potstill.stages.resources.machine import read_resident_memory
 from potstill.stages.resources.workload import Workload
 
 SLOWDOWN = (

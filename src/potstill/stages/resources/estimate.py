@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.blueprint import Blueprint
-from potstill.core.device import trim_memory
 from potstill.core.errors import ArtifactError, UnsupportedModel
+from potstill.core.memory import read_resident_memory, trim_memory
 from potstill.data.packing import Packs
 from potstill.evaluate.size import count_blueprint_parameters
 from potstill.models.families.registry import read_blueprint
@@ -24,7 +24,7 @@ from potstill.stages.resources.dataset_stats import (
     measure_teacher_tokenization,
 )
 from potstill.stages.resources.layer_timing import LayerTimings
-from potstill.stages.resources.machine import AvailableResources, get_available_resources, read_resident_memory
+from potstill.stages.resources.machine import AvailableResources, get_available_resources
 from potstill.stages.resources.profiling import measure_autograd_bytes
 from potstill.stages.resources.workload import FLOAT32_BYTES, AutogradBytes, Workload
 from potstill.teachers.external import ExternalTeacher

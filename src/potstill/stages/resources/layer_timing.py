@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from potstill.core.blueprint import Blueprint
-from potstill.core.device import retain_freed_memory
+from potstill.core.memory import retain_freed_memory
 from potstill.core.types import Needs, supervised_positions
 from potstill.data.packing import collate
 from potstill.evaluate.size import forward_flops

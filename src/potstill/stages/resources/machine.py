@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from potstill.core.memory import read_proc_field
+
 MEMINFO, CGROUPS, OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -35,21 +37,8 @@ def read_available_memory(
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def read_resident_memory(status: Path = Path("/proc/self/status")) -> int:
-    """The memory that this process holds now, in bytes; 0 where the machine does not say."""
-    return _read_field(status, "VmRSS") or 0
-
-
 def _read_available(meminfo: Path) -> int | None:
-    return _read_field(meminfo, "MemAvailable")
-
-
-def _read_field(file: Path, name: str) -> int | None:
-    """`Name:  123 kB` in bytes."""
-    if not file.is_file():
-        return None
-    lines = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
-    return next((1024 * int(words[1]) for words in lines if words and words[0] == f"{name}:"), None)
+    return read_proc_field(meminfo, "MemAvailable")
 
 
 def _find_cgroups(cgroups: Path, own_cgroup: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import SaveStrategy
 
 from potstill.core.blueprint import Blueprint
-from potstill.core.device import retain_freed_memory, trim_memory
+from potstill.core.memory import get_peak_memory, reset_peak_memory, retain_freed_memory, trim_memory
 from potstill.core.types import IGNORE, Needs, supervised_positions
 from potstill.data.cross_tokenizer.packs import CrossTokenizerPacks
 from potstill.data.packing import Packs, collate
@@ -24,7 +24,6 @@ from potstill.stages.resources.calibration import StepMeasurements
 from potstill.stages.resources.layer_timing import synchronized_time
 from potstill.stages.resources.workload import AutogradBytes
 from potstill.train.activation_checkpointing import apply_block_settings
-from potstill.train.callbacks import get_peak_memory, reset_peak_memory
 from potstill.train.config import TrainConfig
 from potstill.train.lora import add_adapters
 from potstill.train.run import silence_libraries
@@ -60,14 +59,14 @@ def profile_steps(
         trainer = Trainer(module, args, train_dataset=packs, callbacks=[timer])
         hooks = [*timer.register_hooks(), module.register_forward_pre_hook(timer.count_tokens, with_kwargs=True)]
         trim_memory()
-        reset_peak_memory(device.type)
+        reset_peak_memory(device)
         try:
             with retain_freed_memory(), apply_block_settings(module, settings):  # as `train.run.train` has it
                 trainer.train()
         finally:
             for hook in hooks:
                 hook.remove()
-    return StepMeasurements.from_steps(timer.measured_steps, peak=float(get_peak_memory(device.type)))
+    return StepMeasurements.from_steps(timer.measured_steps, peak=float(get_peak_memory(device)))
 
 
 def estimate_profiling_seconds(step_seconds: float) -> float:

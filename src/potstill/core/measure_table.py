@@ -1,0 +1,161 @@
+"""The measures of a model: their names, titles, units and formats, for cards, tables, arenas and charts.
+
+`MEASURES` is the one place to add a measure. Names are published in cards and JSON, and their order here is the order
+of columns and axes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from potstill.core.types import Measure
+
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureInfo:
+    """How one measure is called and shown.
+
+    `title` labels the axis of a chart and `column` heads a column, both in the unit shown, which is `unit` times
+    `scale`. `decimals` is the number of digits after the point in a table. A measure without `in_tables` is left to
+    charts and JSON: perplexity repeats bits per byte, and peak memory belongs to one trial of speed.
+    """
+
+    name: str
+    title: str
+    column: str
+    unit: str
+    better: Literal["lower", "higher"]
+    kind: Literal["quality", "cost"]
+    decimals: int = 0
+    scale: int = 1
+    in_tables: bool = True
+
+    def build(self, value: float, n: int, **details: Any) -> Measure:
+        """The measure with this value over `n` things; `details` are its bounds and its note."""
+        return Measure(self.name, float(value), self.unit, n, better=self.better, **details)
+
+    def format(self, value: float, *, extra_decimals: int = 0) -> str:
+        """`value`, given in `unit`, as a table shows it."""
+        return f"{value / self.scale:,.{self.decimals + extra_decimals}f}"
+
+
+MEASURES: Mapping[str, MeasureInfo] = {
+    info.name: info
+    for info in (
+        MeasureInfo(
+            name="bits_per_byte",
+            title="bits per byte",
+            column="bits per byte",
+            unit="bits/byte",
+            better="lower",
+            kind="quality",
+            decimals=3,
+        ),
+        MeasureInfo(
+            name="teacher_kl",
+            title="KL to the teacher (nats/token)",
+            column="KL to teacher (nats)",
+            unit="nats/token",
+            better="lower",
+            kind="quality",
+            decimals=3,
+        ),
+        MeasureInfo(
+            name="teacher_agreement",
+            title="top-1 agreement with the teacher",
+            column="agreement",
+            unit="share",
+            better="higher",
+            kind="quality",
+            decimals=3,
+        ),
+        MeasureInfo(
+            name="perplexity",
+            title="perplexity",
+            column="perplexity",
+            unit="1",
+            better="lower",
+            kind="quality",
+            decimals=2,
+            in_tables=False,
+        ),
+        MeasureInfo(
+            name="rouge_l",
+            title="ROUGE-L",
+            column="ROUGE-L",
+            unit="F1 x 100",
+            better="higher",
+            kind="quality",
+            decimals=1,
+        ),
+        MeasureInfo(
+            name="parameters",
+            title="parameters",
+            column="parameters",
+            unit="parameters",
+            better="lower",
+            kind="cost",
+        ),
+        MeasureInfo(
+            name="bytes",
+            title="weights (MiB)",
+            column="MiB",
+            unit="B",
+            better="lower",
+            kind="cost",
+            scale=MEBIBYTE,
+        ),
+        MeasureInfo(
+            name="prefill_tokens_per_second",
+            title="prefill (tokens/s)",
+            column="prefill tok/s",
+            unit="tokens/s",
+            better="higher",
+            kind="cost",
+        ),
+        MeasureInfo(
+            name="decode_tokens_per_second",
+            title="decode (tokens/s)",
+            column="decode tok/s",
+            unit="tokens/s",
+            better="higher",
+            kind="cost",
+            decimals=1,
+        ),
+        MeasureInfo(
+            name="peak_memory",
+            title="peak memory (MiB)",
+            column="peak MiB",
+            unit="B",
+            better="lower",
+            kind="cost",
+            scale=MEBIBYTE,
+            in_tables=False,
+        ),
+    )
+}
+QUALITIES = tuple(name for name, info in MEASURES.items() if info.kind == "quality")
+COSTS = tuple(name for name, info in MEASURES.items() if info.kind == "cost")
+TABLE_QUALITIES = tuple(name for name in QUALITIES if MEASURES[name].in_tables)
+
+
+def list_columns(models: Iterable[Mapping[str, Measure]]) -> list[MeasureInfo]:
+    """The columns of a table of models: every measure for tables that at least one model has."""
+    measured = {name for measures in models for name in measures}
+    return [info for name, info in MEASURES.items() if info.in_tables and name in measured]
+
+
+def format_measure(measure: Measure | None) -> str:
+    """A value with its interval as a table shows it; `-` where there is no value.
+
+    The range of repeated runs, which speeds have in place of an interval, is left to charts.
+    """
+    if measure is None:
+        return "-"
+    info = MEASURES[measure.name]
+    text = info.format(measure.value)
+    if measure.low is None or measure.high is None or measure.low == measure.high or info.unit == "tokens/s":
+        return text
+    return f"{text} [{info.format(measure.low)}, {info.format(measure.high)}]"
