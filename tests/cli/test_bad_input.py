@@ -214,7 +214,7 @@ def test_a_target_larger_than_the_teacher(refused: Refused, teacher: Path, text:
         pytest.param(("--temperature", "0"), "must be positive", id="no temperature"),
         pytest.param(("--cross-entropy", "2"), "between 0 and 1", id="more than all of the loss"),
         pytest.param(("--strategy", "hope"), "none of auto, depth", id="an unknown strategy"),
-        pytest.param(("--dtype", "int3"), "none of auto", id="an unknown dtype"),
+        pytest.param(("--dtype", "int3"), "there is no dtype 'int3'", id="an unknown dtype"),
         pytest.param(("--device", "abacus"), "cannot be used here", id="an unknown device"),
         pytest.param(
             ("--context", "4096", "--batch-tokens", "4096"),

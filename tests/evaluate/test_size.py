@@ -59,7 +59,7 @@ def test_a_file_is_its_own_weights_and_an_empty_folder_has_none(tmp_path):
     file.write_bytes(b"1234")
     assert count_bytes_on_disk(file) == count_bytes_on_disk(tmp_path) == 4
     file.unlink()
-    with pytest.raises(NotFound, match="holds no weights"):
+    with pytest.raises(NotFound, match="has no weight files"):
         count_bytes_on_disk(tmp_path)
 
 

@@ -49,7 +49,7 @@ def test_students_of_one_name_are_called_by_their_path(tmp_path: Path) -> None:
 
 def test_two_teachers_of_one_name_are_refused(tmp_path: Path) -> None:
     sources = [folder(tmp_path / "a", "large"), folder(tmp_path / "b", "large", size=7.0)]
-    with pytest.raises(DataError, match="two models are called 'large'"):
+    with pytest.raises(DataError, match="two models have the name 'large'"):
         draw_frontier(sources, tmp_path / "chart.html")
     assert not (tmp_path / "chart.html").exists()
 
@@ -65,5 +65,5 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="there is no"):
         draw_frontier([tmp_path / "nothing.json"], tmp_path / "chart.html")
     Card(stage={}, seed=1).write(tmp_path)
-    with pytest.raises(ArtifactError, match="holds no measures"):
+    with pytest.raises(ArtifactError, match="has no measures"):
         draw_frontier([tmp_path], tmp_path / "chart.html")

@@ -1,4 +1,4 @@
-"""What lies on disk: folders that appear whole or not at all, and the card that says where a folder came from."""
+"""Writes files and folders that appear whole or not at all, even where a process is killed."""
 
 import contextlib
 import glob
@@ -15,26 +15,26 @@ from potstill.core.errors import ArtifactError, OutputExists
 
 CARD_FILE = "card.json"
 
-TRAINING_FOLDER = "training"  # inside the output folder while a run is not finished
-ARENA_FILE = "arena.json"  # in the folder of an arena, from its first second on
+TRAINING_FOLDER = "training"  # in the output folder until the run is finished
+ARENA_FILE = "arena.json"  # in the folder of an arena from the start
 OUTPUT_MARKERS = (
     CARD_FILE,
     TRAINING_FOLDER,
     ARENA_FILE,
     f"*/{CARD_FILE}",
     f"*/{TRAINING_FOLDER}",
-)  # one of these is in every folder that we made
+)  # every output folder of potstill holds one of these
 
 
 def check_output_free(out: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder that holds something, or that cannot be written.
+    """Refuse an output folder that is not empty or cannot be written.
 
-    Raises: OutputExists, ArtefactError.
+    Raises: OutputExists, ArtifactError.
     """
     if out.is_file():
         raise OutputExists(f"{out} is a file; give a folder that does not exist yet")
     if out.is_mount():
-        raise ArtifactError(f"{out} is where a file system is mounted, and cannot appear whole; give a folder in it")
+        raise ArtifactError(f"{out} is a mount point, which cannot be replaced as a whole; choose a folder inside it")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise OutputExists(f"{out} is not empty; pass --overwrite to replace it, or --resume to continue its run")
     if (
@@ -51,11 +51,11 @@ def check_output_free(out: Path, *, overwrite: bool = False) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
+    """A temporary folder next to `out` that becomes `out` at the end of the block, and is deleted after an error.
 
-    If `out` is a link, all of this happens where it leads to, which may be another disk.
+    If `out` is a symbolic link, the folder is made at its target, which may be on another disk.
 
-    Raises: OutputExists if `out` holds something; ArtefactError if the disk is full or not writable.
+    Raises: OutputExists if `out` is not empty; ArtifactError if the disk is full or not writable.
     """
     check_output_free(out, overwrite=overwrite)
     out = out.resolve()
@@ -68,13 +68,13 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         replace_folder(staging, out)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ArtifactError(f"writing {out} failed: {reason}; nothing was left there") from error
+        raise ArtifactError(f"writing {out} failed: {reason}; nothing was written") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def replace_folder(folder: Path, out: Path) -> None:
-    """Rename `folder` to `out`; what stood at `out` is removed only once the new one is in place."""
+    """Rename `folder` to `out`; a folder that was at `out` is deleted only after the new one is in place."""
     out = out.resolve()
     backup = _staging_path(out, "old")
     if out.exists():
@@ -90,10 +90,10 @@ def replace_folder(folder: Path, out: Path) -> None:
 
 
 def recover_folder(out: Path) -> None:
-    """Mends what a process that was killed left beside `out`: what it was about to replace goes back to its place, if
-    nothing took that yet, and what is half-written goes.
+    """Clean up next to `out` after a process that was killed.
 
-    Only one process at a time may make `out`.
+    A folder that was being replaced returns to `out`, unless `out` exists; incomplete folders are deleted.
+    Only one process at a time may write `out`.
     """
     out = out.resolve()
     leftovers = [path for kind in ("old", "partial") for path in out.parent.glob(_staging_pattern(out, kind))]
@@ -104,18 +104,18 @@ def recover_folder(out: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a process that was killed left half-written in `folder`."""
+    """Delete the incomplete files and folders that a killed process left in `folder`."""
     for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 @contextlib.contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """A file beside `file` that is synced and becomes `file` when the block ends well, and else vanishes."""
+    """A temporary file that is synced and becomes `file` at the end of the block, and is deleted after an error."""
     staging = _staging_path(file, "partial")
     try:
         yield staging
-        staging.chmod(0o666 & ~_get_umask())  # safetensors writes for its owner alone
+        staging.chmod(0o666 & ~_get_umask())  # safetensors lets only the owner read its files
         _sync_file(staging)
         staging.replace(file)
         _sync_directory_entry(file.absolute().parent)
@@ -130,7 +130,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring every file below `folder` to the disk."""
+    """Sync every file below `folder` to the disk."""
     for file in folder.rglob("*"):
         if file.is_file():
             _sync_file(file)
@@ -162,7 +162,7 @@ def _sync_file(file: Path) -> None:
 
 
 def _sync_directory_entry(folder: Path) -> None:
-    """A rename is on the disk only once the folder that holds the name is; some file systems cannot and need not."""
+    """Sync the folder itself, without which a rename is not on the disk; some file systems cannot and need not."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

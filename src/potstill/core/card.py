@@ -1,4 +1,4 @@
-"""The card of a folder: what made it, from what, with what result."""
+"""`card.json` of an output folder: the stage that made it, its parents, its data and its measures."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "toke
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A model that another one came from: its name, the SHA-256 of its weights and its licence, where known."""
+    """A model that another one was made from: its name, the SHA-256 of its weights and its license, where known."""
 
     role: str
     name: str
@@ -30,10 +30,10 @@ class Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a stage did, as a value: enough to say where a model came from and to make it again.
+    """The record of a finished stage, complete enough to trace a model and to make it again.
 
-    `stage` is the stage itself, `data` the provenance of the text, `cost` seconds, tokens and memory, `invariants` the
-    checks that were run with their outcome, `details` what the stage found out (kept layers, importance).
+    `stage` holds the stage's options, `data` the source of the text, and `cost` the seconds, tokens and memory.
+    `invariants` holds the checks with their outcomes, and `details` the stage's own results (kept layers, importance).
     """
 
     stage: Mapping[str, Any]
@@ -56,26 +56,26 @@ class Card:
         return plain
 
     def write(self, folder: Path) -> None:
-        """Writes `card.json`, whole or not at all."""
+        """Write `card.json` into the folder, whole or not at all."""
         write_text(folder / CARD_FILE, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """The card of a folder as plain data.
 
-    Raises: ArtefactError if there is none or it is not JSON.
+    Raises: ArtifactError if there is no card or it is not JSON.
     """
     try:
         card: dict[str, Any] = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{folder} has no {CARD_FILE}; only folders that potstill finished have one") from error
+        raise ArtifactError(f"{folder} has no {CARD_FILE}; give a folder that potstill has finished") from error
     except (ValueError, OSError) as error:
         raise ArtifactError(f"{folder / CARD_FILE} cannot be read ({error}); make the folder again") from error
     return card
 
 
 def get_package_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that shape a result."""
+    """The versions of Python and of the packages that a result depends on."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

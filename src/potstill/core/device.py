@@ -1,4 +1,4 @@
-"""Which device, which dtype to multiply in, and how memory is held: chosen by looking and measuring."""
+"""The device and the dtype to compute in, and `torch.compile` with a fallback."""
 
 import contextlib
 import functools
@@ -13,14 +13,14 @@ from torch import nn
 from potstill.core.errors import UsageError
 
 log = logging.getLogger("potstill")
-RECOMPILE_LIMIT = 64  # two models, with and without gradients, in a few dtypes: more than torch's 8 forms of a layer
+RECOMPILE_LIMIT = 64  # two models, with and without gradients, in a few dtypes exceed torch's limit of 8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """The device called `name`; `auto` is the first accelerator, else the CPU.
+    """The device called `name`; `auto` is the GPU where there is one, else the CPU.
 
-    Raises: UsageError if there is no such device here.
+    Raises: UsageError if this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,28 +33,28 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_dtype(name: str = "auto", *, device_type: str = "cpu", default: str = "auto") -> torch.dtype:
-    """The dtype called `name`; `auto` is the one that the argument names, and measures where it names none.
+    """The dtype called `name`; `auto` is `default`, and where that is `auto` too, the result of `compute_dtype`.
 
-    Raises: UsageError for a name that is none of float32, bfloat16, auto.
+    Raises: UsageError for another name than float32, bfloat16 or auto.
     """
     name = default if name == "auto" else name
     if name == "auto":
         return compute_dtype(device_type)
     if name not in DTYPES:
-        raise UsageError(f"dtype {name!r} is none of auto, {', '.join(DTYPES)}")
+        raise UsageError(f"there is no dtype {name!r}; choose auto, {' or '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def get_dtype_name(dtype: torch.dtype) -> str:
-    """What `dtype` takes for it, and what is written of it."""
+    """The name of a dtype as options and cards write it: `float32`, not `torch.float32`."""
     return str(dtype).removeprefix("torch.")
 
 
 @functools.cache
 def compute_dtype(device_type: str = "cpu") -> torch.dtype:
-    """bfloat16 where a matrix product in it is faster here than in float32, else float32.
+    """bfloat16 where this device multiplies matrices faster in it than in float32, else float32.
 
-    Many CPUs take bf16 only through slow conversions, so on a CPU both are timed (some 50 ms, once a process).
+    Many CPUs compute in bf16 only through slow conversions. So on a CPU both are timed, once a process (some 50 ms).
     """
     if device_type.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
@@ -84,9 +84,9 @@ def _time_product(dtype: torch.dtype, *, size: int = 768, repeats: int = 5) -> f
 
 @contextlib.contextmanager
 def compile_modules(modules: Iterable[nn.Module], *, backend: str = "inductor") -> Iterator[None]:
-    """Inside, each module runs through `torch.compile`, for any shapes; its weights and their names stay as they are.
+    """Run each module through `torch.compile` inside the block, for any shapes; weights and their names do not change.
 
-    Where the compiler `backend` is absent or fails, one line says so, and the modules run as they are written.
+    Where the compiler `backend` is missing or fails, one warning says so, and the modules run uncompiled.
     """
     module_list, compiler = list(modules), _get_compiler(backend)
     for module in module_list:
@@ -101,16 +101,18 @@ def compile_modules(modules: Iterable[nn.Module], *, backend: str = "inductor") 
 
 @functools.cache
 def _get_compiler(name: str) -> Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]:
-    """The compiler called `name`; from its first failure on it gives graphs back as they are."""
+    """The compiler called `name`; after its first failure it returns every graph uncompiled."""
     works = True
 
     def compile_graph(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         nonlocal works
         if works:
             try:
-                with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):  # its failures show here
+                with torch._functorch.config.patch(
+                    force_non_lazy_backward_lowering=True
+                ):  # so that its failures show here
                     return torch._dynamo.lookup_backend(name)(graph, inputs)
-            except Exception as error:  # of a compiler, its compiler, or what either lacks: any type at all
+            except Exception as error:  # a compiler, its C++ compiler or a missing library may raise any type
                 works = False
                 log.warning("note: torch.compile fails here (%s), so nothing is compiled", _get_first_line(error))
         return graph.forward

@@ -1,31 +1,31 @@
-"""What can go wrong for a caller: each error is one sentence that names the offending value and says what to do.
+"""The errors of potstill. Each message is one sentence that names the wrong value and says what to do.
 
-`exit_code` is what the command line returns: 2 where the call itself is wrong, 1 where it was right and failed.
+`exit_code` is the exit status of the command line: 2 where the call is wrong, 1 where a right call failed.
 """
 
 
 class PotstillError(ValueError):
-    """The base of every error that potstill raises on purpose."""
+    """The base class of every error that potstill raises itself."""
 
     exit_code = 1
 
 
 class UsageError(PotstillError):
-    """The call is wrong: an option out of range, a combination that means nothing."""
+    """The call is wrong: an option out of range, or options that exclude each other."""
 
     exit_code = 2
 
 
 class NotFound(UsageError):
-    """A model, file, data set, recipe or stage that is not there."""
+    """A model, file, data set, recipe or stage that does not exist."""
 
 
 class OutputExists(UsageError):
-    """The output folder holds something already; `--overwrite` replaces it, `--resume` continues it."""
+    """The output folder is not empty; `--overwrite` replaces it, `--resume` continues its run."""
 
 
 class InfeasibleTarget(UsageError):
-    """No shape of this model reaches the size that was asked for."""
+    """No shape of this model has the requested size."""
 
 
 class DataError(PotstillError):
@@ -33,35 +33,35 @@ class DataError(PotstillError):
 
 
 class VocabularyMismatch(UsageError):
-    """Teacher and student do not read text as the same tokens, which this objective needs."""
+    """The objective needs one tokenizer, and teacher and student have two."""
 
 
 class CacheMismatch(UsageError):
-    """A teacher's cache that was made from another teacher, text or setting than it is used for."""
+    """A teacher's cache was made with another teacher, text or option than those of this run."""
 
 
 class ServerError(PotstillError):
-    """A server that cannot be reached, refuses what it is asked, or answers what cannot be used."""
+    """A server cannot be reached, refuses a request, or gives an unusable answer."""
 
 
 class UnsupportedModel(PotstillError):
-    """A model whose architecture, weights or head potstill cannot treat correctly."""
+    """Potstill cannot handle the architecture, weights or output layer of this model correctly."""
 
 
 class UnsafeModel(UsageError):
-    """Weights that are pickled, or code that comes with a model; both run only when asked for."""
+    """The model has pickled weights or code of its own, which run only with the option that allows them."""
 
 
 class ArtifactError(PotstillError):
-    """A checkpoint, card or stage on disk that is corrupt, half-written or somebody else's."""
+    """A checkpoint, card or stage on disk is corrupt, incomplete or from another run."""
 
 
 class TrainingDiverged(PotstillError):
-    """The loss became NaN, infinite or exploded; the message names the step and the batch."""
+    """The loss exploded or became NaN or infinite; the message names the step and the batch."""
 
 
 class PeerFailed(PotstillError):
-    """Another rank of the same job failed, and says why; `exit_code` is what this one's own failure had given."""
+    """Another rank of this job failed, for the reason in the message and with this exit code."""
 
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -69,10 +69,10 @@ class PeerFailed(PotstillError):
 
 
 class MissingDependency(PotstillError):
-    """An optional package is needed; the message holds the command that installs it."""
+    """An optional package is missing; the message holds the command that installs it."""
 
 
 class Interrupted(PotstillError):
-    """A run that was asked to stop and did, after saving what `--resume` continues from."""
+    """The user stopped a run, which first saved a checkpoint for `--resume`."""
 
     exit_code = 130

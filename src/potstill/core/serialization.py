@@ -1,4 +1,4 @@
-"""Frozen values as plain JSON data, and back."""
+"""Turns frozen values into plain JSON data, and back."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -6,27 +6,27 @@ from typing import Any
 
 from potstill.core.errors import ArtifactError
 
-Facts = tuple[tuple[str, Any], ...]  # a mapping that hashes: pairs of a name and a frozen value
+Facts = tuple[tuple[str, Any], ...]  # a hashable mapping: pairs of a name and a frozen value
 
 
 def freeze(value: Any) -> Any:
-    """`value` with mappings as sorted pairs and lists as tuples, so that it hashes; plain values stay as they are."""
+    """`value` with mappings as sorted pairs and lists as tuples, at every depth, so that it can be hashed."""
     if isinstance(value, Mapping):
         return tuple(sorted((str(k), freeze(v)) for k, v in value.items()))
     return tuple(freeze(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def thaw(value: Any) -> Any:
-    """`value` with tuples as lists, all the way down, as JSON has it."""
+    """`value` with tuples as lists, at every depth, as JSON has them."""
     if isinstance(value, Mapping):
         return {k: thaw(v) for k, v in value.items()}
     return [thaw(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def check_fields(dataclass_type: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` as arguments of the dataclass `made`; those with a default may be absent.
+    """`data` as arguments of `dataclass_type`; fields with a default may be absent.
 
-    Raises: ArtefactError where a key is unknown or missing.
+    Raises: ArtifactError for an unknown or a missing key.
     """
     fields_by_name = {f.name: f for f in fields(dataclass_type)}
     if unknown := sorted(set(data) - set(fields_by_name)):

@@ -1,7 +1,8 @@
-"""How near a student is to its teacher on the same tokens: KL(teacher || student) in nats and top-1 agreement.
+"""Compares a student with its teacher on the same tokens: KL(teacher || student) in nats, and top-1 agreement.
 
-The teacher reads once, whatever the number of students: `remember` keeps its last hidden states, from which its logits
-are made again a chunk at a time. Both sides are cut to the ids that exist, so padded vocabularies do not matter.
+The teacher runs once, whatever the number of students. `collect_teacher_outputs` keeps its last hidden states, from
+which its logits are computed again a chunk at a time. Both vocabularies are cropped to the ids that exist, so a padded
+vocabulary changes nothing.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from potstill.ops.divergence import forward_kl
 
 @dataclass(frozen=True)
 class TeacherComparison:
-    """A student's own scores and, for each document, its sum of KL(teacher || student) and its agreeing tokens."""
+    """A student's scores, and for each document the sum of KL(teacher || student) and of equal top tokens."""
 
     scores: Scores
     kl: Float[np.ndarray, " n"]
@@ -37,13 +38,13 @@ class TeacherComparison:
 
     @property
     def agreement(self) -> float:
-        """The share of tokens where both would greedily write the same one."""
+        """The share of positions where teacher and student have the same likeliest token."""
         return float(self.top1_matches.sum() / self.scores.num_tokens.sum())
 
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What a teacher said about `rows`: kept hidden states, or (`model` given) read again where they would not fit."""
+    """A teacher's outputs on `rows`: its stored signals or, where they do not fit in memory, the model to run again."""
 
     rows: Sequence[Row]
     config: ScoringConfig
@@ -53,7 +54,7 @@ class TeacherOutputs:
     model: PreTrainedModel | None
 
     def get_signals(self, index: int) -> Signals:
-        """The teacher's signals for pack `number`."""
+        """The teacher's signals for the pack at `index`."""
         if self.cached_signals is not None:
             return self.cached_signals[index]
         assert self.model is not None
@@ -64,9 +65,9 @@ class TeacherOutputs:
 def collect_teacher_outputs(
     teacher: PreTrainedModel, rows: Sequence[Row], config: ScoringConfig | None = None, *, max_bytes: int = 2 << 30
 ) -> TeacherOutputs:
-    """Let `teacher` read `rows` and keep what it says, as long as that stays below `memory` bytes.
+    """Run `teacher` on `rows` and keep its signals if they take at most `max_bytes`.
 
-    Raises: DataError where no row has a token to score.
+    Raises: DataError if no row has a token to score.
     """
     config = (config or ScoringConfig()).limit_to_context(teacher)
     pack_list = list(build_packs(rows, config, device=teacher.device))
@@ -88,19 +89,20 @@ def collect_teacher_outputs(
 def compare_with_teacher(
     teacher: TeacherOutputs, student: PreTrainedModel, *, vocabulary: int | None = None
 ) -> TeacherComparison:
-    """`student` beside `teacher` on the rows that the teacher remembers, in one pass of the student.
+    """Compare `student` with the teacher on the teacher's rows, in one pass of the student.
 
-    `vocabulary` is how many ids both share; None is what the teacher was read with.
+    `vocabulary` is the number of ids that both share; None takes the number of the teacher's `config`.
 
     Raises:
-        UsageError: the student's context is shorter than the windows that the teacher read.
-        VocabularyMismatch: they do not speak of the same number of tokens.
+        UsageError: the student's context is shorter than the teacher's windows.
+        VocabularyMismatch: the two have different numbers of tokens.
     """
     config, num_rows = replace(teacher.config, vocabulary=vocabulary or teacher.config.vocabulary), len(teacher.rows)
     longest_window = max(int(pack.batch["position_ids"].max()) + 1 for pack in teacher.packs)
     if get_max_context(student) < longest_window:
         raise UsageError(
-            f"the teacher read {longest_window} tokens at once, the student reads {get_max_context(student)} at most"
+            f"the teacher was run on windows of {longest_window} tokens, but the student reads at most "
+            f"{get_max_context(student)}; lower --context"
         )
     nll, kl, top1_matches = np.zeros(num_rows), np.zeros(num_rows), np.zeros(num_rows)
     with inference_context(student, dtype=config.dtype):
@@ -119,7 +121,7 @@ def compare_with_teacher(
 def _compute_row_metrics(
     teacher_signals: Signals, student_signals: Signals, *, config: ScoringConfig
 ) -> Float[Tensor, "2 N"]:
-    """(KL in nats, whether the greedy tokens are the same) of every row."""
+    """(KL in nats, 1 where the likeliest tokens are equal else 0) of every row."""
     parts = []
     for teacher_rows, student_rows in zip(
         teacher_signals.rows.split(config.chunk), student_signals.rows.split(config.chunk), strict=True
@@ -130,8 +132,8 @@ def _compute_row_metrics(
         )
         if p.shape[-1] != q.shape[-1]:
             raise VocabularyMismatch(
-                f"the teacher knows {p.shape[-1]} tokens and the student {q.shape[-1]}; "
-                f"KL and agreement need one tokenizer (bits per byte compare across tokenizers)"
+                f"the teacher has {p.shape[-1]} tokens and the student {q.shape[-1]}; KL and agreement need one "
+                f"tokenizer, bits per byte do not"
             )
         p = p.to(q.device)
         parts.append(torch.stack([forward_kl(p, q), (p.argmax(-1) == q.argmax(-1)).float()]))

@@ -1,8 +1,8 @@
 """Percentile bootstrap over documents, for ratios of sums and for the difference of two models on the same documents.
 
-A measure such as bits per byte is `sum(numerators) / sum(denominators)`, so whole documents are drawn with replacement
-and both sums are taken again: tokens of one document are not independent, documents nearly are. For two models the same
-draw serves both (paired), which cancels how hard the drawn documents are.
+A measure such as bits per byte is `sum(numerators) / sum(denominators)`. Whole documents are drawn with replacement,
+since the tokens of a document depend on each other and documents hardly do, and both sums are computed again. Two
+models are compared on the same draws (paired), which cancels how hard the drawn documents are.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 Array = Float[np.ndarray, " n"]
 NUM_RESAMPLES = 2000
-_MAX_INDICES = 1 << 22  # indices in memory at once, about 32 MiB
+_MAX_INDICES = 1 << 22  # drawn at once, about 32 MiB
 
 
 class Interval(NamedTuple):
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """a - b with its 95 % interval; `probability` is the share of draws in which a is below b (a tie counts half)."""
+    """a - b with its 95 % interval; `probability` is the share of draws with a < b (a tie counts half)."""
 
     value: float
     low: float
@@ -41,7 +41,7 @@ def bootstrap_interval(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """transform(sum(numerators) / sum(denominators)) with its interval; `transform` is increasing, as exp is."""
+    """transform(sum(numerators) / sum(denominators)) with its interval; `transform` must be increasing, as exp is."""
     value = float(transform(np.asarray(numerators.sum() / denominators.sum())))
     if len(numerators) < 2:
         return Interval(value, float("nan"), float("nan"))
@@ -55,7 +55,7 @@ def bootstrap_interval(
 def paired_bootstrap(
     a: Array, b: Array, denominators: Array, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Difference:
-    """sum(a) / sum(denominators) - sum(b) / sum(denominators), drawn over the same documents for both."""
+    """sum(a) / sum(denominators) - sum(b) / sum(denominators) with its interval over shared draws of documents."""
     value = float((a.sum() - b.sum()) / denominators.sum())
     if len(a) < 2:
         return Difference(value, float("nan"), float("nan"), float("nan"))
@@ -69,13 +69,13 @@ def paired_bootstrap(
 
 
 def _compute_ratios(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
-    """above / below over the draws that hold anything to divide by (a draw of empty documents alone does not)."""
+    """The ratio of each draw; draws of empty documents alone, with a denominator of 0, are left out."""
     is_nonzero = denominators > 0
     return np.asarray(numerators[is_nonzero] / denominators[is_nonzero])
 
 
 def _resample_sums(columns: Float[np.ndarray, "k n"], *, num_resamples: int, seed: int) -> Float[np.ndarray, "k d"]:
-    """The sum of each column over each of `draws` resamples of its documents."""
+    """The sum of each column over each of `num_resamples` draws of its documents."""
     return np.concatenate(
         [columns[:, indices].sum(-1) for indices in _draw_indices(columns.shape[1], num_resamples, seed)], axis=1
     )

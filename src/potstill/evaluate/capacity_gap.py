@@ -1,10 +1,10 @@
-"""The law of capacity gap: for every student there is a best teacher, and a larger one teaches it worse.
+"""The law of capacity gap: every student has a best teacher size, and a larger teacher gives a worse student.
 
     N_T = 2.498 N_S - 11.498      in millions of parameters, R^2 = 0.9957
 
 Source: Zhang et al., "Towards the Law of Capacity Gap in Distilling Language Models" (MiniMA), arXiv:2311.07052. The
-line was fitted to students pruned from GPT-2 teachers of 140M to 1.6B and Pythia teachers of 70M to 2.8B parameters,
-and held against one larger pair: of LLaMA2 7B, 13B and 70B, the 7B was the best teacher of a 3B student.
+line was fitted to students pruned from GPT-2 teachers of 140M to 1.6B and Pythia teachers of 70M to 2.8B parameters.
+The paper checks it once beyond: of LLaMA2 7B, 13B and 70B, the 7B was the best teacher of a 3B student.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,15 +12,15 @@ from typing import Any
 
 SLOPE, OFFSET = 2.498, -11.498e6
 FITTED_RANGE = (70e6, 2.8e9)  # parameters of the teachers that the line was fitted to
-CHECKED_SIZE = 7e9  # of the one larger teacher that was tried
+CHECKED_SIZE = 7e9  # parameters of the one larger teacher in the paper
 
 
 @dataclass(frozen=True)
 class CapacityGapAdvice:
-    """What the law says of a pair: the best teacher for this student, the best student for this teacher.
+    """The best teacher size for this student and the best student size for this teacher, in parameters.
 
-    A size is None where the line gives none (a student below 4.6M has no best teacher on it). `range` says whether the
-    teacher lies where the law was fitted.
+    `teacher_for_student` is None for a student that is too small for the line. `range` says in words whether the law
+    was fitted to teachers of this size.
     """
 
     teacher_for_student: float | None
@@ -33,23 +33,23 @@ class CapacityGapAdvice:
 
 
 def compute_best_teacher(student: float) -> float | None:
-    """The parameters of the teacher that a student of so many parameters learns most from; None below the line."""
+    """The parameters of the best teacher for a student of this size; None where the line gives no larger model."""
     size = SLOPE * student + OFFSET
     return size if size > student else None
 
 
 def compute_best_student(teacher: float) -> float:
-    """The parameters of the student for which a teacher of so many is the best."""
+    """The parameters of the student whose best teacher has this size."""
     return (teacher - OFFSET) / SLOPE
 
 
 def advise_sizes(*, teacher: float, student: float) -> CapacityGapAdvice:
-    """What the law says of this pair, in parameters."""
+    """The law applied to a teacher and a student with these numbers of parameters."""
     return CapacityGapAdvice(compute_best_teacher(student), compute_best_student(teacher), describe_fit_range(teacher))
 
 
 def describe_fit_range(teacher: float) -> str:
-    """Whether a teacher of so many parameters lies where the law was fitted."""
+    """In words, whether the law was fitted to teachers of this size."""
     low, high = FITTED_RANGE
     if low <= teacher <= high:
         return "inside the fit: GPT-2 and Pythia teachers of 70M to 2.8B parameters"

@@ -1,7 +1,7 @@
-"""How fast a model is and how much memory that takes: prefill and decode at batch 1, through `generate` with its cache.
+"""Measures speed and peak memory: prefill and decode at batch size 1, by Hugging Face's `generate` with its cache.
 
-A streamer notes when each token arrives. The time until the first is the prefill, the mean gap afterwards one decoding
-step, so both hold what a caller of `generate` waits for, Python included.
+A streamer records when each token arrives. The time to the first token is the prefill, and the mean time between
+tokens is one decoding step. Both include the overhead of Python, as a user of `generate` sees it.
 """
 
 import time
@@ -24,7 +24,7 @@ from potstill.models.inference import get_max_context, inference_context
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyConfig:
-    """What is timed: a prompt of random tokens, what is written after it, and how often; `threads` None leaves them."""
+    """How speed is measured: lengths of prompt and answer, and runs; `threads` None changes nothing."""
 
     prompt_tokens: int = 256
     new_tokens: int = 64
@@ -34,7 +34,7 @@ class LatencyConfig:
     seed: int = 0
 
     def limit_to_context(self, model: PreTrainedModel) -> "LatencyConfig":
-        """The same trial, its prompt and answer shortened to what the model can take in; it says so in its note."""
+        """This configuration with prompt and answer shortened to the model's context."""
         max_context = get_max_context(model)
         new_tokens = min(self.new_tokens, max(2, max_context // 4))
         return replace(self, new_tokens=new_tokens, prompt_tokens=min(self.prompt_tokens, max_context - new_tokens))
@@ -42,7 +42,7 @@ class LatencyConfig:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of every run, peak memory in bytes, and what they were measured on."""
+    """Tokens per second of every run, peak memory in bytes, and the conditions in words."""
 
     prefill: Float[np.ndarray, " r"]
     decode: Float[np.ndarray, " r"]
@@ -51,7 +51,7 @@ class Speed:
 
 
 class _TimingStreamer(BaseStreamer):
-    """Notes the time of everything that `generate` hands on: the prompt first, then token by token."""
+    """Records the time of every call of `generate`: first with the prompt, then with each token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -64,9 +64,9 @@ class _TimingStreamer(BaseStreamer):
 
 
 def time_model(model: PreTrainedModel, latency_config: LatencyConfig | None = None) -> Speed:
-    """Prefill and decode speed of `model` as it stands, in the dtype and on the device that it is on.
+    """The prefill and decode speed of `model` in its present dtype and on its present device.
 
-    Raises: UsageError where nothing would be timed or the model's context is too short.
+    Raises: UsageError if nothing would be timed or the model's context is too short.
     """
     latency_config = latency_config or LatencyConfig()
     _check_config(model, latency_config)
@@ -82,7 +82,7 @@ def time_model(model: PreTrainedModel, latency_config: LatencyConfig | None = No
 
 def _check_config(model: PreTrainedModel, latency_config: LatencyConfig) -> None:
     if latency_config.prompt_tokens < 1 or latency_config.new_tokens < 2 or latency_config.runs < 1:
-        raise UsageError(f"{latency_config} times nothing; it takes a prompt token, two new tokens and a run at least")
+        raise UsageError(f"{latency_config} times nothing; give at least one prompt token, two new tokens and one run")
     if (total_tokens := latency_config.prompt_tokens + latency_config.new_tokens) > get_max_context(model):
         raise UsageError(
             f"a prompt and answer of {total_tokens} tokens exceed the model's context of {get_max_context(model)}"
@@ -104,13 +104,13 @@ def _time_generation(model: PreTrainedModel, latency_config: LatencyConfig) -> t
     streamer = _TimingStreamer()
     start_time = time.perf_counter()
     model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=streamer)
-    first_time, *later_times = streamer.times[1:]  # the prompt itself comes first
+    first_time, *later_times = streamer.times[1:]  # the first call holds the prompt
     return first_time - start_time, (later_times[-1] - first_time) / len(later_times)
 
 
 @contextmanager
 def use_threads(num_threads: int | None) -> Iterator[None]:
-    """torch computing on `number` threads, and on as many as before afterwards; None leaves them alone."""
+    """Let torch compute on `num_threads` inside the block; None changes nothing."""
     previous_threads = torch.get_num_threads()
     if num_threads is not None:
         torch.set_num_threads(num_threads)

@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, run on a loaded model, as measures (extra `eval`)."""
+"""Runs tasks of EleutherAI's lm-evaluation-harness on a loaded model (extra `eval`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,9 +20,9 @@ def run_tasks(
     limit: int | None = None,
     batch_size: int = 8,
 ) -> list[Measure]:
-    """The results of `tasks`, each with its version in the note; BOS is added as the model's tokenizer does.
+    """The results of `tasks` as measures, with the task's version in the note; BOS is added as the tokenizer does.
 
-    Raises: MissingDependency without the extra `eval`; NotFound for a task that the harness does not know.
+    Raises: MissingDependency without the extra `eval`; NotFound for an unknown task; DataError without results.
     """
     try:
         from lm_eval import simple_evaluate
@@ -32,10 +32,8 @@ def run_tasks(
         raise MissingDependency("lm-eval tasks need the extra `eval`; run: pip install 'potstill[eval]'") from error
     task_manager = TaskManager()
     if unknown_tasks := [task for task in tasks if not task_manager.match_tasks([task])]:
-        raise NotFound(
-            f"lm-eval knows no task {', '.join(unknown_tasks)}; `lm-eval ls tasks` lists those that it knows"
-        )
-    adds_bos = get_bos_id(tokenizer) is not None  # a wrong BOS alone has cost published scores tens of points
+        raise NotFound(f"lm-eval has no task {', '.join(unknown_tasks)}; `lm-eval ls tasks` lists its tasks")
+    adds_bos = get_bos_id(tokenizer) is not None  # a wrong BOS has changed published scores by tens of points
     with inference_context(model):
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=adds_bos)
         results = simple_evaluate(
@@ -52,7 +50,7 @@ def run_tasks(
 
 
 def parse_results(results: Mapping[str, Any]) -> list[Measure]:
-    """The harness's result document as measures called `task/metric`, with 95 % intervals from its standard errors."""
+    """The harness's results as measures named `task/metric`, with 95 % intervals from its standard errors."""
     return [
         _build_measure(results, task, key, float(value))
         for task, metrics in sorted(results["results"].items())

@@ -1,17 +1,8 @@
-"""A model's measures, quality and cost, with the names and units that cards, tables and the frontier share.
+"""Measures a model: quality on documents and prompts, size and speed. Names and units are those of `MEASURES`.
 
-| name | unit | better | over |
-|---|---|---|---|
-| `bits_per_byte` | bits/byte | lower | documents |
-| `perplexity` | 1 | lower | documents |
-| `teacher_kl` | nats/token | lower | documents |
-| `teacher_agreement` | share | higher | documents |
-| `rouge_l` | F1 x 100 | higher | prompts |
-| `parameters`, `bytes` | parameters, B | lower | 1 |
-| `prefill_tokens_per_second`, `decode_tokens_per_second` | tokens/s | higher | runs |
-| `peak_memory` | B | lower | 1 |
-
-Intervals of quality are 95 % bootstrap intervals over documents; those of speed are the slowest and the fastest run.
+`n` of a measure counts documents for bits per byte, perplexity and the comparison with a teacher, prompts for ROUGE-L
+and runs for speed.
+Intervals of quality are 95 % bootstrap intervals over documents; those of speed are the slowest and fastest run.
 """
 
 import itertools
@@ -37,7 +28,7 @@ TextScores = Scores | TeacherComparison
 
 
 class ModelEvaluation(NamedTuple):
-    """A model's measures, with the scores by document and by prompt that those of quality come from."""
+    """A model's measures, and the scores by document and by prompt that its qualities are computed from."""
 
     measures: list[Measure]
     text_scores: TextScores
@@ -45,7 +36,7 @@ class ModelEvaluation(NamedTuple):
 
 
 def measure_quality(text_scores: TextScores) -> list[Measure]:
-    """`bits_per_byte` and `perplexity`, and beside a teacher `teacher_kl` and `teacher_agreement`, with intervals."""
+    """`bits_per_byte` and `perplexity`, with a teacher also `teacher_kl` and `teacher_agreement`, with intervals."""
     scores = text_scores.scores if isinstance(text_scores, TeacherComparison) else text_scores
     note = f"{scores.num_tokens.sum():,} tokens, {scores.num_bytes.sum():,} bytes; interval over documents"
     measures = [
@@ -64,7 +55,7 @@ def measure_rouge(answers: ScoredAnswers) -> Measure:
 
 
 def measure_size(loaded: LoadedModel) -> list[Measure]:
-    """`parameters` and `bytes`: on disk where the model lies there, else in memory."""
+    """`parameters` and `bytes`: those on disk if the model was loaded from there, else those in memory."""
     counts, memory_bytes = count_parameters(loaded.model), count_bytes_in_memory(loaded.model)
     breakdown = f"{counts.blocks:,} in blocks, {counts.embeddings:,} in embeddings"
     try:
@@ -90,9 +81,9 @@ def measure_speed(loaded: LoadedModel, latency_config: LatencyConfig | None = No
 
 
 def compute_paired_differences(scores_by_model: Mapping[str, TextScores]) -> list[dict[str, Any]]:
-    """For every two models that scored the same text, a - b of each measure by the paired bootstrap over documents.
+    """For every two models scored on the same text, a - b of each measure by the paired bootstrap over documents.
 
-    `probability` is the share of draws in which a is below b.
+    `probability` is the share of draws with a < b.
     """
     return [
         {"name": name, "a": a, "b": b, **paired_bootstrap(first_sums, second_sums, denominators)._asdict()}
@@ -104,7 +95,7 @@ def compute_paired_differences(scores_by_model: Mapping[str, TextScores]) -> lis
 def iterate_comparable_sums(
     first: TextScores, second: TextScores
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """(measure, sums of one, sums of the other, what both are divided by), where both scored the same text."""
+    """(measure, sums of the first, sums of the second, denominators of both) of every measure on the same text."""
     a, b = (
         text_scores.scores if isinstance(text_scores, TeacherComparison) else text_scores
         for text_scores in (first, second)

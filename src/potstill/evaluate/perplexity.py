@@ -1,10 +1,10 @@
-"""What a model pays for text, in bits per byte and in perplexity per token.
+"""Bits per byte and perplexity of a model on documents.
 
     bits per byte = sum_t -ln p(x_t | x_<t) / (ln 2 * UTF-8 bytes of the scored text)
     perplexity    = exp(sum_t -ln p(x_t | x_<t) / scored tokens)
 
-Bits per byte compare across tokenizers, perplexity does not. Where a tokenizer opens every text with a BOS, the first
-real token is scored too; where it does not, nothing predicts the first token, and its bytes are not counted.
+Bits per byte can be compared across tokenizers, perplexity cannot. Where the tokenizer begins every text with a BOS,
+the first real token is scored too. Without a BOS nothing predicts the first token, and its bytes are not counted.
 """
 
 import math
@@ -26,7 +26,7 @@ from potstill.models.signals import compute_signals
 
 @dataclass(frozen=True)
 class Scores:
-    """For each document the nats that a model paid for its scored tokens, how many those are, and their bytes."""
+    """For each document the negative log-likelihood in nats of its scored tokens, their number and their bytes."""
 
     nll: Float[np.ndarray, " n"]
     num_tokens: Int[np.ndarray, " n"]
@@ -34,19 +34,19 @@ class Scores:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits paid per UTF-8 byte of scored text."""
+        """The negative log-likelihood in bits per UTF-8 byte of scored text."""
         return float(self.nll.sum() / (math.log(2) * self.num_bytes.sum()))
 
     @property
     def perplexity(self) -> float:
-        """exp of the nats paid per scored token."""
+        """exp of the mean negative log-likelihood per scored token."""
         return math.exp(self.nll.sum() / self.num_tokens.sum())
 
 
 def score(model: PreTrainedModel, rows: Sequence[Row], config: ScoringConfig | None = None) -> Scores:
-    """The nats that `model` pays for every scored token of `rows`, summed by row; each token is scored once.
+    """The negative log-likelihood of `model` for each row of `rows`; each token is scored once.
 
-    Raises: DataError where no row has a token to score.
+    Raises: DataError if no row has a token to score.
     """
     config = (config or ScoringConfig()).limit_to_context(model)
     nll = np.zeros(len(rows))
@@ -59,7 +59,7 @@ def score(model: PreTrainedModel, rows: Sequence[Row], config: ScoringConfig | N
 
 
 def compute_nll(outputs: Signals, targets: Int[Tensor, " N"], *, chunk: int) -> Float[Tensor, " N"]:
-    """-ln p(target) of every row in nats, with the logits of only `chunk` rows alive at once."""
+    """-ln p(target) of every row in nats; only the logits of `chunk` rows are in memory at once."""
     parts = zip(outputs.rows.split(chunk), targets.split(chunk), strict=True)
     return torch.cat([_compute_chunk_nll(outputs.logits(rows), row_targets) for rows, row_targets in parts])
 
@@ -69,28 +69,28 @@ def _compute_chunk_nll(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"])
 
 
 def sum_by_row(row_indices: Int[Tensor, " N"], values: Tensor, num_rows: int) -> Float[np.ndarray, " n"]:
-    """The sum of `values` for each of `n` owners, in double precision."""
+    """The sum of `values` for each of `num_rows` rows, in double precision."""
     return np.bincount(row_indices.numpy(), weights=values.double().cpu().numpy(), minlength=num_rows)
 
 
 def count_scored_tokens(rows: Sequence[Row]) -> Int[np.ndarray, " n"]:
-    """How many tokens of each row are scored: its labels, less a first token that nothing predicts.
+    """The number of scored tokens in each row; the first token counts never, since nothing predicts it.
 
-    Raises: DataError where that is none at all.
+    Raises: DataError if no row has one.
     """
     counts = np.array([sum(label != IGNORE for label in row.labels[1:]) for row in rows], dtype=np.int64)
     if not counts.sum():
-        raise DataError(f"{len(rows)} documents hold no token to score; each needs at least two tokens")
+        raise DataError(f"none of {len(rows)} documents has a token to score; a document needs at least two tokens")
     return counts
 
 
 def count_scored_bytes(rows: Sequence[Row]) -> Int[np.ndarray, " n"]:
-    """The bytes of what is scored in each row."""
+    """The UTF-8 bytes of the scored text in each row."""
     return np.array([row.num_bytes for row in rows], dtype=np.int64)
 
 
 def get_bos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id that opens every text for this tokenizer's model, found by encoding; None if there is none."""
+    """The id that this tokenizer puts at the start of every text, found by encoding one; None if there is none."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return None
@@ -99,7 +99,7 @@ def get_bos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def build_text_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Each text as a row with every token scored that something predicts, and never two BOS."""
+    """A row for each text, with every token scored that another token predicts, and with at most one BOS."""
     bos = get_bos_id(tokenizer)
     return [_build_text_row(text, tokenizer, bos) for text in texts]
 
@@ -119,9 +119,9 @@ def _build_text_row(text: str, tokenizer: PreTrainedTokenizerBase, bos: int | No
 
 
 def count_first_token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> int:
-    """The UTF-8 bytes that the first token of `text` stands for.
+    """The UTF-8 bytes of the first token of `text`.
 
-    A character that is cut into k tokens is shared evenly among them, since offsets count characters.
+    Offsets count characters, so the bytes of a character that is split into k tokens are shared evenly among them.
     """
     stop = offsets[0][1]
     num_sharing_tokens = sum(start < stop for start, _ in offsets[: 1 + len(text[:stop].encode())])
@@ -133,9 +133,9 @@ def count_first_token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> in
 def build_supervised_rows(
     pairs: Iterable[tuple[Sequence[int], Sequence[int]]], tokenizer: PreTrainedTokenizerBase
 ) -> list[Row]:
-    """Rows from (input_ids, labels) of chats or pairs, where only what is trained on is scored.
+    """Rows from the (input_ids, labels) of chats or prompts with responses; only labeled tokens are scored.
 
-    Bytes are those of the decoded text; a stop token is scored and stands for no bytes.
+    Bytes are those of the decoded text. A stop token is scored and counts no bytes.
     """
     bos = get_bos_id(tokenizer)
     return [_build_supervised_row(list(ids), list(labels), tokenizer, bos) for ids, labels in pairs]

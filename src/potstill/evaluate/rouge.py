@@ -1,9 +1,9 @@
-"""ROUGE-L of greedy answers to prompts (arXiv: Lin, 2004, "ROUGE: A Package for Automatic Evaluation of Summaries").
+"""ROUGE-L of greedy answers to prompts (Lin, 2004, "ROUGE: A Package for Automatic Evaluation of Summaries").
 
     F1 = 2 P R / (P + R),   P = LCS(answer, reference) / |answer|,   R = LCS(answer, reference) / |reference|
 
-over stemmed English words, times 100, the best over an example's references. Departs from nothing in `rouge_score`.
-Only [a-z0-9] count as words there, so ROUGE-L says nothing about answers in other scripts.
+over stemmed English words, times 100, with the best of an example's references. Computed by the package `rouge_score`,
+whose words consist of [a-z0-9] only: ROUGE-L is meaningless for answers in other scripts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from potstill.models.inference import get_max_context
 
 
 class Question(NamedTuple):
-    """The token ids of a rendered prompt and the answers that count as right."""
+    """The token ids of a rendered prompt, and the reference answers."""
 
     prompt: Sequence[int]
     references: Sequence[str]
@@ -32,16 +32,16 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """What was written for each question, and its ROUGE-L F1 times 100."""
+    """The model's answer to each question, and its ROUGE-L F1 times 100."""
 
     texts: Sequence[str]
     rouge_l: Float[np.ndarray, " n"]
 
 
 def build_questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> list[Question]:
-    """The first `limit` pairs of a corpus, or its chats with their last answer asked for.
+    """The first `limit` questions of a corpus: prompts with responses, or chats up to their last answer.
 
-    Raises: DataError where the corpus is plain text, which asks nothing.
+    Raises: DataError if the corpus is plain text, which has no prompts.
     """
     if corpus.kind == "text":
         raise DataError(f"{corpus.name} is plain text; ROUGE-L needs prompts with responses, or chats")
@@ -53,7 +53,10 @@ def build_questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit
 def build_question(
     document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
 ) -> Question | None:
-    """What a pair or a chat asks for, line by line without a template; None for a chat in which nobody answers."""
+    """The question of a document: all messages before its last answer, which is the reference.
+
+    Without a template each message is a line. A chat without an answer gives None.
+    """
     messages = to_messages(document)
     assistant_indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not assistant_indices:
@@ -74,23 +77,23 @@ def score_answers(
     limit: int | None = None,
     options: GenerationOptions | None = None,
 ) -> ScoredAnswers:
-    """Let `model` answer the first `limit` questions that its context has room for, and compare with their references.
+    """The answers of `model` to the first `limit` questions that fit in its context, scored by their references.
 
-    Raises: DataError where it has room for none.
+    Raises: DataError if no question fits.
     """
     max_prompt_tokens = get_max_context(model) - (options or GenerationOptions()).max_new_tokens
     selected_questions = [question for question in questions if len(question.prompt) <= max_prompt_tokens][:limit]
     if questions and not selected_questions:
         raise DataError(
-            f"all {len(questions)} prompts are longer than the {max_prompt_tokens} tokens that the model has room for"
+            f"all {len(questions)} prompts are longer than the {max_prompt_tokens} tokens that the context leaves"
         )
     texts = generate_texts(model, tokenizer, [question.prompt for question in selected_questions], options=options)
     return ScoredAnswers(texts, rouge_l(texts, [question.references for question in selected_questions]))
 
 
 def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Float[np.ndarray, " n"]:
-    """ROUGE-L F1 times 100 of each text against the best of its references."""
-    from rouge_score.rouge_scorer import RougeScorer  # takes a second to import
+    """The ROUGE-L F1 times 100 of each text, with the best of its references."""
+    from rouge_score.rouge_scorer import RougeScorer  # a slow import
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     pairs = zip(texts, references, strict=True)

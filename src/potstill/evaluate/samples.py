@@ -1,4 +1,4 @@
-"""What several models write after the same prompts, side by side."""
+"""Answers of several models to the same prompts, as a table."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from potstill.models.load import LoadedModel
 
 
 def tokenize_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """`prompt` as the model expects it: through its chat template where it has one, else as plain text."""
+    """The token ids of `prompt`, rendered by the chat template where the tokenizer has one."""
     if not tokenizer.chat_template:
         return list(tokenizer(prompt).input_ids)
     prompt_text = ChatTemplate(tokenizer).render([{"role": "user", "content": prompt}], add_generation_prompt=True)
@@ -20,7 +20,7 @@ def tokenize_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int
 def generate_samples(
     models: Mapping[str, LoadedModel], prompts: Sequence[str], *, options: GenerationOptions | None = None
 ) -> list[dict[str, str | dict[str, str]]]:
-    """For each prompt `{"prompt": ..., "answers": {model: text}}`; each model sees it through its own chat template."""
+    """For each prompt `{"prompt": ..., "answers": {model: text}}`; each model's own chat template renders it."""
     texts = {
         name: generate_texts(
             loaded.model, loaded.tokenizer, [tokenize_prompt(p, loaded.tokenizer) for p in prompts], options=options
@@ -34,7 +34,7 @@ def generate_samples(
 
 
 def format_markdown(samples: Sequence[Mapping[str, str | Mapping[str, str]]]) -> str:
-    """`samples` as a Markdown table, one row a prompt and one column a model."""
+    """`samples` as a Markdown table with a row for each prompt and a column for each model."""
     if not samples:
         return ""
     names = list(_get_answers(samples[0]))
@@ -58,7 +58,7 @@ def _format_row(cells: Sequence[str]) -> str:
 
 
 def _escape_cell(text: str) -> str:
-    """`text` so that it stays in its cell and is shown as written."""
+    """`text` escaped so that Markdown shows it literally, in one cell."""
     escaped = text.strip().replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
     for mark in "|`*_[]#":
         escaped = escaped.replace(mark, "\\" + mark)

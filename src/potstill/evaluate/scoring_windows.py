@@ -1,11 +1,11 @@
-"""How a model reads documents that may be longer than its context: windows, packs and the mode it reads in.
+"""Cuts documents that may be longer than a model's context into windows, and packs the windows into batches.
 
-A document is cut into windows of `width` tokens that end `stride` tokens apart. Each window scores only what the one
-before it has not scored, so every token counts once and, except in the first window, has at least `width - stride`
-tokens before it:
+A document is cut into windows of `width` tokens that end `stride` tokens apart. Each window scores only the tokens
+that the window before it did not score. So every token counts once and, except in the first window, has at least
+`width - stride` tokens before it:
 
     tokens    0 1 2 3 4 5 6 7 8 9
-    window 1  * * * *                     width 4, stride 2; * is scored, . is read as context
+    window 1  * * * *                     width 4, stride 2; * is scored, . is context
     window 2      . . * *
     window 3          . . * *
     window 4              . . * *
@@ -26,9 +26,9 @@ from potstill.models.inference import get_max_context
 
 
 class Row(NamedTuple):
-    """One tokenised document: `labels` are `input_ids` where a token is scored, else `IGNORE`; never shifted.
+    """A tokenized document: `labels` are `input_ids` where a token is scored, else `IGNORE`; they are not shifted.
 
-    `size` is the UTF-8 bytes that the scored tokens stand for. The first `prefix` tokens (a BOS) open every window.
+    `num_bytes` is the UTF-8 size of the scored text. The first `prefix_length` tokens (a BOS) begin every window.
     """
 
     input_ids: Sequence[int]
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Tokens `start` to `stop` of row number `row`, of which those from `fresh` on are scored."""
+    """Tokens `start` to `stop` of the row with index `row`, scored from `score_start` on."""
 
     row: int
     start: int
@@ -47,7 +47,7 @@ class Window(NamedTuple):
 
 
 class Pack(NamedTuple):
-    """Windows end to end as one packed batch; `owners[w]` is the row that window w belongs to."""
+    """Windows one after another as a packed batch; `row_indices[w]` is the row of window w."""
 
     batch: Batch
     row_indices: Int[Tensor, " W"]
@@ -55,10 +55,10 @@ class Pack(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """How documents are read. `stride` None is half a window; `vocabulary` cuts the head to the ids that exist.
+    """How documents are scored. `stride` None is half a window; `vocabulary` crops the head to the ids that exist.
 
-    `batch_tokens` and `chunk` (the rows whose logits are alive at once) bound the memory and change no number. `dtype`
-    is what the model computes in, where that is not what its weights are stored in.
+    `batch_tokens` and `chunk` (the rows whose logits are in memory at once) limit memory and change no result. `dtype`
+    is the dtype to compute in, where it is not that of the weights.
     """
 
     context: int = 2048
@@ -69,28 +69,27 @@ class ScoringConfig:
     dtype: torch.dtype | None = None
 
     def limit_to_context(self, *models: PreTrainedModel) -> "ScoringConfig":
-        """The same reading with a context that every one of `models` can take in."""
+        """This configuration with `context` reduced to the shortest context of `models`."""
         return replace(self, context=min([self.context, *(get_max_context(model) for model in models)]))
 
 
 def check_context(context: int, *models: PreTrainedModel) -> None:
-    """Refuse windows that one of `models` cannot take in.
+    """Refuse windows longer than the context of one of `models`.
 
     Raises: UsageError.
     """
     for model in models:
         if context > get_max_context(model):
             raise UsageError(
-                f"--context {context} is longer than the {get_max_context(model)} tokens that "
-                f"{type(model).__name__} was "
-                f"made for; ask for less"
+                f"--context {context} is longer than the {get_max_context(model)} tokens of context that "
+                f"{type(model).__name__} has; give a shorter one"
             )
 
 
 def cut_windows(rows: Sequence[Row], config: ScoringConfig) -> list[Window]:
-    """The windows of all rows that score something, the longest first, so that padded batches waste little.
+    """All windows that score a token, the longest first, so that padded batches hold little padding.
 
-    Raises: UsageError if the stride is below 1 or leaves a window no context.
+    Raises: UsageError if the stride is below 1 or as long as a window.
     """
     all_windows = [window for row_index, row in enumerate(rows) for window in _cut_row(row, row_index, config)]
     return sorted(all_windows, key=lambda window: window.start - window.stop)
@@ -100,7 +99,7 @@ def _cut_row(row: Row, row_index: int, config: ScoringConfig) -> Iterator[Window
     width = config.context - row.prefix_length
     stride = max(1, config.context // 2) if config.stride is None else config.stride
     if stride < 1 or width < 2 or (stride >= width and len(row.input_ids) > config.context):
-        raise UsageError(f"stride {stride} needs to be at least 1 and below the window of {width} tokens")
+        raise UsageError(f"stride {stride} must be at least 1 and below the window of {width} tokens")
     score_start, end = row.prefix_length, len(row.input_ids)
     stop = min(row.prefix_length + width, end)
     while score_start < end:
@@ -110,7 +109,7 @@ def _cut_row(row: Row, row_index: int, config: ScoringConfig) -> Iterator[Window
 
 
 def build_packs(rows: Sequence[Row], config: ScoringConfig, *, device: torch.device | str = "cpu") -> Iterator[Pack]:
-    """All windows of `rows` as packed batches of about `reading.batch_tokens` tokens."""
+    """All windows of `rows` as packed batches of at most `config.batch_tokens` tokens, or one longer window."""
     pending_windows: list[Window] = []
     tokens = 0
     for window in cut_windows(rows, config):
@@ -125,7 +124,7 @@ def build_packs(rows: Sequence[Row], config: ScoringConfig, *, device: torch.dev
 
 
 def build_pack(rows: Sequence[Row], selected_windows: Sequence[Window], *, device: torch.device | str = "cpu") -> Pack:
-    """The `chosen` windows end to end, each a document of its own; what a window only reads is `IGNORE`d."""
+    """The windows as one packed batch, each a document of its own; labels of context tokens are `IGNORE`."""
     ids: list[int] = []
     labels: list[int] = []
     position_ids: list[int] = []

@@ -1,8 +1,8 @@
-"""One method against another, each with several seeds, on the same documents: better, worse, or not told apart.
+"""Compares two methods, each with several seeds, on the same documents: better, worse or inconclusive.
 
-Two things blur a difference: which documents it was measured on, and which seed the training had. A method counts as
-better only where it is so beyond both: the paired bootstrap over documents of the difference averaged over the seeds
-leaves 0 outside its 95 % interval, and the difference has the same sign in every seed.
+A difference depends on the measured documents and on the seed of the training. A method counts as better only where
+neither explains the difference: the 95 % interval of the difference, averaged over the seeds and bootstrapped over
+documents, excludes 0, and the difference has the same sign in every seed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ BETTER, WORSE, INCONCLUSIVE = "better", "worse", "not told apart"
 
 
 class MethodComparison(NamedTuple):
-    """What `a` has more than `b` of a measure: averaged over the seeds, and seed by seed, with the verdict and why."""
+    """The difference a - b of a measure, averaged over the seeds and for each seed, with the verdict and its reason."""
 
     name: str
     mean_difference: Difference
@@ -39,15 +39,15 @@ class MethodComparison(NamedTuple):
 
 
 def compare_methods(first: Sequence[ModelEvaluation], second: Sequence[ModelEvaluation]) -> list[MethodComparison]:
-    """The first method against the second, seed by seed in the same order, in every measure that both have."""
+    """Compare the first method with the second in every measure that both have; seeds are in the same order."""
     seeds = [{name: columns for name, *columns in _iterate_columns(a, b)} for a, b in zip(first, second, strict=True)]
     names = [name for name in seeds[0] if all(name in seed for seed in seeds)]
     return [_compare_measure(name, [seed[name] for seed in seeds]) for name in names]
 
 
 def decide_verdict(mean_difference: Difference, seed_values: Sequence[float], *, better: str) -> tuple[str, str]:
-    """(better, worse or not told apart, and why) of a difference and what it was in each seed."""
-    if not (mean_difference.low > 0 or mean_difference.high < 0):  # also where there is no interval
+    """(verdict, reason) for a mean difference and its value in each seed."""
+    if not (mean_difference.low > 0 or mean_difference.high < 0):  # or the bounds are NaN
         return INCONCLUSIVE, "documents differ by as much"
     if any(np.sign(value) != np.sign(mean_difference.value) for value in seed_values):
         return INCONCLUSIVE, "seeds differ by as much"
@@ -58,7 +58,7 @@ def decide_verdict(mean_difference: Difference, seed_values: Sequence[float], *,
 
 
 def _compare_measure(name: str, seeds: Sequence[Sequence[Array]]) -> MethodComparison:
-    """`seeds` are (sums of one, sums of the other, what both are divided by), which is the same in every seed."""
+    """Compare one measure; each of `seeds` is (sums of a, sums of b, denominators), with equal denominators."""
     first_sums, second_sums, denominators = (np.mean(column, axis=0) for column in zip(*seeds, strict=True))
     mean_difference, seed_differences = (
         paired_bootstrap(first_sums, second_sums, denominators),
@@ -73,7 +73,7 @@ def _compare_measure(name: str, seeds: Sequence[Sequence[Array]]) -> MethodCompa
 
 
 def _to_plain_dict(difference: Difference) -> dict[str, float | None]:
-    """A difference of one document has no interval."""
+    """A plain dictionary; the bounds of a difference on one document, which has no interval, are None."""
     return {name: None if np.isnan(value) else value for name, value in difference._asdict().items()}
 
 

@@ -1,4 +1,4 @@
-"""What a model weighs: parameters, bytes in memory and on disk, and floating-point operations per token."""
+"""The size of a model: parameters, bytes in memory and on disk, and floating-point operations per token."""
 
 import math
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from transformers import PreTrainedModel
 from potstill.core.blueprint import Attention, Blueprint, weight_shapes
 from potstill.core.errors import NotFound
 
-# Only weights: optimiser states and training arguments also end in .bin, an objective's projectors in .safetensors.
+# Not all of *.bin and *.safetensors: optimizer states and an objective's projectors have these endings too.
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Stored parameters, tied ones counted once: embeddings (with an untied head) and everything else."""
+    """The stored parameters of embeddings (with an untied head) and of everything else; tied weights count once."""
 
     embeddings: int
     blocks: int
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all parts."""
         return self.embeddings + self.blocks
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCounts:
-    """The parameters that `model` stores; a tensor shared by several modules counts once."""
+    """The stored parameters of `model`; a tensor that several modules share counts once."""
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
     embedding_sizes = {id(p): p.numel() for table in tables if table is not None for p in table.parameters()}
     total = sum(p.numel() for p in model.parameters())
@@ -36,27 +36,27 @@ def count_parameters(model: PreTrainedModel) -> ParameterCounts:
 
 
 def count_bytes_in_memory(model: nn.Module) -> int:
-    """Bytes of the weights and buffers that a saved state holds, those sharing their memory counted once."""
+    """Bytes of the weights and buffers in the state dict; tensors that share memory count once."""
     bytes_by_pointer = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
     return sum(bytes_by_pointer.values())
 
 
 def count_bytes_on_disk(path: Path) -> int:
-    """Bytes of the weight files at `path`, a folder or a file; of several formats in a folder only the first counts.
+    """Bytes of the weight files at `path`, a folder or a file; only the first format of `WEIGHT_FILES` counts.
 
-    Raises: NotFound where there are none.
+    Raises: NotFound if there are none.
     """
     if path.is_file():
         return path.stat().st_size
     for pattern in WEIGHT_FILES:
         if weight_files := sorted(path.glob(pattern)):
             return sum(file.stat().st_size for file in weight_files)
-    raise NotFound(f"{path} holds no weights; they are named {', '.join(WEIGHT_FILES)}")
+    raise NotFound(f"{path} has no weight files ({', '.join(WEIGHT_FILES)})")
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations for one token, by part; a multiply-add counts as two."""
+    """Floating-point operations for one token, by part; a multiply-add counts as two operations."""
 
     blocks: float
     attention: float
@@ -64,16 +64,16 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """The sum of all parts."""
         return self.blocks + self.attention + self.head
 
 
 def forward_flops(blueprint: Blueprint, visible_tokens: float) -> Flops:
-    """What one token costs that sees `seen` tokens, itself one of them: the mean over a text may be broken.
+    """The operations for one token that attends to `visible_tokens`, itself included; a mean may be fractional.
 
-    Two per weight of every matrix in the blocks and of the head; the embedding is a look-up. In each attention four per
-    head dimension and visible token: half for the scores, half for their mix. Norms, rotations and softmax, well under
-    one in a hundred of the rest at common widths, are left out.
+    Each weight of a matrix in the blocks or of the head costs two; the embedding is a look-up. Each attention costs
+    four per head dimension and visible token: two for the scores, two for the weighted sum of the values. Norms,
+    rotations and softmax are left out, since they cost below 1 % at common widths.
     """
     matrices = sum(rows * columns for rows, columns in list_matrix_shapes(blueprint))
     attention = sum(_compute_attention_width(layer.mixer, visible_tokens) for layer in blueprint.layers)
@@ -81,19 +81,19 @@ def forward_flops(blueprint: Blueprint, visible_tokens: float) -> Flops:
 
 
 def list_matrix_shapes(blueprint: Blueprint) -> list[tuple[int, int]]:
-    """The shape of every matrix that a token is multiplied with inside the blocks."""
+    """The shape of every weight matrix inside the blocks."""
     tables = ("embed.weight", "head.weight")
     block_shapes = (shape for name, shape in weight_shapes(blueprint).items() if name not in tables)
     return [(shape[0], shape[1]) for shape in block_shapes if len(shape) == 2]
 
 
 def flops_per_token(blueprint: Blueprint, context: int) -> int:
-    """Floating-point operations to predict one token after `context` others, as `forward_flops` counts them."""
+    """Floating-point operations to predict the token after `context` others, as `forward_flops` counts them."""
     return int(forward_flops(blueprint, context + 1.0).total)
 
 
 def count_blueprint_parameters(blueprint: Blueprint) -> ParameterCounts:
-    """The parameters of a model that is not built yet."""
+    """The parameters of a model with this blueprint, without building it."""
     sizes = {name: math.prod(shape) for name, shape in weight_shapes(blueprint).items()}
     embeddings = sizes["embed.weight"] + sizes.get("head.weight", 0)
     return ParameterCounts(embeddings=embeddings, blocks=sum(sizes.values()) - embeddings)

@@ -11,15 +11,15 @@ from potstill.models.signals import probe_model
 
 
 def get_max_context(model: PreTrainedModel) -> int:
-    """The longest context that the model states; unbounded (2**31) where it states none, as recurrent models do."""
+    """The longest context in the model's config, in tokens; 2**31 where it states none, as for recurrent models."""
     max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(max_positions) if max_positions else 2**31
 
 
 @contextmanager
 def inference_context(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """The model in eval mode, without gradients, computing in `dtype`; afterwards each module is as it was."""
-    probe_model(model)  # probed in the weights' own dtype, since autocast would round what the probe compares
+    """Run the model in eval mode, without gradients and in `dtype`; afterwards each module has its former mode."""
+    probe_model(model)  # before autocast, which would round the numbers that the probe compares
     use_autocast = dtype is not None and dtype != model.dtype
     with eval_mode(model), torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=use_autocast):
         yield

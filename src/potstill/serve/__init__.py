@@ -1,1 +1,1 @@
-"""The HTTP server of our own models (extra `serve`)."""
+"""An HTTP server for one model (extra `serve`)."""

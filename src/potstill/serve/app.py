@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server for one of our models: `/v1/models` and `/v1/completions` (extra `serve`)."""
+"""An OpenAI-compatible server for one model: `/v1/models` and `/v1/completions` (extra `serve`)."""
 
 import contextlib
 import socket
@@ -17,7 +17,7 @@ ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError"}
 
 
 def create_app(loaded: LoadedModel, *, name: str) -> Any:
-    """The FastAPI application that answers for `loaded` under `name`.
+    """The FastAPI application that serves `loaded` under `name`.
 
     Raises: MissingDependency without the extra `serve`.
     """
@@ -61,7 +61,7 @@ def create_app(loaded: LoadedModel, *, name: str) -> Any:
 
 
 def describe_validation_errors(error: Any) -> str:
-    """What pydantic found wrong with a request: each field once, with the first fault of it."""
+    """The errors that pydantic found in a request: the first error of each field."""
     messages: dict[str, str] = {}
     for detail in error.errors():
         field = str(detail["loc"][1]) if len(detail["loc"]) > 1 and detail["type"] != "json_invalid" else "the body"
@@ -80,9 +80,9 @@ def serve(
     trust_remote_code: bool = False,
     on_ready: Callable[[str], None] = print,
 ) -> None:
-    """Serves `model` until it is interrupted; `ready` is told the address once it listens. Port 0 is any free one.
+    """Serve `model` until an interrupt; `on_ready` receives the URL once the server listens. Port 0 takes a free port.
 
-    Raises: MissingDependency, NotFound; UsageError for an address that cannot be listened at.
+    Raises: MissingDependency, NotFound; UsageError if the server cannot listen at this address.
     """
     with explain_missing_dependency():
         import uvicorn
@@ -97,7 +97,7 @@ def serve(
 
 @contextlib.contextmanager
 def explain_missing_dependency() -> Iterator[None]:
-    """Says what to install where an import fails.
+    """Turn a failed import into the command that installs the package.
 
     Raises: MissingDependency.
     """
@@ -108,13 +108,13 @@ def explain_missing_dependency() -> Iterator[None]:
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
-    Raises: UsageError.
+    Raises: UsageError if the port is out of range or taken.
     """
     if not 0 <= port < 2**16:
-        raise UsageError(f"--port {port} is none; it lies between 0 and {2**16 - 1}")
+        raise UsageError(f"--port {port} is not a port; choose one from 0 to {2**16 - 1}")
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        raise UsageError(f"{host}:{port} cannot be listened at ({error}); choose another --host or --port") from error
+        raise UsageError(f"cannot listen at {host}:{port} ({error}); choose another --host or --port") from error

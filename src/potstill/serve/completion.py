@@ -1,4 +1,4 @@
-"""What a model says to a completion request, in the JSON shapes of OpenAI's legacy endpoint and of vLLM."""
+"""Answers completion requests in the JSON format of OpenAI's legacy endpoint and of vLLM."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ from potstill.models.signals import compute_signals
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.serve.request import CompletionRequest
 
-CHUNK_ROWS = 256  # rows whose logits are alive at once
-MIN_LOGPROB = -9999.0  # a log-probability of -inf, which JSON does not know, as vLLM writes it
+CHUNK_ROWS = 256  # rows whose logits are in memory at once
+MIN_LOGPROB = -9999.0  # stands for -inf, which JSON cannot hold, as in vLLM
 
 
 class TokenLogprob(NamedTuple):
-    """A token where it stands: its log-probability and rank (1 is the likeliest), and the likeliest tokens there."""
+    """A token's log-probability and rank (1 is the likeliest), and the likeliest (token, log-probability) pairs."""
 
     token: int
     log_p: float
@@ -36,7 +36,7 @@ class TokenLogprob(NamedTuple):
 
     @property
     def logprobs_by_token(self) -> dict[int, tuple[float, int]]:
-        """(log-probability, rank) by token: its own first, then the likeliest."""
+        """(log-probability, rank) by token: first this token's, then those of the likeliest tokens."""
         top_entries = ((token, (log_p, rank)) for rank, (token, log_p) in enumerate(self.top_logprobs, 1))
         return {self.token: (self.log_p, self.rank)} | {
             other_token: logprob_and_rank for other_token, logprob_and_rank in top_entries if other_token != self.token
@@ -44,7 +44,7 @@ class TokenLogprob(NamedTuple):
 
 
 class CompletionHandler:
-    """Answers one request at a time: requests wait for one another, the prompts of each are read one by one."""
+    """Answers requests one at a time, and the prompts of a request one after another."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
@@ -54,9 +54,9 @@ class CompletionHandler:
         self.decode_token = lru_cache(maxsize=None)(self._decode_token)
 
     def create_completion(self, request: CompletionRequest) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """(the choices, the usage).
+        """The choices and the usage of the response.
 
-        Raises: UsageError for a prompt that is empty, too long, or holds an id that stands for no token.
+        Raises: UsageError for a prompt that is empty, too long or holds an id of no token.
         """
         prompts = [self._encode_prompt(prompt, request) for prompt in request.prompts]
         with self._lock, inference_context(self.model):
@@ -75,18 +75,18 @@ class CompletionHandler:
                 self.tokenizer(prompt, add_special_tokens=request.add_special_tokens, verbose=False).input_ids
             )
         if not prompt:
-            raise UsageError("the prompt holds no token; write at least one word")
+            raise UsageError("the prompt has no token; write at least one word")
         if max(prompt) >= self.vocabulary:
-            raise UsageError(f"the prompt holds the id {max(prompt)}; the ids here are 0 to {self.vocabulary - 1}")
+            raise UsageError(f"the prompt has the id {max(prompt)}; this model's ids are 0 to {self.vocabulary - 1}")
         if len(prompt) + request.tokens > get_max_context(self.model):
             raise UsageError(
-                f"{len(prompt)} tokens of prompt and max_tokens={request.tokens} are more than the "
-                f"{get_max_context(self.model)} tokens of context that this model has; ask for less"
+                f"{len(prompt)} tokens of prompt and max_tokens={request.tokens} exceed the "
+                f"{get_max_context(self.model)} tokens of this model's context; shorten the prompt or lower max_tokens"
             )
         return prompt
 
     def _build_choice(self, index: int, ids: list[int], request: CompletionRequest) -> tuple[dict[str, Any], int]:
-        """A choice, and how many tokens were written for it."""
+        """A choice and the number of its tokens."""
         tokens, entries = self._generate(ids, request)
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         prompt = request.prompts[index]
@@ -104,7 +104,7 @@ class CompletionHandler:
     def _build_logprobs(
         self, ids: list[int], completion: list[TokenLogprob], request: CompletionRequest
     ) -> dict[str, Any]:
-        """OpenAI's parallel lists over the tokens of the answer, and with `echo` of the prompt before it."""
+        """OpenAI's parallel lists over the tokens of the answer, with `echo` also over those of the prompt."""
         entries: list[TokenLogprob | None] = list(completion)
         tokens = [entry.token for entry in completion]
         if request.echo:
@@ -124,7 +124,7 @@ class CompletionHandler:
         return logprobs
 
     def _build_prompt_logprobs(self, ids: list[int], request: CompletionRequest) -> list[dict[str, Any] | None] | None:
-        """vLLM's `prompt_logprobs`: null for the first token, which nothing predicts."""
+        """vLLM's `prompt_logprobs`, which is null for the first token, since nothing predicts it."""
         if request.prompt_logprobs is None:
             return None
         k = self.vocabulary if request.prompt_logprobs < 0 else request.prompt_logprobs
@@ -143,7 +143,7 @@ class CompletionHandler:
         return logprobs
 
     def _score_prompt(self, ids: list[int], k: int) -> Iterator[TokenLogprob]:
-        """Every token of a prompt but the first, where it stands."""
+        """The log-probabilities of every token of a prompt except the first."""
         if len(ids) == 1:
             return
         token_ids = torch.tensor(ids)
@@ -178,7 +178,7 @@ class CompletionHandler:
 
 
 def compute_token_logprobs(logits: Float[Tensor, "N V"], tokens: Sequence[int], k: int) -> Iterator[TokenLogprob]:
-    """Every token in the distribution that its row of logits is."""
+    """The log-probability of each token under its row of logits, with the `k` likeliest tokens."""
     log_p = logits.float().log_softmax(-1)
     token_log_p = log_p.gather(-1, torch.tensor(tokens, device=log_p.device)[:, None])
     ranks = (log_p > token_log_p).sum(-1) + 1
@@ -189,5 +189,5 @@ def compute_token_logprobs(logits: Float[Tensor, "N V"], tokens: Sequence[int], 
 
 
 def clamp_logprob(log_p: float) -> float:
-    """A log-probability as JSON can hold it."""
+    """The log-probability, or `MIN_LOGPROB` where it is lower, since JSON has no -inf."""
     return max(log_p, MIN_LOGPROB)

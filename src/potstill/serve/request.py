@@ -1,6 +1,6 @@
-"""What may be asked of `/v1/completions`: OpenAI's legacy shape, with `prompt_logprobs` and more of vLLM's extensions.
+"""The request body of `/v1/completions`: OpenAI's legacy format with some of vLLM's extensions.
 
-What this server cannot do (`stream`, `n`, `stop`, `top_p`, ...) is refused, rather than left out in silence.
+The server rejects options that it does not support (`stream`, `n`, `stop`, `top_p`, ...), so that none is ignored.
 """
 
 from typing import Annotated, Literal
@@ -8,15 +8,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
-DEFAULT_MAX_TOKENS = 16  # OpenAI's, and vLLM's
+DEFAULT_MAX_TOKENS = 16  # as of OpenAI and vLLM
 
 
 class CompletionRequest(BaseModel):
-    """One request. A prompt is text or token ids, one or a list; all of a list are answered alike.
+    """One request. A prompt is text or token ids, one or a list; each of a list gets an answer with the same options.
 
-    `logprobs` asks for so many of the likeliest tokens beside each written one, with `echo` beside the prompt's too;
-    `prompt_logprobs` beside the prompt's by token id, -1 for the whole vocabulary. A `temperature` of 0 is greedy.
-    `add_special_tokens` is whether text gets what the tokenizer puts before it (BOS).
+    `logprobs` is the number of likeliest tokens to return for each token of the answer, and with `echo` of the prompt.
+    `prompt_logprobs` is the same for the prompt alone, by token id; -1 returns the whole vocabulary.
+    A `temperature` of 0 is greedy. `add_special_tokens` adds the tokenizer's special tokens (BOS) to text.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -36,7 +36,7 @@ class CompletionRequest(BaseModel):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Every prompt of the request."""
+        """The prompts of the request, as a list."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         prompt_list = [item for item in self.prompt if not isinstance(item, int)]
@@ -44,5 +44,5 @@ class CompletionRequest(BaseModel):
 
     @property
     def tokens(self) -> int:
-        """How many tokens to write at most."""
+        """The maximum number of tokens of an answer."""
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens

@@ -1,4 +1,4 @@
-"""What a stage prints while it works, and how it explains that a disk is full."""
+"""Messages of a stage on stderr, and errors for a disk that cannot be written."""
 
 import contextlib
 import os
@@ -13,46 +13,54 @@ from safetensors import SafetensorError
 from potstill.core.errors import ArtifactError
 from potstill.train import distributed
 
-TORCH_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "open file failed")  # torch.save names no errno
+TORCH_WRITE_ERRORS = (
+    "PytorchStreamWriter",
+    "inline_container",
+    "open file failed",
+)  # in torch.save's errors, which have no errno
 
 
 def print_note(text: str) -> None:
-    """One line on stderr about something that is as it should be, but that one would want to know."""
+    """Print a line on stderr, on the main process only, about something that is worth knowing but no fault."""
     if distributed.is_main_process():
         print(f"note: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def show_status(text: str, *, show: bool) -> Iterator[None]:
-    """A line on stderr while something takes its time."""
+    """Show a line on stderr while the block runs."""
     with Console(stderr=True).status(text) if show else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def explain_write_errors(out: Path) -> Iterator[None]:
-    """Says in one sentence that writing `out` failed, whichever library below found out; no new empty folder is left.
+    """Turn a write error of any library into one sentence, and delete folders that are new and empty.
 
-    Raises: ArtefactError.
+    Raises: ArtifactError if writing `out` failed.
     """
     new_folders = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise ArtifactError(f"writing {out} failed: {reason}; make room there, or choose another --out") from error
+        raise ArtifactError(
+            f"writing {out} failed: {reason}; free some space there, or choose another --out"
+        ) from error
     except RuntimeError as error:
         if not any(marker in str(error) for marker in TORCH_WRITE_ERRORS):
             raise
-        raise ArtifactError(f"writing {out} failed, most likely for want of room; make some and run again") from error
+        raise ArtifactError(
+            f"writing {out} failed, most likely because the disk is full; free some space and run again"
+        ) from error
     finally:
         for folder in new_folders:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # only what is empty goes
+                folder.rmdir()  # fails for a folder that is not empty
 
 
 def get_command() -> str:
-    """How this process was started, as a shell would take it again."""
+    """The command line of this process, quoted for a shell."""
     program, *arguments = sys.argv
     if Path(program).name in ("potstill", "__main__.py"):
         return shlex.join(["potstill", *(argument for argument in arguments if argument != "--debug")])

@@ -1,4 +1,4 @@
-"""The frontier of everything that potstill made: cards and measurements in, one page and one picture out."""
+"""Draws the frontier of finished folders and measurements, as an HTML page and a picture."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +15,9 @@ TEACHER = "teacher"
 
 
 def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality against cost") -> dict[str, Any]:
-    """Writes `out` (HTML) and a PNG of the same name from finished folders and from JSON of `measure --out`.
+    """Write `out` (HTML) and a PNG of the same name from finished folders and JSON files of `measure --out`.
 
-    Raises: NotFound, ArtefactError for a source without measures; DataError if nothing can be drawn.
+    Raises: NotFound; ArtifactError for a source without measures; DataError if there is nothing to draw.
     """
     unique_sources = list({source.resolve(): source for source in sources}.values())
     points = frontier.build_points(
@@ -30,9 +30,11 @@ def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality a
 
 
 def read_cards(source: Path) -> Iterator[Mapping[str, Any]]:
-    """`{"name", "parent", "measures", "place"}` of every model that a folder or a file of measures speaks of.
+    """`{"name", "parent", "measures", "place"}` of every model in a folder's card or a file of measures.
 
-    A card calls its teacher "teacher"; here it has its own name, since several folders may have several.
+    A card calls its teacher "teacher"; here it gets its own name, since the folders may have different teachers.
+
+    Raises: NotFound; ArtifactError for a source without measures.
     """
     if source.is_dir():
         card = read_card(source)
@@ -48,22 +50,24 @@ def read_cards(source: Path) -> Iterator[Mapping[str, Any]]:
         document = _read_json(source)
         measures, parents = document.get("models") or {}, document.get("lineage") or {}
     else:
-        raise NotFound(f"there is no {source}; give folders that potstill finished, or JSON of `measure --out`")
+        raise NotFound(
+            f"there is no {source}; give folders that potstill has finished, or JSON files of `measure --out`"
+        )
     if not measures:
-        raise ArtifactError(f"{source} holds no measures; run `potstill measure {source} --out measures.json` first")
+        raise ArtifactError(f"{source} has no measures; run `potstill measure {source} --out measures.json` first")
     for name, model_measures in measures.items():
         place = source.absolute() if source.is_dir() else source.absolute().with_suffix("") / name
         yield {"name": name, "parent": parents.get(name), "measures": model_measures, "place": place}
 
 
 def get_teacher_name(card: Mapping[str, Any]) -> str:
-    """The name under which the teacher was loaded."""
+    """The name by which the teacher was loaded."""
     names = (parent["name"] for parent in card["parents"] if parent["role"].startswith(TEACHER))
     return next(names, TEACHER)
 
 
 def merge_duplicates(model_cards: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Each model once, where it is sure to be the same one: a teacher stands in the card of every student of it."""
+    """Keep each teacher once, since the card of each of its students holds it: models of one name and one size."""
     unique_cards: dict[Any, Mapping[str, Any]] = {}
     for number, card in enumerate(model_cards):
         parameters = next((m for m in card["measures"] if m["name"] == "parameters"), None)
@@ -72,7 +76,7 @@ def merge_duplicates(model_cards: Iterator[Mapping[str, Any]]) -> list[Mapping[s
 
 
 def disambiguate_names(model_cards: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Students of one name are called by as much of their path as tells them apart: `first/distill`, say."""
+    """Rename students with equal names to the shortest part of their path that differs, such as `first/distill`."""
     places: dict[str, list[Path]] = {}
     for card in model_cards:
         if card["parent"] is not None:
@@ -95,5 +99,5 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ArtifactError(f"{file} is no JSON of `measure --out` ({error})") from error
+        raise ArtifactError(f"{file} is not a JSON file of `measure --out` ({error})") from error
     return document

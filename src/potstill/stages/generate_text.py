@@ -1,4 +1,4 @@
-"""Letting a model write, for people who want to see what it says."""
+"""Writes a model's answer to one prompt."""
 
 from typing import Any
 
@@ -22,21 +22,20 @@ def generate_text(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """What `model` answers to `prompt`; with `raw` it continues the text without its chat template.
+    """The answer of `model` to `prompt`; with `raw` it continues the prompt without a chat template.
 
-    Raises: DataError if the prompt holds no token; UsageError if it and the answer are longer than the model's context.
+    Raises: DataError if the prompt has no token; UsageError if prompt and answer exceed the model's context.
     """
     loaded = load_model(
         model, device=resolve_device(device), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
     ids = loaded.tokenizer(prompt).input_ids if raw else tokenize_prompt(prompt, loaded.tokenizer)
     if not prompt or not ids:
-        raise DataError("the prompt holds no token; write at least one word")
+        raise DataError("the prompt has no token; write at least one word")
     if len(ids) + max_tokens > get_max_context(loaded.model):
         raise UsageError(
-            f"{len(ids)} tokens of prompt and {max_tokens} of answer are more than the "
-            f"{get_max_context(loaded.model)} tokens that {model} was made for; shorten the prompt, or lower "
-            f"--max-tokens"
+            f"{len(ids)} tokens of prompt and {max_tokens} of answer exceed the {get_max_context(loaded.model)} tokens "
+            f"of context of {model}; shorten the prompt or lower --max-tokens"
         )
     generation_options = GenerationOptions(max_new_tokens=max_tokens, temperature=temperature, seed=seed)
     text = generate_texts(loaded.model, loaded.tokenizer, [ids], options=generation_options)[0]

@@ -1,4 +1,4 @@
-"""Measuring models side by side: one text, one teacher read once, every model on the same documents."""
+"""Measures several models on the same documents, with a teacher that runs once."""
 
 import json
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ from potstill.stages.stage import to_plain_dict
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """`models` on the documents of one `split` of `data`, beside `teacher` if there is one.
+    """Measure `models` on the documents of one `split` of `data`, and compare them with `teacher` if given.
 
-    Bits per byte and perplexity; for models of the teacher's vocabulary KL to it and agreement with it; ROUGE-L where
-    the data holds prompts with responses, or chats; parameters, bytes, and tokens/s unless `speed` is off.
+    The measures are bits per byte and perplexity; with a teacher of the same tokenizer KL and agreement; ROUGE-L for
+    data with prompts; parameters and bytes; tokens/s unless `speed` is off; and the lm-eval `tasks`.
     """
 
     kind: ClassVar[str] = "measurement"
@@ -57,16 +57,16 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         if self.documents < 1:
-            raise UsageError(f"--documents is {self.documents}; at least one is needed")
+            raise UsageError(f"--documents is {self.documents}; it must be at least 1")
         if duplicates := [n for n in self.models if self.models.count(n) > 1]:
             raise UsageError(f"{duplicates[0]} is named twice; name each model once")
 
     def to_dict(self) -> dict[str, Any]:
-        """The stage as plain data."""
+        """The options of the stage as plain data."""
         return to_plain_dict(self)
 
     def run(self, out: Path | None = None) -> dict[str, Any]:
-        """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`; written to `out` too if it is given."""
+        """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`, also written to `out` if given."""
         corpus = load_corpus(self.data, split=self.split, columns=parse_columns(self.columns))
         evaluations = self.evaluate_models(corpus)
         result = {
@@ -82,7 +82,7 @@ class MeasureConfig:
         return result
 
     def evaluate_models(self, corpus: Corpus) -> dict[str, ModelEvaluation]:
-        """Every model on the documents of `corpus`, by name; `data` and `split` are not looked at."""
+        """The evaluation of every model on `corpus`, by name; `data` and `split` are not used."""
         teacher = None if self.teacher is None else self._load_model(self.teacher)
         teacher_outputs: dict[int, TeacherOutputs] = {}
         evaluations: dict[str, ModelEvaluation] = {}
@@ -106,7 +106,7 @@ class MeasureConfig:
         return evaluations
 
     def build_reading(self, vocabulary: int) -> ScoringConfig:
-        """How the documents are read."""
+        """How the documents are scored."""
         dtype = resolve_dtype(self.dtype, device_type=str(resolve_device(self.device)))
         return ScoringConfig(context=self.context, vocabulary=vocabulary, dtype=dtype)
 
@@ -136,7 +136,7 @@ class MeasureConfig:
 
 
 def count_comparable_ids(teacher: LoadedModel, loaded: LoadedModel) -> int | None:
-    """How many ids both read text as; None where their tokenizers differ, and KL between them means nothing."""
+    """The number of ids that both share; None if their tokenizers differ, so that KL between them is undefined."""
     try:
         return count_shared_ids(teacher.tokenizer, loaded.tokenizer)
     except VocabularyMismatch:

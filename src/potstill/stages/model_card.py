@@ -1,4 +1,4 @@
-"""The model card: README.md in the folder of a model, written from its `card.json` alone."""
+"""The model card: `README.md` in the folder of a model, written from its `card.json` alone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,13 +20,13 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 
 
 def write_card(folder: Path, card: Card, *, title: str, samples: str = "", curve: str = "") -> None:
-    """Writes `card.json` and the README that says the same to people; `curve` is a picture beside them."""
+    """Write `card.json`, and a README with the same facts for people; `curve` names a picture in the folder."""
     card.write(folder)
     write_text(folder / "README.md", format_readme(card, title=title, samples=samples, curve=curve))
 
 
 def format_readme(card: Card, *, title: str, samples: str = "", curve: str = "") -> str:
-    """Lineage, licence, data, cost, measures with their baseline, invariants, samples, and how to open it."""
+    """The README: lineage, use, measures, cost, data, checks, shape, samples and how the model was made."""
     parts = [
         format_front_matter(card),
         f"# {title}",
@@ -59,7 +59,7 @@ def format_readme(card: Card, *, title: str, samples: str = "", curve: str = "")
 
 
 def format_summary(card: Card) -> str:
-    """What this model is, in one sentence."""
+    """One sentence that says how the model was made."""
     stage, details = card.stage, card.details
     origin = next((p.name for p in card.parents if p.role != "teacher"), "a model")
     origin_phrase = (
@@ -109,7 +109,7 @@ def _describe_combination(combine: str) -> str:
 
 
 def _describe_cost(card: Card) -> dict[str, str]:
-    """Tokens, time and memory in units for people."""
+    """Tokens, time and memory in readable units."""
     cost, passes = card.cost, ""
     if card.data.get("tokens"):
         passes = f", {cost['tokens'] / card.data['tokens']:.2g} passes over what was read of the text"
@@ -129,7 +129,7 @@ def _format_duration(seconds: float) -> str:
 
 
 def _describe_data(data: Mapping[str, Any]) -> dict[str, str]:
-    """Which text, under which licence, and how much of it was read."""
+    """The text, its license, and how much of it was used."""
     usage = "trained on" if "trained_on" in data else "calibrated on"
     name = data.get("trained_on", data.get("calibrated_on"))
     origin = {k: v for k, v in data.get("provenance", {}).items() if v and k in ("python", "revision")}
@@ -150,7 +150,7 @@ def _describe_data(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _describe_shape(details: Mapping[str, Any]) -> dict[str, str]:
-    """What is left of the parent."""
+    """The shape of the model compared with its parent."""
     facts = {k.replace("_", " "): _format_value(v) for k, v in details.get("shape", {}).items()}
     facts["parameters"] = f"{details['parameters']:,} ({details['share']:.1%} of the parent's)"
     if "kept_layers" in details:
@@ -159,7 +159,7 @@ def _describe_shape(details: Mapping[str, Any]) -> dict[str, str]:
 
 
 def format_front_matter(card: Card) -> str:
-    """The YAML that model hubs read; the licence is the one that all parents state, never a guess."""
+    """The YAML header for model hubs, with a license only if all parents state the same one."""
     licenses = {parent.licence for parent in card.parents}
     facts: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["potstill"]}
     if len(licenses) == 1 and None not in licenses:

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a line that moves, a JSONL file that stays, and a way to stop."""
+"""Callbacks of the trainer: `metrics.jsonl`, the progress line, and Ctrl-C."""
 
 import signal
 import threading
@@ -16,13 +16,13 @@ from potstill.core.memory import get_peak_memory
 from potstill.core.metrics_log import append_metrics, read_metrics, write_metrics
 from potstill.train import distributed
 
-ECHO_SECONDS = 2.0  # seconds: a launcher hands on the Ctrl-C that the terminal has given to each rank already
+ECHO_SECONDS = 2.0  # a launcher sends each rank the Ctrl-C that the terminal has sent it already
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends every log line to `metrics.jsonl` with the tokens seen, tokens/s and peak memory.
+    """Appends every log of the trainer to `metrics.jsonl`, with the tokens seen, tokens/s and peak memory.
 
-    `seconds` is the time of the step alone, without the evaluations and checkpoints between steps.
+    `seconds` is the time of the training steps, without the evaluations and checkpoints between them.
     """
 
     def __init__(self, file: Path) -> None:
@@ -32,18 +32,18 @@ class MetricsCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drops the lines that a resumed run is going to write again, and one that a crash cut short."""
+        """Delete the lines that a resumed run will write again, and a line that a crash cut short."""
         if state.is_world_process_zero and self.file.exists():
             entries = [entry for entry in read_metrics(self.file) if entry["step"] <= state.global_step]
             write_metrics(self.file, entries)
         self._restart_timer(state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leaves the evaluation out of the next step's time."""
+        """Exclude the evaluation from the time of the next step."""
         self._restart_timer(state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leaves the checkpoint out of the next step's time."""
+        """Exclude the checkpoint from the time of the next step."""
         self._restart_timer(state)
 
     def on_log(
@@ -54,7 +54,7 @@ class MetricsCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Writes one line; Hugging Face's summary of the whole run is none."""
+        """Write a line for each log except Hugging Face's summary of the whole run."""
         if not state.is_world_process_zero or logs is None or "train_loss" in logs:
             return
         values = {k: v for k, v in logs.items() if not k.startswith("train_") and k != "num_input_tokens_seen"}
@@ -72,7 +72,7 @@ class MetricsCallback(TrainerCallback):
 
 
 class ProgressLineCallback(TrainerCallback):
-    """A progress line on stderr: step, tokens/s, time left, each term, memory."""
+    """A progress line on stderr: steps, time left, tokens/s, up to four terms of the loss, memory."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -90,7 +90,7 @@ class ProgressLineCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Opens the line."""
+        """Show the line."""
         self.start_mark = (time.perf_counter(), state.num_input_tokens_seen)
         self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step, facts="")
         self.progress.start()
@@ -103,7 +103,7 @@ class ProgressLineCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Moves the line."""
+        """Update the line."""
         skipped_keys = ("epoch", "learning_rate", "grad_norm", "loss")
         terms = [f"{k} {v:.3f}" for k, v in (logs or {}).items() if k not in skipped_keys and isinstance(v, float)]
         speed = (state.num_input_tokens_seen - self.start_mark[1]) / max(time.perf_counter() - self.start_mark[0], 1e-9)
@@ -114,16 +114,16 @@ class ProgressLineCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Closes the line."""
+        """Remove the line."""
         self.close()
 
     def close(self) -> None:
-        """Leaves the terminal as it was, however training ended."""
+        """Remove the line, however training ended."""
         self.progress.stop()
 
 
 class InterruptCallback(TrainerCallback):
-    """The first Ctrl-C (or SIGTERM) saves a checkpoint after the step in hand and stops; a second one stops at once."""
+    """The first Ctrl-C or SIGTERM saves a checkpoint after the present step and stops; a second one stops at once."""
 
     def __init__(self) -> None:
         self.is_requested, self.requested_at = False, 0.0
@@ -131,7 +131,9 @@ class InterruptCallback(TrainerCallback):
         self.previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "InterruptCallback":
-        if threading.current_thread() is not threading.main_thread():  # only there does Python take signals
+        if (
+            threading.current_thread() is not threading.main_thread()
+        ):  # the only thread in which Python allows signal handlers
             return self
         for signal_number in (signal.SIGINT, signal.SIGTERM):
             self.previous_handlers[signal_number] = signal.signal(signal_number, self._handle_signal)
@@ -148,7 +150,7 @@ class InterruptCallback(TrainerCallback):
             self.is_requested, self.requested_at = True, time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Asks the trainer to save and stop, on every rank as soon as one was asked."""
+        """Tell the trainer to save and stop, on every rank as soon as one rank received a signal."""
         is_requested = torch.tensor(int(self.is_requested), device=args.device)
         if args.world_size > 1:
             torch.distributed.all_reduce(is_requested, torch.distributed.ReduceOp.MAX)

@@ -47,5 +47,5 @@ def test_every_seed_is_a_dot_and_the_mean_stands_among_them(drawn: list[Figure],
 
 
 def test_nothing_in_common_is_nothing_to_draw(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no quality in common"):
+    with pytest.raises(DataError, match="no quality was measured for all"):
         draw_dots({"a": method(1.0), "b": {}}, tmp_path / "a.png")

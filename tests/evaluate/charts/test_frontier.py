@@ -84,7 +84,7 @@ def test_a_card_without_name_or_measures_is_refused(card):
 
 
 def test_two_models_of_one_name_are_refused():
-    with pytest.raises(DataError, match="two models are called 'a'"):
+    with pytest.raises(DataError, match="two models have the name 'a'"):
         build_points([{"name": "a", "measures": []}] * 2)
 
 

@@ -17,7 +17,7 @@ from potstill.core.errors import Interrupted, OutputExists, UsageError, Vocabula
 from potstill.evaluate.significance import INCONCLUSIVE
 from potstill.stages.arena.arena import Arena
 from potstill.stages.arena.arm import Arm, split_arms
-from potstill.stages.arena.report import COLUMNS
+from potstill.stages.arena.report import TITLES
 from potstill.stages.arena.runs import read_arena_state
 from potstill.stages.distill.run import DistillConfig
 from potstill.train.config import TrainConfig
@@ -156,7 +156,7 @@ def test_no_model_is_held_once_an_arm_is_trained(arena: Arena, tmp_path: Path) -
     before = alive()
     found = replace(arena, objectives=("reverse_kl",)).run(tmp_path / "made", show=False)
     assert alive() == before
-    assert set(found["arms"][0]["means"]) == set(COLUMNS) - {"rouge_l"}
+    assert set(found["arms"][0]["means"]) == set(TITLES) - {"rouge_l"}
 
 
 def test_an_objective_that_is_not_for_the_pair_is_refused_before_anything_is_written(

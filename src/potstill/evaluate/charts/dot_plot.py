@@ -1,4 +1,4 @@
-"""A picture of methods with several seeds each: every seed a dot, their mean a larger one, a panel for each measure."""
+"""Draws methods with several seeds: a dot for each seed, a larger one for their mean, a panel for each measure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,19 +14,19 @@ from potstill.core.measure_table import MEASURES, TABLE_QUALITIES
 from potstill.core.types import Measure
 from potstill.evaluate.charts.plots import ACCENT, DPI, GRID, INK, LIGHT_INK
 
-MethodMeasures = Mapping[str, Sequence[Measure]]  # of one method: a measure by name, one for each seed
+MethodMeasures = Mapping[str, Sequence[Measure]]  # of one method: for each name, the measure of every seed
 PANEL_WIDTH, ROW_HEIGHT = 3.6, 0.34  # inches: width of a panel, height of a method
 NUM_COLUMNS = 2  # panels in a row
 
 
 def draw_dots(methods: Mapping[str, MethodMeasures], path: Path, *, title: str = "", caption: str = "") -> None:
-    """`path` as a PNG of the qualities that all `methods` have, but perplexity, which says what bits per byte do.
+    """Write `path`, a PNG with a panel for each quality that all `methods` have.
 
-    Raises: DataError where there is none.
+    Raises: DataError if they share none.
     """
     names = [name for name in TABLE_QUALITIES if all(name in measures for measures in methods.values())]
     if not names or not methods:
-        raise DataError(f"{len(methods)} methods have no quality in common to draw")
+        raise DataError(f"no quality was measured for all of {len(methods)} methods, so there is nothing to draw")
     num_columns = min(len(names), NUM_COLUMNS)
     num_rows = -(-len(names) // num_columns)
     size = (1.6 + PANEL_WIDTH * num_columns, 0.6 + num_rows * (0.9 + ROW_HEIGHT * max(3, len(methods))))
@@ -39,7 +39,7 @@ def draw_dots(methods: Mapping[str, MethodMeasures], path: Path, *, title: str =
         _draw_panel(panel, [measures[name] for measures in methods.values()])
         panel.set_xlabel(f"{MEASURES[name].title},\n{MEASURES[name].better} is better", color=INK)
     panels[0].set_yticks(range(len(methods)), list(methods))
-    panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first at the top
+    panels[0].set_ylim(len(methods) - 0.4, -0.6)  # so that the first method is at the top
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
     if caption:
@@ -49,7 +49,7 @@ def draw_dots(methods: Mapping[str, MethodMeasures], path: Path, *, title: str =
 
 
 def _draw_panel(panel: Axes, rows: Sequence[Sequence[Measure]]) -> None:
-    """One row a method: a line from the lowest seed to the highest, each seed, and the mean."""
+    """Draw a row for each method: a line from its lowest to its highest seed, the seeds, and their mean."""
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.spines["bottom"].set_color(LIGHT_INK)
     panel.grid(color=GRID, linewidth=0.8)

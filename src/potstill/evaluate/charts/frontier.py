@@ -1,7 +1,7 @@
-"""Which models are worth having: quality against cost, with what dominates what.
+"""The Pareto frontier of models, quality against cost, as data and as an HTML page.
 
-A model is dominated where another is at least as good and at least as cheap, and better in one of the two. What is left
-is the Pareto frontier. `page` draws it as one HTML file that needs nothing else: numbers, styles and script are inside.
+A model is dominated if another is at least as good and at least as cheap, and better in one of the two. The others are
+the Pareto frontier. `render_html` draws it as one HTML file that holds its numbers, styles and script.
 """
 
 import html
@@ -21,22 +21,23 @@ TITLES = {name: info.title for name, info in MEASURES.items()}
 
 @dataclass(frozen=True)
 class Point:
-    """A model on the chart: its measures by name, and the name of the model that it was made from."""
+    """A model on the chart: its measures by name, and the name of its parent model."""
 
     name: str
     measures: Mapping[str, Measure]
     parent: str | None = None
 
     def has_measures(self, *names: str) -> bool:
-        """Whether all of `names` were measured."""
+        """Whether this model has all of these measures."""
         return all(name in self.measures for name in names)
 
 
 def build_points(cards: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """Points from cards `{"name": ..., "measures": [...], "parent": ...}`; a measure is a `Measure` or its dictionary.
+    """A point for each card `{"name": ..., "measures": [...], "parent": ...}`; measures may be dictionaries.
 
-    Measures that are not finite (the perplexity of a broken model) are left out, since no chart can show them.
-    Raises: DataError for a card without name or measures, or two of one name.
+    Infinite and NaN measures, such as the perplexity of a broken model, are left out, since a chart cannot show them.
+
+    Raises: DataError for a card without name or measures, and for two cards with one name.
     """
     points_by_name: dict[str, Point] = {}
     for card in cards:
@@ -44,9 +45,9 @@ def build_points(cards: Iterable[Mapping[str, Any]]) -> list[Point]:
             measures = [_parse_measure(entry) for entry in card["measures"]]
             point = Point(card["name"], {m.name: m for m in measures if math.isfinite(m.value)}, card.get("parent"))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"a card for the frontier needs name and measures; {error} in {str(card)[:80]}") from error
+            raise DataError(f"a card needs name and measures ({error}), unlike {str(card)[:80]}") from error
         if point.name in points_by_name:
-            raise DataError(f"two models are called {point.name!r}; give each its own name")
+            raise DataError(f"two models have the name {point.name!r}; give each its own name")
         points_by_name[point.name] = point
     return list(points_by_name.values())
 
@@ -56,16 +57,16 @@ def _parse_measure(entry: Measure | Mapping[str, Any]) -> Measure:
 
 
 def find_dominated(points: Sequence[Point], cost: str, quality: str) -> list[bool]:
-    """For each point whether another is at least as good in both measures and better in one.
+    """For each point, whether another is at least as good in both measures and better in one.
 
-    Points that lack a measure are neither dominated nor dominate.
+    A point without one of the measures is not dominated and does not dominate.
     """
     losses = [_get_losses(point, cost, quality) for point in points]
     return [a is not None and any(b is not None and _dominates(b, a) for b in losses) for a in losses]
 
 
 def _get_losses(point: Point, *names: str) -> tuple[float, ...] | None:
-    """The measures as losses, the lower the better."""
+    """The measures with such signs that lower is better; None if one is missing."""
     if not point.has_measures(*names):
         return None
     measures = (point.measures[name] for name in names)
@@ -77,29 +78,29 @@ def _dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def filter_measured(points: Sequence[Point], names: Sequence[str]) -> list[str]:
-    """Those of `names` that at least one point has."""
+    """The names of measures that at least one point has."""
     return [name for name in names if any(point.has_measures(name) for point in points)]
 
 
 def get_axes(points: Sequence[Point]) -> tuple[list[str], list[str]]:
-    """(costs, qualities) that were measured.
+    """The (costs, qualities) that at least one point has.
 
-    Raises: DataError where there is no point, or nothing to draw against something.
+    Raises: DataError if there is no cost or no quality.
     """
     costs, qualities = filter_measured(points, COSTS), filter_measured(points, QUALITIES)
     if not costs or not qualities:
-        raise DataError(f"{len(points)} models have no quality measured against a cost; run `potstill measure` on them")
+        raise DataError(f"{len(points)} models do not have both a quality and a cost; run `potstill measure` on them")
     return costs, qualities
 
 
 def to_display_unit(measure: Measure, value: float | None = None) -> float:
-    """`value` (or that of `measure`) in the unit that it is shown in."""
+    """`value`, by default that of `measure`, in the unit of the chart."""
     value = measure.value if value is None else value
     return value / MEASURES[measure.name].scale if measure.name in MEASURES else value
 
 
 def format_value(value: float, name: str) -> str:
-    """`value`, in the unit that it is shown in, as a table writes it."""
+    """`value`, given in the unit of the chart, as text with a suitable number of digits."""
     if name == "parameters":
         return f"{value / 1e9:.2f} B" if value >= 1e9 else f"{value / 1e6:.1f} M" if value >= 1e5 else f"{value:,.0f}"
     if value >= 100:
@@ -108,7 +109,7 @@ def format_value(value: float, name: str) -> str:
 
 
 def to_chart_data(points: Sequence[Point]) -> dict[str, Any]:
-    """The numbers of the chart as plain data, for JSON."""
+    """The numbers of the chart as plain data for JSON."""
     costs, qualities = get_axes(points)
     models = [
         {"name": point.name, "parent": point.parent, "measures": [_to_display_dict(m) for m in point.measures.values()]}
@@ -126,9 +127,9 @@ def _to_display_dict(measure: Measure) -> dict[str, Any]:
 
 
 def render_html(points: Sequence[Point], *, title: str = "Quality against cost") -> str:
-    """One HTML page with the chart, its axes to choose, hover values and the table, from the numbers of `document`.
+    """An HTML page with the chart, a choice of axes, values on hover and a table, from `to_chart_data`.
 
-    It loads nothing, follows the reader's light or dark theme, and shows the table where scripts do not run.
+    The page loads nothing, follows the reader's light or dark theme, and shows the table without scripts too.
     """
     template = files("potstill.evaluate.charts").joinpath("frontier.html").read_text(encoding="utf-8")
     data = json.dumps(to_chart_data(points), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")

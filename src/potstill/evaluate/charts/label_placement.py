@@ -1,8 +1,8 @@
-"""Where the names of points go on a chart, so that none covers another, a point or the edge.
+"""Places the labels of points on a chart so that none covers another label, a point or the edge.
 
-Greedy over rings of candidate places around each point, the crowded points first, then a few rounds in which each label
-may move again. A name far from its point is joined to it by a line, which is to cross no other name and no other point.
-A box is (left, bottom, right, top), in any unit in which a comfortable gap is about 5: points of a printed page, say.
+The search is greedy over rings of candidate places around each point, crowded points first, with a few rounds in which
+each label may move again. A label far from its point gets a leader line, which should cross no other label or point.
+A box is (left, bottom, right, top), in a unit in which about 5 is a comfortable gap, such as points of a printed page.
 """
 
 import math
@@ -15,7 +15,7 @@ Position = tuple[float, float]
 
 RADII = (6.0, 10.0, 16.0, 24.0, 34.0, 46.0, 60.0, 76.0, 94.0)
 ANGLES = tuple(math.radians(d) for d in (0, 180, 45, -45, 135, -135, 90, -90, 20, -20, 160, -160, 70, -70, 110, -110))
-LEADER_LINE_DISTANCE = 11.0  # a label further away than this gets a line
+LEADER_LINE_DISTANCE = 11.0  # a label farther away than this gets a leader line
 ROUNDS = 4
 
 
@@ -27,10 +27,10 @@ def place_labels(
     marks: Sequence[Sequence[Box]] | None = None,
     curves: Sequence[Sequence[Position]] = (),
 ) -> list[Box]:
-    """A box of each of `sizes` (width, height) near its anchor, within `inside`, clear of all `marks` and other labels.
+    """A box of each of `sizes` (width, height) near its anchor, inside `bounds`, clear of `marks` and other labels.
 
-    `marks[n]` is what point n itself covers; `curves` are drawn through the chart and better not written upon. Where
-    there is no room for all, overlaps are as small as the search finds.
+    `marks[n]` are the boxes that point n covers. Labels avoid the `curves`, less strictly than marks. Without enough
+    room for all labels, the search keeps overlaps small.
     """
     marks = marks or [[] for _ in anchors]
     boxes: dict[int, Box] = {}
@@ -57,18 +57,18 @@ def place_labels(
 
 
 def overlap(a: Box, b: Box) -> float:
-    """The area that two boxes share."""
+    """The area of the intersection of two boxes."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(0.0, width) * max(0.0, height)
 
 
 def nearest_edge(box: Box, position: Position) -> Position:
-    """The place on or in `box` that lies nearest to `spot`, where a line from the point to its name ends."""
+    """The place in `box` nearest to `position`, where a leader line ends."""
     return min(max(position[0], box[0]), box[2]), min(max(position[1], box[1]), box[3])
 
 
 def crosses(line: tuple[Position, Position], box: Box) -> bool:
-    """Whether a line runs through the inside of `box` (Liang and Barsky, 1984)."""
+    """Whether a line crosses the inside of `box` (the clipping of Liang and Barsky, 1984)."""
     (x, y), (to_x, to_y) = line
     t_enter, t_exit = 0.0, 1.0
     for start, step, low, high in ((x, to_x - x, box[0], box[2]), (y, to_y - y, box[1], box[3])):
@@ -82,18 +82,18 @@ def crosses(line: tuple[Position, Position], box: Box) -> bool:
 
 
 class _LabelScene(NamedTuple):
-    """What stands around one label while a place for it is sought."""
+    """The surroundings of one label during the search for its place."""
 
     anchor: Position
-    other_points: Sequence[Position]  # the other points
-    obstacles: Sequence[Box]  # not to be covered
-    line_obstacles: Sequence[Box]  # not to be crossed by the line to the label
-    lines: Sequence[tuple[Position, Position]]  # from other points to their labels
+    other_points: Sequence[Position]
+    obstacles: Sequence[Box]  # that the label must not cover
+    line_obstacles: Sequence[Box]  # that the leader line must not cross
+    lines: Sequence[tuple[Position, Position]]  # leader lines of the other labels
     curves: Sequence[Sequence[Position]]
     bounds: Box
 
     def find_best_box(self, size: tuple[float, float]) -> Box:
-        """The cheapest place for a label of `size`; rings that cannot be cheaper any more are not looked at."""
+        """The cheapest place for a label of `size`; the search ends at a ring that costs more than it."""
         best_candidate: tuple[float, Box] = (math.inf, self.bounds)
         for box, radius in _iterate_candidates(self.anchor, size):
             if radius >= best_candidate[0]:
@@ -103,7 +103,7 @@ class _LabelScene(NamedTuple):
         return best_candidate[1]
 
     def cost(self, box: Box, radius: float) -> float:
-        """The radius around the point, and much more for all that is covered, crossed or cut off."""
+        """The radius around the point, plus large costs for everything covered, crossed or cut off."""
         end = nearest_edge(box, self.anchor)
         covered_area = sum(overlap(box, obstacle) for obstacle in self.obstacles)
         outside_area = (box[2] - box[0]) * (box[3] - box[1]) - overlap(box, self.bounds)
@@ -114,9 +114,7 @@ class _LabelScene(NamedTuple):
         nearest_distance = min(
             (math.dist(position, nearest_edge(box, position)) for position in self.other_points), default=math.inf
         )
-        ambiguity = max(
-            0.0, math.dist(self.anchor, end) - nearest_distance
-        )  # whose name is it, if another point is nearer?
+        ambiguity = max(0.0, math.dist(self.anchor, end) - nearest_distance)  # another point is nearer to the label
         is_blocked = covered_area > 0 or outside_area > 1e-6
         return (
             radius
@@ -130,12 +128,12 @@ class _LabelScene(NamedTuple):
 
 
 def needs_leader_line(anchor: Position, end: Position) -> bool:
-    """Whether a label whose nearest edge is at `end` is so far from its point that a line has to join them."""
+    """Whether a label whose nearest edge is at `end` is so far from its point that it needs a leader line."""
     return math.dist(anchor, end) > LEADER_LINE_DISTANCE
 
 
 def _iterate_candidates(anchor: Position, size: tuple[float, float]) -> Iterator[tuple[Box, float]]:
-    """(box, radius) for boxes that touch a ring around the anchor, to its right first."""
+    """(box, radius) of boxes that touch rings around the anchor, beginning on its right."""
     width, height = size
     for radius in RADII:
         for angle in ANGLES:

@@ -1,4 +1,4 @@
-"""Pictures for READMEs and reports: the frontier and the curve of a training run, as PNG files."""
+"""Draws the frontier and the losses of a training run as PNG files."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,16 +23,16 @@ from potstill.evaluate.charts.label_placement import Box, Position, nearest_edge
 
 INK, LIGHT_INK, GRID = "#1f2328", "#6e7781", "#e6e8eb"
 ACCENT, GRAY = "#0b6e99", "#9aa4ae"
-COLORS = ("#0b6e99", "#c8553d", "#588157", "#8e5ea2", "#b08900", "#6e7781")  # apart in hue and in lightness
+COLORS = ("#0b6e99", "#c8553d", "#588157", "#8e5ea2", "#b08900", "#6e7781")  # different in hue and in lightness
 DPI = 160
 CAPTION = (
     "Hollow: another model is at least as good and as cheap. Bars: 95 % intervals; for speed the range of the runs."
 )
-BEND = 0.22  # of the arrows of lineage
+BEND = 0.22  # curvature of the arrows from parent to child
 TENTHS = tuple(n / 10 for n in range(10, 100))
 FIFTHS = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
 TICK_DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8), FIFTHS, TENTHS)
-MAX_TICKS = 12  # ticks that an axis has room for
+MAX_TICKS = 12  # of one axis
 BOOKKEEPING_KEYS = {
     "step",
     "tokens",
@@ -40,15 +40,15 @@ BOOKKEEPING_KEYS = {
     "learning_rate",
     "grad_norm",
     "num_input_tokens_seen",
-}  # logged, and no loss
+}  # logged values that are not losses
 
 
 def draw_frontier(
     points: Sequence[Point], path: Path, *, costs: Sequence[str] = (), quality: str | None = None, title: str = ""
 ) -> None:
-    """`path` as a PNG of `quality` against each of `costs`, one panel each; by default parameters and decoding speed.
+    """Write `path`, a PNG of `quality` against each of `costs`, by default parameters and decoding speed.
 
-    Raises: DataError where these were not measured.
+    Raises: DataError if one of them was not measured.
     """
     available_costs, qualities = get_axes(points)
     quality = quality or qualities[0]
@@ -57,7 +57,7 @@ def draw_frontier(
     )
     if missing_measures := [name for name in (*costs, quality) if name not in (*available_costs, *qualities)]:
         raise DataError(
-            f"no model has {', '.join(missing_measures)} measured; there are "
+            f"no model has the measure {', '.join(missing_measures)}; choose from "
             f"{', '.join((*qualities, *available_costs))}"
         )
     figure = Figure(figsize=(5.6 * len(costs), 4.4), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
@@ -68,7 +68,7 @@ def draw_frontier(
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
     panels[0].set_ylabel(f"{MEASURES[quality].title}, {MEASURES[quality].better} is better", color=INK)
     figure.supxlabel(fill(CAPTION, 72 * len(costs)), x=0.012, ha="left", fontsize=8, color=LIGHT_INK)
-    canvas.draw()  # the layout is settled; only now do places in pixels mean anything
+    canvas.draw()  # fixes the layout, on which positions in pixels depend
     figure.set_layout_engine("none")
     for panel, cost, panel_curves in zip(panels, costs, curves, strict=True):
         _label_points(
@@ -82,7 +82,9 @@ def draw_frontier(
     figure.savefig(path, dpi=DPI)
 
 
-PageCurve = Callable[[Axes], list[Position]]  # what was drawn, as places on the page, once the layout is settled
+PageCurve = Callable[
+    [Axes], list[Position]
+]  # gives the positions of a drawn curve on the page, once the layout is fixed
 
 
 def _draw_panel(panel: Axes, points: Sequence[Point], cost: str, quality: str) -> list[PageCurve]:
@@ -116,7 +118,7 @@ def _style_panel(panel: Axes, drawn_points: Sequence[Point], cost: str, quality:
 
 
 def _set_scale(panel: Axes, axis: str, bounds: Sequence[float], name: str) -> None:
-    """Limits with room for names; logarithmic where values lie further apart than a factor of two."""
+    """Set limits with room for labels, and a logarithmic scale where values differ by more than a factor of two."""
     low, high = min(bounds, default=0.0), max(bounds, default=1.0)
     ticks = panel.xaxis if axis == "x" else panel.yaxis
     set_limits = panel.set_xlim if axis == "x" else panel.set_ylim
@@ -131,14 +133,14 @@ def _set_scale(panel: Axes, axis: str, bounds: Sequence[float], name: str) -> No
         span = (high - low) or abs(high) or 1.0
         bottom, top = low - margin * span, high + margin * span
         if low >= 0:
-            bottom = max(bottom, -0.06 * (top - low))  # no empty room below zero
+            bottom = max(bottom, -0.06 * (top - low))  # little empty space below zero
         set_limits(bottom, top)
         ticks.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     ticks.set_major_formatter(FuncFormatter(lambda value, _: _format_tick(value, name)))
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two positive ones, of the fewest digits of which at least four fit, and none too near."""
+    """Round numbers between two positive ones: at least four of the fewest digits possible, none too close together."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in TICK_DIGITS:
         candidates = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
@@ -158,7 +160,7 @@ def _format_tick(value: float, name: str) -> str:
 
 
 def _draw_frontier_line(panel: Axes, frontier_points: Sequence[Point], cost: str, quality: str) -> PageCurve:
-    """The frontier as a staircase: what one can have at most that cost."""
+    """Draw the frontier as a staircase: the best quality at each cost."""
     frontier_points = sorted(
         frontier_points, key=lambda p: p.measures[cost].value * (-1 if p.measures[cost].better == "higher" else 1)
     )
@@ -170,7 +172,7 @@ def _draw_frontier_line(panel: Axes, frontier_points: Sequence[Point], cost: str
 
 
 def _draw_lineage(panel: Axes, drawn_points: Sequence[Point], cost: str, quality: str) -> list[PageCurve]:
-    """A thin bent arrow from each model to those made from it."""
+    """Draw a thin curved arrow from each model to its children."""
     positions = {point.name: _get_position(point, cost, quality) for point in drawn_points}
     style = {"arrowstyle": "-|>", "color": GRAY, "linewidth": 0.9, "shrinkA": 7, "shrinkB": 7, "mutation_scale": 9}
     arc_style = {"connectionstyle": f"arc3,rad={BEND}", "linestyle": (0, (4, 3))}
@@ -188,7 +190,7 @@ def _make_arc(start: Position, end: Position) -> PageCurve:
 
 
 def _bend_arc(start: Position, end: Position, *, num_pieces: int = 12) -> list[Position]:
-    """The arc of `_lineage` as a line of short pieces: a quadratic Bézier curve, bent as matplotlib's arc3 is."""
+    """The arrow of `_draw_lineage` as short line segments: a quadratic Bézier curve like matplotlib's arc3."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     control = (start[0] + end[0]) / 2 + BEND * dy, (start[1] + end[1]) / 2 - BEND * dx
     fractions = [n / num_pieces for n in range(num_pieces + 1)]
@@ -203,7 +205,7 @@ def _label_points(
     measure_names: tuple[str, str],
     curves: Sequence[PageCurve],
 ) -> None:
-    """Each model's name beside its point, clear of the others, joined to it by a line where it had to move away."""
+    """Write each model's name near its point, clear of the others, with a leader line where it is far away."""
     anchors = [_to_page(panel, *_get_position(point, *measure_names)) for point in drawn_points]
     halo = [Stroke(linewidth=3, foreground="white"), Normal()]
     texts = [panel.text(0, 0, p.name, fontsize=9.5, color=INK, zorder=7, path_effects=halo) for p in drawn_points]
@@ -231,7 +233,7 @@ def _get_frame_box(panel: Axes) -> Box:
 
 
 def _to_page(panel: Axes, x: float, y: float) -> Position:
-    """The place of a value in points of the printed page."""
+    """The position of a value, in points of the printed page."""
     page_x, page_y = panel.transData.transform((x, y)) * 72 / DPI
     return float(page_x), float(page_y)
 
@@ -254,7 +256,7 @@ def _get_position(point: Point, cost: str, quality: str) -> tuple[float, float]:
 
 
 def _get_bounds(measure: Measure) -> list[float]:
-    """Lowest, own and highest value, in the unit that is shown."""
+    """Low, value and high of a measure in increasing order, in the unit of the chart."""
     values = [measure.value, *(v for v in (measure.low, measure.high) if v is not None)]
     return sorted(to_display_unit(measure, value) for value in values)
 
@@ -265,9 +267,9 @@ def _get_error_bars(measure: Measure) -> list[list[float]]:
 
 
 def draw_curve(metrics: Path, path: Path, *, terms: Sequence[str] = (), x_key: str = "tokens") -> None:
-    """`path` as a PNG of the `terms` in a `metrics.jsonl` over the tokens seen; by default all that look like losses.
+    """Write `path`, a PNG of `terms` of a `metrics.jsonl` over the tokens seen; by default of all losses.
 
-    Raises: DataError where there is nothing to draw.
+    Raises: DataError if there is nothing to draw.
     """
     entries = [entry for entry in read_metrics(metrics) if x_key in entry]
     curves = {term: _extract_curve(entries, term, x_key) for term in terms or _find_terms(entries, x_key)}
@@ -295,7 +297,7 @@ def draw_curve(metrics: Path, path: Path, *, terms: Sequence[str] = (), x_key: s
 
 
 def _find_terms(entries: Sequence[Mapping[str, Any]], x_key: str) -> list[str]:
-    """Every logged number that the trainer does not log for its own books, in order of appearance."""
+    """Every logged number except bookkeeping such as the learning rate, in order of appearance."""
     numeric_names = {name: None for entry in entries for name, value in entry.items() if isinstance(value, int | float)}
     bookkeeping_suffixes = ("_per_second", "_runtime", "_memory", "_flos")
     return [
@@ -314,7 +316,7 @@ def _extract_curve(entries: Sequence[Mapping[str, Any]], term: str, x_key: str) 
 
 
 def _draw_term(panel: Axes, term: str, curve: Sequence[tuple[float, float]], color: str) -> None:
-    """What is measured now and then as points, what is logged all the time faintly with its moving mean."""
+    """Draw a term: few values as points, many values faintly with their moving mean."""
     x, y = zip(*curve, strict=True)
     label = term.replace("_", " ")
     if term.startswith("eval_") or len(curve) < 40:
@@ -325,7 +327,7 @@ def _draw_term(panel: Axes, term: str, curve: Sequence[tuple[float, float]], col
 
 
 def _smooth_values(values: Sequence[float], *, radius: int) -> list[float]:
-    """The mean over up to `reach` values on either side; at the start no more after than before, so it falls too."""
+    """The moving mean over up to `radius` values on each side, symmetric at the start, so as not to lag."""
     windows = (values[max(0, i - radius) : i + min(radius, i) + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
