@@ -97,7 +97,7 @@ def test_other_numbers_of_tokens_are_refused(tiny_llama, rows):
 def test_a_student_of_a_shorter_context_is_refused(tiny_llama, rows):
     short = deepcopy(tiny_llama)
     short.config.max_position_embeddings = 16
-    with pytest.raises(UsageError, match="16 at most"):
+    with pytest.raises(UsageError, match="reads at most 16"):
         compare_with_teacher(collect_teacher_outputs(tiny_llama, rows), short)
     reading = ScoringConfig().limit_to_context(tiny_llama, short)
     assert compare_with_teacher(collect_teacher_outputs(tiny_llama, rows, reading), short).divergence == pytest.approx(

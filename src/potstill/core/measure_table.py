@@ -34,7 +34,7 @@ class MeasureInfo:
 
     def build(self, value: float, n: int, **details: Any) -> Measure:
         """The measure with this value over `n` things; `details` are its bounds and its note."""
-        return Measure(self.name, float(value), self.unit, n, better=self.better, **details)
+        return Measure(self.name, value, self.unit, n, better=self.better, **details)
 
     def format(self, value: float, *, extra_decimals: int = 0) -> str:
         """`value`, given in `unit`, as a table shows it."""

@@ -102,7 +102,7 @@ def compare_with_teacher(
     if get_max_context(student) < longest_window:
         raise UsageError(
             f"the teacher was run on windows of {longest_window} tokens, but the student reads at most "
-            f"{get_max_context(student)}; lower --context"
+            f"{get_max_context(student)}; give a smaller --context"
         )
     nll, kl, top1_matches = np.zeros(num_rows), np.zeros(num_rows), np.zeros(num_rows)
     with inference_context(student, dtype=config.dtype):

@@ -67,8 +67,8 @@ def measure_size(loaded: LoadedModel) -> list[Measure]:
         num_bytes, location = memory_bytes, "in memory"
     note = f"{loaded.note}, {location}" if loaded.note else location
     return [
-        MEASURES["parameters"].build(counts.total, 1, note=breakdown),
-        MEASURES["bytes"].build(num_bytes, 1, note=note),
+        MEASURES["parameters"].build(float(counts.total), 1, note=breakdown),
+        MEASURES["bytes"].build(float(num_bytes), 1, note=note),
     ]
 
 
@@ -77,7 +77,7 @@ def measure_speed(loaded: LoadedModel, latency_config: LatencyConfig | None = No
     speed = time_model(loaded.model, latency_config or LatencyConfig().limit_to_context(loaded.model))
     runs_by_name = {"prefill_tokens_per_second": speed.prefill, "decode_tokens_per_second": speed.decode}
     measures = [_build_median_measure(name, runs, speed.conditions) for name, runs in runs_by_name.items()]
-    return [*measures, MEASURES["peak_memory"].build(speed.peak_memory, 1, note=speed.conditions)]
+    return [*measures, MEASURES["peak_memory"].build(float(speed.peak_memory), 1, note=speed.conditions)]
 
 
 def compute_paired_differences(scores_by_model: Mapping[str, TextScores]) -> list[dict[str, Any]]:
@@ -126,4 +126,4 @@ def _build_ratio_measure(
 def _build_median_measure(name: str, runs: np.ndarray, conditions: str) -> Measure:
     low, high = (float(runs.min()), float(runs.max())) if len(runs) > 1 else (None, None)
     note = f"{conditions}; range of the runs"
-    return MEASURES[name].build(np.median(runs), len(runs), low=low, high=high, note=note)
+    return MEASURES[name].build(float(np.median(runs)), len(runs), low=low, high=high, note=note)

@@ -80,7 +80,7 @@ def count_scored_tokens(rows: Sequence[Row]) -> Int[np.ndarray, " n"]:
     """
     counts = np.array([sum(label != IGNORE for label in row.labels[1:]) for row in rows], dtype=np.int64)
     if not counts.sum():
-        raise DataError(f"none of {len(rows)} documents has a token to score; a document needs at least two tokens")
+        raise DataError(f"{len(rows)} documents have no token to score; each needs at least two tokens")
     return counts
 
 

@@ -94,7 +94,7 @@ def test_a_single_model_is_drawn(tmp_path, chart):
 
 
 def test_a_measure_that_nobody_has_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no model has rouge_l measured"):
+    with pytest.raises(DataError, match="no model has the measure rouge_l"):
         draw_frontier(CHART, tmp_path / "frontier.png", quality="rouge_l")
     assert not list(tmp_path.iterdir())
 

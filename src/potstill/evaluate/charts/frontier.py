@@ -89,7 +89,7 @@ def get_axes(points: Sequence[Point]) -> tuple[list[str], list[str]]:
     """
     costs, qualities = filter_measured(points, COSTS), filter_measured(points, QUALITIES)
     if not costs or not qualities:
-        raise DataError(f"{len(points)} models do not have both a quality and a cost; run `potstill measure` on them")
+        raise DataError(f"{len(points)} models have no quality or no cost measured; run `potstill measure` on them")
     return costs, qualities
 
 
