@@ -1,13 +1,14 @@
-"""One distillation step beside TRL's GKDTrainer: real tokens per second, peak memory, share of the GEMM roofline.
+"""One distillation step compared with TRL's GKDTrainer: tokens/s, peak memory, share of the roofline.
 
-Four sides: potstill with a live teacher; potstill with a cache of what that teacher said of the same documents; TRL;
-and the floor: every matrix product of the live step, of teacher and student, forward and backward, in its shape and in
-bf16, and nothing else. Same teacher (bf16), same student (12 evenly kept layers, fp32 weights, bf16 compute), same
-documents in every step and same optimiser, forward KL alone. Each side lives in a process of its own, so that its peak
-memory is its own; the parent asks them for one step in turn. TRL runs without gradient checkpointing: faster and larger
-than its default. potstill and the floor hold on to memory that they free, as a run of potstill does; TRL runs as it is.
-FLOPs counted: 2 per weight of every matrix and token, once for a live teacher, three times for the student; no
-attention. The cache keeps the top 64 and 16 classes, so its loss is a lower bound of the live one: its gap is shown.
+Four sides: potstill with a live teacher; potstill with a cache of that teacher on the same documents; TRL; and the
+floor, which runs only the matrix products of the live step (teacher and student, forward and backward) in their
+shapes and in bf16. All use the same teacher (bf16), student (12 evenly chosen layers, fp32 weights, bf16 compute),
+documents in every step and optimizer, and forward KL alone. Each side has a process of its own, so that its peak memory
+is its own; the parent asks them for one step in turn. TRL runs without gradient checkpointing, which is faster and
+larger than its default. potstill and the floor keep memory that they free, as a potstill run does; TRL runs as it is.
+FLOPs counted: 2 per weight of every matrix and token, once for a live teacher and three times for the student, without
+attention. The cache stores the top 64 and 16 classes, so its loss is a lower bound of the live one; the figures
+show the gap.
 
     python benchmarks/distill_step.py --json           (needs: pip install 'potstill[bench]')
 """
@@ -25,11 +26,11 @@ import torch
 
 from setting.document import command_line, document, refuse_on_red
 from setting.memory import peak
-from setting.pair import matrices, pair
+from setting.pair import count_matrix_weights, load_pair
 from setting.roofline import roofline
-from setting.sides import Side, alone, serve
-from setting.steps import Step, adam, potstill_step, trl_step
-from setting.text import CONTEXT, documents, write_texts
+from setting.sides import Side, ask_once, serve
+from setting.steps import Step, make_optimizer, make_potstill_step, make_trl_step
+from setting.text import CONTEXT, load_documents, write_texts
 
 RESTS_ON = [
     "tests/ops/test_fused.py",
@@ -51,25 +52,25 @@ GOALS = {
 
 
 def main() -> None:
-    """The parent: refuses on a red test, has the teacher cached, lets the sides step in turn, prints one document."""
-    options = arguments()
+    """The parent: refuses if a test fails, caches the teacher, lets the sides step in turn, prints one document."""
+    options = parse_arguments()
     if options.side == "capture":
-        serve(lambda: capture)
+        serve(lambda: capture_cache)
         return
     if options.side:
-        serve(lambda: stepping(options), held=options.side != "trl")
+        serve(lambda: make_stepper(options), retain_memory=options.side != "trl")
         return
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
-    batches = documents(options.steps + options.warm_up, options.batch_tokens)
+    batches = load_documents(options.steps + options.warm_up, options.batch_tokens)
     with tempfile.TemporaryDirectory() as folder:
         write_texts(Path(folder) / TEXTS, sum(map(len, batches)))
-        cached = alone(["--side", "capture"], folder)
-        replies = taken(batches, folder, options)
+        cached = ask_once(["--side", "capture"], folder)
+        replies = take_steps(batches, folder, options)
     print(report(replies, batches, cached, options))
 
 
-def taken(
+def take_steps(
     batches: list[list[list[int]]], folder: str, options: argparse.Namespace
 ) -> dict[str, list[dict[str, float]]]:
     """Every step of every side, in turn."""
@@ -92,7 +93,7 @@ def report(
     options: argparse.Namespace,
 ) -> str:
     """The figures, with ratios from the same run."""
-    peak_flops, sizes = roofline(), matrices()
+    peak_flops, sizes = roofline(), count_matrix_weights()
     student = 2 * 3 * sizes["student"]
     live = student + 2 * sizes["teacher"]
     figures: dict[str, Any] = {
@@ -101,19 +102,19 @@ def report(
         "flops_per_token_cached": student,
         "cache": cached,
     }
-    for side, found in replies.items():
-        timed = list(zip(found, batches, strict=True))[options.warm_up :]
+    for side, side_replies in replies.items():
+        timed = list(zip(side_replies, batches, strict=True))[options.warm_up :]
         rates = [sum(map(len, batch)) / reply["seconds"] for reply, batch in timed]
         rate = statistics.median(rates)
         figures[side] = {
             "tokens_per_second": rate,
             "range": [min(rates), max(rates)],
-            "peak_gib": found[-1]["peak"] / 2**30,
+            "peak_gib": side_replies[-1]["peak"] / 2**30,
             "roofline": rate * (student if side == "cached" else live) / peak_flops,
-            "losses": [reply["loss"] for reply in found],
+            "losses": [reply["loss"] for reply in side_replies],
             "milliseconds_per_token": 1e3 / rate,
         }
-    figures |= compared(figures, replies, options.warm_up)
+    figures |= compare_sides(figures, replies, options.warm_up)
     met = {
         "losses agree within bf16 noise": figures["loss_gap"] <= 0.02,
         "five times TRL's tokens/s": figures["times_faster"] >= 5,
@@ -125,29 +126,31 @@ def report(
     return document("distill_step", figures, met, goals=GOALS)
 
 
-def compared(figures: dict[str, Any], replies: dict[str, list[dict[str, float]]], warm_up: int) -> dict[str, float]:
-    """The sides beside one another."""
-    ours, cached, theirs = (figures[name] for name in ("potstill", "cached", "trl"))
+def compare_sides(
+    figures: dict[str, Any], replies: dict[str, list[dict[str, float]]], warm_up: int
+) -> dict[str, float]:
+    """Ratios between the sides."""
+    live, cached, trl = (figures[name] for name in ("potstill", "cached", "trl"))
     timed = list(zip(replies["potstill"], replies["floor"], strict=True))[warm_up:]
     return {
-        "times_faster": ours["tokens_per_second"] / theirs["tokens_per_second"],
-        "share_of_memory": ours["peak_gib"] / theirs["peak_gib"],
-        "loss_gap": gap(ours["losses"], theirs["losses"]),
-        "times_the_floor": statistics.median(step["seconds"] / alone["seconds"] for step, alone in timed),
-        "cached_times_live": cached["tokens_per_second"] / ours["tokens_per_second"],
-        "cached_times_trl": cached["tokens_per_second"] / theirs["tokens_per_second"],
-        "cached_share_of_memory": cached["peak_gib"] / theirs["peak_gib"],
-        "cached_loss_gap": gap(cached["losses"], theirs["losses"]),
+        "times_faster": live["tokens_per_second"] / trl["tokens_per_second"],
+        "share_of_memory": live["peak_gib"] / trl["peak_gib"],
+        "loss_gap": largest_relative_gap(live["losses"], trl["losses"]),
+        "times_the_floor": statistics.median(step["seconds"] / ask_once["seconds"] for step, ask_once in timed),
+        "cached_times_live": cached["tokens_per_second"] / live["tokens_per_second"],
+        "cached_times_trl": cached["tokens_per_second"] / trl["tokens_per_second"],
+        "cached_share_of_memory": cached["peak_gib"] / trl["peak_gib"],
+        "cached_loss_gap": largest_relative_gap(cached["losses"], trl["losses"]),
     }
 
 
-def gap(ours: list[float], theirs: list[float]) -> float:
-    """The largest difference of two steps' losses, as a share."""
-    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+def largest_relative_gap(live: list[float], trl: list[float]) -> float:
+    """The largest relative difference between two sequences of losses."""
+    return max(abs(a - b) / abs(b) for a, b in zip(live, trl, strict=True))
 
 
-def capture(folder: str) -> dict[str, float]:
-    """The child that writes down what the teacher says, as `potstill cache` does."""
+def capture_cache(folder: str) -> dict[str, float]:
+    """The child that caches the teacher, as `potstill cache` does."""
     from potstill.stages.cache_teacher import CacheTeacherConfig
 
     start = time.perf_counter()
@@ -156,29 +159,31 @@ def capture(folder: str) -> dict[str, float]:
     return {"rows": manifest.rows, "bytes": manifest.bytes, "seconds": time.perf_counter() - start}
 
 
-def stepping(options: argparse.Namespace) -> Callable[[list[list[int]]], dict[str, float]]:
-    """The child of one side: a step for every batch that comes in."""
+def make_stepper(options: argparse.Namespace) -> Callable[[list[list[int]]], dict[str, float]]:
+    """The child of one side: takes a step for every batch that it receives."""
     from potstill.teachers.cached import TeacherCache
 
     torch.manual_seed(options.seed)
-    teacher, student = pair()
+    teacher, student = load_pair()
     if options.side == "floor":
-        step = floor_step(teacher, student)
+        step = make_floor_step(teacher, student)
     else:
-        taught = TeacherCache(Path(options.folder) / "cache") if options.side == "cached" else teacher
-        step = (trl_step if options.side == "trl" else potstill_step)(taught, student, adam(student))
-    del teacher  # a side that learns from a cache has none
+        signal_source = TeacherCache(Path(options.folder) / "cache") if options.side == "cached" else teacher
+        step = (make_trl_step if options.side == "trl" else make_potstill_step)(
+            signal_source, student, make_optimizer(student)
+        )
+    del teacher  # the side with a cache has none
 
-    def once(batch: list[list[int]]) -> dict[str, float]:
+    def answer(batch: list[list[int]]) -> dict[str, float]:
         start = time.perf_counter()
         loss = step(batch)
         return {"seconds": time.perf_counter() - start, "loss": loss, "peak": peak()}
 
-    return once
+    return answer
 
 
-def floor_step(teacher: Any, student: Any) -> Step:
-    """Every matrix product of a step, alone; the head in chunks of rows, as the fused loss takes it."""
+def make_floor_step(teacher: Any, student: Any) -> Step:
+    """Every matrix product of a step, and nothing else; the head in chunks of rows, as the fused loss takes it."""
     from potstill.ops.fused import rows_per_chunk
 
     kinds = {
@@ -210,12 +215,12 @@ def floor_step(teacher: Any, student: Any) -> Step:
     return step
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=1)
-    parser.add_argument("--batch-tokens", type=int, default=1024, help="real tokens a step; TRL takes 11 MiB for each")
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens per step; TRL takes 11 MiB for each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--side", choices=(*SIDES, "capture"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)

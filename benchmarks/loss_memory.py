@@ -1,13 +1,14 @@
-"""The loss alone against the vocabulary: memory beyond heads and gradients, and time, of 32k to 262k tokens.
+"""The loss alone for vocabularies of 32k to 262k tokens: memory beyond heads and gradients, and time.
 
-The fused loss, through the objective as a step calls it, beside TRL's chunked divergence (what its DistillationTrainer
-calls; its torch form, since there is no Triton on a CPU) and the plain definition, which holds all logits, as far as
-`--plain-up-to`. Forward KL of 2,048 random rows of width 576 under bf16 autocast: a student's head in fp32 that is
-trained, a teacher's own in bf16. Each side and size lives in a process of its own, and the sides are asked in turn.
-Memory is that of the first pass: its peak, less what was there before it and the gradients that it leaves.
+The fused loss, called through the objective as in a step, is compared with TRL's chunked divergence (which its
+DistillationTrainer calls; its torch form, since there is no Triton on a CPU) and with the plain definition, which holds
+all logits, up to `--plain-up-to`. The loss is forward KL of 2,048 random rows of width 576 under bf16 autocast, with a
+trained student's head in fp32 and a teacher's own in bf16. Each side and size has its own process, and the sides are
+asked in turn. Memory is that of the first pass: its peak minus what existed before and the gradients that it leaves.
 
-Flatness is that of ours beyond heads, the student's head in the dtype of the products (1,152 bytes a token) being one;
-beside TRL, whose tiles are of 32,768 tokens whatever the vocabulary, all of it counts.
+The goal of constant memory is for potstill's memory beyond the heads. The student's head in the compute dtype (1,152
+bytes per token) counts as a head. The comparison with TRL, whose tiles are 32,768 tokens wide at any vocabulary, counts
+all of it.
 
     python benchmarks/loss_memory.py --json           (needs: pip install 'potstill[bench]')
 """
@@ -21,9 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from setting.document import command_line, document, parsed, passed_on, refuse_on_red
-from setting.memory import forget_peak, peak, resident
-from setting.sides import Side, alone, serve
+from setting.document import command_line, document, forward_flags, parse_arguments, refuse_on_red
+from setting.memory import peak, reset_peak, resident_bytes
+from setting.sides import Side, ask_once, serve
 
 RESTS_ON = ["tests/ops/test_fused.py", "tests/ops/test_divergence.py", "tests/objectives"]
 VOCABULARIES = (2**15, 2**16, 2**17, 2**18)
@@ -35,7 +36,7 @@ MIB = 2**20
 
 
 class Problem(NamedTuple):
-    """What the loss is taken of; what is trained wants a gradient."""
+    """The inputs of the loss; trained tensors require a gradient."""
 
     rows: torch.Tensor
     weight: torch.Tensor
@@ -44,24 +45,35 @@ class Problem(NamedTuple):
 
 
 def main() -> None:
-    """The parent: refuses on a red test, lets the sides compute in turn, prints one document."""
-    options = arguments()
+    """The parent: refuses if a test fails, lets the sides compute in turn, prints one document."""
+    options = parse_options()
     if options.role:
-        roles = {"side": lambda: clocked(options.side, options.vocabulary), "agreement": lambda: agreement}
-        serve(roles[options.role], held=True)  # as in a run, for all sides alike
+        roles = {"side": lambda: make_timer(options.side, options.vocabulary), "agreement": lambda: measure_agreement}
+        serve(roles[options.role], retain_memory=True)  # as in a run, for all sides alike
         return
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
-    agreed = alone(["--role", "agreement"], options.vocabularies[0])
-    for name, gaps in agreed.items():
+    gaps_by_side = ask_once(["--role", "agreement"], options.vocabularies[0])
+    for name, gaps in gaps_by_side.items():
         assert max(gaps.values()) <= AGREE, f"{name} computes something else: {gaps}"
-    found = {vocabulary: compare(vocabulary, options) for vocabulary in options.vocabularies}
-    mib = [found[size]["potstill"]["mib"] - HEAD_COPY * size / MIB for size in (min(found), max(found))]
-    figures = {"agreement": agreed, "vocabularies": found, "growth": mib[1] / mib[0], "growth_mib": mib[1] - mib[0]}
+    comparisons = {vocabulary: compare(vocabulary, options) for vocabulary in options.vocabularies}
+    mib = [
+        comparisons[size]["potstill"]["mib"] - HEAD_COPY * size / MIB for size in (min(comparisons), max(comparisons))
+    ]
+    figures = {
+        "agreement": gaps_by_side,
+        "vocabularies": comparisons,
+        "growth": mib[1] / mib[0],
+        "growth_mib": mib[1] - mib[0],
+    }
     met = {
         "memory beyond heads and gradients flat, within 20 %": abs(figures["growth"] - 1) <= 0.2,
-        "no more memory than TRL's at any vocabulary": max(one["share_of_memory"] for one in found.values()) <= 1,
-        "faster than TRL's at every vocabulary": min(one["times_faster"] for one in found.values()) > 1,
+        "no more memory than TRL's at any vocabulary": max(
+            comparison["share_of_memory"] for comparison in comparisons.values()
+        )
+        <= 1,
+        "faster than TRL's at every vocabulary": min(comparison["times_faster"] for comparison in comparisons.values())
+        > 1,
     }
     print(document("loss_memory", figures, met))
 
@@ -69,7 +81,7 @@ def main() -> None:
 def compare(vocabulary: int, options: argparse.Namespace) -> dict[str, Any]:
     """All sides at one vocabulary."""
     names = [name for name in LOSSES if name != "plain" or vocabulary <= options.plain_up_to]
-    shared = ["--role", "side", "--vocabulary", str(vocabulary), *passed_on(options, "cpu_seconds")]
+    shared = ["--role", "side", "--vocabulary", str(vocabulary), *forward_flags(options, "cpu_seconds")]
     sides = {name: Side([*shared, "--side", name]) for name in names}
     replies: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(1 + options.rounds):
@@ -77,18 +89,18 @@ def compare(vocabulary: int, options: argparse.Namespace) -> dict[str, Any]:
             replies[name].append(side.ask(number))
     for side in sides.values():
         side.close()
-    found: dict[str, Any] = {}
-    for name, said in replies.items():
-        seconds = statistics.median(one["seconds"] for one in said[1:])
-        found[name] = {"mib": said[0]["beyond"] / MIB, "seconds": seconds, "loss": said[0]["loss"]}
-    found["times_faster"] = found["trl"]["seconds"] / found["potstill"]["seconds"]
-    found["share_of_memory"] = found["potstill"]["mib"] / found["trl"]["mib"]
-    print(vocabulary, found, file=sys.stderr)
-    return found
+    figures: dict[str, Any] = {}
+    for name, side_replies in replies.items():
+        seconds = statistics.median(reply["seconds"] for reply in side_replies[1:])
+        figures[name] = {"mib": side_replies[0]["beyond"] / MIB, "seconds": seconds, "loss": side_replies[0]["loss"]}
+    figures["times_faster"] = figures["trl"]["seconds"] / figures["potstill"]["seconds"]
+    figures["share_of_memory"] = figures["potstill"]["mib"] / figures["trl"]["mib"]
+    print(vocabulary, figures, file=sys.stderr)
+    return figures
 
 
-def problem(vocabulary: int, *, rows: int = ROWS) -> Problem:
-    """Rows and heads whose logits spread as a language model's do, the student's the teacher's with noise."""
+def make_problem(vocabulary: int, *, rows: int = ROWS) -> Problem:
+    """Rows and heads whose logits spread as a language model's do; the student's are the teacher's with noise."""
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -104,102 +116,105 @@ def problem(vocabulary: int, *, rows: int = ROWS) -> Problem:
     )
 
 
-def by_potstill(given: Problem) -> torch.Tensor:
-    """The objective over one document, as a study calls it."""
+def compute_by_potstill(problem: Problem) -> torch.Tensor:
+    """The objective over one document, as the training module calls it."""
     from potstill.core.types import Head, Signals
     from potstill.objectives.logit_distillation import LogitDistillation
 
-    count = len(given.rows)
+    count = len(problem.rows)
     ids = torch.zeros(1, count + 1, dtype=torch.long)
     batch = {"input_ids": ids, "labels": ids, "documents": ids, "position_ids": torch.arange(count + 1)[None]}
-    heads = Head(given.weight), Head(given.teacher_weight)
+    heads = Head(problem.weight), Head(problem.teacher_weight)
     student, teacher = (
-        Signals(rows, head.logits, head) for rows, head in zip((given.rows, given.teacher_rows), heads, strict=True)
+        Signals(rows, head.logits, head) for rows, head in zip((problem.rows, problem.teacher_rows), heads, strict=True)
     )
     return LogitDistillation()({"student": student}, {"teacher": teacher}, batch)["distill"] / count
 
 
-def by_trl(given: Problem) -> torch.Tensor:
-    """What TRL 1.16's DistillationTrainer computes."""
+def compute_by_trl(problem: Problem) -> torch.Tensor:
+    """The loss of TRL 1.16's DistillationTrainer."""
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-    mask = torch.ones(1, len(given.rows))
-    rows, teacher_rows = given.rows[None], given.teacher_rows[None]
+    mask = torch.ones(1, len(problem.rows))
+    rows, teacher_rows = problem.rows[None], problem.teacher_rows[None]
     loss: torch.Tensor = _chunked_divergence_loss(
-        rows, teacher_rows, given.weight, given.teacher_weight, mask, beta=0.0
+        rows, teacher_rows, problem.weight, problem.teacher_weight, mask, beta=0.0
     )[0]
     return loss
 
 
-def by_definition(given: Problem) -> torch.Tensor:
-    """All logits at once, by autograd."""
+def compute_by_definition(problem: Problem) -> torch.Tensor:
+    """The loss from all logits at once, by autograd."""
     from potstill.core.types import Head
     from potstill.ops.fused import sum_row_losses_densely
     from potstill.ops.row_loss import DivergenceRows
 
-    teacher, targets = Head(given.teacher_weight), torch.zeros(len(given.rows), dtype=torch.long)
-    rows = given.rows.to(torch.bfloat16)
-    frozen = {"teacher": lambda start, stop: teacher.logits(given.teacher_rows[start:stop])}
-    return sum_row_losses_densely([DivergenceRows()], rows, Head(given.weight), targets=targets, frozen=frozen)[
+    teacher, targets = Head(problem.teacher_weight), torch.zeros(len(problem.rows), dtype=torch.long)
+    rows = problem.rows.to(torch.bfloat16)
+    frozen = {"teacher": lambda start, stop: teacher.logits(problem.teacher_rows[start:stop])}
+    return sum_row_losses_densely([DivergenceRows()], rows, Head(problem.weight), targets=targets, frozen=frozen)[
         0
     ] / len(rows)
 
 
 LOSSES: dict[str, Callable[[Problem], torch.Tensor]] = {
-    "potstill": by_potstill,
-    "trl": by_trl,
-    "plain": by_definition,
+    "potstill": compute_by_potstill,
+    "trl": compute_by_trl,
+    "plain": compute_by_definition,
 }
 
 
-def passed(loss: Callable[[Problem], torch.Tensor], given: Problem) -> float:
-    """Forward and backward; the gradients are left in `given`."""
+def run_pass(loss: Callable[[Problem], torch.Tensor], problem: Problem) -> float:
+    """Forward and backward; leaves the gradients in `problem`."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(given)
+        value = loss(problem)
     value.backward()
     return value.item()
 
 
-def clocked(side: str, vocabulary: int) -> Callable[[int], dict[str, float]]:
-    """The child: one pass a question."""
+def make_timer(side: str, vocabulary: int) -> Callable[[int], dict[str, float]]:
+    """The child: one pass per question."""
     from potstill.core.memory import trim_memory
 
     loss = LOSSES[side]
-    passed(loss, problem(64, rows=8))  # what libraries allocate once
-    given = problem(vocabulary)
+    run_pass(loss, make_problem(64, rows=8))  # what libraries allocate once
+    problem = make_problem(vocabulary)
     trim_memory()
-    kept = 4 * (given.rows.numel() + given.weight.numel())
+    gradient_bytes = 4 * (problem.rows.numel() + problem.weight.numel())
 
-    def once(number: int) -> dict[str, float]:
-        given.rows.grad = given.weight.grad = None
-        before = resident()
-        forget_peak()
+    def answer(number: int) -> dict[str, float]:
+        problem.rows.grad = problem.weight.grad = None
+        before = resident_bytes()
+        reset_peak()
         start = time.perf_counter()
-        value = passed(loss, given)
+        value = run_pass(loss, problem)
         seconds = time.perf_counter() - start
-        return {"seconds": seconds, "loss": value, "beyond": peak() - before - kept}
+        return {"seconds": seconds, "loss": value, "beyond": peak() - before - gradient_bytes}
 
-    return once
+    return answer
 
 
-def agreement(vocabulary: int) -> dict[str, dict[str, float]]:
-    """How far our loss and gradients are from TRL's and the definition's, on the same tensors."""
-    given = problem(vocabulary)
-    found = {}
+def measure_agreement(vocabulary: int) -> dict[str, dict[str, float]]:
+    """The distance of potstill's loss and gradients from TRL's and the definition's, on the same tensors."""
+    problem = make_problem(vocabulary)
+    results = {}
     for name, loss in LOSSES.items():
-        given.rows.grad = given.weight.grad = None
-        value = torch.tensor(passed(loss, given))
-        found[name] = {"loss": value, "rows": given.rows.grad, "head": given.weight.grad}
-    ours = found.pop("potstill")
-    return {name: {what: distance(ours[what], theirs[what]) for what in ours} for name, theirs in found.items()}
+        problem.rows.grad = problem.weight.grad = None
+        value = torch.tensor(run_pass(loss, problem))
+        results[name] = {"loss": value, "rows": problem.rows.grad, "head": problem.weight.grad}
+    potstill = results.pop("potstill")
+    return {
+        name: {what: relative_distance(potstill[what], other[what]) for what in potstill}
+        for name, other in results.items()
+    }
 
 
-def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """|ours - theirs| / |theirs|, as vectors."""
-    return (torch.dist(ours, theirs) / theirs.norm()).item()
+def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """|value - reference| / |reference|, as vectors."""
+    return (torch.dist(value, reference) / reference.norm()).item()
 
 
-def arguments() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
@@ -208,7 +223,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--role", choices=("side", "agreement"), help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=LOSSES, help=argparse.SUPPRESS)
     parser.add_argument("--vocabulary", type=int, help=argparse.SUPPRESS)
-    return parsed(parser)
+    return parse_arguments(parser)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What objectives cost a step: with the student's tokenizer beside plain KD, with another beside their own products.
+"""What objectives cost per step: with one tokenizer compared with plain KD, with two with their own products.
 
-Alike: SmolLM2-135M in bf16 teaches its 12 evenly kept layers (fp32 weights, bf16 compute). Across: a teacher with
-another tokenizer, that of `--teacher` (a folder or a GGUF file), or a random Llama of 20 layers of width 768 that
-speaks a tokenizer of 16,000 tokens trained here on the docstrings: time does not ask for good weights. Every objective
-is 0.7 cross-entropy + 0.3 of itself, as `distill` has it, on packs of docstrings, and trains what it projects with. A
-step is reading the batch (across, the teacher's tokens too), both models, loss, backward and AdamW. Each objective
-lives in a process of its own, whose peak memory is its own, and takes its steps in turn with plain KD (forward KL) and
-with the products: those of both bodies, heads, projections, and of the attention between the two tokenisations, by
-shape. Attention inside the models is left out, and hidden and relations have no list.
+With one tokenizer SmolLM2-135M in bf16 teaches a student of 12 of its layers (fp32 weights, bf16 compute). With two,
+the teacher is `--teacher` (a folder or a GGUF file), or a random Llama of 20 layers of width 768 with a tokenizer of
+16,000 tokens trained on the docstrings: the time does not depend on good weights. Every objective is 0.7 cross-entropy +
+0.3 of itself, as in `distill`, on packs of docstrings, and trains its own projections. A step reads the batch (with two
+tokenizers the teacher's tokens too) and runs both models, loss, backward and AdamW. Each objective has its own process,
+so that its peak memory is its own. It takes turns with plain KD (forward KL) and with its products: those of both
+bodies, heads, projections, and attention between the two tokenizations, by shape. Attention inside the models is left
+out, and hidden and relations have no list of products.
 
     python benchmarks/objectives.py --json --teacher FOLDER_OR_GGUF
 """
@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 
-from setting.document import command_line, document, parsed, passed_on, refuse_on_red
+from setting.document import command_line, document, forward_flags, parse_arguments, refuse_on_red
 from setting.memory import peak
-from setting.networks import both, random_teacher, sizes, translating
+from setting.networks import build_pair_info, list_network_sizes, make_random_teacher, make_translator
 from setting.products import Linear, of_a_step, seconds
 from setting.sides import Side, serve
-from setting.steps import adam, packed, study_step
-from setting.text import documents
+from setting.steps import make_optimizer, make_step, pack_documents
+from setting.text import load_documents
 
 RESTS_ON = [
     "tests/objectives/test_dual_space.py",
@@ -46,140 +46,148 @@ Reply = dict[str, Any]
 
 
 def main() -> None:
-    """The parent: refuses on a red test, has every objective take steps, prints one document."""
-    options = arguments()
+    """The parent: refuses if a test fails, lets every objective take steps, prints one document."""
+    options = parse_options()
     if options.side == PRODUCTS:
-        serve(lambda: alone)
+        serve(lambda: time_two_lists)
         return
     if options.side:
-        serve(lambda: stepping(options), held=True)
+        serve(lambda: make_stepper(options), retain_memory=True)
         return
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
-    batches = documents(options.steps + options.warm_up, options.batch_tokens)
+    batches = load_documents(options.steps + options.warm_up, options.batch_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        options.teacher = options.teacher or random_teacher(Path(folder), quick=options.quick)
-        print(report(compared(batches, options), options))
+        options.teacher = options.teacher or make_random_teacher(Path(folder), quick=options.quick)
+        print(report(compare(batches, options), options))
 
 
-def compared(batches: list[list[list[int]]], options: argparse.Namespace) -> dict[str, list[dict[str, Reply]]]:
-    """For each objective every round: what it, plain KD and its products answered."""
+def compare(batches: list[list[list[int]]], options: argparse.Namespace) -> dict[str, list[dict[str, Reply]]]:
+    """For each objective and round: the replies of it, of plain KD and of its products."""
     flags = ["--seed", str(options.seed), "--teacher", options.teacher]
-    flags += passed_on(options, "quick", "cpu_seconds")
+    flags += forward_flags(options, "quick", "cpu_seconds")
     plain, products = (Side(["--side", name, *flags]) for name in (PLAIN, PRODUCTS))
-    found: dict[str, list[dict[str, Reply]]] = {}
+    rounds: dict[str, list[dict[str, Reply]]] = {}
     for name in options.only or (*ALIKE, *ACROSS):
         side = Side(["--side", name, *flags])
-        found[name] = []
+        rounds[name] = []
         for batch in batches:
             answers = {"plain": plain.ask(batch), "own": side.ask(batch)}
             answers["products"] = products.ask([answers["own"]["products"], answers["plain"]["products"]])
-            found[name].append(answers)
-            print(f"{name}: {summary(answers)}", file=sys.stderr)
+            rounds[name].append(answers)
+            print(f"{name}: {summarize(answers)}", file=sys.stderr)
         side.close()
     plain.close()
     products.close()
-    return found
+    return rounds
 
 
-def summary(answers: dict[str, Reply]) -> str:
+def summarize(answers: dict[str, Reply]) -> str:
     """One round in a line."""
-    own, plain, alone = answers["own"], answers["plain"], answers["products"]
-    return f"{own['seconds']:.2f} s, its products {alone['own']:.2f} s, plain {plain['seconds']:.2f} s"
+    reply, plain, products = answers["own"], answers["plain"], answers["products"]
+    return f"{reply['seconds']:.2f} s, its products {products['own']:.2f} s, plain {plain['seconds']:.2f} s"
 
 
-def report(found: dict[str, list[dict[str, Reply]]], options: argparse.Namespace) -> str:
+def report(rounds: dict[str, list[dict[str, Reply]]], options: argparse.Namespace) -> str:
     """The figures, with ratios within each round."""
-    figures = {name: figure(rounds[options.warm_up :]) for name, rounds in found.items()}
+    figures = {name: compute_figures(rounds[options.warm_up :]) for name, rounds in rounds.items()}
     met = {}
-    for name, one in figures.items():
+    for name, figure in figures.items():
         if name in ("dskd", "dskdv2"):
-            met[f"{name} at most {AT_MOST_PLAIN} times plain KD"] = one["times_plain"]["median"] <= AT_MOST_PLAIN
+            met[f"{name} at most {AT_MOST_PLAIN} times plain KD"] = figure["times_plain"]["median"] <= AT_MOST_PLAIN
         if name in ACROSS:
             most = AT_MOST_PRODUCTS
-            met[f"{name} at most {most} times its own products"] = one["times_its_products"]["median"] <= most
+            met[f"{name} at most {most} times its own products"] = figure["times_its_products"]["median"] <= most
     return document("objectives", {"teacher across": options.teacher, "objectives": figures}, met)
 
 
-def figure(rounds: list[dict[str, Reply]]) -> dict[str, Any]:
-    """One objective: seconds, what they are beside its products and (one tokenizer) beside plain KD, memory."""
-    own, plain, alone = ([one[name] for one in rounds] for name in ("own", "plain", "products"))
-    pairs = list(zip(own, plain, alone, strict=True))
-    found: dict[str, Any] = {
-        "seconds": spread([o["seconds"] for o in own]),
-        "of them reading": spread([o["reading"] for o in own]),
-        "peak_gib": own[-1]["peak"] / 2**30,
-        "loss": [o["loss"] for o in own],
+def compute_figures(rounds: list[dict[str, Reply]]) -> dict[str, Any]:
+    """One objective: seconds, ratios to its products and (one tokenizer) to plain KD, memory."""
+    own_replies, plain_replies, products = (
+        [round_replies[name] for round_replies in rounds] for name in ("own", "plain", "products")
+    )
+    pairs = list(zip(own_replies, plain_replies, products, strict=True))
+    figures: dict[str, Any] = {
+        "seconds": summarize_values([o["seconds"] for o in own_replies]),
+        "of them reading": summarize_values([o["reading"] for o in own_replies]),
+        "peak_gib": own_replies[-1]["peak"] / 2**30,
+        "loss": [o["loss"] for o in own_replies],
     }
-    if own[0]["products"]:
-        found["its_products_gflop"] = sum(Linear(*one).flops for one in own[-1]["products"]) / 1e9
-        found["times_its_products"] = spread([o["seconds"] / a["own"] for o, _, a in pairs])
-    if not own[0]["across"]:
-        found["times_plain"] = spread([o["seconds"] / p["seconds"] for o, p, _ in pairs])
-        found["times_plains_memory"] = own[-1]["peak"] / plain[-1]["peak"]
-        found["plain_times_its_products"] = spread([p["seconds"] / a["plain"] for _, p, a in pairs])
-    return found
+    if own_replies[0]["products"]:
+        figures["its_products_gflop"] = (
+            sum(Linear(*round_replies).flops for round_replies in own_replies[-1]["products"]) / 1e9
+        )
+        figures["times_its_products"] = summarize_values([o["seconds"] / a["own"] for o, _, a in pairs])
+    if not own_replies[0]["across"]:
+        figures["times_plain"] = summarize_values([o["seconds"] / p["seconds"] for o, p, _ in pairs])
+        figures["times_plains_memory"] = own_replies[-1]["peak"] / plain_replies[-1]["peak"]
+        figures["plain_times_its_products"] = summarize_values([p["seconds"] / a["plain"] for _, p, a in pairs])
+    return figures
 
 
-def spread(values: list[float]) -> dict[str, Any]:
-    """The median and both ends."""
+def summarize_values(values: list[float]) -> dict[str, Any]:
+    """The median and the range."""
     return {"median": statistics.median(values), "range": [min(values), max(values)]}
 
 
-def alone(lists: list[list[list[Any]]]) -> dict[str, float]:
-    """The child that multiplies and does nothing else: seconds of two lists of products."""
-    own, plain = ([Linear(*one) for one in some] for some in lists)
-    return {"own": seconds(own) if own else 0.0, "plain": seconds(plain)}
+def time_two_lists(lists: list[list[list[Any]]]) -> dict[str, float]:
+    """The child that only multiplies: seconds of two lists of products."""
+    own_products, plain_products = ([Linear(*product) for product in some] for some in lists)
+    return {"own": seconds(own_products) if own_products else 0.0, "plain": seconds(plain_products)}
 
 
-def stepping(options: argparse.Namespace) -> Callable[[list[list[int]]], Reply]:
-    """The child of one objective: a step for every batch that comes in."""
+def make_stepper(options: argparse.Namespace) -> Callable[[list[list[int]]], Reply]:
+    """The child of one objective: takes a step for every batch that it receives."""
     from potstill.objectives.config import ObjectiveConfig
     from potstill.train.training_module import TrainingModule
 
     torch.manual_seed(options.seed)
     across = options.side in ACROSS
-    sides = both(options.teacher if across else None, quick=options.quick)
-    mixture = ObjectiveConfig(name=options.side)
-    objective: Any = mixture.build(sides)
-    vocabulary = dict(zip(("student", "teacher"), sides.vocabularies, strict=True))
-    frozen = {"teacher": sides.teacher.model}
-    study = TrainingModule(
-        sides.student.model, objective, frozen=frozen, vocabulary=vocabulary, compute_dtype=torch.bfloat16
+    pair_info = build_pair_info(options.teacher if across else None, quick=options.quick)
+    config = ObjectiveConfig(name=options.side)
+    objective: Any = config.build(pair_info)
+    vocabulary = dict(zip(("student", "teacher"), pair_info.vocabularies, strict=True))
+    frozen = {"teacher": pair_info.teacher.model}
+    module = TrainingModule(
+        pair_info.student.model, objective, frozen=frozen, vocabulary=vocabulary, compute_dtype=torch.bfloat16
     )
-    beside = translating(sides, warped=mixture.needs_edit_alignment) if across else dict
-    made: dict[str, Any] = {}
+    beside = make_translator(pair_info, warped=config.needs_edit_alignment) if across else dict
+    latest: dict[str, Any] = {}
 
     def read(batch: list[list[int]]) -> Any:
         start = time.perf_counter()
-        made["batch"] = packed(batch, beside)
-        made["reading"] = time.perf_counter() - start
-        return made["batch"]
+        latest["batch"] = pack_documents(batch, beside)
+        latest["reading"] = time.perf_counter() - start
+        return latest["batch"]
 
-    step = study_step(study, adam(study), read)
+    step = make_step(module, make_optimizer(module), read)
 
-    def once(batch: list[list[int]]) -> Reply:
+    def answer(batch: list[list[int]]) -> Reply:
         start = time.perf_counter()
         loss = step(batch)
         reply = {"seconds": time.perf_counter() - start, "loss": loss, "peak": peak(), "across": across}
-        products = of_a_step(*sizes(sides, made["batch"], across=across), objective.parts[1][1], made["batch"])
-        return {**reply, "reading": made["reading"], "products": products}
+        products = of_a_step(
+            *list_network_sizes(pair_info, latest["batch"], across=across), objective.parts[1][1], latest["batch"]
+        )
+        return {**reply, "reading": latest["reading"], "products": products}
 
-    return once
+    return answer
 
 
-def arguments() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--batch-tokens", type=int, default=1024, help="the student's tokens in a step")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--teacher", help="one with another tokenizer: a folder or a GGUF file")
-    parser.add_argument("--only", nargs="+", choices=(*ALIKE, *ACROSS), help="some objectives, for development alone")
+    parser.add_argument("--teacher", help="a teacher with another tokenizer: a folder or a GGUF file")
+    parser.add_argument(
+        "--only", nargs="+", choices=(*ALIKE, *ACROSS), help="run these objectives only; for development"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny random models; the figures mean nothing")
     parser.add_argument("--side", choices=(PLAIN, PRODUCTS, *ALIKE, *ACROSS), help=argparse.SUPPRESS)
-    return parsed(parser)
+    return parse_arguments(parser)
 
 
 if __name__ == "__main__":

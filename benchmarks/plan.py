@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from setting.document import command_line, document, parsed, passed_on, refuse_on_red
+from setting.document import command_line, document, forward_flags, parse_arguments, refuse_on_red
 from setting.memory import peak
 from setting.roofline import roofline
 
@@ -165,7 +165,7 @@ def off(one: dict[str, Any], what: str, how: str) -> float:
 def child(role: str, job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """What a fresh process answers; while it runs, its output folder is watched."""
     call = [sys.executable, __file__, "--role", role, "--job", json.dumps(job)]
-    call += passed_on(options, "cpu_seconds")
+    call += forward_flags(options, "cpu_seconds")
     work, most = Path(job["folder"]) / "work", 0
     shutil.rmtree(work, ignore_errors=True)
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -273,7 +273,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tries", type=int, default=3, help="how often a run is compared, until the machine is steady")
     parser.add_argument("--role", choices=("plan", "run", "make"), help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
-    return parsed(parser)
+    return parse_arguments(parser)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What distilling costs on one GPU and on a thousand: a model of time, network, storage and stragglers.
+"""What distillation costs on one GPU and on a thousand: a model of time, network, storage and stragglers.
 
-Measured here: how much packs of real text differ in work, matrices and attention of SmolLM2 over docstrings in packs of
-512. Measured by benchmarks/teacher_cache.py: the bytes of a cached row. Assumed, each by its name in `ASSUMED`: what a
-GPU, a link and a disk do. Nothing in the table was run on a GPU.
+Measured here: how much the work of packs of real text differs, for SmolLM2's matrices and attention over docstrings in
+packs of 512. Measured by benchmarks/teacher_cache.py: the bytes of a cached row. `ASSUMED` names what a GPU, a link and
+a disk do. Nothing in the table was run on a GPU.
 
     python benchmarks/scale.py            (the tables of docs/scale.md)
     python benchmarks/scale.py --json
@@ -35,7 +35,7 @@ ROW = 131  # bytes of a cached row at k = 64, measured by benchmarks/teacher_cac
 
 @dataclass(frozen=True)
 class Job:
-    """A teacher and a student, in parameters, and the tokens to learn from; `step` are the tokens of one step."""
+    """A teacher and a student, in parameters, and the tokens to train on; `step` is the tokens of one step."""
 
     name: str
     teacher: float
@@ -52,38 +52,38 @@ JOBS = (
 
 
 def flops(job: Job) -> tuple[float, float]:
-    """Per token, of the teacher (2 N: forward) and of the student (6 N: forward and twice as much backward)."""
+    """Per token, of the teacher (2 N: forward) and of the student (6 N: forward, and twice that backward)."""
     return 2 * job.teacher, 6 * job.student
 
 
 def seconds_of(flops_per_token: float, tokens: float, gpus: int) -> float:
-    """Arithmetic alone, spread evenly."""
+    """The time of the computation alone, spread evenly."""
     return flops_per_token * tokens / (gpus * ASSUMED["gpu_flops"] * ASSUMED["utilisation"])
 
 
-def ring(gpus: int) -> float:
-    """What part of a tensor a rank sends in a reduce-scatter, or an all-gather; an all-reduce is one of each."""
+def ring_share(gpus: int) -> float:
+    """The share of a tensor that a rank sends in a reduce-scatter or an all-gather; an all-reduce is one of each."""
     return (gpus - 1) / gpus
 
 
-def bytes_per_step(job: Job, gpus: int, *, shared: bool) -> float:
-    """Sent by each rank and step: DDP all-reduces fp32 gradients; FSDP2 gathers fp32 weights twice and reduces once."""
-    return ring(gpus) * 4 * job.student * (3 if shared else 2)
+def bytes_per_step(job: Job, gpus: int, *, sharded: bool) -> float:
+    """Bytes a rank sends per step: DDP all-reduces fp32 gradients; FSDP2 gathers weights twice and reduces once."""
+    return ring_share(gpus) * 4 * job.student * (3 if sharded else 2)
 
 
 def bandwidth(gpus: int) -> float:
-    """Of the slowest link in the ring."""
+    """The bandwidth of the slowest link in the ring."""
     return ASSUMED["node_link"] if gpus <= ASSUMED["node_gpus"] else ASSUMED["network"]
 
 
-def scaled(job: Job, gpus: int, slowest: Mapping[int, float]) -> dict[str, Any]:
-    """One line of the table: how long, and what takes it. Nothing is assumed to overlap."""
+def compute_row(job: Job, gpus: int, slowest: Mapping[int, float]) -> dict[str, Any]:
+    """One row of the table: how long a job takes, and what takes the time. Nothing overlaps."""
     teacher, student = flops(job)
     waiting = slowest[gpus] - 1
     live = seconds_of(teacher + student, job.tokens, gpus)
     cached = seconds_of(student, job.tokens, gpus)
     steps = job.tokens / job.step
-    network = steps * bytes_per_step(job, gpus, shared=True) / bandwidth(gpus)
+    network = steps * bytes_per_step(job, gpus, sharded=True) / bandwidth(gpus)
     checkpoint = 12 * job.student
     write = checkpoint / (ASSUMED["storage"] * math.ceil(gpus / ASSUMED["node_gpus"]))
     failure = ASSUMED["gpu_hours_to_failure"] * 3600 / gpus
@@ -103,8 +103,8 @@ def scaled(job: Job, gpus: int, slowest: Mapping[int, float]) -> dict[str, Any]:
     }
 
 
-def caching(job: Job) -> dict[str, float]:
-    """One teacher pass and its storage beside a live teacher in every run."""
+def compare_cache_cost(job: Job) -> dict[str, float]:
+    """The cost of one teacher pass and its storage, compared with a live teacher in every run."""
     teacher, student = flops(job)
     hour = ASSUMED["dollars_gpu_hour"]
     once = seconds_of(teacher, job.tokens, 1) / 3600 * hour
@@ -118,14 +118,14 @@ def caching(job: Job) -> dict[str, float]:
     }
 
 
-def even_teacher() -> float:
-    """Parameters of the teacher whose pass costs what a month of storing its answers does."""
+def break_even_teacher() -> float:
+    """Parameters of the teacher whose pass costs as much as a month of storing its outputs."""
     a_flop = ASSUMED["dollars_gpu_hour"] / 3600 / (ASSUMED["gpu_flops"] * ASSUMED["utilisation"])
     return ROW / 1e12 * ASSUMED["dollars_terabyte_month"] / (2 * a_flop)
 
 
-def work_of_packs(tokens: int) -> np.ndarray:
-    """Relative work of packs of real text: of SmolLM2's matrices per token, and of attention within documents."""
+def measure_pack_work(tokens: int) -> np.ndarray:
+    """Relative work of packs of real text: SmolLM2's matrices per token, and attention within documents."""
     from potstill.data.corpus import load_corpus
     from potstill.data.packing import pack
     from potstill.data.tokenize import tokenize_corpus
@@ -142,17 +142,17 @@ def work_of_packs(tokens: int) -> np.ndarray:
     return np.array([float((n * base + slope * n * (n - 1) / 2).sum()) for n in lengths])
 
 
-def slowest_of(work: Sequence[float] | np.ndarray, gpus: int, packs: int, *, draws: int = 2000) -> float:
-    """Expected work of the slowest of `gpus` ranks with `packs` packs each a step, over the mean; drawn with seed 1."""
+def expected_slowest(work: Sequence[float] | np.ndarray, gpus: int, packs: int, *, draws: int = 2000) -> float:
+    """Expected work of the slowest of `gpus` ranks with `packs` packs per step, over the mean; drawn with seed 1."""
     chance = np.random.default_rng(1)
     each = [chance.choice(work, (gpus, packs)).sum(1).max() for _ in range(max(50, draws // gpus))]
     return float(np.mean(each) / (packs * np.mean(work)))
 
 
-def tables(work: np.ndarray) -> dict[str, Any]:
-    """Everything that docs/scale.md prints."""
-    spread = {f"{gpus} ranks, {packs} packs": slowest_of(work, gpus, packs) for gpus, packs in SHARES}
-    slowest = {gpus: slowest_of(work, gpus, 8) if gpus > 1 else 1.0 for gpus in GPUS}
+def compute_tables(work: np.ndarray) -> dict[str, Any]:
+    """Everything that docs/scale.md shows."""
+    spread = {f"{gpus} ranks, {packs} packs": expected_slowest(work, gpus, packs) for gpus, packs in SHARES}
+    slowest = {gpus: expected_slowest(work, gpus, 8) if gpus > 1 else 1.0 for gpus in GPUS}
     return {
         "assumed": ASSUMED,
         "measured": {
@@ -162,9 +162,9 @@ def tables(work: np.ndarray) -> dict[str, Any]:
             "largest_over_mean": float(work.max() / work.mean()),
             "slowest_over_mean": spread,
         },
-        "runs": [scaled(job, gpus, slowest) for job in JOBS for gpus in GPUS],
-        "caches": {job.name: caching(job) for job in JOBS},
-        "teacher_whose_pass_costs_a_month_of_storage": even_teacher(),
+        "runs": [compute_row(job, gpus, slowest) for job in JOBS for gpus in GPUS],
+        "caches": {job.name: compare_cache_cost(job) for job in JOBS},
+        "teacher_whose_pass_costs_a_month_of_storage": break_even_teacher(),
     }
 
 
@@ -172,30 +172,30 @@ GPUS = (1, 8, 64, 1000)
 SHARES = tuple((gpus, packs) for gpus in (2, 8, 64, 1000) for packs in (1, 8, 64))
 
 
-def as_text(found: Mapping[str, Any]) -> Iterator[str]:
+def format_tables(tables: Mapping[str, Any]) -> Iterator[str]:
     """The same as Markdown tables."""
-    columns = list(found["runs"][0])
+    columns = list(tables["runs"][0])
     yield "| " + " | ".join(name.replace("_", " ") for name in columns) + " |"
     yield "|" + "---|" * len(columns)
-    for run in found["runs"]:
-        yield "| " + " | ".join(_short(run[name]) for name in columns) + " |"
+    for run in tables["runs"]:
+        yield "| " + " | ".join(_format_value(run[name]) for name in columns) + " |"
     for part in ("measured", "caches", "teacher_whose_pass_costs_a_month_of_storage"):
-        yield f"\n{part}: " + json.dumps(found[part], indent=1)
+        yield f"\n{part}: " + json.dumps(tables[part], indent=1)
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return str(value) if not isinstance(value, float) else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def main() -> None:
-    """Measures the packs, and prints the tables."""
+    """Measures the packs and prints the tables."""
     parser = command_line(__doc__)
-    parser.add_argument("--tokens", type=int, default=400_000, help="of text, to pack and weigh")
+    parser.add_argument("--tokens", type=int, default=400_000, help="tokens of text to pack")
     options = parser.parse_args()
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
-    found = tables(work_of_packs(options.tokens))
-    print(document("scale", found, {}) if options.json else "\n".join(as_text(found)))
+    tables = compute_tables(measure_pack_work(options.tokens))
+    print(document("scale", tables, {}) if options.json else "\n".join(format_tables(tables)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Learning from a cache beside learning live: bytes a row, the loss, its gradient, and the time of a step.
+"""Training from a cache compared with training live: bytes per row, the loss, its gradient, and the time of a step.
 
-SmolLM2-135M in bf16 is the teacher, its 12 evenly kept layers the student (fp32 weights, bf16 compute), forward KL
-alone, packs of 512 tokens of docstrings. Live and cached steps alternate in one process on the same batches. The
-gradient is compared in float32 beside a float32 teacher, by the student's last hidden states and by its head.
+SmolLM2-135M in bf16 is the teacher, 12 of its layers are the student (fp32 weights, bf16 compute), with forward KL
+alone and packs of 512 tokens of docstrings. Live and cached steps alternate in one process on the same batches. The
+gradient is compared in float32 with a float32 teacher, with respect to the student's last hidden states and its head.
 
     python benchmarks/teacher_cache.py --json
 """
@@ -17,28 +17,32 @@ from typing import Any
 import torch
 
 from setting.document import command_line, document, refuse_on_red
-from setting.pair import pair
+from setting.pair import load_pair
 from setting.text import CONTEXT
 
 RESTS_ON = ["tests/ops/test_coarse.py", "tests/teachers/test_cache_codec.py", "tests/stages/test_cache_teacher.py"]
 PACKS = 3
 COMPARED = 2  # batches whose loss and gradient are compared
-KEPT: dict[str, dict[str, Any]] = {"top_k 64": {}, "top_k 64, one class": {"classes": 1}, "mass 0.999": {"mass": 0.999}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "top_k 64": {},
+    "top_k 64, one class": {"classes": 1},
+    "mass 0.999": {"mass": 0.999},
+}
 
 
 def main() -> None:
     """Captures, compares, steps, prints one document."""
-    options = arguments()
+    options = parse_arguments()
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
     from potstill.core.memory import retain_freed_memory
 
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, kept in KEPT.items():
-            figures[name] = compare(Path(folder) / name.replace(" ", "-"), kept, options)
+        for name, settings in SETTINGS.items():
+            figures[name] = compare(Path(folder) / name.replace(" ", "-"), settings, options)
         with retain_freed_memory():
-            figures["step"] = steps(Path(folder) / "top_k-64", options)
+            figures["step"] = time_steps(Path(folder) / "top_k-64", options)
     first, cut = figures["top_k 64"], figures["mass 0.999"]
     met = {
         "at most 200 bytes a row at k = 64": first["bytes_per_row"] <= 200,
@@ -50,8 +54,8 @@ def main() -> None:
     print(document("teacher_cache", figures, met))
 
 
-def compare(folder: Path, kept: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
-    """What a cache loses, on real text."""
+def compare(folder: Path, settings: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
+    """What a cache loses on real text."""
     from potstill.core.types import Needs, supervised_positions
     from potstill.models.signals import compute_signals
     from potstill.ops.coarse import coarse_divergence_with_gradient
@@ -59,68 +63,75 @@ def compare(folder: Path, kept: dict[str, Any], options: argparse.Namespace) -> 
     from potstill.stages.cache_teacher import CacheTeacherConfig
     from potstill.teachers.cached import TeacherCache
 
-    stage = CacheTeacherConfig(teacher="smollm2", tokens=options.tokens, context=CONTEXT, dtype="bfloat16", **kept)
+    stage = CacheTeacherConfig(teacher="smollm2", tokens=options.tokens, context=CONTEXT, dtype="bfloat16", **settings)
     manifest = stage.run(folder, show=False)
-    cache, (teacher, student) = TeacherCache(folder), pair(torch.float32)
-    told, live, sums = 0.0, 0.0, {}
-    for batch in batches(cache, COMPARED):
+    cache, (teacher, student) = TeacherCache(folder), load_pair(torch.float32)
+    cached_loss, live_loss, sums = 0.0, 0.0, {}
+    for batch in load_batches(cache, COMPARED):
         needs = Needs(supervised_positions(batch)[0])
         with torch.no_grad():
-            said, learnt = (
+            teacher_signals, student_signals = (
                 compute_signals(model, batch, needs, vocabulary=len(cache.members)) for model in (teacher, student)
             )
-            known = cache.signals(batch, needs)
-            for start in range(0, len(said.rows), 128):
+            cached_signals = cache.signals(batch, needs)
+            for start in range(0, len(teacher_signals.rows), 128):
                 rows = slice(start, start + 128)
-                logits = learnt.logits(learnt.rows[rows]).float()
-                full = forward_kl_with_gradient(said.logits(said.rows[rows]).float(), logits)
-                part = coarse_divergence_with_gradient(forward_kl_with_gradient, known.logits(known.rows[rows]), logits)
-                told, live = told + part[0].sum().item(), live + full[0].sum().item()
-                weight, features = learnt.head.weight.float(), learnt.rows[rows].float()
+                logits = student_signals.logits(student_signals.rows[rows]).float()
+                full = forward_kl_with_gradient(teacher_signals.logits(teacher_signals.rows[rows]).float(), logits)
+                part = coarse_divergence_with_gradient(
+                    forward_kl_with_gradient, cached_signals.logits(cached_signals.rows[rows]), logits
+                )
+                cached_loss, live_loss = cached_loss + part[0].sum().item(), live_loss + full[0].sum().item()
+                weight, features = student_signals.head.weight.float(), student_signals.rows[rows].float()
                 projected = {"rows": [g @ weight for g in (full[1], part[1])]}
                 projected["head"] = [g.T @ features for g in (full[1], part[1])]
                 for name, (a, b) in projected.items():
-                    found = sums.setdefault(name, [0.0, 0.0, 0.0])
+                    products = sums.setdefault(name, [0.0, 0.0, 0.0])
                     for i, (x, y) in enumerate(((a, b), (a, a), (b, b))):
-                        found[i] += (x * y).sum().item()
+                        products[i] += (x * y).sum().item()
     cosines = {f"cosine_{name}": ab / (aa * bb) ** 0.5 for name, (ab, aa, bb) in sums.items()}
     size = {"bytes_per_row": manifest.bytes / manifest.rows, "tokens_per_row": manifest.ids / manifest.rows}
     classes = (folder / "classes.safetensors").stat().st_size
-    return {**size, "shards_per_row": (manifest.bytes - classes) / manifest.rows, "loss": told / live, **cosines}
+    return {
+        **size,
+        "shards_per_row": (manifest.bytes - classes) / manifest.rows,
+        "loss": cached_loss / live_loss,
+        **cosines,
+    }
 
 
-def steps(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def time_steps(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Live and cached steps in turn."""
     from potstill.objectives.logit_distillation import LogitDistillation
     from potstill.teachers.cached import TeacherCache
     from potstill.train.training_module import TrainingModule
 
-    cache, (teacher, student) = TeacherCache(folder), pair(torch.bfloat16)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
+    cache, (teacher, student) = TeacherCache(folder), load_pair(torch.bfloat16)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     times: dict[str, list[float]] = {"live": [], "cached": []}
-    studies = {
+    modules = {
         name: TrainingModule(
             student,
             LogitDistillation(),
-            frozen={"teacher": one},
+            frozen={"teacher": source},
             vocabulary=len(cache.members),
             compute_dtype=torch.bfloat16,
         )
-        for name, one in (("live", teacher), ("cached", cache))
+        for name, source in (("live", teacher), ("cached", cache))
     }
-    for batch in batches(cache, options.batches):
-        for name, study in studies.items():
+    for batch in load_batches(cache, options.batches):
+        for name, module in modules.items():
             start = time.perf_counter()
-            study(**batch)["loss"].backward()
-            optimiser.step()
-            optimiser.zero_grad()
+            module(**batch)["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
             times[name].append(batch["input_ids"].numel() / (time.perf_counter() - start))
-    rates = {f"{name}_tokens_per_second": statistics.median(found[1:]) for name, found in times.items()}
+    rates = {f"{name}_tokens_per_second": statistics.median(side_rates[1:]) for name, side_rates in times.items()}
     return {**rates, "times_faster": rates["cached_tokens_per_second"] / rates["live_tokens_per_second"]}
 
 
-def batches(cache: Any, number: int) -> list[dict[str, torch.Tensor]]:
-    """The first packs of the text that is cached."""
+def load_batches(cache: Any, number: int) -> list[dict[str, torch.Tensor]]:
+    """The first packs of the cached text."""
     from potstill.data.packing import collate
     from potstill.stages.dataset import DatasetConfig, load_tokenizer, prepare_dataset
 
@@ -130,10 +141,10 @@ def batches(cache: Any, number: int) -> list[dict[str, torch.Tensor]]:
     return [collate([packs[i] for i in range(n * PACKS, (n + 1) * PACKS)]) for n in range(number)]
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__)
-    parser.add_argument("--tokens", type=int, default=30_000, help="how much is captured")
+    parser.add_argument("--tokens", type=int, default=30_000, help="tokens to capture")
     parser.add_argument("--batches", type=int, default=8)
     return parser.parse_args()
 

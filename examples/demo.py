@@ -1,7 +1,8 @@
-"""The main job from end to end: SmolLM2-135M in, a student of three quarters of its size out, and does teaching pay?
+"""The main job from end to end: SmolLM2-135M becomes a student of three quarters of its size. Does distillation help?
 
-Four models on one table: the teacher, the teacher with layers removed, that same student healed by cross-entropy alone,
-and the same healed by distillation, at equal tokens and equal seed. Run it again with --resume if it was interrupted.
+One table compares four models: the teacher, the teacher with layers removed, that student trained with cross-entropy
+alone, and the same student trained with distillation, with equal tokens and seed. If a run was interrupted, run it
+again with --resume.
 """
 
 import argparse
@@ -23,16 +24,16 @@ NAMES = ("teacher", "pruned", "cross-entropy", "distilled")
 
 
 def main() -> None:
-    """Makes `--out` with three students, their cards, the measures and the chart."""
-    options = arguments()
+    """Creates `--out` with three students, their cards, the measures and the chart."""
+    options = parse_arguments()
     suppress_library_output()
     start, out = time.perf_counter(), Path(options.out)
     settings = TrainConfig(tokens=options.tokens, seed=options.seed)
     pruned = out / "pruned"
     stages = {
         pruned: PruneConfig(model=options.teacher, keep=options.keep, strategy=options.strategy, data=options.data),
-        out / "cross-entropy": student_of(pruned, options, ObjectiveConfig(name=CROSS_ENTROPY), settings),
-        out / "distilled": student_of(pruned, options, ObjectiveConfig(), settings),
+        out / "cross-entropy": build_distill_config(pruned, options, ObjectiveConfig(name=CROSS_ENTROPY), settings),
+        out / "distilled": build_distill_config(pruned, options, ObjectiveConfig(), settings),
     }
     for folder, stage in stages.items():
         if not (options.resume and is_finished(folder, stage)):
@@ -41,36 +42,40 @@ def main() -> None:
     measurement = MeasureConfig(
         models=models, teacher=options.teacher, data=options.data, documents=options.documents, context=512
     )
-    found = measurement.run()
-    names = dict(zip(found["models"], NAMES, strict=True))
-    found["models"] = {names[model]: measures for model, measures in found["models"].items()}
-    found["paired"] = [{**one, "a": names[one["a"]], "b": names[one["b"]]} for one in found["paired"]]
-    found["lineage"] = {"pruned": "teacher", "cross-entropy": "pruned", "distilled": "pruned"}
-    (out / "measures.json").write_text(json.dumps(found, indent=2))
+    result = measurement.run()
+    names = dict(zip(result["models"], NAMES, strict=True))
+    result["models"] = {names[model]: measures for model, measures in result["models"].items()}
+    result["paired"] = [
+        {**difference, "a": names[difference["a"]], "b": names[difference["b"]]} for difference in result["paired"]
+    ]
+    result["lineage"] = {"pruned": "teacher", "cross-entropy": "pruned", "distilled": "pruned"}
+    (out / "measures.json").write_text(json.dumps(result, indent=2))
     draw_frontier([out / "measures.json"], out / "frontier.html", title="SmolLM2-135M and its students")
-    tables.print_measures(found["models"], found["paired"])
-    report(found["models"], (time.perf_counter() - start) / 60)
+    tables.print_measures(result["models"], result["paired"])
+    report(result["models"], (time.perf_counter() - start) / 60)
 
 
-def student_of(
+def build_distill_config(
     pruned: Path, options: argparse.Namespace, objective: ObjectiveConfig, settings: TrainConfig
 ) -> DistillConfig:
-    """The pruned model, trained under `objective`; everything else is equal between the arms."""
+    """The pruned model, trained under `objective`; everything else is equal."""
     return DistillConfig(
         teacher=options.teacher, student=str(pruned), data=options.data, objective=objective, settings=settings
     )
 
 
 def report(models: dict[str, list[dict[str, float]]], minutes: float) -> None:
-    """How much of what pruning broke each arm healed."""
-    bits = {name: next(m["value"] for m in found if m["name"] == "bits_per_byte") for name, found in models.items()}
+    """Prints how much of the pruning's damage each training repaired."""
+    bits = {
+        name: next(m["value"] for m in measures if m["name"] == "bits_per_byte") for name, measures in models.items()
+    }
     damage = bits["pruned"] - bits["teacher"]
     for name in ("cross-entropy", "distilled") if damage else ():
-        tables.console.print(f"{name}: {(bits['pruned'] - bits[name]) / damage:.0%} of the pruning's damage healed")
-    tables.console.print(f"{minutes:.1f} minutes in all")
+        tables.console.print(f"{name}: {(bits['pruned'] - bits[name]) / damage:.0%} of the pruning's damage repaired")
+    tables.console.print(f"{minutes:.1f} minutes in total")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="out/demo")

@@ -1,1 +1,1 @@
-"""What the benchmarks share: when they refuse, what they print, the pair, the text, a side in its own process."""
+"""What the benchmarks share: command line and JSON document, models, text, steps, and child processes."""

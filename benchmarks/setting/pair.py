@@ -1,4 +1,4 @@
-"""The pair of the benchmarks: SmolLM2-135M and its student of 12 evenly kept layers."""
+"""The models of the benchmarks: SmolLM2-135M and a student of 12 of its layers, chosen evenly."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import torch
 LAYERS = 12
 
 
-def pair(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
-    """SmolLM2-135M in `dtype` and its student of `LAYERS` layers in fp32."""
+def load_pair(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
+    """SmolLM2-135M in `dtype` and its student of `LAYERS` layers in float32."""
     from potstill.models import gguf, load
     from potstill.models.families.registry import export_model, import_model
     from potstill.transforms.apply import apply_transform
@@ -20,8 +20,8 @@ def pair(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
     return teacher.to(dtype).eval(), student
 
 
-def matrices() -> dict[str, int]:
-    """Weights of all matrices that a token is multiplied with, head included."""
+def count_matrix_weights() -> dict[str, int]:
+    """The weights of all matrices that multiply a token, including the head."""
     from potstill.models import gguf, load
     from potstill.models.families.registry import import_model
 

@@ -1,4 +1,4 @@
-"""How fast the machine is, here and now."""
+"""The speed of this machine's matrix products now."""
 
 import time
 
@@ -6,7 +6,7 @@ import torch
 
 
 def roofline(size: int = 4096, *, repeats: int = 3) -> float:
-    """FLOP/s of a large square product in bf16, the fastest of some."""
+    """FLOP/s of a large square product in bf16, the fastest of `repeats`."""
     a = torch.randn(size, size, dtype=torch.bfloat16)
     a @ a
     times = []

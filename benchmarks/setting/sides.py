@@ -1,4 +1,4 @@
-"""One side in a process of its own, so that its peak memory is its own; the parent asks it for one answer at a time."""
+"""A compared program in its own process, so that its peak memory is its own; the parent asks one question at a time."""
 
 import contextlib
 import json
@@ -9,14 +9,14 @@ from typing import Any
 
 
 class Side:
-    """A child that runs `sys.argv[0]` with `arguments` and answers each line of JSON with one."""
+    """A child process that runs `sys.argv[0]` with `arguments` and answers each line of JSON with one."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.command = [sys.executable, sys.argv[0], *arguments]
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, question: Any) -> Any:
-        """What the child answers; the process ends with it where it died."""
+        """The child's answer; this process ends if the child has died."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(question) + "\n")
@@ -26,29 +26,29 @@ class Side:
         return json.loads(line)
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the child."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
 
-def serve(make: Callable[[], Callable[[Any], Any]], *, held: bool = False) -> None:
-    """The child: `make` gives what answers, and it is asked until the parent has no more questions.
+def serve(make: Callable[[], Callable[[Any], Any]], *, retain_memory: bool = False) -> None:
+    """Runs the child: `make` returns the function that answers until the parent has no more questions.
 
-    What is `held` is memory that was freed, as a run of potstill holds it.
+    With `retain_memory` the child keeps memory that it frees, as a potstill run does.
     """
     from potstill.core.memory import retain_freed_memory
 
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print; the parent reads one line an answer
-    with retain_freed_memory() if held else contextlib.nullcontext():
+    with retain_freed_memory() if retain_memory else contextlib.nullcontext():
         answer = make()
         for line in sys.stdin:
             out.write(json.dumps(answer(json.loads(line))) + "\n")
             out.flush()
 
 
-def alone(arguments: Sequence[str], question: Any = None) -> Any:
-    """One answer of a child that ends with it."""
+def ask_once(arguments: Sequence[str], question: Any = None) -> Any:
+    """One answer of a child that ends afterwards."""
     side = Side(arguments)
     try:
         return side.ask(question)

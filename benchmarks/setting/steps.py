@@ -1,4 +1,4 @@
-"""One optimiser step by potstill and by TRL, of the same student on the same documents: lists of token ids."""
+"""One optimizer step by potstill and by TRL, of the same student on the same documents (lists of token ids)."""
 
 import os
 import tempfile
@@ -10,44 +10,44 @@ import torch
 Step = Callable[[list[list[int]]], float]  # documents to their loss
 
 
-def adam(trained: Any) -> torch.optim.Optimizer:
-    """The optimiser of all sides."""
-    return torch.optim.AdamW(trained.parameters(), lr=1e-4, fused=True)
+def make_optimizer(model: Any) -> torch.optim.Optimizer:
+    """The optimizer of all sides."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
-def potstill_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> Step:
-    """Padding-free packs, fused loss; `teacher` is alive, or a cache of what it said."""
+def make_potstill_step(teacher: Any, student: Any, optimizer: torch.optim.Optimizer) -> Step:
+    """A step with packed documents and the fused loss; `teacher` is a live model or its cache."""
     from potstill.objectives.logit_distillation import LogitDistillation
     from potstill.train.training_module import TrainingModule
 
-    study = TrainingModule(student, LogitDistillation(), frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
-    return study_step(study, optimiser, packed)
+    module = TrainingModule(student, LogitDistillation(), frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
+    return make_step(module, optimizer, pack_documents)
 
 
-def study_step(study: Any, optimiser: torch.optim.Optimizer, read: Callable[[list[list[int]]], Any]) -> Step:
-    """A step of what potstill trains, on the batch that `read` makes of documents."""
+def make_step(module: Any, optimizer: torch.optim.Optimizer, read: Callable[[list[list[int]]], Any]) -> Step:
+    """A step of potstill's training module on the batch that `read` makes of documents."""
 
     def step(batch: list[list[int]]) -> float:
-        study.student.train()
-        loss = study(**read(batch))["loss"]
+        module.student.train()
+        loss = module(**read(batch))["loss"]
         loss.backward()
-        return finish(study, optimiser, loss)
+        return finish_step(module, optimizer, loss)
 
     return step
 
 
-def packed(batch: list[list[int]], beside: Callable[[Any], Any] = dict) -> Any:
-    """The documents end to end, all of each but its first token trained on; `beside` adds what else reads them."""
+def pack_documents(batch: list[list[int]], add_inputs: Callable[[Any], Any] = dict) -> Any:
+    """The documents end to end, trained from each one's second token; `add_inputs` adds the teacher's inputs."""
     from potstill.data.packing import collate
 
     ids = torch.tensor([i for document in batch for i in document])
     labels = torch.tensor([i for document in batch for i in [-100, *document[1:]]])
     lengths = torch.tensor([len(document) for document in batch])
-    return collate([beside({"input_ids": ids, "labels": labels, "lengths": lengths})])
+    return collate([add_inputs({"input_ids": ids, "labels": labels, "lengths": lengths})])
 
 
-def trl_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> Step:
-    """GKDTrainer's own training step on the padded batch, forward KL (beta 0), off-policy (lmbda 0)."""
+def make_trl_step(teacher: Any, student: Any, optimizer: torch.optim.Optimizer) -> Step:
+    """GKDTrainer's training step on the padded batch: forward KL (beta 0), off-policy (lmbda 0)."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -79,14 +79,14 @@ def trl_step(teacher: Any, student: Any, optimiser: torch.optim.Optimizer) -> St
         labels = [[*d, *[-100] * (width - len(d))] for d in batch]
         inputs = {"input_ids": padded, "attention_mask": mask, "labels": labels}
         loss = trainer.training_step(model, {k: torch.tensor(v) for k, v in inputs.items()}, None)
-        return finish(student, optimiser, loss)
+        return finish_step(student, optimizer, loss)
 
     return step
 
 
-def finish(trained: torch.nn.Module, optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> float:
-    """Clip, step, zero: the same for all."""
-    torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-    optimiser.step()
-    optimiser.zero_grad()
+def finish_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
+    """Clips, steps and zeroes, equally for all sides."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
     return loss.item()

@@ -1,4 +1,4 @@
-"""The documents of the benchmarks: docstrings of Python's library, ragged and real."""
+"""The documents of the benchmarks: docstrings of Python's standard library, ragged and real."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 CONTEXT = 512
 
 
-def documents(steps: int, tokens: int) -> list[list[list[int]]]:
-    """For each step documents of at most `tokens` tokens, in the order of the corpus, cut to `CONTEXT`."""
+def load_documents(steps: int, tokens: int) -> list[list[list[int]]]:
+    """For each step, documents of at most `tokens` tokens in the order of the corpus, cut to `CONTEXT`."""
     from potstill.data.corpus import load_corpus
     from potstill.data.tokenize import tokenize_corpus
     from potstill.models import gguf, load
@@ -15,21 +15,21 @@ def documents(steps: int, tokens: int) -> list[list[list[int]]]:
     rows = tokenize_corpus(
         load_corpus("stdlib"), gguf.load_tokenizer(load.get_packaged_path()), limit=steps * tokens * 2
     )
-    found: list[list[list[int]]] = [[]]
+    batches: list[list[list[int]]] = [[]]
     for row in rows:
         ids = row.input_ids[:CONTEXT]
-        if sum(map(len, found[-1])) + len(ids) > tokens:
-            if len(found) == steps:
+        if sum(map(len, batches[-1])) + len(ids) > tokens:
+            if len(batches) == steps:
                 break
-            found.append([])
-        found[-1].append(ids)
-    return found
+            batches.append([])
+        batches[-1].append(ids)
+    return batches
 
 
 def write_texts(folder: Path, number: int) -> None:
-    """The first `number` documents as they were before they became tokens, as a corpus of which nothing is held out.
+    """Writes the texts of the first `number` documents as a data set that holds nothing out.
 
-    Files named train and validation are what keeps `load_corpus` from holding out a share of its own.
+    `load_corpus` holds out a share of its own unless files are named train and validation.
     """
     from potstill.data.corpus import load_corpus
 
