@@ -2,12 +2,12 @@
 
 With one tokenizer SmolLM2-135M in bf16 teaches a student of 12 of its layers (fp32 weights, bf16 compute). With two,
 the teacher is `--teacher` (a folder or a GGUF file), or a random Llama of 20 layers of width 768 with a tokenizer of
-16,000 tokens trained on the docstrings: the time does not depend on good weights. Every objective is 0.7 cross-entropy +
-0.3 of itself, as in `distill`, on packs of docstrings, and trains its own projections. A step reads the batch (with two
-tokenizers the teacher's tokens too) and runs both models, loss, backward and AdamW. Each objective has its own process,
-so that its peak memory is its own. It takes turns with plain KD (forward KL) and with its products: those of both
-bodies, heads, projections, and attention between the two tokenizations, by shape. Attention inside the models is left
-out, and hidden and relations have no list of products.
+16,000 tokens trained on the docstrings: the time does not depend on good weights. Every objective is 0.7 cross-
+entropy + 0.3 of itself, as in `distill`, on packs of docstrings, and trains its own projections. A step reads the
+batch (with two tokenizers the teacher's tokens too) and runs both models, loss, backward and AdamW. Each objective
+has its own process, so that its peak memory is its own. It takes turns with plain KD (forward KL) and with its
+products: those of both bodies, heads, projections, and attention between the two tokenizations, by shape. Attention
+inside the models is left out, and hidden and relations have no list of products.
 
     python benchmarks/objectives.py --json --teacher FOLDER_OR_GGUF
 """
@@ -146,7 +146,7 @@ def make_stepper(options: argparse.Namespace) -> Callable[[list[list[int]]], Rep
     pair_info = build_pair_info(options.teacher if across else None, quick=options.quick)
     config = ObjectiveConfig(name=options.side)
     objective: Any = config.build(pair_info)
-    vocabulary = dict(zip(("student", "teacher"), pair_info.vocabularies, strict=True))
+    vocabulary = dict(zip(("student", "teacher"), pair_info.vocab_sizes, strict=True))
     frozen = {"teacher": pair_info.teacher.model}
     module = TrainingModule(
         pair_info.student.model, objective, frozen=frozen, vocabulary=vocabulary, compute_dtype=torch.bfloat16

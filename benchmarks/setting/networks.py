@@ -45,14 +45,14 @@ def list_network_sizes(pair_info: Any, batch: Any, *, across: bool) -> list[Netw
     from potstill.models.families.registry import read_blueprint
 
     networks = []
-    for name, vocabulary in zip(("student", "teacher"), pair_info.vocabularies, strict=True):
+    for name, vocabulary in zip(("student", "teacher"), pair_info.vocab_sizes, strict=True):
         side, same_teacher = getattr(pair_info, name), get_view(batch, name) if across else batch
         blocks = list_matrix_shapes(read_blueprint(side.model.config))
         networks.append(
             Network(
                 same_teacher["input_ids"].numel(),
                 len(supervised_positions(same_teacher)[1]),
-                side.width,
+                side.hidden_size,
                 vocabulary,
                 blocks,
             )
