@@ -55,15 +55,13 @@ def test_doctor_prints_its_checks_and_its_exit_code_is_the_verdict(
 ) -> None:
     checks = asked("doctor", "--teacher", teacher, "--data", pairs, "--context", 64)["checks"]
     assert {check["outcome"] for check in checks} == {"pass"}
-    assert {"same tokens", "stop token trained", "zero for itself"} <= {check["name"] for check in checks}
+    assert {"shared vocabulary", "stop token", "zero loss for a copy"} <= {check["name"] for check in checks}
     config = json.loads((teacher / "tokenizer_config.json").read_text())
     (teacher / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": ENDLESS}))
     (teacher / "chat_template.jinja").write_text(ENDLESS)
     answer = potstill("doctor", "--teacher", teacher, "--data", pairs, "--context", 64, "--json")
     assert answer.code == 1
-    assert [check["name"] for check in json.loads(answer.out)["checks"] if check["outcome"] == "fail"] == [
-        "stop token trained"
-    ]
+    assert [check["name"] for check in json.loads(answer.out)["checks"] if check["outcome"] == "fail"] == ["stop token"]
     assert "to do: mend the chat template" in potstill("doctor", "--teacher", teacher, "--data", pairs).out
 
 

@@ -128,7 +128,7 @@ def test_a_vocabulary_padded_to_another_width_simply_works(
     answer = potstill(*distill(teacher, text, tmp_path, "--student", student))
     assert answer.code == 0, answer.err
     card = json.loads((tmp_path / "made" / "card.json").read_text())
-    assert {"name": "same tokens", "outcome": "pass: 259 ids shared; cut to them: student's head of 320"} in card[
+    assert {"name": "shared vocabulary", "outcome": "pass: 259 ids shared; cut to them: student's head of 320"} in card[
         "invariants"
     ]
 

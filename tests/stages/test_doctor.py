@@ -121,7 +121,7 @@ def test_a_temperature_that_the_loss_forgets_is_found(
         lambda divergence, temperature, teacher: DivergenceRows(divergence, teacher=teacher),
     )
     assert not ill(found)
-    assert "loss as defined" in ill(warm)
+    assert "loss matches reference" in ill(warm)
 
 
 def test_what_is_compared_is_the_objectives_own_divergence() -> None:
@@ -159,7 +159,7 @@ def test_a_permuted_tokenizer_of_equal_width_is_found(
     student = saved(tmp_path / "student", tiny_llama, tiny_tokenizer)
     (student / "tokenizer.json").write_text(json.dumps(table))
     found = Doctor(teacher=str(teacher), student=str(student), data=str(text), context=64).run()
-    assert [(one.name, one.outcome) for one in found] == [("same tokens", FAIL)]
+    assert [(one.name, one.outcome) for one in found] == [("shared vocabulary", FAIL)]
 
 
 def test_a_template_whose_stop_token_is_not_trained_is_found(
@@ -173,7 +173,7 @@ def test_a_template_whose_stop_token_is_not_trained_is_found(
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     endless = saved(tmp_path / "endless", tiny_llama, tiny_tokenizer)
-    assert failed(replace(honest, teacher=str(endless)).run()) == ["stop token trained"]
+    assert failed(replace(honest, teacher=str(endless)).run()) == ["stop token"]
 
 
 def test_a_teacher_that_stays_in_train_mode_is_found(tiny_tokenizer: PreTrainedTokenizerFast, text: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_teacher_that_stays_in_train_mode_is_found(tiny_tokenizer: PreTrainedT
     assert not ill(found)  # GPT-2 has dropout, and an eval() that works
     teacher.train()
     teacher.eval = lambda: teacher  # type: ignore[method-assign]
-    assert {"teacher at rest", "loss as defined"} <= set(ill(found))
+    assert {"deterministic teacher", "loss matches reference"} <= set(ill(found))
 
 
 def test_padded_vocabularies_are_named_and_a_loss_over_their_padding_is_found(
@@ -196,7 +196,7 @@ def test_padded_vocabularies_are_named_and_a_loss_over_their_padding_is_found(
         check.found for check in run_checks(found, same_tokenizer.QUICK_CHECKS)
     }
     assert not ill(found)
-    assert "loss as defined" in ill(replace(found, vocabulary=320))
+    assert "loss matches reference" in ill(replace(found, vocabulary=320))
 
 
 def test_an_ignored_soft_cap_is_found(
@@ -206,7 +206,7 @@ def test_an_ignored_soft_cap_is_found(
     assert not ill(found)
     whole = reading.get_head
     monkeypatch.setattr(reading, "get_head", lambda model: whole(model)._replace(softcap=None))
-    assert {"heads explained", "loss as defined"} <= set(ill(found))
+    assert {"LM head reproduced", "loss matches reference"} <= set(ill(found))
 
 
 def test_a_wrong_gradient_of_a_right_loss_is_found(
@@ -216,7 +216,7 @@ def test_a_wrong_gradient_of_a_right_loss_is_found(
 
     found = world(made("qwen3", 1), made("qwen3", 2), tiny_tokenizer, text)
     monkeypatch.setattr(fused, "_differentiate_head", lambda delta, logits, problem: delta.mul_(2))
-    assert ill(found) == ["gradient as differences"]
+    assert ill(found) == ["finite differences"]
 
 
 def test_documents_that_see_each_other_are_found(
@@ -229,7 +229,7 @@ def test_documents_that_see_each_other_are_found(
     monkeypatch.setattr(
         packed_attention, "document_attention", lambda q, k, v, lengths, **more: whole(q, k, v, more["scale"])
     )
-    assert "loss as defined" in ill(found)
+    assert "loss matches reference" in ill(found)
 
 
 def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
@@ -249,7 +249,7 @@ def test_a_cache_of_another_teacher_is_found(
     with torch.no_grad():
         tiny_llama.model.norm.weight.mul_(1.5)
     other = saved(tmp_path / "other", tiny_llama, tiny_tokenizer)
-    assert failed(replace(doctor, teacher=str(other)).run()) == ["cache as live"]
+    assert failed(replace(doctor, teacher=str(other)).run()) == ["cache matches teacher"]
 
 
 @pytest.mark.parametrize("sampled", [0, 4])
@@ -263,11 +263,11 @@ def test_hidden_states_of_another_teacher_are_found(
     doctor = Doctor(
         teacher=str(teacher), data=str(text), context=64, teacher_cache=str(tmp_path / "c"), dtype="float32"
     )
-    assert "cache as live" in {check.name for check in doctor.run()}
+    assert "cache matches teacher" in {check.name for check in doctor.run()}
     assert not failed(doctor.run())
     kept = TeacherCache.hidden_states
     monkeypatch.setattr(TeacherCache, "hidden_states", lambda cache, batch: kept(cache, batch).flip(0))
-    assert failed(doctor.run()) == ["cache as live"]
+    assert failed(doctor.run()) == ["cache matches teacher"]
 
 
 def test_what_fails_stops_a_run_with_what_to_do_and_what_passes_goes_into_its_card() -> None:

@@ -135,7 +135,7 @@ def test_an_alignment_that_is_off_by_one_is_found(
 
     monkeypatch.setattr(align, name, moved)
     found = ill(crossing(lines, sentencepiece()))
-    assert found == (["same bytes", "aligned with itself"] if which == "tokens" else ["same bytes"])
+    assert found == (["aligned bytes", "self alignment"] if which == "tokens" else ["aligned bytes"])
 
 
 def test_a_teacher_that_stays_in_train_mode_is_found(lines: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_teacher_that_stays_in_train_mode_is_found(lines: Path) -> None:
     assert not ill(found)  # it has dropout, and an eval() that works
     found.teacher.student.train()
     found.teacher.student.eval = lambda: found.teacher.student  # type: ignore[method-assign]
-    assert {"teacher at rest", "loss as defined (teacher)"} <= set(ill(found))
+    assert {"deterministic teacher", "loss matches reference (teacher)"} <= set(ill(found))
 
 
 def test_a_padded_vocabulary_of_the_teacher_that_is_not_cut_is_found(lines: Path) -> None:
@@ -152,7 +152,8 @@ def test_a_padded_vocabulary_of_the_teacher_that_is_not_cut_is_found(lines: Path
     padded = speaking(tokenizer, seed=1, padded=60)
     assert not ill(crossing(lines, tokenizer, teacher=padded, objective=uld))
     ids = {"student": len(byte_level()), "teacher": len(tokenizer) + 60}
-    assert ill(crossing(lines, tokenizer, teacher=padded, objective=uld, ids=ids)) == ["loss as defined (teacher)"]
+    found = ill(crossing(lines, tokenizer, teacher=padded, objective=uld, ids=ids))
+    assert found == ["loss matches reference (teacher)"]
 
 
 def test_a_soft_cap_of_the_teacher_that_is_ignored_is_found(lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ def test_a_soft_cap_of_the_teacher_that_is_ignored_is_found(lines: Path, monkeyp
     assert not ill(crossing(lines, tokenizer, teacher=capped))
     whole = reading.get_head
     monkeypatch.setattr(reading, "get_head", lambda model: whole(model)._replace(softcap=None))
-    assert "loss as defined (teacher)" in ill(crossing(lines, tokenizer, teacher=copy.deepcopy(capped)))
+    assert "loss matches reference (teacher)" in ill(crossing(lines, tokenizer, teacher=copy.deepcopy(capped)))
 
 
 def test_answers_that_do_not_end_for_the_teacher_are_found_and_matter_where_nothing_else_ends_them(
@@ -175,7 +176,7 @@ def test_answers_that_do_not_end_for_the_teacher_are_found_and_matter_where_noth
     doctor = Doctor(teacher=str(foreign), student=str(teacher), data=str(pairs), context=64, objective=ACROSS)
     for share, outcome in ((0.7, NOTE), (0.0, FAIL)):
         found = replace(doctor, objective=replace(ACROSS, cross_entropy=share)).run()
-        assert named(found)["stop token taught"].outcome == outcome
+        assert named(found)["teacher stop token"].outcome == outcome
 
 
 def test_a_token_by_token_objective_is_refused_with_the_command_that_works(
@@ -183,7 +184,7 @@ def test_a_token_by_token_objective_is_refused_with_the_command_that_works(
 ) -> None:
     doctor = Doctor(teacher=str(foreign), student=str(teacher), data=str(text), context=64, dtype="float32")
     (check,) = doctor.run()
-    assert (check.name, check.outcome) == ("same tokens", FAIL)
+    assert (check.name, check.outcome) == ("shared vocabulary", FAIL)
     assert check.remedy.endswith(
         f"potstill doctor --teacher {foreign} --student {teacher} --data {text} --objective dskdv2_eta"
     )
@@ -213,15 +214,15 @@ def test_distill_asks_the_quick_ones_first_warns_of_few_aligned_tokens_and_refus
     )
     run = stage.run(tmp_path / "made", show=False)
     names = [one["name"] for one in run.card.invariants]
-    assert names[:4] == ["same text", "aligned tokens", "same bytes", "aligned with itself"]
-    assert {"loss as defined (student)", "loss as defined (teacher)"} <= set(names)
+    assert names[:4] == ["same text", "aligned tokens", "aligned bytes", "self alignment"]
+    assert {"loss matches reference (student)", "loss matches reference (teacher)"} <= set(names)
     assert "aligned tokens" not in capsys.readouterr().err
     whole = align.match_spans
     monkeypatch.setattr(align, "match_spans", lambda a, b: whole(a, b)[::2])
-    with pytest.raises(CheckFailed, match="aligned with itself"):
+    with pytest.raises(CheckFailed, match="self alignment"):
         stage.run(tmp_path / "half", show=False)
     assert "note: aligned tokens: 49.4%" in capsys.readouterr().err
     monkeypatch.setattr(align, "match_spans", lambda a, b: align.match_starts(a, b)[:-1] + torch.tensor([0, 1]))
-    with pytest.raises(CheckFailed, match="same bytes"):
+    with pytest.raises(CheckFailed, match="aligned bytes"):
         stage.run(tmp_path / "other", show=False)
     assert not (tmp_path / "other" / "config.json").exists()

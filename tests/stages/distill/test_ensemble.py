@@ -85,7 +85,7 @@ def test_the_card_names_every_teacher_and_metrics_show_each(
     assert f"forward kl to `one={teacher}` and `two={other}`, each for the documents that `for` gives it" in readme
     assert "taught by" in readme
     checked = [one["name"] for one in run.card.invariants]
-    assert {"same tokens (one)", "same tokens (two)", "loss as defined (two)"} <= set(checked)
+    assert {"shared vocabulary (one)", "shared vocabulary (two)", "loss matches reference (two)"} <= set(checked)
     card = json.loads((run.out / "card.json").read_text())
     assert card["stage"]["teacher"] == [f"one={teacher}", f"two={other}"]
 

@@ -87,7 +87,7 @@ def test_the_card_says_what_was_done(run: DistillResult, stage: DistillConfig, t
     assert card["cost"]["tokens"] <= 512
     assert set(card["cost"]["losses"]) == {"cross_entropy", "forward_kl"}
     checked = {one["name"]: one["outcome"] for one in card["invariants"]}
-    quick = ["same tokens", "heads explained", "documents apart", "loss as defined"]
+    quick = ["shared vocabulary", "LM head reproduced", "packing isolation", "loss matches reference"]
     assert list(checked) == [*quick, "logits after reload"]
     assert all(checked[name].startswith("pass: ") for name in quick)
     assert "## Invariants checked" in (run.out / "README.md").read_text()

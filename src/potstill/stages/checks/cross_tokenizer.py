@@ -107,7 +107,7 @@ def check_aligned_bytes(inputs: CrossTokenizerInputs) -> Check:
     counts_text = f"{len(token_pairs):,} tokens and {len(group_pairs):,} runs of them"
     example = f", such as {mismatches[0][0]!r} and {mismatches[0][1]!r}" if mismatches else ""
     return Check.from_result(
-        "same bytes",
+        "aligned bytes",
         passed,
         finding=counts_text if passed else f"{len(mismatches):,} of {counts_text} are not{example}",
         why="a row that learns from another token's row learns something else in silence",
@@ -125,7 +125,7 @@ def check_self_alignment(inputs: CrossTokenizerInputs) -> Check | None:
     if not num_tokens:
         return None
     return Check.from_result(
-        "aligned with itself",
+        "self alignment",
         not num_misaligned,
         finding=f"all {num_tokens:,} tokens"
         if not num_misaligned
@@ -163,7 +163,7 @@ def check_teacher_stop_token(inputs: CrossTokenizerInputs) -> Check | None:
     passed, has_cross_entropy = inputs.teacher.stop_share >= MIN_STOP_SHARE, CROSS_ENTROPY in inputs.module.term_names
     caveat = "" if passed or not has_cross_entropy else "; at the others cross-entropy alone teaches it"
     return Check(
-        name="stop token taught",
+        name="teacher stop token",
         outcome=PASS if passed else NOTE if has_cross_entropy else FAIL,
         found=f"in {inputs.teacher.stop_share:.0%} of the answers{caveat}",
         why="a student that is never taught to stop runs on when it is asked",
@@ -189,7 +189,7 @@ def check_per_document_sums(inputs: CrossTokenizerInputs) -> Check | None:
         _compute_sums(inputs, inputs.batch),
     )
     return Check.from_result(
-        "documents add up",
+        "per-document sums",
         difference <= inputs.student.tolerance,
         finding=f"within {difference:.1e}",
         why="packing, rows of another document and means of means all show here",

@@ -44,10 +44,18 @@ def run_checks(inputs: Inputs, checks: Sequence[Callable[[Inputs], Check | None]
         try:
             result = check(inputs)
         except PotstillError as error:
-            name = check.__name__.removeprefix("check_").replace("_", " ")
-            result = Check(name=name, outcome=FAIL, found=str(error), why="training will ask the same")
+            why = "training needs the same models and text, and would stop with the same error"
+            result = Check(name=_get_check_name(check), outcome=FAIL, found=str(error), why=why)
         if result is not None:
             yield result
+
+
+def _get_check_name(check: Callable[..., object]) -> str:
+    """The name that a check reports, made from its function's: `check_label_mask` gives "label mask"."""
+    name = check.__name__.removeprefix("check_")
+    for written, spoken in (("lm_", "LM "), ("one_hot", "one-hot"), ("per_document", "per-document")):
+        name = name.replace(written, spoken)
+    return name.replace("_", " ")
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:

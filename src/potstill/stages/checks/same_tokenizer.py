@@ -28,7 +28,8 @@ from potstill.stages.checks.report import FAIL, NOTE, PASS, Check, Invariant, fo
 from potstill.teachers.cached import CachedHiddenStates
 from potstill.train.training_module import TrainingModule
 
-SHARED_VOCABULARY, SHARED_VOCABULARY_REASON = "same tokens", "a divergence compares the two distributions id by id"
+SHARED_VOCABULARY = "shared vocabulary"
+SHARED_VOCABULARY_REASON = "a divergence compares the two distributions id by id"
 
 
 def check_shared_vocabulary(inputs: CheckInputs) -> Check | None:
@@ -58,7 +59,7 @@ def check_lm_head_reproduced(inputs: CheckInputs) -> Check:
     is_fatal = "student" in wrong_roles
     finding = f"not of the {' and the '.join(wrong_roles)}" if wrong_roles else f"of {' and '.join(inputs.models)}"
     return Check(
-        name="heads explained",
+        name="LM head reproduced",
         outcome=FAIL if is_fatal else NOTE if wrong_roles else PASS,
         found=finding if is_fatal or not wrong_roles else f"{finding}, whose logits are computed whole",
         why="a head whose scale or soft-cap is ignored trains towards another distribution",
@@ -70,7 +71,7 @@ def check_packing_isolation(inputs: CheckInputs) -> Check:
     """Documents of one pack do not see one another."""
     mixing_roles = [role for role, model in inputs.models.items() if not probe_model(model).supports_packing]
     return Check(
-        name="documents apart",
+        name="packing isolation",
         outcome=NOTE if mixing_roles else PASS,
         found=f"{' and '.join(mixing_roles)} would mix them: padded instead, slower"
         if mixing_roles
@@ -92,7 +93,7 @@ def check_loss_matches_reference(inputs: CheckInputs) -> Check:
         else f"{format_values(loss_sums)} where the definition gives {format_values(reference_sums)}"
     )
     return Check.from_result(
-        "loss as defined",
+        "loss matches reference",
         passed,
         finding=finding,
         why="packing, shifted labels, soft-caps, padded vocabularies and a teacher that drops out all show here",
@@ -116,7 +117,7 @@ def check_finite_differences(inputs: CheckInputs) -> Check:
     slope = (losses[0] - losses[1]) / (2 * step)
     passed = abs(slope - expected_slope) <= 0.05 * expected_slope
     return Check.from_result(
-        "gradient as differences",
+        "finite differences",
         passed,
         finding=f"within {abs(slope - expected_slope) / max(expected_slope, 1e-12):.1e}"
         if passed
@@ -147,7 +148,7 @@ def check_zero_loss_for_a_copy(inputs: CheckInputs) -> Check | None:
     )
     passed = kl_loss <= inputs.tolerance * max(1, ce_loss) and kl_gradient <= inputs.tolerance * max(1, ce_gradient)
     return Check.from_result(
-        "zero for itself",
+        "zero loss for a copy",
         passed,
         finding=f"loss {kl_loss:.1e}, steepest gradient {kl_gradient:.1e} (cross-entropy's {ce_gradient:.1e})",
         why="a loss that is not least at the teacher pulls the student away from it",
@@ -185,7 +186,7 @@ def check_one_hot_teacher(inputs: CheckInputs) -> Check:
         cross_entropy, kl = module(**inputs.batch)["sums"].double().cpu()
     passed = relative_difference(cross_entropy, kl) <= inputs.tolerance
     return Check.from_result(
-        "certain teacher",
+        "one-hot teacher",
         passed,
         finding=f"within {relative_difference(cross_entropy, kl):.1e}",
         why="rows and targets that are off by one, or another direction of the divergence, show here",
@@ -213,7 +214,7 @@ def check_repeatability(teacher: nn.Module, compute_sums: Callable[[], Tensor], 
     difference = relative_difference(*repeated_sums)
     passed = difference <= tolerance
     return Check.from_result(
-        "teacher at rest",
+        "deterministic teacher",
         passed,
         finding="the same twice" if passed else f"{difference:.1%} apart when it is asked twice",
         why="a teacher with dropout says something else in every step",
@@ -234,7 +235,7 @@ def check_gradient_accumulation(inputs: CheckInputs) -> Check:
     difference = relative_difference(torch.stack(half_sums).sum(0), total_sums)
     passed = difference <= inputs.tolerance
     return Check.from_result(
-        "passes add up",
+        "gradient accumulation",
         passed,
         finding=f"within {difference:.1e}",
         why="means of means weigh short passes too much",
@@ -247,7 +248,7 @@ def check_stop_token(inputs: CheckInputs) -> Check | None:
         return None
     passed = inputs.stop_share >= 0.5
     return Check.from_result(
-        "stop token trained",
+        "stop token",
         passed,
         finding=f"in {inputs.stop_share:.0%} of the answers",
         why="a student that never learns to stop runs on when it is asked",
@@ -261,7 +262,7 @@ def check_label_mask(inputs: CheckInputs) -> Check | None:
         return None
     passed = 0 < inputs.trained_share < 1
     return Check.from_result(
-        "answers alone trained",
+        "label mask",
         passed,
         finding=f"{inputs.trained_share:.0%} of the tokens",
         why="prompts are given when it is asked; training on them spends the student on writing questions",
@@ -296,7 +297,7 @@ def check_cache_matches_teacher(inputs: CheckInputs) -> Check | None:
     difference = max(differences)
     passed = difference <= 0.02
     return Check.from_result(
-        "cache as live",
+        "cache matches teacher",
         passed,
         finding=f"{difference:.1e} nats apart",
         why="a cache of another teacher or of other text teaches something else",

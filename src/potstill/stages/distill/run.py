@@ -41,7 +41,7 @@ from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.checks.cross_tokenizer import run_cross_tokenizer_checks
 from potstill.stages.checks.inputs import build_check_inputs, build_cross_tokenizer_inputs
 from potstill.stages.checks.report import NOTE, run_checks
-from potstill.stages.checks.same_tokenizer import QUICK_CHECKS
+from potstill.stages.checks.same_tokenizer import QUICK_CHECKS, SHARED_VOCABULARY
 from potstill.stages.console import explain_write_errors, get_command, print_note, show_status
 from potstill.stages.dataset import DatasetConfig, PreparedDataset, prepare_dataset
 from potstill.stages.distill.ensemble import (
@@ -419,7 +419,8 @@ class DistillConfig:
             ]
         for network, entry in pair.teachers.items():
             if isinstance(entry, ExternalTeacher):
-                vocabulary_check = {"name": "same tokens", "outcome": f"{entry.proof}, {pair.vocabulary:,} shared"}
+                outcome = f"{entry.proof}, {pair.vocabulary:,} shared"
+                vocabulary_check = {"name": SHARED_VOCABULARY, "outcome": outcome}
                 records.insert(0, label_check(network, vocabulary_check))
         return records
 
