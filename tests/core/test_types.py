@@ -1,9 +1,19 @@
 """The types that flow everywhere."""
 
-import pytest
 import torch
 
-from potstill.core.types import IGNORE, Head, Measure, Needs, gold_mask, supervised_positions
+from potstill.core.types import (
+    IGNORE,
+    Head,
+    Measure,
+    Needs,
+    Signals,
+    get_view,
+    gold_mask,
+    next_token_positions,
+    select_needed_rows,
+    supervised_positions,
+)
 
 
 def test_a_position_is_supervised_if_its_next_token_is_trained_and_of_the_same_document() -> None:
@@ -29,15 +39,33 @@ def test_the_end_of_a_row_predicts_nothing_of_the_next_row() -> None:
     assert targets.tolist() == [5, 7]
 
 
-def test_needs_unite_and_different_positions_do_not() -> None:
+def test_needs_unite_and_so_do_their_positions() -> None:
     here, there = torch.tensor([[True, False]]), torch.tensor([[False, True]])
     both = Needs(here, frozenset({1})) | Needs(None, frozenset({2}), extras=frozenset({"router"}))
     assert both.positions is here
     assert (both.layers, both.extras) == (frozenset({1, 2}), frozenset({"router"}))
     assert (Needs() | Needs(here)).positions is here
-    assert (Needs(here) | Needs(here.clone())).positions is here
-    with pytest.raises(ValueError, match="different positions"):
-        Needs(here) | Needs(there)
+    united = Needs(here) | Needs(there)
+    assert united.positions.tolist() == [[True, True]]
+    whole = Signals(torch.tensor([[1.0], [2.0]]), lambda rows: rows, layers={1: torch.tensor([[3.0], [4.0]])})
+    assert select_needed_rows(whole, united, united) is whole
+    own = select_needed_rows(whole, united, Needs(there))
+    assert (own.rows.tolist(), own.layers[1].tolist()) == ([[2.0]], [[4.0]])
+
+
+def test_targets_are_at_their_position_and_labels_one_further() -> None:
+    batch = {"labels": torch.tensor([[1, 2, 3]]), "documents": torch.tensor([[0, 0, 0]])}
+    batch["targets"] = torch.tensor([[7, IGNORE, 0]])
+    positions, targets, documents = supervised_positions(batch)
+    assert (positions.tolist(), targets.tolist(), documents.tolist()) == ([[True, False, True]], [7, 0], [0, 0])
+    assert next_token_positions(batch)[1].tolist() == [2, 3]
+
+
+def test_a_network_without_keys_of_its_own_reads_the_source_too() -> None:
+    names = ("input_ids", "source.input_ids", "teacher.input_ids", "teacher.source.input_ids")
+    batch = {name: torch.tensor(number) for number, name in enumerate(names)}
+    views = [{key: int(values) for key, values in get_view(batch, name).items()} for name in ("student", "teacher")]
+    assert views == [{"input_ids": 0, "source.input_ids": 1}, {"input_ids": 2, "source.input_ids": 3}]
 
 
 def test_a_head_is_its_formula() -> None:

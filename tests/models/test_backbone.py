@@ -78,7 +78,7 @@ def test_a_packed_batch_equals_its_documents_alone_with_their_gradients(kind: st
 def test_a_token_depends_on_its_document_s_past_and_nothing_else(kind: str) -> None:
     model, (ids, positions) = network(kind), text(3, 4)
     embedded = model.embed(ids).detach().requires_grad_()
-    model(None, positions, embedded=embedded)[0, 5].sum().backward()
+    model(None, positions, inputs_embeds=embedded)[0, 5].sum().backward()
     assert embedded.grad is not None
     assert (embedded.grad[0].abs().sum(-1) > 0).tolist() == [False] * 3 + [True] * 3 + [False]
 
@@ -111,7 +111,7 @@ def test_padding_changes_no_real_token(side: str) -> None:
     parts = (pad, ids) if side == "left" else (ids, pad)
     places = (pad, positions) if side == "left" else (positions, pad)
     real = torch.cat([torch.zeros_like(pad) if x is pad else torch.ones_like(ids) for x in parts], 1).bool()
-    padded = model(torch.cat(parts, 1), torch.cat(places, 1), real=real)
+    padded = model(torch.cat(parts, 1), torch.cat(places, 1), token_mask=real)
     assert padded.isfinite().all()
     torch.testing.assert_close(padded[real][None], model(ids, positions), rtol=0, atol=1e-6)
 

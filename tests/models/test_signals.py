@@ -167,7 +167,7 @@ def test_needs_that_a_model_cannot_meet_are_refused() -> None:
     positions, *_ = supervised_positions(batch)
     with pytest.raises(UnsupportedModel, match="router"):
         compute_signals(model, batch, Needs(positions, extras=frozenset({"router"})))
-    with pytest.raises(ValueError, match="no row"):
+    with pytest.raises(ValueError, match="name the positions"):
         compute_signals(model, batch, Needs())
 
 

@@ -1,28 +1,32 @@
-"""The types that flow through every floor: Batch, Needs, Signals, Terms and Measure.
+"""The types that every floor shares: Batch, Needs, Signals, Terms and Measure.
 
 Axes, everywhere in potstill:
 B batch, T time, D model width, H heads, K key width, V value width or vocabulary, E experts, F feature width of a row
-or of a feed-forward, C chunk, L layers, N rows (the positions that an objective asked for, in the order of the batch).
+or of a feed-forward, C chunk, L layers, N rows (the positions that an objective needs, in the order of the batch).
 
 The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning):
 
 | key | shape | meaning |
 |---|---|---|
 | `input_ids` | `[B T]` int64 | tokens |
-| `labels` | `[B T]` int64 | `input_ids` where trained on, else `IGNORE`, as the first of a document is; never shifted |
-| `position_ids` | `[B T]` int64 | restart at 0 with each document; this alone says where documents begin |
+| `labels` | `[B T]` int64 | `input_ids` where trained on, else `IGNORE`, also at a document's start; never shifted |
+| `targets` | `[B T]` int64 | optional: what is predicted *at this position* (masked word, tag, class), else `IGNORE` |
+| `position_ids` | `[B T]` int64 | restart at 0 with each document; they alone say where documents begin |
 | `documents` | `[B T]` int64 | number of the document in this batch, -1 on padding |
-| `routes` | `[B T]` int64 | which of several teachers a document is for, by number; absent: it is for all |
-| `groups` | `[documents]` int64 | number of what a document belongs to (a preference pair, ...), by its number; or -1 |
-| `sampled` | `[B T]` bool | whether a model wrote what is trained of this document, in this run; absent: of none |
+| `routes` | `[B T]` int64 | optional: number of the one teacher that a document is for, of several |
+| `groups` | `[documents]` int64 | optional: number of the group of a document (a preference pair, ...), or -1 |
+| `sampled` | `[B T]` bool | optional: whether a model wrote the trained tokens of this document in this run |
 
 Other fields may be declared, per token or per document (`data.pack_fields`).
 
-What was sampled is compared with a teacher and is no truth: whatever takes labels for the truth sums over `gold` alone.
+Without `targets` a position predicts the next token. Sampled tokens are compared with a teacher and are no ground
+truth: an objective that takes labels for the truth sums over `gold_mask` alone.
 
-A packed batch has `B = 1` and no padding; documents lie end to end. A companion with tokens of its own reads the same
-documents, numbered alike, from keys with its name before them (`teacher.input_ids`, ...): see `view`. Which rows of the
-two belong together stands under `aligned.` (`data.pairs`).
+A packed batch has `B = 1` and no padding; documents lie end to end. A network with tokens of its own reads the same
+documents, numbered alike, from keys with its name before them (`teacher.input_ids`, ...): see `get_view`. The keys
+`source.input_ids`, `source.position_ids` and `source.documents` hold what the encoder of an encoder-decoder reads;
+`input_ids` are then its decoder's. Keys under `aligned.` hold which rows of student and teacher belong together
+(`data.cross_tokenizer.packs`).
 """
 
 from collections.abc import Callable, Mapping
@@ -36,29 +40,39 @@ from torch import Tensor
 ALIGNED_PAIRS = (
     "aligned.pairs"  # rows of student and teacher that predict the same bytes from the same text: [2 P], ascending
 )
-NEXT_TOKEN_LOG_P = (
-    "own_log_p"  # among the scores, [N]: the log-probability of the token that follows, where a server tells it
-)
-DIVISOR = "divisor"  # `divisor.NAME`: what the trainer is going to divide the term of that name by; no term does itself
+NEXT_TOKEN_LOG_P = "own_log_p"  # in `Signals.scores`, [N]: log p(next token), where a server gives it
+DIVISOR = "divisor"  # `divisor.NAME`: what the trainer will divide the term of that name by; no term divides itself
 EDIT_ALIGNED_PAIRS = (
     "aligned.warped"  # rows whose own tokens are paired by minimum edit distance: [2 P], the student's ascending
 )
 ALIGNED_GROUPS = (
     "aligned.groups",
     "aligned.teacher_groups",
-)  # [N], [M]: rows whose tokens stand for one text together; or -1
+)  # [N], [M]: the number of the run of tokens with the same bytes that a row belongs to, or -1
+SOURCE = "source"  # `source.NAME`: what the encoder of an encoder-decoder reads
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face
 
 Batch = Mapping[str, Tensor]
 Weights = Mapping[str, Tensor]
-Terms = Mapping[str, Tensor]  # named scalar sums over rows; nothing in it was divided by anything
+Terms = Mapping[str, Tensor]  # named scalar sums over rows, undivided
 
 
 def supervised_positions(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor, " N"], Int[Tensor, " N"]]:
-    """(positions, targets, segment): where a next token is predicted, which token that is, and of which document.
+    """(positions, targets, documents): where something is predicted, what, and in which document.
 
-    `positions[b, t]` holds if the token at t + 1 belongs to the same document and is trained on. The rows of every
-    network for this batch come in the order of `positions`, so `targets[n]` is the label of row n.
+    With `targets` in the batch these are the positions whose target is not `IGNORE`; else those of the next token. The
+    rows of every network for this batch come in the order of `positions`, so `targets[n]` is the target of row n.
+    """
+    if "targets" not in batch:
+        return next_token_positions(batch)
+    positions = batch["targets"] != IGNORE
+    return positions, batch["targets"][positions], batch["documents"][positions]
+
+
+def next_token_positions(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """(positions, targets, documents) of the next tokens, whether or not the batch has other targets.
+
+    `positions[b, t]` holds if the token at t + 1 belongs to the same document and is trained on.
     """
     labels, documents = batch["labels"], batch["documents"]
     positions = torch.zeros_like(labels, dtype=torch.bool)
@@ -75,20 +89,21 @@ def gold_mask(batch: Batch) -> Bool[Tensor, " N"]:
 
 
 def get_view(batch: Batch, name: str) -> Batch:
-    """The batch as the network of this name reads it: by keys of its own if there are any, else as the student does."""
+    """The batch as the network of this name reads it: by its own keys if there are any, else as the student does."""
     prefix = f"{name}."
     tensors = {key.removeprefix(prefix): tensor for key, tensor in batch.items() if key.startswith(prefix)}
-    return tensors or {key: tensor for key, tensor in batch.items() if "." not in key}
+    return tensors or {key: tensor for key, tensor in batch.items() if "." not in key or key.startswith(f"{SOURCE}.")}
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective wants computed for one network: rows at `positions`, hidden states of `layers`, named `extras`.
+    """What an objective needs of one network: rows at `positions`, hidden states of `layers`, named `extras`.
 
-    The one extra that every live model gives is `embeddings [N 2 D]`: of each row's own token and of the one after it.
+    The one extra that every model gives is `embeddings [N 2 D]`: of each row's own token and of the one after it.
     The relations are the `queries`, `keys` and `values` `[N W]` of the last attention layer, before positions.
 
-    Needs of several objectives are united by `|`; nothing else is computed.
+    `|` unites the needs of several objectives, positions included; nothing else is computed. `Signals.select_rows`
+    then gives each objective the rows at its own positions.
     """
 
     positions: Bool[Tensor, "B T"] | None = None
@@ -97,27 +112,34 @@ class Needs:
     extras: frozenset[str] = frozenset()
 
     def __or__(self, other: "Needs") -> "Needs":
-        if self.positions is None or other.positions is None:
-            positions = other.positions if self.positions is None else self.positions
-        elif torch.equal(self.positions, other.positions):
-            positions = self.positions
-        else:
-            raise ValueError("objectives over different positions cannot share one pass; give each its own view")
         return Needs(
-            positions, self.layers | other.layers, self.relations | other.relations, self.extras | other.extras
+            _unite_positions(self.positions, other.positions),
+            self.layers | other.layers,
+            self.relations | other.relations,
+            self.extras | other.extras,
         )
 
 
+def _unite_positions(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None or a is b:
+        return b if a is None else a
+    return a | b
+
+
 def select_routed_documents(batch: Batch, needs: Needs) -> tuple[Batch, Needs]:
-    """Where documents have `routes`, those of a packed batch that hold a position which is asked for, and no others."""
+    """Of a packed batch with `routes` the documents that hold a needed position; any other batch as it is."""
     if "routes" not in batch or needs.positions is None:
         return batch, needs
     documents = batch["documents"][0]
-    is_selected = torch.isin(documents, documents[needs.positions[0]])
+    numbers = documents[needs.positions[0]]
     shape = batch["input_ids"].shape  # values per document are found by the documents' numbers, which stay
-    return {
-        name: values[:, is_selected] if values.shape == shape else values for name, values in batch.items()
-    }, replace(needs, positions=needs.positions[:, is_selected])
+    is_selected = torch.isin(documents, numbers)
+    selected = {name: values[:, is_selected] if values.shape == shape else values for name, values in batch.items()}
+    if f"{SOURCE}.documents" in batch:
+        in_source = torch.isin(batch[f"{SOURCE}.documents"][0], numbers)
+        names = [name for name in batch if name.startswith(f"{SOURCE}.")]
+        selected |= {name: batch[name][:, in_source] for name in names}
+    return selected, replace(needs, positions=needs.positions[:, is_selected])
 
 
 class Head(NamedTuple):
@@ -151,11 +173,12 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Signals:
-    """What a network says about a batch, whether it is alive, read from a cache or asked over the wire.
+    """What a network gives for a batch, whether it is a model here, a cache or a server.
 
-    `rows[n]` is the network's output at the n-th asked position and `logits(rows[a:b])` its logits there, or what a
-    cache kept of the distributions (`ops.coarse.Coarse`). A live model gives its last hidden states (after the final
-    norm) and its `head`, so that a fused kernel need not hold all logits.
+    `rows[n]` is what enters the output layer at the n-th needed position. `logits(rows[a:b])` are the logits there, or
+    what a cache kept of the distributions (`ops.coarse.CoarseDistribution`). A causal language model's rows are its
+    last hidden states, after the final norm; with its `head` a fused kernel need not hold all logits. Every other field
+    is by rows too.
     """
 
     rows: Tensor
@@ -166,20 +189,35 @@ class Signals:
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def select_rows(self, is_selected: Bool[Tensor, " N"]) -> "Signals":
+        """The signals at some of the rows."""
+        parts: dict[str, Any] = {
+            name: {key: values[is_selected] for key, values in getattr(self, name).items()}
+            for name in ("layers", "relations", "scores", "extras")
+        }
+        return replace(self, rows=self.rows[is_selected], **parts)
+
+
+def select_needed_rows(signals: Signals, united: Needs, needs: Needs) -> Signals:
+    """Of signals that were computed for `united` needs the rows at the positions of one objective's `needs`."""
+    if united.positions is None or needs.positions is None or torch.equal(united.positions, needs.positions):
+        return signals
+    return signals.select_rows(needs.positions[united.positions])
+
 
 @runtime_checkable
 class SignalSource(Protocol):
-    """A frozen network that is not alive here: a cache on disk, or a teacher that is served."""
+    """A network that gives its signals itself: a cache, a served teacher, or a task model."""
 
     def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals: ...
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """What is minimised: sum over terms of `weights[k] * terms[k] / counts[k]`, where only the trainer divides.
+    """What is minimized: sum over terms of `weights[k] * terms[k] / counts[k]`, where only the trainer divides.
 
-    `needs(batch)` names every network the objective looks at (`student`, `teacher`, ...) with what it wants of it.
-    `counts(batch)` comes from the batch alone. `additive` is False only for terms that are no sums over rows.
+    `needs(batch)` gives by name what the objective needs of every network (`student`, `teacher`, ...). `counts(batch)`
+    comes from the batch alone. `additive` is False only for terms that are no sums over rows.
     """
 
     @property
@@ -192,10 +230,10 @@ class Objective(Protocol):
 
 
 class ParamGroup(NamedTuple):
-    """How the weights of a part of an objective are trained, in an optimiser group of that `name`.
+    """How the weights of a part of an objective are trained, in an optimizer group of that `name`.
 
-    At `rate` times the learning rate; downhill, or uphill where `sign` is -1 (a critic, against the student in one
-    backward); at every `every`-th step alone.
+    The learning rate is multiplied by `rate`. Where `sign` is -1 the loss is maximized (a critic, against the student
+    in one backward pass). The weights move at every `interval`-th step.
     """
 
     name: str = "objective"
@@ -206,7 +244,7 @@ class ParamGroup(NamedTuple):
 
 @runtime_checkable
 class HasParamGroup(Protocol):
-    """A module whose weights, apart from those of grouped modules inside it, are trained as its `group` says."""
+    """A module whose weights are trained as its `group` says; modules inside it may have groups of their own."""
 
     @property
     def group(self) -> ParamGroup: ...
@@ -214,7 +252,7 @@ class HasParamGroup(Protocol):
 
 @dataclass(frozen=True)
 class Measure:
-    """One measured number: `value` in `unit` over `n` things, with a 95 % interval where one was computed."""
+    """One measured number: `value` in `unit` over `n` items, with a 95 % interval where one was computed."""
 
     name: str
     value: float

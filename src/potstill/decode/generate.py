@@ -58,13 +58,14 @@ class CachedDecoder:
         new_ids = ids if self.cache is None else ids[:, -1:]
         inputs: dict[str, Any] = {"input_ids": new_ids, "attention_mask": attention_mask.long()}
         if self.probe.takes_position_ids:
-            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new_ids.shape[1] :]
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new_ids.shape[1] :]
+            inputs["position_ids"] = position_ids + self.probe.position_offset
         reads_anew = self.cache is None and self.has_started
         inputs |= {"use_cache": False} if reads_anew else {"past_key_values": self.cache, "use_cache": True}
-        module = self.model.base_model if self.probe.has_known_head else self.model
+        module = self.model.base_model if self.probe.has_head_on_hidden_states else self.model
         outputs = module(**inputs)
         self._store_cache(outputs)
-        if not self.probe.has_known_head:
+        if not self.probe.has_head_on_hidden_states:
             logits: Tensor = outputs.logits[:, -1, : self.vocabulary]
             return logits
         return get_head(self.model).crop_vocabulary(self.vocabulary).logits(outputs.last_hidden_state[:, -1])

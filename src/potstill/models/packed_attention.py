@@ -1,12 +1,12 @@
 """Packed documents that do not see one another, in any Hugging Face model.
 
 Stock SDPA isolates packed documents only with `position_ids`, no `attention_mask` and `use_cache=False`, and then by a
-dense mask, quadratic in the length of the pack. `install` registers an attention function that runs causal attention
-document by document instead, and a mask function that builds no mask. `isolates` is the probe: it compares two packed
-documents with the same two alone.
+dense mask, quadratic in the length of the pack. `install_packed_attention` sets an attention function that runs causal
+attention document by document, and a mask function that builds no mask. `is_packing_isolated` probes the result.
 """
 
 import weakref
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from potstill.models.eval_mode import eval_mode
+from potstill.models.probing import compute_hidden_states, is_unmoved, make_probe_ids, sees_no_later_token
 from potstill.ops.attention import Lengths, document_attention, document_lengths
 
 ATTENTION_NAME = "potstill_documents"
+MAX_DIFFERENCE = 0.05  # of the largest value: in bf16 64 eps would allow half of it
 
 
 class _LengthsCache:
-    """The document boundaries of the last `position_ids`, so that they are found once a batch, not once a layer."""
+    """The document lengths of the last `position_ids`, so that they are read once a batch, not once a layer."""
 
     def __init__(self) -> None:
         self.key: tuple[weakref.ref[Tensor], int] | None = None
@@ -36,7 +37,7 @@ class _LengthsCache:
 _lengths_cache = _LengthsCache()
 
 
-# what it reads (the lengths of documents) would be compiled in, anew with every batch
+# The lengths of documents would be compiled in, which compiles again with every batch.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_attention_forward(
     module: nn.Module,
@@ -85,62 +86,79 @@ AttentionInterface.register(ATTENTION_NAME, packed_attention_forward)
 AttentionMaskInterface.register(ATTENTION_NAME, packed_attention_mask)
 
 
-def install_packed_attention(model: PreTrainedModel) -> bool:
-    """Let `model` treat packed documents apart; True if it does afterwards, False if its batches must be padded.
+def install_packed_attention(model: PreTrainedModel, *, position_offset: int = 0) -> bool:
+    """Let `model` keep packed documents apart; True if it does afterwards, False if its batches must be padded.
 
-    A model that fails the probe, or says something else about a single document than with its own attention (which may
-    have sinks, or other terms that ours does not know), keeps the attention that it had.
+    A model keeps its own attention if packed attention mixes documents, or changes the hidden states of a single one:
+    its attention may see later tokens, or have sinks or other terms that packed attention lacks. `position_offset` is
+    the first position of a document.
     """
-    original_attention, original_hidden = (
-        model.config._attn_implementation,
-        _compute_hidden_states(model, _make_documents(model)),
-    )
-    if original_hidden is not None and _set_attention(model, ATTENTION_NAME):
-        document_hidden = _compute_hidden_states(model, _make_documents(model))
-        if document_hidden is not None and _is_close(document_hidden, original_hidden) and is_packing_isolated(model):
+    if not sees_no_later_token(model):
+        return is_packing_isolated(model, position_offset=position_offset)
+    probe = _PackingProbe(model, position_offset)
+    own_attention, own_hidden = model.config._attn_implementation, probe.compute_separate()
+    if own_hidden is not None and _set_attention(model, ATTENTION_NAME):
+        packed_hidden = probe.compute_separate()
+        is_equal = packed_hidden is not None and _is_close(packed_hidden, own_hidden)
+        if is_equal and is_packing_isolated(model, position_offset=position_offset):
             return True
-    _set_attention(model, original_attention)
-    return is_packing_isolated(model)
+    _set_attention(model, own_attention)
+    return is_packing_isolated(model, position_offset=position_offset)
 
 
-def is_packing_isolated(model: PreTrainedModel, *, seed: int = 0) -> bool:
-    """Whether two packed documents give the hidden states that each gives alone (equal within the dtype's rounding)."""
-    documents = _make_documents(model, seed=seed)
-    separate_hidden, packed_hidden = (
-        _compute_hidden_states(model, documents),
-        _compute_hidden_states(model, documents, packed=True),
-    )
-    return separate_hidden is not None and packed_hidden is not None and _is_close(packed_hidden, separate_hidden)
+def is_packing_isolated(model: PreTrainedModel, *, position_offset: int = 0, seed: int = 0) -> bool:
+    """Whether packing leaves documents as they are.
+
+    Two packed documents must have the hidden states that each has alone, within the dtype's rounding. And when one
+    document changes, no hidden state of the other may move by more than 2 eps, relative to the largest.
+    """
+    probe = _PackingProbe(model, position_offset, seed)
+    separate, packed = probe.compute_separate(), probe.compute_packed()
+    if separate is None or packed is None or not _is_close(packed, separate):
+        return False
+    first_length = probe.documents[0].shape[1]
+    for changed, kept in ((0, slice(first_length, None)), (1, slice(first_length))):
+        after = probe.compute_packed(changed)
+        if after is None or not is_unmoved(packed[:, kept], after[:, kept]):
+            return False
+    return True
 
 
-def _make_documents(model: PreTrainedModel, *, seed: int = 0) -> list[Tensor]:
-    """Two documents of random ids that this model can read."""
-    generator, vocab_size = torch.Generator().manual_seed(seed), model.config.get_text_config().vocab_size
-    return [torch.randint(3, vocab_size, (1, length), generator=generator).to(model.device) for length in (7, 12)]
+class _PackingProbe:
+    """Two documents of random ids, and their hidden states one by one or packed; None where the model refuses them."""
 
+    def __init__(self, model: PreTrainedModel, position_offset: int, seed: int = 0) -> None:
+        self.model = model
+        self.documents, self.other_documents = (
+            [make_probe_ids(model, length=length, seed=number).to(model.device) for length in (7, 12)]
+            for number in (seed, seed + 1)
+        )
+        self.position_ids = [
+            torch.arange(ids.shape[1], device=ids.device)[None] + position_offset for ids in self.documents
+        ]
 
-@torch.no_grad()
-def _compute_hidden_states(model: PreTrainedModel, documents: list[Tensor], *, packed: bool = False) -> Tensor | None:
-    """The hidden states of the documents end to end, read one by one or as one pack; None if that cannot be asked."""
-    position_ids = [torch.arange(ids.shape[1], device=ids.device)[None] for ids in documents]
-    rows = (
-        [(torch.cat(documents, 1), torch.cat(position_ids, 1))]
-        if packed
-        else list(zip(documents, position_ids, strict=True))
-    )
-    try:
-        with eval_mode(model):
-            outputs = (
-                model.base_model(input_ids=ids, position_ids=positions, use_cache=False) for ids, positions in rows
-            )
-            return torch.cat([output.last_hidden_state for output in outputs], 1)
-    except (AttributeError, TypeError, ValueError, RuntimeError):
-        return None
+    def compute_separate(self) -> Tensor | None:
+        """The hidden states of the documents, each read alone, end to end."""
+        return self._compute_hidden_states(zip(self.documents, self.position_ids, strict=True))
+
+    def compute_packed(self, changed: int | None = None) -> Tensor | None:
+        """The hidden states of one pack; document `changed` has other tokens."""
+        documents = [
+            other if number == changed else ids
+            for number, (ids, other) in enumerate(zip(self.documents, self.other_documents, strict=True))
+        ]
+        return self._compute_hidden_states([(torch.cat(documents, 1), torch.cat(self.position_ids, 1))])
+
+    def _compute_hidden_states(self, rows: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
+        try:
+            return torch.cat([compute_hidden_states(self.model, ids, positions) for ids, positions in rows], 1)
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            return None
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:
-    """Equal within the dtype's rounding."""
-    return bool((a - b).abs().max() <= 64 * torch.finfo(b.dtype).eps * b.abs().max())
+    """Equal within what two orders of the same sums may differ by: 64 eps of the largest value, at most 5 % of it."""
+    return bool((a - b).abs().max() <= min(64 * torch.finfo(b.dtype).eps, MAX_DIFFERENCE) * b.abs().max())
 
 
 def _set_attention(model: PreTrainedModel, name: str) -> bool:

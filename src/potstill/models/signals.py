@@ -1,56 +1,97 @@
-"""What any Hugging Face causal language model says about a batch, with its head laid open.
+"""The signals of any network here: decoders, encoders, encoder-decoders, classifiers and task models.
 
-The head of a family may scale (Cohere, Granite) or soft-cap (Gemma) its logits; a fused loss that ignores it trains
-towards another distribution. So the head that `head_of` reads from the config is compared with the model's own logits
-once; a model that it cannot explain is refused as a student and, as a teacher, gives its logits as rows.
+The rows of a network are what enters its output layer. The head of a family may scale (Cohere, Granite) or soft-cap
+(Gemma) its logits; a fused loss that ignores this trains towards another distribution. So the head is compared with the
+model's own logits once. A model that no head explains is refused as a student; as a teacher it gives its logits as
+rows.
 """
 
-import inspect
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NoReturn
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import Batch, Head, Needs, Signals
+from potstill.core.types import SOURCE, Batch, Head, Needs, Signals, SignalSource, get_view
 from potstill.models import packed_attention
 from potstill.models.eval_mode import eval_mode
+from potstill.models.output_layer import (
+    capture_output_rows,
+    find_output_layer,
+    find_output_rows,
+    is_same_logits,
+    read_head,
+    select_rows,
+)
+from potstill.models.probing import (
+    compute_hidden_states,
+    find_position_offset,
+    get_hidden_states,
+    is_encoder_decoder,
+    make_cache_options,
+    make_probe_ids,
+    make_probe_inputs,
+    sees_no_later_token,
+)
 from potstill.ops import layout
 
 EMBEDDINGS = "embeddings"
-RELATIONS: Mapping[str, str] = {"queries": "q_proj", "keys": "k_proj", "values": "v_proj"}  # and what makes each
+RELATIONS = ("queries", "keys", "values")
+PROJECTION_NAMES = (  # of queries, keys and values, as families name them
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q", "k", "v"),
+)
+CROSS_ATTENTION_NAMES = ("cross", "encoder_attn", "EncDecAttention")
 
 
 @dataclass(frozen=True)
 class ModelProbe:
-    """What was found out about a model. It does not hold the model, which would then never be freed.
+    """Facts about a model that short forwards showed. It does not hold the model, which would then never be freed.
 
-    Is its head explained, may its documents be packed, and does it take `position_ids` (ALiBi and recurrences do not)?
+    `has_known_head`: a linear head, perhaps scaled and capped, makes the logits from the rows. `transforms_rows`: the
+    rows are not the last hidden states, but what a transform, a scale or a pooler makes of them. `takes_position_ids`:
+    ALiBi and recurrences do not. `position_offset` is the first position of a document.
     """
 
     has_known_head: bool
     supports_packing: bool
     takes_position_ids: bool
+    transforms_rows: bool = False
+    position_offset: int = 0
+    is_causal: bool = True
+
+    @property
+    def has_head_on_hidden_states(self) -> bool:
+        """Whether the head makes the logits from the last hidden states of the base model."""
+        return self.has_known_head and not self.transforms_rows
 
 
 _probes: "weakref.WeakKeyDictionary[nn.Module, ModelProbe]" = weakref.WeakKeyDictionary()
 
 
 def probe_model(model: nn.Module) -> ModelProbe:
-    """`model` probed once: its head against its own logits, and the isolation of packed documents."""
+    """The facts about `model`, found at the first call: its head, its positions, packing and causality."""
     if model not in _probes:
         inner = unwrap_model(model)
-        takes_position_ids = "position_ids" in inspect.signature(inner.base_model.forward).parameters
+        offset, on_hidden_states = find_position_offset(inner), is_head_reproduced(inner)
+        rows = None if on_hidden_states else _find_transformed_rows(inner)
+        can_pack = offset is not None and (rows is None or rows.ndim == 3)
         _probes[model] = ModelProbe(
-            is_head_reproduced(inner),
-            takes_position_ids and packed_attention.install_packed_attention(inner),
-            takes_position_ids,
+            has_known_head=on_hidden_states or rows is not None,
+            supports_packing=can_pack and packed_attention.install_packed_attention(inner, position_offset=offset or 0),
+            takes_position_ids=offset is not None,
+            transforms_rows=rows is not None,
+            position_offset=offset or 0,
+            is_causal=sees_no_later_token(inner),
         )
     return _probes[model]
 
@@ -58,42 +99,71 @@ def probe_model(model: nn.Module) -> ModelProbe:
 def compute_signals(model: nn.Module, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
     """The rows of `model` at `needs.positions`, in the order of the batch, with its head cut to `vocabulary` ids.
 
+    A module with a method `signals` answers itself. An encoder-decoder encodes the batch's `source.*` and has its rows
+    in the decoder.
+
     Raises: UnsupportedModel where the model cannot give what is needed.
     """
     if needs.positions is None:
-        raise ValueError("needs.positions is None: no row was asked for")
-    if unknown_names := sorted(needs.relations - RELATIONS.keys() | needs.extras - {EMBEDDINGS}):
-        raise UnsupportedModel(f"{type(model).__name__} gives no {unknown_names}")
+        raise ValueError("needs.positions is None: name the positions whose rows are needed")
+    if isinstance(model, SignalSource):
+        return model.signals(batch, needs, vocabulary=vocabulary)
+    if unknown_names := sorted(needs.relations - set(RELATIONS) | needs.extras - {EMBEDDINGS}):
+        raise UnsupportedModel(f"{type(model).__name__} gives no {unknown_names}; choose another objective")
     probe, inner = probe_model(model), unwrap_model(model)
-    if not probe.supports_packing:
-        return _compute_padded_signals(probe, inner, batch, needs, vocabulary)
-    inputs, positions = _pad_packed_row(batch["input_ids"], batch["position_ids"], needs.positions)
+    if is_encoder_decoder(inner):
+        inputs, positions = _make_encoder_decoder_inputs(batch, needs.positions)
+    elif probe.supports_packing:
+        inputs, positions = _make_packed_inputs(probe, batch, needs.positions)
+    else:
+        inputs, positions = _make_padded_inputs(probe, batch, needs.positions)
     return _compute_inner_signals(probe, inner, inputs, replace(needs, positions=positions), vocabulary)
 
 
-def _pad_packed_row(input_ids: Tensor, position_ids: Tensor, positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """What a packed row is read from, with a last document that nothing is asked of, up to a round length."""
+def _make_packed_inputs(probe: ModelProbe, batch: Batch, positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The inputs of a packed row and its positions, with a last document of padding up to a round length."""
+    input_ids, position_ids = batch["input_ids"], batch["position_ids"]
     padded_ids = layout.pad_to_multiple(input_ids, dim=1)
     extra_positions = torch.arange(padded_ids.shape[1] - input_ids.shape[1], device=input_ids.device).expand(
         len(input_ids), -1
     )
-    return {
+    position_ids = torch.cat([position_ids, extra_positions], 1)
+    inputs = {
         "input_ids": padded_ids,
-        "position_ids": torch.cat([position_ids, extra_positions], 1),
-    }, layout.pad_to_multiple(positions, dim=1)
+        "position_ids": position_ids + probe.position_offset if probe.position_offset else position_ids,
+    }
+    return inputs, layout.pad_to_multiple(positions, dim=1)
 
 
-def _compute_padded_signals(
-    probe: ModelProbe, inner: PreTrainedModel, batch: Batch, needs: Needs, vocabulary: int | None
-) -> Signals:
-    """The same rows from documents laid one below another with padding, for a model that mixes packed documents."""
-    padded_batch = layout.unpack({**batch, "asked": needs.positions})  # type: ignore[dict-item]
+def _make_padded_inputs(probe: ModelProbe, batch: Batch, positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The inputs of padded rows, one document a row, for a model that would mix packed documents."""
+    padded_batch = layout.unpack({**batch, "positions": positions})
     inputs = {"input_ids": padded_batch["input_ids"], "attention_mask": (padded_batch["documents"] >= 0).long()}
     if probe.takes_position_ids:
-        inputs["position_ids"] = padded_batch["position_ids"]
-    return _compute_inner_signals(
-        probe, inner, inputs, replace(needs, positions=padded_batch["asked"].bool()), vocabulary
-    )
+        inputs["position_ids"] = padded_batch["position_ids"] + probe.position_offset
+    return inputs, padded_batch["positions"].bool()
+
+
+def _make_encoder_decoder_inputs(batch: Batch, positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The inputs of both sides as padded rows: source n, read by the encoder, belongs to document n."""
+    source = get_view(batch, SOURCE) if f"{SOURCE}.input_ids" in batch else None
+    if source is None:
+        raise UnsupportedModel("an encoder-decoder reads a source; give the batch source.input_ids and its kin")
+    source, target = layout.unpack(source), layout.unpack({**_drop_prefixed(batch), "positions": positions})
+    if len(source["input_ids"]) != len(target["input_ids"]):
+        counts = f"{len(source['input_ids'])} sources for {len(target['input_ids'])} documents"
+        raise UnsupportedModel(f"the batch has {counts}; give each document its source")
+    inputs = {
+        "input_ids": source["input_ids"],
+        "attention_mask": (source["documents"] >= 0).long(),
+        "decoder_input_ids": target["input_ids"],
+        "decoder_attention_mask": (target["documents"] >= 0).long(),
+    }
+    return inputs, target["positions"].bool()
+
+
+def _drop_prefixed(batch: Batch) -> Batch:
+    return {name: values for name, values in batch.items() if "." not in name}
 
 
 def _compute_inner_signals(
@@ -103,23 +173,38 @@ def _compute_inner_signals(
     needs: Needs,
     vocabulary: int | None,
 ) -> Signals:
-    positions, layers = needs.positions, needs.layers
+    positions, layers, is_headless = needs.positions, needs.layers, find_output_layer(inner) is None
     assert positions is not None
+    module = inner.base_model if is_headless or probe.has_head_on_hidden_states else inner
+    capture = _capture_transformed_rows(inner) if probe.transforms_rows else nullcontext([])
+    with _capture_projections(inner, needs.relations) as projection_outputs, capture as output_rows:
+        output = module(**inputs, **make_cache_options(module), **({"output_hidden_states": True} if layers else {}))
+    hidden = {layer: get_hidden_states(output)[layer][positions] for layer in layers}
+    token_ids = inputs.get("decoder_input_ids", inputs["input_ids"])
+    extras = {EMBEDDINGS: _compute_embeddings(inner, token_ids, positions)} if needs.extras else {}
+    relations = {name: states[positions] for name, states in projection_outputs.items()}
+    make_signals = partial(Signals, layers=hidden, relations=relations, extras=extras)
     if not probe.has_known_head:
-        if unavailable := sorted(map(str, layers | needs.relations)):
-            raise UnsupportedModel(f"{type(inner).__name__} shows its logits alone, and {unavailable} were asked for")
-        logits = inner(**inputs, use_cache=False).logits[positions]
-        vocabulary_logits = logits if vocabulary is None else logits[:, :vocabulary]
-        return Signals(rows=vocabulary_logits, logits=lambda rows: rows)
-    with _capture_projections(inner, needs.relations) as projection_outputs:
-        output = inner.base_model(**inputs, use_cache=False, output_hidden_states=bool(layers))
+        if is_headless:
+            return make_signals(output.last_hidden_state[positions], partial(_refuse_logits, type(inner).__name__))
+        logits = select_rows(output.logits, positions)
+        return make_signals(logits if vocabulary is None else logits[:, :vocabulary], lambda rows: rows)
     head = get_head(inner)
     head = head if vocabulary is None else head.crop_vocabulary(vocabulary)
-    hidden = {layer: output.hidden_states[layer][positions] for layer in layers}
-    extras = {EMBEDDINGS: _compute_embeddings(inner, inputs["input_ids"], positions)} if needs.extras else {}
-    relations = {name: states[positions] for name, states in projection_outputs.items()}
-    rows = output.last_hidden_state[positions]
-    return Signals(rows, partial(_compute_logits, head), head, layers=hidden, relations=relations, extras=extras)
+    rows = select_rows(output_rows[0], positions) if output_rows else output.last_hidden_state[positions]
+    return make_signals(rows, partial(_compute_logits, head), head)
+
+
+def _capture_transformed_rows(inner: PreTrainedModel) -> AbstractContextManager[list[Tensor]]:
+    """What enters the output layer; logits as wide as a vocabulary are not computed.
+
+    A classifier's few logits are, since its forward may pool them.
+    """
+    return capture_output_rows(inner, skip_logits=inner.get_output_embeddings() is not None)
+
+
+def _refuse_logits(name: str, rows: Tensor) -> NoReturn:
+    raise UnsupportedModel(f"{name} has no output layer and so no logits; load it with a head")
 
 
 def _compute_logits(head: Head, rows: Tensor) -> Tensor:
@@ -135,27 +220,27 @@ def _compute_embeddings(inner: PreTrainedModel, ids: Tensor, positions: Tensor) 
 
 
 def find_projections(model: nn.Module) -> dict[str, nn.Module]:
-    """What makes the queries, keys and values of the last attention layer.
+    """The projections to the queries, keys and values of the last self-attention layer.
 
     Raises: UnsupportedModel where no layer has one of its own for each.
     """
-    layers = [
-        layer
-        for layer in unwrap_model(model).modules()
-        if all(hasattr(layer, attribute) for attribute in RELATIONS.values())
-    ]
-    if not layers:
-        raise UnsupportedModel(
-            f"{type(unwrap_model(model)).__name__} has no attention with queries, keys and values projected "
-            f"apart; choose a "
-            f"teacher that has, such as a Llama or a Qwen, or another objective"
-        )
-    return {name: getattr(layers[-1], attribute) for name, attribute in RELATIONS.items()}
+    inner = unwrap_model(model)
+    for name, layer in reversed([*inner.named_modules()]):
+        if any(cross_name in name for cross_name in CROSS_ATTENTION_NAMES):
+            continue
+        for attributes in PROJECTION_NAMES:
+            projections = [getattr(layer, attribute, None) for attribute in attributes]
+            if all(isinstance(projection, nn.Module) for projection in projections):
+                return dict(zip(RELATIONS, projections, strict=True))  # type: ignore[arg-type]
+    raise UnsupportedModel(
+        f"{type(inner).__name__} has no attention with separate projections to queries, keys and values; choose a "
+        f"teacher that has, such as a Llama or a Qwen, or another objective"
+    )
 
 
 @contextmanager
 def _capture_projections(inner: PreTrainedModel, names: frozenset[str]) -> Iterator[dict[str, Tensor]]:
-    """What the asked projections give in a forward inside."""
+    """Inside, a forward leaves the output of each named projection."""
     outputs: dict[str, Tensor] = {}
     hooks = [
         module.register_forward_hook(lambda _, __, output, name=name: outputs.__setitem__(name, output))
@@ -170,7 +255,7 @@ def _capture_projections(inner: PreTrainedModel, names: frozenset[str]) -> Itera
 
 
 def unwrap_model(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model itself, adapters inside it included, below a peft wrapper."""
+    """The Hugging Face model below a peft wrapper, with the adapters inside it."""
     get_base_model = getattr(model, "get_base_model", None)
     inner: PreTrainedModel = model if get_base_model is None else get_base_model()
     return inner
@@ -181,42 +266,40 @@ def get_head(model: nn.Module) -> Head:
 
     Raises: UnsupportedModel if the model has no output layer.
     """
-    inner = unwrap_model(model)
-    output, config = inner.get_output_embeddings(), inner.config.get_text_config()
-    if output is None:
-        raise UnsupportedModel(f"{type(model).__name__} has no language-model head")
-    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
-    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
-    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
-    return Head(output.weight, getattr(output, "bias", None), float(scale), softcap)
+    return read_head(unwrap_model(model))
 
 
 def get_constant_head(model: nn.Module) -> Head:
     """The head of a frozen model as a constant, which stays where it is when the model is moved.
 
-    Raises: UnsupportedModel where it does not explain the model's logits.
+    Raises: UnsupportedModel where it does not give the model's logits.
     """
     if not probe_model(model).has_known_head:
-        raise UnsupportedModel(f"no head explains the logits of {type(model).__name__}; learn from it live")
+        raise UnsupportedModel(f"no head gives the logits of {type(model).__name__}; use the model instead of a cache")
     return get_head(model).detach()
 
 
 @torch.no_grad()
 def is_head_reproduced(model: PreTrainedModel, *, seed: int = 0) -> bool:
-    """Whether `head_of(model)` applied to the last hidden states gives the logits that the model gives itself."""
+    """Whether `get_head(model)`, applied to the last hidden states, gives the model's own logits."""
     ids = make_probe_ids(model, length=8, seed=seed).to(next(model.parameters()).device)
     try:
         with eval_mode(model):
-            logits = model(input_ids=ids, use_cache=False).logits[0].float()
-            rows = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        head_logits = get_head(model).logits(rows).float()
-    except (AttributeError, TypeError, UnsupportedModel):
+            logits = model(**make_probe_inputs(model, ids), **make_cache_options(model)).logits[0]
+        rows = compute_hidden_states(model, ids)[0]
+        return is_same_logits(logits, get_head(model).logits(rows))
+    except (AttributeError, TypeError, RuntimeError, UnsupportedModel):
         return False
-    tolerance = 16 * torch.finfo(rows.dtype).eps * logits.abs().max().clamp(min=1)
-    return logits.shape == head_logits.shape and bool((logits - head_logits).abs().max() <= tolerance)
 
 
-def make_probe_ids(model: PreTrainedModel, *, length: int, seed: int) -> Int[Tensor, "1 T"]:
-    """Random token ids that this model can read."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, model.config.get_text_config().vocab_size, (1, length), generator=generator)
+def _find_transformed_rows(model: PreTrainedModel) -> Tensor | None:
+    """What enters the output layer on random tokens, where the head gives the model's logits of it; else None."""
+    try:
+        return find_output_rows(model, get_head(model))
+    except (AttributeError, TypeError, RuntimeError, UnsupportedModel):
+        return None
+
+
+def is_output_layer_reproduced(model: PreTrainedModel) -> bool:
+    """Whether `get_head(model)`, applied to what enters the output layer, gives the model's own logits."""
+    return is_head_reproduced(model) or _find_transformed_rows(model) is not None

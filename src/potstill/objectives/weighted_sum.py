@@ -9,7 +9,7 @@ from operator import or_
 from torch import nn
 
 from potstill.core.errors import UsageError
-from potstill.core.types import Batch, Needs, Objective, Signals, Terms
+from potstill.core.types import Batch, Needs, Objective, Signals, Terms, select_needed_rows
 from potstill.objectives import row_terms
 
 
@@ -46,21 +46,41 @@ class WeightedSum(nn.Module):
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
         """The union of what the parts need, network by network."""
-        needs_by_network: dict[str, list[Needs]] = {}
-        for _, part in self.parts:
-            for network, needs in part.needs(batch).items():
-                needs_by_network.setdefault(network, []).append(needs)
-        return {network: reduce(or_, needs) for network, needs in needs_by_network.items()}
+        return _unite_needs([part for _, part in self.parts], batch)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The counts of all parts."""
         return {name: n for _, part in self.parts for name, n in part.counts(batch).items()}
 
     def forward(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
-        """All terms, unweighted."""
+        """All terms, unweighted. Each part gets the rows at its own positions."""
         row_objectives = [(w, part) for w, part in self.parts if isinstance(part, row_terms.RowObjective)]
-        terms = dict(row_terms.compute_terms(row_objectives, views, frozen, batch))
-        for _, part in self.parts:
-            if not isinstance(part, row_terms.RowObjective):
-                terms |= part(views, frozen, batch)
+        other_objectives = [part for _, part in self.parts if not isinstance(part, row_terms.RowObjective)]
+        signals, united = (views, frozen), self.needs(batch) if len(self.parts) > 1 else {}
+        row_needs = _unite_needs([part for _, part in row_objectives], batch) if united and other_objectives else {}
+        row_views, row_frozen = (_select_rows(networks, united, row_needs) for networks in signals)
+        terms = dict(row_terms.compute_terms(row_objectives, row_views, row_frozen, batch))
+        for part in other_objectives:
+            needs = part.needs(batch) if united else {}
+            part_views, part_frozen = (_select_rows(networks, united, needs) for networks in signals)
+            terms |= part(part_views, part_frozen, batch)
         return terms
+
+
+def _unite_needs(parts: Sequence[Objective], batch: Batch) -> dict[str, Needs]:
+    """The union of the parts' needs by network."""
+    needs_by_network: dict[str, list[Needs]] = {}
+    for part in parts:
+        for network, needs in part.needs(batch).items():
+            needs_by_network.setdefault(network, []).append(needs)
+    return {network: reduce(or_, needs) for network, needs in needs_by_network.items()}
+
+
+def _select_rows(
+    signals: Mapping[str, Signals], united: Mapping[str, Needs], needs: Mapping[str, Needs]
+) -> Mapping[str, Signals]:
+    """Signals at the needed positions, where they were computed for the union of several parts' needs."""
+    return {
+        name: select_needed_rows(network, united[name], needs[name]) if name in needs else network
+        for name, network in signals.items()
+    }

@@ -18,7 +18,8 @@ from potstill.core.types import (
     get_view,
     select_routed_documents,
 )
-from potstill.models.signals import compute_signals, probe_model
+from potstill.models.causality import is_causal, require_causal
+from potstill.models.signals import compute_signals
 
 
 class TrainingModule(nn.Module):
@@ -51,7 +52,7 @@ class TrainingModule(nn.Module):
         self.vocabulary = vocabulary
         self.compute_dtype = compute_dtype
         self._signal_sources = {
-            name: source for name, source in (frozen or {}).items() if isinstance(source, SignalSource)
+            name: source for name, source in (frozen or {}).items() if not isinstance(source, nn.Module)
         }
         self._frozen_models = _UnregisteredModels(
             {k: source for k, source in (frozen or {}).items() if isinstance(source, nn.Module)}
@@ -59,7 +60,7 @@ class TrainingModule(nn.Module):
         for model in self._frozen_models:
             model.eval().requires_grad_(False)
         for model in (student, *self._frozen_models):
-            probe_model(model)  # probed now, before a wrapper or autocast gets in the way
+            is_causal(model)  # probed now, before a wrapper or autocast gets in the way
 
     @property
     def frozen_models(self) -> list[PreTrainedModel]:
@@ -87,6 +88,8 @@ class TrainingModule(nn.Module):
         """
         counts = (self.counts(batch) if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         batch |= {f"{DIVISOR}.{name}": count for name, count in zip(self.term_names, counts, strict=True)}
+        if "targets" not in batch:
+            self._require_causal_networks()
         needs = self.objective.needs(batch)
         frozen = self._compute_frozen_signals(batch, {name: need for name, need in needs.items() if name != "student"})
         device = batch["input_ids"].device
@@ -100,6 +103,14 @@ class TrainingModule(nn.Module):
         loss = (weights * sums / counts.to(sums)).sum()
         return {"loss": loss, "sums": sums.detach()}
 
+    def _require_causal_networks(self) -> None:
+        """Refuse networks that see the next token, which a batch without `targets` predicts.
+
+        Raises: UnsupportedModel.
+        """
+        for name, model in {"student": self.student, **self.frozen_models_by_name}.items():
+            require_causal(model, f"the {name}")
+
     @torch.no_grad()
     def _compute_frozen_signals(self, batch: Batch, needs: Mapping[str, Needs]) -> dict[str, Signals]:
         frozen_signals = {}
@@ -109,12 +120,13 @@ class TrainingModule(nn.Module):
                 self._get_vocabulary(name),
             )
             if not network_batch["input_ids"].numel():
-                continue  # nothing is asked of it in this pass
+                continue  # no position in this pass needs it
             if name in self._signal_sources:
                 frozen_signals[name] = self._signal_sources[name].signals(network_batch, need, vocabulary=vocabulary)
                 continue
             model = self._frozen_models[name].eval()  # whatever happened around it
-            with self.autocast(batch["input_ids"].device) if model.dtype == torch.float32 else nullcontext():
+            is_float32 = next(model.parameters()).dtype == torch.float32
+            with self.autocast(batch["input_ids"].device) if is_float32 else nullcontext():
                 frozen_signals[name] = compute_signals(model, network_batch, need, vocabulary=vocabulary)
         return frozen_signals
 
