@@ -193,7 +193,7 @@ def used(work: Path) -> int:
 
 def stage(job: dict[str, Any]) -> Any:
     """The run that a job describes."""
-    from potstill.stages.distill.run import DistillConfig
+    from potstill.stages.distill.config import DistillConfig
 
     folder = Path(job["folder"])
     named = {name: str(folder / job[name]) for name in ("teacher", "student", "teacher_cache") if name in job}

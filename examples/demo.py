@@ -13,7 +13,8 @@ from pathlib import Path
 from potstill.cli import tables
 from potstill.cli.output import suppress_library_output
 from potstill.objectives.config import CROSS_ENTROPY, ObjectiveConfig
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.run import distill
 from potstill.stages.frontier import draw_frontier
 from potstill.stages.measure import MeasureConfig
 from potstill.stages.prune import PruneConfig
@@ -37,7 +38,7 @@ def main() -> None:
     }
     for folder, stage in stages.items():
         if not (options.resume and is_finished(folder, stage)):
-            stage.run(folder, overwrite=not options.resume, resume=options.resume and folder.exists())
+            distill(stage, folder, overwrite=not options.resume, resume=options.resume and folder.exists())
     models = (options.teacher, *(str(folder) for folder in stages))
     measurement = MeasureConfig(
         models=models, teacher=options.teacher, data=options.data, documents=options.documents, context=512

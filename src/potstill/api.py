@@ -8,9 +8,11 @@ from typing import Any
 from potstill.core.card import Card
 from potstill.core.errors import UsageError
 from potstill.objectives.config import ObjectiveConfig
-from potstill.stages.distill.run import DistillConfig, DistillResult
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.run import distill as run_distill
 from potstill.stages.measure import MeasureConfig
 from potstill.stages.prune import PruneConfig
+from potstill.stages.training import TrainingResult
 from potstill.train.config import TrainConfig
 
 
@@ -30,7 +32,7 @@ def distill(
     overwrite: bool = False,
     resume: bool = False,
     **kwargs: Any,
-) -> DistillResult:
+) -> TrainingResult:
     """Distil `teacher` into a student and measure both; the run holds model, card and measures.
 
     Several teachers (`NAME=TEACHER` each) teach together as `combine` says: average, confidence or route:COLUMN.
@@ -47,7 +49,7 @@ def distill(
         raise UsageError(f"distill takes no {unknown_names[0]!r}; it takes {', '.join(sorted(option_names | {'lr'}))}")
     options = {"teacher": teacher, "student": student, "keep": keep, "params": params, "data": data, "lr": lr, **kwargs}
     options |= {"objective": objective, "cross_entropy": cross_entropy, "temperature": temperature, "tokens": tokens}
-    return DistillConfig.from_options(options).run(Path(out), overwrite=overwrite, resume=resume)
+    return run_distill(DistillConfig.from_options(options), Path(out), overwrite=overwrite, resume=resume)
 
 
 def prune(model: str, *, out: str | Path, overwrite: bool = False, **kwargs: Any) -> Card:

@@ -33,7 +33,8 @@ from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, hash_file
 from potstill.core.errors import OutputExists
 from potstill.stages import cache_teacher
 from potstill.stages.cache_teacher import CacheTeacherConfig
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.run import distill
 from potstill.train.config import TrainConfig
 from potstill.train.run import silence_libraries
 
@@ -66,7 +67,7 @@ def jobs(room: Path) -> dict[str, Job]:
     cache = CacheTeacherConfig(teacher=str(teacher), data=str(text), context=64, top_k=8, classes=3, dtype="float32")
     cache_teacher.PACKS_PER_SHARD = 8
     return {
-        "distill": lambda out, resume: distil.run(out, resume=resume, show=False),
+        "distill": lambda out, resume: distill(distil, out, resume=resume, show=False),
         "cache": lambda out, resume: cache.run(out, resume=resume, show=False),
     }
 

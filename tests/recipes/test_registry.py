@@ -21,7 +21,7 @@ from potstill.objectives.config import DIVERGENCE_OPTION, ObjectiveConfig
 from potstill.objectives.registry import OBJECTIVE_SPECS
 from potstill.ops.divergence import DIVERGENCES
 from potstill.recipes import registry
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.prune import PruneConfig
 from potstill.stages.sequence import PREVIOUS_FOLDER, Stage, run_stages

@@ -29,7 +29,9 @@ from potstill.ops.coarse import coarsen
 from potstill.stages import cache_teacher as capturing
 from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.dataset import DatasetConfig, prepare_dataset
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.models import choose_dtype, open_caches
+from potstill.stages.distill.run import distill
 from potstill.teachers.cached import (
     CachedHiddenStates,
     CachedWindow,
@@ -102,8 +104,10 @@ def test_kept_hidden_states_teach_to_the_bit_what_the_live_teacher_does(
 ) -> None:
     replace(stage, hidden=True, dtype="bfloat16").run(tmp_path / "cache", show=False)
     own = {"dtype": "bfloat16", "objective": ObjectiveConfig(name=name, cross_entropy=0.0)}
-    cached = distil(teacher, text, teacher_cache=str(tmp_path / "cache"), **own).run(tmp_path / "cached", show=False)
-    live = distil(teacher, text, **own).run(tmp_path / "live", show=False)
+    cached = distill(
+        distil(teacher, text, teacher_cache=str(tmp_path / "cache"), **own), tmp_path / "cached", show=False
+    )
+    live = distill(distil(teacher, text, **own), tmp_path / "live", show=False)
     assert live.card.cost["losses"]
     assert cached.card.cost["losses"] == live.card.cost["losses"]
     ours, theirs = (load_file(run.out / "model.safetensors") for run in (cached, live))
@@ -118,7 +122,7 @@ def test_kept_hidden_states_serve_at_any_temperature_and_under_a_head_that_expla
     warm = distil(
         teacher, text, teacher_cache=str(tmp_path / "cache"), objective=ObjectiveConfig(name="dskd", temperature=2.0)
     )
-    assert warm.run(tmp_path / "warm", show=False).card.cost["losses"]["dskd_student_space"] > 0
+    assert distill(warm, tmp_path / "warm", show=False).card.cost["losses"]["dskd_student_space"] > 0
     monkeypatch.setattr("potstill.models.signals.is_head_reproduced", lambda model: False)
     with pytest.raises(UnsupportedModel, match="no head explains the logits"):
         get_constant_head(load_model(teacher).model)
@@ -130,8 +134,10 @@ def test_what_wants_hidden_states_is_refused_a_cache_without_them(
     stage.run(tmp_path / "cache", show=False)
     cache = str(tmp_path / "cache")
     with pytest.raises(UsageError, match=r"dskd learns from hidden states, .* keeps none; capture it with --hidden"):
-        distil(teacher, text, teacher_cache=cache, objective=ObjectiveConfig(name="dskd")).run(
-            tmp_path / "x", show=False
+        distill(
+            distil(teacher, text, teacher_cache=cache, objective=ObjectiveConfig(name="dskd")),
+            tmp_path / "x",
+            show=False,
         )
     with pytest.raises(UsageError, match="dskd reads a teacher's weights; give a --teacher whose weights are here"):
         DistillConfig(student="s", data=str(text), teacher_cache=cache, objective=ObjectiveConfig(name="dskd"))
@@ -143,8 +149,8 @@ def test_what_wants_hidden_states_is_refused_a_cache_without_them(
 def test_a_student_learns_from_a_whole_cache_what_it_learns_from_the_live_teacher(
     whole: Path, teacher: Path, text: Path, tmp_path: Path
 ) -> None:
-    live = distil(teacher, text).run(tmp_path / "live", show=False)
-    cached = distil(teacher, text, teacher_cache=str(whole)).run(tmp_path / "cached", show=False)
+    live = distill(distil(teacher, text), tmp_path / "live", show=False)
+    cached = distill(distil(teacher, text, teacher_cache=str(whole)), tmp_path / "cached", show=False)
     ours, theirs = (load_file(run.out / "model.safetensors") for run in (cached, live))
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, rtol=1e-4, atol=2e-5)
@@ -158,8 +164,10 @@ def test_a_small_cache_bounds_the_live_loss_from_below_and_teaches_nearly_as_wel
     stage.run(tmp_path / "cache", show=False)
     settings = replace(SETTINGS, tokens=2048, learning_rate=3e-3)
     own = {"settings": settings, "objective": ObjectiveConfig(cross_entropy=0.0)}
-    cached = distil(teacher, text, teacher_cache=str(tmp_path / "cache"), **own).run(tmp_path / "cached", show=False)
-    live = distil(teacher, text, **own).run(tmp_path / "live", show=False)
+    cached = distill(
+        distil(teacher, text, teacher_cache=str(tmp_path / "cache"), **own), tmp_path / "cached", show=False
+    )
+    live = distill(distil(teacher, text, **own), tmp_path / "live", show=False)
     losses = [run.card.cost["losses"]["forward_kl"] for run in (cached, live)]
     assert 0 < losses[0] < losses[1]
     kl = [next(m.value for m in run.measures[run.out.name] if m.name == "teacher_kl") for run in (cached, live)]
@@ -242,7 +250,7 @@ def test_a_use_that_it_was_not_made_for_is_refused_with_the_two_values(
 ) -> None:
     stage.run(tmp_path / "cache", show=False)
     with pytest.raises(ValueError, match=said):
-        distil(teacher, text, teacher_cache=str(tmp_path / "cache"), **change).run(tmp_path / "made", show=False)
+        distill(distil(teacher, text, teacher_cache=str(tmp_path / "cache"), **change), tmp_path / "made", show=False)
     assert not (tmp_path / "made").exists()
 
 
@@ -252,8 +260,8 @@ def test_a_run_that_leaves_it_open_multiplies_as_the_teacher_of_its_cache_did(
 ) -> None:
     replace(stage, dtype=name).run(tmp_path / "cache", show=False)
     learns = distil(teacher, text, teacher_cache=str(tmp_path / "cache"), dtype="auto")
-    assert learns.compute_dtype(None, learns.open_caches()) == getattr(torch, name)
-    learns.run(tmp_path / "made", show=False)
+    assert choose_dtype(learns, open_caches(learns)) == getattr(torch, name)
+    distill(learns, tmp_path / "made", show=False)
 
 
 def test_another_teacher_is_refused(
@@ -268,7 +276,7 @@ def test_another_teacher_is_refused(
         tiny_llama.model.norm.weight.mul_(1.5)
     other = saved(tmp_path / "other", tiny_llama, tiny_tokenizer)
     with pytest.raises(CacheMismatch, match="was made with teacher"):
-        distil(other, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+        distill(distil(other, text, teacher_cache=str(tmp_path / "cache")), tmp_path / "made", show=False)
 
 
 def test_a_teacher_whose_config_alone_was_changed_is_refused(
@@ -278,10 +286,10 @@ def test_a_teacher_whose_config_alone_was_changed_is_refused(
     config = json.loads((teacher / "config.json").read_text())
     harmless = {**config, "transformers_version": "0.0.1", "dtype": "bfloat16", "use_cache": False}
     (teacher / "config.json").write_text(json.dumps(harmless))
-    distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+    distill(distil(teacher, text, teacher_cache=str(tmp_path / "cache")), tmp_path / "made", show=False)
     (teacher / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
     with pytest.raises(CacheMismatch, match="was made with config"):
-        distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "again", show=False)
+        distill(distil(teacher, text, teacher_cache=str(tmp_path / "cache")), tmp_path / "again", show=False)
 
 
 def test_a_tokenizer_that_ends_documents_otherwise_is_refused(
@@ -291,7 +299,7 @@ def test_a_tokenizer_that_ends_documents_otherwise_is_refused(
     tiny_tokenizer.eos_token = "a"
     tiny_tokenizer.save_pretrained(teacher)
     with pytest.raises(CacheMismatch, match="was made with tokenizer"):
-        distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+        distill(distil(teacher, text, teacher_cache=str(tmp_path / "cache")), tmp_path / "made", show=False)
 
 
 def test_an_altered_cache_teaches_nothing(stage: CacheTeacherConfig, text: Path, teacher: Path, tmp_path: Path) -> None:
@@ -299,7 +307,7 @@ def test_an_altered_cache_teaches_nothing(stage: CacheTeacherConfig, text: Path,
     shard = tmp_path / "cache" / "shard-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     with pytest.raises(ArtifactError, match="is altered"):
-        distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+        distill(distil(teacher, text, teacher_cache=str(tmp_path / "cache")), tmp_path / "made", show=False)
 
 
 def test_a_teacher_that_says_nothing_sensible_is_not_captured(
@@ -318,7 +326,7 @@ def test_other_text_is_refused(stage: CacheTeacherConfig, teacher: Path, text: P
     lines = [*map(json.loads, text.read_text().splitlines()), *({"text": f"more {i}"} for i in range(9))]
     more = written(tmp_path / "more.jsonl", lines)
     with pytest.raises(CacheMismatch, match="was made with text"):
-        distil(teacher, more, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+        distill(distil(teacher, more, teacher_cache=str(tmp_path / "cache")), tmp_path / "made", show=False)
     cache = TeacherCache(tmp_path / "cache")
     batch = collate(
         [{"input_ids": torch.tensor([5, 6]), "labels": torch.tensor([-100, 6]), "lengths": torch.tensor([2])}]
@@ -345,11 +353,11 @@ def test_drawn_tokens_give_the_forward_kl_its_gradient_on_average(
     share = torch.zeros_like(p).scatter_add_(-1, told.ids, told.log_p.exp())
     assert (share - p).abs().max() < 0.05
     assert told.log_rest.isneginf().all()
-    run = distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+    run = distill(distil(teacher, text, teacher_cache=str(tmp_path / "cache")), tmp_path / "made", show=False)
     assert run.card.cost["losses"]["forward_kl"] > 0
     reverse = distil(teacher, text, teacher_cache=str(tmp_path / "cache"), objective=ObjectiveConfig(name="reverse_kl"))
     with pytest.raises(UsageError, match="forward_kl alone"):
-        reverse.run(tmp_path / "x", show=False)
+        distill(reverse, tmp_path / "x", show=False)
 
 
 def test_keeping_house(stage: CacheTeacherConfig, tmp_path: Path) -> None:
@@ -374,7 +382,7 @@ def test_part_of_the_text_is_enough_and_only_that_is_trained_on(
     stage: CacheTeacherConfig, teacher: Path, text: Path, tmp_path: Path
 ) -> None:
     manifest = replace(stage, tokens=300).run(tmp_path / "cache", show=False)
-    run = distil(teacher, text, teacher_cache=str(tmp_path / "cache")).run(tmp_path / "made", show=False)
+    run = distill(distil(teacher, text, teacher_cache=str(tmp_path / "cache")), tmp_path / "made", show=False)
     assert 300 <= run.card.data["tokens"] < 300 + 64
     assert manifest.windows == run.card.data["documents"]
 

@@ -30,9 +30,9 @@ from potstill.ops.row_loss import DivergenceRows
 from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.checks import same_tokenizer
 from potstill.stages.checks.inputs import CheckInputs, build_check_inputs
-from potstill.stages.checks.report import FAIL, Check, run_checks
+from potstill.stages.checks.report import FAIL, Check, CheckFailed, raise_if_failed, run_checks
 from potstill.stages.dataset import DatasetConfig, prepare_dataset
-from potstill.stages.doctor import CheckFailed, Doctor, raise_if_failed
+from potstill.stages.doctor import Doctor
 from potstill.stages.prune import PruneConfig
 from potstill.teachers.cached import TeacherCache
 

@@ -15,7 +15,8 @@ from potstill.core.errors import ArtifactError, DataError, Interrupted, OutputEx
 from potstill.data.corpus import load_corpus
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages import generate_dataset as answering
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.run import distill
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 
 
@@ -117,8 +118,8 @@ def test_a_student_of_the_answers_is_measured_on_the_datas_own(
     learn = DistillConfig(
         teacher=str(speaker), keep=0.755, data=str(pairs), objective=ObjectiveConfig(name="cross_entropy"), **small
     )
-    gold = learn.run(tmp_path / "gold", show=False)
-    taught = replace(learn, data=str(tmp_path / "made")).run(tmp_path / "taught", show=False)
+    gold = distill(learn, tmp_path / "gold", show=False)
+    taught = distill(replace(learn, data=str(tmp_path / "made")), tmp_path / "taught", show=False)
     assert taught.card.data["text_digest"] != gold.card.data["text_digest"]
     assert taught.card.data["measured_digest"] == gold.card.data["measured_digest"]
 

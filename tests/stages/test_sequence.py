@@ -8,7 +8,7 @@ import pytest
 
 from potstill.core.atomic_files import CARD_FILE
 from potstill.core.errors import OutputExists, UsageError
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
 from potstill.stages.prune import PruneConfig
 from potstill.stages.sequence import PREVIOUS_FOLDER, is_finished, resolve_previous, run_stages
 from potstill.stages.stage import reproducible_options

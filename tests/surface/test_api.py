@@ -10,7 +10,7 @@ import typer.main
 import potstill
 from potstill.cli.app import app
 from potstill.core.errors import UsageError
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
 
 GROUP: Any = typer.main.get_command(app)
 

@@ -15,7 +15,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from potstill.core.errors import CacheMismatch, NotFound, ServerError, UsageError
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.cache_teacher import CacheTeacherConfig
-from potstill.stages.distill.run import DistillConfig, DistillResult
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.run import distill
+from potstill.stages.training import TrainingResult
 from potstill.teachers import http_client
 from potstill.teachers.http_client import is_address
 
@@ -48,15 +50,15 @@ def cache(server: Server, text: Path, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def value(run: DistillResult, model: str, name: str) -> float:
+def value(run: TrainingResult, model: str, name: str) -> float:
     return next(m.value for m in run.measures[model] if m.name == name)
 
 
 def test_a_student_learns_from_a_server_what_it_learns_from_the_live_teacher(
     stage: DistillConfig, server: Server, tmp_path: Path
 ) -> None:
-    live = replace(stage, teacher=str(server.model)).run(tmp_path / "live", show=False)
-    served = replace(stage, teacher=server.url, top_k=259).run(tmp_path / "served", show=False)
+    live = distill(replace(stage, teacher=str(server.model)), tmp_path / "live", show=False)
+    served = distill(replace(stage, teacher=server.url, top_k=259), tmp_path / "served", show=False)
     assert served.card.cost["losses"] == pytest.approx(live.card.cost["losses"], rel=1e-4)
     for name in ("bits_per_byte", "perplexity"):
         assert value(served, "teacher", name) == pytest.approx(value(live, "teacher", name), rel=1e-5)
@@ -70,8 +72,8 @@ def test_a_few_tokens_of_each_distribution_bound_the_loss_from_below_and_teach(
     stage = replace(
         stage, objective=ObjectiveConfig(cross_entropy=0.0), settings=replace(SETTINGS, tokens=1024, learning_rate=3e-3)
     )
-    live = replace(stage, teacher=str(server.model)).run(tmp_path / "live", show=False)
-    served = replace(stage, teacher=server.url, top_k=8).run(tmp_path / "served", show=False)
+    live = distill(replace(stage, teacher=str(server.model)), tmp_path / "live", show=False)
+    served = distill(replace(stage, teacher=server.url, top_k=8), tmp_path / "served", show=False)
     assert 0 < served.card.cost["losses"]["forward_kl"] < live.card.cost["losses"]["forward_kl"]
     first, *_, last = [json.loads(line) for line in (served.out / "metrics.jsonl").read_text().splitlines()]
     assert last["forward_kl"] < first["forward_kl"]
@@ -81,7 +83,7 @@ def test_the_card_of_a_served_teacher_says_what_is_missing_and_why(
     stage: DistillConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POTSTILL_API_KEY", "sk-secret")
-    run = replace(stage, teacher=server.url).run(tmp_path / "made", show=False)
+    run = distill(replace(stage, teacher=server.url), tmp_path / "made", show=False)
     assert list(run.measures) == ["teacher", "before training", "made"]
     assert {m.name for m in run.measures["teacher"]} == {"bits_per_byte", "perplexity"}
     assert {m.name for m in run.measures["made"]} == {"bits_per_byte", "perplexity", "parameters", "bytes"}
@@ -99,7 +101,7 @@ def test_the_card_of_a_served_teacher_says_what_is_missing_and_why(
 
 def test_evaluations_on_the_way_ask_the_server_too(stage: DistillConfig, server: Server, tmp_path: Path) -> None:
     settings = replace(SETTINGS, eval_every=2)
-    run = replace(stage, teacher=server.url, settings=settings).run(tmp_path / "made", show=False)
+    run = distill(replace(stage, teacher=server.url, settings=settings), tmp_path / "made", show=False)
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "eval_forward_kl" in line] == [2, 4]
 
@@ -116,12 +118,12 @@ def test_a_server_that_dies_ends_the_run_with_a_checkpoint_from_which_it_continu
         killer = threading.Thread(target=kill_after_a_step, args=(dying, out))
         killer.start()
         with pytest.raises(ServerError, match=r"gave no answer in 6 tries .*--resume"):
-            replace(stage, teacher=dying.url).run(out, show=False)
+            distill(replace(stage, teacher=dying.url), out, show=False)
         killer.join()
     assert list((out / "training").glob("checkpoint-*"))
     with serving(server.model, port=port):
-        resumed = replace(stage, teacher=dying.url).run(out, resume=True, show=False)
-        straight = replace(stage, teacher=dying.url).run(tmp_path / "straight", show=False)
+        resumed = distill(replace(stage, teacher=dying.url), out, resume=True, show=False)
+        straight = distill(replace(stage, teacher=dying.url), tmp_path / "straight", show=False)
     assert not (out / "training").exists()
     assert same(resumed.out, straight.out)
 
@@ -138,8 +140,10 @@ def kill_after_a_step(dying: Server, out: Path) -> None:
 def test_a_student_learns_from_a_cache_alone_what_it_learns_beside_the_teacher(
     stage: DistillConfig, server: Server, cache: Path, tmp_path: Path
 ) -> None:
-    beside = replace(stage, teacher=str(server.model), teacher_cache=str(cache)).run(tmp_path / "beside", show=False)
-    alone = replace(stage, teacher=None, teacher_cache=str(cache)).run(tmp_path / "alone", show=False)
+    beside = distill(
+        replace(stage, teacher=str(server.model), teacher_cache=str(cache)), tmp_path / "beside", show=False
+    )
+    alone = distill(replace(stage, teacher=None, teacher_cache=str(cache)), tmp_path / "alone", show=False)
     assert same(beside.out, alone.out)
     assert value(alone, "alone", "bits_per_byte") == pytest.approx(value(beside, "beside", "bits_per_byte"), rel=1e-5)
     assert "teacher" not in alone.measures
@@ -156,10 +160,10 @@ def test_a_teacher_that_is_not_found_is_stood_for_by_its_cache(
     stage: DistillConfig, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = replace(stage, teacher=str(tmp_path / "gone"), teacher_cache=str(cache))
-    gone.run(tmp_path / "made", show=False)
+    distill(gone, tmp_path / "made", show=False)
     assert "gone is not here, so what its cache says stands for it" in capsys.readouterr().err
     with pytest.raises(NotFound, match="gone"):
-        replace(gone, student=None, keep=0.755).run(tmp_path / "cut", show=False)
+        distill(replace(gone, student=None, keep=0.755), tmp_path / "cut", show=False)
 
 
 def test_a_student_with_another_tokenizer_than_the_caches_is_refused(
@@ -168,7 +172,7 @@ def test_a_student_with_another_tokenizer_than_the_caches_is_refused(
     tiny_tokenizer.eos_token = "a"
     tiny_tokenizer.save_pretrained(student)
     with pytest.raises(CacheMismatch, match="was made with tokenizer"):
-        replace(stage, teacher=None, teacher_cache=str(cache)).run(tmp_path / "made", show=False)
+        distill(replace(stage, teacher=None, teacher_cache=str(cache)), tmp_path / "made", show=False)
 
 
 # what is refused

@@ -8,7 +8,7 @@ its tiny form has been run so far.
 
 from potstill.objectives.config import ObjectiveConfig
 from potstill.recipes.registry import Recipe
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
 from potstill.stages.prune import PruneConfig
 from potstill.stages.sequence import PREVIOUS_FOLDER
 from potstill.train.config import TrainConfig

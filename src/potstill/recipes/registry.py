@@ -7,7 +7,7 @@ from typing import Any
 
 import potstill.recipes
 from potstill.core.errors import NotFound, UsageError
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.prune import PruneConfig
 from potstill.stages.sequence import PREVIOUS_FOLDER, Stage

@@ -7,7 +7,7 @@ measures: only its tiny form has been run so far.
 
 from potstill.objectives.config import CROSS_ENTROPY, ObjectiveConfig
 from potstill.recipes.registry import REQUIRED_DATA, Recipe
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.sequence import PREVIOUS_FOLDER
 from potstill.train.config import TrainConfig

@@ -7,7 +7,7 @@ student is held against. Cost and measures: only its tiny form has been run so f
 from potstill.objectives.config import CROSS_ENTROPY, ObjectiveConfig
 from potstill.recipes.minima import BIBTEX
 from potstill.recipes.registry import REQUIRED_DATA, Recipe
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
 from potstill.train.config import TrainConfig
 
 

@@ -8,7 +8,7 @@ Cost and measures: only its tiny form has been run so far.
 from potstill.objectives.config import ObjectiveConfig
 from potstill.recipes.dskd import SCRIPTS
 from potstill.recipes.registry import Recipe
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
 from potstill.train.config import TrainConfig
 
 BIBTEX = """@article{boizard2024towards,

@@ -2,7 +2,6 @@
 
 import copy
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.device import resolve_device, resolve_dtype
-from potstill.core.errors import DataError, PotstillError, UsageError, VocabularyMismatch
+from potstill.core.errors import DataError, UsageError, VocabularyMismatch
 from potstill.data.corpus import load_corpus
 from potstill.data.packing import Packs, pack
 from potstill.data.tokenize import tokenize_corpus
@@ -22,7 +21,7 @@ from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.checks.cross_tokenizer import run_cross_tokenizer_checks
 from potstill.stages.checks.inputs import build_check_inputs, build_cross_tokenizer_inputs
-from potstill.stages.checks.report import FAIL, Check, run_checks
+from potstill.stages.checks.report import Check, run_checks
 from potstill.stages.checks.same_tokenizer import ALL_CHECKS, report_vocabulary_mismatch
 from potstill.stages.dataset import parse_columns
 from potstill.stages.model_pair import ModelPair
@@ -32,10 +31,6 @@ from potstill.train.training_module import TrainingModule
 
 SAMPLE_TOKENS = 50_000  # tokens of the text that packs are drawn from
 CROSS_TOKENIZER_OBJECTIVE = "dskdv2_eta"  # the objective that is advised for a pair with two tokenizers
-
-
-class CheckFailed(PotstillError):
-    """An invariant does not hold, so that training would be wrong in silence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +111,12 @@ class Doctor:
         needs_edit_alignment = self.objective.needs_edit_alignment
         try:
             return ModelPair(
-                student.model, student, teacher, count_shared_ids(teacher.tokenizer, student.tokenizer), [], {}
+                student.model,
+                student,
+                {"teacher": teacher},
+                count_shared_ids(teacher.tokenizer, student.tokenizer),
+                [],
+                {},
             )
         except VocabularyMismatch:
             if not (self.objective.supports_cross_tokenizer and self.objective.uses_teacher):
@@ -126,7 +126,7 @@ class Doctor:
         return ModelPair(
             student.model,
             student,
-            teacher,
+            {"teacher": teacher},
             count_token_ids(student.tokenizer),
             [],
             {},
@@ -161,14 +161,3 @@ class Doctor:
         tokens = tokenize_corpus(corpus, tokenizer, limit=SAMPLE_TOKENS)
         is_cached = None if cache is None else cache.has_window
         return pack(tokens, length=self.context, seed=self.seed, bos=get_bos_id(tokenizer), keep_window=is_cached)
-
-
-def raise_if_failed(checks: Sequence[Check]) -> list[dict[str, str]]:
-    """The checks as a card keeps them.
-
-    Raises: Unsound with the first that failed.
-    """
-    for check in checks:
-        if check.outcome == FAIL:
-            raise CheckFailed(f"{check.name}: {check.found}; {check.remedy or check.why} (or give --skip-doctor)")
-    return [{"name": check.name, "outcome": f"{check.outcome}: {check.found}"} for check in checks]

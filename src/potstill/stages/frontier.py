@@ -9,7 +9,7 @@ from potstill.core.atomic_files import write_text
 from potstill.core.card import read_card
 from potstill.core.errors import ArtifactError, NotFound
 from potstill.evaluate.charts import frontier, plots
-from potstill.stages.distill.evaluation import BEFORE_TRAINING
+from potstill.stages.training import BEFORE_TRAINING
 
 TEACHER = "teacher"
 

@@ -1,7 +1,6 @@
-"""A student and its teacher in memory, and how both read one text."""
+"""The student and its teachers in memory, and how they tokenize the training text."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
@@ -18,32 +17,51 @@ from potstill.teachers.external import ExternalTeacher
 
 
 class ModelPair(NamedTuple):
-    """The student to be trained with its tokenizer and origin, the teacher or what stands for it, and shared ids.
+    """The student to train, the model it came from, and its teachers by the name of their network.
 
-    `across` tokenizers no id is shared, and `vocabulary` is the student's own. Of `several` teachers `teacher` is the
-    first.
+    `vocabulary` counts the token ids that all of them share; with two tokenizers (`is_cross_tokenizer`) it is the
+    student's own. A teacher without weights here is an `ExternalTeacher`. The first teacher measures the student.
     """
 
     student: PreTrainedModel
     origin: LoadedModel
-    teacher: LoadedModel | ExternalTeacher
+    teachers: Mapping[str, LoadedModel | ExternalTeacher]
     vocabulary: int
     parents: list[Any]
     details: dict[str, Any]
     is_cross_tokenizer: bool = False
-    needs_teacher_tokens: bool = True  # whether a teacher of another tokenizer has to read along
+    needs_teacher_tokens: bool = True  # whether the objective reads the text with the teacher's tokenizer too
     needs_edit_alignment: bool = False
-    is_chat: bool = False  # whether the text that is read is of turns, which each template writes in its own way
-    ensemble_teachers: Mapping[str, LoadedModel | ExternalTeacher] = MappingProxyType({})
+    is_chat: bool = False  # whether the text consists of turns, which each chat template renders differently
 
     @property
-    def teachers(self) -> Mapping[str, LoadedModel | ExternalTeacher]:
-        """Every teacher, by its name among the networks of a study."""
-        return self.ensemble_teachers or {"teacher": self.teacher}
+    def teacher(self) -> LoadedModel | ExternalTeacher:
+        """The first teacher."""
+        return next(iter(self.teachers.values()))
+
+    @property
+    def uses_teacher_tokens(self) -> bool:
+        """Whether batches hold the teacher's tokens beside the student's."""
+        return self.is_cross_tokenizer and self.needs_teacher_tokens
+
+    @property
+    def loaded_teachers(self) -> dict[str, LoadedModel]:
+        """The teachers whose weights are here."""
+        return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, LoadedModel)}
+
+    @property
+    def loaded_models(self) -> list[PreTrainedModel]:
+        """The student and the teachers whose weights are here."""
+        return [self.student, *(teacher.model for teacher in self.loaded_teachers.values())]
+
+    @property
+    def supports_packing(self) -> bool:
+        """Whether every model here keeps packed documents apart, so that nothing has to be padded."""
+        return all(probe_model(model).supports_packing for model in self.loaded_models)
 
     @property
     def pair_info(self) -> PairInfo:
-        """Both networks, for an objective that has to know them."""
+        """Both models, for an objective that depends on their shapes or tokenizers."""
         assert isinstance(self.teacher, LoadedModel)
         student_tokenizer, teacher_tokenizer = self.origin.tokenizer, self.teacher.tokenizer
         return PairInfo(
@@ -54,7 +72,7 @@ class ModelPair(NamedTuple):
 
     @property
     def end_token_ids(self) -> tuple[int, int] | None:
-        """The ids by which student and teacher end an answer in a chat; None where that is no one token of each."""
+        """The ids by which student and teacher end an answer in a chat; None unless each has a single one."""
         if not (self.is_cross_tokenizer and self.is_chat):
             return None
         student_end, teacher_end = (
@@ -65,15 +83,21 @@ class ModelPair(NamedTuple):
 
     @property
     def vocabulary_sizes(self) -> int | dict[str, int]:
-        """The real ids that are shared, or of each network by its name."""
+        """The number of shared ids; with two tokenizers, of each network's ids by its name."""
         if not self.is_cross_tokenizer:
             return self.vocabulary
         info = self.pair_info
         return {"student": info.student.vocab_size, "teacher": info.teacher.vocab_size}
 
+    @property
+    def readers(self) -> tuple[TokenizerInfo, TokenizerInfo]:
+        """The tokenizers of student and teacher, with the markers of their chat templates."""
+        assert isinstance(self.teacher, LoadedModel)
+        return inspect_tokenizers(self.origin.tokenizer, self.teacher.tokenizer, chats=self.is_chat)
+
     def prepare_packs(self, packs: Packs, *, prefetch: bool = False) -> Any:
-        """`packs` as both read them; a teacher that is not here is asked about them `ahead` of time."""
-        if not (self.is_cross_tokenizer and self.needs_teacher_tokens):
+        """`packs` with the teacher's tokens where it needs them; `prefetch` asks a served teacher ahead of time."""
+        if not self.uses_teacher_tokens:
             return self._prefetch(packs) if prefetch else packs
         assert isinstance(self.teacher, LoadedModel)
         return CrossTokenizerPacks(
@@ -82,12 +106,6 @@ class ModelPair(NamedTuple):
             needs_edit_alignment=self.needs_edit_alignment,
             max_length=get_max_context(self.teacher.model),
         )
-
-    @property
-    def readers(self) -> tuple[TokenizerInfo, TokenizerInfo]:
-        """Student and teacher, as they read the text."""
-        assert isinstance(self.teacher, LoadedModel)
-        return inspect_tokenizers(self.origin.tokenizer, self.teacher.tokenizer, chats=self.is_chat)
 
     def _prefetch(self, packs: Packs) -> Any:
         prefetched_packs: object = packs
@@ -99,7 +117,7 @@ class ModelPair(NamedTuple):
 
 
 def check_token_ids(dataset: PreparedDataset, pair: ModelPair) -> None:
-    """Refuse text that the student's tokenizer reads with tokens that the teacher's does not have.
+    """Refuse text whose token ids exceed those that student and teacher share.
 
     Raises: VocabularyMismatch.
     """
@@ -111,13 +129,3 @@ def check_token_ids(dataset: PreparedDataset, pair: ModelPair) -> None:
             f"the text holds the token {token!r} (id {largest}), which the teacher's tokenizer lacks; give a student "
             f"with the teacher's own tokenizer and chat template"
         )
-
-
-def get_loaded_models(pair: ModelPair) -> list[PreTrainedModel]:
-    """The models here that read the text."""
-    return [pair.student, *(teacher.model for teacher in pair.teachers.values() if isinstance(teacher, LoadedModel))]
-
-
-def supports_packing(pair: ModelPair) -> bool:
-    """Whether the models here keep packed documents apart, so that nothing has to be padded."""
-    return all(probe_model(model).supports_packing for model in get_loaded_models(pair))

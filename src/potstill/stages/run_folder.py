@@ -5,8 +5,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from potstill.core.atomic_files import TRAINING_FOLDER, remove_leftovers, write_text
-from potstill.core.errors import Interrupted
+from potstill.core.atomic_files import TRAINING_FOLDER, check_output_free, recover_folder, remove_leftovers, write_text
+from potstill.core.errors import Interrupted, OutputExists, UsageError
+from potstill.stages.option_checks import check_output_not_input
 from potstill.train import distributed
 
 DTYPE_FILE = "dtype.txt"  # the dtype that `auto` chose when the run began
@@ -20,6 +21,22 @@ def contains_checkpoint(folder: Path) -> bool:
 def has_checkpoint(out: Path) -> bool:
     """Whether `out`/training holds a checkpoint to resume from."""
     return contains_checkpoint(out / TRAINING_FOLDER)
+
+
+def check_output_folder(out: Path, *inputs: str | None, overwrite: bool, resume: bool) -> None:
+    """Refuse an output folder that holds something else, or one of the `inputs`; mend what a killed run left.
+
+    Raises: UsageError, OutputExists, ArtifactError.
+    """
+    if distributed.is_main_process():
+        if resume and overwrite:
+            raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
+        recover_folder(out)
+        if resume and out.is_dir() and not (out / TRAINING_FOLDER).is_dir() and any(out.iterdir()):
+            raise OutputExists(f"{out} holds no unfinished run, so there is nothing to resume")
+        check_output_not_input(out, *inputs)
+        check_output_free(out, overwrite=overwrite or resume)
+    distributed.barrier()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, check_output_
 from potstill.core.card import read_card
 from potstill.core.errors import UsageError
 from potstill.core.types import Measure
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.run import distill
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.prune import PruneConfig
 from potstill.stages.stage import reproducible_options
@@ -49,9 +50,17 @@ def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, r
         resolved_stage = resolve_previous(stage, str(previous))
         unchanged = unchanged and is_finished(folder, resolved_stage)
         if not unchanged:
-            resolved_stage.run(folder, overwrite=overwrite, resume=resume and folder.exists())
+            run_stage(resolved_stage, folder, overwrite=overwrite, resume=resume and folder.exists())
         previous = folder
     return StageResult(previous, read_card(previous))
+
+
+def run_stage(stage: Stage, out: Path, *, overwrite: bool, resume: bool) -> None:
+    """Run one stage into `out`."""
+    if isinstance(stage, DistillConfig):
+        distill(stage, out, overwrite=overwrite, resume=resume)
+    else:
+        stage.run(out, overwrite=overwrite, resume=resume)
 
 
 def is_finished(folder: Path, stage: Stage) -> bool:

@@ -19,7 +19,7 @@ from potstill.stages.arena.arena import Arena
 from potstill.stages.arena.arm import Arm, split_arms
 from potstill.stages.arena.report import TITLES
 from potstill.stages.arena.runs import read_arena_state
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
 from potstill.train.config import TrainConfig
 
 __all__ = ["foreign"]

@@ -28,10 +28,11 @@ from potstill.objectives.config import ObjectiveConfig
 from potstill.ops import align
 from potstill.stages.checks.cross_tokenizer import run_cross_tokenizer_checks
 from potstill.stages.checks.inputs import CrossTokenizerInputs, build_cross_tokenizer_inputs
-from potstill.stages.checks.report import FAIL, NOTE, Check
+from potstill.stages.checks.report import FAIL, NOTE, Check, CheckFailed
 from potstill.stages.dataset import DatasetConfig, prepare_dataset
-from potstill.stages.distill.run import DistillConfig
-from potstill.stages.doctor import CheckFailed, Doctor
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.run import distill
+from potstill.stages.doctor import Doctor
 from potstill.stages.model_pair import ModelPair
 from potstill.train.config import TrainConfig
 
@@ -212,7 +213,7 @@ def test_distill_asks_the_quick_ones_first_warns_of_few_aligned_tokens_and_refus
         dtype="float32",
         documents=2,
     )
-    run = stage.run(tmp_path / "made", show=False)
+    run = distill(stage, tmp_path / "made", show=False)
     names = [one["name"] for one in run.card.invariants]
     assert names[:4] == ["same text", "aligned tokens", "aligned bytes", "self alignment"]
     assert {"loss matches reference (student)", "loss matches reference (teacher)"} <= set(names)
@@ -220,9 +221,9 @@ def test_distill_asks_the_quick_ones_first_warns_of_few_aligned_tokens_and_refus
     whole = align.match_spans
     monkeypatch.setattr(align, "match_spans", lambda a, b: whole(a, b)[::2])
     with pytest.raises(CheckFailed, match="self alignment"):
-        stage.run(tmp_path / "half", show=False)
+        distill(stage, tmp_path / "half", show=False)
     assert "note: aligned tokens: 49.4%" in capsys.readouterr().err
     monkeypatch.setattr(align, "match_spans", lambda a, b: align.match_starts(a, b)[:-1] + torch.tensor([0, 1]))
     with pytest.raises(CheckFailed, match="aligned bytes"):
-        stage.run(tmp_path / "other", show=False)
+        distill(stage, tmp_path / "other", show=False)
     assert not (tmp_path / "other" / "config.json").exists()

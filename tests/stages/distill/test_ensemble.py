@@ -13,12 +13,14 @@ from tests.stages.world import interrupted, saved, written
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import ArtifactError, DataError, Interrupted, UsageError, VocabularyMismatch
+from potstill.data.row_reader import Route
 from potstill.models.load import compute_digest
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.arena.arena import Arena
 from potstill.stages.cache_teacher import CacheTeacherConfig
-from potstill.stages.distill.ensemble import EnsembleConfig
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.ensemble import TeacherOptions
+from potstill.stages.distill.run import distill
 from potstill.stages.plan.plan import Plan
 
 WORDS = ["the", "still", "boils", "a", "wash", "and", "its", "spirit"]
@@ -60,10 +62,10 @@ def stage(teacher: Path, other: Path, student: Path, routed: Path) -> DistillCon
 
 
 def test_one_teacher_twice_is_that_teacher_alone(stage: DistillConfig, teacher: Path, tmp_path: Path) -> None:
-    alone = replace(stage, teacher=str(teacher)).run(tmp_path / "alone", show=False)
+    alone = distill(replace(stage, teacher=str(teacher)), tmp_path / "alone", show=False)
     twice = (f"one={teacher}", f"two={teacher}")
     for combine in ("average", "route:for"):
-        run = replace(stage, teacher=twice, combine=combine).run(tmp_path / combine[:5], show=False)
+        run = distill(replace(stage, teacher=twice, combine=combine), tmp_path / combine[:5], show=False)
         for name, weight in alone.model.state_dict().items():
             torch.testing.assert_close(run.model.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
 
@@ -71,7 +73,7 @@ def test_one_teacher_twice_is_that_teacher_alone(stage: DistillConfig, teacher: 
 def test_the_card_names_every_teacher_and_metrics_show_each(
     stage: DistillConfig, teacher: Path, other: Path, tmp_path: Path
 ) -> None:
-    run = replace(stage, combine="route:for", skip_doctor=False).run(tmp_path / "made", show=False)
+    run = distill(replace(stage, combine="route:for", skip_doctor=False), tmp_path / "made", show=False)
     student, *teachers = run.card.parents
     assert student.role == "student"
     assert [(one.role, one.name, one.digest) for one in teachers] == [
@@ -96,19 +98,19 @@ def test_live_cached_and_served_teachers_mix_and_teach_as_live_ones(
 ) -> None:
     (_, second), served = stage.teacher or (), server.model
     stage = replace(stage, teacher=(f"one={served}", second), combine=combine)
-    expected = stage.run(tmp_path / "live", show=False)
+    expected = distill(stage, tmp_path / "live", show=False)
     whole = CacheTeacherConfig(
         teacher=second.partition("=")[2], data=str(routed), context=64, top_k=259, exact=True, dtype="float32"
     )
     whole.run(tmp_path / "cache", show=False)
     mixed = replace(stage, teacher=(f"one={server.url}", f"two={tmp_path / 'cache'}"), top_k=259)
-    found = mixed.run(tmp_path / "mixed", show=False)
+    found = distill(mixed, tmp_path / "mixed", show=False)
     assert found.card.cost["losses"] == pytest.approx(expected.card.cost["losses"], rel=1e-3)
     assert [one.digest for one in found.card.parents[2:]] == [one.digest for one in expected.card.parents[2:]]
 
 
 def test_a_student_cut_from_the_first_teacher_learns_from_both(stage: DistillConfig, tmp_path: Path) -> None:
-    run = replace(stage, student=None, keep=0.755, combine="confidence").run(tmp_path / "made", show=False)
+    run = distill(replace(stage, student=None, keep=0.755, combine="confidence"), tmp_path / "made", show=False)
     assert [one.role for one in run.card.parents] == ["teacher, which it was pruned from", "teacher"]
     assert "cut to 75.5% of its parameters" in (run.out / "README.md").read_text()
 
@@ -118,21 +120,21 @@ def test_a_stopped_run_goes_on_to_the_same_student_and_with_no_other_teachers(
     stage: DistillConfig, tmp_path: Path
 ) -> None:
     stage = replace(stage, combine="route:for", settings=replace(SETTINGS, tokens=2048))
-    straight = stage.run(tmp_path / "straight", show=False)
+    straight = distill(stage, tmp_path / "straight", show=False)
     out = tmp_path / "made"
     with pytest.raises(Interrupted), interrupted(out):
-        stage.run(out, show=False)
+        distill(stage, out, show=False)
     one = (stage.teacher or ())[0]
     for changed in (replace(stage, teacher=(one, one.replace("one=", "two="))), replace(stage, combine="average")):
         with pytest.raises(ArtifactError):
-            changed.run(out, resume=True, show=False)
-    stage.run(out, resume=True, show=False)
+            distill(changed, out, resume=True, show=False)
+    distill(stage, out, resume=True, show=False)
     assert same(out, straight.out)
 
 
 def test_what_the_student_writes_keeps_its_route(stage: DistillConfig, tmp_path: Path) -> None:
     stage = replace(stage, combine="route:for", on_policy=0.5)
-    run = stage.run(tmp_path / "made", show=False)
+    run = distill(stage, tmp_path / "made", show=False)
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     assert sum(line["rollout_documents"] for line in lines) > 0
     assert any(line["forward_kl.two"] > 0 for line in lines)
@@ -156,19 +158,25 @@ def test_teachers_that_cannot_be_told_apart_or_combined_are_refused(
     teachers: tuple[str, ...], combine: str, says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        EnsembleConfig.from_options(teachers, combine)
+        TeacherOptions.parse(teachers, combine, cache=None, top_k=20)
+
+
+def locations(teachers: tuple[str, ...], combine: str) -> dict[str, str | None]:
+    options = TeacherOptions.parse(teachers, combine, cache=None, top_k=20)
+    assert options.ensemble is not None
+    return {name: source.location for name, source in zip(options.ensemble.names, options.sources, strict=True)}
 
 
 def test_names_are_given_or_taken_from_what_the_teachers_are() -> None:
     given = ("math=a/b", "runs/lr=3", "http://host:1/v1?x=1#qwen", "http://host:1/v1")
-    assert dict(EnsembleConfig.from_options(given, "average").sources) == {
+    assert locations(given, "average") == {
         "math": "a/b",
         "lr=3": "runs/lr=3",
         "qwen": "http://host:1/v1?x=1#qwen",
         "http://host:1/v1": "http://host:1/v1",
     }
-    assert EnsembleConfig.from_options(("a=x", "b=y"), "route:of:it").column == "of:it"
-    assert dict(EnsembleConfig.from_options(("text/html=x", "C:d=y"), "route:kind").sources) == {
+    assert TeacherOptions.parse(("a=x", "b=y"), "route:of:it", cache=None, top_k=20).route == Route("of:it", ("a", "b"))
+    assert locations(("text/html=x", "C:d=y"), "route:kind") == {
         "text/html": "x",
         "C:d": "y",
     }
@@ -206,12 +214,12 @@ def test_documents_for_nobody_and_teachers_without_documents_are_refused(
     both = stage.teacher or ()
     idle = replace(stage, combine="route:for", teacher=(*both, f"three={teacher}"))
     with pytest.raises(DataError, match="has 'three' in `for`, so the teacher 'three' would teach nothing"):
-        idle.run(tmp_path / "made", show=False)
+        distill(idle, tmp_path / "made", show=False)
     unknown = replace(stage, combine="route:for", teacher=(both[0], f"three={teacher}"))
     with pytest.raises(DataError, match="line 1 has 'two' in `for`, and no teacher has that name"):
-        unknown.run(tmp_path / "made", show=False)
+        distill(unknown, tmp_path / "made", show=False)
     with pytest.raises(DataError, match="line 1 has no column `whose` to route by; it has text, for"):
-        replace(stage, combine="route:whose").run(tmp_path / "made", show=False)
+        distill(replace(stage, combine="route:whose"), tmp_path / "made", show=False)
     assert not (tmp_path / "made").exists()
 
 
@@ -222,7 +230,7 @@ def test_a_teacher_with_other_tokens_is_refused(
     tiny_llama.resize_token_embeddings(len(tiny_tokenizer), mean_resizing=False)
     strange = saved(tmp_path / "strange", tiny_llama, tiny_tokenizer)
     with pytest.raises(VocabularyMismatch, match="of several teachers each needs the student's tokenizer"):
-        replace(stage, teacher=((stage.teacher or ())[0], str(strange))).run(tmp_path / "made", show=False)
+        distill(replace(stage, teacher=((stage.teacher or ())[0], str(strange))), tmp_path / "made", show=False)
 
 
 def test_drawn_tokens_do_not_say_how_sure_a_teacher_is(
@@ -233,4 +241,4 @@ def test_drawn_tokens_do_not_say_how_sure_a_teacher_is(
     )
     mixed = ((stage.teacher or ())[0], f"two={tmp_path / 'cache'}")
     with pytest.raises(UsageError, match="capture --top-k, or give --combine average"):
-        replace(stage, teacher=mixed, combine="confidence").run(tmp_path / "made", show=False)
+        distill(replace(stage, teacher=mixed, combine="confidence"), tmp_path / "made", show=False)

@@ -15,8 +15,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from potstill.core.errors import Interrupted, UsageError, VocabularyMismatch
 from potstill.core.metrics_log import read_metrics
 from potstill.objectives.config import ObjectiveConfig
+from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.rollouts import build_rollout
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.run import distill
 from potstill.train.rollouts.base import Rollout
 from potstill.train.rollouts.config import RolloutConfig
 
@@ -50,7 +51,7 @@ def test_rollouts_that_nobody_could_answer_for_are_refused(
 
 
 def test_card_and_readme_say_who_wrote_and_metrics_how_much(stage: DistillConfig, tmp_path: Path) -> None:
-    run = stage.run(tmp_path / "made", show=False)
+    run = distill(stage, tmp_path / "made", show=False)
     card = json.loads((run.out / "card.json").read_text())
     assert (card["stage"]["on_policy"], card["stage"]["rollout"]) == (0.5, "gkd")
     assert "50% of the documents with completions of its own" in " ".join((run.out / "README.md").read_text().split())
@@ -62,18 +63,18 @@ def test_card_and_readme_say_who_wrote_and_metrics_how_much(stage: DistillConfig
 def test_a_stopped_run_continues_to_the_same_weights(stage: DistillConfig, tmp_path: Path) -> None:
     settings = replace(SETTINGS, eval_every=1)
     for name, one in (("gkd", stage), ("distillm", replace(stage, rollout="distillm", settings=settings))):
-        one.run(tmp_path / name, show=False)
+        distill(one, tmp_path / name, show=False)
         again = tmp_path / f"{name}-again"
         with interrupted(again), pytest.raises(Interrupted):
-            one.run(again, show=False)
-        one.run(again, resume=True, show=False)
+            distill(one, again, show=False)
+        distill(one, again, resume=True, show=False)
         assert same(tmp_path / name, again)
 
 
 @pytest.mark.slow
 def test_another_share_is_another_run(stage: DistillConfig, tmp_path: Path) -> None:
     for name, share in (("none", 0.0), ("half", 0.5)):
-        replace(stage, on_policy=share).run(tmp_path / name, show=False)
+        distill(replace(stage, on_policy=share), tmp_path / name, show=False)
     assert not same(tmp_path / "none", tmp_path / "half")
 
 
@@ -88,7 +89,7 @@ def test_a_served_teacher_answers_for_what_the_student_writes(
     with torch.no_grad():
         tiny_llama.model.embed_tokens.weight.mul_(0.5)
     student = str(saved(tmp_path / "student", tiny_llama, tiny_tokenizer))
-    run = replace(stage, teacher=server.url, student=student, keep=None).run(tmp_path / "made", show=False)
+    run = distill(replace(stage, teacher=server.url, student=student, keep=None), tmp_path / "made", show=False)
     assert run.card.cost["losses"]["forward_kl"] > 0
 
 

@@ -18,8 +18,11 @@ from potstill.core.card import Card, Parent
 from potstill.core.errors import Interrupted, MissingDependency, OutputExists, VocabularyMismatch
 from potstill.models.load import compute_digest
 from potstill.objectives.config import ObjectiveConfig
-from potstill.stages.distill.run import DistillConfig, DistillResult
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.models import choose_dtype
+from potstill.stages.distill.run import distill
 from potstill.stages.model_card import format_front_matter
+from potstill.stages.training import TrainingResult
 from potstill.train.config import TrainConfig
 
 SETTINGS = TrainConfig(tokens=512, context=64, batch_tokens=128, micro_tokens=64, save_every=1)
@@ -42,11 +45,11 @@ def same(a: Path, b: Path) -> bool:
 
 
 @pytest.fixture
-def run(stage: DistillConfig, tmp_path: Path) -> DistillResult:
-    return stage.run(tmp_path / "made", show=False)
+def run(stage: DistillConfig, tmp_path: Path) -> TrainingResult:
+    return distill(stage, tmp_path / "made", show=False)
 
 
-def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: DistillResult, tmp_path: Path) -> None:
+def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: TrainingResult, tmp_path: Path) -> None:
     assert {file.name for file in run.out.iterdir()} == {
         *("README.md", "card.json", "config.json", "generation_config.json", "model.safetensors"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "metrics.jsonl", "curve.png"),
@@ -60,17 +63,17 @@ def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: Distill
 
 @pytest.mark.parametrize("name", ["dskd:divergence=reverse_kl", "dskdv2", "hidden:map=0-1/2-3", "relations"])
 def test_an_objectives_own_weights_do_not_ship(
-    name: str, run: DistillResult, stage: DistillConfig, tmp_path: Path
+    name: str, run: TrainingResult, stage: DistillConfig, tmp_path: Path
 ) -> None:
     settings, mixture = replace(SETTINGS, tokens=128), ObjectiveConfig.parse(name, cross_entropy=0.5, temperature=1.0)
-    other = replace(stage, settings=settings, objective=mixture).run(tmp_path / "other", show=False)
+    other = distill(replace(stage, settings=settings, objective=mixture), tmp_path / "other", show=False)
     assert {file.name for file in other.out.iterdir()} == {file.name for file in run.out.iterdir()}
     assert {key: value.shape for key, value in weights(other.out).items()} == {
         key: value.shape for key, value in weights(run.out).items()
     }
 
 
-def test_the_card_says_what_was_done(run: DistillResult, stage: DistillConfig, teacher: Path) -> None:
+def test_the_card_says_what_was_done(run: TrainingResult, stage: DistillConfig, teacher: Path) -> None:
     card = json.loads((run.out / "card.json").read_text())
     assert card == json.loads(json.dumps(run.card.to_dict()))
     assert card["stage"] == stage.to_dict()
@@ -102,7 +105,7 @@ def test_the_card_says_what_was_done(run: DistillResult, stage: DistillConfig, t
     assert parameters["made"] / parameters["teacher"] == pytest.approx(0.755, rel=0.02)
 
 
-def test_the_readme_tells_a_stranger_what_it_is(run: DistillResult, teacher: Path) -> None:
+def test_the_readme_tells_a_stranger_what_it_is(run: TrainingResult, teacher: Path) -> None:
     _, front, body = (run.out / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "apache-2.0"
     for fact in (
@@ -122,7 +125,7 @@ def test_the_readme_tells_a_stranger_what_it_is(run: DistillResult, teacher: Pat
 
 def test_the_baseline_is_the_student_that_training_begins_with(stage: DistillConfig, tmp_path: Path) -> None:
     settings = replace(SETTINGS, tokens=128, learning_rate=1e-12)
-    run = replace(stage, settings=settings).run(tmp_path / "made", show=False)
+    run = distill(replace(stage, settings=settings), tmp_path / "made", show=False)
     before, after = run.measures["before training"], run.measures["made"]
     assert [m.value for m in before] == pytest.approx([m.value for m in after[: len(before)]], rel=1e-4)
     assert {m.name for m in before} >= {"bits_per_byte", "teacher_kl", "teacher_agreement"}
@@ -139,23 +142,21 @@ def test_training_teaches(stage: DistillConfig, tmp_path: Path) -> None:
     settings = replace(SETTINGS, tokens=2048, learning_rate=3e-3, save_every=0)
     losses = []
     for name, s in (("short", replace(settings, tokens=128)), ("long", settings)):
-        found = (
-            replace(stage, settings=s, objective=ObjectiveConfig(cross_entropy=0.0))
-            .run(tmp_path / name, show=False)
-            .measures[name]
-        )
+        found = distill(
+            replace(stage, settings=s, objective=ObjectiveConfig(cross_entropy=0.0)), tmp_path / name, show=False
+        ).measures[name]
         losses.append(next(m.value for m in found if m.name == "teacher_kl"))
     assert losses[1] < 0.8 * losses[0]
 
 
-def test_a_stopped_run_continues_to_the_same_weights(stage: DistillConfig, run: DistillResult, tmp_path: Path) -> None:
+def test_a_stopped_run_continues_to_the_same_weights(stage: DistillConfig, run: TrainingResult, tmp_path: Path) -> None:
     again = tmp_path / "again"
     with interrupted(again), pytest.raises(Interrupted, match="--resume"):
-        stage.run(again, show=False)
+        distill(stage, again, show=False)
     assert {file.name for file in again.iterdir()} == {"training"}
     with pytest.raises(OutputExists, match="--resume"):
-        stage.run(again, show=False)
-    resumed = stage.run(again, resume=True, show=False)
+        distill(stage, again, show=False)
+    resumed = distill(stage, again, resume=True, show=False)
     assert not (again / "training").exists()
     assert same(run.out, again)
     assert resumed.measures["before training"] == run.measures["before training"]
@@ -164,12 +165,12 @@ def test_a_stopped_run_continues_to_the_same_weights(stage: DistillConfig, run: 
 
 
 def test_a_stopped_run_may_go_on_with_its_blocks_computed_twice(
-    stage: DistillConfig, run: DistillResult, tmp_path: Path
+    stage: DistillConfig, run: TrainingResult, tmp_path: Path
 ) -> None:
     with interrupted(tmp_path / "again"), pytest.raises(Interrupted):
-        stage.run(tmp_path / "again", show=False)
+        distill(stage, tmp_path / "again", show=False)
     twice = replace(stage, settings=replace(SETTINGS, checkpoint_activations=True))
-    resumed = twice.run(tmp_path / "again", resume=True, show=False)
+    resumed = distill(twice, tmp_path / "again", resume=True, show=False)
     assert resumed.card.stage["settings"]["checkpoint_activations"]
     assert same(run.out, tmp_path / "again")
 
@@ -193,45 +194,45 @@ def test_a_compiler_that_fails_is_named_in_one_line_and_the_run_is_what_it_is_wi
 
 
 def test_a_run_that_was_stopped_after_training_only_finishes(
-    stage: DistillConfig, run: DistillResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: DistillConfig, run: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("potstill.stages.distill.run.write_card", stop)
+        patch.setattr("potstill.stages.training.write_card", stop)
         with pytest.raises(Interrupted):
-            stage.run(tmp_path / "again", show=False)
+            distill(stage, tmp_path / "again", show=False)
     assert not (tmp_path / "again" / "config.json").exists()
     assert not list(tmp_path.glob(".again*"))
-    stage.run(tmp_path / "again", resume=True, show=False)
+    distill(stage, tmp_path / "again", resume=True, show=False)
     assert same(run.out, tmp_path / "again")
 
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_others(
-    stage: DistillConfig, run: DistillResult, tmp_path: Path
+    stage: DistillConfig, run: TrainingResult, tmp_path: Path
 ) -> None:
-    stage.run(tmp_path / "again", show=False)
+    distill(stage, tmp_path / "again", show=False)
     assert same(run.out, tmp_path / "again")
-    replace(stage, settings=replace(SETTINGS, seed=2)).run(tmp_path / "other", show=False)
+    distill(replace(stage, settings=replace(SETTINGS, seed=2)), tmp_path / "other", show=False)
     assert not same(run.out, tmp_path / "other")
 
 
-def test_overwriting_replaces_the_folder_whole(stage: DistillConfig, run: DistillResult) -> None:
+def test_overwriting_replaces_the_folder_whole(stage: DistillConfig, run: TrainingResult) -> None:
     (run.out / "stray.txt").write_text("old")
     with pytest.raises(OutputExists, match="--overwrite"):
-        stage.run(run.out, show=False)
-    stage.run(run.out, overwrite=True, show=False)
+        distill(stage, run.out, show=False)
+    distill(stage, run.out, overwrite=True, show=False)
     assert not (run.out / "stray.txt").exists()
 
 
 def test_what_is_overwritten_stays_if_the_new_run_fails(
-    stage: DistillConfig, run: DistillResult, monkeypatch: pytest.MonkeyPatch
+    stage: DistillConfig, run: TrainingResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = compute_digest(run.out)
-    monkeypatch.setattr("potstill.stages.distill.run.train", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("potstill.stages.training.train", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        stage.run(run.out, overwrite=True, show=False)
+        distill(stage, run.out, overwrite=True, show=False)
     assert compute_digest(run.out) == before
     assert not (run.out / "training").exists()
 
@@ -241,7 +242,7 @@ def test_a_resumed_run_multiplies_in_what_it_began_with(stage: DistillConfig, tm
     for name in ("bfloat16", "float32"):
         (tmp_path / name / "training").mkdir(parents=True)
         (tmp_path / name / "training" / "dtype.txt").write_text(name)
-        assert auto.compute_dtype(tmp_path / name) == getattr(torch, name)
+        assert choose_dtype(auto, {}, resume_folder=tmp_path / name) == getattr(torch, name)
 
 
 def test_a_student_of_its_own(
@@ -254,7 +255,7 @@ def test_a_student_of_its_own(
     with torch.no_grad():
         tiny_llama.model.embed_tokens.weight.mul_(0.5)
     student = saved(tmp_path / "student", tiny_llama, tiny_tokenizer)
-    run = replace(stage, keep=None, student=str(student)).run(tmp_path / "made", show=False)
+    run = distill(replace(stage, keep=None, student=str(student)), tmp_path / "made", show=False)
     assert [(p.role, p.name, p.digest) for p in run.card.parents] == [
         ("student", str(student), compute_digest(student)),
         ("teacher", str(teacher), compute_digest(teacher)),
@@ -263,7 +264,7 @@ def test_a_student_of_its_own(
 
 
 def test_lora_trains_little_and_ships_a_stock_model(stage: DistillConfig, teacher: Path, tmp_path: Path) -> None:
-    run = replace(stage, lora=2).run(tmp_path / "made", show=False)
+    run = distill(replace(stage, lora=2), tmp_path / "made", show=False)
     made = AutoModelForCausalLM.from_pretrained(run.out)
     assert type(made).__name__ == "LlamaForCausalLM"
     assert not list(run.out.glob("adapter*"))
@@ -277,10 +278,10 @@ def test_lora_trains_little_and_ships_a_stock_model(stage: DistillConfig, teache
 
 def test_a_stopped_lora_run_continues_to_the_same_weights(stage: DistillConfig, tmp_path: Path) -> None:
     stage = replace(stage, lora=2)
-    stage.run(tmp_path / "made", show=False)
+    distill(stage, tmp_path / "made", show=False)
     with interrupted(tmp_path / "again"), pytest.raises(Interrupted):
-        stage.run(tmp_path / "again", show=False)
-    stage.run(tmp_path / "again", resume=True, show=False)
+        distill(stage, tmp_path / "again", show=False)
+    distill(stage, tmp_path / "again", resume=True, show=False)
     assert same(tmp_path / "made", tmp_path / "again")
 
 
@@ -288,7 +289,7 @@ def test_fine_tuning_on_answers_alone(stage: DistillConfig, teacher: Path, pairs
     sft = replace(
         stage, keep=None, student=str(teacher), data=str(pairs), objective=ObjectiveConfig(name="cross_entropy")
     )
-    run = sft.run(tmp_path / "made", show=False)
+    run = distill(sft, tmp_path / "made", show=False)
     assert run.card.data["kind"] == "pairs"
     assert run.card.data["trained_share"] < 0.5
     assert set(run.card.cost["losses"]) == {"cross_entropy"}
@@ -297,13 +298,13 @@ def test_fine_tuning_on_answers_alone(stage: DistillConfig, teacher: Path, pairs
 
 def test_a_file_that_is_held_out_is_measured_on_whole(stage: DistillConfig, tmp_path: Path) -> None:
     held_out = written(tmp_path / "held.jsonl", [{"text": f"number {i} is held out"} for i in range(9)])
-    run = replace(stage, eval_data=str(held_out), documents=50).run(tmp_path / "made", show=False)
+    run = distill(replace(stage, eval_data=str(held_out), documents=50), tmp_path / "made", show=False)
     assert run.card.data["measured_on"].startswith(str(held_out))
     assert run.card.data["measured_on"].endswith("9 documents")
 
 
 def test_evaluations_on_the_way_stand_in_the_metrics(stage: DistillConfig, tmp_path: Path) -> None:
-    run = replace(stage, settings=replace(SETTINGS, eval_every=2)).run(tmp_path / "made", show=False)
+    run = distill(replace(stage, settings=replace(SETTINGS, eval_every=2)), tmp_path / "made", show=False)
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "eval_forward_kl" in line] == [2, 4]
 
@@ -326,5 +327,5 @@ def test_text_with_a_token_that_the_teacher_lacks_is_refused_before_training(
     tiny_llama.resize_token_embeddings(len(tiny_tokenizer), mean_resizing=False)
     student = saved(tmp_path / "student", tiny_llama, tiny_tokenizer)
     with pytest.raises(VocabularyMismatch, match=r"<\|turn\|>.*which the teacher's tokenizer lacks"):
-        replace(stage, keep=None, student=str(student), data=str(pairs)).run(tmp_path / "made", show=False)
+        distill(replace(stage, keep=None, student=str(student), data=str(pairs)), tmp_path / "made", show=False)
     assert not (tmp_path / "made").exists()

@@ -16,7 +16,7 @@ from potstill.core.errors import ArtifactError, UsageError, VocabularyMismatch
 from potstill.models.families.registry import read_blueprint
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.cache_teacher import CacheTeacherConfig
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
 from potstill.stages.plan.plan import Plan
 from potstill.stages.resources.calibration import Calibration, StepMeasurements, fit_calibration
 from potstill.stages.resources.dataset_stats import PackingStats
@@ -249,7 +249,7 @@ def test_short_steps_are_measured_five_times_and_long_ones_for_fifteen_seconds(s
 @pytest.mark.parametrize("name", ["forward_kl", "dskd", "dskdv2", "tie_kd"])
 def test_steps_from_a_cache_are_measured(name: str, stage: DistillConfig, tmp_path: Path) -> None:
     cache, settings = tmp_path / "cache", replace(SETTINGS, tokens=512)
-    own = {"teacher": stage.single_teacher, "data": stage.data, "context": settings.context, "dtype": "float32"}
+    own = {"teacher": stage.teacher, "data": stage.data, "context": settings.context, "dtype": "float32"}
     CacheTeacherConfig(**own, top_k=8, hidden=True).run(cache, show=False)  # type: ignore[arg-type]
     cached = replace(stage, teacher_cache=str(cache), settings=settings, objective=ObjectiveConfig(name=name))
     made = Plan(distill=cached).run()

@@ -17,7 +17,8 @@ from potstill.data.packing import Packs, collate
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model, read_blueprint
 from potstill.objectives.config import ObjectiveConfig
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.run import distill
 from potstill.stages.resources.dataset_stats import PackingStats, compute_packing_stats
 from potstill.stages.resources.estimate import measure_tokenizer_bytes
 from potstill.stages.resources.profiling import PROBE_TOKENS, _count_saved_bytes, measure_autograd_bytes
@@ -180,7 +181,7 @@ def test_the_disk_is_that_of_a_real_run(teacher: Path, text: Path, tmp_path: Pat
         documents=2,
         lora=lora,
     )
-    run = stage.run(tmp_path / "made", show=False)
+    run = distill(stage, tmp_path / "made", show=False)
     blueprint = read_blueprint(run.model.config)
     work = Workload(
         teacher=blueprint,

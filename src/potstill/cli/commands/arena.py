@@ -68,7 +68,7 @@ def arena(
     """
     from potstill.stages.arena.arena import Arena
     from potstill.stages.arena.arm import split_arms
-    from potstill.stages.distill.run import DistillConfig
+    from potstill.stages.distill.config import DistillConfig
 
     suppress_library_output()
     options = {**ctx.params, "params": o.parse_count(params), "objective": "forward_kl", "tokens": None}

@@ -74,7 +74,8 @@ def distill(
     Two teachers: [bold]potstill distill --teacher smollm2 --teacher own=pruned --student pruned --out student[/]
     """
     from potstill.cli import tables
-    from potstill.stages.distill.run import DistillConfig
+    from potstill.stages.distill.config import DistillConfig
+    from potstill.stages.distill.run import distill as run_distill
     from potstill.train.config import TrainConfig
 
     suppress_library_output()
@@ -82,5 +83,5 @@ def distill(
     stage = DistillConfig.from_options(o.merge_options(ctx, config, settings))
     if dry_run:
         return print_or_return(stage.to_dict(), as_json, lambda: tables.print_facts(stage.to_dict()))
-    result = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
+    result = run_distill(stage, o.expand_path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
     return print_or_return(result.to_dict(), as_json, lambda: tables.print_run(result.out, result.measures))

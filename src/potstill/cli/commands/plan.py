@@ -56,7 +56,7 @@ def plan(
 
     Example: [bold]potstill plan --teacher smollm2 --keep 0.75 --data stdlib --tokens 2M[/]
     """
-    from potstill.stages.distill.run import DistillConfig
+    from potstill.stages.distill.config import DistillConfig
     from potstill.stages.plan.plan import Plan
     from potstill.train.config import TrainConfig
 

@@ -27,8 +27,9 @@ from potstill.stages.arena.runs import (
 )
 from potstill.stages.console import explain_write_errors, print_note
 from potstill.stages.dataset import DatasetConfig, load_held_out_corpus
-from potstill.stages.distill.ensemble import check_single_teacher
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.ensemble import TeacherSource
+from potstill.stages.distill.models import choose_dtype, open_caches
 from potstill.stages.distill.timing import measure_seconds_per_step
 from potstill.stages.measure import MeasureConfig
 from potstill.stages.option_checks import check_output_not_input, check_single_process
@@ -36,7 +37,6 @@ from potstill.stages.plan.plan import Plan
 from potstill.stages.prune import PruneConfig
 from potstill.stages.sequence import is_finished
 from potstill.stages.stage import to_plain_dict
-from potstill.teachers.http_client import is_address
 
 STUDENT_FOLDER = "student"  # the folder that every arm starts from, where it had to be pruned
 
@@ -63,9 +63,8 @@ class Arena:
             raise UsageError("a budget is needed, in tokens or in seconds: one of them")
         if min(self.tokens or 1, self.seconds or 1) <= 0:
             raise UsageError(f"the budget is {self.tokens or self.seconds}; it must be above 0")
-        teacher = check_single_teacher(self.common.teacher, "an arena")
-        if teacher is None or is_address(teacher) or self.common.teacher_cache is not None:
-            raise UsageError("an arena measures beside its teacher, which has to be here; give --teacher, a model")
+        if self.teacher.kind != "local" or self.common.teacher_cache is not None:
+            raise UsageError("an arena measures its first teacher, which has to be here; give --teacher, a model")
         if not self.objectives:
             raise UsageError("an arena needs an objective; give --objectives, such as cross_entropy,forward_kl")
         for label, candidates in (("arm", [arm.folder_name for arm in self.arms]), ("seed", self.seeds)):
@@ -82,6 +81,11 @@ class Arena:
             )
         if not self.seeds or min(self.seeds) < 0:
             raise UsageError(f"the seeds are {list(self.seeds)}; at least one is needed, and none below 0")
+
+    @property
+    def teacher(self) -> TeacherSource:
+        """The first teacher, which is measured, and pruned where no student is given."""
+        return self.common.teachers[0]
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
@@ -107,7 +111,10 @@ class Arena:
         with explain_write_errors(out), explain_arena_interrupt(out):
             if overwrite:
                 clear_arena_folder(out)
-            state = saved_state or {"dtype": get_dtype_name(self.common.compute_dtype(None)), "tokens": {}}
+            state = saved_state or {
+                "dtype": get_dtype_name(choose_dtype(self.common, open_caches(self.common))),
+                "tokens": {},
+            }
             common = dataclasses.replace(self.common, dtype=state["dtype"])
             self._write_results(out, state)
             student = prepare_student(common, out)
@@ -127,14 +134,14 @@ class Arena:
 
         Raises: VocabularyMismatch, UsageError, UnsupportedModel, NotFound.
         """
-        teacher = self._load_model(str(self.common.teacher))
+        teacher = self._load_model(str(self.teacher.location))
         student = teacher if self.common.student is None else self._load_model(self.common.student)
         check_context(self.common.settings.context, teacher.model, student.model)
         pair_info = PairInfo(ModelInfo(student.model, student.tokenizer), ModelInfo(teacher.model, teacher.tokenizer))
         objectives = {(config.name, *config.options.items()): config for config in (arm.objective for arm in self.arms)}
         for objective in objectives.values():
             objective.check_tokenizers(same_tokenizer=pair_info.num_shared_ids is not None)
-            objective.build(pair_info if objective.needs_teacher_model else None)
+            objective.build(pair_info if objective.needs_teacher_model else None, self.common.teacher_options.ensemble)
 
     def count_tokens(self, arm: Arm, common: DistillConfig, student: str) -> int:
         """The tokens that an arm trains on."""
@@ -181,7 +188,7 @@ class Arena:
         if resume and overwrite:
             raise UsageError("--resume continues the arena in the folder and --overwrite discards it; give one of them")
         common, state = self.common, None
-        check_output_not_input(out, common.single_teacher, common.student, common.data, common.eval_data)
+        check_output_not_input(out, *common.inputs)
         has_files = out.is_dir() and any(out.iterdir())
         if has_files and (overwrite or resume) and not (out / ARENA_FILE).is_file():
             raise OutputExists(f"{out} holds no arena, so it is neither resumed nor replaced; choose another --out")
@@ -214,11 +221,12 @@ class Arena:
     ) -> dict[str, Any]:
         """Measures the teacher, the student as it began and every arm on the same documents, and writes it all."""
         free_memory(common.device)
+        teacher = str(self.teacher.location)
         dataset_config = DatasetConfig(data=common.data, eval_data=common.eval_data, columns=common.columns)
         corpus = load_held_out_corpus(dataset_config)
         results = MeasureConfig(
-            models=tuple(dict.fromkeys((str(common.teacher), student, *(str(arena_run.folder) for arena_run in runs)))),
-            teacher=common.single_teacher,
+            models=tuple(dict.fromkeys((teacher, student, *(str(arena_run.folder) for arena_run in runs)))),
+            teacher=teacher,
             documents=common.documents,
             context=common.settings.context,
             prompts=self.prompts,
@@ -228,7 +236,7 @@ class Arena:
             allow_pickle=common.allow_pickle,
             trust_remote_code=common.trust_remote_code,
         ).evaluate_models(corpus)
-        baselines = {"teacher": results[str(common.teacher)], "before training": results[student]}
+        baselines = {"teacher": results[teacher], "before training": results[student]}
         summary = publish(out, runs, results, baselines, budget=self.budget_text)
         data = {"name": corpus.name, "digest": corpus.digest, "documents": common.documents}
         return self._write_results(out, state, data=data, **summary)
@@ -247,7 +255,7 @@ def prepare_student(common: DistillConfig, out: Path) -> str:
         field.name for field in dataclasses.fields(common)
     }
     options = {name: getattr(common, name) for name in field_names}
-    stage = PruneConfig(model=str(common.teacher), seed=common.settings.seed, **options)
+    stage = PruneConfig(model=str(common.teachers[0].location), seed=common.settings.seed, **options)
     folder = out / STUDENT_FOLDER
     recover_folder(folder)
     if not is_finished(folder, stage):

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from potstill.core.errors import UsageError
 from potstill.objectives.config import ObjectiveConfig
+from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.rollouts import check_rollout
-from potstill.stages.distill.run import DistillConfig
 from potstill.train.rollouts.config import RolloutConfig
 
 NUMERIC_SETTINGS = ("cross_entropy", "temperature", "lr", "on_policy")
@@ -45,7 +45,7 @@ class Arm:
         rollout = RolloutConfig(
             name=values.get("rollout", common.rollout), share=numbers.get("on_policy", common.on_policy)
         )
-        check_rollout(rollout, objective_config, train_config, teacher=common.single_teacher, cache=None)
+        check_rollout(rollout, objective_config, train_config, teacher=common.teachers[0].location, cache=None)
         return cls(name=text, objective=objective_config, learning_rate=learning_rate, rollout=rollout)
 
     def make_stage(self, common: DistillConfig, *, student: str | None, tokens: int, seed: int) -> DistillConfig:

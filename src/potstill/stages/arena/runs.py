@@ -15,7 +15,8 @@ from potstill.core.card import read_card
 from potstill.core.device import resolve_device
 from potstill.core.errors import ArtifactError, Interrupted, UsageError
 from potstill.core.memory import reset_peak_memory, trim_memory
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.run import distill
 from potstill.stages.run_folder import has_checkpoint
 from potstill.stages.sequence import is_finished
 from potstill.stages.stage import reproducible_options
@@ -43,7 +44,7 @@ def train_run(arena_run: ArenaRun, *, show: bool) -> None:
     if (arena_run.folder / CARD_FILE).is_file() and not (arena_run.folder / TRAINING_FOLDER).is_dir():
         raise ArtifactError(f"{arena_run.folder} holds a student of another arena; remove it, or choose another --out")
     can_resume = has_checkpoint(arena_run.folder)
-    arena_run.stage.run(arena_run.folder, resume=can_resume, overwrite=not can_resume, show=show)
+    distill(arena_run.stage, arena_run.folder, resume=can_resume, overwrite=not can_resume, show=show)
     free_memory(arena_run.stage.device)
 
 

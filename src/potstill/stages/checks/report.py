@@ -66,3 +66,18 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 def format_values(values: Tensor) -> str:
     """Values for people."""
     return " and ".join(f"{value:.4g}" for value in values.tolist())
+
+
+class CheckFailed(PotstillError):
+    """An invariant does not hold, so that training would be wrong in silence."""
+
+
+def raise_if_failed(checks: Sequence[Check]) -> list[dict[str, str]]:
+    """The checks as a card keeps them.
+
+    Raises: Unsound with the first that failed.
+    """
+    for check in checks:
+        if check.outcome == FAIL:
+            raise CheckFailed(f"{check.name}: {check.found}; {check.remedy or check.why} (or give --skip-doctor)")
+    return [{"name": check.name, "outcome": f"{check.outcome}: {check.found}"} for check in checks]

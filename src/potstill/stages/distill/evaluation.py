@@ -1,26 +1,25 @@
 """A student measured beside its teacher on the same rows, before it is trained and afterwards."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from potstill.core.atomic_files import write_text
 from potstill.core.types import NEXT_TOKEN_LOG_P, Measure, Needs, supervised_positions
+from potstill.decode.generate import GenerationOptions
 from potstill.evaluate.agreement import collect_teacher_outputs, compare_with_teacher
 from potstill.evaluate.measures import measure_quality, measure_size
 from potstill.evaluate.perplexity import Scores, count_scored_bytes, count_scored_tokens, score, sum_by_row
+from potstill.evaluate.samples import format_markdown, generate_samples
 from potstill.evaluate.scoring_windows import Row, ScoringConfig, build_packs
 from potstill.models.load import LoadedModel
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.teachers.external import ExternalTeacher
 from potstill.teachers.served import ServedTeacher
 
-BEFORE_TRAINING = "before training"  # the name of that row in a card
+SAMPLE_PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do I read a file in Python?")
 
 
 def evaluate_student_and_teacher(
@@ -71,19 +70,20 @@ def measure_external_teacher(teacher: ExternalTeacher, rows: Sequence[Row], read
     return measure_quality(Scores(nll, count_scored_tokens(rows), count_scored_bytes(rows)))
 
 
-def evaluate_baseline(
-    file: Path,
+def measure_student(
     student: PreTrainedModel,
     teacher: LoadedModel | ExternalTeacher | None,
     rows: Sequence[Row],
     reading: ScoringConfig,
 ) -> list[Measure]:
-    """Quality of the student that training begins with: the baseline of its card. Kept in `file` for a resumed run."""
-    if file.is_file():
-        return [Measure(**measure) for measure in json.loads(file.read_text(encoding="utf-8"))]
+    """Quality of a student, with KL to its teacher and agreement with it where the teacher's weights are here."""
     if not isinstance(teacher, LoadedModel):
-        measures = measure_quality(score(student, rows, reading))
-    else:
-        measures = measure_quality(compare_with_teacher(collect_teacher_outputs(teacher.model, rows, reading), student))
-    write_text(file, json.dumps([measure.to_dict() for measure in measures]))
-    return measures
+        return measure_quality(score(student, rows, reading))
+    return measure_quality(compare_with_teacher(collect_teacher_outputs(teacher.model, rows, reading), student))
+
+
+def generate_student_samples(student: LoadedModel, teacher: LoadedModel | ExternalTeacher) -> str:
+    """What the student, and a teacher that is here, write after `SAMPLE_PROMPTS`, as Markdown."""
+    models = {"teacher": teacher} if isinstance(teacher, LoadedModel) else {}
+    options = GenerationOptions(max_new_tokens=40)
+    return format_markdown(generate_samples({**models, student.name: student}, SAMPLE_PROMPTS, options=options))

@@ -1,14 +1,11 @@
 """Rollouts in a distillation: what can answer for text that is written in training, and where that text ends."""
 
-from collections.abc import Callable
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from potstill.core.errors import UsageError, VocabularyMismatch
-from potstill.data.packing import Pack
+from potstill.data.packing import Packs
 from potstill.decode.sampling import Sampling
 from potstill.decode.stop_tokens import require_stop_tokens
 from potstill.objectives.config import ObjectiveConfig
+from potstill.stages.model_pair import ModelPair
 from potstill.teachers.http_client import is_address
 from potstill.train import distributed
 from potstill.train.config import TrainConfig
@@ -60,23 +57,18 @@ def check_rollout(
 
 
 def build_rollout(
-    rollout_config: RolloutConfig,
-    settings: TrainConfig,
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    vocabulary: int,
-    add_teacher_tokens: Callable[[Pack], Pack] = dict,
+    rollout_config: RolloutConfig, settings: TrainConfig, pair: ModelPair, packs: Packs
 ) -> Rollout | None:
-    """The rollout of a run; None where the text is the data's alone. For `beside` see `train.rollout.Author`.
+    """The rollout of a run; None where every token comes from the data.
 
-    Raises: VocabularyMismatch for a teacher with tokens of its own that is to write along.
+    Raises: VocabularyMismatch where the teacher samples too and has another tokenizer.
     """
     if not rollout_config.is_enabled:
         return None
-    if rollout_config.name == MINILLM and add_teacher_tokens is not dict:
+    extend_pack = pair.prepare_packs(packs).add_teacher_inputs if pair.uses_teacher_tokens else dict
+    if rollout_config.name == MINILLM and pair.uses_teacher_tokens:
         raise VocabularyMismatch(
             "--rollout minillm samples from teacher and student together, whose tokenizers differ; choose --rollout gkd"
         )
-    sampling = Sampling(vocabulary=vocabulary, stop=require_stop_tokens(student, tokenizer))
-    return rollout_config.build(settings, sampling, world_size=distributed.world_size(), extend_pack=add_teacher_tokens)
+    sampling = Sampling(vocabulary=pair.vocabulary, stop=require_stop_tokens(pair.student, pair.origin.tokenizer))
+    return rollout_config.build(settings, sampling, world_size=distributed.world_size(), extend_pack=extend_pack)

@@ -20,9 +20,11 @@ from potstill.models.load import LoadedModel, load_model
 from potstill.models.spec import read_model_spec
 from potstill.stages.checks.cross_tokenizer import MIN_ALIGNED_SHARE
 from potstill.stages.dataset import DatasetConfig, prepare_dataset
-from potstill.stages.distill.ensemble import check_single_teacher
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.models import choose_dtype, load_models, open_caches
+from potstill.stages.distill.module import build_module
+from potstill.stages.distill.resources import build_workload
 from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE
-from potstill.stages.distill.run import DistillConfig
 from potstill.stages.model_pair import ModelPair
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.plan.suggestions import suggest_changes
@@ -31,7 +33,6 @@ from potstill.stages.resources.calibration import Calibration, fit_calibration, 
 from potstill.stages.resources.dataset_stats import TeacherTokenization, compute_packing_stats, match_vocabularies
 from potstill.stages.resources.estimate import (
     ResourceEstimate,
-    build_workload,
     estimate,
     estimate_pruning_bytes,
     measure_tokenizer_bytes,
@@ -42,7 +43,6 @@ from potstill.stages.resources.profiling import estimate_profiling_seconds, meas
 from potstill.stages.resources.workload import CACHE_ROW_BYTES, Workload
 from potstill.stages.stage import to_plain_dict
 from potstill.teachers.cached import TeacherCache
-from potstill.teachers.http_client import is_address
 from potstill.transforms.fit import resize_blueprint
 
 MAX_PROFILING_SECONDS = 120.0  # seconds that measured steps may take, as far as can be told before
@@ -123,8 +123,12 @@ class Plan:
         """Everything that is read; no weight is."""
         stage = self.distill
         load_options = {"allow_pickle": stage.allow_pickle, "trust_remote_code": stage.trust_remote_code}
-        name = check_single_teacher(stage.teacher, "a plan")
-        if name is None or is_address(name):
+        (source, *other_sources) = stage.teachers
+        if other_sources:
+            raise UsageError(
+                f"a plan knows one teacher, and {len(stage.teachers)} are given; give one of them at a time"
+            )
+        if source.kind != "local" or (name := source.location) is None:
             raise UsageError("a plan needs the teacher's config; give --teacher, a model that is here")
         teacher = read_model_spec(name, **load_options)
         origin = teacher if stage.student is None else read_model_spec(stage.student, **load_options)
@@ -134,7 +138,7 @@ class Plan:
                 raise UsageError(
                     f"context is {stage.settings.context}, and a model here takes {blueprint.context} tokens"
                 )
-        device, caches = resolve_device(stage.device), stage.open_caches()
+        device, caches = resolve_device(stage.device), open_caches(stage)
         dataset_config = DatasetConfig(
             data=stage.data, columns=stage.columns, context=stage.settings.context, seed=stage.settings.seed
         )
@@ -142,7 +146,7 @@ class Plan:
         prepared = prepare_dataset(
             dataset_config, origin.tokenizer, tokens=stage.settings.tokens, documents=1, caches=cache_list
         )
-        dtype = stage.compute_dtype(None, caches)
+        dtype = choose_dtype(stage, caches)
         packs, chats = prepared.packs, prepared.facts["kind"] != "text"
         vocabulary, tokenization = match_vocabularies(teacher, origin, packs, stage.objective, chats=chats)
         return PlanInputs(
@@ -275,7 +279,7 @@ def measure_calibration(stage: DistillConfig, inputs: PlanInputs, work: Workload
     teacher = pair.teacher
     assert isinstance(teacher, LoadedModel)  # `known` has refused the others
     teacher.model.to(inputs.device, inputs.dtype)
-    module = stage.build_module(pair, inputs.dtype, inputs.caches)
+    module = build_module(stage, pair, inputs.dtype, inputs.caches)
     if inputs.caches:
         teacher.model.to("meta")
     live_teacher = teacher.model if work.source == "live" else None
@@ -289,10 +293,10 @@ def measure_calibration(stage: DistillConfig, inputs: PlanInputs, work: Workload
 def load_profiling_pair(stage: DistillConfig, inputs: PlanInputs) -> ModelPair:
     """The pair of `stage`; a student that would have to be pruned is one of its shape, with random weights."""
     if stage.student is not None:
-        return stage.load_models(inputs.dtype)
+        return load_models(stage, {}, inputs.dtype)
     teacher = load_model(str(stage.teacher), allow_pickle=stage.allow_pickle, trust_remote_code=stage.trust_remote_code)
     student = export_model(Backbone(inputs.student), teacher.model)
-    return ModelPair(student, teacher, teacher, inputs.vocabulary, [], {})
+    return ModelPair(student, teacher, {"teacher": teacher}, inputs.vocabulary, [], {})
 
 
 def compare_with_available(resources: ResourceEstimate, available: AvailableResources) -> dict[str, bool]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from potstill.stages.distill.run import DistillConfig
+from potstill.stages.distill.config import DistillConfig
 
 SUGGESTED_LORA_RANK = 16  # of the adapters that are suggested
 MIN_CONTEXT = 128  # tokens of the shortest window that is suggested

@@ -1,0 +1,123 @@
+"""The options of a distillation, as one value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, ClassVar
+
+from potstill.objectives.config import ObjectiveConfig
+from potstill.stages.distill.ensemble import AVERAGE, TeacherOptions, TeacherSource
+from potstill.stages.distill.validation import (
+    check_documents,
+    check_ensemble,
+    check_lora_rank,
+    check_teacher,
+    check_top_k,
+    check_tracker,
+)
+from potstill.stages.option_checks import check_size_options, check_strategy
+from potstill.stages.stage import to_plain_dict
+from potstill.teachers.served import TOP_K
+from potstill.train.config import TrainConfig
+from potstill.train.rollouts.config import GKD, RolloutConfig
+from potstill.transforms.fit import AUTO
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Train `student` (or the teacher cut to `keep` or `params`) on `data` under `objective`.
+
+    `teacher` is a model here, the address of a server that gives the `top_k` most likely tokens, or a tuple of several
+    teachers that teach together as `combine` says. With `teacher_cache` the student learns from a cache; then the
+    teacher's weights may be missing. A server or a cache alone needs a `student`, since there is nothing to prune.
+
+    `on_policy` is the share of documents whose completions the student samples in training; `rollout` is the method
+    that chooses and samples them. Sampled tokens are compared with the teacher and never enter cross-entropy.
+
+    The default objective is 0.7 cross-entropy + 0.3 forward KL. `objective="cross_entropy"` trains without a teacher's
+    signals; the teacher then only measures.
+    """
+
+    kind: ClassVar[str] = "distill"
+    teacher: str | tuple[str, ...] | None = None
+    combine: str = AVERAGE
+    student: str | None = None
+    keep: float | None = None
+    params: int | None = None
+    strategy: str = AUTO
+    data: str = "stdlib"
+    columns: str = ""
+    eval_data: str | None = None
+    teacher_cache: str | None = None
+    top_k: int = TOP_K
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    settings: TrainConfig = field(default_factory=TrainConfig)
+    lora: int = 0
+    on_policy: float = 0.0
+    rollout: str = GKD
+    device: str = "auto"
+    dtype: str = "auto"
+    documents: int = 100
+    skip_doctor: bool = False
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        check_size_options({"student": self.student, "keep": self.keep, "params": self.params})
+        check_strategy(self.strategy)
+        options = self.teacher_options
+        if options.ensemble is not None:
+            check_ensemble(self.objective, self.rollout_config, cache=self.teacher_cache)
+        student = self.student
+        for source in options.sources:
+            check_teacher(source, self.objective, self.rollout_config, self.settings, student=student)
+            student = student or source.location or source.cache  # the first teacher alone is pruned
+        check_top_k(self.top_k, options.sources)
+        check_lora_rank(self.lora)
+        check_documents(self.documents)
+        for tracker in self.settings.report_to:
+            check_tracker(tracker)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "DistillConfig":
+        """The config that flat options (of the command line, a YAML file or Python) describe."""
+        objective = ObjectiveConfig.parse(
+            options["objective"], cross_entropy=options["cross_entropy"], temperature=options["temperature"]
+        )
+        aliases = {"lr": "learning_rate"}
+        flat_options = {aliases.get(k, k): v for k, v in options.items()}
+        flat_options["report_to"] = tuple(flat_options.get("report_to") or ())
+        settings = TrainConfig(
+            **{f.name: flat_options[f.name] for f in fields(TrainConfig) if flat_options.get(f.name) is not None}
+        )
+        if isinstance(teachers := flat_options.get("teacher"), list | tuple):
+            flat_options["teacher"] = tuple(teachers) if len(teachers) > 1 else next(iter(teachers), None)
+        field_names = {f.name for f in fields(cls)} - {"objective", "settings"}
+        return cls(
+            objective=objective, settings=settings, **{k: v for k, v in flat_options.items() if k in field_names}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain data."""
+        return to_plain_dict(self)
+
+    @cached_property
+    def teacher_options(self) -> TeacherOptions:
+        """The teachers and how they teach together."""
+        return TeacherOptions.parse(self.teacher, self.combine, cache=self.teacher_cache, top_k=self.top_k)
+
+    @property
+    def teachers(self) -> tuple[TeacherSource, ...]:
+        """The teachers; the first one measures, and is the one that is pruned."""
+        return self.teacher_options.sources
+
+    @property
+    def rollout_config(self) -> RolloutConfig:
+        """The method that samples completions in training, and their share."""
+        return RolloutConfig(name=self.rollout, share=self.on_policy)
+
+    @property
+    def inputs(self) -> tuple[str | None, ...]:
+        """Every model, cache and data set that a run reads."""
+        locations = (path for source in self.teachers for path in (source.location, source.cache))
+        return (*locations, self.student, self.data, self.eval_data)

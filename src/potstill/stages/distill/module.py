@@ -1,0 +1,61 @@
+"""Build what a distillation trains: the student and the objective, with the teachers that give the signals."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from potstill.core.types import Objective, SignalSource
+from potstill.models.load import LoadedModel
+from potstill.models.signals import get_constant_head
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.model_pair import ModelPair
+from potstill.teachers.cached import CachedHiddenStates, TeacherCache
+from potstill.teachers.external import ExternalTeacher
+from potstill.train.activation_checkpointing import check_activation_checkpointing
+from potstill.train.lora import add_adapters
+from potstill.train.training_module import TrainingModule
+
+
+def build_module(
+    config: DistillConfig,
+    pair: ModelPair,
+    dtype: torch.dtype,
+    caches: Mapping[str, TeacherCache] = MappingProxyType({}),
+) -> TrainingModule:
+    """The student of `pair` on its device (with adapters if asked for), the objective, and the teachers' signals."""
+    device = pair.student.device
+    model = add_adapters(pair.student, config.lora, seed=config.settings.seed) if config.lora else pair.student
+    teachers = pair.teachers.items() if config.objective.uses_teacher else ()
+    frozen = {network: get_signal_source(config, teacher, caches.get(network)) for network, teacher in teachers}
+    if config.settings.checkpoint_activations:
+        check_activation_checkpointing(model)
+    objective = build_objective(config, pair)
+    if isinstance(objective, nn.Module):
+        objective.to(device)
+    return TrainingModule(
+        model.to(device), objective, frozen=frozen, vocabulary=pair.vocabulary_sizes, compute_dtype=dtype
+    )
+
+
+def get_signal_source(
+    config: DistillConfig, teacher: LoadedModel | ExternalTeacher, cache: TeacherCache | None
+) -> PreTrainedModel | SignalSource:
+    """The model, cache or server that gives the teacher's signals in training."""
+    if isinstance(teacher, ExternalTeacher):
+        return teacher.signal_source
+    if cache is None:
+        return teacher.model
+    if config.objective.needs_only_last_hidden:
+        return CachedHiddenStates(cache, get_constant_head(teacher.model))
+    return cache
+
+
+def build_objective(config: DistillConfig, pair: ModelPair) -> Objective:
+    """The objective; the seed draws its own weights, so that ranks and resumed runs begin alike."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.settings.seed)
+        pair_info = pair.pair_info if config.objective.needs_teacher_model else None
+        return config.objective.build(pair_info, config.teacher_options.ensemble)

@@ -1,0 +1,185 @@
+"""Read everything that a distillation needs: caches, models, text; and build what is trained."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from potstill.core.device import resolve_device
+from potstill.core.types import Measure
+from potstill.data.cross_tokenizer.chat_translation import ChatMarkers
+from potstill.evaluate.scoring_windows import ScoringConfig
+from potstill.models.load import LoadedModel, load_model
+from potstill.stages.console import print_note
+from potstill.stages.dataset import DatasetConfig, PreparedDataset, prepare_dataset
+from potstill.stages.distill.checks import run_quick_checks
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.evaluation import evaluate_student_and_teacher, generate_student_samples, measure_student
+from potstill.stages.distill.models import check_caches, choose_dtype, load_models, open_caches
+from potstill.stages.distill.module import build_module
+from potstill.stages.distill.resources import warn_if_insufficient
+from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE, build_rollout
+from potstill.stages.model_pair import ModelPair, check_token_ids
+from potstill.stages.training import Evaluation, TrainingRun
+from potstill.teachers.cached import TeacherCache
+from potstill.teachers.external import closing_connections
+from potstill.train import distributed
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRun(TrainingRun):
+    """A distillation with its models, caches and text in memory."""
+
+    config: DistillConfig
+    pair: ModelPair
+    dataset: PreparedDataset
+    caches: Mapping[str, TeacherCache]
+
+    @property
+    def measuring_status(self) -> str:
+        """The line that is shown while the models are measured."""
+        return f"measuring on {len(self.dataset.rows)} documents"
+
+    @property
+    def scoring(self) -> ScoringConfig:
+        """How held-out documents are scored."""
+        return ScoringConfig(context=self.config.settings.context, vocabulary=self.pair.vocabulary, dtype=self.dtype)
+
+    @contextlib.contextmanager
+    def connections(self) -> Iterator[None]:
+        """Close the connections to served teachers at the end."""
+        with closing_connections(self.pair.teachers.values()):
+            yield
+
+    def warn_if_insufficient(self, out: Path, *, show: bool) -> None:
+        """Print the memory and disk that the run takes."""
+        warn_if_insufficient(self.config, self.pair, self.dataset.packs, self.dtype, out, show=show)
+        if self.config.rollout_config.is_enabled:
+            print_note(SAMPLING_TIME_NOTE)
+
+    def measure_baseline(self) -> list[Measure]:
+        """The student before training, compared with the first teacher where both have one tokenizer."""
+        teacher = None if self.pair.is_cross_tokenizer else self.pair.teacher
+        return measure_student(self.pair.student, teacher, self.dataset.rows, self.scoring)
+
+    def run_checks(self) -> list[dict[str, str]]:
+        """The quick checks of `potstill doctor` on these models and this text."""
+        if self.config.skip_doctor:
+            return [{"name": "invariants", "outcome": "not examined, by --skip-doctor"}]
+        return run_quick_checks(
+            self.pair, self.dataset, self.module, self.config.objective, dtype=self.dtype, caches=self.caches
+        )
+
+    def release_memory(self) -> None:
+        """Drop the weights of a teacher whose cache replaces them in training."""
+        for network, teacher in self.pair.loaded_teachers.items():
+            if network in self.caches:
+                teacher.model.to("meta")
+
+    def evaluate(self, student: LoadedModel) -> Evaluation:
+        """The student and the first teacher on held-out documents, and what both write after some prompts."""
+        teacher = self.pair.teacher
+        if isinstance(teacher, LoadedModel) and teacher.model.device.type == "meta":
+            teacher = self._reload(teacher)
+        measures = evaluate_student_and_teacher(
+            student, teacher, self.dataset.rows, self.scoring, teacher_rows=self.dataset.teacher_rows
+        )
+        return Evaluation(measures, generate_student_samples(student, teacher))
+
+    def _reload(self, teacher: LoadedModel) -> LoadedModel:
+        config = self.config
+        reloaded = load_model(
+            teacher.name, allow_pickle=config.allow_pickle, trust_remote_code=config.trust_remote_code
+        )
+        reloaded.model.to(device=resolve_device(config.device), dtype=self.dtype)
+        return reloaded
+
+
+def prepare(config: DistillConfig, resume_folder: Path | None = None) -> DistillRun:
+    """Read caches, models and text, refuse what does not fit together, and build what is trained.
+
+    `resume_folder` is the folder of a run that is continued; it keeps the dtype that it began with.
+
+    Raises: UsageError, NotFound, DataError, VocabularyMismatch, CacheMismatch, ArtifactError.
+    """
+    caches = open_caches(config)
+    dtype = distributed.broadcast_from_main(choose_dtype(config, caches, resume_folder=resume_folder))
+    pair = load_models(config, caches, dtype)
+    check_caches(config, caches, pair, dtype)
+    dataset = load_dataset(config, pair, caches)
+    pair = pair._replace(is_chat=dataset.facts["kind"] != "text")
+    move_models(config, pair, dtype)
+    print_limits(pair)
+    module = build_module(config, pair, dtype, caches)
+    rollout = build_rollout(config.rollout_config, config.settings, pair, dataset.packs)
+    return DistillRun(
+        config=config,
+        module=module,
+        student=pair.student,
+        origin=pair.origin,
+        packs=pair.prepare_packs(dataset.packs, prefetch=rollout is None),
+        validation=pair.prepare_packs(dataset.validation_packs),
+        dtype=dtype,
+        parents=pair.parents,
+        data=dataset.facts,
+        data_digest=dataset.digest,
+        details=pair.details,
+        run_facts={network: dict(cache.manifest.files) for network, cache in caches.items()},
+        rollout=rollout,
+        pair=pair,
+        dataset=dataset,
+        caches=caches,
+    )
+
+
+def load_dataset(config: DistillConfig, pair: ModelPair, caches: Mapping[str, TeacherCache]) -> PreparedDataset:
+    """The text as packs to train on, and as documents to measure on.
+
+    Raises: DataError, NotFound, UsageError, CacheMismatch; VocabularyMismatch for tokens that are not shared.
+    """
+    teacher = pair.teacher
+    dataset = prepare_dataset(
+        make_dataset_config(config),
+        pair.origin.tokenizer,
+        tokens=config.settings.tokens,
+        models=pair.loaded_models,
+        documents=config.documents,
+        caches=list(caches.values()),
+        teacher_tokenizer=teacher.tokenizer if pair.is_cross_tokenizer and isinstance(teacher, LoadedModel) else None,
+    )
+    check_token_ids(dataset, pair)
+    return dataset
+
+
+def make_dataset_config(config: DistillConfig) -> DatasetConfig:
+    """The text of a distillation, in windows of its context."""
+    return DatasetConfig(
+        data=config.data,
+        eval_data=config.eval_data,
+        columns=config.columns,
+        context=config.settings.context,
+        seed=config.settings.seed,
+        route=config.teacher_options.route,
+    )
+
+
+def move_models(config: DistillConfig, pair: ModelPair, dtype: torch.dtype) -> None:
+    """Move the student to the device, and the teachers there in the compute dtype."""
+    device = resolve_device(config.device)
+    pair.student.to(device)
+    for teacher in pair.loaded_teachers.values():
+        teacher.model.to(device=device, dtype=dtype)
+
+
+def print_limits(pair: ModelPair) -> None:
+    """Print a note where a chat template or a model forces a slower or coarser way."""
+    if (
+        pair.uses_teacher_tokens
+        and pair.is_chat
+        and any(ChatMarkers.has_unknown_template(reader.tokenizer, reader.pieces) for reader in pair.readers)
+    ):
+        print_note("a chat template here has turns of an unknown form, so the teacher reads them line by line")
+    if not pair.supports_packing:
+        print_note("a model here mixes documents that are packed, so they are padded: slower, and the same numbers")
