@@ -16,9 +16,8 @@ from potstill.core.errors import Interrupted, UsageError, VocabularyMismatch
 from potstill.core.metrics_log import read_metrics
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.distill.rollouts import build_rollout
+from potstill.stages.distill.rollouts import check_rollout_tokenizers
 from potstill.stages.distill.run import distill
-from potstill.train.rollouts.base import Rollout
 from potstill.train.rollouts.config import RolloutConfig
 
 
@@ -93,18 +92,10 @@ def test_a_served_teacher_answers_for_what_the_student_writes(
     assert run.card.cost["losses"]["forward_kl"] > 0
 
 
-def test_a_teacher_with_tokens_of_its_own_does_not_write_along(
-    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    def written(name: str) -> Rollout | None:
-        policy = RolloutConfig(name=name, share=0.5)
-        return build_rollout(
-            policy, SETTINGS, tiny_llama, tiny_tokenizer, vocabulary=259, add_teacher_tokens=lambda pack: pack
-        )
-
-    assert written("gkd") is not None
+def test_a_teacher_with_tokens_of_its_own_does_not_write_along() -> None:
+    check_rollout_tokenizers(RolloutConfig(name="gkd", share=0.5), uses_teacher_tokens=True)
     with pytest.raises(VocabularyMismatch, match="--rollout gkd"):
-        written("minillm")
+        check_rollout_tokenizers(RolloutConfig(name="minillm", share=0.5), uses_teacher_tokens=True)
 
 
 def test_a_share_of_zero_writes_nothing_and_distillm_begins_by_it() -> None:

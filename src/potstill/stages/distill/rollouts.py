@@ -56,19 +56,27 @@ def check_rollout(
         raise UsageError("--rollout distillm grows its share by what evaluations say; give --eval-every")
 
 
+def check_rollout_tokenizers(rollout_config: RolloutConfig, *, uses_teacher_tokens: bool) -> None:
+    """Refuse a rollout in which the teacher samples too, but has another tokenizer.
+
+    Raises: VocabularyMismatch.
+    """
+    if rollout_config.name == MINILLM and rollout_config.is_enabled and uses_teacher_tokens:
+        raise VocabularyMismatch(
+            "--rollout minillm samples from teacher and student together, whose tokenizers differ; choose --rollout gkd"
+        )
+
+
 def build_rollout(
     rollout_config: RolloutConfig, settings: TrainConfig, pair: ModelPair, packs: Packs
 ) -> Rollout | None:
     """The rollout of a run; None where every token comes from the data.
 
-    Raises: VocabularyMismatch where the teacher samples too and has another tokenizer.
+    Raises: VocabularyMismatch, as `check_rollout_tokenizers` does; UsageError where no token ends a text.
     """
+    check_rollout_tokenizers(rollout_config, uses_teacher_tokens=pair.uses_teacher_tokens)
     if not rollout_config.is_enabled:
         return None
     extend_pack = pair.prepare_packs(packs).add_teacher_inputs if pair.uses_teacher_tokens else dict
-    if rollout_config.name == MINILLM and pair.uses_teacher_tokens:
-        raise VocabularyMismatch(
-            "--rollout minillm samples from teacher and student together, whose tokenizers differ; choose --rollout gkd"
-        )
     sampling = Sampling(vocabulary=pair.vocabulary, stop=require_stop_tokens(pair.student, pair.origin.tokenizer))
     return rollout_config.build(settings, sampling, world_size=distributed.world_size(), extend_pack=extend_pack)
