@@ -230,7 +230,7 @@ def make(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     from potstill.stages.cache_teacher import CacheTeacherConfig
     from potstill.transforms.apply import apply_transform
     from potstill.transforms.drop_layers import DropLayers, select_evenly
-    from potstill.transforms.fit import STRATEGIES, fit_shape
+    from potstill.transforms.fit import fit_shape, get_dimensions
     from potstill.transforms.narrow import Narrow
 
     folder = Path(job["folder"])
@@ -252,10 +252,10 @@ def make(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     for layers in (12, 6):
         save(f"s{layers}", drop(layers))
     for name, strategy, keep in (("both50", "both", 0.5), ("width60", "width", 0.6), ("ffn70", "ffn", 0.7)):
-        shape = fit_shape(whole.blueprint, keep=keep, dims=STRATEGIES[strategy])
-        layers = drop(shape.layers)
-        heads, neurons = ((tuple(range(n)),) * shape.layers for n in (shape.kv_heads, shape.ffn))
-        save(name, apply_transform(Narrow(heads=heads, neurons=neurons, hidden=tuple(range(shape.hidden))), layers))
+        shape = fit_shape(whole.blueprint, keep=keep, dims=get_dimensions(whole.blueprint, strategy, keep))
+        layers = drop(shape["layers"])
+        units = {cut: (tuple(range(shape[cut])),) * shape["layers"] for cut in ("kv_heads", "ffn")}
+        save(name, apply_transform(Narrow(units=units, hidden=tuple(range(shape["hidden"]))), layers))
     text = folder / "text.jsonl"
     rows = [row["text"] for row in load_corpus("stdlib").documents.take(600)]
     text.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))

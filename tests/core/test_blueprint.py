@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU, weight_shapes
+from potstill.core.blueprint import Blueprint, Layer, Rotary, weight_shapes
 from potstill.core.errors import ArtifactError, UsageError
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
 from potstill.models.backbone import Backbone
 
 

@@ -1,12 +1,22 @@
 """The memory of attention: it grows, gives back a draft, and Hugging Face's `generate` takes it."""
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import LlamaForCausalLM
-from transformers.cache_utils import Cache, CacheLayerMixin
+from tests.models.small import SMALL
+from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    StaticLayer,
+)
 
-from potstill.core.errors import UsageError
-from potstill.core.kv_cache import KeyValues
+from potstill.core.errors import UnsupportedModel, UsageError
+from potstill.core.kv_cache import KeyValues, RecurrentState, commit, record
 
 
 def filled(size: int) -> tuple[KeyValues, torch.Tensor]:
@@ -60,3 +70,91 @@ def test_generate_of_a_stock_model_takes_our_states(tiny_llama: LlamaForCausalLM
     assert isinstance(cache.layers[0], CacheLayerMixin)
     assert cache.get_seq_length() == 13
     assert with_ours.tolist() == without.tolist()
+
+
+def count(memory: tuple[torch.Tensor, ...] | None, inputs: tuple[torch.Tensor, ...]) -> tuple[tuple, tuple]:
+    """A recurrence by hand: the running sum."""
+    start = torch.zeros_like(inputs[0][:, 0]) if memory is None else memory[0]
+    sums = start[:, None] + inputs[0].cumsum(1)
+    return (sums[:, -1],), (sums,)
+
+
+def summed(*pieces: list[float], recording_from: int = 0) -> RecurrentState:
+    state = RecurrentState()
+    for i, piece in enumerate(pieces):
+        if i == recording_from:
+            state.record()
+        state.advance(count, (torch.tensor([piece]),))
+    return state
+
+
+def test_a_recurrence_goes_on_where_it_was() -> None:
+    state = RecurrentState()
+    assert state.advance(count, (torch.tensor([[1.0, 2.0]]),))[0].tolist() == [[1, 3]]
+    assert state.advance(count, (torch.tensor([[4.0]]),))[0].tolist() == [[7]]
+    assert state.get_seq_length() == 3
+
+
+@pytest.mark.parametrize(("n", "total"), [(2, 3), (3, 6), (4, 10), (5, 15)])
+def test_a_recurrence_steps_again_from_the_last_commit(n: int, total: float) -> None:
+    state = summed([1.0, 2.0], [3.0, 4.0], [5.0], recording_from=1)
+    state.commit(n)
+    assert state.get_seq_length() == n
+    assert state.memory is not None
+    assert state.memory[0].item() == total
+    with pytest.raises(UsageError, match=f"{n} of them committed"):
+        state.commit(n - 1)
+
+
+def test_a_recurrence_that_records_nothing_takes_nothing_back() -> None:
+    state = summed([1.0, 2.0], recording_from=9)
+    with pytest.raises(UsageError, match="call record before the draft"):
+        state.commit(1)
+    state.commit(2)
+    state.reset()
+    assert state.get_seq_length() == 0
+
+
+def test_rows_of_a_recurrence_are_chosen_with_what_it_recorded() -> None:
+    state = RecurrentState()
+    state.record()
+    state.advance(count, (torch.tensor([[1.0, 2.0], [3.0, 4.0]]),))
+    state.batch_select_indices(torch.tensor([1]))
+    state.batch_repeat_interleave(2)
+    state.crop(-1)
+    assert state.memory is not None
+    assert state.memory[0].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@torch.no_grad()
+def test_a_stock_cache_takes_back_a_draft(window: int | None) -> None:
+    model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=window)).eval()
+    ids, cache = torch.randint(90, (1, 12)), DynamicCache(config=model.config)
+    model(ids[:, :6], past_key_values=cache)
+    for kept in (8, 7, 9):
+        start = cache.get_seq_length()
+        record(cache)
+        model(ids[:, start:kept], past_key_values=cache)
+        model(torch.full((1, 2), 5), past_key_values=cache)
+        commit(cache, min(kept, 7))
+    record(cache, False)
+    rest = model(ids[:, 7:], past_key_values=cache).logits
+    torch.testing.assert_close(rest, model(ids, use_cache=False).logits[:, 7:], rtol=0, atol=1e-5)
+
+
+def test_a_stock_window_without_a_record_is_refused_and_so_is_too_much() -> None:
+    cache = Cache(layers=[DynamicSlidingWindowLayer(3)])
+    cache.update(torch.zeros(1, 1, 5, 2), torch.zeros(1, 1, 5, 2), 0)
+    commit(cache, 5)
+    with pytest.raises(UsageError, match="call record before the draft"):
+        commit(cache, 4)
+    with pytest.raises(UsageError, match="first 6 positions of a state that holds 5"):
+        commit(cache, 6)
+
+
+@pytest.mark.parametrize("layer", [LinearAttentionLayer(), StaticLayer(4)])
+def test_stock_layers_that_cannot_take_back_are_refused(layer: Any) -> None:
+    for call in (lambda c: record(c), lambda c: commit(c, 0)):
+        with pytest.raises(UnsupportedModel, match=f"{type(layer).__name__} cannot take back tokens"):
+            call(Cache(layers=[layer]))

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
+from potstill.core.blueprint import Blueprint, Layer
 from potstill.core.errors import NotFound
 from potstill.evaluate.size import (
     count_blueprint_parameters,
@@ -15,6 +15,8 @@ from potstill.evaluate.size import (
     flops_per_token,
     forward_flops,
 )
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
 from potstill.models.families.registry import read_blueprint
 
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU, weight_shapes
+from potstill.core.blueprint import Blueprint, Layer, Rotary, weight_shapes
 from potstill.core.errors import UsageError
 from potstill.core.serialization import freeze
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
 from potstill.models.backbone import Backbone, init_weights
 
 PLAIN = Layer(Attention(4, 2, 8), SwiGLU(24))

@@ -23,8 +23,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from potstill.core.blueprint import Blueprint, Layer, Rotary, SwiGLU, weight_shapes
+from potstill.core.blueprint import Blueprint, Layer, Rotary, weight_shapes
 from potstill.core.errors import UnsupportedModel
+from potstill.layers.ffn.swiglu import SwiGLU
 from potstill.models.backbone import Backbone
 from potstill.models.families.llama import convert_weights_from_hf, convert_weights_to_hf
 from potstill.models.families.registry import (
@@ -345,7 +346,7 @@ def test_a_blueprint_made_by_hand_gets_no_stop_token_that_nobody_chose() -> None
 
 
 def test_an_unknown_family_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(UnsupportedModel, match="'gpt2' models cannot be taken apart; the families known are llama, q"):
+    with pytest.raises(UnsupportedModel, match="'gpt2' models cannot be imported; the supported families are llama, q"):
         read_blueprint(GPT2Config())
 
 

@@ -11,9 +11,11 @@ import torch
 from transformers import AutoConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.cache_utils import Cache
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
+from potstill.core.blueprint import Blueprint, Layer
 from potstill.core.errors import ArtifactError, UnsupportedModel, UsageError
 from potstill.core.types import Needs
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
 from potstill.models.families.registry import import_model
 from potstill.models.hf_causal_lm import AutoModelForCausalLM, PotstillConfig, PotstillForCausalLM
 from potstill.models.signals import compute_signals, probe_model

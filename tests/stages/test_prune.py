@@ -3,14 +3,20 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from tests.layers.extensions.gated_delta import GatedDelta
 from transformers import AutoModelForCausalLM
 
-from potstill.core.errors import InfeasibleTarget, UsageError
+from potstill.core.blueprint import Blueprint, Layer
+from potstill.core.errors import InfeasibleTarget, UnsupportedModel, UsageError
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
+from potstill.models.backbone import Backbone
 from potstill.models.load import compute_digest
 from potstill.stages.prune import PruneConfig
 
@@ -110,3 +116,10 @@ def test_a_stage_that_means_nothing_cannot_be_made(options: dict[str, object]) -
 def test_a_size_that_cannot_be_reached_names_the_nearest(teacher: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(InfeasibleTarget, match=r"--keep 0\.755"):
         PruneConfig(model=str(teacher), data=str(text), keep=0.7).run(tmp_path / "made")
+
+
+def test_a_hybrid_stack_is_refused_before_anything_is_measured() -> None:
+    layer = Layer(Attention(2, 1, 4), SwiGLU(8))
+    hybrid = Backbone(Blueprint(30, 8, (layer, replace(layer, mixer=GatedDelta(2, 4))), context=64))
+    with pytest.raises(UnsupportedModel, match="layers are of 2 kinds"):
+        PruneConfig(model="hybrid", keep=0.5).compute_target_shape(hybrid)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU
+from potstill.core.blueprint import Blueprint, Layer, Rotary
 from potstill.core.types import Batch, supervised_positions
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
 from potstill.models.backbone import Backbone, init_weights
 
 LLAMA = Attention(heads=6, kv_heads=3, head_dim=4)
@@ -70,8 +72,8 @@ def ones(model: Backbone) -> dict[str, Tensor]:
     """Masks that hide nothing: `xi` [L G] on heads, `nu` [L F] on neurons, `eta` [D] on coordinates."""
     layer, layers = model.blueprint.layers[0], len(model.blueprint.layers)
     return {
-        "xi": torch.ones(layers, layer.mixer.kv_heads),
-        "nu": torch.ones(layers, layer.ffn.width),
+        "xi": torch.ones(layers, layer.cuts()["kv_heads"].size),
+        "nu": torch.ones(layers, layer.cuts()["ffn"].size),
         "eta": torch.ones(model.blueprint.hidden),
     }
 
@@ -98,7 +100,7 @@ def masked_loss(model: Backbone, batch: Batch, masks: dict[str, Tensor], *, mean
         hook.remove()
         x = (x + eta * norm(block.mixer_post_norm, mixed)) * eta
         hook = block.ffn.down.register_forward_pre_hook(lambda _, inputs, i=i: (inputs[0] * nu[i],))
-        x = (x + eta * norm(block.ffn_post_norm, block.ffn(norm(block.ffn_norm, x)))) * eta
+        x = (x + eta * norm(block.ffn_post_norm, block.ffn(norm(block.ffn_norm, x), positions))) * eta
         hook.remove()
     asked, targets, _ = supervised_positions(batch)
     return cross_entropy(model.head().logits(norm(model.norm, x)[asked]), targets)

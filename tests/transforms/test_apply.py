@@ -14,7 +14,9 @@ from potstill.transforms.drop_layers import DropLayers
 from potstill.transforms.narrow import Narrow
 
 EVERY = {
-    "narrow": Narrow(heads=((0, 2),) * 3, neurons=((1, 2, 5),) * 3, hidden=tuple(range(3, 15)), gain={"norm": 1.5}),
+    "narrow": Narrow(
+        units={"kv_heads": ((0, 2),) * 3, "ffn": ((1, 2, 5),) * 3}, hidden=tuple(range(3, 15)), gain={"norm": 1.5}
+    ),
     "drop_layers": DropLayers((0, 2)),
 }
 

@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.layers.extensions.gated_delta import GatedDelta
+from tests.layers.extensions.two_experts import Experts
 from tests.transforms.small import KINDS
 from transformers import LlamaConfig
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU, weight_shapes
+from potstill.core.blueprint import Blueprint, Layer, weight_shapes
 from potstill.core.errors import InfeasibleTarget, UnsupportedModel, UsageError
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
 from potstill.models.backbone import Backbone
 from potstill.transforms.fit import (
-    DIMENSIONS,
     STRATEGIES,
     Shape,
     count_parameters,
@@ -61,6 +64,10 @@ def blueprint_of(facts: dict[str, Any]) -> Blueprint:
     return Blueprint(facts["vocabulary"], hidden, (layer,) * facts["layers"], tied=tied)
 
 
+def dims_of(strategy: str) -> tuple[str, ...]:
+    return get_dimensions(SMOLLM2, strategy, 1.0)
+
+
 def share(blueprint: Blueprint, shape: Shape) -> float:
     return count_parameters(resize_blueprint(blueprint, shape)) / count_parameters(blueprint)
 
@@ -89,17 +96,17 @@ def test_minima_3b_comes_out_of_its_size_alone() -> None:
 def test_width_alone_is_minimas_square_root_rule(sparsity: int, each: int) -> None:
     """Its table: sparsity of all and of each dimension, in per cent; without embeddings, which obey another rule."""
     blueprint = Blueprint(1, 2048, (Layer(Attention(32, 32, 64), SwiGLU(6400)),), tied=True)
-    shape = fit_shape(blueprint, keep=1 - sparsity / 100, dims=STRATEGIES["width"])
-    kept = (shape.kv_heads / 32, shape.ffn / 6400, shape.hidden / 2048)
+    shape = fit_shape(blueprint, keep=1 - sparsity / 100, dims=dims_of("width"))
+    kept = (shape["kv_heads"] / 32, shape["ffn"] / 6400, shape["hidden"] / 2048)
     assert kept == pytest.approx([1 - each / 100] * 3, abs=0.06)  # 32 heads come in steps of 0.03
-    assert shape.layers == 1
+    assert shape["layers"] == 1
 
 
 @settings(max_examples=60)
 @given(FACTS, SHARES, st.sampled_from(sorted(STRATEGIES)))
 def test_a_share_is_reached_within_two_per_cent_or_refused(facts: dict[str, Any], keep: float, strategy: str) -> None:
     blueprint = blueprint_of(facts)
-    dims = STRATEGIES[strategy]
+    dims = dims_of(strategy)
     try:
         shape = fit_shape(blueprint, keep=keep, dims=dims)
     except InfeasibleTarget as error:
@@ -109,10 +116,10 @@ def test_a_share_is_reached_within_two_per_cent_or_refused(facts: dict[str, Any]
     new, old = resize_blueprint(blueprint, shape), get_shape(blueprint)
     assert abs(count_parameters(new) / (keep * count_parameters(blueprint)) - 1) < 0.0201
     assert get_shape(new) == shape
-    assert all(1 <= a <= b for a, b in zip(shape, old, strict=True))
-    assert all(a == b for dim, a, b in zip(DIMENSIONS, shape, old, strict=True) if dim not in dims)
+    assert all(1 <= a <= b for a, b in zip(shape.values(), old.values(), strict=True))
+    assert all(a == b for dim, a, b in zip(old, shape.values(), old.values(), strict=True) if dim not in dims)
     heads = blueprint.layers[0].mixer.heads
-    assert new.layers[0].mixer.heads * old.kv_heads == heads * shape.kv_heads
+    assert new.layers[0].mixer.heads * old["kv_heads"] == heads * shape["kv_heads"]
     if blueprint.hidden % heads == 0:  # else its family does not mind
         assert new.hidden % new.layers[0].mixer.heads == 0
 
@@ -122,16 +129,16 @@ def test_a_share_is_reached_within_two_per_cent_or_refused(facts: dict[str, Any]
 @given(keep=st.floats(0.3, 1.0))
 def test_published_models_reach_every_share_by_width_and_by_both(model: Blueprint, keep: float) -> None:
     for strategy in ("width", "both"):
-        shape = fit_shape(model, keep=keep, dims=STRATEGIES[strategy])
+        shape = fit_shape(model, keep=keep, dims=dims_of(strategy))
         assert share(model, shape) == pytest.approx(keep, rel=0.02)
-        assert shape.hidden % (model.layers[0].mixer.heads // get_shape(model).kv_heads * shape.kv_heads) == 0
+        assert shape["hidden"] % (model.layers[0].mixer.heads // get_shape(model)["kv_heads"] * shape["kv_heads"]) == 0
 
 
 @settings(max_examples=30)
 @given(FACTS, st.sampled_from(sorted(STRATEGIES)))
 def test_keeping_all_changes_nothing(facts: dict[str, Any], strategy: str) -> None:
     blueprint = blueprint_of(facts)
-    shape = fit_shape(blueprint, keep=1.0, dims=STRATEGIES[strategy])
+    shape = fit_shape(blueprint, keep=1.0, dims=dims_of(strategy))
     assert resize_blueprint(blueprint, shape) == blueprint
     assert fit_shape(blueprint, params=count_parameters(blueprint)) == fit_shape(blueprint) == shape
 
@@ -139,21 +146,21 @@ def test_keeping_all_changes_nothing(facts: dict[str, Any], strategy: str) -> No
 @pytest.mark.parametrize("keep", [0.5, 0.6, 0.75, 0.9])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_smollm2_fits_every_share_by_every_strategy_in_round_numbers(keep: float, strategy: str) -> None:
-    shape = fit_shape(SMOLLM2, keep=keep, dims=STRATEGIES[strategy])
+    shape = fit_shape(SMOLLM2, keep=keep, dims=dims_of(strategy))
     assert share(SMOLLM2, shape) == pytest.approx(keep, rel=0.02)
-    assert shape.hidden % 12 == shape.ffn % 8 == 0  # 9 heads rule out most multiples of 8
-    LlamaConfig(hidden_size=shape.hidden, num_attention_heads=3 * shape.kv_heads, head_dim=64)  # or it raises
-    ratios = [new / old for new, old in zip(shape, get_shape(SMOLLM2), strict=True)]
-    cut = [ratio for ratio, dim in zip(ratios, DIMENSIONS, strict=True) if dim in STRATEGIES[strategy]]
+    assert shape["hidden"] % 12 == shape["ffn"] % 8 == 0  # 9 heads rule out most multiples of 8
+    LlamaConfig(hidden_size=shape["hidden"], num_attention_heads=3 * shape["kv_heads"], head_dim=64)  # or it raises
+    ratios = [new / old for new, old in zip(shape.values(), get_shape(SMOLLM2).values(), strict=True)]
+    cut = [ratio for ratio, dim in zip(ratios, tuple(get_shape(SMOLLM2)), strict=True) if dim in dims_of(strategy)]
     if strategy == "both":
         assert min(cut) > keep**0.5 - 0.05  # no dimension pays for the others
 
 
 def test_explicit_sizes_are_taken_and_the_rest_is_fitted() -> None:
     shape = fit_shape(SMOLLM2, keep=0.6, exact_sizes={"layers": 24, "kv_heads": 3})
-    assert (shape.layers, shape.kv_heads) == (24, 3)
+    assert (shape["layers"], shape["kv_heads"]) == (24, 3)
     assert share(SMOLLM2, shape) == pytest.approx(0.6, rel=0.02)
-    assert fit_shape(SMOLLM2, exact_sizes={"ffn": 1000}) == get_shape(SMOLLM2)._replace(ffn=1000)
+    assert fit_shape(SMOLLM2, exact_sizes={"ffn": 1000}) == get_shape(SMOLLM2).change({"ffn": 1000})
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.5, 1.01, 75.0, math.nan, math.inf])
@@ -165,13 +172,13 @@ def test_a_share_outside_zero_to_one_is_a_wrong_call(keep: float) -> None:
 
 
 def test_explicit_sizes_that_no_stock_llama_has_are_refused() -> None:
-    for dims in ((), ("ffn",), DIMENSIONS):  # no number of heads in threes divides 416
+    for dims in ((), ("ffn",), tuple(get_shape(SMOLLM2))):  # no number of heads in threes divides 416
         with pytest.raises(InfeasibleTarget, match=r"hidden 416 is no multiple of 9 heads.*ask for hidden 414"):
             fit_shape(SMOLLM2, keep=0.7, dims=dims, exact_sizes={"hidden": 416})
     with pytest.raises(InfeasibleTarget, match="hidden 416 is no multiple of 9 heads"):
         fit_shape(SMOLLM2, exact_sizes={"hidden": 416})
-    assert fit_shape(SMOLLM2, exact_sizes={"hidden": 414}).hidden == 414
-    assert fit_shape(SMOLLM2, keep=0.5, exact_sizes={"hidden": 384}).kv_heads == 2  # 6 heads divide 384, 9 do not
+    assert fit_shape(SMOLLM2, exact_sizes={"hidden": 414})["hidden"] == 414
+    assert fit_shape(SMOLLM2, keep=0.5, exact_sizes={"hidden": 384})["kv_heads"] == 2  # 6 heads divide 384, 9 do not
 
 
 def test_a_target_larger_than_the_teacher_is_refused_in_one_sentence() -> None:
@@ -182,18 +189,18 @@ def test_a_target_larger_than_the_teacher_is_refused_in_one_sentence() -> None:
 
 
 def test_an_infeasible_target_names_the_nearest_shape_and_that_shape_is_feasible() -> None:
-    with pytest.raises(InfeasibleTarget, match=r"38,932,416 \(3 layers, hidden 576.*--keep 0.289") as error:
-        fit_shape(SMOLLM2, keep=0.3, dims=STRATEGIES["depth"])
+    with pytest.raises(InfeasibleTarget, match=r"38,932,416 \(3 layers, .*hidden 576.*--keep 0.289") as error:
+        fit_shape(SMOLLM2, keep=0.3, dims=("layers",))
     assert "\n" not in str(error.value)
-    assert fit_shape(SMOLLM2, keep=0.289, dims=STRATEGIES["depth"]).layers == 3
+    assert fit_shape(SMOLLM2, keep=0.289, dims=("layers",))["layers"] == 3
 
 
 def test_much_that_stays_is_cut_in_depth_and_little_in_all_dimensions() -> None:
-    assert get_dimensions("auto", 0.75) == get_dimensions("auto", 0.7) == ("layers",)
-    assert get_dimensions("auto", 0.69) == DIMENSIONS
-    assert get_dimensions("width", 0.75) == STRATEGIES["width"]
+    assert get_dimensions(SMOLLM2, "auto", 0.75) == get_dimensions(SMOLLM2, "auto", 0.7) == ("layers",)
+    assert get_dimensions(SMOLLM2, "auto", 0.69) == tuple(get_shape(SMOLLM2))
+    assert get_dimensions(SMOLLM2, "width", 0.75) == dims_of("width")
     with pytest.raises(InfeasibleTarget, match="134,515,008"):  # larger than explicit sizes allow
-        fit_shape(SMOLLM2, keep=0.9, exact_sizes={dim: getattr(get_shape(SMOLLM2), dim) for dim in DIMENSIONS})
+        fit_shape(SMOLLM2, keep=0.9, exact_sizes={dim: get_shape(SMOLLM2)[dim] for dim in tuple(get_shape(SMOLLM2))})
 
 
 def test_tiny_targets_are_refused_not_divided_by() -> None:
@@ -222,5 +229,26 @@ def test_layers_of_different_widths_are_not_fitted() -> None:
 
 def test_a_shape_reads_as_words_and_as_a_card() -> None:
     shape = Shape(layers=2, kv_heads=1, ffn=64, hidden=32)
-    assert str(shape) == "2 layers, hidden 32, feed-forward 64, 1 key/value heads"
-    assert shape.to_dict() == {"layers": 2, "kv_heads": 1, "ffn": 64, "hidden": 32}
+    assert str(shape) == "2 layers, kv_heads 1, ffn 64, hidden 32"
+    assert dict(shape) == {"layers": 2, "kv_heads": 1, "ffn": 64, "hidden": 32}
+
+
+def test_a_hybrid_stack_is_refused_by_the_kinds_of_its_layers() -> None:
+    layer = SMOLLM2.layers[0]
+    hybrid = replace(SMOLLM2, layers=(layer, replace(layer, mixer=GatedDelta(9, 64))))
+    with pytest.raises(UnsupportedModel, match=r"2 kinds \(attention and swiglu; test_gated_delta and swiglu\)"):
+        fit_shape(hybrid, keep=0.5)
+    biased = replace(layer, ffn=SwiGLU(1536, bias=True))
+    with pytest.raises(UnsupportedModel, match="differ in their weights"):
+        fit_shape(replace(SMOLLM2, layers=(layer, biased)), keep=0.5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_stack_of_another_kind_is_fitted_in_the_widths_that_it_declares(strategy: str) -> None:
+    layer = Layer(GatedDelta(16, 16), Experts((SwiGLU(256), SwiGLU(256))))
+    blueprint = Blueprint(1000, 256, (layer,) * 12)
+    shape = fit_shape(blueprint, keep=0.7, dims=get_dimensions(blueprint, strategy, 0.7))
+    assert list(shape) == ["layers", "delta_heads", "expert_ffn", "hidden"]
+    assert share(blueprint, shape) == pytest.approx(0.7, rel=0.02)
+    with pytest.raises(UsageError, match="'kv_heads' is no dimension that can be cut; those are layers, delta_heads"):
+        fit_shape(blueprint, exact_sizes={"kv_heads": 2})

@@ -31,7 +31,9 @@ def unit(scores: Tensor) -> Tensor:
 
 
 def assert_equal(a: ImportanceScores, b: ImportanceScores) -> None:
-    for mine, theirs in zip((*a.heads, *a.neurons, a.hidden), (*b.heads, *b.neurons, b.hidden), strict=True):
+    assert a.units.keys() == b.units.keys()
+    pairs = [pair for name, scores in a.units.items() for pair in zip(scores, b.units[name], strict=True)]
+    for mine, theirs in (*pairs, (a.hidden, b.hidden)):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -44,8 +46,8 @@ def test_importance_is_the_finite_difference_of_its_masks(kind: str, close: floa
     # the network's norms are float32 inside, the definition's are not, but for those of queries and keys: 1e-7 of noise
     # over a step of 1e-5
     tolerance = {"rtol": close, "atol": close / 10}
-    torch.testing.assert_close(torch.stack(found.heads), unit(slopes(model, batches, "xi")), **tolerance)
-    torch.testing.assert_close(torch.stack(found.neurons), unit(slopes(model, batches, "nu")), **tolerance)
+    torch.testing.assert_close(torch.stack(found.units["kv_heads"]), unit(slopes(model, batches, "xi")), **tolerance)
+    torch.testing.assert_close(torch.stack(found.units["ffn"]), unit(slopes(model, batches, "nu")), **tolerance)
     torch.testing.assert_close(found.hidden, unit(slopes(model, batches, "eta")), **tolerance)
     loss = sum(masked_loss(model, batch, ones(model)).item() for batch in batches) / 2
     assert found.loss == pytest.approx(loss, rel=1e-5)
@@ -56,16 +58,16 @@ def test_a_head_or_neuron_that_is_not_heard_has_importance_zero(llama: Backbone,
         llama.layers[1].mixer.o.weight[:, 8:16] = 0  # the second key/value head has two queries of 4
         llama.layers[2].ffn.down.weight[:, 7] = 0
     found = measure_importance(llama, batches, next_token_loss)
-    assert found.heads[1][1] == 0
-    assert found.heads[1][[0, 2]].min() > 0
-    assert found.neurons[2][7] == 0
-    assert found.neurons[1][7] > 0
+    assert found.units["kv_heads"][1][1] == 0
+    assert found.units["kv_heads"][1][[0, 2]].min() > 0
+    assert found.units["ffn"][2][7] == 0
+    assert found.units["ffn"][1][7] > 0
 
 
 def test_a_layer_in_which_nothing_matters_scores_zero_instead_of_nan(llama: Backbone, batches: list[Batch]) -> None:
     with torch.no_grad():
         llama.layers[1].mixer.o.weight.zero_()
-    assert measure_importance(llama, batches, next_token_loss).heads[1].tolist() == [0, 0, 0]
+    assert measure_importance(llama, batches, next_token_loss).units["kv_heads"][1].tolist() == [0, 0, 0]
 
 
 def test_measuring_changes_nothing(llama: Backbone, batches: list[Batch]) -> None:
@@ -113,8 +115,10 @@ def test_autocast_ranks_as_float32_does(trained: tuple[Backbone, list[Batch], li
     plain = measure_importance(model, seen[:2], next_token_loss)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = measure_importance(model, seen[:2], next_token_loss)
-    assert cast.neurons[0].dtype == cast.hidden.dtype == torch.float32
-    for a, b in zip(plain.neurons + plain.heads, cast.neurons + cast.heads, strict=True):
+    assert cast.units["ffn"][0].dtype == cast.hidden.dtype == torch.float32
+    for a, b in zip(
+        plain.units["ffn"] + plain.units["kv_heads"], cast.units["ffn"] + cast.units["kv_heads"], strict=True
+    ):
         assert torch.dot(a, b) > 0.97
 
 
@@ -164,11 +168,3 @@ def test_no_batches_nothing_supervised_and_a_broken_loss_are_refused(llama: Back
         llama.embed.weight[batches[1]["input_ids"][0, 0]] = torch.nan
     with pytest.raises(DataError, match="nan on calibration batch"):
         measure_importance(llama, batches, next_token_loss)
-
-
-def test_the_card_holds_plain_numbers(llama: Backbone, batches: list[Batch]) -> None:
-    card = measure_importance(llama, batches, next_token_loss).to_dict()
-    assert card["batches"] == 2
-    assert card["tokens"] == 25
-    assert len(card["heads"]) == len(card["influence"]) == 3
-    assert all(isinstance(score, float) for layer in card["heads"] for score in layer)

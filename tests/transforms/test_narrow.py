@@ -17,19 +17,23 @@ def masks(model: Backbone, narrow: Narrow) -> dict[str, Tensor]:
     """0 where `narrow` removes a unit."""
     found = {name: torch.zeros_like(mask) for name, mask in ones(model).items()}
     for i in range(len(model.layers)):
-        found["xi"][i, list(narrow.heads[i] if narrow.heads else range(3))] = 1
-        found["nu"][i, list(narrow.neurons[i] if narrow.neurons else range(10))] = 1
+        found["xi"][i, list(narrow.units["kv_heads"][i] if "kv_heads" in narrow.units else range(3))] = 1
+        found["nu"][i, list(narrow.units["ffn"][i] if "ffn" in narrow.units else range(10))] = 1
     found["eta"][list(narrow.hidden if narrow.hidden else range(16))] = 1
     return found
 
 
 CUTS = {
-    "heads": Narrow(heads=((0, 2), (1, 2), (0, 1))),
-    "one head": Narrow(heads=((2,), (0,), (1,))),
-    "neurons": Narrow(neurons=((0, 3, 9), (1, 2, 4), (5, 6, 7))),
-    "widths that differ between layers": Narrow(heads=((0,), (0, 1), (0, 1, 2)), neurons=((0,), (1, 2), (3, 4, 5))),
+    "heads": Narrow(units={"kv_heads": ((0, 2), (1, 2), (0, 1))}),
+    "one head": Narrow(units={"kv_heads": ((2,), (0,), (1,))}),
+    "neurons": Narrow(units={"ffn": ((0, 3, 9), (1, 2, 4), (5, 6, 7))}),
+    "widths that differ between layers": Narrow(
+        units={"kv_heads": ((0,), (0, 1), None), "ffn": ((0,), (1, 2), (3, 4, 5))}
+    ),
     "hidden": Narrow(hidden=(0, 1, 4, 5, 6, 9, 10, 15)),
-    "all": Narrow(heads=((0, 2), (1, 2), (0, 1)), neurons=((0, 9), (1, 2), (5, 7)), hidden=(2, 3, 5, 7, 11, 13)),
+    "all": Narrow(
+        units={"kv_heads": ((0, 2), (1, 2), (0, 1)), "ffn": ((0, 9), (1, 2), (5, 7))}, hidden=(2, 3, 5, 7, 11, 13)
+    ),
 }
 
 
@@ -44,7 +48,7 @@ def test_removing_units_is_masking_them(narrow: Narrow, model: Backbone) -> None
 
 
 def test_keeping_all_is_the_same_model_to_the_bit(model: Backbone) -> None:
-    every = Narrow(heads=((0, 1, 2),) * 3, neurons=(tuple(range(10)),) * 3, hidden=tuple(range(16)))
+    every = Narrow(units={"kv_heads": ((0, 1, 2),) * 3, "ffn": (tuple(range(10)),) * 3}, hidden=tuple(range(16)))
     for narrow in (every, Narrow()):
         new = apply_transform(narrow, model)
         assert new.blueprint == model.blueprint
@@ -81,9 +85,9 @@ def test_fewer_units_are_a_subset_of_more(model: Backbone, batches: list[Batch])
     found = measure_importance(model, batches, next_token_loss)
     for size in range(1, 10):
         less, more = select_units(found, ffn=size, hidden=size), select_units(found, ffn=size + 1, hidden=size + 1)
-        assert all(set(a) < set(b) for a, b in zip(less.neurons or (), more.neurons or (), strict=True))
+        assert all(set(a) < set(b) for a, b in zip(less.units["ffn"], more.units["ffn"], strict=True))
         assert set(less.hidden or ()) < set(more.hidden or ())
-        assert all(len(kept) == size for kept in less.neurons or ())
+        assert all(len(kept) == size for kept in less.units["ffn"])
 
 
 def statistics(**changes: Tensor) -> ImportanceScores:
@@ -91,15 +95,15 @@ def statistics(**changes: Tensor) -> ImportanceScores:
     given = {"heads": torch.tensor([0.1, 0.9, 0.5]), "neurons": torch.tensor([4.0, 1, 3, 2]), "hidden": torch.ones(4)}
     given |= changes
     energy = {"norm": torch.tensor([1.0, 1.44, 1.56, 0.0])}
-    one = given["heads"], given["neurons"]
-    return ImportanceScores((one[0],), (one[1],), given["hidden"], torch.ones(1), energy, loss=1.0, batches=1, tokens=9)
+    units = {"kv_heads": (given["heads"],), "ffn": (given["neurons"],)}
+    return ImportanceScores(units, given["hidden"], torch.ones(1), energy, loss=1.0, batches=1, tokens=9)
 
 
 def test_the_highest_scores_are_kept_in_their_old_order() -> None:
     narrow = select_units(
         statistics(hidden=torch.tensor([0.1, 0.4, 0.3, 0.4])), kv_heads=2, ffn=2, hidden=3, rescale=False
     )
-    assert narrow == Narrow(heads=((1, 2),), neurons=((0, 2),), hidden=(1, 2, 3))
+    assert narrow == Narrow(units={"kv_heads": ((1, 2),), "ffn": ((0, 2),)}, hidden=(1, 2, 3))
     assert select_units(statistics(), hidden=2).hidden == (0, 1)  # a tie keeps the earlier
 
 
@@ -150,9 +154,9 @@ def test_importance_loses_less_than_chance_and_chance_less_than_its_reverse(
         ).item()
 
     def reordered(order: object) -> ImportanceScores:
-        heads, neurons = tuple(map(order, found.heads)), tuple(map(order, found.neurons))  # type: ignore[call-overload]
+        units = {name: tuple(map(order, scores)) for name, scores in found.units.items()}  # type: ignore[call-overload]
         counts = {"loss": found.loss, "batches": found.batches, "tokens": found.tokens}
-        return ImportanceScores(heads, neurons, order(found.hidden), found.influence, found.energy, **counts)  # type: ignore
+        return ImportanceScores(units, order(found.hidden), found.influence, found.energy, **counts)  # type: ignore
 
     chance = [loss(reordered(lambda s: s[torch.randperm(len(s))])) for _ in range(5)]
     base = next_token_loss(model, unseen[0]).item()
@@ -163,11 +167,12 @@ def test_importance_loses_less_than_chance_and_chance_less_than_its_reverse(
 BAD = {
     "descending": (Narrow(hidden=(3, 2)), r"ascending indices from 0 to 15, not \[3, 2\]"),
     "twice": (Narrow(hidden=(3, 3)), "ascending"),
-    "negative": (Narrow(neurons=((-1, 2),) * 3), "neurons of layer 0"),
-    "too high": (Narrow(heads=((0,), (3,), (0,))), "heads of layer 1"),
-    "empty": (Narrow(heads=((), (0,), (0,))), "no heads of layer 0 would be kept"),
+    "negative": (Narrow(units={"ffn": ((-1, 2),) * 3}), "ffn of layer 0"),
+    "too high": (Narrow(units={"kv_heads": ((0,), (3,), (0,))}), "kv_heads of layer 1"),
+    "empty": (Narrow(units={"kv_heads": ((), (0,), (0,))}), "no kv_heads of layer 0 would be kept"),
     "no hidden": (Narrow(hidden=()), "no hidden coordinates"),
-    "too few layers": (Narrow(heads=((0,),)), "heads names 1 layers, the model has 3"),
+    "too few layers": (Narrow(units={"kv_heads": ((0,),)}), "kv_heads names 1 layers, the model has 3"),
+    "no such cut": (Narrow(units={"channels": ((0,),) * 3}), "layer 0 has no channels to cut; it is made of attention"),
     "no such norm": (Narrow(gain={"layers.9.ffn_norm": 1.0}), "gain names 'layers.9.ffn_norm'"),
 }
 

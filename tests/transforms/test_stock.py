@@ -64,8 +64,8 @@ def test_a_budget_becomes_a_stock_model_of_that_size(batches: list[Batch]) -> No
     model = build("llama tied", layers=6, hidden=96)
     shape = fit_shape(model.blueprint, keep=0.6)
     found = measure_importance(model, batches, next_token_loss)
-    narrow = select_units(found, kv_heads=shape.kv_heads, ffn=shape.ffn, hidden=shape.hidden)
-    pruned = apply_transform(DropLayers(tuple(range(shape.layers))), apply_transform(narrow, model))
+    narrow = select_units(found, kv_heads=shape["kv_heads"], ffn=shape["ffn"], hidden=shape["hidden"])
+    pruned = apply_transform(DropLayers(tuple(range(shape["layers"]))), apply_transform(narrow, model))
     stock = export_model(pruned)
     assert stock.config.model_type == "llama"
     assert stock.num_parameters() / count_parameters(model.blueprint) == pytest.approx(0.6, rel=0.02)

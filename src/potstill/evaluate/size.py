@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-from potstill.core.blueprint import Attention, Blueprint, weight_shapes
+from potstill.core.blueprint import Blueprint, weight_shapes
 from potstill.core.errors import NotFound
 
 # Not all of *.bin and *.safetensors: optimizer states and an objective's projectors have these endings too.
@@ -16,7 +16,7 @@ WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """The stored parameters of embeddings (with an untied head) and of everything else; tied weights count once."""
+    """Stored parameters, tied ones and each expert counted once: embeddings (with an untied head) and all others."""
 
     embeddings: int
     blocks: int
@@ -36,7 +36,7 @@ def count_parameters(model: PreTrainedModel) -> ParameterCounts:
 
 
 def count_bytes_in_memory(model: nn.Module) -> int:
-    """Bytes of the weights and buffers in the state dict; tensors that share memory count once."""
+    """Bytes of the weights and buffers of the state dict; tensors that share memory count once."""
     bytes_by_pointer = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
     return sum(bytes_by_pointer.values())
 
@@ -56,7 +56,10 @@ def count_bytes_on_disk(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations for one token, by part; a multiply-add counts as two operations."""
+    """Floating-point operations for one token, by part; a multiply-add counts as two.
+
+    `blocks` are those with weights, `attention` those over the visible tokens or the memory of them.
+    """
 
     blocks: float
     attention: float
@@ -69,19 +72,21 @@ class Flops:
 
 
 def forward_flops(blueprint: Blueprint, visible_tokens: float) -> Flops:
-    """The operations for one token that attends to `visible_tokens`, itself included; a mean may be fractional.
+    """Operations for one token that sees `visible_tokens`, itself included; a mean over a text may be a fraction.
 
-    Each weight of a matrix in the blocks or of the head costs two; the embedding is a look-up. Each attention costs
-    four per head dimension and visible token: two for the scores, two for the weighted sum of the values. Norms,
-    rotations and softmax are left out, since they cost below 1 % at common widths.
+    Two for each multiply-add of the layers (`Cost`) and of the head; the embedding is a look-up. Of experts only the
+    active ones count.
     """
-    matrices = sum(rows * columns for rows, columns in list_matrix_shapes(blueprint))
-    attention = sum(_compute_attention_width(layer.mixer, visible_tokens) for layer in blueprint.layers)
-    return Flops(2.0 * matrices, 4.0 * attention, 2.0 * blueprint.vocabulary * blueprint.hidden)
+    costs = [layer.cost(blueprint.hidden, visible_tokens) for layer in blueprint.layers]
+    return Flops(
+        2.0 * sum(cost.matrices for cost in costs),
+        2.0 * sum(cost.seen for cost in costs),
+        2.0 * blueprint.vocabulary * blueprint.hidden,
+    )
 
 
 def list_matrix_shapes(blueprint: Blueprint) -> list[tuple[int, int]]:
-    """The shape of every weight matrix inside the blocks."""
+    """The shape of every stored matrix inside the blocks, those of all experts included."""
     tables = ("embed.weight", "head.weight")
     block_shapes = (shape for name, shape in weight_shapes(blueprint).items() if name not in tables)
     return [(shape[0], shape[1]) for shape in block_shapes if len(shape) == 2]
@@ -93,15 +98,7 @@ def flops_per_token(blueprint: Blueprint, context: int) -> int:
 
 
 def count_blueprint_parameters(blueprint: Blueprint) -> ParameterCounts:
-    """The parameters of a model with this blueprint, without building it."""
+    """The stored parameters of a blueprint's model, without building it."""
     sizes = {name: math.prod(shape) for name, shape in weight_shapes(blueprint).items()}
     embeddings = sizes["embed.weight"] + sizes.get("head.weight", 0)
     return ParameterCounts(embeddings=embeddings, blocks=sum(sizes.values()) - embeddings)
-
-
-def _compute_attention_width(mixer: Attention, visible_tokens: float) -> float:
-    return (
-        float(mixer.heads)
-        * mixer.head_dim
-        * (visible_tokens if mixer.window is None else min(visible_tokens, mixer.window))
-    )

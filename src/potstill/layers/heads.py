@@ -1,4 +1,4 @@
-"""Output heads, which turn the last hidden states into logits: calling one gives its `Head`, for a kernel to fuse."""
+"""Output heads, which map the last hidden states to logits; a call returns the `Head`, for fused kernels."""
 
 import torch
 from torch import nn
@@ -21,13 +21,13 @@ class LanguageHead(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """The embedding used as head: it stores nothing of its own, so there is one weight to train, prune and save."""
+    """The embedding as head: it stores no weight, so there is one table to train, prune and save."""
 
     def __init__(self, embed: nn.Embedding, *, softcap: float | None = None) -> None:
         super().__init__()
         self.softcap = softcap
-        self._embed = (embed,)  # inside a tuple it is no submodule, and its weight is listed once
+        self._embed = (embed,)  # inside a tuple it is no submodule, so its weight is listed once
 
     def forward(self) -> Head:
-        """The embedding's weights, whichever tensor holds them now."""
+        """The present weights of the embedding."""
         return Head(self._embed[0].weight, softcap=self.softcap)

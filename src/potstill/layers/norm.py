@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """y = weight * x / sqrt(mean(x^2) + eps), or with `zero_centred` (1 + weight) in place of the weight.
+    """y = weight * x / sqrt(mean(x^2) + eps), or with `zero_centered` (1 + weight) in place of the weight.
 
-    The mean square is taken in float32 whatever the dtype of `x`, float64 included, and the result is rounded to that
-    dtype before it meets the weight: exactly what Llama and Qwen do in Hugging Face, so that logits agree to the bit.
-    Zero-centred, it is rounded after, as in Gemma.
+    The mean square is computed in float32 whatever the dtype of `x`, float64 included. The result is rounded to the
+    dtype of `x` before the weight multiplies it, exactly as in Hugging Face's Llama and Qwen, so that logits agree to
+    the bit. With `zero_centered` it is rounded afterwards, as in Gemma.
     """
 
     def __init__(self, size: int, *, eps: float, zero_centered: bool = False) -> None:
@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The weight of a fresh norm, which multiplies by 1."""
+        """Sets the weight of a fresh norm, which multiplies by 1."""
         nn.init.constant_(self.weight, 0.0 if self.zero_centered else 1.0)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:

@@ -1,5 +1,6 @@
-"""What a mixer may know of a batch besides its input and its state: where each token stands and what it may see."""
+"""What a part may know of a batch besides its input and state: positions, documents, what each token may see."""
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,14 +12,16 @@ from potstill.layers.rotary import rotary_cos_sin
 from potstill.ops.attention import Lengths, causal_mask, document_starts
 
 CosSin = tuple[Tensor, Tensor]
+Reports = MutableMapping[str, list[Tensor]]
 
 
 @dataclass
 class Positions:
-    """The positions of one pass: `ids [B T]`, of documents of `lengths`, or of text that continues `past` tokens.
+    """The positions of one pass: `ids [B T]`, of documents of `lengths`, or of text after `past_length` tokens.
 
-    With `lengths` no query sees another document. Without them (a state holds what came before, or `real [B S]` says
-    which keys are no padding) `visible` gives the dense mask. Angles and masks are made once and shared by all layers.
+    With `lengths` no query sees another document. Without them (a state holds earlier tokens, or `token_mask [B S]`
+    marks the keys that are no padding) `get_mask` gives the dense mask. Angles and masks are computed once for all
+    layers. `reports` collects the tensors that parts report, layer by layer, under the names that it already has.
     """
 
     ids: Int[Tensor, "B T"]
@@ -27,10 +30,26 @@ class Positions:
     lengths: Lengths | None = None
     past_length: int = 0
     token_mask: Bool[Tensor, "B S"] | None = None
+    reports: Reports = field(default_factory=dict)
     _cos_sin_cache: dict[tuple[Rotary, int, torch.dtype], CosSin] = field(default_factory=dict)
     _mask_cache: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
+    _starts: Bool[Tensor, "B T"] | None = None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # made once for all layers, so in none of them
+    @property
+    def starts(self) -> Bool[Tensor, "B T"]:
+        """True at the first token of each document; False everywhere in text that continues a state."""
+        if self._starts is None:
+            self._starts = document_starts(self.ids)
+            if self.past_length:
+                self._starts = torch.zeros_like(self._starts)
+        return self._starts
+
+    def report(self, name: str, value: Tensor) -> None:
+        """Hands `value [B T ...]` to whoever asked for `name` in this pass; nothing happens if nobody did."""
+        if name in self.reports:
+            self.reports[name].append(value)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # computed once for all layers, so in none of them
     def get_cos_sin(self, head_dim: int, dtype: torch.dtype, rotary: Rotary | None = None) -> CosSin:
         """Cosines and sines `[B 1 T K]` of the angles of `rotary`, by default the model's."""
         rope = rotary or self.rotary
@@ -42,7 +61,7 @@ class Positions:
         return self._cos_sin_cache[key]
 
     def get_mask(self, keys: int, window: int | None) -> Bool[Tensor, "B 1 T {keys}"] | None:
-        """Which keys each query may see, or None if it is all of them."""
+        """True for the keys that each query may see, or None if it may see all of them."""
         key = (keys, window)
         if key not in self._mask_cache:
             self._mask_cache[key] = self._build_mask(keys, window)
@@ -58,11 +77,9 @@ class Positions:
         mask = mask.expand(len(self.ids), 1, size, keys)
         if self.token_mask is None:
             return mask
-        if (
-            self.past_length == 0
-        ):  # later on there are only the documents' ends in the state, and rows hold one document each
+        if self.past_length == 0:  # with a past, each row holds one document
             document = document_starts(self.ids).cumsum(1)
             mask = mask & (document[:, :, None] == document[:, None, :])[:, None]
         mask = mask & self.token_mask[:, None, None, :]
         diagonal = torch.arange(keys, device=device) == torch.arange(self.past_length, end, device=device)[:, None]
-        return mask | diagonal  # a padding token sees at least itself: no row of the softmax is empty, none is NaN
+        return mask | diagonal  # a padding token sees itself, so that no row of the softmax is empty and none is NaN

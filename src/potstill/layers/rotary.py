@@ -1,8 +1,8 @@
-"""Rotary positions: pairs of dimensions turn by an angle proportional to the position (arXiv:2104.09864, Eq. 34).
+"""Rotary positions: pairs of dimensions rotate by an angle proportional to the position (arXiv:2104.09864, Eq. 34).
 
 Dimension j is paired with j + K/2, as in Hugging Face's Llama. The frequencies of every scaling (linear, dynamic,
-YaRN, longrope, llama3) are transformers' own. They are a function of the blueprint's `Rotary` and no buffer of any
-module: a change of dtype cannot round them, and a model built on the meta device lacks nothing.
+YaRN, longrope, llama3) are transformers' own. They are computed from the blueprint's `Rotary` and are no buffer of a
+module. So a change of dtype cannot round them, and a model on the meta device has them too.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from potstill.core.blueprint import Rotary
 from potstill.core.errors import UnsupportedModel
 
-LENGTH_DEPENDENT = ("dynamic", "longrope")  # scalings whose frequencies depend on how long the text is
+LENGTH_DEPENDENT = ("dynamic", "longrope")  # scalings whose frequencies depend on the length of the text
 
 
 @lru_cache(maxsize=256)
@@ -27,14 +27,14 @@ def frequencies(
 ) -> tuple[tuple[float, ...], float]:
     """(radians per position of each of the K/2 pairs, factor on cosines and sines).
 
-    `length` is the number of positions in use; only the scalings in `GROWING` look at it, from `context` on.
+    `length` is the number of positions in use; only the scalings in `LENGTH_DEPENDENT` use it, beyond `context`.
 
     Raises:
-        UnsupportedModel: transformers knows no such scaling.
+        UnsupportedModel: transformers has no such scaling.
     """
     parameters = rotary.parameters()
     kind = parameters["rope_type"]
-    # plain numbers come out, so that neither the meta device nor inference mode leaks into the cache
+    # the cache holds plain numbers, which neither the meta device nor inference mode can affect
     with torch.device("cpu"):
         if kind == "default":
             exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
@@ -60,7 +60,7 @@ def rotary_cos_sin(
 def rotate(
     x: Float[Tensor, "B H T K"], cos_sin: tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
 ) -> Float[Tensor, "B H T K"]:
-    """(x_j, x_{j + K/2}) turned by the position's angle: x cos + (-x_{j + K/2}, x_j) sin."""
+    """(x_j, x_{j + K/2}) rotated by the position's angle: x cos + (-x_{j + K/2}, x_j) sin."""
     cos, sin = cos_sin
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
@@ -75,7 +75,7 @@ def _get_rope_function(kind: str) -> Callable[..., tuple[Tensor, float]]:
 
 
 def _build_rope_config(parameters: dict[str, Any], head_dim: int, context: int) -> LlamaConfig:
-    """The config that transformers' functions want: one head as wide as ours."""
+    """The config that transformers' functions need: one head of width `head_dim`."""
     return LlamaConfig(
         hidden_size=head_dim,
         num_attention_heads=1,

@@ -1,10 +1,10 @@
 """The network that a `Blueprint` describes: embedding, residual layers, final norm and head.
 
-It knows no family and no method. A mixer is `(x, positions, state) -> (y, state)`; which one a layer has is looked up
-once, in `MIXERS`, when the network is built.
+It knows no family and no method. A mixer is `(x, positions, state) -> (y, state)`, a feed-forward is
+`(x, positions) -> y`; the factory of `layers/registry.py` makes the module of each kind.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -13,32 +13,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from potstill.core import blueprint as facts
 from potstill.core.blueprint import Blueprint, Layer
 from potstill.core.errors import UsageError
 from potstill.core.kv_cache import State
 from potstill.layers.embedding import ScaledEmbedding
-from potstill.layers.ffn.swiglu import GatedFeedForward
 from potstill.layers.heads import LanguageHead, TiedHead
-from potstill.layers.mixers.attention import GroupedAttention
 from potstill.layers.norm import RMSNorm
-from potstill.layers.positions import Positions
+from potstill.layers.positions import Positions, Reports
+from potstill.layers.registry import PartFactory
 from potstill.ops.attention import document_lengths
-
-MIXERS: Mapping[type, Callable[..., nn.Module]] = {facts.Attention: GroupedAttention}
-FFNS: Mapping[type, Callable[..., nn.Module]] = {facts.SwiGLU: GatedFeedForward}
 
 
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + ffn(norm(x)); with post-norms, x + norm(mixer(norm(x))) and so on."""
 
-    def __init__(self, layer: Layer, hidden: int, *, norm: Callable[[int], RMSNorm]) -> None:
+    def __init__(self, layer: Layer, factory: PartFactory) -> None:
         super().__init__()
+        norm, hidden = factory.make_norm, factory.hidden
         self.mixer_norm = norm(hidden)
-        self.mixer = MIXERS[type(layer.mixer)](layer.mixer, hidden, norm=norm)
+        self.mixer = factory.make_part(layer.mixer)
         self.mixer_post_norm = norm(hidden) if layer.post_norms else nn.Identity()
         self.ffn_norm = norm(hidden)
-        self.ffn = FFNS[type(layer.ffn)](layer.ffn, hidden)
+        self.ffn = factory.make_part(layer.ffn)
         self.ffn_post_norm = norm(hidden) if layer.post_norms else nn.Identity()
 
     def forward(
@@ -47,14 +43,14 @@ class Block(nn.Module):
         """(the residual stream after this layer, state)."""
         mixer_output, state = self.mixer(self.mixer_norm(x), positions, state)
         x = x + self.mixer_post_norm(mixer_output)
-        return x + self.ffn_post_norm(self.ffn(self.ffn_norm(x))), state
+        return x + self.ffn_post_norm(self.ffn(self.ffn_norm(x), positions)), state
 
 
 class Backbone(nn.Module):
-    """The network of `blueprint`, with PyTorch's random weights until some are loaded or `initialise` is called.
+    """The network of `blueprint`, with PyTorch's random weights until weights are loaded or `init_weights` is called.
 
-    Its state dict has the names and shapes of `core.blueprint.shapes`. `gradient_checkpointing` trades a second forward
-    of each layer for the memory of its activations, while training.
+    Its state dict has the names and shapes of `core.blueprint.weight_shapes`. While training, `gradient_checkpointing`
+    computes each layer's forward a second time in place of keeping its activations.
     """
 
     def __init__(self, blueprint: Blueprint) -> None:
@@ -64,7 +60,7 @@ class Backbone(nn.Module):
         vocabulary, hidden, softcap = blueprint.vocabulary, blueprint.hidden, blueprint.logit_softcap
         norm = partial(RMSNorm, eps=blueprint.norm_eps, zero_centered=blueprint.zero_centred_norms)
         self.embed = ScaledEmbedding(vocabulary, hidden, scale=blueprint.embedding_scale)
-        self.layers = nn.ModuleList(Block(layer, hidden, norm=norm) for layer in blueprint.layers)
+        self.layers = nn.ModuleList(Block(layer, PartFactory(hidden, norm, layer.linear)) for layer in blueprint.layers)
         self.norm = norm(hidden)
         tied = blueprint.tied
         self.head = TiedHead(self.embed, softcap=softcap) if tied else LanguageHead(vocabulary, hidden, softcap=softcap)
@@ -93,19 +89,22 @@ class Backbone(nn.Module):
         *,
         token_mask: Bool[Tensor, "B S"] | None = None,
         inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        reports: Reports | None = None,
     ) -> Iterator[Float[Tensor, "B T D"]]:
-        """The residual stream: the embeddings, then what each layer leaves, before the final norm.
+        """The residual stream: the embeddings, then the output of each layer, before the final norm.
 
-        Where `position_ids` restart, a new document begins, and nothing is seen across. With `states` (see `empty`)
-        the tokens continue what those hold, one document a row. `real` marks the tokens (past ones first) that are no
-        padding. `embedded` stands in for the embeddings of `input_ids`.
+        Where `position_ids` restart, a new document begins; it sees nothing of the others. With `states` (see
+        `make_states`) the tokens continue the text in those, one document a row. `token_mask` marks the tokens (past
+        ones first) that are no padding. `inputs_embeds` replaces the embeddings of `input_ids`. The lists in `reports`
+        get the tensors that parts report under those names.
 
         Raises:
             UsageError: the number of states is not the number of layers; several documents would share a state.
         """
         if states is not None and len(states) != len(self.layers):
-            raise UsageError(f"{len(states)} states for {len(self.layers)} layers; make them with empty()")
+            raise UsageError(f"{len(states)} states for {len(self.layers)} layers; make them with make_states()")
         positions = self._make_positions(position_ids, states, token_mask)
+        positions.reports = {} if reports is None else reports
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         yield x
         layer_states: Sequence[State | None] = states or [None] * len(self.layers)
@@ -142,9 +141,9 @@ class Backbone(nn.Module):
 
 
 def init_weights(model: nn.Module, *, std: float = 0.02, rng: torch.Generator | None = None) -> None:
-    """Fresh weights, in place: matrices from N(0, std^2), biases 0, norms that multiply by 1.
+    """Draws fresh weights in place: matrices from N(0, std^2), biases 0, norms that multiply by 1.
 
-    `std` is stock `initializer_range`.
+    `std` is Hugging Face's `initializer_range`.
     """
     with torch.no_grad():
         for weight in model.parameters():

@@ -1,14 +1,15 @@
-"""Our own architecture as a Hugging Face causal language model, for what no stock family expresses.
+"""Our own architecture as a Hugging Face causal language model, for networks that no stock family expresses.
 
-Importing this module teaches transformers' Auto classes to open it:
+Importing this module registers it with transformers' Auto classes:
 
     from potstill import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained("folder")
 
-Packed documents (positions that restart) never see one another here; nothing has to be installed for that.
+Packed documents (positions that restart) never see one another here, without any patch of attention.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -19,7 +20,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from potstill.core.errors import UnsupportedModel, UsageError
-from potstill.core.kv_cache import State
+from potstill.core.kv_cache import State, record
 from potstill.layers.heads import LanguageHead
 from potstill.layers.norm import RMSNorm
 from potstill.models.backbone import Backbone
@@ -44,8 +45,18 @@ class _PotstillPreTrainedModel(PreTrainedModel):
             module.reset_parameters()
 
 
+@dataclass
+class PotstillModelOutput(BaseModelOutputWithPast):
+    """The output of `PotstillModel`: stock fields, and the `reports` of its parts that were asked for, by name.
+
+    A report is `[B T R ...]`: of each of the R parts that report it, in the order of the layers.
+    """
+
+    reports: dict[str, Tensor] | None = None
+
+
 class PotstillModel(_PotstillPreTrainedModel):
-    """A `Backbone` that is called, and answers, as the headless stock models do."""
+    """A `Backbone` with the arguments and outputs of stock models without a head."""
 
     def __init__(self, config: PotstillConfig) -> None:
         super().__init__(config)
@@ -61,11 +72,12 @@ class PotstillModel(_PotstillPreTrainedModel):
         inputs_embeds: Float[Tensor, "B T D"] | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-    ) -> BaseModelOutputWithPast:
+        output_reports: Sequence[str] = (),
+    ) -> PotstillModelOutput:
         """The last hidden states `[B T D]`, after the final norm.
 
-        `hidden_states` are the embeddings and each layer's output, the last one normed. Without `past_key_values` and
-        `use_cache` nothing is cached.
+        `hidden_states` are the embeddings and each layer's output, the last one after the final norm. Without
+        `past_key_values` and `use_cache` nothing is cached. `output_reports` names what parts shall report.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise UsageError("give exactly one of input_ids and inputs_embeds")
@@ -78,13 +90,17 @@ class PotstillModel(_PotstillPreTrainedModel):
             position_ids = torch.arange(past_length, past_length + embeddings.shape[1], device=embeddings.device)[None]
         position_ids = position_ids.expand(len(embeddings), -1)
         token_mask = None if attention_mask is None else _make_token_mask(attention_mask)
-        residuals = self.backbone.residuals(None, position_ids, states, token_mask=token_mask, inputs_embeds=embeddings)
+        reports: dict[str, list[Tensor]] = {name: [] for name in output_reports}
+        residuals = self.backbone.residuals(
+            None, position_ids, states, token_mask=token_mask, inputs_embeds=embeddings, reports=reports
+        )
         hidden_states = [*residuals] if output_hidden_states else [_get_last_item(residuals)]
         hidden_states[-1] = self.backbone.norm(hidden_states[-1])
-        return BaseModelOutputWithPast(
+        return PotstillModelOutput(
             last_hidden_state=hidden_states[-1],
             past_key_values=past_key_values,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            reports={name: torch.stack(values, 2) for name, values in reports.items()} or None,
         )
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -93,7 +109,7 @@ class PotstillModel(_PotstillPreTrainedModel):
 
 
 class PotstillForCausalLM(_PotstillPreTrainedModel, GenerationMixin):
-    """A `Backbone` with Hugging Face's manners: it saves, loads, generates with a cache, and trains in a `Trainer`."""
+    """A `Backbone` as a Hugging Face model: it saves, loads, generates with a cache, and trains in a `Trainer`."""
 
     def __init__(self, config: PotstillConfig) -> None:
         super().__init__(config)
@@ -119,7 +135,7 @@ class PotstillForCausalLM(_PotstillPreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits `[B T V]` and, with `labels`, their loss: the arguments and the meaning are those of stock models."""
+        """Logits `[B T V]` and, with `labels`, their loss; the arguments have the same meaning as in stock models."""
         backbone_output = self.model(
             input_ids,
             attention_mask,
@@ -149,12 +165,28 @@ class PotstillForCausalLM(_PotstillPreTrainedModel, GenerationMixin):
         return self.backbone.embed
 
     def get_output_embeddings(self) -> nn.Module:
-        """The module whose weight makes the logits: the head, or the embedding where they are tied."""
+        """The module whose weight gives the logits: the head, or the embedding where they are tied."""
         return self.backbone.embed if self.backbone.blueprint.tied else self.backbone.head
 
     def resize_token_embeddings(self, *sizes: Any, **options: Any) -> NoReturn:
-        """Refused: the architecture is a value, and its vocabulary is a part of it."""
+        """Refused, since the vocabulary is part of the blueprint.
+
+        Raises:
+            UnsupportedModel: always.
+        """
         raise UnsupportedModel("a potstill model's vocabulary is fixed by its blueprint; make a new one by a transform")
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        """Gives `generate` a cache of our own states, unless it got a cache or another `cache_implementation`."""
+        has_cache = model_kwargs.get("past_key_values") is not None
+        implementation = generation_config.cache_implementation
+        if has_cache or generation_config.use_cache is False or implementation not in (None, "dynamic"):
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+            return
+        cache = Cache(layers=self.backbone.make_states())
+        if generation_config.is_assistant:  # its drafts are taken back
+            record(cache)
+        model_kwargs["past_key_values"] = cache
 
 
 def _get_last_item(items: Any) -> Tensor:

@@ -1,9 +1,10 @@
-"""A blueprint as a Hugging Face config, for what no stock family expresses."""
+"""A blueprint as a Hugging Face config, for networks that no stock family expresses."""
 
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+import potstill.layers  # noqa: F401  registers the built-in kinds of parts
 from potstill.core.blueprint import Blueprint
 from potstill.core.errors import ArtifactError
 
@@ -11,17 +12,19 @@ SPECIAL_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class PotstillConfig(PreTrainedConfig):
-    """`blueprint` holds the architecture as plain data; what else Hugging Face asks for is read off it.
+    """`blueprint` holds the architecture as plain data; the attributes that Hugging Face reads are computed from it.
 
     Raises:
-        ArtefactError: there is no blueprint.
+        ArtifactError: there is no blueprint.
     """
 
     model_type = "potstill"
 
     def __init__(self, blueprint: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if blueprint is None:
-            raise ArtifactError("a potstill config holds its blueprint, and this one holds none; use PotstillConfig.of")
+            raise ArtifactError(
+                "a potstill config holds its blueprint, and this one holds none; use PotstillConfig.from_blueprint"
+            )
         self.blueprint = blueprint
         self.bos_token_id: int | None = None
         self.eos_token_id: int | list[int] | None = None
@@ -38,7 +41,7 @@ class PotstillConfig(PreTrainedConfig):
         """The blueprint.
 
         Raises:
-            ArtefactError: this version cannot read it.
+            ArtifactError: a key is unknown, or the kind of a part is not registered.
         """
         return Blueprint.from_dict(self.blueprint)
 

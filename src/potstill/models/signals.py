@@ -40,6 +40,7 @@ from potstill.models.probing import (
     make_probe_inputs,
     sees_no_later_token,
 )
+from potstill.models.reports import get_reports, list_reports, make_report_arguments
 from potstill.ops import layout
 
 EMBEDDINGS = "embeddings"
@@ -108,7 +109,8 @@ def compute_signals(model: nn.Module, batch: Batch, needs: Needs, *, vocabulary:
         raise ValueError("needs.positions is None: name the positions whose rows are needed")
     if isinstance(model, SignalSource):
         return model.signals(batch, needs, vocabulary=vocabulary)
-    if unknown_names := sorted(needs.relations - set(RELATIONS) | needs.extras - {EMBEDDINGS}):
+    known_extras = list_reports(unwrap_model(model)) | {EMBEDDINGS}
+    if unknown_names := sorted((needs.relations - set(RELATIONS)) | (needs.extras - known_extras)):
         raise UnsupportedModel(f"{type(model).__name__} gives no {unknown_names}; choose another objective")
     probe, inner = probe_model(model), unwrap_model(model)
     if is_encoder_decoder(inner):
@@ -175,13 +177,17 @@ def _compute_inner_signals(
 ) -> Signals:
     positions, layers, is_headless = needs.positions, needs.layers, find_output_layer(inner) is None
     assert positions is not None
+    report_names = needs.extras - {EMBEDDINGS}
     module = inner.base_model if is_headless or probe.has_head_on_hidden_states else inner
     capture = _capture_transformed_rows(inner) if probe.transforms_rows else nullcontext([])
     with _capture_projections(inner, needs.relations) as projection_outputs, capture as output_rows:
-        output = module(**inputs, **make_cache_options(module), **({"output_hidden_states": True} if layers else {}))
+        options = make_cache_options(module) | ({"output_hidden_states": True} if layers else {})
+        output = module(**inputs, **options, **make_report_arguments(inner, report_names))
     hidden = {layer: get_hidden_states(output)[layer][positions] for layer in layers}
     token_ids = inputs.get("decoder_input_ids", inputs["input_ids"])
-    extras = {EMBEDDINGS: _compute_embeddings(inner, token_ids, positions)} if needs.extras else {}
+    extras = get_reports(output, report_names, positions)
+    if EMBEDDINGS in needs.extras:
+        extras[EMBEDDINGS] = _compute_embeddings(inner, token_ids, positions)
     relations = {name: states[positions] for name, states in projection_outputs.items()}
     make_signals = partial(Signals, layers=hidden, relations=relations, extras=extras)
     if not probe.has_known_head:

@@ -1,4 +1,4 @@
-"""Prune: a model and a budget in, a smaller model of the same family out, its logits compared after a reload."""
+"""Prune: cuts a model to a budget, saves it as the same family, and compares its logits after a reload."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,19 +31,20 @@ from potstill.stages.option_checks import (
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.transforms.apply import apply_transform
 from potstill.transforms.drop_layers import DropLayers, ablate_layers, select_evenly
-from potstill.transforms.fit import AUTO, DIMENSIONS, Shape, count_parameters, fit_shape, get_dimensions, get_shape
+from potstill.transforms.fit import AUTO, Shape, count_parameters, fit_shape, get_dimensions, get_shape
 from potstill.transforms.importance import measure_importance, next_token_loss
 from potstill.transforms.narrow import select_units
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """A smaller model by removing layers (by measured harm, or evenly), key/value groups, neurons and hidden
-    coordinates (by first-order importance on `data`), all layers alike, so that it stays of its family.
+    """Removes layers, by measured harm or evenly, and units and hidden coordinates, by their importance on `data`.
 
-    The size comes from one of `keep` (share of all stored parameters), `params`, or `shape` alone.
+    All layers get the same widths, so the model stays of its family. The units are those that its parts declare: for
+    Llama key/value heads with their queries, and neurons. The size comes from one of `keep` (share of all stored
+    parameters), `params`, or `shape` alone.
     Source: MiniMA (arXiv:2311.07052), section 3. Ours: layers by harm, and what `strategy="auto"` cuts (see
-    `fit.dimensions`).
+    `transforms.fit.get_dimensions`).
     """
 
     kind: ClassVar[str] = "prune"
@@ -68,7 +69,7 @@ class PruneConfig:
         check_choice("layers-by", self.layers_by, ("harm", "evenly"))
 
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False) -> Card:
-        """Prunes, saves, reloads and compares; the folder appears only if all of that went well.
+        """Prunes, saves, reloads and compares the logits; the folder appears only if all of that succeeds.
 
         Raises: UsageError, InfeasibleTarget, NotFound, OutputExists before anything is written.
         """
@@ -89,7 +90,7 @@ class PruneConfig:
         return to_plain_dict(self)
 
     def apply(self, loaded: LoadedModel) -> tuple[PreTrainedModel, Card]:
-        """The pruned model in memory, as its stock family, with the card that says what went."""
+        """The pruned model in memory, as its stock family, and its card, which lists what was removed."""
         backbone = import_model(loaded.model)
         target = self.compute_target_shape(backbone)
         dataset_config = DatasetConfig(
@@ -101,7 +102,7 @@ class PruneConfig:
             batches = [{name: values.to(device) for name, values in batch.items()} for batch in batches]
             pruned_model, decisions = shrink(backbone.to(device), target, batches, layers_by=self.layers_by)
         details = {
-            "shape": target.to_dict(),
+            "shape": dict(target),
             "parameters": count_parameters(pruned_model.blueprint),
             "share": count_parameters(pruned_model.blueprint) / count_parameters(backbone.blueprint),
             **decisions,
@@ -117,9 +118,12 @@ class PruneConfig:
         return export_model(pruned_model.cpu(), loaded.model), card
 
     def compute_target_shape(self, backbone: Backbone) -> Shape:
-        """The shape that is asked for.
+        """The shape that the options ask for.
 
-        Raises: InfeasibleTarget, UsageError.
+        Raises:
+            InfeasibleTarget: no shape meets the options.
+            UnsupportedModel: the model's layers are of several kinds or widths.
+            UsageError: an option is out of range, or names no dimension of this model.
         """
         blueprint = backbone.blueprint
         if self.params is not None and self.params > count_parameters(blueprint):
@@ -127,39 +131,39 @@ class PruneConfig:
                 f"{self.params:,} parameters are more than the model's {count_parameters(blueprint):,}; ask for fewer"
             )
         share = 1.0 if self.params is None else self.params / count_parameters(blueprint)
-        has_free_sizes = self.strategy == AUTO and self.shape  # with some sizes stated, all others may have to follow
-        dims = (
-            DIMENSIONS if has_free_sizes else get_dimensions(self.strategy, share if self.keep is None else self.keep)
-        )
+        # where some sizes are given, all others may have to follow
+        has_free_sizes = self.strategy == AUTO and self.shape
+        share = share if self.keep is None else self.keep
+        dims = None if has_free_sizes else get_dimensions(blueprint, self.strategy, share)
         return fit_shape(blueprint, keep=self.keep, params=self.params, dims=dims, exact_sizes=dict(self.shape))
 
 
 def shrink(
     model: Backbone, target: Shape, batches: Sequence[Batch], *, layers_by: str
 ) -> tuple[Backbone, dict[str, Any]]:
-    """`model` at shape `target`, and what decided: width, then depth, as in MiniMA, measured on the whole."""
+    """`model` at shape `target`, and the measurements behind it: width, then depth, as in MiniMA.
+
+    Importance and harm are both measured on the whole model.
+    """
     shape, decisions = get_shape(model.blueprint), {}
-    layers = tuple(range(shape.layers))
-    if target.layers < shape.layers and layers_by == "harm":
-        harm = ablate_layers(model, batches[:1], next_token_loss, target.layers, greedy=False)
+    num_layers, target_layers = shape["layers"], target["layers"]
+    layers = tuple(range(num_layers))
+    if target_layers < num_layers and layers_by == "harm":
+        harm = ablate_layers(model, batches[:1], next_token_loss, target_layers, greedy=False)
         layers, decisions["harm"] = harm.keep, harm.to_dict()
-    elif target.layers < shape.layers:
-        layers = select_evenly(shape.layers, target.layers)
-    sizes: dict[str, Any] = {
-        name: size
-        for name, size in {"kv_heads": target.kv_heads, "ffn": target.ffn, "hidden": target.hidden}.items()
-        if size < getattr(shape, name)
-    }
+    elif target_layers < num_layers:
+        layers = select_evenly(num_layers, target_layers)
+    sizes: dict[str, Any] = {name: size for name, size in target.items() if name != "layers" and size < shape[name]}
     if sizes:
         statistics = measure_importance(model, batches, next_token_loss)
         model = apply_transform(select_units(statistics, **sizes), model)
-    if len(layers) < shape.layers:
+    if len(layers) < num_layers:
         model = apply_transform(DropLayers(layers), model)
     return model, {"kept_layers": list(layers), **decisions}
 
 
 def save_model(model: PreTrainedModel, origin: LoadedModel, folder: Path) -> None:
-    """A stock folder: weights, config, generation config, tokenizer."""
+    """Saves a stock folder: weights, config, generation config, tokenizer."""
     model.generation_config = origin.model.generation_config
     model.save_pretrained(folder)
     origin.tokenizer.save_pretrained(folder)
@@ -169,7 +173,8 @@ def save_model(model: PreTrainedModel, origin: LoadedModel, folder: Path) -> Non
 def compute_reload_gap(model: PreTrainedModel, folder: Path, *, trust_remote_code: bool = False) -> float:
     """The largest difference between the logits of `model` and those of the model reloaded from `folder`.
 
-    Raises: ArtefactError if it is more than rounding.
+    Raises:
+        ArtifactError: it is more than rounding.
     """
     reloaded_model = load_model(folder, device=model.device, trust_remote_code=trust_remote_code).model.to(model.dtype)
     ids = torch.arange(3, 35, device=model.device)[None] % model.config.vocab_size
@@ -181,5 +186,5 @@ def compute_reload_gap(model: PreTrainedModel, folder: Path, *, trust_remote_cod
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Matrices multiplied in `dtype`."""
+    """A context in which matrices are multiplied in `dtype`."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)

@@ -1,1 +1,1 @@
-"""Blueprint -> Blueprint and Weights -> Weights."""
+"""Transforms of architectures and their weights: Blueprint -> Blueprint, and Weights -> Weights."""

@@ -1,6 +1,6 @@
-"""A transform, and how one is applied: an architecture and its weights are rewritten, each by a pure function.
+"""The interface of a transform, and its application: pure functions rewrite an architecture and its weights.
 
-Nothing is replayed when a transformed model is loaded: its blueprint *is* the new architecture.
+Loading a transformed model repeats no transform, since its blueprint *is* the new architecture.
 """
 
 from typing import Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from potstill.models.backbone import Backbone
 
 @runtime_checkable
 class Transform(Protocol):
-    """Two pure functions that belong together. `old` is the blueprint that `weights` were laid out by."""
+    """Two pure functions: of a blueprint, and of the weights of a model with the blueprint `old`."""
 
     def blueprint(self, old: Blueprint) -> Blueprint:
         """The new architecture."""
@@ -26,11 +26,11 @@ class Transform(Protocol):
 
 
 def apply_transform(transform: Transform, model: Backbone) -> Backbone:
-    """A new model on the same device, in the same dtype and mode; `model` is left as it was and shares no memory.
+    """A new model on the same device, in the same dtype and mode; `model` stays as it is and shares no memory with it.
 
     Raises:
         UsageError: the transform does not fit this blueprint.
-        RuntimeError: the two halves of the transform disagree (a strict load proves that they do not).
+        RuntimeError: the weights do not fit the new blueprint; the load is strict.
     """
     with torch.device("meta"):
         new_model = Backbone(transform.blueprint(model.blueprint))

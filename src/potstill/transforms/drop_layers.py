@@ -1,6 +1,6 @@
-"""Fewer layers: which to keep (evenly, by measured harm, by a score), and the transform that drops the others.
+"""Fewer layers: the choice of those that stay (evenly, by measured harm, by a score), and the transform.
 
-Layers are counted from 0. A dropped layer leaves the residual stream as it finds it.
+Layers are counted from 0. Without a layer, the residual stream passes on unchanged.
 """
 
 import copy
@@ -26,7 +26,7 @@ LAYER = re.compile(r"layers\.(?P<layer>\d+)\.(?P<rest>.+)")
 
 @dataclass(frozen=True)
 class DropLayers:
-    """Keeps the layers `keep`, in their order, numbered anew without gaps; every weight that stays is unchanged.
+    """Keeps the layers `keep` in their order, with new numbers without gaps; their weights do not change.
 
     Raises:
         UsageError: `keep` is empty, not in ascending order, or names a layer that the model does not have.
@@ -39,13 +39,13 @@ class DropLayers:
             raise UsageError(f"layers to keep {list(self.keep)} must be at least one, ascending, each named once")
 
     def blueprint(self, old: Blueprint) -> Blueprint:
-        """The same blueprint with the kept layers alone."""
+        """The same blueprint with only these layers."""
         if self.keep[-1] >= len(old.layers):
             raise UsageError(f"layer {self.keep[-1]} does not exist; the model's layers are 0 to {len(old.layers) - 1}")
         return replace(old, layers=tuple(old.layers[i] for i in self.keep))
 
     def weights(self, weights: Weights, old: Blueprint) -> Weights:
-        """The kept layers' weights under their new numbers, and all that belongs to no layer."""
+        """The weights of these layers under their new numbers, and those outside the layers."""
         new_index = {layer: i for i, layer in enumerate(self.keep)}
         new: dict[str, Tensor] = {}
         for name, weight in weights.items():
@@ -58,12 +58,13 @@ class DropLayers:
 
 
 def select_evenly(num_layers: int, keep: int, *, protect_first: int = 0, protect_last: int = 0) -> tuple[int, ...]:
-    """`keep` of `layers` indices at equal distances, both ends among them.
+    """`keep` of `num_layers` indices at equal distances, the first and the last layer included.
 
-    The `first` and `last` ones stay in any case. The choice is its own mirror image where the numbers allow one.
+    The first `protect_first` and the last `protect_last` layers always stay. The choice is symmetric where the numbers
+    allow it.
 
     Raises:
-        UsageError: `keep` is not in 1..layers, or smaller than `first + last`.
+        UsageError: `keep` is not in 1..num_layers, or smaller than `protect_first + protect_last`.
     """
     _check_keep(num_layers, keep, protect_first + protect_last)
     num_inner, num_chosen = num_layers - protect_first - protect_last, keep - protect_first - protect_last
@@ -80,12 +81,12 @@ def select_evenly(num_layers: int, keep: int, *, protect_first: int = 0, protect
 def select_highest(
     scores: Sequence[float], keep: int, *, protect_first: int = 0, protect_last: int = 0
 ) -> tuple[int, ...]:
-    """The `keep` layers with the highest scores (`Harm.alone`, `Statistics.influence`), ascending.
+    """The `keep` layers with the highest scores (`LayerAblation.alone`, `ImportanceScores.influence`), ascending.
 
-    Ties keep the earlier layer. The `first` and `last` ones stay in any case.
+    Of equal scores the earlier layer stays. The first `protect_first` and the last `protect_last` layers always stay.
 
     Raises:
-        UsageError: `keep` is not in 1..len(scores), or smaller than `first + last`.
+        UsageError: `keep` is not in 1..len(scores), or smaller than `protect_first + protect_last`.
     """
     num_layers = len(scores)
     _check_keep(num_layers, keep, protect_first + protect_last)
@@ -96,10 +97,10 @@ def select_highest(
 
 @dataclass(frozen=True)
 class LayerAblation:
-    """What dropping layers costs, measured: losses in the unit of the loss (nats), means over the batches.
+    """The measured harm of dropping layers, in the unit of the loss (nats), as means over the batches.
 
-    `alone[l]` is the rise of the loss when layer l alone is skipped. `order` lists the layers as they were given up,
-    `after[i]` is the loss with `order[:i + 1]` gone, and `keep` are the others.
+    `alone[l]` is the rise of the loss when only layer l is skipped. `order` lists the dropped layers, first to last,
+    `after[i]` is the loss without `order[:i + 1]`, and `keep` are the other layers.
     """
 
     loss: float
@@ -116,14 +117,14 @@ class LayerAblation:
 def ablate_layers(
     model: Backbone, batches: Sequence[Batch], loss: LossFunction, keep: int, *, greedy: bool = True
 ) -> LayerAblation:
-    """Gives up, one by one, the layers whose absence raises the loss least, until `keep` are left.
+    """Drops, one by one, the layers whose absence raises the loss least, until `keep` are left.
 
-    Greedy, the harms are measured anew after each removal; else the first measurement decides all. A measurement costs
-    about half a forward pass for each layer, since the layers below the skipped one are not run again: with L layers,
-    (L - keep) L / 2 passes over `batches` for the greedy choice and L / 2 for the other.
+    With `greedy` the harms are measured again after each removal; else the first measurement decides. Skipping a layer
+    costs about half a forward pass, since the layers below it do not run again. With L layers, the greedy choice costs
+    (L - keep) L / 2 passes over `batches`, the other L / 2.
 
     Raises:
-        UsageError: `keep` is not in 1..layers.
+        UsageError: `keep` is not in 1..(number of layers).
         DataError: there are no batches, or the loss is not finite on the whole model.
     """
     layers = list(range(len(model.layers)))
@@ -147,7 +148,7 @@ def ablate_layers(
 def _measure_harms(
     model: Backbone, batches: Sequence[Batch], loss: LossFunction, layers: list[int]
 ) -> tuple[float, list[float]]:
-    """(mean loss of the network of `layers`, the rise of it when each one of them is skipped)."""
+    """(mean loss of the network of `layers`, its rise when each of them is skipped)."""
     if not batches:
         raise DataError("there are no calibration batches; harm is measured on text")
     full_losses: list[Tensor] = []
@@ -170,7 +171,7 @@ def _measure_harms(
 
 
 class _StreamCapture:
-    """Catches the residual stream before each of `layers` while a forward pass runs inside."""
+    """Keeps the residual stream before each of `layers` in a forward pass inside the context."""
 
     def __init__(self, model: Backbone, layers: list[int]) -> None:
         self.layer_inputs: list[Tensor] = []
@@ -189,7 +190,7 @@ class _StreamCapture:
 
 
 class _FixedEmbedding(nn.Module):
-    """An embedding that knows its answer already."""
+    """An embedding that returns given vectors."""
 
     def __init__(self, rows: Float[Tensor, "B T D"]) -> None:
         super().__init__()
@@ -200,11 +201,9 @@ class _FixedEmbedding(nn.Module):
 
 
 def _make_subnetwork(model: Backbone, layers: Sequence[int], *, layer_input: Tensor | None = None) -> Backbone:
-    """The network of these layers alone, on the very weights of `model`; it begins with the stream `entering`."""
+    """The network of only these layers, with the weights of `model` itself; `layer_input` replaces the embeddings."""
     subnetwork = copy.copy(model)
-    subnetwork._modules = dict(
-        model._modules
-    )  # the copy is shallow, and its parts are swapped without touching the model's
+    subnetwork._modules = dict(model._modules)  # the copy is shallow; replacing its modules must not change the model
     subnetwork.layers = nn.ModuleList(model.layers[i] for i in layers)
     if layers:
         subnetwork.blueprint = DropLayers(tuple(layers)).blueprint(model.blueprint)

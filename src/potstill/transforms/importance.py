@@ -1,11 +1,12 @@
-"""How much each head, neuron, hidden coordinate and layer matters on calibration text, measured in one pass.
+"""The importance of each head, neuron, hidden coordinate and layer on calibration text, measured in one pass.
 
-The first-order score of a unit is |dL/dmask| at mask = 1, where the mask multiplies what the unit hands on
+The first-order score of a unit is |dL/dmask| at mask = 1, where the mask multiplies the output of the unit
 (arXiv:1905.10650, Eq. 3; MiniMA, arXiv:2311.07052, prunes by it). No mask is built: for a unit whose output is `a`,
 
     dL/dmask = sum over tokens of <a, dL/da>
 
-so each activation is caught where it enters the next module, with its gradient, and one backward pass gives all scores.
+So hooks keep each activation where it enters the next module, with its gradient. One backward pass gives all scores.
+The units are those of the cuts that the parts of each layer declare (`core.parts.Cut`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,16 +31,16 @@ EPS = 1e-17  # keeps the score of a layer in which nothing matters at 0, as in M
 
 @dataclass(frozen=True)
 class ImportanceScores:
-    """What `measure` found. Scores have no unit: those of a layer (and `hidden`) have Euclidean length 1, or are all 0.
+    """The scores, which have no unit: those of a layer (and `hidden`) have Euclidean length 1, or are all 0.
 
-    `heads[l]` holds one score for each key/value head with its query heads, `neurons[l]` one for each feed-forward
-    neuron, `hidden` one for each coordinate of the residual stream. `influence[l]` = 1 - mean cos(x_in, x_out) says how
-    far layer l turns the residual stream (ShortGPT, arXiv:2403.03853, Eq. 2). `energy[norm][d]` is the mean over tokens
-    of x_d^2 / mean(x^2) before that norm: 1 for a coordinate of average size.
+    `units[name][l]` holds one score for each unit of the cut `name` in layer l, and None where that layer has no such
+    cut: `kv_heads` are key/value heads with their query heads, `ffn` neurons. `hidden` holds one for each coordinate of
+    the residual stream. `influence[l]` = 1 - mean cos(x_in, x_out) is how far layer l turns the residual stream
+    (ShortGPT, arXiv:2403.03853, Eq. 2). `energy[norm][d]` is the mean over tokens of x_d^2 / mean(x^2) before that
+    norm: 1 for a coordinate of average size.
     """
 
-    heads: tuple[Float[Tensor, " G"], ...]
-    neurons: tuple[Float[Tensor, " F"], ...]
+    units: Mapping[str, tuple[Float[Tensor, " U"] | None, ...]]
     hidden: Float[Tensor, " D"]
     influence: Float[Tensor, " L"]
     energy: Mapping[str, Float[Tensor, " D"]]
@@ -47,23 +48,13 @@ class ImportanceScores:
     batches: int
     tokens: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """The scalars and the scores per layer as plain numbers, for a card; energies are left out."""
-        return {
-            "loss": self.loss,
-            "batches": self.batches,
-            "tokens": self.tokens,
-            "heads": [layer.tolist() for layer in self.heads],
-            "influence": self.influence.tolist(),
-        }
-
 
 def measure_importance(model: Backbone, batches: Sequence[Batch], loss: LossFunction) -> ImportanceScores:
-    """First-order importance on `batches`, |.| taken of each batch's mean loss and averaged over batches.
+    """First-order importance on `batches`: |dL/dmask| of each batch's mean loss, averaged over the batches.
 
-    The model is in eval mode meanwhile and afterwards as it was; no weight's `grad` is touched. Batches should be of
-    one size: a batch is averaged before |.|, so its size sets how far opposite gradients cancel. Scores add up in
-    float32 (float64 for a float64 model) whatever autocast does.
+    The model runs in eval mode, and returns to the mode that it was in; no weight's `grad` changes. Batches should have
+    one size: a batch is averaged before |.|, so its size sets how far opposite gradients cancel. Scores are summed in
+    float32 (float64 for a float64 model), with autocast or without.
 
     Raises:
         DataError: there are no batches, or the loss is not finite on one.
@@ -95,7 +86,7 @@ def next_token_loss(model: Backbone, batch: Batch) -> Float[Tensor, ""]:
 
 @contextmanager
 def _capture_inputs(model: Backbone) -> Iterator[dict[str, Tensor]]:
-    """What enters each norm, output projection and down projection, filled during a forward pass inside."""
+    """The inputs of each norm and of each module where a cut is measured, in a forward pass inside the context."""
     captured_inputs: dict[str, Tensor] = {}
 
     def make_hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -119,24 +110,29 @@ def _capture_inputs(model: Backbone) -> Iterator[dict[str, Tensor]]:
 
 
 def _list_hooked_modules(model: Backbone) -> list[str]:
-    modules = (
-        (i, part)
-        for i, layer in enumerate(model.blueprint.layers)
-        for part in (*layer.norm_names(), "mixer.o", "ffn.down")
-    )
-    return [f"layers.{i}.{part}" for i, part in modules] + ["norm"]
+    names = ["norm"]
+    for i, layer in enumerate(model.blueprint.layers):
+        measured = (module for cut in layer.cuts().values() for module in cut.measured_at)
+        names += [f"layers.{i}.{module}" for module in (*layer.norm_names(), *measured)]
+    return names
 
 
 def _compute_scores(model: Backbone, inputs: dict[str, Tensor], gradients: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What one batch adds to each sum, by name."""
+    """The scores of one batch, by name."""
     gradient_by_name = {name: _upcast(g) for name, g in zip(inputs, gradients, strict=True)}
     activations = {name: _upcast(a.detach()) for name, a in inputs.items()}
     products = {name: (activations[name] * gradient_by_name[name]).flatten(0, -2).sum(0) for name in inputs}
     scores: dict[str, Tensor] = {}
     for i, layer in enumerate(model.blueprint.layers):
-        scores[f"heads.{i}"] = products[f"layers.{i}.mixer.o"].unflatten(0, (layer.mixer.kv_heads, -1)).sum(-1).abs()
-        scores[f"neurons.{i}"] = products[f"layers.{i}.ffn.down"].abs()
-    norms = [name for name in inputs if name.endswith("norm")]
+        for name, cut in layer.cuts().items():
+            # a module without tokens, such as that of an idle expert, has no input; its units add nothing
+            used = [key for module in cut.measured_at if (key := f"layers.{i}.{module}") in products]
+            total = products["norm"].new_zeros(cut.size)
+            for key in used:
+                total = total + products[key].unflatten(0, (cut.size, -1)).sum(-1)
+            scores[f"{name}.{i}"] = total.abs()
+    stream_norms = {f"layers.{i}.{n}" for i, layer in enumerate(model.blueprint.layers) for n in layer.norm_names()}
+    norms = [name for name in inputs if name in stream_norms or name == "norm"]
     stream = [name for name in norms if not name.endswith("post_norm")]  # in the order of the pass
     scores["hidden"] = _score_coordinates(
         [activations[name] for name in stream], [gradient_by_name[name] for name in stream]
@@ -189,9 +185,12 @@ class _RunningSums:
             raise DataError("there are no calibration batches; importance is measured on text")
         means = {name: value / self.batches for name, value in self.values.items()}
         layers = range(len(model.layers))
+        cuts = dict.fromkeys(name for layer in model.blueprint.layers for name in layer.cuts())
         return ImportanceScores(
-            heads=tuple(_normalize_scores(means[f"heads.{i}"]) for i in layers),
-            neurons=tuple(_normalize_scores(means[f"neurons.{i}"]) for i in layers),
+            units={
+                name: tuple(_normalize_scores(means[key]) if (key := f"{name}.{i}") in means else None for i in layers)
+                for name in cuts
+            },
             hidden=_normalize_scores(means["hidden"]),
             influence=torch.stack([means[f"influence.{i}"] for i in layers]),
             energy={k.removeprefix("energy."): v for k, v in means.items() if k.startswith("energy.")},

@@ -9,13 +9,16 @@ from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
-from potstill.core.blueprint import Attention, Rotary
-from potstill.layers.mixers.attention import GroupedAttention
+from potstill.core.blueprint import Rotary
+from potstill.layers.mixers.attention import Attention, GroupedAttention
 from potstill.layers.norm import RMSNorm
 from potstill.layers.positions import Positions
+from potstill.layers.registry import PartFactory
 from potstill.ops.attention import document_lengths
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+
+FACTORY = PartFactory(32, partial(RMSNorm, eps=1e-5))
 
 
 def places(ids: Tensor, *, past: int = 0) -> Positions:
@@ -35,9 +38,8 @@ def test_it_is_the_stock_layer_of_the_same_weights(bias: bool, qk_norm: bool) ->
     for weight in theirs.parameters():
         nn.init.normal_(weight, 0.0, 0.3)
     theirs.config._attn_implementation = "sdpa"
-    ours = GroupedAttention(
-        Attention(4, 2, 8, qkv_bias=bias, out_bias=bias, qk_norm=qk_norm), 32, norm=partial(RMSNorm, eps=1e-5)
-    )
+    facts = Attention(4, 2, 8, qkv_bias=bias, out_bias=bias, qk_norm=qk_norm)
+    ours = GroupedAttention(facts, FACTORY)
     ours.load_state_dict({name.replace("_proj", ""): weight for name, weight in theirs.state_dict().items()})
     x, positions = torch.randn(2, 9, 32), places(torch.arange(9).expand(2, -1))
     cos, sin = positions.get_cos_sin(8, torch.float32)
@@ -48,7 +50,7 @@ def test_it_is_the_stock_layer_of_the_same_weights(bias: bool, qk_norm: bool) ->
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("pieces", [[9], [1] * 9, [4, 1, 3, 1]])
 def test_text_in_pieces_through_a_state_gives_what_the_whole_gives(window: int | None, pieces: list[int]) -> None:
-    layer = GroupedAttention(Attention(4, 2, 8, window=window), 32, norm=partial(RMSNorm, eps=1e-5)).double()
+    layer = GroupedAttention(Attention(4, 2, 8, window=window), FACTORY).double()
     x, ids, state = torch.randn(2, 9, 32).double(), torch.arange(9).expand(2, -1), layer.state()
     whole, none = layer(x, places(ids))
     outputs, past = [], 0

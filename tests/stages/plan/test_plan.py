@@ -11,8 +11,9 @@ import torch
 from tests.stages.test_measure import foreign
 from transformers import LlamaForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
-from potstill.core.blueprint import Attention, SwiGLU
 from potstill.core.errors import ArtifactError, UsageError, VocabularyMismatch
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
 from potstill.models.families.registry import read_blueprint
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.cache_teacher import CacheTeacherConfig

@@ -1,1 +1,1 @@
-"""Feed-forwards."""
+"""Kinds of feed-forwards, one file each: `(x, positions) -> y`."""

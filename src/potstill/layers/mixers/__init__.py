@@ -1,1 +1,1 @@
-"""Token mixers: `(x, state) -> (y, state)`."""
+"""Kinds of mixers, one file each: `(x, positions, state) -> (y, state)`."""

@@ -1,7 +1,7 @@
 """Gemma 3 (`gemma3_text`): four zero-centred norms a layer, scaled embeddings, windows with a rotation of their own.
 
-Its embedding scale is always the square root of its width. One that was cut in width keeps the scale that it was
-trained with, is then no Gemma 3 any more, and is saved as our own architecture.
+Its embedding scale is always the square root of its width. A Gemma 3 that was cut in width keeps the scale that it was
+trained with. It is then no Gemma 3, and is saved as our own architecture.
 """
 
 from dataclasses import replace
@@ -9,12 +9,16 @@ from typing import Any
 
 from transformers import Gemma3TextConfig, PreTrainedConfig
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
+from potstill.core.blueprint import Blueprint, Layer
 from potstill.core.errors import UnsupportedModel
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
 from potstill.models.families.llama import (
     PART_NAMES,
     Family,
     get_layer_types,
+    list_attentions,
+    list_ffns,
     make_attention,
     make_blueprint,
     make_config_arguments,
@@ -65,8 +69,8 @@ def _check_causal(config: Gemma3TextConfig) -> None:
 
 
 def _is_gemma(blueprint: Blueprint) -> bool:
-    layer, mixer = blueprint.layers[0], blueprint.layers[0].mixer
-    is_gemma_layer = layer.post_norms and mixer.qk_norm and mixer.qkv_bias == mixer.out_bias and not layer.ffn.bias
+    layer, mixer, ffn = blueprint.layers[0], list_attentions(blueprint)[0], list_ffns(blueprint)[0]
+    is_gemma_layer = layer.post_norms and mixer.qk_norm and mixer.qkv_bias == mixer.out_bias and not ffn.bias
     is_gemma_model = blueprint.zero_centred_norms and blueprint.embedding_scale == blueprint.hidden**0.5
     heads_divide_hidden = blueprint.hidden % mixer.heads == 0  # its config insists on that
     return (
@@ -79,11 +83,13 @@ def _is_gemma(blueprint: Blueprint) -> bool:
 
 
 def _differs_only_in_window(blueprint: Blueprint) -> bool:
-    """Layers differ by one window, with one rotation of its own, and by nothing else."""
-    windows = {(layer.mixer.window, layer.mixer.rotary) for layer in blueprint.layers}
+    """Whether layers differ only in one window, which may have a rotation of its own."""
+    mixers = list_attentions(blueprint)
+    windows = {(mixer.window, mixer.rotary) for mixer in mixers}
     sliding_windows = {window for window in windows if window[0] is not None}
     windowless_layers = {
-        replace(layer, mixer=replace(layer.mixer, window=None, rotary=None)) for layer in blueprint.layers
+        replace(layer, mixer=replace(mixer, window=None, rotary=None))
+        for layer, mixer in zip(blueprint.layers, mixers, strict=True)
     }
     return len(windowless_layers) == 1 and len(sliding_windows) <= 1 and windows - sliding_windows <= {(None, None)}
 
@@ -94,7 +100,7 @@ def _query_pre_attn_scalar(mixer: Attention) -> int:
 
 
 def _make_config(blueprint: Blueprint) -> PreTrainedConfig:
-    arguments, mixer = make_config_arguments(blueprint, *_EXTRAS), blueprint.layers[0].mixer
+    arguments, mixer = make_config_arguments(blueprint, *_EXTRAS), list_attentions(blueprint)[0]
     arguments["hidden_activation"] = arguments.pop("hidden_act")
     return Gemma3TextConfig(
         **(arguments | _make_window_arguments(blueprint)),
@@ -107,7 +113,7 @@ def _make_config(blueprint: Blueprint) -> PreTrainedConfig:
 
 def _make_window_arguments(blueprint: Blueprint) -> dict[str, Any]:
     rope_parameters = {FULL_ATTENTION: blueprint.rotary.parameters()}
-    sliding_mixer = next((layer.mixer for layer in blueprint.layers if layer.mixer.window is not None), None)
+    sliding_mixer = next((mixer for mixer in list_attentions(blueprint) if mixer.window is not None), None)
     if sliding_mixer is None:
         return {"rope_parameters": rope_parameters}
     rope_parameters[SLIDING_ATTENTION] = (sliding_mixer.rotary or blueprint.rotary).parameters()

@@ -1,19 +1,22 @@
 """Llama and Mistral: which blueprints they express, their configs, and the names of their weights, both ways.
 
-Qwen spells its weights in the same way (`families/qwen.py`), so the map of names is shared from here; Gemma adds to it.
+Qwen names its weights in the same way (`families/qwen.py`), so it uses the map of names here; Gemma adds to it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, Rotary, SwiGLU
+from potstill.core.blueprint import Blueprint, Layer, Rotary
 from potstill.core.errors import UnsupportedModel
+from potstill.core.parts import Linear, Part
 from potstill.core.serialization import freeze, thaw
 from potstill.core.types import Weights
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _OUTER_NAMES = {EMBED: "embed.weight", "model.norm.weight": "norm.weight", HEAD: "head.weight"}
@@ -37,20 +40,36 @@ EXTRAS = (
 
 @dataclass(frozen=True)
 class Family:
-    """A stock architecture: how its config reads as a blueprint, which blueprints it expresses, and as what config.
+    """A stock architecture: its config as a blueprint, the blueprints that it expresses, and those as its config.
 
-    `parts` are the names of a layer's parts and what they are called here.
+    `kinds` are the kinds of parts that it is made of. `matches` is asked only about blueprints of those kinds.
+    `part_names` maps Hugging Face's names of a layer's modules to ours.
     """
 
     name: str
     to_blueprint: Callable[[Any], Blueprint]
-    can_express: Callable[[Blueprint], bool]
+    matches: Callable[[Blueprint], bool]
     to_config: Callable[[Blueprint], PreTrainedConfig]
     part_names: Mapping[str, str] = field(default_factory=lambda: PART_NAMES)
+    kinds: frozenset[type[Part]] = frozenset({Attention, SwiGLU, Linear})
+
+    def can_express(self, blueprint: Blueprint) -> bool:
+        """Whether this family has exactly this function: made of its kinds of parts, and with its options."""
+        return blueprint.kinds() <= self.kinds and self.matches(blueprint)
+
+
+def list_attentions(blueprint: Blueprint) -> tuple[Attention, ...]:
+    """The mixers of a blueprint whose mixers are all attention."""
+    return cast("tuple[Attention, ...]", tuple(layer.mixer for layer in blueprint.layers))
+
+
+def list_ffns(blueprint: Blueprint) -> tuple[SwiGLU, ...]:
+    """The feed-forwards of a blueprint whose feed-forwards are all gated."""
+    return cast("tuple[SwiGLU, ...]", tuple(layer.ffn for layer in blueprint.layers))
 
 
 def convert_weights_from_hf(state: Mapping[str, Tensor], parts: Mapping[str, str], *, tied: bool) -> Weights:
-    """A stock state dict under our names; the head that a tied model lists twice is left out.
+    """A stock state dict under our names, without the second entry of a tied head.
 
     Raises:
         UnsupportedModel: a weight has no place in a blueprint.
@@ -59,17 +78,17 @@ def convert_weights_from_hf(state: Mapping[str, Tensor], parts: Mapping[str, str
 
 
 def convert_weights_to_hf(weights: Weights, parts: Mapping[str, str]) -> dict[str, Tensor]:
-    """Our weights under the stock names; a tied model gets its head spelled out, as stock state dicts have it."""
+    """Our weights under the stock names; a tied head is listed too, as in stock state dicts."""
     hf_parts = {part: hf_part for hf_part, part in parts.items()}
     state = {_convert_name_to_hf(name, hf_parts): weight for name, weight in weights.items()}
     return state if HEAD in state else state | {HEAD: state[EMBED]}
 
 
 def make_rotary(rope_parameters: Mapping[str, Any]) -> Rotary:
-    """The rotary positions that a stock config calls `rope_parameters`.
+    """The rotary positions of a stock config's `rope_parameters`.
 
     Raises:
-        UnsupportedModel: they differ by layer, or turn a part of each head only.
+        UnsupportedModel: they differ by layer, or rotate only a part of each head.
     """
     parameters = dict(rope_parameters)
     if any(isinstance(value, dict) for value in parameters.values()):
@@ -86,12 +105,12 @@ def make_rotary(rope_parameters: Mapping[str, Any]) -> Rotary:
 def make_blueprint(
     config: PreTrainedConfig, layers: tuple[Layer, ...], *extras: str, rotary: Rotary | None = None
 ) -> Blueprint:
-    """What every family of this shape says in the same words; `extras` names further facts to keep.
+    """A blueprint of `layers` with the facts that all these families name alike; `extras` names further ones to keep.
 
-    `rotary` is for a family whose `rope_parameters` say more than one.
+    `rotary` is for a family whose `rope_parameters` hold several rotations.
 
     Raises:
-        UnsupportedModel: it drops attention weights at random while training, which the network does not.
+        UnsupportedModel: the config has attention dropout, which our network does not have.
     """
     if config.attention_dropout:
         raise UnsupportedModel(f"attention_dropout is {config.attention_dropout}; set it to 0 in the config first")
@@ -109,15 +128,15 @@ def make_blueprint(
 
 
 def make_attention(config: PreTrainedConfig) -> Attention:
-    """Heads and their width; biases, norms and windows are each family's own."""
+    """The heads and their width; each family adds its biases, norms and windows."""
     return Attention(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
 
 
 def make_config_arguments(blueprint: Blueprint, *extras: str) -> dict[str, Any]:
-    """The arguments that the configs of these families share, for layers that are all alike."""
-    mixer, ffn = blueprint.layers[0].mixer, blueprint.layers[0].ffn
+    """The arguments that the configs of these families have in common, for layers of equal widths."""
+    mixer, ffn = list_attentions(blueprint)[0], list_ffns(blueprint)[0]
     blueprint_facts = dict(blueprint.extras)
-    # an absent id is said to be None, else it would become the family's default, which is another token
+    # without an explicit None, an absent id would become the family's default, which is another token
     facts: dict[str, Any] = {name: None for name in EXTRAS if name.endswith("_id")}
     facts |= {name: thaw(blueprint_facts[name]) for name in (*EXTRAS, *extras) if name in blueprint_facts}
     return facts | {
@@ -137,22 +156,22 @@ def make_config_arguments(blueprint: Blueprint, *extras: str) -> dict[str, Any]:
 
 
 def has_uniform_layers(blueprint: Blueprint) -> bool:
-    """All layers have the same mixer and feed-forward; windows included."""
+    """Whether all layers have the same mixer, window included, and the same feed-forward."""
     return len(set(blueprint.layers)) == 1
 
 
 def is_llama_like(blueprint: Blueprint) -> bool:
-    """Nothing of what Llama and its like cannot say: two norms a layer, one rotation, and no scale or cap anywhere."""
+    """Whether it has two norms a layer, one rotation, and no scale or soft-cap anywhere."""
     is_plain_model = (
         blueprint.embedding_scale == 1 and blueprint.logit_softcap is None and not blueprint.zero_centred_norms
     )
-    plain_layers = (not layer.post_norms and layer.mixer.scale is None for layer in blueprint.layers)
-    return is_plain_model and all(plain_layers) and all(layer.mixer.rotary is None for layer in blueprint.layers)
+    plain_mixers = (mixer.scale is None and mixer.rotary is None for mixer in list_attentions(blueprint))
+    return is_plain_model and all(plain_mixers) and not any(layer.post_norms for layer in blueprint.layers)
 
 
 def get_layer_types(blueprint: Blueprint) -> list[str]:
-    """What Hugging Face calls each layer's attention."""
-    windows = (layer.mixer.window for layer in blueprint.layers)
+    """Hugging Face's name for each layer's attention."""
+    windows = (mixer.window for mixer in list_attentions(blueprint))
     return ["full_attention" if window is None else "sliding_attention" for window in windows]
 
 
@@ -165,14 +184,14 @@ def _make_llama_blueprint(config: LlamaConfig) -> Blueprint:
 
 
 def _is_llama(blueprint: Blueprint) -> bool:
-    mixer = blueprint.layers[0].mixer
+    mixer = list_attentions(blueprint)[0]
     is_llama_mixer = mixer.qkv_bias == mixer.out_bias and not mixer.qk_norm and mixer.window is None
     heads_divide_hidden = blueprint.hidden % mixer.heads == 0  # its config insists on that
     return is_llama_like(blueprint) and has_uniform_layers(blueprint) and is_llama_mixer and heads_divide_hidden
 
 
 def _make_llama_config(blueprint: Blueprint) -> PreTrainedConfig:
-    mixer, ffn = blueprint.layers[0].mixer, blueprint.layers[0].ffn
+    mixer, ffn = list_attentions(blueprint)[0], list_ffns(blueprint)[0]
     arguments = make_config_arguments(blueprint, "pretraining_tp")
     return LlamaConfig(**arguments, attention_bias=mixer.qkv_bias, mlp_bias=ffn.bias)
 
@@ -185,7 +204,7 @@ def _make_mistral_blueprint(config: MistralConfig) -> Blueprint:
 
 
 def _is_mistral(blueprint: Blueprint) -> bool:
-    mixer, ffn = blueprint.layers[0].mixer, blueprint.layers[0].ffn
+    mixer, ffn = list_attentions(blueprint)[0], list_ffns(blueprint)[0]
     return (
         is_llama_like(blueprint)
         and has_uniform_layers(blueprint)
@@ -194,7 +213,7 @@ def _is_mistral(blueprint: Blueprint) -> bool:
 
 
 def _make_mistral_config(blueprint: Blueprint) -> PreTrainedConfig:
-    return MistralConfig(**make_config_arguments(blueprint), sliding_window=blueprint.layers[0].mixer.window)
+    return MistralConfig(**make_config_arguments(blueprint), sliding_window=list_attentions(blueprint)[0].window)
 
 
 LLAMA = Family("llama", _make_llama_blueprint, _is_llama, _make_llama_config)

@@ -7,11 +7,15 @@ from dataclasses import replace
 
 from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from potstill.core.blueprint import Attention, Blueprint, Layer, SwiGLU
+from potstill.core.blueprint import Blueprint, Layer
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
 from potstill.models.families.llama import (
     Family,
     get_layer_types,
     is_llama_like,
+    list_attentions,
+    list_ffns,
     make_attention,
     make_blueprint,
     make_config_arguments,
@@ -27,21 +31,22 @@ def _make_layers(config: PreTrainedConfig, mixer: Attention) -> tuple[Layer, ...
 
 
 def _strip_windows(blueprint: Blueprint) -> set[Layer]:
-    return {replace(layer, mixer=replace(layer.mixer, window=None)) for layer in blueprint.layers}
+    pairs = zip(blueprint.layers, list_attentions(blueprint), strict=True)
+    return {replace(layer, mixer=replace(mixer, window=None)) for layer, mixer in pairs}
 
 
 def _is_qwen_like(blueprint: Blueprint) -> bool:
-    windows = {layer.mixer.window for layer in blueprint.layers} - {None}
+    windows = {mixer.window for mixer in list_attentions(blueprint)} - {None}
     return (
         is_llama_like(blueprint)
         and len(_strip_windows(blueprint)) == 1
         and len(windows) <= 1
-        and not blueprint.layers[0].ffn.bias
+        and not list_ffns(blueprint)[0].bias
     )
 
 
 def _make_window_arguments(blueprint: Blueprint) -> dict[str, object]:
-    max_window = max((layer.mixer.window for layer in blueprint.layers if layer.mixer.window), default=None)
+    max_window = max((mixer.window for mixer in list_attentions(blueprint) if mixer.window), default=None)
     arguments = {"use_sliding_window": max_window is not None, "sliding_window": max_window}
     return arguments | {"layer_types": get_layer_types(blueprint)}
 
@@ -53,12 +58,12 @@ def _make_qwen2_blueprint(config: Qwen2Config) -> Blueprint:
 
 
 def _is_qwen2(blueprint: Blueprint) -> bool:
-    mixer = blueprint.layers[0].mixer
+    mixer = list_attentions(blueprint)[0]
     return _is_qwen_like(blueprint) and mixer.qkv_bias and not mixer.out_bias and not mixer.qk_norm
 
 
 def _make_qwen2_config(blueprint: Blueprint) -> PreTrainedConfig:
-    arguments, mixer = make_config_arguments(blueprint, *_EXTRAS), blueprint.layers[0].mixer
+    arguments, mixer = make_config_arguments(blueprint, *_EXTRAS), list_attentions(blueprint)[0]
     if mixer.head_dim * mixer.heads == blueprint.hidden:  # the usual case, which its config does not spell out
         del arguments["head_dim"]
     return Qwen2Config(**arguments, **_make_window_arguments(blueprint))
@@ -71,12 +76,12 @@ def _make_qwen3_blueprint(config: Qwen3Config) -> Blueprint:
 
 
 def _is_qwen3(blueprint: Blueprint) -> bool:
-    mixer = blueprint.layers[0].mixer
+    mixer = list_attentions(blueprint)[0]
     return _is_qwen_like(blueprint) and mixer.qkv_bias == mixer.out_bias and mixer.qk_norm
 
 
 def _make_qwen3_config(blueprint: Blueprint) -> PreTrainedConfig:
-    bias = blueprint.layers[0].mixer.qkv_bias
+    bias = list_attentions(blueprint)[0].qkv_bias
     return Qwen3Config(
         **make_config_arguments(blueprint, *_EXTRAS), attention_bias=bias, **_make_window_arguments(blueprint)
     )

@@ -1,4 +1,4 @@
-"""The stock families, by Hugging Face's `model_type`: what we read, and what we save so that it opens anywhere.
+"""The stock families that we read and save, by Hugging Face's `model_type`.
 
 A blueprint that a stock family expresses exactly is exported as that family; every other one as our own architecture.
 """
@@ -36,16 +36,16 @@ def read_blueprint(config: PreTrainedConfig) -> Blueprint:
     """The blueprint of a stock config.
 
     Raises:
-        UnsupportedModel: it is of no family in `FAMILIES`, or uses something that a blueprint cannot say.
+        UnsupportedModel: its family is not in `FAMILIES`, or it uses an option that a blueprint does not have.
     """
     if config.model_type not in FAMILIES:
         names = ", ".join(FAMILIES)
-        raise UnsupportedModel(f"{config.model_type!r} models cannot be taken apart; the families known are {names}")
+        raise UnsupportedModel(f"{config.model_type!r} models cannot be imported; the supported families are {names}")
     return FAMILIES[config.model_type].to_blueprint(config)
 
 
 def find_family(blueprint: Blueprint) -> Family | None:
-    """The family that expresses `blueprint` exactly, the one it was read from if it still does; None if none does."""
+    """The family that expresses `blueprint` exactly, preferably the one of the original model; None if none does."""
     origin_family = FAMILIES.get(blueprint.get_extra("family", ""))
     candidates = [*([origin_family] if origin_family else []), *FAMILIES.values()]
     return next((family for family in candidates if family.can_express(blueprint)), None)
@@ -67,14 +67,14 @@ def import_model(model: PreTrainedModel) -> Backbone:
     """The same function as a `Backbone`, with copies of the weights, their dtype and their device.
 
     Raises:
-        UnsupportedModel: the family is unknown, or a head that is said to be tied differs from the embedding.
+        UnsupportedModel: the family is unknown, or the config ties the head, yet it differs from the embedding.
     """
     if isinstance(model, PotstillForCausalLM):
         blueprint, weights = model.backbone.blueprint, cast(Weights, model.backbone.state_dict())
     else:
         blueprint, state = read_blueprint(model.config), model.state_dict()
         if blueprint.tied and not torch.equal(state[HEAD], state[EMBED]):
-            raise UnsupportedModel("the config says that head and embedding are tied, yet their weights differ")
+            raise UnsupportedModel("the config ties head and embedding, yet their weights differ")
         weights = convert_weights_from_hf(state, FAMILIES[model.config.model_type].part_names, tied=blueprint.tied)
     with torch.device("meta"):
         backbone = Backbone(blueprint)
@@ -85,7 +85,7 @@ def import_model(model: PreTrainedModel) -> Backbone:
 def export_model(backbone: Backbone, origin: PreTrainedModel | None = None) -> PreTrainedModel:
     """The same function as a model of a stock family, or as a `PotstillForCausalLM` where no family expresses it.
 
-    The weights are copies. The generation config (stop tokens, sampling) is `origin`'s, since no blueprint holds it.
+    The weights are copies. The generation config (stop tokens, sampling) comes from `origin`; no blueprint holds it.
     """
     blueprint, weights = backbone.blueprint, {k: v.detach().clone() for k, v in backbone.state_dict().items()}
     config: PreTrainedConfig
@@ -96,7 +96,7 @@ def export_model(backbone: Backbone, origin: PreTrainedModel | None = None) -> P
         )
     else:
         config, state = export_weights(blueprint, weights)
-    with no_init_weights():  # saves the time, and draws none of the caller's random numbers
+    with no_init_weights():  # saves time, and leaves the caller's random generator as it is
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=backbone.embed.weight.dtype)
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()

@@ -1,15 +1,16 @@
-"""How fast the layers of a network run here: two of them, alone, forward and backward, and a product of the head's.
+"""How fast the layers of a network run here: each kind of layer alone, forward and backward, and a product of the head.
 
-What an operation takes depends on the shapes that it is part of. Narrow matrices multiply at a lower rate than wide
-ones; and part of a pass is the same however many tokens it has (a weight is cast to the dtype of the products, its
-gradient is added to what there is). So every network is asked itself, at two numbers of tokens, and a calibration says
-only how much longer real steps take.
+The time of an operation depends on the shapes around it. Narrow matrices multiply at a lower rate than wide ones. Part
+of a pass takes the same time for any number of tokens: a weight is cast to the dtype of the products, its gradient is
+added to the sum. So every network is timed itself, at two numbers of tokens. A calibration only holds how much longer
+real steps take.
 """
 
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -30,20 +31,20 @@ from potstill.ops.row_loss import CrossEntropyRows
 from potstill.stages.resources.workload import Workload, backward_flops
 from potstill.train.lora import add_adapters
 
-PROBE_LAYERS, PROBE_VOCABULARY = 2, 64  # of the network that is timed, at its full width
-PROBE_TOKENS = (128, 512)  # of the two passes whose difference tells what each token takes
-MAX_REPEATS, MAX_PROBE_SECONDS = 20, 2.0  # after one that warms up; seconds after which what was seen is believed
+PROBE_LAYERS, PROBE_VOCABULARY = 2, 64  # layers of one kind in a timed network, at their full width; its vocabulary
+PROBE_TOKENS = (128, 512)  # of two passes, whose difference is the time of the tokens
+MAX_REPEATS, MAX_PROBE_SECONDS = 20, 2.0  # repeats after one that warms up; no repeat starts after these seconds
 PROBE_ENTRIES = 2**24  # of a matrix that stands for larger ones: more than a processor's caches hold
 
 
 class Rate(NamedTuple):
-    """Seconds per operation: what each takes, and what a pass takes besides, spread over the operations of a token."""
+    """Seconds per operation, and the fixed seconds of a pass divided by the operations of one token."""
 
     per_operation: float
     fixed: float
 
     def seconds_at(self, tokens: float) -> float:
-        """In a pass of so many tokens."""
+        """Seconds per operation in a pass of `tokens` tokens."""
         return self.per_operation + self.fixed / tokens
 
 
@@ -51,8 +52,8 @@ class LayerTimings(NamedTuple):
     """How fast a workload's networks run here.
 
     Seconds per operation: of the `teacher`, of the `student` and its `backward` (layers alone), of the `head`'s
-    products. Seconds per pass: of `table`, forward and backward, what a pass does to the whole embedding and head for
-    however few rows. Seconds per trained weight and step: of `clip`, its gradient's norm and scaling.
+    products. Seconds per pass, forward and backward: of `embedding_and_head`, the work on both whole matrices whatever
+    the number of rows. Seconds per trained weight and step: of `clipping`, the norm and scaling of its gradient.
     """
 
     teacher: Rate
@@ -64,10 +65,10 @@ class LayerTimings(NamedTuple):
 
 
 def measure_layer_timings(work: Workload, device: torch.device) -> LayerTimings:
-    """How fast the networks of `work` run on `device`: about two seconds for each, and each is asked once."""
+    """How fast the networks of `work` run on `device`: about two seconds for each kind of layer, each timed once."""
     length = min(PROBE_TOKENS[0], 2 ** round(math.log2(max(2.0, 2 * work.packing.seen - 1))))
     dtype = torch.bfloat16 if work.compute_bytes == 2 else torch.float32
-    with retain_freed_memory():  # as a run has it
+    with retain_freed_memory():  # as in a run
         student, backward = _measure_layers(work.student, length, dtype, device, work.lora)
         teacher = (
             _measure_layers(work.teacher, length, dtype, device, None)[0] if work.source == "live" else Rate(0.0, 0.0)
@@ -83,26 +84,56 @@ def measure_layer_timings(work: Workload, device: torch.device) -> LayerTimings:
         )
 
 
-@functools.cache
 def _measure_layers(
     blueprint: Blueprint, length: int, dtype: torch.dtype, device: torch.device, lora: int | None
 ) -> tuple[Rate, Rate]:
-    """Forward and backward of the first layers, in documents of `length` tokens; with `lora` None none is trained."""
-    small_blueprint = replace(blueprint, layers=blueprint.layers[:PROBE_LAYERS], vocabulary=PROBE_VOCABULARY)
+    """Forward and backward of all layers, in documents of `length` tokens; with `lora` None nothing is trained.
+
+    Layers that differ are timed apart. The rate of all is the mean over them, weighted by their operations.
+    """
+    rates, operations = [], []
+    for layer, count in Counter(blueprint.layers).items():
+        alike = replace(blueprint, layers=(layer,) * PROBE_LAYERS, vocabulary=PROBE_VOCABULARY)
+        rates.append(_measure_equal_layers(alike, length, dtype, device, lora))
+        operations.append(count * _count_operations(alike, length, lora)[0])
+    if len(rates) == 1:
+        return rates[0]
+    forward, backward = (_average_rate(kind_rates, operations) for kind_rates in zip(*rates, strict=True))
+    return forward, backward
+
+
+def _average_rate(rates: Sequence[Rate], operations: Sequence[float]) -> Rate:
+    per_operation, fixed = (
+        sum(value * n for value, n in zip(values, operations, strict=True)) / sum(operations)
+        for values in zip(*rates, strict=True)
+    )
+    return Rate(per_operation, fixed)
+
+
+def _count_operations(blueprint: Blueprint, length: int, lora: int | None) -> tuple[float, float]:
+    """Operations per token of the layers, forward and backward, in documents of `length` tokens."""
+    flops = forward_flops(blueprint, (length + 1) / 2)
+    return flops.blocks + flops.attention, backward_flops(flops, products=1 if lora else 2)
+
+
+@functools.cache
+def _measure_equal_layers(
+    small_blueprint: Blueprint, length: int, dtype: torch.dtype, device: torch.device, lora: int | None
+) -> tuple[Rate, Rate]:
+    """Forward and backward of a network of a few equal layers."""
     model: Any = export_model(Backbone(small_blueprint)).to(device)
     model = add_adapters(model, lora) if lora else model
     model = model.to(dtype).eval().requires_grad_(False) if lora is None else model.train()
     short_pass, long_pass = (
         _measure_pass(model, _make_batch(tokens, length, device), dtype) for tokens in PROBE_TOKENS
     )
-    flops = forward_flops(small_blueprint, (length + 1) / 2)
-    operations = flops.blocks + flops.attention, backward_flops(flops, products=1 if lora else 2)
+    operations = _count_operations(small_blueprint, length, lora)
     forward, backward = (_fit_rate(short_pass[i], long_pass[i], operations[i]) for i in (0, 1))
     return forward, backward
 
 
 def _fit_rate(short_seconds: float, long_seconds: float, flops: float) -> Rate:
-    """The line through the seconds of two passes; none falls with the tokens, and none begins below zero."""
+    """The line through the seconds of two passes, with a slope and an intercept of at least zero."""
     short_tokens, long_tokens = PROBE_TOKENS
     per_operation = max(
         0.0, min((long_seconds - short_seconds) / (long_tokens - short_tokens), long_seconds / long_tokens)
@@ -111,7 +142,7 @@ def _fit_rate(short_seconds: float, long_seconds: float, flops: float) -> Rate:
 
 
 def _measure_pass(model: Any, batch: dict[str, Tensor], dtype: torch.dtype) -> tuple[float, float]:
-    """Seconds of a forward and, where anything is trained, of its backward."""
+    """Seconds of a forward and, if anything is trained, of its backward."""
     device, is_trained, needs = batch["input_ids"].device, model.training, Needs(supervised_positions(batch)[0])
     autocast = torch.autocast(device.type, dtype, enabled=is_trained and dtype != torch.float32)
 
@@ -127,7 +158,7 @@ def _measure_pass(model: Any, batch: dict[str, Tensor], dtype: torch.dtype) -> t
 def _measure_forward_backward(
     forward: Callable[[], Any], backward: Callable[[Any], Any], device: torch.device
 ) -> tuple[float, float]:
-    """The least seconds of both, once warm, since what disturbs only adds: of two repeats, of more while LONG lasts."""
+    """The least seconds of both, since disturbances only add: of two or more repeats after a warm-up."""
     times: list[tuple[float, float]] = []
     while len(times) <= MAX_REPEATS and (len(times) < 3 or sum(map(sum, times)) < MAX_PROBE_SECONDS):
         start = synchronized_time(device)
@@ -185,7 +216,7 @@ def measure_seconds(job: Callable[[], Any], device: torch.device) -> float:
 
 
 def synchronized_time(device: torch.device) -> float:
-    """The time when `device` has done what it was given."""
+    """The time once `device` has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -132,8 +132,7 @@ def hidden_states_cost(inputs: CostInputs) -> ObjectiveCost:
 
 def relations_cost(inputs: CostInputs) -> ObjectiveCost:
     """Three maps with both gradients, and the relations of each row to those of its document, of both networks."""
-    mixer = inputs.teacher.layers[-1].mixer
-    relation_width = (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim
+    relation_width = sum(inputs.teacher.layers[-1].mixer.projection_widths().values())
     document_rows = inputs.document_rows * inputs.aligned_rows / inputs.rows
     return ObjectiveCost(
         other_operations=inputs.aligned_rows * relation_width * (6.0 * inputs.student.hidden + 8.0 * document_rows),

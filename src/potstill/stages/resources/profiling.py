@@ -2,8 +2,10 @@
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +155,23 @@ class StepTimer(TrainerCallback):
 def measure_autograd_bytes(
     blueprint: Blueprint, *, dtype: torch.dtype, lora: int = 0, stock: bool = True
 ) -> AutogradBytes:
-    """What autograd saves of a student, measured on one and two of its layers, at full width, with a short vocabulary.
+    """The bytes that autograd saves of a student, measured on one and two layers of each kind, at full width.
 
-    It is linear in tokens and in layers, so four passes of some tokens tell. `stock` is the network that is trained;
-    without, it is our own `Backbone`, in which pruning measures.
+    They are linear in tokens and in layers, so four passes of some tokens, with a short vocabulary, are enough. Layers
+    that differ are measured apart, and a layer's bytes are the mean over all. `stock` measures the network that is
+    trained; without it, our own `Backbone`, in which pruning measures.
     """
+    counts = Counter(blueprint.layers)
+    if len(counts) == 1:
+        return _measure_layer_bytes(blueprint, dtype=dtype, lora=lora, stock=stock)
+    kinds = (replace(blueprint, layers=(layer,)) for layer in counts)
+    measured = [_measure_layer_bytes(kind, dtype=dtype, lora=lora, stock=stock) for kind in kinds]
+    shares = [count / len(blueprint.layers) for count in counts.values()]
+    return AutogradBytes(*(sum(map(mul, values, shares)) for values in zip(*measured, strict=True)))
+
+
+def _measure_layer_bytes(blueprint: Blueprint, *, dtype: torch.dtype, lora: int, stock: bool) -> AutogradBytes:
+    """The bytes that autograd saves of a student whose layers are all like the first of `blueprint`."""
     device = torch.device("cpu")
 
     def count_bytes(layers: int, tokens: int) -> float:

@@ -1,7 +1,7 @@
-"""What a distillation has to do and to hold, counted from values alone: operations, tensors' bytes, files' bytes.
+"""The work of a distillation, counted without running it: operations, bytes of tensors, bytes of files.
 
-Nothing here is measured. What depends on code that is not ours or changes (how much autograd saves, how fast a machine
-multiplies) comes in from `calibrate.py`.
+Nothing here is measured. `calibration.py` and `profiling.py` measure the rest: the bytes that autograd saves, and the
+speed of the machine.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from potstill.stages.resources.objective_cost import (
 )
 from potstill.train.config import TrainConfig
 
-FLOAT32_BYTES = 4  # bytes of float32: master weights, gradients and both moments of the optimiser
+FLOAT32_BYTES = 4  # bytes of float32: master weights, gradients and both moments of the optimizer
 MAX_CHECKPOINTS = 2  # by `train.checkpoint.seal`, which removes the oldest once the newest is in place
 DOCUMENT_BYTES, METRICS_LINE_BYTES = 128_000, 400  # bytes of card, README and curve; of a step's line in metrics.jsonl
 STATE_BYTES = 45_000  # bytes of a checkpoint's random states, arguments, schedule and manifest
@@ -29,7 +29,10 @@ CACHE_ROW_BYTES = 131  # bytes a row at `--top-k 64` on real text (benchmarks/te
 
 
 class AutogradBytes(NamedTuple):
-    """Bytes that autograd keeps for the backward: per token and layer, per token besides, per layer besides."""
+    """Bytes that autograd keeps for the backward: per token and layer, and the rest per token and per layer.
+
+    Where layers are of several kinds, they are means over the layers.
+    """
 
     per_token_layer: float
     per_token: float
@@ -113,13 +116,13 @@ class Workload:
         return self.settings.accumulation_steps()
 
     def count_forward_flops(self, blueprint: Blueprint) -> Flops:
-        """Operations per token of the text, of which only the trained ones go through the head."""
+        """Operations per token of the text; only trained tokens go through the head, and only active experts count."""
         flops = forward_flops(blueprint, self.packing.seen)
         return Flops(flops.blocks, flops.attention, 2 * self.vocabulary * blueprint.hidden * self.packing.trained)
 
     @property
     def teacher_flops(self) -> Flops:
-        """Operations of the teacher's blocks per token of the student's text; a product of its head with one row."""
+        """Operations of the teacher's blocks per token of the student's text, and of its head for one row."""
         tokenization = self.teacher_tokenization
         flops = forward_flops(self.teacher, tokenization.seen if tokenization else self.packing.seen)
         token_ratio, vocabulary = (

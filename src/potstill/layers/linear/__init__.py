@@ -1,0 +1,1 @@
+"""Kinds of linear maps, one file each."""

@@ -1,0 +1,54 @@
+"""The module that each kind of part is computed by, and the factory that a module gets its own parts from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from potstill.core.errors import UsageError
+from potstill.core.parts import DENSE, Linear, Part
+
+BUILDERS: dict[type[Part], Callable[..., nn.Module]] = {}
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+
+
+def builds(facts: type[Part]) -> Callable[[Builder], Builder]:
+    """Registers the module of a kind.
+
+    A mixer or feed-forward is called as `(facts, factory)`, a linear map as `(facts, inputs, outputs, bias=...)`.
+    """
+
+    def register(builder: Builder) -> Builder:
+        BUILDERS[facts] = builder
+        return builder
+
+    return register
+
+
+@dataclass(frozen=True)
+class PartFactory:
+    """Makes what the modules of one layer consist of, in a model of width `hidden`.
+
+    `make_norm` makes the model's norm of a given size; `linear` is the layer's kind of linear map.
+    """
+
+    hidden: int
+    make_norm: Callable[[int], nn.Module]
+    linear: Linear = DENSE
+
+    def make_part(self, part: Part) -> nn.Module:
+        """The module of a mixer, a feed-forward, or a part inside one."""
+        return _get_builder(part)(part, self)
+
+    def make_linear(self, inputs: int, outputs: int, *, bias: bool = False) -> nn.Module:
+        """A linear map from `inputs` to `outputs` numbers."""
+        return _get_builder(self.linear)(self.linear, inputs, outputs, bias=bias)
+
+
+def _get_builder(part: Part) -> Callable[..., Any]:
+    builder = BUILDERS.get(type(part))
+    if builder is None:
+        raise UsageError(f"no module builds {type(part).__name__}; register one with @builds({type(part).__name__})")
+    return builder

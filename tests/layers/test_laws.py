@@ -1,0 +1,239 @@
+"""The laws that every kind of part keeps: shipped ones, and those of `tests/layers/extensions`.
+
+A new kind is found by its registration, and its `examples` are tried; nothing here names a kind.
+"""
+
+import json
+from dataclasses import replace
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from pkgutil import iter_modules
+
+import pytest
+import tests.layers.extensions
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from potstill.core.blueprint import Blueprint, Layer, weight_shapes
+from potstill.core.kv_cache import commit, record
+from potstill.core.parts import KINDS, FeedForward, Linear, Mixer, Part
+from potstill.core.types import Batch, supervised_positions
+from potstill.decode.sampling import Sampling, complete
+from potstill.evaluate.size import count_blueprint_parameters
+from potstill.layers.ffn.swiglu import SwiGLU
+from potstill.layers.mixers.attention import Attention
+from potstill.models.backbone import Backbone, init_weights
+from potstill.models.families.registry import FAMILIES, export_model, find_family, import_model
+from potstill.transforms.apply import apply_transform
+from potstill.transforms.importance import measure_importance, next_token_loss
+from potstill.transforms.narrow import Narrow, select_units
+
+for module in iter_modules(tests.layers.extensions.__path__):
+    import_module(f"tests.layers.extensions.{module.name}")
+
+HIDDEN, VOCABULARY = 12, 30
+PLAIN = Layer(Attention(6, 3, 4), SwiGLU(10))
+EXAMPLES = {f"{name} {i}": part for name, facts in KINDS.items() for i, part in enumerate(facts.examples())}
+EVERY_KIND = pytest.mark.parametrize("part", EXAMPLES.values(), ids=EXAMPLES)
+
+
+def layer_of(part: Part) -> Layer:
+    if isinstance(part, Mixer):
+        return replace(PLAIN, mixer=part)
+    return replace(PLAIN, ffn=part) if isinstance(part, FeedForward) else replace(PLAIN, linear=part)
+
+
+def blueprint_of(part: Part) -> Blueprint:
+    """A hybrid stack: a layer with the part, and a plain one."""
+    return Blueprint(VOCABULARY, HIDDEN, (layer_of(part), PLAIN), context=64)
+
+
+def network(part: Part) -> Backbone:
+    model = Backbone(blueprint_of(part)).double().eval()
+    init_weights(model, std=0.4)
+    return model
+
+
+def text(*lengths: int) -> tuple[Tensor, Tensor]:
+    return torch.randint(VOCABULARY, (1, sum(lengths))), torch.cat([torch.arange(n) for n in lengths])[None]
+
+
+def batch_of(*lengths: int) -> Batch:
+    ids, positions = text(*lengths)
+    documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
+    labels = ids.masked_fill(positions == 0, -100)
+    return {"input_ids": ids, "labels": labels, "position_ids": positions, "documents": documents}
+
+
+def test_every_registered_kind_has_examples() -> None:
+    assert all(facts.examples() for facts in KINDS.values())
+    assert {"attention", "swiglu", "dense", "test_gated_delta", "test_experts"} <= KINDS.keys()
+
+
+@EVERY_KIND
+def test_it_survives_json(part: Part) -> None:
+    blueprint = blueprint_of(part)
+    again = Blueprint.from_dict(json.loads(json.dumps(blueprint.to_dict())))
+    assert again == blueprint
+    assert hash(again) == hash(blueprint)
+
+
+@EVERY_KIND
+def test_its_shapes_are_those_of_the_network(part: Part) -> None:
+    blueprint = blueprint_of(part)
+    with torch.device("meta"):
+        state = Backbone(blueprint).state_dict()
+    assert list(weight_shapes(blueprint).items()) == [(name, tuple(weight.shape)) for name, weight in state.items()]
+    assert count_blueprint_parameters(blueprint).total == sum(weight.numel() for weight in state.values())
+
+
+@EVERY_KIND
+@torch.no_grad()
+def test_its_cost_is_what_torch_counts(part: Part) -> None:
+    model, (ids, positions) = network(part), text(3)  # short enough for any window
+    places, x = model._make_positions(positions, None, None), model.embed(ids)
+    places.lengths, places.token_mask = None, torch.ones(1, 3, dtype=torch.bool)  # scores of all pairs, as torch counts
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the one attention that it counts
+        model.layers[0](x, places)
+    cost = layer_of(part).cost(HIDDEN, 3.0)
+    assert counter.get_total_flops() == 3 * 2 * (cost.matrices + cost.seen)
+
+
+@EVERY_KIND
+@torch.no_grad()
+def test_a_cut_anywhere_is_the_old_network_with_those_units_silent(part: Part) -> None:
+    model, batch = network(part), batch_of(5, 4)
+    for name, cut in model.blueprint.layers[0].cuts().items():
+        for unit in range(cut.size if cut.size > 1 else 0):
+            kept = tuple(i for i in range(cut.size) if i != unit)
+            narrow = apply_transform(Narrow(units={name: (kept, None)}), model)  # strict load inside
+            mask = torch.ones(cut.size).double()
+            mask[unit] = 0
+
+            def silence(_, inputs, mask=mask, size=cut.size):
+                return ((inputs[0].unflatten(-1, (size, -1)) * mask[:, None]).flatten(-2), *inputs[1:])
+
+            hooks = [model.layers[0].get_submodule(m).register_forward_pre_hook(silence) for m in cut.measured_at]
+            expected = next_token_loss(model, batch)
+            for hook in hooks:
+                hook.remove()
+            torch.testing.assert_close(next_token_loss(narrow, batch), expected, rtol=0, atol=1e-6)
+
+
+@EVERY_KIND
+def test_width_is_cut_and_importance_measured_in_a_hybrid_stack(part: Part) -> None:
+    model, batches = network(part), [batch_of(6, 7)]
+    scores = measure_importance(model, batches, next_token_loss)
+    sizes = dict.fromkeys(scores.units, 1)
+    pruned = apply_transform(select_units(scores, hidden=6, **sizes), model)
+    assert pruned.blueprint.hidden == 6
+    assert all(cut.size == 1 for layer in pruned.blueprint.layers for cut in layer.cuts().values())
+    assert next_token_loss(pruned, batches[0]).isfinite()
+
+
+@EVERY_KIND
+@torch.no_grad()
+def test_packed_documents_do_not_see_each_other(part: Part) -> None:
+    model, (ids, positions) = network(part), text(5, 1, 7)
+    packed = model(ids, positions)
+    other = ids.clone()
+    other[:, :6] = (ids[:, :6] + 1) % VOCABULARY
+    assert torch.equal(model(other, positions)[:, 6:], packed[:, 6:])
+    pairs = zip(ids.split((5, 1, 7), 1), positions.split((5, 1, 7), 1), strict=True)
+    torch.testing.assert_close(packed, torch.cat([model(*pair) for pair in pairs], 1), rtol=0, atol=1e-6)
+
+
+@EVERY_KIND
+def test_a_token_depends_on_its_past_and_not_on_its_future(part: Part) -> None:
+    model, (ids, positions) = network(part), text(6)
+    vectors = model.embed(ids).detach().requires_grad_()
+    model(None, positions, inputs_embeds=vectors)[0, 3].sum().backward()
+    assert vectors.grad is not None
+    assert (vectors.grad[0].abs().sum(-1) > 0).tolist() == [True] * 4 + [False] * 2
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("pieces", [[9], [1] * 9, [4, 1, 3, 1]])
+@torch.no_grad()
+def test_decoding_in_pieces_gives_what_the_whole_gives(part: Part, pieces: list[int]) -> None:
+    model, (ids, positions) = network(part), text(9)
+    states = model.make_states()
+    outputs = [model(i, p, states) for i, p in zip(ids.split(pieces, 1), positions.split(pieces, 1), strict=True)]
+    assert [state.get_seq_length() for state in states] == [9, 9]
+    torch.testing.assert_close(torch.cat(outputs, 1), model(ids, positions), rtol=0, atol=1e-6)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("kept", range(4, 9))
+@torch.no_grad()
+def test_a_draft_is_taken_back_to_any_point_since_the_last_commit(part: Part, kept: int) -> None:
+    model, (ids, positions) = network(part), text(12)
+    whole, states = model(ids, positions), model.make_states()
+    model(ids[:, :4], positions[:, :4], states)
+    record(states)
+    drafts = [ids[:, 4:kept], (ids[:, kept:8] + 1) % VOCABULARY]  # what holds, and what does not
+    for a, b, piece in zip((4, kept), (kept, 8), drafts, strict=True):
+        if b > a:
+            model(piece, positions[:, a:b], states)
+    commit(states, kept)
+    commit(states, kept)
+    model(torch.full((1, 2), 3), positions[:, kept : kept + 2], states)  # another draft, all of it wrong
+    commit(states, kept)
+    record(states, False)
+    torch.testing.assert_close(model(ids[:, kept:], positions[:, kept:], states), whole[:, kept:], rtol=0, atol=1e-6)
+
+
+@EVERY_KIND
+@torch.no_grad()
+def test_a_saved_model_opens_again_and_generates_alike_with_and_without_a_cache(part: Part, tmp_path: Path) -> None:
+    model = export_model(network(part).float())
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = text(5)[0]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert import_model(again).blueprint.layers == blueprint_of(part).layers
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    written = again.generate(ids, **options)
+    assert written.tolist() == again.generate(ids, use_cache=False, **options).tolist()
+    assert again.generate(ids, num_beams=3, **options).shape == (1, 11)
+    sampling = Sampling(vocabulary=VOCABULARY, stop=frozenset(), temperature=0.0)
+    prompts = [ids[0], text(2)[0][0]]  # padded on the left
+    assert complete([(1.0, again)], prompts, torch.zeros(2, 6), [6, 2], sampling)[0] == written[0, 5:].tolist()
+
+
+@EVERY_KIND
+def test_a_checkpointed_layer_has_the_same_gradients(part: Part) -> None:
+    model, batch = network(part).train(), batch_of(4, 5)
+    plain = torch.autograd.grad(next_token_loss(model, batch), list(model.parameters()))
+    model.gradient_checkpointing = True
+    again = torch.autograd.grad(next_token_loss(model, batch), list(model.parameters()))
+    for one, other in pairwise((plain, again)):
+        torch.testing.assert_close(one, other)
+
+
+@EVERY_KIND
+def test_a_family_claims_only_the_kinds_that_it_is_made_of(part: Part) -> None:
+    blueprint = replace(blueprint_of(part), layers=(layer_of(part),) * 2)
+    family = find_family(blueprint)
+    assert family is None or blueprint.kinds() <= family.kinds
+    if not {type(part)} & {kind for f in FAMILIES.values() for kind in f.kinds}:
+        assert family is None
+
+
+@EVERY_KIND
+def test_reports_arrive_under_the_names_that_its_facts_give(part: Part) -> None:
+    model, batch = network(part), batch_of(4, 5)
+    names = model.blueprint.reports()
+    reports: dict[str, list[Tensor]] = {name: [] for name in names}
+    *_, _ = model.residuals(batch["input_ids"], batch["position_ids"], reports=reports)
+    assert all(values and all(value.shape[:2] == (1, 9) for value in values) for values in reports.values())
+    assert supervised_positions(batch)[0].shape == (1, 9)
+
+
+def test_a_linear_kind_is_a_part_of_the_layer() -> None:
+    assert Layer(Attention(2, 1, 4), SwiGLU(4)).linear == Linear()
+    assert "linear" not in Layer(Attention(2, 1, 4), SwiGLU(4)).to_dict()
