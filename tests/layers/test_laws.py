@@ -22,7 +22,8 @@ from potstill.core.blueprint import Blueprint, Layer, weight_shapes
 from potstill.core.kv_cache import commit, record
 from potstill.core.parts import KINDS, FeedForward, Linear, Mixer, Part
 from potstill.core.types import Batch, supervised_positions
-from potstill.decode.sampling import Sampling, complete
+from potstill.decode.generate import generate
+from potstill.decode.sampling import Sampling
 from potstill.evaluate.size import count_blueprint_parameters
 from potstill.layers.ffn.swiglu import SwiGLU
 from potstill.layers.mixers.attention import Attention
@@ -193,7 +194,7 @@ def test_a_saved_model_opens_again_and_generates_alike_with_and_without_a_cache(
     model = export_model(network(part).float())
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    ids = text(5)[0]
+    ids = text(5)[0].clamp(min=1)  # 0 is padding
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert import_model(again).blueprint.layers == blueprint_of(part).layers
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
@@ -202,7 +203,7 @@ def test_a_saved_model_opens_again_and_generates_alike_with_and_without_a_cache(
     assert again.generate(ids, num_beams=3, **options).shape == (1, 11)
     sampling = Sampling(vocabulary=VOCABULARY, stop=frozenset(), temperature=0.0)
     prompts = [ids[0], text(2)[0][0]]  # padded on the left
-    assert complete([(1.0, again)], prompts, torch.zeros(2, 6), [6, 2], sampling)[0] == written[0, 5:].tolist()
+    assert generate([(1.0, again)], prompts, torch.zeros(2, 6), [6, 2], sampling)[0] == written[0, 5:].tolist()
 
 
 @EVERY_KIND

@@ -1,4 +1,4 @@
-"""States: what a mixer remembers of the tokens so far, while a model decodes token by token.
+"""States: the memory of a mixer, of the tokens so far, while a model decodes token by token.
 
 A state is a layer of Hugging Face's `Cache` (`CacheLayerMixin`). So `generate` takes ours, and our mixers take stock
 ones. Every state counts its positions and can take back the latest: call `record`, decode a draft, then `commit(n)` to
@@ -27,7 +27,7 @@ class State(Protocol):
         ...
 
     def record(self, on: bool = True) -> None:
-        """Starts, or stops, keeping what taking back positions needs; the current position counts as committed."""
+        """Lets the state take back positions from here on, or stops that; the current position counts as committed."""
         ...
 
     def commit(self, n: int) -> None:
@@ -102,7 +102,7 @@ class RecurrentState(CacheLayerMixin):
         """Keeps the first `n` positions: steps again from the last commit where `n` is not the latest.
 
         Raises:
-            UsageError: `n` lies before the last commit, or after the latest position.
+            UsageError: `n` lies before the last commit, or beyond the latest position.
         """
         _check_commit(n, self._committed_length, self._length)
         if n < self._length:
@@ -174,7 +174,7 @@ class RecurrentState(CacheLayerMixin):
 
 
 def record(cache: Cache | Sequence[State], on: bool = True) -> None:
-    """Starts, or stops, keeping what taking back positions needs, in every layer of a cache, ours or a stock one.
+    """Lets every layer of a cache, ours or a stock one, take back positions from here on, or stops that.
 
     Raises:
         UnsupportedModel: a stock layer cannot take back positions, as recurrences and static caches cannot.

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from potstill.core.blueprint import Blueprint, weight_shapes
 from potstill.core.errors import NotFound
 
-# Not all of *.bin and *.safetensors: optimizer states and an objective's projectors have these endings too.
+# Only weights: optimizer states and training arguments also end in .bin, an objective's projectors in .safetensors.
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")
 
 

@@ -1,4 +1,4 @@
-"""Normalisation by the root of the mean square, without centring (arXiv:1910.07467, Eq. 4)."""
+"""Normalization by the root of the mean square, without centering (arXiv:1910.07467, Eq. 4)."""
 
 import torch
 from jaxtyping import Float

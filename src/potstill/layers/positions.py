@@ -1,4 +1,4 @@
-"""What a part may know of a batch besides its input and state: positions, documents, what each token may see."""
+"""The positions of a pass: where documents begin, rotary angles, masks, and the reports of parts."""
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
@@ -45,7 +45,7 @@ class Positions:
         return self._starts
 
     def report(self, name: str, value: Tensor) -> None:
-        """Hands `value [B T ...]` to whoever asked for `name` in this pass; nothing happens if nobody did."""
+        """Adds `value [B T ...]` to the reports called `name`, if this pass collects them."""
         if name in self.reports:
             self.reports[name].append(value)
 

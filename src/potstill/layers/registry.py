@@ -29,7 +29,7 @@ def builds(facts: type[Part]) -> Callable[[Builder], Builder]:
 
 @dataclass(frozen=True)
 class PartFactory:
-    """Makes what the modules of one layer consist of, in a model of width `hidden`.
+    """Makes the parts, linear maps and norms of one layer, in a model of width `hidden`.
 
     `make_norm` makes the model's norm of a given size; `linear` is the layer's kind of linear map.
     """

@@ -47,7 +47,7 @@ class _PotstillPreTrainedModel(PreTrainedModel):
 
 @dataclass
 class PotstillModelOutput(BaseModelOutputWithPast):
-    """The output of `PotstillModel`: stock fields, and the `reports` of its parts that were asked for, by name.
+    """The output of `PotstillModel`: stock fields, and the requested `reports` of its parts by name.
 
     A report is `[B T R ...]`: of each of the R parts that report it, in the order of the layers.
     """

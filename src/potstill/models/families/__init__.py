@@ -1,1 +1,1 @@
-"""Name maps between Hugging Face's spellings and ours, both ways."""
+"""Stock families: their configs as blueprints and back, and the names of their weights."""

@@ -1,4 +1,4 @@
-"""Gemma 3 (`gemma3_text`): four zero-centred norms a layer, scaled embeddings, windows with a rotation of their own.
+"""Gemma 3 (`gemma3_text`): four zero-centered norms a layer, scaled embeddings, windows with a rotation of their own.
 
 Its embedding scale is always the square root of its width. A Gemma 3 that was cut in width keeps the scale that it was
 trained with. It is then no Gemma 3, and is saved as our own architecture.

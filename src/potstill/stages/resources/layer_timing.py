@@ -34,7 +34,7 @@ from potstill.train.lora import add_adapters
 PROBE_LAYERS, PROBE_VOCABULARY = 2, 64  # layers of one kind in a timed network, at their full width; its vocabulary
 PROBE_TOKENS = (128, 512)  # of two passes, whose difference is the time of the tokens
 MAX_REPEATS, MAX_PROBE_SECONDS = 20, 2.0  # repeats after one that warms up; no repeat starts after these seconds
-PROBE_ENTRIES = 2**24  # of a matrix that stands for larger ones: more than a processor's caches hold
+PROBE_ENTRIES = 2**24  # of a probe matrix: more than a processor's caches hold
 
 
 class Rate(NamedTuple):

@@ -41,9 +41,9 @@ class AutogradBytes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A run of `Distill` as sizes. `source` is where the teacher's signals come from: live, cached or alone (none).
+    """The sizes of a distillation. `source` gives the teacher's signals: `live`, `cached` or `alone` (no teacher).
 
-    `vocabulary` is the student's where the teacher reads `otherwise`, else that of both.
+    `vocabulary` is the student's where the teacher has another tokenizer (`teacher_tokenization`), else that of both.
     """
 
     teacher: Blueprint
@@ -59,7 +59,7 @@ class Workload:
 
     @property
     def trained_parameters(self) -> int:
-        """Parameters trained: all, or LoRA's two matrices beside each one in the blocks; and the objective's."""
+        """Trained parameters: all, or LoRA's two matrices for each matrix in the blocks; and the objective's."""
         if not self.lora:
             return count_blueprint_parameters(self.student).total + self.objective_cost.weights
         return (
@@ -133,10 +133,10 @@ class Workload:
     def flops(self) -> dict[str, float]:
         """Operations per token by part.
 
-        The student's loss is, under `head`, one product of its rows, one for their gradient and one for that of the
-        head's weight; what its teacher adds says `taught`. A backward is two products per matrix and, in attention, two
-        and a half forwards (scores are computed again); of frozen matrices under LoRA one. With checkpointed
-        activations the student's forward comes once more.
+        The student's loss is three products with the head: of its rows, of their gradient, and of the gradient of the
+        head's weight. `objective_cost` counts what the teacher adds. A backward is two products per matrix, or one per
+        frozen matrix under LoRA. In attention it is two and a half forwards, since the scores are computed again. With
+        checkpointed activations the student's forward runs once more.
         """
         teacher, student, cost = self.teacher_flops, self.count_forward_flops(self.student), self.objective_cost
         products = 1 if self.lora else 2
@@ -154,24 +154,23 @@ class Workload:
 
     @property
     def needs_student_logits(self) -> bool:
-        """Whether the student's logits are asked for, which an objective over hidden states alone does not."""
+        """Whether the student's logits are computed; an objective over hidden states alone does not need them."""
         return self.source == "alone" or self.objective.cross_entropy > 0 or self.objective_cost.logit_copies != (0, 0)
 
     def memory_bytes(self, autograd_bytes: AutogradBytes) -> dict[str, float]:
         """Bytes that one step holds, by part.
 
-        They are added up although not all live at once: what a part frees goes back to the allocator, which keeps it.
-        `head` is the head's copy in the dtype of the products, and the gradients of head and embedding as a pass makes
-        them; in a step of one pass those are `gradients` themselves, but for one of the two that tied weights add up.
-        `logits` are those of one chunk of rows of both models.
-        `objective` is what it holds beside its weights: constant copies of heads or parts of them.
-        A teacher that teaches nothing waits to be measured beside; one that is cached is read again for that, but for
-        the head, where that is multiplied.
+        The sum counts parts that are not all in use at once, since the allocator keeps the memory that a part frees.
+        `head` is the copy of the head in the dtype of products, and the gradients of head and embedding in a pass. In a
+        step of one pass those are `gradients` themselves; only tied weights add a second one. `logits` are those of one
+        chunk of rows of both models. `objective` are its constant copies of heads, or of parts of them. A teacher that
+        the objective does not use stays in memory for the evaluation. Of a cached teacher only the head is in memory,
+        and only if it is multiplied.
         """
         size, table_entries = count_blueprint_parameters(self.student), self.vocabulary * self.student.hidden
         num_gradients = (
             2 if self.passes > 1 else int(self.student.tied)
-        )  # gradients of tables that lie beside `gradients`
+        )  # gradients of whole tables, in addition to `gradients`
         head_copy = float(table_entries * self.compute_bytes if self.compute_bytes < FLOAT32_BYTES else 0)
         head_gradient = 0.0 if self.lora else head_copy
         head = self.uses_teacher_head * self.vocabulary * self.teacher.hidden
@@ -188,7 +187,7 @@ class Workload:
         }
 
     def logit_bytes(self) -> float:
-        """Bytes of the logits of one chunk of rows: the student's, and what is said of them over either vocabulary."""
+        """Bytes of the logits of one chunk of rows: of the student, and copies over either vocabulary."""
         chunk = min(fused.rows_per_chunk(self.vocabulary), max(1.0, self.rows))
         student_copies, teacher_copies = self.objective_cost.logit_copies if self.uses_teacher_head else (0, 0)
         teacher_vocabulary = self.teacher_tokenization.vocabulary if self.teacher_tokenization else self.vocabulary
@@ -217,9 +216,9 @@ class Workload:
         )
 
     def disk_bytes(self, tokenizer_bytes: int) -> dict[str, float]:
-        """Bytes by part: one checkpoint, the final folder, and the most that lies there at once.
+        """Bytes by part: one checkpoint, the final folder, and the most on disk at once.
 
-        A checkpoint is whole before an older one goes, and the final folder before the checkpoints go.
+        An older checkpoint goes only after the next is complete, and all go after the final folder is.
         """
         settings, num_trained = self.settings, self.trained_parameters
         size = count_blueprint_parameters(self.student).total
