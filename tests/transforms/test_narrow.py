@@ -17,8 +17,9 @@ def masks(model: Backbone, narrow: Narrow) -> dict[str, Tensor]:
     """0 where `narrow` removes a unit."""
     found = {name: torch.zeros_like(mask) for name, mask in ones(model).items()}
     for i in range(len(model.layers)):
-        found["xi"][i, list(narrow.units["kv_heads"][i] if "kv_heads" in narrow.units else range(3))] = 1
-        found["nu"][i, list(narrow.units["ffn"][i] if "ffn" in narrow.units else range(10))] = 1
+        for mask, name in (("xi", "kv_heads"), ("nu", "ffn")):
+            units = narrow.units[name][i] if name in narrow.units else None
+            found[mask][i, list(range(found[mask].shape[1]) if units is None else units)] = 1
     found["eta"][list(narrow.hidden if narrow.hidden else range(16))] = 1
     return found
 
