@@ -275,3 +275,15 @@ def test_what_fails_stops_a_run_with_what_to_do_and_what_passes_goes_into_its_ca
     assert raise_if_failed([good]) == [{"name": "a", "outcome": "pass: equal"}]
     with pytest.raises(CheckFailed, match="b: apart; mend it"):
         raise_if_failed([good, Check(name="b", outcome=FAIL, found="apart", why="it matters", remedy="mend it")])
+
+
+def test_each_of_several_teachers_has_checks_of_its_own(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, pairs: Path, tmp_path: Path
+) -> None:
+    teacher = saved(tmp_path / "teacher", tiny_llama, tiny_tokenizer)
+    doctor = Doctor(teacher=(f"one={teacher}", f"two={teacher}"), data=str(pairs), context=64)
+    names = [check.name for check in doctor.run()]
+    assert {"shared vocabulary (one)", "shared vocabulary (two)"} <= set(names)
+    assert sum(name.endswith("(one)") for name in names) == sum(name.endswith("(two)") for name in names)
+    with pytest.raises(UsageError, match="give one of them"):
+        replace(doctor, teacher_cache="somewhere").run()

@@ -1,33 +1,39 @@
-"""Is the loss right for this teacher, this student and this text? The invariants, on the user's own pair."""
+"""Doctor: is the loss right for this teacher, this student and this text? Every check, on the user's own models."""
 
 import copy
 import shlex
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import DataError, UsageError, VocabularyMismatch
 from potstill.data.corpus import load_corpus
 from potstill.data.packing import Packs, pack
 from potstill.data.tokenize import tokenize_corpus
 from potstill.evaluate.perplexity import get_bos_id
 from potstill.models.load import LoadedModel, load_model
-from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_ids
+from potstill.models.tokenizers.vocabulary import count_shared_ids
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.checks.cross_tokenizer import run_cross_tokenizer_checks
 from potstill.stages.checks.inputs import build_check_inputs, build_cross_tokenizer_inputs
 from potstill.stages.checks.report import Check, run_checks
 from potstill.stages.checks.same_tokenizer import ALL_CHECKS, report_vocabulary_mismatch
 from potstill.stages.dataset import parse_columns
+from potstill.stages.distill.checks import label_check
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.ensemble import AVERAGE, TeacherOptions
+from potstill.stages.distill.models import choose_dtype, pair_models
+from potstill.stages.distill.module import build_module
+from potstill.stages.distill.prepare import move_models
 from potstill.stages.model_pair import ModelPair
 from potstill.stages.stage import to_plain_dict
 from potstill.teachers.cached import TeacherCache
-from potstill.train.training_module import TrainingModule
+from potstill.teachers.served import TOP_K
+from potstill.train.config import TrainConfig
+from potstill.train.rollouts.config import MINILLM
 
 SAMPLE_TOKENS = 50_000  # tokens of the text that packs are drawn from
 CROSS_TOKENIZER_OBJECTIVE = "dskdv2_eta"  # the objective that is advised for a pair with two tokenizers
@@ -35,14 +41,15 @@ CROSS_TOKENIZER_OBJECTIVE = "dskdv2_eta"  # the objective that is advised for a 
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Examines `teacher` and `student` (by default the teacher itself) on `data`, within a minute for small models.
+    """Check `teacher` and `student` (by default a copy of the teacher) on `data`; a minute for small models.
 
-    A pair with two tokenizers is examined under `objective`, which has to compare across; one with the same tokenizer
-    under its divergence and temperature, or under the divergence inside a method.
+    Two tokenizers need an `objective` that compares across them. With one tokenizer the checks use the objective's
+    divergence and temperature, or the divergence inside a method. Several teachers are checked one after another.
     """
 
     kind: ClassVar[str] = "doctor"
-    teacher: str
+    teacher: str | tuple[str, ...]
+    combine: str = AVERAGE
     student: str | None = None
     data: str = "stdlib"
     columns: str = ""
@@ -59,36 +66,66 @@ class Doctor:
         """The stage as plain data."""
         return to_plain_dict(self)
 
-    def run(self) -> list[Check]:
-        """Every check that applies.
+    @cached_property
+    def config(self) -> DistillConfig:
+        """The distillation whose pair is examined; without a student, the teacher is its own."""
+        sampling = {"rollout": MINILLM, "on_policy": 0.5} if self.objective.name == MINILLM else {}
+        first = TeacherOptions.parse(self.teacher, self.combine, cache=None, top_k=TOP_K).sources[0]
+        return DistillConfig(
+            teacher=self.teacher,
+            combine=self.combine,
+            student=self.student or first.location,
+            data=self.data,
+            columns=self.columns,
+            objective=self.objective,
+            settings=TrainConfig(context=self.context, batch_tokens=max(self.context, 2048), seed=self.seed),
+            device=self.device,
+            dtype=self.dtype,
+            allow_pickle=self.allow_pickle,
+            trust_remote_code=self.trust_remote_code,
+            **sampling,  # type: ignore[arg-type]
+        )
 
-        Raises: NotFound, UsageError, UnsafeModel and the like, as training would.
+    def run(self) -> list[Check]:
+        """Every check that applies; with several teachers, the checks of each with its name behind theirs.
+
+        Raises: UsageError, NotFound, UnsafeModel and the like, as training would.
         """
-        device = resolve_device(self.device)
-        teacher = self._load_model(self.teacher)
-        student_copy = replace(teacher, model=copy.deepcopy(teacher.model)) if self.student is None else None
-        student = student_copy or self._load_model(str(self.student))
+        sources = self.config.teachers
+        if len(sources) > 1 and self.teacher_cache is not None:
+            raise UsageError("--teacher-cache is compared with one teacher, and several are given; give one of them")
+        if away := [source.location or source.cache for source in sources if source.kind != "local"]:
+            raise UsageError(
+                f"doctor runs the teacher, and {away[0]} is not here; give --teacher, a model that is here"
+            )
+        student = None if self.student is None else self._load_model(self.student)
+        checks: list[Check] = []
+        for source in sources:
+            teacher = self._load_model(str(source.location))
+            student = student or replace(teacher, model=copy.deepcopy(teacher.model))
+            results = self._check(student, teacher)
+            checks += [replace(check, name=label_check(source.network, check.name)) for check in results]
+        return checks
+
+    def _check(self, student: LoadedModel, teacher: LoadedModel) -> list[Check]:
+        """The checks of a student with one teacher."""
         try:
-            pair = self._build_pair(student, teacher)
+            pair = self._pair_models(student, teacher)
         except VocabularyMismatch as error:
             return [report_vocabulary_mismatch(error, command=self.cross_tokenizer_command)]
         cache = None if self.teacher_cache is None else TeacherCache(Path(self.teacher_cache).expanduser())
-        cache_dtype = "auto" if cache is None else cache.manifest.facts.dtype
-        compute_dtype = resolve_dtype(self.dtype, device_type=str(device), default=cache_dtype)
+        dtype = choose_dtype(self.config, {} if cache is None else {"teacher": cache})
         corpus = load_corpus(self.data, columns=parse_columns(self.columns))
         try:
             packs = self._build_packs(corpus, student.tokenizer, cache)
         except DataError as error:
-            reason = "prompts are given when it is asked, and answers are what is learnt"
+            reason = "a run needs answers to learn from; prompts alone are not trained on"
             return [Check.from_result("text to train on", False, finding=str(error), why=reason, remedy="")]
-        student.model.to(device)
-        teacher.model.to(device=device, dtype=compute_dtype)
+        pair = pair._replace(is_chat=corpus.kind != "text")
+        move_models(self.config, pair, dtype)
         if pair.is_cross_tokenizer:
-            pair = pair._replace(is_chat=corpus.kind != "text")
-            pair_inputs = build_cross_tokenizer_inputs(
-                pair, packs, self._build_module(pair, teacher, compute_dtype), kind=corpus.kind
-            )
-            return list(run_cross_tokenizer_checks(pair_inputs))
+            module = build_module(self.config, pair, dtype)
+            return list(run_cross_tokenizer_checks(build_cross_tokenizer_inputs(pair, packs, module, kind=corpus.kind)))
         inputs = build_check_inputs(
             packs,
             student=student.model,
@@ -97,61 +134,30 @@ class Doctor:
             teacher_tokenizer=teacher.tokenizer,
             vocabulary=pair.vocabulary,
             kind=corpus.kind,
-            compute_dtype=compute_dtype,
+            compute_dtype=dtype,
             cache=cache,
             logit_objective=self.objective.logit_objective,
         )
         return list(run_checks(inputs, ALL_CHECKS))
 
-    def _build_pair(self, student: LoadedModel, teacher: LoadedModel) -> ModelPair:
-        """Both, and whether they have two tokenizers.
+    def _pair_models(self, student: LoadedModel, teacher: LoadedModel) -> ModelPair:
+        """Both models; two tokenizers only under an objective that compares across them.
 
-        Raises: VocabularyMismatch where they have, and the objective compares token by token.
+        Raises: VocabularyMismatch.
         """
-        needs_edit_alignment = self.objective.needs_edit_alignment
-        try:
-            return ModelPair(
-                student.model,
-                student,
-                {"teacher": teacher},
-                count_shared_ids(teacher.tokenizer, student.tokenizer),
-                [],
-                {},
-            )
-        except VocabularyMismatch:
-            if not (self.objective.supports_cross_tokenizer and self.objective.uses_teacher):
-                raise
-        if self.teacher_cache is not None:
+        if not self.objective.uses_teacher:
+            count_shared_ids(teacher.tokenizer, student.tokenizer)
+        pair = pair_models(self.config, student, teacher)
+        if pair.is_cross_tokenizer and self.teacher_cache is not None:
             raise UsageError("a cache holds one tokenizer's ids, and this pair has two; leave --teacher-cache out")
-        return ModelPair(
-            student.model,
-            student,
-            {"teacher": teacher},
-            count_token_ids(student.tokenizer),
-            [],
-            {},
-            is_cross_tokenizer=True,
-            needs_edit_alignment=needs_edit_alignment,
-        )
+        return pair
 
     @property
     def cross_tokenizer_command(self) -> str:
-        """The call that examines this pair whatever its tokenizers."""
-        models = ["--teacher", self.teacher, "--student", str(self.student)]
+        """The command that checks this pair whatever its tokenizers."""
+        models = ["--teacher", str(self.config.teachers[0].location), "--student", str(self.student)]
         return shlex.join(
             ["potstill", "doctor", *models, "--data", self.data, "--objective", CROSS_TOKENIZER_OBJECTIVE]
-        )
-
-    def _build_module(self, pair: ModelPair, teacher: LoadedModel, compute_dtype: torch.dtype) -> TrainingModule:
-        """What `distill` would train."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            objective = self.objective.build(pair.pair_info)
-        if isinstance(objective, nn.Module):
-            objective.to(pair.student.device)
-        frozen = {"teacher": teacher.model}
-        return TrainingModule(
-            pair.student, objective, frozen=frozen, vocabulary=pair.vocabulary_sizes, compute_dtype=compute_dtype
         )
 
     def _load_model(self, name: str) -> LoadedModel:

@@ -41,8 +41,11 @@ def run_quick_checks(
     records: list[dict[str, str]] = []
     for network, teacher in pair.teachers.items():
         if isinstance(teacher, ExternalTeacher):
-            shared = {"name": SHARED_VOCABULARY, "outcome": f"{teacher.proof}, {pair.vocabulary:,} shared"}
-            records.insert(0, label_check(network, shared))
+            shared = {
+                "name": label_check(network, SHARED_VOCABULARY),
+                "outcome": f"{teacher.proof}, {pair.vocabulary:,} shared",
+            }
+            records.insert(0, shared)
     comparable = {} if pair.is_cross_tokenizer else pair.loaded_teachers
     checked: Mapping[str, LoadedModel | None] = comparable or {"teacher": None}
     for network, loaded in checked.items():
@@ -59,11 +62,11 @@ def run_quick_checks(
             logit_objective=objective.logit_objective,
         )
         results = raise_if_failed(list(run_checks(check_inputs, QUICK_CHECKS)))
-        records += [label_check(network, record) for record in results]
+        records += [{**record, "name": label_check(network, record["name"])} for record in results]
     return records
 
 
-def label_check(network: str, record: Mapping[str, str]) -> dict[str, str]:
-    """The record of a check; one teacher of several has its name behind the name of the check."""
-    name = network.removeprefix("teacher").strip()
-    return {**record, "name": f"{record['name']} ({name})"} if name else dict(record)
+def label_check(network: str, name: str) -> str:
+    """The name of a check, with the name of the teacher behind it where there are several."""
+    teacher = network.removeprefix("teacher").strip()
+    return f"{name} ({teacher})" if teacher else name
