@@ -22,6 +22,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from potstill.core.errors import UsageError
 from potstill.models import signals as reading
 from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.logit_distillation import LogitDistillation

@@ -1,4 +1,4 @@
-"""Text for a stage: a corpus by name, read by a tokenizer, packed for training and kept in rows for measuring."""
+"""The text of a stage: packs to train on, and documents to measure on."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,18 +24,17 @@ from potstill.models import gguf
 from potstill.models.load import load_model, locate_model
 from potstill.teachers.cached import TeacherCache
 
-MIN_SAMPLED_TOKENS = (
-    4_000_000  # tokens of a stored corpus that are read to draw packs from: one document may be half a book
-)
-MAX_MEASURED_CHARACTERS = 2_000  # characters of a text that are read for measuring, about 500 tokens of English
+MIN_SAMPLED_TOKENS = 4_000_000  # read at least these of a stored corpus: one document may be half a book
+HELD_OUT_TOKENS = 50_000  # of the validation packs
+MAX_MEASURED_CHARACTERS = 2_000  # of a document that is measured; about 500 tokens of English
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Which text, in windows of which length. Without `eval_data` the corpus' own validation split is held out.
+    """A data set in windows of `context` tokens. Without `eval_data` its own validation split is held out.
 
-    `columns` says which column is which where their names do not: `prompt=instruction,response=text`. With a `route`
-    each document has the number of who is to teach it.
+    `columns` maps our names to the columns of the data: `prompt=instruction,response=text`. With a `route` each
+    document carries the number of its teacher.
     """
 
     data: str
@@ -48,9 +47,9 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedDataset:
-    """Packs to train on, packs and rows to measure on, a digest of it all, and what a card says of them.
+    """Packs to train on, packs and rows to measure on, a digest of them, and the facts for the card.
 
-    `teacher_rows` are the rows as a teacher of another tokenizer reads them; none where there is no such teacher.
+    `teacher_rows` are the same documents in the tokens of a teacher with another tokenizer; empty without one.
     """
 
     packs: Packs
@@ -71,78 +70,78 @@ def prepare_dataset(
     caches: Sequence[TeacherCache] = (),
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PreparedDataset:
-    """Everything that a training stage reads; with teachers' `caches`, no windows but theirs are trained on.
+    """Read and pack the text; with `caches`, only windows that every cache holds are trained on.
 
     Raises:
-        DataError, NotFound: as `load_corpus` and `tokenise` do; a route that no document is on.
-        UsageError: a context longer than one of `models` can take in.
+        DataError, NotFound: as `load_corpus` and `tokenize_corpus` do; a route without a document.
+        UsageError: a context longer than one of `models` can read.
         CacheMismatch: a cache of another text.
     """
     check_context(config.context, *models)
     corpus = load_corpus(config.data, columns=parse_columns(config.columns), route=config.route)
-    for cache in caches if corpus.digest is not None else ():  # a stream is known by its windows alone
+    for cache in caches if corpus.digest is not None else ():  # a stream has no digest but those of its windows
         cache.check_facts({"text": corpus.digest})
+    bos, keep_window = get_bos_id(tokenizer), make_window_filter(caches)
     token_set = tokenize_sample(corpus, tokenizer, tokens=tokens)
-    packs = pack(
-        token_set,
-        length=config.context,
-        seed=config.seed,
-        bos=get_bos_id(tokenizer),
-        keep_window=make_window_filter(caches),
-    )
+    packs = pack(token_set, length=config.context, seed=config.seed, bos=bos, keep_window=keep_window)
     route_facts = {} if config.route is None else {"routes": count_windows_by_route(packs, config.route, corpus.name)}
-    validation_corpus = load_held_out_corpus(config)
-    validation_packs = pack(
-        tokenize_corpus(validation_corpus, tokenizer, limit=50_000),
-        length=config.context,
-        seed=config.seed,
-        bos=get_bos_id(tokenizer),
-    )
-    rows = build_rows(validation_corpus, tokenizer, documents=documents)
-    teacher_rows = (
-        build_rows(validation_corpus, teacher_tokenizer, documents=documents) if teacher_tokenizer is not None else []
-    )
-    split = validation_corpus.provenance.get("split", "all")
+    held_out = load_held_out_corpus(config)
+    held_out_tokens = tokenize_corpus(held_out, tokenizer, limit=HELD_OUT_TOKENS)
+    validation_packs = pack(held_out_tokens, length=config.context, seed=config.seed, bos=bos)
+    rows = build_rows(held_out, tokenizer, documents=documents)
     facts = {
         **build_corpus_facts(corpus, packs),
         **route_facts,
-        "measured_on": f"{validation_corpus.name} ({split}), {len(rows)} documents",
-        "measured_digest": validation_corpus.digest,
+        "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), {len(rows)} documents",
+        "measured_digest": held_out.digest,
     }
-    digest = hashlib.sha256(repr((packs.digest, validation_packs.digest, rows)).encode()).hexdigest()
     return PreparedDataset(
-        packs=packs, validation_packs=validation_packs, rows=rows, teacher_rows=teacher_rows, digest=digest, facts=facts
+        packs=packs,
+        validation_packs=validation_packs,
+        rows=rows,
+        teacher_rows=build_rows(held_out, teacher_tokenizer, documents=documents) if teacher_tokenizer else [],
+        digest=_compute_digest(packs, validation_packs, rows),
+        facts=facts,
     )
 
 
+def _compute_digest(packs: Packs, validation_packs: Packs, rows: Sequence[Row]) -> str:
+    """SHA-256 of packs and rows; checkpoints store it, so the spelling of a row stays whatever the class is called."""
+    spelled = ", ".join(
+        f"Row(input_ids={row.input_ids!r}, labels={row.labels!r}, size={row.num_bytes}, prefix={row.prefix_length})"
+        for row in rows
+    )
+    return hashlib.sha256(f"({packs.digest!r}, {validation_packs.digest!r}, [{spelled}])".encode()).hexdigest()
+
+
 def make_window_filter(caches: Sequence[TeacherCache]) -> Callable[[np.ndarray, np.ndarray], bool] | None:
-    """Whether a window is in all caches; None where there are none."""
+    """A function that says whether all caches hold a window; None without caches."""
     return (lambda ids, labels: all(cache.has_window(ids, labels) for cache in caches)) if caches else None
 
 
 def count_windows_by_route(packs: Packs, route: Route, name: str) -> dict[str, int]:
-    """How many windows of the text `name` each value of the route has.
+    """The number of windows of the corpus `name` for each value of the route.
 
-    Raises: DataError where one has none.
+    Raises: DataError where a value has none.
     """
     counts = np.bincount(packs.fields["routes"], minlength=len(route.values)).tolist()
     if 0 in counts:
         value = route.values[counts.index(0)]
         raise DataError(
             f"no document of {name} that is trained on has {value!r} in `{route.column}`, so the teacher {value!r} "
-            f"would teach nothing; leave it out, or give other --data"
+            f"would teach nothing; remove that teacher, or give other --data"
         )
     return dict(zip(route.values, counts, strict=True))
 
 
 def tokenize_sample(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, tokens: int) -> TokenDataset:
-    """Enough documents to draw packs of so many `tokens` from, at random: of a stream no more than twice as many."""
+    """Enough documents to draw packs of `tokens` tokens from at random; of a stream at most twice as many."""
     minimum = MIN_SAMPLED_TOKENS if isinstance(corpus.documents, Dataset) else 0
     return tokenize_corpus(corpus, tokenizer, limit=max(2 * tokens, minimum))
 
 
 def build_corpus_facts(corpus: Corpus, packs: Packs) -> dict[str, Any]:
-    """What a card says of the text that a stage read."""
+    """The facts of a corpus and its packs, for the card."""
     dropped = {"dropped": dict(corpus.dropped)} if corpus.dropped else {}
     return {
         "trained_on": corpus.name,
@@ -161,15 +160,15 @@ def build_corpus_facts(corpus: Corpus, packs: Packs) -> dict[str, Any]:
 
 
 def load_held_out_corpus(config: DatasetConfig) -> Corpus:
-    """The text that is measured on: `eval_data`, a file of it whole, or else the validation split of `data`."""
+    """The text to measure on: `eval_data` (a file is taken whole), else the validation split of `data`."""
     columns, eval_data = parse_columns(config.columns), config.data if config.eval_data is None else config.eval_data
     data_path, eval_path = (Path(name).expanduser().resolve() for name in (config.data, eval_data))
     if eval_data == config.data or (eval_path.exists() and eval_path == data_path):
         return load_corpus(config.data, split="validation", columns=columns, route=config.route)
     if eval_path.exists() and (data_path in eval_path.parents or eval_path in data_path.parents):
         raise UsageError(
-            f"--eval-data {config.eval_data} and --data {config.data} lie in one another, so what is measured would be "
-            f"trained on; keep them apart"
+            f"--eval-data {config.eval_data} and --data {config.data} contain one another, so training would see the text "
+            f"that is measured; give two separate paths"
         )
     split = "all" if eval_path.is_file() else "validation"
     return load_corpus(eval_data, split=split, columns=columns, route=config.route)
@@ -189,11 +188,11 @@ def parse_columns(option: str) -> dict[str, str] | None:
 
 
 def build_rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: int) -> Sequence[Row]:
-    """The first `documents` documents as rows to score: what the assistant says in chats, or texts.
+    """The first `documents` documents as rows to score: the assistant's turns of a chat, or a text.
 
-    Of a text its first 2,000 characters are read, so that a hundred chapters cost hardly more than a hundred pages.
+    Only the first 2,000 characters of a text count, so that a hundred chapters cost little more than a hundred pages.
 
-    Raises: DataError if none of them has a token to score.
+    Raises: DataError if no document has a token to score.
     """
     if corpus.kind == "text":
         texts = [document["text"][:MAX_MEASURED_CHARACTERS] for document in corpus.documents.take(documents)]
@@ -210,7 +209,7 @@ def build_rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents:
 def load_calibration_batches(
     config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, tokens: int, batch_tokens: int = 2048
 ) -> tuple[list[Batch], dict[str, Any]]:
-    """Some `tokens` of training text as batches of one size, for measuring importance, and what a card says of it."""
+    """About `tokens` tokens of training text in batches of one size, and the facts for the card."""
     corpus = load_corpus(config.data, columns=parse_columns(config.columns))
     token_set = tokenize_sample(corpus, tokenizer, tokens=tokens)
     length = min(config.context, batch_tokens)
@@ -225,9 +224,9 @@ def load_calibration_batches(
 
 
 def describe_dataset(name: str, tokenizer: str, *, context: int, split: str, columns: str = "") -> dict[str, Any]:
-    """What a data set is and which of its tokens are trained, as `data.show.describe` says it.
+    """What a data set holds and which of its tokens are trained, as `data.preview.describe` returns it.
 
-    Raises: NotFound, DataError; UsageError for a context without room.
+    Raises: NotFound, DataError; UsageError for a context below 2 tokens.
     """
     if context < 2:
         raise UsageError(f"--context {context} has no room for a token and what it is predicted from")
@@ -236,6 +235,6 @@ def describe_dataset(name: str, tokenizer: str, *, context: int, split: str, col
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; of a GGUF file without reading its weights."""
+    """The tokenizer of a model; a GGUF file is read without its weights."""
     path = locate_model(name)
     return gguf.load_tokenizer(path) if path.suffix == ".gguf" else load_model(path).tokenizer

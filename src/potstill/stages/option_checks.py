@@ -10,7 +10,7 @@ from potstill.transforms.fit import AUTO, STRATEGIES
 
 
 def check_size_options(sizes: Mapping[str, Any], *, has_alternative: bool = False) -> None:
-    """Refuse a size that is none: exactly one of `sizes` (option to value) is given, unless `also` something else is.
+    """Refuse anything but exactly one of `sizes` (option to value); none is fine where `has_alternative`.
 
     Raises: UsageError.
     """
@@ -29,7 +29,7 @@ def check_size_options(sizes: Mapping[str, Any], *, has_alternative: bool = Fals
 
 
 def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is none of `choices`.
+    """Refuse a value outside `choices`.
 
     Raises: UsageError.
     """
@@ -38,7 +38,7 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_strategy(name: str) -> None:
-    """Refuse a strategy that there is none of.
+    """Refuse an unknown pruning strategy.
 
     Raises: UsageError.
     """
@@ -46,7 +46,7 @@ def check_strategy(name: str) -> None:
 
 
 def check_output_not_input(out: Path, *inputs: str | None) -> None:
-    """Refuse to write over what is read.
+    """Refuse an output folder that holds one of the inputs.
 
     Raises: UsageError if one of `inputs` is the folder `out`, or lies inside it.
     """
@@ -58,9 +58,9 @@ def check_output_not_input(out: Path, *inputs: str | None) -> None:
 
 
 def check_single_process() -> None:
-    """Refuse a launcher of several processes, each of which would write the same folder.
+    """Refuse torchrun with several processes, where each would write the same folder.
 
     Raises: UsageError.
     """
     if distributed.world_size() > 1:
-        raise UsageError("this stage runs in one process, and distill alone in several; start it without torchrun")
+        raise UsageError("only distill runs in several processes; start this stage without torchrun")

@@ -1,4 +1,4 @@
-"""Stages one after another, each in a folder of its own; what was made from what stands in the cards."""
+"""Run the stages of a recipe one after another, each into a folder of its own."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,19 @@ from potstill.stages.prune import PruneConfig
 from potstill.stages.stage import reproducible_options
 
 Stage = PruneConfig | GenerateDatasetConfig | DistillConfig
-PREVIOUS_FOLDER = "@previous"  # in a recipe: the folder that the stage before made
+PREVIOUS_FOLDER = "@previous"  # in a recipe: the folder of the stage before
 
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """What the last stage left on disk: its folder and its card."""
+    """The folder and the card of the last stage."""
 
     out: Path
     card: Mapping[str, Any]
 
     @property
     def measures(self) -> dict[str, list[Measure]]:
-        """The measures of the card by model, as they stand in `Run`."""
+        """The measures of the card by model name, as in `TrainingResult`."""
         return {name: [Measure(**m) for m in model_measures] for name, model_measures in self.card["measures"].items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -37,12 +37,12 @@ class StageResult:
 
 
 def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, resume: bool = False) -> StageResult:
-    """Runs `stages` into `out`/1-prune, `out`/2-distill, ...; with `resume`, finished ones are not made again.
+    """Run `stages` into `out`/1-prune, `out`/2-distill, ...; with `resume`, finished stages are not run again.
 
-    Raises: UsageError if there is no stage; OutputExists; what the stages raise.
+    Raises: UsageError without a stage; OutputExists; the errors of the stages.
     """
     if not stages:
-        raise UsageError("a recipe without stages does nothing")
+        raise UsageError("the recipe has no stages; give at least one")
     check_output_free(out, overwrite=overwrite or resume)
     previous, unchanged = out, resume
     for number, stage in enumerate(stages, 1):
@@ -64,7 +64,7 @@ def run_stage(stage: Stage, out: Path, *, overwrite: bool, resume: bool) -> None
 
 
 def is_finished(folder: Path, stage: Stage) -> bool:
-    """Whether `folder` holds what exactly this stage makes, and no run that was begun there since."""
+    """Whether `folder` holds the finished output of exactly this stage, and no newer unfinished run."""
     if not (folder / CARD_FILE).is_file() or (folder / TRAINING_FOLDER).is_dir():
         return False
     card_options = read_card(folder).get("stage", {})
@@ -74,7 +74,7 @@ def is_finished(folder: Path, stage: Stage) -> bool:
 
 
 def _drop_newer_defaults(card_options: Mapping[str, Any], config: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` as plain data, without options at their default that a card does not name: it is older than they are."""
+    """`plain` without options at their default that the card lacks: an older version wrote it."""
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     newer_names = {name for name in defaults.keys() - card_options.keys() if getattr(config, name) == defaults[name]}
     options = {name: option for name, option in plain.items() if name not in newer_names}
@@ -87,7 +87,7 @@ def _drop_newer_defaults(card_options: Mapping[str, Any], config: Any, plain: Ma
 
 
 def resolve_previous(stage: Stage, previous: str) -> Stage:
-    """`stage` with every `PREVIOUS` replaced by the folder that the stage before made."""
+    """`stage` with every `PREVIOUS_FOLDER` replaced by the folder of the stage before."""
     replacements: dict[str, Any] = {
         f.name: previous for f in dataclasses.fields(stage) if getattr(stage, f.name) == PREVIOUS_FOLDER
     }

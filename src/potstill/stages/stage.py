@@ -1,4 +1,4 @@
-"""A stage: a value that makes a folder with a card. What would go back and forth between floors is a stage."""
+"""A stage as plain data: for cards, `--dry-run`, `--config`, and to compare two runs."""
 
 import json
 from collections.abc import Mapping
@@ -8,21 +8,17 @@ from typing import Any
 from potstill.core.card import Parent
 from potstill.models.load import LoadedModel
 
-RESULT_NEUTRAL_OPTIONS = (
-    "skip_doctor",
-    "compile",
-    "checkpoint_activations",
-)  # options of a stage that change no result
+RESULT_NEUTRAL_OPTIONS = ("skip_doctor", "compile", "checkpoint_activations")  # they change no result
 
 
 def to_plain_dict(stage: Any) -> dict[str, Any]:
-    """A stage as plain data under its kind, as JSON gives it back: for cards, `--dry-run` and `--config`."""
+    """The options of a stage with its kind, as JSON gives them back."""
     plain: dict[str, Any] = json.loads(json.dumps({"stage": stage.kind, **asdict(stage)}))
     return plain
 
 
 def reproducible_options(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage as plain data, with what changes no result left off: what a run that is resumed has to agree in."""
+    """`stage` with every option off that changes no result: a resumed run has to agree on the rest."""
     plain = {
         name: reproducible_options(value) if isinstance(value, Mapping) else value for name, value in stage.items()
     }
@@ -30,5 +26,5 @@ def reproducible_options(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_parent(role: str, loaded: LoadedModel) -> Parent:
-    """What a card says of a model that was read."""
+    """The entry of a card for a model that the stage read."""
     return Parent(role=role, name=loaded.name, digest=loaded.digest, licence=loaded.license, note=loaded.note)

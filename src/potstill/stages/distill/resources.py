@@ -27,7 +27,7 @@ from potstill.teachers.external import ExternalTeacher
 
 
 def build_workload(
-    stage: DistillConfig,
+    config: DistillConfig,
     teacher: Blueprint,
     student: Blueprint,
     *,
@@ -36,72 +36,75 @@ def build_workload(
     packing: PackingStats,
     teacher_tokenization: TeacherTokenization | None = None,
 ) -> Workload:
-    """The sizes of a stage; `apart` is how a teacher with another tokenizer reads the text."""
-    source = "cached" if stage.teacher_cache else "live"
+    """The sizes of a run; `teacher_tokenization` describes the text in a teacher's own tokenizer."""
+    source = "cached" if config.teacher_cache else "live"
     return Workload(
         teacher=teacher,
         student=student,
         vocabulary=vocabulary,
-        settings=stage.settings,
+        settings=config.settings,
         packing=packing,
-        source=source if stage.objective.uses_teacher else "alone",
-        lora=stage.lora,
+        source=source if config.objective.uses_teacher else "alone",
+        lora=config.lora,
         compute_bytes=dtype.itemsize,
-        objective=stage.objective,
+        objective=config.objective,
         teacher_tokenization=teacher_tokenization,
     )
 
 
 def warn_if_insufficient(
-    stage: DistillConfig, pair: ModelPair, packs: Packs, dtype: torch.dtype, out: Path, *, show: bool = True
+    config: DistillConfig, pair: ModelPair, packs: Packs, dtype: torch.dtype, out: Path, *, show: bool = True
 ) -> None:
-    """Says before a run, at no cost, how much memory and disk it takes; of a family that no blueprint says,
-    or with a teacher that is not here, or with several, nothing.
+    """Print the memory and disk that a run takes, counted without a step; without `show`, only too little memory.
 
-    Without `show` it speaks only where the memory is too little.
+    Prints nothing for a family that no blueprint expresses, for a teacher that is not here, and for several teachers.
 
-    Raises: ArtefactError if the disk has not enough room.
+    Raises: ArtifactError if the disk has too little room.
     """
-    if isinstance(pair.teacher, ExternalTeacher) or len(pair.teachers) > 1:
+    work = count_workload(config, pair, packs, dtype)
+    if work is None:
         return
-    try:
-        teacher, student = read_blueprint(pair.teacher.model.config), read_blueprint(pair.student.config)
-    except UnsupportedModel:
-        return
-    trim_memory()  # what pruning freed is free for the training, or for others
-    tokenization, vocabularies, paired_packs = None, pair.vocabulary_sizes, pair.prepare_packs(packs)
-    if isinstance(vocabularies, dict) and paired_packs is not packs:
-        tokenization = measure_teacher_tokenization(paired_packs, vocabulary=vocabularies["teacher"])
-    packing, vocabulary = (
-        compute_packing_stats(packs),
-        vocabularies["student"] if isinstance(vocabularies, dict) else vocabularies,
-    )
-    work = build_workload(
-        stage, teacher, student, vocabulary=vocabulary, dtype=dtype, packing=packing, teacher_tokenization=tokenization
-    )
-    autograd_bytes, available = (
-        measure_autograd_bytes(student, dtype=dtype, lora=stage.lora),
-        get_available_resources(out, pair.student.device),
-    )
-    disk_bytes, memory_bytes = (
-        work.disk_bytes(measure_tokenizer_bytes(pair.origin.tokenizer))["most"],
-        sum(work.memory_bytes(autograd_bytes).values()),
-    )
+    device, available = pair.student.device, get_available_resources(out, pair.student.device)
+    disk_bytes = work.disk_bytes(measure_tokenizer_bytes(pair.origin.tokenizer))["most"]
+    autograd_bytes = measure_autograd_bytes(work.student, dtype=dtype, lora=config.lora)
+    memory_bytes = sum(work.memory_bytes(autograd_bytes).values())
     if disk_bytes > available.disk:
         raise ArtifactError(
-            f"the run takes {disk_bytes / GIB:.2f} GiB of disk, and {out} has {available.disk / GIB:.2f} GiB; "
-            f"make room, or "
-            f"choose another --out"
+            f"the run takes {disk_bytes / GIB:.2f} GiB of disk, and {out} has {available.disk / GIB:.2f} GiB; make "
+            f"room, or choose another --out"
         )
     summary, is_sufficient = _format_summary(
-        memory_bytes, disk_bytes, available, on_cpu=pair.student.device.type == "cpu", model_bytes=_model_bytes(work)
+        memory_bytes, disk_bytes, available, on_cpu=device.type == "cpu", model_bytes=_model_bytes(work)
     )
     if show or not is_sufficient:
         print_note(summary)
 
 
+def count_workload(config: DistillConfig, pair: ModelPair, packs: Packs, dtype: torch.dtype) -> Workload | None:
+    """The sizes of a run whose models are in memory; None where they cannot be counted."""
+    if isinstance(pair.teacher, ExternalTeacher) or len(pair.teachers) > 1:
+        return None
+    try:
+        teacher, student = read_blueprint(pair.teacher.model.config), read_blueprint(pair.student.config)
+    except UnsupportedModel:
+        return None
+    trim_memory()  # memory that pruning freed goes back to the system
+    tokenization, vocabularies, paired_packs = None, pair.vocabulary_sizes, pair.prepare_packs(packs)
+    if isinstance(vocabularies, dict) and paired_packs is not packs:
+        tokenization = measure_teacher_tokenization(paired_packs, vocabulary=vocabularies["teacher"])
+    return build_workload(
+        config,
+        teacher,
+        student,
+        vocabulary=vocabularies["student"] if isinstance(vocabularies, dict) else vocabularies,
+        dtype=dtype,
+        packing=compute_packing_stats(packs),
+        teacher_tokenization=tokenization,
+    )
+
+
 def _model_bytes(work: Workload) -> float:
-    """Bytes of student and teacher, which are there already."""
+    """Bytes of student and teacher, which are in memory already."""
     return float(
         FLOAT32_BYTES * count_blueprint_parameters(work.student).total
         + work.compute_bytes * count_blueprint_parameters(work.teacher).total
@@ -111,7 +114,7 @@ def _model_bytes(work: Workload) -> float:
 def _format_summary(
     memory_bytes: float, disk_bytes: float, available: AvailableResources, *, on_cpu: bool, model_bytes: float
 ) -> tuple[str, bool]:
-    """The short form, and whether the memory is enough."""
+    """One line about memory and disk, and whether the memory is enough."""
     process_bytes = read_resident_memory() if on_cpu else model_bytes
     memory_bytes += max(process_bytes - model_bytes, 0.0)
     summary = f"the run takes about {memory_bytes / GIB:.1f} GiB of memory and {disk_bytes / GIB:.2f} GiB of disk"
