@@ -167,8 +167,8 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
         return load_corpus(config.data, split="validation", columns=columns, route=config.route)
     if eval_path.exists() and (data_path in eval_path.parents or eval_path in data_path.parents):
         raise UsageError(
-            f"--eval-data {config.eval_data} and --data {config.data} contain one another, so training would see the text "
-            f"that is measured; give two separate paths"
+            f"--eval-data {config.eval_data} and --data {config.data} contain one another, so training would "
+            f"see what is measured; give two separate paths"
         )
     split = "all" if eval_path.is_file() else "validation"
     return load_corpus(eval_data, split=split, columns=columns, route=config.route)
