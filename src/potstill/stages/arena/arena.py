@@ -1,4 +1,4 @@
-"""The arena: objectives against each other under equal conditions, each with several seeds; who is better is told."""
+"""The arena: train objectives under equal conditions with several seeds, and report which is better."""
 
 import dataclasses
 import json
@@ -38,16 +38,16 @@ from potstill.stages.prune import PruneConfig
 from potstill.stages.sequence import is_finished
 from potstill.stages.stage import to_plain_dict
 
-STUDENT_FOLDER = "student"  # the folder that every arm starts from, where it had to be pruned
+STUDENT_FOLDER = "student"  # holds the pruned student that every arm starts from
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arena:
-    """Each of `objectives` with each of `seeds`, on the teacher, student, text and settings of `common`.
+    """Train each of `objectives` with each of `seeds`, on the teachers, student, text and settings of `common`.
 
-    The budget is one of `tokens`, the same for every arm, or `seconds` of training: an arm's steps are then what fits
-    into these, at the pace that a few of its steps were measured to have; all seeds of an arm get the same steps.
-    `prompts` are answered for ROUGE-L where the text asks something.
+    The budget is `tokens`, the same for every arm, or `seconds` of training. With seconds, a few measured steps tell
+    how many steps fit; all seeds of an arm get the same steps. `prompts` is the number of prompts for ROUGE-L, on data
+    with prompts. The first teacher is measured.
     """
 
     kind: ClassVar[str] = "arena"
@@ -60,7 +60,7 @@ class Arena:
 
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.seconds is None):
-            raise UsageError("a budget is needed, in tokens or in seconds: one of them")
+            raise UsageError("an arena needs one budget, in tokens or in seconds")
         if min(self.tokens or 1, self.seconds or 1) <= 0:
             raise UsageError(f"the budget is {self.tokens or self.seconds}; it must be above 0")
         if self.teacher.kind != "local" or self.common.teacher_cache is not None:
@@ -69,12 +69,12 @@ class Arena:
             raise UsageError("an arena needs an objective; give --objectives, such as cross_entropy,forward_kl")
         for label, candidates in (("arm", [arm.folder_name for arm in self.arms]), ("seed", self.seeds)):
             if duplicates := [candidate for candidate in candidates if list(candidates).count(candidate) > 1]:
-                raise UsageError(f"the {label} {duplicates[0]} is there twice; name each once")
+                raise UsageError(f"the {label} {duplicates[0]} is given twice; give each once")
         for arm in self.arms:
             if equivalents := [
                 candidate.name for candidate in self.arms if candidate is not arm and candidate.is_equivalent(arm)
             ]:
-                raise UsageError(f"the arms {arm.name} and {equivalents[0]} are one and the same; name it once")
+                raise UsageError(f"the arms {arm.name} and {equivalents[0]} are the same; give one of them")
         if self.seconds is not None and (rollout_arms := [arm.name for arm in self.arms if arm.rollout.is_enabled]):
             raise UsageError(
                 f"how long the arm {rollout_arms[0]} takes depends on the student's answers; give a budget in tokens"
@@ -89,7 +89,7 @@ class Arena:
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """The contestants; building them refuses what is no objective."""
+        """The arms; building them refuses an unknown objective."""
         return tuple(Arm.parse(text, self.common) for text in self.objectives)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,13 +97,13 @@ class Arena:
         return to_plain_dict(self)
 
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False, show: bool = True) -> dict[str, Any]:
-        """Trains every arm into `out`/ARM-seedN, measures them all, and writes `arena.json`, README.md and a chart.
+        """Train every arm into `out`/ARM-seedN, measure them all, and write `arena.json`, README.md and a chart.
 
-        With `resume` finished arms stay as they are; objectives and seeds may have been added.
+        With `resume` finished arms stay; objectives and seeds may be added.
 
         Raises:
             UsageError, NotFound, VocabularyMismatch, OutputExists: before anything is written.
-            Interrupted, TrainingDiverged, ArtefactError: what is finished stays, and --resume goes on.
+            Interrupted, TrainingDiverged, ArtifactError: finished arms stay, and --resume continues.
         """
         check_single_process()
         saved_state = self._check_output_folder(out, overwrite=overwrite, resume=resume)
@@ -128,9 +128,9 @@ class Arena:
             return self._publish(out, runs, state, common, student)
 
     def check_compatibility(self) -> None:
-        """Refuse, before anything is trained, an objective or a context that is not for this teacher and student.
+        """Refuse an objective or a context that does not fit this teacher and student, before anything is trained.
 
-        Every arm's objective is built once, so that one which cannot be is refused too.
+        Each arm's objective is built once, which refuses those that cannot be built.
 
         Raises: VocabularyMismatch, UsageError, UnsupportedModel, NotFound.
         """
@@ -144,7 +144,7 @@ class Arena:
             objective.build(pair_info if objective.needs_teacher_model else None, self.common.teacher_options.ensemble)
 
     def count_tokens(self, arm: Arm, common: DistillConfig, student: str) -> int:
-        """The tokens that an arm trains on."""
+        """The number of tokens that an arm trains on."""
         if self.seconds is None:
             assert self.tokens is not None
             return self.tokens
@@ -157,9 +157,9 @@ class Arena:
         return steps * settings.packs_per_step * settings.context
 
     def estimate(self) -> dict[str, Any]:
-        """What `run` would do, at the pace of a rough plan without steps; nothing is trained or written.
+        """What `run` would do, by a rough plan without measured steps; nothing is trained or written.
 
-        An arm's seconds (or tokens, of a budget in seconds) are None for a family that no plan knows.
+        The seconds of an arm (or its tokens, with a budget in seconds) are None for a model family that `plan` refuses.
         """
         self.check_compatibility()
         measured_seconds: dict[str, float | None] = {}
@@ -184,7 +184,7 @@ class Arena:
         return load_model(name, allow_pickle=common.allow_pickle, trust_remote_code=common.trust_remote_code)
 
     def _check_output_folder(self, out: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
-        """What an arena that is resumed had settled; refuses a folder that is not free, or another arena's."""
+        """The state of the arena that is resumed. Refuses a folder with other files, or of another arena."""
         if resume and overwrite:
             raise UsageError("--resume continues the arena in the folder and --overwrite discards it; give one of them")
         common, state = self.common, None
@@ -198,7 +198,7 @@ class Arena:
         return state
 
     def _assign_tokens(self, out: Path, state: dict[str, Any], common: DistillConfig, student: str) -> None:
-        """Finds out the tokens of arms that have none yet, and writes down what every one gets."""
+        """Choose the tokens of arms that have none yet, and save them."""
         for arm in self.arms:
             if arm.name not in state["tokens"]:
                 state["tokens"][arm.name] = self.count_tokens(arm, common, student)
@@ -219,7 +219,7 @@ class Arena:
     def _publish(
         self, out: Path, runs: Sequence[ArenaRun], state: Mapping[str, Any], common: DistillConfig, student: str
     ) -> dict[str, Any]:
-        """Measures the teacher, the student as it began and every arm on the same documents, and writes it all."""
+        """Measure the teacher, the untrained student and every arm on the same documents, and write the report."""
         free_memory(common.device)
         teacher = str(self.teacher.location)
         dataset_config = DatasetConfig(data=common.data, eval_data=common.eval_data, columns=common.columns)
@@ -248,7 +248,7 @@ class Arena:
 
 
 def prepare_student(common: DistillConfig, out: Path) -> str:
-    """The folder of the student that every arm starts from: the one that is given, or one that is pruned here, once."""
+    """The folder of the student that every arm starts from: the given one, or one pruned here once."""
     if common.student is not None:
         return common.student
     field_names = {field.name for field in dataclasses.fields(PruneConfig)} & {
@@ -266,7 +266,7 @@ def prepare_student(common: DistillConfig, out: Path) -> str:
 
 
 def estimate_seconds_per_step(stage: DistillConfig) -> float | None:
-    """Seconds of a step as `potstill plan --no-measure` says; None for a family that it does not know."""
+    """Seconds of a step by `potstill plan --no-measure`; None for a model family that it refuses."""
     try:
         return float(Plan(distill=stage, measure=False).run()["time"]["seconds_per_step"])
     except UnsupportedModel:

@@ -1,4 +1,4 @@
-"""The folder of an arena: one training for each arm and seed in it, begun, finished, continued, or of another arena."""
+"""The folder of an arena: one training run for each arm and seed, and whether it is new, unfinished or finished."""
 
 import contextlib
 import gc
@@ -22,11 +22,11 @@ from potstill.stages.sequence import is_finished
 from potstill.stages.stage import reproducible_options
 
 README_FILE, CHART_FILE = "README.md", "arena.png"
-EXTENSIBLE_FIELDS = ("objectives", "seeds", "prompts")  # what an arena that is resumed may have otherwise
+EXTENSIBLE_FIELDS = ("objectives", "seeds", "prompts")  # a resumed arena may change these
 
 
 class ArenaRun(NamedTuple):
-    """One arm with one seed, the folder of the student that it makes, and how it is made."""
+    """One arm with one seed: the folder of its student, and the options that train it."""
 
     arm: str
     seed: int
@@ -35,9 +35,9 @@ class ArenaRun(NamedTuple):
 
 
 def train_run(arena_run: ArenaRun, *, show: bool) -> None:
-    """One arm with one seed, unless its folder holds it already; begun ones go on.
+    """Train one arm with one seed, unless its folder is finished; an unfinished run continues.
 
-    Raises: ArtefactError where the folder holds another training; what `Distill.run` raises.
+    Raises: ArtifactError where the folder holds another run; the errors of `distill`.
     """
     if is_finished(arena_run.folder, arena_run.stage):
         return
@@ -49,9 +49,9 @@ def train_run(arena_run: ArenaRun, *, show: bool) -> None:
 
 
 def check_same_origins(runs: Sequence[ArenaRun]) -> None:
-    """Refuse to compare students whose models or texts had one name and were not the same.
+    """Refuse to compare students whose models or data changed between two runs.
 
-    Raises: ArtefactError.
+    Raises: ArtifactError.
     """
     first, *following = ((arena_run, _read_origins(arena_run.folder)) for arena_run in runs)
     for arena_run, origins in following:
@@ -69,9 +69,9 @@ def _read_origins(folder: Path) -> list[Any]:
 
 
 def read_arena_state(out: Path, stage: Mapping[str, Any]) -> dict[str, Any]:
-    """What the arena in `out` settled when it began, if it is the same as `stage` but for arms and seeds.
+    """The saved state of the arena in `out`, whose options equal `stage` but for arms, seeds and prompts.
 
-    Raises: UsageError, ArtefactError.
+    Raises: UsageError, ArtifactError.
     """
     try:
         contents = json.loads((out / ARENA_FILE).read_text(encoding="utf-8"))
@@ -98,7 +98,7 @@ def _flatten(stage: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[st
 
 
 def clear_arena_folder(out: Path) -> None:
-    """Removes what an arena made in its folder, and nothing else."""
+    """Remove what an arena made in its folder, and nothing else."""
     for child in out.iterdir() if out.is_dir() else ():
         if child.is_dir() and ((child / CARD_FILE).is_file() or (child / TRAINING_FOLDER).is_dir()):
             shutil.rmtree(child)
@@ -107,7 +107,7 @@ def clear_arena_folder(out: Path) -> None:
 
 
 def free_memory(device: str) -> None:
-    """What the last arm held goes back, so that the next one's peak is its own."""
+    """Give back the memory of the last arm, so that the peak of the next one is its own."""
     gc.collect()
     trim_memory()
     resolved_device = resolve_device(device)
@@ -118,7 +118,7 @@ def free_memory(device: str) -> None:
 
 @contextlib.contextmanager
 def explain_arena_interrupt(out: Path) -> Iterator[None]:
-    """Says that an arena that was stopped goes on.
+    """Replace an interrupt by an error that says how to continue the arena.
 
     Raises: Interrupted for KeyboardInterrupt.
     """

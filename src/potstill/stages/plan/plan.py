@@ -1,4 +1,4 @@
-"""Plan: what a distillation is going to take, before it starts, and what to change where it does not fit."""
+"""Plan: the memory, disk and time of a distillation before it starts, and what to change where it does not fit."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -45,13 +45,13 @@ from potstill.stages.stage import to_plain_dict
 from potstill.teachers.cached import TeacherCache
 from potstill.transforms.fit import resize_blueprint
 
-MAX_PROFILING_SECONDS = 120.0  # seconds that measured steps may take, as far as can be told before
+MAX_PROFILING_SECONDS = 120.0  # the longest time that measured steps may take, by the estimate
 
 
 class PlanInputs(NamedTuple):
-    """What a plan is made from: both models without weights, the text as packs, the machine.
+    """The inputs of a plan: both models without weights, the text as packs, and the device.
 
-    `apart` is how a teacher with another tokenizer reads the text, None where both read it alike.
+    `teacher_tokenization` describes the text in the tokens of a teacher with another tokenizer, else None.
     """
 
     teacher: Blueprint
@@ -68,8 +68,9 @@ class PlanInputs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `distill` would take. Rates come from `calibration`, from a few measured steps, or (not `measure`) from
-    layers, a softmax and an optimiser's step alone.
+    """Estimate a run of `distill`. The rates come from `calibration`, or from a few measured steps.
+
+    Without `measure` and without a calibration they are a rough guess.
     """
 
     distill: DistillConfig
@@ -77,9 +78,9 @@ class Plan:
     calibration: Calibration | None = None
 
     def run(self, out: Path = Path()) -> dict[str, Any]:
-        """The plan as plain data; `out` is where the run would write. Nothing is left on disk.
+        """The plan as plain data; `out` is where the run would write. Nothing is written.
 
-        Raises: UsageError, NotFound, DataError, UnsupportedModel, as `Distill.run` does before it writes anything.
+        Raises: UsageError, NotFound, DataError, UnsupportedModel, as `distill` does before it writes anything.
         """
         check_single_process()
         inputs = self.read_inputs()
@@ -120,7 +121,7 @@ class Plan:
         }
 
     def read_inputs(self) -> PlanInputs:
-        """Everything that is read; no weight is."""
+        """Read configs, tokenizers, text and caches, but no weights."""
         stage = self.distill
         load_options = {"allow_pickle": stage.allow_pickle, "trust_remote_code": stage.trust_remote_code}
         (source, *other_sources) = stage.teachers
@@ -154,7 +155,7 @@ class Plan:
         )
 
     def build_workload(self, stage: DistillConfig, inputs: PlanInputs) -> Workload:
-        """The sizes of `stage`, this plan's own or one that is suggested."""
+        """The sizes of `stage`, which is this plan's own config or a suggested one."""
         dtype = (
             inputs.dtype
             if stage.dtype == self.distill.dtype
@@ -181,7 +182,7 @@ class Plan:
         )
 
     def estimate(self, stage: DistillConfig, inputs: PlanInputs, calibration: Calibration) -> ResourceEstimate:
-        """What `stage` takes."""
+        """The resources that `stage` takes."""
         work = self.build_workload(stage, inputs)
         dtype = torch.bfloat16 if work.compute_bytes == 2 else torch.float32
         pruning = 0.0
@@ -200,7 +201,7 @@ class Plan:
         )
 
     def get_calibration(self, inputs: PlanInputs) -> tuple[Calibration, list[str]]:
-        """The calibration, and what has to be said of it."""
+        """The calibration, and notes on how good it is."""
         if self.calibration is not None:
             return self.calibration, ["the rates are those of the calibration that was given; no step was run"]
         guess = guess_calibration(self.build_workload(self.distill, inputs), inputs.device)
@@ -212,7 +213,7 @@ class Plan:
         return measure_calibration(stage, inputs, self.build_workload(stage, inputs)), notes
 
     def choose_profiled_stage(self, inputs: PlanInputs, guess: Calibration) -> tuple[DistillConfig | None, list[str]]:
-        """The stage itself if a few of its steps can be run here, a smaller one if not, or none; and what to say."""
+        """The config whose steps are measured (the plan's own, a smaller one where it does not fit, or none), and notes."""
         settings = self.distill.settings
         small_settings = replace(settings, batch_tokens=2 * settings.context, micro_tokens=settings.context)
         free_memory = get_available_resources(Path(), inputs.device).memory
@@ -233,7 +234,7 @@ class Plan:
     def suggest(
         self, inputs: PlanInputs, calibration: Calibration, resources: ResourceEstimate, available: AvailableResources
     ) -> Iterator[dict[str, Any]]:
-        """What lowers the memory or the disk that are needed, the one that helps memory most first."""
+        """Changes that lower memory or disk, the one that saves most memory first."""
         suggestions: list[dict[str, Any]] = []
         for change, stage in suggest_changes(self.distill):
             candidate = self.estimate(stage, inputs, calibration)
@@ -250,7 +251,7 @@ class Plan:
 
 
 def describe_caveats(stage: DistillConfig, tokenization: TeacherTokenization | None) -> Iterator[str]:
-    """What has to be said of an objective that is not all counted, and of a teacher with another tokenizer."""
+    """Notes on costs that are not counted, and on a teacher with another tokenizer."""
     if stage.objective.needs_teacher_model:
         yield (
             f"of {stage.objective.name} products with both heads, maps and weights are counted; the rest of its time "
@@ -265,7 +266,7 @@ def describe_caveats(stage: DistillConfig, tokenization: TeacherTokenization | N
 
 
 def make_pruned_blueprint(stage: DistillConfig, teacher: Blueprint) -> Blueprint:
-    """The shape that pruning would give; which layers stay is left open, since none is read."""
+    """The shape of the pruned student; which layers stay is open, since no weight is read."""
     prune_stage = PruneConfig(model=str(stage.teacher), keep=stage.keep, params=stage.params, strategy=stage.strategy)
     with torch.device("meta"):
         backbone = Backbone(teacher)
@@ -273,11 +274,11 @@ def make_pruned_blueprint(stage: DistillConfig, teacher: Blueprint) -> Blueprint
 
 
 def measure_calibration(stage: DistillConfig, inputs: PlanInputs, work: Workload) -> Calibration:
-    """The rates of a few steps of `stage`, run with the study that it would train."""
+    """The rates of a few measured steps of `stage`, with the module that it would train."""
     pair = load_profiling_pair(stage, inputs)._replace(is_chat=inputs.chats)
     pair.student.to(inputs.device)
     teacher = pair.teacher
-    assert isinstance(teacher, LoadedModel)  # `known` has refused the others
+    assert isinstance(teacher, LoadedModel)  # `read_inputs` refuses the others
     teacher.model.to(inputs.device, inputs.dtype)
     module = build_module(stage, pair, inputs.dtype, inputs.caches)
     if inputs.caches:
@@ -291,7 +292,7 @@ def measure_calibration(stage: DistillConfig, inputs: PlanInputs, work: Workload
 
 
 def load_profiling_pair(stage: DistillConfig, inputs: PlanInputs) -> ModelPair:
-    """The pair of `stage`; a student that would have to be pruned is one of its shape, with random weights."""
+    """The models of `stage`; a student that would be pruned has its shape and random weights."""
     if stage.student is not None:
         return load_models(stage, {}, inputs.dtype)
     teacher = load_model(str(stage.teacher), allow_pickle=stage.allow_pickle, trust_remote_code=stage.trust_remote_code)
@@ -300,7 +301,7 @@ def load_profiling_pair(stage: DistillConfig, inputs: PlanInputs) -> ModelPair:
 
 
 def compare_with_available(resources: ResourceEstimate, available: AvailableResources) -> dict[str, bool]:
-    """Whether memory and disk are enough; memory that cannot be known is taken to be."""
+    """Whether memory and disk are enough; unknown memory counts as enough."""
     return {
         "memory": available.memory is None or resources.peak <= available.memory,
         "disk": resources.disk["most"] <= available.disk,
@@ -308,6 +309,6 @@ def compare_with_available(resources: ResourceEstimate, available: AvailableReso
 
 
 def cache_bytes_per_row(inputs: PlanInputs) -> float:
-    """Bytes a row of the teacher's cache: of the one that is used, else what one of the top 64 takes."""
+    """Bytes a row of the teacher's cache, or of a cache of the top 64 tokens where none is used."""
     cache = inputs.caches.get("teacher")
     return float(CACHE_ROW_BYTES) if cache is None else cache.manifest.bytes / cache.manifest.rows
