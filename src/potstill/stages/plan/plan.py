@@ -213,7 +213,7 @@ class Plan:
         return measure_calibration(stage, inputs, self.build_workload(stage, inputs)), notes
 
     def choose_profiled_stage(self, inputs: PlanInputs, guess: Calibration) -> tuple[DistillConfig | None, list[str]]:
-        """The config whose steps are measured (the plan's own, a smaller one where it does not fit, or none), and notes."""
+        """The config whose steps are measured (a smaller one where the plan's own does not fit, or none), and notes."""
         settings = self.distill.settings
         small_settings = replace(settings, batch_tokens=2 * settings.context, micro_tokens=settings.context)
         free_memory = get_available_resources(Path(), inputs.device).memory
