@@ -12,7 +12,8 @@ from pathlib import Path
 
 from potstill.cli import tables
 from potstill.cli.output import suppress_library_output
-from potstill.objectives.config import CROSS_ENTROPY, ObjectiveConfig
+from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.cross_entropy import CROSS_ENTROPY
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
 from potstill.stages.frontier import draw_frontier

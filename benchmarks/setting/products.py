@@ -101,7 +101,8 @@ def of_a_step(student: Network, teacher: Network, objective: Any, batch: Any) ->
 
 def of_the_objective(student: Network, teacher: Network, objective: Any, batch: Any) -> Iterator[Linear]:
     """The products beside both bodies and the student's own head."""
-    from potstill.objectives.dual_space import DualSpace, DualSpaceV2
+    from potstill.objectives.dskd import DSKD
+    from potstill.objectives.dskdv2 import DSKDv2
     from potstill.objectives.logit_distillation import LogitDistillation
     from potstill.objectives.mined import MinED
     from potstill.objectives.spans import Spans
@@ -120,18 +121,18 @@ def of_the_objective(student: Network, teacher: Network, objective: Any, batch: 
             found = objective.classify_groups(batch)
             yield from teacher.through_head("f", len(found.token_rows[1]) + len(found.run_rows[1]))
             yield from student.through_head("f", len(found.run_rows[0]))
-        case DualSpace() | DualSpaceV2():
+        case DSKD() | DSKDv2():
             yield from both_spaces(student, teacher, objective, batch)
 
 
 def both_spaces(student: Network, teacher: Network, objective: Any, batch: Any) -> Iterator[Linear]:
     """Two projections, two foreign heads with a gradient by their rows, the teacher's own logits, and the way there."""
-    from potstill.objectives.dual_space import DualSpaceV2
+    from potstill.objectives.dskdv2 import DSKDv2
     from potstill.objectives.row_matching import CrossModelAttention
 
     ours, theirs = map(len, objective.bridge.match_rows(batch, "teacher"))
     mixing = isinstance(objective.bridge, CrossModelAttention)
-    computed = isinstance(objective, DualSpaceV2)
+    computed = isinstance(objective, DSKDv2)
     yield Linear(ours, teacher.width, student.width, "frw" if mixing else "fw")
     yield from student.through_head("fr", ours)
     yield Linear(theirs, student.width, teacher.width, "fr" if computed else "frw")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.data.trained import byte_level, sentencepiece
 from tests.objectives.crossed import TEXTS, batch_of, llama, taught
+from tests.objectives.enumerated import ACROSS_METHODS as ACROSS
 from tests.objectives.test_invariants import assert_equal, gradients
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -25,7 +26,6 @@ from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.logit_distillation import LogitDistillation
 from potstill.objectives.mined import MIN_LOGIT, MinED, make_student_vocab_logits_fn
 from potstill.objectives.model_info import ModelInfo, PairInfo
-from potstill.objectives.registry import OBJECTIVE_SPECS
 from potstill.objectives.row_terms import RowObjective, RowTerm
 from potstill.objectives.spans import Spans, compute_log_likelihoods
 from potstill.objectives.uld import ULD
@@ -35,7 +35,6 @@ from potstill.ops.likelihood import binary_kl
 from potstill.ops.uld import uld_by_sorting
 from potstill.train.training_module import TrainingModule
 
-ACROSS = [name for name, method in OBJECTIVE_SPECS.items() if method.supports_cross_tokenizer]
 OURS, THEIRS = byte_level(330), sentencepiece()
 
 

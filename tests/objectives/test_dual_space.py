@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import ALIGNED_PAIRS, IGNORE, Batch, Head, Signals, supervised_positions
 from potstill.objectives.cross_entropy import CrossEntropy
-from potstill.objectives.dual_space import DualSpace, DualSpaceConfig, DualSpaceV2
+from potstill.objectives.dskd import DSKD
+from potstill.objectives.dskdv2 import DSKDv2
+from potstill.objectives.dual_space import DualSpaceConfig
 from potstill.objectives.row_matching import AlignedRowMatcher, CrossModelAttention
 from potstill.objectives.weighted_sum import WeightedSum
 from potstill.ops.divergence import DIVERGENCES, forward_kl, reverse_kl
@@ -65,17 +67,17 @@ def reached(value: Tensor, of: Mapping[str, Tensor]) -> set[str]:
     return {name for name, g in gradients(value, of).items() if g is not None and bool(g.any())}
 
 
-def first(divergence: str = "forward_kl", temperature: float = 1.0) -> DualSpace:
+def first(divergence: str = "forward_kl", temperature: float = 1.0) -> DSKD:
     torch.manual_seed(3)
     spaces = DualSpaceConfig(divergence=DIVERGENCES[divergence], temperature=temperature)
-    return DualSpace(STUDENT, TEACHER, spaces).double()
+    return DSKD(STUDENT, TEACHER, spaces).double()
 
 
-def second(views: dict[str, Signals], frozen: dict[str, Signals], spaces: DualSpaceConfig | None = None) -> DualSpaceV2:
+def second(views: dict[str, Signals], frozen: dict[str, Signals], spaces: DualSpaceConfig | None = None) -> DSKDv2:
     student, teacher = views["student"].head, frozen["teacher"].head
     assert student is not None
     assert teacher is not None
-    made = DualSpaceV2(student.weight, teacher.weight, spaces)
+    made = DSKDv2(student.weight, teacher.weight, spaces)
     torch.manual_seed(4)  # away from where it starts, where the projected logits nearly agree
     with torch.no_grad():
         made.to_student += 0.1 * torch.randn_like(made.to_student)
@@ -127,12 +129,12 @@ def test_cross_attention_is_trained_by_the_projector_and_the_teachers_space() ->
     assert reached(found["dskd_student_space"], of) == {"states", "head"}
 
 
-def crossing() -> DualSpace:
+def crossing() -> DSKD:
     torch.manual_seed(5)
-    return DualSpace(STUDENT, TEACHER, bridge=CrossModelAttention(STUDENT, TEACHER, embedding_std=0.7)).double()
+    return DSKD(STUDENT, TEACHER, row_matcher=CrossModelAttention(STUDENT, TEACHER, embedding_std=0.7)).double()
 
 
-def by_attention(objective: DualSpace, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
+def by_attention(objective: DSKD, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
     """Z_t2s and Z_s2t of `CROSSED`, as one masked matrix says."""
     bridge = objective.bridge
     assert isinstance(bridge, CrossModelAttention)
@@ -231,7 +233,7 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient_where_both_ma
 ) -> None:
     student, teacher = network(5, TEACHER, IDS, 2, trained=True), network(5, TEACHER, IDS, 2)
     spaces = DualSpaceConfig(divergence=DIVERGENCES[divergence], temperature=temperature)
-    objective = DualSpace(TEACHER, TEACHER, spaces).double()
+    objective = DSKD(TEACHER, TEACHER, spaces).double()
     with torch.no_grad():
         for way in (objective.to_student, objective.to_teacher):
             way.weight.copy_(torch.eye(TEACHER))
@@ -252,7 +254,7 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient_in_the_second
         batch, bridge = {**BATCH, ALIGNED_PAIRS: torch.tensor([[0, 2, 3], [0, 2, 3]])}, AlignedRowMatcher()
         shared = torch.stack([torch.arange(IDS), ids])
     assert teacher.head is not None
-    objective = DualSpaceV2(ours, teacher.head.weight, bridge=bridge, shared_token_ids=shared)
+    objective = DSKDv2(ours, teacher.head.weight, row_matcher=bridge, shared_token_ids=shared)
     torch.testing.assert_close(objective.to_student.detach(), torch.eye(TEACHER).double())
     found = objective({"student": student}, {"teacher": teacher}, batch)
     require_silent(found, ["dskdv2_student_space", "dskdv2_teacher_space"], parts(objective, student))
@@ -270,12 +272,12 @@ def test_the_way_to_the_teacher_follows_the_students_head() -> None:
     assert not torch.allclose(objective.compute_teacher_projection(student, teacher), before)
 
 
-def aligned(views: dict[str, Signals], frozen: dict[str, Signals]) -> DualSpaceV2:
+def aligned(views: dict[str, Signals], frozen: dict[str, Signals]) -> DSKDv2:
     student, teacher = views["student"].head, frozen["teacher"].head
     assert student is not None
     assert teacher is not None
     shared = torch.stack([torch.arange(IDS - 1), torch.arange(IDS - 1) + 2])  # of the student, of the teacher
-    return DualSpaceV2(student.weight, teacher.weight, bridge=AlignedRowMatcher(), shared_token_ids=shared)
+    return DSKDv2(student.weight, teacher.weight, row_matcher=AlignedRowMatcher(), shared_token_ids=shared)
 
 
 def test_aligned_rows_alone_are_compared() -> None:
@@ -354,7 +356,7 @@ def test_heads_that_scale_their_logits_are_projected_as_they_speak() -> None:
     assert yours.head is not None
     heads = mine.head._replace(scale=0.25), yours.head._replace(scale=2.0)
     student, teacher = (Signals(s.rows, h.logits, h) for s, h in zip((mine, yours), heads, strict=True))
-    objective = DualSpaceV2(heads[0].weight, heads[1].weight, logit_scale_ratio=8.0)
+    objective = DSKDv2(heads[0].weight, heads[1].weight, logit_scale_ratio=8.0)
     wanted, head = teacher.logits(teacher.rows), 0.25 * heads[0].weight.detach()
     nearest = torch.linalg.lstsq(head, wanted.mT).solution.mT @ head.mT
     torch.testing.assert_close(heads[0].logits(teacher.rows @ objective.to_student).detach(), nearest)

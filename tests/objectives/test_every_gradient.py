@@ -16,7 +16,9 @@ from torch.nn.functional import cross_entropy
 from potstill.core.types import ALIGNED_PAIRS, IGNORE, Batch, Head, Objective, Signals, get_view, supervised_positions
 from potstill.data.packing import collate
 from potstill.objectives.attention_relations import AttentionRelations
-from potstill.objectives.dual_space import DualSpace, DualSpaceConfig, DualSpaceV2
+from potstill.objectives.dskd import DSKD
+from potstill.objectives.dskdv2 import DSKDv2
+from potstill.objectives.dual_space import DualSpaceConfig
 from potstill.objectives.hidden_states import HiddenStates
 from potstill.objectives.row_matching import AlignedRowMatcher, CrossModelAttention
 from potstill.ops.divergence import DIVERGENCES
@@ -119,7 +121,7 @@ def mixed(mask: Tensor) -> Tensor:
     return mask
 
 
-def dskd(objective: DualSpace, read: Read, divergence: str) -> list[Tensor]:
+def dskd(objective: DSKD, read: Read, divergence: str) -> list[Tensor]:
     ours, theirs = read.logits
     forth, back = objective.to_student, objective.to_teacher
     t2s = read.said(read.teacher.rows @ forth.weight.mT + forth.bias, "student")
@@ -131,7 +133,7 @@ def dskd(objective: DualSpace, read: Read, divergence: str) -> list[Tensor]:
     ]
 
 
-def dskd_cma(objective: DualSpace, read: Read, divergence: str) -> list[Tensor]:
+def dskd_cma(objective: DSKD, read: Read, divergence: str) -> list[Tensor]:
     assert isinstance(objective.bridge, CrossModelAttention)
     (ours, theirs), (mine, yours) = read.logits, read.documents
     e_s, e_t = (one.extras["embeddings"].detach().flatten(1) for one in (read.student, read.teacher))
@@ -151,18 +153,18 @@ def dskd_cma(objective: DualSpace, read: Read, divergence: str) -> list[Tensor]:
     ]
 
 
-def dskdv2(objective: DualSpaceV2, read: Read, divergence: str) -> list[Tensor]:
+def dskdv2(objective: DSKDv2, read: Read, divergence: str) -> list[Tensor]:
     rows = torch.arange(len(read.targets))
     return second(objective, read, divergence, (rows, rows), torch.arange(IDS).expand(2, -1))
 
 
-def dskdv2_eta(objective: DualSpaceV2, read: Read, divergence: str) -> list[Tensor]:
+def dskdv2_eta(objective: DSKDv2, read: Read, divergence: str) -> list[Tensor]:
     ours, theirs = read.batch[ALIGNED_PAIRS]
     return second(objective, read, divergence, (ours, theirs), SHARED)
 
 
 def second(
-    objective: DualSpaceV2, read: Read, divergence: str, pairs: tuple[Tensor, Tensor], shared: Tensor
+    objective: DSKDv2, read: Read, divergence: str, pairs: tuple[Tensor, Tensor], shared: Tensor
 ) -> list[Tensor]:
     (mine, yours), (ours, theirs), (student, teacher) = pairs, read.logits, (read.student, read.teacher)
     assert student.head is not None
@@ -213,15 +215,15 @@ class Case(NamedTuple):
 
 SHARED = torch.tensor([[0, 1, 2, 4, 5, 6], [8, 1, 10, 0, 3, 5]])  # ids of student and teacher that are one string
 CASES = {
-    "dskd": Case(lambda s, t, how: DualSpace(4, 6, how), dskd),
+    "dskd": Case(lambda s, t, how: DSKD(4, 6, how), dskd),
     "dskd_cma": Case(
-        lambda s, t, how: DualSpace(4, 6, how, CrossModelAttention(4, 6, embedding_std=0.7)), dskd_cma, crossed=True
+        lambda s, t, how: DSKD(4, 6, how, CrossModelAttention(4, 6, embedding_std=0.7)), dskd_cma, crossed=True
     ),
     "dskdv2": Case(
-        lambda s, t, how: DualSpaceV2(s.head.weight, t.head.weight, how, logit_scale_ratio=t.scale / s.scale), dskdv2
+        lambda s, t, how: DSKDv2(s.head.weight, t.head.weight, how, logit_scale_ratio=t.scale / s.scale), dskdv2
     ),
     "dskdv2_eta": Case(
-        lambda s, t, how: DualSpaceV2(
+        lambda s, t, how: DSKDv2(
             s.head.weight, t.head.weight, how, AlignedRowMatcher(), SHARED, logit_scale_ratio=t.scale / s.scale
         ),
         dskdv2_eta,

@@ -7,7 +7,9 @@ import pytest
 import torch
 from tests.objectives.crossed import TEXTS, taught
 from tests.objectives.crossed import batch_of as crossed_batch
-from tests.objectives.test_across import ACROSS, OURS, THEIRS, pair
+from tests.objectives.enumerated import ACROSS_METHODS as ACROSS
+from tests.objectives.enumerated import ALIKE
+from tests.objectives.test_across import OURS, THEIRS, pair
 from tests.objectives.test_across import study_of as crossed_study
 from tests.objectives.test_invariants import LENGTHS, assert_equal, batch_of, gradients
 from tests.objectives.test_registry import larger, study_of
@@ -16,19 +18,11 @@ from transformers import LlamaForCausalLM
 
 from potstill.core.types import get_view
 from potstill.models import signals as live
-from potstill.objectives.config import list_objective_names
 from potstill.objectives.model_info import PairInfo
-from potstill.objectives.registry import OBJECTIVE_SPECS
 from potstill.ops.layout import unpack
 from potstill.train.training_module import TrainingModule
 
 __all__ = ["pair"]  # the fixture
-
-ALIKE = [
-    name
-    for name in list_objective_names()
-    if name not in OBJECTIVE_SPECS or OBJECTIVE_SPECS[name].supports_same_tokenizer
-]
 
 
 def padded(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

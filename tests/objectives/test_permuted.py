@@ -9,7 +9,7 @@ import torch
 from tests.data.cross_tokenizer.test_packs import TEXTS, pack_of
 from tests.data.trained import byte_level
 from tests.objectives.crossed import llama, taught
-from tests.objectives.test_across import ACROSS
+from tests.objectives.enumerated import ACROSS_METHODS as ACROSS
 from tests.objectives.test_invariants import gradients
 from tokenizers import Tokenizer
 from torch import Tensor

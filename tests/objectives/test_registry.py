@@ -8,6 +8,7 @@ import torch
 from tests.data.trained import byte_level, sentencepiece
 from tests.objectives.crossed import batch_of as crossed_batch
 from tests.objectives.crossed import llama, taught
+from tests.objectives.enumerated import ALIKE_METHODS
 from tests.objectives.test_invariants import batch_of, gradients
 from tests.tiny import byte_tokenizer
 from torch import Tensor
@@ -18,7 +19,6 @@ from potstill.core.types import EDIT_ALIGNED_PAIRS
 from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.mined import invert_nearest_ids
 from potstill.objectives.model_info import ModelInfo, PairInfo
-from potstill.objectives.registry import OBJECTIVE_SPECS
 from potstill.train.optimizer import parameter_groups
 from potstill.train.training_module import TrainingModule
 
@@ -44,7 +44,7 @@ def pair(tiny_llama: LlamaForCausalLM) -> tuple[LlamaForCausalLM, LlamaForCausal
     return tiny_llama.double(), larger(tiny_llama).double()
 
 
-@pytest.mark.parametrize("name", [name for name, method in OBJECTIVE_SPECS.items() if method.supports_same_tokenizer])
+@pytest.mark.parametrize("name", ALIKE_METHODS)
 def test_a_method_trains_the_student_and_its_own_weights_and_never_the_teacher(
     name: str, pair: tuple[LlamaForCausalLM, LlamaForCausalLM]
 ) -> None:
@@ -70,7 +70,7 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(name: str, ti
     assert max(g.abs().max().item() for g in found.values()) < 1e-10
 
 
-@pytest.mark.parametrize("name", [name for name, method in OBJECTIVE_SPECS.items() if method.supports_same_tokenizer])
+@pytest.mark.parametrize("name", ALIKE_METHODS)
 def test_a_method_gives_documents_together_what_it_gives_them_apart(
     name: str, pair: tuple[LlamaForCausalLM, LlamaForCausalLM]
 ) -> None:

@@ -8,8 +8,8 @@ from torch import nn
 
 from potstill.core.errors import UnsupportedModel, UsageError
 from potstill.core.types import IGNORE, Batch, Head, Needs, Objective, Signals, Terms, supervised_positions
-from potstill.objectives.config import CROSS_ENTROPY, ObjectiveConfig
-from potstill.objectives.cross_entropy import CrossEntropy
+from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.cross_entropy import CROSS_ENTROPY, CrossEntropy
 from potstill.objectives.logit_distillation import LogitDistillation
 from potstill.objectives.row_terms import RowObjective
 from potstill.objectives.weighted_sum import WeightedSum
@@ -110,7 +110,7 @@ def test_a_weight_that_is_negative_or_no_number_is_refused(weight: float) -> Non
 
 
 def test_a_sum_of_nothing_is_refused() -> None:
-    with pytest.raises(UsageError, match="no objective"):
+    with pytest.raises(UsageError, match="without objectives"):
         WeightedSum()
 
 

@@ -17,8 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from potstill.cli.commands import run as cli
 from potstill.core.errors import NotFound, UsageError
 from potstill.models.load import load_model
-from potstill.objectives.config import DIVERGENCE_OPTION, ObjectiveConfig
+from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.registry import OBJECTIVE_SPECS
+from potstill.objectives.spec import DIVERGENCE_OPTION
 from potstill.ops.divergence import DIVERGENCES
 from potstill.recipes import registry
 from potstill.stages.distill.config import DistillConfig

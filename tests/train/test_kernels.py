@@ -11,9 +11,9 @@ import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from potstill.data.packing import collate
-from potstill.objectives.logit_distillation import Distill
-from potstill.objectives.dual_space import DualSpace
-from potstill.train.training_module import Study
+from potstill.objectives.logit_distillation import LogitDistillation
+from potstill.objectives.dskd import DSKD
+from potstill.train.training_module import TrainingModule
 
 torch.manual_seed(0)
 config = LlamaConfig(
@@ -21,8 +21,8 @@ config = LlamaConfig(
     num_key_value_heads=2, tie_word_embeddings=True,
 )
 student, teacher = LlamaForCausalLM(config), LlamaForCausalLM(config).bfloat16()
-objective = {"Distill": Distill, "DualSpace": lambda: DualSpace(64, 64)}[sys.argv[1]]()
-study = Study(student, objective, frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
+objective = {"LogitDistillation": LogitDistillation, "DSKD": lambda: DSKD(64, 64)}[sys.argv[1]]()
+study = TrainingModule(student, objective, frozen={"teacher": teacher}, compute_dtype=torch.bfloat16)
 for lengths in ((20, 30), (11, 13, 24), (33, 5, 6), (40, 17), (3, 58)):
     print("step", flush=True)
     ids = torch.randint(3, 256, (sum(lengths),))
@@ -32,7 +32,7 @@ for lengths in ((20, 30), (11, 13, 24), (33, 5, 6), (40, 17), (3, 58)):
 """
 
 
-@pytest.mark.parametrize("objective", ["Distill", "DualSpace"])
+@pytest.mark.parametrize("objective", ["LogitDistillation", "DSKD"])
 def test_steps_on_documents_of_other_lengths_compile_nothing_that_the_first_step_did_not(objective: str) -> None:
     said = {"ONEDNN_VERBOSE": "profile_create", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(

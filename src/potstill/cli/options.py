@@ -51,8 +51,8 @@ Objective = Annotated[
     str,
     typer.Option(
         help="A divergence (forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl, total_variation), with "
-        "options after a colon (jsd:beta=0.3); a method of docs/objectives.md (dskd, dskdv2_eta, uld, ...); or "
-        "cross_entropy, for no teacher in the loss."
+        "options after a colon (jsd:beta=0.3); a method of docs/objectives.md (dskd, dskdv2_eta, uld, ...); "
+        "cross_entropy, for no teacher; a sum (0.6*cross_entropy+0.4*forward_kl); or your own FILE.py:FUNCTION."
     ),
 ]
 CrossEntropy = Annotated[float, typer.Option(help="Share of cross-entropy in the loss, 0 to 1.")]

@@ -1,187 +1,235 @@
-"""Objectives by name, as a command line, a recipe or a card says them."""
+"""What is minimized, as plain values: the objective of a command line, a recipe or a card."""
 
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
-from inspect import signature
-
-import torch
+from functools import cached_property
 
 from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.core.types import Objective
-from potstill.objectives.cross_entropy import CrossEntropy
+from potstill.objectives.cost import CostInputs, ObjectiveCost, sum_costs
+from potstill.objectives.cross_entropy import CROSS_ENTROPY
 from potstill.objectives.logit_distillation import LogitDistillation
 from potstill.objectives.model_info import PairInfo
 from potstill.objectives.multi_teacher import TeacherEnsemble, combine_teachers
-from potstill.objectives.registry import LAYER_MAP_OPTION, OBJECTIVE_SPECS, ObjectiveOptions
+from potstill.objectives.registry import OBJECTIVE_SPECS
+from potstill.objectives.term import ObjectiveTerm, WeightedTerm, parse_term, parse_weighted_term
 from potstill.objectives.weighted_sum import WeightedSum
-from potstill.ops.divergence import DIVERGENCES, Divergence
 
-CROSS_ENTROPY = "cross_entropy"
-DIVERGENCE_OPTION = "divergence"  # the option that names the divergence inside a method
+DEFAULT_SHARE = 0.7  # of cross-entropy
+PLUS = re.compile(r"(?<!\d[eE])\+")  # a plus that is not part of a number such as 1e+3
+WEIGHTED = re.compile(r"\s*[\d.]+(?:[eE][+-]?\d+)?\s*\*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """share * cross-entropy + (1 - share) * what the teacher teaches, as a value.
+    """One objective with a share of cross-entropy, or a sum of weighted objectives.
 
-    `name` is a divergence, a method of `objectives.methods`, or `cross_entropy` for no teacher at all, with options
-    after a colon (`jsd:beta=0.3`, `dskdv2:divergence=reverse_kl`). The share of 0.7 is measured: there the student
-    beats one trained by cross-entropy alone both in bits per byte and in its nearness to the teacher (LOG.md, "the
-    share of cross-entropy").
+    `name` is a divergence, a method of `objectives.registry`, `cross_entropy` (no teacher), or FILE.py:NAME for a
+    user's own. `options` are its options. The loss is `cross_entropy` * cross-entropy + (1 - `cross_entropy`) * the
+    objective. The default share is measured: with it the student is better than one trained by cross-entropy alone, in
+    bits per byte and in its KL to the teacher (LOG.md, "the share of cross-entropy").
 
-    Raises: UsageError if the name, an option, the share or the temperature is none that exists.
+    `name` can also be a sum such as `0.7*cross_entropy+0.3*forward_kl+0.01*balance`, options included. It is then the
+    whole loss, and `cross_entropy` becomes the share of that term in the sum. `temperature` applies to every term.
+
+    The options of FILE.py:NAME hold the SHA-256 of the file.
+
+    Raises: UsageError if name, options, share or temperature are invalid, or a file does not have its SHA-256.
     """
 
     name: str = "forward_kl"
-    cross_entropy: float = 0.7
+    cross_entropy: float = DEFAULT_SHARE
     temperature: float = 1.0
     options: Mapping[str, float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.cross_entropy <= 1:
-            raise UsageError(f"the share of cross-entropy is {self.cross_entropy}; it lies between 0 and 1")
-        if self.name not in list_objective_names():
-            raise UsageError(f"no objective is called {self.name!r}; choose one of {', '.join(list_objective_names())}")
-        if self.name == CROSS_ENTROPY and self.options:
-            raise UsageError(f"{CROSS_ENTROPY} has no option {next(iter(self.options))!r}; it has none")
+            raise UsageError(f"the share of cross-entropy is {self.cross_entropy}; choose it between 0 and 1")
+        if self.is_sum:
+            self._set_sum()
+        else:
+            term = ObjectiveTerm(name=self.name, options=self.options, temperature=self.temperature).with_digest()
+            object.__setattr__(self, "options", term.options)
+        for named_term in self.named_terms:
+            named_term.term.check()
         if self.name != CROSS_ENTROPY:
-            self._check_options()
             LogitDistillation(temperature=self.temperature)
+
+    def _set_sum(self) -> None:
+        """Write the sum in one form, with the share of cross-entropy.
+
+        Raises: UsageError if the sum contradicts other fields or itself.
+        """
+        terms = [replace(named, term=named.term.with_digest()) for named in self.named_terms]
+        names = Counter(named.term.label for named in terms)
+        if duplicates := [name for name, n in names.items() if n > 1]:
+            raise UsageError(f"the objective {self.name!r} has two terms {duplicates[0]!r}; keep one of them")
+        total = sum(named.weight for named in terms)
+        if not 0 < total < math.inf or min(named.weight for named in terms) < 0:
+            raise UsageError(f"the objective {self.name!r} needs weights of 0 or more that do not all vanish")
+        share = sum(named.weight for named in terms if named.term.name == CROSS_ENTROPY) / total
+        if self.cross_entropy not in (DEFAULT_SHARE, share) or self.options:
+            raise UsageError(
+                f"the objective {self.name!r} states every weight and option itself; omit --cross-entropy, or give "
+                "cross_entropy a weight in the sum"
+            )
+        object.__setattr__(self, "cross_entropy", share)
+        object.__setattr__(self, "name", "+".join(named.text for named in terms))
+        self.__dict__.pop("named_terms", None)
 
     @classmethod
     def parse(cls, text: str, *, cross_entropy: float, temperature: float) -> "ObjectiveConfig":
-        """`jsd:beta=0.3` as a mixture."""
-        name, _, option_text = text.partition(":")
-        try:
-            pairs = [pair.split("=") for pair in option_text.split(",") if pair]
-            options = {
-                key: value if key in (DIVERGENCE_OPTION, LAYER_MAP_OPTION) else float(value) for key, value in pairs
-            }
-        except ValueError as error:
-            raise UsageError(f"objective {text!r} is not NAME or NAME:OPTION=NUMBER, such as jsd:beta=0.3") from error
-        if len(options) < len(pairs):
-            raise UsageError(f"objective {text!r} sets an option twice; set it once")
-        return cls(name=name, cross_entropy=cross_entropy, temperature=temperature, options=options)
+        """The objective that `jsd:beta=0.3`, `my.py:my_kl` or `0.5*forward_kl+0.5*hidden:layers=2` describes.
+
+        Raises: UsageError.
+        """
+        if is_sum(text):
+            return cls(name=text, cross_entropy=cross_entropy, temperature=temperature)
+        term = parse_term(text, temperature)
+        return cls(name=term.name, cross_entropy=cross_entropy, temperature=temperature, options=term.options)
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the name is a sum of weighted objectives."""
+        return is_sum(self.name)
+
+    @cached_property
+    def named_terms(self) -> tuple[WeightedTerm, ...]:
+        """The objectives that the name states, with their weights."""
+        if self.is_sum:
+            return tuple(parse_weighted_term(part, self.temperature) for part in PLUS.split(self.name))
+        term = ObjectiveTerm(name=self.name, options=self.options, temperature=self.temperature)
+        return (WeightedTerm(weight=1.0, term=term),)
+
+    @cached_property
+    def terms(self) -> tuple[WeightedTerm, ...]:
+        """The whole loss as weighted objectives, cross-entropy included."""
+        if self.is_sum or self.name == CROSS_ENTROPY:
+            return self.named_terms
+        (named,) = self.named_terms
+        cross_entropy = WeightedTerm(
+            weight=self.cross_entropy, term=ObjectiveTerm(name=CROSS_ENTROPY, temperature=self.temperature)
+        )
+        parts = (cross_entropy, replace(named, weight=1 - self.cross_entropy))
+        return tuple(part for part in parts if part.weight > 0)
+
+    @property
+    def teacher_terms(self) -> tuple[ObjectiveTerm, ...]:
+        """The objectives that learn from a teacher."""
+        return tuple(part.term for part in self.terms if part.term.spec.uses_teacher)
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether a teacher is needed."""
-        return self.name != CROSS_ENTROPY and self.cross_entropy < 1
+        """Whether the loss needs a teacher."""
+        return bool(self.teacher_terms)
 
     @property
     def needs_teacher_model(self) -> bool:
-        """Whether the teacher's hidden states and weights are needed, which a server does not give."""
-        return self.uses_teacher and self.name in OBJECTIVE_SPECS
+        """Whether the loss needs more than the teacher's logits, such as its hidden states or weights."""
+        return any(term.spec.needs_teacher_model for term in self.teacher_terms)
 
     @property
     def needs_only_last_hidden(self) -> bool:
-        """Whether its last hidden states, which a cache may keep, and its head are all that is needed of these."""
-        return self.needs_teacher_model and OBJECTIVE_SPECS[self.name].needs_only_last_hidden
+        """Whether it needs more than logits, and the teacher's last hidden states (which a cache can hold) suffice."""
+        return self.needs_teacher_model and all(
+            term.spec.needs_only_last_hidden or not term.spec.needs_teacher_model for term in self.teacher_terms
+        )
 
     @property
     def supports_cross_tokenizer(self) -> bool:
         """Whether teacher and student may have different tokenizers."""
-        return not self.uses_teacher or (
-            self.name in OBJECTIVE_SPECS and OBJECTIVE_SPECS[self.name].supports_cross_tokenizer
-        )
+        return all(term.spec.supports_cross_tokenizer for term in self.teacher_terms)
 
     @property
     def needs_edit_alignment(self) -> bool:
-        """Whether rows of two tokenizers have to be paired by edit distance."""
-        return self.needs_teacher_model and OBJECTIVE_SPECS[self.name].needs_edit_alignment
+        """Whether rows of two tokenizers have to be paired by minimum edit distance."""
+        return any(term.spec.needs_edit_alignment for term in self.teacher_terms)
 
     @property
-    def numeric_options(self) -> dict[str, float]:
-        """The numbers that a method takes, those that are left open by their defaults."""
-        defaults = OBJECTIVE_SPECS[self.name].numeric_options if self.name in OBJECTIVE_SPECS else {}
-        return {name: float(self.options.get(name, default)) for name, default in defaults.items()}
+    def supports_partial_distributions(self) -> bool:
+        """Whether the likeliest tokens and the total probability of all others bound each divergence from below."""
+        return all(
+            term.spec.is_divergence and term.divergence_facts.is_f_divergence
+            for term in self.teacher_terms
+            if not term.spec.needs_teacher_model
+        )
+
+    @property
+    def supports_sampled_tokens(self) -> bool:
+        """Whether tokens drawn from the teacher give an unbiased gradient."""
+        return all(
+            term.spec.is_divergence and term.divergence_facts.supports_sampled_tokens for term in self.teacher_terms
+        )
+
+    @property
+    def required_rollout(self) -> str:
+        """The rollout that has to sample the text; empty if any text will do."""
+        return next((part.term.spec.rollout for part in self.named_terms if part.term.spec.rollout), "")
 
     @property
     def logit_objective(self) -> LogitDistillation:
-        """The divergence between rows of logits: the objective itself, or the one inside a method; else forward KL."""
-        if self.name == CROSS_ENTROPY:
+        """The comparison of logits: the first divergence, else the one inside the first method, else forward KL."""
+        terms = [part.term for part in self.named_terms if part.term.spec.uses_teacher]
+        terms.sort(key=lambda term: term.spec.needs_teacher_model)
+        if not terms:
             return LogitDistillation()
-        return LogitDistillation(divergence=self._build_divergence(), temperature=self.temperature, name=self.name)
+        return LogitDistillation(divergence=terms[0].divergence, temperature=self.temperature, name=terms[0].label)
 
     def build(self, pair: PairInfo | None = None, ensemble: TeacherEnsemble | None = None) -> Objective:
-        """The objective itself; a method wants to know both `sides`. With a `panel`, of several teachers.
+        """The objective itself, from `pair`, which methods need, or for the teachers of an `ensemble`.
 
-        Raises: VocabularyMismatch for tokenizers that it cannot compare.
+        Raises: UsageError without a pair that is needed; VocabularyMismatch for tokenizers that cannot be compared.
         """
-        if not self.uses_teacher:
-            return WeightedSum((1.0, CrossEntropy()))
-        teacher_objective = (
-            self._build_teacher_objective(pair) if ensemble is None else self._build_multi_teacher_objective(ensemble)
-        )
-        if self.cross_entropy == 0:
-            return WeightedSum((1.0, teacher_objective))
-        return WeightedSum((self.cross_entropy, CrossEntropy()), (1 - self.cross_entropy, teacher_objective))
+        return WeightedSum(*((part.weight, self._build_term(part.term, pair, ensemble)) for part in self.terms))
+
+    def compute_cost(self, inputs: CostInputs) -> ObjectiveCost:
+        """What the loss adds to a pass of cross-entropy; `inputs` without options."""
+        return sum_costs(part.term.compute_cost(inputs) for part in self.terms)
 
     def check_tokenizers(self, *, same_tokenizer: bool) -> None:
-        """Refuse a pair of models with the same tokenizer, or with two, that the objective is not for.
+        """Refuse a pair of models with two tokenizers under an objective for one.
 
-        Raises: VocabularyMismatch with the objectives that are.
+        Raises: VocabularyMismatch with the objectives that work.
         """
-        if same_tokenizer or self.supports_cross_tokenizer:
+        unsupported = [term.name for term in self.teacher_terms if not term.spec.supports_cross_tokenizer]
+        if same_tokenizer or not unsupported:
             return
-        choices = ", ".join(name for name, spec in OBJECTIVE_SPECS.items() if spec.supports_cross_tokenizer)
+        choices = ", ".join(
+            name for name, spec in OBJECTIVE_SPECS.items() if spec.supports_cross_tokenizer and spec.uses_teacher
+        )
         raise VocabularyMismatch(
-            f"teacher and student have different tokenizers, and {self.name} compares token by token; choose "
+            f"teacher and student have different tokenizers, and {unsupported[0]} compares token by token; choose "
             f"--objective dskdv2_eta (or one of {choices}), or a teacher with the student's tokenizer"
         )
 
-    def _build_teacher_objective(self, pair: PairInfo | None) -> Objective:
-        if self.name not in OBJECTIVE_SPECS:
-            return self.logit_objective
+    def _build_term(self, term: ObjectiveTerm, pair: PairInfo | None, ensemble: TeacherEnsemble | None) -> Objective:
+        if ensemble is not None and term.spec.uses_teacher:
+            return _combine(term, ensemble)
+        if not term.spec.uses_teacher or not term.spec.needs_teacher_model:
+            return term.build(None)
         if pair is None:
-            raise UsageError(f"{self.name} learns from a teacher's hidden states; give a teacher that is here")
+            raise UsageError(f"{term.name} learns from a teacher's hidden states; give a teacher that is here")
         self.check_tokenizers(same_tokenizer=pair.num_shared_ids is not None)
-        spec = OBJECTIVE_SPECS[self.name]
-        text_options = {name: str(self.options[name]) for name in spec.text_options if name in self.options}
-        return spec.build(
-            pair,
-            ObjectiveOptions(self.name, self._build_divergence(), self.temperature, self.numeric_options, text_options),
-        )
-
-    def _build_multi_teacher_objective(self, ensemble: TeacherEnsemble) -> Objective:
-        assert self.name not in OBJECTIVE_SPECS  # `pipeline.teachers` has refused them
-        part = LogitDistillation(divergence=self._build_divergence(), temperature=self.temperature)
-        networks_and_names = zip(ensemble.networks, ensemble.names, strict=True)
-        return combine_teachers(
-            ensemble,
-            [replace(part, teacher=network, name=f"{self.name}.{name}") for network, name in networks_and_names],
-        )
-
-    def _build_divergence(self) -> Divergence:
-        if self.name in OBJECTIVE_SPECS:
-            return DIVERGENCES[str(self.options.get(DIVERGENCE_OPTION, "forward_kl"))]
-        divergence = DIVERGENCES[self.name]
-        return partial(divergence, **self.options) if self.options else divergence
-
-    def _check_options(self) -> None:
-        if self.name in OBJECTIVE_SPECS:
-            spec = OBJECTIVE_SPECS[self.name]
-            option_names = {
-                *spec.numeric_options,
-                *spec.text_options,
-                *([DIVERGENCE_OPTION] if spec.takes_divergence else []),
-            }
-        else:
-            parameters = signature(DIVERGENCES[self.name]).parameters.values()
-            option_names = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-        if unknown_options := sorted(set(self.options) - option_names):
-            raise UsageError(
-                f"{self.name} has no option {unknown_options[0]!r}; it has {', '.join(sorted(option_names)) or 'none'}"
-            )
-        if (divergence_name := self.options.get(DIVERGENCE_OPTION, "forward_kl")) not in DIVERGENCES:
-            raise UsageError(f"no divergence is called {divergence_name!r}; choose one of {', '.join(DIVERGENCES)}")
-        try:  # what an option may be is known to the divergence alone
-            self._build_divergence()(torch.zeros(1, 2), torch.zeros(1, 2))
-        except ValueError as error:
-            raise UsageError(f"{self.name}: {error}") from error
+        return term.build(pair)
 
 
-def list_objective_names() -> tuple[str, ...]:
-    """Everything that `--objective` takes."""
-    return (CROSS_ENTROPY, *DIVERGENCES, *OBJECTIVE_SPECS)
+def is_sum(text: str) -> bool:
+    """Whether the text is a sum of weighted objectives, or one with a weight."""
+    return WEIGHTED.match(text) is not None or len(PLUS.split(text)) > 1
+
+
+def _combine(term: ObjectiveTerm, ensemble: TeacherEnsemble) -> Objective:
+    """The objective of all teachers, each with its own part of the same divergence.
+
+    Raises: UsageError if the term is no divergence.
+    """
+    if not term.spec.is_divergence:
+        raise UsageError(f"several teachers share a divergence, and {term.name} is none; choose --objective forward_kl")
+    names = zip(ensemble.networks, ensemble.names, strict=True)
+    part = LogitDistillation(divergence=term.divergence, temperature=term.temperature)
+    return combine_teachers(
+        ensemble, [replace(part, teacher=network, name=f"{term.label}.{name}") for network, name in names]
+    )

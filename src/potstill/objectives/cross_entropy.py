@@ -1,4 +1,4 @@
-"""The hard-label loss of language modelling."""
+"""The hard-label loss of language modeling."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,26 +6,30 @@ from typing import ClassVar
 
 from potstill.core.types import Batch, Needs, Signals, Terms, gold_mask, supervised_positions
 from potstill.objectives import row_terms
+from potstill.objectives.cost import no_cost
+from potstill.objectives.spec import ObjectiveSpec
 from potstill.ops.row_loss import CrossEntropyRows, Weighted
 
-GOLD_KEY = "gold"  # by what name the row loss hears of which rows count
+CROSS_ENTROPY = "cross_entropy"
+GOLD_KEY = "gold"  # the name under which the row loss gets the weights of the rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(row_terms.RowObjectiveMixin):
     """sum over supervised positions of -log q(next token), in nats; q is the student.
 
-    What a model wrote in this run (`sampled` in the batch) is no truth, and is neither summed nor counted.
+    Text that a model sampled in this run (`sampled` in the batch) is not ground truth: it is neither summed nor
+    counted.
 
     Source: the definition.
     """
 
-    name: str = "cross_entropy"
+    name: str = CROSS_ENTROPY
     additive: ClassVar[bool] = True
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The one term, weighing 1."""
+        """One term with weight 1."""
         return {self.name: 1.0}
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
@@ -47,3 +51,14 @@ class CrossEntropy(row_terms.RowObjectiveMixin):
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of supervised positions that come from the data."""
         return {self.name: int(gold_mask(batch).sum())}
+
+
+CROSS_ENTROPY_SPEC = ObjectiveSpec(
+    name=CROSS_ENTROPY,
+    help="The next token of the data; no teacher.",
+    build=lambda pair, options: CrossEntropy(),
+    cost=no_cost,
+    uses_teacher=False,
+    needs_teacher_model=False,
+    supports_cross_tokenizer=True,
+)

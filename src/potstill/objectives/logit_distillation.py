@@ -1,13 +1,17 @@
-"""Logit distillation from any named teacher that shares the student's vocabulary."""
+"""Logit distillation from a named teacher that shares the student's vocabulary."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import ClassVar
 
 from potstill.core.errors import UsageError
-from potstill.core.types import Batch, Needs, Signals, Terms, supervised_positions
+from potstill.core.types import Batch, Needs, Objective, Signals, Terms, supervised_positions
 from potstill.objectives import row_terms
+from potstill.objectives.cost import CostInputs, ObjectiveCost
+from potstill.objectives.model_info import PairInfo
+from potstill.objectives.spec import ObjectiveOptions, ObjectiveSpec
 from potstill.ops.divergence import Divergence, forward_kl
 from potstill.ops.row_loss import DivergenceRows
 
@@ -17,7 +21,7 @@ class LogitDistillation(row_terms.RowObjectiveMixin):
     """sum over supervised positions of t^2 D(softmax(z_teacher / t), softmax(z_student / t)), in nats.
 
     The square of the temperature t keeps the gradient's scale (Hinton et al., arXiv:1503.02531, section 2). The teacher
-    gets no gradient. Both logits are cut to the real ids before they come here.
+    gets no gradient. Both models' logits are cut to the real token ids beforehand.
 
     Departs from the paper: DSKD and MiniMA leave the square out; at their t = 1 or fixed t it is a constant factor.
 
@@ -38,11 +42,11 @@ class LogitDistillation(row_terms.RowObjectiveMixin):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The one term, weighing 1."""
+        """One term with weight 1."""
         return {self.name: 1.0}
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
-        """The rows of student and teacher at the same positions."""
+        """The rows of student and teacher at the supervised positions."""
         needs = Needs(supervised_positions(batch)[0])
         return {"student": needs, self.teacher: needs}
 
@@ -56,3 +60,31 @@ class LogitDistillation(row_terms.RowObjectiveMixin):
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """The number of supervised positions."""
         return {self.name: len(supervised_positions(batch)[1])}
+
+
+def logit_distillation_cost(inputs: CostInputs) -> ObjectiveCost:
+    """The teacher's logits of each row."""
+    return ObjectiveCost(teacher_products=inputs.rows, logit_copies=(0, 1))
+
+
+def make_divergence_spec(name: str, divergence: Divergence) -> ObjectiveSpec:
+    """The spec of the objective that compares logits by `divergence`; its further arguments are the options."""
+    numbers = {
+        parameter.name: float(parameter.default)
+        for parameter in list(signature(divergence).parameters.values())[2:]
+        if isinstance(parameter.default, int | float)
+    }
+    return ObjectiveSpec(
+        name=name,
+        help=(divergence.__doc__ or "").partition("\n")[0],
+        build=build_logit_distillation,
+        cost=logit_distillation_cost,
+        is_divergence=True,
+        needs_teacher_model=False,
+        numeric_options=numbers,
+    )
+
+
+def build_logit_distillation(pair: PairInfo | None, options: ObjectiveOptions) -> Objective:
+    """`LogitDistillation` under the divergence of the options."""
+    return LogitDistillation(divergence=options.divergence, temperature=options.temperature, name=options.name)

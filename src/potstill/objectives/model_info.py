@@ -1,4 +1,4 @@
-"""What an objective with weights or tables of its own has to know of the two networks before training."""
+"""Facts of teacher and student from which an objective builds its weights and token tables before training."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,34 +15,34 @@ from potstill.models.tokenizers.nearest_tokens import find_nearest_tokens
 from potstill.models.tokenizers.token_bytes import TokenBytes, match_tokens, read_token_bytes
 from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_ids
 
-EMBEDDINGS_PER_CHUNK = 2**13  # embeddings looked at together
+EMBEDDINGS_PER_CHUNK = 2**13  # embeddings read at once
 
 
 @dataclass(frozen=True, eq=False)
 class ModelInfo:
-    """One network with its tokenizer."""
+    """One model with its tokenizer."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
 
     @cached_property
     def vocab_size(self) -> int:
-        """How many ids stand for a token."""
+        """The number of ids that are tokens."""
         return count_token_ids(self.tokenizer)
 
     @property
     def head(self) -> Head:
-        """The output layer, cut to the real ids."""
+        """The output layer, cut to the ids that are tokens."""
         return get_head(self.model).crop_vocabulary(self.vocab_size)
 
     @property
     def hidden_size(self) -> int:
-        """Of the last hidden states."""
+        """The width of the last hidden states."""
         return self.head.weight.shape[1]
 
     @property
     def num_layers(self) -> int:
-        """How many layers it has."""
+        """The number of layers."""
         num_layers: int = unwrap_model(self.model).config.get_text_config().num_hidden_layers
         return num_layers
 
@@ -50,18 +50,18 @@ class ModelInfo:
     def relation_widths(self) -> dict[str, int]:
         """The widths of the queries, keys and values of its last attention layer.
 
-        Raises: UnsupportedModel where it has none apart.
+        Raises: UnsupportedModel if the layer has no separate projections.
         """
         return {name: module.get_parameter("weight").shape[0] for name, module in find_projections(self.model).items()}
 
     @cached_property
     def pieces(self) -> TokenBytes:
-        """What its ids stand for."""
+        """The bytes of each id."""
         return read_token_bytes(self.tokenizer)
 
     @torch.no_grad()
     def compute_embedding_std(self) -> float:
-        """The standard deviation of its input embeddings, over all entries of all real ids."""
+        """The standard deviation of the input embeddings, over all entries of all tokens."""
         embedding = unwrap_model(self.model).get_input_embeddings()
         device = next(embedding.parameters()).device
         parts = [
@@ -72,7 +72,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, eq=False)
 class PairInfo:
-    """Student and teacher; `ends` are the ids that end an answer of each, where it is not their end of text."""
+    """Student and teacher; `end_ids` are the ids that end an answer of each, if not their end-of-text ids."""
 
     student: ModelInfo
     teacher: ModelInfo
@@ -80,7 +80,7 @@ class PairInfo:
 
     @cached_property
     def num_shared_ids(self) -> int | None:
-        """How many ids both read as the same tokens; None where their tokenizers differ."""
+        """The number of ids that are the same tokens in both; None if their tokenizers differ."""
         try:
             return count_shared_ids(self.teacher.tokenizer, self.student.tokenizer)
         except VocabularyMismatch:
@@ -88,12 +88,12 @@ class PairInfo:
 
     @property
     def logit_scale_ratio(self) -> float:
-        """By how much more the teacher's head scales its logits than the student's."""
+        """The scale of the teacher's head divided by that of the student's."""
         return self.teacher.head.scale / self.student.head.scale
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
-        """How many ids of the student and of the teacher are compared."""
+        """The number of ids of the student and of the teacher that are compared."""
         return (
             (self.student.vocab_size, self.teacher.vocab_size)
             if self.num_shared_ids is None
@@ -102,7 +102,7 @@ class PairInfo:
 
     @cached_property
     def nearest_ids(self) -> Int[Tensor, " V_t"]:
-        """For each of the teacher's ids the student's that is written most like it, -1 where none is."""
+        """For each of the teacher's ids the student's id with the most similar spelling, -1 if none is similar."""
         if self.num_shared_ids is not None:
             return torch.arange(self.num_shared_ids)
         ids = find_nearest_tokens(self.teacher.pieces, self.student.pieces)
@@ -118,9 +118,10 @@ class PairInfo:
 
     @cached_property
     def shared_token_ids(self) -> Int[Tensor, "2 S"]:
-        """The ids of the student and of the teacher that stand for the same bytes, or both end a text; each id once.
+        """The ids of the student and of the teacher with the same bytes, or that both end a text; each id once.
 
-        Of several ids of a side the one that is no byte fallback, then the lowest, as a tokenizer itself writes it.
+        If one model has several ids for the same bytes, an id that is no byte fallback wins, then the lowest id. The
+        tokenizer itself chooses so.
         """
         if self.num_shared_ids is not None:
             return torch.arange(self.num_shared_ids).expand(2, -1)
@@ -135,7 +136,7 @@ class PairInfo:
 
     @property
     def _matching_end_ids(self) -> list[tuple[int, int]]:
-        """The teacher's and the student's id that ends an answer or a text, where both have one."""
+        """The ids of teacher and student that end an answer or a text, if both have one."""
         if self.end_ids is not None:
             return [self.end_ids[::-1]]
         end_ids = (self.teacher.tokenizer.eos_token_id, self.student.tokenizer.eos_token_id)

@@ -1,9 +1,9 @@
-"""Several teachers in one distillation: averaged, weighted by confidence, or each for its own documents.
+"""Several teachers of one student: averaged, weighted by confidence, or each for its own documents.
 
     L = sum_n sum_k w_k(n) D(p_k(n), q(n))        sum_k w_k(n) = 1
 
-The parts are objectives over rows, one for each teacher; each keeps its name, so that metrics show each. All of them
-share one pass over the student's head, in chunks: of all rows together, nothing as wide as a vocabulary is ever held.
+The parts are objectives over rows, one for each teacher. Each keeps its name, so metrics show each teacher. All parts
+share one pass over the student's head in chunks, so no logits of all rows are ever in memory.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,38 +22,36 @@ from potstill.ops.coarse import CoarseDistribution
 from potstill.ops.row_loss import Weighted, WhereAvailable
 from potstill.ops.row_subset import RowSubset
 
-MIN_LOG_PROB = (
-    -1e4
-)  # a log-probability so low that it weighs nothing beside any other, and as much as another one of it
+MIN_LOG_PROB = -1e4  # finite, so that teachers at this bound weigh the same, and negligible next to any other
 
 Combination = Literal["average", "confidence", "route"]
 COMBINATIONS: tuple[str, ...] = get_args(Combination)
 
 
 class TeacherEnsemble(NamedTuple):
-    """Several teachers by name, in the order of the numbers of routes, and how they teach together."""
+    """Several teachers by name, in the order of the route numbers, and how they are combined."""
 
     names: tuple[str, ...]
     combination: Combination
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What each is called among the networks of a study, where `student` is one too."""
+        """The name of each teacher among the models of a `TrainingModule`, which has a `student` too."""
         return tuple(f"teacher {name}" for name in self.names)
 
 
 def average_teachers(parts: Sequence[LogitDistillation]) -> WeightedSum:
-    """w_k = 1 / K: the mean of what each teacher alone would teach.
+    """w_k = 1 / K: the mean of the teachers' losses.
 
-    Learning from the mixture m = mean_k p_k is something else, except under the forward KL, where both have one
-    gradient: mean_k KL(p_k || q) = KL(m || q) + mean_k KL(p_k || m), and the last summand, the teachers' disagreement,
-    does not depend on q. Each term is that teacher's own divergence, unweighted.
+    This is not the loss of the mixture m = mean_k p_k. Only under forward KL do both have the same gradient: mean_k
+    KL(p_k || q) = KL(m || q) + mean_k KL(p_k || m), and the last summand, the teachers' disagreement, does not depend
+    on q. Each term is that teacher's own divergence, without weight.
     """
     return WeightedSum(*((1 / len(parts), part) for part in parts))
 
 
 class _RowWeightedObjective(row_terms.RowObjectiveMixin):
-    """What the combinations share in which a row's weights are its own: terms that add up to one sum over all rows."""
+    """What the combinations with weights for each row share: terms that add up to one sum over all rows."""
 
     additive: ClassVar[bool] = True
 
@@ -62,28 +60,28 @@ class _RowWeightedObjective(row_terms.RowObjectiveMixin):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """One term a teacher, each weighing 1: it is that teacher's share of the sum."""
+        """One term for each teacher, with weight 1: the teacher's share of the sum."""
         return {name: 1.0 for part in self.parts for name in part.weights}
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """All supervised positions for every term, so that a row weighs as much as any other, whoever teaches it."""
+        """All supervised positions for every term, so that all rows weigh the same, whatever their teacher."""
         return dict.fromkeys(self.weights, len(supervised_positions(batch)[1]))
 
 
 class ConfidenceWeightedTeachers(_RowWeightedObjective):
-    """w_k(n) = p_k(y_n) / sum_j p_j(y_n), y_n being the true next token: of who knew it better, more is learnt.
+    """w_k(n) = p_k(y_n) / sum_j p_j(y_n), y_n being the true next token: the likelier it is to a teacher, the more.
 
-    That is softmax_k of log p_k(y_n), p_k at the temperature of the loss, and of teachers that are equally likely
-    beforehand the chance that k wrote y_n. A token that the student wrote is no truth: there all teachers weigh alike.
-    What a cache or a server tells in part gives p_k(y_n) where y_n is among the tokens told, else an equal share of
-    the mass of the others of its class.
+    This is softmax_k of log p_k(y_n), p_k at the temperature of the loss. With equal priors it is the posterior
+    probability that teacher k generated y_n. A token that the student sampled is not ground truth: there all teachers
+    have the same weight. Partial distributions (of a cache or server) give p_k(y_n) if they list y_n, else an equal
+    share of the rest of its class.
 
-    Each teacher's head is read twice: once for these weights, once for the loss.
+    Each teacher's head is computed twice: once for these weights, once for the loss.
 
     Source: Zhang, Chen and Wang, "Confidence-Aware Multi-Teacher Knowledge Distillation" (arXiv:2201.00007), whose
-    weights are (1 - softmax_k of -log p_k(y_n)) / (K - 1). Departs from the paper: with two teachers both are the
-    same; with more, those leave the best one 1 / (K - 1) at most, however sure it is. Its features of middle layers
-    are left out.
+    weights are (1 - softmax_k of -log p_k(y_n)) / (K - 1). Departs from the paper: with two teachers both formulas are
+    equal; with more, the paper's gives the best teacher at most 1 / (K - 1), however confident it is. The paper's
+    features of middle layers are left out.
     """
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
@@ -93,7 +91,7 @@ class ConfidenceWeightedTeachers(_RowWeightedObjective):
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, row_terms.RowTerm], Terms]:
-        """w_k D_k of each row, teacher by teacher."""
+        """w_k D_k of each row, for each teacher."""
         terms = {}
         for part, weights in zip(self.parts, self.compute_confidences(frozen, batch), strict=True):
             weights_key = f"{part.name}.weights"
@@ -114,9 +112,9 @@ class ConfidenceWeightedTeachers(_RowWeightedObjective):
 
 
 class RoutedTeachers(_RowWeightedObjective):
-    """w_k(n) = 1 for the teacher of row n's document, as the batch's `routes` say, else 0.
+    """w_k(n) = 1 for the teacher of row n's document by the batch's `routes`, else 0.
 
-    A teacher is asked about its own documents alone, and not at all in a pass that holds none of them.
+    Each teacher reads only its own documents, and does not run in a pass without any.
     """
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
@@ -128,7 +126,7 @@ class RoutedTeachers(_RowWeightedObjective):
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, row_terms.RowTerm], Terms]:
-        """D_k of each of a teacher's own rows; of a teacher without any, 0."""
+        """D_k of each of the teacher's own rows; 0 for a teacher without any."""
         routes = batch["routes"][supervised_positions(batch)[0]]
         terms, zero_terms = {}, {}
         for k, part in enumerate(self.parts):
@@ -142,19 +140,19 @@ class RoutedTeachers(_RowWeightedObjective):
 
 
 def combine_teachers(ensemble: TeacherEnsemble, parts: Sequence[LogitDistillation]) -> Objective:
-    """The objective of several teachers, from that of each."""
+    """The objective of several teachers, from the objective of each."""
     builders: Mapping[str, Callable[[Sequence[LogitDistillation]], Objective]] = {
         "average": average_teachers,
         "confidence": ConfidenceWeightedTeachers,
         "route": RoutedTeachers,
     }
     if len(parts) < 2:
-        raise UsageError(f"{len(parts)} teacher is not several; give --teacher more than once")
+        raise UsageError(f"{len(parts)} teacher cannot be combined; give --teacher more than once")
     return builders[ensemble.combination](parts)
 
 
 def _make_partial_fn(input_fn: row_terms.RowInputFn, mask: Tensor) -> row_terms.RowInputFn:
-    """What is said of rows a to b by one that knows its `own` rows alone, numbered among themselves."""
+    """The inputs of rows `start` to `stop`, from a function that numbers only the rows of `mask`."""
     offsets = torch.cat([mask.new_zeros(1, dtype=torch.long), mask.long().cumsum(0)])
 
     def read_rows(start: int, stop: int) -> RowSubset:

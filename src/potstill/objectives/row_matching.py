@@ -1,6 +1,6 @@
-"""What a teacher's row has to do with a student's: the same position, an exactly aligned token, or attention.
+"""How a row of the teacher belongs to a row of the student: same position, exactly aligned token, or attention.
 
-A bridge brings the teacher's hidden states to the student's rows and the student's to the teacher's.
+A row matcher maps the teacher's hidden states to the student's rows and the student's to the teacher's.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,15 @@ from potstill.models.signals import EMBEDDINGS
 from potstill.ops.cross_attention import cross_attention
 from potstill.ops.layout import apply_padded
 
-MatchedRows = tuple[Int[Tensor, " P"], Int[Tensor, " Q"]]  # of the student and of the teacher
+MatchedRows = tuple[Int[Tensor, " P"], Int[Tensor, " Q"]]  # row indices of the student and of the teacher
 
 
 class MatchedStates(NamedTuple):
-    """Hidden states on the other side.
+    """Hidden states of each model at the rows of the other.
 
-    `to_student[p]` is for the student's row `ours[p]`, `to_teacher[q]` for the teacher's row `theirs[q]`. A bridge that
-    pairs single rows gives both in the same order: the partner of `ours[p]` is `theirs[p]`.
+    `states_for_student[p]` belongs to the student's row `student_rows[p]`, and `states_for_teacher[q]` to the teacher's
+    row `teacher_rows[q]`. A matcher of single rows gives both in the same order: `student_rows[p]` belongs to
+    `teacher_rows[p]`.
     """
 
     student_rows: Int[Tensor, " P"]
@@ -33,23 +34,23 @@ class MatchedStates(NamedTuple):
 
 @runtime_checkable
 class RowMatcher(Protocol):
-    """How the rows of two networks belong together."""
+    """How the rows of two models belong together."""
 
     def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
-        """What is wanted of either network."""
+        """What it needs of each model."""
         ...
 
     def match_rows(self, batch: Batch, teacher: str) -> MatchedRows:
-        """Which rows of the student and of the teacher are brought over, from the batch alone."""
+        """The matched rows of the student and of the teacher, from the batch alone."""
         ...
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> MatchedStates:
-        """The states of both on the other side."""
+        """The states of both models at the rows of the other."""
         ...
 
 
 class SameRowMatcher:
-    """One tokenizer: row n is row n."""
+    """One tokenizer: row n belongs to row n."""
 
     def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
         needs = Needs(supervised_positions(batch)[0])
@@ -65,13 +66,13 @@ class SameRowMatcher:
 
 
 class AlignedRowMatcher:
-    """The rows whose next token is the same piece of the same text: the batch's `pairs`, all rows where it has none."""
+    """The rows whose next token covers the same bytes: the batch's `aligned.pairs`, or all rows without this key."""
 
     def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
         return make_row_needs(batch, teacher)
 
     def match_rows(self, batch: Batch, teacher: str) -> MatchedRows:
-        """Those that are paired."""
+        """The paired rows."""
         return match_aligned_rows(batch)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> MatchedStates:
@@ -82,13 +83,14 @@ class AlignedRowMatcher:
 class CrossModelAttention(nn.Module):
     """Two tokenizers: A = Q K^T / sqrt(2 D), with Q = P_q [E_s(x); E_s(y)] and K = [E_t(x); E_t(y)] / std(E_t).
 
-    x is a row's own token and y the one after it. The teacher's states are mixed as H_t / std(h_t) + E_t(y) / std(E_t)
-    by softmax over its rows, the student's as they are by softmax over its own. Embeddings are constants; P_q is
-    trained. Source: arXiv:2406.17328, section 3.2.
+    x is a row's own token and y the token after it. The values for the student are H_t / std(h_t) + E_t(y) / std(E_t),
+    averaged by the softmax over the teacher's rows. The values for the teacher are the student's states, averaged by
+    the softmax over the student's rows. Embeddings are constants; P_q is trained. Source: arXiv:2406.17328, section
+    3.2.
 
-    Departs from the authors' code, whose two standard deviations are taken over all that a padded batch happens to
-    hold: here std(E_t) is that of the teacher's whole embedding table, and each hidden state is divided by its own, so
-    that padding and packing change nothing.
+    Departs from the authors' code, which takes both standard deviations over a whole padded batch. Here std(E_t) is
+    that of the teacher's embedding table, and each hidden state is divided by its own. So padding and packing change
+    nothing.
     """
 
     def __init__(self, student_width: int, teacher_width: int, *, embedding_std: float) -> None:
@@ -102,11 +104,11 @@ class CrossModelAttention(nn.Module):
         return {name: needs | embedding_needs for name, needs in make_row_needs(batch, teacher).items()}
 
     def match_rows(self, batch: Batch, teacher: str) -> MatchedRows:
-        """All supervised rows of both, but for those of a document of which the other has none."""
+        """The supervised rows of both models in documents where both have some."""
         return _intersect_rows(supervised_positions(batch)[2], supervised_positions(get_view(batch, teacher))[2])
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch, name: str) -> MatchedStates:
-        """Both mixtures."""
+        """The averaged states for both models."""
         queries = apply_padded(self.query, student.extras[EMBEDDINGS].detach().flatten(1))
         embeddings = teacher.extras[EMBEDDINGS].detach() / self.embedding_std
         states = teacher.rows.detach()
@@ -122,7 +124,7 @@ class CrossModelAttention(nn.Module):
 
 
 def make_row_needs(batch: Batch, teacher: str) -> Mapping[str, Needs]:
-    """Each network's own supervised rows."""
+    """The supervised rows of both models."""
     return {
         "student": Needs(supervised_positions(batch)[0]),
         teacher: Needs(supervised_positions(get_view(batch, teacher))[0]),
@@ -136,7 +138,7 @@ def match_same_rows(batch: Batch) -> MatchedRows:
 
 
 def match_aligned_rows(batch: Batch, key: str = ALIGNED_PAIRS) -> MatchedRows:
-    """The student's and the teacher's rows that `batch[key]` pairs; without that key each row with itself."""
+    """The rows of student and teacher that `batch[key]` pairs; without that key each row with itself."""
     if key in batch:
         student_rows, teacher_rows = batch[key]
         return student_rows, teacher_rows
@@ -144,20 +146,20 @@ def match_aligned_rows(batch: Batch, key: str = ALIGNED_PAIRS) -> MatchedRows:
 
 
 def match_rows_by_index(batch: Batch, teacher: str) -> MatchedRows:
-    """The k-th row of the student in a document with the k-th of the teacher in it, as far as both go."""
+    """The student's k-th row of a document with the teacher's k-th row of it, until one of them ends."""
     return _intersect_rows(
         *(_compute_row_keys(supervised_positions(get_view(batch, name))[2]) for name in ("student", teacher))
     )
 
 
 def _compute_row_keys(documents: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """A number for each row that says its document and its place in it."""
+    """A number for each row that identifies its document and its index there."""
     index = torch.arange(len(documents), device=documents.device) - torch.searchsorted(documents, documents)
     return documents * 2**31 + index
 
 
 def _intersect_rows(student_numbers: Int[Tensor, " N"], teacher_numbers: Int[Tensor, " M"]) -> MatchedRows:
-    """The places of either side whose number the other has too."""
+    """The indices on each side of the numbers that both sides have."""
     return _find_indices(torch.isin(student_numbers, teacher_numbers)), _find_indices(
         torch.isin(teacher_numbers, student_numbers)
     )

@@ -1,4 +1,4 @@
-"""Terms that are sums over the student's rows: all of them, whoever asks for them, share one pass over its head."""
+"""Terms that are sums over the student's rows. The terms of all objectives share one pass over its head."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -14,12 +14,12 @@ from potstill.ops.coarse import CoarseDistribution
 from potstill.ops.layout import apply_padded
 from potstill.ops.row_loss import RowInput, RowLoss
 
-CHUNK = 256  # rows whose logits are alive at once, where all that is asked of them is one number each
-RowInputFn = Callable[[int, int], RowInput]  # what is said of rows a to b
+CHUNK = 256  # rows whose logits are alive at once while log-probabilities are computed
+RowInputFn = Callable[[int, int], RowInput]  # (start, stop) -> the input of these rows
 
 
 class RowTerm(NamedTuple):
-    """`loss` summed over the student's supervised rows, and what it is told of them, by name."""
+    """A `loss` to be summed over the student's supervised rows, and its inputs by name."""
 
     loss: RowLoss
     inputs: Mapping[str, RowInputFn] = {}
@@ -27,17 +27,17 @@ class RowTerm(NamedTuple):
 
 @runtime_checkable
 class RowObjective(Objective, Protocol):
-    """An objective of which some terms are sums over the student's rows, to be computed with those of others."""
+    """An objective with terms over the student's rows, which are computed together with those of other objectives."""
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, RowTerm], Terms]:
-        """(the terms over the student's rows, yet to be computed; all other terms)."""
+        """(the terms over the student's rows, not computed yet; all other terms)."""
         ...
 
 
 class RowObjectiveMixin:
-    """The call of a `RowObjective` by itself, which is a sum of no other."""
+    """The call of a `RowObjective` on its own."""
 
     def __call__(
         self: RowObjective, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
@@ -52,9 +52,9 @@ def compute_terms(
     frozen: Mapping[str, Signals],
     batch: Batch,
 ) -> Terms:
-    """All terms of the objectives. Weights and divisors tell the fused kernel how the terms will be added up.
+    """All terms of the objectives. The fused kernel needs weights and divisors for the gradient of the whole loss.
 
-    Raises: UnsupportedModel for a student whose head cannot be read.
+    Raises: UnsupportedModel if the student's head cannot be read.
     """
     row_terms: dict[str, RowTerm] = {}
     mix: list[float] = []
@@ -79,37 +79,37 @@ def compute_terms(
 
 
 def get_head(signals: Signals, name: str) -> Head:
-    """The head of a live network.
+    """The head of a live model.
 
-    Raises: UnsupportedModel where there is none that can be read.
+    Raises: UnsupportedModel if it has no head that can be read.
     """
     if signals.head is None:
         raise UnsupportedModel(
-            f"the {name}'s head is not a plain linear layer that potstill can read here; choose a model with one, alive"
+            f"the {name}'s head is not a plain linear layer that potstill can read; choose another model"
         )
     return signals.head
 
 
 def get_frozen_head(signals: Signals, name: str) -> Head:
-    """The head of a network as a constant, in the dtype that products of its rows are computed in.
+    """The head of a model as a constant, in the dtype of the products with its rows.
 
-    Raises: UnsupportedModel where it cannot be read.
+    Raises: UnsupportedModel if it cannot be read.
     """
     head = get_head(signals, name).detach()
     return head._replace(weight=head.weight.to(fused.get_product_dtype(signals.rows)))
 
 
 def make_logits_fn(signals: Signals) -> RowInputFn:
-    """The logits of rows a to b."""
+    """A function that gives the logits of rows `start` to `stop`."""
     return lambda start, stop: signals.logits(signals.rows[start:stop])
 
 
 def compute_target_log_probs(
     signals: Signals, targets: Int[Tensor, " N"], *, temperature: float = 1.0
 ) -> Float[Tensor, " N"]:
-    """log p(target) of each row at that temperature, a few rows at a time.
+    """log p(target) of each row at the temperature, a few rows at a time.
 
-    What is known in part was read at the temperature already; a server tells the target's own, at 1.
+    Partial distributions have the temperature already. A server gives the target's log-probability, at temperature 1.
     """
     if NEXT_TOKEN_LOG_P in signals.scores:
         return signals.scores[NEXT_TOKEN_LOG_P]
@@ -125,14 +125,14 @@ def compute_target_log_probs(
 
 
 def make_head_logits_fn(head: Head, states: Float[Tensor, "N F"]) -> Callable[[int, int], Tensor]:
-    """The logits that `head` gives for the states of rows a to b."""
+    """A function that gives the logits of rows `start` to `stop` of the states through `head`."""
     return lambda start, stop: apply_padded(head.logits, states[start:stop])
 
 
 def scatter_rows(values: Tensor, indices: Int[Tensor, " P"], num_rows: int, fill_value: int) -> Tensor:
-    """[N ...] with `values [P ...]` at their places and `otherwise` everywhere else."""
+    """[N ...] with `values [P ...]` at the ascending `indices` and `fill_value` everywhere else."""
     if len(indices) == num_rows:
-        return values  # ascending places: each row is its own
+        return values  # the indices ascend, so they are 0 to N - 1
     scattered = values.new_full((num_rows, *values.shape[1:]), fill_value)
     scattered[indices] = values
     return scattered

@@ -1,4 +1,4 @@
-"""Two tokenisations compared by the text that runs of their tokens stand for (the idea behind GOLD)."""
+"""Two tokenizations compared span by span: groups of tokens that cover the same bytes (the idea of GOLD)."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -8,22 +8,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.core.types import ALIGNED_GROUPS, Batch, Needs, Signals, Terms, get_view, supervised_positions
+from potstill.core.types import ALIGNED_GROUPS, Batch, Needs, Objective, Signals, Terms, get_view, supervised_positions
 from potstill.objectives import row_terms
+from potstill.objectives.cost import CostInputs, ObjectiveCost
+from potstill.objectives.model_info import PairInfo
 from potstill.objectives.row_matching import make_row_needs
+from potstill.objectives.spec import ObjectiveOptions, register_objective
 from potstill.ops import fused
 from potstill.ops.coarse import CoarseDistribution
 from potstill.ops.divergence import Divergence, cross_entropy, forward_kl, log_partition
 from potstill.ops.likelihood import binary_kl_with_slope, sum_groups
 from potstill.ops.row_loss import DivergenceRows, Masked, Tangent
 
-ROWS_PER_CHUNK = 128  # rows whose logits are held
+ROWS_PER_CHUNK = 128  # rows whose logits are alive at once
 
 
 class SpanGroups(NamedTuple):
-    """`tokens` are the rows of student and teacher that one shared token stands for; `runs` all other groups' rows.
+    """The groups of a batch in two kinds: one shared token on both sides, and runs, which are all others.
 
-    `run[g]` says which of the groups are those others, `first[g]` the student's first row of each group.
+    Attributes:
+        token_rows: the rows of student and teacher in groups of the first kind.
+        run_rows: the rows of student and teacher in runs.
+        is_run: whether each group is a run.
+        first_rows: the student's first row of each group.
     """
 
     token_rows: tuple[Int[Tensor, " P"], Int[Tensor, " P"]]
@@ -33,20 +40,20 @@ class SpanGroups(NamedTuple):
 
 
 class Spans(row_terms.RowObjectiveMixin):
-    """sum over groups of tau^2 D(p~ || q~) where one shared token stands for the group, of d(P, Q) where a run does.
+    """sum over groups of tau^2 D(p~ || q~) if both sides are the same single token, and of d(P, Q) for a run.
 
-    p~ and q~ are the distributions over the tokens that both vocabularies have (`shared [2 S]`, the student's ids and
-    the teacher's), everything else by its mass (`ops.coarse`). P and Q are the probabilities of the group's own tokens,
-    one after the other, d their binary divergence (`ops.likelihood`). Of a run no distribution is needed but only the
-    log-probabilities of its tokens: the student's rows in runs are read once more, without gradient.
+    p~ and q~ are distributions over the tokens of both vocabularies (`shared_token_ids [2 S]`, the student's ids and
+    the teacher's); all other tokens count by their total probability (`ops.coarse`). P and Q are the products of the
+    probabilities of the group's own tokens, and d is their binary KL (`ops.likelihood`). A run needs no distribution,
+    only the log-probabilities of its tokens: the student's rows in runs are computed once more, without gradient.
 
-    The batch's `GROUPS` give each supervised row of either side the number of the group that the token it predicts is
-    part of (`ops.align.merged` over the tokens with labels), ascending over the whole batch, -1 for none; a group with
-    a token that is not supervised on either side has none. Without them each row is its own group.
+    The batch's `ALIGNED_GROUPS` number the group of the token that each supervised row predicts
+    (`ops.align.merge_spans` over the tokens with labels), ascending over the whole batch, -1 for none. A group with an
+    unsupervised token on either side has no number. Without these keys each row is its own group.
 
-    Source: TRL's GOLDTrainer, whose groups (cuts that both tokenisations have) and chain rule over a group's own tokens
-    are these. Departs from it: there a whole distribution is multiplied by the probabilities of a group's other tokens,
-    which is none any more, and what is not shared is compared by sorting.
+    Source: TRL's GOLDTrainer has the same groups (cuts that both tokenizations share) and the same chain rule over the
+    tokens of a group. Departs from it: there a whole distribution is multiplied by the probabilities of a group's other
+    tokens, which gives no distribution, and tokens that are not shared are compared by sorting.
     """
 
     additive: ClassVar[bool] = True
@@ -68,11 +75,11 @@ class Spans(row_terms.RowObjectiveMixin):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Both kinds of group, each weighing 1."""
+        """One term for each kind of group, both with weight 1."""
         return {f"{self.name}_tokens": 1.0, f"{self.name}_runs": 1.0}
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
-        """Each network's own supervised rows."""
+        """The supervised rows of both models."""
         return make_row_needs(batch, self.teacher)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
@@ -87,7 +94,7 @@ class Spans(row_terms.RowObjectiveMixin):
         groups, teacher, n = self.classify_groups(batch), frozen[self.teacher], len(supervised_positions(batch)[1])
         student_rows, teacher_rows = groups.token_rows
         partner = row_terms.scatter_rows(teacher_rows, student_rows, n, -1)
-        teacher_key, tangent_key, mask_key = f"{self.name}_told", f"{self.name}_tangent", f"{self.name}_kept"
+        teacher_key, tangent_key, mask_key = f"{self.name}_teacher", f"{self.name}_tangent", f"{self.name}_mask"
         tangent = self.compute_tangent(groups, views["student"], teacher, batch)
         loss = DivergenceRows(self.divergence, temperature=self.temperature, teacher=teacher_key)
         inputs: dict[str, row_terms.RowInputFn] = {
@@ -100,13 +107,13 @@ class Spans(row_terms.RowObjectiveMixin):
         }, {}
 
     def classify_groups(self, batch: Batch) -> SpanGroups:
-        """Which groups are of which kind."""
+        """The groups of the batch, by kind."""
         groups_and_targets = [
             _get_groups_and_targets(batch, name, key)
             for name, key in zip(("student", self.teacher), ALIGNED_GROUPS, strict=True)
         ]
         num_groups = 1 + max((int(group.max()) for group, _ in groups_and_targets if len(group)), default=0)
-        num_groups = max(num_groups, 1)  # where no row has a group, one that is empty
+        num_groups = max(num_groups, 1)  # without any group, one empty group
         sizes = torch.stack([_count_group_rows(group, num_groups) for group, _ in groups_and_targets])
         student_first_rows, teacher_first_rows = (
             _find_first_rows(group, num_groups) for group, _ in groups_and_targets
@@ -129,7 +136,7 @@ class Spans(row_terms.RowObjectiveMixin):
     def compute_tangent(
         self, groups: SpanGroups, student: Signals, teacher: Signals, batch: Batch
     ) -> Float[Tensor, "N 3"]:
-        """What `Tangent` is told of d(P, Q)."""
+        """Value, slope and point of d(P, Q) at each of the student's rows, as `Tangent` reads them."""
         names_and_keys = zip(("student", self.teacher), ALIGNED_GROUPS, strict=True)
         (student_groups, targets), (teacher_groups, labels) = (
             _get_groups_and_targets(batch, name, key) for name, key in names_and_keys
@@ -153,7 +160,7 @@ class Spans(row_terms.RowObjectiveMixin):
 
     @torch.no_grad()
     def coarsen_rows(self, teacher: Signals, partner: Int[Tensor, " C"]) -> CoarseDistribution:
-        """The partners' rows over the shared tokens, at the temperature; a row without one says nothing."""
+        """The partners' distributions over the shared tokens, at the temperature; zeros for a row without a partner."""
         student_ids, teacher_ids = (ids.to(partner.device) for ids in self.shared_token_ids)
         paired_rows = (partner >= 0).nonzero()[:, 0]
         parts = [
@@ -169,7 +176,7 @@ class Spans(row_terms.RowObjectiveMixin):
         return CoarseDistribution(student_ids.expand(len(partner), -1), log_p, log_rest, members)
 
     def _coarsen_logits(self, logits: Float[Tensor, "C V"], teacher_ids: Int[Tensor, " S"]) -> tuple[Tensor, Tensor]:
-        """(log p of the shared tokens, log p of all others); nothing for others where the student has none."""
+        """(log p of the shared tokens, log p of all others); -inf for others if the student has no others."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.temperature == 1 else logits / self.temperature
         p, shared_log_probs = logits.softmax(-1), logits.gather(-1, teacher_ids.expand(len(logits), -1))
@@ -183,13 +190,13 @@ class Spans(row_terms.RowObjectiveMixin):
 def compute_log_likelihoods(
     signals: Signals, row_indices: Int[Tensor, " R"], targets: Int[Tensor, " R"]
 ) -> Float[Tensor, " R"]:
-    """log p(target) at the rows of these numbers."""
+    """log p(target) at the rows of these indices."""
     parts = [-cross_entropy(logits, targets[span]) for logits, span in _iterate_logits(signals, row_indices)]
     return torch.cat([torch.zeros(0, device=row_indices.device), *parts])
 
 
 def _iterate_logits(signals: Signals, row_indices: Int[Tensor, " R"]) -> Iterator[tuple[Float[Tensor, "C V"], slice]]:
-    """The logits of the rows of these numbers, few at a time and in order, and which of the numbers they belong to."""
+    """The logits of the rows of these indices, few at a time and in order, each with its slice of the indices."""
     for start in range(0, len(row_indices), ROWS_PER_CHUNK):
         logits = signals.logits(signals.rows[row_indices[start : start + ROWS_PER_CHUNK]])
         for block in fused.split_rows(logits):
@@ -211,3 +218,28 @@ def _find_first_rows(group: Int[Tensor, " N"], num_groups: int) -> Int[Tensor, "
     """The first row of each group."""
     grouped_rows = (group >= 0).nonzero()[:, 0]
     return group.new_zeros(num_groups).scatter_reduce(0, group[grouped_rows], grouped_rows, "amin", include_self=False)
+
+
+def spans_cost(inputs: CostInputs) -> ObjectiveCost:
+    """The teacher's logits of every row, and the student's logits of rows in runs a second time."""
+    return ObjectiveCost(
+        student_products=inputs.rows - inputs.aligned_rows, teacher_products=inputs.teacher_rows, logit_copies=(2, 1)
+    )
+
+
+@register_objective(
+    "spans",
+    help="Distributions over shared tokens, and likelihoods of runs of tokens that cover the same text.",
+    cost=spans_cost,
+    takes_divergence=True,
+    supports_cross_tokenizer=True,
+)
+def build_spans(pair: PairInfo, options: ObjectiveOptions) -> Objective:
+    """`Spans` between the vocabularies of the pair."""
+    return Spans(
+        pair.shared_token_ids,
+        pair.vocab_sizes,
+        divergence=options.divergence,
+        temperature=options.temperature,
+        name=options.name,
+    )

@@ -1,27 +1,30 @@
-"""Distributions compared by their sorted probabilities (ULD), which needs no vocabulary in common."""
+"""Universal Logit Distillation (ULD): sorted probabilities are compared, so no vocabulary has to be shared."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from potstill.core.types import Batch, Needs, Signals, Terms, supervised_positions
+from potstill.core.types import Batch, Needs, Objective, Signals, Terms, supervised_positions
 from potstill.objectives import row_terms
+from potstill.objectives.cost import CostInputs, ObjectiveCost
+from potstill.objectives.model_info import PairInfo
 from potstill.objectives.row_matching import make_row_needs, match_rows_by_index
+from potstill.objectives.spec import ObjectiveOptions, register_objective
 from potstill.ops.row_loss import Masked
 from potstill.ops.uld import ULDRows
 
 
 @dataclass(frozen=True, kw_only=True)
 class ULD(row_terms.RowObjectiveMixin):
-    """sum over pairs of rows of tau sum_k |p_(k) - q_(k)|, p and q sorted descending, the shorter filled up with zeros.
+    """sum over pairs of rows of tau sum_k |p_(k) - q_(k)|, p and q sorted descending, the shorter padded with zeros.
 
-    The k-th supervised row of a document is paired with the teacher's k-th in it, as far as both go; no batch key is
-    needed. Pairs drift apart where the tokenisations do: that is the method. The teacher gets no gradient. U itself is
-    in `ops.sorted_gap`, with the bound on its error.
+    The k-th supervised row of a document is paired with the teacher's k-th in it, until one of them ends; no batch key
+    is needed. The method lets pairs drift apart where the tokenizations do. The teacher gets no gradient. `ops.uld`
+    computes the distance and states the bound on its error.
 
     Source: Boizard et al., "Towards Cross-Tokenizer Distillation" (arXiv:2402.12030), the Universal Logit Distillation
     loss. Departs from the authors' code: a sum over pairs divided by their number, where the code takes a mean of means
-    over samples; and tau, which there is left out.
+    over samples; and tau, which the code leaves out.
     """
 
     temperature: float = 1.0
@@ -31,7 +34,7 @@ class ULD(row_terms.RowObjectiveMixin):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The one term, weighing 1."""
+        """One term with weight 1."""
         return {self.name: 1.0}
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
@@ -45,11 +48,27 @@ class ULD(row_terms.RowObjectiveMixin):
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
     ) -> tuple[Mapping[str, row_terms.RowTerm], Terms]:
-        """tau U of each row that has a partner."""
+        """tau times the distance, for each row that has a partner."""
         teacher, (student_rows, teacher_rows) = frozen[self.teacher], match_rows_by_index(batch, self.teacher)
-        n, teacher_key, mask_key = len(supervised_positions(batch)[1]), f"{self.name}_told", f"{self.name}_kept"
+        n, teacher_key, mask_key = len(supervised_positions(batch)[1]), f"{self.name}_teacher", f"{self.name}_mask"
         states = row_terms.scatter_rows(teacher.rows[teacher_rows], student_rows, n, 0)
         is_paired = row_terms.scatter_rows(student_rows >= 0, student_rows, n, False)
         loss = Masked(ULDRows(temperature=self.temperature, teacher=teacher_key), mask_key)
         inputs = {teacher_key: lambda a, b: teacher.logits(states[a:b]), mask_key: lambda a, b: is_paired[a:b]}
         return {self.name: row_terms.RowTerm(loss, inputs)}, {}
+
+
+def uld_cost(inputs: CostInputs) -> ObjectiveCost:
+    """The teacher's logits of each row."""
+    return ObjectiveCost(teacher_products=inputs.rows, logit_copies=(0, 1))
+
+
+@register_objective(
+    "uld",
+    help="Probabilities sorted by size, the k-th row of a document with the teacher's k-th (ULD).",
+    cost=uld_cost,
+    supports_cross_tokenizer=True,
+)
+def build_uld(pair: PairInfo, options: ObjectiveOptions) -> Objective:
+    """`ULD` at the temperature."""
+    return ULD(temperature=options.temperature, name=options.name)

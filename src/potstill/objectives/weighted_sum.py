@@ -14,12 +14,12 @@ from potstill.objectives import row_terms
 
 
 class WeightedSum(nn.Module):
-    """sum_i w_i L_i. Each L_i keeps its own terms, counts and divisor; those over rows share one pass of the head.
+    """sum_i w_i L_i. Each L_i keeps its own terms, counts and divisor; all terms over rows share one pass of the head.
 
-    `Sum((0.5, CrossEntropy()), (0.5, Distill()))` is the mixture of MiniMA (arXiv:2311.07052) and DSKD. It is a module,
-    so that the parameters of its parts (projectors) are trained and saved.
+    `WeightedSum((0.5, CrossEntropy()), (0.5, LogitDistillation()))` is the loss of MiniMA (arXiv:2311.07052) and DSKD.
+    It is a module, so that the parameters of its parts (projectors) are trained and saved.
 
-    Raises: UsageError if two parts name their terms alike, a weight is negative or no number, or there are no parts.
+    Raises: UsageError if two terms have the same name, a weight is negative or not finite, or there is no part.
     """
 
     def __init__(self, *parts: tuple[float, Objective]) -> None:
@@ -28,11 +28,11 @@ class WeightedSum(nn.Module):
         self.trained = nn.ModuleList(part for _, part in parts if isinstance(part, nn.Module))
         names = Counter(name for _, part in parts for name in part.weights)
         if duplicates := [name for name, n in names.items() if n > 1]:
-            raise UsageError(f"two objectives name their term {duplicates[0]!r}; give one of them another name")
+            raise UsageError(f"two objectives have a term {duplicates[0]!r}; give one of them another name")
         if not parts:
-            raise UsageError("a sum of no objective trains nothing; give at least one")
+            raise UsageError("a sum without objectives trains nothing; give at least one objective")
         if invalid_weights := [weight for weight, _ in parts if not 0 <= weight < math.inf]:
-            raise UsageError(f"a weight of an objective is {invalid_weights[0]}; it must be a number, 0 or more")
+            raise UsageError(f"the weight of an objective is {invalid_weights[0]}; choose a finite number, 0 or more")
 
     @property
     def additive(self) -> bool:
@@ -45,7 +45,7 @@ class WeightedSum(nn.Module):
         return {name: w * part_weight for w, part in self.parts for name, part_weight in part.weights.items()}
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
-        """The union of what the parts need, network by network."""
+        """The union of what the parts need, model by model."""
         return _unite_needs([part for _, part in self.parts], batch)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:

@@ -1,1 +1,1 @@
-"""Pure functions of tensors: each with its definition, its fast form and a proof that both agree."""
+"""Pure functions of tensors: each with its definition and, where it is slow, a fast form that tests compare with it."""

@@ -1,6 +1,6 @@
-"""Rewards of tokens as advantages: what follows a token, by the length that is left, centred and scaled.
+"""Advantages from rewards of tokens: the mean reward from each token onward, centered and scaled.
 
-Source: Gu et al., "MiniLLM" (arXiv:2306.08543), section 2.2 (length normalisation), and the authors' code.
+Source: Gu et al., "MiniLLM" (arXiv:2306.08543), section 2.2 (length normalization), and the authors' code.
 """
 
 import torch
@@ -13,8 +13,8 @@ def returns_to_go(
 ) -> Float[Tensor, " N"]:
     """R_t = (sum_{k >= t} discount^(k - t) r_k) / (number of k >= t), within each run of equal `segment`.
 
-    Source: MiniLLM's code, which begins the sum at the token's own reward.
-    Departs from the paper: its equation (5) begins it at the next token, whose own reward the single-step term has.
+    Source: MiniLLM's code, which starts the sum at the token's own reward.
+    Departs from the paper: its equation (5) starts at the next token, and the single-step term has the token's own.
     """
     returns, total, count = torch.empty_like(rewards), 0.0, 0
     segments, values = segment.tolist(), rewards.tolist()
@@ -27,7 +27,7 @@ def returns_to_go(
 
 
 def whiten(values: Float[Tensor, " N"], *, eps: float = 1e-8) -> Float[Tensor, " N"]:
-    """(x - mean) / sqrt(variance + eps), by the definition; of one value or none, zero."""
+    """(x - mean) / sqrt(variance + eps); zeros for fewer than two values."""
     if len(values) < 2:
         return torch.zeros_like(values)
     return (values - values.mean()) / torch.sqrt(values.var(unbiased=False) + eps)

@@ -1,20 +1,20 @@
-"""Two tokenisations of one text, laid beside each other by bytes.
+"""Alignment of two tokenizations of one text, by bytes.
 
-A token is the half-open span [start, end) of the bytes of the text that it stands for. The spans of one side ascend and
-do not overlap; a token that stands for no text (a BOS, a template's own tokens) has an empty span and no counterpart.
-Bytes and not strings, so that half a character, byte fallback and a space in front or behind need no special case, and
-one disagreement costs the tokens that disagree and none behind them.
+A token has the half-open span [start, end) of the bytes that it covers. The spans of one side ascend and do not
+overlap. A token without text (BOS, tokens of a chat template) has an empty span and no counterpart. Spans of bytes
+instead of strings need no special case for half a character, byte fallback, or a leading or trailing space. One
+disagreement affects only the tokens that disagree.
 
-    exact        [ab|c|d] and [a|bc|d]     d with d               the same bytes, hence the same text before them
-    beginnings   [ab|c|d] and [a|bc|d]     ab with a, d with d    predicted from the same text, whatever they then are
-    merged       [ab|c|d] and [a|bc|d]     {ab c | a bc}, {d | d} the shortest runs that stand for the same bytes
+    match_spans    [ab|c|d] and [a|bc|d]     d with d               the same bytes, hence the same text before them
+    match_starts   [ab|c|d] and [a|bc|d]     ab with a, d with d    predicted from the same text
+    merge_spans    [ab|c|d] and [a|bc|d]     {ab c | a bc}, {d | d} the shortest runs that cover the same bytes
 
-`exact` is the definition of exact token alignment (DSKDv2, arXiv:2504.11426), found by bytes where the released code
-compares strings token by token and loses all that follows a disagreement of equal length. `merged` is the segmentation
-that merging by spans sums log-probabilities over (GOLD in TRL). All are O((T_a + T_b) log(T_a + T_b)).
+`match_spans` is exact token alignment (DSKDv2, arXiv:2504.11426). The released code compares strings token by token and
+loses everything after a disagreement of equal length; bytes do not. `merge_spans` is the segmentation over which GOLD
+in TRL sums log-probabilities. All are O((T_a + T_b) log(T_a + T_b)).
 
-Many documents are laid out at once, each at bytes of its own. Where texts differ outside of what they share (two chat
-templates around one conversation), `shared` moves the spans of either side to the bytes of what is shared.
+Many documents are aligned at once, each at its own offset of bytes. If two texts share only segments (one conversation
+in two chat templates), `map_to_shared_text` moves the spans of each side to the bytes of the shared segments.
 """
 
 from typing import NamedTuple
@@ -24,11 +24,11 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 Spans = Int64[Tensor, "T 2"]
-Pairs = Int64[Tensor, "P 2"]  # numbers of tokens of the first and of the second side, both strictly ascending
+Pairs = Int64[Tensor, "P 2"]  # token indices of the first and of the second side, both strictly ascending
 
 
 class Groups(NamedTuple):
-    """For each token the number of its group, ascending from 0, or -1 where it has no counterpart; and how many."""
+    """For each token the number of its group, ascending from 0, or -1 without a counterpart; and their total."""
 
     first: Int64[Tensor, " A"]
     second: Int64[Tensor, " B"]
@@ -36,13 +36,13 @@ class Groups(NamedTuple):
 
 
 def match_spans(first: Int64[Tensor, "A 2"], second: Int64[Tensor, "B 2"]) -> Pairs:
-    """The pairs of tokens that stand for the same bytes: i with j where first[i] = second[j], not empty."""
+    """The pairs of tokens that cover the same bytes: i with j where first[i] = second[j], not empty."""
     pairs = match_starts(first, second)
     return pairs[first[pairs[:, 0], 1] == second[pairs[:, 1], 1]]
 
 
 def match_starts(first: Int64[Tensor, "A 2"], second: Int64[Tensor, "B 2"]) -> Pairs:
-    """The pairs of tokens that begin at the same byte, so that both are predicted from the same text."""
+    """The pairs of tokens that start at the same byte, so that both are predicted from the same text."""
     first_tokens, second_tokens = _find_text_tokens(first), _find_text_tokens(second)
     first_starts, second_starts = first[first_tokens, 0], second[second_tokens, 0]
     if not len(second_starts):
@@ -53,12 +53,11 @@ def match_starts(first: Int64[Tensor, "A 2"], second: Int64[Tensor, "B 2"]) -> P
 
 
 def merge_spans(first: Int64[Tensor, "A 2"], second: Int64[Tensor, "B 2"]) -> Groups:
-    """The finest runs of tokens that stand for the same bytes on both sides, without a gap on either."""
+    """The shortest runs of tokens that cover the same bytes on both sides, without a gap on either."""
     text_tokens = [_find_text_tokens(first), _find_text_tokens(second)]
     tokens = [spans[token_index] for spans, token_index in zip((first, second), text_tokens, strict=True)]
-    first_edges, second_edges = (
-        torch.unique(spans) for spans in tokens
-    )  # no token reaches across a cut that both sides have
+    first_edges, second_edges = (torch.unique(spans) for spans in tokens)
+    # no token reaches across a cut that both sides have
     cuts = first_edges[torch.isin(first_edges, second_edges, assume_unique=True)]
     runs = [torch.searchsorted(cuts, spans[:, 0].contiguous(), right=True) for spans in tokens]
     extents = [_get_run_extents(spans, run, len(cuts) + 1) for spans, run in zip(tokens, runs, strict=True)]
@@ -72,11 +71,11 @@ def merge_spans(first: Int64[Tensor, "A 2"], second: Int64[Tensor, "B 2"]) -> Gr
 
 
 def map_to_shared_text(spans: Spans, source: Int64[Tensor, "S 2"], target: Int64[Tensor, "S 2"]) -> Spans:
-    """`spans` moved from the segments `own` of their text to the segments `common` that both sides share.
+    """`spans` moved from the segments `source` of their own text to the segments `target` of the shared text.
 
-    Both lists ascend. Within two segments of one length a byte keeps its place. Two of different lengths (one stop
-    string and another) stand for each other as a whole: only the token that is all of `own` is moved, to all of
-    `common`. Every other token, one that reaches across the end of a segment too, has an empty span.
+    Both lists ascend and correspond to each other. Within two segments of equal length a byte keeps its offset. Two
+    segments of different lengths (two stop strings) correspond as a whole: only a token that covers all of `source` is
+    moved, to all of `target`. Every other token gets an empty span, also one that crosses the end of a segment.
     """
     if not len(source):
         return torch.zeros_like(spans)
@@ -86,24 +85,26 @@ def map_to_shared_text(spans: Spans, source: Int64[Tensor, "S 2"], target: Int64
     shifted = spans - source[segment, :1] + target[segment, :1]
     shifted = torch.where(has_equal_length[:, None], shifted, target[segment])
     is_mapped = is_inside & (has_equal_length | (spans == source[segment]).all(-1))
-    end = torch.where(is_mapped, shifted[:, 1], 0).cummax(0).values  # an empty span lies behind all before it
+    end = (
+        torch.where(is_mapped, shifted[:, 1], 0).cummax(0).values
+    )  # an empty span starts at the end of all spans before it
     return torch.where(is_mapped[:, None], shifted, end[:, None])
 
 
 def compute_coverage(tokens: Int64[Tensor, " P"], is_trained: Bool[Tensor, " T"]) -> float:
-    """The share of the `trained` tokens whose numbers are among `found`; 1 where none is trained."""
+    """The share of trained tokens whose indices are among `tokens`; 1 if none is trained."""
     total = int(is_trained.sum())
     return int(is_trained[tokens].sum()) / total if total else 1.0
 
 
 def _find_text_tokens(spans: Spans) -> Int64[Tensor, " R"]:
-    """The numbers of the tokens that stand for text."""
+    """The indices of the tokens that cover text."""
     assert bool((spans[1:, 0] >= spans[:-1, 1]).all()), "spans ascend and do not overlap"
     return torch.nonzero(spans[:, 0] < spans[:, 1])[:, 0]
 
 
 def _get_run_extents(spans: Spans, run: Int64[Tensor, " T"], runs: int) -> Int64[Tensor, "R 3"]:
-    """Of each run the first byte, the end, and how many bytes its tokens stand for; all zero where it has none."""
+    """The first byte, the end and the number of covered bytes of each run; zeros for a run without tokens."""
     zeros = spans.new_zeros(runs)
     start = zeros.scatter_reduce(0, run, spans[:, 0], "amin", include_self=False)
     end = zeros.scatter_reduce(0, run, spans[:, 1], "amax", include_self=False)

@@ -2,9 +2,9 @@
 
     y_t = sum_s softmax_s(scale q_t k_s) v_s        over s <= t of t's document, and t - s < window
 
-`plain` is the definition, with a dense mask; `by_document` is the same function without one: a call per document, so
-that the cost is the sum of the squares of their lengths and not the square of the sum. H queries share G keys, H a
-multiple of G: query head h reads key head h // (H / G).
+`dense_attention` is the definition, with a dense mask. `document_attention` is the same function with one call for each
+document, so its cost is the sum of the squared lengths and not the square of the sum. H query heads share G key heads,
+H a multiple of G: query head h reads key head h // (H / G).
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
-Lengths = Sequence[Sequence[int]]  # of each row, the lengths of its documents, in order; they sum to T
+Lengths = Sequence[Sequence[int]]  # for each row, the lengths of its documents, in order; they sum to T
 
 
 def document_starts(position_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    """True where a document begins: at a row's first token, at position 0, and where positions do not count up by 1."""
+    """True where a document starts: at a row's first token, at position 0, and where positions do not increase by 1."""
     is_start = position_ids == 0
     is_start[:, 0] = True
     is_start[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
@@ -28,7 +28,7 @@ def document_starts(position_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 
 
 def document_lengths(position_ids: Int[Tensor, "B T"]) -> Lengths:
-    """The lengths of each row's documents, read off positions that restart at 0. Waits for the device: once a batch."""
+    """The lengths of each row's documents, from positions that restart at 0. Synchronizes the device: once a batch."""
     size = position_ids.shape[1]
     rows = []
     for row in document_starts(position_ids).cpu():
@@ -46,25 +46,26 @@ def document_attention(
     scale: float,
     window: int | None = None,
 ) -> Float[Tensor, "B H T V"]:
-    """Causal attention inside each document; `lengths` comes from `boundaries`. Equals `plain`, gradients included.
+    """Causal attention inside each document; `lengths` comes from `document_lengths`. Equals `dense_attention`.
 
-    On a CPU half precision is widened, whether it comes in or autocast would make it. In torch 2.13 (AVX-512 with bf16)
-    a backward in float32 takes a half to two thirds less time for documents of up to some 250 tokens and about as long
-    beyond, and compiles nothing, where one in bf16 compiles kernels of 3 MiB for every new length, and keeps them. A
-    forward alone takes up to a quarter longer; but a student that is its teacher says the same, to the last bit.
+    On a CPU, half precision (of the inputs or by autocast) is computed in float32. In torch 2.13 (AVX-512 with bf16) a
+    backward in float32 takes a half to two thirds less time for documents of up to about 250 tokens, and about the same
+    time beyond. It compiles nothing, where bf16 compiles kernels of 3 MiB for every new length and keeps them. A
+    forward alone takes up to a quarter longer. Teacher and student use the same function, so equal models give equal
+    bits.
     """
     if q.device.type == "cpu" and _is_half_precision(q, k, v):
         with torch.autocast("cpu", enabled=False):
             output = document_attention(q.float(), k.float(), v.float(), lengths, scale=scale, window=window)
         return output.to(v.dtype)
-    if len(set(map(tuple, lengths))) == 1:  # rows cut alike (no packing, or one packed row) are one batch
+    if len(set(map(tuple, lengths))) == 1:  # rows with the same cuts (no packing, or one packed row) are one batch
         return _attend_row(q, k, v, lengths[0], scale=scale, window=window)
     rows = zip(q.split(1), k.split(1), v.split(1), lengths, strict=True)
     return torch.cat([_attend_row(*row, scale=scale, window=window) for row in rows])
 
 
 def _is_half_precision(*states: Tensor) -> bool:
-    """Whether attention to these would run in half precision: they are, or autocast would make float32 so."""
+    """Whether attention would run in half precision: by the dtype of the states, or by autocast."""
     autocasts = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") in HALF_DTYPES
     return any(x.dtype in HALF_DTYPES or (autocasts and x.dtype == torch.float32) for x in states)
 
@@ -78,7 +79,7 @@ def dense_attention(
     scale: float,
     window: int | None = None,
 ) -> Float[Tensor, "B H T V"]:
-    """The definition: softmax over a dense mask of the pairs of tokens that may see one another. Quadratic in T."""
+    """The definition: softmax under a dense mask of the pairs of tokens that see each other. Quadratic in T."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     documents = torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]).to(
@@ -93,7 +94,7 @@ def dense_attention(
 def causal_mask(
     queries: int, keys: int, *, window: int | None = None, device: torch.device | None = None
 ) -> Bool[Tensor, "{queries} {keys}"]:
-    """Which of `keys` each of the last `queries` positions may see: itself and those before it, `window` in all."""
+    """Which of `keys` positions each of the last `queries` positions sees: itself and those before, `window` in all."""
     t = torch.arange(keys - queries, keys, device=device)[:, None]
     s = torch.arange(keys, device=device)[None, :]
     return (s <= t) if window is None else (s <= t) & (t - s < window)
@@ -108,7 +109,7 @@ def _attend_row(
     scale: float,
     window: int | None,
 ) -> Float[Tensor, "B H T V"]:
-    # split, not slices: the gradient of a slice is as long as the row, and there would be one per document
+    # split, not slices: each slice would have a gradient as long as the row
     pieces = list(zip(*(x.split(list(lengths), dim=2) for x in (q, k, v)), strict=True))
     if len(pieces) == 1:
         return _attend_document(*pieces[0], scale=scale, window=window)
@@ -116,7 +117,7 @@ def _attend_row(
     for i, length in enumerate(lengths):
         pieces_by_length.setdefault(length, []).append(i)
     outputs: dict[int, Tensor] = {}
-    for indices in pieces_by_length.values():  # documents of one length are one batch
+    for indices in pieces_by_length.values():  # documents of equal length are one batch
         batch = (torch.cat(tensors) for tensors in zip(*(pieces[i] for i in indices), strict=True))
         output = _attend_document(*batch, scale=scale, window=window).split(len(q))
         outputs |= zip(indices, output, strict=True)

@@ -1,11 +1,11 @@
-"""A distribution known only in part: its likeliest tokens one by one, all others by the mass of their class.
+"""A partial distribution: the probabilities of its likeliest tokens, and the total of each class of other tokens.
 
     p~ = (p[i_1], ..., p[i_k], r_1(p), ..., r_C(p))        r_c(p) = sum of p over the tokens of class c not among the i
 
-Merging tokens can only bring distributions nearer (the data-processing inequality), so for every f-divergence
-0 <= D(p~||q~) <= D(p||q), and the teacher itself is a minimum. Neither holds if the rest is cut off or the part
-renormalised: that pulls the student to a distribution that the teacher is not. With k = V, D(p~||q~) = D(p||q). One
-class is the plain tail; more classes tell more of the tail for few bytes (LOG.md, what a cache keeps).
+Merging tokens never increases an f-divergence (the data-processing inequality): 0 <= D(p~||q~) <= D(p||q), and the
+teacher itself is a minimum. Neither holds if the rest is dropped or the listed part is renormalized: then the minimum
+is another distribution than the teacher's. With k = V, D(p~||q~) = D(p||q). One class is the plain tail; more classes
+describe the tail better for few bytes (LOG.md, what a cache keeps).
 
 The derivative of D(p~||q~) by the student's logits z, from its derivative d by the logits of q~:
 
@@ -25,10 +25,10 @@ Differentiate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (teacher [N
 
 @dataclass(frozen=True)
 class CoarseDistribution:
-    """N distributions over V tokens, each by up to K of its tokens and the masses of the C classes of all others.
+    """N distributions over V tokens, each by up to K of its tokens and the totals of the C classes of all others.
 
-    `ids[n, j]` and `log_p[n, j]` belong together; a row with fewer tokens ends in log_p = -inf under any id of the row.
-    `log_rest[n, c]` is log r_c, -inf where nothing is left. `members[v, c]` is 1 where token v is of class c, else 0.
+    `log_p[n, j]` belongs to token `ids[n, j]`; a shorter row is padded with log_p = -inf at any id of the row.
+    `log_rest[n, c]` is log r_c, -inf if nothing is left. `members[v, c]` is 1 if token v is in class c, else 0.
     """
 
     ids: Int[Tensor, "N K"]
@@ -43,20 +43,20 @@ class CoarseDistribution:
         return replace(self, ids=self.ids[rows], log_p=self.log_p[rows], log_rest=self.log_rest[rows])
 
     def select_rows(self, rows: Int[Tensor, " M"]) -> "CoarseDistribution":
-        """The rows of these numbers, which follow one another."""
+        """The rows of these consecutive indices."""
         first = int(rows[0]) if len(rows) else 0
         return self[first : first + len(rows)]
 
     @property
     def buckets(self) -> Float[Tensor, "N B"]:
-        """log p~."""
+        """log p~: the listed tokens, then the classes."""
         return torch.cat([self.log_p, self.log_rest], -1)
 
 
 def coarsen(
     logits: Float[Tensor, "N V"], k: int, members: Float[Tensor, "V C"], *, mass: float = 1.0
 ) -> CoarseDistribution:
-    """softmax(logits) by its `k` likeliest tokens, of them no more than hold `mass`, and at least one."""
+    """softmax(logits) by its `k` likeliest tokens, of these only as many as hold `mass`, at least one."""
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     top, ids = log_p.topk(min(k, log_p.shape[1]), -1)
     if mass < 1:  # rounding would reach 1 before the last token
@@ -68,7 +68,7 @@ def coarsen(
 
 
 def token_log_prob(distribution: CoarseDistribution, tokens: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """log p of one token a row; all tokens of a class that have no bucket of their own share its mass alike."""
+    """log p of one token for each row; unlisted tokens of a class have equal shares of its total."""
     is_token = (distribution.ids == tokens[:, None]) & ~distribution.log_p.isneginf()
     listed_log_p = distribution.log_p.masked_fill(~is_token, -torch.inf).amax(-1)
     unlisted = distribution.members.sum(0) - _count_listed(distribution)
@@ -84,7 +84,7 @@ def tail_probabilities(logits: Float[Tensor, "N V"], k: int) -> Float[Tensor, "N
 
 
 def concatenate(parts: Sequence[CoarseDistribution]) -> CoarseDistribution:
-    """The rows of all `parts`, which share their classes, one after the other, as wide as the widest."""
+    """The rows of all `parts`, which have the same classes, one after the other, padded to the widest."""
     width = max(part.ids.shape[1] for part in parts)
     ids = [_pad_columns(part.ids, width, part.ids[:, :1]) for part in parts]
     log_p = [_pad_columns(part.log_p, width, part.log_p.new_tensor(-torch.inf)) for part in parts]
@@ -105,15 +105,13 @@ def coarse_divergence(
 def coarse_divergence_with_gradient(
     differentiate: Differentiate, teacher: CoarseDistribution, student: Float[Tensor, "N V"]
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
-    """D(p~||q~) and its derivative by the student's logits, where `differentiate` gives both over the buckets."""
+    """D(p~||q~) and its derivative by the student's logits; `differentiate` gives both over the buckets."""
     is_filler, members, num_listed = teacher.log_p.isneginf(), teacher.members.to(student.dtype), teacher.ids.shape[1]
     listed_logits = student.gather(-1, teacher.ids).masked_fill(is_filler, -torch.inf)
     largest = student.amax(-1, keepdim=True)
     unlisted = (student - largest).exp_().scatter_(-1, teacher.ids, 0.0)
     mass = unlisted @ members
-    smallest = torch.finfo(
-        mass.dtype
-    ).tiny  # where the teacher gives something: neither the loss nor 1 / mass overflows
+    smallest = torch.finfo(mass.dtype).tiny  # neither the loss nor 1 / mass overflows
     mass = torch.where(teacher.log_rest.isneginf(), mass, mass.clamp_min(smallest))
     values, delta = differentiate(
         teacher.buckets.to(student.dtype), torch.cat([listed_logits, mass.log() + largest], -1)
@@ -125,25 +123,24 @@ def coarse_divergence_with_gradient(
 
 
 def _count_listed(distribution: CoarseDistribution) -> Float[Tensor, "N C"]:
-    """How many tokens of each class have a bucket of their own."""
+    """The number of listed tokens of each class."""
     is_listed = (~distribution.log_p.isneginf()).to(distribution.members.dtype)
     zeros = is_listed.new_zeros(distribution.log_rest.shape)
     return zeros.scatter_add_(-1, distribution.members.argmax(-1)[distribution.ids], is_listed)
 
 
 def _listed_mask(teacher: CoarseDistribution, vocabulary: int) -> Bool[Tensor, "N V"]:
-    """Which tokens have a bucket of their own."""
+    """Which tokens are listed."""
     is_listed = (~teacher.log_p.isneginf()).to(torch.uint8)
     zeros = is_listed.new_zeros(len(is_listed), vocabulary)
     return zeros.scatter_reduce_(-1, teacher.ids, is_listed, "amax").bool()
 
 
 def _masked_logsumexp(logits: Float[Tensor, "N V"], mask: Bool[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """logsumexp over the tokens in `of`; -inf, with no gradient, where there are none."""
+    """logsumexp over the tokens of `mask`; -inf, with gradient 0, if there are none."""
     is_empty = ~mask.any(-1)
-    masked_logits = torch.where(
-        is_empty[:, None], 0.0, logits.masked_fill(~mask, -torch.inf)
-    )  # of nothing its gradient would be NaN
+    # the gradient of a logsumexp of nothing would be NaN
+    masked_logits = torch.where(is_empty[:, None], 0.0, logits.masked_fill(~mask, -torch.inf))
     return masked_logits.logsumexp(-1).masked_fill(is_empty, -torch.inf)
 
 

@@ -1,4 +1,4 @@
-"""Attention between the rows of two networks that read the same documents as different tokens."""
+"""Attention between the rows of two models with different tokens for the same documents."""
 
 import math
 
@@ -13,10 +13,10 @@ def cross_attention(
     student: tuple[Float[Tensor, "N F"], Int[Tensor, " N"]],
     teacher: tuple[Float[Tensor, "M D"], Int[Tensor, " M"]],
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M F"]]:
-    """(softmax_m(A) theirs, softmax_n(A^T) ours), A = queries keys^T / sqrt(K), document by document, no mask inside.
+    """(softmax_m(A) teacher, softmax_n(A^T) student), A = queries keys^T / sqrt(K), by document, without a mask inside.
 
-    `ours` and `theirs` are what is mixed, with the document of each row, ascending. A row whose document has no row on
-    the other side gets 0. All of it is float32 at least, also under autocast.
+    `student` and `teacher` are values with the document number of each row, ascending. A row whose document has no row
+    on the other side gets 0. Everything is computed in float32 at least, also under autocast.
 
     Source: Zhang et al., arXiv:2406.17328, section 3.2 (cross-model attention).
     """
@@ -47,6 +47,6 @@ def _cross_attention(
     )
     for q, k, student_values, teacher_values in zip(*splits, strict=True):
         scores = q @ k.mT / math.sqrt(q.shape[-1])
-        to_student.append((scores.softmax(1) @ teacher_values).to(teacher[0].dtype))  # over no rows the sum is 0
+        to_student.append((scores.softmax(1) @ teacher_values).to(teacher[0].dtype))  # the sum over no rows is 0
         to_teacher.append((scores.softmax(0).mT @ student_values).to(student[0].dtype))
     return torch.cat(to_student), torch.cat(to_teacher)

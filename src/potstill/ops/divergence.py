@@ -1,47 +1,88 @@
 """Divergences between two next-token distributions, row by row, in nats.
 
-p = softmax(teacher) and q = softmax(student), each from logits `[N V]`; the result is `[N]`, so that the caller decides
-which rows count and by what the sum is divided. Every divergence is >= 0, and 0 only where p = q. Softmaxes are taken
-in float32 at least, and 0 log 0 = 0, so that logits of -inf (masked tokens) leave values and gradients finite wherever
-the divergence itself is finite. Gradients flow to both sides: it is the caller who freezes the teacher.
+p = softmax(teacher) and q = softmax(student), each from logits `[N V]`; the result is `[N]`. The caller decides which
+rows count and by what the sum is divided. Every divergence is >= 0, and 0 only where p = q. Softmaxes are computed in
+float32 at least, and 0 log 0 = 0. So logits of -inf (masked tokens) leave values and gradients finite wherever the
+divergence itself is finite. Gradients flow to both sides: the caller detaches the teacher.
 
-`DIVERGENCES` names them. `WITH_GRADIENT` holds, for those whose derivative is short, the same value together with its
-derivative by the student's logits, in fewer passes over memory than autograd needs.
+A new divergence is a function under `@declare_facts(...)` and a row of `DIVERGENCES`. `WITH_GRADIENT` holds functions
+that also return the derivative by the student's logits, in fewer passes over memory than autograd needs.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-HEAD_SIZE = 64  # tokens among which the head of a distribution is looked for first
+HEAD_SIZE = 64  # the search for the head of a distribution begins among this many tokens
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (teacher [N V], student [N V]) -> [N]
+AnyDivergence = TypeVar("AnyDivergence", bound=Callable[..., Tensor])  # one that may take options by keyword
 
 
+class DivergenceFacts(NamedTuple):
+    """What the caller may do with a divergence. The defaults claim nothing that has not been proved.
+
+    Attributes:
+        is_f_divergence: merging tokens never raises it, so a partial distribution (`ops.coarse`) bounds it from below.
+        supports_sampled_tokens: tokens drawn from the teacher give an unbiased gradient.
+        has_full_gradient: its gradient is that of its value; False if parts of the value count as constants.
+    """
+
+    is_f_divergence: bool = False
+    supports_sampled_tokens: bool = False
+    has_full_gradient: bool = True
+
+
+_facts: dict[Callable[..., Tensor], DivergenceFacts] = {}
+
+
+def declare_facts(
+    *, is_f_divergence: bool = False, supports_sampled_tokens: bool = False, has_full_gradient: bool = True
+) -> Callable[[AnyDivergence], AnyDivergence]:
+    """Decorate a divergence with its facts."""
+
+    def declare(divergence: AnyDivergence) -> AnyDivergence:
+        _facts[divergence] = DivergenceFacts(is_f_divergence, supports_sampled_tokens, has_full_gradient)
+        return divergence
+
+    return declare
+
+
+def get_facts(divergence: Divergence) -> DivergenceFacts:
+    """The declared facts of a divergence, with or without bound options; the defaults if it declares none."""
+    return _facts.get(divergence.func if isinstance(divergence, partial) else divergence, DivergenceFacts())
+
+
+@declare_facts(is_f_divergence=True, supports_sampled_tokens=True)
 def forward_kl(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """KL(p||q) = sum p (log p - log q): the student covers the teacher's modes (Hinton et al., arXiv:1503.02531)."""
     return _kl(_log_softmax(teacher), _log_softmax(student))
 
 
+@declare_facts(is_f_divergence=True)
 def reverse_kl(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """KL(q||p) = sum q (log q - log p): the student settles on some of them (Gu et al., arXiv:2306.08543)."""
+    """KL(q||p) = sum q (log q - log p): the student picks some of the teacher's modes (Gu et al., arXiv:2306.08543)."""
     return _kl(_log_softmax(student), _log_softmax(teacher))
 
 
+@declare_facts(is_f_divergence=True)
 def jsd(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, beta: float = 0.5) -> Float[Tensor, " N"]:
     """beta KL(p||M) + (1 - beta) KL(q||M) with M = beta p + (1 - beta) q (Agarwal et al., arXiv:2306.13649).
 
-    The formula vanishes at both ends. There the field means its limits after division by beta and by 1 - beta: beta = 0
-    is exactly `forward_kl` and beta = 1 exactly `reverse_kl`. At 0.5 it is symmetric and at most log 2.
+    The formula vanishes at beta = 0 and 1. As usual, these two ends mean the limits after division by beta and by
+    1 - beta: beta = 0 is exactly `forward_kl` and beta = 1 exactly `reverse_kl`. At 0.5 it is symmetric and at most
+    log 2.
 
-    Raises: ValueError where beta is outside [0, 1].
+    Raises: ValueError if beta is outside [0, 1].
     """
     if not 0 <= beta <= 1:
-        raise ValueError(f"beta = {beta} of the Jensen-Shannon divergence is a share: choose it in [0, 1]")
+        raise ValueError(f"beta = {beta} of the Jensen-Shannon divergence is not a share: choose it in [0, 1]")
     if beta == 0:
         return forward_kl(teacher, student)
     if beta == 1:
@@ -51,12 +92,13 @@ def jsd(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, beta: f
     return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
 
 
+@declare_facts(is_f_divergence=True)
 def skew_kl(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, skew: float = 0.1) -> Float[Tensor, " N"]:
     """KL(p || skew p + (1 - skew) q), at most -log skew (Ko et al., arXiv:2402.03898); skew = 0 is `forward_kl`.
 
-    Departs from the authors' code, which leaves out the teacher's entropy, so that equal models give 0 here.
+    Departs from the authors' code, which leaves out the teacher's entropy: here equal models give 0.
 
-    Raises: ValueError where skew is outside [0, 1).
+    Raises: ValueError if skew is outside [0, 1).
     """
     if _check_skew(skew) == 0:
         return forward_kl(teacher, student)
@@ -64,6 +106,7 @@ def skew_kl(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, ske
     return _kl(log_p, _log_mixture(log_p, log_q, skew))
 
 
+@declare_facts(is_f_divergence=True)
 def skew_reverse_kl(
     teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, skew: float = 0.1
 ) -> Float[Tensor, " N"]:
@@ -71,7 +114,7 @@ def skew_reverse_kl(
 
     The student inside the mixture is not detached.
 
-    Raises: ValueError where skew is outside [0, 1).
+    Raises: ValueError if skew is outside [0, 1).
     """
     if _check_skew(skew) == 0:
         return reverse_kl(teacher, student)
@@ -79,20 +122,21 @@ def skew_reverse_kl(
     return _kl(log_q, _log_mixture(log_q, log_p, skew))
 
 
+@declare_facts(has_full_gradient=False)
 def adaptive_kl(
     teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, tail: float = 0.5
 ) -> Float[Tensor, " N"]:
     """w KL(p||q) + (1 - w) KL(q||p), w = the head's share of sum |p - q| (Wu et al., arXiv:2404.02657, AKL).
 
-    The tail is the set of the teacher's least likely tokens that together hold at most `tail` of its mass; the head is
-    the rest. The weights are constants of the gradient. Where p = q they are 0/0 and the value is 0.
-    Departs from the authors' code at ties: equally likely tokens are all in the head or all in the tail, so that
-    renaming tokens changes nothing.
+    The tail is the set of the teacher's least likely tokens that together hold at most `tail` of its probability; the
+    head is the rest. The weights count as constants in the gradient. Where p = q they are 0/0 and the value is 0.
+    Departs from the authors' code at ties: equally likely tokens are all in the head or all in the tail, so permuting
+    the vocabulary changes nothing.
 
-    Raises: ValueError where tail is outside (0, 1).
+    Raises: ValueError if tail is outside (0, 1).
     """
     if not 0 < tail < 1:
-        raise ValueError(f"tail = {tail} of the adaptive KL is a share of the teacher's mass: choose it in (0, 1)")
+        raise ValueError(f"tail = {tail} of the adaptive KL is not a share of the teacher's mass: choose it in (0, 1)")
     log_p, log_q = _log_softmax(teacher), _log_softmax(student)
     with torch.no_grad():
         gap = (log_p.exp() - log_q.exp()).abs()
@@ -100,6 +144,7 @@ def adaptive_kl(
     return (1 - tail_share) * _kl(log_p, log_q) + tail_share * _kl(log_q, log_p)
 
 
+@declare_facts(is_f_divergence=True)
 def total_variation(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """1/2 sum |p - q|, at most 1; tokens with p = q give no gradient (Wen et al., arXiv:2307.15190)."""
     return (_log_softmax(teacher).exp() - _log_softmax(student).exp()).abs().sum(-1) / 2
@@ -113,9 +158,9 @@ def cross_entropy(student: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> 
 def apply_temperature(divergence: Divergence, temperature: float) -> Divergence:
     """tau^2 D(teacher / tau, student / tau) (Hinton et al., arXiv:1503.02531, sec. 2).
 
-    The square keeps the gradient's scale: it would otherwise fall as 1 / tau^2.
+    The square keeps the scale of the gradient, which would otherwise fall as 1 / tau^2.
 
-    Raises: ValueError where the temperature is not positive and finite.
+    Raises: ValueError if the temperature is not positive and finite.
     """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature = {temperature} divides logits: choose a positive, finite number")
@@ -136,14 +181,14 @@ def forward_kl_with_gradient(
 
 
 def log_partition(logits: Float[Tensor, "N V"], p: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """log sum exp(logits) from their softmax, without a second exponential: z = log p + log Z, where p is largest."""
+    """log sum exp(logits) from `p`, their softmax, without a second exponential: z = log p + log Z at the largest p."""
     return logits.amax(-1) - p.amax(-1).log()
 
 
 def kl_of_logits(
     teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], p: Float[Tensor, "N V"], log_z: Float[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """sum p (z_p - z_q) - log Z_p + log Z_q, `log_z` being the student's: no logarithm of every token is taken."""
+    """sum p (z_p - z_q) - log Z_p + log Z_q with `log_z` = log Z_q, which takes no logarithm of every token."""
     kl = torch.linalg.vecdot(p, teacher - student) - log_partition(teacher, p) + log_z
     if kl.isnan().any():  # a masked token: 0 (-inf - z)
         kl = _kl(_log_softmax(teacher), _log_softmax(student))
@@ -182,16 +227,16 @@ def _kl(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tenso
 
 
 def _log_mixture(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"], weight: float) -> Float[Tensor, "N V"]:
-    """log(weight p + (1 - weight) q), for 0 < weight < 1; where both are 0 it is only very low, with gradient 0."""
+    """log(weight p + (1 - weight) q), for 0 < weight < 1; where both are 0 it is very low, with gradient 0."""
     floor = torch.finfo(log_p.dtype).min / 4  # one finite side suffices: logaddexp(-inf, -inf) has a gradient of NaN
     return torch.logaddexp(log_p.clamp_min(floor) + math.log(weight), log_q + math.log1p(-weight))
 
 
 def _tail_mask(log_p: Float[Tensor, "N V"], mass: float) -> Bool[Tensor, "N V"]:
-    """The tokens less likely than the first, from the least likely upwards, whose cumulated p exceeds `mass`.
+    """The tokens below the first one, from the least likely upward, whose cumulative p exceeds `mass`.
 
-    That one is the last, from the likeliest downwards, above which there is less than 1 - mass: so no more tokens have
-    to be sorted than hold as much.
+    From the likeliest downward, that one is the last above which there is less than 1 - mass. So only as many tokens
+    have to be sorted as hold that much.
     """
     vocabulary, head_size = log_p.shape[-1], HEAD_SIZE
     while True:
@@ -205,5 +250,5 @@ def _tail_mask(log_p: Float[Tensor, "N V"], mass: float) -> Bool[Tensor, "N V"]:
 
 def _check_skew(skew: float) -> float:
     if not 0 <= skew < 1:
-        raise ValueError(f"skew = {skew} is the share of the first distribution in the mixture: choose it in [0, 1)")
+        raise ValueError(f"skew = {skew} is not a share of the first distribution in the mixture: choose it in [0, 1)")
     return skew

@@ -3,13 +3,13 @@
     d(a, b)   least number of bytes inserted, deleted or replaced that makes b of a
     D[i, j] = d(a_i, b_j) + min(D[i-1, j-1], D[i-1, j], D[i, j-1])
 
-The first is Levenshtein's (doi:10.1145/321796.321811), the second dynamic time warping over tokens, by which FuseLLM
-(arXiv:2401.10491) and DSKD's baseline pair two tokenisations without knowing where their tokens lie in the text. The
-path is read off from its end, preferring both sides, then the first side, then the second one to step back: the
-released code has the teacher first and the student second, and another order gives another alignment.
+d is the Levenshtein distance (doi:10.1145/321796.321811). D is dynamic time warping over tokens: FuseLLM
+(arXiv:2401.10491) and DSKD's baseline pair two tokenizations with it, without the offsets of the tokens in the text.
+The path is traced from its end. At a tie, both sides step back, else the first, else the second. The released code has
+the teacher first and the student second; another order gives another alignment.
 
-The first runs over many pairs of strings at once, the second along a row by a running minimum, since a step along it
-only ever adds: min over k <= j of (E[k] + S[j] - S[k]) = S[j] + cummin(E - S)[j].
+d is computed for many pairs of strings at once. D is computed along a row by a running minimum, since a step along the
+row only adds: min over k <= j of (E[k] + S[j] - S[k]) = S[j] + cummin(E - S)[j].
 
 Departs from the paper: distances are over bytes and not over characters, so that half a character has one too.
 """
@@ -20,14 +20,14 @@ import torch
 from jaxtyping import Int16, Int64
 from torch import Tensor
 
-BLOCK = 256  # different strings of each side that are compared at once
-BOTH, FIRST, SECOND = range(3)  # which sides step back
+BLOCK = 256  # distinct strings of each side that are compared at once
+BOTH, FIRST, SECOND = range(3)  # the sides that step back
 
 
 def edit_distances(first: Int16[Tensor, "A *N"], second: Int16[Tensor, "B *M"]) -> Int64[Tensor, "..."]:
-    """d of strings that lie along the first dimension, one for each place of the others, which are broadcast.
+    """d of strings along the first dimension; all other dimensions are broadcast.
 
-    A letter of -1 is none: it costs nothing to insert or delete, so that strings may end in some. A B steps.
+    A letter of -1 is padding at the end of a string: inserting or deleting it costs nothing. A B steps.
     """
     shape = torch.broadcast_shapes(first.shape[1:], second.shape[1:])
     row, costs = [first.new_zeros(shape)], (second >= 0).unbind()
@@ -42,10 +42,10 @@ def edit_distances(first: Int16[Tensor, "A *N"], second: Int16[Tensor, "B *M"]) 
 
 
 def edit_distance_table(first: Sequence[bytes], second: Sequence[bytes]) -> Int64[Tensor, "A B"]:
-    """d(first[i], second[j]) of all pairs, each pair of different strings compared once."""
+    """d(first[i], second[j]) of all pairs; each pair of distinct strings is compared once."""
     (rows, first_index), (columns, second_index) = (_deduplicate(side) for side in (first, second))
     costs = torch.zeros(len(rows), len(columns), dtype=torch.int64)
-    for i in range(0, len(rows), BLOCK):  # the shortest first, so that few steps are taken over padding
+    for i in range(0, len(rows), BLOCK):  # shortest first, which leaves little padding
         for j in range(0, len(columns), BLOCK):
             row_letters, column_letters = (
                 bytes_to_columns(rows[i : i + BLOCK]),
@@ -56,9 +56,9 @@ def edit_distance_table(first: Sequence[bytes], second: Sequence[bytes]) -> Int6
 
 
 def dtw_path(costs: Int64[Tensor, "A B"]) -> Int64[Tensor, "P 2"]:
-    """The cheapest path through `costs` from its first cell to its last, as pairs (i, j), ascending.
+    """The cheapest path through `costs` from the first cell to the last, as pairs (i, j), ascending.
 
-    O(A) steps over B cells, and A B cells of memory.
+    O(A) steps over B cells; A B cells of memory.
     """
     if not costs.numel():
         return costs.new_zeros(0, 2)
@@ -73,27 +73,29 @@ def dtw_path(costs: Int64[Tensor, "A B"]) -> Int64[Tensor, "P 2"]:
 
 
 def find_single_matches(path: Int64[Tensor, "P 2"], tokens: int) -> Int64[Tensor, " B"]:
-    """For each of the `tokens` of the second side the one token of the first that the path gives it, -1 if several."""
+    """For each token of the second side its only token of the first on the path, -1 if it has several."""
     is_ambiguous = torch.bincount(path[:, 1], minlength=tokens) != 1
     partner = path.new_full((tokens,), -1).scatter(0, path[:, 1], path[:, 0])
     return partner.masked_fill(is_ambiguous, -1)
 
 
 def bytes_to_columns(strings: Sequence[bytes]) -> Int16[Tensor, "W N"]:
-    """The bytes of each string down a column, as long as the longest, -1 below the others."""
+    """The bytes of each string as a column, padded with -1 to the longest."""
     width = max(map(len, strings), default=0)
     rows = [[*text, *[-1] * (width - len(text))] for text in strings]
     return torch.tensor(rows, dtype=torch.int16).reshape(len(strings), width).T.contiguous()
 
 
 def _deduplicate(strings: Sequence[bytes]) -> tuple[list[bytes], Int64[Tensor, " N"]]:
-    """The different strings, the shortest first, and for each string which of them it is."""
+    """The distinct strings, shortest first, and for each string its index among them."""
     index = {text: n for n, text in enumerate(sorted(set(strings), key=lambda text: (len(text), text)))}
     return list(index), torch.tensor([index[text] for text in strings], dtype=torch.int64)
 
 
 def _trace_path(total: Int64[Tensor, "A B"]) -> Int64[Tensor, "P 2"]:
-    padded = torch.nn.functional.pad(total, (1, 0, 1, 0), value=int(total.max()) + 1)  # no way leads there
+    padded = torch.nn.functional.pad(
+        total, (1, 0, 1, 0), value=int(total.max()) + 1
+    )  # the path never enters the border
     diagonal, above, previous = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1]
     moves = torch.where(
         diagonal <= torch.minimum(above, previous), BOTH, torch.where(above <= previous, FIRST, SECOND)

@@ -1,14 +1,14 @@
-"""Sums over rows of losses of logits, without ever holding the logits of all rows.
+"""Sums over rows of losses of logits, without the logits of all rows in memory.
 
     S_k = sum_n loss_k(logits(rows[n]), teachers' logits of row n, targets[n])      logits(x) = cap(scale (x W^T + b))
 
-`plain` is the definition: all logits [N V] at once, ordinary autograd. `sums` is the same function of rows, weight and
-bias in chunks of rows. It carries a chunk's derivative by its logits on to rows, weight and bias while the chunk is
-alive, in the forward, so that nothing is computed twice. For that it must know beforehand how the sums will be added
-up: `mix`. A backward that asks for another combination is answered correctly, by a second pass.
+`sum_row_losses_densely` is the definition: all logits [N V] at once, ordinary autograd. `sum_row_losses` is the same
+function of rows, weight and bias in chunks of rows. In the forward, it backpropagates a chunk from its logits to rows,
+weight and bias while the chunk is alive, so nothing is computed twice. For this it needs the weights of the sums in the
+loss beforehand: `mix`. A backward with other weights is correct too, by a second pass.
 
-The losses are those of `ops/row_loss.py`; they receive float32 at least. One that is `Differentiable` also gives its
-derivative, and those that are `Sharing` do with one softmax; the others go through autograd, few rows at a time.
+The losses are those of `ops.row_loss`; they get float32 at least. A `Differentiable` loss gives its own derivative, and
+losses that `SupportsSharedSoftmax` share one softmax. All others go through autograd, few rows at a time.
 """
 
 import math
@@ -26,11 +26,13 @@ from potstill.ops.row_loss import Differentiable, RowInput, RowLoss
 from potstill.ops.softmax import Softmax, combine_slopes, get_slope
 
 HeadLike = tuple[Tensor, Tensor | None, float, float | None]  # weight [V F], bias [V], scale, softcap
-FrozenInputs = Mapping[str, Callable[[int, int], RowInput]]  # name -> what is said of rows a to b
+FrozenInputs = Mapping[
+    str, Callable[[int, int], RowInput]
+]  # name -> function of (start, stop) that gives the input of these rows
 
-CHUNK_LOGITS = 2**25  # of a chunk: 64 MiB in bf16
-TOKEN_BLOCK = 2**10  # tokens of the head whose gradient is added at once on a CPU
-BLOCK = 2**18  # logits of one block on a CPU, 1 MiB in float32, or a row a core: passes stay in the cores' caches
+CHUNK_LOGITS = 2**25  # logits of one chunk: 64 MiB in bf16
+TOKEN_BLOCK = 2**10  # rows of the head whose gradient is added at once on a CPU
+BLOCK = 2**18  # logits of one block on a CPU, 1 MiB in float32, or one row for each core: fits the cores' caches
 
 
 def sum_row_losses_densely(
@@ -41,7 +43,7 @@ def sum_row_losses_densely(
     targets: Int[Tensor, " N"],
     frozen: FrozenInputs,
 ) -> tuple[Float[Tensor, ""], ...]:
-    """The definition of `sums`: every loss summed over all rows, from all logits at once, by ordinary autograd."""
+    """The definition: every loss summed over all rows, from all logits at once, by ordinary autograd."""
     student = _upcast(_compute_logits(rows, head))
     with torch.no_grad():
         inputs = {name: _upcast_input(read_rows(0, len(rows))) for name, read_rows in frozen.items()}
@@ -59,14 +61,14 @@ def sum_row_losses(
     mix: Sequence[float],
     chunk: int | None = None,
 ) -> tuple[Float[Tensor, ""], ...]:
-    """One scalar per loss, its sum over rows, in chunks of rows; differentiable by rows, weight and bias.
+    """The sum over rows of each loss, one scalar each, in chunks of rows; differentiable by rows, weight and bias.
 
     Logits are computed in the dtype of `rows` (under autocast, in autocast's), losses and the head's gradient in
-    float32 at least. Teachers are asked for each chunk once, without gradients. `mix[k]` is the weight of the k-th sum
-    in what will be differentiated, up to a common factor; 0 means that it is only measured. Where nothing requires a
-    gradient, none is computed. A `chunk` is by default what `rows_at_once` says.
+    float32 at least. Each input is read once for each chunk, without gradients. `mix[k]` is the weight of the k-th sum
+    in the loss that will be differentiated, up to a common factor; a sum of weight 0 is only measured. If nothing
+    requires a gradient, none is computed. `chunk` is the number of rows at once, by default `rows_per_chunk`.
 
-    Raises: ValueError where `mix`, `targets` or a teacher's rows do not fit, or `chunk` is below 1.
+    Raises: ValueError if `mix`, `targets` or the rows of an input do not fit, or `chunk` is below 1.
     """
     if len(mix) != len(losses) or not all(map(math.isfinite, mix)):
         raise ValueError(f"mix = {tuple(mix)} must give one finite weight to each of the {len(losses)} losses")
@@ -87,7 +89,7 @@ def sum_row_losses(
 
 
 def rows_per_chunk(vocabulary: int) -> int:
-    """How many rows' logits are alive at once: fewer the larger the vocabulary, so that they take the same memory."""
+    """The number of rows whose logits are alive at once: fewer for larger vocabularies, for the same memory."""
     return min(1024, max(1, CHUNK_LOGITS // vocabulary))
 
 
@@ -101,9 +103,9 @@ class _LossProblem(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Accumulators; None where no gradient is wanted. The head's are float32 at least, whatever the rows are.
+    """Gradient accumulators; None if a gradient is not needed. Those of the head are float32 at least.
 
-    The weight's is not filled before the first rows write it: zeros of that size cost as much as a product of it.
+    The weight's is uninitialized until the first chunk writes it: zeros of that size cost as much as a product.
     """
 
     rows: Tensor | None
@@ -111,7 +113,7 @@ class _Gradients(NamedTuple):
     bias: Tensor | None
 
     def add(self, start: int, delta: Float[Tensor, "C V"], rows: Float[Tensor, "C F"], weight: Tensor) -> None:
-        """What the derivative `delta` by the logits of `rows`, the rows from `start` on, adds."""
+        """Add the gradients from `delta`, the derivative by the logits of `rows`, which begin at index `start`."""
         if self.rows is not None:
             torch.mm(delta, weight, out=self.rows[start : start + len(rows)])
         if self.weight is not None and self.weight.dtype == rows.dtype:
@@ -125,7 +127,7 @@ class _Gradients(NamedTuple):
 
 
 class _FusedSums(torch.autograd.Function):
-    """Computes the gradient of sum_k mix[k] S_k with the sums, and hands it out, scaled, when that is what is asked."""
+    """Computes the gradient of sum_k mix[k] S_k in the forward, and returns it, scaled, in the backward."""
 
     @staticmethod
     def forward(
@@ -144,7 +146,7 @@ class _FusedSums(torch.autograd.Function):
         rows, weight, bias = ctx.saved_tensors
         gradients: _Gradients | None = ctx.gradients
         factor: Tensor | float | None = _find_common_factor(upstream, ctx.mix)
-        ctx.gradients = None  # they are scaled in place; a second backward computes them again
+        ctx.gradients = None  # scaled in place; a second backward computes them again
         if gradients is None or factor is None:
             mix, factor = _normalize_mix(upstream.tolist())
             gradients = _make_accumulators(rows, weight, bias, ctx.needs_input_grad)
@@ -162,14 +164,14 @@ def _compute_sums(
     gradients: _Gradients,
     mix: Sequence[float],
 ) -> Float[Tensor, " K"]:
-    """The sums; adds to `gradients` what sum_k mix[k] S_k gives."""
+    """The sums; adds the gradients of sum_k mix[k] S_k to `gradients`."""
     weight = weight.to(rows.dtype)
     head = (weight, bias, problem.scale, problem.softcap)
     totals = rows.new_zeros(len(problem.losses), dtype=_get_wide_dtype(rows.dtype))
     needs_gradient = any(gradient is not None for gradient in gradients)
-    buffer = rows.new_empty(min(problem.chunk, len(rows)), len(weight))  # one for all chunks: no holes between
+    buffer = rows.new_empty(min(problem.chunk, len(rows)), len(weight))  # one for all chunks, against fragmentation
     for start in range(0, len(problem.targets), problem.chunk):
-        chunk_rows = rows[start : start + problem.chunk]  # the last of them may be nobody's
+        chunk_rows = rows[start : start + problem.chunk]  # the last ones may be padding
         logits = _write_logits(buffer[: len(chunk_rows)], chunk_rows, head)
         chunk_logits = logits[: len(problem.targets) - start]
         chunk_inputs = _read_frozen(problem.frozen, start, start + len(chunk_logits))
@@ -183,8 +185,10 @@ def _compute_sums(
                 total += value.sum()
         if needs_gradient:
             logits[len(chunk_logits) :] = 0
-            gradients.add(start, logits, chunk_rows, weight)  # the logits have become their derivative
-        del chunk_inputs, block_inputs  # what lies there still would keep the next from lying there
+            gradients.add(
+                start, logits, chunk_rows, weight
+            )  # `_compute_block` has replaced the logits by their derivative
+        del chunk_inputs, block_inputs  # frees their memory for the next chunk
     return totals
 
 
@@ -195,9 +199,11 @@ def _compute_block(
     targets: Int[Tensor, " C"],
     mix: Sequence[float] | None,
 ) -> list[Tensor]:
-    """The values of each loss; with a `mix`, `logits` become the derivative of sum_k mix[k] loss_k."""
+    """The values of each loss; with a `mix`, `logits` are overwritten by the derivative of sum_k mix[k] loss_k."""
     student = _upcast(logits)
-    with torch.autocast(logits.device.type, enabled=False):  # it would halve the products inside a loss
+    with torch.autocast(
+        logits.device.type, enabled=False
+    ):  # autocast would compute products inside a loss in half precision
         if mix is None:
             return [loss(student, inputs, targets) for loss in problem.losses]
         values, delta = _differentiate(problem.losses, student, inputs, targets, mix)
@@ -252,7 +258,7 @@ def _compute_logits(rows: Float[Tensor, "N F"], head: HeadLike) -> Float[Tensor,
 
 
 def _write_logits(buffer: Float[Tensor, "C V"], rows: Float[Tensor, "C F"], head: HeadLike) -> Float[Tensor, "C V"]:
-    """`space`, filled with what `_logits` gives, the weight being in the dtype of `rows` already."""
+    """`buffer` filled as by `_compute_logits`; the weight has the dtype of `rows` already."""
     weight, bias, scale, softcap = head
     if bias is None:
         torch.mm(rows, weight.mT, out=buffer)
@@ -264,7 +270,7 @@ def _write_logits(buffer: Float[Tensor, "C V"], rows: Float[Tensor, "C F"], head
 
 
 def _differentiate_head(delta: Tensor, logits: Tensor, problem: _LossProblem) -> Tensor:
-    """From the derivative by the logits to that by rows W^T + b; overwrites `delta`."""
+    """The derivative by rows W^T + b from `delta`, that by the logits, which it overwrites."""
     if problem.softcap is not None:
         delta.mul_(1 - (logits / problem.softcap).square_())
     return delta.mul_(problem.scale) if problem.scale != 1 else delta
@@ -274,7 +280,7 @@ def _read_frozen(frozen: FrozenInputs, start: int, stop: int) -> dict[str, RowIn
     inputs = {name: source(start, stop) for name, source in frozen.items()}
     for name, source in inputs.items():
         if len(source) != stop - start:
-            raise ValueError(f"{name!r} gave {len(source)} rows when asked for rows {start} to {stop}")
+            raise ValueError(f"{name!r} gave {len(source)} rows for rows {start} to {stop}")
     return inputs
 
 
@@ -283,8 +289,9 @@ def _upcast_input(row_input: RowInput) -> RowInput:
 
 
 def split_rows(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
-    """Few rows at a time on a CPU, for its caches, as many for each core, since a softmax is of whole rows; all of them
-    elsewhere, where each kernel has to be launched.
+    """Blocks of rows that fit a CPU's caches, the same number for each core; all rows at once on other devices.
+
+    A softmax needs whole rows; other devices pay for each kernel launch.
     """
     size, cores = len(logits), torch.get_num_threads()
     if logits.device.type == "cpu":
@@ -293,7 +300,7 @@ def split_rows(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
 
 
 def _split_tokens(delta: Float[Tensor, "C V"]) -> Iterator[slice]:
-    """Few tokens at a time on a CPU, where adding bf16 to float32 makes a whole float32 copy first; all elsewhere."""
+    """Blocks of tokens on a CPU, where adding bf16 to float32 first makes a float32 copy; all tokens elsewhere."""
     size = TOKEN_BLOCK if delta.device.type == "cpu" else delta.shape[1]
     return (slice(start, start + size) for start in range(0, delta.shape[1], size))
 
@@ -308,13 +315,13 @@ def _make_accumulators(rows: Tensor, weight: Tensor, bias: Tensor | None, needs_
 
 
 def _normalize_mix(mix: Sequence[float]) -> tuple[tuple[float, ...], float]:
-    """(mix / unit, unit), the largest weight being 1: derivatives divided by a large count survive half precision."""
+    """(mix / unit, unit) with largest weight 1, so that derivatives divided by a large count survive half precision."""
     unit = max(map(abs, mix), default=0.0) or 1.0
     return tuple(weight / unit for weight in mix), unit
 
 
 def _find_common_factor(upstream: Float[Tensor, " K"], mix: Sequence[float]) -> Tensor | None:
-    """c where upstream = c mix up to rounding, else None."""
+    """c if upstream = c mix up to rounding, else None."""
     expected = upstream.new_tensor(mix)
     largest = expected.abs().argmax()
     factor = upstream[largest] / expected[largest]
@@ -332,7 +339,7 @@ def _upcast(logits: Tensor) -> Tensor:
 
 
 def get_product_dtype(rows: Tensor) -> torch.dtype:
-    """What a product of `rows` is computed in, here and now: under autocast, autocast's."""
+    """The dtype of a product with `rows` in the present context: under autocast, autocast's."""
     device = rows.device.type
     uses_autocast = torch.is_autocast_enabled(device) and rows.dtype != torch.float64  # autocast leaves float64 alone
     return torch.get_autocast_dtype(device) if uses_autocast else rows.dtype

@@ -1,4 +1,4 @@
-"""Vectors put into classes of such as are alike."""
+"""Weighted k-means clustering."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,12 +8,12 @@ ROUNDS = 8
 
 
 def kmeans(vectors: Float[Tensor, "V F"], weight: Float[Tensor, " V"], classes: int, *, seed: int) -> Int[Tensor, " V"]:
-    """The class of each vector: weighted k-means, from vectors drawn by their weight (Lloyd, 1982).
+    """The cluster of each vector, by Lloyd's algorithm (1982) from centers drawn by weight.
 
-    Minimises sum_v weight[v] |vectors[v] - centre[class of v]|^2, up to a local minimum.
+    Minimizes sum_v weight[v] |vectors[v] - center[cluster of v]|^2, to a local minimum.
     """
     generator = torch.Generator().manual_seed(seed)
-    weight = weight + 1e-9 * weight.sum() + 1e-30  # so that some can be drawn even where none weighs anything
+    weight = weight + 1e-9 * weight.sum() + 1e-30  # so that vectors can be drawn even if all weights are 0
     seeds = torch.multinomial(weight, min(classes, len(vectors)), generator=generator)
     centers = vectors[seeds].clone()
     for _ in range(ROUNDS):

@@ -1,8 +1,7 @@
-"""Packed documents as padded rows, one document a row, for a network that would mix what is packed; round shapes.
+"""Packed documents as padded rows, for a model whose attention would cross packed documents; round shapes.
 
-The definition: with documents d = 0, 1, ... in the order in which they lie in the batch, document d becomes row d, its
-tokens keep their order, and the rest of the row is padding. So whatever is read in the order of the batch (the rows of
-a network at the supervised positions) comes in the same order before and after.
+The definition: document d, in the order of the batch, becomes row d. Its tokens keep their order, and the rest of the
+row is padding. So values in the order of the batch (the rows of a model at the supervised positions) keep their order.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,12 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-# What a padded cell holds: no document, a label that is not trained on (core.types.IGNORE), for a declared field its
-# fill value, and zero for all else, since zero is a token that every vocabulary has.
+# The values of padded cells: no document, a label without loss (core.types.IGNORE), the fill value of a declared field,
+# and 0 for everything else, since every vocabulary has a token 0.
 PADDING: dict[str, int | float] = {"labels": -100, "documents": -1}
-ROW_MULTIPLE = (
-    32  # what a number of rows is rounded up to before they are multiplied, and of tokens before they are read
-)
+ROW_MULTIPLE = 32  # numbers of rows (before a product) and of tokens (before a forward) are rounded up to multiples
 
 
 def unpack(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -34,14 +31,14 @@ def unpack(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gather_cells(values: Tensor, cells: Int[Tensor, "R W"], *, padding: int | float = 0) -> Tensor:
-    """`values [B T ...]` laid out as `[R W ...]`: cell (r, w) holds the value number `cells[r, w]`, or `padding`."""
+    """`values [B T ...]` laid out as `[R W ...]`: cell (r, w) holds the value of index `cells[r, w]`, or `padding`."""
     rows = values.flatten(0, 1)[cells.clamp(min=0)]
     is_token = (cells >= 0).reshape(*cells.shape, *[1] * (values.ndim - 2))
     return rows.masked_fill(~is_token, padding)
 
 
 def compute_cells(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) -> Int[Tensor, "R W"]:
-    """For each cell of the padded layout the number b T + t of the token that it holds, -1 for padding."""
+    """For each cell of the padded layout the index b T + t of its token, -1 for padding."""
     (tokens,) = torch.nonzero((documents >= 0).flatten(), as_tuple=True)
     if not len(tokens):
         return tokens.new_zeros(0, 0)
@@ -54,9 +51,9 @@ def compute_cells(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"
 
 
 def mark_document_starts(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) -> Tensor:
-    """True `[B T]` at the first token of each document: position 0, or another number than its left neighbour.
+    """True `[B T]` at the first token of each document: position 0, or another document than its left neighbor.
 
-    What it says of padding means nothing.
+    The values at padding have no meaning.
     """
     is_start = position_ids == 0
     is_start[:, :1] = True
@@ -65,10 +62,10 @@ def mark_document_starts(position_ids: Int[Tensor, "B T"], documents: Int[Tensor
 
 
 def pad_to_multiple(x: Tensor, dim: int = 0) -> Tensor:
-    """`x`, where it is longer than 32 along `dim`, with zeros after it up to a multiple of 32.
+    """`x` padded with zeros along `dim` to a multiple of 32, if it is longer than 32.
 
-    On a CPU oneDNN compiles a kernel for every shape that it multiplies in bf16, and keeps a thousand of them, half a
-    MiB each, spread over the heap: with rows of any number, every step compiles some, and a run's memory grows.
+    On a CPU, oneDNN compiles a kernel for every shape of a bf16 product and keeps up to a thousand, half a MiB each,
+    all over the heap. With arbitrary numbers of rows, every step would compile some, and a run's memory would grow.
     """
     size = x.shape[dim]
     if size <= ROW_MULTIPLE or size % ROW_MULTIPLE == 0:
@@ -77,5 +74,5 @@ def pad_to_multiple(x: Tensor, dim: int = 0) -> Tensor:
 
 
 def apply_padded(linear: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """`linear(rows)`, multiplied as so many rows as `evened` makes of them."""
+    """`linear(rows)`, computed on rows that `pad_to_multiple` has padded."""
     return linear(pad_to_multiple(rows))[: len(rows)]

@@ -1,21 +1,21 @@
-"""How likely two models find the same text that each cuts into tokens of its own.
+"""Likelihoods of the same text under two models with different tokenizations.
 
-    L(g) = sum over the tokens of group g of log p(token | what is before it)
+    L(g) = sum over the tokens of group g of log p(token | the text before it)
     d(P, Q) = P log(P / Q) + (1 - P) log((1 - P) / (1 - Q))        P = exp(L_teacher(g)), Q = exp(L_student(g))
 
-d is the divergence between "this text comes next" and "another one does". It is at most the divergence between the two
-models' distributions over texts (the data-processing inequality), at least 0, and 0 only where P = Q. A part of a
-divergence without the rest, P log(P / Q), would be least for a student that is certain of every text.
+d is the divergence over the two outcomes "this text follows" and "another text follows". It is at most the divergence
+between the two models' distributions over texts (the data-processing inequality), at least 0, and 0 only if P = Q. The
+first summand alone, P log(P / Q), would be minimal for a student that gives every text the probability 1.
 
-Source: the definition; that groups are compared at all is the idea of GOLD in TRL (`objectives.merged`).
-P is the probability of this one way to cut the text, not of the text: others are left out on both sides.
+Source: the definition; comparing groups is the idea of GOLD in TRL (`objectives.spans`). P is the probability of one
+tokenization of the text, not of the text: both sides leave out all other tokenizations.
 """
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-MAX_LOG_P = -1e-6  # above this log-probability "another text" is below what float32 tells from 0
+MAX_LOG_P = -1e-6  # above this, float32 cannot tell the probability of "another text" from 0
 
 
 def sum_groups(values: Float[Tensor, " N"], group: Int[Tensor, " N"], total: int) -> Float[Tensor, " G"]:
@@ -24,7 +24,7 @@ def sum_groups(values: Float[Tensor, " N"], group: Int[Tensor, " N"], total: int
 
 
 def binary_kl(log_p: Float[Tensor, " G"], log_q: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
-    """d(exp(log_p), exp(log_q)) in nats; differentiable by either, with no gradient where it is nearly 1."""
+    """d(exp(log_p), exp(log_q)) in nats; differentiable by both, with gradient 0 at probabilities near 1."""
     log_p, log_q = log_p.clamp(max=MAX_LOG_P), log_q.clamp(max=MAX_LOG_P)
     not_p, not_q = _log_complement(log_p), _log_complement(log_q)
     return log_p.exp() * (log_p - log_q) + not_p.exp() * (not_p - not_q)

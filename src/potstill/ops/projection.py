@@ -1,4 +1,4 @@
-"""Maps between the hidden states of two networks that keep what their heads say."""
+"""Maps between the hidden states of two models that keep the logits of their heads."""
 
 import torch
 from jaxtyping import Float
@@ -9,12 +9,12 @@ from torch import Tensor
 def fit_projection(
     source_head: Float[Tensor, "S D"], target_head: Float[Tensor, "S F"], gram: Float[Tensor, "F F"] | None = None
 ) -> Float[Tensor, "D F"]:
-    """P = given^T pinv(head^T), so that for a state h the logits (h P) head^T are the nearest to h given^T.
+    """P = source_head^T pinv(target_head^T): (h P) target_head^T is nearest to the logits h source_head^T.
 
-    pinv(head^T) = head (head^T head)^+, so that no more than [F F] is inverted; `gram` is that inverse where it is
-    known already. Computed in float32 at least, also under autocast, since small errors grow by the inverse.
+    pinv(head^T) = head (head^T head)^+, so only an [F F] matrix is inverted; `gram` is this inverse if it is known.
+    Computed in float32 at least, also under autocast, since the inverse amplifies small errors.
 
-    Source: Zhang et al., arXiv:2504.11426 (initialisation of projectors).
+    Source: Zhang et al., arXiv:2504.11426 (initialization of projectors).
     """
     with torch.autocast(source_head.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(source_head.dtype, target_head.dtype), torch.float32)

@@ -1,14 +1,14 @@
-"""Whether a student ranks the tokens as its teacher does, where either of them puts its k likeliest ones.
+"""The hierarchical ranking loss: the order of the k likeliest tokens of teacher and student.
 
     R_top1  = sum over i in T of max(0, q[i] - q[t])                       t = the teacher's likeliest token
     R_other = sum over i in T, j in S with p[i] > p[j] of max(0, q[j] - q[i])
 
-T and S are the k likeliest tokens of the teacher and of the student. Margins are on probabilities, and the token that
-is too high goes down while the one that is too low goes up. Both are 0 for every student with the teacher's order.
+T and S are the k likeliest tokens of the teacher and of the student. The hinges are on probabilities: they lower the
+token that ranks too high and raise the one that ranks too low. Both are 0 for every student with the teacher's order.
 
 Source: Zhang et al., "Towards Understanding and Improving Knowledge Distillation for Neural Machine Translation"
 (arXiv:2305.08096), equations of the hierarchical ranking loss, as in the authors' code (NMT-KD). The same authors'
-KDFlow compares the student's own probabilities in the indicator; then no pair is wrong that the student ranks so.
+KDFlow has the student's own probabilities in the indicator; then every pair that the student ranks counts as right.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def hierarchical_ranking_loss(p: Float[Tensor, "N V"], q: Float[Tensor, "N V"], 
 class RankingRows:
     """tau (R_top1 + R_other) between softmax(teacher / tau) and softmax(student / tau).
 
-    tau once: hinges are of first order in the difference of the logits, so that their gradient falls as 1 / tau.
+    tau and not tau^2: hinges are of first order in the difference of the logits, so their gradient falls as 1 / tau.
     """
 
     k: int = 5
@@ -50,5 +50,5 @@ class RankingRows:
         targets: Int[Tensor, " C"],
     ) -> Float[Tensor, " C"]:
         teacher, tau = frozen[self.teacher], self.temperature
-        assert isinstance(teacher, Tensor), "the order of all tokens counts"
+        assert isinstance(teacher, Tensor), "ranking needs the probability of every token"
         return tau * hierarchical_ranking_loss((teacher / tau).softmax(-1), torch.softmax(student / tau, -1), k=self.k)

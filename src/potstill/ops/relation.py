@@ -1,11 +1,11 @@
-"""How the rows of one document relate to one another, whatever the width of the network that says it.
+"""Relations between the rows of one document, which do not depend on the width of the model.
 
-    R = softmax(phi phi^T / sqrt(K) + mask)      phi [T A K]: A relation heads of the width K that gives each network
+    R = softmax(phi phi^T / sqrt(K) + mask)      phi [T A K]: A relation heads; the width K depends on the model
     loss = 1/A sum over heads and rows of KL(R_teacher || R_student)
 
-Source: Wang et al., MiniLMv2 (arXiv:2012.15828), section 3.1. Departs from it: with `causal` a row is compared with
-itself and the rows before it alone, as a causal model reads them, where the paper's encoders look both ways; no 1e-7
-inside the logarithms.
+Source: Wang et al., MiniLMv2 (arXiv:2012.15828), section 3.1. Departs from it: with `causal` a row is related only
+to itself and earlier rows, as in a causal model, where the paper's encoders attend both ways; no 1e-7 inside the
+logarithms.
 """
 
 import math
@@ -26,12 +26,15 @@ def relation_kl(
     heads: int,
     causal: bool = True,
 ) -> Float[Tensor, ""]:
-    """The sum over rows, document by document; differentiable by the student.
+    """The loss summed over rows, document by document; differentiable by the student.
 
-    No relation between documents is computed, and only one document's [A T T] is held: the backward computes it again.
+    Relations between documents are not computed. Only the [A T T] of one document is in memory; the backward computes
+    it again.
     """
     sizes = torch.unique_consecutive(documents, return_counts=True)[1].tolist()
-    total = student[:0].sum(dtype=torch.promote_types(student.dtype, torch.float32))  # a gradient even of no document
+    total = student[:0].sum(
+        dtype=torch.promote_types(student.dtype, torch.float32)
+    )  # has a gradient even without documents
     with torch.autocast(student.device.type, enabled=False):
         for teacher_rows, student_rows in zip(teacher.split(sizes), student.split(sizes), strict=True):
             arguments = teacher_rows, student_rows, heads, causal
@@ -40,7 +43,7 @@ def relation_kl(
 
 
 def relation_scores(phi: Float[Tensor, "T W"], *, heads: int, causal: bool) -> Float[Tensor, "A T T"]:
-    """phi phi^T / sqrt(K), -inf behind a row where it is causal."""
+    """phi phi^T / sqrt(K), with -inf at later rows if `causal`."""
     head_rows = phi.to(torch.promote_types(phi.dtype, torch.float32)).unflatten(-1, (heads, -1)).transpose(0, 1)
     scores = head_rows @ head_rows.mT / math.sqrt(head_rows.shape[-1])
     if not causal:

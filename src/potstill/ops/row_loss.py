@@ -1,9 +1,9 @@
-"""Losses of one row of logits each, and what they are told of that row.
+"""Losses of single rows of logits.
 
-A row loss is any callable (student's logits [C V], what is said of these rows by name, targets [C]) -> [C], that treats
-each row alone. What is said is a teacher's logits [C V], what a cache kept of its distributions, or any other tensor of
-C rows; none of it gets a gradient. Sources: the definitions in `ops.divergence`; `Agreeing` is the mask of dual-space
-distillation (arXiv:2406.17328, arXiv:2504.11426).
+A row loss is a callable (student's logits [C V], inputs by name, targets [C]) -> [C] that treats each row separately.
+An input is a teacher's logits [C V], partial distributions of a cache, or any other tensor of C rows. Inputs get no
+gradient. Sources: the definitions in `ops.divergence`; `WhereArgmaxIs` is the mask of dual-space distillation
+(arXiv:2406.17328, arXiv:2504.11426).
 """
 
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ RowInput = Tensor | CoarseDistribution | RowSubset
 
 @runtime_checkable
 class Differentiable(Protocol):
-    """A row loss that knows its derivative."""
+    """A row loss that computes its own derivative."""
 
     def __call__(self, student: Tensor, frozen: Mapping[str, Any], targets: Tensor) -> Tensor: ...
 
@@ -65,15 +65,15 @@ class CrossEntropyRows:
         return differentiate_loss(self, student, frozen, targets)
 
     def slope(self, student: Softmax, frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]) -> Slope:
-        """Both, of the softmax that is there."""
+        """Both from a shared softmax."""
         return cross_entropy_slope(student, targets)
 
 
 @dataclass(frozen=True)
 class DivergenceRows:
-    """tau^2 D(teacher / tau, student / tau), for the teacher of that name; one known in part was read at tau already.
+    """tau^2 D(teacher / tau, student / tau) for the input `teacher`; partial distributions are at tau already.
 
-    Raises: ValueError where the temperature is not positive and finite.
+    Raises: ValueError if the temperature is not positive and finite.
     """
 
     divergence: Divergence = forward_kl
@@ -106,7 +106,7 @@ class DivergenceRows:
         return (values, gradient) if tau == 1 else (values * tau**2, gradient * tau)
 
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
-        """Both, of the softmax that is there: forward KL at temperature 1."""
+        """Both from a shared softmax, for forward KL at temperature 1."""
         teacher: Tensor | CoarseDistribution = frozen[self.teacher]
         if (self.divergence, self.temperature) != (forward_kl, 1):
             return None
@@ -127,9 +127,9 @@ class DivergenceRows:
 
 @dataclass(frozen=True)
 class Weighted:
-    """w loss, by the definition, for the weights [C] that are said by that name; they may be negative.
+    """`loss` times the input `weights [C]`, which may be negative.
 
-    A row of weight 0 has no gradient: the weights change summands and never what the sum is divided by.
+    A row of weight 0 has no gradient. The weights change summands and never what the sum is divided by.
     """
 
     loss: Differentiable
@@ -149,7 +149,7 @@ class Weighted:
         return values * weights, gradient.mul_(weights[:, None])
 
     def slope(self, student: Softmax, frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]) -> Slope | None:
-        """Both, of the softmax that is there, where the loss has one."""
+        """Both from a shared softmax, if the loss has a slope."""
         slope = get_slope(self.loss, student, frozen, targets)
         return slope and slope.weight_rows(self._get_weights(frozen))
 
@@ -158,70 +158,72 @@ class Weighted:
         return weights
 
 
-@dataclass(frozen=True)
-class WhereArgmaxIs:
-    """`loss` at the rows where what `said` has as its likeliest token is `choice`, or the target if `choice` is None.
+class _MaskedLoss:
+    """`loss` at the rows of a mask [C]; 0 and no gradient at all others.
 
-    `choice` names token ids [C]; a row that is to be left out has -1 there. All other rows give 0 and no gradient: the
-    mask zeroes summands and never changes what the sum is divided by.
+    The mask zeroes summands and never changes what the sum is divided by.
+    """
+
+    loss: Differentiable
+
+    def get_mask(self, frozen: Mapping[str, Any], targets: Tensor) -> Tensor:
+        """True at the rows that count."""
+        raise NotImplementedError
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        return torch.where(self.get_mask(frozen, targets), self.loss(student, frozen, targets), 0.0)
+
+    def values_and_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
+        """The values and their derivative by the student's logits."""
+        values, gradient = self.loss.values_and_gradient(student, frozen, targets)
+        mask = self.get_mask(frozen, targets)
+        return torch.where(mask, values, 0.0), gradient.masked_fill_(~mask[:, None], 0.0)
+
+    def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
+        """Both from a shared softmax, if the loss has a slope."""
+        slope = get_slope(self.loss, student, frozen, targets)
+        return slope and slope.weight_rows(self.get_mask(frozen, targets))
+
+
+@dataclass(frozen=True)
+class Masked(_MaskedLoss):
+    """`loss` at the rows where the input of the name `mask`, booleans [C], is True."""
+
+    loss: Differentiable
+    mask: str
+
+    def get_mask(self, frozen: Mapping[str, Any], targets: Tensor) -> Tensor:
+        """The input itself."""
+        mask: Tensor = frozen[self.mask]
+        return mask
+
+
+@dataclass(frozen=True)
+class WhereArgmaxIs(_MaskedLoss):
+    """`loss` at the rows where the argmax of the logits `source` is the token `choice`, or the target without `choice`.
+
+    `choice` is the name of token ids [C]; -1 leaves a row out.
     """
 
     loss: Differentiable
     source: str
     choice: str | None = None
 
-    def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]
-    ) -> Float[Tensor, " C"]:
-        return torch.where(self._agreement_mask(frozen, targets), self.loss(student, frozen, targets), 0.0)
-
-    def values_and_gradient(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, RowInput], targets: Int[Tensor, " C"]
-    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
-        """The values and their derivative by the student's logits."""
-        values, gradient = self.loss.values_and_gradient(student, frozen, targets)
-        agrees = self._agreement_mask(frozen, targets)
-        return torch.where(agrees, values, 0.0), gradient.masked_fill_(~agrees[:, None], 0.0)
-
-    def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
-        """Both, of the softmax that is there, where the loss has one."""
-        slope = get_slope(self.loss, student, frozen, targets)
-        return slope and slope.weight_rows(self._agreement_mask(frozen, targets))
-
-    def _agreement_mask(self, frozen: Mapping[str, Any], targets: Tensor) -> Tensor:
-        return frozen[self.source].argmax(-1) == (targets if self.choice is None else frozen[self.choice])
-
-
-@dataclass(frozen=True)
-class Masked:
-    """`loss` at the rows where `kept` holds, which is told as booleans [C]; 0 and no gradient at all others."""
-
-    loss: Differentiable
-    mask: str
-
-    def __call__(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
-    ) -> Float[Tensor, " C"]:
-        return torch.where(frozen[self.mask], self.loss(student, frozen, targets), 0.0)
-
-    def values_and_gradient(
-        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
-    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
-        """The values and their derivative by the student's logits."""
-        values, gradient = self.loss.values_and_gradient(student, frozen, targets)
-        return torch.where(frozen[self.mask], values, 0.0), gradient.masked_fill_(~frozen[self.mask][:, None], 0.0)
-
-    def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
-        """Both, of the softmax that is there, where the loss has one."""
-        slope = get_slope(self.loss, student, frozen, targets)
-        return slope and slope.weight_rows(frozen[self.mask])
+    def get_mask(self, frozen: Mapping[str, Any], targets: Tensor) -> Tensor:
+        """Where both agree."""
+        mask: Tensor = frozen[self.source].argmax(-1) == (targets if self.choice is None else frozen[self.choice])
+        return mask
 
 
 @dataclass(frozen=True)
 class WhereAvailable:
-    """`loss` at the rows of which something is told (a `Partial` by that name); 0 and no gradient at all others.
+    """`loss` at the rows for which the input `source`, a `RowSubset`, has values; 0 and no gradient at all others.
 
-    Only those rows are looked at, so that several of these, each of rows of its own, cost as much as one loss of all.
+    Only these rows are computed. So several losses of disjoint rows cost as much as one loss of all rows.
     """
 
     loss: Differentiable
@@ -250,8 +252,8 @@ class WhereAvailable:
         return outputs
 
     def _select_inputs(self, student: Tensor, frozen: Mapping[str, Any]) -> dict[str, Any]:
-        """What is told, of its own rows alone, as precisely as the student's logits are."""
-        row_input = frozen[self.source].said
+        """The inputs at the available rows, in the dtype of the student's logits."""
+        row_input = frozen[self.source].values
         return {
             **frozen,
             self.source: row_input if isinstance(row_input, CoarseDistribution) else row_input.to(student.dtype),
@@ -260,13 +262,13 @@ class WhereAvailable:
 
 @dataclass(frozen=True)
 class Tangent:
-    """value + slope (log q[target] - at): a function of the log-likelihoods of several rows, near where they are.
+    """value + slope (log q[target] - point): the tangent of a function of the log-likelihoods of several rows.
 
-    The function's value is told to one of its rows, its derivative by a row's log q[target] to that row, with at = log
-    q[target] as it is. So value and gradient are the function's, and its rows need not be seen together again.
+    One of the rows has the function's value. Each row has the derivative by its own log q[target], at the point
+    log q[target]. So value and gradient are those of the function, and its rows may be in different chunks.
     """
 
-    tangent: str  # [C 3]: value, slope, at
+    tangent: str  # the input [C 3]: value, slope, point
 
     def __call__(
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
@@ -281,7 +283,7 @@ class Tangent:
         return differentiate_loss(self, student, frozen, targets)
 
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope:
-        """Both, of the softmax that is there."""
+        """Both from a shared softmax."""
         value, slope, point = frozen[self.tangent].to(student.logits.dtype).unbind(-1)
         target_slope = cross_entropy_slope(student, targets)
         return target_slope.weight_rows(-slope)._replace(values=value - slope * (target_slope.values + point))

@@ -1,4 +1,4 @@
-"""What is said of some rows and not of others, as a teacher says it that was asked about its own documents alone.
+"""Inputs of a row loss that exist for some rows only, such as the logits of a teacher for its own documents.
 
 Source: the definition.
 """
@@ -14,9 +14,9 @@ from potstill.ops.coarse import CoarseDistribution
 
 @dataclass(frozen=True)
 class RowSubset:
-    """What is said of some of C rows: `places[c]` is the number in `said` of what is said of row c, -1 for nothing.
+    """Inputs for some of C rows: `places[c]` is the index in `values` of the input of row c, -1 if it has none.
 
-    `said` is in the order of the rows and holds no others.
+    `values` has the order of the rows, and only theirs.
     """
 
     values: Tensor | CoarseDistribution

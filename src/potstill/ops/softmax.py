@@ -1,11 +1,12 @@
-"""One softmax of the student's logits for all losses of a row whose derivatives are made of it.
+"""One softmax of the student's logits for all losses of a row whose derivatives are multiples of it.
 
-    d loss_k / d z = a_k q + b_k        q = softmax(z), a_k a number of each row, b_k whatever the loss brings
+    d loss_k / d z = a_k q + b_k        q = softmax(z), a_k a number for each row, b_k a tensor of the loss
 
-So sum_k w_k loss_k has the derivative (sum_k w_k a_k) q + sum_k w_k b_k: q is taken once, scaled once, in its place,
-and each loss adds what it brings. Cross-entropy brings -onehot(target), forward KL -p, which lives until then.
+So sum_k w_k loss_k has the derivative (sum_k w_k a_k) q + sum_k w_k b_k: q is computed once and scaled once, in place,
+and each loss adds its b_k. For cross-entropy b is -onehot(target). For forward KL it is -p, which stays in memory until
+then.
 
-Source: the definition (of each loss, in `ops.divergence` and `ops.coarse`), differentiated by hand.
+Source: the definition of each loss in `ops.divergence` and `ops.coarse`, differentiated by hand.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +24,14 @@ RowWeight = float | Float[Tensor, "C 1"]  # a number for all rows, or one for ea
 
 
 class Softmax:
-    """Logits [C V] of the student with q and log Z, each computed when it is first asked for."""
+    """Logits [C V] of the student with q and log Z, each computed on first use."""
 
     def __init__(self, logits: Float[Tensor, "C V"]) -> None:
         self.logits = logits
 
     @cached_property
     def q(self) -> Float[Tensor, "C V"]:
-        """softmax(logits), which `together` overwrites."""
+        """softmax(logits); `combine_slopes` overwrites it."""
         return self.logits.softmax(-1)
 
     @cached_property
@@ -40,14 +41,14 @@ class Softmax:
 
 
 class Slope(NamedTuple):
-    """Values of a loss with its derivative a q + b: `share` is a, and `add(delta, weight)` adds weight b to delta."""
+    """Values of a loss and its derivative a q + b: `coefficient` is a; `add(delta, weight)` adds weight b to delta."""
 
     values: Float[Tensor, " C"]
     coefficient: RowWeight
     add: Callable[[Float[Tensor, "C V"], RowWeight], Any]
 
     def weight_rows(self, weights: Tensor) -> "Slope":
-        """The slope of a loss whose rows weigh that much [C]; False is 0. A row of weight 0 is 0, whatever it was."""
+        """The slope of the loss times `weights [C]`; False is 0. A row of weight 0 is 0, even if it was not finite."""
         weights = weights.to(self.values.dtype)
         row_weights, values = weights[:, None], torch.where(weights == 0, 0.0, self.values * weights)
         return Slope(
@@ -57,10 +58,10 @@ class Slope(NamedTuple):
 
 @runtime_checkable
 class SupportsSharedSoftmax(Protocol):
-    """A row loss that can do with the softmax of others, where it says so."""
+    """A row loss that can compute values and derivative from a shared softmax."""
 
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Tensor) -> Slope | None:
-        """Values and derivative; None where, as it is told, its derivative is not of this form."""
+        """Values and derivative; None if the derivative does not have this form."""
         ...
 
 
@@ -75,7 +76,7 @@ def differentiate_loss(
 
 
 def get_slope(loss: Any, student: Softmax, frozen: Mapping[str, Any], targets: Tensor) -> Slope | None:
-    """The slope of any row loss; None of one that shares nothing."""
+    """The slope of any row loss; None if it has none."""
     return loss.slope(student, frozen, targets) if isinstance(loss, SupportsSharedSoftmax) else None
 
 
@@ -99,14 +100,18 @@ def forward_kl_slope(teacher: Float[Tensor, "C V"], student: Softmax) -> Slope:
 def coarse_kl_slope(teacher: CoarseDistribution, student: Softmax) -> Slope:
     """KL(p~||q~) over the teacher's tokens and classes (`ops.coarse`).
 
-    Brings -p[v] at its tokens, and -q[v] r_c(p) / r_c(q) at any other token v of class c.
+    b is -p[v] at the listed tokens, and -q[v] r_c(p) / r_c(q) at any other token v of class c.
     """
     logits, members = student.logits, teacher.members.to(student.logits.dtype)
     log_p, log_tail = (x.to(logits.dtype) for x in (teacher.log_p, teacher.log_rest))
     p, tail = log_p.exp(), log_tail.exp()
-    total = p.sum(-1, keepdim=True) + tail.sum(-1, keepdim=True)  # what was kept in few bits sums to 1 only nearly
+    total = p.sum(-1, keepdim=True) + tail.sum(
+        -1, keepdim=True
+    )  # probabilities stored in few bits sum to 1 only approximately
     p, tail = p.div_(total), tail.div_(total)
-    unlisted = student.q.scatter(-1, teacher.ids, torch.zeros_like(p))  # the number 0 would take four times as long
+    unlisted = student.q.scatter(
+        -1, teacher.ids, torch.zeros_like(p)
+    )  # a scatter of the number 0 takes four times as long
     mass = unlisted @ members
     mass = torch.where(tail > 0, mass.clamp_min(torch.finfo(mass.dtype).tiny), mass)  # so that no log overflows
     log_q = logits.gather(-1, teacher.ids).sub_(student.log_z[:, None])
@@ -121,7 +126,7 @@ def coarse_kl_slope(teacher: CoarseDistribution, student: Softmax) -> Slope:
 
 
 def combine_slopes(student: Softmax, slopes: Sequence[tuple[float, Slope]]) -> Float[Tensor, "C V"]:
-    """The derivative of sum_k w_k loss_k; it lies where q did."""
+    """The derivative of sum_k w_k loss_k, in the memory of q."""
     coefficient = sum(weight * slope.coefficient for weight, slope in slopes)
     delta = student.q if isinstance(coefficient, float) and coefficient == 1 else student.q.mul_(coefficient)
     for weight, slope in slopes:
@@ -130,7 +135,7 @@ def combine_slopes(student: Softmax, slopes: Sequence[tuple[float, Slope]]) -> F
 
 
 def _subtract_weighted(delta: Float[Tensor, "C V"], term: Float[Tensor, "C V"], weight: RowWeight) -> None:
-    """delta -= weight brought."""
+    """delta -= weight * term."""
     if isinstance(weight, Tensor):
         delta.addcmul_(_mask_zero_weight(term, weight), weight, value=-1)
     else:
@@ -138,7 +143,7 @@ def _subtract_weighted(delta: Float[Tensor, "C V"], term: Float[Tensor, "C V"], 
 
 
 def _mask_zero_weight(term: Float[Tensor, "C K"], weight: RowWeight) -> Float[Tensor, "C K"]:
-    """`brought`, and nothing of a row of weight 0, of which it may be no number."""
+    """`term` with 0 in rows of weight 0, where it may not be finite."""
     return term.masked_fill(weight == 0, 0.0) if isinstance(weight, Tensor) else term
 
 

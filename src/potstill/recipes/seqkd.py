@@ -5,7 +5,8 @@ Departs from the paper: answers are sampled, where it takes the best of a beam; 
 measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.config import CROSS_ENTROPY, ObjectiveConfig
+from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.cross_entropy import CROSS_ENTROPY
 from potstill.recipes.registry import REQUIRED_DATA, Recipe
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig

@@ -4,7 +4,8 @@ Source: MiniChat, in arXiv:2311.07052, section 4: loss on assistant tokens only.
 student is held against. Cost and measures: only its tiny form has been run so far.
 """
 
-from potstill.objectives.config import CROSS_ENTROPY, ObjectiveConfig
+from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.cross_entropy import CROSS_ENTROPY
 from potstill.recipes.minima import BIBTEX
 from potstill.recipes.registry import REQUIRED_DATA, Recipe
 from potstill.stages.distill.config import DistillConfig

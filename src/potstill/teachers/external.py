@@ -104,8 +104,11 @@ def check_server_supports(objective: ObjectiveConfig, *, top_k: int) -> None:
             f"--temperature is {objective.temperature:g}, and a server tells the mass of what it leaves out at "
             f"1 alone; leave it at 1, or learn from a cache or a teacher that is here"
         )
-    if objective.name == "adaptive_kl":
-        raise UsageError("adaptive_kl weighs single tokens of the tail, which a server does not name; learn live")
+    if not objective.supports_partial_distributions:
+        raise UsageError(
+            f"{objective.name} needs the probability of every token, which a server does not give; use a teacher that "
+            "is here, or a divergence such as forward_kl"
+        )
     if top_k < 1:
         raise UsageError(f"--top-k is {top_k}; at least one token of each distribution is needed")
 
@@ -129,7 +132,10 @@ def check_cache_supports(objective: ObjectiveConfig, manifest: Manifest) -> None
         return
     covers_vocabulary = manifest.kept == "top-k" and manifest.top_k >= manifest.facts.vocabulary and manifest.mass == 1
     is_exact = manifest.exact and covers_vocabulary
-    if manifest.kept == "sampled" and objective.name != "forward_kl":
+    if manifest.kept == "sampled" and not objective.supports_sampled_tokens:
         raise UsageError(f"a cache of drawn tokens serves forward_kl alone, not {objective.name}; capture --top-k")
-    if objective.name == "adaptive_kl" and not is_exact:
-        raise UsageError("adaptive_kl weighs single tokens of the tail, which a cache does not keep; learn live")
+    if not objective.supports_partial_distributions and not is_exact:
+        raise UsageError(
+            f"{objective.name} needs the probability of every token, which a cache does not hold; use a teacher that "
+            "is here, or a divergence such as forward_kl"
+        )

@@ -14,7 +14,7 @@ from torch import Tensor
 from potstill.core.types import ALIGNED_GROUPS, ALIGNED_PAIRS, Batch, supervised_positions
 from potstill.data.cross_tokenizer.packs import TokenizerInfo, translate_windows
 from potstill.data.cross_tokenizer.token_spans import locate_tokens
-from potstill.objectives.config import CROSS_ENTROPY
+from potstill.objectives.cross_entropy import CROSS_ENTROPY
 from potstill.stages.checks.byte_text import (
     abbreviate,
     is_contained,

@@ -21,7 +21,7 @@ from potstill.models.tokenizers.vocabulary import count_shared_ids
 from potstill.objectives.cross_entropy import CrossEntropy
 from potstill.objectives.weighted_sum import WeightedSum
 from potstill.ops.coarse import coarse_divergence
-from potstill.ops.divergence import forward_kl
+from potstill.ops.divergence import forward_kl, get_facts
 from potstill.stages.checks.inputs import FORWARD_KL, CheckInputs, build_module
 from potstill.stages.checks.reference_loss import reference_loss
 from potstill.stages.checks.report import FAIL, NOTE, PASS, Check, Invariant, format_values, relative_difference
@@ -103,9 +103,9 @@ def check_loss_matches_reference(inputs: CheckInputs) -> Check:
 def check_finite_differences(inputs: CheckInputs) -> Check:
     """The gradient's own slope is the difference of losses a small step to either side of the weights (in float32).
 
-    Adaptive KL's weights are constants of its gradient, though they move with the student: forward KL stands for it.
+    A divergence whose gradient is not that of its value (adaptive KL) is replaced by forward KL.
     """
-    if inputs.logit_objective.name == "adaptive_kl":
+    if not get_facts(inputs.logit_objective.divergence).has_full_gradient:
         inputs = replace(inputs, logit_objective=FORWARD_KL)
     student_copy = copy.deepcopy(inputs.student).float().requires_grad_(True)
     loss = build_module(inputs, student=student_copy)(**inputs.batch)["loss"]

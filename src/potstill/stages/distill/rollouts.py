@@ -29,7 +29,7 @@ def check_rollout(
 
     Raises: UsageError.
     """
-    if objective.name == MINILLM and not (rollout_config.name == MINILLM and rollout_config.share):
+    if objective.required_rollout == MINILLM and not (rollout_config.name == MINILLM and rollout_config.share):
         raise UsageError("--objective minillm judges what --rollout minillm samples; give it, with --on-policy 0.5 say")
     if rollout_config.share == 1 and 0 < objective.cross_entropy < 1 and objective.uses_teacher:
         raise UsageError(

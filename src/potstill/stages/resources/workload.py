@@ -11,14 +11,9 @@ from typing import NamedTuple
 from potstill.core.blueprint import Blueprint
 from potstill.evaluate.size import Flops, count_blueprint_parameters, forward_flops, list_matrix_shapes
 from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.cost import CostInputs, ObjectiveCost
 from potstill.ops import fused
 from potstill.stages.resources.dataset_stats import PackingStats, TeacherTokenization
-from potstill.stages.resources.objective_cost import (
-    CostInputs,
-    ObjectiveCost,
-    compute_objective_cost,
-    get_numeric_options,
-)
 from potstill.train.config import TrainConfig
 
 FLOAT32_BYTES = 4  # bytes of float32: master weights, gradients and both moments of the optimizer
@@ -81,10 +76,9 @@ class Workload:
             teacher_rows=rows * (tokenization.row_ratio if tokenization else 1.0),
             aligned_rows=rows * (tokenization.aligned_share if tokenization else 1.0),
             document_rows=(2 * self.packing.seen - 1) * self.packing.trained,
-            options=get_numeric_options(self.objective),
             compute_bytes=self.compute_bytes,
         )
-        return compute_objective_cost(self.objective, inputs)
+        return self.objective.compute_cost(inputs)
 
     @property
     def uses_teacher_head(self) -> bool:

@@ -1,0 +1,77 @@
+"""The load-balancing loss of mixture-of-experts models, which keeps the router from using a few experts only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from potstill.core.errors import UnsupportedModel
+from potstill.core.types import Batch, Needs, Objective, Signals, Terms, supervised_positions
+from potstill.objectives.cost import no_cost
+from potstill.objectives.model_info import PairInfo
+from potstill.objectives.spec import ObjectiveOptions, register_objective
+
+ROUTER = "router"  # the extra in which a model reports its router's probabilities, [L N E] or [N E] for one layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """E sum over experts i of f_i P_i, the mean over layers; 1 where all E experts get the same load.
+
+    f_i is the share of the `k` N choices of N tokens that go to expert i: a token chooses its `k` likeliest experts.
+    P_i is the mean of the router's probability of expert i. Only P_i has a gradient. The loss of a micro-batch is that
+    of its own tokens, and a step takes the mean over micro-batches. So it is not a sum over rows: `additive` is False.
+
+    Source: Fedus et al., Switch Transformers (arXiv:2101.03961), equations 4 to 6, without alpha, which is the weight
+    of the term. There k = 1. Departs from the paper: the mean over layers.
+
+    Raises: UnsupportedModel when it is called and the student reports no router.
+    """
+
+    k: int = 1
+    name: str = "balance"
+    additive: ClassVar[bool] = False
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """One term with weight 1."""
+        return {self.name: 1.0}
+
+    def needs(self, batch: Batch) -> Mapping[str, Needs]:
+        """The student's router."""
+        return {"student": Needs(supervised_positions(batch)[0], extras=frozenset({ROUTER}))}
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """1 for each micro-batch."""
+        return {self.name: 1}
+
+    def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
+        """The loss of the micro-batch."""
+        if ROUTER not in views["student"].extras:
+            raise UnsupportedModel("the student reports no router; the objective balance needs a mixture of experts")
+        return {self.name: load_balancing_loss(views["student"].extras[ROUTER], k=self.k)}
+
+
+def load_balancing_loss(probabilities: Float[Tensor, "*L N E"], *, k: int = 1) -> Float[Tensor, ""]:
+    """E sum_i f_i P_i of each layer, the mean over layers, in float32 at least."""
+    p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
+    num_experts = p.shape[-1]
+    chosen = torch.zeros_like(p).scatter_(-1, p.topk(k, -1).indices, 1.0 / k)
+    return num_experts * (chosen.mean(-2) * p.mean(-2)).sum(-1).mean()
+
+
+@register_objective(
+    "balance",
+    help="The load of the student's experts (Switch Transformers); no teacher.",
+    cost=no_cost,
+    uses_teacher=False,
+    needs_teacher_model=False,
+    supports_cross_tokenizer=True,
+    numeric_options={"k": 1.0},
+)
+def build_balance(pair: PairInfo | None, options: ObjectiveOptions) -> Objective:
+    """`Balance` of the `k` experts that each token chooses."""
+    return Balance(k=options.get_positive_int("k"), name=options.name)

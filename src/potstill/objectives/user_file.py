@@ -1,0 +1,173 @@
+"""Objectives of a user's own file: `--objective FILE.py:NAME`, where NAME is a divergence function or a class.
+
+A divergence is a plain function (teacher's logits [N V], student's logits [N V]) -> [N], as those of `ops.divergence`.
+Its keyword arguments are its options. It runs eagerly under autograd, a few rows at a time, without a fused kernel.
+Under `@declare_facts(is_f_divergence=True)` it also learns from partial distributions of a cache or server.
+
+A class is an `Objective`. Its keyword arguments with numeric defaults are its options. An argument called `pair` gets
+the `PairInfo` of both models, one called `temperature` the temperature. Class attributes with the names of
+`ObjectiveSpec`'s fields (`uses_teacher`, `needs_teacher_model`, `supports_cross_tokenizer`, ..., and `cost`) override
+the defaults.
+"""
+
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+from hashlib import sha256
+from inspect import Parameter, isclass, signature
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from potstill.core.errors import NotFound, UsageError
+from potstill.core.types import Objective
+from potstill.objectives.logit_distillation import logit_distillation_cost, make_divergence_spec
+from potstill.objectives.model_info import PairInfo
+from potstill.objectives.spec import ObjectiveOptions, ObjectiveSpec
+from potstill.ops.divergence import Divergence
+
+USER_OBJECTIVE = re.compile(r"(?P<file>.+\.py):(?P<symbol>[A-Za-z_]\w*)")
+DIGEST_OPTION = "sha256"  # the option under which a card keeps the digest of the file
+CLASS_FACTS = ("uses_teacher", "needs_teacher_model", "supports_same_tokenizer", "supports_cross_tokenizer")
+PASSED_ARGUMENTS = ("pair", "temperature")  # arguments of a class that are no options
+ZERO_TOLERANCE = 1e-4  # nats; a divergence above it for equal rows gets a warning
+
+
+def is_user_objective(name: str) -> bool:
+    """Whether the name has the form FILE.py:NAME."""
+    return USER_OBJECTIVE.fullmatch(name) is not None
+
+
+def compute_digest(name: str) -> str:
+    """The SHA-256 of the file in FILE.py:NAME, in hexadecimal.
+
+    Raises: NotFound if there is no such file.
+    """
+    return sha256(_read_file(_split_name(name)[0])).hexdigest()
+
+
+def get_label(name: str) -> str:
+    """The name of an objective's term: NAME of FILE.py:NAME, and any other name as it is."""
+    return _split_name(name)[1] if is_user_objective(name) else name
+
+
+def load_symbol(name: str) -> Callable[..., Any]:
+    """The function or class of FILE.py:NAME; the file runs once for each content.
+
+    Raises: NotFound if there is no such file; UsageError if it fails to run or does not define the name.
+    """
+    file, symbol = _split_name(name)
+    module = _run_file(file, _read_file(file))
+    value = getattr(module, symbol, None)
+    if not callable(value):
+        names = [key for key, item in vars(module).items() if getattr(item, "__module__", None) == module.__name__]
+        raise UsageError(f"{file} defines no function or class {symbol!r}; it defines {', '.join(names) or 'none'}")
+    return cast(Callable[..., Any], value)
+
+
+def load_divergence(name: str) -> Divergence | None:
+    """The checked divergence function of FILE.py:NAME; None if the name is a class."""
+    value = load_symbol(name)
+    if isclass(value):
+        return None
+    _check_divergence(value, name)
+    return value
+
+
+def make_user_spec(name: str) -> ObjectiveSpec:
+    """The spec of FILE.py:NAME.
+
+    Raises: UsageError if the function is no divergence.
+    """
+    divergence = load_divergence(name)
+    if divergence is not None:
+        return make_divergence_spec(name, divergence)
+    cls = load_symbol(name)
+    numbers = {
+        parameter.name: float(parameter.default)
+        for parameter in signature(cls).parameters.values()
+        if parameter.name not in PASSED_ARGUMENTS and isinstance(parameter.default, int | float)
+    }
+    return ObjectiveSpec(
+        name=name,
+        help=(cls.__doc__ or "").partition("\n")[0],
+        build=partial(_build_class, cls),
+        cost=getattr(cls, "cost", logit_distillation_cost),
+        numeric_options=numbers,
+        **{fact: getattr(cls, fact) for fact in CLASS_FACTS if hasattr(cls, fact)},
+    )
+
+
+def _build_class(cls: Callable[..., Any], pair: PairInfo | None, options: ObjectiveOptions) -> Objective:
+    values = {"pair": pair, "temperature": options.temperature}
+    passed = {name: values[name] for name in PASSED_ARGUMENTS if name in signature(cls).parameters}
+    objective = cls(**options.numeric_options, **passed)
+    if not isinstance(objective, Objective):
+        raise UsageError(
+            f"{options.name} is no objective; give its class additive, weights, needs, counts and __call__ "
+            "(potstill.core.types.Objective)"
+        )
+    return objective
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    match = USER_OBJECTIVE.fullmatch(name)
+    assert match is not None
+    return match["file"], match["symbol"]
+
+
+def _read_file(file: str) -> bytes:
+    try:
+        return Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise NotFound(f"there is no readable file {file} for --objective; give FILE.py:FUNCTION") from error
+
+
+@cache
+def _run_file(file: str, content: bytes) -> ModuleType:
+    module = ModuleType(f"potstill_user_{sha256(content).hexdigest()[:16]}")
+    module.__file__ = file
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    try:
+        exec(compile(content, file, "exec"), module.__dict__)
+    except Exception as error:
+        raise UsageError(f"{file} does not run: {type(error).__name__}: {error}; mend it") from error
+    return module
+
+
+@cache
+def _check_divergence(divergence: Divergence, name: str) -> None:
+    """Refuse a function that is no divergence of rows; warn if equal rows do not give 0.
+
+    Raises: UsageError.
+    """
+    required = [p.name for p in signature(divergence).parameters.values() if p.default is Parameter.empty]
+    if len(required) != 2:
+        raise UsageError(f"{name} requires {len(required)} arguments; it gets the teacher's and the student's logits")
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(3, 8, generator=generator) for _ in range(2))
+    student.requires_grad_()
+    try:
+        values = divergence(teacher, student)
+        if not isinstance(values, Tensor) or values.shape != (3,) or not values.isfinite().all():
+            raise UsageError(f"{name} must return one finite number for each row: [N] of logits [N V]")
+        (gradient,) = torch.autograd.grad(values.sum(), student, allow_unused=True)
+        row, zero = divergence(teacher[:1], student[:1]), divergence(teacher, teacher)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{name} fails on small logits: {type(error).__name__}: {error}; mend it") from error
+    if not torch.allclose(row, values[:1], rtol=1e-3, atol=1e-5):
+        raise UsageError(f"{name} mixes rows; compute each row from its own logits only")
+    if gradient is None or not gradient.isfinite().all() or not gradient.any():
+        raise UsageError(f"{name} gives the student's logits no finite gradient; compute it from them in PyTorch")
+    if zero.abs().max() > ZERO_TOLERANCE:
+        warnings.warn(
+            f"{name} is {zero.abs().max().item():.2g} for equal logits, so its minimum is not the teacher",
+            stacklevel=2,
+        )
