@@ -2,6 +2,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from tests.evaluate.ratios import agreement, mean_kl
 from transformers import LlamaForCausalLM
 
 from potstill.core.errors import UsageError, VocabularyMismatch
@@ -27,8 +28,8 @@ def rows(tiny_tokenizer):
 
 def test_a_student_that_is_its_teacher_agrees_fully(tiny_llama, rows):
     found = compare_with_teacher(collect_teacher_outputs(tiny_llama, rows), deepcopy(tiny_llama))
-    assert found.divergence == pytest.approx(0, abs=1e-6)
-    assert found.agreement == 1
+    assert mean_kl(found) == pytest.approx(0, abs=1e-6)
+    assert agreement(found) == 1
     assert found.top1_matches.tolist() == found.scores.num_tokens.tolist()
 
 
@@ -43,7 +44,7 @@ def test_kl_and_agreement_are_their_definitions_document_by_document(tiny_llama,
             p, q = (m(torch.tensor([row.input_ids])).logits[0, :-1].log_softmax(-1) for m in (tiny_llama, student))
         assert found.kl[number] == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-4)
         assert found.top1_matches[number] == (p.argmax(-1) == q.argmax(-1)).sum()
-    assert 0 < found.agreement < 1
+    assert 0 < agreement(found) < 1
 
 
 def test_the_scores_of_both_come_with_the_comparison(tiny_llama, rows):
@@ -100,7 +101,7 @@ def test_a_student_of_a_shorter_context_is_refused(tiny_llama, rows):
     with pytest.raises(UsageError, match="reads at most 16"):
         compare_with_teacher(collect_teacher_outputs(tiny_llama, rows), short)
     reading = ScoringConfig().limit_to_context(tiny_llama, short)
-    assert compare_with_teacher(collect_teacher_outputs(tiny_llama, rows, reading), short).divergence == pytest.approx(
+    assert mean_kl(compare_with_teacher(collect_teacher_outputs(tiny_llama, rows, reading), short)) == pytest.approx(
         0, abs=1e-6
     )
 

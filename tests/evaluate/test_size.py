@@ -12,7 +12,6 @@ from potstill.evaluate.size import (
     count_bytes_in_memory,
     count_bytes_on_disk,
     count_parameters,
-    flops_per_token,
     forward_flops,
 )
 from potstill.layers.ffn.swiglu import SwiGLU
@@ -69,11 +68,11 @@ def test_flops_are_twice_the_weights_that_multiply_and_grow_with_what_is_seen():
     layer = Layer(Attention(heads=2, kv_heads=1, head_dim=4), SwiGLU(width=12))
     blueprint = Blueprint(vocabulary=40, hidden=8, layers=(layer, layer), tied=True)
     weights = 2 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 12) + 40 * 8
-    assert flops_per_token(blueprint, 0) == 2 * weights + 2 * 4 * 8
-    assert flops_per_token(blueprint, 99) == 2 * weights + 100 * 2 * 4 * 8
-    assert flops_per_token(replace(blueprint, tied=False), 99) == flops_per_token(blueprint, 99)
+    assert forward_flops(blueprint, 1.0).total == 2 * weights + 2 * 4 * 8
+    assert forward_flops(blueprint, 100.0).total == 2 * weights + 100 * 2 * 4 * 8
+    assert forward_flops(replace(blueprint, tied=False), 100.0).total == forward_flops(blueprint, 100.0).total
     windowed = blueprint.change_layers(lambda i: i == 0, lambda old: replace(old, mixer=replace(old.mixer, window=10)))
-    assert flops_per_token(windowed, 99) == 2 * weights + 110 * 4 * 8
+    assert forward_flops(windowed, 100.0).total == 2 * weights + 110 * 4 * 8
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -31,16 +31,6 @@ class TeacherComparison:
     kl: Float[np.ndarray, " n"]
     top1_matches: Float[np.ndarray, " n"]
 
-    @property
-    def divergence(self) -> float:
-        """KL(teacher || student) in nats per token."""
-        return float(self.kl.sum() / self.scores.num_tokens.sum())
-
-    @property
-    def agreement(self) -> float:
-        """The share of positions where teacher and student have the same likeliest token."""
-        return float(self.top1_matches.sum() / self.scores.num_tokens.sum())
-
 
 @dataclass(frozen=True)
 class TeacherOutputs:

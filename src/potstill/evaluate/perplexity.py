@@ -7,7 +7,6 @@ Bits per byte can be compared across tokenizers, perplexity cannot. Where the to
 the first real token is scored too. Without a BOS nothing predicts the first token, and its bytes are not counted.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,16 +30,6 @@ class Scores:
     nll: Float[np.ndarray, " n"]
     num_tokens: Int[np.ndarray, " n"]
     num_bytes: Int[np.ndarray, " n"]
-
-    @property
-    def bits_per_byte(self) -> float:
-        """The negative log-likelihood in bits per UTF-8 byte of scored text."""
-        return float(self.nll.sum() / (math.log(2) * self.num_bytes.sum()))
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood per scored token."""
-        return math.exp(self.nll.sum() / self.num_tokens.sum())
 
 
 def score(model: PreTrainedModel, rows: Sequence[Row], config: ScoringConfig | None = None) -> Scores:

@@ -92,11 +92,6 @@ def list_matrix_shapes(blueprint: Blueprint) -> list[tuple[int, int]]:
     return [(shape[0], shape[1]) for shape in block_shapes if len(shape) == 2]
 
 
-def flops_per_token(blueprint: Blueprint, context: int) -> int:
-    """Floating-point operations to predict the token after `context` others, as `forward_flops` counts them."""
-    return int(forward_flops(blueprint, context + 1.0).total)
-
-
 def count_blueprint_parameters(blueprint: Blueprint) -> ParameterCounts:
     """The stored parameters of a blueprint's model, without building it."""
     sizes = {name: math.prod(shape) for name, shape in weight_shapes(blueprint).items()}
