@@ -46,12 +46,12 @@ IRREGULAR_PARTICIPLES = words(
     spent spoken stood sworn taken taught thought thrown told understood unfrozen won worn written
     """
 )
-# Words in -ed and -ing that are nouns, verbs, or part of a name of the field (MinED is a method).
+# Words of these kinds that are nouns, verbs, or part of a term of the field (MinED is a method).
 NO_PARTICIPLES = words(
     """
     bring building ceiling embed embedding encoding exceed feed hidden_size hidden_states indeed logging mapping
-    mined need packed_attention padding proceed ring seed setting shed speed spelling spring string thing timing
-    training warning
+    mined need next_token packed_attention padding proceed ring scoring seed setting shed speed spelling spring
+    staging string thing timing training warning
     """
 )
 EVENTS = words(

@@ -26,15 +26,11 @@ LONG_FUNCTIONS = frozenset(
         "cli/commands/prune.py prune",
         "stages/cache_teacher.py _publish",
         "stages/checks/inputs.py build_cross_tokenizer_inputs",
-        "stages/distill/run.py _run",
-        "stages/distill/run.py load_models",
         "train/run.py train",
     }
 )
-LONG_FILES = frozenset(
-    {"evaluate/charts/plots.py", "stages/cache_teacher.py", "stages/distill/run.py", "teachers/cached.py"}
-)
-MANY_IMPORTS = frozenset({"stages/cache_teacher.py", "stages/distill/run.py", "stages/plan/plan.py"})
+LONG_FILES = frozenset({"stages/cache_teacher.py", "teachers/cached.py"})
+MANY_IMPORTS = frozenset({"stages/cache_teacher.py", "stages/plan/plan.py"})
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -117,9 +117,9 @@ def is_packing_isolated(model: PreTrainedModel, *, position_offset: int = 0, see
     if separate is None or packed is None or not _is_close(packed, separate):
         return False
     first_length = probe.documents[0].shape[1]
-    for changed, kept in ((0, slice(first_length, None)), (1, slice(first_length))):
+    for changed, unchanged in ((0, slice(first_length, None)), (1, slice(first_length))):
         after = probe.compute_packed(changed)
-        if after is None or not is_unmoved(packed[:, kept], after[:, kept]):
+        if after is None or not is_unmoved(packed[:, unchanged], after[:, unchanged]):
             return False
     return True
 
