@@ -112,7 +112,7 @@ def test_ranks_that_are_told_to_end_save_and_go_on_to_the_same_bits(
     [
         ("another student", "rank 1 has another student than rank 0"),
         ("an error", "no room on rank 1"),
-        ("death", "another rank ended without a word"),
+        ("death", "another rank ended without a message"),
     ],
 )
 def test_trouble_on_one_rank_ends_all_with_one_message(

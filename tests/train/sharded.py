@@ -1,98 +1,79 @@
-"""What the ranks of a sharded run do (FSDP2 over gloo on a CPU); started by test_sharding.py, and used by it alone."""
+"""What the ranks of a sharded run do (FSDP2 over gloo on a CPU); started by test_fsdp.py, and used by it alone."""
 
+import os
+import shutil
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tests.tiny import byte_tokenizer, random_llama
-from tests.train.small import some_packs, study_of
-from torch import Tensor, distributed
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from tests.train.small import settings, some_packs, study_of
 
-from potstill.data.packing import collate
-from potstill.train import fsdp
-from potstill.train.optimizer import parameter_groups
+from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.model_info import ModelInfo, PairInfo
+from potstill.train.config import TrainConfig
+from potstill.train.distributed import barrier, is_main_process, process_group
+from potstill.train.run import train
+from potstill.train.trainer import Trainer
 from potstill.train.training_module import TrainingModule
 
-PASSES, STEPS = 4, 4  # passes of a step over all ranks, and steps
-CASES = [(tied, shared) for tied in (True, False) for shared in (False, True)]  # is the head tied, the teacher shared
+CASES = ("tied", "untied", "checkpoint_activations", "dskd")  # the last one trains weights of its objective too
 
 
-def study(tied: bool) -> TrainingModule:
-    """Always the same study, in float64."""
-    return study_of(random_llama(byte_tokenizer(), tied=tied).double())
+def build(case: str, *, shard: bool) -> tuple[TrainingModule, TrainConfig]:
+    """Always the same module of a case, in float64, and its config."""
+    tokenizer = byte_tokenizer()
+    student = random_llama(tokenizer, tied=case != "untied").double()
+    config = settings(tokens=4 * 128, batch_tokens=128, micro_tokens=32, eval_every=2, save_every=2, shard=shard)
+    if case == "dskd":
+        teacher = random_llama(tokenizer, tied=False).double()
+        pair = PairInfo(ModelInfo(student, tokenizer), ModelInfo(teacher, tokenizer))
+        objective = ObjectiveConfig(name="dskd").build(pair)
+        return TrainingModule(student, objective.double(), frozen={"teacher": teacher}), config
+    return study_of(student), replace(config, checkpoint_activations=case == "checkpoint_activations")
 
 
-def optimiser_of(model: TrainingModule) -> torch.optim.Optimizer:
-    """AdamW over the trainer's own groups."""
-    return torch.optim.AdamW(parameter_groups(model.student, model.objective, rate=1e-2, weight_decay=0.1))
+def run(case: str, out: Path, *, shard: bool) -> dict[str, Any]:
+    """Trains a case to its end, and again from the checkpoint in its middle."""
+    packs, validation = some_packs().take(24), some_packs(7, seed=4)  # seven documents: ranks differ in batches
+    found: dict[str, Any] = {}
+    sizes: list[int] = []
+    evaluate = Trainer.evaluate
+
+    def evaluate_and_count(trainer: Trainer, *args: Any, **kwargs: Any) -> dict[str, float]:
+        sizes.append(local(trainer))
+        return evaluate(trainer, *args, **kwargs)
+
+    Trainer.evaluate = evaluate_and_count  # type: ignore[method-assign]
+    for name in ("weights", "resumed"):
+        module, config = build(case, shard=shard)
+        folder = out / case
+        if name == "resumed":
+            barrier()
+            if is_main_process():
+                shutil.rmtree(folder / "checkpoint-4")
+            barrier()
+        result = train(module, packs, config, folder, validation=validation, resume=name == "resumed", show=False)
+        found[name] = {key: weight.clone() for key, weight in module.student.state_dict().items()}
+        found["result"] = asdict(result)
+    Trainer.evaluate = evaluate  # type: ignore[method-assign]
+    return found | {"local": max(sizes)}
 
 
-def trained(
-    model: TrainingModule, optimiser: torch.optim.Optimizer, steps: range, *, rank: int = 0, ranks: int = 1
-) -> Any:
-    """The losses, gradient norms and first gradients of `steps` in which this rank takes its share of the passes."""
-    packs = some_packs()
-    losses, norms, gradients = [], [], {}
-    for step in steps:
-        batches = [collate([packs[step * PASSES + i]]) for i in range(PASSES)]
-        counts = torch.stack([model.counts(batch) for batch in batches]).sum(0)
-        mine = torch.zeros((), dtype=torch.float64)
-        for batch in batches[rank::ranks]:
-            loss = model(**batch, num_items_in_batch=counts)["loss"]
-            loss.backward()
-            mine += loss.detach()
-        if ranks > 1:
-            distributed.all_reduce(mine)
-        losses.append(mine.item())
-        gradients = gradients or {name: whole(weight.grad) for name, weight in model.named_parameters()}
-        norms.append(whole(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)).item())
-        optimiser.step()
-        optimiser.zero_grad()
-    return losses, norms, gradients
-
-
-def whole(tensor: Any) -> Tensor:
-    """A tensor that may be shared out, gathered."""
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
-
-
-def sharded(tied: bool, teacher: bool, mesh: DeviceMesh) -> tuple[TrainingModule, torch.optim.Optimizer]:
-    """The study shared out, with its optimiser."""
-    model = study(tied)
-    if teacher:
-        fsdp.shard_frozen_model(model._frozen_models["teacher"], mesh)
-    fsdp.shard_module(model, mesh)
-    return model, optimiser_of(model)
+def local(trainer: Any) -> int:
+    """How many weights this rank holds between two steps."""
+    weights = [weight for group in trainer.optimizer.param_groups for weight in group["params"]]
+    return sum((weight.to_local() if hasattr(weight, "to_local") else weight).numel() for weight in weights)
 
 
 def main(out: Path) -> None:
-    """Trains every case with a checkpoint in its middle, goes on from that, and leaves what came of it."""
+    """Runs every case and leaves what came of it."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    rank, ranks = distributed.get_rank(), distributed.get_world_size()
-    mesh = init_device_mesh("cpu", (ranks,))
-    found = {}
-    for number, case in enumerate(CASES):
-        model, optimiser = sharded(*case, mesh)
-        local = sum(weight.to_local().numel() for weight in model.parameters())
-        told = trained(model, optimiser, range(2), rank=rank, ranks=ranks)
-        fsdp.save_sharded(model, optimiser, out / f"checkpoint-{number}")
-        later = trained(model, optimiser, range(2, STEPS), rank=rank, ranks=ranks)
-        again, other = sharded(*case, mesh)
-        fsdp.load_sharded(again, other, out / f"checkpoint-{number}")
-        trained(again, other, range(2, STEPS), rank=rank, ranks=ranks)
-        found[case] = {
-            "losses": told[0] + later[0],
-            "norms": told[1] + later[1],
-            "gradients": told[2],
-            "weights": fsdp.gather_weights(model),
-            "resumed": fsdp.gather_weights(again),
-            "local": local,
-        }
-    torch.save(found, out / f"rank{rank}.pt")
-    distributed.destroy_process_group()
+    with process_group():
+        found = {case: run(case, out, shard=True) for case in CASES}
+        torch.save(found, out / f"rank{os.environ['RANK']}.pt")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def saved(study: TrainingModule) -> int:
 def assert_same_step(study: TrainingModule, settings: Any, *, rtol: float = 0.0, atol: float = 0.0) -> None:
     for packs in ((0, 1, 2), (3,)):
         loss, gradients = step(study, packs)
-        with apply_block_settings(study, settings, backend="aot_eager"):
+        with apply_block_settings(study, settings, compile_backend="aot_eager"):
             again, others = step(study, packs)
         torch.testing.assert_close(again, loss, rtol=rtol, atol=atol)
         assert gradients.keys() == others.keys()
@@ -155,7 +155,7 @@ def test_a_model_whose_blocks_cannot_be_computed_twice_is_refused() -> None:
     class Old(LlamaForCausalLM):
         supports_gradient_checkpointing = False
 
-    said = "Old cannot compute its blocks twice; omit --checkpoint-activations"
+    said = "Old does not support activation checkpointing; omit --checkpoint-activations"
     old = Old(random_llama(byte_tokenizer()).config)
     with pytest.raises(UnsupportedModel, match=said), activation_checkpointing(old):
         pass

@@ -74,7 +74,7 @@ def test_two_processes_train_log_evaluate_and_resume_as_one_does(tiny_llama: Lla
 def test_accelerate_is_not_left_to_share_weights_out_in_silence(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(distributed.SHARDING_SWITCHES[which], "true")
     with (
-        pytest.raises(UsageError, match=f"share the weights out by {which}.*docs/scale.md"),
+        pytest.raises(UsageError, match=f"shard the weights by {which}.*docs/scale.md"),
         distributed.process_group(),
     ):
         pass

@@ -78,6 +78,10 @@ CheckpointActivations = Annotated[
     typer.Option("--checkpoint-activations", help="Compute the student's blocks twice: less memory, more time."),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Run the layers through torch.compile, where it works.")]
+Shard = Annotated[
+    bool,
+    typer.Option("--shard", help="Under torchrun: split weights, gradients and optimizer states over the processes."),
+]
 ReferenceTeacher = Annotated[
     str | None,
     typer.Option("--teacher", help="Measure KL to it and agreement with it too, for models of its tokenizer."),

@@ -9,6 +9,7 @@ from potstill.core.card import Parent
 from potstill.models.load import LoadedModel
 
 RESULT_NEUTRAL_OPTIONS = ("skip_doctor", "compile", "checkpoint_activations")  # they change no result
+LAUNCH_OPTIONS = ("shard",)  # how ranks split the work of a run; it may change when the run is resumed
 
 
 def to_plain_dict(stage: Any) -> dict[str, Any]:
@@ -22,7 +23,11 @@ def reproducible_options(stage: Mapping[str, Any]) -> dict[str, Any]:
     plain = {
         name: reproducible_options(value) if isinstance(value, Mapping) else value for name, value in stage.items()
     }
-    return {name: False if name in RESULT_NEUTRAL_OPTIONS else value for name, value in plain.items()}
+    return {
+        name: False if name in RESULT_NEUTRAL_OPTIONS else value
+        for name, value in plain.items()
+        if name not in LAUNCH_OPTIONS
+    }
 
 
 def make_parent(role: str, loaded: LoadedModel) -> Parent:

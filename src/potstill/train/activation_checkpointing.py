@@ -1,4 +1,4 @@
-"""The blocks of a language model, and how a run has them computed: twice, to save memory, or compiled."""
+"""The blocks of a language model, and how a run computes them: with activation checkpoints, or compiled."""
 
 import contextlib
 import warnings
@@ -16,13 +16,15 @@ from potstill.train.training_module import TrainingModule
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers of a language model: its heaviest list of modules (experts, of which there may be more, lie inside).
+    """The layers of a language model: the `ModuleList` with the most weights (lists of experts are inside of it).
 
-    Raises: UnsupportedModel.
+    Raises: UnsupportedModel if the model has no `ModuleList`.
     """
     block_lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     if not block_lists:
-        raise UnsupportedModel(f"{type(model).__name__} has no list of blocks to share out or compile; use one rank")
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no list of blocks to shard or compile; omit --shard and --compile"
+        )
     return max(
         block_lists, key=lambda block_list: sum(weight.numel() for block in block_list for weight in block.parameters())
     )
@@ -32,16 +34,18 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
 def apply_block_settings(
     module: TrainingModule, config: TrainConfig, *, compile_backend: str = "inductor"
 ) -> Iterator[None]:
-    """Inside, the blocks of `study` run as `settings` ask for (compiled `by`); afterwards its models are as they were.
+    """Inside, the blocks of `module` run as `config` says: compiled by `compile_backend`, or with checkpoints, or both.
 
-    Raises: UnsupportedModel where a model has no blocks that could.
+    Afterwards the models are as before.
+
+    Raises: UnsupportedModel if a model has no blocks, or cannot be checkpointed.
     """
     with contextlib.ExitStack() as stack:
         if config.checkpoint_activations:
             stack.enter_context(activation_checkpointing(unwrap_model(module.student)))
         if config.compile:
             student_blocks = find_blocks(module.student)
-            if config.checkpoint_activations:  # what is compiled has to lie inside what is computed twice
+            if config.checkpoint_activations:  # compiled parts have to be inside of checkpointed ones
                 student_blocks = [part for block in student_blocks for part in block.children()]
             stack.enter_context(
                 compile_modules(chain(student_blocks, *map(find_blocks, module.frozen_models)), backend=compile_backend)
@@ -51,17 +55,17 @@ def apply_block_settings(
 
 @contextlib.contextmanager
 def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, and in train mode, each block keeps its input alone and is computed again in the backward.
+    """Inside, and in train mode, each block saves only its input, and is computed again in the backward.
 
     Source: Chen et al., arXiv:1604.06174, with a checkpoint for every block.
 
-    Raises: UnsupportedModel.
+    Raises: UnsupportedModel if the model does not support it.
     """
     check_activation_checkpointing(model)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)  # the name that is new in transformers 5 is no older
+        warnings.filterwarnings("ignore", category=FutureWarning)  # the new name does not exist before transformers 5
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.disable_input_require_grads()  # only reentrant checkpoints lose the gradient where the embedding is frozen
+    model.disable_input_require_grads()  # only reentrant checkpoints need them to pass a frozen embedding
     try:
         yield
     finally:
@@ -71,12 +75,12 @@ def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
 
 
 def check_activation_checkpointing(model: nn.Module) -> None:
-    """Refuse a student whose blocks cannot be computed twice.
+    """Refuse a student that does not support activation checkpointing.
 
     Raises: UnsupportedModel.
     """
     plain_model = unwrap_model(model)
     if not plain_model.supports_gradient_checkpointing:
         raise UnsupportedModel(
-            f"{type(plain_model).__name__} cannot compute its blocks twice; omit --checkpoint-activations"
+            f"{type(plain_model).__name__} does not support activation checkpointing; omit --checkpoint-activations"
         )

@@ -74,8 +74,8 @@ class MetricsCallback(TrainerCallback):
 class ProgressLineCallback(TrainerCallback):
     """A progress line on stderr: steps, time left, tokens/s, up to four terms of the loss, memory."""
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, *, is_shown: bool = True) -> None:
+        self.title, self.is_shown = title, is_shown
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -84,6 +84,7 @@ class ProgressLineCallback(TrainerCallback):
             TextColumn("{task.fields[facts]}"),
             console=Console(stderr=True),
             transient=True,
+            disable=not is_shown,
         )
         self.start_mark = (0.0, 0)
 

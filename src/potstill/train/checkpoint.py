@@ -1,4 +1,8 @@
-"""Checkpoints that are whole or absent: written aside, hashed, synced, renamed; the last that verifies is resumed."""
+"""Checkpoints that are complete or absent.
+
+A checkpoint is written to a staging folder, hashed, synced and renamed. `--resume` takes the newest one whose hashes
+match.
+"""
 
 import json
 import re
@@ -13,16 +17,17 @@ MANIFEST = "manifest.json"
 
 
 def get_checkpoint_name(step: int) -> str:
-    """The folder of the checkpoint after `step` optimiser steps."""
+    """The folder name of the checkpoint after `step` optimizer steps."""
     return f"checkpoint-{step}"
 
 
 def seal_checkpoint(
     staged_folder: Path, run_folder: Path, *, run_id: str, world_size: int = 1, keep: int = 2, protected_name: str = ""
 ) -> Path:
-    """Hash every file of a staged checkpoint, move it into `run`, and remove all but the newest `keep` and `spare`.
+    """Hash every file of a staged checkpoint and move it into `run_folder`; returns its new folder.
 
-    `study` names the run that the checkpoint belongs to, so that no other run takes it up; `ranks` those that wrote it.
+    Removes older checkpoints, except for the newest `keep` and the one called `protected_name`. The manifest holds
+    `run_id`, so that no other run resumes from it, and the number of ranks that wrote it.
     """
     files = {str(f.relative_to(staged_folder)): hash_file(f) for f in sorted(staged_folder.rglob("*")) if f.is_file()}
     write_text(staged_folder / MANIFEST, json.dumps({"study": run_id, "ranks": world_size, "files": files}, indent=1))
@@ -30,14 +35,14 @@ def seal_checkpoint(
     destination = run_folder / staged_folder.name
     replace_folder(staged_folder, destination)
     for old in (folder for folder in _list_checkpoints(run_folder)[keep:] if folder.name != protected_name):
-        shutil.rmtree(old, ignore_errors=True)  # what is left of it no longer verifies, and goes at the next seal
+        shutil.rmtree(old, ignore_errors=True)  # remains of it fail verification, and are removed with the next one
     return destination
 
 
 def find_latest_checkpoint(run_folder: Path, *, run_id: str, world_size: int = 1) -> Path | None:
-    """The newest checkpoint of `run` whose hashes verify; None if there is none at all.
+    """The newest checkpoint in `run_folder` that `find_fault` accepts; None if the folder has no checkpoint.
 
-    Raises: ArtefactError if there are checkpoints but none is whole, or the newest belongs to another run.
+    Raises: ArtifactError if there are checkpoints, but none is accepted.
     """
     faults = []
     for folder in _list_checkpoints(run_folder):
@@ -51,7 +56,7 @@ def find_latest_checkpoint(run_folder: Path, *, run_id: str, world_size: int = 1
 
 
 def find_fault(folder: Path, *, run_id: str, world_size: int = 1) -> str | None:
-    """What is wrong with a checkpoint for `ranks` ranks, each of which has its own random state there, or None."""
+    """Why this run on `world_size` ranks cannot resume from a checkpoint, or None if it can."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files, saved_run_id, saved_world_size = manifest["files"], manifest["study"], manifest.get("ranks", 1)
@@ -61,7 +66,8 @@ def find_fault(folder: Path, *, run_id: str, world_size: int = 1) -> str | None:
         return f"{folder.name} belongs to a run with other settings, models or data"
     if saved_world_size != world_size:
         return (
-            f"{folder.name} was written by {saved_world_size} ranks, and this run has {world_size}; give it as many, or"
+            f"{folder.name} was written by {saved_world_size} ranks, and this run has {world_size}; "
+            f"use as many ranks as before, or"
         )
     for name, digest in files.items():
         file = folder / name

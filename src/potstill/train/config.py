@@ -7,37 +7,39 @@ from potstill.core.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, how fast and in what portions to train. Every default is ours, measured on SmolLM2 (see LOG.md)."""
+    """How long to train, at which rates and in which batches. Our defaults, measured on SmolLM2 (see LOG.md)."""
 
     tokens: int = 200_000
-    """Tokens seen in training, prompts and padding-free packs counted whole."""
+    """Tokens to train on, with prompts and the empty ends of packs."""
     context: int = 512
     """Longest document window, in tokens."""
     batch_tokens: int = 2048
-    """Tokens per optimiser step, over all ranks and micro-batches."""
+    """Tokens per optimizer step, over all ranks and micro-batches."""
     micro_tokens: int = 2048
-    """Most tokens of a forward pass on one rank; as many passes are accumulated as a step needs, all of one size."""
+    """Most tokens of a forward pass on one rank. A step accumulates as many passes of one size as it needs."""
     learning_rate: float = 5e-4
     warmup: float = 0.05
-    """Share of the steps over which the rate rises evenly to its height."""
+    """Share of the steps over which the learning rate rises linearly to its peak."""
     final_rate: float = 0.1
-    """The rate at the end of the cosine, as a share of `learning_rate`."""
+    """The learning rate at the end of the cosine schedule, as a share of `learning_rate`."""
     weight_decay: float = 0.01
     clip: float = 1.0
-    """Largest norm of the gradient; 0: any."""
+    """Largest norm of the gradient; larger ones are scaled down. 0: no limit."""
     seed: int = 1
     eval_every: int = 0
-    """Optimiser steps between evaluations; 0: none before the end."""
+    """Optimizer steps between evaluations; 0: none before the end."""
     save_every: int = 0
-    """Optimiser steps between checkpoints; 0: one tenth of the run, at least 10 steps."""
+    """Optimizer steps between checkpoints; 0: one tenth of the run, at least 10 steps."""
     patience: int = 0
-    """Stop after this many evaluations without a better one, and take the weights of the best; 0: never."""
+    """Stop after this many evaluations without improvement, and take the weights of the best one; 0: never."""
     checkpoint_activations: bool = False
-    """Keep each block's input alone for the backward and compute the block again there: less memory, more time."""
+    """Save only each block's input for the backward, and compute the block again there: less memory, more time."""
     compile: bool = False
-    """Run the layers of student and teacher through torch.compile, where it works here."""
+    """Run the layers of student and teacher through torch.compile."""
+    shard: bool = False
+    """Split the student's weights, gradients and optimizer states over the ranks of torchrun (FSDP2)."""
     report_to: tuple[str, ...] = ()
-    """Trackers beside metrics.jsonl: tensorboard, wandb, trackio."""
+    """Trackers in addition to metrics.jsonl: tensorboard, wandb, trackio."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "context", "batch_tokens", "micro_tokens"):
@@ -49,7 +51,7 @@ class TrainConfig:
                 f"lower --context"
             )
         if not 0 < self.learning_rate < 1:
-            raise UsageError(f"learning_rate is {self.learning_rate}; it must lie between 0 and 1")
+            raise UsageError(f"learning_rate is {self.learning_rate}; it must be between 0 and 1")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"warmup is {self.warmup}; it is a share of the steps, at least 0 and below 1")
         if not 0 <= self.final_rate <= 1:
@@ -58,21 +60,21 @@ class TrainConfig:
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.patience and not self.eval_every:
-            raise UsageError("patience counts evaluations; give eval_every too")
+            raise UsageError("patience counts evaluations; set eval_every too")
 
     @property
     def packs_per_step(self) -> int:
-        """Packs in one optimiser step, over all ranks and passes: the same however a step is cut up."""
+        """Packs in one optimizer step, over all ranks and passes."""
         return self.batch_tokens // self.context
 
     def packs_per_pass(self, world_size: int = 1) -> int:
-        """Packs in one forward pass: as many as `micro_tokens` allow, such that a step is a whole number of passes.
+        """Packs in one forward pass: as many as `micro_tokens` allows, so that a step is a whole number of passes.
 
-        Raises: UsageError if the ranks cannot share out the packs of a step evenly.
+        Raises: UsageError if the packs of a step are no multiple of the ranks.
         """
         if self.packs_per_step % world_size:
             raise UsageError(
-                f"a step of {self.packs_per_step} windows cannot be shared evenly by {world_size} ranks; make "
+                f"a step of {self.packs_per_step} windows cannot be split evenly over {world_size} ranks; make "
                 f"--batch-tokens a multiple of {self.context * world_size}"
             )
         packs_per_rank = self.packs_per_step // world_size
@@ -80,10 +82,10 @@ class TrainConfig:
         return max(packs for packs in range(1, min(max_packs, packs_per_rank) + 1) if packs_per_rank % packs == 0)
 
     def accumulation_steps(self, world_size: int = 1) -> int:
-        """Forward passes per optimiser step and rank."""
+        """Forward passes per optimizer step and rank."""
         return self.packs_per_step // (self.packs_per_pass(world_size) * world_size)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps until `tokens` are seen."""
+        """Optimizer steps that it takes to see `tokens`."""
         return max(1, round(self.tokens / (self.packs_per_step * self.context)))

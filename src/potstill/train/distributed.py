@@ -1,6 +1,6 @@
-"""The ranks of a launcher (torchrun, accelerate): the processes that run one job together, each with a copy of it all.
+"""The processes (ranks) that a launcher such as torchrun or accelerate starts to run one job together.
 
-In one process every function here is trivial. What only one rank may do (write, measure, draw, show) rank 0 does.
+In a single process these functions do nothing special. Rank 0 alone writes, measures, draws and shows.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from torch import distributed, nn
 
 from potstill.core.errors import ArtifactError, Interrupted, PeerFailed, PotstillError, UsageError
 
-TIMEOUT = timedelta(days=1)  # rank 0 measures while the others wait; a rank that dies ends them by itself
+TIMEOUT = timedelta(days=1)  # others wait while rank 0 measures; a rank that dies ends the others without a timeout
 FAILURE_KEY = "potstill/failed"
 SHARDING_SWITCHES = {
     "FSDP": "ACCELERATE_USE_FSDP",
@@ -27,12 +27,12 @@ CONNECTION_ERRORS = ("Connection closed by peer", "Connection reset by peer", "B
 
 
 def world_size() -> int:
-    """How many ranks there are."""
+    """The number of ranks."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this is, from 0 on."""
+    """The index of this rank, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -43,18 +43,20 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """A job that all ranks do together, over gloo on a CPU and NCCL on GPUs; they leave it together.
+    """Connects the ranks for one job, over gloo on a CPU and NCCL on GPUs. All ranks leave it together.
 
-    What goes wrong on one rank ends all of them, and the first to fail alone says why.
+    An error on one rank ends all ranks. Only the first rank to fail reports the reason.
 
-    Raises: PeerFailed on the others, with that one's exit code if theirs would be the same; UsageError where accelerate
-    was told to share weights out, which on a CPU it leaves undone in silence.
+    Raises:
+        PeerFailed: on the other ranks, with the exit code of their own error.
+        ArtifactError: another rank died without a message.
+        UsageError: accelerate is configured to shard weights, which it silently leaves undone on a CPU.
     """
     for name, switch in SHARDING_SWITCHES.items():
         if os.environ.get(switch, "").lower() in ("1", "true"):
             raise UsageError(
-                f"accelerate is to share the weights out by {name}, and each rank here holds, saves and resumes all of "
-                f"them; leave {name} out of its config or command (what is larger than a GPU: docs/scale.md)"
+                f"accelerate is configured to shard the weights by {name}, which potstill does not support; remove "
+                f"{name} from its config or command, and use --shard under torchrun instead (docs/scale.md)"
             )
     if world_size() == 1 or distributed.is_initialized():
         yield
@@ -67,22 +69,22 @@ def process_group() -> Iterator[None]:
         distributed.barrier()
     except BaseException as error:
         if not _is_first_failure():
-            raise PeerFailed("another rank failed; what it said tells why", exit_code=_get_exit_code(error)) from error
+            raise PeerFailed("another rank failed; its message tells why", exit_code=_get_exit_code(error)) from error
         if any(message in str(error) for message in CONNECTION_ERRORS):
-            raise ArtifactError("another rank ended without a word; see its log; --resume continues") from error
+            raise ArtifactError("another rank ended without a message; see its log; --resume continues") from error
         raise
     finally:
-        distributed.destroy_process_group()  # whoever waits for this rank learns by it that there is none
+        distributed.destroy_process_group()  # ranks that wait for this one get an error
 
 
 def barrier() -> None:
-    """Until all ranks are here."""
+    """Wait until all ranks have called this."""
     if world_size() > 1:
         distributed.barrier()
 
 
 def broadcast_from_main(value: Any) -> Any:
-    """What rank 0 gives as `value`, on every rank."""
+    """The `value` of rank 0, on every rank."""
     if world_size() == 1:
         return value
     objects: list[Any] = [value]
@@ -91,9 +93,9 @@ def broadcast_from_main(value: Any) -> Any:
 
 
 def check_same_on_all_ranks(label: str, value: str) -> None:
-    """Refuse ranks that differ in `value`, before they spoil one another's gradients in silence.
+    """Refuse ranks that differ in `value`, since their gradients would not belong together.
 
-    Raises: ArtefactError on all of them.
+    Raises: ArtifactError on all ranks.
     """
     if world_size() == 1:
         return
@@ -103,13 +105,12 @@ def check_same_on_all_ranks(label: str, value: str) -> None:
     if odd_rank is not None:
         raise ArtifactError(
             f"rank {odd_rank} has another {label} than rank 0 ({values[odd_rank]}, not {values[0]}); give all "
-            f"of them the same "
-            f"files on one file system, the same versions and the same kind of machine"
+            f"ranks the same files, the same package versions and the same kind of machine"
         )
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 of all weights, names and dtypes; one read of them all."""
+    """The first 16 hex digits of the SHA-256 of all weights, names, dtypes and shapes."""
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -121,7 +122,7 @@ def _is_first_failure() -> bool:
     try:
         store = distributed.distributed_c10d._get_default_store()
         return bool(store.add(FAILURE_KEY, 1) == 1)
-    except RuntimeError:  # whoever kept the store is gone
+    except RuntimeError:  # the rank that held the store has ended
         return True
 
 

@@ -1,84 +1,133 @@
-"""A study whose weights, gradients and optimiser states are shared out over ranks: FSDP2 (`fully_shard`).
+"""Shards a student's weights, gradients and optimizer states over the ranks of a launcher, with FSDP2 (`--shard`).
 
-A `Study` is the root, and holds what no block does: the embedding, the last norm, the head and the objective's own
-weights. FSDP gathers a root's weights when its forward begins and keeps them until its backward has ended, so the head
-that the fused loss reads there is whole, is gathered once a pass, and its gradient, which the loss accumulates by
-itself, is summed and shared out as any other. Outside of the forward every weight is a `DTensor`, the head's too.
+The `TrainingModule` is FSDP's root. It holds every weight that is in no block: the embedding, the last norm, the head
+and the objective's own weights. FSDP gathers a root's weights once a pass and keeps them until its backward has ended,
+so the fused loss reads a whole head. Outside of a pass every weight is a `DTensor`.
 
 Source: Zhao et al., PyTorch FSDP (arXiv:2304.11277); the stages are those of ZeRO (arXiv:1910.02054).
 """
 
-import warnings
-from pathlib import Path
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from potstill.models.signals import unwrap_model
+from potstill.core.errors import UsageError
+from potstill.train import distributed
 from potstill.train.activation_checkpointing import find_blocks
+from potstill.train.config import TrainConfig
 from potstill.train.training_module import TrainingModule
 
 
+def check_sharding(config: TrainConfig, *, lora: int = 0, on_policy: float = 0.0) -> None:
+    """Refuse a sharded run that cannot work, before anything is loaded.
+
+    Raises: UsageError.
+    """
+    if not config.shard:
+        return
+    if distributed.world_size() == 1:
+        raise UsageError("--shard needs several processes; start the command with torchrun (docs/scale.md)")
+    if lora:
+        raise UsageError("--lora trains few weights, and --shard splits trained weights; omit one of them")
+    if on_policy:
+        raise UsageError("--on-policy samples texts of different lengths on each rank, which --shard cannot run")
+    if config.compile:
+        raise UsageError("--compile does not work with --shard; omit one of them")
+
+
+@contextlib.contextmanager
+def shard_for_training(module: TrainingModule, config: TrainConfig) -> Iterator[TrainingModule]:
+    """Yields the module to train: `module` itself, or with `config.shard` a sharded one with the same weights.
+
+    While the sharded module trains, the student of `module` holds no memory. Afterwards it holds the trained weights,
+    whole on every rank. After an error it stays empty, since the other ranks may not join a gather.
+
+    Raises: UnsupportedModel where no list of blocks is found.
+    """
+    if not config.shard:
+        yield module
+        return
+    device = next(module.student.parameters()).device
+    sharded_module = shard_module(module, init_device_mesh(device.type, (distributed.world_size(),)))
+    for weight in module.student.parameters():
+        weight.data = torch.empty(0, dtype=weight.dtype, device=device)
+    yield sharded_module
+    for name, weight in gather(sharded_module.student.state_dict(keep_vars=True)).items():
+        module.student.get_parameter(name).data = weight
+
+
 def shard_module(module: TrainingModule, mesh: DeviceMesh) -> TrainingModule:
-    """`study` in place, with every block of its student shared out over `mesh`, and all else at the root.
+    """A module with the weights of `module`: each block of its student sharded over `mesh`, and the rest at the root.
 
-    Gradients are summed over ranks and not averaged: each rank divides its sums by the counts of the whole step. An
-    optimiser is made afterwards, from the parameters as they then are. Frozen models are left as they are.
+    Gradients are averaged over ranks, as in DDP. The optimizer is created afterwards, from the sharded parameters.
+    The objective and the frozen models are those of `module`; frozen models stay whole.
 
     Raises: UnsupportedModel where no list of blocks is found.
     """
-    for block in find_blocks(module.student):
+    weights_memo: dict[int, Any] = {id(weight): weight for weight in module.student.parameters()}
+    student = copy.deepcopy(module.student, weights_memo)  # new modules that hold the same parameters
+    sharded_module = module.with_student(student)
+    for block in find_blocks(student):
         fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
-    for submodule in module.modules():
-        if isinstance(submodule, FSDPModule):
-            submodule.set_gradient_divide_factor(1.0)
-    return module
+    fully_shard(sharded_module, mesh=mesh)
+    return sharded_module
 
 
-def shard_frozen_model(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """A teacher in place, with every block shared out over `mesh` and gathered for its part of each forward alone.
+def gather(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with every sharded tensor whole. All ranks have to call it; tensors that are tied stay tied."""
+    whole_tensors: dict[int, Tensor] = {}
+    for value in values.values():
+        if isinstance(value, DTensor) and id(value) not in whole_tensors:
+            whole_tensors[id(value)] = value.full_tensor().detach()
+    return {name: whole_tensors.get(id(value), value) for name, value in values.items()}
 
-    Embedding, last norm and head stay whole on every rank, since the loss asks for logits after the forward.
 
-    Raises: UnsupportedModel where no list of blocks is found.
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies whole `weights` into a model whose own are sharded or whole. All ranks have to hold the same `weights`."""
+    state = model.state_dict(keep_vars=True)
+    if not any(isinstance(weight, DTensor) for weight in state.values()):
+        model.load_state_dict(weights, strict=True)
+        return
+    for name, weight in state.items():
+        weight.copy_(shard_like(weights[name], weight))
+
+
+def shard_like(whole: Tensor, sharded: Tensor) -> Tensor:
+    """`whole` sharded as `sharded` is, each rank from its own copy; as it is where `sharded` is not sharded."""
+    if not isinstance(sharded, DTensor):
+        return whole
+    whole = whole.to(sharded.device)
+    return distribute_tensor(whole, sharded.device_mesh, sharded.placements, src_data_rank=None)
+
+
+def save_whole_states(optimizer: torch.optim.Optimizer) -> None:
+    """Lets `state_dict` of `optimizer` return whole tensors, and `load_state_dict` take them. No-op where unsharded.
+
+    All ranks have to call `state_dict` together.
     """
-    model.requires_grad_(False)
-    plain_model = unwrap_model(model)
-    block_list = find_blocks(plain_model)
-    for block in block_list:
-        fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    sharded_ids = {id(weight) for block in block_list for weight in block.parameters()}
-    unsharded_weights = {weight for weight in plain_model.parameters() if id(weight) not in sharded_ids}
-    fully_shard(
-        plain_model.base_model, mesh=mesh, ignored_params=unsharded_weights
-    )  # a root, so that the next block is fetched early
-    return model
 
+    def gather_states(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return state_dict | {"state": {index: gather(state) for index, state in state_dict["state"].items()}}
 
-def gather_weights(module: TrainingModule) -> dict[str, Tensor]:
-    """The student's weights whole, on every rank, as a stock `state_dict` for `save_pretrained`."""
-    return {
-        name: weight.full_tensor() if isinstance(weight, DTensor) else weight
-        for name, weight in module.student.state_dict().items()
-    }
+    def shard_states(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        return state_dict | {
+            "state": {
+                index: {
+                    name: shard_like(value, weights[index]) if value.shape == weights[index].shape else value
+                    for name, value in state.items()
+                }
+                for index, state in state_dict["state"].items()
+            }
+        }
 
-
-def save_sharded(module: TrainingModule, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Writes weights and optimiser states to `folder`, each rank its own share."""
-    weights, states = get_state_dict(module, optimizer)
-    state_dict_saver.save({"study": weights, "optimiser": states}, checkpoint_id=folder)
-
-
-def load_sharded(module: TrainingModule, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Takes back what `save` wrote, shared out over as many ranks as there are now, or in one process unshared."""
-    weights, states = get_state_dict(module, optimizer)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in one process that is meant
-        state_dict_loader.load({"study": weights, "optimiser": states}, checkpoint_id=folder)
-    set_state_dict(module, optimizer, model_state_dict=weights, optim_state_dict=states)
+    optimizer.register_state_dict_post_hook(gather_states)
+    optimizer.register_load_state_dict_pre_hook(shard_states)

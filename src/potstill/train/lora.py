@@ -1,4 +1,4 @@
-"""LoRA students through peft, merged on export so that what ships is a stock model."""
+"""LoRA students through peft. Adapters are merged on export, so the published model is a stock one."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from potstill.core.errors import UsageError
 
 
 def add_adapters(model: PreTrainedModel, rank: int, *, seed: int = 0) -> Any:
-    """`model` with trainable LoRA adapters of `rank` on every linear layer but the head, all else frozen.
+    """`model` with trainable LoRA adapters of `rank` on every linear layer except the head; all else is frozen.
 
-    `seed` draws their first weights, whatever was drawn before.
+    `seed` alone determines their initial weights.
 
     Source: arXiv:2106.09685, Eq. 3; alpha = 2 rank, as is common since.
 
@@ -21,7 +21,7 @@ def add_adapters(model: PreTrainedModel, rank: int, *, seed: int = 0) -> Any:
     from peft import LoraConfig, get_peft_model
 
     if rank < 1:
-        raise UsageError(f"a LoRA rank of {rank} trains nothing; give 1 or more")
+        raise UsageError(f"a LoRA rank of {rank} trains nothing; use 1 or more")
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
@@ -31,13 +31,13 @@ def add_adapters(model: PreTrainedModel, rank: int, *, seed: int = 0) -> Any:
 
 
 def merge_adapters(model: Any) -> PreTrainedModel:
-    """The stock model with the adapters added into its weights."""
+    """The stock model, with the adapters added to its weights."""
     merged_model: PreTrainedModel = model.merge_and_unload()
     return merged_model
 
 
 def get_adapter_weights(model: nn.Module) -> dict[str, Tensor] | None:
-    """The adapters' weights by name, live; None for a model that has none, all of which is trained."""
+    """The adapters' parameters by name (not copies), or None for a model without adapters."""
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):

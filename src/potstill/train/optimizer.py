@@ -1,4 +1,4 @@
-"""Which parameters one optimiser treats alike, and how."""
+"""The optimizer's groups of parameters, and how their gradients are prepared for a step."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The groups `decay` (matrices) and `no_decay` (norms and biases) of the student, then those of the objective.
 
-    A vector is no map: pulling a norm's weight towards 0 shrinks what it lets through, and an objective's own weights
-    are thrown away at the end, so neither decays. Groups without a parameter are left out.
+    Weight decay applies to the student's matrices only. Decay on a norm's weight would shrink its output, and an
+    objective's own weights are discarded after training. Groups without a parameter are left out.
     """
     groups: dict[str, dict[str, Any]] = {
         name: {"name": name, "params": [], "lr": rate, "weight_decay": decay, "sign": 1, "every": 1, "seen": 0}
@@ -32,7 +32,7 @@ def parameter_groups(
 
 
 def drop_resting_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Lets go of the gradients of groups that sit out the coming step; before clipping, whose norm is of the others."""
+    """Clear the gradients of groups that skip the coming step. Call it before clipping, so its norm excludes them."""
     for group in optimizer.param_groups:
         if (group["seen"] + 1) % group["every"] != 0:
             for parameter in group["params"]:
@@ -40,9 +40,9 @@ def drop_resting_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def prepare_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Before a step: groups rest, and gradients of groups that climb are turned round.
+    """Prepare for a step: clear the gradients of groups that skip it, and negate those of groups that maximize.
 
-    How many steps a group has seen is kept in it, and so in a checkpoint.
+    Each group counts its steps in `seen`, which checkpoints keep.
     """
     drop_resting_gradients(optimizer)
     for group in optimizer.param_groups:
@@ -53,7 +53,7 @@ def prepare_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 
 def _list_objective_parameters(objective: object) -> list[tuple[nn.Parameter, ParamGroup]]:
-    """Each trained parameter of the objective with the group of the innermost grouped module that holds it."""
+    """Each trained parameter of the objective, with the group of the innermost module that has one."""
     if not isinstance(objective, nn.Module):
         return []
     groups = {parameter: ParamGroup() for parameter in objective.parameters() if parameter.requires_grad}

@@ -1,10 +1,11 @@
-"""One training run, from a study and packs to a trained student, resumable at any step."""
+"""One training run, from a `TrainingModule` and packs to a trained student. It can be resumed at any step."""
 
 import hashlib
 import importlib.util
 import json
 import logging
 import statistics
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from potstill.train.callbacks import (
 )
 from potstill.train.config import TrainConfig
 from potstill.train.early_stopping import EarlyStopping, is_patience_exhausted
+from potstill.train.fsdp import shard_for_training
 from potstill.train.rollouts.base import Rollout
 from potstill.train.trainer import Trainer, make_training_arguments
 from potstill.train.training_module import TrainingModule
@@ -32,11 +34,11 @@ from potstill.train.training_module import TrainingModule
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run cost and where it ended.
+    """What a run cost, and its last losses.
 
-    `finished` is False if it was interrupted before its end and can be resumed. `seconds` is the time in training
-    steps, of all parts of a resumed run, without evaluations and checkpoints. `losses` are the means of each term over
-    the last tenth of the steps.
+    `finished` is False if the run was interrupted before its end and can be resumed. `seconds` counts training steps
+    only, without evaluations and checkpoints, over all parts of a resumed run. `peak_memory` is in bytes. `losses` are
+    the means of each term over the last tenth of the steps.
     """
 
     finished: bool
@@ -66,55 +68,56 @@ def train(
     title: str = "training",
     show: bool = True,
 ) -> TrainResult:
-    """Train `study` in place on `packs`; checkpoints and `metrics.jsonl` go to `folder`.
+    """Train `module` in place on `packs`; checkpoints and `metrics.jsonl` go to `folder`.
 
-    `rollout` writes the tokens of each step anew before they are counted; `rollout.tally` is what it says of them in
-    `metrics.jsonl`. `identity` names the run (settings, models, data); a checkpoint of another identity is refused.
+    `rollout` replaces tokens of each step before they are counted; its tally goes to `metrics.jsonl`. `run_id` stands
+    for settings, models and data: a checkpoint with another one is refused.
 
     Raises:
-        ArtefactError: `resume` finds checkpoints but none that is whole and of this run, or one cannot be written.
-        TrainingDiverged: the loss or a gradient is no finite number, or the loss explodes.
+        ArtifactError: `resume` finds checkpoints, but none is whole and of this run; or one cannot be written.
+        TrainingDiverged: the loss or a gradient is not finite, or the loss explodes.
         UsageError, MissingDependency: evaluations without data, or a tracker that is not installed.
     """
     _check_inputs(config, validation)
     folder.mkdir(parents=True, exist_ok=True)
+    silence_libraries()
+    interrupt = InterruptCallback()
+    progress = ProgressLineCallback(title, is_shown=show and distributed.is_main_process())
+    with shard_for_training(module, config) as trained_module:
+        trainer = _build_trainer(
+            trained_module,
+            config,
+            folder,
+            callbacks=[MetricsCallback(folder / METRICS_FILE), interrupt, progress],
+            run_id=run_id,
+            rollout=rollout,
+            train_dataset=packs,
+            eval_dataset=validation,
+            processing_class=tokenizer,
+        )
+        last_checkpoint = _find_last_checkpoint(folder, run_id) if resume else None
+        distributed.check_same_on_all_ranks("last checkpoint", str(last_checkpoint))
+        with interrupt, closing(progress), retain_freed_memory(), apply_block_settings(trained_module, config):
+            _train_or_restore(trainer, last_checkpoint, config)
+        distributed.barrier()  # rank 0 has written the last line
+        finished = trainer.state.global_step >= trainer.args.max_steps or not interrupt.is_requested
+        if finished and config.patience:
+            trainer.restore_best()
+    return _make_result(trainer, finished=finished)
+
+
+def _build_trainer(
+    module: TrainingModule, config: TrainConfig, folder: Path, *, callbacks: list[TrainerCallback], **options: Any
+) -> Trainer:
     device = next(module.student.parameters()).device.type
     args = make_training_arguments(config, folder, device=device, world_size=distributed.world_size())
-    callbacks: list[TrainerCallback] = [MetricsCallback(folder / METRICS_FILE), interrupt := InterruptCallback()]
-    if show and args.process_index == 0:
-        callbacks.append(ProgressLineCallback(title))
     if config.patience:
-        callbacks.append(EarlyStopping(config.patience))
-    silence_libraries()
-    trainer = Trainer(
-        module,
-        args,
-        run_id=run_id,
-        keep_best=bool(config.patience),
-        rollout=rollout,
-        train_dataset=packs,
-        eval_dataset=validation,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
-    last_checkpoint = (
-        checkpoint.find_latest_checkpoint(folder, run_id=run_id, world_size=distributed.world_size())
-        if resume
-        else None
-    )
-    distributed.check_same_on_all_ranks("last checkpoint", str(last_checkpoint))
-    with interrupt, retain_freed_memory(), apply_block_settings(module, config):
-        try:
-            _train_or_restore(trainer, last_checkpoint, config)
-        finally:
-            for callback in callbacks:
-                if isinstance(callback, ProgressLineCallback):
-                    callback.close()
-    distributed.barrier()  # rank 0 has written the last line
-    finished = trainer.state.global_step >= args.max_steps or not interrupt.is_requested
-    if finished and config.patience:
-        trainer.restore_best()
-    return _make_result(trainer, finished=finished)
+        callbacks = [*callbacks, EarlyStopping(config.patience)]
+    return Trainer(module, args, keep_best=bool(config.patience), callbacks=callbacks, **options)
+
+
+def _find_last_checkpoint(folder: Path, run_id: str) -> Path | None:
+    return checkpoint.find_latest_checkpoint(folder, run_id=run_id, world_size=distributed.world_size())
 
 
 def _check_inputs(config: TrainConfig, validation: Any) -> None:
@@ -128,7 +131,7 @@ def _check_inputs(config: TrainConfig, validation: Any) -> None:
 
 
 def _train_or_restore(trainer: Trainer, last_checkpoint: Path | None, config: TrainConfig) -> None:
-    """Trains to the end; from a checkpoint that is the end already, only takes what is there."""
+    """Trains to the end, or only loads a checkpoint that was saved at the end."""
     if last_checkpoint is not None:
         state = TrainerState.load_from_json(str(last_checkpoint / TRAINER_STATE_NAME))
         if state.global_step >= trainer.args.max_steps or is_patience_exhausted(state.log_history, config.patience):
@@ -138,19 +141,19 @@ def _train_or_restore(trainer: Trainer, last_checkpoint: Path | None, config: Tr
 
 
 def compute_run_id(*facts: Any) -> str:
-    """A short digest of everything that makes a run this run."""
+    """A short digest of everything that a run depends on."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def silence_libraries() -> None:
-    """Silence the libraries' own progress; ours says the same in one line."""
+    """Silence the progress bars and warnings of Hugging Face's libraries; potstill shows one line of its own."""
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
 
 def read_run_metrics(folder: Path) -> list[dict[str, int | float]]:
-    """The lines of `metrics.jsonl`."""
+    """The lines of `metrics.jsonl` in `folder`, as plain data."""
     return read_metrics(folder / METRICS_FILE)
 
 

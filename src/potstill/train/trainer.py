@@ -1,4 +1,4 @@
-"""The one trainer: Hugging Face's, training a `Study`, knowing no method."""
+"""Hugging Face's trainer for a `TrainingModule`. It knows no particular objective."""
 
 import math
 import shutil
@@ -11,6 +11,8 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerState, TrainingArguments
 
@@ -19,6 +21,7 @@ from potstill.data.packing import collate
 from potstill.train import checkpoint
 from potstill.train.config import TrainConfig
 from potstill.train.early_stopping import find_best_step, find_loss_explosion
+from potstill.train.fsdp import gather, load_weights, save_whole_states
 from potstill.train.lora import get_adapter_weights
 from potstill.train.optimizer import drop_resting_gradients, parameter_groups, prepare_gradients
 from potstill.train.rollouts.base import Rollout, StatefulRollout, make_generator, summarize_tally
@@ -26,15 +29,19 @@ from potstill.train.training_module import TrainingModule
 
 OBJECTIVE_FILE = "objective.safetensors"
 ADAPTERS_FILE = "adapters.safetensors"
-ROLLOUT_FILE = "rollout-{}.safetensors"  # of each rank
+ROLLOUT_FILE = "rollout-{}.safetensors"  # one for each rank
 
 
 class Trainer(transformers.Trainer):
-    """Trains a `Study`: counts each term over all micro-batches and ranks before any forward, and only then divides."""
+    """Trains a `TrainingModule`.
+
+    It counts each term over all micro-batches and ranks of a step before the first forward, so that every loss is
+    divided by the same counts, however a step is cut up.
+    """
 
     loss_is_scaled_for_ga = True
     model: TrainingModule
-    _staging_folder: Path | None = None  # where a checkpoint is written before it is sealed
+    _staging_folder: Path | None = None  # where a checkpoint is written before it is moved to its place
 
     def __init__(
         self,
@@ -48,23 +55,26 @@ class Trainer(transformers.Trainer):
     ) -> None:
         super().__init__(module, args, data_collator=collate, **kwargs)
         for callback in (transformers.PrinterCallback, transformers.ProgressCallback):
-            self.remove_callback(callback)  # train/callbacks.py shows and records
+            self.remove_callback(callback)  # train/callbacks.py has its own
         self.run_id = run_id
-        self.keep_best = keep_best  # whether the checkpoint of the best evaluation outlives newer ones
+        self.keep_best = keep_best  # whether to keep the checkpoint of the best evaluation beside the newest ones
         self.rollout = rollout
+        self.is_sharded = isinstance(module, FSDPModule)
+        if self.is_sharded:
+            vars(module)["_is_accelerate_prepared"] = True  # else accelerate would wrap the sharded module in DDP
         self._sums = torch.zeros(len(module.term_names), dtype=torch.float64)
         self._counts = torch.zeros_like(self._sums)
-        self._batches: list[Any] = []  # of the step in hand, to name them when it goes wrong
+        self._batches: list[Any] = []  # the batches of the current step, for error messages
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The batches of a step and their counts; with a rollout, as they are once it has written its part of them."""
+        """The batches of a step and their counts; a rollout has replaced its documents in them."""
         batches = epoch_iterator if self.rollout is None else self._apply_rollout(epoch_iterator, self.rollout)
         return super().get_batch_samples(batches, num_batches, device)
 
     def _apply_rollout(self, batches: Iterator[Any], rollout: Rollout) -> Iterator[Any]:
-        """Each batch with what the rollout writes."""
+        """The batches with the documents that the rollout wrote."""
         generator = make_generator(self.args.seed, self.state.global_step, self.args.process_index)
         module = self.training_module
         for batch in batches:  # not `yield from`, which would close the loader at the end of a step
@@ -83,15 +93,15 @@ class Trainer(transformers.Trainer):
 
     @property
     def training_module(self) -> TrainingModule:
-        """The study itself, below any wrapper."""
+        """The training module without any wrapper."""
         return self.accelerator.unwrap_model(self.model)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
-        """The loss of one micro-batch; keeps the sums of each term for the log.
+        """The loss of one micro-batch. Adds the sums of its terms to those for the log.
 
-        Raises: TrainingDiverged on a loss that is not finite.
+        Raises: TrainingDiverged if the loss is not finite.
         """
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not torch.isfinite(loss):
@@ -105,9 +115,10 @@ class Trainer(transformers.Trainer):
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        self._drop_resting_gradients()  # here too, since nothing may have been clipped
+        self._drop_resting_gradients()  # here too, since a run without clipping does not call `_clip_grad_norm`
         norm = super()._get_grad_norm(model, grad_norm)
-        if not math.isfinite(norm):  # checked before the optimiser steps, so no weight is ever spoilt
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not math.isfinite(norm):  # checked before the optimizer step, so the weights stay good
             self._raise_divergence(f"the gradient's norm became {float(norm)}", self._batches)
         return norm
 
@@ -116,9 +127,9 @@ class Trainer(transformers.Trainer):
         drop_resting_gradients(self.optimizer)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each term since the last line to the log.
+        """Log with the mean of each term since the last line.
 
-        Raises: TrainingDiverged if the loss has exploded (see `watch.exploded_from`).
+        Raises: TrainingDiverged if the loss has exploded (see `find_loss_explosion`).
         """
         has_step_loss = "loss" in logs and bool(self._counts.any())
         super().log(
@@ -135,7 +146,7 @@ class Trainer(transformers.Trainer):
         suffix = f" and {len(batches) - 2} more" if len(batches) > 2 else ""
         raise TrainingDiverged(
             f"{reason} at step {step}, on the batch that begins with {openings}{suffix}; lower the learning rate, "
-            f"or look at that text"
+            f"or check that text"
         )
 
     def _describe_opening(self, batch: Any) -> str:
@@ -143,7 +154,7 @@ class Trainer(transformers.Trainer):
         return repr(self.processing_class.decode(ids)) if self.processing_class else f"the tokens {ids}"
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Hugging Face's choice of optimiser over named groups of parameters."""
+        """The optimizer that Hugging Face's arguments name, over our groups of parameters."""
         if self.optimizer is None:
             wrapped_model = self.model if model is None else model
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, wrapped_model)
@@ -152,6 +163,8 @@ class Trainer(transformers.Trainer):
             groups = parameter_groups(module.student, module.objective, rate=rate, weight_decay=decay)
             self.optimizer: torch.optim.Optimizer | None = optimizer_class(groups, **options)
             self.optimizer.register_step_pre_hook(prepare_gradients)
+            if self.is_sharded:
+                save_whole_states(self.optimizer)
         return self.optimizer
 
     def _compute_term_means(self) -> dict[str, float]:
@@ -162,7 +175,7 @@ class Trainer(transformers.Trainer):
         return {k: s / max(n, 1) for k, s, n in zip(self.training_module.term_names, *totals.tolist(), strict=True)}
 
     def _pop_rollout_counts(self) -> dict[str, int]:
-        """What was rolled out since the last line, over all ranks."""
+        """The rollout's counts since the last line, summed over all ranks; this resets them."""
         if self.rollout is None:
             return {}
         tally = summarize_tally(self.rollout.tally)
@@ -176,13 +189,15 @@ class Trainer(transformers.Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Sum over all evaluation rows, divided once: `eval_loss` and `eval_<term>`."""
+        """`eval_loss` and `eval_<term>`: the sums over all evaluation rows, divided once."""
         module, mode = self.training_module, self.training_module.training
         sums, counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
         module.eval()
-        for batch in self._iterate_eval_batches(eval_dataset):
-            sums += module(**batch)["sums"].double().cpu()
-            counts += module.counts(batch)
+        for batch, is_counted in self._iterate_eval_batches(eval_dataset):
+            batch_sums = module(**batch)["sums"].double().cpu()
+            if is_counted:
+                sums += batch_sums
+                counts += module.counts(batch)
         module.train(mode)
         if self.args.world_size > 1:
             sums, counts = self.accelerator.reduce(torch.stack([sums, counts]).to(self.args.device)).cpu()
@@ -198,26 +213,36 @@ class Trainer(transformers.Trainer):
         )
         return metrics
 
-    def _iterate_eval_batches(self, dataset: Any) -> Iterator[dict[str, Tensor]]:
-        """This rank's share of the rows, none twice: accelerate's loader repeats rows until every rank has as many."""
+    def _iterate_eval_batches(self, dataset: Any) -> Iterator[tuple[dict[str, Tensor], bool]]:
+        """This rank's share of the rows, and whether the batch counts.
+
+        No row counts twice, as it would with accelerate's loader, which repeats rows until all ranks have as many.
+        The ranks of a sharded model gather its weights together, so a rank with fewer batches runs some that don't
+        count.
+        """
         dataset = self.eval_dataset if dataset is None else dataset
-        rank_rows = Subset(dataset, range(self.args.process_index, len(dataset), self.args.world_size))
-        for batch in DataLoader(rank_rows, self.args.per_device_eval_batch_size, collate_fn=collate):
-            yield self._prepare_inputs(batch)
+        size, ranks = self.args.per_device_eval_batch_size, self.args.world_size
+        rank_rows = list(range(self.args.process_index, len(dataset), ranks))
+        num_batches = math.ceil(len(rank_rows) / size)
+        most_batches = math.ceil(math.ceil(len(dataset) / ranks) / size) if self.is_sharded else num_batches
+        for batch in DataLoader(Subset(dataset, rank_rows), size, collate_fn=collate):
+            yield self._prepare_inputs(batch), True
+        for _ in range(most_batches - num_batches):
+            yield self._prepare_inputs(collate([dataset[0]])), False
 
     def restore(self, folder: Path, state: TrainerState) -> None:
-        """Take weights, objective and progress from a checkpoint, without training any further."""
+        """Load weights, objective and progress from a checkpoint, without training."""
         self._load_from_checkpoint(str(folder))
         self.state: TrainerState = state
 
     def restore_best(self) -> None:
-        """Take the weights of the best evaluation.
+        """Load the weights of the best evaluation.
 
-        Raises: ArtefactError if its checkpoint does not verify.
+        Raises: ArtifactError if its checkpoint is damaged.
         """
         folder = Path(self.args.output_dir) / self._get_best_checkpoint_name()
         if fault := checkpoint.find_fault(folder, run_id=self.run_id, world_size=self.args.world_size):
-            raise ArtifactError(f"the weights of the best evaluation cannot be read: {fault}; start again")
+            raise ArtifactError(f"the checkpoint of the best evaluation cannot be read: {fault}; start again")
         self._load_from_checkpoint(str(folder))
 
     def _get_best_checkpoint_name(self) -> str:
@@ -227,12 +252,12 @@ class Trainer(transformers.Trainer):
         run_folder = Path(self.args.output_dir)
         staging_folder = run_folder / f".{checkpoint.get_checkpoint_name(self.state.global_step)}.partial"
         if self.args.should_save:
-            shutil.rmtree(staging_folder, ignore_errors=True)  # of a process that was killed while it saved
+            shutil.rmtree(staging_folder, ignore_errors=True)  # left by a process that was killed while saving
         self.accelerator.wait_for_everyone()
         self._staging_folder = staging_folder
         try:
             super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # each rank writes its own random state
+            self.accelerator.wait_for_everyone()  # each rank has written its own random state
             if self.args.should_save:
                 staged_folder = staging_folder / checkpoint.get_checkpoint_name(self.state.global_step)
                 best_name = self._get_best_checkpoint_name() if self.keep_best else ""
@@ -243,11 +268,10 @@ class Trainer(transformers.Trainer):
                     world_size=self.args.world_size,
                     protected_name=best_name,
                 )
-        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save says a full disk with a RuntimeError
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises RuntimeError for a full disk
             raise ArtifactError(
-                f"the checkpoint of step {self.state.global_step} could not be written to {run_folder} "
-                f"({error}); make room "
-                f"or give permission there, then continue from the one before it with --resume"
+                f"the checkpoint of step {self.state.global_step} could not be written to {run_folder} ({error}); "
+                f"free disk space or fix the permissions there, then continue from the last checkpoint with --resume"
             ) from error
         finally:
             self._staging_folder = None
@@ -257,18 +281,31 @@ class Trainer(transformers.Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging_folder or self.args.output_dir)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves student and objective on rank 0; all ranks have to call it, since sharded weights are gathered."""
+        student_weights = gather(self.training_module.student.state_dict(keep_vars=True)) if self.is_sharded else None
+        objective_state = gather(_get_objective_state(self.training_module))
+        if self.args.should_save:
+            self._save(output_dir, student_weights)
+            if objective_state:
+                save_file(objective_state, Path(output_dir or self.args.output_dir) / OBJECTIVE_FILE)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         adapter_weights = get_adapter_weights(self.training_module.student)
         if adapter_weights is None:
-            self.training_module.student.save_pretrained(folder)
+            self.training_module.student.save_pretrained(folder, state_dict=state_dict)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             save_file({name: weight.detach() for name, weight in adapter_weights.items()}, folder / ADAPTERS_FILE)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
-        if objective_state := _get_objective_state(self.training_module):
-            save_file(objective_state, folder / OBJECTIVE_FILE)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_sharded and not self.args.should_save:
+            assert self.optimizer is not None
+            self.optimizer.state_dict()  # joins the gathers of rank 0
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -279,11 +316,11 @@ class Trainer(transformers.Trainer):
         folder, module = Path(resume_from_checkpoint), self.training_module
         if get_adapter_weights(module.student) is None:
             saved_model = type(module.student).from_pretrained(folder, dtype=module.student.dtype)
-            module.student.load_state_dict(saved_model.state_dict(), strict=True)
+            load_weights(module.student, saved_model.state_dict())
         else:
             _copy_weights(get_adapter_weights(module.student) or {}, load_file(folder / ADAPTERS_FILE))
         if _get_objective_state(module):
-            module.objective.load_state_dict(load_file(folder / OBJECTIVE_FILE), strict=True)  # type: ignore[attr-defined]
+            load_weights(module.objective, load_file(folder / OBJECTIVE_FILE))  # type: ignore[arg-type]
         if isinstance(self.rollout, StatefulRollout):
             self.rollout.load_state_dict(load_file(folder / ROLLOUT_FILE.format(self.args.process_index)))
 
@@ -291,7 +328,7 @@ class Trainer(transformers.Trainer):
 def _copy_weights(weights: dict[str, Tensor], saved_weights: dict[str, Tensor]) -> None:
     if weights.keys() != saved_weights.keys():
         raise ArtifactError(
-            f"the checkpoint's adapters are not this run's: {sorted(weights.keys() ^ saved_weights.keys())[0]}"
+            f"the checkpoint has other adapters than this run: {sorted(weights.keys() ^ saved_weights.keys())[0]}"
         )
     with torch.no_grad():
         for name, weight in weights.items():
@@ -306,7 +343,7 @@ def _get_objective_state(module: TrainingModule) -> dict[str, Tensor]:
 def make_training_arguments(
     config: TrainConfig, folder: Path, *, device: str = "cpu", world_size: int = 1
 ) -> TrainingArguments:
-    """Hugging Face's arguments for these settings."""
+    """Hugging Face's arguments for `config`, with checkpoints in `folder`."""
     steps, packs = config.steps, config.packs_per_pass(world_size)
     args = TrainingArguments(
         output_dir=str(folder),
@@ -328,18 +365,18 @@ def make_training_arguments(
         eval_steps=config.eval_every or None,
         save_strategy="steps",
         save_steps=config.save_every or max(10, steps // 10),
-        save_total_limit=None,  # checkpoint.seal keeps the newest two
+        save_total_limit=None,  # seal_checkpoint keeps the newest two
         logging_steps=1,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
         label_names=["labels"],
         average_tokens_across_devices=True,
         include_num_input_tokens_seen="all",
-        ddp_find_unused_parameters=False,  # every weight of a study is in its loss; to look for others costs time
+        ddp_find_unused_parameters=False,  # every trained weight is in the loss, and the search costs time
         report_to=list(config.report_to),
         disable_tqdm=True,
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
     )
-    args._n_gpu = min(1, args.n_gpu)  # several GPUs in one process would be split by DataParallel, rows and counts
+    args._n_gpu = min(1, args.n_gpu)  # else DataParallel would split rows and counts over the GPUs of this process
     return args

@@ -1,4 +1,4 @@
-"""What is trained is one module: the student together with its objective."""
+"""The module that is trained: the student together with its objective, with frozen teachers beside it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -23,18 +23,18 @@ from potstill.models.signals import compute_signals
 
 
 class TrainingModule(nn.Module):
-    """loss = sum over terms of weight * sum / count, from the student, an objective and frozen companions.
+    """Computes loss = sum over terms of weight * sum / count, from a student, an objective and frozen teachers.
 
-    Backbone, fused head and projectors are all inside `forward`, so that gradient hooks (DDP, FSDP), clipping, zeroing
-    and checkpoints see every parameter. Frozen companions (teachers, references) are kept outside the module tree: they
-    are never trained, saved or switched to train mode.
+    Backbone, fused head and projectors all run inside `forward`, so that DDP, FSDP, clipping and checkpoints see every
+    parameter. Frozen models (teachers, references) are outside the module tree: they are never trained, saved or
+    switched to train mode.
 
-    `vocabulary` is the number of real ids, of all networks or by name; the rows that pad a head to a round width are
-    cut off. A frozen network with tokens of its own reads its own `view` of the batch.
-    `compute_dtype` is what matrices are multiplied in; the student's weights stay as they are (fp32 masters).
+    `vocabulary` is the number of real token ids, for all networks or by network name. Rows that pad a head to a round
+    width are cut off. A frozen network with another tokenizer reads its own view of the batch.
+    `compute_dtype` is the dtype of matrix products. The student's weights keep their dtype (float32 masters).
     """
 
-    # Hugging Face's trainer hands `num_items_in_batch` on only to a model that says so (a named argument is not enough)
+    # Hugging Face's trainer passes `num_items_in_batch` only to models with this flag; a named argument is not enough.
     accepts_loss_kwargs = True
 
     def __init__(
@@ -62,9 +62,15 @@ class TrainingModule(nn.Module):
         for model in (student, *self._frozen_models):
             is_causal(model)  # probed now, before a wrapper or autocast gets in the way
 
+    def with_student(self, student: nn.Module) -> "TrainingModule":
+        """A module for another student, with the same objective and the same frozen models and sources."""
+        frozen: dict[str, PreTrainedModel | SignalSource] = {**self.frozen_models_by_name, **self._signal_sources}
+        options: dict[str, Any] = {"vocabulary": self.vocabulary, "compute_dtype": self.compute_dtype}
+        return TrainingModule(student, self.objective, frozen=frozen, **options)
+
     @property
     def frozen_models(self) -> list[PreTrainedModel]:
-        """The frozen models that are here."""
+        """The frozen models whose weights are loaded."""
         return list(self._frozen_models)
 
     @property
@@ -73,7 +79,7 @@ class TrainingModule(nn.Module):
         return list(self.objective.weights)
 
     def counts(self, batch: Batch) -> Tensor:
-        """How many summands each term has in `batch`, in the order of `term_names`."""
+        """The number of summands of each term in `batch` [terms], in the order of `term_names`."""
         counts_by_name = self.objective.counts(batch)
         return torch.tensor([counts_by_name[name] for name in self.term_names])
 
@@ -82,9 +88,9 @@ class TrainingModule(nn.Module):
         num_items_in_batch: Tensor | None = None,
         **batch: Tensor,
     ) -> dict[str, Tensor]:
-        """`loss` (divided by `num_items_in_batch`, one count per term) and the undivided `sums [terms]`.
+        """`loss` (terms divided by `num_items_in_batch` [terms]) and the undivided `sums` [terms].
 
-        Without `num_items_in_batch` the counts of this batch alone divide.
+        Without `num_items_in_batch`, terms are divided by the counts of this batch alone.
         """
         counts = (self.counts(batch) if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         batch |= {f"{DIVISOR}.{name}": count for name, count in zip(self.term_names, counts, strict=True)}
@@ -93,7 +99,7 @@ class TrainingModule(nn.Module):
         needs = self.objective.needs(batch)
         frozen = self._compute_frozen_signals(batch, {name: need for name, need in needs.items() if name != "student"})
         device = batch["input_ids"].device
-        with self.autocast(device):  # the objective too: it computes the head, the largest of all matrices
+        with self.autocast(device):  # for the objective too: it multiplies the head, the largest matrix
             student = compute_signals(
                 self.student, get_view(batch, "student"), needs["student"], vocabulary=self._get_vocabulary("student")
             )
@@ -115,10 +121,8 @@ class TrainingModule(nn.Module):
     def _compute_frozen_signals(self, batch: Batch, needs: Mapping[str, Needs]) -> dict[str, Signals]:
         frozen_signals = {}
         for name, need in needs.items():
-            (network_batch, need), vocabulary = (
-                select_routed_documents(get_view(batch, name), need),
-                self._get_vocabulary(name),
-            )
+            network_batch, need = select_routed_documents(get_view(batch, name), need)
+            vocabulary = self._get_vocabulary(name)
             if not network_batch["input_ids"].numel():
                 continue  # no position in this pass needs it
             if name in self._signal_sources:
@@ -135,18 +139,18 @@ class TrainingModule(nn.Module):
 
     @property
     def frozen_models_by_name(self) -> Mapping[str, PreTrainedModel]:
-        """The companions that are alive here, by name."""
+        """The frozen models whose weights are loaded, by name."""
         return self._frozen_models.models_by_name
 
     def autocast(self, device: torch.device) -> torch.autocast | nullcontext[None]:
-        """What multiplies matrices in the compute dtype."""
+        """A context in which matrices are multiplied in `compute_dtype`."""
         if self.compute_dtype == torch.float32:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.compute_dtype)
 
 
 class _UnregisteredModels:
-    """Models that `nn.Module` must not find: a plain holder is no parameter, module or buffer."""
+    """Holds models outside the module tree: `nn.Module` does not register what a plain object holds."""
 
     def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
         self.models_by_name = dict(models)

@@ -188,7 +188,7 @@ def test_a_forecast_plans_arms_across_tokenizers(arena: Arena, foreign: Path) ->
         ({"objectives": ("cross_entropy", "kl")}, "'kl'"),
         ({"objectives": ("jsd:beta=2",)}, "beta"),
         ({"objectives": ("jsd@speed=2",)}, "no setting 'speed'.*cross_entropy, temperature, lr"),
-        ({"objectives": ("jsd@lr=fast",)}, "sets lr to 'fast', which is no number"),
+        ({"objectives": ("jsd@lr=fast",)}, "sets lr to 'fast', which is not a number"),
         ({"objectives": ("jsd@lr=2",)}, "learning_rate is 2"),
         ({"objectives": ("jsd@lr=1e-4,lr=1e-3",)}, "sets lr twice"),
         ({"objectives": ("jsd:beta=0.3,beta=0.4",)}, "sets an option twice"),

@@ -19,17 +19,12 @@ from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.plan.plan import Plan
+from potstill.stages.resources.activation_memory import measure_autograd_bytes
 from potstill.stages.resources.calibration import Calibration, StepMeasurements, fit_calibration
 from potstill.stages.resources.dataset_stats import PackingStats
 from potstill.stages.resources.estimate import estimate
 from potstill.stages.resources.layer_timing import LayerTimings, Rate, measure_layer_timings
-from potstill.stages.resources.profiling import (
-    MEASURED_STEPS,
-    WARM_UP_STEPS,
-    StepTimer,
-    estimate_profiling_seconds,
-    measure_autograd_bytes,
-)
+from potstill.stages.resources.profiling import MEASURED_STEPS, WARM_UP_STEPS, StepTimer, estimate_profiling_seconds
 from potstill.stages.resources.workload import Workload
 from potstill.train.config import TrainConfig
 
@@ -167,7 +162,7 @@ def test_the_loss_of_a_source_that_was_not_measured_is_guessed_in_order() -> Non
 
 def test_a_calibration_survives_json_and_another_document_is_refused() -> None:
     assert Calibration.from_dict(json.loads(json.dumps(RATES.to_dict()))) == RATES
-    with pytest.raises(ArtifactError, match="a calibration holds backward"):
+    with pytest.raises(ArtifactError, match="a calibration has the keys backward"):
         Calibration.from_dict({"student": 1.0})
 
 
@@ -270,6 +265,6 @@ def test_few_aligned_tokens_are_said(apart: DistillConfig, monkeypatch: pytest.M
 def test_a_cache_is_suggested_to_a_method_that_it_can_serve(name: str, served: bool, stage: DistillConfig) -> None:
     made = Plan(distill=replace(stage, objective=ObjectiveConfig(name=name)), calibration=RATES).run()
     offered = [one["change"] for one in made["suggestions"] if one["change"].startswith("--teacher-cache")]
-    assert offered == ["--teacher-cache CACHE, made before by potstill cache --hidden"] * served
+    assert offered == ["--teacher-cache CACHE, made before with potstill cache --hidden"] * served
     assert made["parameters"]["objective"] > 0
     assert made["alignment"] is None

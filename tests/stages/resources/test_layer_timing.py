@@ -9,8 +9,8 @@ from potstill.core.blueprint import Blueprint, Layer
 from potstill.layers.ffn.swiglu import SwiGLU
 from potstill.layers.mixers.attention import Attention
 from potstill.stages.resources import layer_timing
+from potstill.stages.resources.activation_memory import measure_autograd_bytes
 from potstill.stages.resources.layer_timing import Rate
-from potstill.stages.resources.profiling import measure_autograd_bytes
 
 NARROW, WIDE = (Layer(Attention(2, 2, 8), SwiGLU(width)) for width in (16, 64))
 

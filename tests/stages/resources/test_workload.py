@@ -19,9 +19,9 @@ from potstill.models.families.registry import export_model, read_blueprint
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
+from potstill.stages.resources.activation_memory import PROBE_TOKENS, _count_saved_bytes, measure_autograd_bytes
 from potstill.stages.resources.dataset_stats import PackingStats, compute_packing_stats
 from potstill.stages.resources.estimate import measure_tokenizer_bytes
-from potstill.stages.resources.profiling import PROBE_TOKENS, _count_saved_bytes, measure_autograd_bytes
 from potstill.stages.resources.workload import Workload
 from potstill.train.activation_checkpointing import activation_checkpointing
 from potstill.train.config import TrainConfig

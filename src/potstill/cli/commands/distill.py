@@ -44,6 +44,7 @@ def distill(
     micro_tokens: o.MicroTokens = 2048,
     checkpoint_activations: o.CheckpointActivations = False,
     compile: o.Compile = False,
+    shard: o.Shard = False,
     documents: o.Documents = 100,
     eval_data: o.EvalData = None,
     eval_every: o.EvalEvery = 0,

@@ -1,4 +1,4 @@
-"""An arm of an arena: what one contestant does otherwise than the others, as a value and as a line of text."""
+"""An arm of an arena: the settings in which one training differs from the others, as a value and as text."""
 
 import re
 from dataclasses import dataclass, replace
@@ -10,14 +10,14 @@ from potstill.stages.distill.rollouts import check_rollout
 from potstill.train.rollouts.config import RolloutConfig
 
 NUMERIC_SETTINGS = ("cross_entropy", "temperature", "lr", "on_policy")
-ARM_SETTINGS = (*NUMERIC_SETTINGS, "rollout")  # what an arm may set for itself, after an @
-CARD_DOCUMENTS = 8  # documents that an arm's own card is measured on; all arms are measured together, on all documents
-CONTINUATION = re.compile(r"\w+=")  # a piece between commas that belongs to the arm before it
+ARM_SETTINGS = (*NUMERIC_SETTINGS, "rollout")  # the settings that an arm may change, after an @
+CARD_DOCUMENTS = 8  # documents for an arm's own card; the arena evaluates all arms together on all documents
+CONTINUATION = re.compile(r"\w+=")  # a part between commas that belongs to the arm before it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A contestant: its name, which is what was asked for, its objective, its peak rate, and who writes its text."""
+    """One training of an arena: its name (the text that was given), objective, peak learning rate and rollout."""
 
     name: str
     objective: ObjectiveConfig
@@ -26,11 +26,11 @@ class Arm:
 
     @classmethod
     def parse(cls, text: str, common: DistillConfig) -> "Arm":
-        """`NAME[:OPTION=VALUE,...][@SETTING=VALUE,...]`, where `common` says what the text leaves open.
+        """The arm that `NAME[:OPTION=VALUE,...][@SETTING=VALUE,...]` describes; `common` has the other settings.
 
-        `jsd:beta=0.3@cross_entropy=0.5,lr=1e-4` is one, `reverse_kl@on_policy=0.5,rollout=distillm` another.
+        Examples: `jsd:beta=0.3@cross_entropy=0.5,lr=1e-4`, `reverse_kl@on_policy=0.5,rollout=distillm`.
 
-        Raises: UsageError.
+        Raises: UsageError if an option or setting is unknown, or its value is not possible.
         """
         objective, _, settings = text.partition("@")
         values = _parse_settings(settings, text)
@@ -41,7 +41,7 @@ class Arm:
             temperature=numbers.get("temperature", common.objective.temperature),
         )
         learning_rate = numbers.get("lr", common.settings.learning_rate)
-        train_config = replace(common.settings, learning_rate=learning_rate)  # refuses one that is none
+        train_config = replace(common.settings, learning_rate=learning_rate)  # checks the rate
         rollout = RolloutConfig(
             name=values.get("rollout", common.rollout), share=numbers.get("on_policy", common.on_policy)
         )
@@ -49,7 +49,7 @@ class Arm:
         return cls(name=text, objective=objective_config, learning_rate=learning_rate, rollout=rollout)
 
     def make_stage(self, common: DistillConfig, *, student: str | None, tokens: int, seed: int) -> DistillConfig:
-        """The training of this arm: `common` with its objective and rate, from `student` (or cut, as `common` says)."""
+        """The config of this arm's training: `common` with its settings, from `student` or pruned as `common` says."""
         settings = replace(common.settings, learning_rate=self.learning_rate, tokens=tokens, seed=seed)
         rollout, documents = self.rollout, min(common.documents, CARD_DOCUMENTS)
         stage = replace(common, objective=self.objective, settings=settings, documents=documents)
@@ -57,17 +57,17 @@ class Arm:
         return stage if student is None else replace(stage, student=student, keep=None, params=None)
 
     def is_equivalent(self, other: "Arm") -> bool:
-        """Whether both train alike, whatever they are called."""
+        """Whether both arms train in the same way; their names may differ."""
         return replace(self, name="") == replace(other, name="")
 
     @property
     def folder_name(self) -> str:
-        """The name as a folder's."""
+        """The name with characters that are safe in file names."""
         return re.sub(r"[^\w.-]+", "-", self.name)
 
 
 def split_arms(text: str) -> tuple[str, ...]:
-    """`a,b:x=1,y=2,c` as `a`, `b:x=1,y=2` and `c`: a piece like `y=2` goes on with the arm before it."""
+    """Split `a,b:x=1,y=2,c` into `a`, `b:x=1,y=2` and `c`: a part like `y=2` belongs to the arm before it."""
     arms: list[str] = []
     for piece in (piece.strip() for piece in text.split(",")):
         if arms and CONTINUATION.match(piece):
@@ -78,12 +78,12 @@ def split_arms(text: str) -> tuple[str, ...]:
 
 
 def _parse_settings(text: str, arm: str) -> dict[str, str]:
-    """`lr=1e-4,rollout=gkd` as values by name."""
+    """The values of `lr=1e-4,rollout=gkd` by name."""
     settings: dict[str, str] = {}
     for assignment in filter(None, text.split(",")):
         name, _, value = assignment.partition("=")
         if name not in ARM_SETTINGS:
-            raise UsageError(f"the arm {arm!r} has no setting {name!r}; after an @ it takes {', '.join(ARM_SETTINGS)}")
+            raise UsageError(f"the arm {arm!r} has no setting {name!r}; after an @ use {', '.join(ARM_SETTINGS)}")
         if name in settings:
             raise UsageError(f"the arm {arm!r} sets {name} twice; set it once")
         settings[name] = value
@@ -94,4 +94,4 @@ def _parse_number(name: str, value: str, arm: str) -> float:
     try:
         return float(value)
     except ValueError as error:
-        raise UsageError(f"the arm {arm!r} sets {name} to {value!r}, which is no number") from error
+        raise UsageError(f"the arm {arm!r} sets {name} to {value!r}, which is not a number") from error

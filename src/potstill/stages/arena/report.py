@@ -1,4 +1,4 @@
-"""What came out of an arena: numbers by arm, who is better than whom, a page and a picture that say so."""
+"""The results of an arena: numbers by arm, comparisons of arms, a README and a chart."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from potstill.evaluate.significance import INCONCLUSIVE, compare_methods
 from potstill.stages.arena.runs import CHART_FILE, README_FILE, ArenaRun
 from potstill.stages.console import get_command
 
-REFERENCE_ARM = "cross_entropy"  # every arm is compared with it too, where it takes part
+REFERENCE_ARM = "cross_entropy"  # every arm is also compared with this one, if it takes part
 COST_TITLES = {"tokens": "tokens", "seconds": "seconds", "tokens_per_second": "tokens/s", "peak_memory": "peak MiB"}
 TITLES = {name: MEASURES[name].column for name in TABLE_QUALITIES} | COST_TITLES
 VERDICT_RULE = (
@@ -31,7 +31,7 @@ def publish(
     *,
     budget: str,
 ) -> dict[str, Any]:
-    """Writes the page and the picture into `out`; the numbers, as plain data."""
+    """Write the README and the chart into `out`; returns the numbers as plain data."""
     arms = [
         summarize_arm(name, [arena_run for arena_run in runs if arena_run.arm == name], results)
         for name in list_arm_names(runs)
@@ -49,12 +49,12 @@ def publish(
 
 
 def list_arm_names(runs: Sequence[ArenaRun]) -> list[str]:
-    """The arms, each once, in order."""
+    """The names of the arms, each once, in order."""
     return list(dict.fromkeys(arena_run.arm for arena_run in runs))
 
 
 def summarize_arm(name: str, runs: Sequence[ArenaRun], results: Mapping[str, ModelEvaluation]) -> dict[str, Any]:
-    """An arm: what each seed has measured and cost, and of each number the mean over the seeds with its range."""
+    """The measures and costs of each seed of an arm, and the mean and range of each number over the seeds."""
     costs = [{key: float(read_card(arena_run.folder)["cost"][key]) for key in COST_TITLES} for arena_run in runs]
     run_results = [results[str(arena_run.folder)] for arena_run in runs]
     values = [get_quality_values(result) | cost for result, cost in zip(run_results, costs, strict=True)]
@@ -76,23 +76,23 @@ def summarize_arm(name: str, runs: Sequence[ArenaRun], results: Mapping[str, Mod
 
 
 def summarize_seeds(values: Sequence[float]) -> dict[str, float]:
-    """The mean of the seeds, and the lowest and the highest of them."""
+    """The mean, the lowest and the highest value of the seeds."""
     return {"value": sum(values) / len(values), "low": min(values), "high": max(values)}
 
 
 def get_quality_values(result: ModelEvaluation) -> dict[str, float]:
-    """What a model reached, by measure."""
+    """The values of a model's quality measures, by name."""
     return {measure.name: measure.value for measure in result.measures if measure.name in TABLE_QUALITIES}
 
 
 def collect_measures(arm: Mapping[str, Any]) -> dict[str, list[Measure]]:
-    """The measures of every seed of an arm, by name."""
+    """The quality measures that every seed of an arm has, by name."""
     common_names = [name for name in TABLE_QUALITIES if all(name in seed["measures"] for seed in arm["seeds"])]
     return {name: [Measure(**seed["measures"][name]) for seed in arm["seeds"]] for name in common_names}
 
 
 def compare_arms(runs: Sequence[ArenaRun], results: Mapping[str, ModelEvaluation]) -> list[dict[str, Any]]:
-    """Every arm against the first one, and against cross-entropy where that takes part."""
+    """Compare every arm with the first one, and with cross-entropy if it takes part."""
     names = list_arm_names(runs)
     references = list(dict.fromkeys([names[0], *(name for name in names if name == REFERENCE_ARM)]))
     scores = {name: [results[str(arena_run.folder)] for arena_run in runs if arena_run.arm == name] for name in names}
@@ -105,7 +105,7 @@ def compare_arms(runs: Sequence[ArenaRun], results: Mapping[str, ModelEvaluation
 
 
 def make_ranking_table(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The table of arms below the teacher and the student that all began with, as text by column."""
+    """The rows of the ranking table as text by column: teacher and initial student first, then the arms."""
     rows = [
         {"arm": name} | _format_cells({k: {"value": v} for k, v in values.items()})
         for name, values in summary["baselines"].items()
@@ -116,7 +116,7 @@ def make_ranking_table(summary: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def make_comparison_table(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The table of comparisons, as text by column."""
+    """The rows of the table of comparisons, as text by column."""
     return [
         {
             "comparison": f"{comparison['a']} against {comparison['b']}",
@@ -132,19 +132,16 @@ def make_comparison_table(summary: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def render_page(summary: Mapping[str, Any], *, title: str, caption: str) -> str:
-    """README.md of an arena."""
+    """The text of the arena's README.md."""
     parts = [f"# {title}", f"![{caption}]({CHART_FILE})", caption, render_table(make_ranking_table(summary))]
-    parts += ["In brackets: the lowest and the highest seed."]
+    parts += ["Brackets give the lowest and the highest seed."]
     if comparisons := make_comparison_table(summary):
         parts += ["## Who is better", VERDICT_RULE, render_table(comparisons)]
-    return (
-        "\n\n".join([*parts, f"## Made by\n\n```\n{get_command()}\n```", "`arena.json` says all of this to machines."])
-        + "\n"
-    )
+    return "\n\n".join([*parts, f"## Made by\n\n```\n{get_command()}\n```", "`arena.json` holds the same data."]) + "\n"
 
 
 def render_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of text as a table."""
+    """A Markdown table of these rows."""
     lines = [" | ".join(rows[0]), "|".join(["---"] * len(rows[0])), *(" | ".join(row.values()) for row in rows)]
     return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
 
@@ -154,7 +151,7 @@ def _format_cells(values: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 
 def _format_cell(name: str, statistics: Mapping[str, float]) -> str:
-    """A mean; for a quality with the range of the seeds in brackets."""
+    """A mean; for a quality measure followed by its range over the seeds in brackets."""
     if name in COST_TITLES:
         return f"{statistics['value'] / (MEBIBYTE if name == 'peak_memory' else 1):,.0f}"
     texts = {key: MEASURES[name].format(value, extra_decimals=1) for key, value in statistics.items()}

@@ -13,6 +13,7 @@ from potstill.models.families.registry import read_blueprint
 from potstill.stages.console import print_note
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.model_pair import ModelPair
+from potstill.stages.resources.activation_memory import measure_autograd_bytes
 from potstill.stages.resources.dataset_stats import (
     PackingStats,
     TeacherTokenization,
@@ -21,9 +22,9 @@ from potstill.stages.resources.dataset_stats import (
 )
 from potstill.stages.resources.estimate import GIB, measure_tokenizer_bytes
 from potstill.stages.resources.machine import AvailableResources, get_available_resources
-from potstill.stages.resources.profiling import measure_autograd_bytes
 from potstill.stages.resources.workload import FLOAT32_BYTES, Workload
 from potstill.teachers.external import ExternalTeacher
+from potstill.train import distributed
 
 
 def build_workload(
@@ -46,6 +47,7 @@ def build_workload(
         packing=packing,
         source=source if config.objective.uses_teacher else "alone",
         lora=config.lora,
+        shards=distributed.world_size() if config.settings.shard else 1,
         compute_bytes=dtype.itemsize,
         objective=config.objective,
         teacher_tokenization=teacher_tokenization,

@@ -6,6 +6,7 @@ from pathlib import Path
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.prepare import prepare
 from potstill.stages.training import TrainingResult, run_training
+from potstill.train.fsdp import check_sharding
 
 
 def distill(
@@ -17,4 +18,5 @@ def distill(
 
     Raises: as `run_training` and `prepare` do.
     """
+    check_sharding(config.settings, lora=config.lora, on_policy=config.on_policy)
     return run_training(config, partial(prepare, config), out, overwrite=overwrite, resume=resume, show=show)

@@ -29,6 +29,7 @@ from potstill.stages.model_pair import ModelPair
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.plan.suggestions import suggest_changes
 from potstill.stages.prune import PruneConfig
+from potstill.stages.resources.activation_memory import measure_autograd_bytes
 from potstill.stages.resources.calibration import Calibration, fit_calibration, guess_calibration
 from potstill.stages.resources.dataset_stats import TeacherTokenization, compute_packing_stats, match_vocabularies
 from potstill.stages.resources.estimate import (
@@ -37,9 +38,9 @@ from potstill.stages.resources.estimate import (
     estimate_pruning_bytes,
     measure_tokenizer_bytes,
 )
-from potstill.stages.resources.layer_timing import measure_layer_timings
+from potstill.stages.resources.layer_timing import guess_layer_timings, measure_layer_timings
 from potstill.stages.resources.machine import AvailableResources, get_available_resources
-from potstill.stages.resources.profiling import estimate_profiling_seconds, measure_autograd_bytes, profile_steps
+from potstill.stages.resources.profiling import estimate_profiling_seconds, profile_steps
 from potstill.stages.resources.workload import CACHE_ROW_BYTES, Workload
 from potstill.stages.stage import to_plain_dict
 from potstill.teachers.cached import TeacherCache
@@ -190,7 +191,8 @@ class Plan:
             teacher_autograd_bytes = measure_autograd_bytes(inputs.teacher, dtype=dtype, stock=False)
             pruning = estimate_pruning_bytes(inputs.teacher, inputs.student, teacher_autograd_bytes)
         autograd_bytes = measure_autograd_bytes(inputs.student, dtype=dtype, lora=stage.lora)
-        timings = measure_layer_timings(work, inputs.device)
+        time_layers = measure_layer_timings if calibration.measured else guess_layer_timings
+        timings = time_layers(work, inputs.device)
         return estimate(
             work,
             autograd_bytes,
@@ -204,7 +206,7 @@ class Plan:
         """The calibration, and notes on how good it is."""
         if self.calibration is not None:
             return self.calibration, ["the rates are those of the calibration that was given; no step was run"]
-        guess = guess_calibration(self.build_workload(self.distill, inputs), inputs.device)
+        guess = guess_calibration(inputs.device)
         if not self.measure:
             return guess, ["no step was run: times may be wrong by a factor of two, memory by a quarter"]
         stage, notes = self.choose_profiled_stage(inputs, guess)

@@ -1,16 +1,16 @@
-"""Other ways to run a distillation, which take less."""
+"""Suggests changes to a distillation that take less memory or disk."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 from potstill.stages.distill.config import DistillConfig
 
-SUGGESTED_LORA_RANK = 16  # of the adapters that are suggested
-MIN_CONTEXT = 128  # tokens of the shortest window that is suggested
+SUGGESTED_LORA_RANK = 16
+MIN_CONTEXT = 128  # tokens of the shortest suggested window
 
 
 def suggest_changes(stage: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
-    """Other ways to run `stage`, each by one option; at the end all that need least, together."""
+    """Other configs, each with the option that changes it; the last one combines those that need least memory."""
     settings = stage.settings
     context, pass_tokens = settings.context, settings.packs_per_pass() * settings.context
     smallest_stage = replace(stage, settings=replace(settings, micro_tokens=context))
@@ -35,7 +35,7 @@ def suggest_changes(stage: DistillConfig) -> Iterator[tuple[str, DistillConfig]]
     )
     if stage.teacher_cache is None and can_be_cached:
         cache_command = "potstill cache --hidden" if stage.objective.needs_only_last_hidden else "potstill cache"
-        yield f"--teacher-cache CACHE, made before by {cache_command}", replace(stage, teacher_cache="CACHE")
+        yield f"--teacher-cache CACHE, made before with {cache_command}", replace(stage, teacher_cache="CACHE")
         smallest_stage = replace(smallest_stage, teacher_cache="CACHE")
     if settings.save_every and settings.save_every < settings.steps:
         yield f"--save-every {settings.steps}", replace(stage, settings=replace(settings, save_every=settings.steps))
@@ -44,7 +44,7 @@ def suggest_changes(stage: DistillConfig) -> Iterator[tuple[str, DistillConfig]]
 
 
 def format_options(stage: DistillConfig, candidate: DistillConfig) -> str:
-    """The options by which `other` differs, all together."""
+    """The options by which `candidate` differs from `stage`, as one string."""
     options = [f"--micro-tokens {candidate.settings.micro_tokens}"]
     adds_checkpointing = candidate.settings.checkpoint_activations and not stage.settings.checkpoint_activations
     options += ["--checkpoint-activations"] if adds_checkpointing else []

@@ -1,7 +1,7 @@
-"""How much longer the parts of a step take here than the same parts alone, and what memory a step takes besides.
+"""Calibrations: how much longer the parts of a real step take than the same parts alone, and its extra memory.
 
-What the layers and the head take alone is asked of every network anew (`stages/resources/layer_timing.py`). `fitted`
-compares a few real steps of the trainer with that sum; `assume` runs no step.
+`layer_timing.py` times the layers and the head of each network alone. `fit_calibration` compares a few real steps of
+the trainer with these timings. `guess_calibration` is for plans that run no step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,31 +10,23 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
 from potstill.core.errors import ArtifactError
 from potstill.core.memory import read_resident_memory
-from potstill.stages.resources.layer_timing import LayerTimings, measure_seconds
+from potstill.stages.resources.layer_timing import LayerTimings
 from potstill.stages.resources.workload import Workload
 
-SLOWDOWN = (
-    1.15  # times as long as alone that parts of a step take, where none was run; ours, of eight runs (docs/plan.md)
-)
-LOSS_FACTOR = 2.0  # a loss alone beside a softmax, where no step was run; ours, rough
-LOSS_RATIOS = {
-    "alone": 0.5,
-    "cached": 0.75,
-    "live": 1.0,
-}  # losses beside one another, where only some were measured; rough
+LOSS_RATIOS = {"alone": 0.5, "cached": 0.75, "live": 1.0}  # relative time of a loss by source; ours, rough
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The times that the layers of each part take as long as alone, seconds of the rest, and bytes beside the tensors.
+    """Slowdown factors of the layers, seconds of everything else, and bytes that are not tensors of the step.
 
-    `optimiser` is seconds per trained weight. `loss` holds, by source of the teacher's signals, seconds per row and
-    entry of the vocabulary (of both, where they are two) beside the products; it is that of the objective which was
-    measured. `beside` is Python, torch, and the allocator's gaps.
+    `teacher`, `student` and `backward` are the time of the layers in a step, divided by their time alone. `optimiser`
+    is seconds per trained weight. `loss` is seconds per row and vocabulary entry (of both vocabularies, where they
+    differ), without the matrix products, by the source of the teacher's signals. It holds for the objective that was
+    measured. `beside` is the bytes of Python, torch and the allocator's gaps. `measured`: whether steps were run.
     """
 
     measured: bool
@@ -51,17 +43,19 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Calibration":
-        """What `to_dict` gave.
+        """The calibration that `to_dict` wrote.
 
-        Raises: ArtefactError.
+        Raises: ArtifactError if keys are missing or unknown.
         """
         names = {f.name for f in fields(cls)}
         if set(values) != names or not isinstance(values["loss"], Mapping) or not values["loss"]:
-            raise ArtifactError(f"a calibration holds {', '.join(sorted(names))}; take it from potstill plan --json")
+            raise ArtifactError(
+                f"a calibration has the keys {', '.join(sorted(names))}; take one from potstill plan --json"
+            )
         return cls(**values)
 
     def step_seconds(self, work: Workload, timings: LayerTimings) -> dict[str, float]:
-        """Seconds of one step by part, of networks that run at this pace."""
+        """Seconds of one step by part, for networks with these timings."""
         tokens, rows = work.tokens * work.passes, work.rows * work.passes
         layer_times, fixed_times = layer_seconds(work, timings, tokens), fixed_seconds(work, timings)
         head_and_loss = head_seconds(work, timings, rows) + rows * work.entries_per_row * self.loss_rate(work.source)
@@ -74,7 +68,7 @@ class Calibration:
         }
 
     def loss_rate(self, source: str) -> float:
-        """The rate of `source`; where only others were measured, a guess from the first of them."""
+        """Seconds per row and entry for `source`. If only others were measured, a guess from the first of them."""
         if source in self.loss:
             return self.loss[source]
         measured_source, rate = next(iter(self.loss.items()))
@@ -83,7 +77,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class StepMeasurements:
-    """What some steps took: seconds of a step by part (medians), its tokens and trained rows, and the peak memory."""
+    """Measured steps: median seconds of each part, tokens and trained rows of a step, and peak memory in bytes."""
 
     seconds: Mapping[str, float]
     tokens: float
@@ -92,7 +86,7 @@ class StepMeasurements:
 
     @classmethod
     def from_steps(cls, steps: Sequence[Mapping[str, float]], *, peak: float) -> "StepMeasurements":
-        """The median of several steps, each its seconds by part with `tokens` and `rows`."""
+        """The medians over several steps. Each step maps parts to seconds, and has `tokens` and `rows`."""
         medians = {
             name: median(step.get(name, 0.0) for step in steps)
             for name in dict.fromkeys(key for step_parts in steps for key in step_parts)
@@ -101,7 +95,7 @@ class StepMeasurements:
 
 
 def layer_seconds(work: Workload, timings: LayerTimings, tokens: float) -> dict[str, float]:
-    """Seconds of the layers alone, for so many tokens in passes of the size of `work`'s."""
+    """Seconds of the layers alone for `tokens` tokens, in passes of the size that `work` has."""
     flops, pass_tokens = work.flops(), work.tokens
     return {
         "teacher": flops["teacher forward"] * tokens * timings.teacher.seconds_at(pass_tokens),
@@ -111,12 +105,12 @@ def layer_seconds(work: Workload, timings: LayerTimings, tokens: float) -> dict[
 
 
 def head_seconds(work: Workload, timings: LayerTimings, rows: float) -> float:
-    """Seconds of the heads' products alone."""
+    """Seconds of the matrix products of the heads alone, for `rows` trained positions."""
     return work.flops()["head and loss"] / work.packing.trained * rows * timings.head
 
 
 def fixed_seconds(work: Workload, timings: LayerTimings) -> dict[str, float]:
-    """Seconds of a step that no token and no row changes: what its passes do to whole matrices."""
+    """Seconds of a step that don't depend on tokens or rows: work on whole matrices in each pass, and clipping."""
     forward, backward = timings.embedding_and_head
     return {
         "loss": work.passes * forward,
@@ -127,7 +121,10 @@ def fixed_seconds(work: Workload, timings: LayerTimings) -> dict[str, float]:
 def fit_calibration(
     measurements: StepMeasurements, work: Workload, timings: LayerTimings, *, tensor_bytes: float
 ) -> Calibration:
-    """The calibration that explains what was seen; `held` are the bytes of the step's tensors, as `work` has them."""
+    """The calibration with which `work` takes the measured time and memory.
+
+    `tensor_bytes` are the bytes of the step's tensors, as `Workload.memory_bytes` counts them.
+    """
     layer_times, fixed_times, seconds = (
         layer_seconds(work, timings, measurements.tokens),
         fixed_seconds(work, timings),
@@ -145,19 +142,14 @@ def fit_calibration(
     )
 
 
-def guess_calibration(work: Workload, device: torch.device) -> Calibration:
-    """A calibration without a step: layers, a softmax and an optimiser's step, timed alone, and somewhat slower."""
-    logits = torch.randn(64, min(work.vocabulary, 2**16), device=device)
-    softmax_seconds = measure_seconds(lambda: logits.log_softmax(-1), device) / logits.numel()
-    weights = nn.Parameter(torch.ones(2**20, device=device))
-    weights.grad = torch.ones_like(weights)
-    optimizer = torch.optim.AdamW([weights], fused=True)
+def guess_calibration(device: torch.device) -> Calibration:
+    """A calibration where no step was run, for `guess_layer_timings`, which already include everything in a step."""
     return Calibration(
         measured=False,
-        teacher=SLOWDOWN,
-        student=SLOWDOWN,
-        backward=SLOWDOWN,
-        optimiser=measure_seconds(optimizer.step, device) / weights.numel(),
-        loss={source: SLOWDOWN * LOSS_FACTOR * ratio * softmax_seconds for source, ratio in LOSS_RATIOS.items()},
+        teacher=1.0,
+        student=1.0,
+        backward=1.0,
+        optimiser=0.0,
+        loss=dict.fromkeys(LOSS_RATIOS, 0.0),
         beside=float(read_resident_memory()) if device.type == "cpu" else 0.0,
     )

@@ -1,4 +1,4 @@
-"""What the packs of a text are like: how full, how much of it is trained, how a teacher reads it otherwise."""
+"""Statistics of packs that costs depend on, and of a teacher's tokenization if it has another tokenizer."""
 
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ from potstill.models.spec import ModelSpec
 from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_ids
 from potstill.objectives.config import ObjectiveConfig
 
-SAMPLE_PACKS = 16  # packs that tell how a teacher with another tokenizer reads the text
+SAMPLE_PACKS = 16  # packs whose teacher tokens are counted
 
 
 class PackingStats(NamedTuple):
-    """What the packs of a text are like: how full, how much of it is trained, how many tokens a token sees."""
+    """Statistics of packs: the filled share, the trained share, and how many tokens a token attends to on average."""
 
     fill: float
     trained: float
@@ -22,7 +22,7 @@ class PackingStats(NamedTuple):
 
 
 def compute_packing_stats(packs: Packs) -> PackingStats:
-    """The texture of packs; a token at place n of its document sees n tokens."""
+    """The statistics of `packs`. The n-th token of a document attends to n tokens."""
     lengths = packs.lengths.astype("float64")
     return PackingStats(
         packs.fill, packs.num_trained / packs.num_tokens, float((lengths * (lengths + 1) / 2).sum() / lengths.sum())
@@ -30,10 +30,11 @@ def compute_packing_stats(packs: Packs) -> PackingStats:
 
 
 class TeacherTokenization(NamedTuple):
-    """How a teacher with another tokenizer reads a text: its real ids, its tokens for each of the student's.
+    """How a teacher with another tokenizer tokenizes the text.
 
-    `rows` are its trained positions for each of the student's, `aligned` the share of the student's that are aligned,
-    `seen` the tokens that one of its tokens sees.
+    `vocabulary` is its number of token ids. `token_ratio` and `row_ratio` are its tokens and its trained positions for
+    each of the student's. `aligned_share` is the share of the student's trained positions that are aligned. `seen` is
+    how many tokens one of its tokens attends to on average.
     """
 
     vocabulary: int
@@ -43,7 +44,7 @@ class TeacherTokenization(NamedTuple):
     seen: float
 
     def to_dict(self) -> dict[str, float]:
-        """Plain data, for JSON."""
+        """A plain dictionary, for JSON."""
         return {
             "aligned_share": self.aligned_share,
             "teacher_tokens": self.token_ratio,
@@ -53,7 +54,7 @@ class TeacherTokenization(NamedTuple):
 
 
 def measure_teacher_tokenization(packs: Any, *, vocabulary: int) -> TeacherTokenization:
-    """What the first of `data.pairs.Paired` packs say."""
+    """The statistics of the first 16 of `CrossTokenizerPacks`."""
     batch = collate([packs[i] for i in range(min(SAMPLE_PACKS, len(packs)))])
     teacher_batch, num_student_rows = get_view(batch, "teacher"), len(supervised_positions(batch)[1])
     return TeacherTokenization(
@@ -68,9 +69,11 @@ def measure_teacher_tokenization(packs: Any, *, vocabulary: int) -> TeacherToken
 def match_vocabularies(
     teacher: ModelSpec, student: ModelSpec, packs: Packs, objective: ObjectiveConfig, *, chats: bool = False
 ) -> tuple[int, TeacherTokenization | None]:
-    """The ids that both share; or the student's own, and how a teacher that is asked reads its text otherwise.
+    """The number of ids that both share; or of the student's ids, with the teacher's tokenization if it is used.
 
-    Raises: VocabularyMismatch for an objective that compares token by token; UsageError for a text too long.
+    Raises:
+        VocabularyMismatch: the tokenizers differ, and the objective compares token by token.
+        UsageError: a text is too long for the teacher.
     """
     try:
         return count_shared_ids(teacher.tokenizer, student.tokenizer), None

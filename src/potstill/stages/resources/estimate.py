@@ -1,31 +1,30 @@
-"""What a run is going to take: memory, disk and time, from a workload and a calibration; and its short form."""
+"""Estimates the memory, disk and time of a run from a workload and a calibration."""
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.blueprint import Blueprint
 from potstill.evaluate.size import count_blueprint_parameters
+from potstill.stages.resources.activation_memory import AutogradBytes
 from potstill.stages.resources.calibration import Calibration
 from potstill.stages.resources.layer_timing import LayerTimings
-from potstill.stages.resources.workload import FLOAT32_BYTES, AutogradBytes, Workload
-
-if TYPE_CHECKING:
-    pass
+from potstill.stages.resources.workload import FLOAT32_BYTES, Workload
 
 GIB = 2**30
-LOGIT_BYTES = (
-    10  # bytes an entry of the logits that pruning's loss, which is not fused, holds: bf16, float32, its gradient
-)
-CALIBRATION_TOKENS = 2048  # tokens that pruning measures at once (`texts.calibration`)
+LOGIT_BYTES = 10  # per logit in pruning, whose loss is not fused: bfloat16, float32, and the float32 gradient
+CALIBRATION_TOKENS = 2048  # tokens in a pass of pruning's measurements
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceEstimate:
-    """Bytes and seconds by part. `phases` are the peaks of a run's phases; the largest is the run's peak."""
+    """Bytes and seconds of a run by part.
+
+    `phases` are the peak bytes of loading, training and pruning. `seconds` are those of one step, `tokens` its tokens.
+    """
 
     memory: dict[str, float]
     phases: dict[str, float]
@@ -36,16 +35,16 @@ class ResourceEstimate:
 
     @property
     def peak(self) -> float:
-        """The most memory that the run holds."""
+        """The largest memory of any phase, in bytes."""
         return max(self.phases.values())
 
     @property
     def seconds_per_step(self) -> float:
-        """Seconds of a step."""
+        """Seconds of one step."""
         return sum(self.seconds.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """A plain dictionary, for JSON."""
         time = {
             "steps": self.steps,
             "seconds_per_step": self.seconds_per_step,
@@ -65,7 +64,7 @@ def estimate(
     tokenizer_bytes: int,
     pruning_bytes: float = 0.0,
 ) -> ResourceEstimate:
-    """What `work` takes; `pruning` are the bytes that the teacher's pruning holds, beside Python."""
+    """The memory, disk and time of `work`. `pruning_bytes` are those of `estimate_pruning_bytes`, if it prunes."""
     memory = {**work.memory_bytes(autograd_bytes), "beside": calibration.beside}
     phases = {"loading": calibration.beside + work.loading_bytes(), "training": sum(memory.values())}
     if pruning_bytes:
@@ -81,15 +80,14 @@ def estimate(
 
 
 def estimate_pruning_bytes(teacher: Blueprint, student: Blueprint, autograd_bytes: AutogradBytes) -> float:
-    """Bytes of cutting `teacher` to `student`: the model and its copy, and, where widths are cut, one pass backwards.
+    """Bytes to prune `teacher` to `student`: the model, its copy and, where widths are cut, one backward.
 
-    `saved` is what autograd keeps in our own `Backbone`. Rougher than the rest: within a third or so.
+    `autograd_bytes` are those of our own `Backbone`. This is rougher than the other estimates, within about a third.
     """
     model_bytes = 2 * FLOAT32_BYTES * float(count_blueprint_parameters(teacher).total)
     if student.hidden == teacher.hidden and set(student.layers) <= set(teacher.layers):
-        return (
-            model_bytes + CALIBRATION_TOKENS * teacher.vocabulary * LOGIT_BYTES / 2
-        )  # whole layers go: their harm needs no gradient
+        # Only whole layers are removed, and their importance needs no gradient.
+        return model_bytes + CALIBRATION_TOKENS * teacher.vocabulary * LOGIT_BYTES / 2
     num_layers = len(teacher.layers)
     activations = (
         CALIBRATION_TOKENS * (num_layers * autograd_bytes.per_token_layer + autograd_bytes.per_token)
@@ -99,7 +97,7 @@ def estimate_pruning_bytes(teacher: Blueprint, student: Blueprint, autograd_byte
 
 
 def measure_tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What a tokenizer takes on disk."""
+    """Bytes of a saved tokenizer on disk."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

@@ -37,6 +37,10 @@ MAX_REPEATS, MAX_PROBE_SECONDS = 20, 2.0  # repeats after one that warms up; no 
 PROBE_ENTRIES = 2**24  # of a probe matrix: more than a processor's caches hold
 
 
+PRODUCT_SIZE = 2048  # rows and columns of the product whose rate a guess is made from
+GUESSED_SHARE = 0.55  # rate of whole steps over that of a large product: mean of ten runs, 0.44 to 0.63 (docs/plan.md)
+
+
 class Rate(NamedTuple):
     """Seconds per operation, and the fixed seconds of a pass divided by the operations of one token."""
 
@@ -82,6 +86,22 @@ def measure_layer_timings(work: Workload, device: torch.device) -> LayerTimings:
             table,
             _measure_clipping(device),
         )
+
+
+def guess_layer_timings(work: Workload, device: torch.device) -> LayerTimings:
+    """Timings from one measured number: the seconds per operation of one large matrix product.
+
+    All operations of a step are taken to run at 0.55 of that rate. The share includes the time of everything else in a
+    step, so fixed times are 0.
+    """
+    seconds = _measure_large_product(torch.bfloat16 if work.compute_bytes == 2 else torch.float32, device)
+    rate = Rate(seconds / GUESSED_SHARE, 0.0)
+    return LayerTimings(rate, rate, rate, head=rate.per_operation, embedding_and_head=(0.0, 0.0), clipping=0.0)
+
+
+@functools.cache
+def _measure_large_product(dtype: torch.dtype, device: torch.device) -> float:
+    return measure_product_seconds(device, dtype, rows=PRODUCT_SIZE, inner=PRODUCT_SIZE, outer=PRODUCT_SIZE)
 
 
 def _measure_layers(

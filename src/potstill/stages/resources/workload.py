@@ -6,32 +6,21 @@ speed of the machine.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 from potstill.core.blueprint import Blueprint
 from potstill.evaluate.size import Flops, count_blueprint_parameters, forward_flops, list_matrix_shapes
 from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.cost import CostInputs, ObjectiveCost
 from potstill.ops import fused
+from potstill.stages.resources.activation_memory import AutogradBytes
 from potstill.stages.resources.dataset_stats import PackingStats, TeacherTokenization
 from potstill.train.config import TrainConfig
 
 FLOAT32_BYTES = 4  # bytes of float32: master weights, gradients and both moments of the optimizer
-MAX_CHECKPOINTS = 2  # by `train.checkpoint.seal`, which removes the oldest once the newest is in place
+MAX_CHECKPOINTS = 2  # `train.checkpoint.seal_checkpoint` removes the oldest once the newest is in place
 DOCUMENT_BYTES, METRICS_LINE_BYTES = 128_000, 400  # bytes of card, README and curve; of a step's line in metrics.jsonl
 STATE_BYTES = 45_000  # bytes of a checkpoint's random states, arguments, schedule and manifest
 CACHE_ROW_BYTES = 131  # bytes a row at `--top-k 64` on real text (benchmarks/teacher_cache.py)
-
-
-class AutogradBytes(NamedTuple):
-    """Bytes that autograd keeps for the backward: per token and layer, and the rest per token and per layer.
-
-    Where layers are of several kinds, they are means over the layers.
-    """
-
-    per_token_layer: float
-    per_token: float
-    per_layer: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +28,7 @@ class Workload:
     """The sizes of a distillation. `source` gives the teacher's signals: `live`, `cached` or `alone` (no teacher).
 
     `vocabulary` is the student's where the teacher has another tokenizer (`teacher_tokenization`), else that of both.
+    `shards` is the number of ranks that share the student's weights, gradients and optimizer states.
     """
 
     teacher: Blueprint
@@ -48,6 +38,7 @@ class Workload:
     packing: PackingStats
     source: str = "live"
     lora: int = 0
+    shards: int = 1
     compute_bytes: int = 2
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     teacher_tokenization: TeacherTokenization | None = None
@@ -170,9 +161,9 @@ class Workload:
         head = self.uses_teacher_head * self.vocabulary * self.teacher.hidden
         teacher = head if self.source == "cached" else count_blueprint_parameters(self.teacher).total
         return {
-            "weights": FLOAT32_BYTES * float(size.total + self.objective_cost.weights),
-            "gradients": FLOAT32_BYTES * float(self.trained_parameters),
-            "optimiser": 2 * FLOAT32_BYTES * float(self.trained_parameters),
+            "weights": FLOAT32_BYTES * float(size.total + self.objective_cost.weights) / self.shards,
+            "gradients": FLOAT32_BYTES * float(self.trained_parameters) / self.shards,
+            "optimiser": 2 * FLOAT32_BYTES * float(self.trained_parameters) / self.shards,
             "teacher": float(self.compute_bytes * teacher),
             "activations": self.activation_bytes(autograd_bytes),
             "head": head_copy + (0 if self.lora else num_gradients * FLOAT32_BYTES * table_entries),
