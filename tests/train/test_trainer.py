@@ -14,7 +14,8 @@ from potstill.data.packing import collate
 from potstill.objectives.cross_entropy import CrossEntropy
 from potstill.objectives.weighted_sum import WeightedSum
 from potstill.train.config import TrainConfig
-from potstill.train.trainer import Trainer, make_training_arguments
+from potstill.train.trainer import Trainer
+from potstill.train.training_arguments import make_training_arguments
 from potstill.train.training_module import TrainingModule
 
 

@@ -28,7 +28,8 @@ from potstill.train.config import TrainConfig
 from potstill.train.early_stopping import EarlyStopping, is_patience_exhausted
 from potstill.train.fsdp import shard_for_training
 from potstill.train.rollouts.base import Rollout
-from potstill.train.trainer import Trainer, make_training_arguments
+from potstill.train.trainer import Trainer
+from potstill.train.training_arguments import make_training_arguments
 from potstill.train.training_module import TrainingModule
 
 

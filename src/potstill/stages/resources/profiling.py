@@ -22,7 +22,8 @@ from potstill.stages.resources.layer_timing import synchronized_time
 from potstill.train.activation_checkpointing import apply_block_settings
 from potstill.train.config import TrainConfig
 from potstill.train.run import silence_libraries
-from potstill.train.trainer import Trainer, make_training_arguments
+from potstill.train.trainer import Trainer
+from potstill.train.training_arguments import make_training_arguments
 from potstill.train.training_module import TrainingModule
 
 WARM_UP_STEPS, MEASURED_STEPS = 3, 5  # the first three touch memory for the first time, so they are slower
