@@ -37,8 +37,8 @@ def distill(
 
     Several teachers (`NAME=TEACHER` each) teach together as `combine` says: average, confidence or route:COLUMN.
     `objective` is a divergence with its options (`jsd:beta=0.3`) or `cross_entropy`; `cross_entropy` is the share of it
-    that is mixed in. `more` are fields of `potstill.train.config.Settings` (context, batch_tokens, seed, ...) and of
-    `potstill.stages.distill.run.Distill` (strategy, columns, eval_data, lora, device, ...).
+    that is mixed in. `more` are fields of `potstill.train.config.TrainConfig` (context, batch_tokens, seed, ...) and of
+    `potstill.stages.distill.config.DistillConfig` (strategy, columns, eval_data, lora, device, ...).
 
     Raises: PotstillError, as the command line does; UsageError for a keyword that is none of these.
     """
@@ -53,10 +53,10 @@ def distill(
 
 
 def prune(model: str, *, out: str | Path, overwrite: bool = False, **kwargs: Any) -> Card:
-    """Cut `model` to a size; `more` are the fields of `potstill.stages.prune.Prune`."""
+    """Cut `model` to a size; `more` are the fields of `potstill.stages.prune.PruneConfig`."""
     return PruneConfig(model=model, **kwargs).run(Path(out), overwrite=overwrite)
 
 
 def measure(*models: str, **kwargs: Any) -> dict[str, Any]:
-    """Measure models side by side; `more` are the fields of `potstill.stages.measure.Measurement`."""
+    """Measure models side by side; `more` are the fields of `potstill.stages.measure.MeasureConfig`."""
     return MeasureConfig(models=models, **kwargs).run()

@@ -1,6 +1,7 @@
 """What is public says what it is, and an op says where its mathematics comes from."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ SOURCE = re.compile(
     r"arXiv:\d{4}\.\d{4,5}|doi:10\.|https?://|\bdefinition\b|\([A-Z][\w-]+(?: et al\.| and [A-Z][\w-]+)?,? \d{4}\)",
     re.IGNORECASE,
 )
+
+FLOOR_NAMES = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} | {"pipeline"}
 
 SAID_BY_THE_PROTOCOL = {"additive", "counts", "forward", "needs", "weights"}
 
@@ -74,3 +77,46 @@ def test_a_missing_docstring_is_noticed() -> None:
 )
 def test_a_source_is_told_from_prose(text: str, sourced: bool) -> None:
     assert bool(SOURCE.search(text)) == sourced
+
+
+MODULE_NAME = re.compile(rf"`((?:potstill\.)?(?:{'|'.join(sorted(FLOOR_NAMES))})(?:\.\w+)+)(?:\(\))?`")
+
+
+def stale_names(text: str) -> list[str]:
+    """The dotted names in backticks that begin with a package of potstill and lead to nothing in it."""
+    names = [name for name in MODULE_NAME.findall(text) if not name.endswith((".json", ".jsonl"))]
+    return [name for name in names if not leads_somewhere(name.removeprefix("potstill."))]
+
+
+def leads_somewhere(name: str) -> bool:
+    """Whether a dotted name is a module or package, or a name that the last module along it binds."""
+    place, parts = PACKAGE, name.split(".")
+    while parts and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    if parts and (place / f"{parts[0]}.py").is_file():
+        place /= f"{parts.pop(0)}.py"
+    known = bound_names(place) if place.is_file() else set()
+    return all(part in known for part in parts)
+
+
+@functools.cache
+def bound_names(path: Path) -> set[str]:
+    """Everything that a file defines, assigns, takes as an argument or imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.FunctionDef(name=bound) | ast.ClassDef(name=bound) | ast.arg(arg=bound):
+                names.add(bound)
+            case ast.Name(id=bound, ctx=ast.Store()) | ast.Attribute(attr=bound):
+                names.add(bound)
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name)
+def test_every_module_that_is_named_exists(path: Path) -> None:
+    assert not stale_names(path.read_text(encoding="utf-8"))
+
+
+def test_a_stale_name_is_noticed() -> None:
+    text = "`ops.align.match_spans` exists; `ops.align.exact`, `pipeline.text` and `potstill.data.pack` do not"
+    assert stale_names(text) == ["ops.align.exact", "pipeline.text", "potstill.data.pack"]

@@ -1,4 +1,4 @@
-"""Weighted k-means clustering."""
+"""Weighted k-means clustering (Lloyd, 1982)."""
 
 import torch
 from jaxtyping import Float, Int

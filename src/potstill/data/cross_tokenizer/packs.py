@@ -3,10 +3,10 @@
     student          the | quick | br | own | <end>
     teacher   <bos>  the | quick | brown    | </s>      the same: the, quick, and the two ends
 
-A window's ids say its text (`data.spans.read_back`), whoever wrote them, so that what a student writes itself is
-translated as a corpus is. The teacher reads that text behind its own BOS, and the student's special tokens are no text
-to it; a chat it reads as its own template writes one (`data.turns`), the tokens that end an answer being the same. Its
-tokens are trained on where all of their bytes are. A trained special token that ends a text is its end of text.
+The ids of a window determine its text (`decode_with_spans`), also where the student sampled them. The teacher reads
+that text after its own BOS, without the student's special tokens. It reads a chat as its own template writes it
+(`translate_chat`), with its own stop tokens. Its tokens are trained where all of their bytes are. A trained special
+token at the end of a text becomes the teacher's end of text.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class CrossTokenizerPacks:
 
     To the keys of a pack come `teacher.input_ids [M]`, `teacher.labels [M]`, `teacher.lengths [documents]`, and with
     numbers of tokens within the pack `aligned.tokens [P 2]`, `aligned.groups [T]`, `aligned.teacher_groups [M]` and, if
-    `warped`, `aligned.warped [W 2]`; `data.pack.collate` makes a batch of them.
+    `warped`, `aligned.warped [W 2]`; `data.packing.collate` makes a batch of them.
     """
 
     def __init__(

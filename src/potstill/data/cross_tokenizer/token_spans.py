@@ -1,6 +1,6 @@
 """Where each token lies in its text, in bytes.
 
-What a token stands for (`models.pieces`) says it exactly wherever the tokens, put together, are the text: a byte-level
+What a token stands for (`TokenBytes`) says it exactly wherever the tokens, put together, are the text: a byte-level
 tokenizer's offsets are those of whole characters and say it only roughly. A space that SentencePiece puts before a text
 or behind a special token is in no text and has no bytes. Where a tokenizer rewrote the text (NFC, lower case), tokens
 are looked for near the tokenizer's offsets, and those that read otherwise there (an accent composed, an unknown
