@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.core.errors import UnsupportedModel
-from potstill.core.types import Batch, Needs, Objective, Signals, Terms, supervised_positions
+from potstill.core.errors import UnsupportedModel, UsageError
+from potstill.core.types import Batch, Needs, Objective, Signals, Terms
+from potstill.models.reports import ROUTER_LOGITS
 from potstill.objectives.cost import no_cost
 from potstill.objectives.model_info import PairInfo
 from potstill.objectives.spec import ObjectiveOptions, register_objective
-
-ROUTER = "router"  # the extra in which a model reports its router's probabilities, [L N E] or [N E] for one layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +22,8 @@ class Balance:
 
     f_i is the share of the `k` N choices of N tokens that go to expert i: a token chooses its `k` likeliest experts.
     P_i is the mean of the router's probability of expert i. Only P_i has a gradient. The loss of a micro-batch is that
-    of its own tokens, and a step takes the mean over micro-batches. So it is not a sum over rows: `additive` is False.
+    of its own tokens (padding left out), and a step takes the mean over micro-batches. So it is not a sum over rows:
+    `additive` is False.
 
     Source: Fedus et al., Switch Transformers (arXiv:2101.03961), equations 4 to 6, without alpha, which is the weight
     of the term. There k = 1. Departs from the paper: the mean over layers.
@@ -41,8 +41,8 @@ class Balance:
         return {self.name: 1.0}
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
-        """The student's router."""
-        return {"student": Needs(supervised_positions(batch)[0], extras=frozenset({ROUTER}))}
+        """The student's router at every token."""
+        return {"student": Needs(batch["documents"] >= 0, extras=frozenset({ROUTER_LOGITS}))}
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         """1 for each micro-batch."""
@@ -50,17 +50,19 @@ class Balance:
 
     def __call__(self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch) -> Terms:
         """The loss of the micro-batch."""
-        if ROUTER not in views["student"].extras:
+        if ROUTER_LOGITS not in views["student"].extras:
             raise UnsupportedModel("the student reports no router; the objective balance needs a mixture of experts")
-        return {self.name: load_balancing_loss(views["student"].extras[ROUTER], k=self.k)}
+        router_logits = views["student"].extras[ROUTER_LOGITS]
+        if self.k > router_logits.shape[-1]:
+            raise UsageError(f"{self.name}: k is {self.k}, and the student has {router_logits.shape[-1]} experts")
+        return {self.name: load_balancing_loss(router_logits, k=self.k)}
 
 
-def load_balancing_loss(probabilities: Float[Tensor, "*L N E"], *, k: int = 1) -> Float[Tensor, ""]:
-    """E sum_i f_i P_i of each layer, the mean over layers, in float32 at least."""
-    p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
-    num_experts = p.shape[-1]
+def load_balancing_loss(router_logits: Float[Tensor, "N L E"], *, k: int = 1) -> Float[Tensor, ""]:
+    """E sum_i f_i P_i of each of L layers, the mean over layers, in float32 at least; `k` is at most E."""
+    p = router_logits.to(torch.promote_types(router_logits.dtype, torch.float32)).softmax(-1)
     chosen = torch.zeros_like(p).scatter_(-1, p.topk(k, -1).indices, 1.0 / k)
-    return num_experts * (chosen.mean(-2) * p.mean(-2)).sum(-1).mean()
+    return p.shape[-1] * (chosen.mean(0) * p.mean(0)).sum(-1).mean()
 
 
 @register_objective(
