@@ -26,7 +26,6 @@ LONG_FUNCTIONS = frozenset(
         "cli/commands/prune.py prune",
         "stages/cache_teacher.py _publish",
         "stages/checks/inputs.py build_cross_tokenizer_inputs",
-        "train/run.py train",
     }
 )
 LONG_FILES = frozenset({"stages/cache_teacher.py", "teachers/cached.py"})
