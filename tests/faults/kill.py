@@ -31,7 +31,6 @@ from tests.tiny import byte_tokenizer, random_llama
 
 from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, hash_file
 from potstill.core.errors import OutputExists
-from potstill.stages import cache_teacher
 from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
@@ -65,7 +64,7 @@ def jobs(room: Path) -> dict[str, Job]:
         teacher=str(teacher), keep=0.755, data=str(text), settings=settings, dtype="float32", documents=2
     )
     cache = CacheTeacherConfig(teacher=str(teacher), data=str(text), context=64, top_k=8, classes=3, dtype="float32")
-    cache_teacher.PACKS_PER_SHARD = 8
+    cache_writer.PACKS_PER_SHARD = 8
     return {
         "distill": lambda out, resume: distill(distil, out, resume=resume, show=False),
         "cache": lambda out, resume: cache.run(out, resume=resume, show=False),

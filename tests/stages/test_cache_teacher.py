@@ -32,9 +32,10 @@ from potstill.stages.dataset import DatasetConfig, prepare_dataset
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.models import choose_dtype, open_caches
 from potstill.stages.distill.run import distill
+from potstill.teachers import cache_writer
+from potstill.teachers.cache_writer import CachedWindow
 from potstill.teachers.cached import (
     CachedHiddenStates,
-    CachedWindow,
     Manifest,
     TeacherCache,
     find_faults,
@@ -179,9 +180,9 @@ def test_a_small_cache_bounds_the_live_loss_from_below_and_teaches_nearly_as_wel
 def test_a_stopped_capture_continues_to_the_same_bytes(
     stage: CacheTeacherConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capturing, "PACKS_PER_SHARD", 2)
+    monkeypatch.setattr(cache_writer, "PACKS_PER_SHARD", 2)
     stage.run(tmp_path / "straight", show=False)
-    original, calls = capturing.build_shard, iter(range(100))
+    original, calls = cache_writer.build_shard, iter(range(100))
 
     def stops_at_the_third(windows: list[CachedWindow]) -> object:
         if next(calls) == 2:
@@ -189,7 +190,7 @@ def test_a_stopped_capture_continues_to_the_same_bytes(
         return original(windows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(capturing, "build_shard", stops_at_the_third)
+        patch.setattr(cache_writer, "build_shard", stops_at_the_third)
         with pytest.raises(Interrupted, match="--resume"):
             stage.run(tmp_path / "again", show=False)
     assert {f.name for f in (tmp_path / "again").iterdir()} == {"training"}
@@ -221,10 +222,10 @@ def test_a_capture_that_was_killed_before_its_last_move_is_taken_up(
 def test_a_capture_with_other_settings_or_of_another_version_is_not_continued(
     stage: CacheTeacherConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capturing, "PACKS_PER_SHARD", 2)
-    calls, original = iter(range(100)), capturing.build_shard
+    monkeypatch.setattr(cache_writer, "PACKS_PER_SHARD", 2)
+    calls, original = iter(range(100)), cache_writer.build_shard
     with monkeypatch.context() as patch:
-        patch.setattr(capturing, "build_shard", lambda w: original(w) if next(calls) < 1 else [][0])
+        patch.setattr(cache_writer, "build_shard", lambda w: original(w) if next(calls) < 1 else [][0])
         with pytest.raises(IndexError):
             stage.run(tmp_path / "cache", show=False)
     with pytest.raises(ArtifactError, match="other settings"):
@@ -393,7 +394,7 @@ def test_an_interrupt_before_the_first_shard_promises_nothing(
     def stop(windows: list[CachedWindow]) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(capturing, "build_shard", stop)
+    monkeypatch.setattr(cache_writer, "build_shard", stop)
     with pytest.raises(KeyboardInterrupt):
         stage.run(tmp_path / "cache", show=False)
     assert not (tmp_path / "cache").exists()

@@ -16,7 +16,7 @@ Shards are memory-mapped: only what a batch asks for is read.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -284,33 +284,6 @@ def remove_cache(folder: Path) -> int:
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     shutil.rmtree(folder)
     return num_bytes
-
-
-@dataclass(frozen=True)
-class CachedWindow:
-    """What a shard holds of one window: its key, the numbers of its rows and of their ids, and its arrays."""
-
-    key: int
-    num_rows: int
-    num_ids: int
-    arrays: Mapping[str, np.ndarray]
-
-
-def build_shard(windows: Sequence[CachedWindow]) -> dict[str, np.ndarray]:
-    """A shard: the arrays of windows end to end, their keys, and where each one's parts end."""
-    sizes = np.array(
-        [(window.num_rows, window.num_ids, len(window.arrays["record"])) for window in windows], dtype=np.int64
-    )
-    arrays = {name: np.concatenate([window.arrays[name] for window in windows]) for name in windows[0].arrays}
-    arrays |= dict(zip(("row_ends", "id_ends", "record_ends"), np.ascontiguousarray(sizes.cumsum(0).T), strict=True))
-    return {**arrays, "keys": np.array([window.key for window in windows], dtype=np.uint64)}
-
-
-def count_shard(shard: Path) -> tuple[int, int, int]:
-    """Rows, windows and tokens kept in a shard."""
-    with safe_open(shard, framework="np") as file:
-        num_rows, num_ids = (int(file.get_tensor(name)[-1]) for name in ("row_ends", "id_ends"))
-        return num_rows, len(file.get_tensor("keys")), num_ids
 
 
 def _load_manifest(folder: Path) -> dict[str, Any]:
