@@ -121,7 +121,7 @@ def join_fields(documents: Sequence[Mapping[str, Any]], lengths: Sequence[int]) 
     return joined
 
 
-def slice_fields(fields: Mapping[str, np.ndarray], tokens: slice, documents: slice | int) -> dict[str, np.ndarray]:
+def slice_fields(fields: Mapping[str, np.ndarray], tokens: slice, documents: slice) -> dict[str, np.ndarray]:
     """The part of joined fields that belongs to these tokens and documents."""
     return {name: values[tokens if get_field(name).per == "token" else documents] for name, values in fields.items()}
 

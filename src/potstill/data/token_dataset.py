@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from potstill.core.types import IGNORE
-from potstill.data.pack_fields import join_fields, slice_fields, to_array
+from potstill.data.pack_fields import get_field, join_fields, slice_fields, to_array
 
 
 class TokenizedDocument(NamedTuple):
@@ -58,7 +58,10 @@ class TokenDataset(Sequence[TokenizedDocument]):
             return [self[j] for j in range(*i.indices(len(self)))]
         i = range(len(self))[i]
         tokens = slice(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
-        fields = {name: values.tolist() for name, values in slice_fields(self.fields, tokens, i).items()}
+        fields = {
+            name: values.tolist() if get_field(name).per == "token" else values[0].item()
+            for name, values in slice_fields(self.fields, tokens, slice(i, i + 1)).items()
+        }
         return TokenizedDocument(self.ids[tokens].tolist(), self.labels[tokens].tolist(), fields)
 
     @property

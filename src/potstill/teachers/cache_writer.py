@@ -84,9 +84,7 @@ class CacheWriter:
         weight = torch.stack(tails).sum(0).cpu()
         return kmeans(teacher_signals.head.weight.float().cpu(), weight, self.classes, seed=self.seed)
 
-    def write_shards(
-        self, folder: Path, identity: str, members: Tensor, *, on_progress: Callable[[int], None]
-    ) -> None:
+    def write_shards(self, folder: Path, identity: str, members: Tensor, *, on_progress: Callable[[int], None]) -> None:
         """Writes all missing shards. Calls `on_progress` with the number of finished packs after each pack.
 
         `members [V C]` are the classes of tokens. A shard counts once it is complete and in the progress file.
