@@ -145,7 +145,7 @@ class CacheTeacherConfig:
                 task = bar.add_task("caching", total=len(packs))
                 members = writer.load_token_classes(folder)
                 writer.write_shards(
-                    folder, identity, members, show_progress=lambda done: bar.update(task, completed=done)
+                    folder, identity, members, on_progress=lambda done: bar.update(task, completed=done)
                 )
             return self._publish(out, folder, writer, corpus, facts, time.perf_counter() - start)
 
