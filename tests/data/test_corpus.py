@@ -162,7 +162,7 @@ def test_stdlib_pins_python_and_text() -> None:
         ('{"text": "a"}\n{"text": 3}\n', "line 2 has int in `text`"),
         ('{"text": "a"}\n{"body": "b"}\n', "line 2 lacks `text`; it has `body`"),
         ('{"messages": [{"role": "narrator", "content": "a"}]}\n', "line 1 has a turn of the role 'narrator'"),
-        ('{"grade": 1}\n', "has the columns `grade`, none of which is known"),
+        ('{"grade": 1}\n', "has the columns `grade`, which fit no known format"),
     ],
 )
 def test_a_data_set_without_documents_is_refused(tmp_path: Path, content: str, says: str) -> None:
@@ -181,14 +181,14 @@ def test_an_empty_text_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_csv_file_without_header_shows_its_first_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("How many?,18\nAnd now?,3\n")
-    with pytest.raises(DataError, match=r"the header of .* has the columns `How many\?`, `18`, none"):
+    with pytest.raises(DataError, match=r"the header of .* has the columns `How many\?`, `18`, which fit no known"):
         load_corpus(tmp_path / "a.csv")
 
 
 def test_documents_that_are_all_alike_have_no_validation_share(lines: Lines) -> None:
     path = lines([{"prompt": "a", "response": "b"}] * 3)
     assert len(load_corpus(path)) == 3
-    with pytest.raises(DataError, match="3 documents, all alike"):
+    with pytest.raises(DataError, match="3 documents, all equal"):
         load_corpus(path, split="validation")
 
 
@@ -206,7 +206,9 @@ def test_a_wrong_option_is_refused(lines: Lines) -> None:
 
 
 def test_offline_a_hub_data_set_that_is_not_cached_is_not_found() -> None:
-    with pytest.raises(NotFound, match=r"nobody/nothing is no file or folder here, and the hub gives .*HF_HUB_OFFLINE"):
+    with pytest.raises(
+        NotFound, match=r"nobody/nothing is not a file or folder here, and the hub has .*HF_HUB_OFFLINE"
+    ):
         load_corpus("nobody/nothing")
 
 

@@ -81,21 +81,21 @@ def test_a_field_longer_than_the_csv_module_likes_is_read_and_its_limit_left_alo
 
 
 BROKEN = {
-    "bad JSON, with its line": ("a.jsonl", b'{"text": "a"}\n\n{"text": }\n', "line 3 is no valid JSON"),
-    "bad JSON in a list, with its line": ("a.json", b'[{"text": "a"},\n {"text": }]', "line 2 is no valid JSON"),
+    "bad JSON, with its line": ("a.jsonl", b'{"text": "a"}\n\n{"text": }\n', "line 3 is not valid JSON"),
+    "bad JSON in a list, with its line": ("a.json", b'[{"text": "a"},\n {"text": }]', "line 2 is not valid JSON"),
     "a row that is no object": ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 is a list"),
     "a list of strings": ("a.json", b'["a", "b"]', "row 1 is a str"),
     "JSON nested without end": ("a.json", b"[" * 100_000, "nested too deeply"),
     "a zero byte, with its offset": ("a.txt", b"abc\ndef\0g", "zero byte at offset 7"),
     "not UTF-8, with its offset": ("a.jsonl", b'{"text": "a"}\n{"text": "\xe4"}', "byte 0xe4 at offset 24"),
     "UTF-16": ("a.txt", "hallo".encode("utf-16"), "zero byte at offset 3"),
-    "no gzip file": ("a.txt.gz", b"plain text", "no whole gzip file"),
-    "half a gzip file": ("a.txt.gz", gzip.compress(os.urandom(999).hex().encode())[:200], "no whole gzip file"),
-    "a damaged gzip file": ("a.txt.gz", gzip.compress(b"abc" * 99)[:-8] + b"12345678", "no whole gzip file"),
-    "no Parquet file": ("a.parquet", b"text\nfirst\n", "no whole Parquet file"),
-    "an empty Parquet file": ("a.parquet", b"", "no whole Parquet file"),
+    "no gzip file": ("a.txt.gz", b"plain text", "not a complete gzip file"),
+    "half a gzip file": ("a.txt.gz", gzip.compress(os.urandom(999).hex().encode())[:200], "not a complete gzip file"),
+    "a damaged gzip file": ("a.txt.gz", gzip.compress(b"abc" * 99)[:-8] + b"12345678", "not a complete gzip file"),
+    "no Parquet file": ("a.parquet", b"text\nfirst\n", "not a complete Parquet file"),
+    "an empty Parquet file": ("a.parquet", b"", "not a complete Parquet file"),
     "too few fields": ("a.csv", b"text,label\na,b\nc\n", "line 3 has 1 fields where the header has 2"),
-    "an open quote": ("a.csv", b'text\n"abc\n', "line 2 is no valid CSV"),
+    "an open quote": ("a.csv", b'text\n"abc\n', "line 2 is not valid CSV"),
 }
 
 
@@ -113,7 +113,7 @@ def test_half_a_parquet_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS), path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match="no whole Parquet file"):
+    with pytest.raises(DataError, match="not a complete Parquet file"):
         rows_of(path)
 
 

@@ -40,15 +40,15 @@ def test_a_documented_shape_is_recognised(row: dict[str, Any], document: dict[st
 
 
 REFUSED = {
-    "unknown columns": (["grade", "golden"], "none of which is known"),
-    "no columns": ([], "nothing, none of which is known"),
-    "a text beside an instruction": (["instruction", "text", "decoded"], "more than one way"),
-    "two responses": (["prompt", "response", "answer"], "more than one way"),
-    "a prompt alone": (["prompt"], "none of which is known"),
-    "a preference set": (["prompt", "chosen", "rejected"], "as sets of preferences have"),
-    "a chat preference set": (["conversations", "chosen", "rejected"], "as sets of preferences have"),
-    "a chat with a verdict": (["messages", "label"], "as sets of preferences have"),
-    "a pair with a verdict": (["prompt", "completion", "label"], "as sets of preferences have"),
+    "unknown columns": (["grade", "golden"], "which fit no known format"),
+    "no columns": ([], "nothing, which fit no known format"),
+    "a text beside an instruction": (["instruction", "text", "decoded"], "more than one format"),
+    "two responses": (["prompt", "response", "answer"], "more than one format"),
+    "a prompt alone": (["prompt"], "which fit no known format"),
+    "a preference set": (["prompt", "chosen", "rejected"], "as preference data has"),
+    "a chat preference set": (["conversations", "chosen", "rejected"], "as preference data has"),
+    "a chat with a verdict": (["messages", "label"], "as preference data has"),
+    "a pair with a verdict": (["prompt", "completion", "label"], "as preference data has"),
 }
 
 
@@ -78,7 +78,7 @@ def test_the_caller_may_say_which_column_is_which() -> None:
 def test_columns_that_are_not_there_or_mean_nothing_are_refused() -> None:
     with pytest.raises(DataError, match="no column `body`; it has `text`"):
         recognize_schema(["text"], "rows.csv", columns={"text": "body"})
-    with pytest.raises(UsageError, match="`prompt` make no document"):
+    with pytest.raises(UsageError, match="`prompt` do not define a document"):
         recognize_schema(["text"], "rows.csv", columns={"prompt": "text"})
 
 

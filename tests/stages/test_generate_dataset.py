@@ -127,7 +127,7 @@ def test_a_student_of_the_answers_is_measured_on_the_datas_own(
 def test_plain_text_and_answers_that_never_end_are_refused(
     stage: GenerateDatasetConfig, text: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="asks nothing"):
+    with pytest.raises(DataError, match="has no prompts"):
         replace(stage, data=str(text)).run(tmp_path / "made")
     with pytest.raises(DataError, match="raise --max-tokens"):
         replace(stage, temperature=0.0, max_tokens=1, documents=2).run(tmp_path / "made")

@@ -1,1 +1,1 @@
-"""Text on disk to packed batches."""
+"""Data sets: from text on disk to packed batches."""

@@ -1,8 +1,9 @@
-"""Corpora by name: a file, a folder, a data set of the Hugging Face hub, or `stdlib`.
+"""Loads a corpus by name: a file, a folder, a data set of the Hugging Face hub, or `stdlib`.
 
-A name that is there as a file or folder is that; `owner/name` or `owner/name:config` else is a hub data set, streamed;
-`stdlib` is always the docstrings of Python's library. What is held out for validation is what the source itself holds
-out (files or splits named train and validation, or test), else a twentieth by hash: see `split.py`.
+`stdlib` is always the docstrings of Python's library. Any other name of an existing file or folder means that path.
+Otherwise `owner/name` or `owner/name:config` is a hub data set, which is streamed. The validation split is that of the
+source (files or splits named train and validation, or test); without one, a twentieth is held out by hash
+(`data.split`).
 """
 
 import hashlib
@@ -25,8 +26,8 @@ from potstill.data.split import MIN_DOCUMENTS, VALIDATION_SHARE, choose_held_out
 
 Split = Literal["train", "validation", "all"]
 Item = TypeVar("Item")
-CHUNK = 4096  # documents that are Python objects at once; the rest is Arrow
-PREVIEW_ROWS = 256  # rows of a stream that are read to see what it is
+CHUNK = 4096  # documents held as Python objects at once; the others are in Arrow
+PREVIEW_ROWS = 256  # rows read of a stream to recognize its kind
 
 FEATURES: Mapping[Kind, Features] = {
     "text": Features({"text": Value("large_string"), "whole": Value("bool")}),
@@ -37,14 +38,14 @@ FEATURES: Mapping[Kind, Features] = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents of one kind, and where they come from.
+    """Documents of one kind, and their source.
 
-    Columns of `documents`: `text` and `whole` (False where a longer text goes on behind a section, so that no end of
-    text belongs there) | `prompt`, `response` | `messages`, a list of `{role, content}` with the roles system, user
-    and assistant. They lie in the order of their hashes, those of a stream in their own, so that what reads only the
-    first ones reads a fair sample. `digest` is the SHA-256 over all of them, None for a stream. `dropped` counts the
-    rows of the source that were left out, by reason. Where a route was asked for, `route` is a column too: a number,
-    that is no part of what a document says.
+    The columns of `documents` are `text` and `whole` | `prompt`, `response` | `messages`, a list of `{role, content}`
+    with the roles system, user and assistant. `whole` is false for a section of a text that continues after it, so that
+    no end-of-text token follows. With a `Route`, the column `route` holds a number; it does not enter the digest.
+
+    Documents are in the order of their hashes, so that the first ones are a fair sample; a stream keeps its own order.
+    `digest` is the SHA-256 of all of them, None for a stream. `dropped` counts the rows that were left out, by reason.
     """
 
     name: str
@@ -56,15 +57,15 @@ class Corpus:
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """How many documents there are.
+        """The number of documents.
 
-        Raises: TypeError for a stream, which does not know.
+        Raises: TypeError for a stream, whose length is unknown.
         """
         return len(self.documents)
 
 
 def get_document_text(document: Mapping[str, Any]) -> str:
-    """The text of a document; of a pair or a chat its turns, a line break between them."""
+    """The text of a document; for a pair or a chat its turns with line breaks between them."""
     if "messages" in document:
         return "\n".join(turn["content"] for turn in document["messages"])
     return document["text"] if "text" in document else f"{document['prompt']}\n{document['response']}"
@@ -78,13 +79,13 @@ def load_corpus(
     columns: Mapping[str, str] | None = None,
     route: Route | None = None,
 ) -> Corpus:
-    """The corpus of that name, or at that path.
+    """Loads the corpus of that name or path.
 
-    `split` is `train`, `validation` or `all`. `limit` keeps the first so many documents. `columns` says which column
-    is which where their names do not: `{"text": ...}`, `{"prompt": ..., "response": ...}` or `{"messages": ...}`.
-    `route` adds to each document whose it is.
+    `split` is `train`, `validation` or `all`. `limit` keeps only the first documents. `columns` maps the meaning to the
+    column name: `{"text": ...}`, `{"prompt": ..., "response": ...}` or `{"messages": ...}`. `route` adds the number of
+    a teacher to each document.
 
-    Raises: NotFound, UsageError for a wrong option, DataError for a data set that is broken, empty or of another shape.
+    Raises: NotFound; UsageError for a wrong option; DataError for a data set that is broken, empty or of another shape.
     """
     corpus_split = _parse_split(split)
     if limit is not None and limit < 1:
@@ -93,7 +94,7 @@ def load_corpus(
     path = Path(name).expanduser()
     if name == "stdlib":
         if route is not None:
-            raise UsageError(f"stdlib has no column {route.column!r} to route by; give --data that has")
+            raise UsageError(f"stdlib has no column {route.column!r} to route by; give other --data")
         return _load_stdlib(corpus_split, limit)
     if path.exists():
         return _load_local(name, path, corpus_split, limit, RowReader(columns, route))
@@ -147,9 +148,9 @@ def number_rows(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Record
 
 
 def stream_corpus(corpus: Corpus, rows: IterableDataset, reader: RowReader, split: Split, limit: int | None) -> Corpus:
-    """`corpus` with the share `split` of a stream of `rows`, by hash, read as they are asked for.
+    """`corpus` with the share `split` of a stream of `rows`, chosen by hash and read on demand.
 
-    What is dropped is counted while it is read, so `dropped` fills as the stream goes by.
+    `dropped` counts while the stream is read.
     """
     preview = list(islice(rows, PREVIEW_ROWS))
     first_document = next(reader.read_documents(number_rows(preview, corpus.name), source=corpus.name), None)
@@ -177,14 +178,14 @@ def stream_corpus(corpus: Corpus, rows: IterableDataset, reader: RowReader, spli
 
 
 def _describe_file(file: Path) -> str:
-    """What an error about the columns of a file is about: of a CSV file its first line."""
+    """The name that an error about columns gives to a file; for a CSV file it names the header."""
     return f"the header of {file}" if get_format(file) in (".csv", ".tsv") else str(file)
 
 
 def _select_parts(
     items: list[Item], splits: tuple[list[int], list[int]] | None, split: Split
 ) -> tuple[list[Item], Split]:
-    """The files or splits to read, and the share of their documents that then has to be taken by hash."""
+    """The files or splits to read, and the share of their documents to take by hash."""
     if splits is None or split == "all":
         return items, split
     train, validation = splits
@@ -194,7 +195,7 @@ def _select_parts(
 
 
 def _add_reader_report(corpus: Corpus, reader: RowReader, *, has_named_splits: bool) -> Corpus:
-    """`corpus` with what its reader found out."""
+    """`corpus` with the unread columns and dropped rows of its reader."""
     if not len(corpus):
         raise DataError(_describe_empty(corpus.name, reader.dropped))
     provenance = {**corpus.provenance, "unread_columns": sorted(reader.unread_columns)}
@@ -204,7 +205,7 @@ def _add_reader_report(corpus: Corpus, reader: RowReader, *, has_named_splits: b
 
 def _describe_empty(name: str, dropped: Mapping[str, int]) -> str:
     if not dropped:
-        return f"{name} is empty: it holds no document"
+        return f"{name} is empty: it has no documents"
     reasons = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
     return f"{name} holds nothing to train on: {reasons}"
 
@@ -215,13 +216,13 @@ def get_kind(document: Mapping[str, Any]) -> Kind:
 
 
 def get_features(document: Mapping[str, Any]) -> Features:
-    """The columns of a corpus of documents like this one."""
+    """The columns and types of a corpus of documents like this one."""
     route_feature = {"route": Value("int64")} if "route" in document else {}
     return Features({**FEATURES[get_kind(document)], **route_feature})
 
 
 def _build_dataset(documents: Iterable[Document]) -> Dataset:
-    """The documents in Arrow's memory, a chunk at a time."""
+    """The documents as an Arrow table, built chunk by chunk."""
     documents, chunks = iter(documents), []
     while chunk := list(islice(documents, CHUNK)):
         chunks.append(Dataset.from_list(chunk, features=get_features(chunk[0])))
@@ -229,14 +230,14 @@ def _build_dataset(documents: Iterable[Document]) -> Dataset:
 
 
 def _take_split(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
-    """The share `split` of a corpus, in the order of its documents' hashes: the first ones are a fair sample."""
+    """The share `split` of a corpus, in the order of its documents' hashes."""
     documents, kind = corpus.documents, get_kind(corpus.documents.features)
     split_note, needs_sections = str(split), split != "all" and kind == "text" and len(documents) < MIN_DOCUMENTS
     if needs_sections:
         if "route" in documents.features:
             raise DataError(
-                f"{corpus.name} holds {len(documents)} texts, which are cut into sections, and no column says whose a "
-                f"section is; give {MIN_DOCUMENTS} texts or more"
+                f"{corpus.name} holds {len(documents)} texts, which are cut into sections, and sections have no "
+                f"route; give {MIN_DOCUMENTS} texts or more"
             )
         documents = _build_dataset(split_texts(list(documents["text"]), validation=split == "validation"))
         split_note = f"{split}, {VALIDATION_SHARE:.0%} held out in sections, by hash"
@@ -255,6 +256,6 @@ def _select_held_out(name: str, fingerprints: Sequence[bytes], *, validation: bo
     selected = [index for index, is_held_out in enumerate(choose_held_out(fingerprints)) if is_held_out == validation]
     if not selected:
         raise DataError(
-            f"{name} holds {len(fingerprints)} documents, all alike, so none can be held out; use split=all"
+            f"{name} holds {len(fingerprints)} documents, all equal, so none can be held out; use split=all"
         )
     return selected

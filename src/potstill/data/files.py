@@ -1,8 +1,8 @@
-"""Files as rows: text, JSON, JSON lines, CSV, TSV and Parquet, each also gzipped, and folders of them.
+"""Reads files and folders as rows: text, JSON, JSON lines, CSV, TSV and Parquet, each also gzipped.
 
-A `.txt` file is one row with the column `text`. A `.csv` file has a header and the usual quotes; a `.tsv` file has a
-header too, but quotes in it are plain characters and no field holds a line break, as the media type
-text/tab-separated-values has it. Text is UTF-8; anything else is refused with the byte at which it stops being so.
+A `.txt` file is one row with the column `text`. A `.csv` file has a header and the usual quotes. A `.tsv` file has a
+header too, but its quotes are plain characters and its fields hold no line break, as the media type
+text/tab-separated-values defines. Text is UTF-8. An error names the first byte that is not.
 """
 
 import csv
@@ -26,36 +26,38 @@ TEST_PATTERN = re.compile(r"(^|[-_./])test([-_./]|$)", re.IGNORECASE)
 
 
 class Record(NamedTuple):
-    """One row of a file, and where it stands there: `train.jsonl, line 7`."""
+    """One row of a file, and its place there, such as `train.jsonl, line 7`."""
 
     row: Mapping[str, Any]
     location: str
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The rows of one file, in its order.
+    """The rows of one file, in their order.
 
-    Raises: DataError where it cannot be read as what its name says; the message names the line or the byte.
+    Raises: NotFound; DataError if the content does not match the suffix. The message names the line or the byte.
     """
     with _explain_read_errors(path):
         yield from READERS[get_format(path)](path)
 
 
 def get_format(path: Path) -> str:
-    """The format that a file's name states, as `.jsonl`; empty where it is none that can be read."""
+    """The format in a file's name, such as `.jsonl`; empty if there is no reader for it."""
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     return suffix if suffix in READERS else ""
 
 
 def list_files(path: Path) -> list[Path]:
-    """The file itself, or all readable files below a folder, sorted; hidden ones are passed over.
+    """The file itself, or all readable files below a folder, sorted. Hidden files are skipped.
 
-    Raises: DataError where none of them can be read by its name.
+    Raises: DataError if no file has a suffix that can be read.
     """
     formats = ", ".join(READERS)
     if path.is_file():
         if not get_format(path):
-            raise DataError(f"{path} is none of {formats} (each also .gz); convert it, or rename it to what it is")
+            raise DataError(
+                f"{path} is none of {formats} (each also .gz); convert it, or give it the suffix of its format"
+            )
         return [path]
     with _explain_read_errors(path):
         files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
@@ -70,10 +72,10 @@ def _is_hidden(path: Path) -> bool:
 
 
 def assign_splits(names: list[str]) -> tuple[list[int], list[int]] | None:
-    """(train, validation): which of these files or splits are which, as numbers; None where the names do not say.
+    """(train, validation): the indices of the files or splits of each, by their names; None if none is named `train`.
 
-    They say so if one is named `train`. What is named `validation`, `valid`, `val` or `dev` is then held out, else what
-    is named `test`; where both are there, `test` belongs to neither. The list of validation is empty if none is named.
+    Those named `validation`, `valid`, `val` or `dev` are held out. Without them, those named `test` are; otherwise
+    `test` belongs to neither. The list of validation is empty if no name matches.
     """
     train = [i for i, name in enumerate(names) if TRAIN_PATTERN.search(name)]
     if not train:
@@ -84,7 +86,7 @@ def assign_splits(names: list[str]) -> tuple[list[int], list[int]] | None:
 
 
 def find_license(path: Path) -> str | None:
-    """The first line of the LICENSE file in the same folder, with its name; None where there is none."""
+    """The name and first line of the LICENSE file in the same folder; None if there is none."""
     folder = path if path.is_dir() else path.parent
     for file in sorted(folder.glob("LICEN[CS]E*")):
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
@@ -96,15 +98,15 @@ def find_license(path: Path) -> str | None:
 
 @contextmanager
 def _explain_read_errors(path: Path) -> Iterator[None]:
-    """Says in one sentence why a file cannot be read."""
+    """Turns errors of reading `path` into a DataError or NotFound of one sentence."""
     try:
         yield
     except PermissionError as error:
-        raise DataError(f"{path} may not be read: permission denied") from error
+        raise DataError(f"{path} cannot be read: permission denied") from error
     except FileNotFoundError as error:
         raise NotFound(f"there is no file {path}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is no whole gzip file ({error}); fetch it again") from error
+        raise DataError(f"{path} is not a complete gzip file ({error}); download it again") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -114,7 +116,7 @@ def _open_file(path: Path) -> io.BufferedIOBase:
 
 
 def _read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their ends, without a byte order mark."""
+    """The lines of a UTF-8 file with their line ends, without a byte order mark."""
     offset = 0
     with _open_file(path) as file:
         for raw in file:
@@ -158,7 +160,7 @@ def _read_json(path: Path) -> Iterator[Record]:
 
 
 def _is_json_lines(text: str) -> bool:
-    """Whether the first line is a JSON value of its own, as in JSON lines that go by the name of `.json`."""
+    """Whether the first line is a complete JSON value, as in JSON lines with the suffix `.json`."""
     try:
         json.loads(text.lstrip().split("\n", 1)[0])
     except ValueError:
@@ -177,14 +179,14 @@ def _parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise DataError(f"{path}, line {line} is no valid JSON: {error.msg} at column {error.colno}") from error
+        raise DataError(f"{path}, line {line} is not valid JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
-        raise DataError(f"{path}, line {first_line} is nested too deeply to be read as JSON") from error
+        raise DataError(f"{path}, line {first_line} is nested too deeply for JSON") from error
 
 
 def _make_record(value: Any, location: str) -> Record:
     if not isinstance(value, dict):
-        raise DataError(f"{location} is a {type(value).__name__}; every row has to be an object with named fields")
+        raise DataError(f"{location} is a {type(value).__name__}; every row must be an object with named fields")
     return Record(value, location)
 
 
@@ -197,7 +199,7 @@ def _read_separated(path: Path, dialect: type[csv.Dialect]) -> Iterator[Record]:
                 if fields:
                     yield _make_field_record(header or [], fields, f"{path}, line {reader.line_num}")
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num} is no valid CSV: {error}") from error
+            raise DataError(f"{path}, line {reader.line_num} is not valid CSV: {error}") from error
 
 
 def _make_field_record(header: list[str], fields: list[str], location: str) -> Record:
@@ -208,7 +210,7 @@ def _make_field_record(header: list[str], fields: list[str], location: str) -> R
 
 @contextmanager
 def _allow_long_fields() -> Iterator[None]:
-    """The csv module refuses fields over 128 KiB unless its one global limit is raised."""
+    """Raises the global limit of the csv module, which refuses fields over 128 KiB."""
     previous_limit = csv.field_size_limit(sys.maxsize)
     try:
         yield
@@ -233,7 +235,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
                 number += 1
                 yield Record(row, f"{path}, row {number}")
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{path} is no whole Parquet file: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path} is not a complete Parquet file: {str(error).splitlines()[0]}") from error
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {

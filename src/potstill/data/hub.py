@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, read as a stream; offline, those that its cache holds whole."""
+"""Reads data sets of the Hugging Face hub: streamed, or from the local cache when offline."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ DATASET_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")  # owner/name, and a 
 
 
 class HubDataset:
-    """A hub data set at one revision: its splits, its licence and its rows."""
+    """A hub data set at one revision: its splits, its license and its rows."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -35,7 +35,7 @@ class HubDataset:
         self.license = None if card is None else str(card.get("license") or "") or None
 
     def list_splits(self) -> list[str]:
-        """The names of its splits.
+        """The names of the splits.
 
         Raises: NotFound, DataError.
         """
@@ -45,7 +45,7 @@ class HubDataset:
             )
 
     def load_rows(self, split: str) -> Any:
-        """The rows of one split: an `IterableDataset`; offline a `Dataset`.
+        """The rows of one split: an `IterableDataset`, or a `Dataset` when offline.
 
         Raises: NotFound, DataError.
         """
@@ -57,14 +57,18 @@ class HubDataset:
 
 @contextmanager
 def explain_hub_errors(name: str) -> Iterator[None]:
-    """Says in one sentence why a data set of the hub cannot be read, whichever library below found out."""
+    """Turns any error of the libraries below into a NotFound or DataError of one sentence."""
     try:
         yield
     except PotstillError:
         raise
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         offline_note = " (HF_HUB_OFFLINE is set)" if datasets.config.HF_HUB_OFFLINE else ""
-        raise NotFound(f"{name} is no file or folder here, and the hub gives no such data set{offline_note}") from error
-    except Exception as error:  # a boundary: which HTTP library raises what is not ours to know
+        raise NotFound(
+            f"{name} is not a file or folder here, and the hub has no such data set{offline_note}"
+        ) from error
+    except Exception as error:  # a boundary: the HTTP libraries raise errors of many types
         first_line = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise DataError(f"{name} is no file or folder here, and the hub's set cannot be read: {first_line}") from error
+        raise DataError(
+            f"{name} is not a file or folder here, and the hub's data set cannot be read: {first_line}"
+        ) from error

@@ -1,4 +1,4 @@
-"""What a data set is, and which of its tokens are trained on: as a dictionary for machines, and coloured for people."""
+"""Describes a data set and its trained tokens: as a dictionary for JSON, and in color for the terminal."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +18,8 @@ from potstill.data.packing import pack
 from potstill.data.token_dataset import TokenDataset, TokenizedDocument
 from potstill.data.tokenize import tokenize_corpus
 
-MAX_STREAMED_TOKENS = 200_000  # tokens of a stream that are looked at
-HEAD_TOKENS, TAIL_TOKENS = 80, 40  # tokens shown of a longer run
+MAX_STREAMED_TOKENS = 200_000  # tokens read of a stream
+HEAD_TOKENS, TAIL_TOKENS = 80, 40  # tokens shown of a long run
 PERCENTILES = (10, 50, 90, 100)
 TRAINED_STYLE, CONTEXT_STYLE = "bold green", "dim"
 
@@ -32,12 +32,12 @@ def describe(
     length: int | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Kind, size, share of trained tokens, lengths and some `examples` of a corpus, ready for JSON.
+    """Kind, size, share of trained tokens, lengths and some `examples` of a corpus, as plain data.
 
-    `length` packs it too and states how full the packs are. `limit` stops after so many tokens; of a stream the first
-    `STREAMED` are read.
+    With `length` it also packs the corpus and reports how full the packs are. `limit` stops after so many tokens; of a
+    stream at most `MAX_STREAMED_TOKENS` are read.
 
-    Raises: DataError if it tokenises to nothing, or would be trained on by mistake.
+    Raises: DataError as `tokenize_corpus` does.
     """
     is_stored = isinstance(corpus.documents, Dataset)
     tokens = tokenize_corpus(corpus, tokenizer, limit=limit or (None if is_stored else MAX_STREAMED_TOKENS))
@@ -65,19 +65,19 @@ def describe(
 
 
 def describe_packs(tokens: TokenDataset, length: int) -> dict[str, Any]:
-    """How the documents lie in packs of `length` tokens."""
+    """The number of packs of `length` tokens, how full they are, and the documents that were cut."""
     packs = pack(tokens, length=length)
     return {"length": length, "count": len(packs), "fill": packs.fill, "cut_documents": packs.num_cut}
 
 
 def count_last_trained(tokens: TokenDataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The three tokens that most often are the last one trained on in a document: the stop token, if all is well."""
+    """The three most frequent last trained tokens of documents. The first should be the stop token."""
     last_labels = Counter(next(label for label in reversed(row.labels) if label != IGNORE) for row in tokens)
     return {str(tokenizer.decode([token])): count for token, count in last_labels.most_common(3)}
 
 
 def split_pieces(row: TokenizedDocument, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """The text of a document in runs of tokens that are trained on and that are not; long ones without their middle."""
+    """The text of a document in runs of trained and of other tokens; long runs without their middle."""
     return [
         {"text": text, "trained": is_trained, "omitted_tokens": num_omitted}
         for is_trained, run in groupby(range(len(row.labels)), key=lambda t: row.labels[t] != IGNORE)
@@ -99,7 +99,7 @@ def _decode_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> st
 
 
 def render(description: Mapping[str, Any]) -> RenderableType:
-    """A description as a table and coloured examples, to be printed by rich."""
+    """A description as a table and colored examples, for rich."""
     return Group(
         _build_summary(description),
         *(_render_example(example) for example in description["examples"]),

@@ -1,4 +1,4 @@
-"""Rows become documents of one kind; what cannot be trained on is left out and counted."""
+"""Turns rows into documents of one kind. Rows that cannot be trained on are left out and counted."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,15 +10,15 @@ from potstill.data.schema import Document, Kind, MalformedRow, find_lack, recogn
 
 
 class Route(NamedTuple):
-    """A column that says whose a document is: the number of its value among `values` is the document's `route`."""
+    """A column that names the teacher of a document. The index of its value in `values` is the document's `route`."""
 
     column: str
     values: tuple[str, ...]
 
     def find_index(self, row: Mapping[str, Any], location: str) -> int:
-        """The route of a row.
+        """The index of a row's value in `values`.
 
-        Raises: DataError where the column is missing or holds none of the values.
+        Raises: DataError if the column is missing or holds another value.
         """
         if self.column not in row:
             raise DataError(f"{location} has no column `{self.column}` to route by; it has {', '.join(map(str, row))}")
@@ -32,9 +32,10 @@ class Route(NamedTuple):
 
 
 class RowReader:
-    """Reads the rows of sources that are all of one kind; `dropped` and `unread` say afterwards what was left out.
+    """Reads the rows of sources that are all of one kind.
 
-    With a `route` each document has the number that it says, under `route`.
+    `dropped` counts the rows left out, by reason; `unread_columns` holds the names of the columns that were not read.
+    With a `route`, each document has the key `route`.
     """
 
     def __init__(self, columns: Mapping[str, str] | None = None, route: Route | None = None) -> None:
@@ -45,9 +46,9 @@ class RowReader:
         self._first_source = ""
 
     def read_documents(self, rows: Iterable[Record], *, source: str) -> Iterator[Document]:
-        """The documents of one source, which an error calls `source`; its first row says of what shape they are.
+        """The documents of one source, which errors call `source`. Its first row determines the schema.
 
-        Raises: DataError for a row of another shape, or a source of another kind than those before.
+        Raises: DataError for a row that does not fit the schema, or for a source of another kind than the first.
         """
         schema = None
         for row, location in rows:
@@ -69,7 +70,7 @@ class RowReader:
     def _check_kind(self, kind: Kind, source: str) -> None:
         if self.kind not in (None, kind):
             raise DataError(
-                f"{source} holds {kind} where {self._first_source} holds {self.kind}; one data set has to be "
-                f"of one kind"
+                f"{source} holds {kind} where {self._first_source} holds {self.kind}; all files of a data set must "
+                f"be of one kind"
             )
         self.kind, self._first_source = kind, self._first_source or source

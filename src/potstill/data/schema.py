@@ -1,4 +1,4 @@
-"""Which columns make a document: plain text, a prompt with its response, or a chat.
+"""Recognizes from its columns what a row is: plain text, a prompt with its response, or a chat.
 
 | columns | kind |
 |---|---|
@@ -7,10 +7,10 @@
 | `instruction` and `output`, with `input` or not (Alpaca) | pairs |
 | `instruction` and `response`, with `context` or not (Dolly) | pairs |
 | `question` and `answer` (GSM8K) | pairs |
-| `text`, with nothing that looks like a prompt beside it | text |
+| `text`, without a column that could be a prompt | text |
 
-A chat wins over a pair and a pair over text, since data sets often carry both. Other columns are passed over. Sets of
-preferences (`chosen`, `rejected`; or a `label` on a chat) are refused: training on what was rejected is no one's wish.
+A chat takes precedence over a pair, and a pair over text, since many data sets hold both. Other columns are ignored.
+Preference data (`chosen`, `rejected`; or a `label` on a chat) is refused, since rejected answers would be trained on.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -47,12 +47,12 @@ ACCEPTED_COLUMNS = (
 
 
 class MalformedRow(ValueError):
-    """A row that cannot be read; whoever knows the file and the line says so."""
+    """A row that cannot be read. The caller adds the file and the line to the message."""
 
 
 @dataclass(frozen=True)
 class RowSchema:
-    """What a row means: its kind, the columns that are read, and how they become a document."""
+    """The kind of a row, the columns that are read, and the function that turns them into a document."""
 
     kind: Kind
     columns: tuple[str, ...]
@@ -62,7 +62,7 @@ class RowSchema:
     def to_document(self, row: Mapping[str, Any]) -> Document:
         """The document in a row.
 
-        Raises: Malformed where a column is missing or holds something else than it should.
+        Raises: MalformedRow if a column is missing or holds a value of the wrong type.
         """
         missing_columns = [column for column in self.columns if column not in row]
         if missing_columns:
@@ -73,9 +73,9 @@ class RowSchema:
 def recognize_schema(
     column_names: Collection[str], location: str, *, columns: Mapping[str, str] | None = None
 ) -> RowSchema:
-    """The shape of rows with the columns `found`, or the one that the caller states by `columns`.
+    """The schema of rows with these column names, or the schema that the caller states in `columns`.
 
-    Raises: DataError where no shape fits, or two do.
+    Raises: DataError if no schema fits, or several do.
     """
     if columns is not None:
         return _build_stated_schema(columns, column_names, location)
@@ -97,22 +97,19 @@ def _recognize_pair_or_text(column_names: Collection[str], location: str) -> Row
         return _build_pair_schema(pair, optional_columns)
     if not pairs and "text" in column_names and not PROMPT_COLUMNS & set(column_names):
         return _build_text_schema("text")
-    problem = (
-        "which could be read in more than one way" if pairs or "text" in column_names else "none of which is known"
-    )
+    problem = "which fit more than one format" if pairs or "text" in column_names else "which fit no known format"
     raise DataError(
         f"{location} has the columns {_quote_names(column_names)}, {problem}; accepted are {ACCEPTED_COLUMNS}; "
-        f"or say which column is which, "
-        f"as in --columns prompt=NAME,response=NAME"
+        f"or map them, as in --columns prompt=NAME,response=NAME"
     )
 
 
 def _check_no_preferences(column_names: Collection[str], preference_columns: set[str], location: str) -> None:
     if preference_columns & set(column_names):
         raise DataError(
-            f"{location} has {_quote_names(sorted(preference_columns & set(column_names)))}, as sets of "
-            f"preferences have, and what was rejected "
-            f"would be trained on like the rest; say which columns are meant, as in --columns messages=NAME"
+            f"{location} has {_quote_names(sorted(preference_columns & set(column_names)))}, as preference "
+            f"data has, and rejected answers would be trained on; name the columns to use, as in "
+            f"--columns messages=NAME"
         )
 
 
@@ -129,7 +126,7 @@ def _build_stated_schema(columns: Mapping[str, str], column_names: Collection[st
     if set(columns) == {"messages"}:
         return _build_chat_schema(columns["messages"])
     raise UsageError(
-        f"columns {_quote_names(columns)} make no document; state text, or prompt and response, or messages"
+        f"columns {_quote_names(columns)} do not define a document; give text, or prompt and response, or messages"
     )
 
 
@@ -158,7 +155,7 @@ def _build_pair_schema(pair: tuple[str, str], optional_columns: tuple[str, ...])
 
 
 def find_lack(document: Document) -> str | None:
-    """What an otherwise valid document lacks to be trained on, as `empty response`; None if nothing."""
+    """The reason why a valid document cannot be trained on, such as `empty response`; None if it can."""
     if "messages" in document:
         answers = [turn["content"] for turn in document["messages"] if turn["role"] == "assistant"]
         if not answers:
@@ -174,7 +171,7 @@ def _read_turn(turn: Any) -> dict[str, str]:
         raise MalformedRow(f"has a turn with {description}; every turn needs role and content (or from and value)")
     role, content = ("role", "content") if "role" in turn else ("from", "value")
     if turn.get("tool_calls"):
-        raise MalformedRow("has a turn with tool_calls, which cannot be trained on yet; leave such rows out")
+        raise MalformedRow("has a turn with tool_calls, which cannot be trained on; remove such rows")
     if not isinstance(turn[role], str) or turn[role] not in ROLES:
         raise MalformedRow(f"has a turn of the role {turn[role]!r}; known are {', '.join(ROLES)}")
     return {"role": ROLES[turn[role]], "content": _read_string(turn, content)}
@@ -183,7 +180,7 @@ def _read_turn(turn: Any) -> dict[str, str]:
 def _read_list(row: Mapping[str, Any], column: str) -> list[Any]:
     value = row[column]
     if not isinstance(value, list | tuple):
-        raise MalformedRow(f"has {type(value).__name__} in `{column}`, where a list of turns belongs")
+        raise MalformedRow(f"has {type(value).__name__} in `{column}`, where a list of turns is expected")
     return list(value)
 
 
@@ -192,11 +189,11 @@ def _read_string(row: Mapping[str, Any], column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise MalformedRow(f"has {type(value).__name__} in `{column}`, where text belongs")
+        raise MalformedRow(f"has {type(value).__name__} in `{column}`, where text is expected")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise MalformedRow(f"has half a surrogate pair in `{column}`, which is no text") from error
+        raise MalformedRow(f"has half a surrogate pair in `{column}`, which is not valid text") from error
     return value
 
 

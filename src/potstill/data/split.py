@@ -1,8 +1,8 @@
-"""Train and validation shares that depend on the text alone: never on a seed, an order or what else is in the set.
+"""Splits a corpus into train and validation shares by the text of each document: no seed and no order matters.
 
-A document is held out if the first 64 bits of its SHA-256 fall into the lowest twentieth. Equal documents so fall on
-the same side. A set of fewer than `FEW` texts (a book, some books) would have no such share, so its texts are cut into
-sections at blank lines, sections are held out, and what lies between two held-out sections stays one document.
+A document is held out if the first 64 bits of its SHA-256 fall into the lowest twentieth, so equal documents are on the
+same side. A set of fewer than `MIN_DOCUMENTS` texts (such as a book) is too small for that. Its texts are cut into
+sections at blank lines, and sections are held out. The text between two held-out sections stays one document.
 """
 
 import hashlib
@@ -15,19 +15,19 @@ from potstill.data.schema import Document
 
 VALIDATION_SHARE = 0.05
 MIN_DOCUMENTS = 20
-TARGET_SECTIONS = 2_000  # how many to cut a set into, where that leaves them between these two lengths, in characters
-MIN_SECTION_LENGTH, MAX_SECTION_LENGTH = 1_000, 16_000
-MIN_SECTIONS = 20  # sections, however short the text
+TARGET_SECTIONS = 2_000  # sections of a set, if their lengths stay between the next two
+MIN_SECTION_LENGTH, MAX_SECTION_LENGTH = 1_000, 16_000  # characters
+MIN_SECTIONS = 20  # even of a short text
 
 
 def fingerprint(document: Document) -> bytes:
-    """The SHA-256 of what a document says, whoever is to teach it."""
+    """The SHA-256 of a document's text, without its route."""
     content = {name: value for name, value in document.items() if name not in ("whole", "route")}
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).digest()
 
 
 def choose_held_out(fingerprints: Sequence[bytes], *, share: float = VALIDATION_SHARE) -> list[bool]:
-    """For each document whether it is held out; at least one is, and one is not, wherever two documents differ."""
+    """Whether each document is held out. If two documents differ, at least one is held out and at least one is not."""
     distinct = set(fingerprints)
     if len(distinct) < 2:
         return [False] * len(fingerprints)
@@ -37,14 +37,14 @@ def choose_held_out(fingerprints: Sequence[bytes], *, share: float = VALIDATION_
 
 
 def is_in_share(digest: bytes, share: float = VALIDATION_SHARE) -> bool:
-    """Whether a fingerprint, read as a fraction of one, lies below `share`."""
+    """Whether a fingerprint, read as a binary fraction in [0, 1), is below `share`."""
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def split_texts(texts: Sequence[str], *, validation: bool) -> list[Document]:
-    """The train or the validation share of a few texts, as documents; `whole` are those that end where a text does.
+    """The train or the validation share of a few texts, as documents. `whole` marks those that end with a text.
 
-    Raises: DataError where the texts are too short to be cut in two.
+    Raises: DataError if the texts are too short to hold out a part.
     """
     total = sum(map(len, texts))
     size = max(1, min(max(total // TARGET_SECTIONS, MIN_SECTION_LENGTH), MAX_SECTION_LENGTH, total // MIN_SECTIONS))
@@ -65,9 +65,9 @@ def split_texts(texts: Sequence[str], *, validation: bool) -> list[Document]:
 
 
 def cut_sections(text: str, size: int) -> list[str]:
-    """`text` cut into pieces of at least `size` characters and at most twice as many; joined, they are the text.
+    """Cuts `text` into pieces of `size` to twice `size` characters. Joined, they are the text.
 
-    A piece ends after a blank line if it can, else after a line, else after a word, else anywhere.
+    A piece ends after a blank line if there is one, else after a line, else after a word, else anywhere.
     """
     pieces, start = [], 0
     while len(text) - start > 2 * size:

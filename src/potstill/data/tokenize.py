@@ -1,9 +1,9 @@
-"""Documents as tokens, with a label where a token is trained on.
+"""Tokenizes documents, and labels the tokens that are trained on.
 
-Of a text every token is trained on, and the end of text that is put behind it once. Of a pair or a chat only what the
-assistant says, its stop token included, whatever the padding token is (masks come from the template's text, never from
-ids). A pair for a tokenizer without a chat template is written plainly: prompt, line break, response, end of text.
-The template owns the special tokens of a chat, so that no BOS is written twice.
+In a text every token is trained on, and the end-of-text token that is appended once. In a pair or a chat only the
+assistant's answers are, with their stop tokens. The mask comes from the characters of the rendered chat, never from
+ids, so a padding token that equals the stop token does no harm. Without a chat template, a pair is written as prompt,
+line break, response, end of text. The template writes all special tokens of a chat, so that no BOS is written twice.
 """
 
 from collections import Counter
@@ -19,40 +19,39 @@ from potstill.data.chat_template import ChatTemplate, Message, Span
 from potstill.data.corpus import Corpus
 from potstill.data.token_dataset import TokenDataset, TokenizedDocument
 
-CHUNK = 512  # documents tokenised at once
+CHUNK = 512  # documents tokenized at once
 
 
 class RenderedDocument(NamedTuple):
-    """A document as the text that is tokenised, the spans of its characters that are trained on, and its route."""
+    """A document as the text to tokenize, the spans of characters that are trained on, and its route."""
 
     text: str
     spans: Sequence[Span]
-    needs_eos: bool  # whether an end of text belongs behind it
+    needs_eos: bool  # whether an end-of-text token follows
     route: int | None = None
 
 
 def tokenize_corpus(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None, plain: bool = False
 ) -> TokenDataset:
-    """`corpus` as tokens, up to the document with which `limit` tokens are reached.
+    """Tokenizes `corpus`, up to the document with which `limit` tokens are reached.
 
-    With `plain`, a tokenizer without a chat template reads chats line by line, as it reads pairs.
+    With `plain`, a tokenizer without a chat template reads chats line by line, as it reads pairs. Documents without a
+    token to train on are left out and counted.
 
-    Rows without a token to train on are left out and counted.
-    Raises: DataError if nothing is left, or if of a chat set every token would be trained on; UnsupportedModel for a
-    tokenizer that cannot say where its tokens lie in the text.
+    Raises: DataError if no document is left, or if every token of chats or pairs would be trained on; UnsupportedModel
+    for a tokenizer that gives no character offsets.
     """
     dropped: Counter[str] = Counter()
     rows = _drop_untrained(_tokenize_documents(corpus, tokenizer, plain=plain), dropped)
     tokens = TokenDataset(rows if limit is None else _take_tokens(rows, limit), dropped)
     if not len(tokens):
         reasons = ", ".join(f"{count} documents with {reason}" for reason, count in dropped.items())
-        raise DataError(f"{corpus.name} tokenises to nothing that could be trained on: {reasons or 'it is empty'}")
+        raise DataError(f"{corpus.name} tokenizes to nothing that could be trained on: {reasons or 'it is empty'}")
     if corpus.kind != "text" and tokens.num_trained == tokens.num_tokens - len(tokens):
         raise DataError(
-            f"all {tokens.num_tokens} tokens of {corpus.name} would be trained on, prompts too; mend the chat "
-            f"template, "
-            f"which has to mark what the assistant says"
+            f"all {tokens.num_tokens} tokens of {corpus.name} would be trained on, prompts too; correct the chat "
+            f"template, which must mark the assistant's answers"
         )
     return tokens
 
@@ -79,7 +78,9 @@ def _tokenize_documents(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool
 ) -> Iterator[tuple[int, TokenizedDocument]]:
     if not tokenizer.is_fast:
-        raise UnsupportedModel(f"{type(tokenizer).__name__} does not say where its tokens lie; use a fast tokenizer")
+        raise UnsupportedModel(
+            f"{type(tokenizer).__name__} gives no character offsets of its tokens; use a fast tokenizer"
+        )
     template = ChatTemplate(tokenizer) if _needs_template(corpus, tokenizer, plain=plain) else None
     numbered_documents = enumerate(
         _render_document(document, template, corpus)._replace(route=document.get("route"))
@@ -90,7 +91,7 @@ def _tokenize_documents(
 
 
 def _needs_template(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, plain: bool) -> bool:
-    """Whether a template is used, or, for chats that may not be read `plain`, is missing and to be asked for."""
+    """Whether documents are rendered by a chat template. Chats that may not be read `plain` need one."""
     return corpus.kind != "text" and (bool(tokenizer.chat_template) or (corpus.kind == "chat" and not plain))
 
 
@@ -105,7 +106,7 @@ def _render_document(document: Mapping[str, Any], template: ChatTemplate | None,
 
 
 def to_messages(document: Mapping[str, Any]) -> list[Message]:
-    """A chat's messages, or a pair as the two messages of a chat."""
+    """The messages of a chat, or a pair as a chat of two messages."""
     if "messages" in document:
         return list(document["messages"])
     return [
@@ -115,7 +116,7 @@ def to_messages(document: Mapping[str, Any]) -> list[Message]:
 
 
 def render_plain(document: Mapping[str, Any]) -> RenderedDocument:
-    """A text, or a pair or a chat without a template: prompt, line break, response."""
+    """Renders a text as it is, and a pair or a chat as its messages with line breaks between them."""
     if "text" in document:
         return RenderedDocument(document["text"], [(0, len(document["text"]))], document.get("whole", True))
     text, spans = "", []
@@ -128,7 +129,7 @@ def render_plain(document: Mapping[str, Any]) -> RenderedDocument:
 
 
 def render_chat(messages: Sequence[Message], template: ChatTemplate) -> RenderedDocument:
-    """A chat as its template writes it."""
+    """Renders a chat by its template."""
     text, spans = template.render_with_spans(messages)
     return RenderedDocument(text, spans, False)
 
@@ -147,7 +148,7 @@ def _encode_chunk(
 
 
 def label_tokens(ids: Sequence[int], label_mask: Sequence[bool], eos: int | None) -> TokenizedDocument:
-    """Tokens with their labels, and `end`, the end of text, behind them, once: the tokenizer may have put one there."""
+    """Tokens with their labels, and `eos` after them; it is not repeated if the tokenizer has appended it."""
     ids, labels = list(ids), [i if is_trained else IGNORE for i, is_trained in zip(ids, label_mask, strict=True)]
     if eos is not None and ids:
         has_eos = ids[-1] == eos
@@ -157,10 +158,10 @@ def label_tokens(ids: Sequence[int], label_mask: Sequence[bool], eos: int | None
 
 
 def compute_label_mask(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
-    """For each token, given by its offsets, whether it lies wholly within one of the spans; both in ascending order.
+    """Whether each token, given by its offsets, lies completely within one of the spans. Both ascend.
 
-    A token that reaches into a span from before it is no part of it: at inference the prompt ends there, and no such
-    token could be written. A byte-level tokenizer may trim spaces from offsets, to nothing at the end of a lone space.
+    A token that starts before a span and ends in it is not trained on: at inference the prompt ends there, so no model
+    could generate it. A byte-level tokenizer may trim spaces from offsets, which leaves a lone space empty at its end.
     """
     mask, index = [], 0
     for start, stop in offsets:

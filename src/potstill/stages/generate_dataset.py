@@ -1,14 +1,14 @@
-"""A teacher's answers to the prompts of a data set, as a data set: sequence-level distillation trains on them.
+"""Generates a data set: a teacher's answers to the prompts of another, for sequence-level distillation.
 
     potstill generate TEACHER --data D --out answers
     potstill distill --teacher TEACHER --student S --data answers --objective cross_entropy --out student
 
-The folder holds `train.jsonl` with what the teacher answers to the training prompts (of a chat, to what comes before
-its first answer, so that no other answer is trained on), and `validation.jsonl` with the data's own held-out answers,
-so that a student of either is measured on the same text.
+`train.jsonl` holds the teacher's answers to the training prompts. A chat is cut after its first answer, so that every
+trained answer is the teacher's. `validation.jsonl` holds the original held-out answers, so that all students are
+measured on the same text.
 
 Source: Kim and Rush, "Sequence-Level Knowledge Distillation" (arXiv:1606.07947), section 3.2. Departs from the paper:
-answers are greedy or sampled, not searched by beam.
+answers are greedy or sampled, without beam search.
 """
 
 import json
@@ -52,10 +52,10 @@ from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.train.rollouts.base import make_generator
 from potstill.train.run import compute_run_id
 
-PROMPTS_PER_PART = 64  # prompts of a part; what is whole of them stays when the stage is stopped
+PROMPTS_PER_PART = 64  # finished parts stay when the stage is stopped
 IDENTITY_FILE = "identity.txt"
 SPLITS = ("train", "validation")
-MAX_VALIDATION_DOCUMENTS = 1000  # documents of the validation set, at most
+MAX_VALIDATION_DOCUMENTS = 1000  # of the validation set
 EMPTY_ANSWER, TRUNCATED_ANSWER, PROMPT_TOO_LONG, NO_PROMPT = (
     "an empty answer",
     "an answer that did not end",
@@ -66,10 +66,12 @@ EMPTY_ANSWER, TRUNCATED_ANSWER, PROMPT_TOO_LONG, NO_PROMPT = (
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateDatasetConfig:
-    """What `model` answers to the first `documents` prompts of `data` (0: to all), greedily or at a `temperature`.
+    """Answers of `model` to the first `documents` prompts of `data` (0: all), greedy or sampled at a `temperature`.
 
-    An answer that is empty, or has not ended after `max_tokens`, is left out and counted. Each document has noise of
-    its own, so what is answered depends on the seed alone.
+    An answer that is empty, or has no stop token within `max_tokens`, is left out and counted. Each document has its
+    own random numbers, so the answers depend on the seed and not on the batch size.
+
+    Raises: UsageError for an option out of its range.
     """
 
     kind: ClassVar[str] = "answers"
@@ -91,22 +93,22 @@ class GenerateDatasetConfig:
             if getattr(self, name) < minimum:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")
         if not self.temperature >= 0:
-            raise UsageError(f"temperature is {self.temperature}; it must be at least 0, which is greedy")
+            raise UsageError(f"temperature is {self.temperature}; it must be at least 0 (0 is greedy)")
 
     def to_dict(self) -> dict[str, Any]:
-        """The stage as plain data."""
+        """The stage and its options as plain data."""
         return to_plain_dict(self)
 
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
-        """Writes the folder, which holds `training/` alone until it is whole; its card.
+        """Writes the data set to `out`, which holds only `training/` until it is complete, and returns its card.
 
-        Raises: UsageError, NotFound, DataError, OutputExists before anything is written; Interrupted with what was
-            answered left for `resume`.
+        Raises: UsageError, NotFound, DataError, OutputExists before anything is written; Interrupted with the finished
+            parts left for `resume`.
         """
         check_single_process()
         check_output_not_input(out, self.model, self.data)
         if resume and overwrite:
-            raise UsageError("--resume continues what is in the folder and --overwrite discards it; give one of them")
+            raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
         recover_folder(out)
         check_output_free(out, overwrite=overwrite or resume)
         if resume and (out / "card.json").is_file() and not (out / TRAINING_FOLDER).is_dir():
@@ -136,22 +138,22 @@ class GenerateDatasetConfig:
     def _read_finished_card(self, out: Path) -> dict[str, Any]:
         card = read_card(out)
         if card.get("stage") != self.to_dict():
-            raise OutputExists(f"{out} holds other answers that are whole; pass --overwrite to replace them")
+            raise OutputExists(f"{out} holds other answers, which are complete; pass --overwrite to replace them")
         return card
 
     def _select_documents(self, corpus: Corpus) -> list[Mapping[str, Any]]:
-        """The documents whose prompts are answered.
+        """The documents whose prompts the model answers.
 
-        Raises: DataError for plain text; UsageError for a stream without an end.
+        Raises: DataError for plain text; UsageError for a stream without a limit.
         """
         if corpus.kind == "text":
-            raise DataError(f"{corpus.name} is plain text, which asks nothing; give prompts with responses, or chats")
+            raise DataError(f"{corpus.name} is plain text, which has no prompts; give prompts with responses, or chats")
         if not self.documents and not isinstance(corpus.documents, Dataset):
-            raise UsageError(f"{self.data} is streamed and may never end; say with --documents how much of it to read")
+            raise UsageError(f"{self.data} is streamed and may never end; limit it with --documents")
         return list(islice(corpus.documents, self.documents or None))
 
     def _write_part(self, file: Path, loaded: LoadedModel, documents: Sequence[Mapping[str, Any]], offset: int) -> None:
-        """Answers a part, unless it is whole already."""
+        """Writes a part, unless it is finished already."""
         if file.exists():
             return
         tokenizer = loaded.tokenizer
@@ -205,7 +207,7 @@ class GenerateDatasetConfig:
         if not answered_documents:
             shutil.rmtree(folder)
             raise DataError(
-                f"{loaded.name} answers nothing that could be trained on: {skip_counts}; raise --max-tokens"
+                f"{loaded.name} gives no answer that could be trained on: {skip_counts}; raise --max-tokens"
             )
         validation_documents = islice(corpora[1].documents, MAX_VALIDATION_DOCUMENTS)
         with atomic_folder(out, overwrite=True) as staging_folder:
@@ -226,7 +228,7 @@ class GenerateDatasetConfig:
 
 
 def truncate_to_first_answer(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A pair, or a chat up to its first answer: whatever is trained on of it is then the teacher's own."""
+    """A pair as it is, or a chat up to its first answer, so that only the teacher's answer is trained on."""
     first_answer = next((n for n, turn in enumerate(document.get("messages", ())) if turn["role"] == "assistant"), None)
     return document if first_answer is None else {"messages": document["messages"][: first_answer + 1]}
 
@@ -237,7 +239,7 @@ def format_line(
     stop_tokens: frozenset[int],
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
-    """A line of a part: the document with the answer that the tokens are, or why there is none."""
+    """A line of a part: the document with the generated answer, or the reason why it is left out."""
     if tokens is None:
         return {"left_out": PROMPT_TOO_LONG}
     if tokens[-1] not in stop_tokens:
@@ -247,7 +249,7 @@ def format_line(
 
 
 def replace_answer(document: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """A pair with another response, or a chat whose last answer is another."""
+    """The document with `text` as its response or last answer."""
     if "messages" not in document:
         return {"prompt": document["prompt"], "response": text}
     last_answer = max(n for n, message in enumerate(document["messages"]) if message["role"] == "assistant")

@@ -1,1 +1,1 @@
-"""Teachers that are no live model: caches on disk and servers."""
+"""Teachers that are not loaded models: caches on disk, and servers."""

@@ -1,16 +1,16 @@
-"""A teacher's cache: what it said about a text, on disk, for any number of students.
+"""A teacher's cache on disk: its distributions for every window of a data set.
 
-    DIR/manifest.json        what the cache was made from and of; the names and SHA-256 of everything else
+    DIR/manifest.json        the sources and options of the cache, and the SHA-256 of all other files
     DIR/classes.safetensors  `classes` uint8 [V], the class of every token
     DIR/shard-00000.safetensors ...
 
-A shard holds windows (documents, or the windows of a long one) end to end: the arrays of `codes.py`, and for each
-window its `keys` uint64, and where its rows, its ids and its record end (`row_ends`, `id_ends`, `record_ends`, int64).
-A key is the first eight bytes of the BLAKE2b hash of the window's tokens and of which of them are trained, so a window
-is found whatever its place, and another text, mask or tokenizer finds nothing. With hidden states kept, `hidden` is
-bfloat16 [N D] (as uint16), the last ones, after the final norm.
+A shard holds windows (documents, or the windows of a long one) end to end: the arrays of `cache_codec`, and for each
+window its key (`keys` uint64) and the ends of its rows, ids and record (`row_ends`, `id_ends`, `record_ends`, int64).
+A key is the first eight bytes of the BLAKE2b hash of the window's tokens and label mask. So a window is found wherever
+it is packed, and another text, mask or tokenizer finds nothing. With hidden states, `hidden` is bfloat16 [N D] (as
+uint16), the last ones after the final norm.
 
-Shards are memory-mapped: only what a batch asks for is read.
+Shards are memory-mapped, so only the rows of a batch are read. `cache_writer` writes them.
 """
 
 import hashlib
@@ -34,13 +34,13 @@ from potstill.ops.layout import apply_padded
 from potstill.teachers.cache_codec import CodecFormat, decode
 
 MANIFEST, CLASSES = "manifest.json", "classes.safetensors"
-PROGRESS = "capture.json"  # while capturing: the run's identity, and the shards that are whole
+PROGRESS = "capture.json"  # while the cache is written: the run's identity, and the finished shards
 KIND, VERSION = "potstill teacher cache", 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheFacts:
-    """What a cache was made from; each must be the same again where it is used. Digests are SHA-256."""
+    """The sources of a cache. A run that uses the cache must have the same. Digests are SHA-256."""
 
     teacher: str
     config: str
@@ -55,7 +55,7 @@ class CacheFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The manifest as a value. `kept` is `top-k` or `sampled`; `files` maps names to SHA-256."""
+    """The manifest of a cache. `kept` is `top-k` or `sampled`; `files` maps names to SHA-256."""
 
     facts: CacheFacts
     names: Mapping[str, str]
@@ -78,14 +78,14 @@ class Manifest:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Manifest":
-        """The manifest of a cache.
+        """Reads the manifest of a cache.
 
-        Raises: NotFound, ArtefactError.
+        Raises: NotFound, ArtifactError.
         """
         fields = _load_manifest(folder)
         if (version := fields.pop("version")) != VERSION:
             raise ArtifactError(
-                f"{folder} is a cache of version {version}, and this potstill reads {VERSION}; make it again"
+                f"{folder} is a cache of version {version}, and this version of potstill reads {VERSION}; make it again"
             )
         try:
             return cls(**{**fields, "facts": CacheFacts(**fields["facts"])})
@@ -94,17 +94,17 @@ class Manifest:
 
     @property
     def is_sampled(self) -> bool:
-        """Whether rows are samples, of which only the average is the teacher."""
+        """Whether rows hold sampled tokens, whose expectation is the teacher's distribution."""
         return self.kept == "sampled"
 
     @property
     def format(self) -> CodecFormat:
-        """How its rows are coded."""
+        """The encoding of its rows."""
         return CodecFormat(self.facts.vocabulary, self.classes, self.exact)
 
 
 def hash_window(ids: np.ndarray, labels: np.ndarray) -> int:
-    """What a window of tokens is found by."""
+    """The key of a window: a hash of its tokens and label mask."""
     label_mask = np.packbits(labels != IGNORE)
     data = np.ascontiguousarray(ids, dtype="<i4").tobytes() + label_mask.tobytes()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
@@ -122,7 +122,7 @@ def split_documents(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
 
 @dataclass(frozen=True)
 class _WindowLocation:
-    """Where a window lies: its shard, and its rows, ids and record there."""
+    """The location of a window: its shard, and its rows, ids and record there."""
 
     shard: int
     rows: slice
@@ -131,9 +131,9 @@ class _WindowLocation:
 
 
 class TeacherCache:
-    """A teacher that answers from a cache, as a live one would.
+    """A source of signals that reads a cache.
 
-    Raises: NotFound, ArtefactError for a folder that is no whole cache.
+    Raises: NotFound, ArtifactError for a folder that is not a complete cache.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -157,26 +157,26 @@ class TeacherCache:
             raise ArtifactError(f"{self.folder / name} cannot be read ({error}); make the cache again") from error
 
     def check_facts(self, expected_facts: Mapping[str, Any]) -> None:
-        """Refuse a use for which the cache was not made.
+        """Refuses a run whose facts differ from those of the cache.
 
-        Raises: CacheMismatch with the two values.
+        Raises: CacheMismatch, which names both values.
         """
         facts = asdict(self.manifest.facts)
         for name, value in expected_facts.items():
             if facts[name] != value:
                 raise CacheMismatch(
                     f"the cache {self.folder} was made with {name} {_shorten_digest(facts[name])}, and this run has "
-                    f"{_shorten_digest(value)}; use it with what it was made from, or make another"
+                    f"{_shorten_digest(value)}; use the sources it was made from, or make another cache"
                 )
 
     def has_window(self, ids: np.ndarray, labels: np.ndarray) -> bool:
-        """Whether this window is in the cache."""
+        """Whether the cache holds this window."""
         return hash_window(ids, labels) in self._locations
 
     def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
-        """What the teacher said about a packed batch, rows as `Coarse`.
+        """The teacher's distributions for a packed batch, as `CoarseDistribution`.
 
-        Raises: CacheMismatch for a window that is not in the cache; UnsupportedModel for what it does not keep.
+        Raises: CacheMismatch for a window that is not in the cache; UnsupportedModel for signals that are not stored.
         """
         check_needs_only_rows(needs)
         locations, device = self._locate_windows(batch), batch["input_ids"].device
@@ -192,12 +192,12 @@ class TeacherCache:
         return Signals(rows=torch.arange(len(device_rows), device=device), logits=device_rows.select_rows)
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """The teacher's last hidden states [N D] of a packed batch, in bfloat16, where they were kept.
+        """The teacher's last hidden states [N D] of a packed batch, in bfloat16.
 
-        Raises: CacheMismatch for a window that is not in the cache; UnsupportedModel where none are kept.
+        Raises: CacheMismatch for a window that is not in the cache; UnsupportedModel if the cache stores none.
         """
         if not self.manifest.hidden:
-            raise UnsupportedModel(f"the cache {self.folder} keeps no hidden states; capture it with --hidden")
+            raise UnsupportedModel(f"the cache {self.folder} stores no hidden states; make it with --hidden")
         parts = [
             self._shards[location.shard].get_slice("hidden")[location.rows] for location in self._locate_windows(batch)
         ]
@@ -213,7 +213,7 @@ class TeacherCache:
         key = hash_window(ids, labels)
         if key not in self._locations:
             raise CacheMismatch(
-                f"a window of {len(ids)} tokens is not in the cache {self.folder}; make one of this text"
+                f"a window of {len(ids)} tokens is not in the cache {self.folder}; make one of this data set"
             )
         return self._locations[key]
 
@@ -232,15 +232,15 @@ class TeacherCache:
 
 @dataclass(frozen=True)
 class CachedHiddenStates:
-    """A teacher of whom a cache keeps the last hidden states and whose `head` is here: all of its distributions."""
+    """A source of full distributions: the last hidden states from a cache, and the teacher's loaded `head`."""
 
     cache: TeacherCache
     head: Head
 
     def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
-        """Its states at the rows of a packed batch, in the head's dtype, and the head that makes them logits.
+        """The hidden states at the rows of a packed batch, in the head's dtype, and the head that computes logits.
 
-        Raises: what `Cache.signals` does.
+        Raises: what `TeacherCache.hidden_states` raises.
         """
         check_needs_only_rows(needs)
         head = self.head if vocabulary is None else self.head.crop_vocabulary(vocabulary)
@@ -249,18 +249,20 @@ class CachedHiddenStates:
 
 
 def check_needs_only_rows(needs: Needs) -> None:
-    """Refuse to be asked for more than rows, which is all that a cache keeps.
+    """Refuses needs beyond rows, which are all that a cache stores.
 
     Raises: UnsupportedModel.
     """
     if needs.layers or needs.relations or needs.extras:
-        raise UnsupportedModel("a cache keeps what a teacher says at its end, and the objective needs more; learn live")
+        raise UnsupportedModel(
+            "a cache stores outputs of a teacher only, and the objective needs more; use a loaded teacher"
+        )
 
 
 def list_caches(folder: Path) -> list[Path]:
-    """The caches in `folder`: itself, or those right below it.
+    """The caches in `folder`: the folder itself, and those directly below it.
 
-    Raises: NotFound where there is no such folder.
+    Raises: NotFound if there is no such folder.
     """
     if not folder.is_dir():
         raise NotFound(f"there is no folder {folder}")
@@ -268,43 +270,43 @@ def list_caches(folder: Path) -> list[Path]:
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether this folder is a cache; those of checkpoints and web pages have a manifest too."""
+    """Whether a folder is a cache. Other programs write files called manifest.json too."""
     file = folder / MANIFEST
     return file.is_file() and KIND in file.read_text(encoding="utf-8", errors="replace")
 
 
 def remove_cache(folder: Path) -> int:
-    """Remove the cache `folder`; how many bytes that freed.
+    """Removes the cache `folder`, and returns the number of bytes freed.
 
-    Raises: NotFound, ArtefactError where it is no cache; UsageError where it holds files that are not the cache's.
+    Raises: NotFound, ArtifactError if it is not a cache; UsageError if it holds other files.
     """
     files = {MANIFEST, CARD_FILE, PROGRESS, *_load_manifest(folder).get("files", ())}
     if unknown_names := sorted(path.name for path in folder.iterdir() if path.name not in files):
-        raise UsageError(f"{folder} holds {unknown_names[0]}, which is no part of the cache; move it away first")
+        raise UsageError(f"{folder} holds {unknown_names[0]}, which is not part of the cache; move it elsewhere first")
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     shutil.rmtree(folder)
     return num_bytes
 
 
 def _load_manifest(folder: Path) -> dict[str, Any]:
-    """A cache's manifest, of whatever version, without its kind."""
+    """The manifest of a cache of any version, without its kind."""
     file = folder / MANIFEST
     if not file.is_file():
-        raise NotFound(f"{folder} is no teacher cache (it has no {MANIFEST}); make one with potstill cache")
+        raise NotFound(f"{folder} is not a teacher cache (it has no {MANIFEST}); make one with potstill cache")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         kind, _ = manifest.pop("kind"), manifest["version"]
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ArtifactError(f"{file} cannot be read ({error}); make the cache again") from error
     if kind != KIND:
-        raise ArtifactError(f"{file} is that of a {kind}, and of no teacher cache")
+        raise ArtifactError(f"{file} is the manifest of a {kind}, not of a teacher cache")
     return dict(manifest)
 
 
 def find_faults(folder: Path) -> Iterator[str]:
-    """What is wrong with the files of a cache: nothing, if it verifies.
+    """Yields a description of each missing or altered file of a cache.
 
-    Raises: NotFound, ArtefactError where there is no manifest to hold them against.
+    Raises: NotFound, ArtifactError if there is no manifest to compare with.
     """
     for name, digest in Manifest.from_folder(folder).files.items():
         file = folder / name

@@ -1,4 +1,4 @@
-"""A teacher that is not here: known by its cache, or asked over the wire. Its weights are never read."""
+"""A teacher whose weights are not loaded: it is read from a cache, or queried on a server."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ UNMEASURED_NOTE = "its weights were not here, so KL and agreement with it, its s
 
 @dataclass(frozen=True)
 class ExternalTeacher:
-    """What stands for the teacher's weights: its `companion`, which says what it says; `proof` that ids are shared."""
+    """A cache or server in place of a loaded teacher. `proof` states how its token ids were checked to be shared."""
 
     signal_source: TeacherCache | ServedTeacher
     vocabulary: int
@@ -30,9 +30,9 @@ class ExternalTeacher:
     def from_cache_or_server(
         cls, name: str | None, cache: TeacherCache | None, tokenizer: PreTrainedTokenizerBase, *, top_k: int = TOP_K
     ) -> "ExternalTeacher":
-        """The teacher of a cache, or else the one that is served at the address `name`, for a student's `tokenizer`.
+        """The teacher in `cache`, or else the one served at the address `name`, for a student with `tokenizer`.
 
-        Raises: CacheMismatch where the cache was made with another tokenizer; what `Served` raises.
+        Raises: CacheMismatch if the cache was made with another tokenizer; what `ServedTeacher` raises.
         """
         if cache is not None:
             facts = cache.manifest.facts
@@ -45,11 +45,14 @@ class ExternalTeacher:
         served = ServedTeacher(name, tokenizer, top_k=top_k)
         parent = Parent(role="teacher", name=f"{served.url}#{served.name}", digest=None, note=UNMEASURED_NOTE)
         return cls(
-            served, served.vocabulary, parent, f"yes, the server reads known texts alike ({served.logprob_format.name})"
+            served,
+            served.vocabulary,
+            parent,
+            f"yes, the server tokenizes known texts alike ({served.logprob_format.name})",
         )
 
     def prefetch(self, data: object, *, route: int | None = None) -> object:
-        """Packs to train on, of which a server is asked about each (or the documents of a route) as it is read."""
+        """`data`, a data set of packs, with requests to a server sent as each pack is read; see `ServedTeacher`."""
         return (
             self.signal_source.prefetch_packs(data, route=route)
             if isinstance(self.signal_source, ServedTeacher)
@@ -57,14 +60,14 @@ class ExternalTeacher:
         )
 
     def close(self) -> None:
-        """End the connections to a server."""
+        """Closes the connections to a server."""
         if isinstance(self.signal_source, ServedTeacher):
             self.signal_source.close()
 
 
 @contextlib.contextmanager
 def closing_connections(teachers: Iterable[object]) -> Iterator[None]:
-    """Leaves no connection to a teacher open that is not here."""
+    """Closes the connections to all external teachers at the end of the block."""
     try:
         yield
     finally:
@@ -74,7 +77,7 @@ def closing_connections(teachers: Iterable[object]) -> Iterator[None]:
 
 
 def check_teacher_source(teacher: str | None, cache: str | None, *, student: str | None) -> None:
-    """Refuse to learn from nothing, from two teachers, or to cut weights that are not here.
+    """Refuses a run without a teacher, with both a server and a cache, or that prunes weights which are not loaded.
 
     Raises: UsageError.
     """
@@ -84,58 +87,60 @@ def check_teacher_source(teacher: str | None, cache: str | None, *, student: str
     if is_served:
         Address.from_string(str(teacher))
     if is_served and cache is not None:
-        raise UsageError("--teacher is a server and --teacher-cache a folder; learn from one of them")
+        raise UsageError("--teacher is a server and --teacher-cache a folder; give one of them")
     if (is_served or teacher is None) and student is None:
         raise UsageError(
-            "--keep and --params cut the teacher's own weights, which are not here; give --student, such as what "
-            "`potstill prune` made where they are"
+            "--keep and --params prune the teacher's weights, which are not loaded here; give --student, such as the "
+            "output of `potstill prune`"
         )
 
 
 def check_server_supports(objective: ObjectiveConfig, *, top_k: int) -> None:
-    """Refuse an objective that a served teacher's likeliest tokens can neither give nor bound.
+    """Refuses an objective that the likeliest tokens of a served teacher can neither give nor bound.
 
     Raises: UsageError.
     """
     if not objective.uses_teacher:
-        raise UsageError("cross_entropy asks no teacher, so a served one has no use; give one whose weights are here")
+        raise UsageError("cross_entropy uses no teacher; remove the served --teacher, or choose another objective")
     if objective.temperature != 1:
         raise UsageError(
-            f"--temperature is {objective.temperature:g}, and a server tells the mass of what it leaves out at "
-            f"1 alone; leave it at 1, or learn from a cache or a teacher that is here"
+            f"--temperature is {objective.temperature:g}, and a server gives the mass of all other tokens only at 1; "
+            f"use 1, or a cache or a loaded teacher"
         )
     if not objective.supports_partial_distributions:
         raise UsageError(
-            f"{objective.name} needs the probability of every token, which a server does not give; use a teacher that "
-            "is here, or a divergence such as forward_kl"
+            f"{objective.name} needs the probability of every token, which a server does not give; use a loaded "
+            "teacher, or a divergence such as forward_kl"
         )
     if top_k < 1:
         raise UsageError(f"--top-k is {top_k}; at least one token of each distribution is needed")
 
 
 def check_cache_supports(objective: ObjectiveConfig, manifest: Manifest) -> None:
-    """Refuse an objective that what a cache keeps can neither give nor bound.
+    """Refuses an objective that the content of a cache can neither give nor bound.
 
-    Of an f-divergence the likeliest tokens and the mass of the rest give a lower bound that the teacher minimises;
-    drawn tokens give an unbiased gradient of the forward KL alone.
+    For an f-divergence, the likeliest tokens and the mass of the rest give a lower bound that the teacher minimizes.
+    Sampled tokens give an unbiased gradient of the forward KL only.
 
     Raises: UsageError.
     """
     if not objective.uses_teacher:
-        raise UsageError("cross_entropy asks no teacher, so --teacher-cache has no use; omit it")
+        raise UsageError("cross_entropy uses no teacher; remove --teacher-cache")
     if objective.needs_only_last_hidden:
         if not manifest.hidden:
             raise UsageError(
-                f"{objective.name} learns from hidden states, and this cache keeps none; capture it with --hidden, or "
+                f"{objective.name} learns from hidden states, and this cache stores none; make it with --hidden, or "
                 f"choose a divergence"
             )
         return
     covers_vocabulary = manifest.kept == "top-k" and manifest.top_k >= manifest.facts.vocabulary and manifest.mass == 1
     is_exact = manifest.exact and covers_vocabulary
     if manifest.kept == "sampled" and not objective.supports_sampled_tokens:
-        raise UsageError(f"a cache of drawn tokens serves forward_kl alone, not {objective.name}; capture --top-k")
+        raise UsageError(
+            f"a cache of sampled tokens supports forward_kl only, not {objective.name}; make one of --top-k"
+        )
     if not objective.supports_partial_distributions and not is_exact:
         raise UsageError(
-            f"{objective.name} needs the probability of every token, which a cache does not hold; use a teacher that "
-            "is here, or a divergence such as forward_kl"
+            f"{objective.name} needs the probability of every token, which a cache does not hold; use a loaded "
+            "teacher, or a divergence such as forward_kl"
         )

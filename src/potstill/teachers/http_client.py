@@ -1,4 +1,4 @@
-"""JSON over HTTP to one server, asked from a thread of its own: the caller computes while answers are under way."""
+"""A client for JSON over HTTP to one server. It runs in its own thread, so the caller computes during requests."""
 
 import asyncio
 import os
@@ -13,48 +13,46 @@ from urllib.parse import urlsplit
 
 from potstill.core.errors import MissingDependency, ServerError, UsageError
 
-MAX_CONCURRENCY = 16  # requests under way; more only wait in the server's queue
+MAX_CONCURRENCY = 16  # requests at once; more would only wait in the server's queue
 MAX_TRIES = 6
-FIRST_WAIT, MAX_WAIT = 0.5, 30.0  # seconds before the second try, twice as many before each further one
-TIMEOUT = 300.0  # seconds for an answer: a server may have many callers
+FIRST_WAIT, MAX_WAIT = 0.5, 30.0  # seconds before the second try; they double before each further one
+TIMEOUT = 300.0  # seconds for an answer; a server may have many clients
 API_KEY_VARIABLES = ("POTSTILL_API_KEY", "OPENAI_API_KEY")  # the first that is set is sent
 
 
 class RequestRefused(ServerError):
-    """The server answered that it will not: asking again is of no use. `said` is its reason."""
+    """The server refused a request, so trying again is useless. `reason` is the server's message."""
 
     def __init__(self, url: str, status: int, reason: str) -> None:
         super().__init__(
-            f"the server at {url} refuses (status {status}): {reason}; mend that there, or ask for less (--context)"
+            f"the server at {url} refuses (status {status}): {reason}; correct that on the server, or lower --context"
         )
         self.reason = reason
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is, and which of its models is meant: `http://HOST:PORT/v1#MODEL`; without one, its first."""
+    """The URL of a server and the name of a model: `http://HOST:PORT/v1#MODEL`. Without a name, its first model."""
 
     url: str
     model: str
 
     @classmethod
     def from_string(cls, text: str) -> "Address":
-        """The address that `text` is.
+        """Parses an address.
 
-        Raises: UsageError; also where it holds a password, which would end up in cards.
+        Raises: UsageError; also if it contains a password, which cards would show.
         """
         try:
             parts = urlsplit(text)
             host, _ = parts.hostname, parts.port
         except ValueError as error:
-            raise UsageError(f"{text!r} is no address ({error}); write http://HOST:PORT/v1") from error
+            raise UsageError(f"{text!r} is not an address ({error}); write http://HOST:PORT/v1") from error
         if parts.username or parts.password or parts.query:
             public_url = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-            raise UsageError(
-                f"{public_url} comes with a key in it, which cards would show; set POTSTILL_API_KEY instead"
-            )
+            raise UsageError(f"{public_url} contains a key, which cards would show; set POTSTILL_API_KEY instead")
         if parts.scheme not in ("http", "https") or not host:
-            raise UsageError(f"{text!r} is no address of a server; write http://HOST:PORT/v1")
+            raise UsageError(f"{text!r} is not the address of a server; write http://HOST:PORT/v1")
         return cls(parts._replace(fragment="").geturl().rstrip("/"), parts.fragment)
 
 
@@ -64,9 +62,10 @@ def is_address(name: str | None) -> bool:
 
 
 class HttpClient:
-    """At most `at_once` requests are under way; one that finds no answer, 429 or 5xx is tried again, later each time.
+    """Sends at most `max_concurrency` requests at once, and repeats those that fail (no answer, 429 or 5xx).
 
-    A key is taken from the environment (`POTSTILL_API_KEY`, else `OPENAI_API_KEY`) and sent as a bearer token.
+    The waits between tries grow. A key from the environment (`POTSTILL_API_KEY`, else `OPENAI_API_KEY`) is sent as a
+    bearer token.
 
     Raises: MissingDependency without the extra `serve`.
     """
@@ -85,18 +84,18 @@ class HttpClient:
         self._client = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits)
         self._slots = asyncio.Semaphore(max_concurrency)
         self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=self._loop.run_forever, name="potstill-wire", daemon=True)
+        thread = threading.Thread(target=self._loop.run_forever, name="potstill-http", daemon=True)
         thread.start()
         self.close = weakref.finalize(self, _shut_down, self._client, self._loop, thread)
 
     def submit(self, coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
-        """Start `asked` on the wire's own thread; what it returns, later."""
+        """Starts a coroutine in the client's thread, and returns its future."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def request(self, path: str, body: Any = None) -> Any:
-        """What the server answers: to a GET, or to a POST of `body`.
+        """Sends a GET, or a POST of `body`, and returns the parsed JSON answer.
 
-        Raises: Refused; ServerError when all tries are used up, or for an answer that is no JSON.
+        Raises: RequestRefused; ServerError after all tries, or for an answer that is not JSON.
         """
         async with self._slots:
             fault = ""
@@ -117,19 +116,18 @@ class HttpClient:
                 if wait is not None:
                     await asyncio.sleep(min(max(wait, retry_after), MAX_WAIT))
         raise ServerError(
-            f"the server at {self.url} gave no answer in {self._max_tries} tries ({fault}); start it again, "
-            f"and continue "
-            f"a run that has a checkpoint with --resume"
+            f"the server at {self.url} gave no answer in {self._max_tries} tries ({fault}); restart it, and "
+            f"continue a run that has a checkpoint with --resume"
         )
 
     def _parse_json(self, answer: Any) -> Any:
         try:
             return answer.json()
         except ValueError as error:
-            raise ServerError(f"the server at {self.url} answers what is no JSON; is its path /v1?") from error
+            raise ServerError(f"the server at {self.url} gives an answer that is not JSON; is its path /v1?") from error
 
     def _parse_reason(self, answer: Any) -> str:
-        """The server's own words, without the key."""
+        """The server's message, without the key."""
         try:
             payload = answer.json()
             payload = payload.get("error", payload)
@@ -140,18 +138,18 @@ class HttpClient:
 
 
 def compute_waits(max_tries: int) -> list[float]:
-    """The seconds between so many tries."""
+    """The seconds to wait between tries."""
     return [min(FIRST_WAIT * 2**n, MAX_WAIT) for n in range(max_tries - 1)]
 
 
 def _parse_retry_after(answer: Any) -> float:
-    """The seconds that a server asks to be left alone."""
+    """The seconds to wait that a server demands in `Retry-After`; 0 if it does not."""
     header = answer.headers.get("retry-after", "")
     return float(header) if header.isdecimal() else 0.0
 
 
 def _shut_down(client: Any, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    """Give up what is under way, close all connections, and end the thread."""
+    """Cancels all requests, closes all connections, and ends the thread."""
 
     async def shut_down_loop() -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}

@@ -1,8 +1,9 @@
-"""The two ways in which servers tell the log-probabilities of a prompt, read as tokens by id.
+"""The two formats in which servers return the log-probabilities of a prompt, parsed into token ids.
 
-`ById` is vLLM's `prompt_logprobs`. `ByString` is `echo` with `logprobs`, OpenAI's legacy way, which SGLang speaks:
-tokens are strings there, and a string stands for a token only if exactly one id of the student's tokenizer decodes to
-it. Half a character is the string "\ufffd" whichever half it is, so such a token is not named: its mass is the rest's.
+`PromptLogprobs` is vLLM's `prompt_logprobs`. `EchoLogprobs` is `echo` with `logprobs`, OpenAI's legacy format, which
+SGLang supports. There, tokens are strings, and a string identifies a token only if exactly one id of the student's
+tokenizer decodes to it. A part of a character always decodes to "\ufffd", so such a token is not identified, and its
+mass counts to the rest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,16 +18,16 @@ from potstill.core.errors import ServerError, VocabularyMismatch
 from potstill.models.tokenizers.vocabulary import count_token_ids
 
 Prompt = str | Sequence[int]
-REPLACEMENT_CHARACTER = "\ufffd"  # what half a character decodes to
-MASS_TOLERANCE = 1e-4  # by which rounded probabilities may sum to more than 1
-MIN_REST_MASS = 2.0**-24  # what float32 cannot tell from nothing, in a sum near 1
+REPLACEMENT_CHARACTER = "\ufffd"  # the text of a token that is part of a character
+MASS_TOLERANCE = 1e-4  # rounded probabilities may sum to more than 1 by this much
+MIN_REST_MASS = 2.0**-24  # the resolution of float32 in a sum near 1
 
 
 class TopLogprobs(NamedTuple):
-    """At each token of a document but the first: the K likeliest, the likeliest first, and the one that stands there.
+    """For each token of a document but the first: the K likeliest tokens in descending order, and the token itself.
 
-    A row with fewer than K ends in log_p = -inf under its first id. `log_rest` is the log of the mass of all others,
-    `own` the log-probability of the token itself.
+    A row with fewer than K tokens ends in its first id with log_p = -inf. `log_rest` is the log of the mass of all
+    other tokens, and `token_log_p` the log-probability of the token in the document.
     """
 
     ids: Int64[np.ndarray, "N K"]
@@ -35,18 +36,18 @@ class TopLogprobs(NamedTuple):
     token_log_p: Float32[np.ndarray, " N"]
 
     def select_rows(self, rows: Bool[np.ndarray, " N"]) -> "TopLogprobs":
-        """Some of the rows."""
+        """The rows where the mask is true."""
         return TopLogprobs(*(column[rows] for column in self))
 
     @classmethod
     def from_parts(cls, parts: Sequence["TopLogprobs"], k: int) -> "TopLogprobs":
-        """The rows of all `parts`, one after the other; none of any has `k` tokens a row, too."""
+        """The rows of all `parts` in order. Without parts there are no rows, of `k` tokens."""
         return cls(*(np.concatenate(columns) for columns in zip(build_top_logprobs([], [], k, 1), *parts, strict=True)))
 
 
 @runtime_checkable
 class LogprobFormat(Protocol):
-    """How a server is asked for the `k` likeliest tokens at each position, and how its answer is read."""
+    """Builds a request for the `k` likeliest tokens at each position, and parses the answer."""
 
     name: str
 
@@ -56,7 +57,7 @@ class LogprobFormat(Protocol):
 
 
 class PromptLogprobs:
-    """vLLM's `prompt_logprobs`: at each position the token that stands there and the k likeliest, by id."""
+    """vLLM's `prompt_logprobs`: at each position the token of the prompt and the k likeliest, by id."""
 
     name = "prompt_logprobs"
 
@@ -64,17 +65,17 @@ class PromptLogprobs:
         self.vocabulary = count_token_ids(tokenizer)
 
     def build_request(self, prompt: Prompt, k: int) -> dict[str, Any]:
-        """The request; nothing is written, which vLLM takes together with `echo` alone."""
+        """The body of a request. It generates no token, which vLLM accepts only with `echo`."""
         return {"prompt": prompt, "max_tokens": 0, "echo": True, "temperature": 0, "prompt_logprobs": k}
 
     def can_parse(self, choice: Mapping[str, Any]) -> bool:
-        """Whether an answer is in this dialect."""
+        """Whether an answer is in this format."""
         return isinstance(choice.get("prompt_logprobs"), list)
 
     def parse(self, choice: Mapping[str, Any], ids: Sequence[int], k: int) -> TopLogprobs:
-        """What an answer says of the tokens `ids`.
+        """The log-probabilities of the tokens `ids` in an answer.
 
-        Raises: VocabularyMismatch where the server read other tokens; ServerError for what is no distribution.
+        Raises: VocabularyMismatch if the server read other tokens; ServerError for values that are no distribution.
         """
         prompt_logprobs = choice["prompt_logprobs"]
         check_token_count(len(prompt_logprobs), ids)
@@ -82,7 +83,7 @@ class PromptLogprobs:
         for position, (token, candidates) in enumerate(zip(ids[1:], prompt_logprobs[1:], strict=True), 1):
             if str(token) not in candidates:
                 raise VocabularyMismatch(
-                    f"token {position} has the id {token} for the student's tokenizer, and the server names "
+                    f"token {position} has the id {token} for the student's tokenizer, and the server gives "
                     f"{', '.join(list(candidates)[:3])} there; give a student with the server's own tokenizer"
                 )
             token_log_p.append(candidates[str(token)]["logprob"])
@@ -91,7 +92,7 @@ class PromptLogprobs:
 
 
 class EchoLogprobs:
-    """`echo` with `logprobs`: the prompt's tokens and the k likeliest of each position, as strings."""
+    """`echo` with `logprobs`: the prompt's tokens and the k likeliest at each position, as strings."""
 
     name = "echo with logprobs"
 
@@ -100,7 +101,7 @@ class EchoLogprobs:
 
     @cached_property
     def token_texts(self) -> dict[int, str]:
-        """What each id decodes to, alone."""
+        """The text that each id decodes to."""
         ids = sorted(self.tokenizer.get_vocab().values())
         decoded_texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
         return dict(zip(ids, decoded_texts, strict=True))
@@ -114,19 +115,19 @@ class EchoLogprobs:
         return ids
 
     def build_request(self, prompt: Prompt, k: int) -> dict[str, Any]:
-        """The request; nothing is written."""
+        """The body of a request. It generates no token."""
         return {"prompt": prompt, "max_tokens": 0, "temperature": 0, "echo": True, "logprobs": k}
 
     def can_parse(self, choice: Mapping[str, Any]) -> bool:
-        """Whether an answer is in this dialect: one that leaves the prompt out has no null at its beginning."""
+        """Whether an answer is in this format: one without the prompt does not begin with null."""
         logprobs = choice.get("logprobs") or {}
         return bool(logprobs.get("top_logprobs")) and logprobs["token_logprobs"][0] is None
 
     def parse(self, choice: Mapping[str, Any], ids: Sequence[int], k: int) -> TopLogprobs:
-        """What an answer says of the tokens `ids`.
+        """The log-probabilities of the tokens `ids` in an answer.
 
-        Raises: VocabularyMismatch where the server read other tokens, or names a token by a string that is ambiguous
-            or that no id has; ServerError for what is no distribution.
+        Raises: VocabularyMismatch if the server read other tokens, or gives a string that is ambiguous or that no id
+            decodes to; ServerError for values that are no distribution.
         """
         logprobs = choice["logprobs"]
         check_token_count(len(logprobs["tokens"]), ids)
@@ -134,8 +135,7 @@ class EchoLogprobs:
             if text != self.token_texts.get(token) and REPLACEMENT_CHARACTER not in self.token_texts.get(token, ""):
                 raise VocabularyMismatch(
                     f"token {index} is {self.token_texts.get(token)!r} for the student's tokenizer and "
-                    f"{text!r} for the "
-                    f"server; give a student with the server's own tokenizer"
+                    f"{text!r} for the server; give a student with the server's own tokenizer"
                 )
         token_log_p = logprobs["token_logprobs"][1:]
         positions = zip(ids[1:], token_log_p, logprobs["top_logprobs"][1:], strict=True)
@@ -151,8 +151,8 @@ class EchoLogprobs:
         if len(ids) != 1:
             candidates = f"the ids {', '.join(map(str, ids[:3]))}" if ids else "no id"
             raise VocabularyMismatch(
-                f"the server names a token by the string {text!r}, which stands for {candidates} of the student's "
-                f"tokenizer; lower --top-k, or serve with what gives prompt_logprobs by id, such as vLLM"
+                f"the server gives a token as the string {text!r}, which stands for {candidates} of the student's "
+                f"tokenizer; lower --top-k, or use a server that gives prompt_logprobs by id, such as vLLM"
             )
         return ids[0]
 
@@ -160,9 +160,9 @@ class EchoLogprobs:
 def build_top_logprobs(
     token_log_p: Sequence[float], rows: Sequence[Mapping[int, float]], k: int, vocabulary: int
 ) -> TopLogprobs:
-    """`rows` of log-probabilities by id, each cut to its `k` likeliest, with the exact mass of the rest.
+    """The `k` likeliest tokens of each row, from log-probabilities by id, and the exact mass of all others.
 
-    Raises: VocabularyMismatch for an id that the student's tokenizer lacks; ServerError where they sum to more than 1.
+    Raises: VocabularyMismatch for an id that the student's tokenizer lacks; ServerError if they sum to more than 1.
     """
     n = len(rows)
     ids, log_p = np.zeros((n, k), np.int64), np.full((n, k), -np.inf)
@@ -173,7 +173,7 @@ def build_top_logprobs(
         ids[row], ids[row, : len(order)], log_p[row, : len(order)] = tokens[order[0]], tokens[order], values[order]
     if n and ids.max() >= vocabulary:
         raise VocabularyMismatch(
-            f"the server names the id {ids.max()}, and the student's tokenizer ends at {vocabulary - 1}; lower "
+            f"the server gives the id {ids.max()}, and the student's tokenizer ends at {vocabulary - 1}; lower "
             f"--top-k, or give a student with the server's own tokenizer"
         )
     mass = np.exp(log_p).sum(-1)
@@ -190,13 +190,12 @@ def build_top_logprobs(
 
 
 def check_token_count(num_tokens: int, ids: Sequence[int]) -> None:
-    """Refuse a server that read another number of tokens.
+    """Refuses a server that read another number of tokens.
 
     Raises: VocabularyMismatch.
     """
     if num_tokens != len(ids):
         raise VocabularyMismatch(
             f"the server reads {num_tokens} tokens where the student's tokenizer reads {len(ids)}; give a "
-            f"student with the "
-            f"server's own tokenizer, which puts the same tokens (BOS) before a text"
+            f"student with the server's own tokenizer, which puts the same tokens (BOS) before a text"
         )

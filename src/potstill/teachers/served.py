@@ -1,8 +1,8 @@
-"""A teacher that is served: what it says about a text, asked over the wire from an OpenAI-compatible server.
+"""A teacher on an OpenAI-compatible server: its log-probabilities are requested for each document of a batch.
 
-For each document of a batch one request goes out with its token ids; the answer holds the log-probabilities of the
-`top_k` likeliest tokens at each position. The mass of all others is exact, 1 minus theirs, and stays one class: nothing
-is renormalised, so a divergence from it is a lower bound that the teacher itself minimises (`ops.coarse`).
+A request holds the token ids of one document. The answer holds the log-probabilities of the `top_k` likeliest tokens at
+each position. The mass of all other tokens is exact, 1 minus theirs, and forms one class. Nothing is renormalized, so a
+divergence from it is a lower bound that the teacher itself minimizes (`ops.coarse`).
 """
 
 import re
@@ -25,29 +25,29 @@ from potstill.teachers.cached import hash_window, split_documents
 from potstill.teachers.http_client import Address, HttpClient, RequestRefused
 from potstill.teachers.logprob_formats import EchoLogprobs, LogprobFormat, PromptLogprobs, TopLogprobs
 
-TOP_K = 20  # what vLLM gives unless it was started with another --max-logprobs
-MAX_GAP = 0.1  # nats between two answers about a token that rounding in bfloat16 explains
-PENDING_BYTES = 2**28  # bytes of answers that may wait for their batch
+TOP_K = 20  # the limit of vLLM without --max-logprobs
+MAX_GAP = 0.1  # nats; rounding in bfloat16 explains smaller differences between two answers
+PENDING_BYTES = 2**28  # answers that may wait for their batch, in bytes
 TOP_K_REFUSAL = re.compile(r"logprobs.*(max|greater|exceed|at most|less than|<=|allowed)", re.IGNORECASE | re.DOTALL)
 LOGPROB_FORMATS = (PromptLogprobs, EchoLogprobs)
 
 
 class PendingAnswer(NamedTuple):
-    """A question under way, and how many tokens it is about."""
+    """A request that was sent, and the number of tokens in its document."""
 
     future: "Future[TopLogprobs]"
     num_tokens: int
 
 
 class ServedTeacher:
-    """A teacher that answers over the wire, as a live one would.
+    """A source of signals on a server, for a student with `tokenizer`.
 
-    It is asked first in which dialect it speaks (or `dialect` says so), and refused unless it reads known texts as the
-    student's `tokenizer` does. Close it when it is no longer needed.
+    At first it finds the format of the server's answers (or takes `format_name`), and checks that the server tokenizes
+    known texts as the student does. Call `close` after use.
 
     Raises:
-        UsageError: an address that is none; more tokens a position than the server gives.
-        ServerError: no answer, or none that tells the log-probabilities of a prompt.
+        UsageError: an invalid address, or a `top_k` above the server's limit.
+        ServerError: no answer, or one without the log-probabilities of the prompt.
         VocabularyMismatch: the server has another tokenizer.
     """
 
@@ -80,27 +80,29 @@ class ServedTeacher:
             raise
 
     def close(self) -> None:
-        """Give up what is under way, and end the connections."""
+        """Cancels all requests, and closes the connections."""
         self._client.close()
 
     def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
-        """What the teacher says about the supervised rows of a packed batch, as `Coarse`; `own_log_p` in the scores.
+        """The teacher's distributions at the supervised rows of a packed batch, as `CoarseDistribution`.
 
-        Raises: ServerError, VocabularyMismatch; UnsupportedModel for what no server tells.
+        The scores hold `own_log_p`, the log-probability of each next token.
+
+        Raises: ServerError, VocabularyMismatch; UnsupportedModel for hidden states and other signals of the model.
         """
         if needs.layers or needs.relations or needs.extras:
-            raise UnsupportedModel(f"the server at {self.url} gives no hidden states; use a teacher that is here")
+            raise UnsupportedModel(f"the server at {self.url} gives no hidden states; use a loaded teacher")
         requests = self._request_windows(split_documents(batch))
         for key, _ in requests:
             self._pending.pop(key, None)
         return self._build_signals([future.result() for _, future in requests], batch["input_ids"].device)
 
     def prefetch_packs(self, packs: Any, *, route: int | None = None) -> "PrefetchingPacks":
-        """`packs`, of which each is asked about as soon as it is read; with a `route`, about the documents of it."""
+        """`packs`, with requests for each pack sent as it is read; with a `route`, only for its documents."""
         return PrefetchingPacks(packs, self, route)
 
     def prefetch(self, pack: Mapping[str, Tensor], *, route: int | None = None) -> None:
-        """Ask about a pack before its batch comes, so that the answer is there by then."""
+        """Sends the requests for a pack before its batch is needed."""
         windows = split_documents(collate([pack]))
         if route is not None:
             windows = [
@@ -113,7 +115,7 @@ class ServedTeacher:
     def _request_windows(
         self, windows: Sequence[tuple[np.ndarray, np.ndarray]]
     ) -> list[tuple[int, "Future[TopLogprobs]"]]:
-        """Each window with a token to learn: what it is found by, and its answer, asked for if it is not yet."""
+        """(key, answer) of each window with a trained token. Sends the requests that were not sent before."""
         requests = []
         for ids, labels in windows:
             if not (labels[1:] != IGNORE).any():
@@ -127,14 +129,14 @@ class ServedTeacher:
         return requests
 
     def _evict_pending(self) -> None:
-        """Let go of the oldest answers that no batch came for; one that comes after all asks again."""
+        """Drops the oldest answers that no batch has used. A batch that needs one later sends a new request."""
         max_tokens = PENDING_BYTES // (12 * self.top_k)
         num_tokens = sum(answer.num_tokens for answer in self._pending.values())
         while num_tokens > max_tokens and self._pending:
             num_tokens -= self._pending.popitem(last=False)[1].num_tokens
 
     async def _fetch_logprobs(self, prompt: str | Sequence[int], ids: Sequence[int], k: int) -> TopLogprobs:
-        """What the server says of the tokens `ids`, which are `prompt` or what it stands for."""
+        """The log-probabilities of the tokens `ids`, which are `prompt` or its tokens."""
         choice = await self._fetch_choice(self.logprob_format, prompt, k)
         try:
             return self.logprob_format.parse(choice, ids, k)
@@ -150,9 +152,9 @@ class ServedTeacher:
     async def _fetch_choice(
         self, logprob_format: LogprobFormat, prompt: str | Sequence[int], k: int
     ) -> Mapping[str, Any]:
-        """The one choice of an answer.
+        """The single choice in an answer of the completions endpoint.
 
-        Raises: UsageError where the server gives fewer log-probabilities than `k`; ServerError.
+        Raises: UsageError if the server gives fewer than `k` log-probabilities; ServerError.
         """
         try:
             answer = await self._client.request(
@@ -162,26 +164,25 @@ class ServedTeacher:
             if TOP_K_REFUSAL.search(error.reason):
                 raise UsageError(
                     f"the server at {self.url} does not give {k} log-probabilities a token ({error.reason}); "
-                    f"start vLLM "
-                    f"with --max-logprobs {k}, or lower --top-k here"
+                    f"start vLLM with --max-logprobs {k}, or lower --top-k here"
                 ) from error
             raise
         choices = answer.get("choices") if isinstance(answer, Mapping) else None
         if not choices or not isinstance(choices[0], Mapping):
-            raise ServerError(f"the server at {self.url} answers without choices; is its path /v1?")
+            raise ServerError(f"the server at {self.url} gives an answer without choices; is its path /v1?")
         return dict(choices[0])
 
     def _fetch_first_model(self) -> str:
         answer = self._client.submit(self._client.request("/models")).result()
         models = answer.get("data") if isinstance(answer, Mapping) else None
         if not models:
-            raise ServerError(f"the server at {self.url} lists no model; name one: {self.url}#MODEL")
+            raise ServerError(f"the server at {self.url} lists no model; give its name: {self.url}#MODEL")
         return str(models[0]["id"])
 
     def _detect_format(self, formats: Sequence[LogprobFormat]) -> LogprobFormat:
-        """The first dialect that the server speaks.
+        """The first of the formats that the server supports.
 
-        Raises: ServerError where it speaks none.
+        Raises: ServerError if it supports none.
         """
         ids, refusal = list(self.tokenizer(PROBES[0]).input_ids), ""
         for logprob_format in formats:
@@ -191,16 +192,16 @@ class ServedTeacher:
                 ):
                     return logprob_format
             except RequestRefused as error:
-                refusal = f" (it says: {error.reason})"
+                refusal = f" (its message: {error.reason})"
         raise ServerError(
-            f"the server at {self.url} does not tell the log-probabilities of a prompt, neither as prompt_logprobs "
+            f"the server at {self.url} does not give the log-probabilities of a prompt, neither as prompt_logprobs "
             f"nor as echo with logprobs{refusal}; serve the teacher with vLLM, SGLang or potstill serve"
         )
 
     def _check_probes(self) -> None:
-        """Known texts, as text and as ids, must be read as the student's tokenizer reads them, and told of alike.
+        """Checks that the server tokenizes known texts as the student does, and answers alike for text and for ids.
 
-        Raises: VocabularyMismatch; ServerError for what is no distribution, or another one each time.
+        Raises: VocabularyMismatch; ServerError for answers that are no distribution, or differ from each other.
         """
         requests = []
         for text in PROBES:
@@ -211,14 +212,14 @@ class ServedTeacher:
             )
         for text, futures in requests:
             try:
-                first_log_p, second_log_p = (future.result().own for future in futures)
+                first_log_p, second_log_p = (future.result().token_log_p for future in futures)
             except VocabularyMismatch as error:
-                raise VocabularyMismatch(f"of {text[:20]!r}: {error}") from error
+                raise VocabularyMismatch(f"in the text {text[:20]!r}: {error}") from error
             gap = float(np.median(np.abs(first_log_p - second_log_p)))
             if not gap <= MAX_GAP:
                 raise ServerError(
-                    f"the server at {self.url} gives the tokens of {text[:20]!r} log-probabilities that lie {gap:.2g} "
-                    f"nats apart when it is asked twice; it must give those of its logits, the same each time"
+                    f"the server at {self.url} gives the tokens of {text[:20]!r} log-probabilities that differ by "
+                    f"{gap:.2g} nats between two requests; it must give those of its logits, the same each time"
                 )
 
     def _build_signals(self, answers: Sequence[TopLogprobs], device: torch.device) -> Signals:
@@ -230,9 +231,9 @@ class ServedTeacher:
 
 
 class PrefetchingPacks:
-    """A data set of packs that starts a served teacher's answer to each one that is read.
+    """A data set of packs that sends a served teacher the requests for each pack as it is read.
 
-    A loader reads one batch ahead, so that answers come while the step before trains.
+    A data loader reads one batch ahead, so the answers arrive during the training step before.
     """
 
     def __init__(self, packs: Any, teacher: ServedTeacher, route: int | None = None) -> None:

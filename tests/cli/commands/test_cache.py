@@ -56,5 +56,5 @@ def test_a_cache_of_another_version_is_passed_over_refused_and_removed(
 def test_what_is_no_cache_is_not_removed(potstill: Call, text: Path) -> None:
     answer = potstill("cache", "rm", text.parent)
     assert answer.code == 2
-    assert "is no teacher cache" in answer.err
+    assert "is not a teacher cache" in answer.err
     assert text.exists()

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 from tests.data.conftest import LLAMA, MARKED, THINKING
+from tests.data.test_chat_template import chat
 from tests.data.trained import byte_level, sentencepiece
 from transformers import PreTrainedTokenizerFast
 
@@ -16,8 +17,6 @@ from potstill.data.cross_tokenizer.packs import TokenizerInfo, inspect_tokenizer
 from potstill.data.cross_tokenizer.token_spans import decode_with_spans
 from potstill.data.tokenize import compute_label_mask, label_tokens, render_chat
 from potstill.models.tokenizers.token_bytes import read_token_bytes
-
-from .test_template import chat
 
 Make = Callable[..., PreTrainedTokenizerFast]
 CHATML = (

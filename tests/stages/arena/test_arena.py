@@ -254,7 +254,7 @@ def test_an_arm_says_who_writes_its_text_and_is_refused_where_nobody_could_answe
         Arm.parse("forward_kl@rollout=distillm", common)
     with pytest.raises(UsageError, match="learns nothing from what the student itself writes"):
         Arm.parse("cross_entropy@on_policy=0.5", common)
-    with pytest.raises(UsageError, match="no rollout is called 'dice'"):
+    with pytest.raises(UsageError, match="there is no rollout 'dice'"):
         Arm.parse("forward_kl@rollout=dice", common)
     with pytest.raises(UsageError, match="give a budget in tokens"):
         Arena(common=common, objectives=("forward_kl@on_policy=0.5",), seconds=60.0)

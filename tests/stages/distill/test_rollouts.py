@@ -31,7 +31,7 @@ def stage(teacher: Path, pairs: Path) -> DistillConfig:
     ("change", "said"),
     [
         ({"on_policy": 1.5}, "--on-policy is 1.5"),
-        ({"rollout": "ppo"}, "no rollout is called 'ppo'; choose one of gkd, distillm, minillm"),
+        ({"rollout": "ppo"}, "there is no rollout 'ppo'; choose one of gkd, distillm, minillm"),
         ({"objective": ObjectiveConfig(name="cross_entropy")}, "omit --on-policy"),
         ({"teacher_cache": "a cache"}, "a teacher that is here or served"),
         ({"rollout": "distillm"}, "give --eval-every"),

@@ -1,1 +1,1 @@
-"""Documents as two tokenizers read them, and which of their tokens belong together."""
+"""Documents in the tokens of two tokenizers, and the alignment of these tokens."""

@@ -1,15 +1,15 @@
-"""A chat as another template writes it: the same turns, word for word, between the other's own marks.
+"""Translates a chat from the student's template to the teacher's: the same turns between the teacher's markers.
 
-What a template writes between two turns depends on their roles alone, and is learnt from a few chats that it renders:
+The text that a template writes between two turns depends on their roles alone. It is found by rendering a few chats:
 
     from and to         SmolLM2                               Gemma 3
     start, user         (its own system message) ...user\\n    <bos><start_of_turn>user\\n
     user, assistant     <|im_end|>\\n<|im_start|>assistant\\n   <end_of_turn>\\n<start_of_turn>model\\n
     assistant, end      <|im_end|>\\n                          <end_of_turn>\\n
 
-So a window of a student's tokens is taken apart into turns, wherever it was cut and whoever wrote it, and told again as
-the teacher expects a chat. What a template does beyond that (trimming, folding turns) is not imitated: the turns are
-those of the student's text, byte for byte, since only the same bytes can be compared.
+So a window of the student's tokens is split into turns, wherever it was cut, and rendered with the teacher's markers.
+Further edits of a template (trimming, merging turns) are not imitated. The turns stay those of the student's text, byte
+for byte, since only equal bytes can be compared.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,13 +36,13 @@ SAMPLE_CHATS = (
     ("system", "user", "assistant", "user", "assistant"),
     ("user", "user", "assistant"),
     ("user", "assistant", "assistant"),
-)  # the chats that a template is learnt from; those that it refuses are passed over
+)  # rendered to find the markers of a template; those that it refuses are skipped
 LINE_BREAK = "\n"
-DEFAULT_SEPARATOR = "\n\n"  # between two turns that a template has no mark for
+DEFAULT_SEPARATOR = "\n\n"  # between two turns without a marker
 
 
 class ChatMarker(NamedTuple):
-    """What stands between a turn of `last` and one of `next`: as text, and as the bytes that its tokens stand for."""
+    """The text between a turn of `previous_role` and one of `next_role`, and the bytes of its tokens."""
 
     previous_role: str
     next_role: str
@@ -51,7 +51,7 @@ class ChatMarker(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What `role` says, the bytes `[start, stop)` of a window; `ends` where the ending behind an answer begins."""
+    """The bytes `[start, stop)` of a window that `role` wrote; the ending after an answer begins at `ending_start`."""
 
     role: str
     start: int
@@ -60,10 +60,10 @@ class Turn(NamedTuple):
 
 
 class TranslatedChat(NamedTuple):
-    """A window as another template writes it, and the segments of bytes that both texts have, one under the other.
+    """A window as the teacher's template writes it, and the S segments of bytes that both texts share.
 
-    `own`, `theirs` and `common` are `[S 2]`: in the window, in `text`, and in `shared`, where they lie end to end. An
-    ending is one byte of `shared`.
+    `student_spans`, `teacher_spans` and `shared_spans` `[S 2]` locate each segment in the window, in `text`, and in
+    `shared_bytes`, which holds them end to end. An ending is one byte of `shared_bytes`.
     """
 
     text: str
@@ -75,9 +75,9 @@ class TranslatedChat(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ChatMarkers:
-    """The marks of a template, the string that ends an answer, the special tokens that marks are made of, and a BOS.
+    """The markers of a template, the string that ends an answer, the special tokens in markers, and a BOS.
 
-    Of two marks between the same roles the first is how a chat's last answer is opened, the last how all others are.
+    Of two markers between the same roles, the first opens the last answer of a chat, and the last all other answers.
     """
 
     markers: Sequence[ChatMarker]
@@ -87,14 +87,14 @@ class ChatMarkers:
 
     @classmethod
     def from_template(cls, tokenizer: PreTrainedTokenizerBase, pieces: TokenBytes) -> "ChatMarkers | None":
-        """Those of a tokenizer's template; None where it has none, or one that writes chats otherwise than this."""
+        """The markers of a tokenizer's template; None without one, or if it cannot be described by markers."""
         try:
             template = ChatTemplate(tokenizer)
         except DataError:
             return None
         marker_ids: dict[ChatMarker, frozenset[int]] = {}
         for roles in SAMPLE_CHATS:
-            marker_ids |= dict(_learn_markers(template, pieces, roles))
+            marker_ids |= dict(_find_markers(template, pieces, roles))
         special_tokens = {i: pieces.by_id[i] for i in frozenset().union(*marker_ids.values()) & pieces.special_ids}
         special_strings = [str(tokenizer.convert_ids_to_tokens(i)) for i in special_tokens]
         ending = next((token for token in special_strings if template.stop.endswith(token)), template.stop)
@@ -103,12 +103,12 @@ class ChatMarkers:
 
     @classmethod
     def has_unknown_template(cls, tokenizer: PreTrainedTokenizerBase, pieces: TokenBytes) -> bool:
-        """Whether there is a template, and nothing could be learnt of it."""
+        """Whether a tokenizer has a template that cannot be described by markers."""
         return bool(tokenizer.chat_template) and cls.from_template(tokenizer, pieces) is None
 
     @classmethod
     def from_plain_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "ChatMarkers":
-        """Those of a tokenizer without a template: a line break between turns, its end of text behind the last."""
+        """The markers of a tokenizer without a template: line breaks between turns, end of text after the last."""
         bos, ending = _get_bos(tokenizer), str(tokenizer.eos_token or "")
         roles = ("system", "user", "assistant")
         turn_markers = [
@@ -122,10 +122,10 @@ class ChatMarkers:
         )
 
     def split_turns(self, data: bytes) -> tuple[list[Turn], bool]:
-        """The turns of a window, and whether it begins where the chat does.
+        """The turns of a window, and whether the window begins where the chat does.
 
-        What no mark explains belongs to whoever speaks. A window that begins within a turn is the assistant's until a
-        mark says otherwise, and one that ends within a mark ends with the answer before it.
+        Text that is in no marker belongs to the current turn. A window that begins within a turn belongs to the
+        assistant up to the first marker. A window that ends within a marker ends with the answer before it.
         """
         opening_marker = next((marker for marker in self._markers_by_role[START] if data.startswith(marker.data)), None)
         role, start = (
@@ -140,7 +140,7 @@ class ChatMarkers:
         return turns, opening_marker is not None
 
     def get_text(self, previous_role: str, role: str, *, is_final: bool = True) -> str:
-        """What is written between two turns. A system message without a mark of its own opens what the user says."""
+        """The text between two turns. A system message without a marker of its own gets the opening of the user."""
         texts = [
             marker.text for marker in self.markers if (marker.previous_role, marker.next_role) == (previous_role, role)
         ]
@@ -150,7 +150,7 @@ class ChatMarkers:
         return opening if role == "system" else self.bos * opening.startswith(self.bos)
 
     def _find_opening(self, data: bytes) -> tuple[str, int]:
-        """Who speaks in a window that begins within a chat, and from where: one may begin within a mark, too."""
+        """The role of the first turn in a window that begins within a chat, and its start; it may begin in a marker."""
         bos = self.bos.encode()
         position = len(bos) if bos in self.special_tokens.values() and data.startswith(bos) else 0
         for marker in self._markers_by_role[UNKNOWN]:
@@ -160,9 +160,9 @@ class ChatMarkers:
         return UNKNOWN, position
 
     def _find_end(self, data: bytes, role: str, start: int) -> int:
-        """Where the last turn of a window ends: at the last ending behind which nothing but the rest of a mark comes.
+        """Where the last turn of a window ends: at the last ending that only the rest of a marker follows.
 
-        Of a turn that is no answer, where the first special token of a mark that was cut stands.
+        A turn that is not an answer ends at the first special token, which begins a marker that was cut.
         """
         if role not in ("assistant", UNKNOWN):
             return min(
@@ -195,7 +195,7 @@ class ChatMarkers:
         return Turn(role, start, stop, None if ending_start < 0 or data[stop:ending_start].strip() else ending_start)
 
     def _find_next(self, role: str, data: bytes, start: int) -> tuple[int, ChatMarker] | None:
-        """The first mark from `place` on that may follow `role`, the longest of those that begin there."""
+        """The first marker from `start` on that may follow `role`; of several, the longest."""
         matches = [
             (position, marker)
             for marker in self._markers_by_role[role]
@@ -205,7 +205,7 @@ class ChatMarkers:
 
     @cached_property
     def _markers_by_role(self) -> Mapping[str, list[ChatMarker]]:
-        """The marks that may follow each role, the longest first; of an unknown one those of user and assistant."""
+        """The markers that may follow each role, the longest first; an unknown role has those of user and assistant."""
         markers = sorted(
             (marker for marker in self.markers if marker.data and marker.next_role != END),
             key=lambda marker: -len(marker.data),
@@ -215,7 +215,7 @@ class ChatMarkers:
         }
         turn_markers = [
             m for m in markers if m.previous_role in ("user", "assistant")
-        ]  # what a system message ends with may be a break
+        ]  # the marker after a system message may be a mere line break
         turn_markers.sort(
             key=lambda m: (-len(m.data), m.previous_role != ("user" if m.next_role == "assistant" else "assistant"))
         )
@@ -223,7 +223,7 @@ class ChatMarkers:
 
 
 class _TranslatedPart(NamedTuple):
-    """A piece of the text that is told, of which bytes `own` of the window it is told, and those that both share."""
+    """A piece of the translated text, the bytes of the window that it translates, and the bytes that both share."""
 
     text: str
     student_span: tuple[int, int] | None = None
@@ -231,7 +231,7 @@ class _TranslatedPart(NamedTuple):
 
 
 def translate_chat(data: bytes, student: ChatMarkers, teacher: ChatMarkers) -> TranslatedChat:
-    """A window of a student's text (special tokens of its marks written out) as the teacher's template writes it."""
+    """Translates a window of the student's text, in which the special tokens of markers are written out."""
     parts = list(_translate_parts(data, student, teacher))
     sizes = torch.tensor([[len(part.text.encode()), len(part.shared_bytes)] for part in parts])
     ends = sizes.cumsum(0)
@@ -261,7 +261,7 @@ def _translate_parts(data: bytes, student: ChatMarkers, teacher: ChatMarkers) ->
 
 
 def _find_text_spans(data: bytes, turn: Turn, markers: ChatMarkers) -> Iterator[tuple[int, int]]:
-    """The stretches of a turn between special tokens that no mark explains, which are no text to another tokenizer."""
+    """The parts of a turn between special tokens outside of markers, which another tokenizer cannot read as text."""
     start = turn.start
     while start < turn.stop:
         matches = (
@@ -274,7 +274,7 @@ def _find_text_spans(data: bytes, turn: Turn, markers: ChatMarkers) -> Iterator[
 
 
 def _make_marker_parts(text: str, ending: str, ending_start: int | None, ending_size: int) -> Iterator[_TranslatedPart]:
-    """What the teacher's template writes there, its ending for the student's of `size` at `ends`."""
+    """The teacher's marker as parts; its ending translates the student's, of `ending_size` bytes at `ending_start`."""
     if ending_start is None or not ending or ending not in text:
         yield _TranslatedPart(text)
     else:
@@ -286,10 +286,10 @@ def _make_marker_parts(text: str, ending: str, ending_start: int | None, ending_
         )
 
 
-def _learn_markers(
+def _find_markers(
     template: ChatTemplate, pieces: TokenBytes, roles: Sequence[str]
 ) -> Iterator[tuple[ChatMarker, frozenset[int]]]:
-    """The marks of one chat, with their ids; none where the template refuses it or does not write what is said."""
+    """The markers of one chat, with their ids; none if the template refuses it or leaves out its contents."""
     contents = [f"potstill{number}." for number in range(len(roles))]
     try:
         text = template.render(
@@ -310,7 +310,7 @@ def _learn_markers(
 
 
 def _find_gaps(text: AnyStr, contents: Sequence[AnyStr]) -> list[tuple[int, int]] | None:
-    """The spans before, between and behind what is `said`; None where that does not stand there in order."""
+    """The spans before, between and after the `contents`; None if they are not in the text in this order."""
     gaps: list[tuple[int, int]] = []
     start = 0
     for content in contents:
@@ -323,5 +323,5 @@ def _find_gaps(text: AnyStr, contents: Sequence[AnyStr]) -> list[tuple[int, int]
 
 
 def _get_bos(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The token that the tokenizer itself puts before a text, if any."""
+    """The token that the tokenizer puts before a text; empty if there is none."""
     return str(tokenizer.bos_token) if tokenizer.bos_token_id in tokenizer("").input_ids else ""

@@ -1,12 +1,12 @@
-"""The documents of a pack as a teacher with another tokenizer reads them, and which tokens of the two are the same.
+"""Adds to a pack the same documents in the teacher's tokenizer, and aligns the tokens of both.
 
     student          the | quick | br | own | <end>
-    teacher   <bos>  the | quick | brown    | </s>      the same: the, quick, and the two ends
+    teacher   <bos>  the | quick | brown    | </s>      equal: the, quick, and the two ends
 
-The ids of a window determine its text (`decode_with_spans`), also where the student sampled them. The teacher reads
-that text after its own BOS, without the student's special tokens. It reads a chat as its own template writes it
-(`translate_chat`), with its own stop tokens. Its tokens are trained where all of their bytes are. A trained special
-token at the end of a text becomes the teacher's end of text.
+The text of a window is decoded from its ids (`decode_with_spans`), so sampled completions are translated
+like a corpus. The teacher reads that text after its own BOS, without the student's special tokens. It reads a chat as
+its own template writes one (`translate_chat`); the tokens that end an answer are equal. A teacher token is trained on
+if all its bytes are. A trained special token at the end of a text becomes the teacher's end-of-text token.
 """
 
 from collections.abc import Sequence
@@ -29,26 +29,26 @@ from potstill.ops import align, edit_distance
 
 
 class TokenizerInfo(NamedTuple):
-    """A tokenizer, what its ids stand for, and the marks between the turns of a chat where chats are to be read."""
+    """A tokenizer, the bytes of its tokens, and the markers between the turns of a chat if it is to read chats."""
 
     tokenizer: PreTrainedTokenizerBase
     pieces: TokenBytes
     chat_markers: ChatMarkers | None = None
-    adds_dummy_prefix: bool = False  # whether the tokenizer puts a space before a text, as SentencePiece does
+    adds_dummy_prefix: bool = False  # whether it adds a space before a text, as SentencePiece does
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "TokenizerInfo":
-        """One of text."""
+        """The information for reading plain text."""
         token_pieces = read_token_bytes(tokenizer)
         text = decode_with_spans(tokenizer("a", add_special_tokens=False).input_ids, token_pieces)[0]
         return cls(tokenizer, token_pieces, adds_dummy_prefix=text == b" a")
 
 
-@lru_cache(maxsize=4)  # a run asks several times, and a vocabulary of 262k ids takes a while to read
+@lru_cache(maxsize=4)  # a run calls it several times, and a vocabulary of 262k ids takes a while
 def inspect_tokenizers(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, chats: bool
 ) -> tuple[TokenizerInfo, TokenizerInfo]:
-    """Student and teacher, as they read text or `chats`. A teacher without a template for them reads line by line."""
+    """Student and teacher for reading text or `chats`. A teacher without a chat template reads line by line."""
     student_info, teacher_info = TokenizerInfo.from_tokenizer(student), TokenizerInfo.from_tokenizer(teacher)
     student_markers = ChatMarkers.from_template(student, student_info.pieces) if chats else None
     if student_markers is None:
@@ -60,11 +60,11 @@ def inspect_tokenizers(
 
 
 class TranslatedWindow(NamedTuple):
-    """A document as the teacher reads it, and how its tokens lie beside the student's.
+    """A document in the teacher's tokens, and their alignment with the student's.
 
-    `same [P 2]` are the numbers of equal tokens, the student's first. `groups` numbers the runs of trained tokens that
-    stand for the same bytes together, for each token of either side, -1 for none. `warped [W 2]` pairs the tokens that
-    rows are read at by minimum edit distance, where that was asked for.
+    `equal_tokens [P 2]` holds the positions of equal tokens, the student's first. `groups` numbers the runs of trained
+    tokens that cover the same bytes together, for each token of either side; -1 for none. `edit_alignment [W 2]` pairs
+    the positions of rows by minimum edit distance, if that is needed.
     """
 
     input_ids: Int64[Tensor, " M"]
@@ -75,11 +75,12 @@ class TranslatedWindow(NamedTuple):
 
 
 class CrossTokenizerPacks:
-    """A data set of packs, each with what a teacher of another tokenizer reads beside it.
+    """A data set of packs, each with the inputs of a teacher that has another tokenizer.
 
-    To the keys of a pack come `teacher.input_ids [M]`, `teacher.labels [M]`, `teacher.lengths [documents]`, and with
-    numbers of tokens within the pack `aligned.tokens [P 2]`, `aligned.groups [T]`, `aligned.teacher_groups [M]` and, if
-    `warped`, `aligned.warped [W 2]`; `data.packing.collate` makes a batch of them.
+    Each pack keeps its keys and declared fields, and gets `teacher.input_ids [M]`, `teacher.labels [M]` and
+    `teacher.lengths [documents]`. The alignment counts tokens within the pack: `aligned.tokens [P 2]`,
+    `aligned.groups [T]`, `aligned.teacher_groups [M]`, and `aligned.warped [W 2]` with `needs_edit_alignment`.
+    `data.packing.collate` makes a batch of such packs.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class CrossTokenizerPacks:
             teacher,
             needs_edit_alignment,
         )
-        self.max_length = max_length  # tokens that the teacher can read at once
+        self.max_length = max_length  # of the teacher's tokens
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -106,7 +107,10 @@ class CrossTokenizerPacks:
         return self.add_teacher_inputs(self.packs[i])
 
     def add_teacher_inputs(self, pack: Pack) -> Pack:
-        """One pack with the teacher's reading of its documents."""
+        """One pack with the teacher's inputs added.
+
+        Raises: UsageError if a document is longer than the teacher's context.
+        """
         sizes = pack["lengths"].tolist()
         windows = list(zip(pack["input_ids"].split(sizes), pack["labels"].split(sizes), strict=True))
         translations = translate_windows(
@@ -115,8 +119,8 @@ class CrossTokenizerPacks:
         lengths = torch.tensor([len(translation.input_ids) for translation in translations])
         if self.max_length is not None and (longest := int(lengths.max())) > self.max_length:
             raise UsageError(
-                f"{int(pack['lengths'].max())} tokens of the student are {longest} of the teacher's, which reads "
-                f"{self.max_length} at most; give a smaller --context"
+                f"{int(pack['lengths'].max())} tokens of the student are {longest} of the teacher, which reads "
+                f"at most {self.max_length}; give a smaller --context"
             )
         starts = torch.stack([pack["lengths"].cumsum(0) - pack["lengths"], lengths.cumsum(0) - lengths], 1)
         totals = torch.tensor([translation.groups.total for translation in translations])
@@ -151,9 +155,9 @@ class CrossTokenizerPacks:
 
 
 class _TeacherText(NamedTuple):
-    """A window as text for the teacher; the bytes that both texts have, and where each student token lies in them.
+    """A window as text for the teacher, the bytes that both texts share, and the span of each student token in them.
 
-    `told` says which bytes of `text` these are; None where they are all of it.
+    `translation` locates these bytes in `text`; None if they are all of it.
     """
 
     text: str
@@ -169,7 +173,7 @@ def translate_windows(
     *,
     needs_edit_alignment: bool = False,
 ) -> list[TranslatedWindow]:
-    """Each window of the student's ids and labels as the teacher reads it: through its template if both have marks."""
+    """Translates windows of the student's ids and labels: by the teacher's template if both have chat markers."""
     teacher_texts = [_decode_window(ids.tolist(), student, teacher) for ids, _ in windows]
     is_plain = student.chat_markers is None or teacher.chat_markers is None
     tokenizations = locate_tokens(
@@ -189,7 +193,7 @@ def translate_windows(
 def _decode_window(ids: Sequence[int], student: TokenizerInfo, teacher: TokenizerInfo) -> _TeacherText:
     if student.chat_markers is None or teacher.chat_markers is None:
         data, spans = decode_with_spans(ids, student.pieces)
-        if data[:1] == b" " and student.adds_dummy_prefix:  # put in front by the student's tokenizer; in no text
+        if data[:1] == b" " and student.adds_dummy_prefix:  # added by the student's tokenizer, not in the text
             data, spans = data[1:], (spans - 1).clamp(min=0)
         return _TeacherText(to_readable_text(data), data, spans, None)
     data, spans = decode_with_spans(ids, student.pieces, visible_ids=student.chat_markers.special_tokens)
@@ -222,7 +226,7 @@ def _translate_window(
     for start, end in spans[labels != IGNORE].tolist():
         trained_bytes[start:end] = True
     if _ends_with_eos(ids, labels, spans, pieces) and teacher.tokenizer.eos_token_id is not None:
-        end_of_text = torch.tensor([[len(data), len(data) + 1]])  # one byte that both sides have, behind all others
+        end_of_text = torch.tensor([[len(data), len(data) + 1]])  # one byte that both sides share, after all others
         spans = torch.cat([spans[:-1], end_of_text])
         teacher_ids = torch.cat([teacher_ids, torch.tensor([teacher.tokenizer.eos_token_id])])
         teacher_spans = torch.cat([teacher_spans, end_of_text])
@@ -247,21 +251,21 @@ def _translate_window(
 
 
 def _strip_eos(tokenization: LocatedTokens, teacher: TokenizerInfo) -> LocatedTokens:
-    """Without the end of text that some tokenizers put behind every text, whether it ends there or not."""
+    """The tokens without the end-of-text token that some tokenizers append to every text."""
     ids, spans = tokenization
     has_eos = len(ids) and int(ids[-1]) == teacher.tokenizer.eos_token_id and int(spans[-1, 0]) == int(spans[-1, 1])
     return LocatedTokens(ids[:-1], spans[:-1]) if has_eos else tokenization
 
 
 def _ends_with_eos(ids: Tensor, labels: Tensor, spans: Tensor, pieces: TokenBytes) -> bool:
-    """Whether a window ends with a special token that is trained and stands for no byte yet: an end of text."""
+    """Whether a window ends with a trained special token that covers no byte: an end-of-text token."""
     return bool(int(ids[-1]) in pieces.special_ids and labels[-1] != IGNORE and spans[-1, 0] == spans[-1, 1])
 
 
 def _align_by_edit_distance(
     student: tuple[Tensor, Tensor, TokenBytes], teacher: tuple[Tensor, Tensor, TokenBytes]
 ) -> Int64[Tensor, "W 2"]:
-    """The pairs of tokens that rows are read at, one before each trained token, that warping puts with one another."""
+    """Pairs of row positions, one before each trained token, that the edit alignment matches one to one."""
     row_positions = [mask.nonzero()[:, 0] - 1 for _, mask, _ in (student, teacher)]
     (student_positions, student_ids, student_pieces), (teacher_positions, teacher_ids, teacher_pieces) = (
         (position, side[0], side[2]) for position, side in zip(row_positions, (student, teacher), strict=True)
@@ -279,26 +283,26 @@ def _align_by_edit_distance(
 
 
 def _mask_spans(spans: Int64[Tensor, "T 2"], mask: Bool[Tensor, " T"]) -> Int64[Tensor, "T 2"]:
-    """`spans`, those that are not kept empty."""
+    """`spans`, made empty where `mask` is false."""
     return torch.where(mask[:, None], spans, spans[:, :1])
 
 
 def _offset_groups(groups: Sequence[Int64[Tensor, " _"]], offsets: Int64[Tensor, " D"]) -> Int64[Tensor, " T"]:
-    """The groups of documents, counted on from document to document."""
+    """The groups of all documents, numbered on from document to document."""
     return torch.cat(
         [torch.where(numbers >= 0, numbers + offset, -1) for numbers, offset in zip(groups, offsets, strict=True)]
     )
 
 
 def _find_inside_spans(spans: Int64[Tensor, "T 2"], mask: Bool[Tensor, " bytes"]) -> Bool[Tensor, " T"]:
-    """Which spans are not empty and have only bytes that are held."""
+    """Whether each span is not empty and covers only bytes where `mask` is true."""
     counts = torch.cat([torch.zeros(1, dtype=torch.long), mask.long().cumsum(0)])
     sizes = spans[:, 1] - spans[:, 0]
     return (sizes > 0) & (counts[spans[:, 1]] - counts[spans[:, 0]] == sizes)
 
 
 def _find_readable_bytes(data: bytes) -> Bool[np.ndarray, " bytes_and_one"]:
-    """Which bytes are part of a character, and the place behind them."""
+    """Whether each byte is part of a valid character; true for the position after the last byte."""
     is_readable = np.ones(len(data) + 1, dtype=bool)
     position = 0
     while position < len(data):
@@ -312,7 +316,7 @@ def _find_readable_bytes(data: bytes) -> Bool[np.ndarray, " bytes_and_one"]:
 
 
 def compute_aligned_share(packs: "CrossTokenizerPacks", *, max_packs: int = 16) -> float:
-    """The share of the rows trained on whose next token the teacher has too, in the first packs."""
+    """The share of trained rows whose next token the teacher has too, in the first `max_packs` packs."""
     batches = [collate([packs[i]]) for i in range(min(max_packs, len(packs)))]
     rows = sum(len(supervised_positions(batch)[1]) for batch in batches)
     return sum(batch[ALIGNED_PAIRS].shape[1] for batch in batches) / max(1, rows)

@@ -1,10 +1,10 @@
-"""Where each token lies in its text, in bytes.
+"""Finds the bytes of a text that each token covers.
 
-What a token stands for (`TokenBytes`) says it exactly wherever the tokens, put together, are the text: a byte-level
-tokenizer's offsets are those of whole characters and say it only roughly. A space that SentencePiece puts before a text
-or behind a special token is in no text and has no bytes. Where a tokenizer rewrote the text (NFC, lower case), tokens
-are looked for near the tokenizer's offsets, and those that read otherwise there (an accent composed, an unknown
-character) have an empty span: nothing is ever paired by a guess.
+The bytes of tokens (`TokenBytes`) give exact spans wherever the joined tokens equal the text; a
+byte-level tokenizer's own offsets are only those of whole characters. A space that SentencePiece adds before a text or
+after a special token is not in the text, and covers no bytes. Where a tokenizer normalizes the text (NFC, lower case),
+tokens are searched near the tokenizer's offsets. A token that differs from the text there (a composed accent, an
+unknown character) gets an empty span, so nothing is paired by a guess.
 """
 
 import codecs
@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.models.tokenizers.token_bytes import TokenBytes
 
-UNREADABLE_HANDLER = "potstill.unreadable"  # how bytes that are no text are decoded
+UNREADABLE_HANDLER = "potstill.unreadable"  # the name of the error handler below
 
 
 class LocatedTokens(NamedTuple):
-    """Tokens, and the bytes `[start, end)` of the text's UTF-8 that each stands for; empty spans for no text."""
+    """Tokens, and the bytes `[start, end)` of the UTF-8 text that each covers; empty for a token without text."""
 
     ids: Int64[Tensor, " T"]
     spans: Int64[Tensor, "T 2"]
@@ -32,9 +32,9 @@ class LocatedTokens(NamedTuple):
 def locate_tokens(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, pieces: TokenBytes, *, add_special_tokens: bool = True
 ) -> list[LocatedTokens]:
-    """`texts` as tokens with their spans; with `specials`, between the tokens that the tokenizer puts around a text.
+    """Tokenizes `texts`, and locates each token. `add_special_tokens` adds those that the tokenizer puts around a text.
 
-    Spans ascend and do not overlap. A special token that is written out in a text stands for what is written.
+    Spans ascend and do not overlap. A special token that is written out in a text covers its characters.
     """
     if not texts:
         return []
@@ -50,24 +50,24 @@ def locate_tokens(
 def decode_with_spans(
     ids: Sequence[int], pieces: TokenBytes, *, visible_ids: Collection[int] = ()
 ) -> tuple[bytes, Int64[Tensor, "T 2"]]:
-    """The text that `ids` stand for, and where each lies in it; special tokens are no text, except for those `shown`.
+    """The bytes of the text of `ids`, and the span of each. Special tokens are not text, except for `visible_ids`.
 
-    A sequence that somebody wrote or cut may begin or end within a character, so this is no `str`.
+    A sequence that was sampled or cut may begin or end within a character, so the text is not a `str`.
     """
     parts = [b"" if i in pieces.special_ids and i not in visible_ids else pieces.by_id[i] for i in ids]
     return b"".join(parts), torch.from_numpy(_compute_consecutive_spans(parts))
 
 
 def to_readable_text(data: bytes) -> str:
-    """`data` as text of as many bytes: each byte that is part of no character is a question mark."""
+    """`data` as a text of as many bytes, with a question mark for each byte that is not part of a character."""
     return data.decode(errors=UNREADABLE_HANDLER)
 
 
 def _find_spans(text: str, encoding: Any, pieces: TokenBytes) -> Int64[np.ndarray, "T 2"]:
-    """`encoding` is the tokenizer's own account of `text`."""
+    """The spans of the tokens in `encoding`, which is the tokenizer's result for `text`."""
     is_outside = np.array(
         [part is None for part in encoding.sequence_ids], dtype=bool
-    )  # a BOS, not written in the text
+    )  # such as a BOS, which is not in the text
     parts = [b"" if outside else pieces.by_id[i] for i, outside in zip(encoding.ids, is_outside.tolist(), strict=True)]
     data = text.encode()
     if b"".join(parts) == data:
@@ -85,7 +85,7 @@ def _compute_consecutive_spans(parts: Sequence[bytes]) -> Int64[np.ndarray, "T 2
 
 
 def _strip_dummy_spaces(parts: Sequence[bytes], breaks: Sequence[int], data: bytes) -> list[bytes] | None:
-    """`parts` without the space put before each run between two `breaks`; None where that does not give the text."""
+    """`parts` without the space added before each run between two `breaks`; None if they do not give the text then."""
     trimmed_parts, position = list(parts), 0
     for start, stop in _split_runs(len(parts), breaks):
         run = b"".join(parts[start:stop])
@@ -108,13 +108,13 @@ def _strip_dummy_spaces(parts: Sequence[bytes], breaks: Sequence[int], data: byt
 
 
 def _split_runs(num_tokens: int, breaks: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The stretches before, between and behind the `breaks`; each ends where a break stands, the last at the end."""
+    """The runs before, between and after the `breaks`, as (start, stop)."""
     starts = [0, *(break_index + 1 for break_index in breaks)]
     return zip(starts, [*breaks, num_tokens], strict=True)
 
 
 def _match_by_offsets(text: str, encoding: Any, parts: Sequence[bytes]) -> Int64[np.ndarray, "T 2"]:
-    """What can be found of `parts` near the tokenizer's offsets; an empty span for what reads otherwise there."""
+    """The spans of `parts` found near the tokenizer's offsets; an empty span for a part that is not there."""
     data, spans, position = text.encode(), [], 0
     offsets = _compute_byte_offsets(text)[np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)]
     for part, (start, end) in zip(parts, offsets.tolist(), strict=True):
@@ -133,9 +133,10 @@ def _match_by_offsets(text: str, encoding: Any, parts: Sequence[bytes]) -> Int64
 
 
 def _is_confirmed(part: bytes, position: int, start: int, end: int) -> bool:
-    """Whether offsets that may leave out spaces on either side, and cover whole characters, agree with `part` at `at`.
+    """Whether the tokenizer's offsets agree with `part` at `position`.
 
-    Bytes alone do not say it: a normaliser that makes one space of three leaves a space that is there, and is not it.
+    Offsets may leave out spaces on either side, and cover whole characters. Equal bytes are not enough: if a normalizer
+    merges three spaces into one, the text has a space at `position` that is not the token's.
     """
     stop = position + len(part)
     if part.isspace():
@@ -154,7 +155,7 @@ def _is_utf8(part: bytes) -> bool:
 
 
 def _compute_byte_offsets(text: str) -> Int64[np.ndarray, " characters_and_one"]:
-    """The byte at which each character begins, and where the last ends."""
+    """The byte offset of each character, and of the end of the text."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     sizes = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
     return np.concatenate([[0], np.cumsum(sizes)])

@@ -1,4 +1,4 @@
-"""Who writes the tokens, as a value: which rollout, and how much of the text is the student's own."""
+"""The options of rollouts: the kind, and the share of documents with sampled completions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from potstill.train.rollouts.replay import AdaptiveRollout
 
 GKD, DISTILLM, MINILLM = "gkd", "distillm", "minillm"
 ROLLOUTS = (GKD, DISTILLM, MINILLM)
-TEACHER_SHARE = 0.2  # alpha of MiniLLM, section 3.1: the share of the teacher in what is sampled from
+TEACHER_SHARE = 0.2  # alpha in MiniLLM, section 3.1: the weight of the teacher in the sampled mixture
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    """`share` of the documents get completions that are sampled in training; of `distillm` it is the share to begin by.
+    """A `share` of the documents gets completions that are sampled in training. For `distillm` it is the first share.
 
-    Raises: UsageError for a rollout that there is none of, or a share that is none.
+    Raises: UsageError for an unknown rollout, or a share outside of 0 to 1.
     """
 
     name: str = GKD
@@ -28,13 +28,13 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         if self.name not in ROLLOUTS:
-            raise UsageError(f"no rollout is called {self.name!r}; choose one of {', '.join(ROLLOUTS)}")
+            raise UsageError(f"there is no rollout {self.name!r}; choose one of {', '.join(ROLLOUTS)}")
         if not 0 <= self.share <= 1:
-            raise UsageError(f"--on-policy is {self.share}; it is a share of the documents, from 0 to 1")
+            raise UsageError(f"--on-policy is {self.share}; it must be a share of the documents, from 0 to 1")
 
     @property
     def is_enabled(self) -> bool:
-        """Whether anything is ever sampled."""
+        """Whether any completion is sampled."""
         return self.share > 0 or self.name == DISTILLM
 
     def build(
@@ -45,7 +45,7 @@ class RolloutConfig:
         world_size: int = 1,
         extend_pack: Callable[[Pack], Pack] = dict,
     ) -> Rollout:
-        """The rollout for a run of these settings; for `beside` see `Author`."""
+        """The rollout for a training run; see `CompletionSampler` for `extend_pack`."""
         teacher_share = TEACHER_SHARE if self.name == MINILLM else 0.0
         sampler = CompletionSampler(
             sampling=sampling, max_length=config.context, teacher_share=teacher_share, extend_pack=extend_pack
