@@ -14,9 +14,9 @@ from potstill.data.pack_fields import (
     GROUPS,
     PackField,
     declare_field,
-    declared_fields,
     get_field,
     join_fields,
+    list_fields,
     split_fields,
     to_tensor,
 )
@@ -53,7 +53,7 @@ def documents_in(batch: dict[str, Tensor]) -> Iterator[tuple[int, int, dict[str,
     for number in batch["documents"][batch["documents"] >= 0].unique().tolist():
         mask = batch["documents"] == number
         fields = {}
-        for field in declared_fields():
+        for field in list_fields():
             if field.name in batch:
                 values = batch[field.name]
                 in_tokens = field.per == "token" or field.repeated
@@ -64,7 +64,7 @@ def documents_in(batch: dict[str, Tensor]) -> Iterator[tuple[int, int, dict[str,
 LENGTHS = (3, 4, 2, 5, 4, 3, 6, 2)
 
 
-@pytest.mark.parametrize("field", declared_fields(), ids=lambda field: field.name)
+@pytest.mark.parametrize("field", list_fields(), ids=lambda field: field.name)
 def test_a_field_is_the_same_after_pack_collate_and_unpack(field: PackField) -> None:
     rows = TokenDataset(enumerate(rows_with([field], *LENGTHS)), {})
     packs = pack(rows, length=12, seed=3)
@@ -83,7 +83,7 @@ def test_a_field_is_the_same_after_pack_collate_and_unpack(field: PackField) -> 
     assert np.array_equal(joined[field.name], np.concatenate([packs.fields[field.name]])) or field is GROUPS
 
 
-@pytest.mark.parametrize("field", declared_fields(), ids=lambda field: field.name)
+@pytest.mark.parametrize("field", list_fields(), ids=lambda field: field.name)
 def test_a_permutation_of_padded_rows_gives_the_same_documents(field: PackField) -> None:
     packs = pack(rows_with([field], *LENGTHS), length=12)
     padded = unpack(collate([packs[i] for i in range(len(packs))]))
@@ -93,7 +93,7 @@ def test_a_permutation_of_padded_rows_gives_the_same_documents(field: PackField)
     assert list(documents_in(permuted)) == list(documents_in(padded))
 
 
-@pytest.mark.parametrize("field", declared_fields(), ids=lambda field: field.name)
+@pytest.mark.parametrize("field", list_fields(), ids=lambda field: field.name)
 def test_the_first_packs_hold_the_field_and_a_digest_knows_it(field: PackField) -> None:
     rows = rows_with([field], *LENGTHS)
     packs = pack(rows, length=12)
@@ -106,7 +106,7 @@ def test_the_first_packs_hold_the_field_and_a_digest_knows_it(field: PackField) 
     assert len(head.fields[field.name]) == (head.num_tokens if field.per == "token" else len(head.lengths))
 
 
-@pytest.mark.parametrize("field", declared_fields(), ids=lambda field: field.name)
+@pytest.mark.parametrize("field", list_fields(), ids=lambda field: field.name)
 def test_a_document_without_the_field_gets_its_fill(field: PackField) -> None:
     first, second = rows_with([field], 3, 4)
     batches = [

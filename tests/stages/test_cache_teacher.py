@@ -32,7 +32,7 @@ from potstill.stages.dataset import DatasetConfig, prepare_dataset
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.models import choose_dtype, open_caches
 from potstill.stages.distill.run import distill
-from potstill.teachers import cache_writer
+from potstill.teachers import cache_folder, cache_writer
 from potstill.teachers.cache_writer import CachedWindow
 from potstill.teachers.cached import (
     CachedHiddenStates,
@@ -206,7 +206,7 @@ def test_a_capture_that_was_killed_before_its_last_move_is_taken_up(
     stage: CacheTeacherConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(capturing, "_move_into_place", lambda out: 1 / 0)
+        patch.setattr(cache_folder, "_move_into_place", lambda out: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             stage.run(tmp_path / "cache", show=False)
     assert not (tmp_path / "cache" / "manifest.json").exists()

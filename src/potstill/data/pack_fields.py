@@ -68,7 +68,7 @@ def declare_field(field: PackField) -> PackField:
     return field
 
 
-def declared_fields() -> list[PackField]:
+def list_fields() -> list[PackField]:
     """All declared fields, by name."""
     return [_FIELDS[name] for name in sorted(_FIELDS)]
 
@@ -139,7 +139,7 @@ def collate_fields(
     `documents [T]` is the number of the document of each token, `lengths` the documents' lengths in each pack.
     """
     batch = {}
-    for field in declared_fields():
+    for field in list_fields():
         if not any(field.name in pack for pack in packs):
             continue
         parts = [
@@ -170,7 +170,7 @@ def split_fields(batch: Mapping[str, Tensor], lengths: Sequence[int]) -> list[di
     """The declared fields of each document of a packed batch, on the CPU: `[length]` per token, `[]` per document."""
     starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
     joined = {}
-    for field in declared_fields():
+    for field in list_fields():
         if field.name in batch:
             values = batch[field.name].cpu()
             values = values[0] if field.per == "token" or field.repeated else values
@@ -181,7 +181,7 @@ def split_fields(batch: Mapping[str, Tensor], lengths: Sequence[int]) -> list[di
 def split_joined_fields(fields: Mapping[str, Tensor], lengths: Sequence[int]) -> list[dict[str, Tensor]]:
     """The declared fields among `fields`, `[tokens]` or `[documents]`, of each document of these lengths."""
     documents: list[dict[str, Tensor]] = [{} for _ in lengths]
-    for field in declared_fields():
+    for field in list_fields():
         if field.name in fields:
             values = fields[field.name]
             parts = values.split(list(lengths)) if field.per == "token" else values.unbind()

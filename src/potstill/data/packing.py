@@ -35,6 +35,7 @@ from potstill.core.types import (
 from potstill.data.pack_fields import (
     GROUPS,
     ROUTES,
+    TARGETS,
     collate_fields,
     get_field,
     join_fields,
@@ -126,8 +127,8 @@ class Packs:
 
     @property
     def num_trained(self) -> int:
-        """The number of tokens that are trained on."""
-        return int((self.labels != IGNORE).sum())
+        """The number of tokens that are trained on: those with a target, or else a label."""
+        return int((self.fields.get(TARGETS.name, self.labels) != IGNORE).sum())
 
     @property
     def fill(self) -> float:

@@ -6,15 +6,12 @@
 `teachers.cache_writer` writes the shards, `teachers.cached` describes the files and reads them.
 """
 
-import json
 import math
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,38 +20,30 @@ from transformers import PreTrainedTokenizerBase
 from potstill.core.atomic_files import (
     TRAINING_FOLDER,
     check_output_free,
-    hash_file,
     recover_folder,
-    replace_folder,
-    sync_folder,
-    write_text,
 )
 from potstill.core.card import Card, read_card
-from potstill.core.device import get_dtype_name, resolve_device, resolve_dtype
+from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import OutputExists, UsageError
 from potstill.data.corpus import Corpus, load_corpus
-from potstill.data.packing import Packs, pack
-from potstill.data.tokenize import tokenize_corpus
-from potstill.evaluate.perplexity import get_bos_id
+from potstill.data.packing import Packs
 from potstill.evaluate.scoring_windows import check_context
 from potstill.models.eval_mode import eval_mode
-from potstill.models.fingerprint import fingerprint_teacher, fingerprint_tokenizer
 from potstill.models.load import LoadedModel, load_model
-from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.stages.console import explain_write_errors, get_command
-from potstill.stages.dataset import build_corpus_facts, parse_columns, tokenize_sample
+from potstill.stages.dataset import build_corpus_facts, pack_corpus, parse_columns
 from potstill.stages.option_checks import check_output_not_input, check_single_process
 from potstill.stages.run_folder import explain_interrupt, training_folder
 from potstill.stages.stage import make_parent, to_plain_dict
-from potstill.teachers.cache_writer import (
-    CacheWriter,
+from potstill.teachers.cache_folder import (
     check_progress,
-    count_shard,
+    finish_interrupted_move,
     has_finished_shard,
-    read_progress,
+    publish_cache,
     start_progress,
 )
-from potstill.teachers.cached import CLASSES, MANIFEST, PROGRESS, VERSION, CacheFacts, Manifest
+from potstill.teachers.cache_writer import CacheWriter
+from potstill.teachers.cached import MANIFEST, VERSION, CacheFacts, Manifest
 from potstill.train.run import compute_run_id
 
 
@@ -120,22 +109,20 @@ class CacheTeacherConfig:
             return self._read_finished_manifest(out)
         teacher = load_model(self.teacher, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         check_context(self.context, teacher.model)
-        corpus, packs = self._load_packs(teacher.tokenizer)
+        corpus, packs = load_packs(self, teacher.tokenizer)
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device_type=str(device))
         teacher.model.to(device=device, dtype=dtype)
-        facts = CacheFacts(
-            **compute_expected_facts(teacher, corpus, packs, dtype), context=self.context, temperature=self.temperature
-        )
-        identity = compute_run_id(VERSION, self.to_dict(), asdict(facts), packs.digest, device.type)
         writer = self._build_writer(teacher, packs)
+        facts = writer.compute_facts(corpus.digest or packs.digest, context=self.context)
+        identity = compute_run_id(VERSION, self.to_dict(), asdict(facts), packs.digest, device.type)
         with (
             explain_write_errors(out),
             explain_interrupt(out, saved="every finished shard", is_resumable=has_finished_shard),
             training_folder(
                 out,
                 overwrite=overwrite or not resume,
-                marker=(PROGRESS, start_progress(identity)),
+                marker=start_progress(identity),
                 is_resumable=has_finished_shard,
             ) as folder,
         ):
@@ -159,8 +146,7 @@ class CacheTeacherConfig:
         if resume and overwrite:
             raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
         recover_folder(out)
-        if (_staging_path(out) / MANIFEST).is_file() and not (out.is_dir() and any(out.iterdir())):
-            _move_into_place(out)  # a killed process had finished all but the last move
+        finish_interrupted_move(out)
         check_output_free(out, overwrite=overwrite or resume)
         return resume and (out / MANIFEST).is_file() and not (out / TRAINING_FOLDER).is_dir()
 
@@ -187,29 +173,12 @@ class CacheTeacherConfig:
             raise OutputExists(f"{out} holds another cache, which is complete; pass --overwrite to replace it")
         return Manifest.from_folder(out)
 
-    def _load_packs(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Packs]:
-        """The corpus, and its windows in packs: all of them, or as many as hold `tokens`.
-
-        Raises: UsageError for a streamed corpus without `tokens`.
-        """
-        corpus = load_corpus(self.data, columns=parse_columns(self.columns))
-        if self.tokens is None and corpus.digest is None:
-            raise UsageError(f"{self.data} is streamed and may never end; limit it with --tokens")
-        rows = (
-            tokenize_corpus(corpus, tokenizer)
-            if self.tokens is None
-            else tokenize_sample(corpus, tokenizer, tokens=self.tokens)
-        )
-        packs = pack(rows, length=self.context, seed=self.seed, bos=get_bos_id(tokenizer))
-        if self.tokens is None:
-            return corpus, packs
-        return corpus, packs.take(max(1, int(np.searchsorted(packs.token_offsets, self.tokens))))
-
     def _publish(
         self, out: Path, folder: Path, writer: CacheWriter, corpus: Corpus, facts: CacheFacts, seconds: float
     ) -> Manifest:
         """Adds card and manifest to the finished shards, and moves the folder to `out`."""
-        manifest = self._build_manifest(folder, writer, corpus, facts)
+        names = {"teacher": writer.teacher.name, "text": corpus.name, "columns": self.columns}
+        manifest = writer.build_manifest(folder, facts, names)
         card = Card(
             stage=self.to_dict(),
             seed=self.seed,
@@ -223,55 +192,20 @@ class CacheTeacherConfig:
             command=get_command(),
         )
         card.write(folder)
-        write_text(folder / MANIFEST, json.dumps(manifest.to_dict(), indent=1))
-        sync_folder(folder)
-        shutil.rmtree(_staging_path(out), ignore_errors=True)
-        folder.rename(_staging_path(out))
-        _move_into_place(out)
+        publish_cache(folder, out, manifest)
         return manifest
 
-    def _build_manifest(self, folder: Path, writer: CacheWriter, corpus: Corpus, facts: CacheFacts) -> Manifest:
-        files = {**read_progress(folder)["files"], CLASSES: hash_file(folder / CLASSES)}
-        counts = [count_shard(folder / name) for name in files if name != CLASSES]
-        rows, windows, ids = (sum(column) for column in zip(*counts, strict=True))
-        return Manifest(
-            facts=facts,
-            names={"teacher": writer.teacher.name, "text": corpus.name, "columns": self.columns},
-            kept="sampled" if self.sampled else "top-k",
-            top_k=self.sampled or self.top_k,
-            mass=self.mass,
-            classes=self.classes,
-            exact=self.exact,
-            hidden=self.hidden,
-            rows=rows,
-            windows=windows,
-            ids=ids,
-            bytes=sum((folder / name).stat().st_size for name in files),
-            seed=self.seed,
-            files=files,
-        )
 
+def load_packs(config: CacheTeacherConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Packs]:
+    """The corpus, and its windows in packs: all of them, or as many as hold `tokens`.
 
-def compute_expected_facts(teacher: LoadedModel, corpus: Corpus, packs: Packs, dtype: torch.dtype) -> dict[str, Any]:
-    """The facts that a cache must have to serve this teacher on this data set: digests, dtype and vocabulary."""
-    return {
-        **fingerprint_teacher(teacher),
-        "dtype": get_dtype_name(dtype),
-        **fingerprint_tokenizer(teacher.tokenizer),
-        "text": corpus.digest or packs.digest,
-        "vocabulary": count_token_ids(teacher.tokenizer),
-    }
-
-
-def _staging_path(out: Path) -> Path:
-    return out.resolve().with_name(f".{out.resolve().name}.capture")
-
-
-def _move_into_place(out: Path) -> None:
-    """Moves a complete cache from its staging folder to `out`."""
-    if (_staging_path(out) / MANIFEST).is_file():
-        (_staging_path(out) / PROGRESS).unlink(missing_ok=True)
-        replace_folder(_staging_path(out), out)
+    Raises: UsageError for a streamed corpus without `tokens`.
+    """
+    corpus = load_corpus(config.data, columns=parse_columns(config.columns))
+    if config.tokens is None and corpus.digest is None:
+        raise UsageError(f"{config.data} is streamed and may never end; limit it with --tokens")
+    packs = pack_corpus(corpus, tokenizer, length=config.context, seed=config.seed, tokens=config.tokens)
+    return corpus, packs
 
 
 def _make_progress_bar(show: bool) -> Progress:

@@ -140,6 +140,17 @@ def tokenize_sample(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, token
     return tokenize_corpus(corpus, tokenizer, limit=max(2 * tokens, minimum))
 
 
+def pack_corpus(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int, seed: int, tokens: int | None = None
+) -> Packs:
+    """A corpus in packs of `length` tokens: all of it, or as many packs as hold `tokens`."""
+    token_set = (
+        tokenize_corpus(corpus, tokenizer) if tokens is None else tokenize_sample(corpus, tokenizer, tokens=tokens)
+    )
+    packs = pack(token_set, length=length, seed=seed, bos=get_bos_id(tokenizer))
+    return packs if tokens is None else packs.take(max(1, int(np.searchsorted(packs.token_offsets, tokens))))
+
+
 def build_corpus_facts(corpus: Corpus, packs: Packs) -> dict[str, Any]:
     """The facts of a corpus and its packs, for the card."""
     dropped = {"dropped": dict(corpus.dropped)} if corpus.dropped else {}

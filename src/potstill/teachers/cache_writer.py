@@ -1,16 +1,14 @@
 """Writes a teacher's cache: its probabilities for every window of a data set, shard by shard (see `teachers.cached`).
 
-A training folder holds the finished shards and a progress file with their digests, so that a stopped run continues
-after the last one. `Manifest` and card are written by the stage (`stages.cache_teacher`).
+The progress file has the digests of all finished shards, so that a stopped run continues after the last one
+(`teachers.cache_folder`).
 """
 
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +17,19 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from potstill.core.atomic_files import atomic_file, hash_file, write_text
-from potstill.core.errors import ArtifactError, UnsupportedModel
+from potstill.core.device import get_dtype_name
+from potstill.core.errors import UnsupportedModel
 from potstill.core.types import Batch, Needs, Signals, supervised_positions
 from potstill.data.packing import Packs, collate
+from potstill.models.fingerprint import fingerprint_teacher, fingerprint_tokenizer
 from potstill.models.load import LoadedModel
 from potstill.models.signals import compute_signals
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.ops.coarse import CoarseDistribution, coarsen, concatenate, tail_probabilities
 from potstill.ops.kmeans import kmeans
 from potstill.teachers.cache_codec import CodecFormat, encode
-from potstill.teachers.cached import CLASSES, PROGRESS, hash_window, split_documents
+from potstill.teachers.cache_folder import read_progress
+from potstill.teachers.cached import CLASSES, PROGRESS, CacheFacts, Manifest, hash_window, split_documents
 
 PACKS_PER_SHARD = 128
 ROWS_PER_CHUNK = 256  # rows whose logits are in memory at once
@@ -59,6 +60,40 @@ class CacheWriter:
     hidden: bool
     temperature: float
     seed: int
+
+    def compute_facts(self, text_digest: str, *, context: int) -> CacheFacts:
+        """The facts of the cache: digests of teacher, tokenizer and data set, and the options that a run must share."""
+        return CacheFacts(
+            **fingerprint_teacher(self.teacher),
+            dtype=get_dtype_name(self.teacher.model.dtype),
+            **fingerprint_tokenizer(self.teacher.tokenizer),
+            text=text_digest,
+            context=context,
+            temperature=self.temperature,
+            vocabulary=count_token_ids(self.teacher.tokenizer),
+        )
+
+    def build_manifest(self, folder: Path, facts: CacheFacts, names: Mapping[str, str]) -> Manifest:
+        """The manifest of the finished shards in `folder`; `names` are those of teacher, data set and columns."""
+        files = {**read_progress(folder)["files"], CLASSES: hash_file(folder / CLASSES)}
+        counts = [count_shard(folder / name) for name in files if name != CLASSES]
+        rows, windows, ids = (sum(column) for column in zip(*counts, strict=True))
+        return Manifest(
+            facts=facts,
+            names=names,
+            kept="sampled" if self.sampled else "top-k",
+            top_k=self.sampled or self.top_k,
+            mass=self.mass,
+            classes=self.classes,
+            exact=self.exact,
+            hidden=self.hidden,
+            rows=rows,
+            windows=windows,
+            ids=ids,
+            bytes=sum((folder / name).stat().st_size for name in files),
+            seed=self.seed,
+            files=files,
+        )
 
     def load_token_classes(self, folder: Path) -> Tensor:
         """The class of each token as one-hot rows `[V C]`: computed from the first packs once, then read from a file.
@@ -172,43 +207,3 @@ def count_shard(shard: Path) -> tuple[int, int, int]:
     with safe_open(shard, framework="np") as file:
         num_rows, num_ids = (int(file.get_tensor(name)[-1]) for name in ("row_ends", "id_ends"))
         return num_rows, len(file.get_tensor("keys")), num_ids
-
-
-def start_progress(identity: str) -> str:
-    """The content of the progress file before the first shard."""
-    return json.dumps({"identity": identity, "files": {}})
-
-
-def read_progress(folder: Path) -> dict[str, Any]:
-    """The progress file: `identity` of the run, and `files`, the SHA-256 of each finished shard.
-
-    Raises: ArtifactError.
-    """
-    try:
-        progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        return {"identity": str(progress["identity"]), "files": dict(progress["files"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder / PROGRESS} cannot be read ({error}); start again with --overwrite") from error
-
-
-def has_finished_shard(folder: Path) -> bool:
-    """Whether a training folder holds a finished shard."""
-    return (folder / PROGRESS).is_file() and bool(read_progress(folder)["files"])
-
-
-def check_progress(out: Path, folder: Path, identity: str) -> None:
-    """Refuses to continue another cache, and drops the first missing or altered shard and all after it.
-
-    Raises: ArtifactError.
-    """
-    progress = read_progress(folder)
-    if progress["identity"] != identity:
-        raise ArtifactError(f"{out} holds a cache of other settings, teacher or text; start again with --overwrite")
-    valid_files = dict(
-        takewhile(
-            lambda item: (folder / item[0]).is_file() and hash_file(folder / item[0]) == item[1],
-            sorted(progress["files"].items()),
-        )
-    )
-    if valid_files != progress["files"]:
-        write_text(folder / PROGRESS, json.dumps({**progress, "files": valid_files}))

@@ -26,7 +26,7 @@ class Document(NamedTuple):
     sampled: bool = False
     fields: Mapping[str, Tensor] = {}
 
-    def without_numbers(self) -> "Document":
+    def drop_numbers(self) -> "Document":
         """The document without numbers that hold in its batch alone, such as that of its group."""
         fields = {name: value for name, value in self.fields.items() if not get_field(name).numbering}
         return self._replace(fields=fields)

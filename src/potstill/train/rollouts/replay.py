@@ -64,7 +64,7 @@ class AdaptiveRollout:
             strict=True,
         ):
             documents[n] = new_document
-            self.buffer.append(new_document.without_numbers())
+            self.buffer.append(new_document.drop_numbers())
         device, is_changed = batch["input_ids"].device, any(document.sampled for document in documents)
         return self.sampler.make_batch(documents, device) if is_changed else batch
 
