@@ -155,8 +155,8 @@ def test_stdlib_pins_python_and_text() -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "is empty: it holds no document"),
-        ("\n\n", "is empty: it holds no document"),
+        ("", "is empty: it has no documents"),
+        ("\n\n", "is empty: it has no documents"),
         ('{"text": ""}\n{"text": " "}\n', "holds nothing to train on: 2 with empty text"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "1 with no assistant turn"),
         ('{"text": "a"}\n{"text": 3}\n', "line 2 has int in `text`"),
@@ -213,7 +213,7 @@ def test_offline_a_hub_data_set_that_is_not_cached_is_not_found() -> None:
 
 
 def test_what_the_hub_raises_becomes_one_sentence() -> None:
-    says = r"a/b is no file or folder here, and the hub's set cannot be read: Config$"
+    says = r"a/b is not a file or folder here, and the hub's data set cannot be read: Config$"
     with pytest.raises(DataError, match=says), hub.explain_hub_errors("a/b"):
         raise ValueError("Config\nname is missing")
     with pytest.raises(DataError, match=r"^ours$"), hub.explain_hub_errors("a/b"):

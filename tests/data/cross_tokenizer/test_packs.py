@@ -149,5 +149,5 @@ def test_a_group_stands_for_the_same_bytes_on_both_sides() -> None:
 def test_a_text_that_is_too_long_for_the_teacher_is_refused_with_what_to_do() -> None:
     student, teacher = reader(byte_level()), reader(sentencepiece())
     paired = CrossTokenizerPacks([pack_of(TEXTS, student)], student, teacher, max_length=5)
-    with pytest.raises(UsageError, match="reads 5 at most; give a smaller --context"):
+    with pytest.raises(UsageError, match="reads at most 5; give a smaller --context"):
         paired[0]
