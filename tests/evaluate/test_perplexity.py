@@ -91,7 +91,7 @@ def test_a_model_that_is_padded_scores_as_one_that_is_packed(tiny_llama, tiny_to
 
     rows = build_text_rows(TEXTS, tiny_tokenizer)
     packed = score(tiny_llama, rows).nll
-    monkeypatch.setattr(packed_attention, "install_packed_attention", lambda model: False)
+    monkeypatch.setattr(packed_attention, "install_packed_attention", lambda model, **_: False)
     assert score(deepcopy(tiny_llama), rows).nll == pytest.approx(packed, rel=1e-5)
 
 
