@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models.networks import BERT, build
 from tests.models.small import SMALL
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    BertForMaskedLM,
     BloomConfig,
     Gemma3TextConfig,
     GPT2Config,
@@ -175,3 +177,44 @@ def test_a_model_whose_attention_knows_more_than_ours_keeps_its_own() -> None:
     install_packed_attention(model)
     assert model.config._attn_implementation != ATTENTION_NAME
     assert torch.equal(model(input_ids=ids, use_cache=False).logits, before)
+
+
+FAMILIES = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen3": Qwen3Config(**SMALL, head_dim=8),
+    "gemma3": Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=4),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_honest_models_are_isolated_in_every_dtype(family: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family]).eval().to(dtype)
+    assert is_packing_isolated(model)  # by its own attention
+    assert install_packed_attention(model)
+    assert is_packing_isolated(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mixer_that_leaks_a_third_is_found_in_every_dtype(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(FAMILIES["llama"]).eval().to(dtype)
+
+    def leak(module: Any, args: Any, output: Any) -> Any:
+        states = output[0]
+        mean = states.cumsum(1) / torch.arange(1, states.shape[1] + 1, device=states.device)[:, None]
+        return (0.63 * states + 0.37 * mean.to(states.dtype), *output[1:])
+
+    handle = model.model.layers[0].self_attn.register_forward_hook(leak)
+    assert not install_packed_attention(model)
+    assert not is_packing_isolated(model)
+    handle.remove()
+    assert is_packing_isolated(model)
+
+
+def test_a_bidirectional_model_keeps_its_own_attention() -> None:
+    model = build(BertForMaskedLM, BERT).to(torch.bfloat16)
+    own = model.config._attn_implementation
+    assert not install_packed_attention(model)
+    assert model.config._attn_implementation == own

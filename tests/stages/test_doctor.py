@@ -9,6 +9,8 @@ import pytest
 import torch
 from tests.stages.world import saved
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -22,25 +24,29 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from potstill.core.errors import UsageError
+from potstill.core.errors import UnsupportedModel, UsageError
 from potstill.models import signals as reading
 from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.logit_distillation import LogitDistillation
 from potstill.ops.divergence import DIVERGENCES, reverse_kl
 from potstill.ops.row_loss import DivergenceRows
 from potstill.stages.cache_teacher import CacheTeacherConfig
-from potstill.stages.checks import same_tokenizer
+from potstill.stages.checks import perturbation, same_tokenizer
 from potstill.stages.checks.inputs import CheckInputs, build_check_inputs
 from potstill.stages.checks.report import FAIL, Check, CheckFailed, raise_if_failed, run_checks
 from potstill.stages.dataset import DatasetConfig, prepare_dataset
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.run import distill
 from potstill.stages.doctor import Doctor
 from potstill.stages.prune import PruneConfig
 from potstill.teachers.cached import TeacherCache
+from potstill.train.config import TrainConfig
 
 SIZES = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2}
 ENDS = {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
 REAL = {"smollm2": ("smollm2", 20), "gemma3": (os.environ.get("POTSTILL_GEMMA", ""), 12)}
+STIFFNESS = 5.0
 PLACES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2}
 
 
@@ -230,7 +236,51 @@ def test_documents_that_see_each_other_are_found(
     monkeypatch.setattr(
         packed_attention, "document_attention", lambda q, k, v, lengths, **more: whole(q, k, v, more["scale"])
     )
-    assert "loss matches reference" in ill(found)
+    assert {"packing isolation", "loss matches reference"} <= set(ill(found))
+
+
+def test_a_stiff_model_is_right_at_a_smaller_step_and_a_wrong_gradient_at_none(
+    tiny_tokenizer: PreTrainedTokenizerFast, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.ops import fused
+
+    student = made("qwen3", 2)
+    with torch.no_grad():
+        for layer in student.model.layers:
+            layer.self_attn.q_norm.weight.mul_(STIFFNESS)  # a softmax that a small step turns over
+            layer.self_attn.k_norm.weight.mul_(STIFFNESS)
+    found = world(made("qwen3", 1), student, tiny_tokenizer, text)
+    monkeypatch.setattr(perturbation, "STEP_SHRINKAGES", (1.0,))
+    assert perturbation.check_finite_differences(found).outcome == FAIL
+    monkeypatch.undo()
+    assert perturbation.check_finite_differences(found).outcome == "pass"
+    monkeypatch.setattr(fused, "_differentiate_head", lambda delta, logits, problem: delta.mul_(1.2))
+    assert perturbation.check_finite_differences(found).outcome == FAIL
+
+
+def test_a_teacher_that_sees_the_next_token_is_refused(
+    text: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = BertConfig(**sizes, num_attention_heads=4, initializer_range=0.2, pad_token_id=2)
+    teacher = str(saved(tmp_path / "bert", BertLMHeadModel(config), tiny_tokenizer))
+    config = Qwen3Config(**SIZES, **HEADS, **ENDS)
+    student = str(saved(tmp_path / "qwen", Qwen3ForCausalLM(config), tiny_tokenizer))
+    refused = pytest.raises(UnsupportedModel, match=r"the teacher .*bert is not causal")
+    with refused:
+        Doctor(teacher=teacher, student=student, data=str(text), context=64).run()
+    with refused:
+        CacheTeacherConfig(teacher=teacher, data=str(text), context=64).run(tmp_path / "cache", show=False)
+    settings = TrainConfig(tokens=512, context=64, batch_tokens=128, micro_tokens=64)
+    with refused:
+        distill(
+            DistillConfig(teacher=teacher, student=student, data=str(text), settings=settings),
+            tmp_path / "out",
+            show=False,
+        )
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:

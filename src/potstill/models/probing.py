@@ -64,10 +64,15 @@ def get_hidden_states(output: Any) -> tuple[Tensor, ...]:
     return output.hidden_states if states is None else states
 
 
+def compute_move(before: Tensor, after: Tensor) -> float:
+    """The largest change of a value, in eps of its dtype, relative to the largest value."""
+    scale = before.abs().max().double().clamp(min=torch.finfo(before.dtype).tiny)
+    return float((after - before).abs().max().double() / scale / torch.finfo(before.dtype).eps)
+
+
 def is_unmoved(before: Tensor, after: Tensor) -> bool:
     """Whether no value moved by more than 2 eps of its dtype, relative to the largest value."""
-    scale = before.abs().max().clamp(min=torch.finfo(before.dtype).tiny)
-    return bool((after - before).abs().max() <= MAX_MOVE * torch.finfo(before.dtype).eps * scale)
+    return compute_move(before, after) <= MAX_MOVE
 
 
 def sees_no_later_token(model: PreTrainedModel, *, seed: int = 0) -> bool:

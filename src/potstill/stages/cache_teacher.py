@@ -28,6 +28,7 @@ from potstill.core.errors import OutputExists, UsageError
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.packing import Packs
 from potstill.evaluate.scoring_windows import check_context
+from potstill.models.causality import require_causal
 from potstill.models.eval_mode import eval_mode
 from potstill.models.load import LoadedModel, load_model
 from potstill.stages.console import explain_write_errors, get_command
@@ -113,6 +114,7 @@ class CacheTeacherConfig:
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device_type=str(device))
         teacher.model.to(device=device, dtype=dtype)
+        require_causal(teacher.model, f"the teacher {teacher.name}")
         writer = self._build_writer(teacher, packs)
         facts = writer.compute_facts(corpus.digest or packs.digest, context=self.context)
         identity = compute_run_id(VERSION, self.to_dict(), asdict(facts), packs.digest, device.type)

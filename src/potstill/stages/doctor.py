@@ -28,7 +28,7 @@ from potstill.stages.distill.ensemble import AVERAGE, TeacherOptions
 from potstill.stages.distill.models import choose_dtype, pair_models
 from potstill.stages.distill.module import build_module
 from potstill.stages.distill.prepare import move_models
-from potstill.stages.model_pair import ModelPair
+from potstill.stages.model_pair import ModelPair, check_causality
 from potstill.stages.stage import to_plain_dict
 from potstill.teachers.cached import TeacherCache
 from potstill.teachers.served import TOP_K
@@ -123,6 +123,7 @@ class Doctor:
             return [Check.from_result("text to train on", False, finding=str(error), why=reason, remedy="")]
         pair = pair._replace(is_chat=corpus.kind != "text")
         move_models(self.config, pair, dtype)
+        check_causality(pair)
         if pair.is_cross_tokenizer:
             module = build_module(self.config, pair, dtype)
             return list(run_cross_tokenizer_checks(build_cross_tokenizer_inputs(pair, packs, module, kind=corpus.kind)))

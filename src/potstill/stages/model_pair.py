@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from potstill.core.errors import VocabularyMismatch
 from potstill.data.cross_tokenizer.packs import CrossTokenizerPacks, TokenizerInfo, inspect_tokenizers
 from potstill.data.packing import Packs
+from potstill.models.causality import require_causal
 from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel
 from potstill.models.signals import probe_model
@@ -114,6 +115,16 @@ class ModelPair(NamedTuple):
             if isinstance(teacher, ExternalTeacher):
                 prefetched_packs = teacher.prefetch(prefetched_packs, route=number if has_routes else None)
         return prefetched_packs
+
+
+def check_causality(pair: ModelPair) -> None:
+    """Refuse a student or a teacher that sees the next token, which it is to predict.
+
+    Raises: UnsupportedModel.
+    """
+    teachers = {f"the teacher {teacher.name}": teacher.model for teacher in pair.loaded_teachers.values()}
+    for name, model in {f"the student {pair.origin.name}": pair.student, **teachers}.items():
+        require_causal(model, name)
 
 
 def check_token_ids(dataset: PreparedDataset, pair: ModelPair) -> None:

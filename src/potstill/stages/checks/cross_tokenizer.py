@@ -25,14 +25,13 @@ from potstill.stages.checks.byte_text import (
     target_bytes,
 )
 from potstill.stages.checks.inputs import MAX_SAMPLED, CrossTokenizerInputs
+from potstill.stages.checks.perturbation import check_finite_differences, check_packing_isolation
 from potstill.stages.checks.report import FAIL, NOTE, PASS, Check, Invariant, relative_difference, run_checks
 from potstill.stages.checks.same_tokenizer import (
-    check_finite_differences,
     check_gradient_accumulation,
     check_label_mask,
     check_lm_head_reproduced,
     check_loss_matches_reference,
-    check_packing_isolation,
     check_repeatability,
     check_stop_token,
 )

@@ -69,15 +69,15 @@ def format_values(values: Tensor) -> str:
 
 
 class CheckFailed(PotstillError):
-    """An invariant does not hold, so that training would be wrong in silence."""
+    """A check failed: training would go wrong without an error."""
 
 
 def raise_if_failed(checks: Sequence[Check]) -> list[dict[str, str]]:
-    """The checks as a card keeps them.
+    """The checks as a card records them.
 
-    Raises: Unsound with the first that failed.
+    Raises: CheckFailed with the first that failed.
     """
     for check in checks:
         if check.outcome == FAIL:
-            raise CheckFailed(f"{check.name}: {check.found}; {check.remedy or check.why} (or give --skip-doctor)")
+            raise CheckFailed(f"{check.name}: {check.found}; {check.remedy or check.why} (or pass --skip-doctor)")
     return [{"name": check.name, "outcome": f"{check.outcome}: {check.found}"} for check in checks]

@@ -1,13 +1,13 @@
-"""The invariants of a pair: what training is going to compute, beside a plain and slow definition of it.
+"""The checks of a pair with one tokenizer: the loss that training computes against a plain and slow definition of it.
 
-Each check is a function `World -> Check | None`, None where it does not apply. Tolerances follow from the dtype that is
-computed in, eps^(2/3) of the value (2e-5 in float32, 4 % in bfloat16), and from the number of ids that a float32
-softmax adds up (1e-3 for 262,144).
+Each check is a function `CheckInputs -> Check | None`, None where it does not apply. Its tolerance is eps^(2/3) of the
+value in the compute dtype (2e-5 in float32, 4 % in bfloat16), or what a float32 softmax over that many ids loses (1e-3
+for 262,144), whichever is larger.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,15 +16,29 @@ from torch import Tensor, nn
 from potstill.core.errors import VocabularyMismatch
 from potstill.core.types import Batch, Needs, Objective, Signals, supervised_positions
 from potstill.models.eval_mode import eval_mode
-from potstill.models.signals import compute_signals, get_constant_head, is_head_reproduced, probe_model, unwrap_model
+from potstill.models.signals import (
+    compute_signals,
+    get_constant_head,
+    is_output_layer_reproduced,
+    unwrap_model,
+)
 from potstill.models.tokenizers.vocabulary import count_shared_ids
 from potstill.objectives.cross_entropy import CrossEntropy
 from potstill.objectives.weighted_sum import WeightedSum
 from potstill.ops.coarse import coarse_divergence
-from potstill.ops.divergence import forward_kl, get_facts
+from potstill.ops.divergence import forward_kl
 from potstill.stages.checks.inputs import FORWARD_KL, CheckInputs, build_module
+from potstill.stages.checks.perturbation import check_finite_differences, check_packing_isolation
 from potstill.stages.checks.reference_loss import reference_loss
-from potstill.stages.checks.report import FAIL, NOTE, PASS, Check, Invariant, format_values, relative_difference
+from potstill.stages.checks.report import (
+    FAIL,
+    NOTE,
+    PASS,
+    Check,
+    Invariant,
+    format_values,
+    relative_difference,
+)
 from potstill.teachers.cached import CachedHiddenStates
 from potstill.train.training_module import TrainingModule
 
@@ -33,7 +47,7 @@ SHARED_VOCABULARY_REASON = "a divergence compares the two distributions id by id
 
 
 def check_shared_vocabulary(inputs: CheckInputs) -> Check | None:
-    """Teacher and student read text as the same ids."""
+    """Teacher and student give the same ids to the same text."""
     if inputs.teacher_tokenizer is None:
         return None
     num_shared = count_shared_ids(inputs.teacher_tokenizer, inputs.student_tokenizer)
@@ -48,40 +62,27 @@ def check_shared_vocabulary(inputs: CheckInputs) -> Check | None:
 
 
 def report_vocabulary_mismatch(error: VocabularyMismatch, *, command: str) -> Check:
-    """What is said of a pair whose tokenizers differ under an objective that compares token by token."""
-    remedy = f"choose a teacher that has the student's tokenizer, or an objective that compares across: {command}"
+    """The failed check for a pair with two tokenizers under an objective that compares token by token."""
+    remedy = f"choose a teacher with the student's tokenizer, or an objective that compares across: {command}"
     return Check.from_result(SHARED_VOCABULARY, False, finding=str(error), why=SHARED_VOCABULARY_REASON, remedy=remedy)
 
 
 def check_lm_head_reproduced(inputs: CheckInputs) -> Check:
-    """Head, scale and soft-cap, as they are read from the config, give the models' own logits."""
-    wrong_roles = [role for role, model in inputs.models.items() if not is_head_reproduced(unwrap_model(model))]
+    """The head, with scale and soft-cap from the config, gives the model's own logits."""
+    wrong_roles = [role for role, model in inputs.models.items() if not is_output_layer_reproduced(unwrap_model(model))]
     is_fatal = "student" in wrong_roles
     finding = f"not of the {' and the '.join(wrong_roles)}" if wrong_roles else f"of {' and '.join(inputs.models)}"
     return Check(
         name="LM head reproduced",
         outcome=FAIL if is_fatal else NOTE if wrong_roles else PASS,
-        found=finding if is_fatal or not wrong_roles else f"{finding}, whose logits are computed whole",
-        why="a head whose scale or soft-cap is ignored trains towards another distribution",
-        remedy="choose a student of a family whose head is known" if is_fatal else "",
-    )
-
-
-def check_packing_isolation(inputs: CheckInputs) -> Check:
-    """Documents of one pack do not see one another."""
-    mixing_roles = [role for role, model in inputs.models.items() if not probe_model(model).supports_packing]
-    return Check(
-        name="packing isolation",
-        outcome=NOTE if mixing_roles else PASS,
-        found=f"{' and '.join(mixing_roles)} would mix them: padded instead, slower"
-        if mixing_roles
-        else "packed, and apart",
-        why="attention across documents changes every loss in silence",
+        found=finding if is_fatal or not wrong_roles else f"{finding}, whose logits the model computes itself",
+        why="a loss that ignores a head's scale or soft-cap trains towards another distribution",
+        remedy="choose a student from a family whose head is a linear layer" if is_fatal else "",
     )
 
 
 def check_loss_matches_reference(inputs: CheckInputs) -> Check:
-    """The loss of a pack is what the models' own logits give, document by document, over the ids that are real."""
+    """The packed loss is what the models' own logits give, document by document, over the real ids."""
     with torch.no_grad():
         loss_sums = build_module(inputs, compute_dtype=inputs.compute_dtype)(**inputs.batch)["sums"].double().cpu()
     reference_sums = reference_loss(inputs, inputs.student, compute_dtype=inputs.compute_dtype)
@@ -90,55 +91,18 @@ def check_loss_matches_reference(inputs: CheckInputs) -> Check:
     finding = (
         f"within {difference:.1e}"
         if passed
-        else f"{format_values(loss_sums)} where the definition gives {format_values(reference_sums)}"
+        else f"{format_values(loss_sums)}, and the definition gives {format_values(reference_sums)}"
     )
     return Check.from_result(
         "loss matches reference",
         passed,
         finding=finding,
-        why="packing, shifted labels, soft-caps, padded vocabularies and a teacher that drops out all show here",
-    )
-
-
-def check_finite_differences(inputs: CheckInputs) -> Check:
-    """The gradient's own slope is the difference of losses a small step to either side of the weights (in float32).
-
-    A divergence whose gradient is not that of its value (adaptive KL) is replaced by forward KL.
-    """
-    if not get_facts(inputs.logit_objective.divergence).has_full_gradient:
-        inputs = replace(inputs, logit_objective=FORWARD_KL)
-    student_copy = copy.deepcopy(inputs.student).float().requires_grad_(True)
-    loss = build_module(inputs, student=student_copy)(**inputs.batch)["loss"]
-    loss.backward()
-    weights = [(p, p.grad) for p in student_copy.parameters() if p.grad is not None]
-    expected_slope = sum(float(gradient.double().square().sum()) for _, gradient in weights)
-    step = 2e-3 * max(loss.item(), 0.1) / max(expected_slope, 1e-12)
-    losses = [_move_and_compute_loss(inputs, student_copy, weights, step_size) for step_size in (step, -2 * step)]
-    slope = (losses[0] - losses[1]) / (2 * step)
-    passed = abs(slope - expected_slope) <= 0.05 * expected_slope
-    return Check.from_result(
-        "finite differences",
-        passed,
-        finding=f"within {abs(slope - expected_slope) / max(expected_slope, 1e-12):.1e}"
-        if passed
-        else f"{expected_slope:.3g} against {slope:.3g}",
-        why="a loss may be right and its gradient wrong",
-    )
-
-
-@torch.no_grad()
-def _move_and_compute_loss(
-    inputs: CheckInputs, student: nn.Module, weights: Sequence[tuple[Tensor, Tensor]], step_size: float
-) -> float:
-    for weight, gradient in weights:
-        weight.add_(gradient, alpha=step_size)
-    return float(reference_loss(inputs, student, compute_dtype=torch.float32).mean()) / len(
-        supervised_positions(inputs.batch)[1]
+        why="this finds errors in packing, shifted labels, soft-caps, padded vocabularies, and dropout in the teacher",
     )
 
 
 def check_zero_loss_for_a_copy(inputs: CheckInputs) -> Check | None:
-    """A student that is its teacher has no loss and no gradient, beside those of cross-entropy on the same text."""
+    """A student that equals its teacher has no loss and no gradient, relative to cross-entropy's on the same text."""
     if inputs.teacher is None:
         return None
     teacher_copy = copy.deepcopy(unwrap_model(inputs.teacher)).requires_grad_(True)
@@ -150,13 +114,13 @@ def check_zero_loss_for_a_copy(inputs: CheckInputs) -> Check | None:
     return Check.from_result(
         "zero loss for a copy",
         passed,
-        finding=f"loss {kl_loss:.1e}, steepest gradient {kl_gradient:.1e} (cross-entropy's {ce_gradient:.1e})",
-        why="a loss that is not least at the teacher pulls the student away from it",
+        finding=f"loss {kl_loss:.1e}, largest gradient {kl_gradient:.1e} (cross-entropy's {ce_gradient:.1e})",
+        why="a loss whose minimum is elsewhere pulls the student away from the teacher",
     )
 
 
 def _measure_loss_and_gradient(inputs: CheckInputs, student: nn.Module, objective: Objective) -> tuple[float, float]:
-    """The size of the loss, and of the steepest entry of its gradient."""
+    """The size of the loss, and of the largest entry of its gradient."""
     student.zero_grad()
     module = TrainingModule(student, objective, frozen={"teacher": inputs.teacher}, vocabulary=inputs.vocabulary)
     loss = module(**inputs.batch)["loss"]
@@ -166,7 +130,7 @@ def _measure_loss_and_gradient(inputs: CheckInputs, student: nn.Module, objectiv
 
 @dataclass(frozen=True)
 class _OneHotTeacher:
-    """A teacher that is sure of the text."""
+    """A teacher that gives each target the probability 1."""
 
     vocabulary_size: int
 
@@ -177,7 +141,7 @@ class _OneHotTeacher:
 
 
 def check_one_hot_teacher(inputs: CheckInputs) -> Check:
-    """The forward KL to a teacher that is sure of the text is the cross-entropy."""
+    """The forward KL from a one-hot teacher is the cross-entropy."""
     objective = WeightedSum((0.5, CrossEntropy()), (0.5, FORWARD_KL))
     module = TrainingModule(
         inputs.student, objective, frozen={"teacher": _OneHotTeacher(inputs.vocabulary)}, vocabulary=inputs.vocabulary
@@ -189,12 +153,12 @@ def check_one_hot_teacher(inputs: CheckInputs) -> Check:
         "one-hot teacher",
         passed,
         finding=f"within {relative_difference(cross_entropy, kl):.1e}",
-        why="rows and targets that are off by one, or another direction of the divergence, show here",
+        why="this finds rows and targets that are off by one, and a divergence in the wrong direction",
     )
 
 
 def check_deterministic_teacher(inputs: CheckInputs) -> Check | None:
-    """The teacher says the same twice, whatever mode it was left in."""
+    """The teacher gives the same loss twice, even if it was left in train mode."""
     if inputs.teacher is None:
         return None
     module = build_module(inputs, compute_dtype=inputs.compute_dtype)
@@ -207,7 +171,7 @@ def check_deterministic_teacher(inputs: CheckInputs) -> Check | None:
 
 
 def check_repeatability(teacher: nn.Module, compute_sums: Callable[[], Tensor], *, tolerance: float) -> Check:
-    """Whether `sums` are the same twice with a teacher that was left in train mode."""
+    """Whether `compute_sums` gives the same twice with a teacher that was left in train mode."""
     teacher.train()
     repeated_sums = [compute_sums() for _ in range(2)]
     teacher.eval()
@@ -216,14 +180,14 @@ def check_repeatability(teacher: nn.Module, compute_sums: Callable[[], Tensor], 
     return Check.from_result(
         "deterministic teacher",
         passed,
-        finding="the same twice" if passed else f"{difference:.1%} apart when it is asked twice",
-        why="a teacher with dropout says something else in every step",
-        remedy="set its dropout to 0, or mend its eval()",
+        finding="the same twice" if passed else f"two passes differ by {difference:.1%}",
+        why="a teacher with active dropout gives other targets in every step",
+        remedy="set its dropout to 0, or correct its eval()",
     )
 
 
 def check_gradient_accumulation(inputs: CheckInputs) -> Check:
-    """Two passes over half of the documents give the sums of one pass over all."""
+    """Two passes over half of the documents each give the sums of one pass over all."""
     module, documents = build_module(inputs, compute_dtype=inputs.compute_dtype), inputs.batch["documents"][0]
     in_first_half = documents <= documents.max() // 2
     parts = [
@@ -238,12 +202,12 @@ def check_gradient_accumulation(inputs: CheckInputs) -> Check:
         "gradient accumulation",
         passed,
         finding=f"within {difference:.1e}",
-        why="means of means weigh short passes too much",
+        why="a mean of means gives short passes too much weight",
     )
 
 
 def check_stop_token(inputs: CheckInputs) -> Check | None:
-    """What the assistant says ends in a stop token that is trained."""
+    """Answers end in a stop token that is trained on."""
     if inputs.kind == "text":
         return None
     passed = inputs.stop_share >= 0.5
@@ -251,14 +215,13 @@ def check_stop_token(inputs: CheckInputs) -> Check | None:
         "stop token",
         passed,
         finding=f"in {inputs.stop_share:.0%} of the answers",
-        why="a student that never learns to stop runs on when it is asked",
-        remedy="mend the chat template to end each answer with a stop token, or add its end-of-turn token to "
-        "eos_token_id in generation_config.json",
+        why="a student that never learns to stop writes on without end",
+        remedy="correct the chat template: it must write the end-of-turn token after an answer",
     )
 
 
 def check_label_mask(inputs: CheckInputs) -> Check | None:
-    """In chats something is trained, and not everything."""
+    """In chats some tokens are trained on, and not all."""
     if inputs.kind == "text":
         return None
     passed = 0 < inputs.trained_share < 1
@@ -266,15 +229,15 @@ def check_label_mask(inputs: CheckInputs) -> Check | None:
         "label mask",
         passed,
         finding=f"{inputs.trained_share:.0%} of the tokens",
-        why="prompts are given when it is asked; training on them spends the student on writing questions",
-        remedy="mend the chat template, which has to mark what the assistant says",
+        why="training on prompts teaches the student to write questions",
+        remedy="correct the chat template: it has to mark the assistant's tokens",
     )
 
 
 def check_cache_matches_teacher(inputs: CheckInputs) -> Check | None:
-    """What the cache says of a pack is what the teacher says of it now, and so are the hidden states that it keeps.
+    """The cached distributions of a pack are the teacher's of today, and so are the hidden states that it keeps.
 
-    Of drawn tokens only the average would be.
+    A cache of sampled tokens agrees on average only, so its distributions are not compared.
     """
     if inputs.cache is None or inputs.teacher is None:
         return None
@@ -301,13 +264,13 @@ def check_cache_matches_teacher(inputs: CheckInputs) -> Check | None:
         "cache matches teacher",
         passed,
         finding=f"{difference:.1e} nats apart",
-        why="a cache of another teacher or of other text teaches something else",
+        why="a cache of another teacher or of other text gives wrong targets",
         remedy="make the cache again with potstill cache",
     )
 
 
 def mean_divergence(divergence: Callable[..., Tensor], p: Signals, q: Signals, temperature: float = 1.0) -> float:
-    """The mean of D(p, q) over rows, few at a time; q at the temperature at which p was read."""
+    """The mean of D(p, q) over rows, 64 at a time; q at the temperature at which p was computed."""
     divergences = [
         divergence(p.logits(p_rows), q.logits(q_rows).float() / temperature)
         for p_rows, q_rows in zip(p.rows.split(64), q.rows.split(64), strict=True)

@@ -11,7 +11,7 @@ from potstill.core.types import Objective, SignalSource
 from potstill.models.load import LoadedModel
 from potstill.models.signals import get_constant_head
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.model_pair import ModelPair
+from potstill.stages.model_pair import ModelPair, check_causality
 from potstill.teachers.cached import CachedHiddenStates, TeacherCache
 from potstill.teachers.external import ExternalTeacher
 from potstill.train.activation_checkpointing import check_activation_checkpointing
@@ -25,7 +25,11 @@ def build_module(
     dtype: torch.dtype,
     caches: Mapping[str, TeacherCache] = MappingProxyType({}),
 ) -> TrainingModule:
-    """The student of `pair` on its device (with adapters if asked for), the objective, and the teachers' signals."""
+    """The student of `pair` on its device (with adapters if asked for), the objective, and the teachers' signals.
+
+    Raises: UnsupportedModel for a model that sees the token that it is to predict.
+    """
+    check_causality(pair)
     device = pair.student.device
     model = add_adapters(pair.student, config.lora, seed=config.settings.seed) if config.lora else pair.student
     teachers = pair.teachers.items() if config.objective.uses_teacher else ()
