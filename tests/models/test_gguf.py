@@ -73,7 +73,7 @@ def test_a_file_that_is_cut_short_is_refused(kept: float, tmp_path: Path) -> Non
 
 
 def test_a_file_that_does_not_say_its_shape_is_refused_before_a_default_is_built(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"does not say its llama\.block_count"):
+    with pytest.raises(ArtifactError, match=r"lacks the field llama\.block_count"):
         load_model(written(tmp_path / "a.gguf"))
 
 

@@ -186,8 +186,8 @@ def test_pickled_weights_open_when_asked_for(folder: Path, tiny_llama: LlamaForC
     ("index", "says"),
     [
         (None, "lacks"),
-        ('{"weight_map": {}}', "names no weights"),
-        ('{"weight_map": []}', "names no weights"),
+        ('{"weight_map": {}}', "lists no weights"),
+        ('{"weight_map": []}', "lists no weights"),
         ('{"wei', "cannot be read"),
     ],
 )

@@ -202,7 +202,7 @@ def test_what_cannot_be_learnt_from_afar_is_refused_before_anything_is_read(
 
 
 def test_only_distill_learns_from_a_server(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="only distill learns from a server"):
+    with pytest.raises(NotFound, match="only distill can use a server"):
         CacheTeacherConfig(teacher=URL).run(tmp_path / "cache", show=False)
 
 

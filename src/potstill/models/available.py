@@ -1,4 +1,4 @@
-"""What can be used without a network: the packaged model and what the hub's cache holds."""
+"""The models that work offline: the packaged one, and those in the hub's cache."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from potstill.models.load import PACKAGED_MODEL, get_packaged_path, read_license
 
 
 def list_available_models() -> list[dict[str, Any]]:
-    """Name, size, licence and place of every model that can be opened offline; never raises, never calls home."""
+    """Name, size in bytes, license and path of every model that can be opened offline; no network is used."""
     return [*_list_packaged_models(), *_list_cached_models()]
 
 

@@ -1,4 +1,4 @@
-"""Eval mode for a while, each module afterwards in the mode that it was in."""
+"""Eval mode inside a `with` block; afterwards each module returns to its own mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule is in the mode it was in, also where modes were mixed."""
+    """Eval mode inside; afterwards each submodule returns to its own mode, even if modes were mixed."""
     training_modules = [module for module in model.modules() if module.training]
     model.eval()
     try:

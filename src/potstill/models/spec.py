@@ -1,4 +1,4 @@
-"""What a model is, by name, from its config and its tokenizer alone: no weight is read."""
+"""A model's blueprint and tokenizer by name, without reading its weights."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,16 +14,17 @@ from potstill.models.load import check_model_folder, locate_model
 
 
 class ModelSpec(NamedTuple):
-    """A model without its weights."""
+    """The blueprint and the tokenizer of a model, without its weights."""
 
     blueprint: Blueprint
     tokenizer: PreTrainedTokenizerBase
 
 
 def read_model_spec(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> ModelSpec:
-    """The outline of the model called `name`.
+    """The spec of the model called `name`.
 
-    Raises: NotFound, UnsafeModel, ArtefactError as `load` does; UnsupportedModel for a family that no blueprint says.
+    Raises: NotFound, UnsafeModel, ArtifactError as `load_model` does; UnsupportedModel for a family that no blueprint
+        can describe.
     """
     path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     if path.suffix == ".gguf":

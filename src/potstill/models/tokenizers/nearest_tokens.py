@@ -1,9 +1,9 @@
-"""For each token of one vocabulary the token of another that is written most like it (MinED).
+"""For each token of one vocabulary, the token of another whose bytes are most similar (MinED).
 
-Unbounded, that compares every token with every other: 10^10 pairs for two real vocabularies, and what it finds beyond
-one edit is no likeness (a character of Chinese has some neighbour too). Bounded, two strings within d edits have a
-string in common that is left after at most d deletions in either, so that only tokens with one are compared
-(deletion neighbourhoods, arXiv:1008.1191): O(V L^d) strings for tokens of L bytes.
+Without a bound on the distance every token is compared with every other: 10^10 pairs for two real vocabularies. Matches
+beyond one edit mean little: any Chinese character has some neighbor too. Two strings within d edits share a string that
+remains after at most d deletions in either, so only tokens that share one are compared (deletion neighborhoods,
+arXiv:1008.1191): O(V L^d) strings for tokens of L bytes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ from torch import Tensor
 from potstill.models.tokenizers.token_bytes import TokenBytes, match_tokens
 from potstill.ops.edit_distance import bytes_to_columns, edit_distances
 
-CHUNK_SIZE = 2**12  # tokens looked up together, so that few pairs are held
+CHUNK_SIZE = 2**12  # tokens looked up together; bounds the pairs in memory
 
 
 def find_nearest_tokens(source: TokenBytes, target: TokenBytes, *, max_distance: int = 1) -> Int64[Tensor, " V"]:
-    """For each id of `first` the id of `second` at the least edit distance, in bytes, of at most `within`.
+    """For each id of `source` the id of `target` at the least edit distance in bytes, of at most `max_distance`.
 
-    An id with the same bytes is at distance 0; of several at one distance the lowest id; -1 where none is near enough.
-    Special tokens and single bytes of a fallback stand for no string, and are never near one.
+    An id with the same bytes is at distance 0. Among several at one distance the lowest id wins; -1 if none is near
+    enough. Special tokens and byte-fallback tokens represent no string and match none.
     """
     nearest_ids = match_tokens(source, target)
     neighbors: dict[bytes, list[int]] = {}
@@ -30,7 +30,7 @@ def find_nearest_tokens(source: TokenBytes, target: TokenBytes, *, max_distance:
             neighbors.setdefault(variant, []).append(j)
     ids = sorted(
         (i for i in _list_text_ids(source) if nearest_ids[i] < 0), key=lambda i: len(source.by_id[i])
-    )  # of like widths
+    )  # so that a chunk has tokens of similar length
     for start in range(0, len(ids), CHUNK_SIZE):
         chunk = ids[start : start + CHUNK_SIZE]
         candidates = [
@@ -48,7 +48,7 @@ def find_nearest_tokens(source: TokenBytes, target: TokenBytes, *, max_distance:
 def _find_nearest_pairs(
     pairs: Sequence[tuple[int, int]], source: TokenBytes, target: TokenBytes, max_distance: int
 ) -> Iterator[tuple[int, int]]:
-    """For each first id the second one that is nearest, of those within reach."""
+    """For each source id of the pairs the nearest target id, with the source id, if one is within `max_distance`."""
     pair_distances = edit_distances(
         bytes_to_columns([source.by_id[i] for i, _ in pairs]), bytes_to_columns([target.by_id[j] for _, j in pairs])
     ).tolist()
@@ -60,7 +60,7 @@ def _find_nearest_pairs(
 
 
 def _list_text_ids(pieces: TokenBytes) -> list[int]:
-    """The ids that stand for a string."""
+    """The ids that represent a string."""
     return [
         i
         for i, text in enumerate(pieces.by_id)
@@ -69,7 +69,7 @@ def _list_text_ids(pieces: TokenBytes) -> list[int]:
 
 
 def _make_deletions(text: bytes, max_deletions: int) -> set[bytes]:
-    """`text`, and what is left of it after at most so many deletions."""
+    """`text`, and every string that at most `max_deletions` deletions leave of it."""
     variants = {text}
     for _ in range(max_deletions):
         variants |= {variant[:n] + variant[n + 1 :] for variant in variants for n in range(len(variant))}

@@ -1,7 +1,7 @@
-"""What each token of a tokenizer stands for, in bytes: the one thing in which any two tokenizers can be compared.
+"""The bytes that each token of a tokenizer represents, by which any two tokenizers can be compared.
 
-Read from how the tokenizer decodes: GPT-2's letters for bytes (a token may be half a character), SentencePiece's mark
-for a space and its byte fallback (`<0xE2>`), WordPiece's mark of a word that goes on.
+They follow from how the tokenizer decodes: GPT-2's letters for bytes (a token may be half a character), SentencePiece's
+mark for a space and its byte fallback (`<0xE2>`), WordPiece's prefix of a continued word.
 """
 
 import json
@@ -17,14 +17,14 @@ from transformers import PreTrainedTokenizerBase
 from potstill.core.errors import UnsupportedModel
 
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
-TEXT_LEVEL_STEPS = ("Fuse", "Strip")  # these change a text as a whole, and no token by itself
+TEXT_LEVEL_STEPS = ("Fuse", "Strip")  # these change a whole text, not a single token
 
 
 class TokenBytes(NamedTuple):
-    """`of[i]` are the bytes of id i, none where there is no such token.
+    """`by_id[i]` are the bytes of id i, empty if there is no such token.
 
-    `added` ids are matched in the text before it is cut, `special` ones among them control; `raw` ids are the single
-    bytes that a tokenizer falls back on.
+    `added_ids` are matched in the text before it is split; `special_ids` are control tokens. `byte_fallback_ids` are
+    the single bytes that a tokenizer falls back on.
     """
 
     by_id: list[bytes]
@@ -34,12 +34,12 @@ class TokenBytes(NamedTuple):
 
 
 def read_token_bytes(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
-    """What the ids of `tokenizer` stand for.
+    """The bytes of every id of `tokenizer`.
 
-    Raises: UnsupportedModel for a tokenizer that is not a fast one, or decodes in a way that is not known here.
+    Raises: UnsupportedModel for a slow tokenizer, or one with an unknown kind of decoder.
     """
     if not tokenizer.is_fast:
-        raise UnsupportedModel(f"{type(tokenizer).__name__} does not say how it decodes; use a fast tokenizer")
+        raise UnsupportedModel(f"{type(tokenizer).__name__} does not show how it decodes; use a fast tokenizer")
     steps = list(_iterate_decoder_steps(tokenizer.backend_tokenizer.decoder))
     added_tokens = tokenizer.added_tokens_decoder
     vocabulary = tokenizer.get_vocab()
@@ -56,10 +56,10 @@ def read_token_bytes(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
 def match_tokens(
     source: TokenBytes, target: TokenBytes, *, special_pairs: Iterable[tuple[int, int]] = ()
 ) -> Int64[Tensor, " V"]:
-    """For each id of `first` the id of `second` that stands for the same bytes, -1 where there is none.
+    """For each id of `source` the id of `target` with the same bytes, -1 if there is none.
 
-    Of several ids the one that is no byte fallback, then the lowest. Special tokens stand for no text; those that do
-    the same (both end a text, both end a turn) are named by `also`.
+    Among several ids one that is no byte fallback wins, then the lowest. Special tokens represent no text;
+    `special_pairs` names those with the same role (both end a text, both end a turn).
     """
     id_by_bytes: dict[bytes, int] = {}
     ids = [i for i, text in enumerate(target.by_id) if text and i not in target.special_ids]
@@ -72,7 +72,7 @@ def match_tokens(
 
 
 def _iterate_decoder_steps(decoder: Any) -> Iterator[Mapping[str, Any]]:
-    """The steps of a decoder, those of a sequence one by one."""
+    """The steps of a decoder; those of a sequence follow one by one."""
     if decoder is not None:
         queue = [json.loads(decoder.__getstate__())]
         while queue:
@@ -83,9 +83,9 @@ def _iterate_decoder_steps(decoder: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _make_token_decoder(steps: list[Mapping[str, Any]]) -> Callable[[str], bytes]:
-    """How a token is turned into bytes.
+    """The function from a token to its bytes.
 
-    Raises: UnsupportedModel.
+    Raises: UnsupportedModel for an unknown step.
     """
     if any(step["type"] == "ByteLevel" for step in steps):
         return _decode_byte_level
@@ -101,7 +101,9 @@ def _make_token_decoder(steps: list[Mapping[str, Any]]) -> Callable[[str], bytes
         elif kind == "WordPiece":
             word_prefix = step["prefix"]
         elif kind not in TEXT_LEVEL_STEPS:
-            raise UnsupportedModel(f"how a tokenizer decodes by {kind} is not known here; use one of another kind")
+            raise UnsupportedModel(
+                f"potstill does not know the tokenizer's decoder step {kind}; use a model with another tokenizer"
+            )
 
     def decode_token(token: str) -> bytes:
         if has_byte_fallback and (byte := BYTE_FALLBACK.fullmatch(token)):
@@ -114,7 +116,7 @@ def _make_token_decoder(steps: list[Mapping[str, Any]]) -> Callable[[str], bytes
 
 
 def _make_byte_decoder() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable Latin-1 stands for itself, the others for U+0100 and on, in order."""
+    """GPT-2's letters for bytes: printable Latin-1 as itself, the other bytes as U+0100 and on, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     other_bytes = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {
@@ -128,5 +130,5 @@ BYTE_DECODER = _make_byte_decoder()
 def _decode_byte_level(token: str) -> bytes:
     try:
         return bytes(BYTE_DECODER[letter] for letter in token)
-    except KeyError:  # a token that was added later is written as it is
+    except KeyError:  # an added token is written as it is
         return token.encode()

@@ -1,4 +1,4 @@
-"""Do two tokenizers read text as the same ids? Found by encoding probes and comparing tables, never by widths."""
+"""Whether two tokenizers give the same ids to a text: probes are encoded and tables compared, not widths."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,12 +13,12 @@ PROBES = (
 
 
 def count_shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> int:
-    """How many ids, from 0 on, stand for the same token on both sides; heads are cut to them.
+    """How many ids, from 0 on, are the same token for both; heads are cut to them.
 
-    The rows by which families pad a vocabulary to a round width (Qwen: 151,936 against 152,064) stand for no token and
-    fall away.
+    Families pad a vocabulary to a round width (Qwen: 151,936 against 152,064). The padding rows represent no token and
+    are cut off.
 
-    Raises: VocabularyMismatch with the first text or id that the two read differently.
+    Raises: VocabularyMismatch with the first text or id on which the two differ.
     """
     for text in PROBES:
         student_ids, teacher_ids = (
@@ -26,7 +26,7 @@ def count_shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokeni
         )
         if student_ids != teacher_ids:
             raise VocabularyMismatch(
-                f"teacher and student read {text[:20]!r} as different ids ({teacher_ids[:4]} and {student_ids[:4]}); "
+                f"teacher and student give {text[:20]!r} different ids ({teacher_ids[:4]} and {student_ids[:4]}); "
                 f"choose a teacher with the student's tokenizer, or --objective dskdv2_eta, which compares across"
             )
     tokens_by_id = [{i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in (teacher, student)]
@@ -43,5 +43,5 @@ def count_shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokeni
 
 
 def count_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many ids stand for a token; a head may have more rows."""
+    """How many ids represent a token; a head may have more rows."""
     return max(tokenizer.get_vocab().values()) + 1
