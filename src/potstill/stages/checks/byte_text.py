@@ -1,4 +1,4 @@
-"""What two tokenizers read one text as, told by the bytes that their tokens stand for, whatever the alignment says."""
+"""A text in two tokenizers as bytes, read from the tokens and not from the alignment that the checks test."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from potstill.core.types import IGNORE, Batch, supervised_positions
 from potstill.data.cross_tokenizer.packs import TokenizerInfo
 from potstill.data.cross_tokenizer.token_spans import to_readable_text
 
-MAX_SHOWN_CHARACTERS = 40  # characters
-UNTRAINED_MARK = "\0"  # stands for a token that is not trained on
-END_BYTES = b"\x00<end>"  # what every special token stands for: it ends a text or a turn
+MAX_SHOWN_CHARACTERS = 40  # of a text, in a message
+UNTRAINED_MARK = "\0"  # in place of a token that is not trained on
+END_BYTES = b"\x00<end>"  # the bytes of every special token: it ends a text or a turn
 
 
 def supervised_text(batch: Batch, reader: TokenizerInfo) -> list[str]:
-    """Of each document what is trained on, as text; special tokens are none, and bytes of no character are '?'."""
+    """The trained text of each document, without special tokens; bytes that form no character are '?'."""
     ids, labels, documents = (batch[name][0] for name in ("input_ids", "labels", "documents"))
     sizes = torch.bincount(documents).tolist()
     pairs = zip(ids.split(sizes), labels.split(sizes), strict=True)
@@ -34,7 +34,7 @@ def _decode_trained(ids: Sequence[int], trained_mask: Sequence[bool], reader: To
 
 
 def is_special(i: int, reader: TokenizerInfo) -> bool:
-    """Whether this id stands for no text: control tokens, and what ends an answer where that is one token."""
+    """Whether this id is no text: a control token, or the one token that ends an answer."""
     ending = (
         None
         if reader.chat_markers is None
@@ -44,7 +44,7 @@ def is_special(i: int, reader: TokenizerInfo) -> bool:
 
 
 def is_contained(student_text: str, teacher_text: str) -> bool:
-    """Whether the teacher reads a part of each stretch, and nearly all: at the ends it may lack a part of a token."""
+    """Whether the teacher's text holds each trained stretch, or nearly all of it: a token's part may be cut at an end."""
     stretches = [
         [stretch for stretch in text.split(UNTRAINED_MARK) if stretch.strip()] for text in (student_text, teacher_text)
     ]
@@ -56,7 +56,7 @@ def is_contained(student_text: str, teacher_text: str) -> bool:
 
 
 def target_bytes(batch: Batch, reader: TokenizerInfo) -> list[bytes]:
-    """What each row has to predict, in bytes; END for a special token."""
+    """The bytes of each row's target; `END_BYTES` for a special token."""
     targets = supervised_positions(batch)[1].tolist()
     return [END_BYTES if is_special(i, reader) else reader.pieces.by_id[i] for i in targets]
 
@@ -71,16 +71,16 @@ def join_groups(rows: Sequence[bytes], groups: Sequence[int]) -> dict[int, bytes
 
 
 def is_same_bytes(student_bytes: bytes, teacher_bytes: bytes) -> bool:
-    """Whether these are the same bytes; the space that some teachers put in front of a text is in no text."""
+    """Whether these are the same bytes, apart from the space that some tokenizers put before a text."""
     return teacher_bytes in (student_bytes, b" " + student_bytes)
 
 
 def strip_untrained(text: str) -> str:
-    """What was `said`, without what is not trained on."""
+    """`text` without the marks of untrained tokens."""
     return text.replace(UNTRAINED_MARK, "")
 
 
 def abbreviate(text: str) -> str:
-    """The beginning of what was `said`, for people."""
+    """The beginning of `text`, quoted, for a message."""
     text = strip_untrained(text)
     return repr(text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "...")

@@ -1,8 +1,8 @@
-"""A pair with two tokenizers, examined: each network in its own tokens, and how the two readings belong together.
+"""The checks of a pair with two tokenizers: each model in its own tokens, and the alignment between the two.
 
-Each network is a `World` of its own, whose loss is the cross-entropy of the text as that network reads it. The checks
-here look at what both read: is it one text, and does what is aligned stand for the same bytes? They join the bytes that
-tokens stand for and know nothing of spans or of how the alignment was found.
+Each model has `CheckInputs` of its own, whose loss is the cross-entropy of the text in its own tokens. The checks here
+compare the two: is it one text, and do aligned tokens represent the same bytes? They join the bytes of the tokens and
+do not use the spans from which the alignment was computed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,16 +36,16 @@ from potstill.stages.checks.same_tokenizer import (
     check_stop_token,
 )
 
-MIN_ALIGNED_SHARE = 0.9  # below this share of aligned tokens it is said that there are few
-MIN_STOP_SHARE = 0.5  # of the answers, at least this share has to end for the teacher
-MIN_SAME_TEXT_SHARE = 0.9  # of the documents, at least this share has to be the same text for both
+MIN_ALIGNED_SHARE = 0.9  # a smaller share of aligned tokens gets a note
+MIN_STOP_SHARE = 0.5  # the least share of answers that the teacher ends too
+MIN_SAME_TEXT_SHARE = 0.9  # the least share of documents with the same text for both
 
 
 CrossTokenizerCheck = Callable[[CrossTokenizerInputs], Check | None]
 
 
 def run_cross_tokenizer_checks(inputs: CrossTokenizerInputs, *, quick: bool = False) -> Iterator[Check]:
-    """Every check of a pair with two tokenizers: those of both readings, then those of either network by itself."""
+    """Every check of a pair with two tokenizers: those that compare both models, then those of each model alone."""
     yield from run_checks(inputs, QUICK_PAIR_CHECKS if quick else PAIR_CHECKS)
     student_checks = [*MODEL_CHECKS, check_stop_token, *(() if quick else STUDENT_CHECKS)]
     for model_inputs, checks in ((inputs.student, student_checks), (inputs.teacher, MODEL_CHECKS)):
@@ -54,7 +54,7 @@ def run_cross_tokenizer_checks(inputs: CrossTokenizerInputs, *, quick: bool = Fa
 
 
 def check_same_text(inputs: CrossTokenizerInputs) -> Check:
-    """What the teacher is asked about is text that the student is trained on, byte for byte."""
+    """The teacher reads the text that the student is trained on, byte for byte."""
     texts = [supervised_text(batch, reader) for batch, reader in inputs.model_views]
     mismatches = [pair for pair in zip(*texts, strict=True) if not is_contained(*pair)]
     same_share = 1 - len(mismatches) / len(texts[0])
@@ -64,25 +64,25 @@ def check_same_text(inputs: CrossTokenizerInputs) -> Check:
         name="same text",
         outcome=FAIL if not passed else NOTE if mismatches else PASS,
         found=f"in {same_share:.1%} of {len(texts[0])} documents{example}",
-        why="a teacher whose tokenizer rewrites the text is asked about another one",
-        remedy="" if passed else "take a teacher whose tokenizer keeps the text as it is, letter case and spaces too",
+        why="a teacher whose tokenizer rewrites the text gives signals for another text",
+        remedy="" if passed else "choose a teacher whose tokenizer keeps the text, with its letter case and spaces",
     )
 
 
 def check_aligned_tokens(inputs: CrossTokenizerInputs) -> Check:
-    """How many of the student's trained tokens the teacher has too."""
+    """How many of the student's trained tokens are aligned with one of the teacher's."""
     is_sufficient = inputs.aligned_share >= MIN_ALIGNED_SHARE
     caveat = "" if is_sufficient else "; at the others an objective at aligned tokens learns nothing from the teacher"
     return Check(
         name="aligned tokens",
         outcome=PASS if is_sufficient else NOTE,
-        found=f"{inputs.aligned_share:.1%} of those trained on{caveat}",
-        why="only there do both predict the same bytes",
+        found=f"{inputs.aligned_share:.1%} of the trained tokens{caveat}",
+        why="both predict the same bytes at aligned tokens only",
     )
 
 
 def check_aligned_bytes(inputs: CrossTokenizerInputs) -> Check:
-    """What is aligned, single tokens and runs of them, stands for the same bytes of the same document."""
+    """Aligned tokens, and aligned runs of them, represent the same bytes of the same document."""
     (student_batch, student_reader), (teacher_batch, teacher_reader) = inputs.model_views
     student_bytes, teacher_bytes = (
         target_bytes(student_batch, student_reader),
@@ -109,12 +109,12 @@ def check_aligned_bytes(inputs: CrossTokenizerInputs) -> Check:
         "aligned bytes",
         passed,
         finding=counts_text if passed else f"{len(mismatches):,} of {counts_text} are not{example}",
-        why="a row that learns from another token's row learns something else in silence",
+        why="a misaligned row learns another token's distribution without an error",
     )
 
 
 def check_self_alignment(inputs: CrossTokenizerInputs) -> Check | None:
-    """A tokenizer beside itself has every token aligned with itself."""
+    """When a tokenizer is aligned with itself, every token is paired with itself."""
     counts_by_text = [
         _count_misaligned(strip_untrained(text), reader)
         for batch, reader in inputs.model_views
@@ -129,14 +129,14 @@ def check_self_alignment(inputs: CrossTokenizerInputs) -> Check | None:
         finding=f"all {num_tokens:,} tokens"
         if not num_misaligned
         else f"{num_misaligned:,} of {num_tokens:,} tokens are not",
-        why="an alignment that is off by one shows here, whatever the other tokenizer is",
+        why="this finds an alignment that is off by one, whatever the other tokenizer is",
     )
 
 
 def _count_misaligned(text: str, reader: TokenizerInfo) -> tuple[int, int]:
-    """How many tokens of `text` are not aligned with themselves, of how many that stand for some of it.
+    """(tokens of `text` that are not aligned with themselves, tokens of `text` with bytes).
 
-    None of a text that does not come back: one that gets a space in front, or is rewritten, is read otherwise then.
+    (0, 0) for a text that does not survive decoding: with a space added in front, or rewritten, its tokens differ.
     """
     ids = locate_tokens([text], reader.tokenizer, reader.pieces, add_special_tokens=False)[0].ids
     if not len(ids):
@@ -148,7 +148,7 @@ def _count_misaligned(text: str, reader: TokenizerInfo) -> tuple[int, int]:
         return 0, 0
     token_bytes = [b"" if i in reader.pieces.special_ids else reader.pieces.by_id[i] for i in ids.tolist()]
     if reader.adds_dummy_prefix and token_bytes[0] == b" ":
-        token_bytes[0] = b""  # put in front by the tokenizer; in no text
+        token_bytes[0] = b""  # the tokenizer adds it; the text does not hold it
     expected = [position for position, piece in enumerate(token_bytes) if piece]
     return len(
         {(position, position + offset) for position in expected} - set(map(tuple, translation.equal_tokens.tolist()))
@@ -156,7 +156,7 @@ def _count_misaligned(text: str, reader: TokenizerInfo) -> tuple[int, int]:
 
 
 def check_teacher_stop_token(inputs: CrossTokenizerInputs) -> Check | None:
-    """What the student is trained to end its answers with, the teacher ends them with too."""
+    """The teacher ends answers where the student is trained to end them."""
     if inputs.teacher.kind == "text":
         return None
     passed, has_cross_entropy = inputs.teacher.stop_share >= MIN_STOP_SHARE, CROSS_ENTROPY in inputs.module.term_names
@@ -165,22 +165,22 @@ def check_teacher_stop_token(inputs: CrossTokenizerInputs) -> Check | None:
         name="teacher stop token",
         outcome=PASS if passed else NOTE if has_cross_entropy else FAIL,
         found=f"in {inputs.teacher.stop_share:.0%} of the answers{caveat}",
-        why="a student that is never taught to stop runs on when it is asked",
+        why="a student that never learns to stop writes on without end",
         remedy=""
         if passed or has_cross_entropy
-        else "take a teacher with an end-of-text token, or a --cross-entropy above 0",
+        else "choose a teacher with an end-of-text token, or a --cross-entropy above 0",
     )
 
 
 def check_deterministic_teacher(inputs: CrossTokenizerInputs) -> Check:
-    """The objective gives the same twice, whatever mode the teacher was left in."""
+    """The objective gives the same sums twice, even if the teacher was left in train mode."""
     return check_repeatability(
         inputs.teacher.student, lambda: _compute_sums(inputs, inputs.batch), tolerance=inputs.student.tolerance
     )
 
 
 def check_per_document_sums(inputs: CrossTokenizerInputs) -> Check | None:
-    """The objective's sums over some documents are those of each document in a pass of its own."""
+    """The objective's sums over some documents in one pass are those of each document alone."""
     if not inputs.module.objective.additive:
         return None
     difference = relative_difference(
@@ -191,7 +191,7 @@ def check_per_document_sums(inputs: CrossTokenizerInputs) -> Check | None:
         "per-document sums",
         difference <= inputs.student.tolerance,
         finding=f"within {difference:.1e}",
-        why="packing, rows of another document and means of means all show here",
+        why="this finds errors in packing, rows of another document, and means of means",
     )
 
 

@@ -1,4 +1,4 @@
-"""What is examined, made from packs that are about to be trained on: a pair with one tokenizer, or with two."""
+"""The inputs of the checks, made from the packs of the training: a pair with one tokenizer, or with two."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from potstill.stages.model_pair import ModelPair
 from potstill.teachers.cached import TeacherCache
 from potstill.train.training_module import TrainingModule
 
-MAX_SAMPLED = 16  # packs, and of them documents, that are looked at
+MAX_SAMPLED = 16  # packs, and documents of them, that are checked
 
 NUM_DOCUMENTS, MAX_DOCUMENT_TOKENS = 3, 48  # of the small batch: enough for packing to show, and a second on a laptop
 
@@ -30,12 +30,12 @@ FORWARD_KL = LogitDistillation()
 
 @dataclass(frozen=True, kw_only=True)
 class CheckInputs:
-    """What is checked: two models with their tokenizers, the ids that they share, and some of the text.
+    """Two models with their tokenizers, the number of ids that they share, and some of the text.
 
-    `batch` is a small pack of several short documents and `whole` one pack as it is trained on. `teacher` is None where
-    its weights are not here, or where one network is examined by itself, of which `role` says who it is; its loss is
-    then cross-entropy alone. `compared` is the divergence that is trained beside it. `stops` is the share of answers
-    that end in a trained stop token, and `trained` the share of tokens that are trained on.
+    `batch` is a small pack of several short documents, `full_pack` a pack of the training. `teacher` is None if its
+    weights are not here, or if one model is checked alone; the loss is then cross-entropy only, and `role` names the
+    model. `logit_objective` is the divergence that is trained beside cross-entropy. `stop_share` is the share of
+    answers that end in a trained stop token, `trained_share` the share of tokens that are trained on.
     """
 
     student: PreTrainedModel
@@ -57,23 +57,23 @@ class CheckInputs:
     def tolerance(self) -> float:
         """The relative difference that rounding explains: the dtype's, or that of a softmax over many ids.
 
-        A float32 softmax adds up V exponentials one after another in 16 lanes, each sum rounded by half an eps.
+        A float32 softmax adds V exponentials in 16 lanes, and each sum is rounded by half an eps.
         """
         softmax = self.vocabulary / 16 * torch.finfo(torch.float32).eps / 2
         return float(max(torch.finfo(self.compute_dtype).eps ** (2 / 3), softmax))
 
     @property
     def models(self) -> dict[str, PreTrainedModel]:
-        """Those that are here, by their role."""
+        """The models in memory by role."""
         return {self.role: self.student, **({} if self.teacher is None else {"teacher": self.teacher})}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossTokenizerInputs:
-    """What is checked: both networks as worlds of their own, what is trained, and some of the text as both read it.
+    """Both models, each with inputs of its own, the module that is trained, and some of the text in both tokenizers.
 
-    `documents` are short ones, each a batch, and `batch` the same ones in one pass; `whole` are packs as they are
-    trained on, and `share` is that of their trained tokens which are aligned. `whole` stays where it was made.
+    `documents` are short ones, each a batch; `batch` holds the same ones in one pass. `full_packs` are packs of the
+    training, on the CPU; `aligned_share` is the share of their trained tokens that are aligned.
     """
 
     student: CheckInputs
@@ -87,7 +87,7 @@ class CrossTokenizerInputs:
 
     @property
     def model_views(self) -> Iterator[tuple[Batch, TokenizerInfo]]:
-        """What each network reads, and by which tokenizer."""
+        """Each model's view of the packs, with its tokenizer."""
         return zip((get_view(self.full_packs, name) for name in ("student", "teacher")), self.readers, strict=True)
 
 
@@ -104,7 +104,7 @@ def build_check_inputs(
     cache: TeacherCache | None = None,
     logit_objective: LogitDistillation = FORWARD_KL,
 ) -> CheckInputs:
-    """What is examined, from packs that are about to be trained on."""
+    """The inputs of the checks, from the packs of the training."""
     return CheckInputs(
         student=student,
         student_tokenizer=student_tokenizer,
@@ -125,7 +125,7 @@ def build_check_inputs(
 def build_cross_tokenizer_inputs(
     pair: ModelPair, packs: Packs, module: TrainingModule, *, kind: str
 ) -> CrossTokenizerInputs:
-    """What is examined of a pair with two tokenizers, from the packs and the study that are about to be trained."""
+    """The inputs of the checks for two tokenizers, from the packs and the module of the training."""
     teacher, paired_packs, vocabularies, device = (
         pair.teacher,
         pair.prepare_packs(packs),
@@ -174,7 +174,7 @@ def build_cross_tokenizer_inputs(
 
 
 def compute_shared_stop_share(batch: Batch, student_stops: frozenset[int], teacher_stops: frozenset[int]) -> float:
-    """The share of the documents that end in a trained stop token for the student which do for the teacher too."""
+    """Of the documents whose last trained token is a stop token for the student, the share that is for the teacher."""
     model_batches = zip(
         (get_view(batch, name) for name in ("student", "teacher")), (student_stops, teacher_stops), strict=True
     )
@@ -195,7 +195,7 @@ def _list_last_trained_tokens(batch: Batch) -> list[int]:
 
 
 def sample_documents(packs: Packs) -> list[Pack]:
-    """Some short documents of the packs; of a longer one, a stretch that holds tokens to train on."""
+    """Some short documents of the packs; a longer one is cut to a stretch with trained tokens."""
     stretches = (_cut_document(*document) for index in range(len(packs)) for document in _split_documents(packs[index]))
     return list(islice(stretches, NUM_DOCUMENTS))
 
@@ -206,7 +206,7 @@ def _split_documents(pack: Pack) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _cut_document(ids: Tensor, labels: Tensor) -> Pack:
-    """A document from before its first trained token on."""
+    """A document from the token before its first trained one, at most 48 tokens long."""
     start = int((labels != IGNORE).nonzero()[0]) - 1
     ids, labels = ids[start : start + MAX_DOCUMENT_TOKENS], labels[start : start + MAX_DOCUMENT_TOKENS].clone()
     labels[0] = IGNORE
@@ -214,7 +214,7 @@ def _cut_document(ids: Tensor, labels: Tensor) -> Pack:
 
 
 def compute_stop_share(packs: Packs, stops: frozenset[int]) -> float:
-    """The share of documents, of those that were not cut, whose last trained token is one of `stops`."""
+    """Of the documents that were not cut, the share whose last trained token is one of `stops`."""
     ends = packs.lengths.cumsum()
     has_stopped = [
         _get_last_trained_token(packs.labels[end - size : end]) in stops
@@ -236,7 +236,7 @@ def _move_to_device(batch: Batch, device: torch.device) -> Batch:
 def build_module(
     inputs: CheckInputs, *, student: Any = None, compute_dtype: torch.dtype = torch.float32
 ) -> TrainingModule:
-    """Half cross-entropy, half the divergence, as it is trained: chunked, packed and cut to the shared ids."""
+    """Half cross-entropy, half the divergence, computed as in training: chunked, packed and cut to the shared ids."""
     has_no_teacher = inputs.teacher is None
     objective = (
         WeightedSum((1.0, CrossEntropy()))

@@ -1,4 +1,4 @@
-"""The loss written out plainly, which the fast one is compared with."""
+"""A plain and slow definition of the loss, which the fast one is compared with."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from potstill.stages.checks.inputs import CheckInputs
 
 @torch.no_grad()
 def reference_loss(inputs: CheckInputs, student: nn.Module, *, compute_dtype: torch.dtype) -> Tensor:
-    """Cross-entropy and, of a pair, the divergence, summed, from the models' own logits of each document, float64."""
+    """The sums of cross-entropy and, for a pair, of the divergence: from each model's own logits, in float64."""
     divergence = apply_temperature(inputs.logit_objective.divergence, inputs.logit_objective.temperature)
     num_ids, models = _count_shared_ids(inputs), [student, *([] if inputs.teacher is None else [inputs.teacher])]
     sums = torch.zeros(len(models), dtype=torch.float64)
@@ -30,18 +30,18 @@ def reference_loss(inputs: CheckInputs, student: nn.Module, *, compute_dtype: to
 
 
 def _count_shared_ids(inputs: CheckInputs) -> int:
-    """The ids that stand for a token, of a pair for the same one."""
+    """The number of ids that are a token, and for a pair the same token."""
     if inputs.teacher is None:
-        return min(
-            count_token_ids(inputs.student_tokenizer), inputs.vocabulary
-        )  # a teacher that is not here may know fewer
+        return min(count_token_ids(inputs.student_tokenizer), inputs.vocabulary)  # an external teacher may have fewer
     if inputs.teacher_tokenizer is None:
-        raise UnsupportedModel("the teacher's tokenizer is not here, so its loss cannot be defined")
+        raise UnsupportedModel(
+            "the teacher has no tokenizer here, so its loss cannot be computed; give a teacher with its tokenizer"
+        )
     return count_shared_ids(inputs.teacher_tokenizer, inputs.student_tokenizer)
 
 
 def _compute_log_probs(model: nn.Module, ids: Tensor, num_ids: int, compute_dtype: torch.dtype) -> Tensor:
-    """log softmax of a model's own logits of one document, over the real ids, without those of its last token."""
+    """log softmax of a model's own logits of one document over the real ids, except at the last token."""
     causal_lm = unwrap_model(model)
     use_autocast = compute_dtype != torch.float32 and causal_lm.dtype == torch.float32
     with eval_mode(causal_lm), torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=use_autocast):

@@ -1,4 +1,4 @@
-"""What is examined, the verdict on it, and the plain definition of the loss that everything is compared with."""
+"""The result of a check, and how checks run."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,12 +11,12 @@ from potstill.core.errors import PotstillError
 from potstill.stages.checks.inputs import CheckInputs
 
 PASS, FAIL, NOTE = "pass", "fail", "note"
-REPORT_REMEDY = "report it with the two models' names, and take another pair until it is mended"
+REPORT_REMEDY = "report it with the names of both models, and use another pair until it is fixed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One invariant: what it says, what was found, why it matters, and what to do where it fails."""
+    """The result of one check: its name, the outcome, what was found, why it matters, and what to do if it failed."""
 
     name: str
     outcome: str
@@ -26,7 +26,7 @@ class Check:
 
     @classmethod
     def from_result(cls, name: str, passed: bool, *, finding: str, why: str, remedy: str = REPORT_REMEDY) -> "Check":
-        """Passed, or failed with what to do."""
+        """A check that passed, or failed with what to do."""
         return cls(name=name, outcome=PASS if passed else FAIL, found=finding, why=why, remedy="" if passed else remedy)
 
     def to_dict(self) -> dict[str, str]:
@@ -39,7 +39,7 @@ Inputs = TypeVar("Inputs")
 
 
 def run_checks(inputs: Inputs, checks: Sequence[Callable[[Inputs], Check | None]]) -> Iterator[Check]:
-    """What each check that applies finds; one that cannot be asked has failed."""
+    """The result of each check that applies; a check that raises an error has failed."""
     for check in checks:
         try:
             result = check(inputs)
@@ -59,12 +59,12 @@ def _get_check_name(check: Callable[..., object]) -> str:
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference, as a share of the largest value: a small divergence is as uncertain as a large one."""
+    """The largest difference as a share of the largest value, since errors of a sum scale with its largest term."""
     return float((a - b).abs().max() / torch.maximum(a.abs().max(), b.abs().max()).clamp_min(1e-9))
 
 
 def format_values(values: Tensor) -> str:
-    """Values for people."""
+    """Values in four digits, joined by "and"."""
     return " and ".join(f"{value:.4g}" for value in values.tolist())
 
 
