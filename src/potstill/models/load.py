@@ -89,24 +89,18 @@ def locate_model(name: str | Path, *, allow_pickle: bool = False, trust_remote_c
     if str(name) == PACKAGED_MODEL:
         return get_packaged_path()
     if re.match(r"https?://", str(name)):
-        raise NotFound(
-            f"{name} is a server, and this command needs the weights; only distill can use a server, as --teacher"
-        )
+        raise NotFound(f"{name} is a server, and this command needs weights; only distill can use a server")
     try:
         path = Path(name).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # no such user, a name that is too long, a null byte
-        raise NotFound(
-            f"{str(name)[:80]!r} cannot be a path ({error}); give a folder, a .gguf file or a hub id"
-        ) from error
+        raise NotFound(f"{str(name)[:80]!r} cannot be a path ({error}); give a folder or a hub id") from error
     if is_folder or (is_file and path.suffix == ".gguf"):
         return path
     if path.suffix == ".gguf":
         raise NotFound(f"there is no file {path}; give the path of a .gguf file that exists")
     if is_file:
-        raise NotFound(
-            f"{path} is another kind of file; give a model's folder, a .gguf file, a hub id or {PACKAGED_MODEL!r}"
-        )
+        raise NotFound(f"{path} is no model; give a folder, a .gguf file, a hub id or {PACKAGED_MODEL!r}")
     if not HUB_ID.fullmatch(str(name)):
         raise NotFound(f"there is no folder {path}; give a folder with config.json, a .gguf file, or a hub id")
     return _download(str(name), [*SAFE_PATTERNS, *PICKLE_PATTERNS * allow_pickle, *CODE_PATTERNS * trust_remote_code])

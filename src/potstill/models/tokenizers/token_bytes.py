@@ -101,9 +101,7 @@ def _make_token_decoder(steps: list[Mapping[str, Any]]) -> Callable[[str], bytes
         elif kind == "WordPiece":
             word_prefix = step["prefix"]
         elif kind not in TEXT_LEVEL_STEPS:
-            raise UnsupportedModel(
-                f"potstill does not know the tokenizer's decoder step {kind}; use a model with another tokenizer"
-            )
+            raise UnsupportedModel(f"the tokenizer's decoder step {kind} is not supported; use another tokenizer")
 
     def decode_token(token: str) -> bytes:
         if has_byte_fallback and (byte := BYTE_FALLBACK.fullmatch(token)):

@@ -44,7 +44,7 @@ def is_special(i: int, reader: TokenizerInfo) -> bool:
 
 
 def is_contained(student_text: str, teacher_text: str) -> bool:
-    """Whether the teacher's text holds each trained stretch, or nearly all of it: a token's part may be cut at an end."""
+    """Whether the teacher's text holds each trained stretch, except for parts of tokens at its ends."""
     stretches = [
         [stretch for stretch in text.split(UNTRAINED_MARK) if stretch.strip()] for text in (student_text, teacher_text)
     ]

@@ -34,9 +34,7 @@ def _count_shared_ids(inputs: CheckInputs) -> int:
     if inputs.teacher is None:
         return min(count_token_ids(inputs.student_tokenizer), inputs.vocabulary)  # an external teacher may have fewer
     if inputs.teacher_tokenizer is None:
-        raise UnsupportedModel(
-            "the teacher has no tokenizer here, so its loss cannot be computed; give a teacher with its tokenizer"
-        )
+        raise UnsupportedModel("the teacher has no tokenizer, so its loss cannot be computed; add one")
     return count_shared_ids(inputs.teacher_tokenizer, inputs.student_tokenizer)
 
 
