@@ -150,7 +150,7 @@ def cut_tokenizer(folder: Path) -> None:
     [
         (remove_config, NotFound, "no config.json"),
         (cut_config, ArtifactError, "config.json cannot be read"),
-        (list_for_config, ArtifactError, "holds a list"),
+        (list_for_config, ArtifactError, "has a list"),
         (no_weights, ArtifactError, "no weights"),
         (cut_weights, ArtifactError, "corrupt or half-written"),
         (garbage_weights, ArtifactError, "corrupt or half-written"),
@@ -208,8 +208,8 @@ def test_a_missing_shard_or_a_broken_index_is_refused(index: str | None, says: s
         ("some-one/no-such-model", "no hub model"),
         ("no-such-model", "no hub model"),
         ("two words", "no folder"),
-        ("~nobody-of-this-name/model", "no path"),
-        ("x" * 5000, "no path"),
+        ("~nobody-of-this-name/model", "cannot be a path"),
+        ("x" * 5000, "cannot be a path"),
         ("null\0byte", "no"),
         ("", "config.json"),
     ],
@@ -221,7 +221,7 @@ def test_a_name_that_is_nothing_is_not_found(name: str, says: str) -> None:
 
 def test_a_file_that_is_no_model_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
-    with pytest.raises(NotFound, match="is a file"):
+    with pytest.raises(NotFound, match="is no model"):
         locate_model(tmp_path / "notes.txt")
 
 
