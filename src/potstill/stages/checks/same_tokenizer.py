@@ -216,7 +216,8 @@ def check_stop_token(inputs: CheckInputs) -> Check | None:
         passed,
         finding=f"in {inputs.stop_share:.0%} of the answers",
         why="a student that never learns to stop writes on without end",
-        remedy="correct the chat template: it must write the end-of-turn token after an answer",
+        remedy="correct the chat template to end each answer with a stop token, or add its end-of-turn token to "
+        "eos_token_id in generation_config.json",
     )
 
 
