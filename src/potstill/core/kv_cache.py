@@ -107,9 +107,9 @@ class RecurrentState(CacheLayerMixin):
         _check_commit(n, self._committed_length, self._length)
         if n < self._length:
             self.memory = self._committed_memory
-            kept = n - self._committed_length
-            if kept and self._step is not None:
-                inputs = tuple(cat(pieces, 1)[:, :kept] for pieces in zip(*self._inputs, strict=True))
+            kept_length = n - self._committed_length
+            if kept_length and self._step is not None:
+                inputs = tuple(cat(pieces, 1)[:, :kept_length] for pieces in zip(*self._inputs, strict=True))
                 self.memory, _ = self._step(self._committed_memory, inputs)
         self._length = n
         self._set_committed()
