@@ -53,15 +53,22 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "more"),
-    [(TORCHRUN, []), (TORCHRUN, ["--lora=2"]), (TORCHRUN, ["--checkpoint-activations"]), (ACCELERATE, [])],
-    ids=["torchrun", "adapters", "blocks computed twice", "accelerate"],
+    [
+        (TORCHRUN, []),
+        (TORCHRUN, ["--lora=2"]),
+        (TORCHRUN, ["--checkpoint-activations"]),
+        (TORCHRUN, ["--shard"]),
+        (ACCELERATE, []),
+    ],
+    ids=["torchrun", "adapters", "blocks computed twice", "sharded", "accelerate"],
 )
 def test_two_ranks_leave_the_folder_that_one_process_leaves(
     teacher: Path, text: Path, tmp_path: Path, launcher: tuple[str, ...], more: list[str]
 ) -> None:
+    alone_options = [option for option in more if option != "--shard"]
     one, two = (
-        started(start, "potstill", *options(teacher, text, tmp_path / name), *more, "--json")
-        for start, name in ((ALONE, "one"), (launcher, "two"))
+        started(start, "potstill", *options(teacher, text, tmp_path / name), *more_options, "--json")
+        for start, name, more_options in ((ALONE, "one", alone_options), (launcher, "two", more))
     )
     (code, alone, error), (codes, shared, errors) = ended(one), ended(two)
     assert (code, codes) == (0, 0), error + errors
