@@ -10,13 +10,12 @@ if TYPE_CHECKING:
 __all__ = ["AutoModelForCausalLM", "distill", "measure", "prune"]
 __version__ = "0.1.0"
 
-_MODULES = {
-    "AutoModelForCausalLM": "potstill.models.hf_causal_lm"
-}  # transformers' own, which then knows our architecture too
+# The class of transformers; importing it from here registers potstill's own architecture.
+_MODULES = {"AutoModelForCausalLM": "potstill.models.hf_causal_lm"}
 
 
 def __getattr__(name: str) -> Any:
-    """What is public, imported when it is first asked for, so that `import potstill` is quick."""
+    """A public name, imported at its first use, so that `import potstill` is quick."""
     if name in __all__:
         return getattr(import_module(_MODULES.get(name, "potstill.api")), name)
     raise AttributeError(f"module 'potstill' has no attribute {name!r}")

@@ -1,62 +1,47 @@
 """The verbs of the command line as Python functions, with the same names and defaults."""
 
-from collections.abc import Sequence
-from dataclasses import fields
+import inspect
 from pathlib import Path
 from typing import Any
 
 from potstill.core.card import Card
 from potstill.core.errors import UsageError
-from potstill.objectives.config import ObjectiveConfig
+from potstill.core.options import list_options, make_signature
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill as run_distill
 from potstill.stages.measure import MeasureConfig
+from potstill.stages.options import DistillOptions
 from potstill.stages.prune import PruneConfig
 from potstill.stages.training import TrainingResult
-from potstill.train.config import TrainConfig
 
 
-def distill(
-    *,
-    out: str | Path,
-    teacher: str | Sequence[str] | None = None,
-    student: str | None = None,
-    keep: float | None = None,
-    params: int | None = None,
-    data: str = "stdlib",
-    objective: str = ObjectiveConfig.name,
-    cross_entropy: float = ObjectiveConfig.cross_entropy,
-    temperature: float = ObjectiveConfig.temperature,
-    tokens: int = TrainConfig.tokens,
-    lr: float = TrainConfig.learning_rate,
-    overwrite: bool = False,
-    resume: bool = False,
-    **kwargs: Any,
-) -> TrainingResult:
-    """Distil `teacher` into a student and measure both; the run holds model, card and measures.
+def distill(*, out: str | Path, overwrite: bool = False, resume: bool = False, **options: Any) -> TrainingResult:
+    """Distill a teacher into a smaller student, and measure both; `out` gets the model, its card and the measures.
 
-    Several teachers (`NAME=TEACHER` each) teach together as `combine` says: average, confidence or route:COLUMN.
-    `objective` is a divergence with its options (`jsd:beta=0.3`) or `cross_entropy`; `cross_entropy` is the share of it
-    that is mixed in. `more` are fields of `potstill.train.config.TrainConfig` (context, batch_tokens, seed, ...) and of
-    `potstill.stages.distill.config.DistillConfig` (strategy, columns, eval_data, lora, device, ...).
+    `options` are the options of `potstill distill` by the same names, such as `teacher`, `keep`, `data`, `objective`,
+    `tokens` and `lr`, and the other fields of `DistillConfig` and `TrainConfig`. `inspect.signature(distill)` and
+    `help(distill)` list them with their defaults. Several teachers are a sequence of `NAME=TEACHER`.
 
-    Raises: PotstillError, as the command line does; UsageError for a keyword that is none of these.
+    Raises: PotstillError, as the command line does; UsageError for an unknown option.
     """
-    option_names = {field.name for config_class in (TrainConfig, DistillConfig) for field in fields(config_class)} - {
-        "settings"
-    }
-    if unknown_names := sorted(set(kwargs) - option_names):
-        raise UsageError(f"distill takes no {unknown_names[0]!r}; it takes {', '.join(sorted(option_names | {'lr'}))}")
-    options = {"teacher": teacher, "student": student, "keep": keep, "params": params, "data": data, "lr": lr, **kwargs}
-    options |= {"objective": objective, "cross_entropy": cross_entropy, "temperature": temperature, "tokens": tokens}
+    names = {option.name for option in list_options(DistillOptions)} | {"learning_rate"}
+    if unknown_names := sorted(set(options) - names):
+        raise UsageError(f"distill has no option {unknown_names[0]!r}; it has {', '.join(sorted(names))}")
     return run_distill(DistillConfig.from_options(options), Path(out), overwrite=overwrite, resume=resume)
 
 
-def prune(model: str, *, out: str | Path, overwrite: bool = False, **kwargs: Any) -> Card:
-    """Cut `model` to a size; `more` are the fields of `potstill.stages.prune.PruneConfig`."""
-    return PruneConfig(model=model, **kwargs).run(Path(out), overwrite=overwrite)
+distill.__signature__ = make_signature(  # type: ignore[attr-defined]
+    DistillOptions,
+    *[p for p in inspect.signature(distill).parameters.values() if p.kind is p.KEYWORD_ONLY],
+    returns=TrainingResult,
+)
 
 
-def measure(*models: str, **kwargs: Any) -> dict[str, Any]:
-    """Measure models side by side; `more` are the fields of `potstill.stages.measure.MeasureConfig`."""
-    return MeasureConfig(models=models, **kwargs).run()
+def prune(model: str, *, out: str | Path, overwrite: bool = False, **options: Any) -> Card:
+    """Cut `model` to a size; `options` are the fields of `PruneConfig`."""
+    return PruneConfig(model=model, **options).run(Path(out), overwrite=overwrite)
+
+
+def measure(*models: str, **options: Any) -> dict[str, Any]:
+    """Measure models side by side; `options` are the fields of `MeasureConfig`."""
+    return MeasureConfig(models=models, **options).run()

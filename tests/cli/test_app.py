@@ -202,13 +202,13 @@ def test_a_config_takes_what_a_card_holds(plan: Any, asked: Any, whole: bool) ->
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        pytest.param("tokenz: 2M\n", "'tokenz', which is no option", id="an unknown name"),
-        pytest.param("settings: {hope: 1}\n", "'hope', which is no option", id="an unknown setting"),
-        pytest.param("out: here\n", "'out', which is no option", id="what belongs to the call"),
+        pytest.param("tokenz: 2M\n", "'tokenz', which is not an option", id="an unknown name"),
+        pytest.param("settings: {hope: 1}\n", "'hope', which is not an option", id="an unknown setting"),
+        pytest.param("out: here\n", "'out', which is not an option", id="what belongs to the call"),
         pytest.param("keep: half\n", "gives keep as 'half'", id="a word for a number"),
         pytest.param("warmup: [1]\n", "gives warmup as [1]", id="a list for a number"),
         pytest.param("- tokens\n", "options by name", id="no names"),
-        pytest.param("a: b: c\n", "is no YAML", id="no YAML"),
+        pytest.param("a: b: c\n", "is not valid YAML", id="no YAML"),
         pytest.param("3: 4\n", "options by name", id="numbers for names"),
     ],
 )
@@ -227,4 +227,4 @@ def test_a_process_that_is_told_to_end_clears_up_like_one_that_is_interrupted() 
         "app.call = lambda _: (os.kill(os.getpid(), signal.SIGTERM), signal.pause()); app.main()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (130, "stopped; nothing half-written was left behind\n")
+    assert (done.returncode, done.stderr) == (130, "stopped; no unfinished files were left behind\n")

@@ -196,7 +196,7 @@ def test_what_makes_its_student_itself_takes_no_other(name: str) -> None:
         isinstance(stage, DistillConfig) and stage.student == PREVIOUS_FOLDER
         for stage in registry.get_recipe(name).stages
     )
-    with pytest.raises(UsageError, match=rf"{name} trains what it has pruned itself, so it takes no --student"):
+    with pytest.raises(UsageError, match=rf"{name} prunes its own student, so it takes no --student"):
         registry.get_recipe(name).override(student="small")
 
 

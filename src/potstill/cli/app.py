@@ -1,4 +1,4 @@
-"""`potstill`: one program, one verb a job. Nothing heavy is imported before a verb runs, so help is quick."""
+"""The program `potstill`, with one verb per job. A verb imports torch only when it runs, so that help is quick."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ from potstill.cli.commands.serve import serve
 from potstill.cli.output import CommandResult
 from potstill.core.errors import Interrupted, PeerFailed, PotstillError
 
-ClickException: Any = typer.BadParameter.__mro__[2]  # of whichever click this typer stands on
+ClickException: Any = typer.BadParameter.__mro__[2]  # of the click that typer uses
 INTERRUPTED_EXIT_CODE = 130
 
 VERBS = (models, data, doctor, plan, distill, prune, measure, frontier, arena, generate, serve, run, recipes)
@@ -51,18 +51,18 @@ app.add_typer(cache_app, name="cache")
 
 
 def main() -> None:
-    """The entry point: what goes wrong is one sentence on stderr and an exit code, `--debug` shows the traceback."""
+    """The entry point. An error is one sentence on stderr and an exit code; `--debug` shows the traceback."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if os.environ.get("RANK", "0") != "0":
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # of a launcher's ranks the first one answers
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # under torchrun only the first process prints
     if len(arguments) < len(sys.argv) - 1:
         sys.exit(run_command(arguments))
-    warnings.simplefilter("ignore")  # of the libraries below; what matters is an error here
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended is to be interrupted: things are cleared up
+    warnings.simplefilter("ignore")  # of the libraries; potstill itself raises errors
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM cleans up like Ctrl-C
     try:
         sys.exit(run_command(arguments))
     except KeyboardInterrupt:
-        exit_with_message("stopped; nothing half-written was left behind", exit_code=INTERRUPTED_EXIT_CODE)
+        exit_with_message("stopped; no unfinished files were left behind", exit_code=INTERRUPTED_EXIT_CODE)
     except PeerFailed as error:
         sys.exit(error.exit_code)
     except Interrupted as error:
@@ -75,18 +75,18 @@ def main() -> None:
             f"error: {error.format_message().rstrip('.')} (see {command_path} --help)", exit_code=error.exit_code
         )
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has closed the pipe
         sys.exit(1)
     except MemoryError:
-        exit_with_message("error: there is not enough memory; ask for a smaller --context or model", exit_code=1)
-    except Exception as error:  # the last boundary: a traceback helps only who asks for it
+        exit_with_message("error: there is not enough memory; choose a smaller --context or model", exit_code=1)
+    except Exception as error:  # only --debug shows the traceback
         exit_with_message(f"error: {type(error).__name__}: {error} (--debug shows where)", exit_code=1)
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs the verb and prints what it answers, as JSON if that was asked for; the exit code.
+    """Run a verb and print its output, as JSON with `--json`; return the exit code.
 
-    With `--json`, whatever else is printed below goes to stderr.
+    With `--json`, all other output goes to stderr.
     """
     as_json = "--json" in arguments
     stdout_redirect = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
@@ -104,19 +104,19 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def exit_with_message(text: str, *, exit_code: int) -> NoReturn:
-    """One line on stderr, and out."""
+    """Print one line to stderr, and exit."""
     print(" ".join(text.split()), file=sys.stderr)
     sys.exit(exit_code)
 
 
 def get_resume_command(arguments: Sequence[str]) -> str:
-    """The command that continues this one."""
+    """The command that resumes this one."""
     command_arguments = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
     return shlex.join(["potstill", *command_arguments, "--resume"])
 
 
 def replace_non_finite(value: Any) -> Any:
-    """`value` as JSON can hold it: a number that is not finite becomes null."""
+    """`value` with null for every number that is not finite, since JSON has none."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -125,7 +125,7 @@ def replace_non_finite(value: Any) -> Any:
 
 
 def show_version(value: bool) -> bool:
-    """Prints the version and stops, if it was asked for."""
+    """Print the version and stop, if `value` is set."""
     if value:
         print(__version__)
         raise typer.Exit
@@ -138,5 +138,5 @@ def configure_environment(
         bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=show_version)
     ] = False,
 ) -> None:
-    """Makes language models small and fast."""
+    """Make language models small and fast."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,107 +1,122 @@
-"""The options that verbs share, each declared once."""
+"""The options that verbs share, and how the command line reads options from dataclasses and files."""
 
 import dataclasses
+import inspect
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
 from potstill.core.errors import ArtifactError, NotFound, UsageError
+from potstill.core.options import (
+    ALLOW_PICKLE,
+    CONTEXT,
+    DEVICE,
+    DTYPE,
+    SEED,
+    TRUST_REMOTE_CODE,
+    OptionField,
+    list_options,
+)
+from potstill.stages.options import COLUMNS, LOCAL_TEACHER_HELP
 
 if TYPE_CHECKING:
     CommandContext = typer.Context
 else:
-    CommandContext = typer.Context.__mro__[1]  # what typer passes where it asks for its own subclass to be named
+    CommandContext = typer.Context.__mro__[1]  # typer passes the base class, and wants it named
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
-Teacher = Annotated[  # one; a list, so that a second one is refused and does not take the first one's place
-    list[str] | None, typer.Option("--teacher", help="A hub id, a folder, a .gguf file, or smollm2.", metavar="TEXT")
-]
-Teachers = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--teacher",
-        help="A hub id, a folder, a .gguf file, smollm2, or a server: http://HOST:PORT/v1#MODEL. Several may teach "
-        "together, as NAME=TEACHER each, caches too; the first is measured beside.",
-    ),
-]
-Combine = Annotated[
-    str,
-    typer.Option(help="How several teachers teach: average, confidence (in the text) or route:COLUMN of the data."),
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, and all else to stderr.")]
+Teacher = Annotated[  # a list, so that a second teacher is refused and does not replace the first one
+    list[str] | None, typer.Option("--teacher", help=LOCAL_TEACHER_HELP, metavar="TEXT")
 ]
 Out = Annotated[str, typer.Option(help="The folder to make.")]
-Keep = Annotated[float | None, typer.Option(help="Share of all stored parameters to keep, in (0, 1].")]
-Params = Annotated[str | None, typer.Option(help="Parameters to keep, such as 60M.")]
-Strategy = Annotated[
-    str, typer.Option(help="What is cut: depth, width, both, ffn; auto: depth from a share of 0.7 on, below it both.")
-]
-Data = Annotated[str, typer.Option(help="stdlib, a file, a folder, or a hub data set id.")]
-Columns = Annotated[
-    str, typer.Option(help="Which column is which, as in prompt=instruction,response=text; by default told by name.")
-]
-EvalData = Annotated[str | None, typer.Option(help="Held-out text; by default the data's own validation split.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")]
-Student = Annotated[
-    str | None, typer.Option(help="A smaller model; its tokens may differ with --objective dskdv2_eta.")
-]
-Objective = Annotated[
-    str,
-    typer.Option(
-        help="A divergence (forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl, total_variation), with "
-        "options after a colon (jsd:beta=0.3); a method of docs/objectives.md (dskd, dskdv2_eta, uld, ...); "
-        "cross_entropy, for no teacher; a sum (0.6*cross_entropy+0.4*forward_kl); or your own FILE.py:FUNCTION."
-    ),
-]
-CrossEntropy = Annotated[float, typer.Option(help="Share of cross-entropy in the loss, 0 to 1.")]
-Temperature = Annotated[float, typer.Option(help="Both logits are divided by it; the loss times its square.")]
-Documents = Annotated[int, typer.Option(help="Held-out documents to measure on.")]
-Prompts = Annotated[int, typer.Option(help="Prompts to answer for ROUGE-L, on prompt/response data.")]
-SkipDoctor = Annotated[
-    bool, typer.Option("--skip-doctor", help="Train even where an invariant of the pair does not hold.")
-]
-Tokens = Annotated[str, typer.Option(help="Tokens to train on, such as 200k or 2M.")]
-Context = Annotated[int, typer.Option(help="Longest document window, in tokens.")]
-BatchTokens = Annotated[int, typer.Option(help="Tokens per optimiser step.")]
-LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
-EvalEvery = Annotated[int, typer.Option(help="Steps between evaluations; 0 is none before the end.")]
-SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints; 0 is a tenth of the run, at least 10.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Dtype = Annotated[str, typer.Option(help="What matrices are multiplied in: auto (measured), bfloat16 or float32.")]
-Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
+Context = Annotated[int, typer.Option(help=CONTEXT.help)]
+Columns = Annotated[str, typer.Option(help=COLUMNS.help)]
+Device = Annotated[str, typer.Option(help=DEVICE.help)]
+Dtype = Annotated[str, typer.Option(help=DTYPE.help)]
+Seed = Annotated[int, typer.Option(help=SEED.help)]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help=ALLOW_PICKLE.help)]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_REMOTE_CODE.help)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
-MicroTokens = Annotated[int, typer.Option(help="Tokens per pass; fewer need less memory, not another result.")]
-CheckpointActivations = Annotated[
-    bool,
-    typer.Option("--checkpoint-activations", help="Compute the student's blocks twice: less memory, more time."),
-]
-Compile = Annotated[bool, typer.Option("--compile", help="Run the layers through torch.compile, where it works.")]
-Shard = Annotated[
-    bool,
-    typer.Option("--shard", help="Under torchrun: split weights, gradients and optimizer states over the processes."),
-]
-ReferenceTeacher = Annotated[
-    str | None,
-    typer.Option("--teacher", help="Measure KL to it and agreement with it too, for models of its tokenizer."),
-]
-Tasks = Annotated[list[str] | None, typer.Option(help="An lm-eval task (needs the extra 'eval'); repeat for several.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last whole checkpoint.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")]
 Config = Annotated[
-    str | None, typer.Option(help="A YAML file of these options, or a card.json; the command line wins.")
+    str | None, typer.Option(help="A YAML file of these options, or a card.json; the command line takes precedence.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, with every default, and stop.")]
-AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print all options with their values, and stop.")]
 
-SIZE_OPTIONS = ("student", "keep", "params")  # one of them; if the command line gives one, a file's other falls away
+SIZE_OPTIONS = ("student", "keep", "params")  # one of them; the command line's replaces the file's
 CALL_OPTIONS = ("out", "config", "overwrite", "resume", "dry_run", "as_json")  # of the call, not of the run
 
 COUNT_OPTIONS = ("tokens", "params")  # written as 200k or 60M
 
 COUNT_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgb]?)", re.IGNORECASE)
 UNIT_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+
+
+def take_options(
+    options_class: type, *, leave_out: Collection[str] = (), help_texts: Mapping[str, str] | None = None
+) -> Callable[[Command], Command]:
+    """A decorator that gives a verb the options of a dataclass, which it receives as `**options`.
+
+    The verb's own parameters come first, except those of the call (`--overwrite`, `--json`, ...), which come last. An
+    option that the verb declares itself is not added. `help_texts` replaces help texts by option name.
+    """
+
+    def decorate(function: Command) -> Command:
+        signature = inspect.signature(function)
+        parameters = {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        added = {
+            field.name: _make_parameter(field, (help_texts or {}).get(field.name, field.option.help))
+            for field in list_options(options_class)
+            if field.option.on_command_line and field.name not in (*leave_out, *parameters)
+        }
+        last = {name: p for name, p in parameters.items() if name in CALL_OPTIONS and p.default is not p.empty}
+        ordered = {**{name: p for name, p in parameters.items() if name not in last}, **added, **last}
+        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in ordered.values()]
+        function.__signature__ = signature.replace(parameters=keywords)  # type: ignore[attr-defined]
+        function.__annotations__ = {
+            **{name: p.annotation for name, p in ordered.items()},
+            "return": signature.return_annotation,
+        }
+        return function
+
+    return decorate
+
+
+def _make_parameter(field: OptionField, help_text: str) -> inspect.Parameter:
+    """An option as a parameter that typer understands."""
+    default, field_type = field.option.default, field.type
+    flags = [f"--{field.name.replace('_', '-')}"] if field_type is bool and not default else []
+    metavar = None
+    if field.option.is_count:
+        field_type, default = (str if default is not None else str | None), format_count(default)
+    elif tuple[str, ...] in (field_type, *get_args(field_type)):
+        field_type, default, metavar = list[str] | None, None, "TEXT"
+    typer_option = typer.Option(*flags, help=help_text, metavar=metavar)
+    annotation = Annotated[field_type, typer_option]  # type: ignore[valid-type]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def read_options(options_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the fields of a dataclass, without those of nested dataclasses, from a command line's options.
+
+    Raises: UsageError if a count is invalid.
+    """
+    own_fields = {field.name for field in dataclasses.fields(options_class)}
+    values: dict[str, Any] = {}
+    for name, field_name, field_type, option in list_options(options_class):
+        if name not in options or field_name not in own_fields:
+            continue
+        values[field_name] = tuple(options[name] or ()) if field_type == tuple[str, ...] else options[name]
+        if option.is_count:
+            values[field_name] = parse_count(options[name])
+    return values
 
 
 def parse_count(text: str | int | None) -> int | None:
@@ -114,19 +129,27 @@ def parse_count(text: str | int | None) -> int | None:
     match = COUNT_PATTERN.fullmatch(str(text).strip().replace("_", "").replace(",", ""))
     number = 0 if match is None else round(float(match[1]) * UNIT_FACTORS[match[2].lower()])
     if number < 1:
-        raise UsageError(f"{text!r} is no count; write 200000, 200k or 60M")
+        raise UsageError(f"{text!r} is not a count; write 200000, 200k or 60M")
     return number
 
 
-def get_single_teacher(teachers: Sequence[str] | None) -> str:
-    """The one teacher's name.
+def format_count(number: int | None) -> str | None:
+    """A count in its largest whole unit: `200k`, `2M`."""
+    if number is None:
+        return None
+    factor, unit = max((factor, unit) for unit, factor in UNIT_FACTORS.items() if number % factor == 0)
+    return f"{number // factor}{unit if unit == 'k' else unit.upper()}"
 
-    Raises: UsageError if none is given, or several.
+
+def get_single_teacher(teachers: Sequence[str] | None) -> str:
+    """The name of the only teacher.
+
+    Raises: UsageError if there is none, or several.
     """
     if not teachers:
         raise UsageError("a teacher is needed; give --teacher, such as smollm2")
     if len(teachers) > 1:
-        raise UsageError(f"one teacher is taken here, and {len(teachers)} are given; give one of them at a time")
+        raise UsageError(f"this command takes one teacher, and {len(teachers)} are given; give one of them at a time")
     return teachers[0]
 
 
@@ -136,9 +159,9 @@ def expand_path(text: str) -> Path:
 
 
 def check_output_file(out: str | None) -> None:
-    """Refuse a file that cannot be written, before anything is spent.
+    """Refuse a file that cannot be written, before any work is done.
 
-    Raises: NotFound, UsageError, ArtefactError.
+    Raises: NotFound, UsageError, ArtifactError.
     """
     if out is None:
         return
@@ -157,11 +180,11 @@ def get_number_types(stage: type) -> dict[str, type]:
 
 
 def merge_options(ctx: CommandContext, config: str | None, extra_types: Mapping[str, type]) -> dict[str, Any]:
-    """The options of a verb: those of its YAML file (or of the stage in a card), overridden by the command line's own.
+    """The options of a verb: those of its YAML file (or of the stage in a card), overridden by the command line.
 
-    `also` are settings that a file may hold though there is no option for them.
+    A file may also set `extra_types`, which the command line has no option for.
 
-    Raises: UsageError if the file names an option that does not exist, or gives one a value that it cannot take.
+    Raises: UsageError if the file names an option that does not exist, or gives one an invalid value.
     """
     options = {name: value for name, value in ctx.params.items() if name not in CALL_OPTIONS}
     type_hints = {**get_type_hints(ctx.command.callback), **extra_types}
@@ -169,9 +192,9 @@ def merge_options(ctx: CommandContext, config: str | None, extra_types: Mapping[
     for name, value in _flatten_options(file_content).items():
         if name not in options and name not in extra_types:
             if "stage" in file_content:
-                continue  # a card says more of its stage than another verb asks
+                continue  # the stage of a card may have options that this verb lacks
             option_names = ", ".join(sorted({*options, *extra_types} - {"config"}))
-            raise UsageError(f"{config} names {name!r}, which is no option; options are {option_names}")
+            raise UsageError(f"{config} names {name!r}, which is not an option; the options are {option_names}")
         if not _is_on_command_line(ctx, name) and not (
             name in SIZE_OPTIONS and any(_is_on_command_line(ctx, size) for size in SIZE_OPTIONS)
         ):
@@ -187,22 +210,25 @@ def _is_on_command_line(ctx: CommandContext, name: str) -> bool:
 
 
 def _convert_value(type_hints: Mapping[str, Any], config: str, name: str, value: Any) -> Any:
-    """The value of a file as the command line would have read it."""
+    """The value in a file, with the type that the command line gives the option.
+
+    Raises: UsageError.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     if value is None or name in COUNT_OPTIONS:
         return value
     if isinstance(value, str) and list[str] in get_args(type_hints[name]):
-        value = [value]  # given once on a command line, it is a list too
+        value = [value]  # one value is a list too, as on the command line
     try:
         return TypeAdapter(type_hints[name]).validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise UsageError(f"{config} gives {name} as {value!r}, which it cannot be: {reason}") from error
+        raise UsageError(f"{config} sets {name} to {value!r}, which is invalid: {reason}") from error
 
 
 def _flatten_options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's options by their names on the command line; a card's stage, with its objective and settings, too."""
+    """The options in a file, or in the stage of a card, by their names on the command line."""
     if isinstance(content.get("stage"), Mapping):  # a whole card
         content = content["stage"]
     options = {name.replace("-", "_"): value for name, value in content.items() if name != "stage"}
@@ -227,7 +253,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise NotFound(f"there is no file {file}") from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is no YAML: {error}") from error
+        raise UsageError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise UsageError(f"{file} must hold options by name, such as `tokens: 2M`")
+        raise UsageError(f"{file} must map option names to values, such as `tokens: 2M`")
     return content

@@ -1,18 +1,18 @@
-"""What all verbs do alike: answer for people or machines, and keep the libraries quiet."""
+"""What all verbs share: output as JSON or as tables, and quiet libraries."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
 class CommandResult(NamedTuple):
-    """What a verb answers, with an exit code: 1 where it did its work and what it judged has failed."""
+    """The output of a verb with an exit code: 1 if the verb ran, and what it checked has failed."""
 
     output: Any
     exit_code: int
 
 
 def print_or_return(value: Any, as_json: bool, print_output: Callable[[], None]) -> Any:
-    """What a verb returns: `value` for JSON; for people, `show` is called and nothing is left to say."""
+    """`value`, if the output is JSON; else call `print_output` and return None."""
     if as_json:
         return value
     print_output()
@@ -20,7 +20,7 @@ def print_or_return(value: Any, as_json: bool, print_output: Callable[[], None])
 
 
 def suppress_library_output() -> None:
-    """The libraries' own bars and warnings stay away."""
+    """Turn off the progress bars and warnings of the libraries."""
     import datasets
 
     from potstill.train.run import silence_libraries

@@ -1,4 +1,4 @@
-"""What people see: tables and facts, by rich."""
+"""Tables and lists for people, printed with rich."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ from potstill.core.types import Measure
 
 console = Console()
 if not console.is_terminal:
-    console = Console(width=140)  # a file or a pipe has no width of its own
+    console = Console(width=140)  # a file or a pipe has no width
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
-    """Rows of plain values."""
+    """Print rows of plain values, one column for each name in `columns`."""
     output_table = Table(*columns)
     for row in rows:
         output_table.add_row(*(Text(str(row.get(c, ""))) for c in columns))
@@ -28,7 +28,7 @@ OUTCOME_COLORS = {"pass": "green", "fail": "bold red", "note": "yellow"}
 
 
 def print_checks(results: Sequence[Mapping[str, str]]) -> None:
-    """Each invariant with its outcome and why it matters; what to do where one fails."""
+    """Print each check with its outcome, why it matters, and what to do if it failed."""
     table = Table("invariant", "outcome", "found", "why it matters")
     for check in results:
         outcome = Text(check["outcome"], style=OUTCOME_COLORS[check["outcome"]])
@@ -38,7 +38,7 @@ def print_checks(results: Sequence[Mapping[str, str]]) -> None:
 
 
 def print_facts(values: Mapping[str, Any]) -> None:
-    """Names and values, one a line."""
+    """Print names and values, one per line."""
     table = Table("setting", "value")
     for name, value in flatten(values):
         table.add_row(name, Text(str(value)))
@@ -46,7 +46,7 @@ def print_facts(values: Mapping[str, Any]) -> None:
 
 
 def flatten(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values, nested ones under `outer.inner`."""
+    """Names and values; nested ones are named `outer.inner`."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, prefix=f"{prefix}{name}.")
@@ -59,7 +59,7 @@ def flatten(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[st
 def print_measures(
     models: Mapping[str, Sequence[Mapping[str, Any]]], paired_differences: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """One row a model, one column a measure, with intervals; then every two models compared on the same documents."""
+    """Print one row per model, one column per measure, with intervals; then the differences of every two models."""
     measures_by_model = {
         name: {m["name"]: Measure(**m) for m in model_measures} for name, model_measures in models.items()
     }
@@ -73,7 +73,7 @@ def print_measures(
 
 
 def print_differences(paired_differences: Sequence[Mapping[str, Any]]) -> None:
-    """Of every two models a and b what a has more of each measure than b, with its interval, paired by document."""
+    """Print, for every two models a and b, each measure of a minus that of b, with its interval, paired by document."""
     names = list(dict.fromkeys(entry["name"] for entry in paired_differences))
     table = Table("paired by document: a - b", *(MEASURES[name].column for name in names))
     for a, b in dict.fromkeys((entry["a"], entry["b"]) for entry in paired_differences):
@@ -88,19 +88,19 @@ def format_difference(entry: Mapping[str, Any]) -> str:
 
 
 def print_run(out: Path, measures_by_model: Mapping[str, Sequence[Measure]]) -> None:
-    """The measures of a finished run and where it lies."""
+    """Print the measures of a finished run, and its folder."""
     print_measures({name: [m.to_dict() for m in model_measures] for name, model_measures in measures_by_model.items()})
     print_line(f"{out} holds the model, its card (README.md, card.json), metrics.jsonl and curve.png")
 
 
 def print_pruned_model(out: str, details: Mapping[str, Any]) -> None:
-    """What is left of a model and where it lies."""
+    """Print the shape and size of a pruned model, and its folder."""
     print_facts({**details["shape"], "parameters": f"{details['parameters']:,}", "share": f"{details['share']:.1%}"})
     print_line(f"{out} holds the model and its card (README.md, card.json)")
 
 
 def print_models(model_list: Sequence[Mapping[str, Any]]) -> None:
-    """Models with their size and licence."""
+    """Print models with their size and license."""
     rows = [
         {**m, "MiB": f"{m['bytes'] / 2**20:,.0f}" if m["bytes"] else "-", "licence": m["licence"] or "not stated"}
         for m in model_list
@@ -109,7 +109,7 @@ def print_models(model_list: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_caches(manifests: Sequence[Mapping[str, Any]]) -> None:
-    """Teachers' caches, one a line."""
+    """Print caches of teachers, one per line."""
     rows = [
         {
             "cache": manifest["out"],
@@ -126,19 +126,19 @@ def print_caches(manifests: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_corpus(description: Mapping[str, Any], *, show_tokens: bool) -> None:
-    """What a data set is; with `tokens` its coloured examples too."""
+    """Print a description of a data set; with `show_tokens`, colored examples too."""
     from potstill.data.preview import render
 
     console.print(render(description if show_tokens else {**description, "examples": []}))
 
 
 def print_line(text: str) -> None:
-    """A sentence, with nothing in it taken for markup."""
+    """Print a sentence as it is, without markup."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_recipes(recipe_list: Sequence[Mapping[str, Any]], *, with_details: bool) -> None:
-    """All recipes in a table, or one of them whole."""
+    """Print all recipes in a table, or with details."""
     if not with_details:
         print_table(recipe_list, "name", "summary", "source")
         return

@@ -3,8 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from potstill.core.errors import UsageError, VocabularyMismatch
@@ -14,17 +13,17 @@ from potstill.objectives.cross_entropy import CROSS_ENTROPY
 from potstill.objectives.logit_distillation import LogitDistillation
 from potstill.objectives.model_info import PairInfo
 from potstill.objectives.multi_teacher import TeacherEnsemble, combine_teachers
+from potstill.objectives.options import ObjectiveChoice
 from potstill.objectives.registry import OBJECTIVE_SPECS
 from potstill.objectives.term import ObjectiveTerm, WeightedTerm, parse_term, parse_weighted_term
 from potstill.objectives.weighted_sum import WeightedSum
 
-DEFAULT_SHARE = 0.7  # of cross-entropy
 PLUS = re.compile(r"(?<!\d[eE])\+")  # a plus that is not part of a number such as 1e+3
 WEIGHTED = re.compile(r"\s*[\d.]+(?:[eE][+-]?\d+)?\s*\*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
+class ObjectiveConfig(ObjectiveChoice):
     """One objective with a share of cross-entropy, or a sum of weighted objectives.
 
     `name` is a divergence, a method of `objectives.registry`, `cross_entropy` (no teacher), or FILE.py:NAME for a
@@ -39,11 +38,6 @@ class ObjectiveConfig:
 
     Raises: UsageError if name, options, share or temperature are invalid, or a file does not have its SHA-256.
     """
-
-    name: str = "forward_kl"
-    cross_entropy: float = DEFAULT_SHARE
-    temperature: float = 1.0
-    options: Mapping[str, float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.cross_entropy <= 1:
@@ -71,7 +65,7 @@ class ObjectiveConfig:
         if not 0 < total < math.inf or min(named.weight for named in terms) < 0:
             raise UsageError(f"the objective {self.name!r} needs weights of 0 or more that do not all vanish")
         share = sum(named.weight for named in terms if named.term.name == CROSS_ENTROPY) / total
-        if self.cross_entropy not in (DEFAULT_SHARE, share) or self.options:
+        if self.cross_entropy not in (ObjectiveChoice.cross_entropy, share) or self.options:
             raise UsageError(
                 f"the objective {self.name!r} states every weight and option itself; omit --cross-entropy, or give "
                 "cross_entropy a weight in the sum"

@@ -1,1 +1,1 @@
-"""One file per published system: values only."""
+"""Recipes: one file of plain values per published system."""

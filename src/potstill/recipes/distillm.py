@@ -1,4 +1,4 @@
-"""DistiLLM: a skewed divergence, and a share of its own text that grows where an evaluation is clearly worse.
+"""DistiLLM: a skewed KL divergence; the share of text that the student samples grows when an evaluation is worse.
 
 Source: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models" (arXiv:2402.03898).
 Cost and measures: only its tiny form has been run so far.
@@ -18,7 +18,7 @@ BIBTEX = """@inproceedings{ko2024distillm,
 
 
 def build_recipe() -> Recipe:
-    """The buffer holds what the student wrote before."""
+    """SmolLM2-135M and a student of three quarters of it; a buffer replays the completions that it sampled before."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
@@ -35,10 +35,10 @@ def build_recipe() -> Recipe:
         stages=(stage,),
         origins={
             "skew": "0.1, distillm/losses.py of the official code",
-            "cross_entropy": "0, kd-ratio 1 of the GPT-2 script; its loss on OpenWebText is left out",
+            "cross_entropy": "0, kd-ratio 1 of the GPT-2 script; this recipe omits its loss on OpenWebText",
             "temperature": "1, the official code has none",
-            "rollout, on_policy": "share 0 at the start, 0.1 more where an evaluation is at least 0.1 nats worse than "
-            "the one before; numbers of the script, whose code compares with where the share last grew",
+            "rollout, on_policy": "share 0 at the start, plus 0.1 after an evaluation at least 0.1 nats worse than "
+            "the previous one; the numbers of the script, whose code compares with the last increase of the share",
             "learning_rate, weight_decay, clip, context": "5e-4, 0.01, 1 and 512, the GPT-2 script",
             "warmup": "ours; the script has none",
             "eval_every": "2, ours; the script evaluates once an epoch",

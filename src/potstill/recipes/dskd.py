@@ -1,4 +1,4 @@
-"""DSKD: student and teacher compared through one head, in the space of either.
+"""DSKD: compare student and teacher through one head, in the hidden space of each.
 
 Source: Zhang et al., "Dual-Space Knowledge Distillation for Large Language Models" (arXiv:2406.17328), section 3.
 Cost and measures: only its tiny form has been run so far.
@@ -25,7 +25,7 @@ SCRIPTS = {
 
 
 def build_recipe() -> Recipe:
-    """SmolLM2-135M taught to three quarters of itself."""
+    """SmolLM2-135M distilled to a student of three quarters of its size."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
@@ -34,7 +34,7 @@ def build_recipe() -> Recipe:
     )
     return Recipe(
         name="dskd",
-        summary="both distributions from one head, in either space, half and half with cross-entropy",
+        summary="both distributions from one head, in both hidden spaces, with half cross-entropy",
         source="arXiv:2406.17328",
         bibtex=BIBTEX,
         stages=(stage,),

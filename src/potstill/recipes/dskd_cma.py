@@ -1,4 +1,4 @@
-"""DSKD with cross-model attention: the same between two tokenizers.
+"""DSKD with cross-model attention: dual-space distillation between two tokenizers.
 
 Source: Zhang et al., "Dual-Space Knowledge Distillation for Large Language Models" (arXiv:2406.17328), section 3.2.
 Cost and measures: only its tiny form has been run so far.
@@ -12,7 +12,7 @@ from potstill.train.config import TrainConfig
 
 
 def build_recipe() -> Recipe:
-    """By default within one tokenizer; with a student of its own, any teacher."""
+    """By default a pruned student with the same tokenizer; with `student`, any teacher works."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,

@@ -1,4 +1,4 @@
-"""DSKDv2: projectors that begin at the pseudo-inverse of the heads, and labels of the teacher.
+"""DSKDv2: projectors that start from the pseudo-inverse of the heads, and labels from the teacher.
 
 Source: Zhang et al., "A Dual-Space Framework for General Knowledge Distillation" (arXiv:2504.11426).
 Cost and measures: only its tiny form has been run so far.
@@ -19,7 +19,7 @@ BIBTEX = """@article{zhang2025dual,
 
 
 def build_recipe() -> Recipe:
-    """SmolLM2-135M taught to three quarters of itself."""
+    """SmolLM2-135M distilled to a student of three quarters of its size."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
@@ -28,7 +28,7 @@ def build_recipe() -> Recipe:
     )
     return Recipe(
         name="dskdv2",
-        summary="dual spaces with projectors that keep the logits, half and half with cross-entropy",
+        summary="dual spaces with projectors that preserve the logits, with half cross-entropy",
         source="arXiv:2504.11426",
         bibtex=BIBTEX,
         stages=(stage,),

@@ -1,4 +1,4 @@
-"""DSKDv2 with exact token alignment: between two tokenizers, at the tokens that both have.
+"""DSKDv2 with exact token alignment: between two tokenizers, at the tokens that are equal in both.
 
 Source: Zhang et al., "A Dual-Space Framework for General Knowledge Distillation" (arXiv:2504.11426).
 Cost and measures: only its tiny form has been run so far.
@@ -12,7 +12,7 @@ from potstill.train.config import TrainConfig
 
 
 def build_recipe() -> Recipe:
-    """By default within one tokenizer; with a student of its own, any teacher."""
+    """By default a pruned student with the same tokenizer; with `student`, any teacher works."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,

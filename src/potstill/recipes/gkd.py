@@ -1,4 +1,4 @@
-"""GKD: half of the text is what the student itself writes, and the teacher judges both halves.
+"""GKD: the student samples completions for half of the documents, and learns from the teacher on all of them.
 
 Source: Agarwal et al., "On-Policy Distillation of Language Models" (arXiv:2306.13649).
 Cost and measures: only its tiny form has been run so far.
@@ -19,7 +19,7 @@ BIBTEX = """@inproceedings{agarwal2024onpolicy,
 
 
 def build_recipe() -> Recipe:
-    """Heal a pruned student first: one that stops at once learns nothing from its own text (docs/rollouts.md)."""
+    """Train a pruned student before: one that stops at once learns nothing from its samples (docs/rollouts.md)."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
@@ -30,7 +30,7 @@ def build_recipe() -> Recipe:
     )
     return Recipe(
         name="gkd",
-        summary="on-policy at a share of 0.5, generalised Jensen-Shannon divergence",
+        summary="on-policy at a share of 0.5, generalized Jensen-Shannon divergence",
         source="arXiv:2306.13649",
         bibtex=BIBTEX,
         stages=(stage,),

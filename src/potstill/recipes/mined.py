@@ -1,4 +1,4 @@
-"""MinED: the teacher of another tokenizer moved token by token to what is spelt most alike.
+"""MinED: map each token of the teacher to the token of the student with the most similar spelling.
 
 Source: Wan et al., "Knowledge Fusion of Large Language Models" (arXiv:2401.10491), section 3, as a baseline of DSKD.
 Cost and measures: only its tiny form has been run so far.
@@ -19,7 +19,7 @@ BIBTEX = """@inproceedings{wan2024knowledge,
 
 
 def build_recipe() -> Recipe:
-    """By default within one tokenizer; with a student of its own, any teacher."""
+    """By default a pruned student with the same tokenizer; with `student`, any teacher works."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
@@ -28,7 +28,7 @@ def build_recipe() -> Recipe:
     )
     return Recipe(
         name="mined",
-        summary="forward KL to the teacher by minimum edit distance; --teacher and --student may differ in tokenizer",
+        summary="forward KL, mapped by minimum edit distance; --teacher and --student may differ in tokenizer",
         source="arXiv:2401.10491",
         bibtex=BIBTEX,
         stages=(stage,),

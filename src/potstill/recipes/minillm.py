@@ -1,4 +1,4 @@
-"""MiniLLM: reverse KL over whole answers, by the gradient of a policy.
+"""MiniLLM: minimize the reverse KL over whole answers by policy gradient.
 
 Source: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models" (arXiv:2306.08543).
 Cost and measures: only its tiny form has been run so far.
@@ -18,7 +18,7 @@ BIBTEX = """@inproceedings{gu2024minillm,
 
 
 def build_recipe() -> Recipe:
-    """One step on each answer, where the paper takes several; start from a student that was trained."""
+    """One step per answer, where the paper takes several; start from a trained student."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
@@ -30,14 +30,14 @@ def build_recipe() -> Recipe:
     )
     return Recipe(
         name="minillm",
-        summary="policy gradient of the reverse KL on answers that teacher and student write together",
+        summary="policy gradient of the reverse KL on answers sampled from a mixture of teacher and student",
         source="arXiv:2306.08543",
         bibtex=BIBTEX,
         stages=(stage,),
         origins={
-            "on_policy": "0.5, ours: cross-entropy needs documents that nobody samples",
+            "on_policy": "0.5, ours: cross-entropy needs documents that are not sampled",
             "cross_entropy": "0.5, on the data's own answers, where the official code takes a corpus of text",
-            "rollout": "0.2 of the teacher in what is sampled from, the paper's section 3.1",
+            "rollout": "samples come from a mixture with 0.2 of the teacher, the paper's section 3.1",
             "mixed, scale, discount, objective.clip": "0.2, 0.5, 0.95 and 0.2, the GPT-2 script and arguments.py",
             "learning_rate, weight_decay, clip, context": "5e-6, 0.01, 1 and 512, the GPT-2 script and arguments.py",
             "warmup, final_rate": "ours; the script has 100 steps of 5,000, then a constant rate",

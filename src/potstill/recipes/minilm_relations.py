@@ -1,4 +1,4 @@
-"""MiniLM: how the teacher's last attention relates tokens, whatever the widths.
+"""MiniLM: match the relations between tokens in the last attention layer, for models of any widths.
 
 Source: Wang et al., "MiniLMv2: Multi-Head Self-Attention Relation Distillation" (arXiv:2012.15828).
 Cost and measures: only its tiny form has been run so far.
@@ -18,7 +18,7 @@ BIBTEX = """@article{wang2020minilmv2,
 
 
 def build_recipe() -> Recipe:
-    """SmolLM2-135M taught to three quarters of itself."""
+    """SmolLM2-135M distilled to a student of three quarters of its size."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
@@ -34,10 +34,10 @@ def build_recipe() -> Recipe:
         stages=(stage,),
         origins={
             "heads": "32, the code of MiniMoE (arXiv:2305.12129); the paper takes 48 and 64",
-            "cross_entropy": "0.5, ours: the papers distil encoders without labels",
-            "temperature": "1, without effect: relations have none",
+            "cross_entropy": "0.5, ours: the papers distill encoders without labels",
+            "temperature": "1, without effect on relations",
             "weight_decay": "0.01, the scripts of MiniMoE",
-            "learning_rate, warmup, final_rate, clip": "ours; MiniMoE has 3e-4, 1 % of warm-up, a line down, and 5",
+            "learning_rate, warmup, final_rate, clip": "ours; MiniMoE has 3e-4, 1 % of warm-up, linear decay, and 5",
             "context, batch_tokens": "ours; MiniMoE takes 1,024 windows of 128 a step",
             "keep, tokens": "ours",
         },

@@ -1,9 +1,9 @@
-"""MiniMA: prune for initialisation (width, then depth), then distil logits, half and half with cross-entropy.
+"""MiniMA: prune for initialization (width, then depth), then distill logits with half cross-entropy.
 
 Source: Zhang et al., "Towards the Law of Capacity Gap in Distilling Language Models" (arXiv:2311.07052), section 3.
-Departs from the paper: layers are dropped by measured harm, where MiniMA deletes the first and the last four; losses
-are averaged over trained positions only, where its code counts padding too. Cost and measures: only
-its tiny form has been run so far.
+Departs from the paper: layers are dropped by measured harm, where MiniMA drops the first and the last four. Losses are
+averaged over trained positions only, where its code includes padding.
+Cost and measures: only its tiny form has been run so far.
 """
 
 from potstill.objectives.config import ObjectiveConfig
@@ -22,7 +22,7 @@ BIBTEX = """@article{zhang2023law,
 
 
 def build_recipe() -> Recipe:
-    """Two fifths of the teacher, as the law of the capacity gap advises."""
+    """A student of two fifths of the teacher, as the law of the capacity gap suggests."""
     prune = PruneConfig(model="smollm2", keep=0.4, strategy="both")
     distill = DistillConfig(
         teacher="smollm2",
@@ -32,7 +32,7 @@ def build_recipe() -> Recipe:
     )
     return Recipe(
         name="minima",
-        summary="prune all dimensions alike, then forward KL and cross-entropy, half and half",
+        summary="prune all dimensions alike, then half forward KL and half cross-entropy",
         source="arXiv:2311.07052",
         bibtex=BIBTEX,
         stages=(prune, distill),
@@ -42,7 +42,7 @@ def build_recipe() -> Recipe:
             "calibration_tokens": "ours",
             "cross_entropy, temperature": "0.5 and 1, run_distillation_llama_ds.py of the official code",
             "learning_rate, weight_decay, warmup, clip": "3e-4, 0.1, 1 % and 1, distil_minima.sh",
-            "context, batch_tokens": "ours; the script has windows of 4,096, 64 of them a GPU",
-            "tokens": "ours; the paper distils on 126 billion",
+            "context, batch_tokens": "ours; the script has windows of 4,096, 64 per GPU",
+            "tokens": "ours; the paper distills on 126 billion",
         },
     )

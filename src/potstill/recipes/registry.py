@@ -12,22 +12,22 @@ from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.prune import PruneConfig
 from potstill.stages.sequence import PREVIOUS_FOLDER, Stage
 
-REQUIRED_DATA = "@data"  # in a recipe whose text only the user can name
+REQUIRED_DATA = "@data"  # in a recipe whose data the user has to give
 
-DEFAULT_ORIGINS = {  # where what a recipe says nothing of comes from
+DEFAULT_ORIGINS = {  # where the numbers come from that a recipe does not explain
     "learning_rate, warmup, final_rate, weight_decay, clip, context, batch_tokens": "ours, the defaults of distill",
-    "temperature": "1, ours: logits as they are",
-    "on_policy": "0, ours: all text is the data's",
-    "lora, eval_every, patience": "0, ours: all weights are trained, and to the end",
+    "temperature": "1, ours: logits are not divided",
+    "on_policy": "0, ours: the student samples nothing",
+    "lora, eval_every, patience": "0, ours: all weights are trained, without early stopping",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A published system as a tuple of stages, with its source and where each number comes from.
+    """A published system as a tuple of stages, with its source and the origin of each number.
 
-    A key of `origins` may name several numbers, with commas between them; `HOUSE` accounts for what it leaves out. An
-    option of an objective that is called as a setting is has the prefix `objective.`.
+    A key of `origins` may name several numbers, separated by commas; `DEFAULT_ORIGINS` explains all others. An option
+    of an objective with the name of a training setting has the prefix `objective.`.
     """
 
     name: str
@@ -48,33 +48,33 @@ class Recipe:
         device: str = "auto",
         dtype: str = "auto",
     ) -> "Recipe":
-        """The same method with other names, another budget, another seed or on another device.
+        """The same method with other models, data, budget, seed or device.
 
-        A `student` takes the place of a share of the teacher. What is fine-tuned is its own teacher, unless both are
-        named.
+        A `student` replaces the share of the teacher. A recipe for fine-tuning has one model as teacher and student;
+        either option then replaces both, unless both are given.
 
-        Raises: UsageError if the recipe has no data of its own and none is given, or has to make its student itself.
+        Raises: UsageError if the recipe needs data and none is given, or if it has to prune its student itself.
         """
         if data is None and any(stage.data == REQUIRED_DATA for stage in self.stages):
             raise UsageError(
-                f"{self.name} trains on prompts with responses or on chats, which only you can name; give --data, a "
-                f".jsonl file of `prompt` and `response` say"
+                f"{self.name} trains on prompts with responses or on chats; give --data, such as a .jsonl file of "
+                f"`prompt` and `response`"
             )
         if student is not None and not any(_accepts_student(stage) for stage in self.stages):
             raise UsageError(
-                f"{self.name} trains what it has pruned itself, so it takes no --student; name the model to prune with "
+                f"{self.name} prunes its own student, so it takes no --student; name the model to prune with "
                 f"--teacher, or choose another recipe"
             )
         overridden_stages = (_override_stage(stage, teacher, student, data, tokens, seed) for stage in self.stages)
         return replace(self, stages=tuple(replace(stage, device=device, dtype=dtype) for stage in overridden_stages))
 
     def shrink(self) -> "Recipe":
-        """The same method in seconds: no more than the budget is another."""
+        """The same method on a budget of seconds; nothing else changes."""
         return replace(self, stages=tuple(_shrink_stage(stage) for stage in self.stages))
 
     @property
     def complete_origins(self) -> dict[str, str]:
-        """`origins`, and those of the house for what else is inherited."""
+        """`origins`, and `DEFAULT_ORIGINS` for the numbers that these do not explain."""
         explained_names = {name for names in self.origins for name in names.split(", ")}
         remaining_names = {
             names: [name for name in names.split(", ") if name not in explained_names] for names in DEFAULT_ORIGINS
@@ -108,7 +108,7 @@ def list_recipes() -> list[Recipe]:
 def get_recipe(name: str, *, tiny: bool = False) -> Recipe:
     """The recipe called `name`, or its tiny form.
 
-    Raises: NotFound with the names there are.
+    Raises: NotFound with the names of all recipes.
     """
     if name not in list_recipe_names():
         raise NotFound(f"there is no recipe {name!r}; there are {', '.join(list_recipe_names())}")
@@ -143,7 +143,7 @@ def _override_stage(
     if isinstance(stage, PruneConfig | GenerateDatasetConfig):
         return replace(stage, model=stage.model if teacher is None else teacher, data=data, seed=seed)
     settings = replace(stage.settings, seed=seed, tokens=stage.settings.tokens if tokens is None else tokens)
-    if stage.student == stage.teacher:  # fine-tuned: the same model, both times
+    if stage.student == stage.teacher:  # fine-tuning: the teacher is the student
         teacher, student = teacher or student, student or teacher
     overrides: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
     if student is not None and _accepts_student(stage):

@@ -1,8 +1,8 @@
-"""SeqKD: the teacher answers the prompts once and for all, and the student is trained on its answers.
+"""SeqKD: the teacher answers the prompts once, and the student trains on its answers.
 
 Source: Kim and Rush, "Sequence-Level Knowledge Distillation" (arXiv:1606.07947), section 3.2.
-Departs from the paper: answers are sampled, where it takes the best of a beam; what does not end is left out. Cost and
-measures: only its tiny form has been run so far.
+Departs from the paper: answers are sampled, where it takes the best of a beam; unfinished answers are omitted.
+Cost and measures: only its tiny form has been run so far.
 """
 
 from potstill.objectives.config import ObjectiveConfig
@@ -22,7 +22,7 @@ BIBTEX = """@inproceedings{kim2016sequence,
 
 
 def build_recipe() -> Recipe:
-    """Held out are the data's own answers, so that the student is measured on what any other is measured on."""
+    """The validation split keeps the answers of the data, so that students are measured on the same text."""
     answers = GenerateDatasetConfig(model="smollm2", data=REQUIRED_DATA, max_tokens=256, temperature=1.0)
     distill = DistillConfig(
         teacher="smollm2",
@@ -33,7 +33,7 @@ def build_recipe() -> Recipe:
     )
     return Recipe(
         name="seqkd",
-        summary="the teacher's own answers as a data set, then cross-entropy",
+        summary="the teacher's answers as a data set, then cross-entropy",
         source="arXiv:1606.07947",
         bibtex=BIBTEX,
         stages=(answers, distill),

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning: cross-entropy on what the assistant says, its stop token included.
+"""Supervised fine-tuning: cross-entropy on the assistant's tokens, its stop token included.
 
-Source: MiniChat, in arXiv:2311.07052, section 4: loss on assistant tokens only. The baseline that every distilled chat
-student is held against. Cost and measures: only its tiny form has been run so far.
+Source: MiniChat, in arXiv:2311.07052, section 4: loss on assistant tokens only. The baseline for every distilled chat
+student. Cost and measures: only its tiny form has been run so far.
 """
 
 from potstill.objectives.config import ObjectiveConfig
@@ -13,7 +13,7 @@ from potstill.train.config import TrainConfig
 
 
 def build_recipe() -> Recipe:
-    """SmolLM2-135M fine-tuned on the prompts and responses that you name; the teacher measures how far it moved."""
+    """SmolLM2-135M fine-tuned on your prompts and responses; the KL to the teacher shows how far it moved."""
     stage = DistillConfig(
         teacher="smollm2",
         student="smollm2",
@@ -29,7 +29,7 @@ def build_recipe() -> Recipe:
         stages=(stage,),
         origins={
             "learning_rate, weight_decay, warmup, clip": "2e-5, 0.1, 10 % and 1, instruct_minichat.sh",
-            "context, batch_tokens": "ours; the script has windows of 4,096, 32 of them a GPU",
+            "context, batch_tokens": "ours; the script has windows of 4,096, 32 per GPU",
             "patience": "0, ours; the script has 2 epochs",
             "tokens": "ours",
         },

@@ -1,7 +1,7 @@
-"""TIE-KD: a divergence, and the order of the likeliest tokens.
+"""TIE-KD: a divergence, and the order of the most likely tokens.
 
 Source: Zhang et al., "Towards Understanding and Improving Knowledge Distillation for Neural Machine Translation"
-(arXiv:2305.08096). The iterations over predicted prefixes are left out.
+(arXiv:2305.08096). This recipe omits the iterations over predicted prefixes.
 Cost and measures: only its tiny form has been run so far.
 """
 
@@ -20,7 +20,7 @@ BIBTEX = """@inproceedings{zhang2023towards,
 
 
 def build_recipe() -> Recipe:
-    """SmolLM2-135M taught to three quarters of itself."""
+    """SmolLM2-135M distilled to a student of three quarters of its size."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
@@ -29,7 +29,7 @@ def build_recipe() -> Recipe:
     )
     return Recipe(
         name="tie-kd",
-        summary="forward KL, and the teacher's order of its five likeliest tokens",
+        summary="forward KL, and the order of the teacher's five most likely tokens",
         source="arXiv:2305.08096",
         bibtex=BIBTEX,
         stages=(stage,),

@@ -1,4 +1,4 @@
-"""ULD: probabilities compared in the order of their size, so that vocabularies need not match.
+"""ULD: compare sorted probabilities, so that vocabularies need not match.
 
 Source: Boizard et al., "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs"
 (arXiv:2402.12030).
@@ -20,7 +20,7 @@ BIBTEX = """@article{boizard2024towards,
 
 
 def build_recipe() -> Recipe:
-    """By default within one tokenizer; with a student of its own, any teacher."""
+    """By default a pruned student with the same tokenizer; with `student`, any teacher works."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
@@ -35,7 +35,7 @@ def build_recipe() -> Recipe:
         stages=(stage,),
         origins={
             "cross_entropy": "0.5, as DSKD (arXiv:2406.17328) runs it; the first code takes 1 and 1.5",
-            "temperature": "1: the first code has 1, and DSKD's asks for 2 and does not use it",
+            "temperature": "1: the first code has 1; DSKD's sets 2 and does not use it",
             "learning_rate": "5e-4, the GPT-2 scripts of DSKD",
             **SCRIPTS,
             "keep, tokens": "ours",

@@ -1,7 +1,7 @@
-"""Vanilla knowledge distillation: forward KL at a temperature, half and half with cross-entropy.
+"""Vanilla knowledge distillation: forward KL at a temperature, with half cross-entropy.
 
 Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531), sections 2 and 3.
-Cost and measures: only its tiny form has been run so far; LOG.md compares temperatures 1 and 2 on a like student.
+Cost and measures: only its tiny form has been run so far; LOG.md compares temperatures 1 and 2 on a similar student.
 """
 
 from potstill.objectives.config import ObjectiveConfig
@@ -19,7 +19,7 @@ BIBTEX = """@article{hinton2015distilling,
 
 
 def build_recipe() -> Recipe:
-    """SmolLM2-135M taught to three quarters of itself."""
+    """SmolLM2-135M distilled to a student of three quarters of its size."""
     stage = DistillConfig(
         teacher="smollm2",
         keep=0.75,
@@ -28,7 +28,7 @@ def build_recipe() -> Recipe:
     )
     return Recipe(
         name="vanilla-kd",
-        summary="forward KL at temperature 2 and cross-entropy, half and half",
+        summary="half forward KL at temperature 2 and half cross-entropy",
         source="arXiv:1503.02531",
         bibtex=BIBTEX,
         stages=(stage,),

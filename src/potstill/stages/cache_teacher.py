@@ -34,6 +34,7 @@ from potstill.models.load import LoadedModel, load_model
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import build_corpus_facts, pack_corpus, parse_columns
 from potstill.stages.option_checks import check_output_not_input, check_single_process
+from potstill.stages.options import CacheTeacherOptions
 from potstill.stages.run_folder import explain_interrupt, training_folder
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.teachers.cache_folder import (
@@ -49,7 +50,7 @@ from potstill.train.run import compute_run_id
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheTeacherConfig:
+class CacheTeacherConfig(CacheTeacherOptions):
     """Caches `teacher` on `data` in windows of `context` tokens: on all of it, or on the first `tokens`.
 
     Each row keeps its `top_k` likeliest tokens, or fewer if they hold the probability `mass`. It keeps the exact mass
@@ -63,23 +64,6 @@ class CacheTeacherConfig:
     """
 
     kind: ClassVar[str] = "capture"
-    teacher: str
-    data: str = "stdlib"
-    columns: str = ""
-    tokens: int | None = None
-    context: int = 512
-    top_k: int = 64
-    mass: float = 1.0
-    classes: int = 16
-    sampled: int = 0
-    exact: bool = False
-    hidden: bool = False
-    temperature: float = 1.0
-    seed: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         for name, minimum in (("top_k", 1), ("classes", 1), ("sampled", 0), ("context", 2), ("seed", 0)):

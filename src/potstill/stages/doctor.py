@@ -24,11 +24,12 @@ from potstill.stages.checks.same_tokenizer import ALL_CHECKS, report_vocabulary_
 from potstill.stages.dataset import parse_columns
 from potstill.stages.distill.checks import label_check
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.distill.ensemble import AVERAGE, TeacherOptions
+from potstill.stages.distill.ensemble import TeacherOptions
 from potstill.stages.distill.models import choose_dtype, pair_models
 from potstill.stages.distill.module import build_module
 from potstill.stages.distill.prepare import move_models
 from potstill.stages.model_pair import ModelPair, check_causality
+from potstill.stages.options import DoctorOptions
 from potstill.stages.stage import to_plain_dict
 from potstill.teachers.cached import TeacherCache
 from potstill.teachers.served import TOP_K
@@ -40,7 +41,7 @@ CROSS_TOKENIZER_OBJECTIVE = "dskdv2_eta"  # the objective that is advised for a 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doctor:
+class Doctor(DoctorOptions):
     """Check `teacher` and `student` (by default a copy of the teacher) on `data`; a minute for small models.
 
     Two tokenizers need an `objective` that compares across them. With one tokenizer the checks use the objective's
@@ -48,19 +49,7 @@ class Doctor:
     """
 
     kind: ClassVar[str] = "doctor"
-    teacher: str | tuple[str, ...]
-    combine: str = AVERAGE
-    student: str | None = None
-    data: str = "stdlib"
-    columns: str = ""
-    teacher_cache: str | None = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    context: int = 512
-    seed: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain data."""

@@ -47,6 +47,7 @@ from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import parse_columns
 from potstill.stages.option_checks import check_output_not_input, check_single_process
+from potstill.stages.options import GenerateDatasetOptions
 from potstill.stages.run_folder import explain_interrupt, training_folder
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.train.rollouts.base import make_generator
@@ -65,7 +66,7 @@ EMPTY_ANSWER, TRUNCATED_ANSWER, PROMPT_TOO_LONG, NO_PROMPT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateDatasetConfig:
+class GenerateDatasetConfig(GenerateDatasetOptions):
     """Answers of `model` to the first `documents` prompts of `data` (0: all), greedy or sampled at a `temperature`.
 
     An answer that is empty, or has no stop token within `max_tokens`, is left out and counted. Each document has its
@@ -75,18 +76,6 @@ class GenerateDatasetConfig:
     """
 
     kind: ClassVar[str] = "answers"
-    model: str
-    data: str
-    columns: str = ""
-    documents: int = 0
-    max_tokens: int = 128
-    temperature: float = 0.0
-    batch: int = 8
-    seed: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         for name, minimum in (("documents", 0), ("max_tokens", 1), ("batch", 1), ("seed", 0)):

@@ -28,11 +28,12 @@ from potstill.models.load import LoadedModel, load_model
 from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_ids
 from potstill.stages.console import print_note
 from potstill.stages.dataset import build_rows, parse_columns
+from potstill.stages.options import MeasureOptions
 from potstill.stages.stage import to_plain_dict
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureConfig:
+class MeasureConfig(MeasureOptions):
     """Measure `models` on the documents of one `split` of `data`, and compare them with `teacher` if given.
 
     The measures are bits per byte and perplexity; with a teacher of the same tokenizer KL and agreement; ROUGE-L for
@@ -40,20 +41,6 @@ class MeasureConfig:
     """
 
     kind: ClassVar[str] = "measurement"
-    models: tuple[str, ...]
-    data: str = "stdlib"
-    columns: str = ""
-    split: str = "validation"
-    teacher: str | None = None
-    documents: int = 100
-    context: int = 512
-    prompts: int = 20
-    speed: bool = True
-    tasks: tuple[str, ...] = ()
-    device: str = "auto"
-    dtype: str = "auto"
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.documents < 1:

@@ -1,8 +1,8 @@
 """Prune: cuts a model to a budget, saves it as the same family, and compares its logits after a reload."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from potstill.stages.option_checks import (
     check_size_options,
     check_strategy,
 )
+from potstill.stages.options import PruneOptions
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.transforms.apply import apply_transform
 from potstill.transforms.drop_layers import DropLayers, ablate_layers, select_evenly
@@ -37,7 +38,7 @@ from potstill.transforms.narrow import select_units
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig:
+class PruneConfig(PruneOptions):
     """Removes layers, by measured harm or evenly, and units and hidden coordinates, by their importance on `data`.
 
     All layers get the same widths, so the model stays of its family. The units are those that its parts declare: for
@@ -48,20 +49,6 @@ class PruneConfig:
     """
 
     kind: ClassVar[str] = "prune"
-    model: str
-    data: str = "stdlib"
-    columns: str = ""
-    keep: float | None = None
-    params: int | None = None
-    strategy: str = AUTO
-    shape: Mapping[str, int] = field(default_factory=dict)
-    layers_by: str = "harm"
-    calibration_tokens: int = 8192
-    seed: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         check_size_options({"keep": self.keep, "params": self.params}, has_alternative=bool(self.shape))

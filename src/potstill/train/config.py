@@ -3,43 +3,44 @@
 from dataclasses import dataclass
 
 from potstill.core.errors import UsageError
+from potstill.core.options import CONTEXT, SEED, Option
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long to train, at which rates and in which batches. Our defaults, measured on SmolLM2 (see LOG.md)."""
 
-    tokens: int = 200_000
-    """Tokens to train on, with prompts and the empty ends of packs."""
-    context: int = 512
-    """Longest document window, in tokens."""
-    batch_tokens: int = 2048
-    """Tokens per optimizer step, over all ranks and micro-batches."""
-    micro_tokens: int = 2048
-    """Most tokens of a forward pass on one rank. A step accumulates as many passes of one size as it needs."""
-    learning_rate: float = 5e-4
-    warmup: float = 0.05
-    """Share of the steps over which the learning rate rises linearly to its peak."""
-    final_rate: float = 0.1
-    """The learning rate at the end of the cosine schedule, as a share of `learning_rate`."""
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    """Largest norm of the gradient; larger ones are scaled down. 0: no limit."""
-    seed: int = 1
-    eval_every: int = 0
-    """Optimizer steps between evaluations; 0: none before the end."""
-    save_every: int = 0
-    """Optimizer steps between checkpoints; 0: one tenth of the run, at least 10 steps."""
-    patience: int = 0
-    """Stop after this many evaluations without improvement, and take the weights of the best one; 0: never."""
-    checkpoint_activations: bool = False
-    """Save only each block's input for the backward, and compute the block again there: less memory, more time."""
-    compile: bool = False
-    """Run the layers of student and teacher through torch.compile."""
-    shard: bool = False
-    """Split the student's weights, gradients and optimizer states over the ranks of torchrun (FSDP2)."""
-    report_to: tuple[str, ...] = ()
-    """Trackers in addition to metrics.jsonl: tensorboard, wandb, trackio."""
+    tokens: int = Option(200_000, "Tokens to train on, such as 200k or 2M.", is_count=True).field()
+    context: int = CONTEXT.field()
+    batch_tokens: int = Option(2048, "Tokens per optimizer step, over all processes and passes.").field()
+    micro_tokens: int = Option(
+        2048, "Most tokens per forward pass and process; fewer need less memory and give the same result."
+    ).field()
+    learning_rate: float = Option(5e-4, "Peak learning rate.", name="lr").field()
+    warmup: float = Option(0.05, "Share of the steps over which the learning rate rises linearly.").field()
+    final_rate: float = Option(
+        0.1, "Learning rate at the end of the cosine schedule, as a share of the peak.", on_command_line=False
+    ).field()
+    weight_decay: float = Option(0.01, "Weight decay of matrices.").field()
+    clip: float = Option(
+        1.0, "Largest norm of the gradient; larger ones are scaled down. 0: no limit.", on_command_line=False
+    ).field()
+    seed: int = SEED.field()
+    eval_every: int = Option(0, "Steps between evaluations; 0: evaluate at the end only.").field()
+    save_every: int = Option(0, "Steps between checkpoints; 0: a tenth of the run, at least 10 steps.").field()
+    patience: int = Option(
+        0, "Stop after this many evaluations without improvement, and use the best weights; 0: never stop early."
+    ).field()
+    checkpoint_activations: bool = Option(
+        False, "Recompute the student's blocks in the backward pass: less memory, more time."
+    ).field()
+    compile: bool = Option(False, "Run the layers of student and teacher through torch.compile.").field()
+    shard: bool = Option(
+        False, "Under torchrun: split weights, gradients and optimizer states over the processes."
+    ).field()
+    report_to: tuple[str, ...] = Option[tuple[str, ...]](
+        (), "tensorboard, wandb or trackio, in addition to metrics.jsonl; repeat for several."
+    ).field()
 
     def __post_init__(self) -> None:
         for name in ("tokens", "context", "batch_tokens", "micro_tokens"):

@@ -26,7 +26,7 @@ def test_a_plan_takes_a_card_of_a_distillation_though_it_says_more_than_a_plan_a
     call = ("plan", "--config", tmp_path / "card.json", "--no-measure", "--json")
     assert json.loads(potstill(*call).out)["stage"]["settings"] == stage["settings"]
     (tmp_path / "card.json").write_text(json.dumps({"documents": 7}))
-    assert "'documents', which is no option" in potstill(*call).err
+    assert "'documents', which is not an option" in potstill(*call).err
 
 
 def test_rates_can_be_kept_and_used_again(potstill: Call, teacher: Path, text: Path, tmp_path: Path) -> None:

@@ -10,59 +10,50 @@ import typer
 from potstill.cli import options as o
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.core.errors import UsageError
+from potstill.stages.options import LOCAL_TEACHER_HELP, ArenaOptions
 
 DURATION_PATTERN = re.compile(
     r"(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)"
-)  # small letters: 10m is ten minutes, 10M ten million tokens
+)  # lower case: 10m is ten minutes, 10M ten million tokens
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
 
 
+NOT_IN_ARENA = (  # options of a distillation that an arena sets itself, or leaves at their defaults
+    *("combine", "teacher_cache", "top_k", "objective", "on_policy", "rollout", "tokens", "warmup", "weight_decay"),
+    *("patience", "report_to", "checkpoint_activations", "compile", "lora", "shard"),
+)
+
+
+@o.take_options(
+    ArenaOptions,
+    leave_out=NOT_IN_ARENA,
+    help_texts={"teacher": LOCAL_TEACHER_HELP, "student": "The student that every arm starts from."},
+)
 def arena(
-    ctx: o.CommandContext,
     out: o.Out,
     objectives: Annotated[
         str,
         typer.Option(
-            help="Arms, with commas between them: objectives of `distill`, and after an @ what an arm sets for itself "
+            help="The arms, separated by commas: objectives of `distill`, each with its own settings after an @ "
             "(cross_entropy, temperature, lr, on_policy, rollout), as in jsd:beta=0.3@lr=1e-4."
         ),
     ] = "cross_entropy,forward_kl",
     budget: Annotated[
-        str, typer.Option(help="For each training: tokens (200k, 2M) or time (90s, 10m, 1h; m is minutes).")
+        str, typer.Option(help="For each training run: tokens (200k, 2M) or time (90s, 10m, 1h; m is minutes).")
     ] = "200k",
-    seeds: Annotated[str, typer.Option(help="How many, from --seed on; or which, as in 1,5,9.")] = "3",
-    teacher: o.Teacher = None,
-    student: Annotated[str | None, typer.Option(help="The student that every arm starts from.")] = None,
-    keep: o.Keep = None,
-    params: o.Params = None,
-    strategy: o.Strategy = "auto",
-    data: o.Data = "stdlib",
-    columns: o.Columns = "",
-    eval_data: o.EvalData = None,
-    cross_entropy: o.CrossEntropy = 0.7,
-    temperature: o.Temperature = 1.0,
-    context: o.Context = 512,
-    batch_tokens: o.BatchTokens = 2048,
-    micro_tokens: o.MicroTokens = 2048,
-    lr: o.LearningRate = 5e-4,
-    save_every: o.SaveEvery = 0,
-    eval_every: o.EvalEvery = 0,
-    documents: o.Documents = 100,
-    prompts: o.Prompts = 20,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    seed: o.Seed = 1,
+    seeds: Annotated[
+        str, typer.Option(help="How many seeds, counted from --seed; or a list of seeds, as in 1,5,9.")
+    ] = "3",
     overwrite: o.Overwrite = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an arena; finished arms stay, and arms or seeds may be added.")
+        bool,
+        typer.Option("--resume", help="Continue an arena: finished arms stay, and you may add arms or seeds."),
     ] = False,
     dry_run: o.DryRun = False,
-    skip_doctor: o.SkipDoctor = False,
-    allow_pickle: o.AllowPickle = False,
-    trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
+    **options: Any,
 ) -> Any:
-    """Objectives against each other under equal conditions: one teacher, one student, one text, one budget.
+    """Compare objectives under equal conditions: the same teacher, student, data and budget.
 
     Example: [bold]potstill arena --teacher smollm2 --keep 0.75 --objectives cross_entropy,forward_kl,jsd --out arena[/]
     """
@@ -71,15 +62,14 @@ def arena(
     from potstill.stages.distill.config import DistillConfig
 
     suppress_library_output()
-    options = {**ctx.params, "params": o.parse_count(params), "objective": "forward_kl", "tokens": None}
     tokens, seconds = parse_budget(budget)
     stage = Arena(
-        common=DistillConfig.from_options(options),
+        common=DistillConfig.from_options({**options, "params": o.parse_count(options["params"])}),
         objectives=split_arms(objectives),
         tokens=tokens,
         seconds=seconds,
-        seeds=parse_seeds(seeds, seed),
-        prompts=prompts,
+        seeds=parse_seeds(seeds, options["seed"]),
+        prompts=options["prompts"],
     )
     if dry_run:
         arena_plan = stage.estimate()
@@ -89,9 +79,9 @@ def arena(
 
 
 def parse_budget(text: str) -> tuple[int | None, float | None]:
-    """(tokens, None) or (None, seconds): `200k` and `10M` are tokens, `90s`, `10m` and `1h` times.
+    """(tokens, None) or (None, seconds): `200k` and `10M` are tokens; `90s`, `10m` and `1h` are times.
 
-    Raises: UsageError.
+    Raises: UsageError if the text is neither.
     """
     if match := DURATION_PATTERN.fullmatch(text.strip()):
         return None, float(match[1]) * SECONDS_PER_UNIT[match[2][0]]
@@ -99,14 +89,15 @@ def parse_budget(text: str) -> tuple[int | None, float | None]:
         return o.parse_count(text), None
     except UsageError as error:
         raise UsageError(
-            f"--budget {text!r} is none; write tokens (200k, 10M for ten million) or a time (90s, 10m for ten minutes)"
+            f"--budget {text!r} is not a budget; give tokens (200k, 10M for ten million) or a time (90s, 10m for ten "
+            f"minutes)"
         ) from error
 
 
 def parse_seeds(text: str, first_seed: int) -> tuple[int, ...]:
-    """`3` as the three seeds from `first` on, `1,5,9` as these.
+    """`3` as three seeds from `first_seed` on, `1,5,9` as these three.
 
-    Raises: UsageError.
+    Raises: UsageError if the text is neither.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
@@ -115,7 +106,7 @@ def parse_seeds(text: str, first_seed: int) -> tuple[int, ...]:
 
 
 def print_arena_plan(arena_plan: Mapping[str, Any]) -> None:
-    """What would be trained, arm by arm, and about how long that takes."""
+    """Print what would be trained, arm by arm, and about how long it takes."""
     from potstill.cli import tables
 
     tables.print_facts({key: value for key, value in arena_plan.items() if key != "arms"})
@@ -130,11 +121,13 @@ def print_arena_plan(arena_plan: Mapping[str, Any]) -> None:
         for arm in arena_plan["arms"]
     ]
     tables.print_table(rows, *rows[0])
-    tables.print_line("seconds or tokens are those of a rough plan, without a step run, and without the measuring")
+    tables.print_line(
+        "seconds or tokens are estimated without running a step; measuring the students takes additional time"
+    )
 
 
 def print_arena_report(report: Mapping[str, Any], out: str) -> None:
-    """The arms in a table, who is better than whom in another, and where it all lies."""
+    """Print a ranking of the arms, a comparison of every two, and where the files are."""
     from potstill.cli import tables
     from potstill.stages.arena.report import VERDICT_RULE, make_comparison_table, make_ranking_table
 

@@ -1,4 +1,4 @@
-"""`potstill data`: what a data set is, and which of its tokens are trained."""
+"""`potstill data`: describe a data set, and show which of its tokens are trained on."""
 
 from typing import Annotated, Any
 
@@ -6,18 +6,20 @@ import typer
 
 from potstill.cli import options as o
 from potstill.cli.output import print_or_return, suppress_library_output
+from potstill.core.options import CONTEXT
+from potstill.stages.options import COLUMNS, DATA
 
 
 def data(
-    name: Annotated[str, typer.Argument(metavar="DATA", help="stdlib, a file, a folder, or a hub data set id.")],
-    show_tokens: Annotated[bool, typer.Option("--show", help="Show which tokens are trained, coloured.")] = False,
-    tokenizer: Annotated[str, typer.Option(help="The model whose tokenizer reads the text.")] = "smollm2",
-    context: o.Context = 512,
+    name: Annotated[str, typer.Argument(metavar="DATA", help=DATA.help)],
+    show_tokens: Annotated[bool, typer.Option("--show", help="Show in color which tokens are trained on.")] = False,
+    tokenizer: Annotated[str, typer.Option(help="The model whose tokenizer to use.")] = "smollm2",
+    context: o.Context = CONTEXT.default,
     split: Annotated[str, typer.Option(help="train, validation or all.")] = "train",
-    columns: o.Columns = "",
+    columns: o.Columns = COLUMNS.default,
     as_json: o.Json = False,
 ) -> Any:
-    """What a data set is, and which of its tokens are trained.
+    """Describe a data set, and show which of its tokens are trained on.
 
     Example: [bold]potstill data stdlib --show[/]
     """

@@ -1,33 +1,17 @@
 """`potstill doctor`: check a teacher, a student and a data set before training."""
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from potstill.cli import options as o
 from potstill.cli.output import CommandResult, print_or_return, suppress_library_output
+from potstill.stages.options import DoctorOptions
 
 
-def doctor(
-    teacher: o.Teacher = None,
-    student: Annotated[str | None, typer.Option(help="The student; without one, the teacher by itself.")] = None,
-    data: o.Data = "stdlib",
-    columns: o.Columns = "",
-    teacher_cache: Annotated[str | None, typer.Option(help="A cache to compare with the live teacher.")] = None,
-    objective: o.Objective = "forward_kl",
-    cross_entropy: o.CrossEntropy = 0.7,
-    temperature: o.Temperature = 1.0,
-    context: o.Context = 512,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    seed: o.Seed = 1,
-    allow_pickle: o.AllowPickle = False,
-    trust_remote_code: o.TrustRemoteCode = False,
-    as_json: o.Json = False,
-) -> Any:
-    """Is the loss right for this teacher, this student and this text? The invariants, on your own pair.
+@o.take_options(DoctorOptions, leave_out=("combine",))
+def doctor(teacher: o.Teacher = None, as_json: o.Json = False, **options: Any) -> Any:
+    """Check whether the loss is right for this teacher, this student and this data set.
 
-    The exit code is 1 if one of them fails.
+    The exit code is 1 if a check fails.
 
     Example: [bold]potstill doctor --teacher smollm2 --data stdlib[/]
     """
@@ -37,20 +21,9 @@ def doctor(
     from potstill.stages.doctor import Doctor
 
     suppress_library_output()
-    stage = Doctor(
-        teacher=o.get_single_teacher(teacher),
-        student=student,
-        data=data,
-        columns=columns,
-        teacher_cache=teacher_cache,
-        objective=ObjectiveConfig.parse(objective, cross_entropy=cross_entropy, temperature=temperature),
-        context=context,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
+    names = ("cross_entropy", "temperature")
+    objective = ObjectiveConfig.parse(options["objective"], **{name: options[name] for name in names})
+    stage = Doctor(teacher=o.get_single_teacher(teacher), objective=objective, **o.read_options(DoctorOptions, options))
     checks = stage.run()
     report = {**stage.to_dict(), "checks": [check.to_dict() for check in checks]}
     output = print_or_return(report, as_json, lambda: tables.print_checks(report["checks"]))

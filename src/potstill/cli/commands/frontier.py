@@ -1,4 +1,4 @@
-"""`potstill frontier`: a chart of everything measured."""
+"""`potstill frontier`: draw a chart of all measured models."""
 
 from typing import Annotated, Any
 
@@ -10,13 +10,14 @@ from potstill.cli.output import print_or_return
 
 def frontier(
     folders: Annotated[
-        list[str], typer.Argument(metavar="DIR...", help="Folders that potstill finished, or JSON of `measure --out`.")
+        list[str],
+        typer.Argument(metavar="DIR...", help="Output folders of potstill, or files of `measure --out`."),
     ],
-    out: Annotated[str, typer.Option(help="The page; a PNG of the same name is written beside it.")] = "frontier.html",
+    out: Annotated[str, typer.Option(help="The HTML page; a PNG of the same name is written too.")] = "frontier.html",
     title: Annotated[str, typer.Option(help="The title of the chart.")] = "Quality against cost",
     as_json: o.Json = False,
 ) -> Any:
-    """Every model on one chart of quality against cost, as one HTML page and a PNG.
+    """Draw all models on one chart of quality against cost, as an HTML page and a PNG.
 
     Example: [bold]potstill frontier student --out frontier.html[/]
     """

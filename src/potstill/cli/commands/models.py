@@ -1,4 +1,4 @@
-"""`potstill models`: the models that can be used offline."""
+"""`potstill models`: list the models that can be used offline."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from potstill.cli.output import print_or_return
 
 
 def models(as_json: o.Json = False) -> Any:
-    """What can be used offline here; hub ids, folders and GGUF files work everywhere.
+    """List the models that can be used offline; hub ids, folders and GGUF files work too.
 
     Example: [bold]potstill models[/]
     """

@@ -11,48 +11,30 @@ from rich.text import Text
 from potstill.cli import options as o
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.core.errors import ArtifactError, NotFound
+from potstill.stages.options import LOCAL_TEACHER_HELP, PlanOptions
 
 GIB = 2**30
 
 
+NOT_PLANNED = (  # options of a distillation that change none of the plan's numbers
+    *("combine", "top_k", "on_policy", "rollout", "lr", "warmup", "weight_decay", "patience", "report_to"),
+    *("documents", "eval_data", "eval_every", "skip_doctor", "shard"),
+)
+
+
+@o.take_options(PlanOptions, leave_out=NOT_PLANNED, help_texts={"teacher": LOCAL_TEACHER_HELP})
 def plan(
     ctx: o.CommandContext,
-    teacher: o.Teacher = None,
-    student: o.Student = None,
-    keep: o.Keep = None,
-    params: o.Params = None,
-    strategy: o.Strategy = "auto",
-    data: o.Data = "stdlib",
-    columns: o.Columns = "",
-    teacher_cache: Annotated[str | None, typer.Option(help="A cache that `potstill cache` wrote.")] = None,
-    objective: o.Objective = "forward_kl",
-    cross_entropy: o.CrossEntropy = 0.7,
-    temperature: o.Temperature = 1.0,
-    tokens: o.Tokens = "200k",
-    context: o.Context = 512,
-    batch_tokens: o.BatchTokens = 2048,
-    micro_tokens: o.MicroTokens = 2048,
-    checkpoint_activations: o.CheckpointActivations = False,
-    compile: o.Compile = False,
-    save_every: o.SaveEvery = 0,
-    lora: Annotated[int, typer.Option(help="Rank of a LoRA adapter trained instead of all weights; 0 is none.")] = 0,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    seed: o.Seed = 1,
-    out: Annotated[str, typer.Option(help="Where the run would write: its disk is the one looked at.")] = ".",
-    measure: Annotated[
-        bool, typer.Option(help="Run a few steps, in memory alone; without, times are rougher and come at once.")
-    ] = True,
+    out: Annotated[str, typer.Option(help="Where the run would write; the plan checks the free space there.")] = ".",
     calibration: Annotated[
         str | None,
-        typer.Option(help="What an earlier `potstill plan --json` printed; its rates are used, no step run."),
+        typer.Option(help="A file that `potstill plan --json` printed: use its rates, and measure nothing."),
     ] = None,
     config: o.Config = None,
-    allow_pickle: o.AllowPickle = False,
-    trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
+    **options: Any,
 ) -> Any:
-    """What a distillation will take: parameters, operations, memory, disk and time, and what to change.
+    """Estimate a distillation: parameters, operations, memory, disk and time, and what to change if it does not fit.
 
     Example: [bold]potstill plan --teacher smollm2 --keep 0.75 --data stdlib --tokens 2M[/]
     """
@@ -61,18 +43,19 @@ def plan(
     from potstill.train.config import TrainConfig
 
     suppress_library_output()
-    options = o.merge_options(ctx, config, o.get_number_types(TrainConfig))
+    merged_options = o.merge_options(ctx, config, o.get_number_types(TrainConfig))
     rates = None if calibration is None else read_calibration(calibration)
-    report = Plan(distill=DistillConfig.from_options(options), measure=measure, calibration=rates).run(
-        o.expand_path(out)
+    stage = Plan(
+        distill=DistillConfig.from_options(merged_options), calibration=rates, **o.read_options(PlanOptions, options)
     )
+    report = stage.run(o.expand_path(out))
     return print_or_return(report, as_json, lambda: print_plan(report))
 
 
 def read_calibration(name: str) -> Any:
-    """The calibration in what `potstill plan --json` printed.
+    """The calibration in a file that `potstill plan --json` printed.
 
-    Raises: NotFound, ArtefactError.
+    Raises: NotFound, ArtifactError.
     """
     from potstill.stages.resources.calibration import Calibration
 
@@ -90,7 +73,7 @@ def read_calibration(name: str) -> Any:
 
 
 def print_plan(report: Mapping[str, Any]) -> None:
-    """The plan for people: what, how much, whether it fits, what to change, what the law of capacity gap says."""
+    """Print the plan: options, parameters, costs, whether the run fits, what would help, and the capacity gap."""
     from potstill.cli.tables import console, print_facts, print_line
 
     print_facts({"stage": report["stage"]})
@@ -103,7 +86,7 @@ def print_plan(report: Mapping[str, Any]) -> None:
 
 
 def summarize_plan(report: Mapping[str, Any]) -> list[str]:
-    """The plan in a few sentences."""
+    """The plan as sentences: time, memory, disk, and the sizes that suit teacher and student."""
     time, memory, disk, room, gap = (report[name] for name in ("time", "memory", "disk", "room", "capacity_gap"))
     free_memory = "unknown" if room["memory"] is None else f"{room['memory'] / GIB:.1f}"
     fits = {name: "" if is_enough else ", too little" for name, is_enough in report["fits"].items()}
@@ -143,7 +126,7 @@ def _make_parameter_table(report: Mapping[str, Any]) -> Table:
 
 
 def _make_cost_table(report: Mapping[str, Any]) -> Table:
-    """Operations, seconds and memory by part, each column its own list of parts."""
+    """Operations and seconds by part of a step, and memory by its own parts."""
     flops, seconds = report["flops_per_token"], report["time"]["parts"]
     table = Table("part of a step", "MFLOP a token", "seconds", "part of memory", "MiB")
     time_rows = [(name, f"{flops.get(name, 0) / 1e6:,.0f}", f"{duration:.3f}") for name, duration in seconds.items()]

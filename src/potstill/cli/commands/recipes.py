@@ -1,4 +1,4 @@
-"""`potstill recipes`: the published systems that potstill reproduces."""
+"""`potstill recipes`: list the published systems that potstill reproduces."""
 
 from typing import Annotated, Any
 
@@ -9,11 +9,11 @@ from potstill.cli.output import print_or_return
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show one recipe whole.")] = None,
-    cite: Annotated[bool, typer.Option("--cite", help="Print the BibTeX of what it builds on.")] = False,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show all values of one recipe.")] = None,
+    cite: Annotated[bool, typer.Option("--cite", help="Print the BibTeX of its sources.")] = False,
     as_json: o.Json = False,
 ) -> Any:
-    """The published systems that potstill reproduces.
+    """List the published systems that potstill reproduces.
 
     Example: [bold]potstill recipes minima --cite[/]
     """

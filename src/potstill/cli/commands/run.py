@@ -1,4 +1,4 @@
-"""`potstill run`: run a published system's recipe."""
+"""`potstill run`: run the recipe of a published system."""
 
 from typing import Annotated, Any
 
@@ -6,27 +6,28 @@ import typer
 
 from potstill.cli import options as o
 from potstill.cli.output import print_or_return, suppress_library_output
+from potstill.core.options import DEVICE, DTYPE, SEED
 
 
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `potstill recipes` lists.")],
     out: o.Out,
-    tiny: Annotated[bool, typer.Option("--tiny", help="The same method on a tiny budget.")] = False,
-    teacher: Annotated[str | None, typer.Option(help="Another teacher than the recipe's.")] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Run the same method on a tiny budget.")] = False,
+    teacher: Annotated[str | None, typer.Option(help="A teacher to use instead of the one in the recipe.")] = None,
     student: Annotated[
-        str | None, typer.Option(help="Another student than the recipe's: a model instead of a share of the teacher.")
+        str | None, typer.Option(help="A model to use as student, instead of a share of the teacher.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Other data than the recipe's.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Another budget, such as 2M.")] = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    seed: o.Seed = 1,
+    data: Annotated[str | None, typer.Option(help="Data to use instead of the data in the recipe.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Tokens to train on instead of the number in the recipe.")] = None,
+    device: o.Device = DEVICE.default,
+    dtype: o.Dtype = DTYPE.default,
+    seed: o.Seed = SEED.default,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
 ) -> Any:
-    """Run a published system's recipe, stage by stage.
+    """Run the recipe of a published system, stage by stage.
 
     Example: [bold]potstill run minima --tiny --out minima[/]
     """

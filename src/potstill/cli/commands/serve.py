@@ -8,21 +8,22 @@ import typer
 
 from potstill.cli import options as o
 from potstill.cli.output import suppress_library_output
+from potstill.core.options import ALLOW_PICKLE, DEVICE, DTYPE, TRUST_REMOTE_CODE
 
 
 def serve(
     model: o.Model,
-    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 is all of them, without a key.")] = (
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0: all. There is no API key.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="The port; 0 is any free one.")] = 8000,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    allow_pickle: o.AllowPickle = False,
-    trust_remote_code: o.TrustRemoteCode = False,
+    port: Annotated[int, typer.Option(help="The port; 0: any free port.")] = 8000,
+    device: o.Device = DEVICE.default,
+    dtype: o.Dtype = DTYPE.default,
+    allow_pickle: o.AllowPickle = ALLOW_PICKLE.default,
+    trust_remote_code: o.TrustRemoteCode = TRUST_REMOTE_CODE.default,
     as_json: o.Json = False,
 ) -> Any:
-    """Answer completions over HTTP as OpenAI and vLLM do, until it is interrupted; a student can learn from it.
+    """Serve completions over HTTP like OpenAI and vLLM, until interrupted; a student can learn from the server.
 
     Example: [bold]potstill serve smollm2 --port 8000[/]
     """
@@ -30,9 +31,9 @@ def serve(
 
     def print_address(url: str) -> None:
         if as_json:
-            print(json.dumps({"url": url, "model": model}), file=sys.__stdout__, flush=True)  # there is no later
+            print(json.dumps({"url": url, "model": model}), file=sys.__stdout__, flush=True)  # print it at once
         else:
-            print(f"{model} answers at {url}; Ctrl-C ends it", flush=True)
+            print(f"{model} is served at {url}; press Ctrl-C to stop", flush=True)
 
     suppress_library_output()
     run(

@@ -33,6 +33,7 @@ from potstill.stages.distill.models import choose_dtype, open_caches
 from potstill.stages.distill.timing import measure_seconds_per_step
 from potstill.stages.measure import MeasureConfig
 from potstill.stages.option_checks import check_output_not_input, check_single_process
+from potstill.stages.options import ArenaOptions
 from potstill.stages.plan.plan import Plan
 from potstill.stages.prune import PruneConfig
 from potstill.stages.sequence import is_finished
@@ -42,7 +43,7 @@ STUDENT_FOLDER = "student"  # holds the pruned student that every arm starts fro
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arena:
+class Arena(ArenaOptions):
     """Train each of `objectives` with each of `seeds`, on the teachers, student, text and settings of `common`.
 
     The budget is `tokens`, the same for every arm, or `seconds` of training. With seconds, a few measured steps tell
@@ -52,11 +53,6 @@ class Arena:
 
     kind: ClassVar[str] = "arena"
     common: DistillConfig
-    objectives: tuple[str, ...]
-    tokens: int | None = None
-    seconds: float | None = None
-    seeds: tuple[int, ...] = (1, 2, 3)
-    prompts: int = 20
 
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.seconds is None):

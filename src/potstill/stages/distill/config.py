@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
+from potstill.core.options import list_options
 from potstill.objectives.config import ObjectiveConfig
-from potstill.stages.distill.ensemble import AVERAGE, TeacherOptions, TeacherSource
+from potstill.objectives.options import ObjectiveChoice
+from potstill.stages.distill.ensemble import TeacherOptions, TeacherSource
 from potstill.stages.distill.validation import (
     check_documents,
     check_ensemble,
@@ -16,15 +18,14 @@ from potstill.stages.distill.validation import (
     check_tracker,
 )
 from potstill.stages.option_checks import check_size_options, check_strategy
+from potstill.stages.options import DistillOptions
 from potstill.stages.stage import to_plain_dict
-from potstill.teachers.served import TOP_K
 from potstill.train.config import TrainConfig
-from potstill.train.rollouts.config import GKD, RolloutConfig
-from potstill.transforms.fit import AUTO
+from potstill.train.rollouts.config import RolloutConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(DistillOptions):
     """Train `student` (or the teacher cut to `keep` or `params`) on `data` under `objective`.
 
     `teacher` is a model here, the address of a server that gives the `top_k` most likely tokens, or a tuple of several
@@ -39,28 +40,7 @@ class DistillConfig:
     """
 
     kind: ClassVar[str] = "distill"
-    teacher: str | tuple[str, ...] | None = None
-    combine: str = AVERAGE
-    student: str | None = None
-    keep: float | None = None
-    params: int | None = None
-    strategy: str = AUTO
-    data: str = "stdlib"
-    columns: str = ""
-    eval_data: str | None = None
-    teacher_cache: str | None = None
-    top_k: int = TOP_K
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    settings: TrainConfig = field(default_factory=TrainConfig)
-    lora: int = 0
-    on_policy: float = 0.0
-    rollout: str = GKD
-    device: str = "auto"
-    dtype: str = "auto"
-    documents: int = 100
-    skip_doctor: bool = False
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         check_size_options({"student": self.student, "keep": self.keep, "params": self.params})
@@ -80,22 +60,26 @@ class DistillConfig:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "DistillConfig":
-        """The config that flat options (of the command line, a YAML file or Python) describe."""
+        """The config with these options (of the command line, a YAML file or Python), and defaults for all others.
+
+        Raises: UsageError if an option has an invalid value.
+        """
+        field_names = {name: field_name for name, field_name, _, _ in list_options(cls)}
+        flat_options = {field_names.get(name, name): value for name, value in options.items()}
+        defaults = ObjectiveChoice()
         objective = ObjectiveConfig.parse(
-            options["objective"], cross_entropy=options["cross_entropy"], temperature=options["temperature"]
+            options.get("objective", defaults.name),
+            cross_entropy=options.get("cross_entropy", defaults.cross_entropy),
+            temperature=options.get("temperature", defaults.temperature),
         )
-        aliases = {"lr": "learning_rate"}
-        flat_options = {aliases.get(k, k): v for k, v in options.items()}
         flat_options["report_to"] = tuple(flat_options.get("report_to") or ())
         settings = TrainConfig(
             **{f.name: flat_options[f.name] for f in fields(TrainConfig) if flat_options.get(f.name) is not None}
         )
         if isinstance(teachers := flat_options.get("teacher"), list | tuple):
             flat_options["teacher"] = tuple(teachers) if len(teachers) > 1 else next(iter(teachers), None)
-        field_names = {f.name for f in fields(cls)} - {"objective", "settings"}
-        return cls(
-            objective=objective, settings=settings, **{k: v for k, v in flat_options.items() if k in field_names}
-        )
+        names = {f.name for f in fields(cls)} - {"objective", "settings"}
+        return cls(objective=objective, settings=settings, **{k: v for k, v in flat_options.items() if k in names})
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain data."""

@@ -27,6 +27,7 @@ from potstill.stages.distill.resources import build_workload
 from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE
 from potstill.stages.model_pair import ModelPair
 from potstill.stages.option_checks import check_single_process
+from potstill.stages.options import PlanOptions
 from potstill.stages.plan.suggestions import suggest_changes
 from potstill.stages.prune import PruneConfig
 from potstill.stages.resources.activation_memory import measure_autograd_bytes
@@ -68,14 +69,13 @@ class PlanInputs(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(PlanOptions):
     """Estimate a run of `distill`. The rates come from `calibration`, or from a few measured steps.
 
     Without `measure` and without a calibration they are a rough guess.
     """
 
     distill: DistillConfig
-    measure: bool = True
     calibration: Calibration | None = None
 
     def run(self, out: Path = Path()) -> dict[str, Any]:

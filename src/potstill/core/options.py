@@ -1,0 +1,72 @@
+"""Options, each declared once: its default, help and type stand in a dataclass, where the command line reads them.
+
+A dataclass of options imports no torch, so that `potstill VERB --help` is quick. The configs of the stages inherit from
+these dataclasses; Python, YAML files and cards therefore have the same names and defaults.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option(Generic[T]):
+    """The default and the help text of a field, for one field or for the same field of several dataclasses.
+
+    `name` is the option's name where it differs from the field's. An `is_count` is written as `200k` or `60M` on the
+    command line. An option that is not `on_command_line` can be set in Python and, if it is a number, in a YAML file.
+    """
+
+    default: T
+    help: str
+    name: str = ""
+    is_count: bool = False
+    on_command_line: bool = True
+
+    def field(self) -> T:
+        """A field of a dataclass: `data: str = DATA.field()`."""
+        field: T = dataclasses.field(default=self.default, metadata={"option": self})
+        return field
+
+
+class OptionField(NamedTuple):
+    """An option with its name, and the name and type of the field that declares it."""
+
+    name: str
+    field: str
+    type: Any
+    option: Option[Any]
+
+
+def list_options(options_class: type) -> tuple[OptionField, ...]:
+    """The options of a dataclass and of the dataclasses in its fields, in the order of the fields."""
+    return tuple(_iterate_options(options_class))
+
+
+def make_signature(options_class: type, *parameters: inspect.Parameter, returns: Any) -> inspect.Signature:
+    """The signature of a Python function that takes `parameters`, and the options of a dataclass as keywords."""
+    keywords = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=field_type)
+        for name, _, field_type, option in list_options(options_class)
+    ]
+    return inspect.Signature([*parameters, *keywords], return_annotation=returns)
+
+
+def _iterate_options(options_class: Any) -> Iterator[OptionField]:
+    for field in dataclasses.fields(options_class):
+        if dataclasses.is_dataclass(field.type):
+            yield from _iterate_options(field.type)
+        elif option := field.metadata.get("option"):
+            yield OptionField(option.name or field.name, field.name, field.type, option)
+
+
+CONTEXT = Option(512, "Longest window of a document, in tokens.")
+SEED = Option(1, "Seed of everything random.")
+DEVICE = Option("auto", "auto, cpu or cuda.")
+DTYPE = Option("auto", "Data type of matrix products: auto (measured), bfloat16 or float32.")
+ALLOW_PICKLE = Option(False, "Load pickled weights, which can run code.")
+TRUST_REMOTE_CODE = Option(False, "Run code that comes with a model.")

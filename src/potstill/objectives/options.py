@@ -1,0 +1,25 @@
+"""Which objective a run minimizes, as options."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from potstill.core.options import Option
+
+OBJECTIVE = Option(
+    "forward_kl",
+    "A divergence (forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl, total_variation), with options "
+    "after a colon (jsd:beta=0.3); a method of docs/objectives.md (dskd, dskdv2_eta, uld, ...); "
+    "cross_entropy, for training without a teacher; a sum (0.6*cross_entropy+0.4*forward_kl); or your own "
+    "FILE.py:FUNCTION.",
+    name="objective",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveChoice:
+    """The fields of `ObjectiveConfig`, with their defaults and help texts."""
+
+    name: str = OBJECTIVE.field()
+    cross_entropy: float = Option(0.7, "Weight of cross-entropy in the loss, 0 to 1.").field()
+    temperature: float = Option(1.0, "Divide all logits by it, and multiply the loss by its square.").field()
+    options: Mapping[str, float | str] = field(default_factory=dict)

@@ -1,0 +1,209 @@
+"""The options of every stage: names, types, defaults and help texts. The configs of the stages inherit from these.
+
+Nothing here imports torch, because the command line reads these classes for `potstill VERB --help`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from potstill.core.options import ALLOW_PICKLE, CONTEXT, DEVICE, DTYPE, SEED, TRUST_REMOTE_CODE, Option
+from potstill.objectives.options import ObjectiveChoice
+from potstill.train.config import TrainConfig
+
+LOCAL_TEACHER_HELP = "A hub id, a folder, a .gguf file, or smollm2."
+
+COMBINE = Option("average", "How to combine several teachers: average, confidence, or route:COLUMN of the data.")
+DATA = Option("stdlib", "stdlib, a file, a folder, or a hub data set id.")
+COLUMNS = Option(
+    "", "The columns of the data, such as prompt=instruction,response=text; by default columns are recognized by name."
+)
+KEEP: Option[float | None] = Option(None, "Share of all stored parameters to keep, in (0, 1].")
+PARAMS: Option[int | None] = Option(None, "Number of parameters to keep, such as 60M.", is_count=True)
+STRATEGY = Option(
+    "auto", "What to cut: depth, width, both or ffn; auto: depth for a share of 0.7 or more, both for a smaller one."
+)
+DOCUMENTS = Option(100, "Held-out documents to measure on.")
+PROMPTS = Option(20, "Prompts to answer for ROUGE-L, on data with prompts and responses.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions:
+    """The options of `distill`; `plan` and `arena` take a subset."""
+
+    teacher: str | tuple[str, ...] | None = Option[str | tuple[str, ...] | None](
+        None,
+        "A hub id, a folder, a .gguf file, smollm2, or a server: http://HOST:PORT/v1#MODEL. Give several as "
+        "NAME=TEACHER each, to learn from all of them; caches are allowed. The first one is measured.",
+    ).field()
+    combine: str = COMBINE.field()
+    student: str | None = Option[str | None](
+        None, "A smaller model; its tokenizer may differ with --objective dskdv2_eta."
+    ).field()
+    keep: float | None = KEEP.field()
+    params: int | None = PARAMS.field()
+    strategy: str = STRATEGY.field()
+    data: str = DATA.field()
+    columns: str = COLUMNS.field()
+    eval_data: str | None = Option[str | None](
+        None, "Held-out text; by default the validation split of the data."
+    ).field()
+    teacher_cache: str | None = Option[str | None](
+        None, "Learn from a cache that `potstill cache` wrote, instead of running the teacher."
+    ).field()
+    top_k: int = Option(20, "Most likely tokens to request from a served teacher; vLLM allows 20 by default.").field()
+    objective: ObjectiveChoice = field(default_factory=ObjectiveChoice)
+    settings: TrainConfig = field(default_factory=TrainConfig)
+    lora: int = Option(
+        0, "Rank of a LoRA adapter to train instead of all weights; it is merged at the end. 0: no adapter."
+    ).field()
+    on_policy: float = Option(
+        0.0, "Share of the documents whose completions the student samples in training, 0 to 1."
+    ).field()
+    rollout: str = Option(
+        "gkd",
+        "How to sample completions: gkd, distillm (growing share, replayed) or minillm (mixed with the teacher).",
+    ).field()
+    device: str = DEVICE.field()
+    dtype: str = DTYPE.field()
+    documents: int = DOCUMENTS.field()
+    skip_doctor: bool = Option(False, "Train even if a check of teacher and student fails.").field()
+    allow_pickle: bool = ALLOW_PICKLE.field()
+    trust_remote_code: bool = TRUST_REMOTE_CODE.field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The options of `plan`: those of the distillation, and where the rates come from."""
+
+    distill: DistillOptions
+    measure: bool = Option(
+        True, "Measure a few training steps in memory; without them the plan is rougher and immediate."
+    ).field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArenaOptions:
+    """The options of `arena`: those of the distillation that all arms share, the arms, the budget and the seeds."""
+
+    common: DistillOptions
+    objectives: tuple[str, ...]
+    tokens: int | None = None
+    seconds: float | None = None
+    seeds: tuple[int, ...] = (1, 2, 3)
+    prompts: int = PROMPTS.field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """The options of `doctor`."""
+
+    teacher: str | tuple[str, ...]
+    combine: str = COMBINE.field()
+    student: str | None = Option[str | None](
+        None, "The student; without one, a copy of the teacher takes its place."
+    ).field()
+    data: str = DATA.field()
+    columns: str = COLUMNS.field()
+    teacher_cache: str | None = Option[str | None](None, "A cache to compare with the running teacher.").field()
+    objective: ObjectiveChoice = field(default_factory=ObjectiveChoice)
+    context: int = CONTEXT.field()
+    seed: int = SEED.field()
+    device: str = DEVICE.field()
+    dtype: str = DTYPE.field()
+    allow_pickle: bool = ALLOW_PICKLE.field()
+    trust_remote_code: bool = TRUST_REMOTE_CODE.field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    """The options of `prune`."""
+
+    model: str
+    data: str = DATA.field()
+    columns: str = COLUMNS.field()
+    keep: float | None = KEEP.field()
+    params: int | None = PARAMS.field()
+    strategy: str = STRATEGY.field()
+    shape: Mapping[str, int] = field(default_factory=dict)
+    layers_by: str = Option("harm", "How to choose the layers to drop: by harm (measured) or evenly.").field()
+    calibration_tokens: int = Option(
+        8192, "Tokens of the data on which importance and harm are measured.", on_command_line=False
+    ).field()
+    seed: int = SEED.field()
+    device: str = DEVICE.field()
+    dtype: str = DTYPE.field()
+    allow_pickle: bool = ALLOW_PICKLE.field()
+    trust_remote_code: bool = TRUST_REMOTE_CODE.field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheTeacherOptions:
+    """The options of `cache`."""
+
+    teacher: str
+    data: str = DATA.field()
+    columns: str = COLUMNS.field()
+    tokens: int | None = Option[int | None](
+        None, "How much of the data to read, such as 2M; by default all of it.", is_count=True
+    ).field()
+    context: int = CONTEXT.field()
+    top_k: int = Option(64, "Tokens to keep of each distribution, the most likely ones.").field()
+    mass: float = Option(1.0, "Keep only the most likely tokens that together have this probability.").field()
+    classes: int = Option(
+        16, "Number of classes of tokens for the probability of all others; 1: only their total."
+    ).field()
+    sampled: int = Option(0, "Keep this many sampled tokens instead, for forward_kl only.").field()
+    exact: bool = Option(False, "Store log-probabilities as float32 instead of 8 bits.").field()
+    hidden: bool = Option(
+        False, "Keep the last hidden states too, as bfloat16: dskd, dskdv2 and tie_kd need them."
+    ).field()
+    temperature: float = Option(1.0, "The temperature that students will train with.").field()
+    seed: int = SEED.field()
+    device: str = DEVICE.field()
+    dtype: str = DTYPE.field()
+    allow_pickle: bool = ALLOW_PICKLE.field()
+    trust_remote_code: bool = TRUST_REMOTE_CODE.field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateDatasetOptions:
+    """The options of `generate` for a data set."""
+
+    model: str
+    data: str
+    columns: str = COLUMNS.field()
+    documents: int = Option(0, "How many prompts of --data to answer; 0: all.").field()
+    max_tokens: int = Option(128, "Longest answer, in tokens.").field()
+    temperature: float = Option(0.0, "Sampling temperature; 0: greedy.").field()
+    batch: int = Option(8, "Prompts to answer at once.", on_command_line=False).field()
+    seed: int = SEED.field()
+    device: str = DEVICE.field()
+    dtype: str = DTYPE.field()
+    allow_pickle: bool = ALLOW_PICKLE.field()
+    trust_remote_code: bool = TRUST_REMOTE_CODE.field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """The options of `measure`."""
+
+    models: tuple[str, ...]
+    data: str = DATA.field()
+    columns: str = COLUMNS.field()
+    split: str = Option(
+        "validation", "validation (5 % of a file, never trained on), train, or all (the whole file)."
+    ).field()
+    teacher: str | None = Option[str | None](
+        None, "Also measure the KL divergence to this teacher and the agreement with it; it needs the same tokenizer."
+    ).field()
+    documents: int = DOCUMENTS.field()
+    context: int = CONTEXT.field()
+    prompts: int = PROMPTS.field()
+    speed: bool = Option(True, "Measure tokens/s and memory too.").field()
+    tasks: tuple[str, ...] = Option[tuple[str, ...]](
+        (), "An lm-eval task (needs the extra 'eval'); repeat for several."
+    ).field()
+    device: str = DEVICE.field()
+    dtype: str = DTYPE.field()
+    allow_pickle: bool = ALLOW_PICKLE.field()
+    trust_remote_code: bool = TRUST_REMOTE_CODE.field()
