@@ -135,7 +135,7 @@ def test_plain_text_and_answers_that_never_end_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"max_tokens": 0}, "max_tokens is 0"), ({"temperature": -1.0}, "which is greedy")]
+    ("change", "said"), [({"max_tokens": 0}, "max_tokens is 0"), ({"temperature": -1.0}, "0 is greedy")]
 )
 def test_numbers_that_are_none_are_refused(change: dict[str, Any], said: str, stage: GenerateDatasetConfig) -> None:
     with pytest.raises(UsageError, match=said):

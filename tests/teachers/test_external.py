@@ -63,7 +63,7 @@ def test_a_student_learns_from_a_server_what_it_learns_from_the_live_teacher(
     for name in ("bits_per_byte", "perplexity"):
         assert value(served, "teacher", name) == pytest.approx(value(live, "teacher", name), rel=1e-5)
         assert value(served, "served", name) == pytest.approx(value(live, "live", name), rel=1e-3)
-    assert {thread.name for thread in threading.enumerate()}.isdisjoint({"potstill-wire"})
+    assert {thread.name for thread in threading.enumerate()}.isdisjoint({"potstill-http"})
 
 
 def test_a_few_tokens_of_each_distribution_bound_the_loss_from_below_and_teach(

@@ -167,7 +167,7 @@ def test_both_dialects_say_the_same(letters: str) -> None:
     batch = collate([{"input_ids": ids, "labels": ids, "lengths": torch.tensor([12, len(ids) - 12])}])
     told = {}
     for dialect in ("prompt_logprobs", "echo with logprobs"):
-        with asked(letters, top_k=9, tokenizer=tokenizer, dialect=dialect) as teacher:
+        with asked(letters, top_k=9, tokenizer=tokenizer, format_name=dialect) as teacher:
             assert teacher.logprob_format.name == dialect
             told[dialect] = teacher.signals(batch, needs(batch))
     first, second = told.values()
@@ -377,7 +377,7 @@ def test_at_most_so_many_requests_are_under_way(server: Server, batch: dict[str,
                     now[0] -= 1
 
         one._client.request = counted  # type: ignore[method-assign]
-        with asked(url, wire=one) as teacher:
+        with asked(url, client=one) as teacher:
             teacher.signals(batch, needs(batch))
     assert most[0] == 2
 
@@ -388,9 +388,9 @@ def test_at_most_so_many_requests_are_under_way(server: Server, batch: dict[str,
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("http://", "no address of a server"),
-        ("ftp://host/v1", "no address of a server"),
-        ("http://host:port/v1", "no address"),
+        ("http://", "not the address of a server"),
+        ("ftp://host/v1", "not the address of a server"),
+        ("http://host:port/v1", "not an address"),
         ("http://me:secret@host/v1", "POTSTILL_API_KEY"),
         ("http://host/v1?key=secret", "POTSTILL_API_KEY"),
     ],
@@ -453,7 +453,7 @@ def test_a_string_that_two_ids_decode_to_or_none_is_refused() -> None:
 def test_half_a_character_is_not_named_and_its_mass_is_the_rests(
     server: Server, batch: dict[str, Tensor], tiny_llama: LlamaForCausalLM
 ) -> None:
-    with asked(server.url, top_k=6, dialect="echo with logprobs") as teacher, torch.no_grad():
+    with asked(server.url, top_k=6, format_name="echo with logprobs") as teacher, torch.no_grad():
         found = teacher.signals(batch, needs(batch))
         live = compute_signals(tiny_llama, batch, needs(batch), vocabulary=259)
     p, told = live.logits(live.rows).softmax(-1), found.logits(found.rows)
@@ -526,5 +526,5 @@ def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 def test_the_thread_ends_with_the_teacher(server: Server) -> None:
     with asked(server.url):
-        assert any(thread.name == "potstill-wire" for thread in threading.enumerate())
-    assert not any(thread.name == "potstill-wire" for thread in threading.enumerate())
+        assert any(thread.name == "potstill-http" for thread in threading.enumerate())
+    assert not any(thread.name == "potstill-http" for thread in threading.enumerate())
