@@ -201,11 +201,31 @@ def test_what_several_teachers_cannot_do_is_refused_before_anything_is_read(
         dataclasses.replace(stage, combine="confidence", **changes)  # type: ignore[arg-type]
 
 
-def test_a_plan_and_an_arena_say_that_they_know_one_teacher(stage: DistillConfig) -> None:
-    with pytest.raises(UsageError, match="a plan knows one teacher, and 2 are given"):
-        Plan(distill=stage, measure=False).run()
-    with pytest.raises(UsageError, match="an arena knows one teacher"):
-        Arena(common=stage, objectives=("forward_kl",), tokens=512)
+@pytest.mark.parametrize(("combine", "share"), [("average", 1.0), ("route:for", 0.5)])
+def test_a_plan_counts_every_teacher(combine: str, share: float, stage: DistillConfig, teacher: Path) -> None:
+    single = Plan(distill=replace(stage, teacher=str(teacher)), measure=False).run()
+    double = Plan(distill=replace(stage, combine=combine), measure=False).run()
+    assert double["memory"]["teacher"] == 2 * single["memory"]["teacher"]
+    flops = [plan["flops_per_token"]["teacher forward"] for plan in (single, double)]
+    assert flops[1] == pytest.approx(2 * share * flops[0])
+
+
+def test_a_plan_measures_steps_with_every_teacher(stage: DistillConfig) -> None:
+    plan = Plan(distill=replace(stage, student=None, keep=0.755)).run()
+    assert plan["time"]["seconds_per_step"] > 0
+    assert any("were measured" in note for note in plan["notes"])
+
+
+def test_an_arena_trains_with_several_teachers(stage: DistillConfig, tmp_path: Path) -> None:
+    arena = Arena(common=stage, objectives=("forward_kl", "jsd"), tokens=512, seeds=(1,), prompts=0)
+    report = arena.run(tmp_path / "arena", show=False)
+    assert {arm["arm"] for arm in report["arms"]} == {"forward_kl", "jsd"}
+    with pytest.raises(UsageError, match="first teacher, which has to be here"):
+        Arena(
+            common=replace(stage, teacher=("a=http://127.0.0.1:9/v1", *(stage.teacher or ())[1:])),
+            objectives=("jsd",),
+            tokens=512,
+        )
 
 
 def test_documents_for_nobody_and_teachers_without_documents_are_refused(

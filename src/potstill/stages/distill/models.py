@@ -98,7 +98,7 @@ def load_models(config: DistillConfig, caches: Caches, dtype: torch.dtype) -> Mo
     try:
         pair = _load_first_pair(config, caches, dtype)
         for source in config.teachers[1:]:
-            pair = _add_teacher(config, pair, source, caches.get(source.network))
+            pair = add_teacher(config, pair, source, caches.get(source.network))
         return pair
     except VocabularyMismatch as error:
         if len(config.teachers) == 1:
@@ -122,9 +122,8 @@ def _load_first_pair(config: DistillConfig, caches: Caches, dtype: torch.dtype) 
     return ModelPair(student.model, student, {source.network: external}, external.vocabulary, parents, {})
 
 
-def _add_teacher(
-    config: DistillConfig, pair: ModelPair, source: TeacherSource, cache: TeacherCache | None
-) -> ModelPair:
+def add_teacher(config: DistillConfig, pair: ModelPair, source: TeacherSource, cache: TeacherCache | None) -> ModelPair:
+    """`pair` with one more teacher. Raises: VocabularyMismatch, NotFound."""
     teacher: LoadedModel | ExternalTeacher | None = load_teacher(config, source, cache)
     if isinstance(teacher, LoadedModel):
         num_shared, parent = count_shared_ids(teacher.tokenizer, pair.origin.tokenizer), make_parent("teacher", teacher)

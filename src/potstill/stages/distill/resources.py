@@ -36,8 +36,12 @@ def build_workload(
     dtype: torch.dtype,
     packing: PackingStats,
     teacher_tokenization: TeacherTokenization | None = None,
+    more_teachers: tuple[Blueprint, ...] = (),
 ) -> Workload:
-    """The sizes of a run; `teacher_tokenization` describes the text in a teacher's own tokenizer."""
+    """The sizes of a run; `teacher_tokenization` describes the text in a teacher's own tokenizer.
+
+    Under a route each teacher reads its own documents, which count as equal shares.
+    """
     source = "cached" if config.teacher_cache else "live"
     return Workload(
         teacher=teacher,
@@ -51,6 +55,8 @@ def build_workload(
         compute_bytes=dtype.itemsize,
         objective=config.objective,
         teacher_tokenization=teacher_tokenization,
+        more_teachers=more_teachers,
+        teacher_share=1 / len(config.teachers) if config.teacher_options.route else 1.0,
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from potstill.models.load import LoadedModel
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.prepare import prepare
 from potstill.stages.resources.profiling import WARM_UP_STEPS, profile_steps
@@ -15,7 +14,6 @@ def measure_seconds_per_step(config: DistillConfig) -> float:
     tokens_per_step = config.settings.packs_per_step * config.settings.context
     settings = dataclasses.replace(config.settings, tokens=(WARM_UP_STEPS + MEASURED_STEPS) * tokens_per_step)
     run = prepare(dataclasses.replace(config, settings=settings, documents=1))
-    teacher = run.pair.teacher.model if isinstance(run.pair.teacher, LoadedModel) else None
-    live_teacher = teacher if config.objective.uses_teacher else None
-    measurements = profile_steps(run.module, live_teacher, run.packs, settings, measured_steps=MEASURED_STEPS)
+    teachers = [teacher.model for teacher in run.pair.loaded_teachers.values() if config.objective.uses_teacher]
+    measurements = profile_steps(run.module, teachers, run.packs, settings, measured_steps=MEASURED_STEPS)
     return sum(measurements.seconds.values())

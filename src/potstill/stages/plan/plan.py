@@ -16,13 +16,14 @@ from potstill.evaluate.capacity_gap import advise_sizes
 from potstill.evaluate.size import count_blueprint_parameters
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model
-from potstill.models.load import LoadedModel, load_model
+from potstill.models.load import load_model
 from potstill.models.spec import read_model_spec
 from potstill.stages.checks.cross_tokenizer import MIN_ALIGNED_SHARE
-from potstill.stages.dataset import DatasetConfig, prepare_dataset
+from potstill.stages.dataset import prepare_dataset
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.distill.models import choose_dtype, load_models, open_caches
+from potstill.stages.distill.models import add_teacher, choose_dtype, load_models, open_caches
 from potstill.stages.distill.module import build_module
+from potstill.stages.distill.prepare import make_dataset_config, move_models
 from potstill.stages.distill.resources import build_workload
 from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE
 from potstill.stages.model_pair import ModelPair
@@ -66,6 +67,7 @@ class PlanInputs(NamedTuple):
     caches: Mapping[str, TeacherCache]
     teacher_tokenization: TeacherTokenization | None = None
     chats: bool = False
+    more_teachers: tuple[Blueprint, ...] = ()  # of several teachers, those after the first whose weights are here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,34 +127,40 @@ class Plan(PlanOptions):
         """Read configs, tokenizers, text and caches, but no weights."""
         stage = self.distill
         load_options = {"allow_pickle": stage.allow_pickle, "trust_remote_code": stage.trust_remote_code}
-        (source, *other_sources) = stage.teachers
-        if other_sources:
-            raise UsageError(
-                f"a plan knows one teacher, and {len(stage.teachers)} are given; give one of them at a time"
-            )
-        if source.kind != "local" or (name := source.location) is None:
-            raise UsageError("a plan needs the teacher's config; give --teacher, a model that is here")
-        teacher = read_model_spec(name, **load_options)
+        locations = [source.location for source in stage.teachers if source.kind == "local" and source.location]
+        if stage.teachers[0].kind != "local":
+            raise UsageError("a plan needs the first teacher's config; give --teacher, a model that is here")
+        teacher, *more_teachers = (read_model_spec(location, **load_options) for location in locations)
         origin = teacher if stage.student is None else read_model_spec(stage.student, **load_options)
         student = origin.blueprint if stage.student is not None else make_pruned_blueprint(stage, teacher.blueprint)
-        for blueprint in (teacher.blueprint, student):
+        for blueprint in (teacher.blueprint, student, *(spec.blueprint for spec in more_teachers)):
             if stage.settings.context > blueprint.context:
                 raise UsageError(
                     f"context is {stage.settings.context}, and a model here takes {blueprint.context} tokens"
                 )
         device, caches = resolve_device(stage.device), open_caches(stage)
-        dataset_config = DatasetConfig(
-            data=stage.data, columns=stage.columns, context=stage.settings.context, seed=stage.settings.seed
-        )
-        cache_list = list(caches.values())
         prepared = prepare_dataset(
-            dataset_config, origin.tokenizer, tokens=stage.settings.tokens, documents=1, caches=cache_list
+            replace(make_dataset_config(stage), eval_data=None),
+            origin.tokenizer,
+            tokens=stage.settings.tokens,
+            documents=1,
+            caches=list(caches.values()),
         )
         dtype = choose_dtype(stage, caches)
         packs, chats = prepared.packs, prepared.facts["kind"] != "text"
         vocabulary, tokenization = match_vocabularies(teacher, origin, packs, stage.objective, chats=chats)
         return PlanInputs(
-            teacher.blueprint, student, origin.tokenizer, vocabulary, packs, device, dtype, caches, tokenization, chats
+            teacher.blueprint,
+            student,
+            origin.tokenizer,
+            vocabulary,
+            packs,
+            device,
+            dtype,
+            caches,
+            tokenization,
+            chats,
+            tuple(spec.blueprint for spec in more_teachers),
         )
 
     def build_workload(self, stage: DistillConfig, inputs: PlanInputs) -> Workload:
@@ -180,6 +188,7 @@ class Plan(PlanOptions):
             dtype=dtype,
             packing=packing,
             teacher_tokenization=tokenization,
+            more_teachers=inputs.more_teachers,
         )
 
     def estimate(self, stage: DistillConfig, inputs: PlanInputs, calibration: Calibration) -> ResourceEstimate:
@@ -269,7 +278,9 @@ def describe_caveats(stage: DistillConfig, tokenization: TeacherTokenization | N
 
 def make_pruned_blueprint(stage: DistillConfig, teacher: Blueprint) -> Blueprint:
     """The shape of the pruned student; which layers stay is open, since no weight is read."""
-    prune_stage = PruneConfig(model=str(stage.teacher), keep=stage.keep, params=stage.params, strategy=stage.strategy)
+    prune_stage = PruneConfig(
+        model=str(stage.teachers[0].location), keep=stage.keep, params=stage.params, strategy=stage.strategy
+    )
     with torch.device("meta"):
         backbone = Backbone(teacher)
     return resize_blueprint(teacher, prune_stage.compute_target_shape(backbone))
@@ -278,15 +289,15 @@ def make_pruned_blueprint(stage: DistillConfig, teacher: Blueprint) -> Blueprint
 def measure_calibration(stage: DistillConfig, inputs: PlanInputs, work: Workload) -> Calibration:
     """The rates of a few measured steps of `stage`, with the module that it would train."""
     pair = load_profiling_pair(stage, inputs)._replace(is_chat=inputs.chats)
-    pair.student.to(inputs.device)
-    teacher = pair.teacher
-    assert isinstance(teacher, LoadedModel)  # `read_inputs` refuses the others
-    teacher.model.to(inputs.device, inputs.dtype)
+    move_models(stage, pair, inputs.dtype)
     module = build_module(stage, pair, inputs.dtype, inputs.caches)
-    if inputs.caches:
-        teacher.model.to("meta")
-    live_teacher = teacher.model if work.source == "live" else None
-    measurements = profile_steps(module, live_teacher, pair.prepare_packs(inputs.packs), stage.settings)
+    live_teachers = []
+    for network, teacher in pair.loaded_teachers.items():
+        if network in inputs.caches:
+            teacher.model.to("meta")
+        elif work.source == "live":
+            live_teachers.append(teacher.model)
+    measurements = profile_steps(module, live_teachers, pair.prepare_packs(inputs.packs), stage.settings)
     tensor_bytes = sum(
         work.memory_bytes(measure_autograd_bytes(inputs.student, dtype=inputs.dtype, lora=stage.lora)).values()
     )
@@ -296,10 +307,16 @@ def measure_calibration(stage: DistillConfig, inputs: PlanInputs, work: Workload
 def load_profiling_pair(stage: DistillConfig, inputs: PlanInputs) -> ModelPair:
     """The models of `stage`; a student that would be pruned has its shape and random weights."""
     if stage.student is not None:
-        return load_models(stage, {}, inputs.dtype)
-    teacher = load_model(str(stage.teacher), allow_pickle=stage.allow_pickle, trust_remote_code=stage.trust_remote_code)
+        return load_models(stage, inputs.caches, inputs.dtype)
+    first, *others = stage.teachers
+    teacher = load_model(
+        str(first.location), allow_pickle=stage.allow_pickle, trust_remote_code=stage.trust_remote_code
+    )
     student = export_model(Backbone(inputs.student), teacher.model)
-    return ModelPair(student, teacher, {"teacher": teacher}, inputs.vocabulary, [], {})
+    pair = ModelPair(student, teacher, {first.network: teacher}, inputs.vocabulary, [], {})
+    for source in others:
+        pair = add_teacher(stage, pair, source, inputs.caches.get(source.network))
+    return pair
 
 
 def compare_with_available(resources: ResourceEstimate, available: AvailableResources) -> dict[str, bool]:

@@ -33,7 +33,7 @@ def suggest_changes(stage: DistillConfig) -> Iterator[tuple[str, DistillConfig]]
     can_be_cached = stage.objective.uses_teacher and (
         stage.objective.needs_only_last_hidden or not stage.objective.needs_teacher_model
     )
-    if stage.teacher_cache is None and can_be_cached:
+    if stage.teacher_cache is None and can_be_cached and len(stage.teachers) == 1:
         cache_command = "potstill cache --hidden" if stage.objective.needs_only_last_hidden else "potstill cache"
         yield f"--teacher-cache CACHE, made before with {cache_command}", replace(stage, teacher_cache="CACHE")
         smallest_stage = replace(smallest_stage, teacher_cache="CACHE")

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ MIN_MEASURED_STEPS, MAX_MEASURED_SECONDS = 3, 15.0  # measuring stops after so m
 
 def profile_steps(
     module: TrainingModule,
-    teacher: PreTrainedModel | None,
+    teachers: Sequence[PreTrainedModel],
     packs: Packs | CrossTokenizerPacks,
     settings: TrainConfig,
     *,
@@ -44,8 +44,8 @@ def profile_steps(
     short_settings = replace(
         settings, tokens=steps * settings.packs_per_step * settings.context, report_to=(), eval_every=0, patience=0
     )
-    modules: dict[str, nn.Module] = {"student": unwrap_model(module.student).base_model, "loss": module.objective}  # type: ignore[dict-item]
-    modules |= {} if teacher is None else {"teacher": teacher.base_model}
+    modules: list[tuple[str, nn.Module]] = [("student", unwrap_model(module.student).base_model)]
+    modules += [("loss", module.objective), *(("teacher", teacher.base_model) for teacher in teachers)]  # type: ignore[list-item]
     silence_libraries()
     with tempfile.TemporaryDirectory() as folder:
         args = make_training_arguments(short_settings, Path(folder), device=device.type)
@@ -72,12 +72,12 @@ def estimate_profiling_seconds(step_seconds: float) -> float:
 
 
 class StepTimer(TrainerCallback):
-    """Times the parts of each step, in seconds. `modules` are the parts whose forwards are timed, by name.
+    """Times the parts of each step, in seconds. `modules` are timed in their forwards; those of one name add up.
 
     All time outside of these parts and the optimizer counts as backward: autograd, clipping and reading the batch.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
+    def __init__(self, modules: Sequence[tuple[str, nn.Module]], device: torch.device) -> None:
         self.modules, self.device = modules, device
         self.steps: list[dict[str, float]] = []
         self._current_step: dict[str, float] = {}
@@ -92,7 +92,7 @@ class StepTimer(TrainerCallback):
     def register_hooks(self) -> list[Any]:
         """Hooks on the timed modules. The caller has to remove each of them."""
         handles = []
-        for name, module in self.modules.items():
+        for name, module in self.modules:
             handles.append(module.register_forward_pre_hook(lambda *_, part=name: self.start(part)))
             handles.append(module.register_forward_hook(lambda *_, part=name: self.stop(part)))
         return handles

@@ -28,7 +28,8 @@ class Workload:
     """The sizes of a distillation. `source` gives the teacher's signals: `live`, `cached` or `alone` (no teacher).
 
     `vocabulary` is the student's where the teacher has another tokenizer (`teacher_tokenization`), else that of both.
-    `shards` is the number of ranks that share the student's weights, gradients and optimizer states.
+    `more_teachers` are further teachers here, with the same tokenizer; every teacher reads `teacher_share` of the
+    tokens. `shards` is the number of ranks that share the student's weights, gradients and optimizer states.
     """
 
     teacher: Blueprint
@@ -42,6 +43,8 @@ class Workload:
     compute_bytes: int = 2
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     teacher_tokenization: TeacherTokenization | None = None
+    more_teachers: tuple[Blueprint, ...] = ()
+    teacher_share: float = 1.0
 
     @property
     def trained_parameters(self) -> int:
@@ -106,14 +109,23 @@ class Workload:
         return Flops(flops.blocks, flops.attention, 2 * self.vocabulary * blueprint.hidden * self.packing.trained)
 
     @property
+    def teacher_parameters(self) -> int:
+        """Parameters of all teachers whose weights are in memory."""
+        return sum(count_blueprint_parameters(teacher).total for teacher in (self.teacher, *self.more_teachers))
+
+    @property
     def teacher_flops(self) -> Flops:
-        """Operations of the teacher's blocks per token of the student's text, and of its head for one row."""
+        """Operations of all teachers' blocks per token of the student's text, and of their heads for one row."""
         tokenization = self.teacher_tokenization
-        flops = forward_flops(self.teacher, tokenization.seen if tokenization else self.packing.seen)
+        seen = tokenization.seen if tokenization else self.packing.seen
+        forwards = [forward_flops(teacher, seen) for teacher in (self.teacher, *self.more_teachers)]
+        hidden = self.teacher.hidden + sum(teacher.hidden for teacher in self.more_teachers)
         token_ratio, vocabulary = (
             (tokenization.token_ratio, tokenization.vocabulary) if tokenization else (1.0, self.vocabulary)
         )
-        return Flops(flops.blocks * token_ratio, flops.attention * token_ratio, 2.0 * vocabulary * self.teacher.hidden)
+        ratio = token_ratio * self.teacher_share
+        blocks, attention = sum(flops.blocks for flops in forwards), sum(flops.attention for flops in forwards)
+        return Flops(blocks * ratio, attention * ratio, 2.0 * vocabulary * hidden * self.teacher_share)
 
     def flops(self) -> dict[str, float]:
         """Operations per token by part.
@@ -159,7 +171,7 @@ class Workload:
         head_copy = float(table_entries * self.compute_bytes if self.compute_bytes < FLOAT32_BYTES else 0)
         head_gradient = 0.0 if self.lora else head_copy
         head = self.uses_teacher_head * self.vocabulary * self.teacher.hidden
-        teacher = head if self.source == "cached" else count_blueprint_parameters(self.teacher).total
+        teacher = head if self.source == "cached" else self.teacher_parameters
         return {
             "weights": FLOAT32_BYTES * float(size.total + self.objective_cost.weights) / self.shards,
             "gradients": FLOAT32_BYTES * float(self.trained_parameters) / self.shards,
@@ -196,9 +208,7 @@ class Workload:
 
     def loading_bytes(self) -> float:
         """Bytes of both models as they are read, in float32."""
-        return FLOAT32_BYTES * float(
-            count_blueprint_parameters(self.student).total + count_blueprint_parameters(self.teacher).total
-        )
+        return FLOAT32_BYTES * float(count_blueprint_parameters(self.student).total + self.teacher_parameters)
 
     def disk_bytes(self, tokenizer_bytes: int) -> dict[str, float]:
         """Bytes by part: one checkpoint, the final folder, and the most on disk at once.
