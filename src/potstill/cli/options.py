@@ -141,6 +141,14 @@ def format_count(number: int | None) -> str | None:
     return f"{number // factor}{unit if unit == 'k' else unit.upper()}"
 
 
+def get_teachers(teachers: Sequence[str] | None) -> str | tuple[str, ...]:
+    """The teacher, or all of several.
+
+    Raises: UsageError without one.
+    """
+    return get_single_teacher(teachers) if not teachers or len(teachers) == 1 else tuple(teachers)
+
+
 def get_single_teacher(teachers: Sequence[str] | None) -> str:
     """The name of the only teacher.
 

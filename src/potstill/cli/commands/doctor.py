@@ -7,7 +7,7 @@ from potstill.cli.output import CommandResult, print_or_return, suppress_library
 from potstill.stages.options import DoctorOptions
 
 
-@o.take_options(DoctorOptions, leave_out=("combine",))
+@o.take_options(DoctorOptions)
 def doctor(teacher: o.Teacher = None, as_json: o.Json = False, **options: Any) -> Any:
     """Check whether the loss is right for this teacher, this student and this data set.
 
@@ -23,7 +23,7 @@ def doctor(teacher: o.Teacher = None, as_json: o.Json = False, **options: Any) -
     suppress_library_output()
     names = ("cross_entropy", "temperature")
     objective = ObjectiveConfig.parse(options["objective"], **{name: options[name] for name in names})
-    stage = Doctor(teacher=o.get_single_teacher(teacher), objective=objective, **o.read_options(DoctorOptions, options))
+    stage = Doctor(teacher=o.get_teachers(teacher), objective=objective, **o.read_options(DoctorOptions, options))
     checks = stage.run()
     report = {**stage.to_dict(), "checks": [check.to_dict() for check in checks]}
     output = print_or_return(report, as_json, lambda: tables.print_checks(report["checks"]))

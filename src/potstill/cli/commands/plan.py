@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 NOT_PLANNED = (  # options of a distillation that change none of the plan's numbers
-    *("combine", "top_k", "on_policy", "rollout", "lr", "warmup", "weight_decay", "patience", "report_to"),
+    *("top_k", "on_policy", "rollout", "lr", "warmup", "weight_decay", "patience", "report_to"),
     *("documents", "eval_data", "eval_every", "skip_doctor", "shard"),
 )
 
