@@ -206,8 +206,8 @@ def test_a_target_larger_than_the_teacher(refused: Refused, teacher: Path, text:
     [
         pytest.param(("--params", "9k", "--student", "x"), "--student and --params", id="two sizes"),
         pytest.param(("--keep", "x"), "--keep", id="no number"),
-        pytest.param(("--params", "many"), "no count", id="no count"),
-        pytest.param(("--tokens", "0"), "no count", id="no token"),
+        pytest.param(("--params", "many"), "not a count", id="no count"),
+        pytest.param(("--tokens", "0"), "not a count", id="no token"),
         pytest.param(("--objective", "hope"), "no objective is called 'hope'", id="an unknown objective"),
         pytest.param(("--objective", "jsd:gamma=1"), "no option 'gamma'", id="an unknown option of an objective"),
         pytest.param(("--objective", "jsd:beta"), "NAME:OPTION=NUMBER", id="an option without a value"),
