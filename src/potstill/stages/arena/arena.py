@@ -66,6 +66,10 @@ class Arena(ArenaOptions):
         for label, candidates in (("arm", [arm.folder_name for arm in self.arms]), ("seed", self.seeds)):
             if duplicates := [candidate for candidate in candidates if list(candidates).count(candidate) > 1]:
                 raise UsageError(f"the {label} {duplicates[0]} is given twice; give each once")
+        for arm in self.arms:  # the config of each arm refuses an objective that does not fit the teachers
+            arm.make_stage(
+                self.common, student=self.common.student, tokens=self.tokens or 1, seed=self.common.settings.seed
+            )
         for arm in self.arms:
             if equivalents := [
                 candidate.name for candidate in self.arms if candidate is not arm and candidate.is_equivalent(arm)
