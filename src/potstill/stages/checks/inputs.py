@@ -126,12 +126,8 @@ def build_cross_tokenizer_inputs(
     pair: ModelPair, packs: Packs, module: TrainingModule, *, kind: str
 ) -> CrossTokenizerInputs:
     """The inputs of the checks for two tokenizers, from the packs and the module of the training."""
-    teacher, paired_packs, vocabularies, device = (
-        pair.teacher,
-        pair.prepare_packs(packs),
-        module.vocabulary,
-        pair.student.device,
-    )
+    teacher, paired_packs, device = pair.teacher, pair.prepare_packs(packs), pair.student.device
+    vocabularies = module.vocabulary
     assert isinstance(teacher, LoadedModel)
     assert isinstance(vocabularies, Mapping)
     documents = [paired_packs.add_teacher_inputs(item) for item in sample_documents(packs)]
@@ -146,10 +142,8 @@ def build_cross_tokenizer_inputs(
         kind=kind,
         compute_dtype=module.compute_dtype,
     )
-    teacher_batch, stop_sets = (
-        get_view(full_packs, "teacher"),
-        [find_stop_tokens(item.model, item.tokenizer) for item in (pair.origin, teacher)],
-    )
+    teacher_batch = get_view(full_packs, "teacher")
+    stop_sets = [find_stop_tokens(item.model, item.tokenizer) for item in (pair.origin, teacher)]
     labels = teacher_batch["labels"][teacher_batch["documents"] >= 0]
     return CrossTokenizerInputs(
         student=student,

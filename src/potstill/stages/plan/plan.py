@@ -1,39 +1,27 @@
 """Plan: the memory, disk and time of a distillation before it starts, and what to change where it does not fit."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from potstill.core.blueprint import Blueprint
-from potstill.core.device import resolve_device, resolve_dtype
-from potstill.core.errors import UsageError
-from potstill.data.packing import Packs
+from potstill.core.device import resolve_dtype
 from potstill.evaluate.capacity_gap import advise_sizes
 from potstill.evaluate.size import count_blueprint_parameters
-from potstill.models.backbone import Backbone
-from potstill.models.families.registry import export_model
-from potstill.models.load import load_model
-from potstill.models.spec import read_model_spec
 from potstill.stages.checks.cross_tokenizer import MIN_ALIGNED_SHARE
-from potstill.stages.dataset import prepare_dataset
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.distill.models import add_teacher, choose_dtype, load_models, open_caches
-from potstill.stages.distill.module import build_module
-from potstill.stages.distill.prepare import make_dataset_config, move_models
 from potstill.stages.distill.resources import build_workload
 from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE
-from potstill.stages.model_pair import ModelPair
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.options import PlanOptions
+from potstill.stages.plan.inputs import PlanInputs, read_inputs
+from potstill.stages.plan.measurement import measure_calibration
 from potstill.stages.plan.suggestions import suggest_changes
-from potstill.stages.prune import PruneConfig
 from potstill.stages.resources.activation_memory import measure_autograd_bytes
-from potstill.stages.resources.calibration import Calibration, fit_calibration, guess_calibration
-from potstill.stages.resources.dataset_stats import TeacherTokenization, compute_packing_stats, match_vocabularies
+from potstill.stages.resources.calibration import Calibration, guess_calibration
+from potstill.stages.resources.dataset_stats import TeacherTokenization, compute_packing_stats
 from potstill.stages.resources.estimate import (
     ResourceEstimate,
     estimate,
@@ -42,32 +30,11 @@ from potstill.stages.resources.estimate import (
 )
 from potstill.stages.resources.layer_timing import guess_layer_timings, measure_layer_timings
 from potstill.stages.resources.machine import AvailableResources, get_available_resources
-from potstill.stages.resources.profiling import estimate_profiling_seconds, profile_steps
+from potstill.stages.resources.profiling import estimate_profiling_seconds
 from potstill.stages.resources.workload import CACHE_ROW_BYTES, Workload
 from potstill.stages.stage import to_plain_dict
-from potstill.teachers.cached import TeacherCache
-from potstill.transforms.fit import resize_blueprint
 
 MAX_PROFILING_SECONDS = 120.0  # the longest time that measured steps may take, by the estimate
-
-
-class PlanInputs(NamedTuple):
-    """The inputs of a plan: both models without weights, the text as packs, and the device.
-
-    `teacher_tokenization` describes the text in the tokens of a teacher with another tokenizer, else None.
-    """
-
-    teacher: Blueprint
-    student: Blueprint
-    tokenizer: PreTrainedTokenizerBase
-    vocabulary: int
-    packs: Packs
-    device: torch.device
-    dtype: torch.dtype
-    caches: Mapping[str, TeacherCache]
-    teacher_tokenization: TeacherTokenization | None = None
-    chats: bool = False
-    more_teachers: tuple[Blueprint, ...] = ()  # of several teachers, those after the first whose weights are here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +53,7 @@ class Plan(PlanOptions):
         Raises: UsageError, NotFound, DataError, UnsupportedModel, as `distill` does before it writes anything.
         """
         check_single_process()
-        inputs = self.read_inputs()
+        inputs = read_inputs(self.distill)
         calibration, notes = self.get_calibration(inputs)
         notes += [SAMPLING_TIME_NOTE] if self.distill.rollout_config.is_enabled else []
         notes += describe_caveats(self.distill, inputs.teacher_tokenization)
@@ -122,46 +89,6 @@ class Plan(PlanOptions):
             "calibration": calibration.to_dict(),
             "notes": notes,
         }
-
-    def read_inputs(self) -> PlanInputs:
-        """Read configs, tokenizers, text and caches, but no weights."""
-        stage = self.distill
-        load_options = {"allow_pickle": stage.allow_pickle, "trust_remote_code": stage.trust_remote_code}
-        locations = [source.location for source in stage.teachers if source.kind == "local" and source.location]
-        if stage.teachers[0].kind != "local":
-            raise UsageError("a plan needs the first teacher's config; give --teacher, a model that is here")
-        teacher, *more_teachers = (read_model_spec(location, **load_options) for location in locations)
-        origin = teacher if stage.student is None else read_model_spec(stage.student, **load_options)
-        student = origin.blueprint if stage.student is not None else make_pruned_blueprint(stage, teacher.blueprint)
-        for blueprint in (teacher.blueprint, student, *(spec.blueprint for spec in more_teachers)):
-            if stage.settings.context > blueprint.context:
-                raise UsageError(
-                    f"context is {stage.settings.context}, and a model here takes {blueprint.context} tokens"
-                )
-        device, caches = resolve_device(stage.device), open_caches(stage)
-        prepared = prepare_dataset(
-            replace(make_dataset_config(stage), eval_data=None),
-            origin.tokenizer,
-            tokens=stage.settings.tokens,
-            documents=1,
-            caches=list(caches.values()),
-        )
-        dtype = choose_dtype(stage, caches)
-        packs, chats = prepared.packs, prepared.facts["kind"] != "text"
-        vocabulary, tokenization = match_vocabularies(teacher, origin, packs, stage.objective, chats=chats)
-        return PlanInputs(
-            teacher.blueprint,
-            student,
-            origin.tokenizer,
-            vocabulary,
-            packs,
-            device,
-            dtype,
-            caches,
-            tokenization,
-            chats,
-            tuple(spec.blueprint for spec in more_teachers),
-        )
 
     def build_workload(self, stage: DistillConfig, inputs: PlanInputs) -> Workload:
         """The sizes of `stage`, which is this plan's own config or a suggested one."""
@@ -274,49 +201,6 @@ def describe_caveats(stage: DistillConfig, tokenization: TeacherTokenization | N
             f"at aligned tokens "
             f"learns nothing from the teacher"
         )
-
-
-def make_pruned_blueprint(stage: DistillConfig, teacher: Blueprint) -> Blueprint:
-    """The shape of the pruned student; which layers stay is open, since no weight is read."""
-    prune_stage = PruneConfig(
-        model=str(stage.teachers[0].location), keep=stage.keep, params=stage.params, strategy=stage.strategy
-    )
-    with torch.device("meta"):
-        backbone = Backbone(teacher)
-    return resize_blueprint(teacher, prune_stage.compute_target_shape(backbone))
-
-
-def measure_calibration(stage: DistillConfig, inputs: PlanInputs, work: Workload) -> Calibration:
-    """The rates of a few measured steps of `stage`, with the module that it would train."""
-    pair = load_profiling_pair(stage, inputs)._replace(is_chat=inputs.chats)
-    move_models(stage, pair, inputs.dtype)
-    module = build_module(stage, pair, inputs.dtype, inputs.caches)
-    live_teachers = []
-    for network, teacher in pair.loaded_teachers.items():
-        if network in inputs.caches:
-            teacher.model.to("meta")
-        elif work.source == "live":
-            live_teachers.append(teacher.model)
-    measurements = profile_steps(module, live_teachers, pair.prepare_packs(inputs.packs), stage.settings)
-    tensor_bytes = sum(
-        work.memory_bytes(measure_autograd_bytes(inputs.student, dtype=inputs.dtype, lora=stage.lora)).values()
-    )
-    return fit_calibration(measurements, work, measure_layer_timings(work, inputs.device), tensor_bytes=tensor_bytes)
-
-
-def load_profiling_pair(stage: DistillConfig, inputs: PlanInputs) -> ModelPair:
-    """The models of `stage`; a student that would be pruned has its shape and random weights."""
-    if stage.student is not None:
-        return load_models(stage, inputs.caches, inputs.dtype)
-    first, *others = stage.teachers
-    teacher = load_model(
-        str(first.location), allow_pickle=stage.allow_pickle, trust_remote_code=stage.trust_remote_code
-    )
-    student = export_model(Backbone(inputs.student), teacher.model)
-    pair = ModelPair(student, teacher, {first.network: teacher}, inputs.vocabulary, [], {})
-    for source in others:
-        pair = add_teacher(stage, pair, source, inputs.caches.get(source.network))
-    return pair
 
 
 def compare_with_available(resources: ResourceEstimate, available: AvailableResources) -> dict[str, bool]:

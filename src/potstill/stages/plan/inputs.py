@@ -1,0 +1,90 @@
+"""The inputs of a plan: configs, tokenizers, text and caches, but no weights."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from potstill.core.blueprint import Blueprint
+from potstill.core.device import resolve_device
+from potstill.core.errors import UsageError
+from potstill.data.packing import Packs
+from potstill.models.backbone import Backbone
+from potstill.models.spec import read_model_spec
+from potstill.stages.dataset import prepare_dataset
+from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.models import choose_dtype, open_caches
+from potstill.stages.distill.prepare import make_dataset_config
+from potstill.stages.prune import PruneConfig
+from potstill.stages.resources.dataset_stats import TeacherTokenization, match_vocabularies
+from potstill.teachers.cached import TeacherCache
+from potstill.transforms.fit import resize_blueprint
+
+
+class PlanInputs(NamedTuple):
+    """The inputs of a plan: both models without weights, the text as packs, and the device.
+
+    `teacher_tokenization` describes the text in the tokens of a teacher with another tokenizer, else None.
+    """
+
+    teacher: Blueprint
+    student: Blueprint
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
+    packs: Packs
+    device: torch.device
+    dtype: torch.dtype
+    caches: Mapping[str, TeacherCache]
+    teacher_tokenization: TeacherTokenization | None = None
+    chats: bool = False
+    more_teachers: tuple[Blueprint, ...] = ()  # of several teachers, those after the first whose weights are here
+
+
+def make_pruned_blueprint(stage: DistillConfig, teacher: Blueprint) -> Blueprint:
+    """The shape of the pruned student; which layers stay is open, since no weight is read."""
+    prune_stage = PruneConfig(
+        model=str(stage.teachers[0].location), keep=stage.keep, params=stage.params, strategy=stage.strategy
+    )
+    with torch.device("meta"):
+        backbone = Backbone(teacher)
+    return resize_blueprint(teacher, prune_stage.compute_target_shape(backbone))
+
+
+def read_inputs(stage: DistillConfig) -> PlanInputs:
+    """Read configs, tokenizers, text and caches, but no weights."""
+    load_options = {"allow_pickle": stage.allow_pickle, "trust_remote_code": stage.trust_remote_code}
+    locations = [source.location for source in stage.teachers if source.kind == "local" and source.location]
+    if stage.teachers[0].kind != "local":
+        raise UsageError("a plan needs the first teacher's config; give --teacher, a model that is here")
+    teacher, *more_teachers = (read_model_spec(location, **load_options) for location in locations)
+    origin = teacher if stage.student is None else read_model_spec(stage.student, **load_options)
+    student = origin.blueprint if stage.student is not None else make_pruned_blueprint(stage, teacher.blueprint)
+    for blueprint in (teacher.blueprint, student, *(spec.blueprint for spec in more_teachers)):
+        if stage.settings.context > blueprint.context:
+            raise UsageError(f"context is {stage.settings.context}, and a model here takes {blueprint.context} tokens")
+    device, caches = resolve_device(stage.device), open_caches(stage)
+    prepared = prepare_dataset(
+        replace(make_dataset_config(stage), eval_data=None),
+        origin.tokenizer,
+        tokens=stage.settings.tokens,
+        documents=1,
+        caches=list(caches.values()),
+    )
+    dtype = choose_dtype(stage, caches)
+    packs, chats = prepared.packs, prepared.facts["kind"] != "text"
+    vocabulary, tokenization = match_vocabularies(teacher, origin, packs, stage.objective, chats=chats)
+    return PlanInputs(
+        teacher.blueprint,
+        student,
+        origin.tokenizer,
+        vocabulary,
+        packs,
+        device,
+        dtype,
+        caches,
+        tokenization,
+        chats,
+        tuple(spec.blueprint for spec in more_teachers),
+    )
