@@ -62,7 +62,7 @@ def test_doctor_prints_its_checks_and_its_exit_code_is_the_verdict(
     answer = potstill("doctor", "--teacher", teacher, "--data", pairs, "--context", 64, "--json")
     assert answer.code == 1
     assert [check["name"] for check in json.loads(answer.out)["checks"] if check["outcome"] == "fail"] == ["stop token"]
-    assert "to do: mend the chat template" in potstill("doctor", "--teacher", teacher, "--data", pairs).out
+    assert "to do: correct the chat template" in potstill("doctor", "--teacher", teacher, "--data", pairs).out
 
 
 def test_data_says_what_is_trained(asked: Any, potstill: Call, pairs: Path, teacher: Path) -> None:
@@ -205,11 +205,11 @@ def test_a_config_takes_what_a_card_holds(plan: Any, asked: Any, whole: bool) ->
         pytest.param("tokenz: 2M\n", "'tokenz', which is not an option", id="an unknown name"),
         pytest.param("settings: {hope: 1}\n", "'hope', which is not an option", id="an unknown setting"),
         pytest.param("out: here\n", "'out', which is not an option", id="what belongs to the call"),
-        pytest.param("keep: half\n", "gives keep as 'half'", id="a word for a number"),
-        pytest.param("warmup: [1]\n", "gives warmup as [1]", id="a list for a number"),
-        pytest.param("- tokens\n", "options by name", id="no names"),
+        pytest.param("keep: half\n", "sets keep to 'half'", id="a word for a number"),
+        pytest.param("warmup: [1]\n", "sets warmup to [1]", id="a list for a number"),
+        pytest.param("- tokens\n", "option names to values", id="no names"),
         pytest.param("a: b: c\n", "is not valid YAML", id="no YAML"),
-        pytest.param("3: 4\n", "options by name", id="numbers for names"),
+        pytest.param("3: 4\n", "option names to values", id="numbers for names"),
     ],
 )
 def test_a_config_that_cannot_be(potstill: Call, tmp_path: Path, content: str, said: str) -> None:
@@ -224,7 +224,7 @@ def test_a_config_that_cannot_be(potstill: Call, tmp_path: Path, content: str, s
 def test_a_process_that_is_told_to_end_clears_up_like_one_that_is_interrupted() -> None:
     program = (
         "import os, signal, sys; from potstill.cli import app; sys.argv = ['potstill', 'models']; "
-        "app.call = lambda _: (os.kill(os.getpid(), signal.SIGTERM), signal.pause()); app.main()"
+        "app.run_command = lambda _: (os.kill(os.getpid(), signal.SIGTERM), signal.pause()); app.main()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (130, "stopped; no unfinished files were left behind\n")

@@ -175,7 +175,7 @@ def test_a_text_that_tokenises_to_nothing(refused: Refused, teacher: Path, tmp_p
     tokenizer["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[a-z ]+"}, "content": ""}
     (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
     data = written(tmp_path / "lower.jsonl", [{"text": "nothing of this is left " * n} for n in range(1, 90)])
-    assert "tokenises to nothing" in refused(*distill(teacher, data, tmp_path), code=1)
+    assert "tokenizes to nothing" in refused(*distill(teacher, data, tmp_path), code=1)
 
 
 def test_a_chat_without_an_answer(refused: Refused, teacher: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_target_larger_than_the_teacher(refused: Refused, teacher: Path, text:
     [
         pytest.param(("--params", "9k", "--student", "x"), "--student and --params", id="two sizes"),
         pytest.param(("--keep", "x"), "--keep", id="no number"),
-        pytest.param(("--params", "many"), "not a count", id="no count"),
+        pytest.param(("--params", "many"), "not a count", id="is not a count"),
         pytest.param(("--tokens", "0"), "not a count", id="no token"),
         pytest.param(("--objective", "hope"), "no objective is called 'hope'", id="an unknown objective"),
         pytest.param(("--objective", "jsd:gamma=1"), "no option 'gamma'", id="an unknown option of an objective"),
@@ -243,7 +243,7 @@ def test_options_that_cannot_be(
         pytest.param(("generate", "x", "--prompt", "a", "--max-tokens", "0"), "at least 1", id="no token to write"),
         pytest.param(("generate", "x", "--prompt", "a", "--temperature", "-1"), "at least 0", id="below greedy"),
         pytest.param(("generate", "x"), "--prompt for one answer", id="nothing to answer"),
-        pytest.param(("generate", "x", "--data", "d"), "--data with --out", id="no folder for answers"),
+        pytest.param(("generate", "x", "--data", "d"), "--data and --out", id="no folder for answers"),
         pytest.param(("measure", "a", "a"), "named twice", id="a model named twice"),
         pytest.param(("measure", "a", "--out", "no/such/file.json"), "no folder", id="measures into no folder"),
         pytest.param(("measure", "a", "--out", "."), "is a folder", id="measures into a folder"),

@@ -85,7 +85,7 @@ def test_layers_are_the_last_and_others_evenly_spread(
 
 
 def test_no_layers_and_heads_that_divide_nothing_are_refused() -> None:
-    with pytest.raises(UsageError, match="no layer"):
+    with pytest.raises(UsageError, match="no pair of layers"):
         HiddenStates((4, 6), [])
     with pytest.raises(UsageError, match="3 relation heads"):
         AttentionRelations(4, WIDTHS, heads=3)

@@ -62,7 +62,7 @@ def test_some_rows_are_clipped_and_some_are_not(tiny_llama: LlamaForCausalLM) ->
     seen: list[Tensor] = []
 
     class Watched(MiniLLM):
-        def coefficients(self, *asked: Any) -> Tensor:
+        def compute_coefficients(self, *asked: Any) -> Tensor:
             seen.append(super().compute_coefficients(*asked))
             return seen[-1]
 

@@ -496,7 +496,7 @@ def test_a_call_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="chunk = 0"):
         sum_row_losses(LOSSES[:1], some.rows, some.head, chunk=0, **options)
     every_row = {"teacher": lambda start, stop: some.teachers["teacher"]}
-    with pytest.raises(ValueError, match="'teacher' gave 4 rows when asked for rows 0 to 2"):
+    with pytest.raises(ValueError, match="'teacher' gave 4 rows for rows 0 to 2"):
         sum_row_losses(LOSSES[1:2], some.rows, some.head, chunk=2, **{**options, "frozen": every_row})
     with pytest.raises(ValueError, match="temperature = 0"):
         DivergenceRows(temperature=0.0)

@@ -17,7 +17,7 @@ def test_a_cache_is_made_listed_verified_and_removed(potstill: Call, teacher: Pa
     assert json.loads(potstill("cache", "verify", made, "--json").out) == {"out": str(made), "whole": True}
     removed = potstill("cache", "rm", made)
     assert removed.code == 0
-    assert "is gone" in removed.out + removed.err
+    assert "is removed" in removed.out + removed.err
     assert not made.exists()
     assert json.loads(potstill("cache", "ls", tmp_path, "--json").out) == []
 

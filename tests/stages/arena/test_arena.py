@@ -172,7 +172,7 @@ def test_an_objective_that_is_not_for_the_pair_is_refused_before_anything_is_wri
 
 
 def test_an_arm_that_cannot_be_built_is_refused_before_anything_is_written(arena: Arena, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="heads = 0 counts nothing"):
+    with pytest.raises(UsageError, match="heads is 0; choose a whole number"):
         replace(arena, objectives=("cross_entropy", "relations:heads=0")).run(tmp_path / "made")
     assert not (tmp_path / "made").exists()
 
@@ -198,7 +198,7 @@ def test_a_forecast_plans_arms_across_tokenizers(arena: Arena, foreign: Path) ->
         ({"seeds": ()}, "at least one"),
         ({"seeds": (1, 1)}, "the seed 1 is given twice"),
         ({"tokens": None}, "needs one budget"),
-        ({"seconds": 3.0}, "one of them"),
+        ({"seconds": 3.0}, "needs one budget"),
         ({"tokens": -5}, "-5"),
     ],
 )

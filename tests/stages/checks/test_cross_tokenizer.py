@@ -31,6 +31,7 @@ from potstill.stages.checks.inputs import CrossTokenizerInputs, build_cross_toke
 from potstill.stages.checks.report import FAIL, NOTE, Check, CheckFailed
 from potstill.stages.dataset import DatasetConfig, prepare_dataset
 from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.module import build_module
 from potstill.stages.distill.run import distill
 from potstill.stages.doctor import Doctor
 from potstill.stages.model_pair import ModelPair
@@ -81,14 +82,14 @@ def crossing(
     pair = ModelPair(
         origin.model,
         origin,
-        loaded,
+        {"teacher": loaded},
         len(own),
         [],
         {},
         is_cross_tokenizer=True,
         needs_edit_alignment=objective.needs_edit_alignment,
     )
-    study = DistillConfig(teacher="t", student="s", objective=objective).build_module(pair, compute)
+    study = build_module(DistillConfig(teacher="t", student="s", objective=objective), pair, compute)
     if ids is not None:
         study.vocabulary = ids
     return build_cross_tokenizer_inputs(pair, prepared.packs, study, kind="text")

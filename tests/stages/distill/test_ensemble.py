@@ -186,11 +186,11 @@ def test_names_are_given_or_taken_from_what_the_teachers_are() -> None:
     ("changes", "says"),
     [
         ({"objective": ObjectiveConfig(name="dskd")}, "dskd learns from the hidden states"),
-        ({"objective": ObjectiveConfig(name="cross_entropy")}, "one is enough"),
+        ({"objective": ObjectiveConfig(name="cross_entropy")}, "one teacher measures"),
         ({"teacher_cache": "kept"}, "a cache is one of them"),
         ({"rollout": "minillm", "on_policy": 0.5}, "--rollout minillm samples with one teacher"),
         ({"teacher": "one"}, "--combine confidence is for several"),
-        ({"teacher": ("a=http://127.0.0.1:9/v1", "b"), "student": None, "keep": 0.5}, "cut the teacher's own weights"),
+        ({"teacher": ("a=http://127.0.0.1:9/v1", "b"), "student": None, "keep": 0.5}, "prune the teacher's weights"),
         ({"teacher": ("a", "b=http://127.0.0.1:9/v1"), "top_k": 0}, "--top-k is 0"),
     ],
 )

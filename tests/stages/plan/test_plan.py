@@ -234,7 +234,7 @@ def test_steps_of_two_tokenizers_are_measured(apart: DistillConfig) -> None:
 @pytest.mark.parametrize(("step", "seconds"), [(0.5, 4.0), (4.0, 28.0), (5.0, 30.0), (10.0, 60.0)])
 def test_short_steps_are_measured_five_times_and_long_ones_for_fifteen_seconds(step: float, seconds: float) -> None:
     assert estimate_profiling_seconds(step) == seconds
-    clock, control, ran = StepTimer({}, torch.device("cpu")), TrainerControl(), 0
+    clock, control, ran = StepTimer([], torch.device("cpu")), TrainerControl(), 0
     while not control.should_training_stop and ran < WARM_UP_STEPS + MEASURED_STEPS:
         clock._start_times["step"] = time.perf_counter() - step
         clock.on_step_end(TrainingArguments(), TrainerState(), control)
