@@ -94,7 +94,7 @@ def test_the_card_of_a_served_teacher_says_what_is_missing_and_why(
     assert "its weights were not here, so KL and agreement with it" in readme
     assert "its weights were never seen here" in readme
     assert f"forward kl to `{server.url}`" in readme
-    assert "the server reads known texts alike (prompt_logprobs)" in readme
+    assert "the server tokenizes known texts alike (prompt_logprobs)" in readme
     assert "None" not in readme
     assert not [file for file in run.out.iterdir() if b"sk-secret" in file.read_bytes()]
 
@@ -161,7 +161,7 @@ def test_a_teacher_that_is_not_found_is_stood_for_by_its_cache(
 ) -> None:
     gone = replace(stage, teacher=str(tmp_path / "gone"), teacher_cache=str(cache))
     distill(gone, tmp_path / "made", show=False)
-    assert "gone is not here, so what its cache says stands for it" in capsys.readouterr().err
+    assert "gone is not here; its cache replaces it in training" in capsys.readouterr().err
     with pytest.raises(NotFound, match="gone"):
         distill(replace(gone, student=None, keep=0.755), tmp_path / "cut", show=False)
 
@@ -189,8 +189,8 @@ def test_a_student_with_another_tokenizer_than_the_caches_is_refused(
         ({"objective": ObjectiveConfig(name="adaptive_kl")}, "adaptive_kl"),
         ({"objective": ObjectiveConfig(name="cross_entropy")}, "uses no teacher"),
         ({"top_k": 0}, "--top-k is 0"),
-        ({"top_k": 64, "teacher": None, "teacher_cache": "c"}, "--top-k is how many tokens a served teacher"),
-        ({"top_k": 64, "teacher": "smollm2"}, "none is served here"),
+        ({"top_k": 64, "teacher": None, "teacher_cache": "c"}, "--top-k applies to a served teacher"),
+        ({"top_k": 64, "teacher": "smollm2"}, "no teacher here is served"),
         ({"teacher": "http://me:secret@host/v1"}, "POTSTILL_API_KEY"),
     ],
 )
