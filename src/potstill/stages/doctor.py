@@ -14,7 +14,7 @@ from potstill.data.corpus import load_corpus
 from potstill.data.packing import Packs, pack
 from potstill.data.tokenize import tokenize_corpus
 from potstill.evaluate.perplexity import get_bos_id
-from potstill.models.load import LoadedModel, load_model
+from potstill.models.load import LoadedModel
 from potstill.models.tokenizers.vocabulary import count_shared_ids
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.checks.cross_tokenizer import run_cross_tokenizer_checks
@@ -25,7 +25,7 @@ from potstill.stages.dataset import parse_columns
 from potstill.stages.distill.checks import label_check
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherOptions
-from potstill.stages.distill.models import choose_dtype, pair_models
+from potstill.stages.distill.models import choose_dtype, load_run_model, pair_models
 from potstill.stages.distill.module import build_module
 from potstill.stages.distill.prepare import move_models
 from potstill.stages.model_pair import ModelPair, check_causality
@@ -87,10 +87,10 @@ class Doctor(DoctorOptions):
             raise UsageError(
                 f"doctor runs the teacher, and {away[0]} is not here; give --teacher, a model that is here"
             )
-        student = None if self.student is None else self._load_model(self.student)
+        student = None if self.student is None else load_run_model(self.config, self.student)
         checks: list[Check] = []
         for source in sources:
-            teacher = self._load_model(str(source.location))
+            teacher = load_run_model(self.config, str(source.location))
             student = student or replace(teacher, model=copy.deepcopy(teacher.model))
             results = self._check(student, teacher)
             checks += [replace(check, name=label_check(source.network, check.name)) for check in results]
@@ -149,9 +149,6 @@ class Doctor(DoctorOptions):
         return shlex.join(
             ["potstill", "doctor", *models, "--data", self.data, "--objective", CROSS_TOKENIZER_OBJECTIVE]
         )
-
-    def _load_model(self, name: str) -> LoadedModel:
-        return load_model(name, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
 
     def _build_packs(self, corpus: Any, tokenizer: PreTrainedTokenizerBase, cache: TeacherCache | None) -> Packs:
         tokens = tokenize_corpus(corpus, tokenizer, limit=SAMPLE_TOKENS)

@@ -50,6 +50,8 @@ class TrainingConfig(Protocol):
     def settings(self) -> TrainConfig: ...
     @property
     def inputs(self) -> tuple[str | None, ...]: ...
+    @property
+    def trust_remote_code(self) -> bool: ...
     def to_dict(self) -> dict[str, Any]: ...
 
 
@@ -121,8 +123,7 @@ class TrainingRun(ABC):
     def save(self, student: PreTrainedModel, folder: Path) -> dict[str, str]:
         """Write the student to `folder`; the record that says whether it reloads to the same logits."""
         save_model(student, self.origin, folder)
-        trust_remote_code = bool(getattr(self.config, "trust_remote_code", False))
-        gap = compute_reload_gap(student, folder, trust_remote_code=trust_remote_code)
+        gap = compute_reload_gap(student, folder, trust_remote_code=self.config.trust_remote_code)
         return {"name": "logits after reload", "outcome": f"equal within {gap:.1e}"}
 
 

@@ -12,7 +12,6 @@ from potstill.core.atomic_files import ARENA_FILE, check_output_free, recover_fo
 from potstill.core.device import get_dtype_name
 from potstill.core.errors import OutputExists, UnsupportedModel, UsageError
 from potstill.evaluate.scoring_windows import check_context
-from potstill.models.load import LoadedModel, load_model
 from potstill.objectives.model_info import ModelInfo, PairInfo
 from potstill.stages.arena.arm import Arm
 from potstill.stages.arena.report import publish
@@ -29,7 +28,7 @@ from potstill.stages.console import explain_write_errors, print_note
 from potstill.stages.dataset import DatasetConfig, load_held_out_corpus
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherSource
-from potstill.stages.distill.models import choose_dtype, open_caches
+from potstill.stages.distill.models import choose_dtype, load_run_model, open_caches
 from potstill.stages.distill.timing import measure_seconds_per_step
 from potstill.stages.measure import MeasureConfig
 from potstill.stages.option_checks import check_output_not_input, check_single_process
@@ -134,8 +133,8 @@ class Arena(ArenaOptions):
 
         Raises: VocabularyMismatch, UsageError, UnsupportedModel, NotFound.
         """
-        teacher = self._load_model(str(self.teacher.location))
-        student = teacher if self.common.student is None else self._load_model(self.common.student)
+        teacher = load_run_model(self.common, str(self.teacher.location))
+        student = teacher if self.common.student is None else load_run_model(self.common, self.common.student)
         check_context(self.common.settings.context, teacher.model, student.model)
         pair_info = PairInfo(ModelInfo(student.model, student.tokenizer), ModelInfo(teacher.model, teacher.tokenizer))
         objectives = {(config.name, *config.options.items()): config for config in (arm.objective for arm in self.arms)}
@@ -178,10 +177,6 @@ class Arena(ArenaOptions):
                 seconds = stage.settings.steps * step_seconds if seconds is None else seconds
             arms.append({"arm": arm.name, "seeds": list(self.seeds), "tokens": tokens, "seconds": seconds})
         return {**self.to_dict(), "arms": arms}
-
-    def _load_model(self, name: str) -> LoadedModel:
-        common = self.common
-        return load_model(name, allow_pickle=common.allow_pickle, trust_remote_code=common.trust_remote_code)
 
     def _check_output_folder(self, out: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
         """The state of the arena that is resumed. Refuses a folder with other files, or of another arena."""

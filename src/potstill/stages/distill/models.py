@@ -114,7 +114,7 @@ def _load_first_pair(config: DistillConfig, caches: Caches, dtype: torch.dtype) 
     if config.student is None:
         assert teacher is not None
         return _prune_student(config, source.network, teacher, dtype)
-    student = _load_model(config, config.student)
+    student = load_run_model(config, config.student)
     if teacher is not None:
         return pair_models(config, student, teacher, network=source.network)
     external = ExternalTeacher.from_cache_or_server(source.location, cache, student.tokenizer, top_k=source.top_k)
@@ -192,7 +192,7 @@ def load_teacher(config: DistillConfig, source: TeacherSource, cache: TeacherCac
     if source.location is None or source.kind == "served":
         return None
     try:
-        return _load_model(config, source.location)
+        return load_run_model(config, source.location)
     except NotFound:
         if cache is None or config.student is None or config.objective.needs_only_last_hidden:
             raise
@@ -200,5 +200,6 @@ def load_teacher(config: DistillConfig, source: TeacherSource, cache: TeacherCac
         return None
 
 
-def _load_model(config: DistillConfig, name: str) -> LoadedModel:
+def load_run_model(config: DistillConfig, name: str) -> LoadedModel:
+    """A model of a run, under its options on pickled weights and remote code."""
     return load_model(name, allow_pickle=config.allow_pickle, trust_remote_code=config.trust_remote_code)

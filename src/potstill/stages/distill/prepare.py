@@ -11,13 +11,13 @@ from potstill.core.device import resolve_device
 from potstill.core.types import Measure
 from potstill.data.cross_tokenizer.chat_translation import ChatMarkers
 from potstill.evaluate.scoring_windows import ScoringConfig
-from potstill.models.load import LoadedModel, load_model
+from potstill.models.load import LoadedModel
 from potstill.stages.console import print_note
 from potstill.stages.dataset import DatasetConfig, PreparedDataset, prepare_dataset
 from potstill.stages.distill.checks import run_quick_checks
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.evaluation import evaluate_student_and_teacher, generate_student_samples, measure_student
-from potstill.stages.distill.models import check_caches, choose_dtype, load_models, open_caches
+from potstill.stages.distill.models import check_caches, choose_dtype, load_models, load_run_model, open_caches
 from potstill.stages.distill.module import build_module
 from potstill.stages.distill.resources import warn_if_insufficient
 from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE, build_rollout
@@ -89,11 +89,8 @@ class DistillRun(TrainingRun):
         return Evaluation(measures, generate_student_samples(student, teacher))
 
     def _reload(self, teacher: LoadedModel) -> LoadedModel:
-        config = self.config
-        reloaded = load_model(
-            teacher.name, allow_pickle=config.allow_pickle, trust_remote_code=config.trust_remote_code
-        )
-        reloaded.model.to(device=resolve_device(config.device), dtype=self.dtype)
+        reloaded = load_run_model(self.config, teacher.name)
+        reloaded.model.to(device=resolve_device(self.config.device), dtype=self.dtype)
         return reloaded
 
 

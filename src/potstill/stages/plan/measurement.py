@@ -2,9 +2,8 @@
 
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model
-from potstill.models.load import load_model
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.distill.models import add_teacher, load_models
+from potstill.stages.distill.models import add_teacher, load_models, load_run_model
 from potstill.stages.distill.module import build_module
 from potstill.stages.distill.prepare import move_models
 from potstill.stages.model_pair import ModelPair
@@ -38,12 +37,10 @@ def load_profiling_pair(stage: DistillConfig, inputs: PlanInputs) -> ModelPair:
     """The models of `stage`; a student that would be pruned has its shape and random weights."""
     if stage.student is not None:
         return load_models(stage, inputs.caches, inputs.dtype)
-    first, *others = stage.teachers
-    teacher = load_model(
-        str(first.location), allow_pickle=stage.allow_pickle, trust_remote_code=stage.trust_remote_code
-    )
+    first, *more_teachers = stage.teachers
+    teacher = load_run_model(stage, str(first.location))
     student = export_model(Backbone(inputs.student), teacher.model)
     pair = ModelPair(student, teacher, {first.network: teacher}, inputs.vocabulary, [], {})
-    for source in others:
+    for source in more_teachers:
         pair = add_teacher(stage, pair, source, inputs.caches.get(source.network))
     return pair
