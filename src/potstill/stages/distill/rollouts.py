@@ -1,4 +1,4 @@
-"""Rollouts in a distillation: what can answer for text that is written in training, and where that text ends."""
+"""Rollouts in a distillation: checks of their options, and the rollout of a run."""
 
 from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.data.packing import Packs
@@ -25,7 +25,7 @@ def check_rollout(
     teacher: str | None,
     cache: str | None,
 ) -> None:
-    """Refuse rollouts that nobody could answer for.
+    """Refuse a rollout that no signal or no evaluation can serve.
 
     Raises: UsageError.
     """
