@@ -159,6 +159,7 @@ def test_nonsense_is_refused_with_the_value_that_is_wrong(make, said: str) -> No
         (lambda data: data | {"depth": 3}, "Blueprint has no depth"),
         (lambda data: {k: v for k, v in data.items() if k != "hidden"}, "Blueprint lacks hidden"),
         (lambda data: data | {"layers": [{"mixer": {"kind": "mamba"}, "ffn": {}}]}, "unknown kind 'mamba'"),
+        (lambda data: data | {"layers": [{"mixer": {}, "ffn": {}}]}, "a Mixer in a blueprint has no kind"),
         (lambda data: data | {"layers": [{"mixer": {}}]}, "Layer lacks ffn"),
         (lambda data: data | {"rotary": {"base": 1}}, "Rotary has no base"),
     ],

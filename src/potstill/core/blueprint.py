@@ -148,8 +148,9 @@ class Layer:
         """
         roles: Mapping[str, type[Part]] = {"mixer": Mixer, "ffn": FeedForward, "linear": Linear}
         facts = check_fields(cls, data)
-        for name in roles.keys() & facts.keys():
-            facts[name] = _decode_part(facts[name], roles[name])
+        for name, role in roles.items():
+            if name in facts:
+                facts[name] = _decode_part(facts[name], role)
         return cls(**facts)
 
 
@@ -257,7 +258,9 @@ def _decode(value: Any) -> Any:
 def _decode_part(data: Mapping[str, Any], role: type[Part]) -> Any:
     kind = data.get("kind")
     names = sorted(name for name, part_class in KINDS.items() if issubclass(part_class, role))
-    if not isinstance(kind, str) or kind not in names:
+    if not isinstance(kind, str):
+        raise ArtifactError(f"a {role.__name__} in a blueprint has no kind; registered are {', '.join(names) or 'none'}")
+    if kind not in names:
         raise ArtifactError(
             f"unknown kind {kind!r} of {role.__name__} in a blueprint; registered are {', '.join(names) or 'none'}. "
             f"Import the file that registers it by @kind({kind!r}) first"
