@@ -9,11 +9,13 @@
 #   make clean      removes caches and builds; .venv and out stay
 #
 # PYTHON=python3.12 make demo    uses another interpreter for .venv
+# WORKERS= make test             runs the tests in one process; by default each core runs one, four at most
 # TORCH_INDEX=... make demo      takes torch, and nothing else, from this package index (for example a build without CUDA);
 #                                without it, torch comes from pip's usual index
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+WORKERS = -n auto --maxprocesses 4 --dist worksteal
 DEMO = examples/demo.py --out out/demo
 
 VENV := .venv
@@ -30,10 +32,10 @@ demo: install
 	$(BIN)/python $(DEMO)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: check
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(WORKERS) -m ""
 
 bench: $(BENCHMARKS:benchmarks/%.py=bench-%)
 
