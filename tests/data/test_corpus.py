@@ -16,6 +16,7 @@ from potstill.data import hub
 from potstill.data.corpus import Corpus, get_document_text, load_corpus, stream_corpus
 from potstill.data.row_reader import Route, RowReader
 from potstill.data.split import fingerprint
+from potstill.data.turns import to_row
 
 Lines = Callable[..., Path]
 NUMBERS = [{"text": f"document number {i}"} for i in range(400)]
@@ -71,7 +72,7 @@ def test_pairs_and_chats_are_loaded_as_such(lines: Lines) -> None:
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
     chats = load_corpus(lines([{"conversations": turns}]), split="all")
     assert chats.kind == "chat"
-    assert chats.documents[0] == {
+    assert to_row(chats.documents[0]) == {
         "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     }
     assert texts(chats) == ["Hi\nHello"]

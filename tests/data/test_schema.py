@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from potstill.core.errors import DataError, UsageError
-from potstill.data.schema import ACCEPTED_COLUMNS, MalformedRow, find_lack, recognize_schema
+from potstill.data.schema import ACCEPTED_COLUMNS, find_lack, recognize_schema
+from potstill.data.turns import MalformedRow
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 SHAREGPT = [{"from": "system", "value": "Be"}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]

@@ -259,7 +259,9 @@ def _decode_part(data: Mapping[str, Any], role: type[Part]) -> Any:
     kind = data.get("kind")
     names = sorted(name for name, part_class in KINDS.items() if issubclass(part_class, role))
     if not isinstance(kind, str):
-        raise ArtifactError(f"a {role.__name__} in a blueprint has no kind; registered are {', '.join(names) or 'none'}")
+        raise ArtifactError(
+            f"a {role.__name__} in a blueprint has no kind; registered are {', '.join(names) or 'none'}"
+        )
     if kind not in names:
         raise ArtifactError(
             f"unknown kind {kind!r} of {role.__name__} in a blueprint; registered are {', '.join(names) or 'none'}. "

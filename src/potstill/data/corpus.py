@@ -20,7 +20,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.data import docstrings, hub
 from potstill.data.files import Record, assign_splits, find_license, get_format, list_files, read_records
-from potstill.data.row_reader import Route, RowReader
+from potstill.data.row_reader import Route, RowReader, check_bad_row_policy
 from potstill.data.schema import Document, Kind
 from potstill.data.split import MIN_DOCUMENTS, VALIDATION_SHARE, choose_held_out, fingerprint, is_in_share, split_texts
 
@@ -32,7 +32,14 @@ PREVIEW_ROWS = 256  # rows read of a stream to recognize its kind
 FEATURES: Mapping[Kind, Features] = {
     "text": Features({"text": Value("large_string"), "whole": Value("bool")}),
     "pairs": Features({"prompt": Value("large_string"), "response": Value("large_string")}),
-    "chat": Features({"messages": List({"role": Value("string"), "content": Value("large_string")})}),
+    "chat": Features(
+        {
+            "messages": List(
+                {"role": Value("string"), "content": Value("large_string"), "fields": Value("large_string")}
+            ),
+            "tools": Value("large_string"),
+        }
+    ),
 }
 
 
@@ -40,12 +47,13 @@ FEATURES: Mapping[Kind, Features] = {
 class Corpus:
     """Documents of one kind, and their source.
 
-    The columns of `documents` are `text` and `whole` | `prompt`, `response` | `messages`, a list of `{role, content}`
-    with the roles system, user and assistant. `whole` is false for a section of a text that continues after it, so that
+    The columns of `documents` are `text` and `whole` | `prompt`, `response` | `messages` and `tools`, as `data.turns`
+    writes them. `whole` is false for a section of a text that continues after it, so that
     no end-of-text token follows. With a `Route`, the column `route` holds a number; it does not enter the digest.
 
     Documents are in the order of their hashes, so that the first ones are a fair sample; a stream keeps its own order.
-    `digest` is the SHA-256 of all of them, None for a stream. `dropped` counts the rows that were left out, by reason.
+    `digest` is the SHA-256 of all of them, None for a stream. `dropped` counts the rows that were left out, by reason,
+    and `bad_rows` names the first three that could not be read.
     """
 
     name: str
@@ -55,6 +63,7 @@ class Corpus:
     license: str | None
     provenance: Mapping[str, Any]
     dropped: Mapping[str, int] = field(default_factory=dict)
+    bad_rows: Sequence[str] = ()
 
     def __len__(self) -> int:
         """The number of documents.
@@ -78,18 +87,20 @@ def load_corpus(
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
     route: Route | None = None,
+    on_bad_row: str = "refuse",
 ) -> Corpus:
     """Loads the corpus of that name or path.
 
     `split` is `train`, `validation` or `all`. `limit` keeps only the first documents. `columns` maps the meaning to the
     column name: `{"text": ...}`, `{"prompt": ..., "response": ...}` or `{"messages": ...}`. `route` adds the number of
-    a teacher to each document.
+    a teacher to each document. A row that cannot be read is refused, or with `on_bad_row="skip"` left out and counted.
 
     Raises: NotFound; UsageError for a wrong option; DataError for a data set that is broken, empty or of another shape.
     """
     corpus_split = _parse_split(split)
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; at least one document is needed")
+    reader = RowReader(columns, route, on_bad_row=check_bad_row_policy(on_bad_row))
     name = os.fspath(name)
     path = Path(name).expanduser()
     if name == "stdlib":
@@ -97,9 +108,9 @@ def load_corpus(
             raise UsageError(f"stdlib has no column {route.column!r} to route by; give other --data")
         return _load_stdlib(corpus_split, limit)
     if path.exists():
-        return _load_local(name, path, corpus_split, limit, RowReader(columns, route))
+        return _load_local(name, path, corpus_split, limit, reader)
     if hub.DATASET_ID.fullmatch(name) and not get_format(path):
-        return _load_from_hub(name, corpus_split, limit, RowReader(columns, route))
+        return _load_from_hub(name, corpus_split, limit, reader)
     raise NotFound(f"there is no file or folder {name}; a data set of the hub is called owner/name")
 
 
@@ -155,9 +166,10 @@ def stream_corpus(corpus: Corpus, rows: IterableDataset, reader: RowReader, spli
     preview = list(islice(rows, PREVIEW_ROWS))
     first_document = next(reader.read_documents(number_rows(preview, corpus.name), source=corpus.name), None)
     if first_document is None:
-        raise DataError(_describe_empty(corpus.name, reader.dropped))
+        raise DataError(_describe_empty(corpus.name, reader))
     kind, features = get_kind(first_document), get_features(first_document)
     reader.dropped.clear()
+    reader.bad_rows.clear()
 
     def read_batch(table: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         batch = (dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True))
@@ -168,13 +180,15 @@ def stream_corpus(corpus: Corpus, rows: IterableDataset, reader: RowReader, spli
             for document in documents
             if split == "all" or is_in_share(fingerprint(document)) == (split == "validation")
         ]
-        return {column: [document[column] for document in selected] for column in features}
+        return {column: [document.get(column) for document in selected] for column in features}
 
     stream = rows.map(read_batch, batched=True, with_indices=True, remove_columns=list(preview[0]), features=features)
     stream = stream if limit is None else stream.take(limit)
     split_note = split if split == "all" else f"{split}, {VALIDATION_SHARE:.0%} held out by hash"
     provenance = {"split": split_note, **corpus.provenance, "unread_columns": sorted(reader.unread_columns)}
-    return replace(corpus, kind=kind, documents=stream, provenance=provenance, dropped=reader.dropped)
+    return replace(
+        corpus, kind=kind, documents=stream, provenance=provenance, dropped=reader.dropped, bad_rows=reader.bad_rows
+    )
 
 
 def _describe_file(file: Path) -> str:
@@ -197,17 +211,18 @@ def _select_parts(
 def _add_reader_report(corpus: Corpus, reader: RowReader, *, has_named_splits: bool) -> Corpus:
     """`corpus` with the unread columns and dropped rows of its reader."""
     if not len(corpus):
-        raise DataError(_describe_empty(corpus.name, reader.dropped))
+        raise DataError(_describe_empty(corpus.name, reader))
     provenance = {**corpus.provenance, "unread_columns": sorted(reader.unread_columns)}
     provenance |= {"split": "as its files or splits are named"} if has_named_splits else {}
-    return replace(corpus, provenance=provenance, dropped=dict(reader.dropped))
+    return replace(corpus, provenance=provenance, dropped=dict(reader.dropped), bad_rows=list(reader.bad_rows))
 
 
-def _describe_empty(name: str, dropped: Mapping[str, int]) -> str:
-    if not dropped:
+def _describe_empty(name: str, reader: RowReader) -> str:
+    if not reader.dropped:
         return f"{name} is empty: it has no documents"
-    reasons = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
-    return f"{name} holds nothing to train on: {reasons}"
+    reasons = ", ".join(f"{count} with {reason}" for reason, count in reader.dropped.items())
+    examples = f"; {'; '.join(reader.bad_rows)}" if reader.bad_rows else ""
+    return f"{name} holds nothing to train on: {reasons}{examples}"
 
 
 def get_kind(document: Mapping[str, Any]) -> Kind:
@@ -225,7 +240,9 @@ def _build_dataset(documents: Iterable[Document]) -> Dataset:
     """The documents as an Arrow table, built chunk by chunk."""
     documents, chunks = iter(documents), []
     while chunk := list(islice(documents, CHUNK)):
-        chunks.append(Dataset.from_list(chunk, features=get_features(chunk[0])))
+        features = get_features(chunk[0])
+        columns = {name: [document.get(name) for document in chunk] for name in features}
+        chunks.append(Dataset.from_dict(columns, features=features))
     return concatenate_datasets(chunks) if chunks else Dataset.from_dict({})
 
 

@@ -2,11 +2,24 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
-from potstill.core.errors import DataError
+from potstill.core.errors import DataError, UsageError
 from potstill.data.files import Record
-from potstill.data.schema import Document, Kind, MalformedRow, find_lack, recognize_schema
+from potstill.data.schema import Document, Kind, find_lack, recognize_schema
+from potstill.data.turns import MalformedRow
+
+BadRowPolicy = Literal["refuse", "skip"]
+BAD_ROW = "a row that cannot be read"
+MAX_EXAMPLES = 3  # bad rows that a report names
+
+
+def check_bad_row_policy(on_bad_row: str) -> BadRowPolicy:
+    """`on_bad_row` itself. Raises: UsageError if there is no such policy."""
+    for policy in get_args(BadRowPolicy):
+        if policy == on_bad_row:
+            return cast(BadRowPolicy, policy)
+    raise UsageError(f"--on-bad-row is {on_bad_row!r}; it can be {' or '.join(get_args(BadRowPolicy))}")
 
 
 class Route(NamedTuple):
@@ -35,11 +48,19 @@ class RowReader:
     """Reads the rows of sources that are all of one kind.
 
     `dropped` counts the rows left out, by reason; `unread_columns` holds the names of the columns that were not read.
-    With a `route`, each document has the key `route`.
+    With a `route`, each document has the key `route`. A row that does not fit the schema is refused or, with
+    `on_bad_row="skip"`, left out and counted; `bad_rows` then says where the first three are, and why.
     """
 
-    def __init__(self, columns: Mapping[str, str] | None = None, route: Route | None = None) -> None:
-        self.columns, self.route = columns, route
+    def __init__(
+        self,
+        columns: Mapping[str, str] | None = None,
+        route: Route | None = None,
+        *,
+        on_bad_row: BadRowPolicy = "refuse",
+    ) -> None:
+        self.columns, self.route, self.on_bad_row = columns, route, on_bad_row
+        self.bad_rows: list[str] = []
         self.dropped: Counter[str] = Counter()
         self.unread_columns: set[str] = set()
         self.kind: Kind | None = None
@@ -60,7 +81,13 @@ class RowReader:
             try:
                 document = schema.to_document(row)
             except MalformedRow as error:
-                raise DataError(f"{location} {error}") from error
+                if self.on_bad_row == "refuse":
+                    raise DataError(
+                        f"{location} {error}; correct the row, or leave such rows out with --on-bad-row skip"
+                    ) from error
+                self.dropped[BAD_ROW] += 1
+                self.bad_rows += [f"{location} {error}"] if len(self.bad_rows) < MAX_EXAMPLES else []
+                continue
             reason = find_lack(document)
             if reason is None:
                 yield document if self.route is None else {**document, "route": self.route.find_index(row, location)}

@@ -9,6 +9,9 @@
 | `question` and `answer` (GSM8K) | pairs |
 | `text`, without a column that could be a prompt | text |
 
+The roles are system, developer, user, assistant and tool, in the spellings of `data.turns`, in any case. A chat may
+have tool calls, thinking (`reasoning_content`, `thinking` or `reasoning`) and the column `tools`.
+
 A chat takes precedence over a pair, and a pair over text, since many data sets hold both. Other columns are ignored.
 Preference data (`chosen`, `rejected`; or a `label` on a chat) is refused, since rejected answers would be trained on.
 """
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from potstill.core.errors import DataError, UsageError
+from potstill.data.turns import MalformedRow, quote_names, read_string, read_tools, read_turn, to_message
 
 Kind = Literal["text", "pairs", "chat"]
 Document = dict[str, Any]
@@ -32,22 +36,11 @@ PAIR_COLUMNS = {
     ("question", "answer"): (),
 }
 PROMPT_COLUMNS = frozenset(prompt_column for prompt_column, _ in PAIR_COLUMNS)
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-}
+TOOLS_COLUMN = "tools"  # of a chat: the functions that its tool calls may name
 ACCEPTED_COLUMNS = (
     "text; prompt with response, completion, answer or output; instruction with output (and input) or with response "
     "(and context); question with answer; messages; conversations"
 )
-
-
-class MalformedRow(ValueError):
-    """A row that cannot be read. The caller adds the file and the line to the message."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class RowSchema:
         """
         missing_columns = [column for column in self.columns if column not in row]
         if missing_columns:
-            raise MalformedRow(f"lacks {_quote_names(missing_columns)}; it has {_quote_names(row)}")
+            raise MalformedRow(f"lacks {quote_names(missing_columns)}; it has {quote_names(row)}")
         return self.parse(row)
 
 
@@ -99,7 +92,7 @@ def _recognize_pair_or_text(column_names: Collection[str], location: str) -> Row
         return _build_text_schema("text")
     problem = "which fit more than one format" if pairs or "text" in column_names else "which fit no known format"
     raise DataError(
-        f"{location} has the columns {_quote_names(column_names)}, {problem}; accepted are {ACCEPTED_COLUMNS}; "
+        f"{location} has the columns {quote_names(column_names)}, {problem}; accepted are {ACCEPTED_COLUMNS}; "
         f"or map them, as in --columns prompt=NAME,response=NAME"
     )
 
@@ -107,7 +100,7 @@ def _recognize_pair_or_text(column_names: Collection[str], location: str) -> Row
 def _check_no_preferences(column_names: Collection[str], preference_columns: set[str], location: str) -> None:
     if preference_columns & set(column_names):
         raise DataError(
-            f"{location} has {_quote_names(sorted(preference_columns & set(column_names)))}, as preference "
+            f"{location} has {quote_names(sorted(preference_columns & set(column_names)))}, as preference "
             f"data has, and rejected answers would be trained on; name the columns to use, as in "
             f"--columns messages=NAME"
         )
@@ -116,9 +109,7 @@ def _check_no_preferences(column_names: Collection[str], preference_columns: set
 def _build_stated_schema(columns: Mapping[str, str], column_names: Collection[str], location: str) -> RowSchema:
     missing_columns = [column for column in columns.values() if column not in column_names]
     if missing_columns:
-        raise DataError(
-            f"{location} has no column {_quote_names(missing_columns)}; it has {_quote_names(column_names)}"
-        )
+        raise DataError(f"{location} has no column {quote_names(missing_columns)}; it has {quote_names(column_names)}")
     if set(columns) == {"text"}:
         return _build_text_schema(columns["text"])
     if set(columns) == {"prompt", "response"}:
@@ -126,18 +117,21 @@ def _build_stated_schema(columns: Mapping[str, str], column_names: Collection[st
     if set(columns) == {"messages"}:
         return _build_chat_schema(columns["messages"])
     raise UsageError(
-        f"columns {_quote_names(columns)} do not define a document; give text, or prompt and response, or messages"
+        f"columns {quote_names(columns)} do not define a document; give text, or prompt and response, or messages"
     )
 
 
 def _build_chat_schema(column: str) -> RowSchema:
-    return RowSchema(
-        "chat", (column,), (), lambda row: {"messages": [_read_turn(turn) for turn in _read_list(row, column)]}
-    )
+    def parse_row(row: Mapping[str, Any]) -> Document:
+        tools = read_tools(row.get(TOOLS_COLUMN))
+        document: Document = {"messages": [read_turn(turn) for turn in _read_list(row, column)]}
+        return {**document, "tools": tools} if tools else document
+
+    return RowSchema("chat", (column,), (TOOLS_COLUMN,), parse_row)
 
 
 def _build_text_schema(column: str) -> RowSchema:
-    return RowSchema("text", (column,), (), lambda row: {"text": _read_string(row, column), "whole": True})
+    return RowSchema("text", (column,), (), lambda row: {"text": read_string(row, column), "whole": True})
 
 
 def _build_pair_schema(pair: tuple[str, str], optional_columns: tuple[str, ...]) -> RowSchema:
@@ -145,11 +139,11 @@ def _build_pair_schema(pair: tuple[str, str], optional_columns: tuple[str, ...])
 
     def parse_row(row: Mapping[str, Any]) -> Document:
         parts = [
-            _read_string(row, prompt),
-            *(_read_string(row, column) for column in optional_columns if column in row),
+            read_string(row, prompt),
+            *(read_string(row, column) for column in optional_columns if column in row),
         ]
         prompt_text = "\n\n".join(part for part in parts if part.strip())
-        return {"prompt": prompt_text, "response": _read_string(row, response)}
+        return {"prompt": prompt_text, "response": read_string(row, response)}
 
     return RowSchema("pairs", pair, optional_columns, parse_row)
 
@@ -157,24 +151,12 @@ def _build_pair_schema(pair: tuple[str, str], optional_columns: tuple[str, ...])
 def find_lack(document: Document) -> str | None:
     """The reason why a valid document cannot be trained on, such as `empty response`; None if it can."""
     if "messages" in document:
-        answers = [turn["content"] for turn in document["messages"] if turn["role"] == "assistant"]
+        answers = [to_message(turn) for turn in document["messages"] if turn["role"] == "assistant"]
         if not answers:
             return "no assistant turn"
-        return None if any(answer.strip() for answer in answers) else "empty answers"
+        return None if any(turn["content"].strip() or turn.get("tool_calls") for turn in answers) else "empty answers"
     empty_fields = [name for name in ("text", "prompt", "response") if name in document and not document[name].strip()]
     return f"empty {empty_fields[0]}" if empty_fields else None
-
-
-def _read_turn(turn: Any) -> dict[str, str]:
-    if not isinstance(turn, Mapping) or not ({"role", "content"} <= set(turn) or {"from", "value"} <= set(turn)):
-        description = _quote_names(turn) if isinstance(turn, Mapping) else type(turn).__name__
-        raise MalformedRow(f"has a turn with {description}; every turn needs role and content (or from and value)")
-    role, content = ("role", "content") if "role" in turn else ("from", "value")
-    if turn.get("tool_calls"):
-        raise MalformedRow("has a turn with tool_calls, which cannot be trained on; remove such rows")
-    if not isinstance(turn[role], str) or turn[role] not in ROLES:
-        raise MalformedRow(f"has a turn of the role {turn[role]!r}; known are {', '.join(ROLES)}")
-    return {"role": ROLES[turn[role]], "content": _read_string(turn, content)}
 
 
 def _read_list(row: Mapping[str, Any], column: str) -> list[Any]:
@@ -182,25 +164,3 @@ def _read_list(row: Mapping[str, Any], column: str) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise MalformedRow(f"has {type(value).__name__} in `{column}`, where a list of turns is expected")
     return list(value)
-
-
-def _read_string(row: Mapping[str, Any], column: str) -> str:
-    value = row[column]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise MalformedRow(f"has {type(value).__name__} in `{column}`, where text is expected")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise MalformedRow(f"has half a surrogate pair in `{column}`, which is not valid text") from error
-    return value
-
-
-def _quote_names(names: Collection[str]) -> str:
-    return ", ".join(f"`{_shorten_name(name)}`" for name in names) or "nothing"
-
-
-def _shorten_name(name: object) -> str:
-    text = str(name)
-    return text if len(text) <= 40 else text[:37] + "..."

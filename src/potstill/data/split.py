@@ -12,6 +12,7 @@ from itertools import groupby
 
 from potstill.core.errors import DataError
 from potstill.data.schema import Document
+from potstill.data.turns import drop_nulls
 
 VALIDATION_SHARE = 0.05
 MIN_DOCUMENTS = 20
@@ -22,7 +23,7 @@ MIN_SECTIONS = 20  # even of a short text
 
 def fingerprint(document: Document) -> bytes:
     """The SHA-256 of a document's text, without its route."""
-    content = {name: value for name, value in document.items() if name not in ("whole", "route")}
+    content = drop_nulls({name: value for name, value in document.items() if name not in ("whole", "route")})
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).digest()
 
 

@@ -18,6 +18,7 @@ from potstill.core.types import IGNORE
 from potstill.data.chat_template import ChatTemplate, Message, Span
 from potstill.data.corpus import Corpus
 from potstill.data.token_dataset import TokenDataset, TokenizedDocument
+from potstill.data.turns import to_messages
 
 CHUNK = 512  # documents tokenized at once
 
@@ -103,16 +104,6 @@ def _render_document(document: Mapping[str, Any], template: ChatTemplate | None,
     except DataError as error:
         first_words = next((turn["content"][:60] for turn in to_messages(document) if turn["content"].strip()), "")
         raise DataError(f"{corpus.name}, the chat that begins {first_words!r}: {error}") from error
-
-
-def to_messages(document: Mapping[str, Any]) -> list[Message]:
-    """The messages of a chat, or a pair as a chat of two messages."""
-    if "messages" in document:
-        return list(document["messages"])
-    return [
-        {"role": "user", "content": document["prompt"]},
-        {"role": "assistant", "content": document["response"]},
-    ]
 
 
 def render_plain(document: Mapping[str, Any]) -> RenderedDocument:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from potstill.core.errors import DataError
 from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus
-from potstill.data.tokenize import to_messages
+from potstill.data.turns import to_messages
 from potstill.decode.generate import GenerationOptions, generate_texts
 from potstill.models.inference import get_max_context
 

@@ -37,6 +37,7 @@ from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import ArtifactError, DataError, OutputExists, UsageError
 from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus, load_corpus
+from potstill.data.turns import to_row
 from potstill.decode.generate import generate
 from potstill.decode.sampling import Sampling
 from potstill.decode.stop_tokens import require_stop_tokens
@@ -201,7 +202,7 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
         validation_documents = islice(corpora[1].documents, MAX_VALIDATION_DOCUMENTS)
         with atomic_folder(out, overwrite=True) as staging_folder:
             for split, documents in zip(SPLITS, (answered_documents, validation_documents), strict=True):
-                text = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
+                text = "".join(json.dumps(to_row(document), ensure_ascii=False) + "\n" for document in documents)
                 write_text(staging_folder / f"{split}.jsonl", text)
             card = Card(
                 stage=self.to_dict(),
@@ -219,7 +220,7 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
 def truncate_to_first_answer(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """A pair as it is, or a chat up to its first answer, so that only the teacher's answer is trained on."""
     first_answer = next((n for n, turn in enumerate(document.get("messages", ())) if turn["role"] == "assistant"), None)
-    return document if first_answer is None else {"messages": document["messages"][: first_answer + 1]}
+    return document if first_answer is None else {**document, "messages": document["messages"][: first_answer + 1]}
 
 
 def format_line(
@@ -242,7 +243,8 @@ def replace_answer(document: Mapping[str, Any], text: str) -> dict[str, Any]:
     if "messages" not in document:
         return {"prompt": document["prompt"], "response": text}
     last_answer = max(n for n, message in enumerate(document["messages"]) if message["role"] == "assistant")
-    return {"messages": [*document["messages"][:last_answer], {"role": "assistant", "content": text}]}
+    messages = [*document["messages"][:last_answer], {"role": "assistant", "content": text}]
+    return to_row({**document, "messages": messages})
 
 
 def has_finished_part(folder: Path) -> bool:
