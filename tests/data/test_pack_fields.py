@@ -20,8 +20,9 @@ from potstill.data.pack_fields import (
     split_fields,
     to_tensor,
 )
-from potstill.data.packing import Packs, collate, cut_windows, pack
+from potstill.data.packing import Packs, collate, pack
 from potstill.data.token_dataset import TokenDataset, TokenizedDocument
+from potstill.data.windows import cut_windows
 from potstill.ops.layout import unpack
 
 WEIGHT = declare_field(PackField("test_weight", per="token", dtype="float32", fill=0.5))
@@ -173,7 +174,7 @@ def test_a_batch_numbers_groups_on_from_pack_to_pack_and_leaves_out_none() -> No
 
 def test_a_group_that_does_not_fit_is_dropped_whole_and_counted() -> None:
     packs = pack(grouped((5, 6), (3, 4), (20, 2), (4, 4)), length=10)
-    assert packs.num_dropped_groups == 2
+    assert packs.counts.dropped_groups == 2
     assert sorted(number for numbers in groups_by_pack(packs) for number in numbers) == [1, 1, 3, 3]
     with pytest.raises(DataError, match=r"none of the 1 groups .* 10 tokens; the smallest has 11"):
         pack(grouped((5, 6)), length=10)
@@ -185,7 +186,7 @@ def test_a_group_keeps_documents_without_labels_and_goes_if_a_window_is_refused(
     assert packs[0]["lengths"].tolist() == [3, 3]
     rows = [query, answer, TokenizedDocument([7, 8], [7, 8])]
     packs = pack(rows, length=8, keep_window=lambda ids, labels: ids[0] != answer.input_ids[0])
-    assert (packs.num_dropped_groups, packs[0]["input_ids"].tolist()) == (1, [7, 8])
+    assert (packs.counts.dropped_groups, packs[0]["input_ids"].tolist()) == (1, [7, 8])
 
 
 def test_documents_selected_by_route_keep_what_is_known_of_documents() -> None:

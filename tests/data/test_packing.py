@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import IGNORE, supervised_positions
-from potstill.data.packing import Packs, best_fit_decreasing, collate, cut_windows, pack
+from potstill.data.packing import Packs, best_fit_decreasing, collate, pack
 from potstill.data.token_dataset import TokenizedDocument
+from potstill.data.windows import cut_windows
 from potstill.ops.layout import unpack
 
 
@@ -81,14 +82,14 @@ def test_windows_without_their_overlap_are_the_document(n: int, length: int) -> 
     (whole,) = distinct(n)
     parts = cut_windows(whole, length=length)
     assert np.concatenate([ids[i > 0 :] for i, (ids, *_) in enumerate(parts)]).tolist() == whole.input_ids
-    assert all(labels[0] == IGNORE for _, labels, _ in parts)
+    assert all(part.labels[0] == IGNORE for part in parts)
     assert len(parts) == max(1, -(-(n - 1) // (length - 1)))
 
 
 def test_windows_of_six_tokens_come_out_as_written_by_hand() -> None:
     parts = cut_windows(row([1, 2, 3, 4, 5, 6]), length=4)
     assert [ids.tolist() for ids, *_ in parts] == [[1, 2, 3, 4], [4, 5, 6]]
-    assert [labels.tolist() for _, labels, _ in parts] == [[IGNORE, 2, 3, 4], [IGNORE, 5, 6]]
+    assert [part.labels.tolist() for part in parts] == [[IGNORE, 2, 3, 4], [IGNORE, 5, 6]]
     with_bos = cut_windows(row([0, 2, 3, 4, 5, 6]), length=4, bos=0)
     assert [ids.tolist() for ids, *_ in with_bos] == [[0, 2, 3, 4], [0, 4, 5, 6]]
     assert with_bos[1][1].tolist() == [IGNORE, IGNORE, 5, 6]
@@ -113,7 +114,7 @@ def test_a_first_label_that_someone_set_is_ignored() -> None:
 def test_windows_without_a_label_are_dropped_and_counted() -> None:
     rows = [row(list(range(10, 20)), [False] * 9 + [True]), *distinct(3)]
     packs = pack(rows, length=4)
-    assert (packs.num_cut, packs.num_dropped, packs.num_trained) == (1, 2, 3)
+    assert (packs.counts.split, packs.counts.dropped, packs.num_trained) == (1, 2, 3)
 
 
 def test_each_bin_is_the_fullest_that_still_has_room() -> None:

@@ -72,3 +72,21 @@ def test_what_is_trained_on_is_never_measured_on_under_another_name(
         assert load_held_out_corpus(DatasetConfig(data=str(odd), eval_data=name, columns=SAID)).digest == own
     with pytest.raises(UsageError, match="contain one another"):
         load_held_out_corpus(DatasetConfig(data=str(tmp_path), eval_data=str(odd), columns=SAID))
+
+
+def test_chats_that_do_not_fit_are_counted_on_the_screen_and_in_the_facts(
+    tiny_tokenizer: PreTrainedTokenizerFast, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Question {i} " + "a" * (90 if i % 4 == 0 else 1), "response": f"Yes {i}."} for i in range(60)]
+    path = written(tmp_path / "long.jsonl", rows)
+    found = prepare_dataset(DatasetConfig(data=str(path), context=64), tiny_tokenizer, tokens=2_000)
+    counts = found.facts["windows"]
+    assert 0 < counts["shortened"] < counts["documents"] / 2
+    screen = capsys.readouterr().err
+    assert f"{counts['shortened']} have an answer whose prompt lost its beginning" in screen
+    assert f"warning: {path}: " in screen
+    assert f"--context {counts['longest']} holds 99 % of them whole" in screen
+    again = prepare_dataset(DatasetConfig(data=str(path), context=counts["longest"]), tiny_tokenizer, tokens=2_000)
+    assert "shortened" not in again.facts["windows"]
+    packs = describe_dataset(str(path), str(teacher), context=64, split="train")["packs"]
+    assert (packs["windows"], len(packs["loss"])) == (counts, 2)

@@ -1,9 +1,8 @@
 """Packs documents end to end into rows of at most `length` tokens, before training starts.
 
-A longer document is cut into windows, each a document of its own. A window begins with the last token of the window
-before it as context, so that every label is trained on exactly once. Packing is best fit on decreasing lengths
-(Johnson et al., 1974: at most 11/9 of the fewest packs, plus four). Documents of one length are shuffled before, and
-packs afterwards.
+A longer document is cut into windows, each a document of its own (`data.windows`). Packing is best fit on decreasing
+lengths (Johnson et al., 1974: at most 11/9 of the fewest packs, plus four). Documents of one length are shuffled
+before, and packs afterwards.
 
 Documents with the same number in the field `groups` stay in one pack, side by side and in their order. A group that
 does not fit, or that loses a document to `keep_window`, is dropped whole and counted.
@@ -16,7 +15,6 @@ import bisect
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,51 +30,19 @@ from potstill.core.types import (
     get_view,
     supervised_positions,
 )
-from potstill.data.pack_fields import (
-    GROUPS,
-    ROUTES,
-    TARGETS,
-    collate_fields,
-    get_field,
-    join_fields,
-    slice_fields,
-    to_array,
-    to_tensor,
-)
+from potstill.data.pack_fields import ROUTES, TARGETS, collate_fields, join_fields, slice_fields, to_tensor
 from potstill.data.token_dataset import TokenizedDocument
+from potstill.data.windows import DocumentWindow, WindowCounts, count_windows, cut_windows
 
 Pack = dict[str, Tensor]  # input_ids [T], labels [T], lengths [documents], and declared fields [T] or [documents]
-
-
-class DocumentWindow(NamedTuple):
-    """The tokens, labels and fields of a document or of a window of it."""
-
-    input_ids: Int32[np.ndarray, " _"]
-    labels: Int32[np.ndarray, " _"]
-    fields: Mapping[str, np.ndarray] = {}
-
-    @property
-    def group(self) -> int:
-        """The number of the group that the document belongs to, or -1."""
-        return int(self.fields[GROUPS.name]) if GROUPS.name in self.fields else -1
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether any token has a label or another target."""
-        return bool((self.labels != IGNORE).any()) or any(
-            bool((values != get_field(name).fill).any())
-            for name, values in self.fields.items()
-            if get_field(name).target
-        )
 
 
 @dataclass(frozen=True, eq=False)
 class Packs:
     """A map-style data set: `packs[i]` holds `input_ids [T]`, `labels [T]`, `lengths [documents]` and all fields.
 
-    `num_cut` counts the documents that were longer than a pack, `num_dropped` the windows without a token to train on
-    or refused by `keep_window`, and `num_dropped_groups` the groups that were dropped. `fields` holds the declared
-    fields of all packs, per token or per document.
+    `counts` says what became of the documents. `fields` holds the declared fields of all packs, per token or per
+    document.
     """
 
     input_ids: Int32[np.ndarray, " num_tokens"]  # of all packs, end to end
@@ -85,10 +51,8 @@ class Packs:
     token_offsets: Int64[np.ndarray, " packs_and_one"]
     document_offsets: Int64[np.ndarray, " packs_and_one"]
     length: int
-    num_cut: int
-    num_dropped: int
+    counts: WindowCounts
     fields: Mapping[str, np.ndarray] = field(default_factory=dict)
-    num_dropped_groups: int = 0
 
     def __len__(self) -> int:
         return len(self.token_offsets) - 1
@@ -164,11 +128,13 @@ def pack(
         raise UsageError(f"packs of {length} tokens have no room for a token and what it is predicted from")
     units: dict[int, list[DocumentWindow]] = {}  # the windows that share a pack; by group, or below 0 one by one
     dropped_groups: set[int] = set()
-    num_cut = num_dropped = 0
+    documents: list[list[DocumentWindow]] = []
+    lengths: list[int] = []
+    num_dropped = 0
     for row in rows:
-        windows = cut_windows(row, length=length, bos=bos)
-        num_cut += len(windows) > 1
-        for window in windows:
+        documents.append(cut_windows(row, length=length, bos=bos))
+        lengths.append(len(row.input_ids))
+        for window in documents[-1]:
             is_kept = keep_window is None or keep_window(window.input_ids, window.labels)
             if window.group >= 0:
                 units.setdefault(window.group, []).append(window)
@@ -187,8 +153,8 @@ def pack(
         )
     if not kept_units:
         raise DataError("there is no token to train on in any document; nothing can be packed")
-    packs = _build_packs(_arrange_units(kept_units, length=length, seed=seed), length=length)
-    return replace(packs, num_cut=num_cut, num_dropped=num_dropped, num_dropped_groups=len(dropped_groups))
+    counts = count_windows(documents, lengths, context=length, dropped=num_dropped, groups=len(dropped_groups))
+    return _build_packs(_arrange_units(kept_units, length=length, seed=seed), counts)
 
 
 def _arrange_units(units: Sequence[Sequence[DocumentWindow]], *, length: int, seed: int) -> list[list[DocumentWindow]]:
@@ -202,7 +168,7 @@ def _arrange_units(units: Sequence[Sequence[DocumentWindow]], *, length: int, se
     ]
 
 
-def _build_packs(packs: Sequence[Sequence[DocumentWindow]], *, length: int) -> Packs:
+def _build_packs(packs: Sequence[Sequence[DocumentWindow]], counts: WindowCounts) -> Packs:
     windows = [window for pack_windows in packs for window in pack_windows]
     lengths = np.array([len(window.input_ids) for window in windows], dtype=np.int32)
     documents = np.cumsum([0, *map(len, packs)], dtype=np.int64)
@@ -213,54 +179,10 @@ def _build_packs(packs: Sequence[Sequence[DocumentWindow]], *, length: int) -> P
         lengths=lengths,
         token_offsets=tokens,
         document_offsets=documents,
-        length=length,
-        num_cut=0,
-        num_dropped=0,
+        length=counts.context,
+        counts=counts,
         fields=join_fields([window.fields for window in windows], lengths.tolist()),
     )
-
-
-def cut_windows(row: TokenizedDocument, *, length: int, bos: int | None = None) -> list[DocumentWindow]:
-    """Cuts a document into windows of at most `length` tokens. No label is lost or repeated.
-
-    Each window holds the fields of its document. At a BOS that is added, fields per token hold their fill value.
-    """
-    ids, labels = np.array(row.input_ids, dtype=np.int32), np.array(row.labels, dtype=np.int32)
-    labels[:1] = IGNORE
-    fields = {name: to_array(name, value, len(ids)) for name, value in row.fields.items()}
-    bos_ids = np.array([] if bos is None else [bos], dtype=np.int32)
-    num_context = len(bos_ids) + 1
-    context_labels = np.full(num_context, IGNORE, dtype=np.int32)
-    windows = [DocumentWindow(ids[:length], labels[:length], _cut_fields(fields, 0, length, 0, 0))]
-    for start in range(length, len(ids), length - num_context):
-        stop = start + length - num_context
-        windows.append(
-            DocumentWindow(
-                np.concatenate([bos_ids, ids[start - 1 : stop]]),
-                np.concatenate([context_labels, labels[start:stop]]),
-                _cut_fields(fields, start - 1, stop, len(bos_ids), num_context),
-            )
-        )
-    return windows
-
-
-def _cut_fields(
-    fields: Mapping[str, Any], start: int, stop: int, num_added: int, num_context: int
-) -> dict[str, np.ndarray]:
-    """The fields of a window: `num_added` fill values, then the values from `start` to `stop`.
-
-    Targets hold the fill value at all of the first `num_context` tokens.
-    """
-    window_fields = {}
-    for name, values in fields.items():
-        declaration = get_field(name)
-        if declaration.per == "token":
-            added = np.full(num_added, declaration.fill, dtype=values.dtype)
-            values = np.concatenate([added, values[start:stop]])
-            if declaration.target:
-                values[:num_context] = declaration.fill
-        window_fields[name] = values
-    return window_fields
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -17,6 +17,7 @@ from potstill.data.corpus import Corpus, get_document_text
 from potstill.data.packing import pack
 from potstill.data.token_dataset import TokenDataset, TokenizedDocument
 from potstill.data.tokenize import tokenize_corpus
+from potstill.data.windows import describe_loss
 
 MAX_STREAMED_TOKENS = 200_000  # tokens read of a stream
 HEAD_TOKENS, TAIL_TOKENS = 80, 40  # tokens shown of a long run
@@ -65,9 +66,15 @@ def describe(
 
 
 def describe_packs(tokens: TokenDataset, length: int) -> dict[str, Any]:
-    """The number of packs of `length` tokens, how full they are, and the documents that were cut."""
+    """The number of packs of `length` tokens, how full they are, and what the documents lost to the length."""
     packs = pack(tokens, length=length)
-    return {"length": length, "count": len(packs), "fill": packs.fill, "cut_documents": packs.num_cut}
+    return {
+        "length": length,
+        "count": len(packs),
+        "fill": packs.fill,
+        "windows": packs.counts.to_dict(),
+        "loss": describe_loss(packs.counts),
+    }
 
 
 def count_last_trained(tokens: TokenDataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
@@ -124,6 +131,7 @@ def _build_summary(description: Mapping[str, Any]) -> Table:
     }
     if packs:
         lines["packs"] = f"{packs['count']:,} of {packs['length']} tokens, {packs['fill']:.1%} full"
+        lines |= {"cut": "; ".join(packs["loss"])} if packs["loss"] else {}
     table = Table(title=Text(description["name"]), show_header=False, title_justify="left")
     for name, value in lines.items():
         table.add_row(name, Text(str(value)))

@@ -14,12 +14,15 @@ class TokenizedDocument(NamedTuple):
     """A document as tokens. `labels` hold `input_ids` where a token is trained on, else IGNORE; the first is IGNORE.
 
     `fields` holds values that are declared per token or per document (`data.pack_fields`): a list of one value per
-    token, or one number.
+    token, or one number. `turn_starts` are the positions at which the words of the user's turns begin; before the first
+    stand the system prompt and the template's opening. It is None for a plain text. Windows of a chat follow it
+    (`data.windows`).
     """
 
     input_ids: list[int]
     labels: list[int]
     fields: Mapping[str, Any] = {}
+    turn_starts: tuple[int, ...] | None = None
 
 
 class TokenDataset(Sequence[TokenizedDocument]):
@@ -33,11 +36,13 @@ class TokenDataset(Sequence[TokenizedDocument]):
         ids: list[Int32[np.ndarray, " T"]] = []
         labels: list[Int32[np.ndarray, " T"]] = []
         documents: list[int] = []
+        self.turn_starts: list[tuple[int, ...] | None] = []
         fields: list[Mapping[str, np.ndarray]] = []
         for number, row in rows:
             ids.append(np.array(row.input_ids, dtype=np.int32))
             labels.append(np.array(row.labels, dtype=np.int32))
             documents.append(number)
+            self.turn_starts.append(row.turn_starts)
             fields.append({name: to_array(name, value, len(row.input_ids)) for name, value in row.fields.items()})
         self.ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
         self.labels = np.concatenate(labels) if labels else np.zeros(0, np.int32)
@@ -62,7 +67,7 @@ class TokenDataset(Sequence[TokenizedDocument]):
             name: values.tolist() if get_field(name).per == "token" else values[0].item()
             for name, values in slice_fields(self.fields, tokens, slice(i, i + 1)).items()
         }
-        return TokenizedDocument(self.ids[tokens].tolist(), self.labels[tokens].tolist(), fields)
+        return TokenizedDocument(self.ids[tokens].tolist(), self.labels[tokens].tolist(), fields, self.turn_starts[i])
 
     @property
     def num_tokens(self) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, UnsupportedModel
@@ -18,18 +19,23 @@ from potstill.core.types import IGNORE
 from potstill.data.chat_template import ChatTemplate, Message, Span
 from potstill.data.corpus import Corpus
 from potstill.data.token_dataset import TokenDataset, TokenizedDocument
+from potstill.data.turn_starts import find_turn_opener, find_turn_starts
 from potstill.data.turns import to_messages
 
 CHUNK = 512  # documents tokenized at once
 
 
 class RenderedDocument(NamedTuple):
-    """A document as the text to tokenize, the spans of characters that are trained on, and its route."""
+    """A document as the text to tokenize, the spans of characters that are trained on, and its route.
+
+    `turn_starts` are the characters at which the user's turns begin; None for a plain text.
+    """
 
     text: str
     spans: Sequence[Span]
     needs_eos: bool  # whether an end-of-text token follows
     route: int | None = None
+    turn_starts: Sequence[int] | None = None
 
 
 def tokenize_corpus(
@@ -83,8 +89,11 @@ def _tokenize_documents(
             f"{type(tokenizer).__name__} gives no character offsets of its tokens; use a fast tokenizer"
         )
     template = ChatTemplate(tokenizer) if _needs_template(corpus, tokenizer, plain=plain) else None
+    opener = "" if template is None else find_turn_opener(template)
     numbered_documents = enumerate(
-        _render_document(document, template, corpus)._replace(route=document.get("route"))
+        _locate_turns(_render_document(document, template, corpus), document, opener)._replace(
+            route=document.get("route")
+        )
         for document in corpus.documents
     )
     while chunk := list(islice(numbered_documents, CHUNK)):
@@ -104,6 +113,13 @@ def _render_document(document: Mapping[str, Any], template: ChatTemplate | None,
     except DataError as error:
         first_words = next((turn["content"][:60] for turn in to_messages(document) if turn["content"].strip()), "")
         raise DataError(f"{corpus.name}, the chat that begins {first_words!r}: {error}") from error
+
+
+def _locate_turns(rendered: RenderedDocument, document: Mapping[str, Any], opener: str) -> RenderedDocument:
+    """`rendered` with the places where the user's turns begin, for a pair or a chat."""
+    if "text" in document:
+        return rendered
+    return rendered._replace(turn_starts=find_turn_starts(rendered.text, to_messages(document), opener))
 
 
 def render_plain(document: Mapping[str, Any]) -> RenderedDocument:
@@ -135,6 +151,9 @@ def _encode_chunk(
         row = label_tokens(
             ids, compute_label_mask(rendered.spans, offsets), tokenizer.eos_token_id if rendered.needs_eos else None
         )
+        if rendered.turn_starts is not None:
+            starts = np.searchsorted([start for start, _ in offsets], rendered.turn_starts)
+            row = row._replace(turn_starts=tuple(starts.tolist()))
         yield number, row if rendered.route is None else row._replace(fields={"routes": rendered.route})
 
 

@@ -26,6 +26,12 @@ def print_note(text: str) -> None:
         print(f"note: {text}", file=sys.stderr)
 
 
+def print_warning(text: str) -> None:
+    """Print a line on stderr, on the main process only, about something that makes the result worse."""
+    if distributed.is_main_process():
+        print(f"warning: {text}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def show_status(text: str, *, show: bool) -> Iterator[None]:
     """Show a line on stderr while the block runs."""

@@ -18,10 +18,12 @@ from potstill.data.preview import describe
 from potstill.data.row_reader import Route
 from potstill.data.token_dataset import TokenDataset
 from potstill.data.tokenize import tokenize_corpus
+from potstill.data.windows import describe_loss
 from potstill.evaluate.perplexity import build_supervised_rows, build_text_rows, get_bos_id
 from potstill.evaluate.scoring_windows import Row, check_context
 from potstill.models import gguf
 from potstill.models.load import load_model, locate_model
+from potstill.stages.console import print_note, print_warning
 from potstill.teachers.cached import TeacherCache
 
 MIN_SAMPLED_TOKENS = 4_000_000  # read at least these of a stored corpus: one document may be half a book
@@ -84,13 +86,14 @@ def prepare_dataset(
     bos, keep_window = get_bos_id(tokenizer), make_window_filter(caches)
     token_set = tokenize_sample(corpus, tokenizer, tokens=tokens)
     packs = pack(token_set, length=config.context, seed=config.seed, bos=bos, keep_window=keep_window)
+    report_reading(corpus, packs)
     route_facts = {} if config.route is None else {"routes": count_windows_by_route(packs, config.route, corpus.name)}
     held_out = load_held_out_corpus(config)
     held_out_tokens = tokenize_corpus(held_out, tokenizer, limit=HELD_OUT_TOKENS)
     validation_packs = pack(held_out_tokens, length=config.context, seed=config.seed, bos=bos)
     rows = build_rows(held_out, tokenizer, documents=documents)
     facts = {
-        **build_corpus_facts(corpus, packs),
+        **build_corpus_facts(corpus, packs, token_set.dropped),
         **route_facts,
         "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), {len(rows)} documents",
         "measured_digest": held_out.digest,
@@ -148,12 +151,20 @@ def pack_corpus(
         tokenize_corpus(corpus, tokenizer) if tokens is None else tokenize_sample(corpus, tokenizer, tokens=tokens)
     )
     packs = pack(token_set, length=length, seed=seed, bos=get_bos_id(tokenizer))
+    report_reading(corpus, packs)
     return packs if tokens is None else packs.take(max(1, int(np.searchsorted(packs.token_offsets, tokens))))
 
 
-def build_corpus_facts(corpus: Corpus, packs: Packs) -> dict[str, Any]:
-    """The facts of a corpus and its packs, for the card."""
-    dropped = {"dropped": dict(corpus.dropped)} if corpus.dropped else {}
+def report_reading(corpus: Corpus, packs: Packs) -> None:
+    """Print what of the text is not trained on: prompts and answers that do not fit into the context."""
+    for sentence in describe_loss(packs.counts):
+        (print_warning if packs.counts.needs_warning else print_note)(f"{corpus.name}: {sentence}")
+
+
+def build_corpus_facts(corpus: Corpus, packs: Packs, dropped_documents: Mapping[str, int] = {}) -> dict[str, Any]:
+    """The facts of a corpus and its packs, for the card; `dropped_documents` were left out by the tokenizer."""
+    dropped_counts = {**corpus.dropped, **dropped_documents}
+    dropped = {"dropped": dropped_counts} if dropped_counts else {}
     return {
         "trained_on": corpus.name,
         "kind": corpus.kind,
@@ -164,7 +175,7 @@ def build_corpus_facts(corpus: Corpus, packs: Packs) -> dict[str, Any]:
         "trained_share": packs.num_trained / packs.num_tokens,
         "fill": packs.fill,
         "text_digest": corpus.digest,
-        **({"dropped_groups": packs.num_dropped_groups} if packs.num_dropped_groups else {}),
+        "windows": packs.counts.to_dict(),
         **dropped,
         "provenance": dict(corpus.provenance),
     }
@@ -230,7 +241,7 @@ def load_calibration_batches(
     batches: list[Batch] = [
         collate([packs[i] for i in range(start, min(start + batch_size, len(packs)))]) for start in starts
     ]
-    facts = build_corpus_facts(corpus, packs)
+    facts = build_corpus_facts(corpus, packs, token_set.dropped)
     return batches, {"calibrated_on": facts.pop("trained_on"), **facts}
 
 

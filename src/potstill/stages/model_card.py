@@ -130,6 +130,7 @@ def _format_duration(seconds: float) -> str:
 
 def _describe_data(data: Mapping[str, Any]) -> dict[str, str]:
     """The text, its license, and how much of it was used."""
+    windows = data.get("windows", {})
     usage = "trained on" if "trained_on" in data else "calibrated on"
     name = data.get("trained_on", data.get("calibrated_on"))
     origin = {k: v for k, v in data.get("provenance", {}).items() if v and k in ("python", "revision")}
@@ -142,6 +143,12 @@ def _describe_data(data: Mapping[str, Any]) -> dict[str, str]:
         facts["taught by"] = ", ".join(f"{name}: {windows:,} windows" for name, windows in data["routes"].items())
     if data.get("dropped"):
         facts["left out"] = ", ".join(f"{count:,} with {reason}" for reason, count in data["dropped"].items())
+    if any(windows.get(name) for name in ("shortened", "cut")):
+        facts["longer than the context"] = (
+            f"of {windows['documents']:,} documents, {windows.get('shortened', 0):,} have an answer whose prompt lost "
+            f"its beginning, and {windows.get('cut', 0):,} an answer that lost its end; 99 % have at most "
+            f"{windows['longest']:,} tokens"
+        )
     if origin:
         facts["origin"] = _format_value(origin)
     if "measured_on" in data:

@@ -15,7 +15,9 @@ from potstill.data.chat_template import ChatTemplate, Message
 from potstill.data.cross_tokenizer.chat_translation import ChatMarkers, translate_chat
 from potstill.data.cross_tokenizer.packs import TokenizerInfo, inspect_tokenizers, translate_windows
 from potstill.data.cross_tokenizer.token_spans import decode_with_spans
-from potstill.data.tokenize import compute_label_mask, label_tokens, render_chat
+from potstill.data.tokenize import _encode_chunk, _locate_turns, compute_label_mask, label_tokens, render_chat
+from potstill.data.turn_starts import find_turn_opener
+from potstill.data.windows import cut_windows
 from potstill.models.tokenizers.token_bytes import read_token_bytes
 
 Make = Callable[..., PreTrainedTokenizerFast]
@@ -204,6 +206,22 @@ def test_a_window_that_begins_or_ends_within_a_mark_shows_the_teacher_no_token_o
     assert "<|start|>assi" not in told(
         bytes_with, CHATML, FOLDED, "<|start|>system\nBe brief<|eot|>\n<|start|>user\nHi<|eot|>\n<|start|>assi"
     )
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("chatml", "gemma"), ("gemma", "llama 3"), ("llama 3", "chatml")])
+def test_a_window_of_a_long_chat_is_told_as_a_shorter_chat(bytes_with: Make, student: str, teacher: str) -> None:
+    ours, theirs = bytes_with(TEMPLATES[student]), bytes_with(TEMPLATES[teacher])
+    messages = [{"role": role, "content": f"{role} {n}"} for n in range(4) for role in ("user", "assistant")]
+    rendered = _locate_turns(
+        render_chat(messages, ChatTemplate(ours)), {"messages": messages}, find_turn_opener(ChatTemplate(ours))
+    )
+    ((_, row),) = _encode_chunk([(0, rendered)], ours, add_special_tokens=False)
+    last = cut_windows(row, length=len(row.input_ids) * 2 // 3)[-1].input_ids.tolist()
+    data, _ = decode_with_spans(last, read_token_bytes(ours), visible_ids=read_token_bytes(ours).special_ids)
+    count = data.count(b"assistant ")
+    assert 1 < count < 4
+    shorter = ChatTemplate(theirs).render(messages[-2 * count :])
+    assert translate_chat(data, marks_of(ours), marks_of(theirs)).text.strip() == shorter.strip()
 
 
 def test_a_bos_before_a_further_window_is_no_text(bytes_with: Make) -> None:

@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 
 from potstill.core.blueprint import Blueprint
 from potstill.data.packing import Packs, collate
+from potstill.data.windows import WindowCounts
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model, read_blueprint
 from potstill.objectives.config import ObjectiveConfig
@@ -49,7 +50,9 @@ def test_texture_counts_what_each_token_sees() -> None:
     ids = np.arange(5, dtype=np.int32)
     labels = np.array([-100, 1, 2, -100, 4], dtype=np.int32)
     two = np.array([0, 5], dtype=np.int64)
-    packs = Packs(ids, labels, np.array([3, 2], dtype=np.int32), two, np.array([0, 2], dtype=np.int64), 10, 0, 0)
+    packs = Packs(
+        ids, labels, np.array([3, 2], dtype=np.int32), two, np.array([0, 2], dtype=np.int64), 10, WindowCounts(10)
+    )
     assert compute_packing_stats(packs) == PackingStats(fill=0.5, trained=0.6, seen=(1 + 2 + 3 + 1 + 2) / 5)
 
 

@@ -5,7 +5,7 @@ in which some documents have completions that the student sampled after their pr
 The key `sampled` of the batch marks these documents. No gradient flows through the sampling.
 
 A prompt is all that precedes the first trained token of a document. A document that is trained from its start (plain
-text, or the next window of a long answer) has no prompt; its first `default_prompt_length` tokens serve as one. A
+text) has no prompt; its first `default_prompt_length` tokens serve as one. A
 completion is at most as long as the one it replaces, so no pass grows. Without a stop token by then it is cut, and
 trained as it is. An empty completion is its stop token alone. A sampled document keeps its declared fields.
 

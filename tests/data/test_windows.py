@@ -1,0 +1,158 @@
+"""A long chat is cut so that every answer keeps its prompt, and no reader could tell the window from a short chat."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from potstill.core.types import IGNORE
+from potstill.data.corpus import load_corpus
+from potstill.data.packing import pack
+from potstill.data.token_dataset import TokenizedDocument
+from potstill.data.tokenize import tokenize_corpus
+from potstill.data.windows import count_windows, cut_windows, describe_loss, find_answers
+
+from .conftest import LLAMA
+
+Lines = Callable[..., Path]
+Make = Callable[..., PreTrainedTokenizerFast]
+FOLDED = (  # the system prompt within the first turn, as Llama 2 and Mistral have it
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
+    "{% set messages = messages[1:] %}{% endif %}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' }}{% if loop.first and system is defined %}"
+    "{{ '<<SYS>>\n' + system + '\n<</SYS>>\n\n' }}{% endif %}{{ message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] + '<|eos|>' }}{% endif %}{% endfor %}"
+)
+
+
+def chat(header: int, *turns: tuple[int, int], first: int = 100) -> TokenizedDocument:
+    """A chat of distinct tokens: a header, and for each turn so many of a prompt and of an answer."""
+    ids, labels, starts = list(range(first, first + header)), [IGNORE] * header, []
+    for prompt, answer in turns:
+        starts.append(len(ids))
+        turn = list(range(first + len(ids), first + len(ids) + prompt + answer))
+        ids, labels = ids + turn, labels + [IGNORE] * prompt + turn[prompt:]
+    return TokenizedDocument(ids, labels, {}, tuple(starts))
+
+
+@st.composite
+def chats(draw: st.DrawFn) -> TokenizedDocument:
+    turns = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 14)), min_size=1, max_size=5))
+    return chat(draw(st.integers(1, 6)), *turns)
+
+
+@given(chats(), st.integers(3, 24), st.booleans())
+def test_every_label_is_trained_once_but_for_the_ends_of_answers_that_are_cut(
+    row: TokenizedDocument, length: int, has_bos: bool
+) -> None:
+    windows = cut_windows(row, length=length, bos=row.input_ids[0] if has_bos else None)
+    found = Counter(label for window in windows for label in window.labels.tolist() if label != IGNORE)
+    assert max(found.values()) == 1
+    answers = find_answers(np.array(row.labels, dtype=np.int32))
+    for start, stop in answers:
+        trained = [label in found for label in row.labels[start:stop]]
+        assert trained[0]
+        assert all(trained) or (stop - start >= length and trained == sorted(trained, reverse=True))
+    assert any(window.is_cut for window in windows) == (len(found) < sum(stop - start for start, stop in answers))
+
+
+@given(chats(), st.integers(3, 24), st.booleans())
+def test_a_window_is_the_beginning_of_its_chat_and_what_precedes_its_answer(
+    row: TokenizedDocument, length: int, has_bos: bool
+) -> None:
+    for window in cut_windows(row, length=length, bos=row.input_ids[0] if has_bos else None):
+        ids = window.input_ids.tolist()
+        assert 1 < len(ids) <= length
+        assert window.labels[0] == IGNORE
+        gaps = [place for place in range(1, len(ids)) if ids[place] != ids[place - 1] + 1]
+        assert len(gaps) <= 1
+        beginning = gaps[0] if gaps else len(ids) if ids[0] == row.input_ids[0] else 0
+        assert ids[:beginning] == row.input_ids[:beginning]
+        assert not has_bos or ids[0] == row.input_ids[0] or beginning == 0
+        assert window.is_shortened == (bool(gaps) or ids[0] != row.input_ids[0])
+        assert not window.is_cut or len(ids) == length
+
+
+def test_windows_of_a_chat_come_out_as_written_by_hand() -> None:
+    row = chat(
+        2, (2, 2), (3, 2), (2, 3), (1, 2)
+    )  # header 0 1, then 2 3 | 4 5, 6 7 8 | 9 10, 11 12 | 13 14 15, 16 | 17 18
+    assert len(row.input_ids) == 19
+    windows = cut_windows(row, length=11)
+    places = [(window.input_ids - 100).tolist() for window in windows]
+    assert places == [[*range(11)], [0, 1, 11, 12, 13, 14, 15], [0, 1, *range(11, 19)]]
+    assert [(window.labels[window.labels != IGNORE] - 100).tolist() for window in windows] == [
+        [4, 5, 9, 10],
+        [13, 14, 15],
+        [17, 18],
+    ]
+    assert [window.is_shortened for window in windows] == [False, True, True]
+
+
+def test_where_not_even_the_last_turn_fits_its_end_stays_beside_a_short_system_prompt() -> None:
+    (window,) = cut_windows(chat(2, (20, 3)), length=10)
+    assert (window.input_ids - 100).tolist() == [0, 1, *range(17, 25)]
+    (window,) = cut_windows(chat(6, (20, 3)), length=10)  # a long one would leave nothing of the question
+    assert (window.input_ids - 100).tolist() == [*range(19, 29)]
+    (window,) = cut_windows(chat(6, (20, 3)), length=10, bos=100)
+    assert (window.input_ids - 100).tolist() == [0, *range(20, 29)]
+
+
+def test_an_answer_longer_than_the_context_is_cut_at_its_end_and_has_no_stop_token() -> None:
+    (window,) = cut_windows(chat(1, (3, 20)), length=8)
+    assert (window.input_ids - 100).tolist() == [*range(8)]
+    assert window.is_cut
+    assert not window.is_shortened
+    (window,) = cut_windows(chat(1, (9, 20)), length=8)
+    assert (window.input_ids - 100).tolist() == [0, 7, 8, 9, 10, 11, 12, 13]
+    assert (window.labels[window.labels != IGNORE] - 100).tolist() == [10, 11, 12, 13]
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+TURNS = [
+    {"role": role, "content": f"{word} {number}"}
+    for number in range(6)
+    for role, word in (("user", "a"), ("assistant", "Yes,"))
+]
+
+
+@pytest.mark.parametrize("name", ["ChatML", "Llama 3", "folded"])
+@pytest.mark.parametrize("has_system", [True, False])
+def test_a_window_reads_as_its_template_writes_a_shorter_chat(
+    lines: Lines, bytes_with: Make, tiny_tokenizer: PreTrainedTokenizerFast, name: str, has_system: bool
+) -> None:
+    tokenizer = tiny_tokenizer if name == "ChatML" else bytes_with({"Llama 3": LLAMA, "folded": FOLDED}[name])
+    system = [SYSTEM] if has_system else []
+    tokens = tokenize_corpus(load_corpus(lines([{"messages": [*system, *TURNS]}]), split="all"), tokenizer)
+    windows = cut_windows(tokens[0], length=len(tokens[0].input_ids) * 2 // 3)
+    assert len(windows) > 1
+    for window in windows[1:]:
+        text = str(tokenizer.decode(window.input_ids.tolist()))
+        count = text.count("Yes,")
+        last = int(text.split("Yes, ")[-1][0])
+        shorter = [*system, *TURNS[2 * (last + 1 - count) : 2 * (last + 1)]]
+        rendered = tokenizer.apply_chat_template(shorter, return_dict=False)
+        assert count > 1
+        assert rendered[: len(window.input_ids)] == window.input_ids.tolist()
+        assert str(tokenizer.decode(rendered[len(window.input_ids) :])).strip() == ""
+
+
+def test_rows_that_lost_something_are_counted_and_a_larger_context_is_named() -> None:
+    rows = [chat(1, (3, 3), first=100 * i) for i in range(1, 10)]
+    packs = pack([*rows, chat(1, (9, 3), first=5000), chat(1, (2, 30), first=6000)], length=10)
+    assert packs.counts.to_dict() == {"documents": 11, "shortened": 1, "cut": 1, "longest": 33}
+    assert describe_loss(packs.counts) == [
+        "of 11 documents, 1 have an answer whose prompt lost its beginning, and 1 an answer that lost its end, to "
+        "--context 10",
+        "18% of the documents do not fit into --context 10; --context 33 holds 99 % of them whole",
+    ]
+    text = TokenizedDocument(list(range(50)), [IGNORE, *range(1, 50)])
+    assert describe_loss(pack([text], length=10).counts) == []
+    assert pack([text], length=10).counts.split == 1
+    many = count_windows([cut_windows(row, length=10) for row in rows * 5], [7] * 45, context=10, dropped=0, groups=0)
+    assert describe_loss(many) == []
