@@ -135,7 +135,7 @@ def test_a_vocabulary_padded_to_another_width_simply_works(
 
 def test_a_second_teacher_does_not_take_the_place_of_the_first(refused: Refused, teacher: Path, text: Path) -> None:
     two = ("--teacher", teacher, "--teacher", f"b={teacher}", "--data", text)
-    assert "one of them at a time" in refused("cache", *two, "--out", "made", code=2)
+    assert "you gave 2; give one" in refused("cache", *two, "--out", "made", code=2)
     assert "cross_entropy uses no teacher" in refused("arena", *two, "--keep", 0.5, "--out", "made", code=2)
 
 
@@ -237,7 +237,7 @@ def test_options_that_cannot_be(
     [
         pytest.param(("distil",), "No such command 'distil'", id="an unknown verb"),
         pytest.param(("distill",), "Missing option '--out'", id="a missing option"),
-        pytest.param(("distill", "--out", "x", "--keep", ".5"), "teacher is needed", id="no teacher"),
+        pytest.param(("distill", "--out", "x", "--keep", ".5"), "no teacher is given", id="no teacher"),
         pytest.param(("run", "hope", "--out", "x"), "no recipe 'hope'", id="an unknown recipe"),
         pytest.param(("recipes", "hope"), "no recipe 'hope'", id="an unknown recipe to show"),
         pytest.param(("generate", "x", "--prompt", "a", "--max-tokens", "0"), "at least 1", id="no token to write"),

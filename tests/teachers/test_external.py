@@ -181,7 +181,7 @@ def test_a_student_with_another_tokenizer_than_the_caches_is_refused(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"teacher": None}, "a teacher is needed"),
+        ({"teacher": None}, "no teacher is given"),
         ({"student": None, "keep": 0.5}, r"not loaded here; give --student, .*potstill prune"),
         ({"teacher": None, "teacher_cache": "c", "student": None, "params": 9}, "not loaded here; give --student"),
         ({"teacher_cache": "c"}, "give one of them"),

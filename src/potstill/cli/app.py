@@ -1,4 +1,4 @@
-"""The program `potstill`, with one verb per job. A verb imports torch only when it runs, so that help is quick."""
+"""The program `potstill`, one command per job. A command imports torch only when it runs, so that help is quick."""
 
 import contextlib
 import json
@@ -43,7 +43,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Makes language models small and fast: a teacher and a budget go in, a small, measured student comes out.",
+    help="Make language models small and fast: distill a teacher into a small student, and measure both. "
+    "Start with `potstill distill --teacher smollm2 --keep 0.75 --out student`.",
 )
 for verb in VERBS:
     app.command()(verb)
@@ -62,7 +63,7 @@ def main() -> None:
     try:
         sys.exit(run_command(arguments))
     except KeyboardInterrupt:
-        exit_with_message("stopped; no unfinished files were left behind", exit_code=INTERRUPTED_EXIT_CODE)
+        exit_with_message("stopped; potstill left no unfinished files", exit_code=INTERRUPTED_EXIT_CODE)
     except PeerFailed as error:
         sys.exit(error.exit_code)
     except Interrupted as error:
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run a verb and print its output, as JSON with `--json`; return the exit code.
+    """Run a command and print its output, as JSON with `--json`; return the exit code.
 
     With `--json`, all other output goes to stderr.
     """
@@ -116,7 +117,7 @@ def get_resume_command(arguments: Sequence[str]) -> str:
 
 
 def replace_non_finite(value: Any) -> Any:
-    """`value` with null for every number that is not finite, since JSON has none."""
+    """`value` with null for every number that is not finite, since JSON has no infinity or NaN."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -125,7 +126,7 @@ def replace_non_finite(value: Any) -> Any:
 
 
 def show_version(value: bool) -> bool:
-    """Print the version and stop, if `value` is set."""
+    """Print the version and exit, if `value` is set."""
     if value:
         print(__version__)
         raise typer.Exit
@@ -135,7 +136,7 @@ def show_version(value: bool) -> bool:
 @app.callback()
 def configure_environment(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=show_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=show_version)
     ] = False,
 ) -> None:
     """Make language models small and fast."""

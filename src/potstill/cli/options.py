@@ -1,4 +1,4 @@
-"""The options that verbs share, and how the command line reads options from dataclasses and files."""
+"""The options that several commands share; functions that read options from dataclasses and YAML files."""
 
 import dataclasses
 import inspect
@@ -30,11 +30,11 @@ else:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, and all else to stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, and everything else to stderr.")]
 Teacher = Annotated[  # a list, so that a second teacher is refused and does not replace the first one
     list[str] | None, typer.Option("--teacher", help=LOCAL_TEACHER_HELP, metavar="TEXT")
 ]
-Out = Annotated[str, typer.Option(help="The folder to make.")]
+Out = Annotated[str, typer.Option(help="The folder to write; it must not exist, or be empty.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")]
 Context = Annotated[int, typer.Option(help=CONTEXT.help)]
 Columns = Annotated[str, typer.Option(help=COLUMNS.help)]
@@ -46,7 +46,10 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")]
 Config = Annotated[
-    str | None, typer.Option(help="A YAML file of these options, or a card.json; the command line takes precedence.")
+    str | None,
+    typer.Option(
+        help="A YAML file of these options, or the card.json of a run; options of the command line override it."
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print all options with their values, and stop.")]
 
@@ -62,10 +65,10 @@ UNIT_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 def take_options(
     options_class: type, *, leave_out: Collection[str] = (), help_texts: Mapping[str, str] | None = None
 ) -> Callable[[Command], Command]:
-    """A decorator that gives a verb the options of a dataclass, which it receives as `**options`.
+    """A decorator that gives a command the options of a dataclass, which it receives as `**options`.
 
-    The verb's own parameters come first, except those of the call (`--overwrite`, `--json`, ...), which come last. An
-    option that the verb declares itself is not added. `help_texts` replaces help texts by option name.
+    The command's own parameters come first, and those of the call (`--overwrite`, `--json`, ...) last. The decorator
+    adds no option that the command itself declares. `help_texts` replaces help texts by option name.
     """
 
     def decorate(function: Command) -> Command:
@@ -122,7 +125,7 @@ def read_options(options_class: type, options: Mapping[str, Any]) -> dict[str, A
 def parse_count(text: str | int | None) -> int | None:
     """`60M`, `200k` or `1.5G` as a number.
 
-    Raises: UsageError if it is none.
+    Raises: UsageError for any other text.
     """
     if text is None:
         return text
@@ -155,9 +158,9 @@ def get_single_teacher(teachers: Sequence[str] | None) -> str:
     Raises: UsageError if there is none, or several.
     """
     if not teachers:
-        raise UsageError("a teacher is needed; give --teacher, such as smollm2")
+        raise UsageError("no teacher is given; give --teacher, such as smollm2")
     if len(teachers) > 1:
-        raise UsageError(f"this command takes one teacher, and {len(teachers)} are given; give one of them at a time")
+        raise UsageError(f"this command takes one teacher, and you gave {len(teachers)}; give one of them")
     return teachers[0]
 
 
@@ -175,7 +178,7 @@ def check_output_file(out: str | None) -> None:
         return
     file = expand_path(out).absolute()
     if not file.parent.is_dir():
-        raise NotFound(f"there is no folder {file.parent} to write {file.name} in; make it first")
+        raise NotFound(f"there is no folder {file.parent} to write {file.name} in; create it first")
     if file.is_dir():
         raise UsageError(f"{out} is a folder; give the name of a file")
     if not os.access(file.parent, os.W_OK | os.X_OK):
@@ -188,9 +191,9 @@ def get_number_types(stage: type) -> dict[str, type]:
 
 
 def merge_options(ctx: CommandContext, config: str | None, extra_types: Mapping[str, type]) -> dict[str, Any]:
-    """The options of a verb: those of its YAML file (or of the stage in a card), overridden by the command line.
+    """The options of a command: those of its YAML file (or of the stage in a card), overridden by the command line.
 
-    A file may also set `extra_types`, which the command line has no option for.
+    A file may also set `extra_types`, for which the command line has no option.
 
     Raises: UsageError if the file names an option that does not exist, or gives one an invalid value.
     """
@@ -200,7 +203,7 @@ def merge_options(ctx: CommandContext, config: str | None, extra_types: Mapping[
     for name, value in _flatten_options(file_content).items():
         if name not in options and name not in extra_types:
             if "stage" in file_content:
-                continue  # the stage of a card may have options that this verb lacks
+                continue  # the stage of a card may have options that this command lacks
             option_names = ", ".join(sorted({*options, *extra_types} - {"config"}))
             raise UsageError(f"{config} names {name!r}, which is not an option; the options are {option_names}")
         if not _is_on_command_line(ctx, name) and not (

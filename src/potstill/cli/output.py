@@ -1,11 +1,11 @@
-"""What all verbs share: output as JSON or as tables, and quiet libraries."""
+"""Functions that all commands share: output as JSON or as tables, and quiet libraries."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
 class CommandResult(NamedTuple):
-    """The output of a verb with an exit code: 1 if the verb ran, and what it checked has failed."""
+    """The output of a command, and its exit code: 1 if the command ran but one of its checks failed."""
 
     output: Any
     exit_code: int

@@ -59,7 +59,7 @@ def flatten(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[st
 def print_measures(
     models: Mapping[str, Sequence[Mapping[str, Any]]], paired_differences: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Print one row per model, one column per measure, with intervals; then the differences of every two models."""
+    """Print one row per model and one column per measure, with intervals; then the difference of every two models."""
     measures_by_model = {
         name: {m["name"]: Measure(**m) for m in model_measures} for name, model_measures in models.items()
     }
@@ -73,7 +73,8 @@ def print_measures(
 
 
 def print_differences(paired_differences: Sequence[Mapping[str, Any]]) -> None:
-    """Print, for every two models a and b, each measure of a minus that of b, with its interval, paired by document."""
+    """Print each measure of model a minus that of model b, with its interval, paired by document, for every two
+    models."""
     names = list(dict.fromkeys(entry["name"] for entry in paired_differences))
     table = Table("paired by document: a - b", *(MEASURES[name].column for name in names))
     for a, b in dict.fromkeys((entry["a"], entry["b"]) for entry in paired_differences):
@@ -90,13 +91,13 @@ def format_difference(entry: Mapping[str, Any]) -> str:
 def print_run(out: Path, measures_by_model: Mapping[str, Sequence[Measure]]) -> None:
     """Print the measures of a finished run, and its folder."""
     print_measures({name: [m.to_dict() for m in model_measures] for name, model_measures in measures_by_model.items()})
-    print_line(f"{out} holds the model, its card (README.md, card.json), metrics.jsonl and curve.png")
+    print_line(f"{out} contains the model, its card (README.md, card.json), metrics.jsonl and curve.png")
 
 
 def print_pruned_model(out: str, details: Mapping[str, Any]) -> None:
     """Print the shape and size of a pruned model, and its folder."""
     print_facts({**details["shape"], "parameters": f"{details['parameters']:,}", "share": f"{details['share']:.1%}"})
-    print_line(f"{out} holds the model and its card (README.md, card.json)")
+    print_line(f"{out} contains the model and its card (README.md, card.json)")
 
 
 def print_models(model_list: Sequence[Mapping[str, Any]]) -> None:
@@ -133,7 +134,7 @@ def print_corpus(description: Mapping[str, Any], *, show_tokens: bool) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print a sentence as it is, without markup."""
+    """Print a sentence without markup."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

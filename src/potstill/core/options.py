@@ -1,4 +1,4 @@
-"""Options, each declared once: its default, help and type stand in a dataclass, where the command line reads them.
+"""Options, each declared once: a dataclass has its default, help and type, and the command line reads them there.
 
 A dataclass of options imports no torch, so that `potstill VERB --help` is quick. The configs of the stages inherit from
 these dataclasses; Python, YAML files and cards therefore have the same names and defaults.
@@ -64,9 +64,9 @@ def _iterate_options(options_class: Any) -> Iterator[OptionField]:
             yield OptionField(option.name or field.name, field.name, field.type, option)
 
 
-CONTEXT = Option(512, "Longest window of a document, in tokens.")
-SEED = Option(1, "Seed of everything random.")
-DEVICE = Option("auto", "auto, cpu or cuda.")
-DTYPE = Option("auto", "Data type of matrix products: auto (measured), bfloat16 or float32.")
+CONTEXT = Option(512, "Tokens per window; longer documents are split into windows.")
+SEED = Option(1, "Seed of all random numbers.")
+DEVICE = Option("auto", "Where to compute: cpu, cuda, or auto (cuda if there is one).")
+DTYPE = Option("auto", "Data type of matrix products: bfloat16, float32, or auto (the faster one here).")
 ALLOW_PICKLE = Option(False, "Load pickled weights, which can run code.")
 TRUST_REMOTE_CODE = Option(False, "Run code that comes with a model.")

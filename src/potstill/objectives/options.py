@@ -1,4 +1,4 @@
-"""Which objective a run minimizes, as options."""
+"""The options that choose the objective of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,10 +7,9 @@ from potstill.core.options import Option
 
 OBJECTIVE = Option(
     "forward_kl",
-    "A divergence (forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl, total_variation), with options "
-    "after a colon (jsd:beta=0.3); a method of docs/objectives.md (dskd, dskdv2_eta, uld, ...); "
-    "cross_entropy, for training without a teacher; a sum (0.6*cross_entropy+0.4*forward_kl); or your own "
-    "FILE.py:FUNCTION.",
+    "The loss to minimize: a divergence (forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl, "
+    "total_variation), with options after a colon (jsd:beta=0.3). Or a method of docs/objectives.md (dskd, uld, ...), "
+    "cross_entropy (no teacher), a sum (0.6*cross_entropy+0.4*forward_kl), or your own FILE.py:FUNCTION.",
     name="objective",
 )
 
@@ -20,6 +19,10 @@ class ObjectiveChoice:
     """The fields of `ObjectiveConfig`, with their defaults and help texts."""
 
     name: str = OBJECTIVE.field()
-    cross_entropy: float = Option(0.7, "Weight of cross-entropy in the loss, 0 to 1.").field()
-    temperature: float = Option(1.0, "Divide all logits by it, and multiply the loss by its square.").field()
+    cross_entropy: float = Option(
+        0.7, "Weight of cross-entropy in the loss, 0 to 1; the objective has the rest."
+    ).field()
+    temperature: float = Option(
+        1.0, "Divide the logits of both models by this, and multiply the divergence by its square."
+    ).field()
     options: Mapping[str, float | str] = field(default_factory=dict)

@@ -12,15 +12,21 @@ from potstill.train.config import TrainConfig
 
 LOCAL_TEACHER_HELP = "A hub id, a folder, a .gguf file, or smollm2."
 
-COMBINE = Option("average", "How to combine several teachers: average, confidence, or route:COLUMN of the data.")
+COMBINE = Option(
+    "average",
+    "How to combine several teachers: average, confidence, or route:COLUMN (the column names the teacher).",
+)
 DATA = Option("stdlib", "stdlib, a file, a folder, or a hub data set id.")
 COLUMNS = Option(
-    "", "The columns of the data, such as prompt=instruction,response=text; by default columns are recognized by name."
+    "", "Columns of the data, such as prompt=instruction,response=text; by default potstill recognizes them by name."
 )
 KEEP: Option[float | None] = Option(None, "Share of all stored parameters to keep, in (0, 1].")
-PARAMS: Option[int | None] = Option(None, "Number of parameters to keep, such as 60M.", is_count=True)
+PARAMS: Option[int | None] = Option(
+    None, "Number of parameters to keep, such as 60M, instead of --keep.", is_count=True
+)
 STRATEGY = Option(
-    "auto", "What to cut: depth, width, both or ffn; auto: depth for a share of 0.7 or more, both for a smaller one."
+    "auto",
+    "What to cut: depth, width, both, ffn (neurons only), or auto (depth for a share of 0.7 or more, both below).",
 )
 DOCUMENTS = Option(100, "Held-out documents to measure on.")
 PROMPTS = Option(20, "Prompts to answer for ROUGE-L, on data with prompts and responses.")
@@ -32,12 +38,14 @@ class DistillOptions:
 
     teacher: str | tuple[str, ...] | None = Option[str | tuple[str, ...] | None](
         None,
-        "A hub id, a folder, a .gguf file, smollm2, or a server: http://HOST:PORT/v1#MODEL. Give several as "
-        "NAME=TEACHER each, to learn from all of them; caches are allowed. The first one is measured.",
+        "A hub id, a folder, a .gguf file, smollm2, or a server (http://HOST:PORT/v1#MODEL). Repeat as NAME=TEACHER "
+        "for several teachers; each may be a cache too. The measures compare the student with the first.",
     ).field()
     combine: str = COMBINE.field()
     student: str | None = Option[str | None](
-        None, "A smaller model; its tokenizer may differ with --objective dskdv2_eta."
+        None,
+        "A smaller model to train, instead of a pruned teacher (--keep, --params); with an objective such as "
+        "dskdv2_eta its tokenizer may differ.",
     ).field()
     keep: float | None = KEEP.field()
     params: int | None = PARAMS.field()
@@ -50,18 +58,20 @@ class DistillOptions:
     teacher_cache: str | None = Option[str | None](
         None, "Learn from a cache that `potstill cache` wrote, instead of running the teacher."
     ).field()
-    top_k: int = Option(20, "Most likely tokens to request from a served teacher; vLLM allows 20 by default.").field()
+    top_k: int = Option(
+        20, "Most likely tokens to request from a served teacher, for each position; vLLM allows 20 by default."
+    ).field()
     objective: ObjectiveChoice = field(default_factory=ObjectiveChoice)
     settings: TrainConfig = field(default_factory=TrainConfig)
     lora: int = Option(
-        0, "Rank of a LoRA adapter to train instead of all weights; it is merged at the end. 0: no adapter."
+        0, "Rank of a LoRA adapter to train instead of all weights; potstill merges it at the end. 0: no adapter."
     ).field()
     on_policy: float = Option(
         0.0, "Share of the documents whose completions the student samples in training, 0 to 1."
     ).field()
     rollout: str = Option(
         "gkd",
-        "How to sample completions: gkd, distillm (growing share, replayed) or minillm (mixed with the teacher).",
+        "How to sample completions: gkd, distillm (growing share, with replay) or minillm (student and teacher mixed).",
     ).field()
     device: str = DEVICE.field()
     dtype: str = DTYPE.field()
@@ -77,7 +87,8 @@ class PlanOptions:
 
     distill: DistillOptions
     measure: bool = Option(
-        True, "Measure a few training steps in memory; without them the plan is rougher and immediate."
+        True,
+        "Run a few training steps in memory to measure rates; without them the plan is immediate and less accurate.",
     ).field()
 
 
@@ -99,12 +110,12 @@ class DoctorOptions:
 
     teacher: str | tuple[str, ...]
     combine: str = COMBINE.field()
-    student: str | None = Option[str | None](
-        None, "The student; without one, a copy of the teacher takes its place."
-    ).field()
+    student: str | None = Option[str | None](None, "The student; by default a copy of the teacher.").field()
     data: str = DATA.field()
     columns: str = COLUMNS.field()
-    teacher_cache: str | None = Option[str | None](None, "A cache to compare with the running teacher.").field()
+    teacher_cache: str | None = Option[str | None](
+        None, "Also compare this cache with the outputs of the teacher."
+    ).field()
     objective: ObjectiveChoice = field(default_factory=ObjectiveChoice)
     context: int = CONTEXT.field()
     seed: int = SEED.field()
@@ -125,7 +136,7 @@ class PruneOptions:
     params: int | None = PARAMS.field()
     strategy: str = STRATEGY.field()
     shape: Mapping[str, int] = field(default_factory=dict)
-    layers_by: str = Option("harm", "How to choose the layers to drop: by harm (measured) or evenly.").field()
+    layers_by: str = Option("harm", "How to choose the layers to drop: harm (measured) or evenly (spaced).").field()
     calibration_tokens: int = Option(
         8192, "Tokens of the data on which importance and harm are measured.", on_command_line=False
     ).field()
@@ -144,18 +155,23 @@ class CacheTeacherOptions:
     data: str = DATA.field()
     columns: str = COLUMNS.field()
     tokens: int | None = Option[int | None](
-        None, "How much of the data to read, such as 2M; by default all of it.", is_count=True
+        None, "Tokens of the data to read, such as 2M; by default all of them.", is_count=True
     ).field()
     context: int = CONTEXT.field()
-    top_k: int = Option(64, "Tokens to keep of each distribution, the most likely ones.").field()
-    mass: float = Option(1.0, "Keep only the most likely tokens that together have this probability.").field()
-    classes: int = Option(
-        16, "Number of classes of tokens for the probability of all others; 1: only their total."
+    top_k: int = Option(64, "Number of most likely tokens to store for each position.").field()
+    mass: float = Option(
+        1.0, "Store fewer of these tokens where together they already have this probability, in (0, 1]."
     ).field()
-    sampled: int = Option(0, "Keep this many sampled tokens instead, for forward_kl only.").field()
+    classes: int = Option(
+        16,
+        "Store the probability of all other tokens in this many classes of tokens, 1 to 255.",
+    ).field()
+    sampled: int = Option(
+        0, "Store this many sampled tokens instead of the most likely ones, for forward_kl only. 0: no sampling."
+    ).field()
     exact: bool = Option(False, "Store log-probabilities as float32 instead of 8 bits.").field()
     hidden: bool = Option(
-        False, "Keep the last hidden states too, as bfloat16: dskd, dskdv2 and tie_kd need them."
+        False, "Also store the last hidden states, as bfloat16; dskd, dskdv2 and tie_kd need them."
     ).field()
     temperature: float = Option(1.0, "The temperature that students will train with.").field()
     seed: int = SEED.field()
@@ -172,8 +188,8 @@ class GenerateDatasetOptions:
     model: str
     data: str
     columns: str = COLUMNS.field()
-    documents: int = Option(0, "How many prompts of --data to answer; 0: all.").field()
-    max_tokens: int = Option(128, "Longest answer, in tokens.").field()
+    documents: int = Option(0, "Number of prompts of --data to answer; 0: all.").field()
+    max_tokens: int = Option(128, "Most tokens per answer.").field()
     temperature: float = Option(0.0, "Sampling temperature; 0: greedy.").field()
     batch: int = Option(8, "Prompts to answer at once.", on_command_line=False).field()
     seed: int = SEED.field()
@@ -191,17 +207,18 @@ class MeasureOptions:
     data: str = DATA.field()
     columns: str = COLUMNS.field()
     split: str = Option(
-        "validation", "validation (5 % of a file, never trained on), train, or all (the whole file)."
+        "validation",
+        "Which part of the data to measure on: validation (5 % of a file, never trained on), train or all.",
     ).field()
     teacher: str | None = Option[str | None](
-        None, "Also measure the KL divergence to this teacher and the agreement with it; it needs the same tokenizer."
+        None, "Also measure KL divergence to this teacher and agreement with it; all models need its tokenizer."
     ).field()
     documents: int = DOCUMENTS.field()
     context: int = CONTEXT.field()
     prompts: int = PROMPTS.field()
-    speed: bool = Option(True, "Measure tokens/s and memory too.").field()
+    speed: bool = Option(True, "Also measure tokens/s and memory.").field()
     tasks: tuple[str, ...] = Option[tuple[str, ...]](
-        (), "An lm-eval task (needs the extra 'eval'); repeat for several."
+        (), "An lm-eval task to run (needs pip install 'potstill[eval]'); repeat for several."
     ).field()
     device: str = DEVICE.field()
     dtype: str = DTYPE.field()

@@ -82,7 +82,7 @@ def check_teacher_source(teacher: str | None, cache: str | None, *, student: str
     Raises: UsageError.
     """
     if teacher is None and cache is None:
-        raise UsageError("a teacher is needed; give --teacher, such as smollm2")
+        raise UsageError("no teacher is given; give --teacher, such as smollm2")
     is_served = is_address(teacher)
     if is_served:
         Address.from_string(str(teacher))

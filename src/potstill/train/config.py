@@ -12,16 +12,18 @@ class TrainConfig:
 
     tokens: int = Option(200_000, "Tokens to train on, such as 200k or 2M.", is_count=True).field()
     context: int = CONTEXT.field()
-    batch_tokens: int = Option(2048, "Tokens per optimizer step, over all processes and passes.").field()
-    micro_tokens: int = Option(
-        2048, "Most tokens per forward pass and process; fewer need less memory and give the same result."
+    batch_tokens: int = Option(
+        2048, "Tokens per optimizer step, in total over all processes and forward passes."
     ).field()
-    learning_rate: float = Option(5e-4, "Peak learning rate.", name="lr").field()
-    warmup: float = Option(0.05, "Share of the steps over which the learning rate rises linearly.").field()
+    micro_tokens: int = Option(
+        2048, "Most tokens per forward pass and process; fewer need less memory and give the same gradient."
+    ).field()
+    learning_rate: float = Option(5e-4, "Peak learning rate of AdamW, before the cosine decay.", name="lr").field()
+    warmup: float = Option(0.05, "Share of the steps in which the learning rate rises linearly to its peak.").field()
     final_rate: float = Option(
         0.1, "Learning rate at the end of the cosine schedule, as a share of the peak.", on_command_line=False
     ).field()
-    weight_decay: float = Option(0.01, "Weight decay of matrices.").field()
+    weight_decay: float = Option(0.01, "Weight decay of the matrices; norms and biases have none.").field()
     clip: float = Option(
         1.0, "Largest norm of the gradient; larger ones are scaled down. 0: no limit.", on_command_line=False
     ).field()
@@ -29,17 +31,17 @@ class TrainConfig:
     eval_every: int = Option(0, "Steps between evaluations; 0: evaluate at the end only.").field()
     save_every: int = Option(0, "Steps between checkpoints; 0: a tenth of the run, at least 10 steps.").field()
     patience: int = Option(
-        0, "Stop after this many evaluations without improvement, and use the best weights; 0: never stop early."
+        0, "Stop after this many evaluations without improvement, and keep the best weights; 0: never stop early."
     ).field()
     checkpoint_activations: bool = Option(
         False, "Recompute the student's blocks in the backward pass: less memory, more time."
     ).field()
-    compile: bool = Option(False, "Run the layers of student and teacher through torch.compile.").field()
+    compile: bool = Option(False, "Compile the layers of student and teacher with torch.compile.").field()
     shard: bool = Option(
         False, "Under torchrun: split weights, gradients and optimizer states over the processes."
     ).field()
     report_to: tuple[str, ...] = Option[tuple[str, ...]](
-        (), "tensorboard, wandb or trackio, in addition to metrics.jsonl; repeat for several."
+        (), "Also log to tensorboard, wandb or trackio; repeat for several. metrics.jsonl is always written."
     ).field()
 
     def __post_init__(self) -> None:

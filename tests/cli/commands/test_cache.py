@@ -17,7 +17,7 @@ def test_a_cache_is_made_listed_verified_and_removed(potstill: Call, teacher: Pa
     assert json.loads(potstill("cache", "verify", made, "--json").out) == {"out": str(made), "whole": True}
     removed = potstill("cache", "rm", made)
     assert removed.code == 0
-    assert "is removed" in removed.out + removed.err
+    assert "deleted " in removed.out + removed.err
     assert not made.exists()
     assert json.loads(potstill("cache", "ls", tmp_path, "--json").out) == []
 
@@ -34,7 +34,7 @@ def test_a_cache_of_which_a_byte_was_changed_is_not_whole(
     answer = potstill("cache", "verify", made)
     assert (answer.code, answer.out) == (1, "")
     assert f"{shard.name}" in answer.err
-    assert "make it again" in answer.err
+    assert "write it again" in answer.err
 
 
 def test_a_cache_of_another_version_is_passed_over_refused_and_removed(

@@ -43,7 +43,7 @@ def test_what_is_no_calibration_is_refused(potstill: Call, teacher: Path, text: 
     (tmp_path / "other.json").write_text("[]")
     answer = potstill(*call, tmp_path / "other.json")
     assert (answer.code, answer.out) == (1, "")
-    assert "holds no calibration" in answer.err
+    assert "has no calibration" in answer.err
 
 
 def test_a_size_is_needed(potstill: Call, teacher: Path, text: Path) -> None:

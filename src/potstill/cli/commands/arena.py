@@ -34,26 +34,27 @@ def arena(
     objectives: Annotated[
         str,
         typer.Option(
-            help="The arms, separated by commas: objectives of `distill`, each with its own settings after an @ "
-            "(cross_entropy, temperature, lr, on_policy, rollout), as in jsd:beta=0.3@lr=1e-4."
+            help="Objectives to compare (the arms), separated by commas. Settings of one arm follow an @: "
+            "cross_entropy, temperature, lr, on_policy or rollout, as in jsd:beta=0.3@lr=1e-4."
         ),
     ] = "cross_entropy,forward_kl",
     budget: Annotated[
-        str, typer.Option(help="For each training run: tokens (200k, 2M) or time (90s, 10m, 1h; m is minutes).")
+        str,
+        typer.Option(help="Budget of each training run: tokens (200k, 2M) or time (90s, 10m, 1h; m is minutes)."),
     ] = "200k",
     seeds: Annotated[
-        str, typer.Option(help="How many seeds, counted from --seed; or a list of seeds, as in 1,5,9.")
+        str, typer.Option(help="Number of seeds per arm, counted from --seed, or a list such as 1,5,9.")
     ] = "3",
     overwrite: o.Overwrite = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue an arena: finished arms stay, and you may add arms or seeds."),
+        typer.Option("--resume", help="Continue an interrupted arena, or add arms or seeds to a finished one."),
     ] = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     **options: Any,
 ) -> Any:
-    """Compare objectives under equal conditions: the same teacher, student, data and budget.
+    """Compare objectives: train the same student with each one, on the same teacher, data and budget.
 
     Example: [bold]potstill arena --teacher smollm2 --keep 0.75 --objectives cross_entropy,forward_kl,jsd --out arena[/]
     """
@@ -106,7 +107,7 @@ def parse_seeds(text: str, first_seed: int) -> tuple[int, ...]:
 
 
 def print_arena_plan(arena_plan: Mapping[str, Any]) -> None:
-    """Print what would be trained, arm by arm, and about how long it takes."""
+    """Print the runs of each arm, and their estimated tokens and seconds."""
     from potstill.cli import tables
 
     tables.print_facts({key: value for key, value in arena_plan.items() if key != "arms"})
@@ -122,7 +123,7 @@ def print_arena_plan(arena_plan: Mapping[str, Any]) -> None:
     ]
     tables.print_table(rows, *rows[0])
     tables.print_line(
-        "seconds or tokens are estimated without running a step; measuring the students takes additional time"
+        "seconds or tokens are estimates without a measured step; measuring the students takes additional time"
     )
 
 
@@ -134,4 +135,4 @@ def print_arena_report(report: Mapping[str, Any], out: str) -> None:
     for rows in filter(None, (make_ranking_table(report), make_comparison_table(report))):
         tables.print_table(rows, *rows[0])
     tables.print_line(VERDICT_RULE)
-    tables.print_line(f"{out} holds arena.json, README.md, arena.png and a folder for every student")
+    tables.print_line(f"{out} contains arena.json, README.md, arena.png and a folder for every student")

@@ -29,7 +29,7 @@ def write_cache(
     as_json: o.Json = False,
     **options: Any,
 ) -> Any:
-    """Store a teacher's log-probabilities for a data set, for any number of students.
+    """Store a teacher's log-probabilities for a data set, so that students train without running the teacher.
 
     Example: [bold]potstill cache --teacher smollm2 --data stdlib --tokens 200k --out cached[/]
     """
@@ -39,7 +39,7 @@ def write_cache(
     from potstill.stages.cache_teacher import CacheTeacherConfig
 
     if out is None:
-        raise UsageError("a folder is needed; give --out")
+        raise UsageError("no output folder is given; give --out, such as --out cached")
     suppress_library_output()
     stage = CacheTeacherConfig(teacher=o.get_single_teacher(teacher), **o.read_options(CacheTeacherOptions, options))
     if dry_run:
@@ -54,7 +54,7 @@ def ls(
     folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Caches, or folders that contain caches.")],
     as_json: o.Json = False,
 ) -> Any:
-    """List the caches in these folders.
+    """List the caches in one or more folders.
 
     Example: [bold]potstill cache ls .[/]
     """
@@ -83,13 +83,13 @@ def verify(folder: Annotated[str, typer.Argument(metavar="DIR", help="A cache.")
     from potstill.teachers.cached import find_faults
 
     if damaged_files := list(find_faults(o.expand_path(folder))):
-        raise ArtifactError(f"{folder} is damaged: {', '.join(damaged_files)}; make it again")
+        raise ArtifactError(f"{folder} is damaged: {', '.join(damaged_files)}; write it again with potstill cache")
     return print_or_return({"out": folder, "whole": True}, as_json, lambda: tables.print_line(f"{folder} is complete"))
 
 
 @cache_app.command()
 def rm(folder: Annotated[str, typer.Argument(metavar="DIR", help="A cache.")], as_json: o.Json = False) -> Any:
-    """Remove a cache; a folder that is not a cache is refused.
+    """Delete a cache; refuse a folder that is not one.
 
     Example: [bold]potstill cache rm cached[/]
     """
@@ -100,5 +100,5 @@ def rm(folder: Annotated[str, typer.Argument(metavar="DIR", help="A cache.")], a
     return print_or_return(
         {"out": folder, "bytes": freed_bytes},
         as_json,
-        lambda: tables.print_line(f"{folder} is removed, {freed_bytes:,} bytes"),
+        lambda: tables.print_line(f"deleted {folder} and freed {freed_bytes:,} bytes"),
     )

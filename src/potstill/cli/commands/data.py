@@ -12,14 +12,16 @@ from potstill.stages.options import COLUMNS, DATA
 
 def data(
     name: Annotated[str, typer.Argument(metavar="DATA", help=DATA.help)],
-    show_tokens: Annotated[bool, typer.Option("--show", help="Show in color which tokens are trained on.")] = False,
-    tokenizer: Annotated[str, typer.Option(help="The model whose tokenizer to use.")] = "smollm2",
+    show_tokens: Annotated[
+        bool, typer.Option("--show", help="Also show examples, with the trained tokens in color.")
+    ] = False,
+    tokenizer: Annotated[str, typer.Option(help="A model; potstill reads the data with its tokenizer.")] = "smollm2",
     context: o.Context = CONTEXT.default,
-    split: Annotated[str, typer.Option(help="train, validation or all.")] = "train",
+    split: Annotated[str, typer.Option(help="Which part of the data to describe: train, validation or all.")] = "train",
     columns: o.Columns = COLUMNS.default,
     as_json: o.Json = False,
 ) -> Any:
-    """Describe a data set, and show which of its tokens are trained on.
+    """Describe a data set, and show which of its tokens potstill trains.
 
     Example: [bold]potstill data stdlib --show[/]
     """

@@ -1,4 +1,4 @@
-"""`potstill distill`: train a student from a teacher."""
+"""`potstill distill`: train a small student to predict like a large teacher."""
 
 import sys
 from typing import Any
@@ -19,7 +19,7 @@ def distill(
     as_json: o.Json = False,
     **options: Any,
 ) -> Any:
-    """Distill a teacher into a smaller student, and measure both.
+    """Train a small student to predict like a large teacher (distillation), and measure both.
 
     Example: [bold]potstill distill --teacher smollm2 --keep 0.75 --data stdlib --tokens 200k --out student[/]
 

@@ -9,7 +9,7 @@ from potstill.stages.options import DoctorOptions
 
 @o.take_options(DoctorOptions)
 def doctor(teacher: o.Teacher = None, as_json: o.Json = False, **options: Any) -> Any:
-    """Check whether the loss is right for this teacher, this student and this data set.
+    """Check that training computes the right loss for your teacher, student and data set.
 
     The exit code is 1 if a check fails.
 

@@ -11,13 +11,15 @@ from potstill.cli.output import print_or_return
 def frontier(
     folders: Annotated[
         list[str],
-        typer.Argument(metavar="DIR...", help="Output folders of potstill, or files of `measure --out`."),
+        typer.Argument(metavar="DIR...", help="Output folders of potstill, or JSON files of `potstill measure --out`."),
     ],
-    out: Annotated[str, typer.Option(help="The HTML page; a PNG of the same name is written too.")] = "frontier.html",
+    out: Annotated[
+        str, typer.Option(help="The HTML page to write; potstill writes a PNG next to it.")
+    ] = "frontier.html",
     title: Annotated[str, typer.Option(help="The title of the chart.")] = "Quality against cost",
     as_json: o.Json = False,
 ) -> Any:
-    """Draw all models on one chart of quality against cost, as an HTML page and a PNG.
+    """Draw measured models on one chart of quality against cost, as an HTML page and a PNG.
 
     Example: [bold]potstill frontier student --out frontier.html[/]
     """

@@ -17,19 +17,19 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="The prompt to answer; '-' reads standard input.")] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Answer the prompts of this data set, and write a data set to distill from to --out."),
+        typer.Option(help="Answer the prompts of this data set, and write the answers as a data set to --out."),
     ] = None,
-    out: Annotated[str | None, typer.Option(help="The folder for the answers to --data.")] = None,
+    out: Annotated[str | None, typer.Option(help="The folder to write the answers to --data in.")] = None,
     raw: Annotated[bool, typer.Option(help="Continue the prompt as it is, without the chat template.")] = False,
     overwrite: o.Overwrite = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue with the prompts that are not answered yet.")
+        bool, typer.Option("--resume", help="Continue an interrupted run with the prompts that have no answer yet.")
     ] = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     **options: Any,
 ) -> Any:
-    """Generate text: the answer to a prompt, or the answers to a data set, for a student to learn from.
+    """Generate the answer to a prompt, or answers to all prompts of a data set as training data for a student.
 
     Example: [bold]potstill generate smollm2 --prompt "What is a pot still?"[/]
 

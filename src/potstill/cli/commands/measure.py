@@ -11,12 +11,17 @@ from potstill.stages.options import MeasureOptions
 
 @o.take_options(MeasureOptions)
 def measure(
-    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to measure side by side.")],
-    out: Annotated[str | None, typer.Option(help="Also write the measures to this JSON file.")] = None,
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Models to measure: hub ids, folders, .gguf files or smollm2."),
+    ],
+    out: Annotated[
+        str | None, typer.Option(help="Also write the measures to this JSON file, for `potstill frontier`.")
+    ] = None,
     as_json: o.Json = False,
     **options: Any,
 ) -> Any:
-    """Measure the quality and cost of models side by side, on held-out text.
+    """Measure the quality and speed of one or more models on held-out text.
 
     Example: [bold]potstill measure smollm2 student --teacher smollm2 --data stdlib[/]
     """

@@ -1,4 +1,4 @@
-"""`potstill models`: list the models that can be used offline."""
+"""`potstill models`: list the models that you can use offline."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from potstill.cli.output import print_or_return
 
 
 def models(as_json: o.Json = False) -> Any:
-    """List the models that can be used offline; hub ids, folders and GGUF files work too.
+    """List the models that you can use offline; hub ids, folders and GGUF files work as well.
 
     Example: [bold]potstill models[/]
     """

@@ -25,16 +25,18 @@ NOT_PLANNED = (  # options of a distillation that change none of the plan's numb
 @o.take_options(PlanOptions, leave_out=NOT_PLANNED, help_texts={"teacher": LOCAL_TEACHER_HELP})
 def plan(
     ctx: o.CommandContext,
-    out: Annotated[str, typer.Option(help="Where the run would write; the plan checks the free space there.")] = ".",
+    out: Annotated[
+        str, typer.Option(help="The folder that the run would write; the plan reads the free disk space there.")
+    ] = ".",
     calibration: Annotated[
         str | None,
-        typer.Option(help="A file that `potstill plan --json` printed: use its rates, and measure nothing."),
+        typer.Option(help="Output of an earlier `potstill plan --json`: take its rates instead of measuring."),
     ] = None,
     config: o.Config = None,
     as_json: o.Json = False,
     **options: Any,
 ) -> Any:
-    """Estimate a distillation: parameters, operations, memory, disk and time, and what to change if it does not fit.
+    """Estimate the memory, disk and time of a distillation, and suggest changes if it does not fit this machine.
 
     Example: [bold]potstill plan --teacher smollm2 --keep 0.75 --data stdlib --tokens 2M[/]
     """
@@ -61,19 +63,20 @@ def read_calibration(name: str) -> Any:
 
     file = o.expand_path(name)
     if not file.is_file():
-        raise NotFound(f"there is no file {name}; make it with potstill plan --json")
+        raise NotFound(f"there is no file {name}; write it with potstill plan --json")
     try:
         return Calibration.from_dict(json.loads(file.read_text(encoding="utf-8"))["calibration"])
     except (ValueError, KeyError, TypeError) as error:
         raise (
             error
             if isinstance(error, ArtifactError)
-            else ArtifactError(f"{name} holds no calibration ({error}); make it with potstill plan --json")
+            else ArtifactError(f"{name} has no calibration ({error}); write it with potstill plan --json")
         ) from error
 
 
 def print_plan(report: Mapping[str, Any]) -> None:
-    """Print the plan: options, parameters, costs, whether the run fits, what would help, and the capacity gap."""
+    """Print the plan: options, parameters, costs, whether the run fits, suggestions, and the law of the capacity
+    gap."""
     from potstill.cli.tables import console, print_facts, print_line
 
     print_facts({"stage": report["stage"]})

@@ -1,4 +1,4 @@
-"""`potstill prune`: cut a model to a size."""
+"""`potstill prune`: prune a model to a number of parameters."""
 
 from typing import Annotated, Any
 
@@ -13,16 +13,16 @@ from potstill.stages.options import PruneOptions
 def prune(
     model: o.Model,
     out: o.Out,
-    layers: Annotated[int | None, typer.Option(help="Exact number of layers.")] = None,
-    kv_heads: Annotated[int | None, typer.Option(help="Exact number of key/value heads.")] = None,
-    ffn: Annotated[int | None, typer.Option(help="Exact number of feed-forward neurons.")] = None,
-    hidden: Annotated[int | None, typer.Option(help="Exact hidden size.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Exact number of layers, instead of --keep.")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="Exact number of key/value heads per layer.")] = None,
+    ffn: Annotated[int | None, typer.Option(help="Exact number of feed-forward neurons per layer.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Exact hidden size (model width).")] = None,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     **options: Any,
 ) -> Any:
-    """Cut a model to a size; the result has the same architecture, and its logits are checked after a reload.
+    """Prune a model to a number of parameters, then reload it and check that its logits are the same.
 
     Example: [bold]potstill prune smollm2 --keep 0.75 --data stdlib --out pruned[/]
     """

@@ -1,4 +1,4 @@
-"""`potstill recipes`: list the published systems that potstill reproduces."""
+"""`potstill recipes`: list the published methods that potstill reproduces."""
 
 from typing import Annotated, Any
 
@@ -9,11 +9,14 @@ from potstill.cli.output import print_or_return
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show all values of one recipe.")] = None,
-    cite: Annotated[bool, typer.Option("--cite", help="Print the BibTeX of its sources.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="A recipe to show with all its values; by default list all recipes."),
+    ] = None,
+    cite: Annotated[bool, typer.Option("--cite", help="Print BibTeX entries of the sources instead.")] = False,
     as_json: o.Json = False,
 ) -> Any:
-    """List the published systems that potstill reproduces.
+    """List the recipes: published methods that `potstill run` reproduces.
 
     Example: [bold]potstill recipes minima --cite[/]
     """

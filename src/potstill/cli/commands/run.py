@@ -1,4 +1,4 @@
-"""`potstill run`: run the recipe of a published system."""
+"""`potstill run`: run the recipe of a published method."""
 
 from typing import Annotated, Any
 
@@ -10,15 +10,17 @@ from potstill.core.options import DEVICE, DTYPE, SEED
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `potstill recipes` lists.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="The name of a recipe; `potstill recipes` lists them.")
+    ],
     out: o.Out,
-    tiny: Annotated[bool, typer.Option("--tiny", help="Run the same method on a tiny budget.")] = False,
-    teacher: Annotated[str | None, typer.Option(help="A teacher to use instead of the one in the recipe.")] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Run the same method on a tiny budget, to try it.")] = False,
+    teacher: Annotated[str | None, typer.Option(help="The teacher, instead of the recipe's.")] = None,
     student: Annotated[
-        str | None, typer.Option(help="A model to use as student, instead of a share of the teacher.")
+        str | None, typer.Option(help="A model to train, instead of the recipe's pruned teacher.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Data to use instead of the data in the recipe.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Tokens to train on instead of the number in the recipe.")] = None,
+    data: Annotated[str | None, typer.Option(help="The data, instead of the recipe's.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 2M, instead of the recipe's.")] = None,
     device: o.Device = DEVICE.default,
     dtype: o.Dtype = DTYPE.default,
     seed: o.Seed = SEED.default,
@@ -27,7 +29,7 @@ def run(
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
 ) -> Any:
-    """Run the recipe of a published system, stage by stage.
+    """Run the recipe of a published method, stage by stage, such as minima or gkd.
 
     Example: [bold]potstill run minima --tiny --out minima[/]
     """

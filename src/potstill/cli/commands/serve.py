@@ -1,4 +1,4 @@
-"""`potstill serve`: an OpenAI-compatible server."""
+"""`potstill serve`: serve a model over HTTP with the completions API of OpenAI and vLLM."""
 
 import json
 import sys
@@ -13,9 +13,9 @@ from potstill.core.options import ALLOW_PICKLE, DEVICE, DTYPE, TRUST_REMOTE_CODE
 
 def serve(
     model: o.Model,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0: all. There is no API key.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0: all. The server asks for no API key.")
+    ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(help="The port; 0: any free port.")] = 8000,
     device: o.Device = DEVICE.default,
     dtype: o.Dtype = DTYPE.default,
@@ -23,7 +23,7 @@ def serve(
     trust_remote_code: o.TrustRemoteCode = TRUST_REMOTE_CODE.default,
     as_json: o.Json = False,
 ) -> Any:
-    """Serve completions over HTTP like OpenAI and vLLM, until interrupted; a student can learn from the server.
+    """Serve a model over HTTP with the completions API of OpenAI and vLLM, until Ctrl-C.
 
     Example: [bold]potstill serve smollm2 --port 8000[/]
     """
