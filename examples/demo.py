@@ -15,11 +15,10 @@ from potstill.cli.output import suppress_library_output
 from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.cross_entropy import CROSS_ENTROPY
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.distill.run import distill
 from potstill.stages.frontier import draw_frontier
 from potstill.stages.measure import MeasureConfig
 from potstill.stages.prune import PruneConfig
-from potstill.stages.sequence import is_finished
+from potstill.stages.sequence import is_finished, run_stage
 from potstill.train.config import TrainConfig
 
 NAMES = ("teacher", "pruned", "cross-entropy", "distilled")
@@ -39,7 +38,7 @@ def main() -> None:
     }
     for folder, stage in stages.items():
         if not (options.resume and is_finished(folder, stage)):
-            distill(stage, folder, overwrite=not options.resume, resume=options.resume and folder.exists())
+            run_stage(stage, folder, overwrite=not options.resume, resume=options.resume and folder.exists())
     models = (options.teacher, *(str(folder) for folder in stages))
     measurement = MeasureConfig(
         models=models, teacher=options.teacher, data=options.data, documents=options.documents, context=512
