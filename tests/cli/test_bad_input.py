@@ -373,7 +373,7 @@ def test_a_disk_that_is_full_only_at_the_end_keeps_what_was_trained(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("potstill.stages.training.save_model", full)
+        patch.setattr("potstill.stages.saved_model.save_model", full)
         assert "No space left" in sentence(potstill(*call), code=1)
     assert files(tmp_path / "made") >= {"training/metrics.jsonl"}
     answer = potstill(*call, "--resume")

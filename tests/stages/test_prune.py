@@ -87,7 +87,7 @@ def test_an_interruption_leaves_nothing(stage: PruneConfig, tmp_path: Path, monk
     def stop(*_: object, **__: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("potstill.stages.prune.compute_reload_gap", stop)
+    monkeypatch.setattr("potstill.stages.saved_model.compute_reload_gap", stop)
     before = set(tmp_path.rglob("*"))
     with pytest.raises(KeyboardInterrupt):
         stage.run(tmp_path / "deep" / "made")

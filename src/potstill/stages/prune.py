@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from potstill.core.atomic_files import atomic_folder, check_output_free
 from potstill.core.card import Card
 from potstill.core.device import resolve_device, resolve_dtype
-from potstill.core.errors import ArtifactError, InfeasibleTarget
+from potstill.core.errors import InfeasibleTarget
 from potstill.core.types import Batch
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model, import_model
@@ -29,6 +29,7 @@ from potstill.stages.option_checks import (
     check_strategy,
 )
 from potstill.stages.options import PruneOptions
+from potstill.stages.saved_model import save_checked_model
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.transforms.apply import apply_transform
 from potstill.transforms.drop_layers import DropLayers, ablate_layers, select_evenly
@@ -66,9 +67,8 @@ class PruneConfig(PruneOptions):
         loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         student, card = self.apply(loaded)
         with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
-            save_model(student, loaded, folder)
-            gap = compute_reload_gap(student, folder, trust_remote_code=self.trust_remote_code)
-            card = replace(card, invariants=[{"name": "logits after reload", "outcome": f"equal within {gap:.1e}"}])
+            record = save_checked_model(student, loaded, folder, trust_remote_code=self.trust_remote_code)
+            card = replace(card, invariants=[record])
             write_card(folder, card, title=out.name)
         return card
 
@@ -147,29 +147,6 @@ def shrink(
     if len(layers) < num_layers:
         model = apply_transform(DropLayers(layers), model)
     return model, {"kept_layers": list(layers), **decisions}
-
-
-def save_model(model: PreTrainedModel, origin: LoadedModel, folder: Path) -> None:
-    """Saves a stock folder: weights, config, generation config, tokenizer."""
-    model.generation_config = origin.model.generation_config
-    model.save_pretrained(folder)
-    origin.tokenizer.save_pretrained(folder)
-
-
-@torch.no_grad()
-def compute_reload_gap(model: PreTrainedModel, folder: Path, *, trust_remote_code: bool = False) -> float:
-    """The largest difference between the logits of `model` and those of the model reloaded from `folder`.
-
-    Raises:
-        ArtifactError: it is more than rounding.
-    """
-    reloaded_model = load_model(folder, device=model.device, trust_remote_code=trust_remote_code).model.to(model.dtype)
-    ids = torch.arange(3, 35, device=model.device)[None] % model.config.vocab_size
-    logits, reloaded_logits = (m.eval()(input_ids=ids, use_cache=False).logits for m in (model, reloaded_model))
-    gap = float((logits - reloaded_logits).abs().max())
-    if not gap <= 1e-4 * float(logits.abs().max()):
-        raise ArtifactError(f"the reloaded model's logits differ by {gap:.3g}; nothing was kept, please report this")
-    return gap
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

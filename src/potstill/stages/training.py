@@ -27,8 +27,8 @@ from potstill.evaluate.charts.plots import draw_curve
 from potstill.models.load import LoadedModel
 from potstill.stages.console import explain_write_errors, get_command, show_status
 from potstill.stages.model_card import write_card
-from potstill.stages.prune import compute_reload_gap, save_model
 from potstill.stages.run_folder import DTYPE_FILE, check_output_folder, explain_interrupt, training_folder
+from potstill.stages.saved_model import save_checked_model
 from potstill.stages.stage import reproducible_options
 from potstill.train import distributed
 from potstill.train.config import TrainConfig
@@ -122,9 +122,7 @@ class TrainingRun(ABC):
 
     def save(self, student: PreTrainedModel, folder: Path) -> dict[str, str]:
         """Write the student to `folder`; the record that says whether it reloads to the same logits."""
-        save_model(student, self.origin, folder)
-        gap = compute_reload_gap(student, folder, trust_remote_code=self.config.trust_remote_code)
-        return {"name": "logits after reload", "outcome": f"equal within {gap:.1e}"}
+        return save_checked_model(student, self.origin, folder, trust_remote_code=self.config.trust_remote_code)
 
 
 @dataclass(frozen=True, kw_only=True)

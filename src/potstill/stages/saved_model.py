@@ -1,0 +1,44 @@
+"""The folder of a model that a stage made, and the proof that it reloads to the same logits."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from potstill.core.errors import ArtifactError
+from potstill.models.load import LoadedModel, load_model
+from potstill.models.saving import save_model_folder
+
+
+def save_model(model: PreTrainedModel, origin: LoadedModel, folder: Path) -> None:
+    """Save a stock folder: weights, config, generation config, tokenizer."""
+    model.generation_config = origin.model.generation_config
+    save_model_folder(model, origin.tokenizer, folder)
+
+
+@torch.no_grad()
+def compute_reload_gap(model: PreTrainedModel, folder: Path, *, trust_remote_code: bool = False) -> float:
+    """The largest difference between the logits of `model` and those of the model reloaded from `folder`.
+
+    Raises:
+        ArtifactError: it is more than rounding.
+    """
+    reloaded_model = load_model(folder, device=model.device, trust_remote_code=trust_remote_code).model.to(model.dtype)
+    ids = torch.arange(3, 35, device=model.device)[None] % model.config.vocab_size
+    logits, reloaded_logits = (m.eval()(input_ids=ids, use_cache=False).logits for m in (model, reloaded_model))
+    gap = float((logits - reloaded_logits).abs().max())
+    if not gap <= 1e-4 * float(logits.abs().max()):
+        raise ArtifactError(f"the reloaded model's logits differ by {gap:.3g}; nothing was kept, please report this")
+    return gap
+
+
+def save_checked_model(
+    model: PreTrainedModel, origin: LoadedModel, folder: Path, *, trust_remote_code: bool = False
+) -> dict[str, str]:
+    """Save a model and reload it; the record that says that it reloads to the same logits.
+
+    Raises: ArtifactError if it does not.
+    """
+    save_model(model, origin, folder)
+    gap = compute_reload_gap(model, folder, trust_remote_code=trust_remote_code)
+    return {"name": "logits after reload", "outcome": f"equal within {gap:.1e}"}
