@@ -48,6 +48,7 @@ check: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	MYPYPATH=src:benchmarks $(BIN)/mypy --explicit-package-bases benchmarks examples
 	$(BIN)/lint-imports --no-logo
 
 install: $(VENV)/.installed

@@ -122,7 +122,7 @@ def report(options: argparse.Namespace) -> str:
     teacher, first = load_pair()
     tokenizer = gguf.load_tokenizer(load.get_packaged_path())
     corpus = load_corpus("stdlib", split="validation")
-    rows = build_rows(corpus, tokenizer, iterate_batches=options.documents)
+    rows = build_rows(corpus, tokenizer, documents=options.documents)
     teacher_outputs = collect_teacher_outputs(
         teacher, rows, ScoringConfig(context=CONTEXT, vocabulary=count_token_ids(tokenizer), dtype=torch.bfloat16)
     )

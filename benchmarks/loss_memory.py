@@ -197,7 +197,7 @@ def make_timer(side: str, vocabulary: int) -> Callable[[int], dict[str, float]]:
 def measure_agreement(vocabulary: int) -> dict[str, dict[str, float]]:
     """The distance of potstill's loss and gradients from TRL's and the definition's, on the same tensors."""
     problem = make_problem(vocabulary)
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, loss in LOSSES.items():
         problem.rows.grad = problem.weight.grad = None
         value = torch.tensor(run_pass(loss, problem))

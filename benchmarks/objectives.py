@@ -166,9 +166,8 @@ def make_stepper(options: argparse.Namespace) -> Callable[[list[list[int]]], Rep
         start = time.perf_counter()
         loss = step(batch)
         reply = {"seconds": time.perf_counter() - start, "loss": loss, "peak": peak(), "across": across}
-        products = of_a_step(
-            *list_network_sizes(pair_info, latest["batch"], across=across), objective.parts[1][1], latest["batch"]
-        )
+        student, teacher = list_network_sizes(pair_info, latest["batch"], across=across)
+        products = of_a_step(student, teacher, objective.parts[1][1], latest["batch"])
         return {**reply, "reading": latest["reading"], "products": products}
 
     return answer

@@ -196,8 +196,16 @@ def stage(job: dict[str, Any]) -> Any:
     from potstill.stages.distill.config import DistillConfig
 
     folder = Path(job["folder"])
-    named = {name: str(folder / job[name]) for name in ("teacher", "student", "teacher_cache") if name in job}
-    options = {"objective": "forward_kl", "cross_entropy": 0.5, "temperature": 1.0, "dtype": "bfloat16", "documents": 2}
+    named: dict[str, Any] = {
+        name: str(folder / job[name]) for name in ("teacher", "student", "teacher_cache") if name in job
+    }
+    options: dict[str, Any] = {
+        "objective": "forward_kl",
+        "cross_entropy": 0.5,
+        "temperature": 1.0,
+        "dtype": "bfloat16",
+        "documents": 2,
+    }
     options |= {"tokens": STEPS * job["batch_tokens"], "save_every": SAVE_EVERY, "data": str(folder / "text.jsonl")}
     return DistillConfig.from_options({**options, **job, **named})
 

@@ -129,14 +129,14 @@ def measure_pack_work(tokens: int) -> np.ndarray:
     from potstill.data.corpus import load_corpus
     from potstill.data.packing import pack
     from potstill.data.tokenize import tokenize_corpus
-    from potstill.evaluate.size import flops_per_token
+    from potstill.evaluate.size import forward_flops
     from potstill.models.families.registry import import_model
     from potstill.models.load import load_model
 
     loaded = load_model("smollm2")
     blueprint = import_model(loaded.model).blueprint
-    base = flops_per_token(blueprint, 0)
-    slope = flops_per_token(blueprint, 1) - base
+    base = forward_flops(blueprint, 0).total
+    slope = forward_flops(blueprint, 1).total - base
     packs = pack(tokenize_corpus(load_corpus("stdlib"), loaded.tokenizer, limit=tokens), length=512, seed=1)
     lengths = (packs[i]["lengths"].double() for i in range(len(packs)))
     return np.array([float((n * base + slope * n * (n - 1) / 2).sum()) for n in lengths])

@@ -66,7 +66,8 @@ def compare(folder: Path, settings: dict[str, Any], options: argparse.Namespace)
     stage = CacheTeacherConfig(teacher="smollm2", tokens=options.tokens, context=CONTEXT, dtype="bfloat16", **settings)
     manifest = stage.run(folder, show=False)
     cache, (teacher, student) = TeacherCache(folder), load_pair(torch.float32)
-    cached_loss, live_loss, sums = 0.0, 0.0, {}
+    cached_loss, live_loss = 0.0, 0.0
+    sums: dict[str, list[float]] = {}
     for batch in load_batches(cache, COMPARED):
         needs = Needs(supervised_positions(batch)[0])
         with torch.no_grad():
@@ -82,6 +83,7 @@ def compare(folder: Path, settings: dict[str, Any], options: argparse.Namespace)
                     forward_kl_with_gradient, cached_signals.logits(cached_signals.rows[rows]), logits
                 )
                 cached_loss, live_loss = cached_loss + part[0].sum().item(), live_loss + full[0].sum().item()
+                assert student_signals.head is not None
                 weight, features = student_signals.head.weight.float(), student_signals.rows[rows].float()
                 projected = {"rows": [g @ weight for g in (full[1], part[1])]}
                 projected["head"] = [g.T @ features for g in (full[1], part[1])]

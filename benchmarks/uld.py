@@ -127,8 +127,8 @@ def make_inputs(size: tuple[int, int], rows: int) -> tuple[Tensor, Tensor]:
 
 def make_potstill(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Computed:
     """potstill's loss: in chunks of rows, without sorting."""
-    from make_potstill.ops.fused import sum_row_losses
-    from make_potstill.ops.uld import ULDRows
+    from potstill.ops.fused import sum_row_losses
+    from potstill.ops.uld import ULDRows
 
     (rows, weight), (states, head) = student, teacher
     targets = torch.zeros(len(rows), dtype=torch.long)
@@ -148,7 +148,7 @@ def make_potstill(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
 def make_trl(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Computed:
     """TRL's loss: all logits, then GOLDTrainer's loss."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    from make_trl.experimental.gold.gold_trainer import ULDLoss
+    from trl.experimental.gold.gold_trainer import ULDLoss
 
     settings = SimpleNamespace(
         uld_crossentropy_weight=0.0,
@@ -181,7 +181,8 @@ def make_products(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
     def compute() -> tuple[Tensor, Tensor, Tensor]:
         states @ head.mT
         logits = rows @ weight.mT
-        return logits[0, 0].detach(), *torch.autograd.grad(logits, (rows, weight), logits.detach())
+        by_rows, by_head = torch.autograd.grad(logits, (rows, weight), logits.detach())
+        return logits[0, 0].detach(), by_rows, by_head
 
     return compute
 

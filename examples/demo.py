@@ -9,6 +9,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from potstill.cli import tables
 from potstill.cli.output import suppress_library_output
@@ -18,7 +19,7 @@ from potstill.stages.distill.config import DistillConfig
 from potstill.stages.frontier import draw_frontier
 from potstill.stages.measure import MeasureConfig
 from potstill.stages.prune import PruneConfig
-from potstill.stages.sequence import is_finished, run_stage
+from potstill.stages.sequence import Stage, is_finished, run_stage
 from potstill.train.config import TrainConfig
 
 NAMES = ("teacher", "pruned", "cross-entropy", "distilled")
@@ -31,7 +32,7 @@ def main() -> None:
     start, out = time.perf_counter(), Path(options.out)
     settings = TrainConfig(tokens=options.tokens, seed=options.seed)
     pruned = out / "pruned"
-    stages = {
+    stages: dict[Path, Stage] = {
         pruned: PruneConfig(model=options.teacher, keep=options.keep, strategy=options.strategy, data=options.data),
         out / "cross-entropy": build_distill_config(pruned, options, ObjectiveConfig(name=CROSS_ENTROPY), settings),
         out / "distilled": build_distill_config(pruned, options, ObjectiveConfig(), settings),
@@ -65,7 +66,7 @@ def build_distill_config(
     )
 
 
-def report(models: dict[str, list[dict[str, float]]], minutes: float) -> None:
+def report(models: dict[str, list[dict[str, Any]]], minutes: float) -> None:
     """Prints how much of the pruning's damage each training repaired."""
     bits = {
         name: next(m["value"] for m in measures if m["name"] == "bits_per_byte") for name, measures in models.items()
