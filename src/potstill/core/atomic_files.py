@@ -1,4 +1,4 @@
-"""Writes files and folders that appear whole or not at all, even where a process is killed."""
+"""Writes files and folders that appear complete or not at all, even if the process is killed."""
 
 import contextlib
 import glob

@@ -1,11 +1,12 @@
-"""An architecture as a value: everything that a network is, apart from its weights.
+"""The architecture of a network as a value, without its weights.
 
-A `Blueprint` is frozen, hashable plain data: a stack of layers, each with a mixer (how tokens see one another) and a
-feed-forward of its own widths. Hybrid stacks and pruned widths are data. `weight_shapes` gives every weight's name and
-shape from the value alone. Transforms map blueprints to blueprints; `models/backbone.py` builds the network.
+A `Blueprint` is frozen, hashable plain data: a stack of layers. Each layer has a mixer (how tokens see one another) and
+a feed-forward, with its own widths. Hybrid stacks and pruned widths are data. `weight_shapes` computes every weight's
+name and shape from the blueprint alone. Transforms map blueprints to blueprints; `models/backbone.py` builds the
+network.
 
-The kinds of mixers, feed-forwards and linear maps register themselves (`core/parts.py`); `layers/` holds the built-in
-ones. `Blueprint.from_dict` knows the kinds whose files have been imported.
+The kinds of mixers, feed-forwards and linear maps register themselves (`core/parts.py`); `layers/` contains the
+built-in ones. `Blueprint.from_dict` knows a kind once its file is imported.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -158,10 +159,10 @@ class Layer:
 class Blueprint:
     """A causal language model of width `hidden` over `vocabulary` tokens, trained for `context` positions.
 
-    `tied` models share embedding and head and have no `head.weight`. Embeddings are multiplied by `embedding_scale`,
-    rounded to their dtype. With `zero_centred_norms` every norm multiplies by 1 + weight; with `logit_softcap` c,
-    logits z become c tanh(z / c). `extras` are facts that change no number (token ids, the range of initial weights,
-    the family of the original model): with them a stock config round-trips.
+    `tied` models share embedding and head and have no `head.weight`. The network multiplies embeddings by
+    `embedding_scale`, rounded to their dtype. With `zero_centred_norms` every norm multiplies by 1 + weight; with
+    `logit_softcap` c, logits z become c tanh(z / c). `extras` are facts that change no number: token ids, the range of
+    initial weights, the family of the original model. With them a stock config round-trips.
     """
 
     vocabulary: int
@@ -231,7 +232,7 @@ class Blueprint:
 
 
 def weight_shapes(blueprint: Blueprint) -> Shapes:
-    """Name and shape of every stored weight, from the value alone; a tied head is no weight of its own."""
+    """Name and shape of every stored weight, from the blueprint alone; a tied head has no weight."""
     weights: Shapes = {"embed.weight": (blueprint.vocabulary, blueprint.hidden)}
     for i, layer in enumerate(blueprint.layers):
         weights |= prefix_names(f"layers.{i}", layer.shapes(blueprint.hidden))
@@ -240,7 +241,7 @@ def weight_shapes(blueprint: Blueprint) -> Shapes:
 
 
 def _encode(value: Any) -> Any:
-    """A fact as JSON data: a part with its kind, a tuple as a list, anything else as it is."""
+    """A fact as JSON data: a part with its kind, a tuple as a list, anything else unchanged."""
     if isinstance(value, Part):
         return {"kind": value.kind_name, **{f.name: _encode(getattr(value, f.name)) for f in fields(value)}}  # type: ignore[arg-type]
     if isinstance(value, tuple):

@@ -19,7 +19,7 @@ PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "toke
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A model that another one was made from: its name, the SHA-256 of its weights and its license, where known."""
+    """A model from which another one was made: its name, the SHA-256 of its weights, and its license if known."""
 
     role: str
     name: str
@@ -30,10 +30,10 @@ class Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """The record of a finished stage, complete enough to trace a model and to make it again.
+    """The record of a finished stage, complete enough to trace a model and to reproduce it.
 
-    `stage` holds the stage's options, `data` the source of the text, and `cost` the seconds, tokens and memory.
-    `invariants` holds the checks with their outcomes, and `details` the stage's own results (kept layers, importance).
+    `stage` has the stage's options, `data` the source of the text, and `cost` the seconds, tokens and memory.
+    `invariants` has the checks with their outcomes, and `details` the stage's own results (kept layers, importance).
     """
 
     stage: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Card:
         return plain
 
     def write(self, folder: Path) -> None:
-        """Write `card.json` into the folder, whole or not at all."""
+        """Write `card.json` into the folder, completely or not at all."""
         write_text(folder / CARD_FILE, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -75,7 +75,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def get_package_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that a result depends on."""
+    """The versions of Python and of the packages that affect a result."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

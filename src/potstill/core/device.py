@@ -54,7 +54,8 @@ def get_dtype_name(dtype: torch.dtype) -> str:
 def compute_dtype(device_type: str = "cpu") -> torch.dtype:
     """bfloat16 where this device multiplies matrices faster in it than in float32, else float32.
 
-    Many CPUs compute in bf16 only through slow conversions. So on a CPU both are timed, once a process (some 50 ms).
+    Many CPUs compute in bf16 only through slow conversions. So on a CPU potstill times both, once per process (about 50
+    ms).
     """
     if device_type.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
@@ -86,7 +87,7 @@ def _time_product(dtype: torch.dtype, *, size: int = 768, repeats: int = 5) -> f
 def compile_modules(modules: Iterable[nn.Module], *, backend: str = "inductor") -> Iterator[None]:
     """Run each module through `torch.compile` inside the block, for any shapes; weights and their names do not change.
 
-    Where the compiler `backend` is missing or fails, one warning says so, and the modules run uncompiled.
+    If the compiler `backend` is missing or fails, potstill logs one warning and runs the modules uncompiled.
     """
     module_list, compiler = list(modules), _get_compiler(backend)
     for module in module_list:

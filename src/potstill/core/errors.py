@@ -1,6 +1,6 @@
 """The errors of potstill. Each message is one sentence that names the wrong value and says what to do.
 
-`exit_code` is the exit status of the command line: 2 where the call is wrong, 1 where a right call failed.
+`exit_code` is the exit status of the command line: 2 if the call is wrong, 1 if a correct call failed.
 """
 
 
@@ -49,7 +49,7 @@ class UnsupportedModel(PotstillError):
 
 
 class UnsafeModel(UsageError):
-    """The model has pickled weights or code of its own, which run only with the option that allows them."""
+    """The model has pickled weights or its own code, which potstill loads only with the option that allows them."""
 
 
 class ArtifactError(PotstillError):
@@ -61,7 +61,7 @@ class TrainingDiverged(PotstillError):
 
 
 class PeerFailed(PotstillError):
-    """Another rank of this job failed, for the reason in the message and with this exit code."""
+    """Another rank of this job failed; the message has its reason, and `exit_code` is that rank's."""
 
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -69,7 +69,7 @@ class PeerFailed(PotstillError):
 
 
 class MissingDependency(PotstillError):
-    """An optional package is missing; the message holds the command that installs it."""
+    """An optional package is missing; the message has the command that installs it."""
 
 
 class Interrupted(PotstillError):

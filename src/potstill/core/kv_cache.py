@@ -1,8 +1,9 @@
-"""States: the memory of a mixer, of the tokens so far, while a model decodes token by token.
+"""The states of mixers (such as a KV cache) while a model decodes token by token.
 
-A state is a layer of Hugging Face's `Cache` (`CacheLayerMixin`). So `generate` takes ours, and our mixers take stock
-ones. Every state counts its positions and can take back the latest: call `record`, decode a draft, then `commit(n)` to
-keep the first n positions. `record` and `commit` of this module do the same for a whole cache, stock ones included.
+A state is a layer of Hugging Face's `Cache` (`CacheLayerMixin`). So `generate` accepts potstill's states, and
+potstill's mixers accept stock ones. Every state counts its positions and can roll back: call `record`, decode a draft,
+then `commit(n)` to keep the first n positions. `record` and `commit` of this module do the same for a whole cache,
+stock ones included.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ class State(Protocol):
         ...
 
     def record(self, on: bool = True) -> None:
-        """Lets the state take back positions from here on, or stops that; the current position counts as committed."""
+        """Starts or stops recording, which lets `commit` roll back; the current position counts as committed."""
         ...
 
     def commit(self, n: int) -> None:
@@ -48,10 +49,10 @@ class KeyValueState(State, Protocol):
 
 
 class KeyValues(DynamicLayer):
-    """Every key and value so far, `[B G S K]`. The window of an attention is applied by the mixer, not here."""
+    """Every key and value so far, `[B G S K]`. The mixer applies the window of its attention, not this state."""
 
     def record(self, on: bool = True) -> None:
-        """Does nothing: all keys and values are there anyway."""
+        """Does nothing, because this state keeps all keys and values."""
 
     def commit(self, n: int) -> None:
         """Keeps the first `n` positions.
@@ -65,10 +66,10 @@ class KeyValues(DynamicLayer):
 
 
 class RecurrentState(CacheLayerMixin):
-    """The state of a recurrence: a memory of fixed size, which `advance` moves on by a step of the mixer.
+    """The state of a recurrence: a memory of fixed size, which `advance` updates by a step of the mixer.
 
-    A memory cannot be cut like a row of keys. While it records, the state keeps the memory at the last commit and all
-    inputs since; `commit` steps again from there. All tensors have the batch as their first axis.
+    Positions cannot be cut from a memory as from a row of keys. While it records, the state keeps the memory at the
+    last commit and all later inputs; `commit` recomputes from there. All tensors have the batch as their first axis.
     """
 
     is_croppable = True
@@ -83,7 +84,7 @@ class RecurrentState(CacheLayerMixin):
         self._step: Step | None = None
 
     def advance(self, step: Step, inputs: Tensors) -> Tensors:
-        """The outputs of `step` on `inputs`, whose second axis is time; the memory moves on."""
+        """The outputs of `step` on `inputs`; their second axis is time. Updates the memory."""
         self.memory, outputs = step(self.memory, inputs)
         self._step = step
         self._length += inputs[0].shape[1]
@@ -99,10 +100,10 @@ class RecurrentState(CacheLayerMixin):
         self._set_committed()
 
     def commit(self, n: int) -> None:
-        """Keeps the first `n` positions: steps again from the last commit where `n` is not the latest.
+        """Keeps the first `n` positions; recomputes from the last commit if `n` is not the latest.
 
         Raises:
-            UsageError: `n` lies before the last commit, or beyond the latest position.
+            UsageError: `n` is before the last commit, or beyond the latest position.
         """
         _check_commit(n, self._committed_length, self._length)
         if n < self._length:
@@ -115,7 +116,7 @@ class RecurrentState(CacheLayerMixin):
         self._set_committed()
 
     def get_seq_length(self) -> int:
-        """The number of positions that the memory is of."""
+        """The number of positions that the memory has read."""
         return self._length
 
     def activate_past_recording(self) -> None:
@@ -123,7 +124,7 @@ class RecurrentState(CacheLayerMixin):
         self.record()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Takes back the last `-tokens_to_remove` positions, as Hugging Face's assisted generation asks for."""
+        """Removes the last `-tokens_to_remove` positions; Hugging Face's assisted generation calls it."""
         self.commit(self._length - abs(tokens_to_remove))
 
     def reset(self) -> None:
@@ -147,7 +148,7 @@ class RecurrentState(CacheLayerMixin):
         """Does nothing: a recurrence has no keys and values."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Refused, since a recurrence has no keys and values.
+        """Always raises, because a recurrence has no keys and values.
 
         Raises:
             UnsupportedModel: always.
@@ -174,10 +175,10 @@ class RecurrentState(CacheLayerMixin):
 
 
 def record(cache: Cache | Sequence[State], on: bool = True) -> None:
-    """Lets every layer of a cache, ours or a stock one, take back positions from here on, or stops that.
+    """Starts or stops recording in every layer of a cache, potstill's or a stock one; `commit` then rolls back.
 
     Raises:
-        UnsupportedModel: a stock layer cannot take back positions, as recurrences and static caches cannot.
+        UnsupportedModel: a stock layer cannot roll back, such as that of a recurrence or a static cache.
     """
     for layer in _get_layers(cache):
         if isinstance(layer, State):
@@ -191,10 +192,10 @@ def record(cache: Cache | Sequence[State], on: bool = True) -> None:
 
 
 def commit(cache: Cache | Sequence[State], n: int) -> None:
-    """Keeps the first `n` positions in every layer of a cache, ours or a stock one.
+    """Keeps the first `n` positions in every layer of a cache, potstill's or a stock one.
 
     Raises:
-        UnsupportedModel: a stock layer cannot take back positions.
+        UnsupportedModel: a stock layer cannot roll back.
         UsageError: a layer holds fewer than `n` positions, or cannot go back to `n`.
     """
     for layer in _get_layers(cache):

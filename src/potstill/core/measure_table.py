@@ -1,7 +1,7 @@
-"""The measures of a model: their names, titles, units and formats, for cards, tables, arenas and charts.
+"""The names, titles, units and formats of all measures, for cards, tables, arenas and charts.
 
-`MEASURES` is the one place to add a measure. Names are published in cards and JSON, and their order here is the order
-of columns and axes.
+Add a measure to `MEASURES`, and nowhere else. Cards and JSON publish the names; their order here is the order of
+columns and axes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,11 +15,11 @@ MEBIBYTE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureInfo:
-    """How one measure is called and shown.
+    """The name, titles, unit and format of one measure.
 
     `title` labels the axis of a chart and `column` heads a column, both in the unit shown, which is `unit` times
-    `scale`. `decimals` is the number of digits after the point in a table. A measure without `in_tables` is left to
-    charts and JSON: perplexity repeats bits per byte, and peak memory belongs to one trial of speed.
+    `scale`. `decimals` is the number of digits after the point in a table. Only charts and JSON show a measure without
+    `in_tables`: perplexity repeats bits per byte, and peak memory belongs to one speed test.
     """
 
     name: str
@@ -150,7 +150,7 @@ def list_columns(models: Iterable[Mapping[str, Measure]]) -> list[MeasureInfo]:
 def format_measure(measure: Measure | None) -> str:
     """A value with its interval as a table shows it; `-` where there is no value.
 
-    The range of repeated runs, which speeds have in place of an interval, is left to charts.
+    Speeds have the range of repeated runs instead of an interval; only charts show it.
     """
     if measure is None:
         return "-"

@@ -1,4 +1,4 @@
-"""Memory of this process and of a device: how much is in use, the peak, and what freed memory becomes."""
+"""Memory of this process and of a device: the current use, the peak, and the return of freed memory."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,7 @@ DEFAULT_TRIM_THRESHOLD, DEFAULT_MMAP_MAX = 128 * 1024, 65536  # glibc's own
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start the peak anew on a CUDA device, or on Linux for this process; elsewhere it stays the peak since start."""
+    """Reset the peak of a CUDA device, or on Linux of this process; elsewhere it remains the peak since the start."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -28,7 +28,7 @@ def reset_peak_memory(device: torch.device) -> None:
 def get_peak_memory(device: torch.device) -> int:
     """Bytes at the peak: what torch allocated on a CUDA device, or the resident memory of this process on a CPU.
 
-    Linux is asked for `VmHWM`, because `ru_maxrss` of a new process begins at the peak of its parent.
+    On Linux it reads `VmHWM`, because `ru_maxrss` of a new process begins at the peak of its parent.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -40,7 +40,7 @@ def get_peak_memory(device: torch.device) -> int:
 
 
 def read_resident_memory(status: Path = STATUS) -> int:
-    """The bytes of memory that this process holds now; 0 where the system does not say."""
+    """The resident memory of this process in bytes; 0 if the system does not report it."""
     return read_proc_field(status, "VmRSS") or 0
 
 
@@ -54,10 +54,10 @@ def read_proc_field(file: Path, name: str) -> int | None:
 
 @contextlib.contextmanager
 def retain_freed_memory() -> Iterator[None]:
-    """Inside, freed memory stays with this process for its next allocation; at the end the system gets it back.
+    """Inside the block, this process keeps freed memory for its next allocation; at the end it returns the memory.
 
-    glibc maps every large block anew, and the system zeroes each page at its first use. A training step allocates the
-    same 100 MiB of logits and gradients every time, so this costs some 10 % of a step on a CPU. Without glibc's
+    glibc maps every large block again, and the system zeroes each page at its first use. A training step allocates the
+    same 100 MiB of logits and gradients every time, so this costs about 10 % of a step on a CPU. Without glibc's
     `mallopt` nothing happens.
     """
     mallopt = getattr(_load_libc(), "mallopt", None)

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a training run: one JSON object a line, a line for each log of the trainer."""
+"""Reads and writes `metrics.jsonl` of a training run: one JSON object per line, one line per log of the trainer."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -12,9 +12,10 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The complete lines of the file; none without a file. A run that was killed may leave half a last line.
+    """The complete lines of the file; an empty list if there is no file. A killed run may leave an incomplete last
+    line.
 
-    Raises: DataError where a complete line is not a JSON object.
+    Raises: DataError if a complete line is not a JSON object.
     """
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     complete_lines = ((n, line) for n, line in enumerate(lines, 1) if line.endswith("\n") and line.strip())
@@ -28,7 +29,7 @@ def append_metrics(file: Path, entry: Mapping[str, Any]) -> None:
 
 
 def write_metrics(file: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Replace the file by these lines, whole or not at all."""
+    """Replace the file by these lines, completely or not at all."""
     write_text(file, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 

@@ -1,7 +1,8 @@
 """The parts of a layer as values: mixers, feed-forwards and linear maps, and the registry of their kinds.
 
-A kind is one file. It holds the facts, a frozen dataclass under `@kind("name")`, and the module that computes the part,
-under `layers.registry.builds`. Nothing else lists the kinds: sizes, costs, cuts and files are read from the facts.
+Each kind is one file. It contains the facts, a frozen dataclass under `@kind("name")`, and the module that computes the
+part, under `layers.registry.builds`. No other file lists the kinds: all code reads sizes, costs and cuts from the
+facts.
 """
 
 import math
@@ -23,7 +24,7 @@ def kind(name: str) -> Callable[[PartType], PartType]:
     """Registers a class of facts as the kind `name`; blueprints store that name.
 
     Raises:
-        UsageError: another class has that name already.
+        UsageError: another class already has that name.
     """
 
     def register(facts: PartType) -> PartType:
@@ -77,7 +78,7 @@ DENSE = Linear()
 
 
 class Cost(NamedTuple):
-    """Multiply-adds for one token: with the weights of `matrices`, and over the tokens `seen` or the memory of them.
+    """Multiply-adds for one token: `matrices` with weights, `seen` over the tokens that it sees or the memory of them.
 
     Weights that this token does not use, such as those of other experts, do not count.
     """
@@ -92,10 +93,10 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Cut:
-    """A width that can be cut: `size` units, each with equally many neighboring rows or columns of some weights.
+    """A width that pruning can cut: `size` units, each with equally many neighboring rows or columns of some weights.
 
-    `measured_at` names the modules whose input is the output of the units, in their order; there the importance of a
-    unit is measured. Where the model's width is a multiple of `size * hidden_multiple`, it stays one; 0 asks nothing.
+    `measured_at` names the modules that read the output of the units, in their order; `importance` measures the units
+    there. If the model's width is a multiple of `size * hidden_multiple`, it remains one; 0 sets no such rule.
     """
 
     size: int
@@ -104,7 +105,7 @@ class Cut:
 
 
 class Sublayer(Part):
-    """One half of a layer. `reports` names the tensors that its module hands to `Positions.report`."""
+    """One half of a layer. `reports` names the tensors that its module passes to `Positions.report`."""
 
     reports: ClassVar[tuple[str, ...]] = ()
 
@@ -113,7 +114,7 @@ class Sublayer(Part):
         raise NotImplementedError
 
     def cost(self, hidden: int, seen: float, linear: Linear) -> Cost:
-        """Multiply-adds for one token that sees `seen` tokens, itself included; by default each matrix is used once."""
+        """Multiply-adds for one token that sees `seen` tokens, itself included; by default it uses each matrix once."""
         shapes = self.shapes(hidden, linear).values()
         return Cost(float(sum(math.prod(shape) for shape in shapes if len(shape) > 1)), 0.0)
 
@@ -131,7 +132,7 @@ class Sublayer(Part):
 
 
 class Mixer(Sublayer):
-    """The half in which tokens see one another. Its module is `(x, positions, state) -> (y, state)`."""
+    """The half of a layer that mixes tokens. Its module is `(x, positions, state) -> (y, state)`."""
 
     def projection_widths(self) -> Mapping[str, int]:
         """Numbers per token of the `queries`, `keys` and `values`, where the mixer has such projections."""
@@ -139,7 +140,7 @@ class Mixer(Sublayer):
 
 
 class FeedForward(Sublayer):
-    """The half that treats each token alone. Its module is `(x, positions) -> y`."""
+    """The half of a layer that processes each token separately. Its module is `(x, positions) -> y`."""
 
 
 def prefix_names(prefix: str, shapes: Shapes) -> Shapes:

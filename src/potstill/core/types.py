@@ -9,9 +9,9 @@ The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning
 | key | shape | meaning |
 |---|---|---|
 | `input_ids` | `[B T]` int64 | tokens |
-| `labels` | `[B T]` int64 | `input_ids` where trained on, else `IGNORE`, also at a document's start; never shifted |
-| `targets` | `[B T]` int64 | optional: what is predicted *at this position* (masked word, tag, class), else `IGNORE` |
-| `position_ids` | `[B T]` int64 | restart at 0 with each document; they alone say where documents begin |
+| `labels` | `[B T]` int64 | `input_ids` of trained tokens, else `IGNORE`, also at a document's start; never shifted |
+| `targets` | `[B T]` int64 | optional: the target *at this position* (masked word, tag, class), else `IGNORE` |
+| `position_ids` | `[B T]` int64 | restart at 0 with each document; only they mark where documents begin |
 | `documents` | `[B T]` int64 | number of the document in this batch, -1 on padding |
 | `routes` | `[B T]` int64 | optional: number of the one teacher that a document is for, of several |
 | `groups` | `[documents]` int64 | optional: number of the group of a document (a preference pair, ...), or -1 |
@@ -19,14 +19,13 @@ The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning
 
 Other fields may be declared, per token or per document (`data.pack_fields`).
 
-Without `targets` a position predicts the next token. Sampled tokens are compared with a teacher and are no ground
-truth: an objective that takes labels for the truth sums over `gold_mask` alone.
+Without `targets` a position predicts the next token. Sampled tokens are not ground truth; only a teacher scores them.
+An objective that treats labels as the truth sums over `gold_mask` only.
 
-A packed batch has `B = 1` and no padding; documents lie end to end. A network with tokens of its own reads the same
-documents, numbered alike, from keys with its name before them (`teacher.input_ids`, ...): see `get_view`. The keys
-`source.input_ids`, `source.position_ids` and `source.documents` hold what the encoder of an encoder-decoder reads;
-`input_ids` are then its decoder's. Keys under `aligned.` hold which rows of student and teacher belong together
-(`data.cross_tokenizer.packs`).
+A packed batch has `B = 1` and no padding; documents lie end to end. A network with another tokenizer reads the same
+documents, with the same numbers, from keys with its name as prefix (`teacher.input_ids`, ...): see `get_view`. The
+encoder of an encoder-decoder reads the keys `source.input_ids`, `source.position_ids` and `source.documents`; its
+decoder reads `input_ids`. Keys under `aligned.` pair rows of student and teacher (`data.cross_tokenizer.packs`).
 """
 
 from collections.abc import Callable, Mapping
@@ -41,7 +40,7 @@ ALIGNED_PAIRS = (
     "aligned.pairs"  # rows of student and teacher that predict the same bytes from the same text: [2 P], ascending
 )
 NEXT_TOKEN_LOG_P = "own_log_p"  # in `Signals.scores`, [N]: log p(next token), where a server gives it
-DIVISOR = "divisor"  # `divisor.NAME`: what the trainer will divide the term of that name by; no term divides itself
+DIVISOR = "divisor"  # `divisor.NAME`: the trainer divides the term of that name by it; terms never divide
 EDIT_ALIGNED_PAIRS = (
     "aligned.warped"  # rows whose own tokens are paired by minimum edit distance: [2 P], the student's ascending
 )
@@ -49,7 +48,7 @@ ALIGNED_GROUPS = (
     "aligned.groups",
     "aligned.teacher_groups",
 )  # [N], [M]: the number of the run of tokens with the same bytes that a row belongs to, or -1
-SOURCE = "source"  # `source.NAME`: what the encoder of an encoder-decoder reads
+SOURCE = "source"  # `source.NAME`: an input of the encoder of an encoder-decoder
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face
 
 Batch = Mapping[str, Tensor]
@@ -58,10 +57,10 @@ Terms = Mapping[str, Tensor]  # named scalar sums over rows, undivided
 
 
 def supervised_positions(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor, " N"], Int[Tensor, " N"]]:
-    """(positions, targets, documents): where something is predicted, what, and in which document.
+    """(positions, targets, documents) of all predictions: where, of which token or class, and in which document.
 
-    With `targets` in the batch these are the positions whose target is not `IGNORE`; else those of the next token. The
-    rows of every network for this batch come in the order of `positions`, so `targets[n]` is the target of row n.
+    With `targets` in the batch these are the positions with a target other than `IGNORE`; else those of the next token.
+    Every network gives its rows for this batch in the order of `positions`, so `targets[n]` is the target of row n.
     """
     if "targets" not in batch:
         return next_token_positions(batch)
@@ -72,7 +71,7 @@ def supervised_positions(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor,
 def next_token_positions(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor, " N"], Int[Tensor, " N"]]:
     """(positions, targets, documents) of the next tokens, whether or not the batch has other targets.
 
-    `positions[b, t]` holds if the token at t + 1 belongs to the same document and is trained on.
+    `positions[b, t]` is True if the token at t + 1 belongs to the same document and is trained.
     """
     labels, documents = batch["labels"], batch["documents"]
     positions = torch.zeros_like(labels, dtype=torch.bool)
@@ -82,14 +81,14 @@ def next_token_positions(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor,
 
 
 def gold_mask(batch: Batch) -> Bool[Tensor, " N"]:
-    """Which of the supervised rows come from the data, and not from a rollout."""
+    """True at the supervised rows that come from the data, False at those from a rollout."""
     positions = supervised_positions(batch)[0]
     sampled = batch.get("sampled")
     return torch.ones_like(positions)[positions] if sampled is None else ~sampled[positions]
 
 
 def get_view(batch: Batch, name: str) -> Batch:
-    """The batch as the network of this name reads it: by its own keys if there are any, else as the student does."""
+    """The batch of the network `name`: the tensors under its own keys if there are any, else the student's."""
     prefix = f"{name}."
     tensors = {key.removeprefix(prefix): tensor for key, tensor in batch.items() if key.startswith(prefix)}
     return tensors or {key: tensor for key, tensor in batch.items() if "." not in key or key.startswith(f"{SOURCE}.")}
@@ -99,10 +98,10 @@ def get_view(batch: Batch, name: str) -> Batch:
 class Needs:
     """What an objective needs of one network: rows at `positions`, hidden states of `layers`, named `extras`.
 
-    The one extra that every model gives is `embeddings [N 2 D]`: of each row's own token and of the one after it.
-    The relations are the `queries`, `keys` and `values` `[N W]` of the last attention layer, before positions.
+    Every model gives the extra `embeddings [N 2 D]`: of each row's own token and of the next token. The relations are
+    the `queries`, `keys` and `values` `[N W]` of the last attention layer, before positions.
 
-    `|` unites the needs of several objectives, positions included; nothing else is computed. `Signals.select_rows`
+    `|` unites the needs of several objectives, positions included; networks compute nothing else. `Signals.select_rows`
     then gives each objective the rows at its own positions.
     """
 
@@ -127,7 +126,7 @@ def _unite_positions(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def select_routed_documents(batch: Batch, needs: Needs) -> tuple[Batch, Needs]:
-    """Of a packed batch with `routes` the documents that hold a needed position; any other batch as it is."""
+    """The documents of a packed batch with `routes` that contain a needed position; any other batch unchanged."""
     if "routes" not in batch or needs.positions is None:
         return batch, needs
     documents = batch["documents"][0]
@@ -173,12 +172,12 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Signals:
-    """What a network gives for a batch, whether it is a model here, a cache or a server.
+    """The answer of a network (a model here, a cache or a server) for a batch.
 
-    `rows[n]` is what enters the output layer at the n-th needed position. `logits(rows[a:b])` are the logits there, or
-    what a cache kept of the distributions (`ops.coarse.CoarseDistribution`). A causal language model's rows are its
-    last hidden states, after the final norm; with its `head` a fused kernel need not hold all logits. Every other field
-    is by rows too.
+    `rows[n]` is the input of the output layer at the n-th needed position. `logits(rows[a:b])` are the logits there, or
+    the partial distributions of a cache (`ops.coarse.CoarseDistribution`). A causal language model's rows are its last
+    hidden states, after the final norm; with its `head` a fused kernel does not need all logits in memory. Every other
+    field has the same rows.
     """
 
     rows: Tensor
@@ -199,7 +198,7 @@ class Signals:
 
 
 def select_needed_rows(signals: Signals, united: Needs, needs: Needs) -> Signals:
-    """Of signals that were computed for `united` needs the rows at the positions of one objective's `needs`."""
+    """The rows of one objective's `needs`, from signals that were computed for the `united` needs of several."""
     if united.positions is None or needs.positions is None or torch.equal(united.positions, needs.positions):
         return signals
     return signals.select_rows(needs.positions[united.positions])
@@ -214,10 +213,10 @@ class SignalSource(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """What is minimized: sum over terms of `weights[k] * terms[k] / counts[k]`, where only the trainer divides.
+    """A loss to minimize: sum over terms of `weights[k] * terms[k] / counts[k]`. Only the trainer divides.
 
-    `needs(batch)` gives by name what the objective needs of every network (`student`, `teacher`, ...). `counts(batch)`
-    comes from the batch alone. `additive` is False only for terms that are no sums over rows.
+    `needs(batch)` maps the name of each network (`student`, `teacher`, ...) to the needs of the objective.
+    `counts(batch)` depends on the batch alone. `additive` is False only for terms that are not sums over rows.
     """
 
     @property
@@ -230,10 +229,10 @@ class Objective(Protocol):
 
 
 class ParamGroup(NamedTuple):
-    """How the weights of a part of an objective are trained, in an optimizer group of that `name`.
+    """The optimizer group `name` for the weights of a part of an objective.
 
-    The learning rate is multiplied by `rate`. Where `sign` is -1 the loss is maximized (a critic, against the student
-    in one backward pass). The weights move at every `interval`-th step.
+    `rate` multiplies the learning rate. With `sign` -1 these weights maximize the loss (a critic, against the student
+    in one backward pass). The optimizer updates them at every `interval`-th step.
     """
 
     name: str = "objective"
@@ -244,7 +243,7 @@ class ParamGroup(NamedTuple):
 
 @runtime_checkable
 class HasParamGroup(Protocol):
-    """A module whose weights are trained as its `group` says; modules inside it may have groups of their own."""
+    """A module that sets the optimizer group of its weights; modules inside it may have other groups."""
 
     @property
     def group(self) -> ParamGroup: ...
@@ -252,7 +251,7 @@ class HasParamGroup(Protocol):
 
 @dataclass(frozen=True)
 class Measure:
-    """One measured number: `value` in `unit` over `n` items, with a 95 % interval where one was computed."""
+    """One measured number: `value` in `unit` over `n` items, with a 95 % interval if there is one."""
 
     name: str
     value: float

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class ScaledEmbedding(nn.Embedding):
     """scale * weight[id], the scale rounded to the weight's dtype: sqrt(3072) = 55.4 is 55.5 in bfloat16, as in Gemma.
 
-    Source: transformers' `Gemma3TextScaledWordEmbedding`. Vectors in place of ids are not scaled.
+    Source: transformers' `Gemma3TextScaledWordEmbedding`. It does not scale vectors that replace ids.
     """
 
     def __init__(self, vocabulary: int, hidden: int, *, scale: float = 1.0) -> None:

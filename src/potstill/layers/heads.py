@@ -7,7 +7,7 @@ from potstill.core.types import Head
 
 
 class LanguageHead(nn.Module):
-    """A head with weights of its own, `[V D]`."""
+    """A head with its own weights, `[V D]`."""
 
     def __init__(self, vocabulary: int, hidden: int, *, softcap: float | None = None) -> None:
         super().__init__()

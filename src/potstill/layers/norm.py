@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """y = weight * x / sqrt(mean(x^2) + eps), or with `zero_centered` (1 + weight) in place of the weight.
+    """y = weight * x / sqrt(mean(x^2) + eps), or with `zero_centered` (1 + weight) instead of the weight.
 
-    The mean square is computed in float32 whatever the dtype of `x`, float64 included. The result is rounded to the
-    dtype of `x` before the weight multiplies it, exactly as in Hugging Face's Llama and Qwen, so that logits agree to
-    the bit. With `zero_centered` it is rounded afterwards, as in Gemma.
+    It computes the mean square in float32 for any dtype of `x`, float64 included. It rounds the result to the dtype of
+    `x` before it multiplies by the weight. Hugging Face's Llama and Qwen do the same, so logits agree to the bit. With
+    `zero_centered` it rounds afterwards, as in Gemma.
     """
 
     def __init__(self, size: int, *, eps: float, zero_centered: bool = False) -> None:
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
         nn.init.constant_(self.weight, 0.0 if self.zero_centered else 1.0)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """The normalised `x`, in its dtype."""
+        """The normalized `x`, in its dtype."""
         x_float = x.to(torch.float32)
         y = x_float * torch.rsqrt(x_float.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.zero_centered:

@@ -19,9 +19,9 @@ Reports = MutableMapping[str, list[Tensor]]
 class Positions:
     """The positions of one pass: `ids [B T]`, of documents of `lengths`, or of text after `past_length` tokens.
 
-    With `lengths` no query sees another document. Without them (a state holds earlier tokens, or `token_mask [B S]`
-    marks the keys that are no padding) `get_mask` gives the dense mask. Angles and masks are computed once for all
-    layers. `reports` collects the tensors that parts report, layer by layer, under the names that it already has.
+    With `lengths` no query sees another document. Without them (a state has earlier tokens, or `token_mask [B S]` marks
+    the keys that are not padding) `get_mask` gives the dense mask. All layers share the same angles and masks.
+    `reports` collects the tensors that parts report, layer by layer, under the names that it already has.
     """
 
     ids: Int[Tensor, "B T"]

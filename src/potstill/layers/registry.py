@@ -1,4 +1,4 @@
-"""The module that each kind of part is computed by, and the factory that a module gets its own parts from."""
+"""Registers the module of each kind of part, and makes the modules of a layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Rotary positions: pairs of dimensions rotate by an angle proportional to the position (arXiv:2104.09864, Eq. 34).
 
-Dimension j is paired with j + K/2, as in Hugging Face's Llama. The frequencies of every scaling (linear, dynamic,
-YaRN, longrope, llama3) are transformers' own. They are computed from the blueprint's `Rotary` and are no buffer of a
-module. So a change of dtype cannot round them, and a model on the meta device has them too.
+Dimension j is paired with j + K/2, as in Hugging Face's Llama. The frequencies of every scaling (linear, dynamic, YaRN,
+longrope, llama3) are transformers' own. potstill computes them from the blueprint's `Rotary` and stores no buffer. So a
+change of dtype cannot round them, and a model on the meta device has them too.
 """
 
 from collections.abc import Callable

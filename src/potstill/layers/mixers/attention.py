@@ -75,15 +75,16 @@ class Attention(Mixer):
         return weights | norms if self.qk_norm else weights
 
     def cost(self, hidden: int, seen: float, linear: Linear) -> Cost:
-        """The matrices, and two multiply-adds per head dimension and visible token: the scores and their mix.
+        """Multiply-adds of the matrices, and two per head dimension and visible token for scores and mix.
 
-        Norms, rotations and softmax, well under one in a hundred of the rest at common widths, are left out.
+        Norms, rotations and softmax are not counted: at common widths they are well under 1 % of the rest.
         """
         visible = seen if self.window is None else min(seen, self.window)
         return super().cost(hidden, seen, linear)._replace(seen=2.0 * self.heads * self.head_dim * visible)
 
     def cuts(self) -> Mapping[str, Cut]:
-        """`kv_heads`: each key/value head goes with its query heads. transformers wants heads that divide the width."""
+        """`kv_heads`: each key/value head with its query heads. transformers requires that the heads divide the
+        width."""
         return {"kv_heads": Cut(self.kv_heads, ("o",), hidden_multiple=self.heads // self.kv_heads)}
 
     def resize(self, sizes: Mapping[str, int]) -> "Attention":
