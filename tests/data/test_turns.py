@@ -62,14 +62,14 @@ TURNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_a_turn_is_read_in_every_spelling_and_its_row_reads_the_same(
     turn: dict[str, Any], message: dict[str, Any]
 ) -> None:
-    schema = recognize_schema(["messages"], "a file")
+    schema = recognize_schema({"messages": []}, "a file")
     document = schema.to_document({"messages": [USER, turn]})
     assert to_messages(document) == [USER, message]
     assert schema.to_document(to_row(document)) == document
 
 
 def test_a_turn_of_weight_0_is_not_trained_on() -> None:
-    schema = recognize_schema(["messages"], "a file")
+    schema = recognize_schema({"messages": []}, "a file")
     turns = [USER, {"role": "assistant", "content": "a", "train": False}, {"role": "assistant", "content": "b"}]
     assert [is_trained(to_message(turn)) for turn in schema.to_document({"messages": turns})["messages"]] == [
         False,
@@ -80,7 +80,9 @@ def test_a_turn_of_weight_0_is_not_trained_on() -> None:
 
 @pytest.mark.parametrize("tools", [[{"name": "f", "x": None}], '[{"name": "f"}]', {"name": "f"}])
 def test_tools_are_read_as_objects_or_as_text(tools: Any) -> None:
-    document = recognize_schema(["messages", "tools"], "a file").to_document({"messages": [USER], "tools": tools})
+    document = recognize_schema({"messages": [], "tools": []}, "a file").to_document(
+        {"messages": [USER], "tools": tools}
+    )
     assert get_tools(document) == [{"name": "f"}]
 
 

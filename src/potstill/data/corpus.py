@@ -23,6 +23,7 @@ from potstill.data.files import Record, assign_splits, find_license, get_format,
 from potstill.data.row_reader import Route, RowReader, check_bad_row_policy
 from potstill.data.schema import Document, Kind
 from potstill.data.split import MIN_DOCUMENTS, VALIDATION_SHARE, choose_held_out, fingerprint, is_in_share, split_texts
+from potstill.data.trees import is_message_row
 
 Split = Literal["train", "validation", "all"]
 Item = TypeVar("Item")
@@ -145,7 +146,7 @@ def _load_from_hub(name: str, split: Split, limit: int | None, reader: RowReader
     provenance = {"source": f"hub: {name}", "revision": source.revision, "splits": split_names}
     corpus = Corpus(name, "text", Dataset.from_dict({}), None, source.license, provenance)
     parts = [source.load_rows(part) for part in split_names]
-    if source.is_offline:
+    if source.is_offline or is_message_row(next(iter(parts[0]), {})):  # a tree of messages is in many rows
         document_streams = (reader.read_documents(number_rows(part, name), source=name) for part in parts)
         corpus = replace(corpus, documents=_build_dataset(chain.from_iterable(document_streams)))
         return _take_split(_add_reader_report(corpus, reader, has_named_splits=hash_split != split), hash_split, limit)
@@ -185,7 +186,7 @@ def stream_corpus(corpus: Corpus, rows: IterableDataset, reader: RowReader, spli
     stream = rows.map(read_batch, batched=True, with_indices=True, remove_columns=list(preview[0]), features=features)
     stream = stream if limit is None else stream.take(limit)
     split_note = split if split == "all" else f"{split}, {VALIDATION_SHARE:.0%} held out by hash"
-    provenance = {"split": split_note, **corpus.provenance, "unread_columns": sorted(reader.unread_columns)}
+    provenance = {"split": split_note, **corpus.provenance, **_name_unread(reader)}
     return replace(
         corpus, kind=kind, documents=stream, provenance=provenance, dropped=reader.dropped, bad_rows=reader.bad_rows
     )
@@ -212,9 +213,14 @@ def _add_reader_report(corpus: Corpus, reader: RowReader, *, has_named_splits: b
     """`corpus` with the unread columns and dropped rows of its reader."""
     if not len(corpus):
         raise DataError(_describe_empty(corpus.name, reader))
-    provenance = {**corpus.provenance, "unread_columns": sorted(reader.unread_columns)}
+    provenance = {**corpus.provenance, **_name_unread(reader)}
     provenance |= {"split": "as its files or splits are named"} if has_named_splits else {}
     return replace(corpus, provenance=provenance, dropped=dict(reader.dropped), bad_rows=list(reader.bad_rows))
+
+
+def _name_unread(reader: RowReader) -> dict[str, list[str]]:
+    """The columns that were not read, and those of them that hold text."""
+    return {"unread_columns": sorted(reader.unread_columns), "unread_text": sorted(reader.unread_text)}
 
 
 def _describe_empty(name: str, reader: RowReader) -> str:

@@ -153,7 +153,7 @@ def _read_json_lines(path: Path, *, number: int = 0) -> Iterator[Record]:
 
 def _read_json(path: Path) -> Iterator[Record]:
     text = "".join(_read_lines(path))
-    if text.lstrip().startswith("{") and _is_json_lines(text):
+    if text.lstrip().startswith("{") and "\n" in text.strip() and _is_json_lines(text):
         yield from _read_json_lines(path)
     elif text.strip():
         yield from _read_json_list(text, path)
@@ -170,6 +170,8 @@ def _is_json_lines(text: str) -> bool:
 
 def _read_json_list(text: str, path: Path) -> Iterator[Record]:
     value = _parse_json(text, path)
+    if isinstance(value, dict) and isinstance(value.get("data"), list):  # as SQuAD's
+        value = value["data"]
     for number, row in enumerate(value if isinstance(value, list) else [value], start=1):
         yield _make_record(row, f"{path}, row {number}")
 

@@ -1,16 +1,19 @@
 """Turns rows into documents of one kind. Rows that cannot be trained on are left out and counted."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from potstill.core.errors import DataError, UsageError
 from potstill.data.files import Record
-from potstill.data.schema import Document, Kind, find_lack, recognize_schema
-from potstill.data.turns import MalformedRow
+from potstill.data.schema import EXTRA_COLUMNS, Document, Kind, find_lack, recognize_schema
+from potstill.data.trees import join_rows
+from potstill.data.turns import MalformedRow, UntrainableRow
 
 BadRowPolicy = Literal["refuse", "skip"]
 BAD_ROW = "a row that cannot be read"
+SCHEMA_ROWS = 256  # rows read to recognize the columns of a source
 MAX_EXAMPLES = 3  # bad rows that a report names
 
 
@@ -20,6 +23,16 @@ def check_bad_row_policy(on_bad_row: str) -> BadRowPolicy:
         if policy == on_bad_row:
             return cast(BadRowPolicy, policy)
     raise UsageError(f"--on-bad-row is {on_bad_row!r}; it can be {' or '.join(get_args(BadRowPolicy))}")
+
+
+def merge_rows(records: Sequence[Record]) -> dict[str, Any]:
+    """The first row, with the columns of later rows that rows may lack, such as a system prompt."""
+    first_row = dict(records[0].row)
+    for row, _ in records:
+        for column in EXTRA_COLUMNS:
+            if row.get(column) and not first_row.get(column):
+                first_row[column] = row[column]
+    return first_row
 
 
 class Route(NamedTuple):
@@ -47,7 +60,8 @@ class Route(NamedTuple):
 class RowReader:
     """Reads the rows of sources that are all of one kind.
 
-    `dropped` counts the rows left out, by reason; `unread_columns` holds the names of the columns that were not read.
+    `dropped` counts the rows left out, by reason; `unread_columns` holds the names of the columns that were not read,
+    and `unread_text` of those among them that hold text.
     With a `route`, each document has the key `route`. A row that does not fit the schema is refused or, with
     `on_bad_row="skip"`, left out and counted; `bad_rows` then says where the first three are, and why.
     """
@@ -63,23 +77,30 @@ class RowReader:
         self.bad_rows: list[str] = []
         self.dropped: Counter[str] = Counter()
         self.unread_columns: set[str] = set()
+        self.unread_text: set[str] = set()
         self.kind: Kind | None = None
         self._first_source = ""
 
     def read_documents(self, rows: Iterable[Record], *, source: str) -> Iterator[Document]:
-        """The documents of one source, which errors call `source`. Its first row determines the schema.
+        """The documents of one source, which errors call `source`. Its first rows determine the schema.
 
         Raises: DataError for a row that does not fit the schema, or for a source of another kind than the first.
         """
-        schema = None
-        for row, location in rows:
-            if schema is None:
-                schema = recognize_schema(row.keys(), source, columns=self.columns)
-                self._check_kind(schema.kind, source)
-            route_columns = () if self.route is None else (self.route.column,)
-            self.unread_columns.update(row.keys() - {*schema.columns, *schema.optional_columns, *route_columns})
+        rows = join_rows(rows, self.dropped)
+        first_rows = list(islice(rows, SCHEMA_ROWS))
+        if not first_rows:
+            return
+        schema = recognize_schema(merge_rows(first_rows), source, columns=self.columns)
+        self._check_kind(schema.kind, source)
+        route_columns = () if self.route is None else (self.route.column,)
+        read_columns = {*schema.columns, *schema.optional_columns, *route_columns}
+        for row, location in chain(first_rows, rows):
+            self._note_unread(row, read_columns)
             try:
                 document = schema.to_document(row)
+            except UntrainableRow as error:
+                self.dropped[str(error)] += 1
+                continue
             except MalformedRow as error:
                 if self.on_bad_row == "refuse":
                     raise DataError(
@@ -93,6 +114,12 @@ class RowReader:
                 yield document if self.route is None else {**document, "route": self.route.find_index(row, location)}
             else:
                 self.dropped[reason] += 1
+
+    def _note_unread(self, row: Mapping[str, Any], read_columns: Collection[str]) -> None:
+        for column in row.keys() - read_columns:
+            self.unread_columns.add(column)
+            if isinstance(row[column], str) and row[column].strip():
+                self.unread_text.add(column)
 
     def _check_kind(self, kind: Kind, source: str) -> None:
         if self.kind not in (None, kind):

@@ -19,17 +19,23 @@ ROLES = {
 }
 CALL_ROLES = ("function_call", "tool_call")  # ShareGPT's turns whose text is a call, as JSON
 THINKING_NAMES = ("reasoning_content", "thinking", "reasoning")  # in data, and in the templates of families
-MARKS = ("weight", "train", "trainable")  # false or 0: the turn is not trained on
+MARKS = ("weight", "train", "trainable", "training", "loss", "loss_weight")  # false or 0: the turn is not trained on
+TEXT_PART_TYPES = (None, "text", "input_text", "output_text")
 
 
 class MalformedRow(ValueError):
     """A row that cannot be read. The caller adds the file and the line to the message."""
 
 
+class UntrainableRow(ValueError):
+    """A valid row that cannot be trained on. The message is the reason, by which such rows are counted."""
+
+
 def read_turn(turn: Any) -> dict[str, str]:
     """The turn with its role, its text and, if it has any, its other fields.
 
-    Raises: MalformedRow for a turn without role or text, of an unknown role, or with tool calls of no known form.
+    Raises: MalformedRow for a turn without role or text, of an unknown role, with content that is no text, or with tool
+    calls of no known form; UntrainableRow for a turn whose content is null.
     """
     if not isinstance(turn, Mapping) or not ("role" in turn or {"from", "value"} <= set(turn)):
         raise _describe_turn(turn)
@@ -42,7 +48,9 @@ def read_turn(turn: Any) -> dict[str, str]:
         raise MalformedRow(
             f"has a turn with {quote_names(turn)}; every turn needs role and content (or from and value)"
         )
-    content = read_string(turn, text_name) if text_name in turn else ""
+    if turn.get(text_name) is None and "tool_calls" not in fields:
+        raise UntrainableRow("a turn without content")
+    content = _read_content(turn, text_name) if text_name in turn else ""
     if spelling in CALL_ROLES and (calls := _parse_calls(content)):
         fields, content = {**fields, "tool_calls": calls}, ""
     result = {"role": ROLES[spelling], "content": content}
@@ -52,6 +60,24 @@ def read_turn(turn: Any) -> dict[str, str]:
 def _describe_turn(turn: Any) -> MalformedRow:
     description = quote_names(turn) if isinstance(turn, Mapping) else type(turn).__name__
     return MalformedRow(f"has a turn with {description}; every turn needs role and content (or from and value)")
+
+
+def _read_content(turn: Mapping[str, Any], column: str) -> str:
+    """The text of a turn: a text, or the texts of its parts end to end.
+
+    Raises: MalformedRow for a part that is no text, such as an image.
+    """
+    parts = turn[column]
+    if not isinstance(parts, list | tuple):
+        return read_string(turn, column)
+    texts = []
+    for part in parts:
+        part = {"text": part} if isinstance(part, str) else part
+        if not isinstance(part, Mapping) or part.get("type") not in TEXT_PART_TYPES or "text" not in part:
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise MalformedRow(f"has a part of the type {kind!r} in `{column}`, and only text can be trained on")
+        texts.append(read_string(part, "text"))
+    return "".join(texts)
 
 
 def _read_fields(turn: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,7 +156,9 @@ def pack_corpus(
 
 
 def report_reading(corpus: Corpus, packs: Packs) -> None:
-    """Print what of the text is not trained on: prompts and answers that do not fit into the context."""
+    """Print what of the text is not read: columns with text, and what does not fit into the context."""
+    if unread := corpus.provenance.get("unread_text"):
+        print_note(f"{corpus.name}: not read, though they hold text: the columns {', '.join(unread)}")
     for sentence in describe_loss(packs.counts):
         (print_warning if packs.counts.needs_warning else print_note)(f"{corpus.name}: {sentence}")
 
