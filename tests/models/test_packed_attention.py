@@ -15,6 +15,7 @@ from transformers import (
     GPT2Config,
     GptOssConfig,
     GptOssForCausalLM,
+    GraniteConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -104,6 +105,34 @@ def test_generating_is_unchanged_with_and_without_padding_and_cache(family: str)
             for seen in (torch.ones_like(rows), mask[:, :9] if len(rows) == 2 else torch.ones_like(rows)):
                 given = {"attention_mask": seen, "use_cache": cache, **options}
                 assert torch.equal(ours.generate(rows, **given), stock.generate(rows, **given))
+
+
+DROPOUT: dict[str, PreTrainedConfig] = {
+    "gpt2": GPT2Config(
+        **{"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "pad_token_id": 0},
+        **{"attn_pdrop": 0.3, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    ),
+    "granite": GraniteConfig(**SMALL, attention_dropout=0.3),
+}
+
+
+@pytest.mark.parametrize("family", DROPOUT)
+def test_attention_dropout_acts_in_training_as_in_stock_attention_and_not_in_eval_mode(family: str) -> None:
+    def draw(model: PreTrainedModel, given: dict[str, Tensor], seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return model(**given, use_cache=False).logits
+
+    stock, ours = (AutoModelForCausalLM.from_config(DROPOUT[family]).double() for _ in range(2))
+    ours.load_state_dict(stock.state_dict())
+    assert install_packed_attention(ours)
+    document = {"input_ids": documents()[2], "position_ids": torch.arange(LENGTHS[2])[None]}
+    stock.train(), ours.train()
+    torch.testing.assert_close(draw(ours, document, 5), draw(stock, document, 5), rtol=1e-5, atol=1e-5)
+    first, again, other = (draw(ours, packed(), seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert (first - other).abs().max() > 0.01 * first.abs().max()
+    ours.eval()
+    assert torch.equal(draw(ours, packed(), 1), draw(ours, packed(), 2))
 
 
 def test_positions_that_do_not_restart_mix_documents_so_the_probe_has_something_to_find() -> None:

@@ -125,3 +125,17 @@ def test_half_precision_keeps_its_dtype_and_its_gradients_are_those_of_float64_w
     for ours, theirs in zip(found, meant, strict=True):
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours.double(), theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max()))
+
+
+def test_dropout_keeps_each_weight_with_its_probability_and_the_mean() -> None:
+    # all weights of token t are 1 / (t + 1): a row's sum of kept weights counts them
+    q, k, v = torch.zeros(1, 1, 40, 4), torch.zeros(1, 1, 40, 4), torch.eye(40)[None, None]
+    for lengths, window in (((40,),), None), (((20, 20),), None), (((40,),), 8):
+        weights = dense_attention(q, k, v, lengths, scale=1.0, window=window)
+        draws = torch.stack(
+            [document_attention(q, k, v, lengths, scale=1.0, window=window, dropout=0.25) for _ in range(200)]
+        )
+        assert ((draws == 0) | torch.isclose(draws, weights / 0.75)).all()  # dropped, or scaled
+        seen = weights > 0
+        assert float((draws[:, seen] == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+        assert float((draws.mean(0) / weights)[seen].mean()) == pytest.approx(1, abs=0.01)

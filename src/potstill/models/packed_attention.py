@@ -53,8 +53,8 @@ def packed_attention_forward(
 ) -> tuple[Tensor, None]:
     """Attention `[B H T K] -> [B T H K]` inside each document of a pack; anything else goes to stock SDPA.
 
-    The signature, `kwargs` included, is Hugging Face's attention interface. A batch counts as packed when it is one
-    row without a mask and without cached keys.
+    The signature, `kwargs` included, is Hugging Face's attention interface: `dropout` is the config's attention dropout
+    in training and 0 in eval mode. A batch counts as packed when it is one row without a mask and without cached keys.
     """
     is_packed = (
         attention_mask is None and position_ids is not None and len(query) == 1 and query.shape[2] == key.shape[2]
@@ -65,7 +65,13 @@ def packed_attention_forward(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = document_attention(
-        query, key, value, _lengths_cache.get_lengths(position_ids), scale=scale, window=sliding_window
+        query,
+        key,
+        value,
+        _lengths_cache.get_lengths(position_ids),
+        scale=scale,
+        window=sliding_window,
+        dropout=dropout,
     )
     return output.transpose(1, 2).contiguous(), None
 
