@@ -34,7 +34,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @contextmanager
 def serving(folder: Path, *, port: int = 0) -> Iterator[Server]:
     """Serves the model in `folder` until the block ends."""
-    call = [sys.executable, "-m", "potstill", "serve", str(folder), "--port", str(port), "--dtype", "float32", "--json"]
+    options = ["--port", str(port), "--dtype", "float32", "--max-logprobs", "-1", "--json"]
+    call = [sys.executable, "-m", "potstill", "serve", str(folder), *options]
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

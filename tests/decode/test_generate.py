@@ -214,11 +214,13 @@ def test_a_model_without_a_cache_writes_the_same_by_reading_the_text_again(
     assert lengths[:3] == [5, 6, 7]
 
 
-def test_the_logits_of_every_step_are_handed_on(tiny_llama: LlamaForCausalLM) -> None:
-    steps: list[torch.Tensor] = []
+def test_the_logits_and_tokens_of_every_step_are_handed_on(tiny_llama: LlamaForCausalLM) -> None:
+    steps: list[tuple[torch.Tensor, torch.Tensor]] = []
     greedy = Sampling(vocabulary=259, stop=frozenset(), temperature=0.0)
-    (tokens,) = generate([(1.0, tiny_llama)], prompts_of(4), noise_of(1), [5], greedy, on_logits=steps.append)
-    assert torch.cat(steps).argmax(-1).tolist() == tokens
+    request = ([(1.0, tiny_llama)], prompts_of(4), noise_of(1), [5], greedy)
+    (tokens,) = generate(*request, on_step=lambda *step: steps.append(step))
+    assert torch.cat([logits for logits, _ in steps]).argmax(-1).tolist() == tokens
+    assert torch.cat([drawn for _, drawn in steps]).tolist() == tokens
 
 
 def test_prompts_end_in_the_last_column() -> None:

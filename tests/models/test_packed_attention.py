@@ -109,8 +109,7 @@ def test_generating_is_unchanged_with_and_without_padding_and_cache(family: str)
 
 DROPOUT: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(
-        **{"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "pad_token_id": 0},
-        **{"attn_pdrop": 0.3, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+        vocab_size=97, n_embd=32, n_layer=2, n_head=4, attn_pdrop=0.3, resid_pdrop=0.0, embd_pdrop=0.0, pad_token_id=0
     ),
     "granite": GraniteConfig(**SMALL, attention_dropout=0.3),
 }

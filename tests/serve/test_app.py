@@ -156,7 +156,7 @@ def test_a_list_of_prompts_is_answered_in_order_as_each_alone(post: Any, ids: li
         pytest.param({"prompt": "a", "max_tokens": -1}, 400, "max_tokens", id="fewer than no tokens"),
         pytest.param({"prompt": "a", "temperature": -1}, 400, "temperature", id="below greedy"),
         pytest.param({"prompt": "a", "stream": True}, 400, "stream", id="a stream"),
-        pytest.param({"prompt": "a", "top_p": 0.5}, 400, "top_p", id="what this server cannot do"),
+        pytest.param({"prompt": "a", "stop": ["x"]}, 400, "stop", id="what this server cannot do"),
         pytest.param({"prompt": "a", "prompt_logprobs": -2}, 400, "prompt_logprobs", id="fewer than all"),
         pytest.param({"prompt": "a", "model": "hope"}, 404, "'hope' does not exist", id="another model"),
     ],

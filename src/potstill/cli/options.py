@@ -16,6 +16,8 @@ from potstill.core.options import (
     CONTEXT,
     DEVICE,
     DTYPE,
+    IGNORE_GENERATION_CONFIG,
+    MAX_LOGPROBS,
     SEED,
     TRUST_REMOTE_CODE,
     OptionField,
@@ -43,6 +45,8 @@ Dtype = Annotated[str, typer.Option(help=DTYPE.help)]
 Seed = Annotated[int, typer.Option(help=SEED.help)]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help=ALLOW_PICKLE.help)]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_REMOTE_CODE.help)]
+IgnoreGenerationConfig = Annotated[bool, typer.Option("--ignore-generation-config", help=IGNORE_GENERATION_CONFIG.help)]
+MaxLogprobs = Annotated[int, typer.Option(help=MAX_LOGPROBS.help)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")]
 Config = Annotated[

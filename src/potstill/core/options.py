@@ -70,3 +70,7 @@ DEVICE = Option("auto", "Where to compute: cpu, cuda, or auto (cuda if there is 
 DTYPE = Option("auto", "Data type of matrix products: bfloat16, float32, or auto (the faster one here).")
 ALLOW_PICKLE = Option(False, "Load pickled weights, which can run code.")
 TRUST_REMOTE_CODE = Option(False, "Run code that comes with a model.")
+IGNORE_GENERATION_CONFIG = Option(
+    False, "Use none of the sampling defaults in the model's generation config (top_p, top_k, ...)."
+)
+MAX_LOGPROBS = Option(20, "Most log-probabilities of a token that a request may ask for; -1: no limit.")

@@ -4,12 +4,15 @@ Prompts are padded on the left, each model keeps a key-value cache, and rows tha
 Several models may write together: tokens are then drawn from the weighted mean of their distributions,
 
     P = sum_k w_k softmax(logits_k / temperature)
+
+Of a model's generation config the loop reads the stop tokens alone. Greedy decoding is therefore the argmax of the
+model's own logits, and every other setting is the caller's.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,24 +21,34 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.decode.sampling import Sampling, sample_tokens, token_probabilities
+from potstill.decode.sampling import (
+    Sampling,
+    SamplingFilters,
+    penalize_repetition,
+    sample_tokens,
+    token_probabilities,
+)
 from potstill.decode.stop_tokens import find_stop_tokens
 from potstill.models.eval_mode import eval_mode
 from potstill.models.signals import get_head, probe_model, unwrap_model
 from potstill.models.tokenizers.vocabulary import count_token_ids
 
 log = logging.getLogger("potstill")
-LogitsCallback = Callable[[Float[Tensor, "B V"]], object]
+StepCallback = Callable[[Float[Tensor, "B V"], Int[Tensor, " B"]], object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """How answers are written: at most `max_new_tokens`, greedily at temperature 0, else sampled with `seed`."""
+    """How answers are written: at most `max_new_tokens`, greedily at temperature 0, else sampled with `seed`.
+
+    By default `filters` change nothing.
+    """
 
     max_new_tokens: int = 128
     batch_size: int = 8
     temperature: float = 0.0
     seed: int = 0
+    filters: SamplingFilters = field(default_factory=SamplingFilters)
 
 
 class CachedDecoder:
@@ -91,13 +104,13 @@ def generate(
     limits: Sequence[int],
     sampling: Sampling,
     *,
-    on_logits: LogitsCallback | None = None,
+    on_step: StepCallback | None = None,
 ) -> list[list[int]]:
     """The tokens that the models write after each prompt, with the stop token: at most `limits[n]` (1 to W) of them.
 
-    `noise` holds a number in [0, 1) for each token. `on_logits` receives the first model's logits in every step, for
-    the rows that have not ended. The models run in eval mode, so that neither dropout nor activation checkpointing
-    changes the text; afterwards each module has its former mode.
+    `noise` holds a number in [0, 1) for each token. `on_step` receives the first model's own logits and the drawn
+    tokens of every step, for the rows that have not ended. The models run in eval mode, so that neither dropout nor
+    activation checkpointing changes the text; afterwards each module has its former mode.
     """
     decoders = [(weight, CachedDecoder(model, sampling.vocabulary)) for weight, model in weighted_models]
     completions: list[list[int]] = [[] for _ in prompts]
@@ -108,10 +121,11 @@ def generate(
             stack.enter_context(eval_mode(model))
         while len(unfinished):
             logits = [decoder.compute_logits(ids, attention_mask) for _, decoder in decoders]
-            if on_logits is not None:
-                on_logits(logits[0])
             step_noise = noise[unfinished, len(completions[int(unfinished[0])])]
-            tokens = _draw_tokens(logits, [weight for weight, _ in decoders], step_noise, sampling)
+            step_logits = [penalize_repetition(rows, ids, attention_mask, sampling) for rows in logits]
+            tokens = _draw_tokens(step_logits, [weight for weight, _ in decoders], step_noise, sampling)
+            if on_step is not None:
+                on_step(logits[0], tokens)
             for row, token in zip(unfinished.tolist(), tokens.tolist(), strict=True):
                 completions[row].append(token)
             places = _find_unfinished(unfinished, completions, limits, sampling.stop)
@@ -140,6 +154,7 @@ def generate_texts(
         vocabulary=count_token_ids(tokenizer),
         stop=find_stop_tokens(model, tokenizer),
         temperature=options.temperature,
+        filters=options.filters,
     )
     noise = make_noise(len(prompts), options.max_new_tokens, seed=options.seed).to(model.device)
     length_order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # so that batches hold little padding

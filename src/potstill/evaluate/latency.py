@@ -1,7 +1,8 @@
 """Measures speed and peak memory: prefill and decode at batch size 1, by Hugging Face's `generate` with its cache.
 
 A streamer records when each token arrives. The time to the first token is the prefill, and the mean time between
-tokens is one decoding step. Both include the overhead of Python, as a user of `generate` sees it.
+tokens is one decoding step. Both include the overhead of Python, as a user of `generate` sees it. The model's own
+generation config is hidden: its beams and penalties would be timed too.
 """
 
 import time
@@ -19,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from potstill.core.device import get_dtype_name
 from potstill.core.errors import UsageError
 from potstill.core.memory import get_peak_memory, reset_peak_memory
+from potstill.decode.generation_config import plain_generation_config
 from potstill.models.inference import get_max_context, inference_context
 
 
@@ -70,7 +72,7 @@ def time_model(model: PreTrainedModel, latency_config: LatencyConfig | None = No
     """
     latency_config = latency_config or LatencyConfig()
     _check_config(model, latency_config)
-    with inference_context(model), use_threads(latency_config.threads):
+    with inference_context(model), plain_generation_config(model), use_threads(latency_config.threads):
         for _ in range(latency_config.warm_up):
             _time_generation(model, latency_config)
         reset_peak_memory(model.device)

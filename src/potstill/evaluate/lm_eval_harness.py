@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, MissingDependency, NotFound
 from potstill.core.types import Measure
+from potstill.decode.generation_config import plain_generation_config
 from potstill.evaluate.perplexity import get_bos_id
 from potstill.models.inference import inference_context
 
@@ -22,6 +23,9 @@ def run_tasks(
 ) -> list[Measure]:
     """The results of `tasks` as measures, with the task's version in the note; BOS is added as the tokenizer does.
 
+    Tasks that generate use their own settings: the harness calls Hugging Face's `generate`, from which the model's
+    generation config is hidden.
+
     Raises: MissingDependency without the extra `eval`; NotFound for an unknown task; DataError without results.
     """
     try:
@@ -34,7 +38,7 @@ def run_tasks(
     if unknown_tasks := [task for task in tasks if not task_manager.match_tasks([task])]:
         raise NotFound(f"lm-eval has no task {', '.join(unknown_tasks)}; `lm-eval ls tasks` lists its tasks")
     adds_bos = get_bos_id(tokenizer) is not None  # a wrong BOS has changed published scores by tens of points
-    with inference_context(model):
+    with inference_context(model), plain_generation_config(model):
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=adds_bos)
         results = simple_evaluate(
             model=lm,

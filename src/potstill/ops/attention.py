@@ -146,6 +146,4 @@ def _attend_document(
             q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa, dropout_p=dropout
         )
     mask = causal_mask(size, size, window=window, device=q.device)
-    return scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=scale, enable_gqa=enable_gqa, dropout_p=dropout
-    )
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=enable_gqa, dropout_p=dropout)

@@ -1,31 +1,46 @@
 """An OpenAI-compatible server for one model: `/v1/models` and `/v1/completions` (extra `serve`)."""
 
 import contextlib
+import logging
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import MissingDependency, NotFound, PotstillError, UsageError
+from potstill.core.options import IGNORE_GENERATION_CONFIG, MAX_LOGPROBS
+from potstill.decode.generation_config import describe_settings, log_unused_settings, read_sampling_defaults
 from potstill.models.load import LoadedModel, load_model
 from potstill.serve.completion import CompletionHandler
 from potstill.serve.request import CompletionRequest
 
+log = logging.getLogger("potstill")
 ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError"}
 
 
-def create_app(loaded: LoadedModel, *, name: str) -> Any:
+def create_app(
+    loaded: LoadedModel,
+    *,
+    name: str,
+    max_logprobs: int = MAX_LOGPROBS.default,
+    sampling_defaults: Mapping[str, float] | None = None,
+) -> Any:
     """The FastAPI application that serves `loaded` under `name`.
 
-    Raises: MissingDependency without the extra `serve`.
+    `sampling_defaults` replace what a request leaves open. `max_logprobs` is the most log-probabilities of a token that
+    a request may ask for; -1 is no limit.
+
+    Raises: MissingDependency without the extra `serve`; UsageError for a `max_logprobs` below -1.
     """
     with explain_missing_dependency():
         from fastapi import FastAPI
         from fastapi.exceptions import RequestValidationError
         from fastapi.responses import JSONResponse
-    handler, start_time = CompletionHandler(loaded), int(time.time())
+        from starlette.exceptions import HTTPException
+    handler = CompletionHandler(loaded, max_logprobs=max_logprobs, sampling_defaults=sampling_defaults or {})
+    start_time = int(time.time())
 
     def list_models() -> Any:
         model_card = {
@@ -46,18 +61,29 @@ def create_app(loaded: LoadedModel, *, name: str) -> Any:
         return JSONResponse({"id": f"cmpl-{uuid.uuid4().hex}", **metadata, "choices": choices, "usage": usage})
 
     def handle_error(_: Any, error: Exception) -> Any:
-        code = 404 if isinstance(error, NotFound) else 400
-        message = str(error) if isinstance(error, PotstillError) else describe_validation_errors(error)
-        return JSONResponse(
-            {"error": {"message": message, "type": ERROR_TYPES[code], "param": None, "code": code}}, code
-        )
+        code, message = describe_error(error)
+        error_type = ERROR_TYPES.get(code, "Error")
+        return JSONResponse({"error": {"message": message, "type": error_type, "param": None, "code": code}}, code)
 
     app = FastAPI(title="potstill", docs_url=None, redoc_url=None)
     app.add_api_route("/v1/models", list_models, methods=["GET"])
     app.add_api_route("/v1/completions", create_completion, methods=["POST"], response_model=None)
-    app.add_exception_handler(RequestValidationError, handle_error)
-    app.add_exception_handler(PotstillError, handle_error)
+    for error_class in (RequestValidationError, PotstillError, HTTPException):
+        app.add_exception_handler(error_class, handle_error)
     return app
+
+
+def describe_error(error: Any) -> tuple[int, str]:
+    """(status, message) of an error; half a character that a request sent becomes a question mark."""
+    from starlette.exceptions import HTTPException
+
+    if isinstance(error, HTTPException):
+        code, message = error.status_code, str(error.detail)
+    elif isinstance(error, PotstillError):
+        code, message = 404 if isinstance(error, NotFound) else 400, str(error)
+    else:
+        code, message = 400, describe_validation_errors(error)
+    return code, message.encode("utf-8", "replace").decode()
 
 
 def describe_validation_errors(error: Any) -> str:
@@ -74,6 +100,8 @@ def serve(
     *,
     host: str,
     port: int,
+    max_logprobs: int = MAX_LOGPROBS.default,
+    ignore_generation_config: bool = IGNORE_GENERATION_CONFIG.default,
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
@@ -89,10 +117,25 @@ def serve(
     loaded = load_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     target_device = resolve_device(device)
     loaded.model.to(device=target_device, dtype=resolve_dtype(dtype, device_type=str(target_device)))
-    app = create_app(loaded, name=model)
+    sampling_defaults = {} if ignore_generation_config else choose_sampling_defaults(loaded)
+    app = create_app(loaded, name=model, max_logprobs=max_logprobs, sampling_defaults=sampling_defaults)
     with open_socket(host, port) as server_socket:
         on_ready(f"http://{host}:{server_socket.getsockname()[1]}/v1")
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[server_socket])
+
+
+def choose_sampling_defaults(loaded: LoadedModel) -> dict[str, float]:
+    """The sampling defaults of the model's generation config, named on stderr with what is not used."""
+    defaults = read_sampling_defaults(loaded.model)
+    log_unused_settings(loaded.model, loaded.name)
+    if defaults:
+        log.warning(
+            "note: requests that sample and say nothing else use %s of the generation config of %s; "
+            "--ignore-generation-config drops them",
+            describe_settings(defaults),
+            loaded.name,
+        )
+    return defaults
 
 
 @contextlib.contextmanager

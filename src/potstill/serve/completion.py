@@ -1,7 +1,7 @@
 """Answers completion requests in the JSON format of OpenAI's legacy endpoint and of vLLM."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill.core.errors import UsageError
+from potstill.core.options import MAX_LOGPROBS
 from potstill.core.types import Needs
 from potstill.data.packing import collate
 from potstill.decode.generate import generate, make_noise
+from potstill.decode.generation_config import make_filters
 from potstill.decode.sampling import Sampling
 from potstill.decode.stop_tokens import find_stop_tokens
 from potstill.models.inference import get_max_context, inference_context
@@ -46,9 +48,20 @@ class TokenLogprob(NamedTuple):
 class CompletionHandler:
     """Answers requests one at a time, and the prompts of a request one after another."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        max_logprobs: int = MAX_LOGPROBS.default,
+        sampling_defaults: Mapping[str, float] | None = None,
+    ) -> None:
+        if max_logprobs < -1:
+            raise UsageError(f"--max-logprobs is {max_logprobs}; it must be at least 0, or -1 for no limit")
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.vocabulary = count_token_ids(loaded.tokenizer)
+        num_rows = loaded.model.get_input_embeddings().weight.shape[0]
+        self.vocabulary = min(count_token_ids(loaded.tokenizer), num_rows)
+        self.max_logprobs = self.vocabulary if max_logprobs < 0 else max_logprobs
+        self.sampling_defaults = dict(sampling_defaults or {})
         self.stop_tokens = find_stop_tokens(loaded.model, loaded.tokenizer)
         self._lock = threading.Lock()
         self.decode_token = lru_cache(maxsize=None)(self._decode_token)
@@ -56,8 +69,10 @@ class CompletionHandler:
     def create_completion(self, request: CompletionRequest) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """The choices and the usage of the response.
 
-        Raises: UsageError for a prompt that is empty, too long or holds an id of no token.
+        Raises: UsageError for a prompt that is empty, too long or holds an id of no token, and for more
+        log-probabilities than `max_logprobs`.
         """
+        self._check_logprobs(request)
         prompts = [self._encode_prompt(prompt, request) for prompt in request.prompts]
         with self._lock, inference_context(self.model):
             results = [self._build_choice(index, ids, request) for index, ids in enumerate(prompts)]
@@ -69,8 +84,18 @@ class CompletionHandler:
         }
         return [choice for choice, _ in results], usage
 
+    def _check_logprobs(self, request: CompletionRequest) -> None:
+        for name, number in (("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)):
+            wanted = self.vocabulary if number == -1 else number or 0
+            if min(wanted, self.vocabulary) > self.max_logprobs:
+                raise UsageError(
+                    f"{name} is {number}, and the maximum allowed is {self.max_logprobs}; ask for fewer, or start the "
+                    f"server with a larger --max-logprobs"
+                )
+
     def _encode_prompt(self, prompt: str | list[int], request: CompletionRequest) -> list[int]:
         if isinstance(prompt, str):
+            check_text(prompt)
             prompt = list(
                 self.tokenizer(prompt, add_special_tokens=request.add_special_tokens, verbose=False).input_ids
             )
@@ -159,22 +184,44 @@ class CompletionHandler:
         """The tokens of the answer, and their log-probabilities where the request wants them."""
         if not request.tokens:
             return [], []
-        sampling = Sampling(vocabulary=self.vocabulary, stop=self.stop_tokens, temperature=request.temperature or 0.0)
-        step_logits: list[Tensor] = []
+        entries: list[TokenLogprob] = []
+
+        def keep_logprobs(logits: Tensor, tokens: Tensor) -> None:  # of each step, so that no logits accumulate
+            entries.extend(compute_token_logprobs(logits, tokens.tolist(), request.logprobs or 0))
+
         (tokens,) = generate(
             [(1.0, self.model)],
             [torch.tensor(ids, device=self.model.device)],
             make_noise(1, request.tokens, seed=request.seed).to(self.model.device),
             [request.tokens],
-            sampling,
-            on_logits=None if request.logprobs is None else step_logits.append,
+            self._choose_sampling(request),
+            on_step=None if request.logprobs is None else keep_logprobs,
         )
-        if request.logprobs is None:
-            return tokens, []
-        return tokens, list(compute_token_logprobs(torch.cat(step_logits), tokens, request.logprobs))
+        return tokens, entries
+
+    def _choose_sampling(self, request: CompletionRequest) -> Sampling:
+        """The settings of the request, and where it samples the server's defaults for what it leaves open."""
+        settings = {"temperature": 1.0, **self.sampling_defaults, **request.sampling_settings}
+        temperature = settings["temperature"]
+        filters = make_filters(settings if temperature > 0 else request.sampling_settings)
+        return Sampling(vocabulary=self.vocabulary, stop=self.stop_tokens, temperature=temperature, filters=filters)
 
     def _decode_token(self, token: int) -> str:
         return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+
+def check_text(text: str) -> None:
+    """Refuse text that UTF-8 cannot hold.
+
+    Raises: UsageError.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"character {error.start + 1} of the prompt is U+{ord(text[error.start]):04X}, half of a surrogate pair; "
+            f"send whole characters"
+        ) from error
 
 
 def compute_token_logprobs(logits: Float[Tensor, "N V"], tokens: Sequence[int], k: int) -> Iterator[TokenLogprob]:

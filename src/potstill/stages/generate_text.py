@@ -5,9 +5,17 @@ from typing import Any
 from potstill.core.device import resolve_device
 from potstill.core.errors import DataError, UsageError
 from potstill.decode.generate import GenerationOptions, generate_texts
+from potstill.decode.generation_config import (
+    describe_settings,
+    log_unused_settings,
+    make_filters,
+    read_sampling_defaults,
+)
+from potstill.decode.sampling import SamplingFilters
 from potstill.evaluate.samples import tokenize_prompt
 from potstill.models.inference import get_max_context
-from potstill.models.load import load_model
+from potstill.models.load import LoadedModel, load_model
+from potstill.stages.console import print_note
 
 
 def generate_text(
@@ -19,10 +27,14 @@ def generate_text(
     raw: bool,
     device: str,
     seed: int,
+    ignore_generation_config: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """The answer of `model` to `prompt`; with `raw` it continues the prompt without a chat template.
+
+    A temperature of 0 is the argmax. Above 0 the other sampling defaults of the model's generation config act, unless
+    `ignore_generation_config`; a note on stderr names them.
 
     Raises: DataError if the prompt has no token; UsageError if prompt and answer exceed the model's context.
     """
@@ -37,6 +49,31 @@ def generate_text(
             f"{len(ids)} tokens of prompt and {max_tokens} of answer exceed the {get_max_context(loaded.model)} tokens "
             f"of context of {model}; shorten the prompt or lower --max-tokens"
         )
-    generation_options = GenerationOptions(max_new_tokens=max_tokens, temperature=temperature, seed=seed)
+    filters = SamplingFilters() if ignore_generation_config else choose_filters(loaded, temperature)
+    generation_options = GenerationOptions(
+        max_new_tokens=max_tokens, temperature=temperature, seed=seed, filters=filters
+    )
     text = generate_texts(loaded.model, loaded.tokenizer, [ids], options=generation_options)[0]
     return {"model": model, "prompt": prompt, "text": text, "prompt_tokens": len(ids)}
+
+
+def choose_filters(loaded: LoadedModel, temperature: float) -> SamplingFilters:
+    """The filters of the model's generation config above temperature 0, named on stderr with what is not used."""
+    defaults = read_sampling_defaults(loaded.model)
+    log_unused_settings(loaded.model, loaded.name)
+    if not defaults:
+        return SamplingFilters()
+    if temperature == 0:
+        print_note(
+            f"the answer is greedy; the generation config of {loaded.name} samples with {describe_settings(defaults)}: "
+            f"pass --temperature {defaults.get('temperature', 1):g} for that"
+        )
+        return SamplingFilters()
+    defaults.pop("temperature", None)
+    filters = make_filters(defaults)
+    if filters != SamplingFilters():
+        print_note(
+            f"sampling uses {describe_settings(defaults)} of the generation config of {loaded.name}; "
+            f"--ignore-generation-config drops them"
+        )
+    return filters

@@ -8,6 +8,7 @@ import typer
 from potstill.cli import options as o
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.core.errors import UsageError
+from potstill.core.options import IGNORE_GENERATION_CONFIG
 from potstill.stages.options import GenerateDatasetOptions
 
 
@@ -21,6 +22,7 @@ def generate(
     ] = None,
     out: Annotated[str | None, typer.Option(help="The folder to write the answers to --data in.")] = None,
     raw: Annotated[bool, typer.Option(help="Continue the prompt as it is, without the chat template.")] = False,
+    ignore_generation_config: o.IgnoreGenerationConfig = IGNORE_GENERATION_CONFIG.default,
     overwrite: o.Overwrite = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run with the prompts that have no answer yet.")
@@ -30,6 +32,9 @@ def generate(
     **options: Any,
 ) -> Any:
     """Generate the answer to a prompt, or answers to all prompts of a data set as training data for a student.
+
+    Temperature 0 is the model's own argmax. Above 0, a single answer is sampled with the top_p, top_k, min_p and
+    repetition_penalty of the model's generation config, which a note names; a data set is sampled without them.
 
     Example: [bold]potstill generate smollm2 --prompt "What is a pot still?"[/]
 
@@ -60,6 +65,7 @@ def generate(
         model,
         sys.stdin.read() if prompt == "-" else prompt,
         raw=raw,
+        ignore_generation_config=ignore_generation_config,
         **{name: options[name] for name in text_options},
     )
     return print_or_return(result, as_json, lambda: print(result["text"]))

@@ -8,7 +8,14 @@ import typer
 
 from potstill.cli import options as o
 from potstill.cli.output import suppress_library_output
-from potstill.core.options import ALLOW_PICKLE, DEVICE, DTYPE, TRUST_REMOTE_CODE
+from potstill.core.options import (
+    ALLOW_PICKLE,
+    DEVICE,
+    DTYPE,
+    IGNORE_GENERATION_CONFIG,
+    MAX_LOGPROBS,
+    TRUST_REMOTE_CODE,
+)
 
 
 def serve(
@@ -17,6 +24,8 @@ def serve(
         str, typer.Option(help="The address to listen on; 0.0.0.0: all. The server asks for no API key.")
     ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(help="The port; 0: any free port.")] = 8000,
+    max_logprobs: o.MaxLogprobs = MAX_LOGPROBS.default,
+    ignore_generation_config: o.IgnoreGenerationConfig = IGNORE_GENERATION_CONFIG.default,
     device: o.Device = DEVICE.default,
     dtype: o.Dtype = DTYPE.default,
     allow_pickle: o.AllowPickle = ALLOW_PICKLE.default,
@@ -24,6 +33,9 @@ def serve(
     as_json: o.Json = False,
 ) -> Any:
     """Serve a model over HTTP with the completions API of OpenAI and vLLM, until Ctrl-C.
+
+    What a request leaves open comes from the model's generation config: temperature, top_p, top_k, min_p and
+    repetition_penalty, which a note names at the start. A request at temperature 0 gets the model's own argmax.
 
     Example: [bold]potstill serve smollm2 --port 8000[/]
     """
@@ -40,6 +52,8 @@ def serve(
         model,
         host=host,
         port=port,
+        max_logprobs=max_logprobs,
+        ignore_generation_config=ignore_generation_config,
         device=device,
         dtype=dtype,
         allow_pickle=allow_pickle,
