@@ -59,12 +59,12 @@ def test_greedy_answers_are_the_argmax_whatever_the_generation_config_says(
     prompt = [tiny_tokenizer(PROMPT).input_ids]
     (text,) = generate_texts(willful, tiny_tokenizer, prompt, options=GenerationOptions(max_new_tokens=12))
     assert text == tiny_tokenizer.decode(argmax)
-    own = willful.generation_config
+    original = willful.generation_config
     assert write_greedily(willful, tiny_tokenizer) != argmax  # what lm-eval would measure
     with plain_generation_config(willful):
         assert write_greedily(willful, tiny_tokenizer) == argmax
         assert willful.generation_config.eos_token_id == 2
-    assert willful.generation_config is own
+    assert willful.generation_config is original
 
 
 def test_speed_is_measured_without_the_beams_of_the_generation_config(willful: LlamaForCausalLM) -> None:

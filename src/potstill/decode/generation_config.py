@@ -79,10 +79,10 @@ def log_unused_settings(model: PreTrainedModel, name: str) -> None:
 @contextmanager
 def plain_generation_config(model: PreTrainedModel) -> Iterator[None]:
     """Hide the settings of the model's generation config, except its token ids, from code that calls `generate`."""
-    own = model.generation_config
-    ids = {name: getattr(own, name, None) for name in TOKEN_IDS}
+    original = model.generation_config
+    ids = {name: getattr(original, name, None) for name in TOKEN_IDS}
     model.generation_config = GenerationConfig(**{name: value for name, value in ids.items() if value is not None})
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = original
