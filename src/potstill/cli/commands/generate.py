@@ -1,6 +1,7 @@
 """`potstill generate`: generate text with a model."""
 
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -44,12 +45,7 @@ def generate(
     from potstill.stages.generate_dataset import GenerateDatasetConfig
     from potstill.stages.generate_text import generate_text
 
-    if (prompt is None) == (data is None) or (data is None) != (out is None):
-        raise UsageError("give --prompt for one answer, or --data and --out for the answers to a data set")
-    if options["max_tokens"] < 1:
-        raise UsageError(f"--max-tokens is {options['max_tokens']}; it must be at least 1")
-    if not options["temperature"] >= 0:
-        raise UsageError(f"--temperature is {options['temperature']}; it must be at least 0 (0 is greedy)")
+    check_options(prompt, data, out, options)
     suppress_library_output()
     if data is not None and out is not None:
         stage = GenerateDatasetConfig(model=model, data=data, **o.read_options(GenerateDatasetOptions, options))
@@ -69,3 +65,16 @@ def generate(
         **{name: options[name] for name in text_options},
     )
     return print_or_return(result, as_json, lambda: print(result["text"]))
+
+
+def check_options(prompt: str | None, data: str | None, out: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse a call that asks for no answer or for both kinds, and options out of their range.
+
+    Raises: UsageError.
+    """
+    if (prompt is None) == (data is None) or (data is None) != (out is None):
+        raise UsageError("give --prompt for one answer, or --data and --out for the answers to a data set")
+    if options["max_tokens"] < 1:
+        raise UsageError(f"--max-tokens is {options['max_tokens']}; it must be at least 1")
+    if not options["temperature"] >= 0:
+        raise UsageError(f"--temperature is {options['temperature']}; it must be at least 0 (0 is greedy)")
