@@ -88,10 +88,19 @@ def test_a_cache_says_of_any_batch_of_its_text_what_the_teacher_says(
     torch.testing.assert_close(told.log_rest, expected.log_rest, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(cache.hidden_states(batch).float(), said.rows, rtol=1e-2, atol=1e-2)
     assert said.head is not None
+    hidden = cache.hidden_states(batch).float()
     for speaker in (cache, CachedHiddenStates(cache, said.head)):
         with pytest.raises(UnsupportedModel, match="the objective needs more"):
             speaker.signals(batch, replace(needs, layers=frozenset({-1})))
     assert len(found.logits(found.rows[4:7])) == 3
+    some = needs.positions.clone()
+    some[0, ::3] = False
+    part = cache.signals(batch, Needs(some))
+    chosen = some[needs.positions].nonzero()[:, 0]
+    assert torch.equal(part.logits(part.rows[1:6]).log_p, told.log_p[chosen[1:6]])
+    assert torch.equal(CachedHiddenStates(cache, said.head).signals(batch, Needs(some)).rows.float(), hidden[chosen])
+    with pytest.raises(UnsupportedModel, match="give trained tokens only"):
+        cache.signals(batch, Needs(torch.ones_like(some)))
     assert manifest.rows == packs.num_trained
     assert manifest.bytes == sum((tmp_path / "cache" / name).stat().st_size for name in manifest.files)
 

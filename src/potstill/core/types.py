@@ -36,6 +36,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from potstill.core.errors import UnsupportedModel
+
 ALIGNED_PAIRS = (
     "aligned.pairs"  # rows of student and teacher that predict the same bytes from the same text: [2 P], ascending
 )
@@ -202,6 +204,17 @@ def select_needed_rows(signals: Signals, united: Needs, needs: Needs) -> Signals
     if united.positions is None or needs.positions is None or torch.equal(united.positions, needs.positions):
         return signals
     return signals.select_rows(needs.positions[united.positions])
+
+
+def select_supervised_rows(signals: Signals, batch: Batch, needs: Needs) -> Signals:
+    """The rows at the needed positions, from signals at all supervised positions, which caches and servers give.
+
+    Raises: UnsupportedModel for a position that is not supervised.
+    """
+    positions = supervised_positions(batch)[0]
+    if needs.positions is not None and bool((needs.positions & ~positions).any()):
+        raise UnsupportedModel("caches and servers give trained tokens only; the objective needs a loaded teacher")
+    return select_needed_rows(signals, Needs(positions), needs)
 
 
 @runtime_checkable

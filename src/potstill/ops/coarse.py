@@ -39,13 +39,14 @@ class CoarseDistribution:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, rows: slice) -> "CoarseDistribution":
+    def __getitem__(self, rows: slice | Int[Tensor, " M"]) -> "CoarseDistribution":
         return replace(self, ids=self.ids[rows], log_p=self.log_p[rows], log_rest=self.log_rest[rows])
 
     def select_rows(self, rows: Int[Tensor, " M"]) -> "CoarseDistribution":
-        """The rows of these consecutive indices."""
+        """The rows of these indices; those of consecutive indices are a view."""
         first = int(rows[0]) if len(rows) else 0
-        return self[first : first + len(rows)]
+        is_slice = torch.equal(rows, torch.arange(first, first + len(rows), device=rows.device))
+        return self[slice(first, first + len(rows)) if is_slice else rows]
 
     @property
     def buckets(self) -> Float[Tensor, "N B"]:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from potstill.core.atomic_files import CARD_FILE, hash_file
 from potstill.core.errors import ArtifactError, CacheMismatch, NotFound, UnsupportedModel, UsageError
-from potstill.core.types import IGNORE, Batch, Head, Needs, Signals
+from potstill.core.types import IGNORE, Batch, Head, Needs, Signals, select_supervised_rows
 from potstill.ops.coarse import CoarseDistribution, concatenate
 from potstill.ops.layout import apply_padded
 from potstill.teachers.cache_codec import CodecFormat, decode
@@ -189,7 +189,8 @@ class TeacherCache:
                 for tensor in (coarse_rows.ids, coarse_rows.log_p, coarse_rows.log_rest, coarse_rows.members)
             )
         )
-        return Signals(rows=torch.arange(len(device_rows), device=device), logits=device_rows.select_rows)
+        signals = Signals(rows=torch.arange(len(device_rows), device=device), logits=device_rows.select_rows)
+        return select_supervised_rows(signals, batch, needs)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """The teacher's last hidden states [N D] of a packed batch, in bfloat16.
@@ -245,7 +246,8 @@ class CachedHiddenStates:
         check_needs_only_rows(needs)
         head = self.head if vocabulary is None else self.head.crop_vocabulary(vocabulary)
         states = self.cache.hidden_states(batch).to(head.weight.dtype)
-        return Signals(rows=states, logits=lambda rows: apply_padded(head.logits, rows), head=head)
+        signals = Signals(rows=states, logits=lambda rows: apply_padded(head.logits, rows), head=head)
+        return select_supervised_rows(signals, batch, needs)
 
 
 def check_needs_only_rows(needs: Needs) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import ServerError, UnsupportedModel, UsageError, VocabularyMismatch
-from potstill.core.types import IGNORE, NEXT_TOKEN_LOG_P, Batch, Needs, Signals
+from potstill.core.types import IGNORE, NEXT_TOKEN_LOG_P, Batch, Needs, Signals, select_supervised_rows
 from potstill.data.packing import collate
 from potstill.models.tokenizers.vocabulary import PROBES, count_token_ids
 from potstill.ops.coarse import CoarseDistribution
@@ -95,7 +95,8 @@ class ServedTeacher:
         requests = self._request_windows(split_documents(batch))
         for key, _ in requests:
             self._pending.pop(key, None)
-        return self._build_signals([future.result() for _, future in requests], batch["input_ids"].device)
+        signals = self._build_signals([future.result() for _, future in requests], batch["input_ids"].device)
+        return select_supervised_rows(signals, batch, needs)
 
     def prefetch_packs(self, packs: Any, *, route: int | None = None) -> "PrefetchingPacks":
         """`packs`, with requests for each pack sent as it is read; with a `route`, only for its documents."""
