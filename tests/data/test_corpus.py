@@ -13,7 +13,14 @@ from datasets import IterableDataset
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.data import corpus as corpus_module
 from potstill.data import hub
-from potstill.data.corpus import Corpus, get_document_text, load_corpus, stream_corpus
+from potstill.data.corpus import (
+    HELD_OUT_DUPLICATE,
+    Corpus,
+    get_document_text,
+    load_corpus,
+    remove_held_out,
+    stream_corpus,
+)
 from potstill.data.row_reader import Route, RowReader
 from potstill.data.split import fingerprint
 from potstill.data.turns import to_row
@@ -123,6 +130,36 @@ def test_files_named_for_it_are_what_is_held_out(lines: Lines, tmp_path: Path) -
     assert set(texts(train)) == {row["text"] for row in NUMBERS[:100]}
     assert set(texts(held)) == {row["text"] for row in NUMBERS[100:110]}
     assert train.provenance["split"] == "as its files or splits are named"
+
+
+def test_files_named_for_a_test_are_held_out_where_none_is_named_train(lines: Lines, tmp_path: Path) -> None:
+    lines(NUMBERS[:100], name="set/rows.jsonl")
+    lines(NUMBERS[100:110], name="set/test.jsonl")
+    train, held = load_corpus(tmp_path / "set"), load_corpus(tmp_path / "set", split="validation")
+    assert set(texts(train)) == {row["text"] for row in NUMBERS[:100]}
+    assert set(texts(held)) == {row["text"] for row in NUMBERS[100:110]}
+    assert (train.provenance["held_out"], held.provenance["held_out"]) == (["test.jsonl"], [])
+    assert len(load_corpus(tmp_path / "set" / "test.jsonl", split="all")) == 10
+
+
+def test_documents_that_are_held_out_too_are_removed_whatever_their_format(lines: Lines) -> None:
+    pairs = [{"prompt": f"Question {i}", "response": f" Answer {i}"} for i in range(40)]
+    chats = [
+        {"messages": [{"role": "user", "content": f"Question {i}"}, {"role": "assistant", "content": f"Answer {i}\n"}]}
+        for i in range(30, 50)
+    ]
+    held_out = load_corpus(lines(chats, name="chats.jsonl"), split="all").documents
+    corpus = load_corpus(lines(pairs), split="all")
+    rest = remove_held_out(corpus, held_out)
+    assert sorted(row["prompt"] for row in rest.documents) == sorted(row["prompt"] for row in pairs[:30])
+    assert (rest.dropped, rest.digest) == ({HELD_OUT_DUPLICATE: 10}, corpus.digest)
+    assert remove_held_out(rest, held_out) is rest
+    with pytest.raises(DataError, match=r"all 10 documents of .* are held out too"):
+        remove_held_out(load_corpus(lines(pairs[30:], name="few.jsonl"), split="all"), held_out)
+    blank = Corpus("a/b", "text", datasets.Dataset.from_dict({}), None, None, {})
+    stream = remove_held_out(stream_corpus(blank, stream_of(pairs), RowReader(), "all", None), held_out)
+    assert sum(1 for _ in stream.documents) == 30
+    assert stream.dropped[HELD_OUT_DUPLICATE] == 10
 
 
 def test_a_folder_with_nothing_but_train_files_is_shared_out_by_hash(lines: Lines, tmp_path: Path) -> None:

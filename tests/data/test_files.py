@@ -1,13 +1,16 @@
 """Files are read as what they say they are, and what is wrong with one is said with its line or byte."""
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -36,19 +39,87 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "list.jsonl": lambda path: path.write_text(json.dumps(ROWS, indent=2)),
     "rows.csv": as_csv,
     "rows.parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path),
+    "rows.arrow": lambda path: as_arrow(path, pa.ipc.new_stream),
+    "file.arrow": lambda path: as_arrow(path, pa.ipc.new_file),
+}
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True),
 }
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def as_arrow(path: Path, open_writer: Callable[..., Any]) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with open_writer(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, packed: bool) -> None:
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, suffix: str) -> None:
     path = tmp_path / name
     WRITERS[name](path)
-    if packed:
-        zipped = path.with_name(name + ".gz")
-        zipped.write_bytes(gzip.compress(path.read_bytes()))
-        path = zipped
-    assert rows_of(path) == ROWS
+    compressed = path.with_name(name + suffix)
+    compressed.write_bytes(COMPRESSORS[suffix](path.read_bytes()))
+    assert rows_of(compressed) == ROWS
+
+
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("lines.jsonl", f"{json.dumps(CHAT)}\n\n{json.dumps(CHAT)}\n", 2),
+        ("one.jsonl", json.dumps(CHAT), 1),
+        ("list.json", json.dumps([CHAT, CHAT], indent=1), 2),
+        ("one.json", json.dumps(CHAT, indent=1), 1),
+    ],
+)
+def test_a_list_of_turns_is_a_chat_in_a_line_in_a_list_or_alone(
+    tmp_path: Path, name: str, content: str, count: int
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert rows_of(tmp_path / name) == [{"messages": CHAT}] * count
+
+
+def test_a_folder_of_save_to_disk_is_its_data(tmp_path: Path) -> None:
+    dataset = datasets.Dataset.from_list(ROWS)
+    dataset.save_to_disk(tmp_path / "one")
+    (tmp_path / "one" / "cache-0123.arrow").touch()
+    assert [file.name for file in list_files(tmp_path / "one")] == ["data-00000-of-00001.arrow"]
+    datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(tmp_path / "two")
+    files = list_files(tmp_path / "two")
+    assert [str(file.relative_to(tmp_path)) for file in files] == [
+        "two/test/data-00000-of-00001.arrow",
+        "two/train/data-00000-of-00001.arrow",
+    ]
+    assert all(rows_of(file) == ROWS for file in files)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.jsonl.gz", "a.arrow"])
+def test_a_pointer_to_data_is_named_with_the_command_that_fetches_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(DataError, match=r"is a Git LFS pointer and not the data; run `git lfs pull`"):
+        rows_of(path)
+    path.write_text("/annex/objects/MD5E-s12--4d7a.jsonl\n")
+    with pytest.raises(DataError, match=r"is a git-annex pointer and not the data; run `git annex get`"):
+        rows_of(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [("a.zip", "unzip a.zip"), ("a.tar.gz", "tar -xf a.tar.gz"), ("a.tgz", "tar -xf a.tgz")]
+)
+def test_an_archive_is_named_with_the_command_that_unpacks_it(tmp_path: Path, name: str, command: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=f"is an archive; unpack it with `{command}`"):
+        list_files(tmp_path / name)
+    with pytest.raises(DataError, match=f"holds 1 files and none of .*; unpack its archive with `{command}`"):
+        list_files(tmp_path)
 
 
 def test_a_text_file_is_one_document_without_byte_order_mark_and_with_plain_line_ends(tmp_path: Path) -> None:
@@ -91,6 +162,16 @@ BROKEN = {
     "UTF-16": ("a.txt", "hallo".encode("utf-16"), "zero byte at offset 3"),
     "no gzip file": ("a.txt.gz", b"plain text", "not a complete gzip file"),
     "half a gzip file": ("a.txt.gz", gzip.compress(os.urandom(999).hex().encode())[:200], "not a complete gzip file"),
+    "no bzip2 file": ("a.txt.bz2", b"plain text", "cannot be read|not a complete .bz2 file"),
+    "no xz file": ("a.txt.xz", b"plain text", "not a complete .xz file"),
+    "half an xz file": ("a.txt.xz", lzma.compress(os.urandom(999).hex().encode())[:300], "not a complete .xz file"),
+    "no Zstandard file": ("a.txt.zst", b"plain text", "cannot be read|not a complete .zst file"),
+    "no Arrow file": ("a.arrow", b"text\nfirst\n", "not a complete Arrow file"),
+    "a line that is a list of texts": (
+        "a.jsonl",
+        b'["a"]\n["b"]\n',
+        "line 1 is a list; .* or a list of turns",
+    ),
     "a damaged gzip file": ("a.txt.gz", gzip.compress(b"abc" * 99)[:-8] + b"12345678", "not a complete gzip file"),
     "no Parquet file": ("a.parquet", b"text\nfirst\n", "not a complete Parquet file"),
     "an empty Parquet file": ("a.parquet", b"", "not a complete Parquet file"),
@@ -163,7 +244,10 @@ def test_the_format_is_what_the_name_says(name: str, known: str) -> None:
         (["x.train.txt.gz", "x.dev.txt.gz"], ([0], [1])),
         (["test/a.txt", "train/a.txt"], ([1], [0])),
         (["train.csv", "categories.json"], ([0], [])),
-        (["a.txt", "test.txt"], None),
+        (["a.txt", "test.txt"], ([0], [1])),
+        (["a.txt", "b.txt", "eval.jsonl", "test.txt"], ([0, 1], [2])),
+        (["a.txt", "b.txt"], None),
+        (["test.csv", "test_socratic.csv"], None),
         (["training.txt", "constraint.txt"], None),
         (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "val.parquet"], ([0, 1], [2])),
     ],

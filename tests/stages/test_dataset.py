@@ -90,3 +90,19 @@ def test_chats_that_do_not_fit_are_counted_on_the_screen_and_in_the_facts(
     assert "shortened" not in again.facts["windows"]
     packs = describe_dataset(str(path), str(teacher), context=64, split="train")["packs"]
     assert (packs["windows"], len(packs["loss"])) == (counts, 2)
+
+
+def test_what_is_measured_on_is_not_trained_on_and_said(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": f"document {i}"} for i in range(60)]
+    data, eval_data = written(tmp_path / "a.jsonl", rows), written(tmp_path / "b.jsonl", rows[:20])
+    config = DatasetConfig(data=str(data), eval_data=str(eval_data), context=64)
+    prepared = prepare_dataset(config, tiny_tokenizer, tokens=2_000)
+    trained = str(tiny_tokenizer.decode(prepared.packs.input_ids.tolist())).split("<|im_end|>")
+    measured = {str(tiny_tokenizer.decode(row.input_ids)) for row in prepared.rows}
+    assert measured == {row["text"] for row in rows[:20]}
+    assert not measured & set(trained)
+    assert 35 <= len([text for text in trained if text]) <= 40
+    removed = prepared.facts["dropped"]["content that is held out"]
+    assert f"{removed} documents are held out too, and are left out of training" in capsys.readouterr().err

@@ -9,6 +9,7 @@ source (files or splits named train and validation, or test); without one, a twe
 import hashlib
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -19,15 +20,25 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.data import docstrings, hub
-from potstill.data.files import Record, assign_splits, find_license, get_format, list_files, read_records
+from potstill.data.files import Record, assign_splits, find_license, get_format, is_held_out, list_files, read_records
 from potstill.data.row_reader import Route, RowReader, check_bad_row_policy
 from potstill.data.schema import Document, Kind
-from potstill.data.split import MIN_DOCUMENTS, VALIDATION_SHARE, choose_held_out, fingerprint, is_in_share, split_texts
+from potstill.data.split import (
+    MIN_DOCUMENTS,
+    VALIDATION_SHARE,
+    choose_held_out,
+    fingerprint,
+    hash_content,
+    is_in_share,
+    split_texts,
+)
 from potstill.data.trees import is_message_row
 
 Split = Literal["train", "validation", "all"]
 Item = TypeVar("Item")
 CHUNK = 4096  # documents held as Python objects at once; the others are in Arrow
+NAMED_SPLITS = "as its files or splits are named"
+HELD_OUT_DUPLICATE = "content that is held out"  # why a document is left out of training
 PREVIEW_ROWS = 256  # rows read of a stream to recognize its kind
 
 FEATURES: Mapping[Kind, Features] = {
@@ -115,6 +126,36 @@ def load_corpus(
     raise NotFound(f"there is no file or folder {name}; a data set of the hub is called owner/name")
 
 
+def remove_held_out(corpus: Corpus, held_out: Iterable[Mapping[str, Any]]) -> Corpus:
+    """`corpus` without the documents whose content is also in `held_out`; `dropped` counts them.
+
+    The digest stays that of all documents, so a cache of them fits. Those of a stream are counted as it is read.
+
+    Raises: DataError if no document is left.
+    """
+    held_out_digests = {hash_content(document) for document in held_out}
+
+    def is_left(document: Mapping[str, Any]) -> bool:
+        return hash_content(document) not in held_out_digests
+
+    if not isinstance(corpus.documents, Dataset):
+        counts = cast(Counter[str], corpus.dropped)
+
+        def is_left_and_counted(document: Mapping[str, Any]) -> bool:
+            counts[HELD_OUT_DUPLICATE] += not is_left(document)
+            return is_left(document)
+
+        return replace(corpus, documents=corpus.documents.filter(is_left_and_counted))
+    indices = [i for i, document in enumerate(corpus.documents) if is_left(document)]
+    num_removed = len(corpus) - len(indices)
+    if not num_removed:
+        return corpus
+    if not indices:
+        raise DataError(f"all {len(corpus)} documents of {corpus.name} are held out too; give other --eval-data")
+    dropped = {**corpus.dropped, HELD_OUT_DUPLICATE: num_removed}
+    return replace(corpus, documents=corpus.documents.select(indices), dropped=dropped)
+
+
 def _parse_split(split: str) -> Split:
     for choice in get_args(Split):
         if choice == split:
@@ -130,11 +171,13 @@ def _load_stdlib(split: Split, limit: int | None) -> Corpus:
 
 def _load_local(name: str, path: Path, split: Split, limit: int | None, reader: RowReader) -> Corpus:
     files = list_files(path)
-    splits = assign_splits([str(file.relative_to(path)) for file in files]) if path.is_dir() else None
+    names = [file.name if path.is_file() else str(file.relative_to(path)) for file in files]
+    splits = assign_splits(names) if path.is_dir() else None
+    held_out = _list_held_out(names, splits)
     files, hash_split = _select_parts(files, splits, split)
     document_streams = (reader.read_documents(read_records(file), source=_describe_file(file)) for file in files)
     documents = _build_dataset(chain.from_iterable(document_streams))
-    provenance = {"source": name, "files": len(files)}
+    provenance = {"source": name, "files": len(files), "held_out": held_out if split == "train" else []}
     corpus = Corpus(name, "text", documents, None, find_license(path), provenance)
     return _take_split(_add_reader_report(corpus, reader, has_named_splits=hash_split != split), hash_split, limit)
 
@@ -142,8 +185,15 @@ def _load_local(name: str, path: Path, split: Split, limit: int | None, reader: 
 def _load_from_hub(name: str, split: Split, limit: int | None, reader: RowReader) -> Corpus:
     source = hub.HubDataset(name)
     names = source.list_splits()
-    split_names, hash_split = _select_parts(names, assign_splits(names), split)
-    provenance = {"source": f"hub: {name}", "revision": source.revision, "splits": split_names}
+    splits = assign_splits(names)
+    split_names, hash_split = _select_parts(names, splits, split)
+    held_out = _list_held_out(names, splits) if split == "train" else []
+    provenance = {
+        "source": f"hub: {name}",
+        "revision": source.revision,
+        "splits": split_names,
+        "held_out": held_out,
+    }
     corpus = Corpus(name, "text", Dataset.from_dict({}), None, source.license, provenance)
     parts = [source.load_rows(part) for part in split_names]
     if source.is_offline or is_message_row(next(iter(parts[0]), {})):  # a tree of messages is in many rows
@@ -197,6 +247,11 @@ def _describe_file(file: Path) -> str:
     return f"the header of {file}" if get_format(file) in (".csv", ".tsv") else str(file)
 
 
+def _list_held_out(names: Sequence[str], splits: tuple[list[int], list[int]] | None) -> list[str]:
+    """The names of files or splits that are not trained on because of their names."""
+    return [] if splits is None else [name for i, name in enumerate(names) if i not in splits[0] and is_held_out(name)]
+
+
 def _select_parts(
     items: list[Item], splits: tuple[list[int], list[int]] | None, split: Split
 ) -> tuple[list[Item], Split]:
@@ -214,7 +269,7 @@ def _add_reader_report(corpus: Corpus, reader: RowReader, *, has_named_splits: b
     if not len(corpus):
         raise DataError(_describe_empty(corpus.name, reader))
     provenance = {**corpus.provenance, **_name_unread(reader)}
-    provenance |= {"split": "as its files or splits are named"} if has_named_splits else {}
+    provenance |= {"split": NAMED_SPLITS} if has_named_splits else {}
     return replace(corpus, provenance=provenance, dropped=dict(reader.dropped), bad_rows=list(reader.bad_rows))
 
 

@@ -125,6 +125,7 @@ def _build_summary(description: Mapping[str, Any]) -> Table:
         "tokens a document": f"median {lengths['50']}, 90 % at most {lengths['90']}, longest {lengths['100']}",
         "last trained": ", ".join(f"{token!r} {count:,} times" for token, count in description["last_trained"].items()),
         "dropped": ", ".join(f"{count:,} {reason}" for reason, count in description["dropped"].items()) or "nothing",
+        "held out": ", ".join(description["provenance"].get("held_out", [])) or "nothing by its name",
         "not read": ", ".join(description["provenance"].get("unread_text", [])) or "nothing",
         "licence": description["licence"] or "not stated",
         "split": description["provenance"].get("split", "all"),

@@ -7,12 +7,13 @@ sections at blank lines, and sections are held out. The text between two held-ou
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from potstill.core.errors import DataError
 from potstill.data.schema import Document
-from potstill.data.turns import drop_nulls
+from potstill.data.turns import drop_nulls, to_messages
 
 VALIDATION_SHARE = 0.05
 MIN_DOCUMENTS = 20
@@ -25,6 +26,19 @@ def fingerprint(document: Document) -> bytes:
     """The SHA-256 of a document's text, without its route."""
     content = drop_nulls({name: value for name, value in document.items() if name not in ("whole", "route")})
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).digest()
+
+
+def hash_content(document: Mapping[str, Any]) -> bytes:
+    """The SHA-256 of what a document says, whether as a pair or as a chat, without the spaces around its parts."""
+    parts = (
+        [document["text"].strip()]
+        if "text" in document
+        else [
+            (message["role"], message["content"].strip(), message.get("tool_calls"))
+            for message in to_messages(document)
+        ]
+    )
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
 def choose_held_out(fingerprints: Sequence[bytes], *, share: float = VALIDATION_SHARE) -> list[bool]:

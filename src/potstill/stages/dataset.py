@@ -1,7 +1,7 @@
 """The text of a stage: packs to train on, and documents to measure on."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import Batch
-from potstill.data.corpus import Corpus, load_corpus
+from potstill.data.corpus import HELD_OUT_DUPLICATE, Corpus, load_corpus, remove_held_out
 from potstill.data.packing import Packs, collate, pack
 from potstill.data.preview import describe
 from potstill.data.row_reader import Route
@@ -28,6 +28,7 @@ from potstill.teachers.cached import TeacherCache
 
 MIN_SAMPLED_TOKENS = 4_000_000  # read at least these of a stored corpus: one document may be half a book
 HELD_OUT_TOKENS = 50_000  # of the validation packs
+MAX_STREAMED_DOCUMENTS = 1_000  # of a held-out stream, looked up among those to train on
 MAX_MEASURED_CHARACTERS = 2_000  # of a document that is measured; about 500 tokens of English
 
 
@@ -83,12 +84,13 @@ def prepare_dataset(
     corpus = load_corpus(config.data, columns=parse_columns(config.columns), route=config.route)
     for cache in caches if corpus.digest is not None else ():  # a stream has no digest but those of its windows
         cache.check_facts({"text": corpus.digest})
+    held_out = load_held_out_corpus(config)
+    corpus = remove_held_out(corpus, list_held_out_documents(held_out))
     bos, keep_window = get_bos_id(tokenizer), make_window_filter(caches)
     token_set = tokenize_sample(corpus, tokenizer, tokens=tokens)
     packs = pack(token_set, length=config.context, seed=config.seed, bos=bos, keep_window=keep_window)
     report_reading(corpus, packs)
     route_facts = {} if config.route is None else {"routes": count_windows_by_route(packs, config.route, corpus.name)}
-    held_out = load_held_out_corpus(config)
     held_out_tokens = tokenize_corpus(held_out, tokenizer, limit=HELD_OUT_TOKENS)
     validation_packs = pack(held_out_tokens, length=config.context, seed=config.seed, bos=bos)
     rows = build_rows(held_out, tokenizer, documents=documents)
@@ -156,7 +158,11 @@ def pack_corpus(
 
 
 def report_reading(corpus: Corpus, packs: Packs) -> None:
-    """Print what of the text is not read: columns with text, and what does not fit into the context."""
+    """Print what of the text is not trained on: held-out files and documents, columns, and what does not fit."""
+    if held_out := corpus.provenance.get("held_out"):
+        print_note(f"{corpus.name}: held out by their names, never trained on: {', '.join(held_out)}")
+    if num_duplicates := corpus.dropped.get(HELD_OUT_DUPLICATE):
+        print_note(f"{corpus.name}: {num_duplicates:,} documents are held out too, and are left out of training")
     if unread := corpus.provenance.get("unread_text"):
         print_note(f"{corpus.name}: not read, though they hold text: the columns {', '.join(unread)}")
     for sentence in describe_loss(packs.counts):
@@ -196,6 +202,12 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
         )
     split = "all" if eval_path.is_file() else "validation"
     return load_corpus(eval_data, split=split, columns=columns, route=config.route)
+
+
+def list_held_out_documents(held_out: Corpus) -> Iterable[Mapping[str, Any]]:
+    """All documents of a held-out text; of a stream the first, which are those that are measured on."""
+    is_stored = isinstance(held_out.documents, Dataset)
+    return held_out.documents if is_stored else held_out.documents.take(MAX_STREAMED_DOCUMENTS)
 
 
 def parse_columns(option: str) -> dict[str, str] | None:
