@@ -331,7 +331,9 @@ def test_a_corrupt_checkpoint(refused: Refused, stopped: tuple[object, ...], tmp
 
 
 def test_a_checkpoint_of_another_run(refused: Refused, stopped: tuple[object, ...]) -> None:
-    assert "other settings" in refused(*stopped, "--resume", "--lr", "0.1", code=1)
+    assert "begun with lr 0.0005, and now it is 0.1; give what it was" in refused(
+        *stopped, "--resume", "--lr", "0.1", code=2
+    )
 
 
 def test_an_unfinished_run_is_not_discarded_silently(refused: Refused, stopped: tuple[object, ...]) -> None:

@@ -238,10 +238,10 @@ def test_a_capture_with_other_settings_or_of_another_version_is_not_continued(
         patch.setattr(cache_writer, "build_shard", lambda w: original(w) if next(calls) < 1 else [][0])
         with pytest.raises(IndexError):
             stage.run(tmp_path / "cache", show=False)
-    with pytest.raises(ArtifactError, match="other settings"):
+    with pytest.raises(UsageError, match="begun with top_k 8, and now it is 4"):
         replace(stage, top_k=4).run(tmp_path / "cache", resume=True, show=False)
     monkeypatch.setattr(capturing, "VERSION", 0)
-    with pytest.raises(ArtifactError, match="other settings"):
+    with pytest.raises(UsageError, match="begun with format 3, and now it is 0"):
         stage.run(tmp_path / "cache", resume=True, show=False)
 
 
@@ -410,7 +410,7 @@ def test_an_interrupt_before_the_first_shard_promises_nothing(
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("torn", ['{"identity": "a', "[]", '{"files": {}}'])
+@pytest.mark.parametrize("torn", ['{"identity": "a', "[]", '{"file": {}}'])
 def test_a_record_of_shards_that_is_torn_is_one_sentence(stage: CacheTeacherConfig, tmp_path: Path, torn: str) -> None:
     (tmp_path / "cache" / "training").mkdir(parents=True)
     (tmp_path / "cache" / "training" / "capture.json").write_text(torn)

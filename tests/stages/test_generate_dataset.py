@@ -11,7 +11,7 @@ from tests.stages.distill.test_run import SETTINGS
 from tests.stages.world import saved, written
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import ArtifactError, DataError, Interrupted, OutputExists, UsageError
+from potstill.core.errors import DataError, Interrupted, OutputExists, UsageError
 from potstill.data.corpus import load_corpus
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages import generate_dataset as answering
@@ -99,7 +99,7 @@ def test_a_stopped_stage_continues_to_the_same_answers(
     with pytest.raises(Interrupted, match="--resume"):
         stage.run(tmp_path / "made")
     assert [file.name for file in (tmp_path / "made").iterdir()] == ["training"]
-    with pytest.raises(ArtifactError, match="other settings"):
+    with pytest.raises(UsageError, match="begun with seed 1, and now it is 3; give what it was"):
         replace(stage, seed=3).run(tmp_path / "made", resume=True)
     stage.run(tmp_path / "made", resume=True)
     assert next(calls) < 12  # the first part was not answered again

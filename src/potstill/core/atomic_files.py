@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,6 +16,8 @@ from potstill.core.errors import ArtifactError, OutputExists
 CARD_FILE = "card.json"
 
 TRAINING_FOLDER = "training"  # in the output folder until the run is finished
+RECORD_FILE = "run.json"  # in the training folder: what the run was begun with
+CARRY_FILE = ".carry"  # in a folder that replaces another: the name of a folder that moves over from the old one
 ARENA_FILE = "arena.json"  # in the folder of an arena from the start
 OUTPUT_MARKERS = (
     CARD_FILE,
@@ -24,10 +26,11 @@ OUTPUT_MARKERS = (
     f"*/{CARD_FILE}",
     f"*/{TRAINING_FOLDER}",
 )  # every output folder of potstill holds one of these
+UNFINISHED_MARKERS = (TRAINING_FOLDER, f"*/{TRAINING_FOLDER}")
 
 
-def check_output_free(out: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder that is not empty or cannot be written.
+def check_output_writable(out: Path) -> None:
+    """Refuse an output folder that is a file, a mount point, or without permission to write.
 
     Raises: OutputExists, ArtifactError.
     """
@@ -35,25 +38,43 @@ def check_output_free(out: Path, *, overwrite: bool = False) -> None:
         raise OutputExists(f"{out} is a file; give a folder that does not exist yet")
     if out.is_mount():
         raise ArtifactError(f"{out} is a mount point, which cannot be replaced as a whole; choose a folder inside it")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise OutputExists(f"{out} is not empty; pass --overwrite to replace it, or --resume to continue its run")
-    if (
-        out.is_dir()
-        and overwrite
-        and any(out.iterdir())
-        and not any(next(out.glob(marker), None) for marker in OUTPUT_MARKERS)
-    ):
-        raise OutputExists(f"{out} holds files that potstill did not make, so it is not replaced; choose another --out")
-    existing_folder = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    existing_folder = find_existing_folder(out)
     if not os.access(existing_folder, os.W_OK | os.X_OK):
         raise ArtifactError(f"no permission to write in {existing_folder}; choose another --out")
 
 
+def find_existing_folder(out: Path) -> Path:
+    """`out`, or the nearest folder above it that exists."""
+    return next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+
+
+def check_output_free(out: Path, *, overwrite: bool = False) -> None:
+    """Refuse an output folder that is not empty or cannot be written.
+
+    Raises: OutputExists, ArtifactError.
+    """
+    check_output_writable(out)
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite and contains_any(out, UNFINISHED_MARKERS):
+        raise OutputExists(f"{out} holds an unfinished run; pass --resume to continue it, or --overwrite to discard it")
+    if not overwrite:
+        raise OutputExists(f"{out} is not empty; choose another --out, or pass --overwrite to replace it")
+    if not contains_any(out, OUTPUT_MARKERS):
+        raise OutputExists(f"{out} holds files that potstill did not make, so it is not replaced; choose another --out")
+
+
+def contains_any(out: Path, patterns: Sequence[str]) -> bool:
+    """Whether a folder holds a file or a folder that one of the patterns names."""
+    return any(next(out.glob(pattern), None) for pattern in patterns)
+
+
 @contextlib.contextmanager
-def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(out: Path, *, overwrite: bool = False, carry: str = "") -> Iterator[Path]:
     """A temporary folder next to `out` that becomes `out` at the end of the block, and is deleted after an error.
 
-    If `out` is a symbolic link, the folder is made at its target, which may be on another disk.
+    If `out` is a symbolic link, the folder is made at its target, which may be on another disk. `carry` names a folder
+    inside `out` that stays there.
 
     Raises: OutputExists if `out` is not empty; ArtifactError if the disk is full or not writable.
     """
@@ -65,7 +86,7 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         staging.mkdir(parents=True)
         yield staging
         sync_folder(staging)
-        replace_folder(staging, out)
+        replace_folder(staging, out, carry=carry)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ArtifactError(f"writing {out} failed: {reason}; nothing was written") from error
@@ -73,10 +94,16 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def replace_folder(folder: Path, out: Path) -> None:
-    """Rename `folder` to `out`; a folder that was at `out` is deleted only after the new one is in place."""
+def replace_folder(folder: Path, out: Path, *, carry: str = "") -> None:
+    """Rename `folder` to `out`; a folder that was at `out` is deleted only after the new one is in place.
+
+    `carry` names a folder inside the old `out` that moves into the new one. `recover_folder` finishes that move after
+    a kill.
+    """
     out = out.resolve()
     backup = _staging_path(out, "old")
+    if carry and (out / carry).exists():
+        write_text(folder / CARRY_FILE, carry)
     if out.exists():
         out.rename(backup)
     try:
@@ -86,19 +113,41 @@ def replace_folder(folder: Path, out: Path) -> None:
             backup.rename(out)
         raise
     _sync_directory_entry(out.parent)
+    _finish_carrying(out, [backup])
     shutil.rmtree(backup, ignore_errors=True)
+
+
+def remove_inner_folder(folder: Path) -> None:
+    """Delete a folder inside an output folder at once: after a kill `recover_folder` deletes the rest."""
+    out = folder.resolve().parent
+    leftover = _staging_path(out, "partial")
+    folder.rename(leftover)
+    _sync_directory_entry(out)
+    shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _finish_carrying(out: Path, backups: Sequence[Path]) -> None:
+    """Move the folder that `out` carries over from one of `backups`, if it is not there yet."""
+    marker = out / CARRY_FILE
+    if not marker.is_file():
+        return
+    name = marker.read_text(encoding="utf-8")
+    if source := next((backup / name for backup in backups if (backup / name).exists()), None):
+        source.rename(out / name)
+    marker.unlink()
 
 
 def recover_folder(out: Path) -> None:
     """Clean up next to `out` after a process that was killed.
 
     A folder that was being replaced returns to `out`, unless `out` exists; incomplete folders are deleted.
-    Only one process at a time may write `out`.
+    Only the process that holds the lock of `out` may call this (`core.output_lock`).
     """
     out = out.resolve()
     leftovers = [path for kind in ("old", "partial") for path in out.parent.glob(_staging_pattern(out, kind))]
     if not out.exists() and (backup := next((leftover for leftover in leftovers if leftover.suffix == ".old"), None)):
         backup.rename(out)
+    _finish_carrying(out, leftovers)
     for leftover in leftovers:
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -34,6 +34,7 @@ class Card:
 
     `stage` has the stage's options, `data` the source of the text, and `cost` the seconds, tokens and memory.
     `invariants` has the checks with their outcomes, and `details` the stage's own results (kept layers, importance).
+    `failures` names what could not be made for the card, with the error.
     """
 
     stage: Mapping[str, Any]
@@ -44,6 +45,7 @@ class Card:
     measures: Mapping[str, Sequence[Measure]] = field(default_factory=dict)
     invariants: Sequence[Mapping[str, Any]] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
     command: str = field(default_factory=lambda: " ".join(["potstill", *sys.argv[1:]]))
     versions: Mapping[str, str] = field(default_factory=lambda: get_package_versions())
 

@@ -24,6 +24,10 @@ class OutputExists(UsageError):
     """The output folder is not empty; `--overwrite` replaces it, `--resume` continues its run."""
 
 
+class OutputInUse(PotstillError):
+    """Another process writes this output; the message names that process."""
+
+
 class InfeasibleTarget(UsageError):
     """No shape of this model has the requested size."""
 

@@ -17,11 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.atomic_files import (
-    TRAINING_FOLDER,
-    check_output_free,
-    recover_folder,
-)
+from potstill.core.atomic_files import TRAINING_FOLDER, recover_folder
 from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import OutputExists, UsageError
@@ -33,20 +29,20 @@ from potstill.models.eval_mode import eval_mode
 from potstill.models.load import LoadedModel, load_model
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import build_corpus_facts, pack_corpus, parse_columns
-from potstill.stages.option_checks import check_output_not_input, check_single_process
+from potstill.stages.option_checks import check_single_process
 from potstill.stages.options import CacheTeacherOptions
-from potstill.stages.run_folder import explain_interrupt, training_folder
+from potstill.stages.preflight import StageInputs
+from potstill.stages.run_folder import explain_interrupt, reserve_output, training_folder
+from potstill.stages.run_record import RunRecord
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.teachers.cache_folder import (
-    check_progress,
+    drop_damaged_shards,
     finish_interrupted_move,
     has_finished_shard,
     publish_cache,
-    start_progress,
 )
 from potstill.teachers.cache_writer import CacheWriter
 from potstill.teachers.cached import MANIFEST, VERSION, CacheFacts, Manifest
-from potstill.train.run import compute_run_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +86,22 @@ class CacheTeacherConfig(CacheTeacherOptions):
         Raises: UsageError, NotFound, OutputExists before anything is written; Interrupted, ArtifactError with all
             finished shards left for --resume.
         """
-        if self._find_finished(out, overwrite=overwrite, resume=resume):
-            return self._read_finished_manifest(out)
+        check_single_process()
+        with reserve_output(
+            out,
+            StageInputs(models=(self.teacher,), data=(self.data,)),
+            overwrite=overwrite,
+            resume=resume,
+            options=self.to_dict(),
+            resumable=(TRAINING_FOLDER, MANIFEST),
+            recover=recover_cache,
+        ):
+            if resume and (out / MANIFEST).is_file() and not (out / TRAINING_FOLDER).is_dir():
+                return self._read_finished_manifest(out)
+            return self._write(out, overwrite=overwrite or not resume, show=show)
+
+    def _write(self, out: Path, *, overwrite: bool, show: bool) -> Manifest:
+        """Writes the cache, or with `overwrite` off what is missing of it."""
         teacher = load_model(self.teacher, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         check_context(self.context, teacher.model)
         corpus, packs = load_packs(self, teacher.tokenizer)
@@ -101,40 +111,25 @@ class CacheTeacherConfig(CacheTeacherOptions):
         require_causal(teacher.model, f"the teacher {teacher.name}")
         writer = self._build_writer(teacher, packs)
         facts = writer.compute_facts(corpus.digest or packs.digest, context=self.context)
-        identity = compute_run_id(VERSION, self.to_dict(), asdict(facts), packs.digest, device.type)
+        origins = {"format": VERSION, **asdict(facts), "windows": packs.digest, "device": device.type}
+        record = RunRecord(options=self.to_dict(), origins=origins)
         with (
             explain_write_errors(out),
             explain_interrupt(out, saved="every finished shard", is_resumable=has_finished_shard),
             training_folder(
                 out,
-                overwrite=overwrite or not resume,
-                marker=start_progress(identity),
+                record,
+                overwrite=overwrite,
                 is_resumable=has_finished_shard,
             ) as folder,
         ):
-            check_progress(out, folder, identity)
+            drop_damaged_shards(folder)
             start = time.perf_counter()
             with eval_mode(teacher.model), torch.no_grad(), _make_progress_bar(show) as bar:
                 task = bar.add_task("caching", total=len(packs))
                 members = writer.load_token_classes(folder)
-                writer.write_shards(
-                    folder, identity, members, on_progress=lambda done: bar.update(task, completed=done)
-                )
+                writer.write_shards(folder, members, on_progress=lambda done: bar.update(task, completed=done))
             return self._publish(out, folder, writer, corpus, facts, time.perf_counter() - start)
-
-    def _find_finished(self, out: Path, *, overwrite: bool, resume: bool) -> bool:
-        """Whether `out` holds a complete cache to resume; checks the output folder and finishes an interrupted move.
-
-        Raises: UsageError, OutputExists, ArtifactError.
-        """
-        check_single_process()
-        check_output_not_input(out, self.teacher, self.data)
-        if resume and overwrite:
-            raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
-        recover_folder(out)
-        finish_interrupted_move(out)
-        check_output_free(out, overwrite=overwrite or resume)
-        return resume and (out / MANIFEST).is_file() and not (out / TRAINING_FOLDER).is_dir()
 
     def _build_writer(self, teacher: LoadedModel, packs: Packs) -> CacheWriter:
         return CacheWriter(
@@ -156,7 +151,7 @@ class CacheTeacherConfig(CacheTeacherOptions):
         Raises: OutputExists.
         """
         if read_card(out).get("stage") != self.to_dict():
-            raise OutputExists(f"{out} holds another cache, which is complete; pass --overwrite to replace it")
+            raise OutputExists(f"{out} holds another cache, which is complete; choose another --out")
         return Manifest.from_folder(out)
 
     def _publish(
@@ -180,6 +175,12 @@ class CacheTeacherConfig(CacheTeacherOptions):
         card.write(folder)
         publish_cache(folder, out, manifest)
         return manifest
+
+
+def recover_cache(out: Path) -> None:
+    """Mends what a killed process left at `out`: a folder half replaced, or a complete cache not yet in its place."""
+    recover_folder(out)
+    finish_interrupted_move(out)
 
 
 def load_packs(config: CacheTeacherConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Packs]:

@@ -87,6 +87,7 @@ class Doctor(DoctorOptions):
             raise UsageError(
                 f"doctor runs the teacher, and {away[0]} is not here; give --teacher, a model that is here"
             )
+        self.config.inputs.check()
         student = None if self.student is None else load_run_model(self.config, self.student)
         checks: list[Check] = []
         for source in sources:

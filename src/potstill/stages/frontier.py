@@ -8,8 +8,9 @@ from typing import Any
 from potstill.core.atomic_files import write_text
 from potstill.core.card import read_card
 from potstill.core.errors import ArtifactError, NotFound
+from potstill.core.output_lock import output_lock
 from potstill.evaluate.charts import frontier, plots
-from potstill.stages.training import BEFORE_TRAINING
+from potstill.stages.training_run import BEFORE_TRAINING
 
 TEACHER = "teacher"
 
@@ -24,8 +25,9 @@ def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality a
         disambiguate_names(merge_duplicates(card for source in unique_sources for card in read_cards(source)))
     )
     picture = out.with_suffix(".png")
-    write_text(out, frontier.render_html(points, title=title))
-    plots.draw_frontier(points, picture, title=title)
+    with output_lock(out):
+        write_text(out, frontier.render_html(points, title=title))
+        plots.draw_frontier(points, picture, title=title)
     return {"files": [str(out), str(picture)], **frontier.to_chart_data(points)}
 
 

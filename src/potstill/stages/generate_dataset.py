@@ -25,16 +25,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.atomic_files import (
-    TRAINING_FOLDER,
-    atomic_folder,
-    check_output_free,
-    recover_folder,
-    write_text,
-)
+from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, atomic_folder, write_text
 from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
-from potstill.core.errors import ArtifactError, DataError, OutputExists, UsageError
+from potstill.core.errors import DataError, OutputExists, UsageError
 from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.data.turns import to_row
@@ -47,15 +41,15 @@ from potstill.models.load import LoadedModel, load_model
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import parse_columns
-from potstill.stages.option_checks import check_output_not_input, check_single_process
+from potstill.stages.option_checks import check_single_process
 from potstill.stages.options import GenerateDatasetOptions
-from potstill.stages.run_folder import explain_interrupt, training_folder
+from potstill.stages.preflight import StageInputs
+from potstill.stages.run_folder import explain_interrupt, reserve_output, training_folder
+from potstill.stages.run_record import RunRecord
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.train.rollouts.base import make_generator
-from potstill.train.run import compute_run_id
 
 PROMPTS_PER_PART = 64  # finished parts stay when the stage is stopped
-IDENTITY_FILE = "identity.txt"
 SPLITS = ("train", "validation")
 MAX_VALIDATION_DOCUMENTS = 1000  # of the validation set
 EMPTY_ANSWER, TRUNCATED_ANSWER, PROMPT_TOO_LONG, NO_PROMPT = (
@@ -96,29 +90,39 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
             parts left for `resume`.
         """
         check_single_process()
-        check_output_not_input(out, self.model, self.data)
-        if resume and overwrite:
-            raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
-        recover_folder(out)
-        check_output_free(out, overwrite=overwrite or resume)
-        if resume and (out / "card.json").is_file() and not (out / TRAINING_FOLDER).is_dir():
-            return self._read_finished_card(out)
+        with reserve_output(
+            out,
+            self.inputs,
+            overwrite=overwrite,
+            resume=resume,
+            options=self.to_dict(),
+            resumable=(TRAINING_FOLDER, CARD_FILE),
+        ):
+            if resume and (out / CARD_FILE).is_file() and not (out / TRAINING_FOLDER).is_dir():
+                return self._read_finished_card(out)
+            return self._write(out, overwrite=not resume)
+
+    @property
+    def inputs(self) -> StageInputs:
+        """What the stage reads."""
+        return StageInputs(models=(self.model,), data=(self.data,))
+
+    def _write(self, out: Path, *, overwrite: bool) -> dict[str, Any]:
+        """Writes the data set, or with `overwrite` off what is missing of it."""
         loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         corpora = [load_corpus(self.data, split=split, columns=parse_columns(self.columns)) for split in SPLITS]
         documents = self._select_documents(corpora[0])
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device_type=str(device))
         loaded.model.to(device=device, dtype=dtype)
-        identity = compute_run_id(self.to_dict(), loaded.digest, corpora[0].digest, str(dtype), device.type)
+        origins = {"model": loaded.digest, "text": corpora[0].digest, "dtype": str(dtype), "device": device.type}
+        record = RunRecord(options=self.to_dict(), origins=origins)
         start = time.perf_counter()
         with (
             explain_write_errors(out),
             explain_interrupt(out, saved="every finished part", is_resumable=has_finished_part),
-            training_folder(
-                out, overwrite=not resume, marker=(IDENTITY_FILE, identity), is_resumable=has_finished_part
-            ) as folder,
+            training_folder(out, record, overwrite=overwrite, is_resumable=has_finished_part) as folder,
         ):
-            check_identity(out, folder, identity)
             for number, offset in enumerate(range(0, len(documents), PROMPTS_PER_PART)):
                 self._write_part(
                     folder / f"part-{number:05}.jsonl", loaded, documents[offset : offset + PROMPTS_PER_PART], offset
@@ -128,7 +132,7 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
     def _read_finished_card(self, out: Path) -> dict[str, Any]:
         card = read_card(out)
         if card.get("stage") != self.to_dict():
-            raise OutputExists(f"{out} holds other answers, which are complete; pass --overwrite to replace them")
+            raise OutputExists(f"{out} holds other answers, which are complete; choose another --out")
         return card
 
     def _select_documents(self, corpus: Corpus) -> list[Mapping[str, Any]]:
@@ -250,12 +254,3 @@ def replace_answer(document: Mapping[str, Any], text: str) -> dict[str, Any]:
 def has_finished_part(folder: Path) -> bool:
     """Whether a training folder holds a finished part."""
     return any(folder.glob("part-*.jsonl"))
-
-
-def check_identity(out: Path, folder: Path, identity: str) -> None:
-    """Refuses to continue answers of other settings, models or data.
-
-    Raises: ArtifactError.
-    """
-    if (folder / IDENTITY_FILE).read_text(encoding="utf-8") != identity:
-        raise ArtifactError(f"{out} holds answers of other settings, models or data; start again with --overwrite")

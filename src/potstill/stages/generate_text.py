@@ -16,6 +16,7 @@ from potstill.evaluate.samples import tokenize_prompt
 from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel, load_model
 from potstill.stages.console import print_note
+from potstill.stages.preflight import StageInputs
 
 
 def generate_text(
@@ -38,6 +39,7 @@ def generate_text(
 
     Raises: DataError if the prompt has no token; UsageError if prompt and answer exceed the model's context.
     """
+    StageInputs(models=(model,)).check()
     loaded = load_model(
         model, device=resolve_device(device), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from potstill.core.atomic_files import write_text
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import UsageError, VocabularyMismatch
+from potstill.core.output_lock import output_lock
 from potstill.data.corpus import Corpus, load_corpus
 from potstill.evaluate.agreement import TeacherOutputs, collect_teacher_outputs, compare_with_teacher
 from potstill.evaluate.lm_eval_harness import run_tasks
@@ -29,6 +30,7 @@ from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_
 from potstill.stages.console import print_note
 from potstill.stages.dataset import build_rows, parse_columns
 from potstill.stages.options import MeasureOptions
+from potstill.stages.preflight import StageInputs
 from potstill.stages.stage import to_plain_dict
 
 
@@ -54,9 +56,19 @@ class MeasureConfig(MeasureOptions):
 
     def run(self, out: Path | None = None) -> dict[str, Any]:
         """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`, also written to `out` if given."""
+        packages = ("lm_eval",) if self.tasks else ()
+        StageInputs(models=(*self.models, self.teacher), data=(self.data,), packages=packages).check()
+        if out is None:
+            return self._measure()
+        with output_lock(out):
+            result = self._measure()
+            write_text(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        return result
+
+    def _measure(self) -> dict[str, Any]:
         corpus = load_corpus(self.data, split=self.split, columns=parse_columns(self.columns))
         evaluations = self.evaluate_models(corpus)
-        result = {
+        return {
             "models": {name: [m.to_dict() for m in evaluation.measures] for name, evaluation in evaluations.items()},
             "paired": compute_paired_differences(
                 {name: evaluation.text_scores for name, evaluation in evaluations.items()}
@@ -64,9 +76,6 @@ class MeasureConfig(MeasureOptions):
             "data": {"name": corpus.name, "digest": corpus.digest, "documents": self.documents, **corpus.provenance},
             "stage": self.to_dict(),
         }
-        if out is not None:
-            write_text(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        return result
 
     def evaluate_models(self, corpus: Corpus) -> dict[str, ModelEvaluation]:
         """The evaluation of every model on `corpus`, by name; `data` and `split` are not used."""

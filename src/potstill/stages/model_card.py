@@ -34,7 +34,7 @@ def format_readme(card: Card, *, title: str, samples: str = "", curve: str = "")
         _format_lineage(card),
         "## Use\n\n" + USAGE.format(name=title),
     ]
-    if card.measures:
+    if any(card.measures.values()):
         parts += [
             "## Measures",
             format_measures_table(card.measures),
@@ -51,6 +51,8 @@ def format_readme(card: Card, *, title: str, samples: str = "", curve: str = "")
         parts += ["## Invariants checked", _format_facts({i["name"]: i["outcome"] for i in card.invariants})]
     if card.details:
         parts += ["## Shape", _format_facts(_describe_shape(card.details))]
+    if card.failures:
+        parts += ["## Not in this card", _format_facts(card.failures)]
     if samples:
         parts += ["## Samples", "Greedy answers, cut after some words.", samples.strip()]
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())

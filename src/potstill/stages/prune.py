@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from potstill.core.atomic_files import atomic_folder, check_output_free
+from potstill.core.atomic_files import atomic_folder
 from potstill.core.card import Card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import InfeasibleTarget
@@ -23,12 +23,13 @@ from potstill.stages.dataset import DatasetConfig, load_calibration_batches
 from potstill.stages.model_card import write_card
 from potstill.stages.option_checks import (
     check_choice,
-    check_output_not_input,
     check_single_process,
     check_size_options,
     check_strategy,
 )
 from potstill.stages.options import PruneOptions
+from potstill.stages.preflight import StageInputs
+from potstill.stages.run_folder import reserve_output
 from potstill.stages.saved_model import save_checked_model
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.transforms.apply import apply_transform
@@ -62,15 +63,19 @@ class PruneConfig(PruneOptions):
         Raises: UsageError, InfeasibleTarget, NotFound, OutputExists before anything is written.
         """
         check_single_process()
-        check_output_not_input(out, self.model, self.data)
-        check_output_free(out, overwrite=overwrite)
-        loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
-        student, card = self.apply(loaded)
-        with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
-            record = save_checked_model(student, loaded, folder, trust_remote_code=self.trust_remote_code)
-            card = replace(card, invariants=[record])
-            write_card(folder, card, title=out.name)
+        with reserve_output(out, self.inputs, overwrite=overwrite):
+            loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
+            student, card = self.apply(loaded)
+            with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
+                record = save_checked_model(student, loaded, folder, trust_remote_code=self.trust_remote_code)
+                card = replace(card, invariants=[record])
+                write_card(folder, card, title=out.name)
         return card
+
+    @property
+    def inputs(self) -> StageInputs:
+        """What the stage reads, and the share of the model that it writes."""
+        return StageInputs(models=(self.model,), data=(self.data,), origin=self.model, share=self.keep or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain data."""

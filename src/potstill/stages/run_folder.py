@@ -1,16 +1,31 @@
-"""The folder `out`/training: a stage works in it until `out` is complete, and --resume continues from it."""
+"""An output folder from the first check to the end of its run.
+
+A stage reserves `out` before it opens a model, and works in `out`/training until `out` is complete; --resume continues
+from there.
+"""
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from potstill.core.atomic_files import TRAINING_FOLDER, check_output_free, recover_folder, remove_leftovers, write_text
-from potstill.core.errors import Interrupted, OutputExists, UsageError
+from potstill.core.atomic_files import (
+    CARD_FILE,
+    TRAINING_FOLDER,
+    check_output_free,
+    check_output_writable,
+    contains_any,
+    recover_folder,
+    remove_leftovers,
+)
+from potstill.core.errors import ArtifactError, Interrupted, OutputExists, UsageError
+from potstill.core.output_lock import output_lock
+from potstill.stages.console import print_note
 from potstill.stages.option_checks import check_output_not_input
+from potstill.stages.preflight import StageInputs
+from potstill.stages.run_record import RunRecord, check_same_options
 from potstill.train import distributed
-
-DTYPE_FILE = "dtype.txt"  # the dtype that `auto` chose when the run began
 
 
 def contains_checkpoint(folder: Path) -> bool:
@@ -23,20 +38,57 @@ def has_checkpoint(out: Path) -> bool:
     return contains_checkpoint(out / TRAINING_FOLDER)
 
 
-def check_output_folder(out: Path, *inputs: str | None, overwrite: bool, resume: bool) -> None:
-    """Refuse an output folder that holds something else, or one of the `inputs`; mend what a killed run left.
+@contextlib.contextmanager
+def reserve_output(
+    out: Path,
+    inputs: StageInputs,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    options: Mapping[str, Any] | None = None,
+    resumable: Sequence[str] = (TRAINING_FOLDER,),
+    recover: Callable[[Path], None] = recover_folder,
+) -> Iterator[None]:
+    """Checks all that a stage can know before it opens a model, and keeps `out` for this process during the block.
 
-    Raises: UsageError, OutputExists, ArtifactError.
+    The order is: options, packages, files that are read, permissions and room of `out`, its lock, its content.
+    `options` are those of the stage, compared with those of a run that is resumed. A folder can be resumed if it holds
+    one of `resumable`. `recover` mends what a killed process left. Under torchrun only the main process does this; the
+    others wait.
+
+    Raises: UsageError, MissingDependency, NotFound, DataError, ArtifactError, OutputInUse, OutputExists; before
+        anything is written.
     """
-    if distributed.is_main_process():
-        if resume and overwrite:
-            raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
-        recover_folder(out)
-        if resume and out.is_dir() and not (out / TRAINING_FOLDER).is_dir() and any(out.iterdir()):
-            raise OutputExists(f"{out} holds no unfinished run, so there is nothing to resume")
-        check_output_not_input(out, *inputs)
+    if not distributed.is_main_process():
+        distributed.barrier()
+        yield
+        return
+    if resume and overwrite:
+        raise UsageError("--resume continues the run in the folder and --overwrite discards it; give one of them")
+    inputs.check()
+    check_output_not_input(out, *inputs.names)
+    check_output_writable(out)
+    inputs.check_room(out)
+    with output_lock(out):
+        recover(out)
+        if resume:
+            check_resumable(out, resumable)
+            check_same_options(out, options or {})
         check_output_free(out, overwrite=overwrite or resume)
-    distributed.barrier()
+        distributed.barrier()
+        yield
+
+
+def check_resumable(out: Path, resumable: Sequence[str]) -> None:
+    """Refuse to resume where nothing is unfinished; an empty folder is noted, and its run begins at the start.
+
+    Raises: OutputExists.
+    """
+    if not out.is_dir() or not any(out.iterdir()):
+        print_note(f"{out} holds no run, so there is nothing to resume; the run begins at its start")
+    elif not contains_any(out, resumable):
+        state = "a finished run" if (out / CARD_FILE).is_file() else "no run of potstill"
+        raise OutputExists(f"{out} holds {state}, so there is nothing to resume; choose another --out")
 
 
 @contextlib.contextmanager
@@ -58,16 +110,17 @@ def explain_interrupt(
 @contextlib.contextmanager
 def training_folder(
     out: Path,
+    record: RunRecord,
     *,
-    overwrite: bool,
-    marker: tuple[str, str],
+    overwrite: bool = False,
     is_resumable: Callable[[Path], bool] = contains_checkpoint,
 ) -> Iterator[Path]:
     """`out`/training, emptied first with `overwrite`, and with remainders of killed processes removed.
 
-    `marker` is the name and text of a file that the first run writes there and later runs find. The folder is removed
-    again if the run ends before `is_resumable` holds for it. Under torchrun only the main process writes; the others
-    wait for it.
+    The first run writes its record there, and later runs need the same origins. The folder is removed again if the run
+    ends before `is_resumable` holds for it. Under torchrun only the main process writes; the others wait for it.
+
+    Raises: UsageError for other origins; ArtifactError for a run without a record.
     """
     folder = out / TRAINING_FOLDER
     if not distributed.is_main_process():
@@ -79,9 +132,13 @@ def training_folder(
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     try:
-        name, text = marker
-        if not (folder / name).exists():
-            write_text(folder / name, text)
+        saved = RunRecord.from_folder(folder)
+        if not is_resumable(folder):
+            record.write(folder)
+        elif saved is None:
+            raise ArtifactError(f"{out} does not say what its run was begun with; choose another --out to begin anew")
+        else:
+            record.check_same_origins(out, saved)
         distributed.barrier()
         yield folder
     finally:

@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, check_output_free
+from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER
 from potstill.core.card import read_card
 from potstill.core.errors import UsageError
 from potstill.core.types import Measure
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
 from potstill.stages.generate_dataset import GenerateDatasetConfig
+from potstill.stages.preflight import StageInputs
 from potstill.stages.prune import PruneConfig
+from potstill.stages.run_folder import reserve_output
 from potstill.stages.stage import reproducible_options
 
 Stage = PruneConfig | GenerateDatasetConfig | DistillConfig
@@ -43,16 +45,31 @@ def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, r
     """
     if not stages:
         raise UsageError("the recipe has no stages; give at least one")
-    check_output_free(out, overwrite=overwrite or resume)
-    previous, unchanged = out, resume
-    for number, stage in enumerate(stages, 1):
-        folder = out / f"{number}-{stage.kind}"
-        resolved_stage = resolve_previous(stage, str(previous))
-        unchanged = unchanged and is_finished(folder, resolved_stage)
-        if not unchanged:
-            run_stage(resolved_stage, folder, overwrite=overwrite, resume=resume and folder.exists())
-        previous = folder
-    return StageResult(previous, read_card(previous))
+    resumable = (f"*/{TRAINING_FOLDER}", f"*/{CARD_FILE}")
+    with reserve_output(out, collect_inputs(stages), overwrite=overwrite, resume=resume, resumable=resumable):
+        previous, unchanged = out, resume
+        for number, stage in enumerate(stages, 1):
+            folder = out / f"{number}-{stage.kind}"
+            resolved_stage = resolve_previous(stage, str(previous))
+            unchanged = unchanged and is_finished(folder, resolved_stage)
+            if not unchanged:
+                run_stage(resolved_stage, folder, overwrite=overwrite, resume=resume and folder.exists())
+            previous = folder
+        return StageResult(previous, read_card(previous))
+
+
+def collect_inputs(stages: Sequence[Stage]) -> StageInputs:
+    """What all stages read, without the folders that the stages before them write."""
+    stage_inputs = [stage.inputs for stage in stages]
+    models, data = (
+        tuple(name for name in names if name != PREVIOUS_FOLDER)
+        for names in (
+            [m for inputs in stage_inputs for m in inputs.models],
+            [d for inputs in stage_inputs for d in inputs.data],
+        )
+    )
+    packages = tuple(package for inputs in stage_inputs for package in inputs.packages)
+    return StageInputs(models=models, data=data, packages=packages)
 
 
 def run_stage(stage: Stage, out: Path, *, overwrite: bool, resume: bool) -> None:

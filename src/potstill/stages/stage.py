@@ -8,8 +8,10 @@ from typing import Any
 from potstill.core.card import Parent
 from potstill.models.load import LoadedModel
 
-RESULT_NEUTRAL_OPTIONS = ("skip_doctor", "compile", "checkpoint_activations")  # they change no result
-LAUNCH_OPTIONS = ("shard",)  # how ranks split the work of a run; it may change when the run is resumed
+RESULT_NEUTRAL_OPTIONS = (  # they change no result, or no more of it than its rounding
+    *("skip_doctor", "compile", "checkpoint_activations", "micro_tokens", "shard"),
+    *("save_every", "report_to", "allow_pickle", "trust_remote_code"),
+)
 
 
 def to_plain_dict(stage: Any) -> dict[str, Any]:
@@ -19,14 +21,11 @@ def to_plain_dict(stage: Any) -> dict[str, Any]:
 
 
 def reproducible_options(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """`stage` with every option off that changes no result: a resumed run has to agree on the rest."""
-    plain = {
-        name: reproducible_options(value) if isinstance(value, Mapping) else value for name, value in stage.items()
-    }
+    """`stage` without the options that change no result: a resumed run has to agree on the rest."""
     return {
-        name: False if name in RESULT_NEUTRAL_OPTIONS else value
-        for name, value in plain.items()
-        if name not in LAUNCH_OPTIONS
+        name: reproducible_options(value) if isinstance(value, Mapping) else value
+        for name, value in stage.items()
+        if name not in RESULT_NEUTRAL_OPTIONS
     }
 
 

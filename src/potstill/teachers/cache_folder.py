@@ -2,53 +2,53 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
-from potstill.core.atomic_files import hash_file, replace_folder, sync_folder, write_text
+from potstill.core.atomic_files import RECORD_FILE, hash_file, replace_folder, sync_folder, write_text
 from potstill.core.errors import ArtifactError
 from potstill.teachers.cached import MANIFEST, PROGRESS, Manifest
 
 
-def start_progress(identity: str) -> tuple[str, str]:
-    """The name and the content of the progress file before the first shard."""
-    return PROGRESS, json.dumps({"identity": identity, "files": {}})
-
-
-def read_progress(folder: Path) -> dict[str, Any]:
-    """The progress file: `identity` of the run, and `files`, the SHA-256 of each finished shard.
+def read_progress(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each finished shard by its name, from the progress file; empty before the first shard.
 
     Raises: ArtifactError.
     """
+    file = folder / PROGRESS
     try:
-        progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        return {"identity": str(progress["identity"]), "files": dict(progress["files"])}
+        return dict(json.loads(file.read_text(encoding="utf-8"))["files"]) if file.exists() else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder / PROGRESS} cannot be read ({error}); start again with --overwrite") from error
+        raise ArtifactError(
+            f"{file} cannot be read ({error}); choose another --out to begin anew, or give --overwrite"
+        ) from error
+
+
+def write_progress(folder: Path, files: Mapping[str, str]) -> None:
+    """Write the progress file."""
+    write_text(folder / PROGRESS, json.dumps({"files": dict(files)}))
 
 
 def has_finished_shard(folder: Path) -> bool:
     """Whether a training folder holds a finished shard."""
-    return (folder / PROGRESS).is_file() and bool(read_progress(folder)["files"])
+    return bool(read_progress(folder))
 
 
-def check_progress(out: Path, folder: Path, identity: str) -> None:
-    """Refuses to continue another cache, and drops the first missing or altered shard and all after it.
+def drop_damaged_shards(folder: Path) -> None:
+    """Forget the first missing or altered shard and all after it, so that they are written again.
 
     Raises: ArtifactError.
     """
-    progress = read_progress(folder)
-    if progress["identity"] != identity:
-        raise ArtifactError(f"{out} holds a cache of other settings, teacher or text; start again with --overwrite")
+    files = read_progress(folder)
     valid_files = dict(
         takewhile(
             lambda item: (folder / item[0]).is_file() and hash_file(folder / item[0]) == item[1],
-            sorted(progress["files"].items()),
+            sorted(files.items()),
         )
     )
-    if valid_files != progress["files"]:
-        write_text(folder / PROGRESS, json.dumps({**progress, "files": valid_files}))
+    if valid_files != files:
+        write_progress(folder, valid_files)
 
 
 def publish_cache(folder: Path, out: Path, manifest: Manifest) -> None:
@@ -72,5 +72,6 @@ def _staging_path(out: Path) -> Path:
 
 def _move_into_place(out: Path) -> None:
     if (_staging_path(out) / MANIFEST).is_file():
-        (_staging_path(out) / PROGRESS).unlink(missing_ok=True)
+        for name in (PROGRESS, RECORD_FILE):
+            (_staging_path(out) / name).unlink(missing_ok=True)
         replace_folder(_staging_path(out), out)

@@ -4,7 +4,6 @@ The progress file has the digests of all finished shards, so that a stopped run 
 (`teachers.cache_folder`).
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from potstill.core.atomic_files import atomic_file, hash_file, write_text
+from potstill.core.atomic_files import atomic_file, hash_file
 from potstill.core.device import get_dtype_name
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import Batch, Needs, Signals, supervised_positions
@@ -28,8 +27,8 @@ from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.ops.coarse import CoarseDistribution, coarsen, concatenate, tail_probabilities
 from potstill.ops.kmeans import kmeans
 from potstill.teachers.cache_codec import CodecFormat, encode
-from potstill.teachers.cache_folder import read_progress
-from potstill.teachers.cached import CLASSES, PROGRESS, CacheFacts, Manifest, hash_window, split_documents
+from potstill.teachers.cache_folder import read_progress, write_progress
+from potstill.teachers.cached import CLASSES, CacheFacts, Manifest, hash_window, split_documents
 
 PACKS_PER_SHARD = 128
 ROWS_PER_CHUNK = 256  # rows whose logits are in memory at once
@@ -75,7 +74,7 @@ class CacheWriter:
 
     def build_manifest(self, folder: Path, facts: CacheFacts, names: Mapping[str, str]) -> Manifest:
         """The manifest of the finished shards in `folder`; `names` are those of teacher, data set and columns."""
-        files = {**read_progress(folder)["files"], CLASSES: hash_file(folder / CLASSES)}
+        files = {**read_progress(folder), CLASSES: hash_file(folder / CLASSES)}
         counts = [count_shard(folder / name) for name in files if name != CLASSES]
         rows, windows, ids = (sum(column) for column in zip(*counts, strict=True))
         return Manifest(
@@ -119,12 +118,12 @@ class CacheWriter:
         weight = torch.stack(tails).sum(0).cpu()
         return kmeans(teacher_signals.head.weight.float().cpu(), weight, self.classes, seed=self.seed)
 
-    def write_shards(self, folder: Path, identity: str, members: Tensor, *, on_progress: Callable[[int], None]) -> None:
+    def write_shards(self, folder: Path, members: Tensor, *, on_progress: Callable[[int], None]) -> None:
         """Writes all missing shards. Calls `on_progress` with the number of finished packs after each pack.
 
         `members [V C]` are the classes of tokens. A shard counts once it is complete and in the progress file.
         """
-        shard_digests = read_progress(folder)["files"]
+        shard_digests = read_progress(folder)
         members = members.to(self.teacher.model.device)
         for number in range(len(shard_digests), math.ceil(len(self.packs) / PACKS_PER_SHARD)):
             name, windows = f"shard-{number:05}.safetensors", []
@@ -134,7 +133,7 @@ class CacheWriter:
             with atomic_file(folder / name) as staging_file:
                 save_file(build_shard(windows), staging_file)
             shard_digests[name] = hash_file(folder / name)
-            write_text(folder / PROGRESS, json.dumps({"identity": identity, "files": shard_digests}))
+            write_progress(folder, shard_digests)
 
     def _compute_signals(self, pack_numbers: range) -> tuple[Signals, Batch]:
         model = self.teacher.model

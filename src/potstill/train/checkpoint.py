@@ -51,7 +51,10 @@ def find_latest_checkpoint(run_folder: Path, *, run_id: str, world_size: int = 1
             return folder
         faults.append(fault)
     if faults:
-        raise ArtifactError(f"no checkpoint in {run_folder} can be resumed: {faults[0]}; start again with --overwrite")
+        raise ArtifactError(
+            f"no checkpoint in {run_folder} can be resumed: {faults[0]}; choose another --out to begin anew, or "
+            f"give --overwrite"
+        )
     return None
 
 
@@ -66,8 +69,8 @@ def find_fault(folder: Path, *, run_id: str, world_size: int = 1) -> str | None:
         return f"{folder.name} belongs to a run with other settings, models or data"
     if saved_world_size != world_size:
         return (
-            f"{folder.name} was written by {saved_world_size} ranks, and this run has {world_size}; "
-            f"use as many ranks as before, or"
+            f"{folder.name} was written by {saved_world_size} ranks, and this run has {world_size}, so use as "
+            f"many as before"
         )
     for name, digest in files.items():
         file = folder / name

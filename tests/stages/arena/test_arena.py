@@ -130,7 +130,7 @@ def test_an_arena_goes_on_with_other_options_that_change_no_result(arena: Arena,
     otherwise = replace(arena.common, skip_doctor=False, settings=replace(SETTINGS, checkpoint_activations=True))
     assert read_arena_state(tmp_path, replace(arena, common=otherwise).to_dict()) == {"tokens": {}}
     slower = replace(arena.common, settings=replace(SETTINGS, learning_rate=1e-5))
-    with pytest.raises(UsageError, match="begun with learning_rate"):
+    with pytest.raises(UsageError, match="begun with lr"):
         read_arena_state(tmp_path, replace(arena, common=slower).to_dict())
 
 

@@ -22,6 +22,7 @@ from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.models import choose_dtype
 from potstill.stages.distill.run import distill
 from potstill.stages.model_card import format_front_matter
+from potstill.stages.run_record import RunRecord
 from potstill.stages.training import TrainingResult
 from potstill.train.config import TrainConfig
 
@@ -200,7 +201,7 @@ def test_a_run_that_was_stopped_after_training_only_finishes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("potstill.stages.training.write_card", stop)
+        patch.setattr("potstill.stages.publication.write_card", stop)
         with pytest.raises(Interrupted):
             distill(stage, tmp_path / "again", show=False)
     assert not (tmp_path / "again" / "config.json").exists()
@@ -241,7 +242,7 @@ def test_a_resumed_run_multiplies_in_what_it_began_with(stage: DistillConfig, tm
     auto = replace(stage, dtype="auto")
     for name in ("bfloat16", "float32"):
         (tmp_path / name / "training").mkdir(parents=True)
-        (tmp_path / name / "training" / "dtype.txt").write_text(name)
+        RunRecord(options={}, origins={"dtype": name}).write(tmp_path / name / "training")
         assert choose_dtype(auto, {}, resume_folder=tmp_path / name) == getattr(torch, name)
 
 

@@ -94,9 +94,12 @@ def rm(folder: Annotated[str, typer.Argument(metavar="DIR", help="A cache.")], a
     Example: [bold]potstill cache rm cached[/]
     """
     from potstill.cli import tables
+    from potstill.core.output_lock import output_lock
     from potstill.teachers.cached import remove_cache
 
-    freed_bytes = remove_cache(o.expand_path(folder))
+    path = o.expand_path(folder)
+    with output_lock(path):
+        freed_bytes = remove_cache(path)
     return print_or_return(
         {"out": folder, "bytes": freed_bytes},
         as_json,

@@ -40,6 +40,7 @@ def serve(
     Example: [bold]potstill serve smollm2 --port 8000[/]
     """
     from potstill.serve.app import serve as run
+    from potstill.stages.preflight import StageInputs
 
     def print_address(url: str) -> None:
         if as_json:
@@ -48,6 +49,7 @@ def serve(
             print(f"{model} is served at {url}; press Ctrl-C to stop", flush=True)
 
     suppress_library_output()
+    StageInputs(models=(model,), packages=("fastapi", "uvicorn")).check()
     run(
         model,
         host=host,

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from potstill.core.atomic_files import ARENA_FILE, check_output_free, recover_folder, write_text
+from potstill.core.atomic_files import ARENA_FILE, recover_folder, write_text
 from potstill.core.device import get_dtype_name
 from potstill.core.errors import OutputExists, UnsupportedModel, UsageError
 from potstill.evaluate.scoring_windows import check_context
@@ -31,10 +31,11 @@ from potstill.stages.distill.ensemble import TeacherSource
 from potstill.stages.distill.models import choose_dtype, load_run_model, open_caches
 from potstill.stages.distill.timing import measure_seconds_per_step
 from potstill.stages.measure import MeasureConfig
-from potstill.stages.option_checks import check_output_not_input, check_single_process
+from potstill.stages.option_checks import check_single_process
 from potstill.stages.options import ArenaOptions
 from potstill.stages.plan.plan import Plan
 from potstill.stages.prune import PruneConfig
+from potstill.stages.run_folder import reserve_output
 from potstill.stages.sequence import is_finished
 from potstill.stages.stage import to_plain_dict
 
@@ -105,7 +106,12 @@ class Arena(ArenaOptions):
             Interrupted, TrainingDiverged, ArtifactError: finished arms stay, and --resume continues.
         """
         check_single_process()
-        saved_state = self._check_output_folder(out, overwrite=overwrite, resume=resume)
+        inputs = self.common.inputs
+        with reserve_output(out, inputs, overwrite=overwrite, resume=resume, resumable=(ARENA_FILE,)):
+            return self._run(out, overwrite=overwrite, resume=resume, show=show)
+
+    def _run(self, out: Path, *, overwrite: bool, resume: bool, show: bool) -> dict[str, Any]:
+        saved_state = self._read_state(out, overwrite=overwrite, resume=resume)
         self.check_compatibility()
         with explain_write_errors(out), explain_arena_interrupt(out):
             if overwrite:
@@ -178,19 +184,12 @@ class Arena(ArenaOptions):
             arms.append({"arm": arm.name, "seeds": list(self.seeds), "tokens": tokens, "seconds": seconds})
         return {**self.to_dict(), "arms": arms}
 
-    def _check_output_folder(self, out: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
-        """The state of the arena that is resumed. Refuses a folder with other files, or of another arena."""
-        if resume and overwrite:
-            raise UsageError("--resume continues the arena in the folder and --overwrite discards it; give one of them")
-        common, state = self.common, None
-        check_output_not_input(out, *common.inputs)
+    def _read_state(self, out: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
+        """The state of the arena that is resumed. Refuses to replace other files, and to resume another arena."""
         has_files = out.is_dir() and any(out.iterdir())
-        if has_files and (overwrite or resume) and not (out / ARENA_FILE).is_file():
-            raise OutputExists(f"{out} holds no arena, so it is neither resumed nor replaced; choose another --out")
-        if has_files and resume:
-            state = read_arena_state(out, self.to_dict())
-        check_output_free(out, overwrite=overwrite or resume)
-        return state
+        if has_files and overwrite and not (out / ARENA_FILE).is_file():
+            raise OutputExists(f"{out} holds no arena, so it is not replaced; choose another --out")
+        return read_arena_state(out, self.to_dict()) if has_files and resume else None
 
     def _assign_tokens(self, out: Path, state: dict[str, Any], common: DistillConfig, student: str) -> None:
         """Choose the tokens of arms that have none yet, and save them."""

@@ -13,13 +13,13 @@ import torch
 from potstill.core.atomic_files import ARENA_FILE, CARD_FILE, TRAINING_FOLDER
 from potstill.core.card import read_card
 from potstill.core.device import resolve_device
-from potstill.core.errors import ArtifactError, Interrupted, UsageError
+from potstill.core.errors import ArtifactError, Interrupted
 from potstill.core.memory import reset_peak_memory, trim_memory
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
 from potstill.stages.run_folder import has_checkpoint
+from potstill.stages.run_record import find_changed_options, refuse_changes
 from potstill.stages.sequence import is_finished
-from potstill.stages.stage import reproducible_options
 
 README_FILE, CHART_FILE = "README.md", "arena.png"
 EXTENSIBLE_FIELDS = ("objectives", "seeds", "prompts")  # a resumed arena may change these
@@ -77,24 +77,12 @@ def read_arena_state(out: Path, stage: Mapping[str, Any]) -> dict[str, Any]:
         contents = json.loads((out / ARENA_FILE).read_text(encoding="utf-8"))
         state, saved_stage = dict(contents["settled"]), dict(contents["stage"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{out / ARENA_FILE} cannot be read ({error}); start again with --overwrite") from error
-    current_fields = dict(_flatten(reproducible_options(stage)))
-    for name, value in _flatten(reproducible_options(saved_stage)):
-        if name not in EXTENSIBLE_FIELDS and current_fields.get(name) != value:
-            raise UsageError(
-                f"the arena in {out} was begun with {name.split('.')[-1]} {value}, and now it is "
-                f"{current_fields.get(name)}; give "
-                f"what it was, or --overwrite"
-            )
+        raise ArtifactError(
+            f"{out / ARENA_FILE} cannot be read ({error}); choose another --out to begin anew, or discard the arena "
+            f"with --overwrite"
+        ) from error
+    refuse_changes(f"the arena in {out}", find_changed_options(saved_stage, stage, skip=EXTENSIBLE_FIELDS))
     return state
-
-
-def _flatten(stage: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in stage.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, prefix=f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def clear_arena_folder(out: Path) -> None:

@@ -19,6 +19,7 @@ from potstill.stages.distill.validation import (
 )
 from potstill.stages.option_checks import check_size_options, check_strategy
 from potstill.stages.options import DistillOptions
+from potstill.stages.preflight import StageInputs
 from potstill.stages.stage import to_plain_dict
 from potstill.train.config import TrainConfig
 from potstill.train.rollouts.config import RolloutConfig
@@ -101,7 +102,12 @@ class DistillConfig(DistillOptions):
         return RolloutConfig(name=self.rollout, share=self.on_policy)
 
     @property
-    def inputs(self) -> tuple[str | None, ...]:
-        """Every model, cache and data set that a run reads."""
-        locations = (path for source in self.teachers for path in (source.location, source.cache))
-        return (*locations, self.student, self.data, self.eval_data)
+    def inputs(self) -> StageInputs:
+        """Every model, cache and data set that a run reads; a cache may take the place of its teacher's weights."""
+        return StageInputs(
+            models=(self.student, *(source.location for source in self.teachers if source.cache is None)),
+            data=(self.data, self.eval_data),
+            folders=tuple(path for source in self.teachers if source.cache for path in (source.location, source.cache)),
+            origin=self.student or self.teachers[0].location,
+            share=1.0 if self.student else self.keep or 0.0,
+        )

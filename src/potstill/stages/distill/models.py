@@ -16,7 +16,7 @@ from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherSource
 from potstill.stages.model_pair import ModelPair
 from potstill.stages.prune import PruneConfig
-from potstill.stages.run_folder import DTYPE_FILE
+from potstill.stages.run_record import RunRecord
 from potstill.stages.stage import make_parent
 from potstill.teachers.cached import TeacherCache, find_faults
 from potstill.teachers.external import ExternalTeacher, check_cache_supports
@@ -83,8 +83,9 @@ def choose_dtype(config: DistillConfig, caches: Caches, *, resume_folder: Path |
     With `auto`, a resumed run keeps the dtype that it began with, and a run that learns from a cache takes the cache's.
     """
     default_dtype = "auto"
-    if resume_folder is not None and (resume_folder / TRAINING_FOLDER / DTYPE_FILE).is_file():
-        default_dtype = (resume_folder / TRAINING_FOLDER / DTYPE_FILE).read_text(encoding="utf-8").strip()
+    record = None if resume_folder is None else RunRecord.from_folder(resume_folder / TRAINING_FOLDER)
+    if record is not None:
+        default_dtype = str(record.origins["dtype"])
     elif caches:
         default_dtype = next(iter(caches.values())).manifest.facts.dtype
     return resolve_dtype(config.dtype, device_type=str(resolve_device(config.device)), default=default_dtype)

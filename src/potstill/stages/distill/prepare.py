@@ -1,8 +1,9 @@
 """Read everything that a distillation needs: caches, models, text; and build what is trained."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,15 +17,20 @@ from potstill.stages.console import print_note
 from potstill.stages.dataset import DatasetConfig, PreparedDataset, prepare_dataset
 from potstill.stages.distill.checks import run_quick_checks
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.distill.evaluation import evaluate_student_and_teacher, generate_student_samples, measure_student
+from potstill.stages.distill.evaluation import (
+    count_sample_tokens,
+    evaluate_student_and_teacher,
+    generate_student_samples,
+    measure_student,
+)
 from potstill.stages.distill.models import check_caches, choose_dtype, load_models, load_run_model, open_caches
 from potstill.stages.distill.module import build_module
 from potstill.stages.distill.resources import warn_if_insufficient
 from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE, build_rollout
 from potstill.stages.model_pair import ModelPair, check_token_ids
-from potstill.stages.training import Evaluation, TrainingRun
+from potstill.stages.training_run import TrainingRun
 from potstill.teachers.cached import TeacherCache
-from potstill.teachers.external import closing_connections
+from potstill.teachers.external import ExternalTeacher, closing_connections
 from potstill.train import distributed
 
 
@@ -78,17 +84,26 @@ class DistillRun(TrainingRun):
             if network in self.caches:
                 teacher.model.to("meta")
 
-    def evaluate(self, student: LoadedModel) -> Evaluation:
-        """The student and the first teacher on held-out documents, and what both write after some prompts."""
-        teacher = self.pair.teacher
-        if isinstance(teacher, LoadedModel) and teacher.model.device.type == "meta":
-            teacher = self._reload(teacher)
-        measures = evaluate_student_and_teacher(
-            student, teacher, self.dataset.rows, self.scoring, teacher_rows=self.dataset.teacher_rows
+    def measure(self, student: LoadedModel) -> Mapping[str, Sequence[Measure]]:
+        """The student and the first teacher on held-out documents."""
+        return evaluate_student_and_teacher(
+            student, self._measuring_teacher, self.dataset.rows, self.scoring, teacher_rows=self.dataset.teacher_rows
         )
-        return Evaluation(measures, generate_student_samples(student, teacher))
 
-    def _reload(self, teacher: LoadedModel) -> LoadedModel:
+    def write_samples(self, student: LoadedModel) -> str:
+        """What the student and the first teacher write after some prompts."""
+        return generate_student_samples(student, self._measuring_teacher)
+
+    def check_samples(self) -> None:
+        """Render the prompts of the samples with the templates of student and teacher."""
+        count_sample_tokens(self.pair.origin, self.pair.teacher)
+
+    @cached_property
+    def _measuring_teacher(self) -> LoadedModel | ExternalTeacher:
+        """The first teacher, whose weights are read again if they were released."""
+        teacher = self.pair.teacher
+        if not isinstance(teacher, LoadedModel) or teacher.model.device.type != "meta":
+            return teacher
         reloaded = load_run_model(self.config, teacher.name)
         reloaded.model.to(device=resolve_device(self.config.device), dtype=self.dtype)
         return reloaded

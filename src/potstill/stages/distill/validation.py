@@ -1,13 +1,13 @@
 """Checks of the options of a distillation; each refuses a wrong one before anything is read."""
 
-import importlib.util
 from collections.abc import Sequence
 
-from potstill.core.errors import MissingDependency, UsageError
+from potstill.core.errors import UsageError
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.distill.ensemble import TeacherSource
 from potstill.stages.distill.rollouts import check_rollout
 from potstill.stages.option_checks import check_choice
+from potstill.stages.preflight import check_package
 from potstill.teachers.external import check_server_supports, check_teacher_source
 from potstill.teachers.served import TOP_K
 from potstill.train.config import TrainConfig
@@ -92,5 +92,4 @@ def check_tracker(name: str) -> None:
     Raises: UsageError, MissingDependency.
     """
     check_choice("report-to", name, TRACKERS)
-    if importlib.util.find_spec(name) is None:
-        raise MissingDependency(f"{name} is not installed; run: pip install {name}")
+    check_package(name)

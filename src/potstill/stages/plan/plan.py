@@ -53,6 +53,7 @@ class Plan(PlanOptions):
         Raises: UsageError, NotFound, DataError, UnsupportedModel, as `distill` does before it writes anything.
         """
         check_single_process()
+        self.distill.inputs.check()
         inputs = read_inputs(self.distill)
         calibration, notes = self.get_calibration(inputs)
         notes += [SAMPLING_TIME_NOTE] if self.distill.rollout_config.is_enabled else []

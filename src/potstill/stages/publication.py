@@ -1,0 +1,122 @@
+"""Publishes a trained student: first the model, then what the card says about it.
+
+The model is in `out` before anything is measured, with `out`/training beside it. Measures, samples and the picture of
+the loss follow; what fails of them is named in the card and loses nothing else. Then `out`/training goes. A process
+that is killed in between leaves a model that opens, and --resume makes the rest.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from transformers import PreTrainedModel
+
+from potstill.core.atomic_files import TRAINING_FOLDER, atomic_folder, remove_inner_folder
+from potstill.core.card import Card
+from potstill.core.errors import DataError
+from potstill.core.metrics_log import METRICS_FILE
+from potstill.core.types import Measure
+from potstill.evaluate.charts.plots import draw_curve
+from potstill.stages.console import get_command, print_note, show_status
+from potstill.stages.model_card import write_card
+from potstill.stages.training_run import BEFORE_TRAINING, TrainingRun
+from potstill.train import distributed
+from potstill.train.run import TrainResult
+
+CURVE_FILE = "curve.png"
+UNMEASURED = {"measures and samples": "the run has not come to them yet, or was stopped there; --resume makes them"}
+
+Extra = TypeVar("Extra")
+
+
+def publish(
+    run: TrainingRun,
+    out: Path,
+    student: PreTrainedModel,
+    result: TrainResult,
+    baseline: Sequence[Measure],
+    checks: Sequence[Mapping[str, str]],
+    *,
+    show: bool,
+) -> Card:
+    """Save the trained student to `out`, then measure it and complete its card; other ranks wait for the card."""
+    card = make_card(run, result, checks)
+    if distributed.is_main_process():
+        card = save_student(run, out, student, card)
+        with show_status(run.measuring_status, show=show):
+            card = complete_card(run, out, student, result, baseline, card)
+        remove_inner_folder(out / TRAINING_FOLDER)
+    published_card: Card = distributed.broadcast_from_main(card)
+    return published_card
+
+
+def make_card(run: TrainingRun, result: TrainResult, checks: Sequence[Mapping[str, str]]) -> Card:
+    """The card of a student that is not measured yet."""
+    return Card(
+        stage=run.config.to_dict(),
+        seed=run.config.settings.seed,
+        parents=run.parents,
+        data=run.data,
+        cost=result.to_dict(),
+        invariants=checks,
+        details=run.details,
+        failures=UNMEASURED,
+        command=get_command(),
+    )
+
+
+def save_student(run: TrainingRun, out: Path, student: PreTrainedModel, card: Card) -> Card:
+    """Put the model into `out`, whole or not at all; its card, with the result of opening the model again."""
+    with atomic_folder(out, overwrite=True, carry=TRAINING_FOLDER) as folder:
+        card = dataclasses.replace(card, invariants=[*card.invariants, run.save(student, folder)])
+        for file in (out / TRAINING_FOLDER).glob("*.jsonl"):
+            shutil.copy(file, folder / file.name)
+        write_card(folder, card, title=out.name)
+    return card
+
+
+def complete_card(
+    run: TrainingRun,
+    out: Path,
+    student: PreTrainedModel,
+    result: TrainResult,
+    baseline: Sequence[Measure],
+    card: Card,
+) -> Card:
+    """Measure the student in `out`, let it write samples, draw its losses; write the card with what succeeds."""
+    loaded = dataclasses.replace(run.origin, model=student, name=out.name, path=out, note="")
+    failures: dict[str, str] = {}
+    unmeasured: Mapping[str, Sequence[Measure]] = {}
+    measures = attempt("measures", lambda: run.measure(loaded), unmeasured, failures)
+    samples = attempt("samples", lambda: run.write_samples(loaded), "", failures)
+    curve = attempt("picture of the loss", lambda: draw_loss_curve(out, result), "", failures)
+    teacher_measures = {"teacher": measures["teacher"]} if "teacher" in measures else {}
+    card = dataclasses.replace(
+        card, measures={**teacher_measures, BEFORE_TRAINING: baseline, **measures}, failures=failures
+    )
+    write_card(out, card, title=out.name, samples=samples, curve=curve)
+    return card
+
+
+def attempt(name: str, make: Callable[[], Extra], default: Extra, failures: dict[str, str]) -> Extra:
+    """What `make` returns, or `default` where it fails; the reason goes to the screen and to `failures`.
+
+    Any error is meant: the student is trained, and nothing that describes it is worth losing it.
+    """
+    try:
+        return make()
+    except Exception as error:
+        failures[name] = " ".join(f"{type(error).__name__}: {error}".split())
+        print_note(f"the {name} of the student failed ({failures[name]}); the student is saved, and its card says so")
+        return default
+
+
+def draw_loss_curve(out: Path, result: TrainResult) -> str:
+    """Draw `curve.png` of the losses; its name, or an empty string where there are too few points."""
+    terms = list(result.losses)
+    with contextlib.suppress(DataError):
+        draw_curve(out / METRICS_FILE, out / CURVE_FILE, terms=[*terms, *(f"eval_{term}" for term in terms)])
+    return CURVE_FILE if (out / CURVE_FILE).exists() else ""
