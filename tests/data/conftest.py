@@ -34,21 +34,29 @@ SPECIALS = ("<|bos|>", "<|eos|>", "<|start|>", "<|end|>", "<|eot|>")
 
 @pytest.fixture
 def bytes_with() -> Callable[..., PreTrainedTokenizerFast]:
-    """A tokenizer of bytes: `bytes_with(template, adds_bos=True)`; ids 0 to 4 are SPECIALS."""
+    """A tokenizer of bytes: `bytes_with(template, adds_bos=True)`; first SPECIALS, then `more`."""
 
-    def make(template: str | None = None, *, adds_bos: bool = False, adds_eos: bool = False) -> PreTrainedTokenizerFast:
+    def make(
+        template: str | Mapping[str, str] | None = None,
+        *,
+        adds_bos: bool = False,
+        adds_eos: bool = False,
+        more: Iterable[str] = (),
+        eos: str = "<|eos|>",
+    ) -> PreTrainedTokenizerFast:
         letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-        vocabulary = {token: i for i, token in enumerate([*SPECIALS, *letters])}
+        specials = list(dict.fromkeys([*SPECIALS, *more]))
+        vocabulary = {token: i for i, token in enumerate([*specials, *letters])}
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.add_special_tokens(list(SPECIALS))
+        tokenizer.add_special_tokens(specials)
         single = f"{'<|bos|> ' * adds_bos}$A{' <|eos|>' * adds_eos}"
         tokenizer.post_processor = processors.TemplateProcessing(
             single=single, special_tokens=[("<|bos|>", 0), ("<|eos|>", 1)]
         )
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|bos|>", eos_token="<|eos|>")
-        fast.chat_template = template
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|bos|>", eos_token=eos)
+        fast.chat_template = template if template is None or isinstance(template, str) else dict(template)
         return fast
 
     return make

@@ -6,7 +6,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from potstill.core.errors import DataError
-from potstill.data.chat_template import ChatTemplate, Message
+from potstill.data.chat_template import ChatTemplate
+from potstill.data.turns import Message
 
 from .conftest import LLAMA, MARKED, THINKING
 
@@ -20,8 +21,7 @@ def chat(*said: str, system: str | None = None) -> list[Message]:
 
 
 def spoken(template: ChatTemplate, messages: list[Message]) -> list[str]:
-    text, spans = template.render_with_spans(messages)
-    return [text[start:stop] for start, stop in spans]
+    return [text[start:stop] for text, spans in template.render_answers(messages) for start, stop in spans]
 
 
 CHATS = {
@@ -68,18 +68,17 @@ def test_what_the_template_writes_before_the_last_answer_is_said_by_the_assistan
     assert spoken(template, chat("Hi", "Hello")) == ["<think>\n\n</think>\n\nHello<|eot|>"]
 
 
-def test_turns_that_lose_their_thinking_once_others_follow_are_still_found(bytes_with: Make) -> None:
+def test_a_turn_that_changes_once_others_follow_is_trained_after_its_own_prompt(bytes_with: Make) -> None:
     template = ChatTemplate(bytes_with(THINKING))
-    assert spoken(template, chat("Hi", "Hello", "And?", "Bye")) == [
-        "Hello<|eot|>",
-        "<think>\n\n</think>\n\nBye<|eot|>",
-    ]
-
-
-def test_a_turn_that_is_rewritten_beyond_recognition_is_refused(bytes_with: Make) -> None:
-    template = ChatTemplate(bytes_with(THINKING))
-    with pytest.raises(DataError, match="changes turn 2 of 4 once others follow"):
-        template.render_with_spans(chat("Hi", "<think>hm</think>Hello", "And?", "Bye"))
+    first, second = template.render_answers(chat("Hi", "<think>hm</think>Hello", "And?", "Bye"))
+    assert first.text == "<|start|>user\nHi<|eot|>\n<|start|>assistant\n<think>\n\n</think>\n\nHello<|eot|>\n"
+    assert second.text == template.render(chat("Hi", "Hello", "And?", "Bye"))
+    for text, spans in (first, second):
+        assert [text[start:stop].partition("</think>\n\n")[2] for start, stop in spans] in (
+            ["Hello<|eot|>"],
+            ["Bye<|eot|>"],
+        )
+    assert template.render_answers(chat("Hi", "Hello", "And?", "Bye"), only_last=True) == [second]
 
 
 def test_a_template_that_closes_generation_behind_the_stop_token_counts_it_once(bytes_with: Make) -> None:
@@ -87,11 +86,18 @@ def test_a_template_that_closes_generation_behind_the_stop_token_counts_it_once(
     assert spoken(ChatTemplate(bytes_with(closed_late)), chat("Hi", "Hello")) == ["Hello<|eot|>"]
 
 
-def test_a_second_special_token_behind_the_last_turn_is_not_said_by_the_assistant(bytes_with: Make) -> None:
-    closing = LLAMA.replace("{% endfor %}", "{% endfor %}{% if not add_generation_prompt %}\n<|eos|>{% endif %}")
-    template = ChatTemplate(bytes_with(closing))
-    assert template.stop == "<|eot|>"
-    assert spoken(template, chat("Hi", "Hello")) == ["Hello<|eot|>"]
+@pytest.mark.parametrize("gap", ["", "\n"])
+def test_all_end_tokens_through_the_end_of_text_are_trained(bytes_with: Make, gap: str) -> None:
+    closing = "{% endfor %}{% if not add_generation_prompt %}{{ '" + gap + "<|eos|>' }}{% endif %}"
+    template = ChatTemplate(bytes_with(LLAMA.replace("{% endfor %}", closing)))
+    assert template.stop == f"<|eot|>{gap}<|eos|>"
+    assert spoken(template, chat("Hi", "Hello")) == [f"Hello<|eot|>{gap}<|eos|>"]
+    assert spoken(template, chat("Hi", "Hello", "And?", "Bye")) == ["Hello<|eot|>", f"Bye<|eot|>{gap}<|eos|>"]
+
+
+def test_an_end_token_beyond_the_end_of_text_is_not_trained(bytes_with: Make) -> None:
+    template = ChatTemplate(bytes_with(LLAMA.replace("'<|eot|>'", "'<|eos|><|end|>'")))
+    assert spoken(template, chat("Hi", "Hello", "And?", "Bye")) == ["Hello<|eos|>", "Bye<|eos|>"]
 
 
 def test_without_a_stop_token_all_that_ends_a_turn_is_said(bytes_with: Make) -> None:
@@ -112,7 +118,7 @@ def test_a_template_that_refuses_a_chat_says_which_roles_it_had(bytes_with: Make
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + LLAMA
     template = ChatTemplate(bytes_with(strict))
     with pytest.raises(DataError, match="refuses the roles system, user, assistant: no system role"):
-        template.render_with_spans(chat("Hi", "Hello", system="Be kind"))
+        template.render_answers(chat("Hi", "Hello", system="Be kind"))
 
 
 def test_a_tokenizer_without_a_template_and_a_template_without_answers_are_refused(bytes_with: Make) -> None:

@@ -67,7 +67,7 @@ LENGTHS = (3, 4, 2, 5, 4, 3, 6, 2)
 
 @pytest.mark.parametrize("field", list_fields(), ids=lambda field: field.name)
 def test_a_field_is_the_same_after_pack_collate_and_unpack(field: PackField) -> None:
-    rows = TokenDataset(enumerate(rows_with([field], *LENGTHS)), {})
+    rows = TokenDataset(enumerate(rows_with([field], *LENGTHS)))
     packs = pack(rows, length=12, seed=3)
     assert len(packs) > 1
     batch = collate([packs[i] for i in range(len(packs))])
@@ -219,7 +219,7 @@ def test_a_wrong_declaration_is_refused_in_one_sentence(declare: object, message
 
 def test_a_value_for_each_token_is_asked_of_a_field_per_token() -> None:
     with pytest.raises(DataError, match="holds 2 values for a document of 3 tokens"):
-        TokenDataset([(0, TokenizedDocument([1, 2, 3], [1, 2, 3], {"test_weight": [1.0, 2.0]}))], {})
+        TokenDataset([(0, TokenizedDocument([1, 2, 3], [1, 2, 3], {"test_weight": [1.0, 2.0]}))])
 
 
 def test_integers_are_int64_in_a_batch_and_other_values_as_declared() -> None:

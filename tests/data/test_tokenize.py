@@ -177,7 +177,7 @@ def test_rows_of_a_token_set_are_what_went_in_and_counts_are_theirs() -> None:
         TokenizedDocument([8], [IGNORE]),
         TokenizedDocument([1, 2], [IGNORE, 2]),
     ]
-    tokens = TokenDataset(enumerate(rows), {})
+    tokens = TokenDataset(enumerate(rows))
     assert list(tokens) == rows
     assert tokens[-1] == rows[-1]
     assert tokens[1:] == rows[1:]

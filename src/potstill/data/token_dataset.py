@@ -1,6 +1,8 @@
 """Tokenized documents in memory, at eight bytes a token."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -25,14 +27,41 @@ class TokenizedDocument(NamedTuple):
     turn_starts: tuple[int, ...] | None = None
 
 
+@dataclass
+class TextReport:
+    """What is odd about the documents of a corpus, counted while they are rendered.
+
+    `dropped` counts the documents that were left out, by reason; `bad_rows` describes the first that the template
+    refuses. `num_own_texts` counts the answers that are trained in a text of their own, since the template changes them
+    once other turns follow. `num_lost_thoughts` counts the answers whose thinking the template leaves out.
+    """
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    bad_rows: list[str] = field(default_factory=list)
+    num_control_tokens: int = 0
+    num_control_documents: int = 0
+    num_own_texts: int = 0
+    num_lost_thoughts: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts that are not zero, for a card."""
+        counts = {
+            "control_tokens_in_text": self.num_control_tokens,
+            "documents_with_control_tokens": self.num_control_documents,
+            "answers_in_texts_of_their_own": self.num_own_texts,
+            "answers_without_their_thinking": self.num_lost_thoughts,
+        }
+        return {name: count for name, count in counts.items() if count}
+
+
 class TokenDataset(Sequence[TokenizedDocument]):
     """The tokenized documents of a corpus: a sequence of `TokenizedDocument`, held as flat arrays of 32-bit numbers.
 
-    `documents[i]` is the number in the corpus of the i-th document. `dropped` counts the documents that were left out,
-    by reason. `fields` holds the fields of all documents, end to end.
+    `documents[i]` is the number in the corpus of the i-th document; a chat may be several. `fields` holds the fields
+    of all documents, end to end. `report` counts what is odd about the corpus.
     """
 
-    def __init__(self, rows: Iterable[tuple[int, TokenizedDocument]], dropped: Mapping[str, int]) -> None:
+    def __init__(self, rows: Iterable[tuple[int, TokenizedDocument]], report: TextReport | None = None) -> None:
         ids: list[Int32[np.ndarray, " T"]] = []
         labels: list[Int32[np.ndarray, " T"]] = []
         documents: list[int] = []
@@ -49,7 +78,12 @@ class TokenDataset(Sequence[TokenizedDocument]):
         self.ends = np.cumsum([len(document_ids) for document_ids in ids], dtype=np.int64)
         self.documents = np.array(documents, dtype=np.int64)
         self.fields = join_fields(fields, [len(document_ids) for document_ids in ids])
-        self.dropped = dict(dropped)
+        self.report = report or TextReport()
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """The number of documents that were left out, by reason."""
+        return self.report.dropped
 
     def __len__(self) -> int:
         return len(self.ends)

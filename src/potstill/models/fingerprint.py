@@ -25,5 +25,11 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     description = f"{tokenizer.backend_tokenizer.to_str()} {tokenizer.bos_token_id} {tokenizer.eos_token_id}"
     return {
         "tokenizer": hashlib.sha256(description.encode()).hexdigest(),
-        "template": hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest(),
+        "template": hashlib.sha256(_write_template(tokenizer).encode()).hexdigest(),
     }
+
+
+def _write_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template, or several named ones as JSON; empty without any."""
+    template = tokenizer.chat_template or ""
+    return template if isinstance(template, str) else json.dumps(dict(template), sort_keys=True)

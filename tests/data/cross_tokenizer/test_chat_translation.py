@@ -5,18 +5,20 @@ from itertools import product
 
 import pytest
 import torch
+from datasets import Dataset
 from tests.data.conftest import LLAMA, MARKED, THINKING
 from tests.data.test_chat_template import chat
 from tests.data.trained import byte_level, sentencepiece
 from transformers import PreTrainedTokenizerFast
 
 from potstill.core.types import IGNORE
-from potstill.data.chat_template import ChatTemplate, Message
+from potstill.data.chat_template import ChatTemplate
+from potstill.data.corpus import Corpus
 from potstill.data.cross_tokenizer.chat_translation import ChatMarkers, translate_chat
 from potstill.data.cross_tokenizer.packs import TokenizerInfo, inspect_tokenizers, translate_windows
 from potstill.data.cross_tokenizer.token_spans import decode_with_spans
-from potstill.data.tokenize import _encode_chunk, _locate_turns, compute_label_mask, label_tokens, render_chat
-from potstill.data.turn_starts import find_turn_opener
+from potstill.data.tokenize import compute_label_mask, label_tokens, tokenize_corpus
+from potstill.data.turns import Message
 from potstill.data.windows import cut_windows
 from potstill.models.tokenizers.token_bytes import read_token_bytes
 
@@ -64,7 +66,7 @@ def reader(tokenizer: PreTrainedTokenizerFast) -> TokenizerInfo:
 
 def window(messages: list[Message], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
     """A chat's ids and labels, as `data.chat` makes them."""
-    drawn = render_chat(messages, ChatTemplate(tokenizer))
+    drawn = ChatTemplate(tokenizer).render_answers(messages)[-1]
     encoded = tokenizer(drawn.text, add_special_tokens=False, return_offsets_mapping=True)
     row = label_tokens(encoded.input_ids, compute_label_mask(drawn.spans, encoded.offset_mapping), None)
     return torch.tensor(row.input_ids), torch.tensor(row.labels)
@@ -212,10 +214,8 @@ def test_a_window_that_begins_or_ends_within_a_mark_shows_the_teacher_no_token_o
 def test_a_window_of_a_long_chat_is_told_as_a_shorter_chat(bytes_with: Make, student: str, teacher: str) -> None:
     ours, theirs = bytes_with(TEMPLATES[student]), bytes_with(TEMPLATES[teacher])
     messages = [{"role": role, "content": f"{role} {n}"} for n in range(4) for role in ("user", "assistant")]
-    rendered = _locate_turns(
-        render_chat(messages, ChatTemplate(ours)), {"messages": messages}, find_turn_opener(ChatTemplate(ours))
-    )
-    ((_, row),) = _encode_chunk([(0, rendered)], ours, add_special_tokens=False)
+    corpus = Corpus("chats", "chat", Dataset.from_list([{"messages": messages}]), None, None, {})
+    (row,) = tokenize_corpus(corpus, ours)
     last = cut_windows(row, length=len(row.input_ids) * 2 // 3)[-1].input_ids.tolist()
     data, _ = decode_with_spans(last, read_token_bytes(ours), visible_ids=read_token_bytes(ours).special_ids)
     count = data.count(b"assistant ")
