@@ -62,7 +62,7 @@ def test_doctor_prints_its_checks_and_its_exit_code_is_the_verdict(
     answer = potstill("doctor", "--teacher", teacher, "--data", pairs, "--context", 64, "--json")
     assert answer.code == 1
     assert [check["name"] for check in json.loads(answer.out)["checks"] if check["outcome"] == "fail"] == ["stop token"]
-    assert "to do: correct the chat template" in potstill("doctor", "--teacher", teacher, "--data", pairs).out
+    assert "to do: give a chat template" in potstill("doctor", "--teacher", teacher, "--data", pairs).out
 
 
 def test_data_says_what_is_trained(asked: Any, potstill: Call, pairs: Path, teacher: Path) -> None:

@@ -183,6 +183,24 @@ def test_a_template_whose_stop_token_is_not_trained_is_found(
     assert failed(replace(honest, teacher=str(endless)).run()) == ["stop token"]
 
 
+@pytest.mark.parametrize("ending", ["<|im_end|>", "<|im_end|><|endoftext|>"])
+def test_a_base_model_is_seen_to_stop_where_its_template_ends_an_answer(
+    ending: str,
+    pairs: Path,
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    tiny_llama.config.max_position_embeddings = 512
+    tiny_llama.generation_config.eos_token_id = 0
+    tiny_tokenizer.eos_token = "<|endoftext|>"
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace("<|im_end|>", ending)
+    base = saved(tmp_path / "base", tiny_llama, tiny_tokenizer)
+    checks = {check.name: check for check in Doctor(teacher=str(base), data=str(pairs), context=64).run()}
+    assert checks["stop token"].outcome == PASS
+    assert checks["stop token"].found == "in 100% of the answers; generation stops at '<|im_end|>'"
+
+
 def test_a_teacher_that_stays_in_train_mode_is_found(tiny_tokenizer: PreTrainedTokenizerFast, text: Path) -> None:
     teacher, student = made("gpt2", 1), made("gpt2", 2)
     found = world(teacher, student, tiny_tokenizer, text)

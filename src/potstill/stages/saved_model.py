@@ -1,18 +1,25 @@
 """The folder of a model that a stage made, and the proof that it reloads to the same logits."""
 
+import copy
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from potstill.core.errors import ArtifactError
+from potstill.decode.stop_tokens import list_stop_tokens
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.saving import save_model_folder
 
 
 def save_model(model: PreTrainedModel, origin: LoadedModel, folder: Path) -> None:
-    """Save a stock folder: weights, config, generation config, tokenizer."""
-    model.generation_config = origin.model.generation_config
+    """Save a stock folder: weights, config, generation config, tokenizer.
+
+    The generation config names every token that ends an answer, those of the chat template too.
+    """
+    model.generation_config = copy.deepcopy(origin.model.generation_config) or GenerationConfig()
+    stop_tokens = list_stop_tokens(origin.model, origin.tokenizer)
+    model.generation_config.eos_token_id = stop_tokens if len(stop_tokens) > 1 else next(iter(stop_tokens), None)
     save_model_folder(model, origin.tokenizer, folder)
 
 

@@ -33,8 +33,8 @@ from potstill.stages.checks.same_tokenizer import (
     check_lm_head_reproduced,
     check_loss_matches_reference,
     check_repeatability,
-    check_stop_token,
 )
+from potstill.stages.checks.stopping import check_stop_token
 
 MIN_ALIGNED_SHARE = 0.9  # a smaller share of aligned tokens gets a note
 MIN_STOP_SHARE = 0.5  # the least share of answers that the teacher ends too

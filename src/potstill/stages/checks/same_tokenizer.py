@@ -39,6 +39,7 @@ from potstill.stages.checks.report import (
     format_values,
     relative_difference,
 )
+from potstill.stages.checks.stopping import check_stop_token
 from potstill.teachers.cached import CachedHiddenStates
 from potstill.train.training_module import TrainingModule
 
@@ -203,21 +204,6 @@ def check_gradient_accumulation(inputs: CheckInputs) -> Check:
         passed,
         finding=f"within {difference:.1e}",
         why="a mean of means gives short passes too much weight",
-    )
-
-
-def check_stop_token(inputs: CheckInputs) -> Check | None:
-    """Answers end in a stop token that is trained on."""
-    if inputs.kind == "text":
-        return None
-    passed = inputs.stop_share >= 0.5
-    return Check.from_result(
-        "stop token",
-        passed,
-        finding=f"in {inputs.stop_share:.0%} of the answers",
-        why="a student that never learns to stop writes on without end",
-        remedy="correct the chat template to end each answer with a stop token, or add its end-of-turn token to "
-        "eos_token_id in generation_config.json",
     )
 
 
