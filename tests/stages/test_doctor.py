@@ -33,7 +33,7 @@ from potstill.ops.row_loss import DivergenceRows
 from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.checks import perturbation, same_tokenizer
 from potstill.stages.checks.inputs import CheckInputs, build_check_inputs
-from potstill.stages.checks.report import FAIL, Check, CheckFailed, raise_if_failed, run_checks
+from potstill.stages.checks.report import FAIL, PASS, Check, CheckFailed, raise_if_failed, run_checks
 from potstill.stages.dataset import DatasetConfig, prepare_dataset
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill

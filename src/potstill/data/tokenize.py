@@ -193,7 +193,7 @@ class DocumentRenderer:
         """The ids and offsets of each text."""
         add_special_tokens = self.template is None
         plain_texts = [rendered.text for rendered in texts if not rendered.is_escaped]
-        encoding = iter(())
+        encoding: Iterator[tuple[Sequence[int], Sequence[Span]]] = iter(())
         if plain_texts:
             columns = self.tokenizer(
                 plain_texts, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False

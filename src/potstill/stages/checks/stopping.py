@@ -7,13 +7,13 @@ from torch import Tensor
 
 from potstill.core.types import IGNORE
 from potstill.decode.generate import generate
-from potstill.decode.sampling import Sampling, token_probabilities
+from potstill.decode.sampling import Sampling
 from potstill.decode.stop_tokens import find_stop_tokens
 from potstill.stages.checks.inputs import CheckInputs
 from potstill.stages.checks.report import Check
 
 MAX_PROMPT, NUM_STEPS = 32, 3  # tokens before the end of an answer: read, and written
-FLAT_TEMPERATURE = 1e4  # at which every token is likely enough to be drawn
+FLAT_TEMPERATURE = 1e15  # at which all tokens are equally likely
 
 
 def check_stop_token(inputs: CheckInputs) -> Check | None:
@@ -61,16 +61,11 @@ def _find_answer(inputs: CheckInputs) -> tuple[Tensor, list[int]] | None:
 
 
 def write_tokens(inputs: CheckInputs, prompt: Tensor, tokens: Sequence[int], stops: frozenset[int]) -> list[int]:
-    """What the student writes after `prompt` if it draws `tokens`: all of them, or those up to a stop token."""
+    """What the student writes after `prompt` if it draws `tokens`: all of them, or those up to a stop token.
+
+    At the flat temperature each of the V ids has the probability 1 / V, so the number (i + 1/2) / V draws the id i.
+    """
     sampling = Sampling(vocabulary=inputs.vocabulary, stop=stops, temperature=FLAT_TEMPERATURE)
-    noise = torch.zeros(1, len(tokens), dtype=torch.float64, device=prompt.device)
-    pending = iter(enumerate(tokens))
-
-    def choose_noise(logits: Tensor) -> None:
-        step, token = next(pending)
-        probabilities = token_probabilities(logits, sampling)[0]
-        below = probabilities[:token].sum() + probabilities[token] / 2
-        noise[0, step] = below / probabilities.sum()
-
-    (written,) = generate([(1.0, inputs.student)], [prompt], noise, [len(tokens)], sampling, on_logits=choose_noise)
+    noise = (torch.tensor([list(tokens)], dtype=torch.float64, device=prompt.device) + 0.5) / inputs.vocabulary
+    (written,) = generate([(1.0, inputs.student)], [prompt], noise, [len(tokens)], sampling)
     return written
