@@ -372,5 +372,5 @@ def test_a_foreign_weight_is_refused_by_name(tiny_llama: LlamaForCausalLM) -> No
 
 def test_a_tied_model_whose_head_went_its_own_way_is_refused(tiny_llama: LlamaForCausalLM) -> None:
     tiny_llama.lm_head.weight = torch.nn.Parameter(tiny_llama.lm_head.weight + 1.0)
-    with pytest.raises(UnsupportedModel, match="ties head and embedding, yet their weights differ"):
+    with pytest.raises(UnsupportedModel, match="ties head and embedding, but their weights differ"):
         import_model(tiny_llama)

@@ -65,7 +65,12 @@ def test_the_readme_tells_a_stranger_what_it_is(stage: PruneConfig, teacher: Pat
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "apache-2.0"
     assert body.lstrip().startswith("# made")
-    for fact in (f"`{teacher}` cut to 75.5% of its parameters", "licence: apache-2.0", "- layers: 2", "equal within"):
+    for fact in (
+        f"`{teacher}` pruned to 75.5% of its parameters",
+        "license: apache-2.0",
+        "- layers: 2",
+        "equal within",
+    ):
         assert fact in body
     assert "None" not in body
     assert "{" not in body

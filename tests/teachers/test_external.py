@@ -92,7 +92,7 @@ def test_the_card_of_a_served_teacher_says_what_is_missing_and_why(
     assert teacher.name == f"{server.url}#{server.model}"
     readme = (run.out / "README.md").read_text()
     assert "its weights were not here, so KL and agreement with it" in readme
-    assert "its weights were never seen here" in readme
+    assert "potstill has not seen its weights" in readme
     assert f"forward kl to `{server.url}`" in readme
     assert "the server tokenizes known texts alike (prompt_logprobs)" in readme
     assert "None" not in readme

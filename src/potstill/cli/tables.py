@@ -103,10 +103,10 @@ def print_pruned_model(out: str, details: Mapping[str, Any]) -> None:
 def print_models(model_list: Sequence[Mapping[str, Any]]) -> None:
     """Print models with their size and license."""
     rows = [
-        {**m, "MiB": f"{m['bytes'] / 2**20:,.0f}" if m["bytes"] else "-", "licence": m["licence"] or "not stated"}
+        {**m, "MiB": f"{m['bytes'] / 2**20:,.0f}" if m["bytes"] else "-", "license": m["licence"] or "not stated"}
         for m in model_list
     ]
-    print_table(rows, "name", "MiB", "licence", "path")
+    print_table(rows, "name", "MiB", "license", "path")
 
 
 def print_caches(manifests: Sequence[Mapping[str, Any]]) -> None:

@@ -1,1 +1,1 @@
-"""Backbones, families of Hugging Face models, and what a model says about a batch."""
+"""Backbones, families of Hugging Face models, and the signals of a model for a batch."""

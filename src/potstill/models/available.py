@@ -7,7 +7,7 @@ from potstill.models.load import PACKAGED_MODEL, get_packaged_path, read_license
 
 
 def list_available_models() -> list[dict[str, Any]]:
-    """Name, size in bytes, license and path of every model that can be opened offline; no network is used."""
+    """Name, size in bytes, license and path of every model that opens offline; this uses no network."""
     return [*_list_packaged_models(), *_list_cached_models()]
 
 

@@ -1,7 +1,7 @@
 """The network that a `Blueprint` describes: embedding, residual layers, final norm and head.
 
-It knows no family and no method. A mixer is `(x, positions, state) -> (y, state)`, a feed-forward is
-`(x, positions) -> y`; the factory of `layers/registry.py` makes the module of each kind.
+It depends on no family and no method. A mixer is `(x, positions, state) -> (y, state)`, a feed-forward is `(x,
+positions) -> y`; the factory of `layers/registry.py` makes the module of each kind.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,8 +49,8 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """The network of `blueprint`, with PyTorch's random weights until weights are loaded or `init_weights` is called.
 
-    Its state dict has the names and shapes of `core.blueprint.weight_shapes`. While training, `gradient_checkpointing`
-    computes each layer's forward a second time in place of keeping its activations.
+    Its state dict has the names and shapes of `core.blueprint.weight_shapes`. In training, `gradient_checkpointing`
+    computes each layer's forward a second time instead of storing its activations.
     """
 
     def __init__(self, blueprint: Blueprint) -> None:
@@ -93,10 +93,10 @@ class Backbone(nn.Module):
     ) -> Iterator[Float[Tensor, "B T D"]]:
         """The residual stream: the embeddings, then the output of each layer, before the final norm.
 
-        Where `position_ids` restart, a new document begins; it sees nothing of the others. With `states` (see
-        `make_states`) the tokens continue the text in those, one document a row. `token_mask` marks the tokens (past
-        ones first) that are no padding. `inputs_embeds` replaces the embeddings of `input_ids`. The lists in `reports`
-        get the tensors that parts report under those names.
+        A document begins where `position_ids` restart, and sees no other document. With `states` (see `make_states`)
+        the tokens continue the text of the states, one document per row. `token_mask` marks the tokens (past ones
+        first) that are not padding. `inputs_embeds` replaces the embeddings of `input_ids`. Parts append the tensors
+        that they report to the lists in `reports`, by name.
 
         Raises:
             UsageError: the number of states is not the number of layers; several documents would share a state.
@@ -134,7 +134,7 @@ class Backbone(nn.Module):
             return positions
         lengths = document_lengths(position_ids)
         if states is not None and any(len(row) > 1 for row in lengths):
-            raise UsageError("several documents in a row cannot share one state; decode each in a row of its own")
+            raise UsageError("several documents in a row cannot share one state; decode each in its own row")
         if past_length == 0:
             positions.lengths = lengths
         return positions

@@ -1,4 +1,4 @@
-"""Whether a network predicts a token without seeing it: a probe, and the refusal of those that see it."""
+"""Probes whether a network sees the tokens that it predicts, and refuses networks that do."""
 
 import weakref
 
@@ -15,9 +15,10 @@ _task_causality: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyD
 
 
 def is_causal(network: nn.Module | SignalSource) -> bool:
-    """Whether the rows of a network stay where they are when a later token changes.
+    """Whether the rows of a network do not change when a later token changes.
 
-    A cache or a server is taken to be causal: what made it was checked, or serves a language model.
+    It assumes that a cache or a server is causal: potstill checked the cache's teacher, and servers serve language
+    models.
     """
     if not isinstance(network, nn.Module):
         return True
@@ -30,7 +31,7 @@ def is_causal(network: nn.Module | SignalSource) -> bool:
 
 @torch.no_grad()
 def _is_task_model_causal(network: nn.Module, *, length: int = 12) -> bool:
-    """Whether changing the second half of some tokens leaves the rows of the first half as they are."""
+    """Whether changing the second half of some tokens does not change the rows of the first half."""
     embedding = next((module for module in network.modules() if isinstance(module, nn.Embedding)), None)
     if embedding is None:
         return True  # no tokens that could be changed

@@ -1,4 +1,4 @@
-"""Digests of a model and of a tokenizer, by which a cache identifies its teacher."""
+"""Digests of a model and of a tokenizer, which identify the teacher of a cache."""
 
 import hashlib
 import json

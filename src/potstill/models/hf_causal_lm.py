@@ -1,11 +1,11 @@
-"""Our own architecture as a Hugging Face causal language model, for networks that no stock family expresses.
+"""potstill's architecture as a Hugging Face causal language model, for networks that no stock family expresses.
 
 Importing this module registers it with transformers' Auto classes:
 
     from potstill import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained("folder")
 
-Packed documents (positions that restart) never see one another here, without any patch of attention.
+Packed documents (positions that restart) never see one another in this model; it needs no patch of attention.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class _PotstillPreTrainedModel(PreTrainedModel):
 class PotstillModelOutput(BaseModelOutputWithPast):
     """The output of `PotstillModel`: stock fields, and the requested `reports` of its parts by name.
 
-    A report is `[B T R ...]`: of each of the R parts that report it, in the order of the layers.
+    A report is `[B T R ...]`, with one entry for each of the R parts that report it, in the order of the layers.
     """
 
     reports: dict[str, Tensor] | None = None
@@ -76,8 +76,8 @@ class PotstillModel(_PotstillPreTrainedModel):
     ) -> PotstillModelOutput:
         """The last hidden states `[B T D]`, after the final norm.
 
-        `hidden_states` are the embeddings and each layer's output, the last one after the final norm. Without
-        `past_key_values` and `use_cache` nothing is cached. `output_reports` names what parts shall report.
+        `hidden_states` are the embeddings and each layer's output, the last one after the final norm. It caches only
+        with `past_key_values` or `use_cache`. `output_reports` names the reports to return.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise UsageError("give exactly one of input_ids and inputs_embeds")
@@ -169,7 +169,7 @@ class PotstillForCausalLM(_PotstillPreTrainedModel, GenerationMixin):
         return self.backbone.embed if self.backbone.blueprint.tied else self.backbone.head
 
     def resize_token_embeddings(self, *sizes: Any, **options: Any) -> NoReturn:
-        """Refused, since the vocabulary is part of the blueprint.
+        """Always raises, because the vocabulary is part of the blueprint.
 
         Raises:
             UnsupportedModel: always.
@@ -177,7 +177,7 @@ class PotstillForCausalLM(_PotstillPreTrainedModel, GenerationMixin):
         raise UnsupportedModel("a potstill model's vocabulary is fixed by its blueprint; make a new one by a transform")
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        """Gives `generate` a cache of our own states, unless it got a cache or another `cache_implementation`."""
+        """Gives `generate` a cache of potstill's states, unless it has a cache or another `cache_implementation`."""
         has_cache = model_kwargs.get("past_key_values") is not None
         implementation = generation_config.cache_implementation
         if has_cache or generation_config.use_cache is False or implementation not in (None, "dynamic"):

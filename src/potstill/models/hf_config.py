@@ -12,7 +12,7 @@ SPECIAL_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class PotstillConfig(PreTrainedConfig):
-    """`blueprint` holds the architecture as plain data; the attributes that Hugging Face reads are computed from it.
+    """`blueprint` is the architecture as plain data; properties compute the attributes that Hugging Face reads.
 
     Raises:
         ArtifactError: there is no blueprint.
@@ -22,9 +22,7 @@ class PotstillConfig(PreTrainedConfig):
 
     def __init__(self, blueprint: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if blueprint is None:
-            raise ArtifactError(
-                "a potstill config holds its blueprint, and this one holds none; use PotstillConfig.from_blueprint"
-            )
+            raise ArtifactError("this potstill config has no blueprint; use PotstillConfig.from_blueprint")
         self.blueprint = blueprint
         self.bos_token_id: int | None = None
         self.eos_token_id: int | list[int] | None = None

@@ -1,4 +1,4 @@
-"""Runs a model without training it: its mode, its gradients and the longest text that it reads."""
+"""Runs a model in eval mode without gradients, and reads its context length."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from potstill.models.signals import probe_model
 
 
 def get_max_context(model: PreTrainedModel) -> int:
-    """The longest context in the model's config, in tokens; 2**31 where it states none, as for recurrent models."""
+    """The context length in the model's config, in tokens; 2**31 if there is none, as for recurrent models."""
     max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(max_positions) if max_positions else 2**31
 

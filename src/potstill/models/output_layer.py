@@ -1,8 +1,7 @@
-"""The output layer of a model, whatever its kind, and the rows that enter it.
+"""The output layer of any kind of model, and its input rows.
 
 The rows of a decoder are its last hidden states. A masked language model (BERT, RoBERTa) first transforms them, T5 may
-scale them, a classifier may pool them. Those rows are read where they enter the output layer, in a forward of the whole
-model.
+scale them, a classifier may pool them. For those models a hook reads the rows at the output layer in a forward pass.
 """
 
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from potstill.models.probing import make_cache_options, make_probe_ids, make_pro
 def find_output_layer(model: PreTrainedModel) -> Any:
     """The module that makes the logits: the output embeddings, else the last linear layer after the base model.
 
-    None where there is neither.
+    None if there is neither.
     """
     output_embeddings = model.get_output_embeddings()
     if output_embeddings is not None:
@@ -49,9 +48,9 @@ def read_head(model: PreTrainedModel) -> Head:
 
 @contextmanager
 def capture_output_rows(model: PreTrainedModel, *, skip_logits: bool) -> Iterator[list[Tensor]]:
-    """Inside, a forward appends what enters the output layer: `[B T F]`, or `[B F]` where the model pools.
+    """Inside, a forward appends the input of the output layer: `[B T F]`, or `[B F]` if the model pools.
 
-    With `skip_logits` the layer gets no rows, so that no logits are computed.
+    With `skip_logits` the layer gets no rows, so that it computes no logits.
     """
     rows: list[Tensor] = []
 
@@ -69,13 +68,13 @@ def capture_output_rows(model: PreTrainedModel, *, skip_logits: bool) -> Iterato
 
 
 def select_rows(states: Tensor, positions: Tensor) -> Tensor:
-    """`states [B T F]` at the positions `[B T]`; of pooled `states [B F]` the row of each position's document."""
+    """`states [B T F]` at the positions `[B T]`; with pooled `states [B F]` the row of each position's document."""
     return states[positions] if states.ndim == positions.ndim + 1 else states[positions.nonzero()[:, 0]]
 
 
 @torch.no_grad()
 def find_output_rows(model: PreTrainedModel, head: Head, *, seed: int = 0) -> Float[Tensor, "B *T F"] | None:
-    """What enters the output layer on random tokens; None where `head` does not make the model's logits of it."""
+    """The input of the output layer on random tokens; None if `head` does not make the model's logits from it."""
     ids = make_probe_ids(model, length=8, seed=seed).to(next(model.parameters()).device)
     with eval_mode(model), capture_output_rows(model, skip_logits=False) as captured_rows:
         output = model(**make_probe_inputs(model, ids), **make_cache_options(model))

@@ -1,4 +1,4 @@
-"""Packed documents that do not see one another, in any Hugging Face model.
+"""Isolates packed documents in any Hugging Face model.
 
 Stock SDPA isolates packed documents only with `position_ids`, no `attention_mask` and `use_cache=False`, and then by a
 dense mask, quadratic in the length of the pack. `install_packed_attention` sets an attention function that runs causal
@@ -22,7 +22,7 @@ MAX_DIFFERENCE = 0.05  # of the largest value: in bf16 64 eps would allow half o
 
 
 class _LengthsCache:
-    """The document lengths of the last `position_ids`, so that they are read once a batch, not once a layer."""
+    """The document lengths of the last `position_ids`, computed once per batch instead of once per layer."""
 
     def __init__(self) -> None:
         self.key: tuple[weakref.ref[Tensor], int] | None = None
@@ -51,7 +51,7 @@ def packed_attention_forward(
     sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention `[B H T K] -> [B T H K]` inside each document of a pack; anything else goes to stock SDPA.
+    """Attention `[B H T K] -> [B T H K]` inside each document of a pack; stock SDPA for any other batch.
 
     The signature, `kwargs` included, is Hugging Face's attention interface: `dropout` is the config's attention dropout
     in training and 0 in eval mode. A batch counts as packed when it is one row without a mask and without cached keys.
@@ -79,7 +79,7 @@ def packed_attention_forward(
 def packed_attention_mask(
     batch_size: int, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs: object
 ) -> Tensor | None:
-    """No mask for a packed row; SDPA's own mask as soon as there is padding or a cache."""
+    """No mask for a packed row; SDPA's own mask if there is padding or a cache."""
     if batch_size == 1 and attention_mask is None and q_length == kv_length and q_length > 1:
         return None
     mask: Tensor | None = sdpa_mask(
@@ -93,11 +93,11 @@ AttentionMaskInterface.register(ATTENTION_NAME, packed_attention_mask)
 
 
 def install_packed_attention(model: PreTrainedModel, *, position_offset: int = 0) -> bool:
-    """Let `model` keep packed documents apart; True if it does afterwards, False if its batches must be padded.
+    """Isolate packed documents in `model`; True if that works, False if its batches must be padded.
 
-    A model keeps its own attention if packed attention mixes documents, or changes the hidden states of a single one:
-    its attention may see later tokens, or have sinks or other terms that packed attention lacks. `position_offset` is
-    the first position of a document.
+    A model keeps its own attention if packed attention mixes documents, or changes the hidden states of a single
+    document. Such an attention may see later tokens, or have sinks or other terms that packed attention lacks.
+    `position_offset` is the first position of a document.
     """
     if not sees_no_later_token(model):
         return is_packing_isolated(model, position_offset=position_offset)
@@ -113,10 +113,10 @@ def install_packed_attention(model: PreTrainedModel, *, position_offset: int = 0
 
 
 def is_packing_isolated(model: PreTrainedModel, *, position_offset: int = 0, seed: int = 0) -> bool:
-    """Whether packing leaves documents as they are.
+    """Whether packing does not change the hidden states of documents.
 
-    Two packed documents must have the hidden states that each has alone, within the dtype's rounding. And when one
-    document changes, no hidden state of the other may move by more than 2 eps, relative to the largest.
+    Two packed documents must have the same hidden states as alone, within the dtype's rounding. When one document
+    changes, no hidden state of the other may move by more than 2 eps, relative to the largest.
     """
     probe = _PackingProbe(model, position_offset, seed)
     separate, packed = probe.compute_separate(), probe.compute_packed()
@@ -131,7 +131,7 @@ def is_packing_isolated(model: PreTrainedModel, *, position_offset: int = 0, see
 
 
 class _PackingProbe:
-    """Two documents of random ids, and their hidden states one by one or packed; None where the model refuses them."""
+    """Two documents of random ids, and their hidden states one by one or packed; None if the model refuses them."""
 
     def __init__(self, model: PreTrainedModel, position_offset: int, seed: int = 0) -> None:
         self.model = model
@@ -144,7 +144,7 @@ class _PackingProbe:
         ]
 
     def compute_separate(self) -> Tensor | None:
-        """The hidden states of the documents, each read alone, end to end."""
+        """The hidden states of the documents, each computed alone, end to end."""
         return self._compute_hidden_states(zip(self.documents, self.position_ids, strict=True))
 
     def compute_packed(self, changed: int | None = None) -> Tensor | None:
@@ -163,7 +163,7 @@ class _PackingProbe:
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:
-    """Equal within what two orders of the same sums may differ by: 64 eps of the largest value, at most 5 % of it."""
+    """Equal up to the order of sums: within 64 eps of the largest value, at most 5 % of it."""
     return bool((a - b).abs().max() <= min(64 * torch.finfo(b.dtype).eps, MAX_DIFFERENCE) * b.abs().max())
 
 

@@ -1,4 +1,4 @@
-"""Which positions a model takes and which tokens a token can see, found by short forwards on random tokens."""
+"""Short forwards on random tokens that show a model's positions, and which tokens a token can see."""
 
 import inspect
 from typing import Any
@@ -24,14 +24,14 @@ def make_probe_ids(model: PreTrainedModel, *, length: int, seed: int) -> Int[Ten
 
 
 def make_cache_options(module: nn.Module) -> dict[str, bool]:
-    """`use_cache=False` where the forward of `module` takes it; an encoder may not."""
+    """`use_cache=False` if the forward of `module` takes it; an encoder may not."""
     parameters = inspect.signature(module.forward).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {"use_cache": False} if takes_any or "use_cache" in parameters else {}
 
 
 def make_probe_inputs(model: PreTrainedModel, ids: Int[Tensor, "B T"]) -> dict[str, Tensor]:
-    """The inputs of a forward: `ids`, which the decoder of an encoder-decoder reads behind a fixed source."""
+    """The inputs of a forward on `ids`; an encoder-decoder gets a fixed source, and its decoder reads `ids`."""
     if not is_encoder_decoder(model):
         return {"input_ids": ids}
     source = make_probe_ids(model, length=PROBE_LENGTH, seed=1).to(ids.device).expand(len(ids), -1)
@@ -59,7 +59,7 @@ def compute_hidden_states(
 
 
 def get_hidden_states(output: Any) -> tuple[Tensor, ...]:
-    """The hidden states of every layer in a model's output, of an encoder-decoder those of its decoder."""
+    """The hidden states of every layer in a model's output; for an encoder-decoder, of its decoder."""
     states: tuple[Tensor, ...] | None = getattr(output, "decoder_hidden_states", None)
     return output.hidden_states if states is None else states
 
@@ -76,7 +76,7 @@ def is_unmoved(before: Tensor, after: Tensor) -> bool:
 
 
 def sees_no_later_token(model: PreTrainedModel, *, seed: int = 0) -> bool:
-    """Whether the hidden states of a token stay where they are when a later token changes."""
+    """Whether the hidden states of a token do not change when a later token changes."""
     ids, other_ids = (make_probe_ids(model, length=PROBE_LENGTH, seed=seed + n) for n in range(2))
     half = PROBE_LENGTH // 2
     changed_ids = torch.cat([ids[:, :half], other_ids[:, half:]], 1)
@@ -87,9 +87,9 @@ def sees_no_later_token(model: PreTrainedModel, *, seed: int = 0) -> bool:
 
 
 def find_position_offset(model: PreTrainedModel) -> int | None:
-    """The first position that the model gives itself: 0, or `pad_token_id + 1` in RoBERTa and its kin.
+    """The position of a model's first token: 0, or `pad_token_id + 1` in RoBERTa and similar models.
 
-    None where the model takes no `position_ids` (ALiBi, recurrences), or no known offset gives its own hidden states.
+    None if the model takes no `position_ids` (ALiBi, recurrences), or no known offset gives its own hidden states.
     """
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         return None

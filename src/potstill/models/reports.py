@@ -1,6 +1,6 @@
 """Tensors that parts of a model report in a forward pass, such as the router's probabilities of experts.
 
-Our own models report by name (`Positions.report`). Stock models with experts give `router_logits`.
+potstill's models report by name (`Positions.report`). Stock models with experts give `router_logits`.
 """
 
 from collections.abc import Iterable

@@ -1,9 +1,9 @@
-"""The signals of any network here: decoders, encoders, encoder-decoders, classifiers and task models.
+"""Computes the signals of any local network: decoder, encoder, encoder-decoder, classifier or task model.
 
-The rows of a network are what enters its output layer. The head of a family may scale (Cohere, Granite) or soft-cap
-(Gemma) its logits; a fused loss that ignores this trains towards another distribution. So the head is compared with the
-model's own logits once. A model that no head explains is refused as a student; as a teacher it gives its logits as
-rows.
+The rows of a network are the inputs of its output layer. The head of a family may scale (Cohere, Granite) or soft-cap
+(Gemma) its logits; a fused loss that ignores this trains toward another distribution. So potstill compares the head
+with the model's own logits once. If no head gives those logits, it refuses the model as a student; as a teacher, the
+model gives its logits as rows.
 """
 
 import weakref
@@ -56,11 +56,11 @@ CROSS_ATTENTION_NAMES = ("cross", "encoder_attn", "EncDecAttention")
 
 @dataclass(frozen=True)
 class ModelProbe:
-    """Facts about a model that short forwards showed. It does not hold the model, which would then never be freed.
+    """Facts about a model from short forwards. It has no reference to the model, which could then never be freed.
 
-    `has_known_head`: a linear head, perhaps scaled and capped, makes the logits from the rows. `transforms_rows`: the
-    rows are not the last hidden states, but what a transform, a scale or a pooler makes of them. `takes_position_ids`:
-    ALiBi and recurrences do not. `position_offset` is the first position of a document.
+    `has_known_head`: a linear head, perhaps scaled and capped, makes the logits from the rows. `transforms_rows`: a
+    transform, a scale or a pooler makes the rows from the last hidden states. `takes_position_ids`: ALiBi and
+    recurrences do not. `position_offset` is the first position of a document.
     """
 
     has_known_head: bool
@@ -80,7 +80,7 @@ _probes: "weakref.WeakKeyDictionary[nn.Module, ModelProbe]" = weakref.WeakKeyDic
 
 
 def probe_model(model: nn.Module) -> ModelProbe:
-    """The facts about `model`, found at the first call: its head, its positions, packing and causality."""
+    """The facts about `model`, computed at the first call: its head, its positions, packing and causality."""
     if model not in _probes:
         inner = unwrap_model(model)
         offset, on_hidden_states = find_position_offset(inner), is_head_reproduced(inner)
@@ -100,10 +100,10 @@ def probe_model(model: nn.Module) -> ModelProbe:
 def compute_signals(model: nn.Module, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
     """The rows of `model` at `needs.positions`, in the order of the batch, with its head cut to `vocabulary` ids.
 
-    A module with a method `signals` answers itself. An encoder-decoder encodes the batch's `source.*` and has its rows
-    in the decoder.
+    A module with a method `signals` computes them itself. An encoder-decoder encodes the batch's `source.*`; its rows
+    are those of the decoder.
 
-    Raises: UnsupportedModel where the model cannot give what is needed.
+    Raises: UnsupportedModel if the model cannot give a needed signal.
     """
     if needs.positions is None:
         raise ValueError("needs.positions is None: name the positions whose rows are needed")
@@ -150,7 +150,10 @@ def _make_encoder_decoder_inputs(batch: Batch, positions: Tensor) -> tuple[dict[
     """The inputs of both sides as padded rows: source n, read by the encoder, belongs to document n."""
     source = get_view(batch, SOURCE) if f"{SOURCE}.input_ids" in batch else None
     if source is None:
-        raise UnsupportedModel("an encoder-decoder reads a source; give the batch source.input_ids and its kin")
+        raise UnsupportedModel(
+            "an encoder-decoder reads a source; give the batch source.input_ids, source.position_ids and "
+            "source.documents"
+        )
     source, target = layout.unpack(source), layout.unpack({**_drop_prefixed(batch), "positions": positions})
     if len(source["input_ids"]) != len(target["input_ids"]):
         counts = f"{len(source['input_ids'])} sources for {len(target['input_ids'])} documents"
@@ -202,9 +205,9 @@ def _compute_inner_signals(
 
 
 def _capture_transformed_rows(inner: PreTrainedModel) -> AbstractContextManager[list[Tensor]]:
-    """What enters the output layer; logits as wide as a vocabulary are not computed.
+    """The inputs of the output layer, without logits over a vocabulary.
 
-    A classifier's few logits are, since its forward may pool them.
+    It computes the few logits of a classifier, because its forward may pool them.
     """
     return capture_output_rows(inner, skip_logits=inner.get_output_embeddings() is not None)
 
@@ -214,12 +217,13 @@ def _refuse_logits(name: str, rows: Tensor) -> NoReturn:
 
 
 def _compute_logits(head: Head, rows: Tensor) -> Tensor:
-    """The logits of `rows`; with a gradient as they come, since that of a slice would be as large again."""
+    """The logits of `rows`; with a gradient it does not slice them, because a slice's gradient would double the
+    memory."""
     return head.logits(rows) if rows.requires_grad else layout.apply_padded(head.logits, rows)
 
 
 def _compute_embeddings(inner: PreTrainedModel, ids: Tensor, positions: Tensor) -> Float[Tensor, "N 2 D"]:
-    """The input embeddings of each row's own token and of the one after it."""
+    """The input embeddings of each row's own token and of the next token."""
     pair_ids = torch.stack([ids[positions], ids.roll(-1, dims=1)[positions]], dim=1)
     embeddings: Tensor = inner.get_input_embeddings()(pair_ids)
     return embeddings
@@ -228,7 +232,7 @@ def _compute_embeddings(inner: PreTrainedModel, ids: Tensor, positions: Tensor) 
 def find_projections(model: nn.Module) -> dict[str, nn.Module]:
     """The projections to the queries, keys and values of the last self-attention layer.
 
-    Raises: UnsupportedModel where no layer has one of its own for each.
+    Raises: UnsupportedModel if no layer has a separate projection for each.
     """
     inner = unwrap_model(model)
     for name, layer in reversed([*inner.named_modules()]):
@@ -239,8 +243,8 @@ def find_projections(model: nn.Module) -> dict[str, nn.Module]:
             if all(isinstance(projection, nn.Module) for projection in projections):
                 return dict(zip(RELATIONS, projections, strict=True))  # type: ignore[arg-type]
     raise UnsupportedModel(
-        f"{type(inner).__name__} has no attention with separate projections to queries, keys and values; choose a "
-        f"teacher that has, such as a Llama or a Qwen, or another objective"
+        f"{type(inner).__name__} has no attention with separate projections to queries, keys and values; choose "
+        f"another objective, or a teacher with such attention, such as a Llama or a Qwen"
     )
 
 
@@ -276,9 +280,9 @@ def get_head(model: nn.Module) -> Head:
 
 
 def get_constant_head(model: nn.Module) -> Head:
-    """The head of a frozen model as a constant, which stays where it is when the model is moved.
+    """The head of a frozen model as a constant, which does not move with the model.
 
-    Raises: UnsupportedModel where it does not give the model's logits.
+    Raises: UnsupportedModel if it does not give the model's logits.
     """
     if not probe_model(model).has_known_head:
         raise UnsupportedModel(f"no head gives the logits of {type(model).__name__}; use the model instead of a cache")
@@ -299,7 +303,7 @@ def is_head_reproduced(model: PreTrainedModel, *, seed: int = 0) -> bool:
 
 
 def _find_transformed_rows(model: PreTrainedModel) -> Tensor | None:
-    """What enters the output layer on random tokens, where the head gives the model's logits of it; else None."""
+    """The input of the output layer on random tokens, if the head makes the model's logits from it; else None."""
     try:
         return find_output_rows(model, get_head(model))
     except (AttributeError, TypeError, RuntimeError, UnsupportedModel):
@@ -307,5 +311,5 @@ def _find_transformed_rows(model: PreTrainedModel) -> Tensor | None:
 
 
 def is_output_layer_reproduced(model: PreTrainedModel) -> bool:
-    """Whether `get_head(model)`, applied to what enters the output layer, gives the model's own logits."""
+    """Whether `get_head(model)`, applied to the input of the output layer, gives the model's own logits."""
     return is_head_reproduced(model) or _find_transformed_rows(model) is not None

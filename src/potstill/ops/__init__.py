@@ -1,1 +1,1 @@
-"""Pure functions of tensors: each with its definition and, where it is slow, a fast form that tests compare with it."""
+"""Pure functions of tensors, each with its definition. A slow definition has a fast form, and tests compare both."""

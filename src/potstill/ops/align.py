@@ -1,20 +1,21 @@
 """Alignment of two tokenizations of one text, by bytes.
 
 A token has the half-open span [start, end) of the bytes that it covers. The spans of one side ascend and do not
-overlap. A token without text (BOS, tokens of a chat template) has an empty span and no counterpart. Spans of bytes
-instead of strings need no special case for half a character, byte fallback, or a leading or trailing space. One
-disagreement affects only the tokens that disagree.
+overlap. A token without text (BOS, tokens of a chat template) has an empty span and no counterpart. Spans of bytes need
+no special case for half a character, byte fallback, or a leading or trailing space. A disagreement affects only the
+tokens that disagree.
 
     match_spans    [ab|c|d] and [a|bc|d]     d with d               the same bytes, hence the same text before them
     match_starts   [ab|c|d] and [a|bc|d]     ab with a, d with d    predicted from the same text
     merge_spans    [ab|c|d] and [a|bc|d]     {ab c | a bc}, {d | d} the shortest runs that cover the same bytes
 
 `match_spans` is exact token alignment (DSKDv2, arXiv:2504.11426). The released code compares strings token by token and
-loses everything after a disagreement of equal length; bytes do not. `merge_spans` is the segmentation over which GOLD
-in TRL sums log-probabilities. All are O((T_a + T_b) log(T_a + T_b)).
+loses everything after a disagreement of equal length; potstill does not. `merge_spans` is the segmentation over which
+GOLD in TRL sums log-probabilities. All are O((T_a + T_b) log(T_a + T_b)).
 
-Many documents are aligned at once, each at its own offset of bytes. If two texts share only segments (one conversation
-in two chat templates), `map_to_shared_text` moves the spans of each side to the bytes of the shared segments.
+The functions align many documents at once, each at its own offset of bytes. Two texts may share only segments, such as
+one conversation in two chat templates. Then `map_to_shared_text` moves the spans of each side to the bytes of the
+shared segments.
 """
 
 from typing import NamedTuple
@@ -28,7 +29,7 @@ Pairs = Int64[Tensor, "P 2"]  # token indices of the first and of the second sid
 
 
 class Groups(NamedTuple):
-    """For each token the number of its group, ascending from 0, or -1 without a counterpart; and their total."""
+    """The group number of each token, ascending from 0, or -1 without a counterpart; and the number of groups."""
 
     first: Int64[Tensor, " A"]
     second: Int64[Tensor, " B"]
@@ -36,13 +37,13 @@ class Groups(NamedTuple):
 
 
 def match_spans(first: Int64[Tensor, "A 2"], second: Int64[Tensor, "B 2"]) -> Pairs:
-    """The pairs of tokens that cover the same bytes: i with j where first[i] = second[j], not empty."""
+    """The pairs (i, j) of tokens that cover the same bytes: first[i] = second[j], not empty."""
     pairs = match_starts(first, second)
     return pairs[first[pairs[:, 0], 1] == second[pairs[:, 1], 1]]
 
 
 def match_starts(first: Int64[Tensor, "A 2"], second: Int64[Tensor, "B 2"]) -> Pairs:
-    """The pairs of tokens that start at the same byte, so that both are predicted from the same text."""
+    """The pairs of tokens that start at the same byte, so that both models predict them from the same text."""
     first_tokens, second_tokens = _find_text_tokens(first), _find_text_tokens(second)
     first_starts, second_starts = first[first_tokens, 0], second[second_tokens, 0]
     if not len(second_starts):

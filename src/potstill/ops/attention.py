@@ -52,10 +52,10 @@ def document_attention(
 
     A `dropout` above 0 always drops: pass 0 outside training.
 
-    On a CPU, half precision (of the inputs or by autocast) is computed in float32. In torch 2.13 (AVX-512 with bf16) a
-    backward in float32 takes a half to two thirds less time for documents of up to about 250 tokens, and about the same
-    time beyond. It compiles nothing, where bf16 compiles kernels of 3 MiB for every new length and keeps them. A
-    forward alone takes up to a quarter longer. Teacher and student use the same function, so equal models give equal
+    On a CPU it computes half precision (of the inputs or by autocast) in float32. In torch 2.13 (AVX-512 with bf16) a
+    float32 backward takes a half to two thirds less time for documents of up to about 250 tokens. Longer documents take
+    about the same time. bf16 would compile kernels of 3 MiB for every new length and keep them; float32 compiles none.
+    A forward alone takes up to a quarter longer. Teacher and student use the same function, so equal models give equal
     bits.
     """
     if q.device.type == "cpu" and _is_half_precision(q, k, v):
@@ -71,7 +71,7 @@ def document_attention(
 
 
 def _is_half_precision(*states: Tensor) -> bool:
-    """Whether attention would run in half precision: by the dtype of the states, or by autocast."""
+    """Whether the dtype of the states, or autocast, would run attention in half precision."""
     autocasts = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") in HALF_DTYPES
     return any(x.dtype in HALF_DTYPES or (autocasts and x.dtype == torch.float32) for x in states)
 
@@ -100,7 +100,8 @@ def dense_attention(
 def causal_mask(
     queries: int, keys: int, *, window: int | None = None, device: torch.device | None = None
 ) -> Bool[Tensor, "{queries} {keys}"]:
-    """Which of `keys` positions each of the last `queries` positions sees: itself and those before, `window` in all."""
+    """True at the `keys` positions that each of the last `queries` positions sees: itself and the ones before, `window`
+    in all."""
     t = torch.arange(keys - queries, keys, device=device)[:, None]
     s = torch.arange(keys, device=device)[None, :]
     return (s <= t) if window is None else (s <= t) & (t - s < window)

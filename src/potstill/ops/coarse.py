@@ -3,9 +3,9 @@
     p~ = (p[i_1], ..., p[i_k], r_1(p), ..., r_C(p))        r_c(p) = sum of p over the tokens of class c not among the i
 
 Merging tokens never increases an f-divergence (the data-processing inequality): 0 <= D(p~||q~) <= D(p||q), and the
-teacher itself is a minimum. Neither holds if the rest is dropped or the listed part is renormalized: then the minimum
-is another distribution than the teacher's. With k = V, D(p~||q~) = D(p||q). One class is the plain tail; more classes
-describe the tail better for few bytes (LOG.md, what a cache keeps).
+teacher itself is a minimum. Both are false if the rest is dropped or the listed part renormalized: then the minimum is
+a distribution other than the teacher's. With k = V, D(p~||q~) = D(p||q). One class is the plain tail; more classes
+describe the tail better for few bytes (LOG.md, "what a cache should keep of a distribution").
 
 The derivative of D(p~||q~) by the student's logits z, from its derivative d by the logits of q~:
 
@@ -25,10 +25,10 @@ Differentiate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (teacher [N
 
 @dataclass(frozen=True)
 class CoarseDistribution:
-    """N distributions over V tokens, each by up to K of its tokens and the totals of the C classes of all others.
+    """N distributions over V tokens, each as up to K of its tokens and the totals of the C classes of all others.
 
-    `log_p[n, j]` belongs to token `ids[n, j]`; a shorter row is padded with log_p = -inf at any id of the row.
-    `log_rest[n, c]` is log r_c, -inf if nothing is left. `members[v, c]` is 1 if token v is in class c, else 0.
+    `log_p[n, j]` belongs to token `ids[n, j]`; log_p = -inf at any id of the row pads a shorter row. `log_rest[n, c]`
+    is log r_c, -inf if nothing is left. `members[v, c]` is 1 if token v is in class c, else 0.
     """
 
     ids: Int[Tensor, "N K"]
@@ -57,7 +57,8 @@ class CoarseDistribution:
 def coarsen(
     logits: Float[Tensor, "N V"], k: int, members: Float[Tensor, "V C"], *, mass: float = 1.0
 ) -> CoarseDistribution:
-    """softmax(logits) by its `k` likeliest tokens, of these only as many as hold `mass`, at least one."""
+    """softmax(logits) as its `k` likeliest tokens, or fewer (at least one) if those already have the probability
+    `mass`."""
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     top, ids = log_p.topk(min(k, log_p.shape[1]), -1)
     if mass < 1:  # rounding would reach 1 before the last token

@@ -15,8 +15,8 @@ def cross_attention(
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M F"]]:
     """(softmax_m(A) teacher, softmax_n(A^T) student), A = queries keys^T / sqrt(K), by document, without a mask inside.
 
-    `student` and `teacher` are values with the document number of each row, ascending. A row whose document has no row
-    on the other side gets 0. Everything is computed in float32 at least, also under autocast.
+    `student` and `teacher` are values with the document number of each row, ascending. A row gets 0 if its document has
+    no row on the other side. All products are in float32 at least, also under autocast.
 
     Source: Zhang et al., arXiv:2406.17328, section 3.2 (cross-model attention).
     """

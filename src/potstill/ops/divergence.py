@@ -1,9 +1,9 @@
 """Divergences between two next-token distributions, row by row, in nats.
 
-p = softmax(teacher) and q = softmax(student), each from logits `[N V]`; the result is `[N]`. The caller decides which
-rows count and by what the sum is divided. Every divergence is >= 0, and 0 only where p = q. Softmaxes are computed in
-float32 at least, and 0 log 0 = 0. So logits of -inf (masked tokens) leave values and gradients finite wherever the
-divergence itself is finite. Gradients flow to both sides: the caller detaches the teacher.
+p = softmax(teacher) and q = softmax(student), each from logits `[N V]`; the result is `[N]`. The caller chooses the
+rows and the divisor of the sum. Every divergence is >= 0, and 0 only if p = q. Softmaxes are in float32 at least, and 0
+log 0 = 0. So logits of -inf (masked tokens) leave values and gradients finite whenever the divergence itself is finite.
+Gradients flow to both sides: the caller detaches the teacher.
 
 A new divergence is a function under `@declare_facts(...)` and a row of `DIVERGENCES`. `WITH_GRADIENT` holds functions
 that also return the derivative by the student's logits, in fewer passes over memory than autograd needs.
@@ -26,12 +26,12 @@ AnyDivergence = TypeVar("AnyDivergence", bound=Callable[..., Tensor])  # one tha
 
 
 class DivergenceFacts(NamedTuple):
-    """What the caller may do with a divergence. The defaults claim nothing that has not been proved.
+    """Properties of a divergence that the caller may rely on. The defaults claim none.
 
     Attributes:
-        is_f_divergence: merging tokens never raises it, so a partial distribution (`ops.coarse`) bounds it from below.
+        is_f_divergence: merging tokens never raises it, so a partial distribution (`ops.coarse`) gives a lower bound.
         supports_sampled_tokens: tokens drawn from the teacher give an unbiased gradient.
-        has_full_gradient: its gradient is that of its value; False if parts of the value count as constants.
+        has_full_gradient: its gradient is the gradient of its value; False if parts of the value count as constants.
     """
 
     is_f_divergence: bool = False
@@ -55,7 +55,7 @@ def declare_facts(
 
 
 def get_facts(divergence: Divergence) -> DivergenceFacts:
-    """The declared facts of a divergence, with or without bound options; the defaults if it declares none."""
+    """The declared facts of a divergence, with or without bound options; the defaults if there are none."""
     return _facts.get(divergence.func if isinstance(divergence, partial) else divergence, DivergenceFacts())
 
 
@@ -128,10 +128,10 @@ def adaptive_kl(
 ) -> Float[Tensor, " N"]:
     """w KL(p||q) + (1 - w) KL(q||p), w = the head's share of sum |p - q| (Wu et al., arXiv:2404.02657, AKL).
 
-    The tail is the set of the teacher's least likely tokens that together hold at most `tail` of its probability; the
-    head is the rest. The weights count as constants in the gradient. Where p = q they are 0/0 and the value is 0.
-    Departs from the authors' code at ties: equally likely tokens are all in the head or all in the tail, so permuting
-    the vocabulary changes nothing.
+    The tail is the set of the teacher's least likely tokens with at most `tail` of its probability in total; the head
+    is the rest. The weights count as constants in the gradient. Where p = q they are 0/0 and the value is 0. Departs
+    from the authors' code at ties: equally likely tokens are all in the head or all in the tail, so permuting the
+    vocabulary changes nothing.
 
     Raises: ValueError if tail is outside (0, 1).
     """
@@ -235,8 +235,8 @@ def _log_mixture(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"], weigh
 def _tail_mask(log_p: Float[Tensor, "N V"], mass: float) -> Bool[Tensor, "N V"]:
     """The tokens below the first one, from the least likely upward, whose cumulative p exceeds `mass`.
 
-    From the likeliest downward, that one is the last above which there is less than 1 - mass. So only as many tokens
-    have to be sorted as hold that much.
+    From the likeliest token downward, the first of them is the last token with less than 1 - mass above it. So it sorts
+    only the tokens that have 1 - mass in total.
     """
     vocabulary, head_size = log_p.shape[-1], HEAD_SIZE
     while True:

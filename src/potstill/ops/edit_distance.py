@@ -8,8 +8,8 @@ d is the Levenshtein distance (doi:10.1145/321796.321811). D is dynamic time war
 The path is traced from its end. At a tie, both sides step back, else the first, else the second. The released code has
 the teacher first and the student second; another order gives another alignment.
 
-d is computed for many pairs of strings at once. D is computed along a row by a running minimum, since a step along the
-row only adds: min over k <= j of (E[k] + S[j] - S[k]) = S[j] + cummin(E - S)[j].
+`edit_distances` computes d for many pairs of strings at once. A running minimum computes D along a row, because a step
+along the row only adds: min over k <= j of (E[k] + S[j] - S[k]) = S[j] + cummin(E - S)[j].
 
 Departs from the paper: distances are over bytes and not over characters, so that half a character has one too.
 """
@@ -25,7 +25,7 @@ BOTH, FIRST, SECOND = range(3)  # the sides that step back
 
 
 def edit_distances(first: Int16[Tensor, "A *N"], second: Int16[Tensor, "B *M"]) -> Int64[Tensor, "..."]:
-    """d of strings along the first dimension; all other dimensions are broadcast.
+    """d of strings along the first dimension; broadcasts all other dimensions.
 
     A letter of -1 is padding at the end of a string: inserting or deleting it costs nothing. A B steps.
     """
@@ -73,7 +73,7 @@ def dtw_path(costs: Int64[Tensor, "A B"]) -> Int64[Tensor, "P 2"]:
 
 
 def find_single_matches(path: Int64[Tensor, "P 2"], tokens: int) -> Int64[Tensor, " B"]:
-    """For each token of the second side its only token of the first on the path, -1 if it has several."""
+    """For each token of the second side, its token of the first side on the path; -1 if it has several."""
     is_ambiguous = torch.bincount(path[:, 1], minlength=tokens) != 1
     partner = path.new_full((tokens,), -1).scatter(0, path[:, 1], path[:, 0])
     return partner.masked_fill(is_ambiguous, -1)

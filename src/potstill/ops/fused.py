@@ -3,9 +3,9 @@
     S_k = sum_n loss_k(logits(rows[n]), teachers' logits of row n, targets[n])      logits(x) = cap(scale (x W^T + b))
 
 `sum_row_losses_densely` is the definition: all logits [N V] at once, ordinary autograd. `sum_row_losses` is the same
-function of rows, weight and bias in chunks of rows. In the forward, it backpropagates a chunk from its logits to rows,
-weight and bias while the chunk is alive, so nothing is computed twice. For this it needs the weights of the sums in the
-loss beforehand: `mix`. A backward with other weights is correct too, by a second pass.
+function of rows, weight and bias in chunks of rows. In the forward, it backpropagates each chunk from its logits to
+rows, weight and bias, so it computes no logits twice. For this it needs the weights of the sums in the loss beforehand:
+`mix`. A backward with other weights is correct too, by a second pass.
 
 The losses are those of `ops.row_loss`; they get float32 at least. A `Differentiable` loss gives its own derivative, and
 losses that `SupportsSharedSoftmax` share one softmax. All others go through autograd, few rows at a time.
@@ -63,10 +63,10 @@ def sum_row_losses(
 ) -> tuple[Float[Tensor, ""], ...]:
     """The sum over rows of each loss, one scalar each, in chunks of rows; differentiable by rows, weight and bias.
 
-    Logits are computed in the dtype of `rows` (under autocast, in autocast's), losses and the head's gradient in
-    float32 at least. Each input is read once for each chunk, without gradients. `mix[k]` is the weight of the k-th sum
-    in the loss that will be differentiated, up to a common factor; a sum of weight 0 is only measured. If nothing
-    requires a gradient, none is computed. `chunk` is the number of rows at once, by default `rows_per_chunk`.
+    Logits have the dtype of `rows` (under autocast, autocast's); losses and the head's gradient are in float32 at
+    least. It reads each input once for each chunk, without gradients. `mix[k]` is the weight of the k-th sum in the
+    loss to differentiate, up to a common factor; a sum of weight 0 is only measured. It computes only the required
+    gradients. `chunk` is the number of rows at once, by default `rows_per_chunk`.
 
     Raises: ValueError if `mix`, `targets` or the rows of an input do not fit, or `chunk` is below 1.
     """
@@ -103,7 +103,7 @@ class _LossProblem(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Gradient accumulators; None if a gradient is not needed. Those of the head are float32 at least.
+    """Gradient accumulators; None if a gradient is not needed. The head's are float32 at least.
 
     The weight's is uninitialized until the first chunk writes it: zeros of that size cost as much as a product.
     """
@@ -289,7 +289,7 @@ def _upcast_input(row_input: RowInput) -> RowInput:
 
 
 def split_rows(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
-    """Blocks of rows that fit a CPU's caches, the same number for each core; all rows at once on other devices.
+    """Blocks of rows that fit a CPU's caches, the same number for each core; one block on other devices.
 
     A softmax needs whole rows; other devices pay for each kernel launch.
     """

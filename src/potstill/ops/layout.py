@@ -1,7 +1,7 @@
-"""Packed documents as padded rows, for a model whose attention would cross packed documents; round shapes.
+"""Unpacks documents into padded rows, for models with attention across packed documents; rounds shapes.
 
 The definition: document d, in the order of the batch, becomes row d. Its tokens keep their order, and the rest of the
-row is padding. So values in the order of the batch (the rows of a model at the supervised positions) keep their order.
+row is padding. So a model gives its rows at the supervised positions in the same order.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ ROW_MULTIPLE = 32  # numbers of rows (before a product) and of tokens (before a 
 def unpack(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same documents as padded rows `[B T]`, in the order of the batch; the batch may be padded itself.
 
-    Every tensor with the shape of `input_ids` is laid out anew (a mask of positions too). All else is passed on: a
-    value per document `[documents]` is found by the document's number in either layout.
+    It lays out every tensor with the shape of `input_ids` (a mask of positions too), and returns all others unchanged.
+    The document's number finds a value per document `[documents]` in both layouts.
     """
     cells = compute_cells(batch["position_ids"], batch["documents"])
     shape = batch["input_ids"].shape
@@ -64,8 +64,8 @@ def mark_document_starts(position_ids: Int[Tensor, "B T"], documents: Int[Tensor
 def pad_to_multiple(x: Tensor, dim: int = 0) -> Tensor:
     """`x` padded with zeros along `dim` to a multiple of 32, if it is longer than 32.
 
-    On a CPU, oneDNN compiles a kernel for every shape of a bf16 product and keeps up to a thousand, half a MiB each,
-    all over the heap. With arbitrary numbers of rows, every step would compile some, and a run's memory would grow.
+    On a CPU, oneDNN compiles a kernel for every shape of a bf16 product. It keeps up to a thousand of them, half a MiB
+    each. With arbitrary numbers of rows, every step would compile some, and a run's memory would grow.
     """
     size = x.shape[dim]
     if size <= ROW_MULTIPLE or size % ROW_MULTIPLE == 0:
@@ -74,5 +74,5 @@ def pad_to_multiple(x: Tensor, dim: int = 0) -> Tensor:
 
 
 def apply_padded(linear: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """`linear(rows)`, computed on rows that `pad_to_multiple` has padded."""
+    """`linear(rows)`, computed on rows padded by `pad_to_multiple`."""
     return linear(pad_to_multiple(rows))[: len(rows)]

@@ -3,12 +3,12 @@
     L(g) = sum over the tokens of group g of log p(token | the text before it)
     d(P, Q) = P log(P / Q) + (1 - P) log((1 - P) / (1 - Q))        P = exp(L_teacher(g)), Q = exp(L_student(g))
 
-d is the divergence over the two outcomes "this text follows" and "another text follows". It is at most the divergence
-between the two models' distributions over texts (the data-processing inequality), at least 0, and 0 only if P = Q. The
-first summand alone, P log(P / Q), would be minimal for a student that gives every text the probability 1.
+d is the divergence over the two outcomes "this text follows" and "another text follows". By the data-processing
+inequality it is at most the divergence between the two models' distributions over texts. It is at least 0, and 0 only
+if P = Q. The first summand alone, P log(P / Q), would be minimal for a student that gives every text the probability 1.
 
-Source: the definition; comparing groups is the idea of GOLD in TRL (`objectives.spans`). P is the probability of one
-tokenization of the text, not of the text: both sides leave out all other tokenizations.
+Source: the definition; TRL's GOLD compares groups (`objectives.spans`). P is the probability of one tokenization of the
+text, not of the text: both sides ignore all other tokenizations.
 """
 
 import torch

@@ -11,8 +11,8 @@ def fit_projection(
 ) -> Float[Tensor, "D F"]:
     """P = source_head^T pinv(target_head^T): (h P) target_head^T is nearest to the logits h source_head^T.
 
-    pinv(head^T) = head (head^T head)^+, so only an [F F] matrix is inverted; `gram` is this inverse if it is known.
-    Computed in float32 at least, also under autocast, since the inverse amplifies small errors.
+    pinv(head^T) = head (head^T head)^+, so it inverts only an [F F] matrix; `gram` is this inverse if it is known. It
+    computes in float32 at least, also under autocast, because the inverse amplifies small errors.
 
     Source: Zhang et al., arXiv:2504.11426 (initialization of projectors).
     """

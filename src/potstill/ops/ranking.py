@@ -8,7 +8,7 @@ token that ranks too high and raise the one that ranks too low. Both are 0 for e
 
 Source: Zhang et al., "Towards Understanding and Improving Knowledge Distillation for Neural Machine Translation"
 (arXiv:2305.08096), equations of the hierarchical ranking loss, as in the authors' code (NMT-KD). The same authors'
-KDFlow has the student's own probabilities in the indicator; then every pair that the student ranks counts as right.
+KDFlow uses the student's own probabilities in the indicator; then every pair counts as right.
 """
 
 from collections.abc import Mapping

@@ -3,8 +3,8 @@
     R = softmax(phi phi^T / sqrt(K) + mask)      phi [T A K]: A relation heads; the width K depends on the model
     loss = 1/A sum over heads and rows of KL(R_teacher || R_student)
 
-Source: Wang et al., MiniLMv2 (arXiv:2012.15828), section 3.1. Departs from it: with `causal` a row is related only
-to itself and earlier rows, as in a causal model, where the paper's encoders attend both ways; no 1e-7 inside the
+Source: Wang et al., MiniLMv2 (arXiv:2012.15828), section 3.1. Departs from it: with `causal` a row relates only to
+itself and earlier rows, as in a causal model; the paper's encoders attend both ways. There is no 1e-7 inside the
 logarithms.
 """
 
@@ -28,8 +28,8 @@ def relation_kl(
 ) -> Float[Tensor, ""]:
     """The loss summed over rows, document by document; differentiable by the student.
 
-    Relations between documents are not computed. Only the [A T T] of one document is in memory; the backward computes
-    it again.
+    It computes no relations between documents. Only the [A T T] of one document is in memory; the backward computes it
+    again.
     """
     sizes = torch.unique_consecutive(documents, return_counts=True)[1].tolist()
     total = student[:0].sum(

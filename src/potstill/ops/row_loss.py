@@ -129,7 +129,7 @@ class DivergenceRows:
 class Weighted:
     """`loss` times the input `weights [C]`, which may be negative.
 
-    A row of weight 0 has no gradient. The weights change summands and never what the sum is divided by.
+    A row of weight 0 has no gradient. The weights change summands and never the divisor.
     """
 
     loss: Differentiable
@@ -161,7 +161,7 @@ class Weighted:
 class _MaskedLoss:
     """`loss` at the rows of a mask [C]; 0 and no gradient at all others.
 
-    The mask zeroes summands and never changes what the sum is divided by.
+    The mask zeroes summands and never changes the divisor.
     """
 
     loss: Differentiable
@@ -191,7 +191,7 @@ class _MaskedLoss:
 
 @dataclass(frozen=True)
 class Masked(_MaskedLoss):
-    """`loss` at the rows where the input of the name `mask`, booleans [C], is True."""
+    """`loss` at the rows at which the input `mask` (booleans [C]) is True."""
 
     loss: Differentiable
     mask: str
@@ -223,7 +223,7 @@ class WhereArgmaxIs(_MaskedLoss):
 class WhereAvailable:
     """`loss` at the rows for which the input `source`, a `RowSubset`, has values; 0 and no gradient at all others.
 
-    Only these rows are computed. So several losses of disjoint rows cost as much as one loss of all rows.
+    It computes only these rows. So several losses of disjoint rows cost as much as one loss of all rows.
     """
 
     loss: Differentiable

@@ -2,8 +2,8 @@
 
     d loss_k / d z = a_k q + b_k        q = softmax(z), a_k a number for each row, b_k a tensor of the loss
 
-So sum_k w_k loss_k has the derivative (sum_k w_k a_k) q + sum_k w_k b_k: q is computed once and scaled once, in place,
-and each loss adds its b_k. For cross-entropy b is -onehot(target). For forward KL it is -p, which stays in memory until
+So sum_k w_k loss_k has the derivative (sum_k w_k a_k) q + sum_k w_k b_k. `combine_slopes` scales q once, in place, and
+each loss adds its b_k. For cross-entropy b is -onehot(target). For forward KL it is -p, which stays in memory until
 then.
 
 Source: the definition of each loss in `ops.divergence` and `ops.coarse`, differentiated by hand.

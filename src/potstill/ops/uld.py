@@ -2,8 +2,8 @@
 
     U(p, q) = sum over k of |p_(k) - q_(k)|        both sorted descending, the shorter one padded with zeros
 
-`uld_by_sorting` is the definition. Sorting costs tens of milliseconds for each row and is not needed. With N_p(x) the
-number of entries of p above x, U is the area between two step functions:
+`uld_by_sorting` is the definition. Sorting costs tens of milliseconds for each row and is not necessary. With N_p(x)
+the number of entries of p above x, U is the area between two step functions:
 
     U(p, q) = integral from 0 to 1 of |N_p(x) - N_q(x)| dx
 
@@ -18,9 +18,10 @@ The gradient is that of this value: entries of the student in one bin get the sa
 and -1, but such entries differ by at most a thousandth, and a small change would swap them.
 
 The worst case is an error of a thousandth; for comparison, bfloat16 logits around 16 change every probability by 3 %.
-Real rows lose far less (`tests/ops/test_uld.py`). Areas are integers: one scatter for each side adds to a bin the count
-of an entry and its distance from the lower edge, in units in the last place, packed into one int64. So the result does
-not depend on the order of the sums, it is 0 if both sides have the same entries, and the sign of each area is exact.
+Real rows lose far less (`tests/ops/test_uld.py`). Areas are integers. One scatter for each side adds to a bin the count
+of an entry and its distance from the lower edge, packed into one int64; distances are in units in the last place. So
+the result does not depend on the order of the sums. It is 0 if both sides have the same entries, and the sign of each
+area is exact.
 
 Logits computed in bfloat16 have few distinct values: some thousands among 262,144. `uld_by_tally` counts these first,
 as integers, and computes one probability for each distinct value instead of for each entry.
@@ -72,7 +73,8 @@ def uld_by_bins(p: Float[Tensor, "N V"], q: Float[Tensor, "N W"]) -> tuple[Float
 def uld_by_tally(
     teacher: Float[Tensor, "N V"], student: Float[Tensor, "N W"], temperature: float = 1.0
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N W"]]:
-    """`uld_by_bins` of softmax(teacher / tau) and softmax(student / tau), for float32 logits with bfloat16 values."""
+    """`uld_by_bins` of softmax(teacher / tau) and softmax(student / tau), for float32 logits that are exact in
+    bfloat16."""
     areas = torch.zeros(len(student), BINS, dtype=torch.int64, device=student.device)
     flat = areas.view(-1)
     p, q = _count_patterns(teacher, temperature), _count_patterns(student, temperature)

@@ -26,7 +26,7 @@ def write_card(folder: Path, card: Card, *, title: str, samples: str = "", curve
 
 
 def format_readme(card: Card, *, title: str, samples: str = "", curve: str = "") -> str:
-    """The README: lineage, use, measures, cost, data, checks, shape, samples and how the model was made."""
+    """The README: lineage, use, measures, cost, data, checks, shape, samples and the command that made the model."""
     parts = [
         format_front_matter(card),
         f"# {title}",
@@ -48,7 +48,7 @@ def format_readme(card: Card, *, title: str, samples: str = "", curve: str = "")
     if card.data:
         parts += ["## Data", _format_facts(_describe_data(card.data))]
     if card.invariants:
-        parts += ["## Invariants checked", _format_facts({i["name"]: i["outcome"] for i in card.invariants})]
+        parts += ["## Checks", _format_facts({i["name"]: i["outcome"] for i in card.invariants})]
     if card.details:
         parts += ["## Shape", _format_facts(_describe_shape(card.details))]
     if card.failures:
@@ -56,40 +56,42 @@ def format_readme(card: Card, *, title: str, samples: str = "", curve: str = "")
     if samples:
         parts += ["## Samples", "Greedy answers, cut after some words.", samples.strip()]
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
-    provenance = f"```\n{card.command}\n```\n\nSeed {card.seed}; {versions}. `card.json` says all of this to machines."
+    provenance = (
+        f"```\n{card.command}\n```\n\nSeed {card.seed}; {versions}. `card.json` has the same facts for programs."
+    )
     return "\n\n".join([*parts, "## Made by", provenance]) + "\n"
 
 
 def format_summary(card: Card) -> str:
-    """One sentence that says how the model was made."""
+    """One sentence about the origin of the model: its parent, its training and its objective."""
     stage, details = card.stage, card.details
     origin = next((p.name for p in card.parents if p.role != "teacher"), "a model")
     origin_phrase = (
-        f"`{origin}` cut to {details['share']:.1%} of its parameters" if "share" in details else f"`{origin}`"
+        f"`{origin}` pruned to {details['share']:.1%} of its parameters" if "share" in details else f"`{origin}`"
     )
     if stage.get("stage") != "distill":
-        return f"A language model, made by potstill: {origin_phrase}, and not trained since."
+        return f"A language model from potstill: {origin_phrase}, without training after that."
     adapter_phrase = f", through adapters (LoRA) of rank {stage['lora']} merged into it" if stage.get("lora") else ""
     training_phrase = (
         f"trained{adapter_phrase} on {card.cost.get('tokens', 0):,} tokens of {card.data.get('trained_on', 'text')}"
     )
     method = f"{_describe_objective(stage)}{_describe_rollout(stage)}"
-    return f"A language model, made by potstill: {origin_phrase}, {training_phrase} under {method}."
+    return f"A language model from potstill: {origin_phrase}, {training_phrase} with {method}."
 
 
 def _describe_rollout(stage: Mapping[str, Any]) -> str:
     share, rollout = stage.get("on_policy", 0), stage.get("rollout")
     if rollout == "distillm":
-        return f", on a growing share of completions of its own (DistiLLM, from {share:.0%} on)"
+        return f", on a growing share of its own completions (DistiLLM, from {share:.0%} on)"
     sampling_phrase = ", sampled with the teacher (MiniLLM)" if rollout == "minillm" else ""
-    return f", {share:.0%} of the documents with completions of its own{sampling_phrase}" if share else ""
+    return f", {share:.0%} of the documents with its own completions{sampling_phrase}" if share else ""
 
 
 def _describe_objective(stage: Mapping[str, Any]) -> str:
     objective = stage["objective"]
     share, name = objective["cross_entropy"], objective["name"].replace("_", " ")
     if name == "cross entropy" or share == 1:
-        return "cross-entropy alone, so without a teacher"
+        return "cross-entropy alone, without a teacher"
     options = "".join(f", {k} {v if isinstance(v, str) else f'{v:g}'}" for k, v in objective["options"].items())
     distillation_phrase = f"{name} to {_describe_teacher(stage)} (temperature {objective['temperature']:g}{options})"
     return distillation_phrase if share == 0 else f"{share:.0%} cross-entropy and {1 - share:.0%} {distillation_phrase}"
@@ -106,15 +108,15 @@ def _describe_teacher(stage: Mapping[str, Any]) -> str:
 
 def _describe_combination(combine: str) -> str:
     combination, _, column = combine.partition(":")
-    phrases = {"average": "averaged", "confidence": "weighted by how sure each is of the text"}
-    return phrases.get(combination, f"each for the documents that `{column}` gives it")
+    phrases = {"average": "averaged", "confidence": "weighted by the probability that each gives the text"}
+    return phrases.get(combination, f"each on the documents that `{column}` assigns to it")
 
 
 def _describe_cost(card: Card) -> dict[str, str]:
     """Tokens, time and memory in readable units."""
     cost, passes = card.cost, ""
     if card.data.get("tokens"):
-        passes = f", {cost['tokens'] / card.data['tokens']:.2g} passes over what was read of the text"
+        passes = f", {cost['tokens'] / card.data['tokens']:.2g} passes over the text that was read"
     losses = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in cost["losses"].items())
     return {
         "tokens": f"{cost['tokens']:,} in {cost['steps']:,} steps{passes}",
@@ -137,7 +139,7 @@ def _describe_data(data: Mapping[str, Any]) -> dict[str, str]:
     name = data.get("trained_on", data.get("calibrated_on"))
     origin = {k: v for k, v in data.get("provenance", {}).items() if v and k in ("python", "revision")}
     facts = {
-        usage: f"{name} ({data['split']}), licence: {data['licence'] or 'not stated'}",
+        usage: f"{name} ({data['split']}), license: {data['licence'] or 'not stated'}",
         "read": f"{data['documents']:,} windows, {data['tokens']:,} tokens in all, {data['trained_share']:.0%} trained",
         "SHA-256 of the text": f"`{data['text_digest']}`" if data["text_digest"] else "none, it was streamed",
     }
@@ -163,7 +165,7 @@ def _describe_shape(details: Mapping[str, Any]) -> dict[str, str]:
     facts = {k.replace("_", " "): _format_value(v) for k, v in details.get("shape", {}).items()}
     facts["parameters"] = f"{details['parameters']:,} ({details['share']:.1%} of the parent's)"
     if "kept_layers" in details:
-        facts["layers of the parent that stayed"] = ", ".join(map(str, details["kept_layers"]))
+        facts["layers of the parent that remain"] = ", ".join(map(str, details["kept_layers"]))
     return facts
 
 
@@ -195,8 +197,8 @@ def _format_lineage(card: Card) -> str:
     for parent in card.parents:
         license_name = parent.licence or "not stated; ask its authors before you share this"
         note = f", {parent.note}" if parent.note else ""
-        weights = f"SHA-256 `{parent.digest}`" if parent.digest else "its weights were never seen here"
-        lines.append(f"- {parent.role}: `{parent.name}`{note} (licence: {license_name}; {weights})")
+        weights = f"SHA-256 `{parent.digest}`" if parent.digest else "potstill has not seen its weights"
+        lines.append(f"- {parent.role}: `{parent.name}`{note} (license: {license_name}; {weights})")
     return "\n".join(lines) if lines else "No parent model."
 
 

@@ -84,7 +84,7 @@ def test_the_card_names_every_teacher_and_metrics_show_each(
     assert all(any(line[f"forward_kl.{name}"] > 0 for line in lines) for name in ("one", "two"))
     assert run.card.data["routes"].keys() == {"one", "two"}
     readme = (run.out / "README.md").read_text()
-    assert f"forward kl to `one={teacher}` and `two={other}`, each for the documents that `for` gives it" in readme
+    assert f"forward kl to `one={teacher}` and `two={other}`, each on the documents that `for` assigns to it" in readme
     assert "taught by" in readme
     checked = [one["name"] for one in run.card.invariants]
     assert {"shared vocabulary (one)", "shared vocabulary (two)", "loss matches reference (two)"} <= set(checked)
@@ -112,7 +112,7 @@ def test_live_cached_and_served_teachers_mix_and_teach_as_live_ones(
 def test_a_student_cut_from_the_first_teacher_learns_from_both(stage: DistillConfig, tmp_path: Path) -> None:
     run = distill(replace(stage, student=None, keep=0.755, combine="confidence"), tmp_path / "made", show=False)
     assert [one.role for one in run.card.parents] == ["teacher, which it was pruned from", "teacher"]
-    assert "cut to 75.5% of its parameters" in (run.out / "README.md").read_text()
+    assert "pruned to 75.5% of its parameters" in (run.out / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_card_and_readme_say_who_wrote_and_metrics_how_much(stage: DistillConfig
     run = distill(stage, tmp_path / "made", show=False)
     card = json.loads((run.out / "card.json").read_text())
     assert (card["stage"]["on_policy"], card["stage"]["rollout"]) == (0.5, "gkd")
-    assert "50% of the documents with completions of its own" in " ".join((run.out / "README.md").read_text().split())
+    assert "50% of the documents with its own completions" in " ".join((run.out / "README.md").read_text().split())
     lines = [line for line in read_metrics(run.out / "metrics.jsonl") if "loss" in line]
     assert sum(line["rollout_documents"] for line in lines) > 0
 

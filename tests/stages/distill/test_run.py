@@ -94,7 +94,7 @@ def test_the_card_says_what_was_done(run: TrainingResult, stage: DistillConfig, 
     quick = ["shared vocabulary", "LM head reproduced", "packing isolation", "loss matches reference"]
     assert list(checked) == [*quick, "logits after reload"]
     assert all(checked[name].startswith("pass: ") for name in quick)
-    assert "## Invariants checked" in (run.out / "README.md").read_text()
+    assert "## Checks" in (run.out / "README.md").read_text()
     assert list(card["measures"]) == ["teacher", "before training", "made"]
     for name in ("bits_per_byte", "teacher_kl", "teacher_agreement"):
         found = next(m for m in card["measures"]["made"] if m["name"] == name)
@@ -110,9 +110,9 @@ def test_the_readme_tells_a_stranger_what_it_is(run: TrainingResult, teacher: Pa
     _, front, body = (run.out / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "apache-2.0"
     for fact in (
-        f"`{teacher}` cut to 75.5% of its parameters",
+        f"`{teacher}` pruned to 75.5% of its parameters",
         f"70% cross-entropy and 30% forward kl to `{teacher}`",
-        "licence: apache-2.0",
+        "license: apache-2.0",
         "| made | ",
         "![The terms of the loss over the tokens seen](curve.png)",
         "What is a pot still?",
@@ -294,7 +294,7 @@ def test_fine_tuning_on_answers_alone(stage: DistillConfig, teacher: Path, pairs
     assert run.card.data["kind"] == "pairs"
     assert run.card.data["trained_share"] < 0.5
     assert set(run.card.cost["losses"]) == {"cross_entropy"}
-    assert "cross-entropy alone, so without a teacher" in (run.out / "README.md").read_text()
+    assert "cross-entropy alone, without a teacher" in (run.out / "README.md").read_text()
 
 
 def test_a_file_that_is_held_out_is_measured_on_whole(stage: DistillConfig, tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ RATES = Calibration(
     teacher=1.0,
     student=1.1,
     backward=1.2,
-    optimiser=1e-9,
+    optimizer=1e-9,
     loss={"live": 1e-8},
-    beside=1e8,
+    other=1e8,
 )
 RATE = Rate(per_operation=2e-11, fixed=1e-9)
 PACE = LayerTimings(
@@ -71,7 +71,7 @@ def test_a_plan_is_one_document_with_every_part(made: dict[str, Any], stage: Dis
     assert set(made["phases"]) == {"loading", "training", "pruning"}
     parts = ["teacher forward", "student forward", "backward", "head and loss"]
     assert list(made["flops_per_token"]) == [*parts, "total"]
-    assert list(made["time"]["parts"]) == [*parts, "optimiser"]
+    assert list(made["time"]["parts"]) == [*parts, "optimizer"]
     assert made["time"]["steps"] == 2
     assert made["fits"] == {"memory": True, "disk": True}
     assert made["capacity_gap"]["teacher_for_student"] is None  # of 24 thousand parameters
@@ -107,7 +107,7 @@ def test_planning_leaves_no_file_behind(stage: DistillConfig, tmp_path: Path, mo
 
 
 def test_measured_rates_give_back_the_time_and_memory_that_were_measured(work: Workload) -> None:
-    seconds = {"teacher": 1.0, "student": 2.0, "loss": 3.0, "backward": 4.0, "optimiser": 0.5}
+    seconds = {"teacher": 1.0, "student": 2.0, "loss": 3.0, "backward": 4.0, "optimizer": 0.5}
     tokens, rows = work.tokens * work.passes, work.rows * work.passes
     saved = measure_autograd_bytes(work.student, dtype=torch.bfloat16)
     held = sum(work.memory_bytes(saved).values())
@@ -120,7 +120,7 @@ def test_measured_rates_give_back_the_time_and_memory_that_were_measured(work: W
 
 
 def test_what_takes_no_longer_than_its_products_alone_is_not_below_nothing(work: Workload) -> None:
-    seconds = {"student": 2.0, "loss": 1e-9, "backward": 1e-9, "optimiser": 0.5}
+    seconds = {"student": 2.0, "loss": 1e-9, "backward": 1e-9, "optimizer": 0.5}
     seen = StepMeasurements(seconds=seconds, tokens=work.tokens, rows=work.rows, peak=1e9)
     rates = fit_calibration(seen, work, PACE, tensor_bytes=0.0)
     assert (rates.backward, dict(rates.loss), rates.teacher) == (0.0, {"live": 0.0}, 1.0)

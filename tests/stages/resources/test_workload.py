@@ -102,7 +102,7 @@ def test_weights_gradients_and_moments_are_the_bytes_of_their_tensors(
     moments = [t for state in optimiser.state.values() for t in state.values() if isinstance(t, Tensor) and t.ndim]
     held = replace(work, lora=lora).memory_bytes(measure_autograd_bytes(work.student, dtype=torch.float32, lora=lora))
     assert held["gradients"] == sum(p.grad.nbytes for p in trained if p.grad is not None)
-    assert held["optimiser"] == sum(t.nbytes for t in moments)
+    assert held["optimizer"] == sum(t.nbytes for t in moments)
     assert (
         held["teacher"]
         == held["weights"]

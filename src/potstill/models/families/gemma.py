@@ -1,7 +1,7 @@
-"""Gemma 3 (`gemma3_text`): four zero-centered norms a layer, scaled embeddings, windows with a rotation of their own.
+"""Gemma 3 (`gemma3_text`): four zero-centered norms per layer, scaled embeddings, windows with a separate rotation.
 
-Its embedding scale is always the square root of its width. A Gemma 3 that was cut in width keeps the scale that it was
-trained with. It is then no Gemma 3, and is saved as our own architecture.
+Its embedding scale is always the square root of its width. A Gemma 3 pruned in width keeps the scale of its training.
+So it is not a stock Gemma 3, and potstill saves it as its own architecture.
 """
 
 from dataclasses import replace
@@ -65,7 +65,7 @@ def _check_causal(config: Gemma3TextConfig) -> None:
             f"attn_logit_softcapping is {config.attn_logit_softcapping}; soft-capped attention is not supported"
         )
     if config.use_bidirectional_attention:
-        raise UnsupportedModel("use_bidirectional_attention is set; only causal models can be taken apart")
+        raise UnsupportedModel("use_bidirectional_attention is set; potstill imports only causal models")
 
 
 def _is_gemma(blueprint: Blueprint) -> bool:
@@ -83,7 +83,7 @@ def _is_gemma(blueprint: Blueprint) -> bool:
 
 
 def _differs_only_in_window(blueprint: Blueprint) -> bool:
-    """Whether layers differ only in one window, which may have a rotation of its own."""
+    """Whether layers differ only in one window, which may have another rotation."""
     mixers = list_attentions(blueprint)
     windows = {(mixer.window, mixer.rotary) for mixer in mixers}
     sliding_windows = {window for window in windows if window[0] is not None}

@@ -40,10 +40,10 @@ EXTRAS = (
 
 @dataclass(frozen=True)
 class Family:
-    """A stock architecture: its config as a blueprint, the blueprints that it expresses, and those as its config.
+    """A stock architecture: converts its config to a blueprint, and the blueprints that it expresses to its config.
 
-    `kinds` are the kinds of parts that it is made of. `matches` is asked only about blueprints of those kinds.
-    `part_names` maps Hugging Face's names of a layer's modules to ours.
+    `kinds` are the kinds of its parts. `can_express` calls `matches` only for blueprints of those kinds. `part_names`
+    maps Hugging Face's names of a layer's modules to ours.
     """
 
     name: str
@@ -69,7 +69,7 @@ def list_ffns(blueprint: Blueprint) -> tuple[SwiGLU, ...]:
 
 
 def convert_weights_from_hf(state: Mapping[str, Tensor], parts: Mapping[str, str], *, tied: bool) -> Weights:
-    """A stock state dict under our names, without the second entry of a tied head.
+    """A stock state dict under potstill's names, without the second entry of a tied head.
 
     Raises:
         UnsupportedModel: a weight has no place in a blueprint.
@@ -78,7 +78,7 @@ def convert_weights_from_hf(state: Mapping[str, Tensor], parts: Mapping[str, str
 
 
 def convert_weights_to_hf(weights: Weights, parts: Mapping[str, str]) -> dict[str, Tensor]:
-    """Our weights under the stock names; a tied head is listed too, as in stock state dicts."""
+    """potstill's weights under the stock names, with a tied head as in stock state dicts."""
     hf_parts = {part: hf_part for hf_part, part in parts.items()}
     state = {_convert_name_to_hf(name, hf_parts): weight for name, weight in weights.items()}
     return state if HEAD in state else state | {HEAD: state[EMBED]}
@@ -97,7 +97,7 @@ def make_rotary(rope_parameters: Mapping[str, Any]) -> Rotary:
         )
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         factor = parameters["partial_rotary_factor"]
-        raise UnsupportedModel(f"partial_rotary_factor {factor} is not supported; the whole head must turn")
+        raise UnsupportedModel(f"partial_rotary_factor {factor} is not supported; potstill rotates whole heads only")
     theta = float(parameters.pop("rope_theta"))
     return Rotary(theta, None if parameters == {"rope_type": "default"} else freeze(parameters))
 
@@ -110,7 +110,7 @@ def make_blueprint(
     `rotary` is for a family whose `rope_parameters` hold several rotations.
 
     Raises:
-        UnsupportedModel: the config has attention dropout, which our network does not have.
+        UnsupportedModel: the config has attention dropout, which potstill's network does not have.
     """
     if config.attention_dropout:
         raise UnsupportedModel(f"attention_dropout is {config.attention_dropout}; set it to 0 in the config first")

@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 (both `qwen2`) and Qwen3: Llama's shape with biases on q, k, v, or with normalised heads.
+"""Qwen2, Qwen2.5 (both `qwen2`) and Qwen3: Llama's shape with biases on q, k, v, or with normalized heads.
 
 Layers may alternate between the whole document and a window (`layer_types`). Weights are named as Llama's.
 """

@@ -1,6 +1,6 @@
-"""The stock families that we read and save, by Hugging Face's `model_type`.
+"""The stock families that potstill reads and saves, by Hugging Face's `model_type`.
 
-A blueprint that a stock family expresses exactly is exported as that family; every other one as our own architecture.
+potstill exports a blueprint as a stock family if one expresses it exactly, and else as its own architecture.
 """
 
 import copy
@@ -67,14 +67,15 @@ def import_model(model: PreTrainedModel) -> Backbone:
     """The same function as a `Backbone`, with copies of the weights, their dtype and their device.
 
     Raises:
-        UnsupportedModel: the family is unknown, or the config ties the head, yet it differs from the embedding.
+        UnsupportedModel: the family is unknown, or the config ties the head but its weights differ from the
+        embedding's.
     """
     if isinstance(model, PotstillForCausalLM):
         blueprint, weights = model.backbone.blueprint, cast(Weights, model.backbone.state_dict())
     else:
         blueprint, state = read_blueprint(model.config), model.state_dict()
         if blueprint.tied and not torch.equal(state[HEAD], state[EMBED]):
-            raise UnsupportedModel("the config ties head and embedding, yet their weights differ")
+            raise UnsupportedModel("the config ties head and embedding, but their weights differ")
         weights = convert_weights_from_hf(state, FAMILIES[model.config.model_type].part_names, tied=blueprint.tied)
     with torch.device("meta"):
         backbone = Backbone(blueprint)

@@ -1,1 +1,1 @@
-"""Tokenizers compared: the same ids, the bytes of a token, the nearest token."""
+"""Compares tokenizers: shared ids, the bytes of a token, the nearest token."""

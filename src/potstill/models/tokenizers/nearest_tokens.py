@@ -1,9 +1,9 @@
 """For each token of one vocabulary, the token of another whose bytes are most similar (MinED).
 
-Without a bound on the distance every token is compared with every other: 10^10 pairs for two real vocabularies. Matches
+Without a bound on the distance it would compare every pair of tokens: 10^10 pairs for two real vocabularies. Matches
 beyond one edit mean little: any Chinese character has some neighbor too. Two strings within d edits share a string that
-remains after at most d deletions in either, so only tokens that share one are compared (deletion neighborhoods,
-arXiv:1008.1191): O(V L^d) strings for tokens of L bytes.
+remains after at most d deletions in either. So it compares only tokens that share such a string (deletion
+neighborhoods, arXiv:1008.1191): O(V L^d) strings for tokens of L bytes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ CHUNK_SIZE = 2**12  # tokens looked up together; bounds the pairs in memory
 
 
 def find_nearest_tokens(source: TokenBytes, target: TokenBytes, *, max_distance: int = 1) -> Int64[Tensor, " V"]:
-    """For each id of `source` the id of `target` at the least edit distance in bytes, of at most `max_distance`.
+    """For each id of `source` the id of `target` at the least edit distance in bytes, at most `max_distance`.
 
-    An id with the same bytes is at distance 0. Among several at one distance the lowest id wins; -1 if none is near
+    An id with the same bytes is at distance 0. Among ids at the same distance the lowest wins; -1 if none is near
     enough. Special tokens and byte-fallback tokens represent no string and match none.
     """
     nearest_ids = match_tokens(source, target)

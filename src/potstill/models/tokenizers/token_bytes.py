@@ -1,7 +1,7 @@
-"""The bytes that each token of a tokenizer represents, by which any two tokenizers can be compared.
+"""The bytes that each token of a tokenizer represents; with them potstill compares any two tokenizers.
 
-They follow from how the tokenizer decodes: GPT-2's letters for bytes (a token may be half a character), SentencePiece's
-mark for a space and its byte fallback (`<0xE2>`), WordPiece's prefix of a continued word.
+The tokenizer's decoder determines them: GPT-2's letters for bytes (a token may be half a character), SentencePiece's
+mark for a space and its byte fallback (`<0xE2>`), or WordPiece's prefix of a continued word.
 """
 
 import json
@@ -23,8 +23,8 @@ TEXT_LEVEL_STEPS = ("Fuse", "Strip")  # these change a whole text, not a single 
 class TokenBytes(NamedTuple):
     """`by_id[i]` are the bytes of id i, empty if there is no such token.
 
-    `added_ids` are matched in the text before it is split; `special_ids` are control tokens. `byte_fallback_ids` are
-    the single bytes that a tokenizer falls back on.
+    The tokenizer matches `added_ids` in the text before it splits the text; `special_ids` are control tokens.
+    `byte_fallback_ids` are the single bytes of a tokenizer with byte fallback.
     """
 
     by_id: list[bytes]
@@ -39,7 +39,9 @@ def read_token_bytes(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
     Raises: UnsupportedModel for a slow tokenizer, or one with an unknown kind of decoder.
     """
     if not tokenizer.is_fast:
-        raise UnsupportedModel(f"{type(tokenizer).__name__} does not show how it decodes; use a fast tokenizer")
+        raise UnsupportedModel(
+            f"{type(tokenizer).__name__} has no decoder that potstill can read; use a fast tokenizer"
+        )
     steps = list(_iterate_decoder_steps(tokenizer.backend_tokenizer.decoder))
     added_tokens = tokenizer.added_tokens_decoder
     vocabulary = tokenizer.get_vocab()
@@ -58,8 +60,8 @@ def match_tokens(
 ) -> Int64[Tensor, " V"]:
     """For each id of `source` the id of `target` with the same bytes, -1 if there is none.
 
-    Among several ids one that is no byte fallback wins, then the lowest. Special tokens represent no text;
-    `special_pairs` names those with the same role (both end a text, both end a turn).
+    Among several ids it prefers one that is not a byte fallback, then the lowest. Special tokens represent no text;
+    `special_pairs` names pairs with the same role (both end a text, both end a turn).
     """
     id_by_bytes: dict[bytes, int] = {}
     ids = [i for i, text in enumerate(target.by_id) if text and i not in target.special_ids]

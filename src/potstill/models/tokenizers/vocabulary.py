@@ -1,4 +1,4 @@
-"""Whether two tokenizers give the same ids to a text: probes are encoded and tables compared, not widths."""
+"""Checks that two tokenizers give the same ids to a text, by encoding probes and comparing tables, never widths."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,10 +13,10 @@ PROBES = (
 
 
 def count_shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> int:
-    """How many ids, from 0 on, are the same token for both; heads are cut to them.
+    """The number of ids, from 0 on, that are the same token for both; potstill cuts heads to them.
 
-    Families pad a vocabulary to a round width (Qwen: 151,936 against 152,064). The padding rows represent no token and
-    are cut off.
+    Families pad a vocabulary to a round width (Qwen: 151,936 and 152,064). The padding rows represent no token, so
+    potstill cuts them off.
 
     Raises: VocabularyMismatch with the first text or id on which the two differ.
     """
@@ -43,5 +43,5 @@ def count_shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokeni
 
 
 def count_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many ids represent a token; a head may have more rows."""
+    """The number of ids that represent a token; a head may have more rows."""
     return max(tokenizer.get_vocab().values()) + 1

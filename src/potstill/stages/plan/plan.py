@@ -160,7 +160,7 @@ class Plan(PlanOptions):
             stage = replace(self.distill, settings=candidate)
             resources = self.estimate(stage, inputs, guess)
             if estimate_profiling_seconds(resources.seconds_per_step) <= MAX_PROFILING_SECONDS and (
-                free_memory is None or resources.phases["training"] - guess.beside <= free_memory
+                free_memory is None or resources.phases["training"] - guess.other <= free_memory
             ):
                 message = f"steps of {candidate.batch_tokens} tokens were measured"
                 return stage, [

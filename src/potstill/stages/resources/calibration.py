@@ -23,19 +23,19 @@ LOSS_RATIOS = {"alone": 0.5, "cached": 0.75, "live": 1.0}  # relative time of a 
 class Calibration:
     """Slowdown factors of the layers, seconds of everything else, and bytes that are not tensors of the step.
 
-    `teacher`, `student` and `backward` are the time of the layers in a step, divided by their time alone. `optimiser`
+    `teacher`, `student` and `backward` are the time of the layers in a step, divided by their time alone. `optimizer`
     is seconds per trained weight. `loss` is seconds per row and vocabulary entry (of both vocabularies, where they
     differ), without the matrix products, by the source of the teacher's signals. It holds for the objective that was
-    measured. `beside` is the bytes of Python, torch and the allocator's gaps. `measured`: whether steps were run.
+    measured. `other` is the bytes of Python, torch and the allocator's gaps. `measured`: whether steps were run.
     """
 
     measured: bool
     teacher: float
     student: float
     backward: float
-    optimiser: float
+    optimizer: float
     loss: Mapping[str, float] = field(default_factory=dict)
-    beside: float = 0.0
+    other: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary, for JSON."""
@@ -57,14 +57,14 @@ class Calibration:
     def step_seconds(self, work: Workload, timings: LayerTimings) -> dict[str, float]:
         """Seconds of one step by part, for networks with these timings."""
         tokens, rows = work.tokens * work.passes, work.rows * work.passes
-        layer_times, fixed_times = layer_seconds(work, timings, tokens), fixed_seconds(work, timings)
+        layer_times, constant_times = layer_seconds(work, timings, tokens), constant_seconds(work, timings)
         head_and_loss = head_seconds(work, timings, rows) + rows * work.entries_per_row * self.loss_rate(work.source)
         return {
             "teacher forward": layer_times["teacher"] * self.teacher,
             "student forward": layer_times["student"] * self.student,
-            "backward": layer_times["backward"] * self.backward + fixed_times["backward"],
-            "head and loss": head_and_loss + fixed_times["loss"],
-            "optimiser": work.trained_parameters * self.optimiser,
+            "backward": layer_times["backward"] * self.backward + constant_times["backward"],
+            "head and loss": head_and_loss + constant_times["loss"],
+            "optimizer": work.trained_parameters * self.optimizer,
         }
 
     def loss_rate(self, source: str) -> float:
@@ -109,7 +109,7 @@ def head_seconds(work: Workload, timings: LayerTimings, rows: float) -> float:
     return work.flops()["head and loss"] / work.packing.trained * rows * timings.head
 
 
-def fixed_seconds(work: Workload, timings: LayerTimings) -> dict[str, float]:
+def constant_seconds(work: Workload, timings: LayerTimings) -> dict[str, float]:
     """Seconds of a step that don't depend on tokens or rows: work on whole matrices in each pass, and clipping."""
     forward, backward = timings.embedding_and_head
     return {
@@ -125,20 +125,20 @@ def fit_calibration(
 
     `tensor_bytes` are the bytes of the step's tensors, as `Workload.memory_bytes` counts them.
     """
-    layer_times, fixed_times, seconds = (
+    layer_times, constant_times, seconds = (
         layer_seconds(work, timings, measurements.tokens),
-        fixed_seconds(work, timings),
+        constant_seconds(work, timings),
         measurements.seconds,
     )
-    loss_seconds = seconds["loss"] - head_seconds(work, timings, measurements.rows) - fixed_times["loss"]
+    loss_seconds = seconds["loss"] - head_seconds(work, timings, measurements.rows) - constant_times["loss"]
     return Calibration(
         measured=True,
         teacher=seconds["teacher"] / layer_times["teacher"] if "teacher" in seconds else 1.0,
         student=seconds["student"] / layer_times["student"],
-        backward=max(0.0, seconds["backward"] - fixed_times["backward"]) / layer_times["backward"],
-        optimiser=seconds["optimiser"] / work.trained_parameters,
+        backward=max(0.0, seconds["backward"] - constant_times["backward"]) / layer_times["backward"],
+        optimizer=seconds["optimizer"] / work.trained_parameters,
         loss={work.source: max(0.0, loss_seconds) / (measurements.rows * work.entries_per_row)},
-        beside=measurements.peak - tensor_bytes,
+        other=measurements.peak - tensor_bytes,
     )
 
 
@@ -149,7 +149,7 @@ def guess_calibration(device: torch.device) -> Calibration:
         teacher=1.0,
         student=1.0,
         backward=1.0,
-        optimiser=0.0,
+        optimizer=0.0,
         loss=dict.fromkeys(LOSS_RATIOS, 0.0),
-        beside=float(read_resident_memory()) if device.type == "cpu" else 0.0,
+        other=float(read_resident_memory()) if device.type == "cpu" else 0.0,
     )

@@ -123,13 +123,13 @@ class StepTimer(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start timing the optimizer."""
-        self.start("optimiser")
+        self.start("optimizer")
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop timing the optimizer."""
-        self.stop("optimiser")
+        self.stop("optimizer")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record the step, start the next one, and stop training once enough steps were measured."""

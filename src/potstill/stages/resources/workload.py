@@ -175,7 +175,7 @@ class Workload:
         return {
             "weights": FLOAT32_BYTES * float(size.total + self.objective_cost.weights) / self.shards,
             "gradients": FLOAT32_BYTES * float(self.trained_parameters) / self.shards,
-            "optimiser": 2 * FLOAT32_BYTES * float(self.trained_parameters) / self.shards,
+            "optimizer": 2 * FLOAT32_BYTES * float(self.trained_parameters) / self.shards,
             "teacher": float(self.compute_bytes * teacher),
             "activations": self.activation_bytes(autograd_bytes),
             "head": head_copy + (0 if self.lora else num_gradients * FLOAT32_BYTES * table_entries),
