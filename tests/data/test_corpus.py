@@ -341,6 +341,7 @@ def test_a_stream_of_nothing_is_refused() -> None:
         ("instruct/hiyouga__LLaMA-Factory/data/wiki_demo.txt.gz", "text", 1),
         ("instruct/hiyouga__LLaMA-Factory/data/c4_demo.jsonl.gz", "text", 300),
         ("math/openai__grade-school-math", "pairs", 7473),
+        ("retrieval/google-deepmind__xquad/xquad.en.json.gz", "pairs", 1190),
         ("classify/PolyAI-LDN__task-specific-datasets/banking_data/test.csv", "text", 3080),
     ],
 )

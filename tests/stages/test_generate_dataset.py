@@ -140,3 +140,10 @@ def test_plain_text_and_answers_that_never_end_are_refused(
 def test_numbers_that_are_none_are_refused(change: dict[str, Any], said: str, stage: GenerateDatasetConfig) -> None:
     with pytest.raises(UsageError, match=said):
         replace(stage, **change)
+
+
+def test_a_chat_is_answered_at_its_first_turn_that_is_trained_on() -> None:
+    turns = [{"role": role, "content": role} for role in ("user", "assistant") * 3]
+    turns[1] = {**turns[1], "fields": '{"weight": 0}'}
+    document = {"messages": turns}
+    assert answering.truncate_to_first_answer(document) == {"messages": turns[:4]}

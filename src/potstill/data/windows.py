@@ -9,8 +9,8 @@ A chat is cut by its answers, so that each keeps its prompt:
 - Each later answer has a window of its own. It begins as the chat does, up to the words of the first user turn, system
   prompt included. Then come as many of the preceding turns as fit, and the answer. If not even the last turn fits, the
   end of that turn stays.
-- An answer with no room for a prompt is cut at its end, so its stop token is not trained on. Its prompt then has at
-  most half of the window.
+- An answer that leaves less than a sixteenth of the window to its prompt is cut at its end, so its stop token is not
+  trained on. Its prompt then has at most half of the window.
 
 The beginning stays if the last turn fits beside it, or if it takes at most half of the room beside the answer. No label
 is lost but those of a cut end, and none is repeated.
@@ -28,6 +28,7 @@ from potstill.data.pack_fields import GROUPS, get_field, to_array
 from potstill.data.token_dataset import TokenizedDocument
 
 SHORTENED_SHARE = 0.05  # of documents; above it a larger context is advised
+MIN_PROMPT_DIVISOR = 16  # a sixteenth of a window is for the prompt, or all of a shorter one
 COVERED_PERCENTILE = 99  # of documents that the advised context holds whole
 
 
@@ -190,7 +191,8 @@ def _plan_answer(
     """The window of one answer; `header` tokens begin the chat, and the answer before it ends at `previous_stop`."""
     start, stop = answer
     size = stop - start
-    room = length - size if size < length else min(start, length // 2)
+    has_room = length - size >= min(start, max(1, length // MIN_PROMPT_DIVISOR))
+    room = length - size if has_room else min(start, length // 2)
     starts = [t for t in turn_starts if header <= t < start]
     own_turn = next((t for t in starts if t >= previous_stop), max(previous_stop, header))
     if header + start - own_turn > room and 2 * header > room:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from potstill.core.errors import DataError
 from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus
-from potstill.data.turns import to_messages
+from potstill.data.turns import is_trained, to_messages
 from potstill.decode.generate import GenerationOptions, generate_texts
 from potstill.models.inference import get_max_context
 
@@ -53,12 +53,12 @@ def build_questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit
 def build_question(
     document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
 ) -> Question | None:
-    """The question of a document: all messages before its last answer, which is the reference.
+    """The question of a document: all messages before its last answer that is trained on, which is the reference.
 
     Without a template each message is a line. A chat without an answer gives None.
     """
     messages = to_messages(document)
-    assistant_indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    assistant_indices = [i for i, message in enumerate(messages) if is_trained(message)]
     if not assistant_indices:
         return None
     context_messages, answer = messages[: assistant_indices[-1]], messages[assistant_indices[-1]]["content"]

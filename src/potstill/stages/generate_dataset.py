@@ -31,7 +31,7 @@ from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import DataError, OutputExists, UsageError
 from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus, load_corpus
-from potstill.data.turns import to_row
+from potstill.data.turns import is_trained, to_message, to_row
 from potstill.decode.generate import generate
 from potstill.decode.sampling import Sampling
 from potstill.decode.stop_tokens import require_stop_tokens
@@ -223,7 +223,8 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
 
 def truncate_to_first_answer(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """A pair as it is, or a chat up to its first answer, so that only the teacher's answer is trained on."""
-    first_answer = next((n for n, turn in enumerate(document.get("messages", ())) if turn["role"] == "assistant"), None)
+    turns = document.get("messages", ())
+    first_answer = next((n for n, turn in enumerate(turns) if is_trained(to_message(turn))), None)
     return document if first_answer is None else {**document, "messages": document["messages"][: first_answer + 1]}
 
 
