@@ -4,8 +4,9 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from safetensors import SafetensorError
@@ -18,6 +19,21 @@ TORCH_WRITE_ERRORS = (
     "inline_container",
     "open file failed",
 )  # in torch.save's errors, which have no errno
+
+Extra = TypeVar("Extra")
+
+
+def attempt(name: str, make: Callable[[], Extra], default: Extra, failures: dict[str, str]) -> Extra:
+    """What `make` returns, or `default` where it fails; the reason goes to stderr and to `failures` under `name`.
+
+    Any error is meant. This is for what describes a result, since nothing of that is worth the result itself.
+    """
+    try:
+        return make()
+    except Exception as error:
+        failures[name] = " ".join(f"{type(error).__name__}: {error}".split())
+        print_note(f"the {name} failed ({failures[name]}); everything else is saved")
+        return default
 
 
 def print_note(text: str) -> None:

@@ -8,9 +8,8 @@ that is killed in between leaves a model that opens, and --resume makes the rest
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from transformers import PreTrainedModel
 
@@ -20,7 +19,7 @@ from potstill.core.errors import DataError
 from potstill.core.metrics_log import METRICS_FILE
 from potstill.core.types import Measure
 from potstill.evaluate.charts.plots import draw_curve
-from potstill.stages.console import get_command, print_note, show_status
+from potstill.stages.console import attempt, get_command, show_status
 from potstill.stages.model_card import write_card
 from potstill.stages.training_run import BEFORE_TRAINING, TrainingRun
 from potstill.train import distributed
@@ -28,8 +27,6 @@ from potstill.train.run import TrainResult
 
 CURVE_FILE = "curve.png"
 UNMEASURED = {"measures and samples": "the run has not come to them yet, or was stopped there; --resume makes them"}
-
-Extra = TypeVar("Extra")
 
 
 def publish(
@@ -99,19 +96,6 @@ def complete_card(
     )
     write_card(out, card, title=out.name, samples=samples, curve=curve)
     return card
-
-
-def attempt(name: str, make: Callable[[], Extra], default: Extra, failures: dict[str, str]) -> Extra:
-    """What `make` returns, or `default` where it fails; the reason goes to the screen and to `failures`.
-
-    Any error is meant: the student is trained, and nothing that describes it is worth losing it.
-    """
-    try:
-        return make()
-    except Exception as error:
-        failures[name] = " ".join(f"{type(error).__name__}: {error}".split())
-        print_note(f"the {name} of the student failed ({failures[name]}); the student is saved, and its card says so")
-        return default
 
 
 def draw_loss_curve(out: Path, result: TrainResult) -> str:

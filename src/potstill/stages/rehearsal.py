@@ -7,10 +7,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from potstill.core.errors import ArtifactError
 from potstill.models.load import LoadedModel
-from potstill.models.saving import save_model_folder
 from potstill.stages.console import print_note
 from potstill.stages.model_card import write_card
 from potstill.stages.publication import make_card
+from potstill.stages.saved_model import save_model
 from potstill.stages.training_run import TrainingRun
 from potstill.train import distributed
 from potstill.train.run import TrainResult
@@ -43,8 +43,7 @@ def rehearse_saving(model: PreTrainedModel, origin: LoadedModel, folder: Path, *
     """
     smallest_weight = dict([min(model.state_dict().items(), key=lambda item: item[1].numel())])
     try:
-        model.generation_config = origin.model.generation_config
-        save_model_folder(model, origin.tokenizer, folder, state_dict=smallest_weight)
+        save_model(model, origin, folder, state_dict=smallest_weight)
         AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # each library has its own

@@ -9,7 +9,6 @@ from tests.objectives.crossed import batch_of, read
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.errors import UsageError
 from potstill.core.types import (
     ALIGNED_GROUPS,
     ALIGNED_PAIRS,
@@ -146,8 +145,16 @@ def test_a_group_stands_for_the_same_bytes_on_both_sides() -> None:
     assert all(said[0])
 
 
-def test_a_text_that_is_too_long_for_the_teacher_is_refused_with_what_to_do() -> None:
+def test_of_a_text_that_is_too_long_the_teacher_reads_the_beginning_and_the_rest_is_aligned_with_nothing() -> None:
     student, teacher = reader(byte_level()), reader(sentencepiece())
-    paired = CrossTokenizerPacks([pack_of(TEXTS, student)], student, teacher, max_length=5)
-    with pytest.raises(UsageError, match="reads at most 5; give a smaller --context"):
-        paired[0]
+    pack = pack_of(TEXTS, student)
+    whole, cut = (CrossTokenizerPacks([pack], student, teacher, max_length=n)[0] for n in (None, 5))
+    assert cut["teacher.lengths"].tolist() == [min(n, 5) for n in whole["teacher.lengths"].tolist()]
+    assert torch.equal(cut["input_ids"], whole["input_ids"])
+    starts = (whole["teacher.lengths"].cumsum(0) - whole["teacher.lengths"]).tolist()
+    kept = [torch.arange(start, start + 5) for start in starts]
+    assert torch.equal(cut["teacher.input_ids"], whole["teacher.input_ids"][torch.cat(kept)])
+    ours = {tuple(pair) for pair in whole["aligned.tokens"].tolist()}
+    rows = [[first, starts[second // 5] + second % 5] for first, second in cut["aligned.tokens"].tolist()]
+    assert 0 < len(rows) < len(ours)
+    assert {tuple(row) for row in rows} <= ours

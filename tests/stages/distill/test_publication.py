@@ -24,10 +24,7 @@ from potstill.stages.distill.run import distill
 from potstill.train.config import TrainConfig
 
 SETTINGS = TrainConfig(tokens=256, context=32, batch_tokens=128, micro_tokens=128, save_every=1)
-LISTS_ONLY = (
-    "{% for message in messages %}{% if message['content'] is string %}{{ raise_exception('lists only') }}{% endif %}"
-    "{{ message['content'][0]['text'] }}{% endfor %}"
-)
+REFUSING = "{{ raise_exception('no user may speak') }}"
 
 
 @pytest.fixture
@@ -81,11 +78,11 @@ def test_learned_positions_shorten_the_samples_or_leave_them_out(
 def test_a_template_that_refuses_the_prompts_costs_the_samples_alone(
     stage: DistillConfig, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    tiny_tokenizer.chat_template = LISTS_ONLY
+    tiny_tokenizer.chat_template = REFUSING
     student = saved(tmp_path / "student", tiny_llama, tiny_tokenizer)
     distill(replace(stage, student=str(student)), tmp_path / "made", show=False)
     card = read_card(tmp_path / "made")
-    assert "lists only" in str(card["failures"]["samples"])
+    assert "no user may speak" in str(card["failures"]["samples"])
     assert {"teacher", "before training", "made"} == set(card["measures"])
     assert (tmp_path / "made" / "model.safetensors").is_file()
 
@@ -99,7 +96,7 @@ def test_measures_that_fail_are_named_in_the_card_and_the_model_is_there(
     assert set(read_card(tmp_path / "made")["failures"]) == {"measures", "picture of the loss"}
     readme = (tmp_path / "made" / "README.md").read_text()
     assert "## Not in this card\n\n- measures: OutOfMemoryError: out of memory while measuring" in readme
-    assert "the measures of the student failed" in capsys.readouterr().err
+    assert "the measures failed" in capsys.readouterr().err
     assert not (tmp_path / "made" / "training").exists()
 
 
@@ -158,3 +155,13 @@ def test_a_stopped_run_goes_on_in_another_place_with_other_options_that_change_n
     first, second = (load_file(folder / "model.safetensors") for folder in (whole.out, tmp_path / "moved"))
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6)
+
+
+def test_no_memory_to_open_the_model_again_costs_the_comparison_alone(
+    stage: DistillConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.stages.saved_model.compute_reload_gap", lambda *_, **__: fail())
+    distill(stage, tmp_path / "made", show=False)
+    invariants = json.loads((tmp_path / "made" / "card.json").read_text())["invariants"]
+    assert "no memory for a second copy" in invariants[-1]["outcome"]
+    assert (tmp_path / "made" / "model.safetensors").is_file()

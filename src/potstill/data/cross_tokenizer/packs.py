@@ -19,7 +19,6 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.errors import UsageError
 from potstill.core.types import ALIGNED_GROUPS, ALIGNED_PAIRS, EDIT_ALIGNED_PAIRS, IGNORE, supervised_positions
 from potstill.data.cross_tokenizer.chat_translation import ChatMarkers, TranslatedChat, translate_chat
 from potstill.data.cross_tokenizer.token_spans import LocatedTokens, decode_with_spans, locate_tokens, to_readable_text
@@ -98,7 +97,7 @@ class CrossTokenizerPacks:
             teacher,
             needs_edit_alignment,
         )
-        self.max_length = max_length  # of the teacher's tokens
+        self.max_length = max_length  # of the teacher's tokens in a window; it reads the first ones of a longer one
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -107,21 +106,17 @@ class CrossTokenizerPacks:
         return self.add_teacher_inputs(self.packs[i])
 
     def add_teacher_inputs(self, pack: Pack) -> Pack:
-        """One pack with the teacher's inputs added.
-
-        Raises: UsageError if a document is longer than the teacher's context.
-        """
+        """One pack with the teacher's inputs added."""
         sizes = pack["lengths"].tolist()
         windows = list(zip(pack["input_ids"].split(sizes), pack["labels"].split(sizes), strict=True))
         translations = translate_windows(
-            windows, self.student, self.teacher, needs_edit_alignment=self.needs_edit_alignment
+            windows,
+            self.student,
+            self.teacher,
+            needs_edit_alignment=self.needs_edit_alignment,
+            max_length=self.max_length,
         )
         lengths = torch.tensor([len(translation.input_ids) for translation in translations])
-        if self.max_length is not None and (longest := int(lengths.max())) > self.max_length:
-            raise UsageError(
-                f"{int(pack['lengths'].max())} tokens of the student are {longest} of the teacher, which reads "
-                f"at most {self.max_length}; give a smaller --context"
-            )
         starts = torch.stack([pack["lengths"].cumsum(0) - pack["lengths"], lengths.cumsum(0) - lengths], 1)
         totals = torch.tensor([translation.groups.total for translation in translations])
         group_offsets = totals.cumsum(0) - totals
@@ -154,7 +149,7 @@ class CrossTokenizerPacks:
         }
 
 
-class _TeacherText(NamedTuple):
+class TeacherText(NamedTuple):
     """A window as text for the teacher, the bytes that both texts share, and the span of each student token in them.
 
     `translation` locates these bytes in `text`; None if they are all of it.
@@ -172,9 +167,13 @@ def translate_windows(
     teacher: TokenizerInfo,
     *,
     needs_edit_alignment: bool = False,
+    max_length: int | None = None,
 ) -> list[TranslatedWindow]:
-    """Translates windows of the student's ids and labels: by the teacher's template if both have chat markers."""
-    teacher_texts = [_decode_window(ids.tolist(), student, teacher) for ids, _ in windows]
+    """Translates windows of the student's ids and labels: by the teacher's template if both have chat markers.
+
+    The teacher reads the first `max_length` of its tokens. The student's tokens after them are aligned with nothing.
+    """
+    teacher_texts = [decode_window(ids.tolist(), student, teacher) for ids, _ in windows]
     is_plain = student.chat_markers is None or teacher.chat_markers is None
     tokenizations = locate_tokens(
         [teacher_text.text for teacher_text in teacher_texts],
@@ -184,21 +183,28 @@ def translate_windows(
     )
     return [
         _translate_window(
-            teacher_text, ids, labels, tokenization, student.pieces, teacher, needs_edit_alignment=needs_edit_alignment
+            teacher_text,
+            ids,
+            labels,
+            tokenization,
+            student.pieces,
+            teacher,
+            needs_edit_alignment=needs_edit_alignment,
+            max_length=max_length,
         )
         for (ids, labels), teacher_text, tokenization in zip(windows, teacher_texts, tokenizations, strict=True)
     ]
 
 
-def _decode_window(ids: Sequence[int], student: TokenizerInfo, teacher: TokenizerInfo) -> _TeacherText:
+def decode_window(ids: Sequence[int], student: TokenizerInfo, teacher: TokenizerInfo) -> TeacherText:
     if student.chat_markers is None or teacher.chat_markers is None:
         data, spans = decode_with_spans(ids, student.pieces)
         if data[:1] == b" " and student.adds_dummy_prefix:  # added by the student's tokenizer, not in the text
             data, spans = data[1:], (spans - 1).clamp(min=0)
-        return _TeacherText(to_readable_text(data), data, spans, None)
+        return TeacherText(to_readable_text(data), data, spans, None)
     data, spans = decode_with_spans(ids, student.pieces, visible_ids=student.chat_markers.special_tokens)
     translation = translate_chat(data, student.chat_markers, teacher.chat_markers)
-    return _TeacherText(
+    return TeacherText(
         translation.text,
         translation.shared_bytes,
         align.map_to_shared_text(spans, translation.student_spans, translation.shared_spans),
@@ -207,7 +213,7 @@ def _decode_window(ids: Sequence[int], student: TokenizerInfo, teacher: Tokenize
 
 
 def _translate_window(
-    teacher_text: _TeacherText,
+    teacher_text: TeacherText,
     ids: Tensor,
     labels: Tensor,
     tokenization: LocatedTokens,
@@ -215,6 +221,7 @@ def _translate_window(
     teacher: TokenizerInfo,
     *,
     needs_edit_alignment: bool,
+    max_length: int | None,
 ) -> TranslatedWindow:
     data, spans = teacher_text.data, teacher_text.spans
     teacher_ids, teacher_spans = _strip_eos(tokenization, teacher)
@@ -231,6 +238,7 @@ def _translate_window(
         teacher_ids = torch.cat([teacher_ids, torch.tensor([teacher.tokenizer.eos_token_id])])
         teacher_spans = torch.cat([teacher_spans, end_of_text])
         trained_bytes[-1] = True
+    teacher_ids, teacher_spans = teacher_ids[:max_length], teacher_spans[:max_length]
     teacher_labels = torch.where(_find_inside_spans(teacher_spans, trained_bytes), teacher_ids, IGNORE)
     teacher_labels[:1] = IGNORE
     is_readable = torch.from_numpy(_find_readable_bytes(data))

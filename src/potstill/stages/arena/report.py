@@ -12,7 +12,7 @@ from potstill.evaluate.charts.dot_plot import draw_dots
 from potstill.evaluate.measures import ModelEvaluation
 from potstill.evaluate.significance import INCONCLUSIVE, compare_methods
 from potstill.stages.arena.runs import CHART_FILE, README_FILE, ArenaRun
-from potstill.stages.console import get_command
+from potstill.stages.console import attempt, get_command
 
 REFERENCE_ARM = "cross_entropy"  # every arm is also compared with this one, if it takes part
 COST_TITLES = {"tokens": "tokens", "seconds": "seconds", "tokens_per_second": "tokens/s", "peak_memory": "peak MiB"}
@@ -43,9 +43,11 @@ def publish(
     }
     seeds = len(runs) // len(arms)
     caption = f"Filled: the mean of {seeds} seeds; hollow: each seed. Budget: {budget} for each."
-    draw_dots({arm["arm"]: collect_measures(arm) for arm in arms}, out / CHART_FILE, title=out.name, caption=caption)
     write_text(out / README_FILE, render_page(summary, title=out.name, caption=caption))
-    return summary
+    failures: dict[str, str] = {}
+    measures = {arm["arm"]: collect_measures(arm) for arm in arms}
+    attempt("chart", lambda: draw_dots(measures, out / CHART_FILE, title=out.name, caption=caption), None, failures)
+    return {**summary, "failures": failures} if failures else summary
 
 
 def list_arm_names(runs: Sequence[ArenaRun]) -> list[str]:

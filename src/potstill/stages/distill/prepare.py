@@ -27,6 +27,7 @@ from potstill.stages.distill.models import check_caches, choose_dtype, load_mode
 from potstill.stages.distill.module import build_module
 from potstill.stages.distill.resources import warn_if_insufficient
 from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE, build_rollout
+from potstill.stages.distill.teacher_windows import leave_out_long_windows
 from potstill.stages.model_pair import ModelPair, check_token_ids
 from potstill.stages.training_run import TrainingRun
 from potstill.teachers.cached import TeacherCache
@@ -122,6 +123,7 @@ def prepare(config: DistillConfig, resume_folder: Path | None = None) -> Distill
     check_caches(config, caches, pair, dtype)
     dataset = load_dataset(config, pair, caches)
     pair = pair._replace(is_chat=dataset.facts["kind"] != "text")
+    dataset = leave_out_long_windows(pair, dataset)
     move_models(config, pair, dtype)
     print_limits(pair)
     module = build_module(config, pair, dtype, caches)

@@ -71,9 +71,7 @@ def match_vocabularies(
 ) -> tuple[int, TeacherTokenization | None]:
     """The number of ids that both share; or of the student's ids, with the teacher's tokenization if it is used.
 
-    Raises:
-        VocabularyMismatch: the tokenizers differ, and the objective compares token by token.
-        UsageError: a text is too long for the teacher.
+    Raises: VocabularyMismatch if the tokenizers differ, and the objective compares token by token.
     """
     try:
         return count_shared_ids(teacher.tokenizer, student.tokenizer), None
