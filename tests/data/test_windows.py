@@ -156,8 +156,8 @@ def test_rows_that_lost_something_are_counted_and_a_larger_context_is_named() ->
     packs = pack([*rows, chat(1, (9, 3), first=5000), chat(1, (2, 30), first=6000)], length=10)
     assert packs.counts.to_dict() == {"documents": 11, "shortened": 1, "cut": 1, "longest": 33}
     assert describe_loss(packs.counts) == [
-        "of 11 documents, 1 have an answer whose prompt lost its beginning, and 1 an answer that lost its end, to "
-        "--context 10",
+        "of 11 documents, 1 have an answer that lost the beginning of what precedes it, and 1 an answer that lost its "
+        "end, to --context 10",
         "18% of the documents do not fit into --context 10; --context 33 holds 99 % of them whole",
     ]
     text = TokenizedDocument(list(range(50)), [IGNORE, *range(1, 50)])

@@ -83,7 +83,7 @@ def test_chats_that_do_not_fit_are_counted_on_the_screen_and_in_the_facts(
     counts = found.facts["windows"]
     assert 0 < counts["shortened"] < counts["documents"] / 2
     screen = capsys.readouterr().err
-    assert f"{counts['shortened']} have an answer whose prompt lost its beginning" in screen
+    assert f"{counts['shortened']} have an answer that lost the beginning of what precedes it" in screen
     assert f"warning: {path}: " in screen
     assert f"--context {counts['longest']} holds 99 % of them whole" in screen
     again = prepare_dataset(DatasetConfig(data=str(path), context=counts["longest"]), tiny_tokenizer, tokens=2_000)
@@ -106,3 +106,13 @@ def test_what_is_measured_on_is_not_trained_on_and_said(
     assert 35 <= len([text for text in trained if text]) <= 40
     removed = prepared.facts["dropped"]["content that is held out"]
     assert f"{removed} documents are held out too, and are left out of training" in capsys.readouterr().err
+
+
+def test_a_folder_to_measure_on_is_taken_whole_unless_its_files_name_a_split(tmp_path: Path) -> None:
+    data = written(tmp_path / "a.jsonl", [{"text": f"document {i}"} for i in range(60)])
+    (tmp_path / "whole").mkdir()
+    written(tmp_path / "whole" / "rows.jsonl", [{"text": f"other {i}"} for i in range(30)])
+    config = DatasetConfig(data=str(data), eval_data=str(tmp_path / "whole"))
+    assert len(load_held_out_corpus(config)) == 30
+    written(tmp_path / "whole" / "dev.jsonl", [{"text": f"third {i}"} for i in range(5)])
+    assert len(load_held_out_corpus(config)) == 5

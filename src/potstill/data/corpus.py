@@ -20,7 +20,16 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.data import docstrings, hub
-from potstill.data.files import Record, assign_splits, find_license, get_format, is_held_out, list_files, read_records
+from potstill.data.files import (
+    Record,
+    assign_splits,
+    find_license,
+    get_format,
+    get_names,
+    is_held_out,
+    list_files,
+    read_records,
+)
 from potstill.data.row_reader import Route, RowReader, check_bad_row_policy
 from potstill.data.schema import Document, Kind
 from potstill.data.split import (
@@ -171,7 +180,7 @@ def _load_stdlib(split: Split, limit: int | None) -> Corpus:
 
 def _load_local(name: str, path: Path, split: Split, limit: int | None, reader: RowReader) -> Corpus:
     files = list_files(path)
-    names = [file.name if path.is_file() else str(file.relative_to(path)) for file in files]
+    names = get_names(path, files)
     splits = assign_splits(names) if path.is_dir() else None
     held_out = _list_held_out(names, splits)
     files, hash_split = _select_parts(files, splits, split)

@@ -11,7 +11,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +95,19 @@ def assign_splits(names: list[str]) -> tuple[list[int], list[int]] | None:
     if not train or (len(train) == len(names) and not named_train):
         return None
     return train, [i for i in validation or test if i not in train]
+
+
+def get_names(path: Path, files: Sequence[Path]) -> list[str]:
+    """The names of files, below the folder `path` if it is one."""
+    return [file.name if path.is_file() else str(file.relative_to(path)) for file in files]
+
+
+def has_named_splits(path: Path) -> bool:
+    """Whether a folder holds files whose names say what is trained on and what is held out.
+
+    Raises: DataError if it holds no file that can be read.
+    """
+    return path.is_dir() and assign_splits(get_names(path, list_files(path))) is not None
 
 
 def is_held_out(name: str) -> bool:

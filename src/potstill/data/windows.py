@@ -113,8 +113,8 @@ def describe_loss(counts: WindowCounts) -> list[str]:
     sentences = []
     if counts.shortened or counts.cut:
         sentences.append(
-            f"of {counts.documents:,} documents, {counts.shortened:,} have an answer whose prompt lost its beginning, "
-            f"and {counts.cut:,} an answer that lost its end, to --context {counts.context}"
+            f"of {counts.documents:,} documents, {counts.shortened:,} have an answer that lost the beginning of what "
+            f"precedes it, and {counts.cut:,} an answer that lost its end, to --context {counts.context}"
         )
     if counts.needs_warning:
         share = (counts.shortened + counts.cut) / counts.documents

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import Batch
 from potstill.data.corpus import HELD_OUT_DUPLICATE, Corpus, load_corpus, remove_held_out
+from potstill.data.files import has_named_splits
 from potstill.data.packing import Packs, collate, pack
 from potstill.data.preview import describe
 from potstill.data.row_reader import Route
@@ -164,7 +165,7 @@ def report_reading(corpus: Corpus, packs: Packs) -> None:
     if num_duplicates := corpus.dropped.get(HELD_OUT_DUPLICATE):
         print_note(f"{corpus.name}: {num_duplicates:,} documents are held out too, and are left out of training")
     if unread := corpus.provenance.get("unread_text"):
-        print_note(f"{corpus.name}: not read, though they hold text: the columns {', '.join(unread)}")
+        print_note(f"{corpus.name} has columns with text that are not read: {', '.join(unread)}")
     for sentence in describe_loss(packs.counts):
         (print_warning if packs.counts.needs_warning else print_note)(f"{corpus.name}: {sentence}")
 
@@ -190,7 +191,12 @@ def build_corpus_facts(corpus: Corpus, packs: Packs, dropped_documents: Mapping[
 
 
 def load_held_out_corpus(config: DatasetConfig) -> Corpus:
-    """The text to measure on: `eval_data` (a file is taken whole), else the validation split of `data`."""
+    """The text to measure on: `eval_data`, else the validation split of `data`.
+
+    Of `eval_data`, a file is taken whole, and so is a folder without files named for a split.
+
+    Raises: UsageError where one of both paths contains the other; NotFound, DataError as `load_corpus` does.
+    """
     columns, eval_data = parse_columns(config.columns), config.data if config.eval_data is None else config.eval_data
     data_path, eval_path = (Path(name).expanduser().resolve() for name in (config.data, eval_data))
     if eval_data == config.data or (eval_path.exists() and eval_path == data_path):
@@ -200,7 +206,7 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
             f"--eval-data {config.eval_data} and --data {config.data} contain one another, so training would "
             f"see what is measured; give two separate paths"
         )
-    split = "all" if eval_path.is_file() else "validation"
+    split = "all" if eval_path.exists() and not has_named_splits(eval_path) else "validation"
     return load_corpus(eval_data, split=split, columns=columns, route=config.route)
 
 

@@ -147,11 +147,13 @@ def _describe_data(data: Mapping[str, Any]) -> dict[str, str]:
         facts["taught by"] = ", ".join(f"{name}: {windows:,} windows" for name, windows in data["routes"].items())
     if data.get("dropped"):
         facts["left out"] = ", ".join(f"{count:,} with {reason}" for reason, count in data["dropped"].items())
+    if unread := data.get("provenance", {}).get("unread_text"):
+        facts["columns of text that were not read"] = ", ".join(unread)
     if any(windows.get(name) for name in ("shortened", "cut")):
         facts["longer than the context"] = (
-            f"of {windows['documents']:,} documents, {windows.get('shortened', 0):,} have an answer whose prompt lost "
-            f"its beginning, and {windows.get('cut', 0):,} an answer that lost its end; 99 % have at most "
-            f"{windows['longest']:,} tokens"
+            f"of {windows['documents']:,} documents, {windows.get('shortened', 0):,} have an answer that lost the "
+            f"beginning of what precedes it, and {windows.get('cut', 0):,} an answer that lost its end; 99 % have at "
+            f"most {windows['longest']:,} tokens"
         )
     if origin:
         facts["origin"] = _format_value(origin)
