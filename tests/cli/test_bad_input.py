@@ -203,7 +203,7 @@ def test_a_target_larger_than_the_teacher(refused: Refused, teacher: Path, text:
         pytest.param(("--keep", "x"), "--keep", id="no number"),
         pytest.param(("--params", "many"), "not a count", id="is not a count"),
         pytest.param(("--tokens", "0"), "not a count", id="no token"),
-        pytest.param(("--objective", "hope"), "no objective is called 'hope'", id="an unknown objective"),
+        pytest.param(("--objective", "hope"), "there is no objective 'hope'", id="an unknown objective"),
         pytest.param(("--objective", "jsd:gamma=1"), "no option 'gamma'", id="an unknown option of an objective"),
         pytest.param(("--objective", "jsd:beta"), "NAME:OPTION=NUMBER", id="an option without a value"),
         pytest.param(("--temperature", "0"), "must be positive", id="no temperature"),

@@ -136,9 +136,9 @@ def test_a_sum_knows_what_its_terms_need() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("half*forward_kl", "no objective is called 'half.forward_kl'"),
+        ("half*forward_kl", "there is no objective 'half.forward_kl'"),
         ("0.5*forward_kl+x*reverse_kl", "'x.reverse_kl' is not WEIGHT.OBJECTIVE"),
-        ("0.5*forward_kl+0.5*nothing", "no objective is called 'nothing'"),
+        ("0.5*forward_kl+0.5*nothing", "there is no objective 'nothing'"),
         ("0.5*forward_kl+0.5*jsd:alpha=1", "jsd has no option 'alpha'"),
         ("0.5*jsd:beta=0.1+0.5*jsd:beta=0.9", "has two terms 'jsd'"),
         ("0*forward_kl+0*reverse_kl", "weights of 0 or more"),

@@ -98,7 +98,7 @@ def one_of(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
 
 
 def test_a_method_needs_both_networks() -> None:
-    with pytest.raises(UsageError, match="give a teacher that is here"):
+    with pytest.raises(UsageError, match="give a teacher on this machine"):
         ObjectiveConfig(name="dskd").build()
 
 

@@ -135,15 +135,15 @@ def test_objectives_meet_the_protocol(objective: Objective) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("forward_kll", "no objective is called 'forward_kll'"),
+        ("forward_kll", "there is no objective 'forward_kll'"),
         ("jsd:gamma=1", "jsd has no option 'gamma'; it has beta"),
         ("jsd:beta", "NAME:OPTION=NUMBER"),
         ("jsd:beta=x", "NAME:OPTION=NUMBER"),
         ("jsd:beta=1=2", "NAME:OPTION=NUMBER"),
         ("forward_kl:beta=0.1", "it has none"),
         ("cross_entropy:beta=0.1", "cross_entropy has no option"),
-        ("", "no objective is called ''"),
-        ("dskd:divergence=forward_kll", "no divergence is called 'forward_kll'"),
+        ("", "there is no objective ''"),
+        ("dskd:divergence=forward_kll", "there is no divergence 'forward_kll'"),
         ("dskd:divergence", "NAME:OPTION=NUMBER"),
         ("dskd:beta=1", "dskd has no option 'beta'; it has divergence"),
     ],

@@ -1,1 +1,1 @@
-"""Objectives: what is minimized."""
+"""Objectives: the losses that training minimizes."""

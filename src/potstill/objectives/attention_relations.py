@@ -22,13 +22,13 @@ class AttentionRelations(nn.Module):
     """1/3 sum over phi in {Q, K, V} of the relation divergence between teacher and student, summed over rows.
 
     The teacher's phi are the queries, keys and values of its last attention layer, before positions are encoded. The
-    student's phi are three learned maps (no bias) of its final hidden state. The maps are discarded after training.
-    So the student's own projections may have any width, and no layer of it has to resemble the teacher's. The relations
+    student's phi are three learned maps (no bias) of its final hidden state. The maps are discarded after training. So
+    the student's own projections may have any width, and none of its layers must resemble a teacher's layer. Relations
     are between the supervised rows of one document; across tokenizers, between the rows of the batch's aligned pairs.
 
     Source: Wang et al., MiniLMv2 (arXiv:2012.15828); the learned maps are those of MiniMoE's students
-    (arXiv:2305.12129). Departs from both as `ops.relation` says, and here rows without supervision, such as prompts,
-    have no relations.
+    (arXiv:2305.12129). Departs from both as in `ops.relation`; also, rows without supervision, such as prompts, have no
+    relations.
 
     Raises: UsageError if the number of heads is below 1 or does not divide every width.
     """

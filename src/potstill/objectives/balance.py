@@ -1,4 +1,4 @@
-"""The load-balancing loss of mixture-of-experts models, which keeps the router from using a few experts only."""
+"""The load-balancing loss of mixture-of-experts models, so that the router uses all experts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ class Balance:
     """E sum over experts i of f_i P_i, the mean over layers; 1 where all E experts get the same load.
 
     f_i is the share of the `k` N choices of N tokens that go to expert i: a token chooses its `k` likeliest experts.
-    P_i is the mean of the router's probability of expert i. Only P_i has a gradient. The loss of a micro-batch is that
-    of its own tokens (padding left out), and a step takes the mean over micro-batches. So it is not a sum over rows:
+    P_i is the mean of the router's probability of expert i. Only P_i has a gradient. The loss of a micro-batch covers
+    its own tokens without padding, and a step takes the mean over micro-batches. So it is not a sum over rows:
     `additive` is False.
 
     Source: Fedus et al., Switch Transformers (arXiv:2101.03961), equations 4 to 6, without alpha, which is the weight
     of the term. There k = 1. Departs from the paper: the mean over layers.
 
-    Raises: UnsupportedModel when it is called and the student reports no router.
+    Raises: UnsupportedModel in a call, if the student reports no router.
     """
 
     k: int = 1

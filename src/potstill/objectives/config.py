@@ -1,4 +1,4 @@
-"""What is minimized, as plain values: the objective of a command line, a recipe or a card."""
+"""The objective of a command line, a recipe or a card, as plain values."""
 
 import math
 import re
@@ -28,13 +28,13 @@ class ObjectiveConfig(ObjectiveChoice):
 
     `name` is a divergence, a method of `objectives.registry`, `cross_entropy` (no teacher), or FILE.py:NAME for a
     user's own. `options` are its options. The loss is `cross_entropy` * cross-entropy + (1 - `cross_entropy`) * the
-    objective. The default share is measured: with it the student is better than one trained by cross-entropy alone, in
-    bits per byte and in its KL to the teacher (LOG.md, "the share of cross-entropy").
+    objective. With the default share, a student has fewer bits per byte and a lower KL to the teacher than with
+    cross-entropy alone (LOG.md, "the share of cross-entropy").
 
-    `name` can also be a sum such as `0.7*cross_entropy+0.3*forward_kl+0.01*balance`, options included. It is then the
-    whole loss, and `cross_entropy` becomes the share of that term in the sum. `temperature` applies to every term.
+    `name` can also be a sum such as `0.7*cross_entropy+0.3*forward_kl+0.01*balance`, options included. The sum is then
+    the whole loss, and `cross_entropy` becomes the share of that term. `temperature` applies to every term.
 
-    The options of FILE.py:NAME hold the SHA-256 of the file.
+    The options of FILE.py:NAME include the SHA-256 of the file.
 
     Raises: UsageError if name, options, share or temperature are invalid, or a file does not have its SHA-256.
     """
@@ -63,7 +63,7 @@ class ObjectiveConfig(ObjectiveChoice):
             raise UsageError(f"the objective {self.name!r} has two terms {duplicates[0]!r}; keep one of them")
         total = sum(named.weight for named in terms)
         if not 0 < total < math.inf or min(named.weight for named in terms) < 0:
-            raise UsageError(f"the objective {self.name!r} needs weights of 0 or more that do not all vanish")
+            raise UsageError(f"the objective {self.name!r} needs weights of 0 or more, at least one above 0")
         share = sum(named.weight for named in terms if named.term.name == CROSS_ENTROPY) / total
         if self.cross_entropy not in (ObjectiveChoice.cross_entropy, share) or self.options:
             raise UsageError(
@@ -127,7 +127,8 @@ class ObjectiveConfig(ObjectiveChoice):
 
     @property
     def needs_only_last_hidden(self) -> bool:
-        """Whether it needs more than logits, and the teacher's last hidden states (which a cache can hold) suffice."""
+        """Whether it needs more than logits, but the teacher's last hidden states (which a cache can store) are
+        enough."""
         return self.needs_teacher_model and all(
             term.spec.needs_only_last_hidden or not term.spec.needs_teacher_model for term in self.teacher_terms
         )
@@ -139,12 +140,13 @@ class ObjectiveConfig(ObjectiveChoice):
 
     @property
     def needs_edit_alignment(self) -> bool:
-        """Whether rows of two tokenizers have to be paired by minimum edit distance."""
+        """Whether it needs pairs of rows of two tokenizers by minimum edit distance."""
         return any(term.spec.needs_edit_alignment for term in self.teacher_terms)
 
     @property
     def supports_partial_distributions(self) -> bool:
-        """Whether the likeliest tokens and the total probability of all others bound each divergence from below."""
+        """Whether the likeliest tokens and the total probability of all others give a lower bound of each
+        divergence."""
         return all(
             term.spec.is_divergence and term.divergence_facts.is_f_divergence
             for term in self.teacher_terms
@@ -160,7 +162,7 @@ class ObjectiveConfig(ObjectiveChoice):
 
     @property
     def required_rollout(self) -> str:
-        """The rollout that has to sample the text; empty if any text will do."""
+        """The rollout that must sample the text; empty if the loss needs none."""
         return next((part.term.spec.rollout for part in self.named_terms if part.term.spec.rollout), "")
 
     @property
@@ -173,14 +175,14 @@ class ObjectiveConfig(ObjectiveChoice):
         return LogitDistillation(divergence=terms[0].divergence, temperature=self.temperature, name=terms[0].label)
 
     def build(self, pair: PairInfo | None = None, ensemble: TeacherEnsemble | None = None) -> Objective:
-        """The objective itself, from `pair`, which methods need, or for the teachers of an `ensemble`.
+        """The objective, from `pair` (methods need it) or for the teachers of an `ensemble`.
 
-        Raises: UsageError without a pair that is needed; VocabularyMismatch for tokenizers that cannot be compared.
+        Raises: UsageError without a needed pair; VocabularyMismatch for tokenizers that the objective cannot compare.
         """
         return WeightedSum(*((part.weight, self._build_term(part.term, pair, ensemble)) for part in self.terms))
 
     def compute_cost(self, inputs: CostInputs) -> ObjectiveCost:
-        """What the loss adds to a pass of cross-entropy; `inputs` without options."""
+        """The additional cost of the loss over a pass of cross-entropy; `inputs` without options."""
         return sum_costs(part.term.compute_cost(inputs) for part in self.terms)
 
     def check_tokenizers(self, *, same_tokenizer: bool) -> None:
@@ -205,7 +207,7 @@ class ObjectiveConfig(ObjectiveChoice):
         if not term.spec.uses_teacher or not term.spec.needs_teacher_model:
             return term.build(None)
         if pair is None:
-            raise UsageError(f"{term.name} learns from a teacher's hidden states; give a teacher that is here")
+            raise UsageError(f"{term.name} learns from a teacher's hidden states; give a teacher on this machine")
         self.check_tokenizers(same_tokenizer=pair.num_shared_ids is not None)
         return term.build(pair)
 
@@ -221,7 +223,7 @@ def _combine(term: ObjectiveTerm, ensemble: TeacherEnsemble) -> Objective:
     Raises: UsageError if the term is no divergence.
     """
     if not term.spec.is_divergence:
-        raise UsageError(f"several teachers share a divergence, and {term.name} is none; choose --objective forward_kl")
+        raise UsageError(f"{term.name} is not a divergence, which several teachers need; choose --objective forward_kl")
     names = zip(ensemble.networks, ensemble.names, strict=True)
     part = LogitDistillation(divergence=term.divergence, temperature=term.temperature)
     return combine_teachers(

@@ -1,8 +1,8 @@
 """The cost of an objective, computed from sizes alone: the inputs of its cost function and the result.
 
 One product multiplies one row of hidden states by a head: 2 V D operations for V token ids and width D. The student's
-own loss (one product forward, one or two backward) is counted by `Workload.flops`. A cost function counts what the
-objective adds to it. Each function is written by hand next to its objective; the tests compare it with the parameters
+own loss (one product forward, one or two backward) is counted by `Workload.flops`. A cost function counts the
+additional cost of the objective. Each objective's file has its cost function. The tests compare it with the parameters
 of the built objective and with PyTorch's FLOP counter.
 """
 
@@ -21,7 +21,7 @@ class CostInputs:
         vocabularies: token ids of the student and of the teacher.
         rows: supervised rows of the student.
         teacher_rows: supervised rows of the teacher.
-        aligned_rows: rows that are paired across the two tokenizers.
+        aligned_rows: paired rows across the two tokenizers.
         document_rows: mean number of rows in the document of a row, itself included.
         options: the options of the objective, with its defaults.
         compute_bytes: bytes per entry in the dtype of the matrix products.
@@ -44,15 +44,15 @@ class CostInputs:
 
 
 class ObjectiveCost(NamedTuple):
-    """What an objective adds to one pass.
+    """The additional cost of an objective in one pass.
 
     Attributes:
         student_products: products with the student's head.
         teacher_products: products with the teacher's head.
         other_operations: all other floating-point operations.
-        weights: trainable weights beside the student.
+        weights: trainable weights in addition to the student's.
         logit_copies: rows of logits that are alive for each row of a chunk, over the student's and the teacher's ids.
-        held_bytes: bytes that the pass holds beside these logits.
+        held_bytes: bytes that the pass needs in addition to these logits.
     """
 
     student_products: float = 0.0
@@ -67,12 +67,12 @@ CostFunction = Callable[[CostInputs], ObjectiveCost]
 
 
 def no_cost(inputs: CostInputs) -> ObjectiveCost:
-    """The cost of an objective that adds nothing worth counting to the student's own loss."""
+    """The cost of an objective with no considerable cost over the student's own loss."""
     return ObjectiveCost()
 
 
 def sum_costs(costs: Iterable[ObjectiveCost]) -> ObjectiveCost:
-    """The cost of several objectives together. An upper bound, since terms may share the teacher's logits."""
+    """The cost of several objectives together. It is an upper bound, because terms may share the teacher's logits."""
     total = ObjectiveCost()
     for cost in costs:
         total = ObjectiveCost(

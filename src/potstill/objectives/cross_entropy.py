@@ -18,8 +18,8 @@ GOLD_KEY = "gold"  # the name under which the row loss gets the weights of the r
 class CrossEntropy(row_terms.RowObjectiveMixin):
     """sum over supervised positions of -log q(next token), in nats; q is the student.
 
-    Text that a model sampled in this run (`sampled` in the batch) is not ground truth: it is neither summed nor
-    counted.
+    Text that a model sampled in this run (`sampled` in the batch) is not ground truth: the loss neither sums nor counts
+    it.
 
     Source: the definition.
     """

@@ -20,15 +20,15 @@ PROJECTOR_GROUP = ParamGroup("projectors", rate=2.0)  # the authors' scripts: 1e
 class DSKD(DualSpace):
     """D(Z_t2s || Z_s) + CE(Z_t2s, y) + KL(Z_t || Z_s2t), with y the text's next token.
 
-    P_t2s and P_s2t are linear maps with bias in PyTorch's default initialization. The teacher's space is compared by
-    forward KL under every divergence. Across tokenizers (with `CrossModelAttention`) the first term counts only rows
-    where the argmax of Z_t2s is y; elsewhere the summand is 0 and the divisor stays.
+    P_t2s and P_s2t are linear maps with bias in PyTorch's default initialization. The teacher's space uses forward KL
+    under every divergence. Across tokenizers (with `CrossModelAttention`) the first term counts only rows where the
+    argmax of Z_t2s is y. Elsewhere the summand is 0 and the divisor does not change.
 
     Source: Zhang et al., "Dual-Space Knowledge Distillation for Large Language Models" (arXiv:2406.17328), section 3.
     Departs from the authors' code: it leaves out tau^2, and it divides the sum over the teacher's rows by the number of
     the student's rows.
 
-    Raises: UnsupportedModel when called with a model whose head cannot be read.
+    Raises: UnsupportedModel in a call with a model without a readable head.
     """
 
     group: ClassVar[ParamGroup] = PROJECTOR_GROUP

@@ -23,18 +23,18 @@ class DSKDv2(DualSpace):
     """D(Z_t2s || Z_s) + CE(Z_t2s, y_t) + D(Z_t || Z_s2t), with y_t the teacher's likeliest token.
 
     P_t2s starts as W_t^T pinv(W_s^T), without bias: the teacher's logits projected onto the range of the student's
-    head. P_s2t = W_s^T pinv(W_t^T) is computed from the student's head in every pass and is not trained. The first term
-    counts rows where the argmax of Z_t2s is y_t; elsewhere the summand is 0 and the divisor stays.
+    head. Every pass computes P_s2t = W_s^T pinv(W_t^T) from the student's head; it is not trained. The first term
+    counts rows where the argmax of Z_t2s is y_t; elsewhere the summand is 0 and the divisor does not change.
 
     `logit_scale_ratio` is the scale of the teacher's head divided by that of the student's (Cohere, Granite); both maps
-    ignore a soft-cap. Across tokenizers (with `AlignedRowMatcher`) the heads are compared on `shared_token_ids [2 S]`,
-    the ids of student and teacher for the same bytes. The first two terms leave out rows whose y_t is not among these.
+    ignore a soft-cap. Across tokenizers (with `AlignedRowMatcher`) it compares the heads on `shared_token_ids [2 S]`,
+    the ids of student and teacher for the same bytes. The first two terms leave out rows with a y_t outside of these.
 
     Source: Zhang et al., "A Dual-Space Framework for General Knowledge Distillation" (arXiv:2504.11426).
-    Departs from the authors' code: the divisor above, where the code averages over the rows that agree; tau^2; rows at
-    which the student has no y_t count in the third term too, where the code drops them from all three.
+    Departs from the authors' code, which averages over the rows that agree and has no tau^2. Rows at which the student
+    has no y_t count in the third term too; the code drops them from all three.
 
-    Raises: UnsupportedModel when called with a model whose head cannot be read.
+    Raises: UnsupportedModel in a call with a model without a readable head.
     """
 
     group: ClassVar[ParamGroup] = PROJECTOR_GROUP
@@ -77,7 +77,7 @@ class DSKDv2(DualSpace):
     def project_to_teacher(
         self, states: Float[Tensor, "Q F"], student: Signals, teacher: Signals
     ) -> Float[Tensor, "Q D"]:
-        """Through the pseudo-inverse for the student's present head."""
+        """Through the pseudo-inverse for the student's current head."""
         return states @ self.compute_teacher_projection(student, teacher).to(states.dtype)
 
     def select_targets(self, matched_states: MatchedStates, recorder: ArgmaxRecorder, batch: Batch) -> ProjectorTargets:
@@ -87,7 +87,7 @@ class DSKDv2(DualSpace):
 
     @torch.no_grad()
     def compute_teacher_projection(self, student: Signals, teacher: Signals) -> Float[Tensor, "F D"]:
-        """P_s2t for the student's present head."""
+        """P_s2t for the student's current head."""
         student_weight, teacher_weight = (
             row_terms.get_head(student, "student").weight,
             row_terms.get_head(teacher, "teacher").weight,
@@ -102,7 +102,7 @@ class DSKDv2(DualSpace):
 
 
 class _Constant:
-    """A tensor that is neither trained nor saved, and that moves to the device where it is used."""
+    """A tensor that is neither trained nor saved, and moves to the device of its use."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value

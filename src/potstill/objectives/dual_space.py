@@ -1,11 +1,11 @@
-"""What both versions of dual-space distillation share: two comparisons, each of two distributions from one head.
+"""The code that both versions of dual-space distillation share: two comparisons, each under one model's head.
 
     Z_t2s = P_t2s(H_t) W_s^T    the teacher's hidden states [N D] through the student's head, [N V_s]
     Z_s2t = P_s2t(H_s) W_t^T    the student's hidden states [M d] through the teacher's head, [M V_t]
 
 Hidden states are those after the final norm. A `RowMatcher` maps them to the rows of the other model. Heads are
-constants here: only the terms over the student's own logits train its head. The projectors are trained with the student
-and discarded after training. `objectives.dskd` and `objectives.dskdv2` are the two versions.
+constants here: only the terms over the student's own logits train its head. Training trains the projectors with the
+student, and then discards them. `objectives.dskd` and `objectives.dskdv2` are the two versions.
 
 | term | gradient goes to |
 |---|---|
@@ -36,7 +36,7 @@ NO_TOKEN = -1  # in place of a token id where a row has no target
 
 @dataclass(frozen=True, kw_only=True)
 class DualSpaceConfig:
-    """How the two spaces are compared: by `divergence` at temperature tau, times tau^2 as in `LogitDistillation`.
+    """The comparison of both spaces: `divergence` at temperature tau, times tau^2 as in `LogitDistillation`.
 
     `name` is the prefix of the term names.
     """
@@ -68,7 +68,7 @@ class DualSpaceConfig:
 
 
 class ProjectorTargets(NamedTuple):
-    """The target token of Z_t2s at each matched row, and whether the projector is trained there."""
+    """The target token of Z_t2s at each matched row, and whether the row trains the projector."""
 
     tokens: Int[Tensor, " P"]
     is_trained: Bool[Tensor, " P"]
@@ -77,9 +77,9 @@ class ProjectorTargets(NamedTuple):
 class DualSpace(nn.Module):
     """Three terms, each with weight 1, from the same rows, heads and projected states.
 
-    A version defines the projections to the other width and the target token of Z_t2s. It also sets whether that token
-    is the teacher's argmax (`needs_teacher_argmax`), whether the first term counts only rows where the argmax of Z_t2s
-    is that token (`masks_disagreement`), and the divergence of the teacher's space (`teacher_space_divergence`).
+    A version defines the projections to the other width and the target token of Z_t2s. `needs_teacher_argmax`: that
+    token is the teacher's argmax. `masks_disagreement`: the first term counts only rows where the argmax of Z_t2s is
+    that token. `teacher_space_divergence` is the divergence of the teacher's space.
     """
 
     additive: ClassVar[bool] = True
@@ -114,7 +114,7 @@ class DualSpace(nn.Module):
     def select_targets(
         self, matched_states: MatchedStates, recorder: "ArgmaxRecorder", batch: Batch
     ) -> ProjectorTargets:
-        """The target token of Z_t2s; `recorder` holds the teacher's argmax in its own space."""
+        """The target token of Z_t2s; `recorder` has the teacher's argmax in its own space."""
         raise NotImplementedError
 
     def split(
@@ -160,7 +160,7 @@ class DualSpace(nn.Module):
 
 
 class ArgmaxRecorder:
-    """The logits of rows through `head`; with `records_argmax`, it also keeps the likeliest token of each row."""
+    """The logits of rows through `head`; with `records_argmax`, it also stores the likeliest token of each row."""
 
     def __init__(self, head: Head, states: Float[Tensor, "Q D"], *, records_argmax: bool) -> None:
         self.logits_fn, self.records_argmax = row_terms.make_head_logits_fn(head, states), records_argmax

@@ -1,4 +1,4 @@
-"""Hidden states of some layers, mapped to the teacher's width and compared."""
+"""Compares hidden states of some layers through learned maps to the teacher's width."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -28,7 +28,7 @@ class HiddenStates(nn.Module):
     Source: the learned map of FitNets (arXiv:1412.6550) and TinyBERT (arXiv:1909.10351, eq. 8). Departs from both:
     they take the mean square over the width, which is this loss times the mean square of h_t. That factor differs by
     thousands between layers of a language model, and between a document's first tokens and all others. Without the
-    division these would decide alone.
+    division a few of them would dominate the loss.
 
     Raises: UsageError if there is no pair of layers.
     """

@@ -21,7 +21,7 @@ class LogitDistillation(row_terms.RowObjectiveMixin):
     """sum over supervised positions of t^2 D(softmax(z_teacher / t), softmax(z_student / t)), in nats.
 
     The square of the temperature t keeps the gradient's scale (Hinton et al., arXiv:1503.02531, section 2). The teacher
-    gets no gradient. Both models' logits are cut to the real token ids beforehand.
+    gets no gradient. The caller cuts both models' logits to the real token ids.
 
     Departs from the paper: DSKD and MiniMA leave the square out; at their t = 1 or fixed t it is a constant factor.
 
@@ -36,9 +36,7 @@ class LogitDistillation(row_terms.RowObjectiveMixin):
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise UsageError(
-                f"temperature {self.temperature} must be positive; 1 compares the distributions as they are"
-            )
+            raise UsageError(f"temperature {self.temperature} must be positive; 1 compares the unchanged distributions")
 
     @property
     def weights(self) -> Mapping[str, float]:

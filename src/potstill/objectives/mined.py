@@ -37,10 +37,10 @@ class MinED(row_terms.RowObjectiveMixin):
     counts. At an aligned row, p' is the softmax over the student's ids that have a counterpart. At every other row, p'
     is 1 at the text's next token.
 
-    The batch key `aligned.warped [2 P]` pairs rows of both models: the dynamic time warping path through their own
-    tokens (`ops.edit_distance.dtw_path`, the teacher first, spaces stripped) gives the student's row this one row of
-    the teacher (`find_single_matches`). Rows are numbered among the supervised rows of each model. Without the key each
-    row is paired with itself. A pair is aligned if `nearest_ids` maps the teacher's own token to the student's.
+    The batch key `aligned.warped [2 P]` pairs rows of both models. On the dynamic time warping path through their own
+    tokens (`ops.edit_distance.dtw_path`, the teacher first, spaces stripped) the student's row has only this row of the
+    teacher (`find_single_matches`). The numbers are indices of the supervised rows of each model. Without the key each
+    row pairs with itself. A pair is aligned if `nearest_ids` maps the teacher's own token to the student's.
 
     Source: Wan et al. (arXiv:2401.10491), as in the baseline of DSKD's code. Departs from that code: a bound on the
     edit distance, over bytes (`models.tokenizers.nearest_tokens`); tau^2, which the code leaves out.
@@ -118,7 +118,7 @@ def invert_nearest_ids(nearest_ids: Int[Tensor, " V_t"], vocabulary: int) -> Int
 
 
 def make_student_vocab_logits_fn(source_ids: Int[Tensor, " V_s"], teacher: Signals) -> Callable[[Tensor], Tensor]:
-    """A function that gives the teacher's logits for the student's ids, by only their rows of a known head."""
+    """A function that gives the teacher's logits for the student's ids, from their rows of a known head only."""
     columns, is_missing = source_ids.clamp(min=0), source_ids < 0
     if teacher.head is None:
         return lambda states: teacher.logits(states)[:, columns].masked_fill_(is_missing, MIN_LOGIT)

@@ -1,4 +1,4 @@
-"""MiniLLM's policy gradient: the student is rewarded for tokens that the teacher finds likely."""
+"""MiniLLM's policy gradient: rewards the student for tokens that the teacher finds likely."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,16 +30,15 @@ class MiniLLM(row_terms.RowObjectiveMixin):
         w = q(y) / (mixed p(y) + (1 - mixed) q(y)),   c = 0 where A > 0 and w > 1 + clip, or A < 0 and w < 1 - clip
 
     p is the teacher, q the student, y the tokens that a rollout sampled from their mixture (`train.rollouts`, minillm).
-    The gradient is that of max(-A rho, -A clip(rho)) at rho = w, in nats; the value itself has no meaning. The term is
-    not a sum over rows, since A is whitened over the rows of a pass: `additive` is False. Rows from the data do not
-    take part.
+    The gradient is that of max(-A rho, -A clip(rho)) at rho = w, in nats; the value itself has no meaning. Whitening A
+    over the rows of a pass makes the term no sum over rows: `additive` is False. Rows from the data do not take part.
 
     The paper's other two terms are separate objectives: `LogitDistillation(divergence=reverse_kl)` is the single step,
     and `CrossEntropy`, over the data only, is the language-modeling loss.
 
     Source: Gu et al., "MiniLLM" (arXiv:2306.08543), section 2.2; the defaults are those of the authors' GPT-2 script.
-    Departs from the paper: one update for each rollout, where its code makes four, so q is the model that sampled; A is
-    whitened within a pass, where the code whitens within a step; the single step covers rows of the data as well.
+    Departs from the paper: one update for each rollout instead of four in its code, so q is the model that sampled. A
+    is whitened within a pass instead of a step. The single step covers rows of the data as well.
     """
 
     teacher_share: float = 0.2

@@ -1,4 +1,4 @@
-"""Facts of teacher and student from which an objective builds its weights and token tables before training."""
+"""Facts of teacher and student; an objective builds its weights and token tables from them before training."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,7 +93,7 @@ class PairInfo:
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
-        """The number of ids of the student and of the teacher that are compared."""
+        """The number of compared ids of the student and of the teacher."""
         return (
             (self.student.vocab_size, self.teacher.vocab_size)
             if self.num_shared_ids is None
@@ -120,8 +120,8 @@ class PairInfo:
     def shared_token_ids(self) -> Int[Tensor, "2 S"]:
         """The ids of the student and of the teacher with the same bytes, or that both end a text; each id once.
 
-        If one model has several ids for the same bytes, an id that is no byte fallback wins, then the lowest id. The
-        tokenizer itself chooses so.
+        If one model has several ids for the same bytes, it prefers an id that is not a byte fallback, then the lowest
+        id. The tokenizer itself makes the same choice.
         """
         if self.num_shared_ids is not None:
             return torch.arange(self.num_shared_ids).expand(2, -1)

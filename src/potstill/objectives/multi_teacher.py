@@ -1,9 +1,9 @@
-"""Several teachers of one student: averaged, weighted by confidence, or each for its own documents.
+"""Several teachers of one student: averaged, weighted by confidence, or each on its own documents.
 
     L = sum_n sum_k w_k(n) D(p_k(n), q(n))        sum_k w_k(n) = 1
 
-The parts are objectives over rows, one for each teacher. Each keeps its name, so metrics show each teacher. All parts
-share one pass over the student's head in chunks, so no logits of all rows are ever in memory.
+The parts are objectives over rows, one for each teacher. Each has its own name, so metrics show each teacher. All parts
+share one pass over the student's head in chunks, so the logits of all rows are never in memory together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ COMBINATIONS: tuple[str, ...] = get_args(Combination)
 
 
 class TeacherEnsemble(NamedTuple):
-    """Several teachers by name, in the order of the route numbers, and how they are combined."""
+    """Several teachers by name, in the order of the route numbers, and their combination."""
 
     names: tuple[str, ...]
     combination: Combination
@@ -43,15 +43,15 @@ class TeacherEnsemble(NamedTuple):
 def average_teachers(parts: Sequence[LogitDistillation]) -> WeightedSum:
     """w_k = 1 / K: the mean of the teachers' losses.
 
-    This is not the loss of the mixture m = mean_k p_k. Only under forward KL do both have the same gradient: mean_k
-    KL(p_k || q) = KL(m || q) + mean_k KL(p_k || m), and the last summand, the teachers' disagreement, does not depend
-    on q. Each term is that teacher's own divergence, without weight.
+    This is not the loss of the mixture m = mean_k p_k. Both have the same gradient only under forward KL: mean_k KL(p_k
+    || q) = KL(m || q) + mean_k KL(p_k || m). The last summand, the teachers' disagreement, does not depend on q. Each
+    term is that teacher's own divergence, without weight.
     """
     return WeightedSum(*((1 / len(parts), part) for part in parts))
 
 
 class _RowWeightedObjective(row_terms.RowObjectiveMixin):
-    """What the combinations with weights for each row share: terms that add up to one sum over all rows."""
+    """The base of combinations with weights for each row: their terms add up to one sum over all rows."""
 
     additive: ClassVar[bool] = True
 
@@ -64,24 +64,24 @@ class _RowWeightedObjective(row_terms.RowObjectiveMixin):
         return {name: 1.0 for part in self.parts for name in part.weights}
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """All supervised positions for every term, so that all rows weigh the same, whatever their teacher."""
+        """All supervised positions for every term, so that all rows have the same weight under any teacher."""
         return dict.fromkeys(self.weights, len(supervised_positions(batch)[1]))
 
 
 class ConfidenceWeightedTeachers(_RowWeightedObjective):
-    """w_k(n) = p_k(y_n) / sum_j p_j(y_n), y_n being the true next token: the likelier it is to a teacher, the more.
+    """w_k(n) = p_k(y_n) / sum_j p_j(y_n), with y_n the true next token: a teacher that finds it likelier weighs more.
 
     This is softmax_k of log p_k(y_n), p_k at the temperature of the loss. With equal priors it is the posterior
     probability that teacher k generated y_n. A token that the student sampled is not ground truth: there all teachers
     have the same weight. Partial distributions (of a cache or server) give p_k(y_n) if they list y_n, else an equal
     share of the rest of its class.
 
-    Each teacher's head is computed twice: once for these weights, once for the loss.
+    It computes each teacher's head twice: once for these weights, once for the loss.
 
     Source: Zhang, Chen and Wang, "Confidence-Aware Multi-Teacher Knowledge Distillation" (arXiv:2201.00007), whose
     weights are (1 - softmax_k of -log p_k(y_n)) / (K - 1). Departs from the paper: with two teachers both formulas are
-    equal; with more, the paper's gives the best teacher at most 1 / (K - 1), however confident it is. The paper's
-    features of middle layers are left out.
+    equal. With more, the paper gives the best teacher at most 1 / (K - 1), however confident it is. The paper also
+    compares features of middle layers.
     """
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:

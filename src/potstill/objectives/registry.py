@@ -53,4 +53,4 @@ def find_spec(name: str) -> ObjectiveSpec:
         return OBJECTIVE_SPECS[name]
     if is_user_objective(name):
         return make_user_spec(name)
-    raise UsageError(f"no objective is called {name!r}; choose one of {', '.join(list_objective_names())}")
+    raise UsageError(f"there is no objective {name!r}; choose one of {', '.join(list_objective_names())}")

@@ -1,4 +1,4 @@
-"""How a row of the teacher belongs to a row of the student: same position, exactly aligned token, or attention.
+"""Matches rows of teacher and student: by position, by exactly aligned token, or by attention.
 
 A row matcher maps the teacher's hidden states to the student's rows and the student's to the teacher's.
 """
@@ -34,10 +34,10 @@ class MatchedStates(NamedTuple):
 
 @runtime_checkable
 class RowMatcher(Protocol):
-    """How the rows of two models belong together."""
+    """Matches the rows of two models."""
 
     def needs(self, batch: Batch, teacher: str) -> Mapping[str, Needs]:
-        """What it needs of each model."""
+        """The needs of the matcher for each model."""
         ...
 
     def match_rows(self, batch: Batch, teacher: str) -> MatchedRows:
@@ -83,13 +83,13 @@ class AlignedRowMatcher:
 class CrossModelAttention(nn.Module):
     """Two tokenizers: A = Q K^T / sqrt(2 D), with Q = P_q [E_s(x); E_s(y)] and K = [E_t(x); E_t(y)] / std(E_t).
 
-    x is a row's own token and y the token after it. The values for the student are H_t / std(h_t) + E_t(y) / std(E_t),
+    x is a row's own token and y the token after it. The student's values are H_t / std(h_t) + E_t(y) / std(E_t),
     averaged by the softmax over the teacher's rows. The values for the teacher are the student's states, averaged by
     the softmax over the student's rows. Embeddings are constants; P_q is trained. Source: arXiv:2406.17328, section
     3.2.
 
-    Departs from the authors' code, which takes both standard deviations over a whole padded batch. Here std(E_t) is
-    that of the teacher's embedding table, and each hidden state is divided by its own. So padding and packing change
+    Departs from the authors' code, which takes both standard deviations over a whole padded batch. Here std(E_t)
+    belongs to the teacher's embedding table, and each hidden state has its own std. So padding and packing change
     nothing.
     """
 

@@ -27,7 +27,8 @@ class RowTerm(NamedTuple):
 
 @runtime_checkable
 class RowObjective(Objective, Protocol):
-    """An objective with terms over the student's rows, which are computed together with those of other objectives."""
+    """An objective with terms over the student's rows; `compute_terms` computes them together with other
+    objectives'."""
 
     def split(
         self, views: Mapping[str, Signals], frozen: Mapping[str, Signals], batch: Batch
@@ -52,9 +53,9 @@ def compute_terms(
     frozen: Mapping[str, Signals],
     batch: Batch,
 ) -> Terms:
-    """All terms of the objectives. The fused kernel needs weights and divisors for the gradient of the whole loss.
+    """All terms of the objectives. For the gradient of the whole loss, the fused kernel needs weights and divisors.
 
-    Raises: UnsupportedModel if the student's head cannot be read.
+    Raises: UnsupportedModel if the student has no readable head.
     """
     row_terms: dict[str, RowTerm] = {}
     mix: list[float] = []
@@ -81,7 +82,7 @@ def compute_terms(
 def get_head(signals: Signals, name: str) -> Head:
     """The head of a live model.
 
-    Raises: UnsupportedModel if it has no head that can be read.
+    Raises: UnsupportedModel if it has no readable head.
     """
     if signals.head is None:
         raise UnsupportedModel(
@@ -93,7 +94,7 @@ def get_head(signals: Signals, name: str) -> Head:
 def get_frozen_head(signals: Signals, name: str) -> Head:
     """The head of a model as a constant, in the dtype of the products with its rows.
 
-    Raises: UnsupportedModel if it cannot be read.
+    Raises: UnsupportedModel if there is no readable head.
     """
     head = get_head(signals, name).detach()
     return head._replace(weight=head.weight.to(fused.get_product_dtype(signals.rows)))

@@ -1,4 +1,4 @@
-"""Two tokenizations compared span by span: groups of tokens that cover the same bytes (the idea of GOLD)."""
+"""Compares two tokenizations span by span: groups of tokens that cover the same bytes (as in TRL's GOLD)."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -40,20 +40,20 @@ class SpanGroups(NamedTuple):
 
 
 class Spans(row_terms.RowObjectiveMixin):
-    """sum over groups of tau^2 D(p~ || q~) if both sides are the same single token, and of d(P, Q) for a run.
+    """sum over groups of tau^2 D(p~ || q~) if both sides are the same single token, else (in a run) of d(P, Q).
 
     p~ and q~ are distributions over the tokens of both vocabularies (`shared_token_ids [2 S]`, the student's ids and
     the teacher's); all other tokens count by their total probability (`ops.coarse`). P and Q are the products of the
-    probabilities of the group's own tokens, and d is their binary KL (`ops.likelihood`). A run needs no distribution,
-    only the log-probabilities of its tokens: the student's rows in runs are computed once more, without gradient.
+    probabilities of the group's own tokens, and d is their binary KL (`ops.likelihood`). A run needs only the
+    log-probabilities of its tokens. So it computes the student's rows in runs once more, without gradient.
 
     The batch's `ALIGNED_GROUPS` number the group of the token that each supervised row predicts
     (`ops.align.merge_spans` over the tokens with labels), ascending over the whole batch, -1 for none. A group with an
     unsupervised token on either side has no number. Without these keys each row is its own group.
 
     Source: TRL's GOLDTrainer has the same groups (cuts that both tokenizations share) and the same chain rule over the
-    tokens of a group. Departs from it: there a whole distribution is multiplied by the probabilities of a group's other
-    tokens, which gives no distribution, and tokens that are not shared are compared by sorting.
+    tokens of a group. Departs from it: GOLD multiplies a whole distribution by the probabilities of a group's other
+    tokens, which does not give a distribution. It compares tokens that are not shared by sorting.
     """
 
     additive: ClassVar[bool] = True

@@ -1,7 +1,7 @@
-"""How an objective describes itself: name, help, options, capabilities, cost, and the function that builds it.
+"""The description of an objective: name, help, options, capabilities, cost, and the function that builds it.
 
 Each objective is one file with its class and a builder under `@register_objective(...)`. Add the file's name to
-`objectives.registry.OBJECTIVE_MODULES` and the command line, the planner and the tests know the objective.
+`objectives.registry.OBJECTIVE_MODULES`. Then the command line, the planner and the tests include the objective.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,22 +41,23 @@ Builder = Callable[[Any, ObjectiveOptions], Objective]  # (PairInfo, or None wit
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-    """Everything that potstill has to know about an objective before it is built.
+    """The facts about an objective that potstill needs before it builds it.
 
     Attributes:
         name: the name on the command line.
-        help: one line for the reader.
+        help: one line for error messages and lists.
         build: makes the objective from the pair of models and the options.
-        cost: counts what the objective adds to a pass.
+        cost: counts the additional cost of a pass.
         is_divergence: whether it compares the logits of both models by one function, row by row.
         uses_teacher: whether it needs any teacher.
         needs_teacher_model: whether it needs more than logits: the teacher's hidden states, weights or tokenizer.
-        needs_only_last_hidden: whether the teacher's last hidden states and its head suffice; a cache can hold these.
+        needs_only_last_hidden: whether the teacher's last hidden states and its head are enough; a cache can store
+        these.
         supports_same_tokenizer: whether it works for a pair with one tokenizer.
         supports_cross_tokenizer: whether it works for a pair with two tokenizers.
-        needs_edit_alignment: whether rows of two tokenizers have to be paired by minimum edit distance.
+        needs_edit_alignment: whether it needs pairs of rows of two tokenizers by minimum edit distance.
         takes_divergence: whether it has the option `divergence`.
-        rollout: the rollout that has to write its text; empty if any text will do.
+        rollout: the rollout that must write its text; empty if it needs none.
         numeric_options: the numbers that it takes, with their defaults.
         text_options: the options that are text.
     """

@@ -35,7 +35,7 @@ class ObjectiveTerm:
 
     @cached_property
     def spec(self) -> ObjectiveSpec:
-        """What potstill knows of the objective."""
+        """The spec of the objective."""
         return find_spec(self.name)
 
     @property
@@ -45,7 +45,7 @@ class ObjectiveTerm:
 
     @property
     def text(self) -> str:
-        """The term as the command line writes it."""
+        """The term in the notation of the command line."""
         options = ",".join(f"{key}={_format_value(value)}" for key, value in self.options.items())
         return f"{self.name}:{options}" if options else self.name
 
@@ -81,7 +81,7 @@ class ObjectiveTerm:
 
     @cached_property
     def divergence(self) -> Divergence:
-        """The divergence that the term is, or has inside it, with its options."""
+        """The divergence of the term, or inside its method, with its options."""
         divergence = load_divergence(self.name) if is_user_objective(self.name) else DIVERGENCES.get(self.name)
         if divergence is None:
             return DIVERGENCES[str(self.options.get(DIVERGENCE_OPTION, "forward_kl"))]
@@ -89,11 +89,11 @@ class ObjectiveTerm:
 
     @property
     def divergence_facts(self) -> DivergenceFacts:
-        """What the caller may do with the divergence."""
+        """The facts of the divergence."""
         return get_facts(self.divergence)
 
     def check(self) -> None:
-        """Refuse options that the objective does not have, or values that it does not allow.
+        """Refuse unknown options and invalid values.
 
         Raises: UsageError.
         """
@@ -103,7 +103,7 @@ class ObjectiveTerm:
                 f"{self.name} has no option {unknown_options[0]!r}; it has {', '.join(sorted(option_names)) or 'none'}"
             )
         if (divergence_name := self.options.get(DIVERGENCE_OPTION, "forward_kl")) not in DIVERGENCES:
-            raise UsageError(f"no divergence is called {divergence_name!r}; choose one of {', '.join(DIVERGENCES)}")
+            raise UsageError(f"there is no divergence {divergence_name!r}; choose one of {', '.join(DIVERGENCES)}")
         try:  # only the divergence knows which values it allows
             self.divergence(torch.zeros(1, 2), torch.zeros(1, 2))
         except ValueError as error:
@@ -117,7 +117,7 @@ class ObjectiveTerm:
         return self.spec.build(pair, options)
 
     def compute_cost(self, inputs: CostInputs) -> ObjectiveCost:
-        """What the term adds to a pass."""
+        """The additional cost of the term in a pass."""
         return self.spec.cost(replace(inputs, options={**self.numeric_options, **self.text_options}))
 
 
@@ -130,7 +130,7 @@ class WeightedTerm:
 
     @property
     def text(self) -> str:
-        """The term as a sum writes it."""
+        """The term in the notation of a sum."""
         return f"{_format_value(self.weight)}*{self.term.text}"
 
 

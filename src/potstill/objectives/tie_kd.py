@@ -21,8 +21,8 @@ class TieKD(row_terms.RowObjectiveMixin):
     The teacher gets no gradient. The two summands are separate terms, each with weight 1.
 
     Source: Zhang et al. (arXiv:2305.08096). The second half of the paper trains on the student's own predictions, which
-    is a choice of data and not part of this objective. Departs from the authors' code: no 1e-6 inside the logarithms,
-    so that KL is 0 at p = q; a temperature, where the code has 1.
+    is a choice of data and not part of this objective. Departs from the authors' code: it has a temperature, and no
+    1e-6 inside the logarithms, so that KL is 0 at p = q.
     """
 
     k: int = 5

@@ -1,4 +1,4 @@
-"""Universal Logit Distillation (ULD): sorted probabilities are compared, so no vocabulary has to be shared."""
+"""Universal Logit Distillation (ULD): compares sorted probabilities, so the models may have any two vocabularies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from potstill.ops.uld import ULDRows
 class ULD(row_terms.RowObjectiveMixin):
     """sum over pairs of rows of tau sum_k |p_(k) - q_(k)|, p and q sorted descending, the shorter padded with zeros.
 
-    The k-th supervised row of a document is paired with the teacher's k-th in it, until one of them ends; no batch key
-    is needed. The method lets pairs drift apart where the tokenizations do. The teacher gets no gradient. `ops.uld`
-    computes the distance and states the bound on its error.
+    It pairs the k-th supervised row of a document with the teacher's k-th, until one of them ends; it needs no batch
+    key. Pairs drift as the tokenizations diverge. The teacher gets no gradient. `ops.uld` computes the distance and
+    states the bound on its error.
 
     Source: Boizard et al., "Towards Cross-Tokenizer Distillation" (arXiv:2402.12030), the Universal Logit Distillation
-    loss. Departs from the authors' code: a sum over pairs divided by their number, where the code takes a mean of means
-    over samples; and tau, which the code leaves out.
+    loss. Departs from the authors' code: it divides a sum over pairs by their number, instead of a mean of means over
+    samples, and has tau.
     """
 
     temperature: float = 1.0
@@ -38,7 +38,7 @@ class ULD(row_terms.RowObjectiveMixin):
         return {self.name: 1.0}
 
     def needs(self, batch: Batch) -> Mapping[str, Needs]:
-        """Each network's own supervised rows."""
+        """The supervised rows of each network."""
         return make_row_needs(batch, self.teacher)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:

@@ -1,4 +1,4 @@
-"""Objectives of a user's own file: `--objective FILE.py:NAME`, where NAME is a divergence function or a class.
+"""Loads objectives from a user's own file: `--objective FILE.py:NAME`, with NAME a divergence function or a class.
 
 A divergence is a plain function (teacher's logits [N V], student's logits [N V]) -> [N], as those of `ops.divergence`.
 Its keyword arguments are its options. It runs eagerly under autograd, a few rows at a time, without a fused kernel.
