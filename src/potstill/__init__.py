@@ -1,4 +1,4 @@
-"""potstill makes language models small and fast: a teacher and a budget go in, a small, measured student comes out."""
+"""potstill makes language models small and fast: it distills a teacher into a small student and measures both."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The verbs of the command line as Python functions, with the same names and defaults."""
+"""The commands `distill`, `prune` and `measure` as Python functions, with the same options and defaults."""
 
 import inspect
 from pathlib import Path
@@ -16,11 +16,11 @@ from potstill.stages.training import TrainingResult
 
 
 def distill(*, out: str | Path, overwrite: bool = False, resume: bool = False, **options: Any) -> TrainingResult:
-    """Distill a teacher into a smaller student, and measure both; `out` gets the model, its card and the measures.
+    """Train a small student to predict like a teacher, and measure both; write the model and its card to `out`.
 
     `options` are the options of `potstill distill` by the same names, such as `teacher`, `keep`, `data`, `objective`,
     `tokens` and `lr`, and the other fields of `DistillConfig` and `TrainConfig`. `inspect.signature(distill)` and
-    `help(distill)` list them with their defaults. Several teachers are a sequence of `NAME=TEACHER`.
+    `help(distill)` list them with their defaults. Give several teachers as a sequence of `NAME=TEACHER`.
 
     Raises: PotstillError, as the command line does; UsageError for an unknown option.
     """
@@ -38,10 +38,10 @@ distill.__signature__ = make_signature(  # type: ignore[attr-defined]
 
 
 def prune(model: str, *, out: str | Path, overwrite: bool = False, **options: Any) -> Card:
-    """Cut `model` to a size; `options` are the fields of `PruneConfig`."""
+    """Prune `model` to a number of parameters; `options` are the fields of `PruneConfig`."""
     return PruneConfig(model=model, **options).run(Path(out), overwrite=overwrite)
 
 
 def measure(*models: str, **options: Any) -> dict[str, Any]:
-    """Measure models side by side; `options` are the fields of `MeasureConfig`."""
+    """Measure the quality and speed of models; `options` are the fields of `MeasureConfig`."""
     return MeasureConfig(models=models, **options).run()

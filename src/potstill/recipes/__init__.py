@@ -1,1 +1,1 @@
-"""Recipes: one file of plain values per published system."""
+"""Recipes: one file of plain values per published method."""

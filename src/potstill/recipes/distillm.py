@@ -1,7 +1,7 @@
 """DistiLLM: a skewed KL divergence; the share of text that the student samples grows when an evaluation is worse.
 
 Source: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models" (arXiv:2402.03898).
-Cost and measures: only its tiny form has been run so far.
+Cost and measures: we have run only the tiny form.
 """
 
 from potstill.objectives.config import ObjectiveConfig

@@ -1,7 +1,7 @@
 """DSKDv2: projectors that start from the pseudo-inverse of the heads, and labels from the teacher.
 
 Source: Zhang et al., "A Dual-Space Framework for General Knowledge Distillation" (arXiv:2504.11426).
-Cost and measures: only its tiny form has been run so far.
+Cost and measures: we have run only the tiny form.
 """
 
 from potstill.objectives.config import ObjectiveConfig

@@ -1,7 +1,7 @@
 """DSKDv2 with exact token alignment: between two tokenizers, at the tokens that are equal in both.
 
 Source: Zhang et al., "A Dual-Space Framework for General Knowledge Distillation" (arXiv:2504.11426).
-Cost and measures: only its tiny form has been run so far.
+Cost and measures: we have run only the tiny form.
 """
 
 from potstill.objectives.config import ObjectiveConfig

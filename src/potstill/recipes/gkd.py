@@ -1,7 +1,7 @@
 """GKD: the student samples completions for half of the documents, and learns from the teacher on all of them.
 
 Source: Agarwal et al., "On-Policy Distillation of Language Models" (arXiv:2306.13649).
-Cost and measures: only its tiny form has been run so far.
+Cost and measures: we have run only the tiny form.
 """
 
 from potstill.objectives.config import ObjectiveConfig

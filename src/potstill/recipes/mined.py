@@ -1,7 +1,7 @@
 """MinED: map each token of the teacher to the token of the student with the most similar spelling.
 
 Source: Wan et al., "Knowledge Fusion of Large Language Models" (arXiv:2401.10491), section 3, as a baseline of DSKD.
-Cost and measures: only its tiny form has been run so far.
+Cost and measures: we have run only the tiny form.
 """
 
 from potstill.objectives.config import ObjectiveConfig

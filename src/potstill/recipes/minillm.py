@@ -1,7 +1,7 @@
 """MiniLLM: minimize the reverse KL over whole answers by policy gradient.
 
 Source: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models" (arXiv:2306.08543).
-Cost and measures: only its tiny form has been run so far.
+Cost and measures: we have run only the tiny form.
 """
 
 from potstill.objectives.config import ObjectiveConfig

@@ -1,7 +1,7 @@
 """MiniLM: match the relations between tokens in the last attention layer, for models of any widths.
 
 Source: Wang et al., "MiniLMv2: Multi-Head Self-Attention Relation Distillation" (arXiv:2012.15828).
-Cost and measures: only its tiny form has been run so far.
+Cost and measures: we have run only the tiny form.
 """
 
 from potstill.objectives.config import ObjectiveConfig

@@ -3,7 +3,7 @@
 Source: Zhang et al., "Towards the Law of Capacity Gap in Distilling Language Models" (arXiv:2311.07052), section 3.
 Departs from the paper: layers are dropped by measured harm, where MiniMA drops the first and the last four. Losses are
 averaged over trained positions only, where its code includes padding.
-Cost and measures: only its tiny form has been run so far.
+Cost and measures: we have run only the tiny form.
 """
 
 from potstill.objectives.config import ObjectiveConfig

@@ -1,4 +1,4 @@
-"""Every recipe by name, and the value that a recipe is."""
+"""The class of a recipe, and every recipe by name."""
 
 import importlib
 import pkgutil
@@ -24,7 +24,7 @@ DEFAULT_ORIGINS = {  # where the numbers come from that a recipe does not explai
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A published system as a tuple of stages, with its source and the origin of each number.
+    """A published method as a tuple of stages, with its source and the origin of each number.
 
     A key of `origins` may name several numbers, separated by commas; `DEFAULT_ORIGINS` explains all others. An option
     of an objective with the name of a training setting has the prefix `objective.`.

@@ -2,7 +2,7 @@
 
 Source: Kim and Rush, "Sequence-Level Knowledge Distillation" (arXiv:1606.07947), section 3.2.
 Departs from the paper: answers are sampled, where it takes the best of a beam; unfinished answers are omitted.
-Cost and measures: only its tiny form has been run so far.
+Cost and measures: we have run only the tiny form.
 """
 
 from potstill.objectives.config import ObjectiveConfig

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: cross-entropy on the assistant's tokens, its stop token included.
 
 Source: MiniChat, in arXiv:2311.07052, section 4: loss on assistant tokens only. The baseline for every distilled chat
-student. Cost and measures: only its tiny form has been run so far.
+student. Cost and measures: we have run only the tiny form.
 """
 
 from potstill.objectives.config import ObjectiveConfig

@@ -2,7 +2,7 @@
 
 Source: Zhang et al., "Towards Understanding and Improving Knowledge Distillation for Neural Machine Translation"
 (arXiv:2305.08096). This recipe omits the iterations over predicted prefixes.
-Cost and measures: only its tiny form has been run so far.
+Cost and measures: we have run only the tiny form.
 """
 
 from potstill.objectives.config import ObjectiveConfig

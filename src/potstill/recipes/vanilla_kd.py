@@ -1,7 +1,7 @@
 """Vanilla knowledge distillation: forward KL at a temperature, with half cross-entropy.
 
 Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531), sections 2 and 3.
-Cost and measures: only its tiny form has been run so far; LOG.md compares temperatures 1 and 2 on a similar student.
+Cost and measures: we have run only the tiny form; LOG.md compares temperatures 1 and 2 on a similar student.
 """
 
 from potstill.objectives.config import ObjectiveConfig

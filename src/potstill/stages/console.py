@@ -37,7 +37,7 @@ def attempt(name: str, make: Callable[[], Extra], default: Extra, failures: dict
 
 
 def print_note(text: str) -> None:
-    """Print a line on stderr, on the main process only, about something that is worth knowing but no fault."""
+    """Print a line on stderr, on the main process only, about a fact that is worth knowing but not an error."""
     if distributed.is_main_process():
         print(f"note: {text}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Doctor: is the loss right for this teacher, this student and this text? Every check, on the user's own models."""
+"""Doctor: checks that training computes the right loss for the user's own teacher, student and text."""
 
 import copy
 import shlex
@@ -45,7 +45,7 @@ class Doctor(DoctorOptions):
     """Check `teacher` and `student` (by default a copy of the teacher) on `data`; a minute for small models.
 
     Two tokenizers need an `objective` that compares across them. With one tokenizer the checks use the objective's
-    divergence and temperature, or the divergence inside a method. Several teachers are checked one after another.
+    divergence and temperature, or the divergence inside a method. It checks several teachers one after another.
     """
 
     kind: ClassVar[str] = "doctor"
@@ -57,7 +57,7 @@ class Doctor(DoctorOptions):
 
     @cached_property
     def config(self) -> DistillConfig:
-        """The distillation whose pair is examined; without a student, the teacher is its own."""
+        """The distillation of the checked pair; without a student, the teacher is its own."""
         sampling = {"rollout": MINILLM, "on_policy": 0.5} if self.objective.name == MINILLM else {}
         first = TeacherOptions.parse(self.teacher, self.combine, cache=None, top_k=TOP_K).sources[0]
         return DistillConfig(
@@ -76,16 +76,18 @@ class Doctor(DoctorOptions):
         )
 
     def run(self) -> list[Check]:
-        """Every check that applies; with several teachers, the checks of each with its name behind theirs.
+        """Every check that applies; with several teachers, each check has the name of its teacher.
 
         Raises: UsageError, NotFound, UnsafeModel and the like, as training would.
         """
         sources = self.config.teachers
         if len(sources) > 1 and self.teacher_cache is not None:
-            raise UsageError("--teacher-cache is compared with one teacher, and several are given; give one of them")
+            raise UsageError(
+                "--teacher-cache needs one teacher to compare with, and you gave several; give one of them"
+            )
         if away := [source.location or source.cache for source in sources if source.kind != "local"]:
             raise UsageError(
-                f"doctor runs the teacher, and {away[0]} is not here; give --teacher, a model that is here"
+                f"doctor runs the teacher, and {away[0]} is not on this machine; give a local model as --teacher"
             )
         self.config.inputs.check()
         student = None if self.student is None else load_run_model(self.config, self.student)
@@ -140,7 +142,7 @@ class Doctor(DoctorOptions):
             count_shared_ids(teacher.tokenizer, student.tokenizer)
         pair = pair_models(self.config, student, teacher)
         if pair.is_cross_tokenizer and self.teacher_cache is not None:
-            raise UsageError("a cache holds one tokenizer's ids, and this pair has two; leave --teacher-cache out")
+            raise UsageError("a cache has the ids of one tokenizer, and this pair has two; omit --teacher-cache")
         return pair
 
     @property

@@ -1,4 +1,4 @@
-"""The student and its teachers in memory, and how they tokenize the training text."""
+"""The student and its teachers in memory, with their tokenizers."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -42,22 +42,22 @@ class ModelPair(NamedTuple):
 
     @property
     def uses_teacher_tokens(self) -> bool:
-        """Whether batches hold the teacher's tokens beside the student's."""
+        """Whether batches contain the teacher's tokens in addition to the student's."""
         return self.is_cross_tokenizer and self.needs_teacher_tokens
 
     @property
     def loaded_teachers(self) -> dict[str, LoadedModel]:
-        """The teachers whose weights are here."""
+        """The teachers in memory, by name."""
         return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, LoadedModel)}
 
     @property
     def loaded_models(self) -> list[PreTrainedModel]:
-        """The student and the teachers whose weights are here."""
+        """The student and the teachers in memory."""
         return [self.student, *(teacher.model for teacher in self.loaded_teachers.values())]
 
     @property
     def supports_packing(self) -> bool:
-        """Whether every model here keeps packed documents apart, so that nothing has to be padded."""
+        """Whether every model in memory isolates packed documents, so that no batch needs padding."""
         return all(probe_model(model).supports_packing for model in self.loaded_models)
 
     @property
@@ -73,7 +73,7 @@ class ModelPair(NamedTuple):
 
     @property
     def end_token_ids(self) -> tuple[int, int] | None:
-        """The ids by which student and teacher end an answer in a chat; None unless each has a single one."""
+        """The ids with which student and teacher end an answer in a chat; None unless each has exactly one."""
         if not (self.is_cross_tokenizer and self.is_chat):
             return None
         student_end, teacher_end = (
@@ -97,7 +97,7 @@ class ModelPair(NamedTuple):
         return inspect_tokenizers(self.origin.tokenizer, self.teacher.tokenizer, chats=self.is_chat)
 
     def prepare_packs(self, packs: Packs, *, prefetch: bool = False) -> Any:
-        """`packs` with the teacher's tokens where it needs them; `prefetch` asks a served teacher ahead of time."""
+        """`packs` with the teacher's tokens if it needs them; `prefetch` sends requests to a served teacher early."""
         if not self.uses_teacher_tokens:
             return self._prefetch(packs) if prefetch else packs
         assert isinstance(self.teacher, LoadedModel)
@@ -118,7 +118,7 @@ class ModelPair(NamedTuple):
 
 
 def check_causality(pair: ModelPair) -> None:
-    """Refuse a student or a teacher that sees the next token, which it is to predict.
+    """Refuse a student or a teacher that sees the next token, which it should predict.
 
     Raises: UnsupportedModel.
     """
@@ -137,6 +137,6 @@ def check_token_ids(dataset: PreparedDataset, pair: ModelPair) -> None:
     if largest >= pair.vocabulary:
         token = pair.origin.tokenizer.convert_ids_to_tokens(largest)
         raise VocabularyMismatch(
-            f"the text holds the token {token!r} (id {largest}), which the teacher's tokenizer lacks; give a student "
-            f"with the teacher's own tokenizer and chat template"
+            f"the text contains the token {token!r} (id {largest}), which the teacher's tokenizer lacks; give a "
+            f"student with the teacher's own tokenizer and chat template"
         )

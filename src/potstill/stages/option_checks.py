@@ -10,7 +10,7 @@ from potstill.transforms.fit import AUTO, STRATEGIES
 
 
 def check_size_options(sizes: Mapping[str, Any], *, has_alternative: bool = False) -> None:
-    """Refuse anything but exactly one of `sizes` (option to value); none is fine where `has_alternative`.
+    """Refuse anything except exactly one of `sizes` (option to value); with `has_alternative` also accept none.
 
     Raises: UsageError.
     """
@@ -46,15 +46,15 @@ def check_strategy(name: str) -> None:
 
 
 def check_output_not_input(out: Path, *inputs: str | None) -> None:
-    """Refuse an output folder that holds one of the inputs.
+    """Refuse an output folder that contains one of the inputs.
 
-    Raises: UsageError if one of `inputs` is the folder `out`, or lies inside it.
+    Raises: UsageError if one of `inputs` is the folder `out`, or is inside it.
     """
     target = out.expanduser().resolve()
     for name in inputs:
         source = Path(name).expanduser() if name else None
         if source is not None and source.exists() and target in (source.resolve(), *source.resolve().parents):
-            raise UsageError(f"--out {out} would write over {name}, which is read; choose another folder")
+            raise UsageError(f"--out {out} would overwrite {name}, an input of this command; choose another folder")
 
 
 def check_single_process() -> None:

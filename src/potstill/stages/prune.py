@@ -1,4 +1,4 @@
-"""Prune: cuts a model to a budget, saves it as the same family, and compares its logits after a reload."""
+"""Prune: cuts a model to a number of parameters, saves it in its family, and compares its logits after a reload."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -43,7 +43,7 @@ from potstill.transforms.narrow import select_units
 class PruneConfig(PruneOptions):
     """Removes layers, by measured harm or evenly, and units and hidden coordinates, by their importance on `data`.
 
-    All layers get the same widths, so the model stays of its family. The units are those that its parts declare: for
+    All layers get the same widths, so the model stays in its family. The parts of the model declare the units: for
     Llama key/value heads with their queries, and neurons. The size comes from one of `keep` (share of all stored
     parameters), `params`, or `shape` alone.
     Source: MiniMA (arXiv:2311.07052), section 3. Ours: layers by harm, and what `strategy="auto"` cuts (see
@@ -58,7 +58,7 @@ class PruneConfig(PruneOptions):
         check_choice("layers-by", self.layers_by, ("harm", "evenly"))
 
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False) -> Card:
-        """Prunes, saves, reloads and compares the logits; the folder appears only if all of that succeeds.
+        """Prunes, saves, reloads and compares the logits; the folder appears only if all steps succeed.
 
         Raises: UsageError, InfeasibleTarget, NotFound, OutputExists before anything is written.
         """
@@ -74,7 +74,7 @@ class PruneConfig(PruneOptions):
 
     @property
     def inputs(self) -> StageInputs:
-        """What the stage reads, and the share of the model that it writes."""
+        """The inputs of the stage, and the share of the model that it writes."""
         return StageInputs(models=(self.model,), data=(self.data,), origin=self.model, share=self.keep or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class PruneConfig(PruneOptions):
         return to_plain_dict(self)
 
     def apply(self, loaded: LoadedModel) -> tuple[PreTrainedModel, Card]:
-        """The pruned model in memory, as its stock family, and its card, which lists what was removed."""
+        """The pruned model in memory, as its stock family, and its card, which lists the removed parts."""
         backbone = import_model(loaded.model)
         target = self.compute_target_shape(backbone)
         dataset_config = DatasetConfig(
@@ -110,7 +110,7 @@ class PruneConfig(PruneOptions):
         return export_model(pruned_model.cpu(), loaded.model), card
 
     def compute_target_shape(self, backbone: Backbone) -> Shape:
-        """The shape that the options ask for.
+        """The shape that the options request.
 
         Raises:
             InfeasibleTarget: no shape meets the options.

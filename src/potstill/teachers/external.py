@@ -1,4 +1,4 @@
-"""A teacher whose weights are not loaded: it is read from a cache, or queried on a server."""
+"""A teacher without loaded weights: a cache or a server."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,8 @@ UNMEASURED_NOTE = "its weights were not here, so KL and agreement with it, its s
 
 @dataclass(frozen=True)
 class ExternalTeacher:
-    """A cache or server in place of a loaded teacher. `proof` states how its token ids were checked to be shared."""
+    """A cache or server instead of a loaded teacher. `proof` describes the check that its token ids are the
+    student's."""
 
     signal_source: TeacherCache | ServedTeacher
     vocabulary: int
@@ -77,7 +78,7 @@ def closing_connections(teachers: Iterable[object]) -> Iterator[None]:
 
 
 def check_teacher_source(teacher: str | None, cache: str | None, *, student: str | None) -> None:
-    """Refuses a run without a teacher, with both a server and a cache, or that prunes weights which are not loaded.
+    """Refuses a run without a teacher, with both a server and a cache, or with pruning of weights that are not loaded.
 
     Raises: UsageError.
     """
@@ -96,7 +97,7 @@ def check_teacher_source(teacher: str | None, cache: str | None, *, student: str
 
 
 def check_server_supports(objective: ObjectiveConfig, *, top_k: int) -> None:
-    """Refuses an objective that the likeliest tokens of a served teacher can neither give nor bound.
+    """Refuses an objective if the likeliest tokens of a served teacher give neither its value nor a bound.
 
     Raises: UsageError.
     """
@@ -117,7 +118,7 @@ def check_server_supports(objective: ObjectiveConfig, *, top_k: int) -> None:
 
 
 def check_cache_supports(objective: ObjectiveConfig, manifest: Manifest) -> None:
-    """Refuses an objective that the content of a cache can neither give nor bound.
+    """Refuses an objective if the content of a cache gives neither its value nor a bound.
 
     For an f-divergence, the likeliest tokens and the mass of the rest give a lower bound that the teacher minimizes.
     Sampled tokens give an unbiased gradient of the forward KL only.
@@ -141,6 +142,6 @@ def check_cache_supports(objective: ObjectiveConfig, manifest: Manifest) -> None
         )
     if not objective.supports_partial_distributions and not is_exact:
         raise UsageError(
-            f"{objective.name} needs the probability of every token, which a cache does not hold; use a loaded "
+            f"{objective.name} needs the probability of every token, which a cache does not have; use a loaded "
             "teacher, or a divergence such as forward_kl"
         )

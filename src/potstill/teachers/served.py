@@ -1,8 +1,8 @@
-"""A teacher on an OpenAI-compatible server: its log-probabilities are requested for each document of a batch.
+"""A teacher on an OpenAI-compatible server: requests its log-probabilities for each document of a batch.
 
-A request holds the token ids of one document. The answer holds the log-probabilities of the `top_k` likeliest tokens at
-each position. The mass of all other tokens is exact, 1 minus theirs, and forms one class. Nothing is renormalized, so a
-divergence from it is a lower bound that the teacher itself minimizes (`ops.coarse`).
+A request contains the token ids of one document. The answer contains the log-probabilities of the `top_k` likeliest
+tokens at each position. The mass of all other tokens is exact, 1 minus theirs, and forms one class. Without
+renormalization, a divergence from this is a lower bound that the teacher itself minimizes (`ops.coarse`).
 """
 
 import re
@@ -130,7 +130,7 @@ class ServedTeacher:
         return requests
 
     def _evict_pending(self) -> None:
-        """Drops the oldest answers that no batch has used. A batch that needs one later sends a new request."""
+        """Drops the oldest unused answers. A batch that needs one later sends a new request."""
         max_tokens = PENDING_BYTES // (12 * self.top_k)
         num_tokens = sum(answer.num_tokens for answer in self._pending.values())
         while num_tokens > max_tokens and self._pending:

@@ -1,1 +1,1 @@
-"""Study and the one trainer."""
+"""The training module and its trainer."""

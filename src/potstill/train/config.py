@@ -8,7 +8,8 @@ from potstill.core.options import CONTEXT, SEED, Option
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long to train, at which rates and in which batches. Our defaults, measured on SmolLM2 (see LOG.md)."""
+    """Length, learning rate, batches and checkpoints of a training run. The defaults are measured on SmolLM2
+    (LOG.md)."""
 
     tokens: int = Option(200_000, "Tokens to train on, such as 200k or 2M.", is_count=True).field()
     context: int = CONTEXT.field()
@@ -73,7 +74,7 @@ class TrainConfig:
     def packs_per_pass(self, world_size: int = 1) -> int:
         """Packs in one forward pass: as many as `micro_tokens` allows, so that a step is a whole number of passes.
 
-        Raises: UsageError if the packs of a step are no multiple of the ranks.
+        Raises: UsageError if the packs of a step are not a multiple of the ranks.
         """
         if self.packs_per_step % world_size:
             raise UsageError(
@@ -90,5 +91,5 @@ class TrainConfig:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that it takes to see `tokens`."""
+        """The number of optimizer steps for `tokens`."""
         return max(1, round(self.tokens / (self.packs_per_step * self.context)))

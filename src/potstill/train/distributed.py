@@ -1,6 +1,6 @@
 """The processes (ranks) that a launcher such as torchrun or accelerate starts to run one job together.
 
-In a single process these functions do nothing special. Rank 0 alone writes, measures, draws and shows.
+They also work in a single process. Only rank 0 writes, measures, draws and prints.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def process_group() -> Iterator[None]:
     Raises:
         PeerFailed: on the other ranks, with the exit code of their own error.
         ArtifactError: another rank died without a message.
-        UsageError: accelerate is configured to shard weights, which it silently leaves undone on a CPU.
+        UsageError: accelerate is configured to shard weights; on a CPU it would silently not shard them.
     """
     for name, switch in SHARDING_SWITCHES.items():
         if os.environ.get(switch, "").lower() in ("1", "true"):
@@ -69,7 +69,7 @@ def process_group() -> Iterator[None]:
         distributed.barrier()
     except BaseException as error:
         if not _is_first_failure():
-            raise PeerFailed("another rank failed; its message tells why", exit_code=_get_exit_code(error)) from error
+            raise PeerFailed("another rank failed; see its message", exit_code=_get_exit_code(error)) from error
         if any(message in str(error) for message in CONNECTION_ERRORS):
             raise ArtifactError("another rank ended without a message; see its log; --resume continues") from error
         raise
@@ -93,7 +93,7 @@ def broadcast_from_main(value: Any) -> Any:
 
 
 def check_same_on_all_ranks(label: str, value: str) -> None:
-    """Refuse ranks that differ in `value`, since their gradients would not belong together.
+    """Refuse ranks that differ in `value`, because their gradients would not match.
 
     Raises: ArtifactError on all ranks.
     """

@@ -1,4 +1,4 @@
-"""When a run should stop: its loss has exploded, or evaluations no longer improve. Both depend on the log alone."""
+"""Decides from the log when a run stops: its loss has exploded, or evaluations do not improve."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ EXPLOSION_RISE = 3.0  # nats: another kind of text may cost one or two more; a u
 def find_loss_explosion(log: TrainingLog) -> float | None:
     """The median loss of the 20 steps before the newest, if the newest loss has exploded; else None.
 
-    It has exploded if it is above 1.5 times that median, more than 3 nats above it, and above the first loss of the
-    run. Returns None until there are 20 earlier steps. The numbers are ours.
+    A loss has exploded if it is above 1.5 times that median, more than 3 nats above it, and above the first loss of the
+    run. Returns None until there are 20 earlier steps. Source: ours.
     """
     recent = list(islice((line["loss"] for line in reversed(log) if "loss" in line), MEDIAN_WINDOW + 1))
     if len(recent) <= MEDIAN_WINDOW:

@@ -1,8 +1,8 @@
 """Shards a student's weights, gradients and optimizer states over the ranks of a launcher, with FSDP2 (`--shard`).
 
-The `TrainingModule` is FSDP's root. It holds every weight that is in no block: the embedding, the last norm, the head
-and the objective's own weights. FSDP gathers a root's weights once a pass and keeps them until its backward has ended,
-so the fused loss reads a whole head. Outside of a pass every weight is a `DTensor`.
+The `TrainingModule` is FSDP's root. The root has every weight outside of the blocks: the embedding, the last norm, the
+head and the objective's own weights. FSDP gathers a root's weights once per pass and keeps them until its backward
+ends, so the fused loss reads a whole head. Outside of a pass every weight is a `DTensor`.
 
 Source: Zhao et al., PyTorch FSDP (arXiv:2304.11277); the stages are those of ZeRO (arXiv:1910.02054).
 """
@@ -26,7 +26,7 @@ from potstill.train.training_module import TrainingModule
 
 
 def check_sharding(config: TrainConfig, *, lora: int = 0, on_policy: float = 0.0) -> None:
-    """Refuse a sharded run that cannot work, before anything is loaded.
+    """Refuse a sharded run that cannot work, before it loads a model.
 
     Raises: UsageError.
     """
@@ -46,8 +46,8 @@ def check_sharding(config: TrainConfig, *, lora: int = 0, on_policy: float = 0.0
 def shard_for_training(module: TrainingModule, config: TrainConfig) -> Iterator[TrainingModule]:
     """Yields the module to train: `module` itself, or with `config.shard` a sharded one with the same weights.
 
-    While the sharded module trains, the student of `module` holds no memory. Afterwards it holds the trained weights,
-    whole on every rank. After an error it stays empty, since the other ranks may not join a gather.
+    While the sharded module trains, the student of `module` uses no memory. Afterwards it has the trained weights,
+    whole on every rank. After an error it stays empty, because the other ranks may not join a gather.
 
     Raises: UnsupportedModel where no list of blocks is found.
     """

@@ -1,4 +1,4 @@
-"""The optimizer's groups of parameters, and how their gradients are prepared for a step."""
+"""Groups parameters for the optimizer, and prepares their gradients for a step."""
 
 from typing import Any
 

@@ -35,7 +35,7 @@ from potstill.train.training_module import TrainingModule
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run cost, and its last losses.
+    """The cost of a run, and its last losses.
 
     `finished` is False if the run was interrupted before its end and can be resumed. `seconds` counts training steps
     only, without evaluations and checkpoints, over all parts of a resumed run. `peak_memory` is in bytes. `losses` are
@@ -71,8 +71,8 @@ def train(
 ) -> TrainResult:
     """Train `module` in place on `packs`; checkpoints and `metrics.jsonl` go to `folder`.
 
-    `rollout` replaces tokens of each step before they are counted; its tally goes to `metrics.jsonl`. `run_id` stands
-    for settings, models and data: a checkpoint with another one is refused.
+    `rollout` replaces tokens of each step before they are counted; its tally goes to `metrics.jsonl`. `run_id`
+    identifies settings, models and data; it refuses a checkpoint with another id.
 
     Raises:
         ArtifactError: `resume` finds checkpoints, but none is whole and of this run; or one cannot be written.
@@ -142,12 +142,12 @@ def _train_or_restore(trainer: Trainer, last_checkpoint: Path | None, config: Tr
 
 
 def compute_run_id(*facts: Any) -> str:
-    """A short digest of everything that a run depends on."""
+    """A short digest of all settings, models and data of a run."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def silence_libraries() -> None:
-    """Silence the progress bars and warnings of Hugging Face's libraries; potstill shows one line of its own."""
+    """Silence the progress bars and warnings of Hugging Face's libraries; potstill shows its own progress line."""
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Hugging Face's trainer for a `TrainingModule`. It knows no particular objective."""
+"""Hugging Face's trainer for a `TrainingModule`. It has no code for any particular objective."""
 
 import math
 import shutil
@@ -34,8 +34,8 @@ ROLLOUT_FILE = "rollout-{}.safetensors"  # one for each rank
 class Trainer(transformers.Trainer):
     """Trains a `TrainingModule`.
 
-    It counts each term over all micro-batches and ranks of a step before the first forward, so that every loss is
-    divided by the same counts, however a step is cut up.
+    Before the first forward of a step, it counts each term over all micro-batches and ranks. So it divides every loss
+    by the same counts for any split of a step into passes.
     """
 
     loss_is_scaled_for_ga = True

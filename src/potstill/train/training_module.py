@@ -1,4 +1,4 @@
-"""The module that is trained: the student together with its objective, with frozen teachers beside it."""
+"""The module that training optimizes: the student with its objective, and references to frozen teachers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -29,9 +29,9 @@ class TrainingModule(nn.Module):
     parameter. Frozen models (teachers, references) are outside the module tree: they are never trained, saved or
     switched to train mode.
 
-    `vocabulary` is the number of real token ids, for all networks or by network name. Rows that pad a head to a round
-    width are cut off. A frozen network with another tokenizer reads its own view of the batch.
-    `compute_dtype` is the dtype of matrix products. The student's weights keep their dtype (float32 masters).
+    `vocabulary` is the number of real token ids, for all networks or by network name. It cuts off rows that pad a head
+    to a round width. A frozen network with another tokenizer reads its own view of the batch. `compute_dtype` is the
+    dtype of matrix products. The student's weights keep their dtype (float32 masters).
     """
 
     # Hugging Face's trainer passes `num_items_in_batch` only to models with this flag; a named argument is not enough.
@@ -150,7 +150,7 @@ class TrainingModule(nn.Module):
 
 
 class _UnregisteredModels:
-    """Holds models outside the module tree: `nn.Module` does not register what a plain object holds."""
+    """Keeps models outside the module tree: `nn.Module` does not register the attributes of a plain object."""
 
     def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
         self.models_by_name = dict(models)

@@ -193,7 +193,7 @@ def test_a_token_by_token_objective_is_refused_with_the_command_that_works(
     found = named(replace(doctor, objective=ACROSS).run())
     assert found["aligned tokens"].found == "100.0% of the trained tokens"
     assert not failed(list(found.values()))
-    with pytest.raises(UsageError, match="leave --teacher-cache out"):
+    with pytest.raises(UsageError, match="omit --teacher-cache"):
         replace(doctor, objective=ACROSS, teacher_cache="somewhere").run()
 
 

@@ -220,7 +220,7 @@ def test_an_arena_trains_with_several_teachers(stage: DistillConfig, tmp_path: P
     arena = Arena(common=stage, objectives=("forward_kl", "jsd"), tokens=512, seeds=(1,), prompts=0)
     report = arena.run(tmp_path / "arena", show=False)
     assert {arm["arm"] for arm in report["arms"]} == {"forward_kl", "jsd"}
-    with pytest.raises(UsageError, match="first teacher, which has to be here"):
+    with pytest.raises(UsageError, match="first teacher; give a local model"):
         Arena(
             common=replace(stage, teacher=("a=http://127.0.0.1:9/v1", *(stage.teacher or ())[1:])),
             objectives=("jsd",),

@@ -103,7 +103,7 @@ def test_planning_leaves_no_file_behind(stage: DistillConfig, tmp_path: Path, mo
     assert sorted(tmp_path.rglob("*")) == before
     assert made["calibration"]["measured"] == (name == "measured")
     assert made["time"]["seconds_per_step"] > 0
-    assert ("no step was run" in made["notes"][0]) == (name == "assumed")
+    assert ("plan ran no step" in made["notes"][0]) == (name == "assumed")
 
 
 def test_measured_rates_give_back_the_time_and_memory_that_were_measured(work: Workload) -> None:
@@ -192,7 +192,7 @@ def test_blocks_computed_twice_hold_less_and_take_a_forward_more(work: Workload)
 
 
 def test_a_window_longer_than_a_model_takes_is_refused(stage: DistillConfig) -> None:
-    with pytest.raises(UsageError, match="context is 1024, and a model here takes 512"):
+    with pytest.raises(UsageError, match="context is 1024, and one of the models takes 512"):
         Plan(distill=replace(stage, settings=replace(SETTINGS, context=1024)), calibration=RATES).run()
 
 

@@ -1,1 +1,1 @@
-"""Objectives compared under equal conditions."""
+"""Compares objectives under equal conditions."""

@@ -46,9 +46,9 @@ STUDENT_FOLDER = "student"  # holds the pruned student that every arm starts fro
 class Arena(ArenaOptions):
     """Train each of `objectives` with each of `seeds`, on the teachers, student, text and settings of `common`.
 
-    The budget is `tokens`, the same for every arm, or `seconds` of training. With seconds, a few measured steps tell
-    how many steps fit; all seeds of an arm get the same steps. `prompts` is the number of prompts for ROUGE-L, on data
-    with prompts. The first teacher is measured.
+    The budget is `tokens`, the same for every arm, or `seconds` of training. With seconds, the arena measures a few
+    steps to compute how many fit; all seeds of an arm get the same steps. `prompts` is the number of prompts for
+    ROUGE-L, on data with prompts. The first teacher is measured.
     """
 
     kind: ClassVar[str] = "arena"
@@ -60,7 +60,7 @@ class Arena(ArenaOptions):
         if min(self.tokens or 1, self.seconds or 1) <= 0:
             raise UsageError(f"the budget is {self.tokens or self.seconds}; it must be above 0")
         if self.teacher.kind != "local" or self.common.teacher_cache is not None:
-            raise UsageError("an arena measures its first teacher, which has to be here; give --teacher, a model")
+            raise UsageError("an arena measures its first teacher; give a local model as --teacher")
         if not self.objectives:
             raise UsageError("an arena needs an objective; give --objectives, such as cross_entropy,forward_kl")
         for label, candidates in (("arm", [arm.folder_name for arm in self.arms]), ("seed", self.seeds)):
@@ -162,7 +162,8 @@ class Arena(ArenaOptions):
         return steps * settings.packs_per_step * settings.context
 
     def estimate(self) -> dict[str, Any]:
-        """What `run` would do, by a rough plan without measured steps; nothing is trained or written.
+        """The runs of the arena with rough estimates from a plan without measured steps; this trains and writes
+        nothing.
 
         The seconds of an arm (or its tokens, with a budget in seconds) are None for a model family that `plan` refuses.
         """
@@ -188,7 +189,7 @@ class Arena(ArenaOptions):
         """The state of the arena that is resumed. Refuses to replace other files, and to resume another arena."""
         has_files = out.is_dir() and any(out.iterdir())
         if has_files and overwrite and not (out / ARENA_FILE).is_file():
-            raise OutputExists(f"{out} holds no arena, so it is not replaced; choose another --out")
+            raise OutputExists(f"{out} contains no arena, so potstill does not replace it; choose another --out")
         return read_arena_state(out, self.to_dict()) if has_files and resume else None
 
     def _assign_tokens(self, out: Path, state: dict[str, Any], common: DistillConfig, student: str) -> None:

@@ -1,4 +1,4 @@
-"""An arm of an arena: the settings in which one training differs from the others, as a value and as text."""
+"""An arm of an arena: the settings that differ from other arms, as a value and as text."""
 
 import re
 from dataclasses import dataclass, replace

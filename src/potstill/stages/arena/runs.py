@@ -42,7 +42,9 @@ def train_run(arena_run: ArenaRun, *, show: bool) -> None:
     if is_finished(arena_run.folder, arena_run.stage):
         return
     if (arena_run.folder / CARD_FILE).is_file() and not (arena_run.folder / TRAINING_FOLDER).is_dir():
-        raise ArtifactError(f"{arena_run.folder} holds a student of another arena; remove it, or choose another --out")
+        raise ArtifactError(
+            f"{arena_run.folder} contains a student of another arena; remove it, or choose another --out"
+        )
     can_resume = has_checkpoint(arena_run.folder)
     distill(arena_run.stage, arena_run.folder, resume=can_resume, overwrite=not can_resume, show=show)
     free_memory(arena_run.stage.device)
@@ -86,7 +88,7 @@ def read_arena_state(out: Path, stage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def clear_arena_folder(out: Path) -> None:
-    """Remove what an arena made in its folder, and nothing else."""
+    """Remove only the files of an arena from its folder."""
     for child in out.iterdir() if out.is_dir() else ():
         if child.is_dir() and ((child / CARD_FILE).is_file() or (child / TRAINING_FOLDER).is_dir()):
             shutil.rmtree(child)
@@ -95,7 +97,7 @@ def clear_arena_folder(out: Path) -> None:
 
 
 def free_memory(device: str) -> None:
-    """Give back the memory of the last arm, so that the peak of the next one is its own."""
+    """Free the memory of the last arm, so that the next peak does not include it."""
     gc.collect()
     trim_memory()
     resolved_device = resolve_device(device)
@@ -116,4 +118,4 @@ def explain_arena_interrupt(out: Path) -> Iterator[None]:
         num_finished = len(
             [card for card in out.glob(f"*-seed*/{CARD_FILE}") if not (card.parent / TRAINING_FOLDER).is_dir()]
         )
-        raise Interrupted(f"stopped; {num_finished} arms are finished in {out}, and --resume goes on") from interrupt
+        raise Interrupted(f"stopped; {num_finished} arms are finished in {out}; continue with --resume") from interrupt

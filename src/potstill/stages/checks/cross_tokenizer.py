@@ -1,8 +1,8 @@
-"""The checks of a pair with two tokenizers: each model in its own tokens, and the alignment between the two.
+"""The checks of a pair with two tokenizers: each model on its own tokens, and the alignment between the two.
 
-Each model has `CheckInputs` of its own, whose loss is the cross-entropy of the text in its own tokens. The checks here
-compare the two: is it one text, and do aligned tokens represent the same bytes? They join the bytes of the tokens and
-do not use the spans from which the alignment was computed.
+Each model has its own `CheckInputs` with the cross-entropy of the text in its own tokens. The checks here compare both:
+is the text the same, and do aligned tokens represent the same bytes? They join the bytes of the tokens and do not use
+the spans from which the alignment was computed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +54,7 @@ def run_cross_tokenizer_checks(inputs: CrossTokenizerInputs, *, quick: bool = Fa
 
 
 def check_same_text(inputs: CrossTokenizerInputs) -> Check:
-    """The teacher reads the text that the student is trained on, byte for byte."""
+    """The teacher reads the same text as the student, byte for byte."""
     texts = [supervised_text(batch, reader) for batch, reader in inputs.model_views]
     mismatches = [pair for pair in zip(*texts, strict=True) if not is_contained(*pair)]
     same_share = 1 - len(mismatches) / len(texts[0])
@@ -70,7 +70,7 @@ def check_same_text(inputs: CrossTokenizerInputs) -> Check:
 
 
 def check_aligned_tokens(inputs: CrossTokenizerInputs) -> Check:
-    """How many of the student's trained tokens are aligned with one of the teacher's."""
+    """The share of the student's trained tokens that are aligned with a token of the teacher."""
     is_sufficient = inputs.aligned_share >= MIN_ALIGNED_SHARE
     caveat = "" if is_sufficient else "; at the others an objective at aligned tokens learns nothing from the teacher"
     return Check(

@@ -33,9 +33,9 @@ class CheckInputs:
     """Two models with their tokenizers, the number of ids that they share, and some of the text.
 
     `batch` is a small pack of several short documents, `full_pack` a pack of the training. `teacher` is None if its
-    weights are not here, or if one model is checked alone; the loss is then cross-entropy only, and `role` names the
-    model. `logit_objective` is the divergence that is trained beside cross-entropy. `stop_share` is the share of
-    answers that end in a trained stop token, `trained_share` the share of tokens that are trained on.
+    weights are not loaded, or for a check of one model; the loss is then cross-entropy only, and `role` names the
+    model. `logit_objective` is the divergence in addition to cross-entropy. `stop_share` is the share of answers that
+    end in a trained stop token, `trained_share` the share of trained tokens.
     """
 
     student: PreTrainedModel
@@ -70,7 +70,7 @@ class CheckInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossTokenizerInputs:
-    """Both models, each with inputs of its own, the module that is trained, and some of the text in both tokenizers.
+    """Both models with their own inputs, the module to train, and some of the text in both tokenizers.
 
     `documents` are short ones, each a batch; `batch` holds the same ones in one pass. `full_packs` are packs of the
     training, on the CPU; `aligned_share` is the share of their trained tokens that are aligned.

@@ -1,4 +1,4 @@
-"""Checks that change something a little: a document of a pack, or the student's weights along the gradient."""
+"""Checks that make a small change: to a document of a pack, or to the student's weights along the gradient."""
 
 import copy
 import math
@@ -26,7 +26,9 @@ def check_packing_isolation(inputs: CheckInputs) -> Check:
     padded_roles = [role for role, model in inputs.models.items() if not probe_model(model).supports_packing]
     moves = {role: _measure_move_across_documents(model, inputs.batch) for role, model in inputs.models.items()}
     leaking_roles = [role for role, move in moves.items() if not move <= MAX_MOVE]
-    padded_text = f"{' and '.join(padded_roles)} would mix packed documents, so they are padded: slower"
+    padded_text = (
+        f"{' and '.join(padded_roles)} would mix packed documents, so potstill pads their batches, which is slower"
+    )
     leak_text = " and ".join(f"in the {role} others move by {moves[role]:.3g} eps" for role in leaking_roles)
     return Check(
         name="packing isolation",

@@ -1,4 +1,4 @@
-"""A plain and slow definition of the loss, which the fast one is compared with."""
+"""A plain and slow definition of the loss; the checks compare the fast loss with it."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The result of a check, and how checks run."""
+"""The result of a check, and the function that runs checks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ REPORT_REMEDY = "report it with the names of both models, and use another pair u
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """The result of one check: its name, the outcome, what was found, why it matters, and what to do if it failed."""
+    """The result of one check: its name, outcome, finding, reason, and the remedy if it failed."""
 
     name: str
     outcome: str
@@ -26,7 +26,7 @@ class Check:
 
     @classmethod
     def from_result(cls, name: str, passed: bool, *, finding: str, why: str, remedy: str = REPORT_REMEDY) -> "Check":
-        """A check that passed, or failed with what to do."""
+        """A check that passed, or failed with a remedy."""
         return cls(name=name, outcome=PASS if passed else FAIL, found=finding, why=why, remedy="" if passed else remedy)
 
     def to_dict(self) -> dict[str, str]:
@@ -39,7 +39,7 @@ Inputs = TypeVar("Inputs")
 
 
 def run_checks(inputs: Inputs, checks: Sequence[Callable[[Inputs], Check | None]]) -> Iterator[Check]:
-    """The result of each check that applies; a check that raises an error has failed."""
+    """The result of each check that applies; an error in a check counts as a failure."""
     for check in checks:
         try:
             result = check(inputs)
@@ -69,7 +69,7 @@ def format_values(values: Tensor) -> str:
 
 
 class CheckFailed(PotstillError):
-    """A check failed: training would go wrong without an error."""
+    """A check failed: training would compute a wrong loss without an error."""
 
 
 def raise_if_failed(checks: Sequence[Check]) -> list[dict[str, str]]:

@@ -43,7 +43,7 @@ class PlanInputs(NamedTuple):
 
 
 def make_pruned_blueprint(stage: DistillConfig, teacher: Blueprint) -> Blueprint:
-    """The shape of the pruned student; which layers stay is open, since no weight is read."""
+    """The shape of the pruned student, not its choice of layers, because this reads no weights."""
     prune_stage = PruneConfig(
         model=str(stage.teachers[0].location), keep=stage.keep, params=stage.params, strategy=stage.strategy
     )
@@ -57,13 +57,15 @@ def read_inputs(stage: DistillConfig) -> PlanInputs:
     load_options = {"allow_pickle": stage.allow_pickle, "trust_remote_code": stage.trust_remote_code}
     locations = [source.location for source in stage.teachers if source.kind == "local" and source.location]
     if stage.teachers[0].kind != "local":
-        raise UsageError("a plan needs the first teacher's config; give --teacher, a model that is here")
+        raise UsageError("a plan needs the first teacher's config; give a local model as --teacher")
     teacher, *more_teachers = (read_model_spec(location, **load_options) for location in locations)
     origin = teacher if stage.student is None else read_model_spec(stage.student, **load_options)
     student = origin.blueprint if stage.student is not None else make_pruned_blueprint(stage, teacher.blueprint)
     for blueprint in (teacher.blueprint, student, *(spec.blueprint for spec in more_teachers)):
         if stage.settings.context > blueprint.context:
-            raise UsageError(f"context is {stage.settings.context}, and a model here takes {blueprint.context} tokens")
+            raise UsageError(
+                f"context is {stage.settings.context}, and one of the models takes {blueprint.context} tokens"
+            )
     device, caches = resolve_device(stage.device), open_caches(stage)
     prepared = prepare_dataset(
         replace(make_dataset_config(stage), eval_data=None),

@@ -1,4 +1,4 @@
-"""Plan: the memory, disk and time of a distillation before it starts, and what to change where it does not fit."""
+"""Plan: estimates the memory, disk and time of a distillation, and suggests changes if it does not fit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ class Plan(PlanOptions):
     calibration: Calibration | None = None
 
     def run(self, out: Path = Path()) -> dict[str, Any]:
-        """The plan as plain data; `out` is where the run would write. Nothing is written.
+        """The plan as plain data; `out` is the folder of the run. This writes no files.
 
         Raises: UsageError, NotFound, DataError, UnsupportedModel, as `distill` does before it writes anything.
         """
@@ -140,12 +140,12 @@ class Plan(PlanOptions):
         )
 
     def get_calibration(self, inputs: PlanInputs) -> tuple[Calibration, list[str]]:
-        """The calibration, and notes on how good it is."""
+        """The calibration, and notes on its accuracy."""
         if self.calibration is not None:
-            return self.calibration, ["the rates are those of the calibration that was given; no step was run"]
+            return self.calibration, ["the rates come from the given calibration; plan ran no step"]
         guess = guess_calibration(inputs.device)
         if not self.measure:
-            return guess, ["no step was run: times may be wrong by a factor of two, memory by a quarter"]
+            return guess, ["plan ran no step: times may be wrong by a factor of two, memory by a quarter"]
         stage, notes = self.choose_profiled_stage(inputs, guess)
         if stage is None:
             return guess, notes
@@ -167,13 +167,13 @@ class Plan(PlanOptions):
                     message if candidate is settings else f"{message}: those of the run itself would take too much"
                 ]
         return None, [
-            "no step was run, since even the smallest takes too much here: times may be wrong by a factor of two"
+            "plan ran no step, because even the smallest is too large here: times may be wrong by a factor of two"
         ]
 
     def suggest(
         self, inputs: PlanInputs, calibration: Calibration, resources: ResourceEstimate, available: AvailableResources
     ) -> Iterator[dict[str, Any]]:
-        """Changes that lower memory or disk, the one that saves most memory first."""
+        """Changes that lower memory or disk; the largest saving of memory comes first."""
         suggestions: list[dict[str, Any]] = []
         for change, stage in suggest_changes(self.distill):
             candidate = self.estimate(stage, inputs, calibration)
@@ -190,7 +190,7 @@ class Plan(PlanOptions):
 
 
 def describe_caveats(stage: DistillConfig, tokenization: TeacherTokenization | None) -> Iterator[str]:
-    """Notes on costs that are not counted, and on a teacher with another tokenizer."""
+    """Notes on costs that the plan does not count, and on a teacher with another tokenizer."""
     if stage.objective.needs_teacher_model:
         yield (
             f"of {stage.objective.name} products with both heads, maps and weights are counted; the rest of its time "
@@ -213,6 +213,6 @@ def compare_with_available(resources: ResourceEstimate, available: AvailableReso
 
 
 def cache_bytes_per_row(inputs: PlanInputs) -> float:
-    """Bytes a row of the teacher's cache, or of a cache of the top 64 tokens where none is used."""
+    """Bytes per row of the teacher's cache; without a cache, of one with the top 64 tokens."""
     cache = inputs.caches.get("teacher")
     return float(CACHE_ROW_BYTES) if cache is None else cache.manifest.bytes / cache.manifest.rows

@@ -1,1 +1,1 @@
-"""What a run takes: operations, memory, time and disk."""
+"""Estimates the operations, memory, time and disk of a run."""

@@ -35,9 +35,9 @@ def measure_autograd_bytes(
 ) -> AutogradBytes:
     """The bytes that autograd saves of a student, measured on one and two layers of each kind, at full width.
 
-    They are linear in tokens and in layers, so four passes of some tokens, with a short vocabulary, are enough. Layers
-    that differ are measured apart, and a layer's bytes are the mean over all. `stock` measures the network that is
-    trained; without it, our own `Backbone`, in which pruning measures.
+    They are linear in tokens and in layers, so four passes of some tokens, with a short vocabulary, are enough. It
+    measures each kind of layer separately; a layer's bytes are the mean over all. `stock` measures the network that
+    trains, else potstill's `Backbone`, in which pruning measures.
     """
     counts = Counter(blueprint.layers)
     if len(counts) == 1:

@@ -1,4 +1,4 @@
-"""Calibrations: how much longer the parts of a real step take than the same parts alone, and its extra memory.
+"""Calibrations: the time of parts of a real step relative to the same parts alone, and the step's extra memory.
 
 `layer_timing.py` times the layers and the head of each network alone. `fit_calibration` compares a few real steps of
 the trainer with these timings. `guess_calibration` is for plans that run no step.
@@ -25,8 +25,9 @@ class Calibration:
 
     `teacher`, `student` and `backward` are the time of the layers in a step, divided by their time alone. `optimizer`
     is seconds per trained weight. `loss` is seconds per row and vocabulary entry (of both vocabularies, where they
-    differ), without the matrix products, by the source of the teacher's signals. It holds for the objective that was
-    measured. `other` is the bytes of Python, torch and the allocator's gaps. `measured`: whether steps were run.
+    differ), without the matrix products, by the source of the teacher's signals. It is valid for the measured
+    objective. `other` is the bytes of Python, torch and the allocator's gaps. `measured`: whether it comes from real
+    steps.
     """
 
     measured: bool
@@ -95,7 +96,7 @@ class StepMeasurements:
 
 
 def layer_seconds(work: Workload, timings: LayerTimings, tokens: float) -> dict[str, float]:
-    """Seconds of the layers alone for `tokens` tokens, in passes of the size that `work` has."""
+    """Seconds of the layers alone for `tokens` tokens, in passes of the size in `work`."""
     flops, pass_tokens = work.flops(), work.tokens
     return {
         "teacher": flops["teacher forward"] * tokens * timings.teacher.seconds_at(pass_tokens),
@@ -143,7 +144,7 @@ def fit_calibration(
 
 
 def guess_calibration(device: torch.device) -> Calibration:
-    """A calibration where no step was run, for `guess_layer_timings`, which already include everything in a step."""
+    """A calibration without real steps, for `guess_layer_timings`, which already include everything in a step."""
     return Calibration(
         measured=False,
         teacher=1.0,

@@ -1,4 +1,4 @@
-"""Statistics of packs that costs depend on, and of a teacher's tokenization if it has another tokenizer."""
+"""Statistics of packs that affect costs, and of the tokenization of a teacher with another tokenizer."""
 
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class TeacherTokenization(NamedTuple):
 
     `vocabulary` is its number of token ids. `token_ratio` and `row_ratio` are its tokens and its trained positions for
     each of the student's. `aligned_share` is the share of the student's trained positions that are aligned. `seen` is
-    how many tokens one of its tokens attends to on average.
+    the mean number of tokens that one of its tokens attends to.
     """
 
     vocabulary: int

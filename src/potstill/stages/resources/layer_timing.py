@@ -1,9 +1,9 @@
-"""How fast the layers of a network run here: each kind of layer alone, forward and backward, and a product of the head.
+"""Measures the speed of a network's layers on this machine: each kind of layer alone, and a product of the head.
 
 The time of an operation depends on the shapes around it. Narrow matrices multiply at a lower rate than wide ones. Part
-of a pass takes the same time for any number of tokens: a weight is cast to the dtype of the products, its gradient is
-added to the sum. So every network is timed itself, at two numbers of tokens. A calibration only holds how much longer
-real steps take.
+of a pass takes the same time for any number of tokens: it casts each weight to the dtype of the products, and adds each
+gradient to the sum. So potstill times every network, at two numbers of tokens. A calibration has only the factor
+between real steps and these times.
 """
 
 import functools
@@ -53,7 +53,7 @@ class Rate(NamedTuple):
 
 
 class LayerTimings(NamedTuple):
-    """How fast a workload's networks run here.
+    """The speed of a workload's networks on this machine.
 
     Seconds per operation: of the `teacher`, of the `student` and its `backward` (layers alone), of the `head`'s
     products. Seconds per pass, forward and backward: of `embedding_and_head`, the work on both whole matrices whatever
@@ -91,8 +91,8 @@ def measure_layer_timings(work: Workload, device: torch.device) -> LayerTimings:
 def guess_layer_timings(work: Workload, device: torch.device) -> LayerTimings:
     """Timings from one measured number: the seconds per operation of one large matrix product.
 
-    All operations of a step are taken to run at 0.55 of that rate. The share includes the time of everything else in a
-    step, so fixed times are 0.
+    It assumes that all operations of a step run at 0.55 of that rate. The share includes the time of everything else in
+    a step, so fixed times are 0.
     """
     seconds = _measure_large_product(torch.bfloat16 if work.compute_bytes == 2 else torch.float32, device)
     rate = Rate(seconds / GUESSED_SHARE, 0.0)
@@ -109,7 +109,7 @@ def _measure_layers(
 ) -> tuple[Rate, Rate]:
     """Forward and backward of all layers, in documents of `length` tokens; with `lora` None nothing is trained.
 
-    Layers that differ are timed apart. The rate of all is the mean over them, weighted by their operations.
+    It times each kind of layer separately. The rate of all is the mean over them, weighted by their operations.
     """
     rates, operations = [], []
     for layer, count in Counter(blueprint.layers).items():

@@ -1,6 +1,6 @@
-"""The work of a distillation, counted without running it: operations, bytes of tensors, bytes of files.
+"""Counts the work of a distillation without running it: operations, bytes of tensors, bytes of files.
 
-Nothing here is measured. `calibration.py` and `profiling.py` measure the rest: the bytes that autograd saves, and the
+`calibration.py` and `profiling.py` measure the rest: the bytes that autograd saves, and the
 speed of the machine.
 """
 
@@ -58,7 +58,7 @@ class Workload:
 
     @cached_property
     def objective_cost(self) -> ObjectiveCost:
-        """What the teacher's share of the objective computes and holds in a pass."""
+        """The operations and bytes of the teacher's share of the objective in a pass."""
         if self.source == "alone":
             return ObjectiveCost()
         tokenization, rows = self.teacher_tokenization, self.rows
@@ -76,12 +76,13 @@ class Workload:
 
     @property
     def uses_teacher_head(self) -> bool:
-        """Whether the teacher's head is multiplied: where it is live, or a cache kept the states before its head."""
+        """Whether a step multiplies by the teacher's head: the teacher is live, or a cache has its last hidden
+        states."""
         return self.source == "live" or (self.source == "cached" and self.objective.needs_only_last_hidden)
 
     @property
     def entries_per_row(self) -> float:
-        """Entries of all distributions that are compared at one of the student's rows."""
+        """Entries of all compared distributions at one of the student's rows."""
         tokenization = self.teacher_tokenization
         return self.vocabulary + (
             tokenization.vocabulary * tokenization.row_ratio if tokenization and self.source == "live" else 0.0
@@ -131,9 +132,9 @@ class Workload:
         """Operations per token by part.
 
         The student's loss is three products with the head: of its rows, of their gradient, and of the gradient of the
-        head's weight. `objective_cost` counts what the teacher adds. A backward is two products per matrix, or one per
-        frozen matrix under LoRA. In attention it is two and a half forwards, since the scores are computed again. With
-        checkpointed activations the student's forward runs once more.
+        head's weight. `objective_cost` counts the additional cost of the teacher. A backward is two products per
+        matrix, or one per frozen matrix under LoRA. In attention it is two and a half forwards, since the scores are
+        computed again. With checkpointed activations the student's forward runs once more.
         """
         teacher, student, cost = self.teacher_flops, self.count_forward_flops(self.student), self.objective_cost
         products = 1 if self.lora else 2
@@ -213,7 +214,7 @@ class Workload:
     def disk_bytes(self, tokenizer_bytes: int) -> dict[str, float]:
         """Bytes by part: one checkpoint, the final folder, and the most on disk at once.
 
-        An older checkpoint goes only after the next is complete, and all go after the final folder is.
+        The trainer deletes an older checkpoint after the next is complete, and all after the final folder is complete.
         """
         settings, num_trained = self.settings, self.trained_parameters
         size = count_blueprint_parameters(self.student).total

@@ -1,4 +1,4 @@
-"""What a rollout is: it samples completions for a batch before the step that trains on it."""
+"""The interface of a rollout, which samples completions for a batch before the step that trains on it."""
 
 import hashlib
 from collections import Counter
@@ -39,7 +39,7 @@ class Document(NamedTuple):
 
 @runtime_checkable
 class Rollout(Protocol):
-    """Replaces completions in a batch. `tally` counts what was sampled since it was last cleared."""
+    """Replaces completions in a batch. `tally` counts the sampled completions and tokens since its last reset."""
 
     @property
     def tally(self) -> Counter[str]: ...

@@ -1,4 +1,4 @@
-"""What a reward is: a number for each document of a batch, such as a sampled completion."""
+"""The interface of a reward: a number for each document of a batch, such as a sampled completion."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
