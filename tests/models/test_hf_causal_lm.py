@@ -214,5 +214,5 @@ def test_resizing_the_vocabulary_is_refused_with_the_way_out() -> None:
 
 
 def test_a_config_without_a_blueprint_says_so() -> None:
-    with pytest.raises(ArtifactError, match="this one holds none"):
+    with pytest.raises(ArtifactError, match="has no blueprint"):
         PotstillConfig()
