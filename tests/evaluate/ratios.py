@@ -15,8 +15,8 @@ def perplexity(scores: Scores) -> float:
 
 
 def mean_kl(comparison: TeacherComparison) -> float:
-    return float(comparison.kl.sum() / comparison.scores.num_tokens.sum())
+    return float(comparison.kl.sum() / comparison.num_tokens.sum())
 
 
 def agreement(comparison: TeacherComparison) -> float:
-    return float(comparison.top1_matches.sum() / comparison.scores.num_tokens.sum())
+    return float(comparison.top1_matches.sum() / comparison.num_tokens.sum())

@@ -14,7 +14,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from potstill.core.errors import DataError
 from potstill.core.types import IGNORE
 from potstill.evaluate.perplexity import (
-    build_supervised_rows,
     build_text_rows,
     compute_nll,
     count_first_token_bytes,
@@ -180,6 +179,8 @@ def test_the_bytes_of_emoji_and_cjk_are_those_of_utf8(tiny_tokenizer):
     [
         ("ab cd", [(0, 2), (3, 5)], 2),
         (" ab", [(1, 3)], 3),  # trimmed offsets: the space belongs to the first token
+        ("  ab", [(1, 1), (2, 4)], 1),  # trimmed offsets: a token of spaces alone is empty, at its end
+        ("   ab", [(2, 2), (3, 5)], 2),
         ("日本", [(0, 2)], 6),
         ("日本", [(0, 1), (0, 1), (0, 1), (1, 2)], 1),
         ("🙂b", [(0, 1), (0, 1), (1, 2)], 2),
@@ -188,6 +189,13 @@ def test_the_bytes_of_emoji_and_cjk_are_those_of_utf8(tiny_tokenizer):
 )
 def test_the_first_token_stands_for_its_bytes(text, offsets, size):
     assert count_first_token_bytes(text, offsets) == size
+
+
+def test_a_text_that_begins_with_spaces_counts_its_bytes_under_trimmed_offsets(tiny_llama, tiny_tokenizer):
+    tiny_tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    (row,) = build_text_rows(["  ab"], tiny_tokenizer)
+    assert (len(row.input_ids), row.num_bytes) == (4, 3)
+    assert math.isfinite(bits_per_byte(score(tiny_llama, [row])))
 
 
 def test_empty_and_single_token_documents_cost_nothing(tiny_llama, tiny_tokenizer):
@@ -201,26 +209,6 @@ def test_empty_and_single_token_documents_cost_nothing(tiny_llama, tiny_tokenize
 def test_nothing_to_score_is_refused(tiny_llama, tiny_tokenizer, texts):
     with pytest.raises(DataError, match="no token to score"):
         score(tiny_llama, build_text_rows(texts, tiny_tokenizer))
-
-
-def test_of_a_chat_only_supervised_tokens_and_their_bytes_count(tiny_llama, tiny_tokenizer):
-    ids = [*tiny_tokenizer("Hi. Süß!").input_ids, tiny_tokenizer.eos_token_id]
-    labels = [IGNORE] * 4 + ids[4:]
-    (row,) = rows = build_supervised_rows([(ids, labels)], tiny_tokenizer)
-    assert row.num_bytes == len("Süß!".encode())  # the stop token is scored, and stands for no bytes
-    scores = score(tiny_llama, rows)
-    assert scores.num_tokens[0] == 7
-    assert scores.nll[0] == pytest.approx(alone(tiny_llama, ids)[3:].sum().item(), rel=1e-5)
-
-
-def test_a_label_on_the_first_token_is_not_scored(tiny_llama, tiny_tokenizer):
-    ids = tiny_tokenizer("abc").input_ids
-    (row,) = build_supervised_rows([(ids, ids)], tiny_tokenizer)
-    assert row.num_bytes == 2
-    for one in (row, Row(ids, ids, 2)):
-        scores = score(tiny_llama, [one])
-        assert scores.num_tokens[0] == 2
-        assert scores.nll[0] == pytest.approx(alone(tiny_llama, ids).sum().item(), rel=1e-5)
 
 
 def test_the_model_leaves_as_it_came_even_after_an_error(tiny_llama, tiny_tokenizer):

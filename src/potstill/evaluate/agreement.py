@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,11 +25,17 @@ from potstill.ops.divergence import forward_kl
 
 @dataclass(frozen=True)
 class TeacherComparison:
-    """A student's scores, and for each document the sum of KL(teacher || student) and of equal top tokens."""
+    """A student's scores, and for each document the sum of KL(teacher || student) and of equal top tokens.
+
+    `num_tokens` are the tokens of a document that were compared. They are those of `scores` unless the student's own
+    chat template, which `scores` follow, is another than the teacher's, or documents are left out. `note` says which.
+    """
 
     scores: Scores
-    kl: Float[np.ndarray, " n"]
-    top1_matches: Float[np.ndarray, " n"]
+    kl: Float[np.ndarray, " m"]
+    top1_matches: Float[np.ndarray, " m"]
+    num_tokens: Int[np.ndarray, " m"]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,9 +109,8 @@ def compare_with_teacher(
             row_indices = _get_row_indices(pack)
             kl += sum_by_row(row_indices, row_metrics[0], num_rows)
             top1_matches += sum_by_row(row_indices, row_metrics[1], num_rows)
-    return TeacherComparison(
-        Scores(nll, count_scored_tokens(teacher.rows), count_scored_bytes(teacher.rows)), kl, top1_matches
-    )
+    num_tokens = count_scored_tokens(teacher.rows)
+    return TeacherComparison(Scores(nll, num_tokens, count_scored_bytes(teacher.rows)), kl, top1_matches, num_tokens)
 
 
 def _compute_row_metrics(

@@ -43,10 +43,20 @@ def measure_quality(text_scores: TextScores) -> list[Measure]:
         _build_ratio_measure("bits_per_byte", scores.nll / math.log(2), scores.num_bytes),
         _build_ratio_measure("perplexity", scores.nll, scores.num_tokens, transform=np.exp),
     ]
-    if isinstance(text_scores, TeacherComparison):
-        measures.append(_build_ratio_measure("teacher_kl", text_scores.kl, scores.num_tokens))
-        measures.append(_build_ratio_measure("teacher_agreement", text_scores.top1_matches, scores.num_tokens))
-    return [replace(measure, note=note) for measure in measures]
+    measures = [replace(measure, note=note) for measure in measures]
+    return [*measures, *_measure_comparison(text_scores)] if isinstance(text_scores, TeacherComparison) else measures
+
+
+def _measure_comparison(comparison: TeacherComparison) -> list[Measure]:
+    """`teacher_kl` and `teacher_agreement`, with the template that wrote the text in the note."""
+    parts = (f"{comparison.num_tokens.sum():,} tokens", comparison.note, "interval over documents")
+    sums = {"teacher_kl": comparison.kl, "teacher_agreement": comparison.top1_matches}
+    return [
+        replace(
+            _build_ratio_measure(name, values, comparison.num_tokens), note="; ".join(part for part in parts if part)
+        )
+        for name, values in sums.items()
+    ]
 
 
 def measure_rouge(answers: ScoredAnswers) -> Measure:
@@ -105,10 +115,10 @@ def iterate_comparable_sums(
     if (
         isinstance(first, TeacherComparison)
         and isinstance(second, TeacherComparison)
-        and np.array_equal(a.num_tokens, b.num_tokens)
+        and np.array_equal(first.num_tokens, second.num_tokens)
     ):
-        yield "teacher_kl", first.kl, second.kl, a.num_tokens.astype(float)
-        yield "teacher_agreement", first.top1_matches, second.top1_matches, a.num_tokens.astype(float)
+        yield "teacher_kl", first.kl, second.kl, first.num_tokens.astype(float)
+        yield "teacher_agreement", first.top1_matches, second.top1_matches, first.num_tokens.astype(float)
 
 
 def _build_ratio_measure(

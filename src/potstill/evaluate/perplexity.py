@@ -3,7 +3,8 @@
     bits per byte = sum_t -ln p(x_t | x_<t) / (ln 2 * UTF-8 bytes of the scored text)
     perplexity    = exp(sum_t -ln p(x_t | x_<t) / scored tokens)
 
-Bits per byte can be compared across tokenizers, perplexity cannot. Where the tokenizer begins every text with a BOS,
+Bits per byte can be compared across tokenizers and chat templates, perplexity cannot. The bytes are those of the
+document, of a chat those of its answers (`evaluate.answer_rows`). Where the tokenizer begins every text with a BOS,
 the first real token is scored too. Without a BOS nothing predicts the first token, and its bytes are not counted.
 """
 
@@ -111,35 +112,10 @@ def count_first_token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> in
     """The UTF-8 bytes of the first token of `text`.
 
     Offsets count characters, so the bytes of a character that is split into k tokens are shared evenly among them.
+    Trimmed offsets begin behind the spaces of a token. A first token of spaces alone is then empty, at its end.
     """
     stop = offsets[0][1]
-    num_sharing_tokens = sum(start < stop for start, _ in offsets[: 1 + len(text[:stop].encode())])
+    num_sharing_tokens = 1 + sum(start < stop for start, _ in offsets[1 : 1 + len(text[:stop].encode())])
     if num_sharing_tokens == 1:
         return len(text[:stop].encode())
     return len(text[: stop - 1].encode()) + max(1, len(text[stop - 1].encode()) // num_sharing_tokens)
-
-
-def build_supervised_rows(
-    pairs: Iterable[tuple[Sequence[int], Sequence[int]]], tokenizer: PreTrainedTokenizerBase
-) -> list[Row]:
-    """Rows from the (input_ids, labels) of chats or prompts with responses; only labeled tokens are scored.
-
-    Bytes are those of the decoded text. A stop token is scored and counts no bytes.
-    """
-    bos = get_bos_id(tokenizer)
-    return [_build_supervised_row(list(ids), list(labels), tokenizer, bos) for ids, labels in pairs]
-
-
-def _build_supervised_row(
-    ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase, bos: int | None
-) -> Row:
-    prefix = int(bos is not None and ids[:1] == [bos])
-    labels[:1] = [IGNORE] * len(labels[:1])
-    size, token_run = 0, []
-    for label in [*labels, IGNORE]:
-        if label != IGNORE:
-            token_run.append(label)
-        elif token_run:
-            text = tokenizer.decode(token_run, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            size, token_run = size + len(str(text).encode()), []
-    return Row(ids, labels, size, prefix_length=prefix)

@@ -1,6 +1,7 @@
 """The text of a stage: packs to train on, and documents to measure on."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from potstill.data.preview import describe
 from potstill.data.row_reader import Route
 from potstill.data.token_dataset import TokenDataset
 from potstill.data.tokenize import tokenize_corpus
+from potstill.data.turns import to_messages
 from potstill.data.windows import describe_loss
-from potstill.evaluate.perplexity import build_supervised_rows, build_text_rows, get_bos_id
+from potstill.evaluate.answer_rows import LabeledDocument, build_answer_rows
+from potstill.evaluate.perplexity import build_text_rows, get_bos_id
 from potstill.evaluate.scoring_windows import Row, check_context
 from potstill.models import gguf
 from potstill.models.load import load_model, locate_model
@@ -53,7 +56,8 @@ class DatasetConfig:
 class PreparedDataset:
     """Packs to train on, packs and rows to measure on, a digest of them, and the facts for the card.
 
-    `teacher_rows` are the same documents in the tokens of a teacher with another tokenizer; empty without one.
+    `teacher_rows` are the same documents as a teacher of another tokenizer or chat template reads them; empty without
+    one.
     """
 
     packs: Packs
@@ -99,7 +103,7 @@ def prepare_dataset(
         **build_corpus_facts(corpus, packs, token_set.dropped),
         **route_facts,
         "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), {len(rows)} documents",
-        "measured_digest": held_out.digest,
+        "measured_digest": compute_measured_digest(held_out, documents=documents),
     }
     return PreparedDataset(
         packs=packs,
@@ -230,9 +234,10 @@ def parse_columns(option: str) -> dict[str, str] | None:
 
 
 def build_rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: int) -> Sequence[Row]:
-    """The first `documents` documents as rows to score: the assistant's turns of a chat, or a text.
+    """The first `documents` documents as rows to score: a text, or the answers of a chat with the tokens that end them.
 
-    Only the first 2,000 characters of a text count, so that a hundred chapters cost little more than a hundred pages.
+    A chat is written by the tokenizer's own chat template, whose words are not scored. Only the first 2,000 characters
+    of a text count, so that a hundred chapters cost little more than a hundred pages.
 
     Raises: DataError if no document has a token to score.
     """
@@ -242,10 +247,33 @@ def build_rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents:
     else:
         limited_corpus = replace(corpus, documents=corpus.documents.take(documents))  # of a stream, no more than these
         token_set = tokenize_corpus(limited_corpus, tokenizer, plain=True)
-        rows = list(build_supervised_rows(((document.input_ids, document.labels) for document in token_set), tokenizer))
+        answers = [list_answers(document) for document in limited_corpus.documents]
+        labeled_documents = (
+            LabeledDocument(tokens.input_ids, tokens.labels, answers[number])
+            for tokens, number in zip(token_set, token_set.documents.tolist(), strict=True)
+        )
+        rows = build_answer_rows(labeled_documents, tokenizer)
     if not rows:
         raise DataError(f"the held-out part of {corpus.name} has no token to score; give --eval-data")
     return rows
+
+
+def list_answers(document: Mapping[str, Any]) -> list[str | None]:
+    """The texts of the assistant's turns; None for a turn that calls tools."""
+    turns = (message for message in to_messages(document) if message["role"] == "assistant")
+    return [None if turn.get("tool_calls") else turn["content"] for turn in turns]
+
+
+def compute_measured_digest(corpus: Corpus, *, documents: int) -> str:
+    """SHA-256 of the text that `build_rows` scores. It is the same for every tokenizer, file name and split."""
+    digest = hashlib.sha256()
+    for document in corpus.documents.take(documents):
+        if corpus.kind == "text":
+            text: Any = document["text"][:MAX_MEASURED_CHARACTERS]
+        else:
+            text = [[message["role"], message["content"]] for message in to_messages(document)]
+        digest.update(json.dumps(text).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def load_calibration_batches(

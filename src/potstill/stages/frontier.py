@@ -1,4 +1,8 @@
-"""Draws the frontier of finished folders and measurements, as an HTML page and a picture."""
+"""Draws the frontier of finished folders and measurements, as an HTML page and a picture.
+
+All models on a chart were measured on the same documents. Sources with other documents are refused, and a quality that
+depends on something else which differs, such as the teacher of a KL, is left off the chart.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,34 +11,41 @@ from typing import Any
 
 from potstill.core.atomic_files import write_text
 from potstill.core.card import read_card
-from potstill.core.errors import ArtifactError, NotFound
+from potstill.core.errors import ArtifactError, DataError, NotFound
+from potstill.core.measure_table import QUALITIES
 from potstill.core.output_lock import output_lock
 from potstill.evaluate.charts import frontier, plots
+from potstill.stages.console import print_note
 from potstill.stages.training_run import BEFORE_TRAINING
 
 TEACHER = "teacher"
+TEACHER_QUALITIES = ("teacher_kl", "teacher_agreement")
+PROMPT_QUALITIES = ("rouge_l",)
 
 
 def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality against cost") -> dict[str, Any]:
     """Write `out` (HTML) and a PNG of the same name from finished folders and JSON files of `measure --out`.
 
-    Raises: NotFound; ArtifactError for a source without measures; DataError if there is nothing to draw.
+    Raises: NotFound; ArtifactError for a source without measures; DataError if there is nothing to draw, or if models
+    were measured on different documents.
     """
     unique_sources = list({source.resolve(): source for source in sources}.values())
-    points = frontier.build_points(
-        disambiguate_names(merge_duplicates(card for source in unique_sources for card in read_cards(source)))
-    )
+    cards = [card for source in unique_sources for card in read_cards(source)]
+    text = check_texts(cards)
+    cards = drop_incomparable(disambiguate_names(merge_duplicates(cards)))
+    points = frontier.build_points(cards)
     picture = out.with_suffix(".png")
     with output_lock(out):
         write_text(out, frontier.render_html(points, title=title))
         plots.draw_frontier(points, picture, title=title)
-    return {"files": [str(out), str(picture)], **frontier.to_chart_data(points)}
+    return {"files": [str(out), str(picture)], "text": text, **frontier.to_chart_data(points)}
 
 
 def read_cards(source: Path) -> Iterator[Mapping[str, Any]]:
-    """`{"name", "parent", "measures", "place"}` of every model in a folder's card or a file of measures.
+    """Name, parent, measures, place, text and teacher of every model in a folder's card or a file of measures.
 
-    A card calls its teacher "teacher"; here it gets its own name, since the folders may have different teachers.
+    `text` is the digest of the documents that were measured, and what they are called. `teacher` is that of the KL. A
+    card calls its teacher "teacher"; here it gets its own name, since the folders may have different teachers.
 
     Raises: NotFound; ArtifactError for a source without measures.
     """
@@ -48,9 +59,12 @@ def read_cards(source: Path) -> Iterator[Mapping[str, Any]]:
             teacher if name == TEACHER else name: model_measures for name, model_measures in card_measures.items()
         }
         parents = dict.fromkeys(set(measures) - {teacher}, teacher)
+        data = card.get("data") or {}
+        text, kl_teacher = (data.get("measured_digest"), data.get("measured_on")), teacher
     elif source.is_file():
         document = _read_json(source)
         measures, parents = document.get("models") or {}, document.get("lineage") or {}
+        text, kl_teacher = _read_text(document.get("data") or {}), (document.get("stage") or {}).get("teacher")
     else:
         raise NotFound(
             f"there is no {source}; give folders that potstill has finished, or JSON files of `measure --out`"
@@ -59,7 +73,8 @@ def read_cards(source: Path) -> Iterator[Mapping[str, Any]]:
         raise ArtifactError(f"{source} has no measures; run `potstill measure {source} --out measures.json` first")
     for name, model_measures in measures.items():
         place = source.absolute() if source.is_dir() else source.absolute().with_suffix("") / name
-        yield {"name": name, "parent": parents.get(name), "measures": model_measures, "place": place}
+        facts = {"place": place, "text": text, "teacher": kl_teacher}
+        yield {"name": name, "parent": parents.get(name), "measures": model_measures, **facts}
 
 
 def get_teacher_name(card: Mapping[str, Any]) -> str:
@@ -68,7 +83,60 @@ def get_teacher_name(card: Mapping[str, Any]) -> str:
     return next(names, TEACHER)
 
 
-def merge_duplicates(model_cards: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _read_text(data: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The digest of the documents of a file of measures, and what they are called."""
+    if not data:
+        return None, None
+    return data.get("measured_digest"), f"{data.get('name')} ({data.get('split')}), {data.get('documents')} documents"
+
+
+def check_texts(model_cards: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the documents are called that all models were measured on; None where no card says.
+
+    Raises: DataError if there are several, with the models of each.
+    """
+    names: dict[str | None, list[str]] = {}
+    labels: dict[str | None, str] = {}
+    for card in model_cards:
+        if any(measure["name"] in QUALITIES for measure in card["measures"]):
+            digest, label = card["text"]
+            names.setdefault(digest, []).append(card["name"])
+            labels.setdefault(digest, label or "a text that is not recorded")
+    if len(names) > 1:
+        groups = "; ".join(f"{', '.join(dict.fromkeys(names[digest]))} on {labels[digest]}" for digest in names)
+        raise DataError(
+            f"the models were measured on {len(names)} different texts, which no axis can compare: {groups}; measure "
+            f"them together with `potstill measure MODEL... --data DATA --out measures.json`, and draw that file"
+        )
+    if set(names) == {None} and len(model_cards) > 1:
+        print_note("no card says on which documents its models were measured; compare them only if they are the same")
+    return next((label for digest, label in labels.items() if digest is not None), None)
+
+
+def drop_incomparable(model_cards: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The cards without qualities whose values mean different things, which a note names.
+
+    These are KL to several teachers, and ROUGE-L on several numbers of prompts.
+    """
+    dropped: list[str] = []
+    teachers = {card["teacher"] for card in model_cards if _find_measures(card, TEACHER_QUALITIES)}
+    if len(teachers) > 1:
+        dropped += TEACHER_QUALITIES
+        print_note(f"KL and agreement are left off the chart: they refer to {len(teachers)} different teachers")
+    prompts = {measure["n"] for card in model_cards for measure in _find_measures(card, PROMPT_QUALITIES)}
+    if len(prompts) > 1:
+        dropped += PROMPT_QUALITIES
+        print_note(
+            f"ROUGE-L is left off the chart: it was measured on {' and '.join(map(str, sorted(prompts)))} prompts"
+        )
+    return [{**card, "measures": [m for m in card["measures"] if m["name"] not in dropped]} for card in model_cards]
+
+
+def _find_measures(card: Mapping[str, Any], names: Sequence[str]) -> list[Mapping[str, Any]]:
+    return [measure for measure in card["measures"] if measure["name"] in names]
+
+
+def merge_duplicates(model_cards: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Keep each teacher once, since the card of each of its students holds it: models of one name and one size."""
     unique_cards: dict[Any, Mapping[str, Any]] = {}
     for number, card in enumerate(model_cards):

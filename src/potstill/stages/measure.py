@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 
 from potstill.core.atomic_files import write_text
 from potstill.core.device import resolve_device, resolve_dtype
-from potstill.core.errors import UsageError, VocabularyMismatch
+from potstill.core.errors import UsageError
 from potstill.core.output_lock import output_lock
 from potstill.data.corpus import Corpus, load_corpus
-from potstill.evaluate.agreement import TeacherOutputs, collect_teacher_outputs, compare_with_teacher
 from potstill.evaluate.lm_eval_harness import run_tasks
 from potstill.evaluate.measures import (
     ModelEvaluation,
@@ -25,10 +24,11 @@ from potstill.evaluate.measures import (
 from potstill.evaluate.perplexity import score
 from potstill.evaluate.rouge import build_questions, score_answers
 from potstill.evaluate.scoring_windows import Row, ScoringConfig, check_context
+from potstill.evaluate.teacher_reference import TeacherReference
 from potstill.models.load import LoadedModel, load_model
-from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_ids
+from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.stages.console import print_note
-from potstill.stages.dataset import build_rows, parse_columns
+from potstill.stages.dataset import build_rows, compute_measured_digest, parse_columns
 from potstill.stages.options import MeasureOptions
 from potstill.stages.preflight import StageInputs
 from potstill.stages.stage import to_plain_dict
@@ -73,33 +73,40 @@ class MeasureConfig(MeasureOptions):
             "paired": compute_paired_differences(
                 {name: evaluation.text_scores for name, evaluation in evaluations.items()}
             ),
-            "data": {"name": corpus.name, "digest": corpus.digest, "documents": self.documents, **corpus.provenance},
+            "data": self._describe_data(corpus),
             "stage": self.to_dict(),
         }
 
     def evaluate_models(self, corpus: Corpus) -> dict[str, ModelEvaluation]:
         """The evaluation of every model on `corpus`, by name; `data` and `split` are not used."""
         teacher = None if self.teacher is None else self._load_model(self.teacher)
-        teacher_outputs: dict[int, TeacherOutputs] = {}
+        reference = None if teacher is None else self._read_teacher(teacher, corpus)
         evaluations: dict[str, ModelEvaluation] = {}
         for number, name in enumerate(self.models, 1):
             print_note(f"measuring model {number} of {len(self.models)}: {name}")
             loaded = teacher if teacher is not None and name == self.teacher else self._load_model(name)
             check_context(self.context, loaded.model)
-            vocabulary = None if teacher is None else count_comparable_ids(teacher, loaded)
+            rows = self._build_rows(corpus, loaded)
             scores: TextScores
-            if teacher is None or vocabulary is None:
-                reading = self.build_reading(count_token_ids(loaded.tokenizer))
-                scores = score(loaded.model, self._build_rows(corpus, loaded), reading)
+            if reference is None:
+                scores = score(loaded.model, rows, self.build_reading(count_token_ids(loaded.tokenizer)))
             else:
-                if vocabulary not in teacher_outputs:
-                    rows = self._build_rows(corpus, teacher)
-                    teacher_outputs[vocabulary] = collect_teacher_outputs(
-                        teacher.model, rows, self.build_reading(vocabulary)
-                    )
-                scores = compare_with_teacher(teacher_outputs[vocabulary], loaded.model)
+                scores = reference.compare(loaded, rows)
             evaluations[name] = self._evaluate_model(scores, loaded, corpus)
         return evaluations
+
+    def _read_teacher(self, teacher: LoadedModel, corpus: Corpus) -> TeacherReference:
+        """The teacher with its rows, in its own chat template."""
+        check_context(self.context, teacher.model)
+        rows, reading = self._build_rows(corpus, teacher), self.build_reading(count_token_ids(teacher.tokenizer))
+        has_template = corpus.kind != "text" and bool(teacher.tokenizer.chat_template)
+        return TeacherReference(teacher, rows, reading, has_template=has_template)
+
+    def _describe_data(self, corpus: Corpus) -> dict[str, Any]:
+        """The text for the result; `measured_digest` is that of the documents which were measured."""
+        measured_digest = compute_measured_digest(corpus, documents=self.documents)
+        facts = {"name": corpus.name, "digest": corpus.digest, "documents": self.documents}
+        return {**facts, "measured_digest": measured_digest, **corpus.provenance}
 
     def build_reading(self, vocabulary: int) -> ScoringConfig:
         """How the documents are scored."""
@@ -129,11 +136,3 @@ class MeasureConfig(MeasureOptions):
         if self.tasks:
             measures += run_tasks(loaded.model, loaded.tokenizer, self.tasks)
         return ModelEvaluation(measures, scores, answers)
-
-
-def count_comparable_ids(teacher: LoadedModel, loaded: LoadedModel) -> int | None:
-    """The number of ids that both share; None if their tokenizers differ, so that KL between them is undefined."""
-    try:
-        return count_shared_ids(teacher.tokenizer, loaded.tokenizer)
-    except VocabularyMismatch:
-        return None

@@ -11,10 +11,11 @@ from potstill.core.errors import DataError
 from potstill.core.types import NEXT_TOKEN_LOG_P, Measure, Needs, supervised_positions
 from potstill.decode.generate import GenerationOptions
 from potstill.evaluate.agreement import collect_teacher_outputs, compare_with_teacher
-from potstill.evaluate.measures import measure_quality, measure_size
+from potstill.evaluate.measures import TextScores, measure_quality, measure_size
 from potstill.evaluate.perplexity import Scores, count_scored_bytes, count_scored_tokens, score, sum_by_row
 from potstill.evaluate.samples import format_markdown, generate_samples, tokenize_prompt
 from potstill.evaluate.scoring_windows import Row, ScoringConfig, build_packs
+from potstill.evaluate.teacher_reference import count_comparable_ids
 from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel
 from potstill.models.tokenizers.vocabulary import count_token_ids
@@ -35,8 +36,8 @@ def evaluate_student_and_teacher(
 ) -> dict[str, list[Measure]]:
     """Quality and size of a student and its teacher; of a teacher that is not here, what there is.
 
-    `apart` are the same documents as a teacher of another tokenizer reads them: the two then have bits per byte in
-    common, and no KL.
+    `teacher_rows` are the same documents as a teacher of another tokenizer or chat template reads them. Each model then
+    has the bits per byte of its own. KL needs one tokenizer, and is measured in the student's template.
     """
     if isinstance(teacher, ExternalTeacher):
         teacher_measures = measure_external_teacher(teacher, rows, reading)
@@ -46,18 +47,26 @@ def evaluate_student_and_teacher(
             if teacher_measures
             else {student.name: student_measures}
         )
-    if teacher_rows:
-        teacher_reading = replace(reading, vocabulary=count_token_ids(teacher.tokenizer))
-        return {
-            "teacher": [*measure_quality(score(teacher.model, teacher_rows, teacher_reading)), *measure_size(teacher)],
-            student.name: [*measure_quality(score(student.model, rows, reading)), *measure_size(student)],
-        }
-    remembered = collect_teacher_outputs(teacher.model, rows, reading)
-    models = {"teacher": teacher, student.name: student}
+    if teacher_rows and count_comparable_ids(teacher, student) is None:
+        teacher_scores: TextScores = score_teacher(teacher, teacher_rows, reading)
+        student_scores: TextScores = score(student.model, rows, reading)
+    else:
+        outputs = collect_teacher_outputs(teacher.model, rows, reading)
+        comparisons = [compare_with_teacher(outputs, model) for model in (teacher.model, student.model)]
+        if teacher_rows:
+            note = f"in the chat template of {student.name}"
+            comparisons = [replace(comparison, note=note) for comparison in comparisons]
+            comparisons[0] = replace(comparisons[0], scores=score_teacher(teacher, teacher_rows, reading))
+        teacher_scores, student_scores = comparisons
     return {
-        name: [*measure_quality(compare_with_teacher(remembered, model.model)), *measure_size(model)]
-        for name, model in models.items()
+        "teacher": [*measure_quality(teacher_scores), *measure_size(teacher)],
+        student.name: [*measure_quality(student_scores), *measure_size(student)],
     }
+
+
+def score_teacher(teacher: LoadedModel, rows: Sequence[Row], reading: ScoringConfig) -> Scores:
+    """The scores of a teacher on the rows that its own tokenizer and chat template give."""
+    return score(teacher.model, rows, replace(reading, vocabulary=count_token_ids(teacher.tokenizer)))
 
 
 def measure_external_teacher(teacher: ExternalTeacher, rows: Sequence[Row], reading: ScoringConfig) -> list[Measure]:

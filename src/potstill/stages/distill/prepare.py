@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from potstill.core.device import resolve_device
 from potstill.core.types import Measure
@@ -153,7 +154,6 @@ def load_dataset(config: DistillConfig, pair: ModelPair, caches: Mapping[str, Te
 
     Raises: DataError, NotFound, UsageError, CacheMismatch; VocabularyMismatch for tokens that are not shared.
     """
-    teacher = pair.teacher
     dataset = prepare_dataset(
         make_dataset_config(config),
         pair.origin.tokenizer,
@@ -161,10 +161,19 @@ def load_dataset(config: DistillConfig, pair: ModelPair, caches: Mapping[str, Te
         models=pair.loaded_models,
         documents=config.documents,
         caches=list(caches.values()),
-        teacher_tokenizer=teacher.tokenizer if pair.is_cross_tokenizer and isinstance(teacher, LoadedModel) else None,
+        teacher_tokenizer=get_teacher_tokenizer(pair),
     )
     check_token_ids(dataset, pair)
     return dataset
+
+
+def get_teacher_tokenizer(pair: ModelPair) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a loaded teacher that reads documents differently: by other tokens or another chat template."""
+    if not isinstance(pair.teacher, LoadedModel):
+        return None
+    tokenizer = pair.teacher.tokenizer
+    is_different = pair.is_cross_tokenizer or tokenizer.chat_template != pair.origin.tokenizer.chat_template
+    return tokenizer if is_different else None
 
 
 def make_dataset_config(config: DistillConfig) -> DatasetConfig:
