@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.stages.world import saved
+from tests.stages.world import THINKING, saved
 from tests.tiny import CHATML
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -31,10 +31,6 @@ def foreign(teacher: Path, tmp_path: Path) -> Path:
     return folder
 
 
-THINKING = CHATML.replace(
-    "message['content'] +",
-    "('<think>\n\n</think>\n\n' if message['role'] == 'assistant' else '') + message['content'] +",
-)
 MARKED = CHATML.replace(
     "message['content'] +", "('<|seven|>' if '7' in message['content'] else '') + message['content'] +"
 )

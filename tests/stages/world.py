@@ -10,10 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.tiny import CHATML
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = ["the", "still", "boils", "a", "wash", "and", "its", "spirit", "runs", "over", "into", "cold", "worms", "while"]
 LINES = [{"text": " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 12)) + f" {i}."} for i in range(80)]
+
+THINKING = CHATML.replace(
+    "message['content'] +",
+    "('<think>\n\n</think>\n\n' if message['role'] == 'assistant' else '') + message['content'] +",
+)
 
 
 @pytest.fixture
