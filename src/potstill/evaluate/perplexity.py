@@ -101,9 +101,9 @@ def _build_text_row(text: str, tokenizer: PreTrainedTokenizerBase, bos: int | No
         return Row([], [], 0)
     if bos is not None and ids[0] != bos:
         return Row([bos, *ids], [IGNORE, *ids], size, prefix_length=1)
-    if tokenizer.is_fast:
+    if tokenizer.is_fast and encoded.offset_mapping[0][0] < encoded.offset_mapping[0][1]:
         first_token_bytes = count_first_token_bytes(text, encoded.offset_mapping)
-    else:
+    else:  # trimmed offsets leave nothing of a token of spaces
         first_token_bytes = len(tokenizer.decode(ids[:1], clean_up_tokenization_spaces=False).encode())
     return Row(ids, [IGNORE, *ids[1:]], size - first_token_bytes, prefix_length=int(ids[0] == bos))
 
@@ -112,7 +112,6 @@ def count_first_token_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> in
     """The UTF-8 bytes of the first token of `text`.
 
     Offsets count characters, so the bytes of a character that is split into k tokens are shared evenly among them.
-    Trimmed offsets begin behind the spaces of a token. A first token of spaces alone is then empty, at its end.
     """
     stop = offsets[0][1]
     num_sharing_tokens = 1 + sum(start < stop for start, _ in offsets[1 : 1 + len(text[:stop].encode())])
