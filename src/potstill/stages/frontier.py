@@ -60,11 +60,11 @@ def read_cards(source: Path) -> Iterator[Mapping[str, Any]]:
         }
         parents = dict.fromkeys(set(measures) - {teacher}, teacher)
         data = card.get("data") or {}
-        text, kl_teacher = (data.get("measured_digest"), data.get("measured_on")), teacher
+        text, kl_teacher = (data.get("measured_digest"), data.get("measured_on")), str(teacher)
     elif source.is_file():
         document = _read_json(source)
         measures, parents = document.get("models") or {}, document.get("lineage") or {}
-        text, kl_teacher = _read_text(document.get("data") or {}), (document.get("stage") or {}).get("teacher")
+        text, kl_teacher = _read_text(document.get("data") or {}), str((document.get("stage") or {}).get("teacher"))
     else:
         raise NotFound(
             f"there is no {source}; give folders that potstill has finished, or JSON files of `measure --out`"
