@@ -137,9 +137,9 @@ def match_answers(texts: Sequence[bytes], answers: Sequence[str | None]) -> list
     for text in texts:
         end = text.rstrip(CONTROL + b" \n\r\t")
         candidates = (n for n in range(position, len(answers)) if _ends_with(end, answers[n]))
-        found = next(candidates, None)
-        matches.append(None if found is None else answers[found])
-        position = position if found is None else found + 1
+        number = next(candidates, None)
+        matches.append(None if number is None else answers[number])
+        position = position if number is None else number + 1
     return matches
 
 
