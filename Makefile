@@ -4,7 +4,8 @@
 #   make test       the checks, then the fast tests
 #   make test-all   the checks, then every test, including the slow ones and, where there is a GPU, its own
 #   make bench      every benchmark, as one JSON document each in out/bench
-#   make check      lint, format, types and import contracts
+#   make check      lint, format, types, import contracts, and the links of the documentation
+#   make docs       the site of the documentation, in out/docs; a broken link fails
 #   make install    .venv only
 #   make clean      removes caches and builds; .venv and out stay
 #
@@ -23,7 +24,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 BENCHMARKS = $(wildcard benchmarks/*.py)
 
-.PHONY: help demo test test-all bench check install clean
+.PHONY: help demo test test-all bench check docs install clean
 
 help:
 	@awk '!/^#/ { exit } { sub(/^# ?/, ""); print }' Makefile
@@ -50,6 +51,10 @@ check: install
 	$(BIN)/mypy
 	MYPYPATH=src:benchmarks $(BIN)/mypy --explicit-package-bases benchmarks examples
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q --noconftest tests/surface/test_links.py
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 install: $(VENV)/.installed
 
@@ -72,6 +77,11 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 # the packages that benchmarks compare with
 $(VENV)/.peers: $(VENV)/.installed
 	$(PIP) -e '.[dev,bench]'
+	touch $@
+
+# the generator of the site
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) -e '.[dev,docs]'
 	touch $@
 
 clean:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import potstill
+
 PACKAGE = Path(__file__).parents[2] / "src" / "potstill"
 FLOORS = ("ops", "objectives", "transforms", "evaluate")
 FILES = [path for floor in FLOORS for path in sorted((PACKAGE / floor).rglob("*.py"))]
@@ -120,3 +122,19 @@ def test_every_module_that_is_named_exists(path: Path) -> None:
 def test_a_stale_name_is_noticed() -> None:
     text = "`ops.align.match_spans` exists; `ops.align.exact`, `pipeline.text` and `potstill.data.pack` do not"
     assert stale_names(text) == ["ops.align.exact", "pipeline.text", "potstill.data.pack"]
+
+
+def test_the_reference_has_every_public_name_of_python() -> None:
+    reference = (PACKAGE.parents[1] / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    modules = re.findall(r"^::: (\S+)", reference, re.MULTILINE)
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module is not None]
+    origins = {alias.name: f"{node.module}" for node in imports for alias in node.names}
+    missing = [
+        name
+        for name in potstill.__all__
+        if origins.get(name) not in modules
+        and f"{origins.get(name)}.{name}" not in modules
+        and f"\n## {name}\n" not in reference
+    ]
+    assert not missing
