@@ -64,7 +64,7 @@ def _iterate_options(options_class: Any) -> Iterator[OptionField]:
             yield OptionField(option.name or field.name, field.name, field.type, option)
 
 
-CONTEXT = Option(512, "Tokens per window; longer documents are split into windows.")
+CONTEXT = Option(512, "Most tokens per window; a longer document does not fit in one window.")
 SEED = Option(1, "Seed of all random numbers.")
 DEVICE = Option("auto", "Where to compute: cpu, cuda, or auto (cuda if there is one).")
 DTYPE = Option("auto", "Data type of matrix products: bfloat16, float32, or auto (the faster one here).")

@@ -1,7 +1,7 @@
 """Caches a teacher: computes its probabilities on a data set once, and stores them for any number of students.
 
-    potstill cache TEACHER --data D --out cache
-    potstill distill --teacher TEACHER --cache cache --student S --data D --out student
+    potstill cache --teacher TEACHER --data D --out cache
+    potstill distill --teacher TEACHER --teacher-cache cache --student S --data D --out student
 
 `teachers.cache_writer` writes the shards, `teachers.cached` describes the files and reads them.
 """

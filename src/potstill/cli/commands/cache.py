@@ -21,7 +21,7 @@ cache_app = typer.Typer(
 @o.take_options(CacheTeacherOptions)
 def write_cache(
     ctx: o.CommandContext,
-    out: Annotated[str | None, typer.Option(help="The folder to make.")] = None,
+    out: Annotated[str | None, typer.Option(help="The folder to write; it must not exist, or be empty.")] = None,
     teacher: o.Teacher = None,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,

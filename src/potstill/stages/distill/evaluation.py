@@ -1,4 +1,4 @@
-"""A student measured beside its teacher on the same rows, before it is trained and afterwards."""
+"""Measures a student and its teacher on the same rows, before and after training."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -12,7 +12,7 @@ from potstill.train.fsdp import check_sharding
 def distill(
     config: DistillConfig, out: Path, *, overwrite: bool = False, resume: bool = False, show: bool = True
 ) -> TrainingResult:
-    """Prune the student if asked for, train it, measure it beside its teacher, and write the folder `out`.
+    """Prune the student if the options request it, train it, measure it and its teacher, and write the folder `out`.
 
     `prepare` reads models and text; `run_training` then warns, measures the baseline, checks, trains and publishes.
 
