@@ -1,12 +1,14 @@
 """Rows that are no documents become rows that are: trees of messages, and articles with questions."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
+from potstill.data import hub
 from potstill.data.corpus import load_corpus
 from potstill.data.row_reader import Route
 from potstill.data.turns import to_messages
@@ -16,7 +18,8 @@ Lines = Callable[..., Path]
 
 def message(name: str, parent: str | None, text: str, **others: Any) -> dict[str, Any]:
     role = "assistant" if name.startswith("a") else "prompter"
-    return {"message_id": name, "parent_id": parent, "role": role, "text": text, "lang": "en", "rank": None, **others}
+    marks = {"lang": "en", "rank": None, "deleted": False, "review_result": None}
+    return {"message_id": name, "parent_id": parent, "role": role, "text": text, **marks, **others}
 
 
 MESSAGES = [
@@ -75,3 +78,29 @@ def test_a_system_prompt_that_only_some_rows_have_is_read(lines: Lines) -> None:
     rows = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d", "system": "Be brief."}]
     corpus = load_corpus(lines(rows), split="all")
     assert sorted(len(document["messages"]) for document in corpus.documents) == [2, 3]
+
+
+class HubOfRows:
+    """A data set of the hub whose splits are given here, streamed."""
+
+    revision, license, is_offline = "a1", "apache-2.0", False
+    splits: Mapping[str, Sequence[Mapping[str, Any]]] = {}
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def list_splits(self) -> list[str]:
+        return list(self.splits)
+
+    def load_rows(self, split: str) -> datasets.IterableDataset:
+        return datasets.Dataset.from_list([dict(row) for row in self.splits[split]]).to_iterable_dataset()
+
+
+def test_trees_of_the_hub_are_read_whole_and_its_test_split_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "HubDataset", HubOfRows)
+    replied = [message("p7", None, "Why?"), message("a7", "p7", "So.")]
+    monkeypatch.setattr(HubOfRows, "splits", {"main": MESSAGES, "test": replied})
+    train, held_out = (load_corpus("nobody/trees", split=split) for split in ("train", "validation"))
+    assert [turn["content"] for turn in to_messages(train.documents[0])] == BEST
+    assert [turn["content"] for turn in to_messages(held_out.documents[0])] == ["Why?", "So."]
+    assert (train.provenance["held_out"], train.digest is None) == (["test"], False)
