@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from potstill.data.cross_tokenizer.token_spans import locate_tokens
 from potstill.data.docstrings import list_modules, load_docstrings
-from potstill.models import gguf, load
+from potstill.models import gguf, locate
 from potstill.models.tokenizers.token_bytes import TokenBytes, match_tokens, read_token_bytes
 from potstill.ops import align, edit_distance
 from setting.document import command_line, document, refuse_on_red
@@ -160,7 +160,7 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, a GGUF file or `smollm2`; without a name, one trained here."""
     if name is None:
         return train_tokenizer()
-    path = load.get_packaged_path() if name == "smollm2" else Path(name)
+    path = locate.get_packaged_path() if name == "smollm2" else Path(name)
     if path.suffix == ".gguf":
         return gguf.load_tokenizer(path)
     result: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)

@@ -92,9 +92,9 @@ def iterate_batches(seed: int, tokens: int) -> Iterator[list[list[int]]]:
     """Ragged documents of about `tokens` tokens per step, from Python's docstrings, in an order drawn with `seed`."""
     from potstill.data.corpus import load_corpus
     from potstill.data.tokenize import tokenize_corpus
-    from potstill.models import gguf, load
+    from potstill.models import gguf, locate
 
-    rows = tokenize_corpus(load_corpus("stdlib"), gguf.load_tokenizer(load.get_packaged_path()))
+    rows = tokenize_corpus(load_corpus("stdlib"), gguf.load_tokenizer(locate.get_packaged_path()))
     pieces = [row.input_ids[i : i + CONTEXT] for row in rows for i in range(0, len(row.input_ids) - 1, CONTEXT)]
     order = random.Random(seed)
     pending: list[list[int]] = []
@@ -115,12 +115,12 @@ def report(options: argparse.Namespace) -> str:
     from potstill.evaluate.agreement import collect_teacher_outputs, compare_with_teacher
     from potstill.evaluate.measures import compute_paired_differences, measure_quality
     from potstill.evaluate.scoring_windows import ScoringConfig
-    from potstill.models import gguf, load
+    from potstill.models import gguf, locate
     from potstill.models.tokenizers.vocabulary import count_token_ids
     from potstill.stages.dataset import build_rows
 
     teacher, first = load_pair()
-    tokenizer = gguf.load_tokenizer(load.get_packaged_path())
+    tokenizer = gguf.load_tokenizer(locate.get_packaged_path())
     corpus = load_corpus("stdlib", split="validation")
     rows = build_rows(corpus, tokenizer, documents=options.documents)
     teacher_outputs = collect_teacher_outputs(

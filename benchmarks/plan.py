@@ -233,7 +233,7 @@ def make(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from potstill.data.corpus import load_corpus
-    from potstill.models import gguf, load
+    from potstill.models import gguf, locate
     from potstill.models.families.registry import export_model, import_model
     from potstill.stages.cache_teacher import CacheTeacherConfig
     from potstill.transforms.apply import apply_transform
@@ -243,8 +243,8 @@ def make(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
 
     folder = Path(job["folder"])
     origin, tokenizer = (
-        gguf.load_model(load.get_packaged_path(), dtype=torch.float32),
-        gguf.load_tokenizer(load.get_packaged_path()),
+        gguf.load_model(locate.get_packaged_path(), dtype=torch.float32),
+        gguf.load_tokenizer(locate.get_packaged_path()),
     )
     whole = import_model(origin)
 

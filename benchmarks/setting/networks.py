@@ -14,10 +14,10 @@ from setting.tokenizer import train_tokenizer
 
 def build_pair_info(teacher: str | None, *, quick: bool) -> Any:
     """Student and teacher as objectives need them: the benchmarks' pair, or its student with another `teacher`."""
-    from potstill.models import gguf, load
+    from potstill.models import gguf, load, locate
     from potstill.objectives.model_info import ModelInfo, PairInfo
 
-    tokenizer = gguf.load_tokenizer(load.get_packaged_path())
+    tokenizer = gguf.load_tokenizer(locate.get_packaged_path())
     if quick:
         same_teacher, student = make_llama(len(tokenizer), 64, 2).bfloat16(), make_llama(len(tokenizer), 32, 1)
     else:

@@ -52,9 +52,9 @@ def make_trl_step(teacher: Any, student: Any, optimizer: torch.optim.Optimizer) 
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    from potstill.models import gguf, load
+    from potstill.models import gguf, locate
 
-    tokenizer = gguf.load_tokenizer(load.get_packaged_path())
+    tokenizer = gguf.load_tokenizer(locate.get_packaged_path())
     config = GKDConfig(
         output_dir=tempfile.mkdtemp(),
         lmbda=0.0,

@@ -10,10 +10,10 @@ def load_documents(steps: int, tokens: int) -> list[list[list[int]]]:
     """For each step, documents of at most `tokens` tokens in the order of the corpus, cut to `CONTEXT`."""
     from potstill.data.corpus import load_corpus
     from potstill.data.tokenize import tokenize_corpus
-    from potstill.models import gguf, load
+    from potstill.models import gguf, locate
 
     rows = tokenize_corpus(
-        load_corpus("stdlib"), gguf.load_tokenizer(load.get_packaged_path()), limit=steps * tokens * 2
+        load_corpus("stdlib"), gguf.load_tokenizer(locate.get_packaged_path()), limit=steps * tokens * 2
     )
     batches: list[list[list[int]]] = [[]]
     for row in rows:

@@ -9,7 +9,8 @@ import torch
 
 from potstill.core.errors import ArtifactError, MissingDependency, UnsupportedModel
 from potstill.models.gguf import PROBES, cache_gguf_reads, check_model_size, read_metadata
-from potstill.models.load import get_packaged_path, load_model, read_license
+from potstill.models.load import load_model, read_license
+from potstill.models.locate import get_packaged_path
 
 
 def written(file: Path, architecture: str = "llama", *, layers: int = 0) -> Path:

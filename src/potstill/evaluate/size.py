@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from potstill.core.blueprint import Blueprint, weight_shapes
 from potstill.core.errors import NotFound
+from potstill.models.gguf_files import list_parts
 
 # Only weights: optimizer states and training arguments also end in .bin, an objective's projectors in .safetensors.
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")
@@ -47,7 +48,7 @@ def count_bytes_on_disk(path: Path) -> int:
     Raises: NotFound if there are none.
     """
     if path.is_file():
-        return path.stat().st_size
+        return sum(file.stat().st_size for file in list_parts(path))
     for pattern in WEIGHT_FILES:
         if weight_files := sorted(path.glob(pattern)):
             return sum(file.stat().st_size for file in weight_files)

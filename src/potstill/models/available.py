@@ -3,7 +3,8 @@
 from typing import Any
 
 from potstill.core.errors import MissingDependency
-from potstill.models.load import PACKAGED_MODEL, get_packaged_path, read_license
+from potstill.models.load import read_license
+from potstill.models.locate import PACKAGED_MODEL, get_packaged_path
 
 
 def list_available_models() -> list[dict[str, Any]]:

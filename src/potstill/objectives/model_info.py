@@ -13,7 +13,7 @@ from potstill.core.types import Head
 from potstill.models.signals import find_projections, get_head, unwrap_model
 from potstill.models.tokenizers.nearest_tokens import find_nearest_tokens
 from potstill.models.tokenizers.token_bytes import TokenBytes, match_tokens, read_token_bytes
-from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_ids
+from potstill.models.tokenizers.vocabulary import count_shared_ids, count_usable_ids
 
 EMBEDDINGS_PER_CHUNK = 2**13  # embeddings read at once
 
@@ -27,8 +27,8 @@ class ModelInfo:
 
     @cached_property
     def vocab_size(self) -> int:
-        """The number of ids that are tokens."""
-        return count_token_ids(self.tokenizer)
+        """The number of ids that are tokens with a row in the embedding."""
+        return count_usable_ids(self.tokenizer, unwrap_model(self.model))
 
     @property
     def head(self) -> Head:
@@ -57,7 +57,7 @@ class ModelInfo:
     @cached_property
     def pieces(self) -> TokenBytes:
         """The bytes of each id."""
-        return read_token_bytes(self.tokenizer)
+        return read_token_bytes(self.tokenizer).crop(self.vocab_size)
 
     @torch.no_grad()
     def compute_embedding_std(self) -> float:

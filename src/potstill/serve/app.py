@@ -116,7 +116,7 @@ def serve(
         import uvicorn
     loaded = load_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     target_device = resolve_device(device)
-    loaded.model.to(device=target_device, dtype=resolve_dtype(dtype, device_type=str(target_device)))
+    loaded.move_to(target_device, resolve_dtype(dtype, device_type=str(target_device)))
     sampling_defaults = {} if ignore_generation_config else choose_sampling_defaults(loaded)
     app = create_app(loaded, name=model, max_logprobs=max_logprobs, sampling_defaults=sampling_defaults)
     with open_socket(host, port) as server_socket:

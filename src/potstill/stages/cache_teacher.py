@@ -107,7 +107,7 @@ class CacheTeacherConfig(CacheTeacherOptions):
         corpus, packs = load_packs(self, teacher.tokenizer)
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device_type=str(device))
-        teacher.model.to(device=device, dtype=dtype)
+        teacher.move_to(device, dtype)
         require_causal(teacher.model, f"the teacher {teacher.name}")
         writer = self._build_writer(teacher, packs)
         facts = writer.compute_facts(corpus.digest or packs.digest, context=self.context)

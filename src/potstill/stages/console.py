@@ -12,7 +12,8 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from potstill.core.errors import ArtifactError
-from potstill.train import distributed
+from potstill.core.notes import print_note as print_note
+from potstill.core.notes import print_warning as print_warning
 
 TORCH_WRITE_ERRORS = (
     "PytorchStreamWriter",
@@ -34,18 +35,6 @@ def attempt(name: str, make: Callable[[], Extra], default: Extra, failures: dict
         failures[name] = " ".join(f"{type(error).__name__}: {error}".split())
         print_note(f"the {name} failed ({failures[name]}); everything else is saved")
         return default
-
-
-def print_note(text: str) -> None:
-    """Print a line on stderr, on the main process only, about a fact that is worth knowing but not an error."""
-    if distributed.is_main_process():
-        print(f"note: {text}", file=sys.stderr)
-
-
-def print_warning(text: str) -> None:
-    """Print a line on stderr, on the main process only, about something that makes the result worse."""
-    if distributed.is_main_process():
-        print(f"warning: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,8 @@ from potstill.evaluate.answer_rows import LabeledDocument, build_answer_rows
 from potstill.evaluate.perplexity import build_text_rows, get_bos_id
 from potstill.evaluate.scoring_windows import Row, check_context
 from potstill.models import gguf
-from potstill.models.load import load_model, locate_model
+from potstill.models.load import load_model
+from potstill.models.locate import locate_model
 from potstill.stages.console import print_note, print_warning
 from potstill.teachers.cached import TeacherCache
 
@@ -307,4 +308,4 @@ def describe_dataset(name: str, tokenizer: str, *, context: int, split: str, col
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; a GGUF file is read without its weights."""
     path = locate_model(name)
-    return gguf.load_tokenizer(path) if path.suffix == ".gguf" else load_model(path).tokenizer
+    return gguf.load_tokenizer(path) if path.is_file() else load_model(path).tokenizer

@@ -114,7 +114,7 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
         documents = self._select_documents(corpora[0])
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device_type=str(device))
-        loaded.model.to(device=device, dtype=dtype)
+        loaded.move_to(device, dtype)
         origins = {"model": loaded.digest, "text": corpora[0].digest, "dtype": str(dtype), "device": device.type}
         record = RunRecord(options=self.to_dict(), origins=origins)
         start = time.perf_counter()

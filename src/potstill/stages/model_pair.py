@@ -12,6 +12,7 @@ from potstill.models.causality import require_causal
 from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel
 from potstill.models.signals import probe_model
+from potstill.models.tokenizers.vocabulary import check_token_id, count_usable_ids
 from potstill.objectives.model_info import ModelInfo, PairInfo
 from potstill.stages.dataset import PreparedDataset
 from potstill.teachers.external import ExternalTeacher
@@ -96,6 +97,12 @@ class ModelPair(NamedTuple):
         assert isinstance(self.teacher, LoadedModel)
         return inspect_tokenizers(self.origin.tokenizer, self.teacher.tokenizer, chats=self.is_chat)
 
+    def limit_vocabulary(self) -> "ModelPair":
+        """The pair without ids that have no row in an embedding, such as words added to the tokenizer alone."""
+        others = () if self.is_cross_tokenizer else self.loaded_teachers.values()
+        sizes = [count_usable_ids(self.origin.tokenizer, self.student), *(teacher.vocabulary for teacher in others)]
+        return self._replace(vocabulary=min(self.vocabulary, *sizes))
+
     def prepare_packs(self, packs: Packs, *, prefetch: bool = False) -> Any:
         """`packs` with the teacher's tokens if it needs them; `prefetch` sends requests to a served teacher early."""
         if not self.uses_teacher_tokens:
@@ -134,6 +141,7 @@ def check_token_ids(dataset: PreparedDataset, pair: ModelPair) -> None:
     """
     largest_ids = [int(packs.input_ids.max(initial=0)) for packs in (dataset.packs, dataset.validation_packs)]
     largest = max(*largest_ids, *(max(row.input_ids) for row in dataset.rows))
+    check_token_id(largest, len(pair.student.get_input_embeddings().weight), pair.origin.tokenizer)
     if largest >= pair.vocabulary:
         token = pair.origin.tokenizer.convert_ids_to_tokens(largest)
         raise VocabularyMismatch(

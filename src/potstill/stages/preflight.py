@@ -11,7 +11,7 @@ from potstill.core.errors import ArtifactError, DataError, MissingDependency, No
 from potstill.data import hub
 from potstill.data.files import get_format
 from potstill.evaluate.size import count_bytes_on_disk
-from potstill.models.load import HUB_ID, PACKAGED_MODEL, get_packaged_path, locate_model
+from potstill.models.locate import HUB_ID, PACKAGED_MODEL, get_packaged_path, locate_model
 from potstill.teachers.http_client import is_address
 
 GIB = 2**30

@@ -1,6 +1,5 @@
 """Prune: cuts a model to a number of parameters, saves it in its family, and compares its logits after a reload."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +12,12 @@ from potstill.core.atomic_files import atomic_folder
 from potstill.core.card import Card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import InfeasibleTarget
-from potstill.core.types import Batch
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model, import_model
 from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel, load_model
+from potstill.models.quantization import check_trainable
+from potstill.models.tokenizers.vocabulary import check_token_id
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import DatasetConfig, load_calibration_batches
 from potstill.stages.model_card import write_card
@@ -32,11 +32,8 @@ from potstill.stages.preflight import StageInputs
 from potstill.stages.run_folder import reserve_output
 from potstill.stages.saved_model import save_checked_model
 from potstill.stages.stage import make_parent, to_plain_dict
-from potstill.transforms.apply import apply_transform
-from potstill.transforms.drop_layers import DropLayers, ablate_layers, select_evenly
-from potstill.transforms.fit import AUTO, Shape, count_parameters, fit_shape, get_dimensions, get_shape
-from potstill.transforms.importance import measure_importance, next_token_loss
-from potstill.transforms.narrow import select_units
+from potstill.transforms.fit import AUTO, Shape, count_parameters, fit_shape, get_dimensions
+from potstill.transforms.shrink import shrink
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +61,7 @@ class PruneConfig(PruneOptions):
         """
         check_single_process()
         with reserve_output(out, self.inputs, overwrite=overwrite):
+            check_trainable(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
             loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
             student, card = self.apply(loaded)
             with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
@@ -89,6 +87,8 @@ class PruneConfig(PruneOptions):
             data=self.data, columns=self.columns, context=min(512, get_max_context(loaded.model)), seed=self.seed
         )
         batches, facts = load_calibration_batches(dataset_config, loaded.tokenizer, tokens=self.calibration_tokens)
+        for batch in batches:
+            check_token_id(int(batch["input_ids"].max()), backbone.blueprint.vocabulary, loaded.tokenizer)
         device = resolve_device(self.device)
         with autocast(device, resolve_dtype(self.dtype, device_type=str(device))):
             batches = [{name: values.to(device) for name, values in batch.items()} for batch in batches]
@@ -128,30 +128,6 @@ class PruneConfig(PruneOptions):
         share = share if self.keep is None else self.keep
         dims = None if has_free_sizes else get_dimensions(blueprint, self.strategy, share)
         return fit_shape(blueprint, keep=self.keep, params=self.params, dims=dims, exact_sizes=dict(self.shape))
-
-
-def shrink(
-    model: Backbone, target: Shape, batches: Sequence[Batch], *, layers_by: str
-) -> tuple[Backbone, dict[str, Any]]:
-    """`model` at shape `target`, and the measurements behind it: width, then depth, as in MiniMA.
-
-    Importance and harm are both measured on the whole model.
-    """
-    shape, decisions = get_shape(model.blueprint), {}
-    num_layers, target_layers = shape["layers"], target["layers"]
-    layers = tuple(range(num_layers))
-    if target_layers < num_layers and layers_by == "harm":
-        harm = ablate_layers(model, batches[:1], next_token_loss, target_layers, greedy=False)
-        layers, decisions["harm"] = harm.keep, harm.to_dict()
-    elif target_layers < num_layers:
-        layers = select_evenly(num_layers, target_layers)
-    sizes: dict[str, Any] = {name: size for name, size in target.items() if name != "layers" and size < shape[name]}
-    if sizes:
-        statistics = measure_importance(model, batches, next_token_loss)
-        model = apply_transform(select_units(statistics, **sizes), model)
-    if len(layers) < num_layers:
-        model = apply_transform(DropLayers(layers), model)
-    return model, {"kept_layers": list(layers), **decisions}
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

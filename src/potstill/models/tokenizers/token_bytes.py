@@ -32,6 +32,11 @@ class TokenBytes(NamedTuple):
     special_ids: frozenset[int]
     byte_fallback_ids: frozenset[int]
 
+    def crop(self, size: int) -> "TokenBytes":
+        """The ids below `size` alone."""
+        sets = (self.added_ids, self.special_ids, self.byte_fallback_ids)
+        return TokenBytes(self.by_id[:size], *(frozenset(i for i in ids if i < size) for ids in sets))
+
 
 def read_token_bytes(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
     """The bytes of every id of `tokenizer`.

@@ -1,6 +1,10 @@
 """Checks that two tokenizers give the same ids to a text, by encoding probes and comparing tables, never widths."""
 
-from transformers import PreTrainedTokenizerBase
+import functools
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import VocabularyMismatch
 
@@ -45,3 +49,34 @@ def count_shared_ids(teacher: PreTrainedTokenizerBase, student: PreTrainedTokeni
 def count_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     """The number of ids that represent a token; a head may have more rows."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def count_usable_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """How many ids represent a token that the model can read; words added to the tokenizer alone have no row."""
+    return min(count_token_ids(tokenizer), len(model.get_input_embeddings().weight))
+
+
+def check_token_id(largest_id: int, num_rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a token without a row in the embedding.
+
+    Raises: VocabularyMismatch.
+    """
+    if largest_id >= num_rows:
+        token = tokenizer.convert_ids_to_tokens(largest_id)
+        raise VocabularyMismatch(
+            f"the text holds the token {token!r} (id {largest_id}), and the tokenizer's {count_token_ids(tokenizer):,} "
+            f"ids exceed the {num_rows:,} rows of the model's embedding; add rows (model.resize_token_embeddings), or "
+            f"give the tokenizer that the model was trained with"
+        )
+
+
+def refuse_ids_without_rows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Let the embedding of `model` refuse tokens without a row in one sentence, if the tokenizer has such."""
+    embedding = model.get_input_embeddings()
+    if count_token_ids(tokenizer) > len(embedding.weight):
+        embedding.register_forward_pre_hook(functools.partial(_check_input_ids, tokenizer))
+
+
+def _check_input_ids(tokenizer: PreTrainedTokenizerBase, embedding: nn.Module, inputs: tuple[Any, ...]) -> None:
+    if inputs and inputs[0].numel():
+        check_token_id(int(inputs[0].max()), len(embedding.get_parameter("weight")), tokenizer)

@@ -10,6 +10,7 @@ from potstill.core.device import get_dtype_name, resolve_device, resolve_dtype
 from potstill.core.errors import ArtifactError, NotFound, UsageError, VocabularyMismatch
 from potstill.models.fingerprint import fingerprint_teacher, fingerprint_tokenizer
 from potstill.models.load import LoadedModel, load_model
+from potstill.models.quantization import check_trainable
 from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_ids
 from potstill.stages.console import print_note
 from potstill.stages.distill.config import DistillConfig
@@ -96,16 +97,27 @@ def load_models(config: DistillConfig, caches: Caches, dtype: torch.dtype) -> Mo
 
     Raises: NotFound, VocabularyMismatch, UnsupportedModel, CacheMismatch, as reading or comparing the models does.
     """
+    check_student(config)
     try:
         pair = _load_first_pair(config, caches, dtype)
         for source in config.teachers[1:]:
             pair = add_teacher(config, pair, source, caches.get(source.network))
-        return pair
+        return pair.limit_vocabulary()
     except VocabularyMismatch as error:
         if len(config.teachers) == 1:
             raise
         message = str(error).partition(";")[0]  # the advice for one teacher does not help several
         raise VocabularyMismatch(f"{message}; of several teachers each needs the student's tokenizer") from error
+
+
+def check_student(config: DistillConfig) -> None:
+    """Refuse a quantized student, or a quantized teacher to prune, before any weights are read.
+
+    Raises: UnsupportedModel.
+    """
+    name = config.student or config.teachers[0].location
+    if name is not None:
+        check_trainable(name, allow_pickle=config.allow_pickle, trust_remote_code=config.trust_remote_code)
 
 
 def _load_first_pair(config: DistillConfig, caches: Caches, dtype: torch.dtype) -> ModelPair:

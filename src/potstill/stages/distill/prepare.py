@@ -107,7 +107,7 @@ class DistillRun(TrainingRun):
         if not isinstance(teacher, LoadedModel) or teacher.model.device.type != "meta":
             return teacher
         reloaded = load_run_model(self.config, teacher.name)
-        reloaded.model.to(device=resolve_device(self.config.device), dtype=self.dtype)
+        reloaded.move_to(resolve_device(self.config.device), self.dtype)
         return reloaded
 
 
@@ -193,7 +193,7 @@ def move_models(config: DistillConfig, pair: ModelPair, dtype: torch.dtype) -> N
     device = resolve_device(config.device)
     pair.student.to(device)
     for teacher in pair.loaded_teachers.values():
-        teacher.model.to(device=device, dtype=dtype)
+        teacher.move_to(device, dtype)
 
 
 def print_limits(pair: ModelPair) -> None:

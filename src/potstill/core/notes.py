@@ -1,0 +1,19 @@
+"""Notes and warnings on stderr, from the main process only."""
+
+import os
+import sys
+
+
+def print_note(text: str) -> None:
+    """Print a line on stderr, on the main process only, about a fact that is worth knowing but not an error."""
+    _print_line(f"note: {text}")
+
+
+def print_warning(text: str) -> None:
+    """Print a line on stderr, on the main process only, about something that makes the result worse."""
+    _print_line(f"warning: {text}")
+
+
+def _print_line(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # torchrun numbers its processes there
+        print(line, file=sys.stderr)
