@@ -38,6 +38,9 @@ from potstill.stages.stage import to_plain_dict
 class MeasureConfig(MeasureOptions):
     """Measure `models` on the documents of one `split` of `data`, and compare them with `teacher` if given.
 
+    Each model reads chats in its own chat template, of which only the answers and their ends are scored. KL and
+    agreement are measured in the teacher's template.
+
     The measures are bits per byte and perplexity; with a teacher of the same tokenizer KL and agreement; ROUGE-L for
     data with prompts; parameters and bytes; tokens/s unless `speed` is off; and the lm-eval `tasks`.
     """

@@ -21,6 +21,8 @@ def frontier(
 ) -> Any:
     """Draw measured models on one chart of quality against cost, as an HTML page and a PNG.
 
+    The models must have been measured on the same documents; others are refused.
+
     Example: [bold]potstill frontier student --out frontier.html[/]
     """
     from potstill.stages.frontier import draw_frontier

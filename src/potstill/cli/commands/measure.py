@@ -23,6 +23,9 @@ def measure(
 ) -> Any:
     """Measure the quality and speed of one or more models on held-out text.
 
+    Each model reads chats in its own chat template; of a chat only the answers and the tokens that end them are scored.
+    KL and agreement are measured in the teacher's template. Nothing comes from a model's generation config.
+
     Example: [bold]potstill measure smollm2 student --teacher smollm2 --data stdlib[/]
     """
     from potstill.cli import tables
