@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from potstill.core.types import IGNORE
+from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import load_corpus
 from potstill.data.packing import pack
 from potstill.data.token_dataset import TokenizedDocument
 from potstill.data.tokenize import tokenize_corpus
+from potstill.data.turn_starts import find_turn_opener, find_turn_starts
 from potstill.data.windows import count_windows, cut_windows, describe_loss, find_answers
 
 from .conftest import LLAMA
@@ -149,6 +151,17 @@ def test_a_window_reads_as_its_template_writes_a_shorter_chat(
         assert count > 1
         assert rendered[: len(window.input_ids)] == window.input_ids.tolist()
         assert str(tokenizer.decode(rendered[len(window.input_ids) :])).strip() == ""
+
+
+def test_words_of_the_user_that_the_template_writes_too_are_found_where_the_user_says_them(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    template = ChatTemplate(tiny_tokenizer)
+    messages = [{"role": role, "content": "user"} for role in ("system", "user", "assistant", "user", "assistant")]
+    text = template.render(messages)
+    starts = find_turn_starts(text, messages, find_turn_opener(template))
+    assert [text[:start].endswith("<|im_start|>user\n") for start in starts] == [True, True]
+    assert [text[start:].startswith("user<|im_end|>") for start in starts] == [True, True]
 
 
 def test_rows_that_lost_something_are_counted_and_a_larger_context_is_named() -> None:
