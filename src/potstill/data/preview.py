@@ -16,7 +16,7 @@ from potstill.core.types import IGNORE
 from potstill.data.corpus import Corpus, get_document_text
 from potstill.data.packing import pack
 from potstill.data.token_dataset import TokenDataset, TokenizedDocument
-from potstill.data.tokenize import tokenize_corpus
+from potstill.data.tokenize import Rendering, tokenize_corpus
 from potstill.data.windows import describe_loss
 
 MAX_STREAMED_TOKENS = 200_000  # tokens read of a stream
@@ -32,6 +32,7 @@ def describe(
     examples: int = 3,
     length: int | None = None,
     limit: int | None = None,
+    rendering: Rendering | None = None,
 ) -> dict[str, Any]:
     """Kind, size, share of trained tokens, lengths and some `examples` of a corpus, as plain data.
 
@@ -41,7 +42,9 @@ def describe(
     Raises: DataError as `tokenize_corpus` does.
     """
     is_stored = isinstance(corpus.documents, Dataset)
-    tokens = tokenize_corpus(corpus, tokenizer, limit=limit or (None if is_stored else MAX_STREAMED_TOKENS))
+    tokens = tokenize_corpus(
+        corpus, tokenizer, limit=limit or (None if is_stored else MAX_STREAMED_TOKENS), rendering=rendering
+    )
     lengths = np.diff(tokens.ends, prepend=0)
     indices = [round(position) for position in np.linspace(0, len(tokens) - 1, min(examples, len(tokens)))]
     description = {
@@ -55,6 +58,8 @@ def describe(
         "token_percentiles": {str(p): round(float(np.percentile(lengths, p))) for p in PERCENTILES},
         "last_trained": count_last_trained(tokens, tokenizer),
         "dropped": {**corpus.dropped, **tokens.dropped},
+        "bad_rows": [*corpus.bad_rows, *tokens.report.bad_rows],
+        **tokens.report.to_dict(),
         "licence": corpus.license,
         "digest": corpus.digest,
         "provenance": dict(corpus.provenance),
@@ -125,6 +130,8 @@ def _build_summary(description: Mapping[str, Any]) -> Table:
         "tokens a document": f"median {lengths['50']}, 90 % at most {lengths['90']}, longest {lengths['100']}",
         "last trained": ", ".join(f"{token!r} {count:,} times" for token, count in description["last_trained"].items()),
         "dropped": ", ".join(f"{count:,} {reason}" for reason, count in description["dropped"].items()) or "nothing",
+        "left out, such as": "; ".join(description["bad_rows"]) or "nothing",
+        "control tokens in text": f"{description.get('control_tokens_in_text', 0):,}",
         "held out": ", ".join(description["provenance"].get("held_out", [])) or "nothing by its name",
         "not read": ", ".join(description["provenance"].get("unread_text", [])) or "nothing",
         "licence": description["licence"] or "not stated",

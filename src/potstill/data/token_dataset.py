@@ -43,6 +43,23 @@ class TextReport:
     num_own_texts: int = 0
     num_lost_thoughts: int = 0
 
+    def describe(self) -> list[str]:
+        """A sentence for each count that is not zero."""
+        sentences = []
+        if self.num_control_tokens:
+            sentences.append(
+                f"the text of {self.num_control_documents:,} documents contains {self.num_control_tokens:,} control "
+                f"tokens of the tokenizer; --special-in-text says whether to keep, escape or refuse them"
+            )
+        if self.num_lost_thoughts:
+            sentences.append(f"the chat template leaves out the thinking of {self.num_lost_thoughts:,} answers")
+        if self.num_own_texts:
+            sentences.append(
+                f"{self.num_own_texts:,} answers are trained in a text of their own, since the chat template changes "
+                f"them once other turns follow"
+            )
+        return sentences
+
     def to_dict(self) -> dict[str, Any]:
         """The counts that are not zero, for a card."""
         counts = {

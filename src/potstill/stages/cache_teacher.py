@@ -8,7 +8,8 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,11 +28,13 @@ from potstill.evaluate.scoring_windows import check_context
 from potstill.models.causality import require_causal
 from potstill.models.eval_mode import eval_mode
 from potstill.models.load import LoadedModel, load_model
+from potstill.stages import text_options
 from potstill.stages.console import explain_write_errors, get_command
-from potstill.stages.dataset import build_corpus_facts, pack_corpus, parse_columns
+from potstill.stages.dataset import pack_corpus, parse_columns
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.options import CacheTeacherOptions
 from potstill.stages.preflight import StageInputs
+from potstill.stages.reading_report import build_corpus_facts
 from potstill.stages.run_folder import explain_interrupt, reserve_output, training_folder
 from potstill.stages.run_record import RunRecord
 from potstill.stages.stage import make_parent, to_plain_dict
@@ -62,6 +65,7 @@ class CacheTeacherConfig(CacheTeacherOptions):
     kind: ClassVar[str] = "capture"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, minimum in (("top_k", 1), ("classes", 1), ("sampled", 0), ("context", 2), ("seed", 0)):
             if getattr(self, name) < minimum:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {minimum}")
@@ -104,13 +108,18 @@ class CacheTeacherConfig(CacheTeacherOptions):
         """Writes the cache, or with `overwrite` off what is missing of it."""
         teacher = load_model(self.teacher, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         check_context(self.context, teacher.model)
-        corpus, packs = load_packs(self, teacher.tokenizer)
+        saved = None if overwrite else RunRecord.from_folder(out / TRAINING_FOLDER)
+        text_facts = text_options.prepare_tokenizer(
+            teacher.tokenizer, self, origins=None if saved is None else saved.origins
+        )
+        corpus, packs, data_facts = load_packs(self, teacher.tokenizer)
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device_type=str(device))
         teacher.move_to(device, dtype)
         require_causal(teacher.model, f"the teacher {teacher.name}")
         writer = self._build_writer(teacher, packs)
         facts = writer.compute_facts(corpus.digest or packs.digest, context=self.context)
+        facts = replace(facts, date=text_facts.get(text_options.DATE_ORIGIN, ""))
         origins = {"format": VERSION, **asdict(facts), "windows": packs.digest, "device": device.type}
         record = RunRecord(options=self.to_dict(), origins=origins)
         with (
@@ -129,7 +138,7 @@ class CacheTeacherConfig(CacheTeacherOptions):
                 task = bar.add_task("caching", total=len(packs))
                 members = writer.load_token_classes(folder)
                 writer.write_shards(folder, members, on_progress=lambda done: bar.update(task, completed=done))
-            return self._publish(out, folder, writer, corpus, facts, time.perf_counter() - start)
+            return self._publish(out, folder, writer, {**data_facts, **text_facts}, facts, time.perf_counter() - start)
 
     def _build_writer(self, teacher: LoadedModel, packs: Packs) -> CacheWriter:
         return CacheWriter(
@@ -155,16 +164,22 @@ class CacheTeacherConfig(CacheTeacherOptions):
         return Manifest.from_folder(out)
 
     def _publish(
-        self, out: Path, folder: Path, writer: CacheWriter, corpus: Corpus, facts: CacheFacts, seconds: float
+        self,
+        out: Path,
+        folder: Path,
+        writer: CacheWriter,
+        data_facts: Mapping[str, Any],
+        facts: CacheFacts,
+        seconds: float,
     ) -> Manifest:
         """Adds card and manifest to the finished shards, and moves the folder to `out`."""
-        names = {"teacher": writer.teacher.name, "text": corpus.name, "columns": self.columns}
+        names = {"teacher": writer.teacher.name, "text": data_facts["trained_on"], "columns": self.columns}
         manifest = writer.build_manifest(folder, facts, names)
         card = Card(
             stage=self.to_dict(),
             seed=self.seed,
             parents=[make_parent("teacher", writer.teacher)],
-            data=build_corpus_facts(corpus, writer.packs),
+            data=data_facts,
             cost={"tokens": writer.packs.num_tokens, "seconds": seconds},
             details={
                 "bytes_per_row": manifest.bytes / manifest.rows,
@@ -183,16 +198,23 @@ def recover_cache(out: Path) -> None:
     finish_interrupted_move(out)
 
 
-def load_packs(config: CacheTeacherConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Packs]:
-    """The corpus, and its windows in packs: all of them, or as many as hold `tokens`.
+def load_packs(config: CacheTeacherConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Packs, dict[str, Any]]:
+    """The corpus, its windows in packs (all of them, or as many as hold `tokens`), and its facts for the card.
 
     Raises: UsageError for a streamed corpus without `tokens`.
     """
-    corpus = load_corpus(config.data, columns=parse_columns(config.columns))
+    corpus = load_corpus(config.data, columns=parse_columns(config.columns), on_bad_row=config.on_bad_row)
     if config.tokens is None and corpus.digest is None:
         raise UsageError(f"{config.data} is streamed and may never end; limit it with --tokens")
-    packs = pack_corpus(corpus, tokenizer, length=config.context, seed=config.seed, tokens=config.tokens)
-    return corpus, packs
+    packs, report = pack_corpus(
+        corpus,
+        tokenizer,
+        length=config.context,
+        seed=config.seed,
+        tokens=config.tokens,
+        rendering=text_options.make_rendering(config),
+    )
+    return corpus, packs, build_corpus_facts(corpus, packs, report)
 
 
 def _make_progress_bar(show: bool) -> Progress:

@@ -13,22 +13,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import Batch
-from potstill.data.corpus import HELD_OUT_DUPLICATE, Corpus, load_corpus, remove_held_out
+from potstill.data.corpus import Corpus, load_corpus, remove_held_out
 from potstill.data.files import has_named_splits
 from potstill.data.packing import Packs, collate, pack
 from potstill.data.preview import describe
 from potstill.data.row_reader import Route
-from potstill.data.token_dataset import TokenDataset
-from potstill.data.tokenize import tokenize_corpus
+from potstill.data.token_dataset import TextReport, TokenDataset
+from potstill.data.tokenize import Rendering, tokenize_corpus
 from potstill.data.turns import to_messages
-from potstill.data.windows import describe_loss
 from potstill.evaluate.answer_rows import LabeledDocument, build_answer_rows
 from potstill.evaluate.perplexity import build_text_rows, get_bos_id
 from potstill.evaluate.scoring_windows import Row, check_context
 from potstill.models import gguf
 from potstill.models.load import load_model
 from potstill.models.locate import locate_model
-from potstill.stages.console import print_note, print_warning
+from potstill.stages.options import TextOptions
+from potstill.stages.reading_report import build_corpus_facts, report_reading
+from potstill.stages.text_options import get_text_options, make_rendering, prepare_tokenizer
 from potstill.teachers.cached import TeacherCache
 
 MIN_SAMPLED_TOKENS = 4_000_000  # read at least these of a stored corpus: one document may be half a book
@@ -38,7 +39,7 @@ MAX_MEASURED_CHARACTERS = 2_000  # of a document that is measured; about 500 tok
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
+class DatasetConfig(TextOptions):
     """A data set in windows of `context` tokens. Without `eval_data` its own validation split is held out.
 
     `columns` maps our names to the columns of the data: `prompt=instruction,response=text`. With a `route` each
@@ -51,6 +52,11 @@ class DatasetConfig:
     context: int = 512
     seed: int = 1
     route: Route | None = None
+
+    @classmethod
+    def from_text_options(cls, options: TextOptions, **fields: Any) -> "DatasetConfig":
+        """A data set that is read under the options of a stage; `fields` are all others."""
+        return cls(**get_text_options(options), **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,21 +93,24 @@ def prepare_dataset(
         CacheMismatch: a cache of another text.
     """
     check_context(config.context, *models)
-    corpus = load_corpus(config.data, columns=parse_columns(config.columns), route=config.route)
+    rendering = make_rendering(config)
+    corpus = load_corpus(
+        config.data, columns=parse_columns(config.columns), route=config.route, on_bad_row=config.on_bad_row
+    )
     for cache in caches if corpus.digest is not None else ():  # a stream has no digest but those of its windows
         cache.check_facts({"text": corpus.digest})
     held_out = load_held_out_corpus(config)
     corpus = remove_held_out(corpus, list_held_out_documents(held_out))
     bos, keep_window = get_bos_id(tokenizer), make_window_filter(caches)
-    token_set = tokenize_sample(corpus, tokenizer, tokens=tokens)
+    token_set = tokenize_sample(corpus, tokenizer, tokens=tokens, rendering=rendering)
     packs = pack(token_set, length=config.context, seed=config.seed, bos=bos, keep_window=keep_window)
-    report_reading(corpus, packs)
+    report_reading(corpus, packs, token_set.report)
     route_facts = {} if config.route is None else {"routes": count_windows_by_route(packs, config.route, corpus.name)}
-    held_out_tokens = tokenize_corpus(held_out, tokenizer, limit=HELD_OUT_TOKENS)
+    held_out_tokens = tokenize_corpus(held_out, tokenizer, limit=HELD_OUT_TOKENS, rendering=rendering)
     validation_packs = pack(held_out_tokens, length=config.context, seed=config.seed, bos=bos)
-    rows = build_rows(held_out, tokenizer, documents=documents)
+    rows = build_rows(held_out, tokenizer, documents=documents, rendering=rendering)
     facts = {
-        **build_corpus_facts(corpus, packs, token_set.dropped),
+        **build_corpus_facts(corpus, packs, token_set.report),
         **route_facts,
         "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), {len(rows)} documents",
         "measured_digest": compute_measured_digest(held_out, documents=documents),
@@ -110,7 +119,9 @@ def prepare_dataset(
         packs=packs,
         validation_packs=validation_packs,
         rows=rows,
-        teacher_rows=build_rows(held_out, teacher_tokenizer, documents=documents) if teacher_tokenizer else [],
+        teacher_rows=build_rows(held_out, teacher_tokenizer, documents=documents, rendering=rendering)
+        if teacher_tokenizer
+        else [],
         digest=_compute_digest(packs, validation_packs, rows),
         facts=facts,
     )
@@ -145,54 +156,34 @@ def count_windows_by_route(packs: Packs, route: Route, name: str) -> dict[str, i
     return dict(zip(route.values, counts, strict=True))
 
 
-def tokenize_sample(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, tokens: int) -> TokenDataset:
+def tokenize_sample(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, tokens: int, rendering: Rendering | None = None
+) -> TokenDataset:
     """Enough documents to draw packs of `tokens` tokens from at random; of a stream at most twice as many."""
     minimum = MIN_SAMPLED_TOKENS if isinstance(corpus.documents, Dataset) else 0
-    return tokenize_corpus(corpus, tokenizer, limit=max(2 * tokens, minimum))
+    return tokenize_corpus(corpus, tokenizer, limit=max(2 * tokens, minimum), rendering=rendering)
 
 
 def pack_corpus(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int, seed: int, tokens: int | None = None
-) -> Packs:
-    """A corpus in packs of `length` tokens: all of it, or as many packs as hold `tokens`."""
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    seed: int,
+    tokens: int | None = None,
+    rendering: Rendering | None = None,
+) -> tuple[Packs, TextReport]:
+    """A corpus in packs of `length` tokens: all of it, or as many packs as hold `tokens`; and what is odd about it."""
     token_set = (
-        tokenize_corpus(corpus, tokenizer) if tokens is None else tokenize_sample(corpus, tokenizer, tokens=tokens)
+        tokenize_corpus(corpus, tokenizer, rendering=rendering)
+        if tokens is None
+        else tokenize_sample(corpus, tokenizer, tokens=tokens, rendering=rendering)
     )
     packs = pack(token_set, length=length, seed=seed, bos=get_bos_id(tokenizer))
-    report_reading(corpus, packs)
-    return packs if tokens is None else packs.take(max(1, int(np.searchsorted(packs.token_offsets, tokens))))
-
-
-def report_reading(corpus: Corpus, packs: Packs) -> None:
-    """Print what of the text is not trained on: held-out files and documents, columns, and what does not fit."""
-    if held_out := corpus.provenance.get("held_out"):
-        print_note(f"{corpus.name}: held out by their names, never trained on: {', '.join(held_out)}")
-    if num_duplicates := corpus.dropped.get(HELD_OUT_DUPLICATE):
-        print_note(f"{corpus.name}: {num_duplicates:,} documents are held out too, and are left out of training")
-    if unread := corpus.provenance.get("unread_text"):
-        print_note(f"{corpus.name} has columns with text that are not read: {', '.join(unread)}")
-    for sentence in describe_loss(packs.counts):
-        (print_warning if packs.counts.needs_warning else print_note)(f"{corpus.name}: {sentence}")
-
-
-def build_corpus_facts(corpus: Corpus, packs: Packs, dropped_documents: Mapping[str, int] = {}) -> dict[str, Any]:
-    """The facts of a corpus and its packs, for the card; `dropped_documents` were left out by the tokenizer."""
-    dropped_counts = {**corpus.dropped, **dropped_documents}
-    dropped = {"dropped": dropped_counts} if dropped_counts else {}
-    return {
-        "trained_on": corpus.name,
-        "kind": corpus.kind,
-        "licence": corpus.license,
-        "split": corpus.provenance.get("split", "all"),
-        "documents": len(packs.lengths),
-        "tokens": packs.num_tokens,
-        "trained_share": packs.num_trained / packs.num_tokens,
-        "fill": packs.fill,
-        "text_digest": corpus.digest,
-        "windows": packs.counts.to_dict(),
-        **dropped,
-        "provenance": dict(corpus.provenance),
-    }
+    report_reading(corpus, packs, token_set.report)
+    if tokens is not None:
+        packs = packs.take(max(1, int(np.searchsorted(packs.token_offsets, tokens))))
+    return packs, token_set.report
 
 
 def load_held_out_corpus(config: DatasetConfig) -> Corpus:
@@ -205,14 +196,16 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
     columns, eval_data = parse_columns(config.columns), config.data if config.eval_data is None else config.eval_data
     data_path, eval_path = (Path(name).expanduser().resolve() for name in (config.data, eval_data))
     if eval_data == config.data or (eval_path.exists() and eval_path == data_path):
-        return load_corpus(config.data, split="validation", columns=columns, route=config.route)
+        return load_corpus(
+            config.data, split="validation", columns=columns, route=config.route, on_bad_row=config.on_bad_row
+        )
     if eval_path.exists() and (data_path in eval_path.parents or eval_path in data_path.parents):
         raise UsageError(
             f"--eval-data {config.eval_data} and --data {config.data} contain one another, so training would "
             f"see what is measured; give two separate paths"
         )
     split = "all" if eval_path.exists() and not has_named_splits(eval_path) else "validation"
-    return load_corpus(eval_data, split=split, columns=columns, route=config.route)
+    return load_corpus(eval_data, split=split, columns=columns, route=config.route, on_bad_row=config.on_bad_row)
 
 
 def list_held_out_documents(held_out: Corpus) -> Iterable[Mapping[str, Any]]:
@@ -234,7 +227,9 @@ def parse_columns(option: str) -> dict[str, str] | None:
     return {name.strip(): column.strip() for name, _, column in pairs}
 
 
-def build_rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: int) -> Sequence[Row]:
+def build_rows(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents: int, rendering: Rendering | None = None
+) -> Sequence[Row]:
     """The first `documents` documents as rows to score: a text, or the answers of a chat with the tokens that end them.
 
     A chat is written by the tokenizer's own chat template, whose words are not scored. Only the first 2,000 characters
@@ -247,7 +242,7 @@ def build_rows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, documents:
         rows = [row for row in build_text_rows(texts, tokenizer) if row.num_bytes]
     else:
         limited_corpus = replace(corpus, documents=corpus.documents.take(documents))  # of a stream, no more than these
-        token_set = tokenize_corpus(limited_corpus, tokenizer, plain=True)
+        token_set = tokenize_corpus(limited_corpus, tokenizer, plain=True, rendering=rendering)
         answers = [list_answers(document) for document in limited_corpus.documents]
         labeled_documents = (
             LabeledDocument(tokens.input_ids, tokens.labels, answers[number])
@@ -280,9 +275,13 @@ def compute_measured_digest(corpus: Corpus, *, documents: int) -> str:
 def load_calibration_batches(
     config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, tokens: int, batch_tokens: int = 2048
 ) -> tuple[list[Batch], dict[str, Any]]:
-    """About `tokens` tokens of training text in batches of one size, and the facts for the card."""
-    corpus = load_corpus(config.data, columns=parse_columns(config.columns))
-    token_set = tokenize_sample(corpus, tokenizer, tokens=tokens)
+    """About `tokens` tokens of training text in batches of one size, and the facts for the card.
+
+    The tokenizer gets the template of --chat-template.
+    """
+    prepare_tokenizer(tokenizer, config)
+    corpus = load_corpus(config.data, columns=parse_columns(config.columns), on_bad_row=config.on_bad_row)
+    token_set = tokenize_sample(corpus, tokenizer, tokens=tokens, rendering=make_rendering(config))
     length = min(config.context, batch_tokens)
     packs = pack(token_set, length=length, seed=config.seed, bos=get_bos_id(tokenizer))
     batch_size = max(1, batch_tokens // length)
@@ -290,19 +289,30 @@ def load_calibration_batches(
     batches: list[Batch] = [
         collate([packs[i] for i in range(start, min(start + batch_size, len(packs)))]) for start in starts
     ]
-    facts = build_corpus_facts(corpus, packs, token_set.dropped)
+    facts = build_corpus_facts(corpus, packs, token_set.report)
     return batches, {"calibrated_on": facts.pop("trained_on"), **facts}
 
 
-def describe_dataset(name: str, tokenizer: str, *, context: int, split: str, columns: str = "") -> dict[str, Any]:
+def describe_dataset(
+    name: str,
+    tokenizer: str,
+    *,
+    context: int,
+    split: str,
+    columns: str = "",
+    options: TextOptions | None = None,
+) -> dict[str, Any]:
     """What a data set holds and which of its tokens are trained, as `data.preview.describe` returns it.
 
     Raises: NotFound, DataError; UsageError for a context below 2 tokens.
     """
+    options = options or TextOptions()
     if context < 2:
         raise UsageError(f"--context {context} has no room for a token and what it is predicted from")
-    corpus = load_corpus(name, split=split, columns=parse_columns(columns))
-    return describe(corpus, load_tokenizer(tokenizer), length=context)
+    corpus = load_corpus(name, split=split, columns=parse_columns(columns), on_bad_row=options.on_bad_row)
+    loaded_tokenizer = load_tokenizer(tokenizer)
+    prepare_tokenizer(loaded_tokenizer, options)
+    return describe(corpus, loaded_tokenizer, length=context, rendering=make_rendering(options))
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

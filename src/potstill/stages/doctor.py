@@ -27,10 +27,11 @@ from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherOptions
 from potstill.stages.distill.models import choose_dtype, load_run_model, pair_models
 from potstill.stages.distill.module import build_module
-from potstill.stages.distill.prepare import move_models
+from potstill.stages.distill.prepare import move_models, prepare_text
 from potstill.stages.model_pair import ModelPair, check_causality
 from potstill.stages.options import DoctorOptions
 from potstill.stages.stage import to_plain_dict
+from potstill.stages.text_options import get_text_options, make_rendering
 from potstill.teachers.cached import TeacherCache
 from potstill.teachers.served import TOP_K
 from potstill.train.config import TrainConfig
@@ -64,6 +65,7 @@ class Doctor(DoctorOptions):
             teacher=self.teacher,
             combine=self.combine,
             student=self.student or first.location,
+            **get_text_options(self),
             data=self.data,
             columns=self.columns,
             objective=self.objective,
@@ -106,8 +108,10 @@ class Doctor(DoctorOptions):
         except VocabularyMismatch as error:
             return [report_vocabulary_mismatch(error, command=self.cross_tokenizer_command)]
         cache = None if self.teacher_cache is None else TeacherCache(Path(self.teacher_cache).expanduser())
-        dtype = choose_dtype(self.config, {} if cache is None else {"teacher": cache})
-        corpus = load_corpus(self.data, columns=parse_columns(self.columns))
+        caches = {} if cache is None else {"teacher": cache}
+        dtype = choose_dtype(self.config, caches)
+        prepare_text(self.config, pair, caches)
+        corpus = load_corpus(self.data, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row)
         try:
             packs = self._build_packs(corpus, student.tokenizer, cache)
         except DataError as error:
@@ -154,6 +158,6 @@ class Doctor(DoctorOptions):
         )
 
     def _build_packs(self, corpus: Any, tokenizer: PreTrainedTokenizerBase, cache: TeacherCache | None) -> Packs:
-        tokens = tokenize_corpus(corpus, tokenizer, limit=SAMPLE_TOKENS)
+        tokens = tokenize_corpus(corpus, tokenizer, limit=SAMPLE_TOKENS, rendering=make_rendering(self))
         is_cached = None if cache is None else cache.has_window
         return pack(tokens, length=self.context, seed=self.seed, bos=get_bos_id(tokenizer), keep_window=is_cached)

@@ -47,6 +47,7 @@ from potstill.stages.preflight import StageInputs
 from potstill.stages.run_folder import explain_interrupt, reserve_output, training_folder
 from potstill.stages.run_record import RunRecord
 from potstill.stages.stage import make_parent, to_plain_dict
+from potstill.stages.text_options import prepare_tokenizer
 from potstill.train.rollouts.base import make_generator
 
 PROMPTS_PER_PART = 64  # finished parts stay when the stage is stopped
@@ -73,6 +74,7 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
     kind: ClassVar[str] = "answers"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, minimum in (("documents", 0), ("max_tokens", 1), ("batch", 1), ("seed", 0)):
             if getattr(self, name) < minimum:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")
@@ -110,12 +112,18 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
     def _write(self, out: Path, *, overwrite: bool) -> dict[str, Any]:
         """Writes the data set, or with `overwrite` off what is missing of it."""
         loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
-        corpora = [load_corpus(self.data, split=split, columns=parse_columns(self.columns)) for split in SPLITS]
+        saved = None if overwrite else RunRecord.from_folder(out / TRAINING_FOLDER)
+        text_facts = prepare_tokenizer(loaded.tokenizer, self, origins=None if saved is None else saved.origins)
+        corpora = [
+            load_corpus(self.data, split=split, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row)
+            for split in SPLITS
+        ]
         documents = self._select_documents(corpora[0])
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device_type=str(device))
         loaded.move_to(device, dtype)
         origins = {"model": loaded.digest, "text": corpora[0].digest, "dtype": str(dtype), "device": device.type}
+        origins |= text_facts
         record = RunRecord(options=self.to_dict(), origins=origins)
         start = time.perf_counter()
         with (

@@ -32,6 +32,7 @@ from potstill.stages.dataset import build_rows, compute_measured_digest, parse_c
 from potstill.stages.options import MeasureOptions
 from potstill.stages.preflight import StageInputs
 from potstill.stages.stage import to_plain_dict
+from potstill.stages.text_options import make_rendering, prepare_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class MeasureConfig(MeasureOptions):
     kind: ClassVar[str] = "measurement"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.documents < 1:
             raise UsageError(f"--documents is {self.documents}; it must be at least 1")
         if duplicates := [n for n in self.models if self.models.count(n) > 1]:
@@ -69,7 +71,9 @@ class MeasureConfig(MeasureOptions):
         return result
 
     def _measure(self) -> dict[str, Any]:
-        corpus = load_corpus(self.data, split=self.split, columns=parse_columns(self.columns))
+        corpus = load_corpus(
+            self.data, split=self.split, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row
+        )
         evaluations = self.evaluate_models(corpus)
         return {
             "models": {name: [m.to_dict() for m in evaluation.measures] for name, evaluation in evaluations.items()},
@@ -117,15 +121,17 @@ class MeasureConfig(MeasureOptions):
         return ScoringConfig(context=self.context, vocabulary=vocabulary, dtype=dtype)
 
     def _load_model(self, name: str) -> LoadedModel:
-        return load_model(
+        loaded = load_model(
             name,
             device=resolve_device(self.device),
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
         )
+        prepare_tokenizer(loaded.tokenizer, self)
+        return loaded
 
     def _build_rows(self, corpus: Corpus, loaded: LoadedModel) -> Sequence[Row]:
-        return build_rows(corpus, loaded.tokenizer, documents=self.documents)
+        return build_rows(corpus, loaded.tokenizer, documents=self.documents, rendering=make_rendering(self))
 
     def _evaluate_model(self, scores: TextScores, loaded: LoadedModel, corpus: Corpus) -> ModelEvaluation:
         measures, answers = measure_quality(scores), None

@@ -5,7 +5,9 @@ Nothing here imports torch, because the command line reads these classes for `po
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from potstill.core.errors import NotFound, UsageError
 from potstill.core.options import ALLOW_PICKLE, CONTEXT, DEVICE, DTYPE, SEED, TRUST_REMOTE_CODE, Option
 from potstill.objectives.options import ObjectiveChoice
 from potstill.train.config import TrainConfig
@@ -32,8 +34,41 @@ DOCUMENTS = Option(100, "Held-out documents to measure on.")
 PROMPTS = Option(20, "Prompts to answer for ROUGE-L, on data with prompts and responses.")
 
 
+TEXT_CHOICES = {
+    "train_on": ("all", "last"),
+    "special_in_text": ("keep", "escape", "refuse"),
+    "on_bad_row": ("skip", "refuse"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
-class DistillOptions:
+class TextOptions:
+    """The options of how rows become text, of every stage that reads data."""
+
+    chat_template: str | None = Option[str | None](
+        None, "A Jinja file with the chat template to use, instead of the model's; it is saved with the student."
+    ).field()
+    train_on: str = Option("all", "Which answers of a chat to train: all, or the last one only.").field()
+    special_in_text: str = Option(
+        "keep",
+        "Control tokens inside the data's own text, such as <|im_end|>: keep, escape (read as plain text) or refuse.",
+    ).field()
+    on_bad_row: str = Option(
+        "skip", "A row that cannot be read, or that the chat template refuses: skip (leave out and count) or refuse."
+    ).field()
+
+    def __post_init__(self) -> None:
+        """Refuse a choice or a template file that does not exist."""
+        for name, choices in TEXT_CHOICES.items():
+            if getattr(self, name) not in choices:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} {getattr(self, name)!r} is none of {', '.join(choices)}")
+        if self.chat_template is not None and not Path(self.chat_template).expanduser().is_file():
+            raise NotFound(f"there is no file {self.chat_template}; give --chat-template the path of a Jinja file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(TextOptions):
     """The options of `distill`; `plan` and `arena` take a subset."""
 
     teacher: str | tuple[str, ...] | None = Option[str | tuple[str, ...] | None](
@@ -105,7 +140,7 @@ class ArenaOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorOptions:
+class DoctorOptions(TextOptions):
     """The options of `doctor`."""
 
     teacher: str | tuple[str, ...]
@@ -126,7 +161,7 @@ class DoctorOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions:
+class PruneOptions(TextOptions):
     """The options of `prune`."""
 
     model: str
@@ -148,7 +183,7 @@ class PruneOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheTeacherOptions:
+class CacheTeacherOptions(TextOptions):
     """The options of `cache`."""
 
     teacher: str
@@ -182,7 +217,7 @@ class CacheTeacherOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateDatasetOptions:
+class GenerateDatasetOptions(TextOptions):
     """The options of `generate` for a data set."""
 
     model: str
@@ -200,7 +235,7 @@ class GenerateDatasetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureOptions:
+class MeasureOptions(TextOptions):
     """The options of `measure`."""
 
     models: tuple[str, ...]

@@ -50,6 +50,7 @@ class PruneConfig(PruneOptions):
     kind: ClassVar[str] = "prune"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_size_options({"keep": self.keep, "params": self.params}, has_alternative=bool(self.shape))
         check_strategy(self.strategy)
         check_choice("layers-by", self.layers_by, ("harm", "evenly"))
@@ -83,8 +84,12 @@ class PruneConfig(PruneOptions):
         """The pruned model in memory, as its stock family, and its card, which lists the removed parts."""
         backbone = import_model(loaded.model)
         target = self.compute_target_shape(backbone)
-        dataset_config = DatasetConfig(
-            data=self.data, columns=self.columns, context=min(512, get_max_context(loaded.model)), seed=self.seed
+        dataset_config = DatasetConfig.from_text_options(
+            self,
+            data=self.data,
+            columns=self.columns,
+            context=min(512, get_max_context(loaded.model)),
+            seed=self.seed,
         )
         batches, facts = load_calibration_batches(dataset_config, loaded.tokenizer, tokens=self.calibration_tokens)
         for batch in batches:

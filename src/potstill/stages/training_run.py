@@ -43,7 +43,7 @@ class TrainingRun(ABC):
 
     `student` is the model that `module` trains, which may carry adapters there; `origin` is the model that it came
     from. `data` and `details` describe the text and the student in the card. `run_facts` are what else a run has to
-    agree on to be resumed.
+    agree on to be resumed; `text_facts` hold the date that the chat template writes.
     """
 
     config: TrainingConfig
@@ -58,6 +58,7 @@ class TrainingRun(ABC):
     data_digest: str
     details: Mapping[str, Any] = field(default_factory=dict)
     run_facts: Mapping[str, Any] = field(default_factory=dict)
+    text_facts: Mapping[str, str] = field(default_factory=dict)
     rollout: Rollout | None = None
 
     @property
@@ -72,6 +73,7 @@ class TrainingRun(ABC):
             "dtype": get_dtype_name(self.dtype),
             "student": {name: self.details[name] for name in ("shape", "kept_layers") if name in self.details},
             "caches": dict(self.run_facts),
+            **self.text_facts,
         }
         return RunRecord(options=self.config.to_dict(), origins=origins)
 

@@ -51,6 +51,7 @@ class CacheFacts:
     context: int
     temperature: float
     vocabulary: int
+    date: str = ""  # that the chat template writes; empty if it writes none
 
 
 @dataclass(frozen=True, kw_only=True)

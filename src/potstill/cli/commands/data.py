@@ -7,9 +7,10 @@ import typer
 from potstill.cli import options as o
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.core.options import CONTEXT
-from potstill.stages.options import COLUMNS, DATA
+from potstill.stages.options import COLUMNS, DATA, TextOptions
 
 
+@o.take_options(TextOptions)
 def data(
     name: Annotated[str, typer.Argument(metavar="DATA", help=DATA.help)],
     show_tokens: Annotated[
@@ -20,6 +21,7 @@ def data(
     split: Annotated[str, typer.Option(help="Which part of the data to describe: train, validation or all.")] = "train",
     columns: o.Columns = COLUMNS.default,
     as_json: o.Json = False,
+    **options: Any,
 ) -> Any:
     """Describe a data set, and show which of its tokens potstill trains.
 
@@ -29,5 +31,6 @@ def data(
     from potstill.stages.dataset import describe_dataset
 
     suppress_library_output()
-    description = describe_dataset(name, tokenizer, context=context, split=split, columns=columns)
+    text_options = TextOptions(**o.read_options(TextOptions, options))
+    description = describe_dataset(name, tokenizer, context=context, split=split, columns=columns, options=text_options)
     return print_or_return(description, as_json, lambda: tables.print_corpus(description, show_tokens=show_tokens))

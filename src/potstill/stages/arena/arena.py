@@ -38,6 +38,7 @@ from potstill.stages.prune import PruneConfig
 from potstill.stages.run_folder import reserve_output
 from potstill.stages.sequence import is_finished
 from potstill.stages.stage import to_plain_dict
+from potstill.stages.text_options import get_text_options
 
 STUDENT_FOLDER = "student"  # holds the pruned student that every arm starts from
 
@@ -217,7 +218,9 @@ class Arena(ArenaOptions):
         """Measure the teacher, the untrained student and every arm on the same documents, and write the report."""
         free_memory(common.device)
         teacher = str(self.teacher.location)
-        dataset_config = DatasetConfig(data=common.data, eval_data=common.eval_data, columns=common.columns)
+        dataset_config = DatasetConfig(
+            **get_text_options(common), data=common.data, eval_data=common.eval_data, columns=common.columns
+        )
         corpus = load_held_out_corpus(dataset_config)
         results = MeasureConfig(
             models=tuple(dict.fromkeys((teacher, student, *(str(arena_run.folder) for arena_run in runs)))),

@@ -44,6 +44,7 @@ class DistillConfig(DistillOptions):
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_size_options({"student": self.student, "keep": self.keep, "params": self.params})
         check_strategy(self.strategy)
         options = self.teacher_options

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from potstill.core.atomic_files import TRAINING_FOLDER
 from potstill.core.device import resolve_device
+from potstill.core.errors import CacheMismatch
 from potstill.core.types import Measure
 from potstill.data.cross_tokenizer.chat_translation import ChatMarkers
 from potstill.evaluate.scoring_windows import ScoringConfig
@@ -30,6 +32,9 @@ from potstill.stages.distill.resources import warn_if_insufficient
 from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE, build_rollout
 from potstill.stages.distill.teacher_windows import leave_out_long_windows
 from potstill.stages.model_pair import ModelPair, check_token_ids
+from potstill.stages.options import TextOptions
+from potstill.stages.run_record import RunRecord
+from potstill.stages.text_options import DATE_ORIGIN, get_text_options, prepare_tokenizer
 from potstill.stages.training_run import TrainingRun
 from potstill.teachers.cached import TeacherCache
 from potstill.teachers.external import ExternalTeacher, closing_connections
@@ -121,6 +126,7 @@ def prepare(config: DistillConfig, resume_folder: Path | None = None) -> Distill
     caches = open_caches(config)
     dtype = distributed.broadcast_from_main(choose_dtype(config, caches, resume_folder=resume_folder))
     pair = load_models(config, caches, dtype)
+    text_facts = prepare_text(config, pair, caches, resume_folder=resume_folder)
     check_caches(config, caches, pair, dtype)
     dataset = load_dataset(config, pair, caches)
     pair = pair._replace(is_chat=dataset.facts["kind"] != "text")
@@ -138,15 +144,41 @@ def prepare(config: DistillConfig, resume_folder: Path | None = None) -> Distill
         validation=pair.prepare_packs(dataset.validation_packs),
         dtype=dtype,
         parents=pair.parents,
-        data=dataset.facts,
+        data={**dataset.facts, **text_facts},
         data_digest=dataset.digest,
         details=pair.details,
         run_facts={network: dict(cache.manifest.files) for network, cache in caches.items()},
+        text_facts=text_facts,
         rollout=rollout,
         pair=pair,
         dataset=dataset,
         caches=caches,
     )
+
+
+def prepare_text(
+    config: DistillConfig, pair: ModelPair, caches: Mapping[str, TeacherCache], *, resume_folder: Path | None = None
+) -> dict[str, str]:
+    """Give the student's tokenizer the template of --chat-template, and fix the date that the templates write.
+
+    The date is that of the run that is resumed, or of the cache. Returns it for the card; nothing if none is written.
+
+    Raises: NotFound, UsageError; CacheMismatch for caches of two dates.
+    """
+    record = None if resume_folder is None else RunRecord.from_folder(resume_folder / TRAINING_FOLDER)
+    dates = {cache.manifest.facts.date for cache in caches.values()} - {""}
+    if len(dates) > 1:
+        raise CacheMismatch(
+            f"the chat template writes the date, and the caches were made with {' and '.join(sorted(dates))}; make "
+            f"them on one day"
+        )
+    origins = record.origins if record is not None else {DATE_ORIGIN: next(iter(dates), None)}
+    origins = distributed.broadcast_from_main(origins)
+    facts = prepare_tokenizer(pair.origin.tokenizer, config, origins=origins)
+    for teacher in pair.loaded_teachers.values():
+        if teacher.tokenizer is not pair.origin.tokenizer:
+            prepare_tokenizer(teacher.tokenizer, TextOptions(), origins=facts or origins)
+    return facts
 
 
 def load_dataset(config: DistillConfig, pair: ModelPair, caches: Mapping[str, TeacherCache]) -> PreparedDataset:
@@ -179,6 +211,7 @@ def get_teacher_tokenizer(pair: ModelPair) -> PreTrainedTokenizerBase | None:
 def make_dataset_config(config: DistillConfig) -> DatasetConfig:
     """The text of a distillation, in windows of its context."""
     return DatasetConfig(
+        **get_text_options(config),
         data=config.data,
         eval_data=config.eval_data,
         columns=config.columns,
