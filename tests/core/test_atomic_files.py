@@ -10,10 +10,12 @@ from safetensors import SafetensorError
 
 from potstill.core.atomic_files import (
     CARD_FILE,
+    CARRY_FILE,
     atomic_folder,
     check_output_free,
     hash_file,
     recover_folder,
+    remove_inner_folder,
     remove_leftovers,
     replace_folder,
     write_text,
@@ -188,3 +190,21 @@ def test_through_a_link_a_folder_appears_where_the_link_leads(tmp_path: Path) ->
 def test_a_folder_where_a_file_system_is_mounted_is_refused() -> None:
     with pytest.raises(ArtifactError, match=r"/proc is a mount point"):
         check_output_free(Path("/proc"))
+
+
+def test_a_folder_inside_moves_over_to_what_replaces_it_also_after_a_kill_in_between(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "training").mkdir(parents=True)
+    (out / "training" / "a").write_text("kept")
+    with atomic_folder(out, overwrite=True, carry="training") as folder:
+        (folder / "model").write_text("1")
+    assert names(out) == ["model", "training"]
+    backup = tmp_path / ".out.0123abcd.old"  # where a kill leaves it: the new folder is in place, the inner one is not
+    backup.mkdir()
+    (out / "training").rename(backup / "training")
+    (out / CARRY_FILE).write_text("training")
+    recover_folder(out)
+    assert (names(out), names(tmp_path)) == (["model", "training"], ["out"])
+    assert (out / "training" / "a").read_text() == "kept"
+    remove_inner_folder(out / "training")
+    assert (names(out), names(tmp_path)) == (["model"], ["out"])

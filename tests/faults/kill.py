@@ -34,6 +34,7 @@ from potstill.core.errors import OutputExists
 from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
+from potstill.teachers import cache_writer
 from potstill.train.config import TrainConfig
 from potstill.train.run import silence_libraries
 
