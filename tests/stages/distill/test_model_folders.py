@@ -50,8 +50,6 @@ def config(adapter: Path, surplus: Path, text: Path) -> DistillConfig:
 
 
 def test_a_student_with_surplus_ids_learns_from_an_adapter(config: DistillConfig, tmp_path: Path) -> None:
-    pair = load_models(config, {}, torch.float32)
-    assert pair.vocabulary == 259
     result = distill(config, tmp_path / "made", show=False)
     card = result.card.to_dict()
     teacher = load_model(config.teachers[0].location or "")
@@ -59,6 +57,12 @@ def test_a_student_with_surplus_ids_learns_from_an_adapter(config: DistillConfig
     assert "adapter merged into" in card["parents"][1]["note"]
     saved = load_model(tmp_path / "made")
     assert torch.equal(compute_logits(saved.model), compute_logits(result.model))
+
+
+def test_the_shared_vocabulary_ends_at_the_last_row(config: DistillConfig, surplus: Path) -> None:
+    pair = load_models(replace(config, teacher=str(surplus)), {}, torch.float32)
+    assert len(pair.origin.tokenizer) == 261
+    assert pair.vocabulary == 259
 
 
 def test_an_adapter_is_a_student_and_can_be_pruned(config: DistillConfig, adapter: Path, text: Path) -> None:
