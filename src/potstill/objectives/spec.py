@@ -52,7 +52,7 @@ class ObjectiveSpec:
         uses_teacher: whether it needs any teacher.
         needs_teacher_model: whether it needs more than logits: the teacher's hidden states, weights or tokenizer.
         needs_only_last_hidden: whether the teacher's last hidden states and its head are enough; a cache can store
-        these.
+            these.
         supports_same_tokenizer: whether it works for a pair with one tokenizer.
         supports_cross_tokenizer: whether it works for a pair with two tokenizers.
         needs_edit_alignment: whether it needs pairs of rows of two tokenizers by minimum edit distance.
