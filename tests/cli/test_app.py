@@ -22,6 +22,7 @@ MEASURES = {
     "rouge_l",
     "parameters",
     "bytes",
+    "bfloat16_bytes",
     "prefill_tokens_per_second",
     "decode_tokens_per_second",
 }

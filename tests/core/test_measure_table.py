@@ -29,7 +29,7 @@ def test_a_table_shows_a_value_with_its_interval(
 
 def test_a_table_has_the_columns_that_some_model_has() -> None:
     models = [
-        {"perplexity": MEASURES["perplexity"].build(9.0, 1), "bytes": MEASURES["bytes"].build(9.0, 1)},
+        {"perplexity": MEASURES["perplexity"].build(9.0, 1), "parameters": MEASURES["parameters"].build(9.0, 1)},
         {"bits_per_byte": MEASURES["bits_per_byte"].build(1.0, 1)},
     ]
-    assert [info.name for info in list_columns(models)] == ["bits_per_byte", "bytes"]
+    assert [info.name for info in list_columns(models)] == ["bits_per_byte", "parameters"]

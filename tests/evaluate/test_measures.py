@@ -50,6 +50,7 @@ def test_all_names_units_and_directions_are_those_of_the_table(loaded):
         ("rouge_l", "F1 x 100", "higher", 2),
         ("parameters", "parameters", "lower", 1),
         ("bytes", "B", "lower", 1),
+        ("bfloat16_bytes", "B", "lower", 1),
         ("prefill_tokens_per_second", "tokens/s", "higher", 2),
         ("decode_tokens_per_second", "tokens/s", "higher", 2),
         ("peak_memory", "B", "lower", 1),
@@ -58,7 +59,7 @@ def test_all_names_units_and_directions_are_those_of_the_table(loaded):
     assert values["teacher_kl"] == pytest.approx(0, abs=1e-6)
     assert values["teacher_agreement"] == 1
     for one in found:
-        assert (one.low is None) == (one.name in {"parameters", "bytes", "peak_memory"})
+        assert (one.low is None) == (one.name in {"parameters", "bytes", "bfloat16_bytes", "peak_memory"})
         assert one.low is None or one.low <= one.value <= one.high
 
 
@@ -86,6 +87,10 @@ def test_bytes_lie_on_disk_where_they_do_and_else_in_memory(loaded):
     size = measure_size(loaded)[1]
     assert size.value == (loaded.path / "model.safetensors").stat().st_size
     assert "on disk" in size.note
+    loaded.model.to(torch.bfloat16).save_pretrained(loaded.path)
+    halved, compared = measure_size(loaded)[1:]
+    assert halved.value == pytest.approx(size.value / 2, rel=0.05)
+    assert compared.value == 2 * sum(p.numel() for p in loaded.model.parameters())
 
 
 def test_padding_rows_of_the_head_do_not_enter(loaded):

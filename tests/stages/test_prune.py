@@ -79,7 +79,12 @@ def test_the_readme_tells_a_stranger_what_it_is(stage: PruneConfig, teacher: Pat
 @pytest.mark.parametrize("layers_by", ["harm", "evenly"])
 def test_whole_layers_that_stay_are_the_teachers(teacher: Path, text: Path, tmp_path: Path, layers_by: str) -> None:
     stage = PruneConfig(
-        model=str(teacher), data=str(text), shape={"layers": 2}, layers_by=layers_by, calibration_tokens=256
+        model=str(teacher),
+        data=str(text),
+        shape={"layers": 2},
+        layers_by=layers_by,
+        calibration_tokens=256,
+        save_dtype="float32",
     )
     kept = stage.run(tmp_path / "made").details["kept_layers"]
     old, new = (AutoModelForCausalLM.from_pretrained(f).model.layers for f in (teacher, tmp_path / "made"))

@@ -15,6 +15,7 @@ from potstill.core.errors import UsageError
 log = logging.getLogger("potstill")
 RECOMPILE_LIMIT = 64  # two models, with and without gradients, in a few dtypes exceed torch's limit of 8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SAVE_DTYPES = {**DTYPES, "float16": torch.float16}
 
 
 def resolve_device(name: str = "auto") -> torch.device:

@@ -19,7 +19,8 @@ class MeasureInfo:
 
     `title` labels the axis of a chart and `column` heads a column, both in the unit shown, which is `unit` times
     `scale`. `decimals` is the number of digits after the point in a table. Only charts and JSON show a measure without
-    `in_tables`: perplexity repeats bits per byte, and peak memory belongs to one speed test.
+    `in_tables`: perplexity repeats bits per byte, bytes on disk depend on the precision of the file, and peak memory
+    belongs to one speed test.
     """
 
     name: str
@@ -100,8 +101,18 @@ MEASURES: Mapping[str, MeasureInfo] = {
         ),
         MeasureInfo(
             name="bytes",
-            title="weights (MiB)",
-            column="MiB",
+            title="weights on disk (MiB)",
+            column="MiB on disk",
+            unit="B",
+            better="lower",
+            kind="cost",
+            scale=MEBIBYTE,
+            in_tables=False,
+        ),
+        MeasureInfo(
+            name="bfloat16_bytes",
+            title="weights in bf16 (MiB)",
+            column="MiB in bf16",
             unit="B",
             better="lower",
             kind="cost",

@@ -65,7 +65,11 @@ def measure_rouge(answers: ScoredAnswers) -> Measure:
 
 
 def measure_size(loaded: LoadedModel) -> list[Measure]:
-    """`parameters` and `bytes`: those on disk if the model was loaded from there, else those in memory."""
+    """`parameters`, `bytes` and `bfloat16_bytes`.
+
+    `bytes` are those on disk if the model was loaded from there, else those in memory. `bfloat16_bytes` are those of
+    the parameters at two bytes each, so that models saved at different precisions compare.
+    """
     counts, memory_bytes = count_parameters(loaded.model), count_bytes_in_memory(loaded.model)
     breakdown = f"{counts.blocks:,} in blocks, {counts.embeddings:,} in embeddings"
     try:
@@ -79,6 +83,7 @@ def measure_size(loaded: LoadedModel) -> list[Measure]:
     return [
         MEASURES["parameters"].build(float(counts.total), 1, note=breakdown),
         MEASURES["bytes"].build(float(num_bytes), 1, note=note),
+        MEASURES["bfloat16_bytes"].build(2.0 * counts.total, 1, note=f"two bytes a parameter; {note}"),
     ]
 
 

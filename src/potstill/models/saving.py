@@ -4,15 +4,19 @@ transformers 5 writes rotary positions and tokenizers under new names. Release 4
 default without an error, and does not open the tokenizer. So the saved files hold the old names too.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.atomic_files import write_text
+from potstill.core.device import get_dtype_name
+from potstill.core.errors import UsageError
 
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
@@ -22,12 +26,53 @@ def save_model_folder(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
+    dtype: torch.dtype | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write weights, config, generation config and tokenizer of a model to `folder`."""
-    model.save_pretrained(folder, state_dict=state_dict)
+    """Write weights, config, generation config and tokenizer of a model to `folder`; the weights in `dtype`."""
+    with cast_weights(model, dtype or model.dtype):
+        model.save_pretrained(folder, state_dict=state_dict)
     tokenizer.save_pretrained(folder)
     add_legacy_fields(folder)
+
+
+@torch.no_grad()
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round the weights in place to values that `dtype` holds; they keep the dtype that they are stored in.
+
+    Raises: UsageError, before any weight changes, for a weight beyond the range of `dtype`.
+    """
+    largest = torch.finfo(dtype).max
+    for name, weight in _list_float_weights(model):
+        if float(weight.abs().amax()) > largest:
+            raise UsageError(
+                f"{name} has a weight beyond {largest:.5g}, the largest number of {get_dtype_name(dtype)}; give "
+                f"--save-dtype bfloat16"
+            )
+    for _, weight in _list_float_weights(model):
+        weight.copy_(weight.to(dtype))
+
+
+@contextlib.contextmanager
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block, the weights of `model` are in `dtype`; at its end they and the config are as before.
+
+    Buffers, such as rotary frequencies, stay as they are. Tied weights stay tied.
+    """
+    weights = {name: (weight, weight.data) for name, weight in _list_float_weights(model)}
+    config_dtype = model.config.dtype
+    try:
+        for weight, values in weights.values():
+            weight.data = values.to(dtype)
+        yield
+    finally:
+        for weight, values in weights.values():
+            weight.data = values
+        model.config.dtype = config_dtype
+
+
+def _list_float_weights(model: PreTrainedModel) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, weight) for name, weight in model.named_parameters() if weight.is_floating_point()]
 
 
 def add_legacy_fields(folder: Path) -> None:

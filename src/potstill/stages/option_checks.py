@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from potstill.core.device import SAVE_DTYPES
 from potstill.core.errors import UsageError
 from potstill.train import distributed
 from potstill.transforms.fit import AUTO, STRATEGIES
@@ -43,6 +44,14 @@ def check_strategy(name: str) -> None:
     Raises: UsageError.
     """
     check_choice("strategy", name, (AUTO, *STRATEGIES))
+
+
+def check_save_dtype(name: str) -> None:
+    """Refuse a data type in which weights are not saved.
+
+    Raises: UsageError.
+    """
+    check_choice("save-dtype", name, tuple(SAVE_DTYPES))
 
 
 def check_output_not_input(out: Path, *inputs: str | None) -> None:

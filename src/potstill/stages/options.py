@@ -31,6 +31,7 @@ STRATEGY = Option(
     "What to cut: depth, width, both, ffn (neurons only), or auto (depth for a share of 0.7 or more, both below).",
 )
 DOCUMENTS = Option(100, "Held-out documents to measure on.")
+SAVE_DTYPE = Option("bfloat16", "Data type of the saved weights: bfloat16, float32 or float16.")
 PROMPTS = Option(20, "Prompts to answer for ROUGE-L, on data with prompts and responses.")
 
 
@@ -111,6 +112,7 @@ class DistillOptions(TextOptions):
     device: str = DEVICE.field()
     dtype: str = DTYPE.field()
     documents: int = DOCUMENTS.field()
+    save_dtype: str = SAVE_DTYPE.field()
     skip_doctor: bool = Option(False, "Train even if a check of teacher and student fails.").field()
     allow_pickle: bool = ALLOW_PICKLE.field()
     trust_remote_code: bool = TRUST_REMOTE_CODE.field()
@@ -175,6 +177,7 @@ class PruneOptions(TextOptions):
     calibration_tokens: int = Option(
         8192, "Tokens of the data on which importance and harm are measured.", on_command_line=False
     ).field()
+    save_dtype: str = SAVE_DTYPE.field()
     seed: int = SEED.field()
     device: str = DEVICE.field()
     dtype: str = DTYPE.field()

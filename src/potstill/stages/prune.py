@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from potstill.core.atomic_files import atomic_folder
 from potstill.core.card import Card
-from potstill.core.device import resolve_device, resolve_dtype
+from potstill.core.device import SAVE_DTYPES, resolve_device, resolve_dtype
 from potstill.core.errors import InfeasibleTarget
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model, import_model
@@ -18,11 +18,13 @@ from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.quantization import check_trainable
 from potstill.models.tokenizers.vocabulary import check_token_id
+from potstill.models.saving import round_weights
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import DatasetConfig, load_calibration_batches
 from potstill.stages.model_card import write_card
 from potstill.stages.option_checks import (
     check_choice,
+    check_save_dtype,
     check_single_process,
     check_size_options,
     check_strategy,
@@ -54,6 +56,7 @@ class PruneConfig(PruneOptions):
         check_size_options({"keep": self.keep, "params": self.params}, has_alternative=bool(self.shape))
         check_strategy(self.strategy)
         check_choice("layers-by", self.layers_by, ("harm", "evenly"))
+        check_save_dtype(self.save_dtype)
 
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False) -> Card:
         """Prunes, saves, reloads and compares the logits; the folder appears only if all steps succeed.
@@ -65,8 +68,12 @@ class PruneConfig(PruneOptions):
             check_trainable(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
             loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
             student, card = self.apply(loaded)
+            save_dtype = SAVE_DTYPES[self.save_dtype]
+            round_weights(student, save_dtype)
             with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
-                record = save_checked_model(student, loaded, folder, trust_remote_code=self.trust_remote_code)
+                record = save_checked_model(
+                    student, loaded, folder, dtype=save_dtype, trust_remote_code=self.trust_remote_code
+                )
                 card = replace(card, invariants=[record])
                 write_card(folder, card, title=out.name)
         return card

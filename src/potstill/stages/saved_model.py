@@ -16,16 +16,21 @@ from potstill.models.saving import save_model_folder
 
 
 def save_model(
-    model: PreTrainedModel, origin: LoadedModel, folder: Path, *, state_dict: Mapping[str, Tensor] | None = None
+    model: PreTrainedModel,
+    origin: LoadedModel,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Save a stock folder: weights (or those of `state_dict` alone), config, generation config, tokenizer.
+    """Save a stock folder: weights in `dtype` (or those of `state_dict` alone), config, generation config, tokenizer.
 
     The generation config names every token that ends an answer, those of the chat template too.
     """
     model.generation_config = copy.deepcopy(origin.model.generation_config) or GenerationConfig()
     stop_tokens = list_stop_tokens(origin.model, origin.tokenizer)
     model.generation_config.eos_token_id = stop_tokens if len(stop_tokens) > 1 else next(iter(stop_tokens), None)
-    save_model_folder(model, origin.tokenizer, folder, state_dict=state_dict)
+    save_model_folder(model, origin.tokenizer, folder, dtype=dtype, state_dict=state_dict)
 
 
 @torch.no_grad()
@@ -46,15 +51,21 @@ def compute_reload_gap(model: PreTrainedModel, folder: Path, *, trust_remote_cod
 
 
 def save_checked_model(
-    model: PreTrainedModel, origin: LoadedModel, folder: Path, *, trust_remote_code: bool = False
+    model: PreTrainedModel,
+    origin: LoadedModel,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, str]:
-    """Save a model and reload it; the record that says that it reloads to the same logits.
+    """Save a model in `dtype` and reload it; the record that says that it reloads to the same logits.
 
+    The weights of `model` have to be values of `dtype` (`round_weights`), so that what is measured is what is saved.
     Too little memory for a second copy is recorded, and the saved model stays.
 
     Raises: ArtifactError if it does not.
     """
-    save_model(model, origin, folder)
+    save_model(model, origin, folder, dtype=dtype)
     try:
         gap = compute_reload_gap(model, folder, trust_remote_code=trust_remote_code)
     except (MemoryError, torch.OutOfMemoryError):

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 
 from potstill.core.atomic_files import write_text
 from potstill.core.card import Card
+from potstill.core.device import SAVE_DTYPES
 from potstill.core.types import Measure
+from potstill.models.saving import round_weights
 from potstill.stages.console import explain_write_errors, show_status
 from potstill.stages.publication import publish
 from potstill.stages.rehearsal import rehearse
@@ -130,7 +132,11 @@ def train_model(run: TrainingRun, folder: Path, *, title: str, resume: bool, sho
 
 
 def export_student(run: TrainingRun) -> PreTrainedModel:
-    """The trained student as a stock model, with its adapters merged."""
+    """The trained student as a stock model: adapters merged, weights rounded to the dtype of the saved folder.
+
+    It is measured after this, so that the measures are those of the saved model.
+    """
     model = run.module.student
     student: PreTrainedModel = run.student if get_adapter_weights(model) is None else merge_adapters(model)
+    round_weights(student, SAVE_DTYPES[run.config.save_dtype])
     return student.eval()

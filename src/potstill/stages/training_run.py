@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.core.card import Parent
-from potstill.core.device import get_dtype_name
+from potstill.core.device import SAVE_DTYPES, get_dtype_name
 from potstill.core.types import Measure
 from potstill.models.load import LoadedModel
 from potstill.stages.preflight import StageInputs
@@ -34,6 +34,8 @@ class TrainingConfig(Protocol):
     def inputs(self) -> StageInputs: ...
     @property
     def trust_remote_code(self) -> bool: ...
+    @property
+    def save_dtype(self) -> str: ...
     def to_dict(self) -> dict[str, Any]: ...
 
 
@@ -116,4 +118,5 @@ class TrainingRun(ABC):
 
     def save(self, student: PreTrainedModel, folder: Path) -> dict[str, str]:
         """Write the student to `folder`; the record that says whether it reloads to the same logits."""
-        return save_checked_model(student, self.origin, folder, trust_remote_code=self.config.trust_remote_code)
+        dtype, trust_remote_code = SAVE_DTYPES[self.config.save_dtype], self.config.trust_remote_code
+        return save_checked_model(student, self.origin, folder, dtype=dtype, trust_remote_code=trust_remote_code)

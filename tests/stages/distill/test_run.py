@@ -57,7 +57,7 @@ def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: Trainin
     }
     assert not list(tmp_path.glob(".made*"))
     assert (run.out / "curve.png").read_bytes().startswith(b"\x89PNG")
-    opened = AutoModelForCausalLM.from_pretrained(run.out)
+    opened = AutoModelForCausalLM.from_pretrained(run.out, dtype=torch.float32)
     ids = torch.arange(3, 40)[None]
     assert torch.allclose(opened(ids).logits, run.model(ids).logits, atol=1e-5)
 
@@ -126,7 +126,7 @@ def test_the_readme_tells_a_stranger_what_it_is(run: TrainingResult, teacher: Pa
 
 def test_the_baseline_is_the_student_that_training_begins_with(stage: DistillConfig, tmp_path: Path) -> None:
     settings = replace(SETTINGS, tokens=128, learning_rate=1e-12)
-    run = distill(replace(stage, settings=settings), tmp_path / "made", show=False)
+    run = distill(replace(stage, settings=settings, save_dtype="float32"), tmp_path / "made", show=False)
     before, after = run.measures["before training"], run.measures["made"]
     assert [m.value for m in before] == pytest.approx([m.value for m in after[: len(before)]], rel=1e-4)
     assert {m.name for m in before} >= {"bits_per_byte", "teacher_kl", "teacher_agreement"}
@@ -265,7 +265,7 @@ def test_a_student_of_its_own(
 
 
 def test_lora_trains_little_and_ships_a_stock_model(stage: DistillConfig, teacher: Path, tmp_path: Path) -> None:
-    run = distill(replace(stage, lora=2), tmp_path / "made", show=False)
+    run = distill(replace(stage, lora=2, save_dtype="float32"), tmp_path / "made", show=False)
     made = AutoModelForCausalLM.from_pretrained(run.out)
     assert type(made).__name__ == "LlamaForCausalLM"
     assert not list(run.out.glob("adapter*"))

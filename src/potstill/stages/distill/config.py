@@ -17,7 +17,7 @@ from potstill.stages.distill.validation import (
     check_top_k,
     check_tracker,
 )
-from potstill.stages.option_checks import check_size_options, check_strategy
+from potstill.stages.option_checks import check_save_dtype, check_size_options, check_strategy
 from potstill.stages.options import DistillOptions
 from potstill.stages.preflight import StageInputs
 from potstill.stages.stage import to_plain_dict
@@ -57,6 +57,7 @@ class DistillConfig(DistillOptions):
         check_top_k(self.top_k, options.sources)
         check_lora_rank(self.lora)
         check_documents(self.documents)
+        check_save_dtype(self.save_dtype)
         for tracker in self.settings.report_to:
             check_tracker(tracker)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from potstill.core.blueprint import Blueprint
+from potstill.core.device import SAVE_DTYPES
 from potstill.core.errors import ArtifactError, UnsupportedModel
 from potstill.core.memory import read_resident_memory, trim_memory
 from potstill.data.packing import Packs
@@ -53,6 +54,7 @@ def build_workload(
         lora=config.lora,
         shards=distributed.world_size() if config.settings.shard else 1,
         compute_bytes=dtype.itemsize,
+        saved_bytes=SAVE_DTYPES[config.save_dtype].itemsize,
         objective=config.objective,
         teacher_tokenization=teacher_tokenization,
         more_teachers=more_teachers,

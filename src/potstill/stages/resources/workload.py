@@ -41,6 +41,7 @@ class Workload:
     lora: int = 0
     shards: int = 1
     compute_bytes: int = 2
+    saved_bytes: int = 2  # of a weight of the final folder
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     teacher_tokenization: TeacherTokenization | None = None
     more_teachers: tuple[Blueprint, ...] = ()
@@ -220,7 +221,7 @@ class Workload:
         size = count_blueprint_parameters(self.student).total
         weights = FLOAT32_BYTES * (num_trained if self.lora else size + self.objective_cost.weights)
         checkpoint = weights + 2 * FLOAT32_BYTES * num_trained + tokenizer_bytes + STATE_BYTES
-        final = FLOAT32_BYTES * size + tokenizer_bytes + DOCUMENT_BYTES + METRICS_LINE_BYTES * settings.steps
+        final = self.saved_bytes * size + tokenizer_bytes + DOCUMENT_BYTES + METRICS_LINE_BYTES * settings.steps
         saves = -(-settings.steps // (settings.save_every or max(10, settings.steps // 10)))
         spare = 1 if settings.patience else 0
         checkpoint_peak = min(saves, MAX_CHECKPOINTS + spare + 1) * checkpoint
