@@ -1,47 +1,211 @@
-"""The commands `distill`, `prune` and `measure` as Python functions, with the same options and defaults."""
+"""The commands as Python functions, with the same options, names and defaults.
 
-import inspect
+Every function takes its options as keywords; `help(potstill.distill)` lists them. A model is a name, a path, what
+`potstill.load` returns, or `(model, tokenizer)`. Data is a name, a path, a `datasets.Dataset`, or rows as dicts.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.core.card import Card
-from potstill.core.errors import UsageError
-from potstill.core.options import list_options, make_signature
+from potstill.core.device import resolve_device, resolve_dtype
+from potstill.core.results import MeasureTable, Report
+from potstill.models.load import LoadedModel, load_model
+from potstill.objectives.config import ObjectiveConfig
+from potstill.stages.arena.arena import Arena
+from potstill.stages.cache_teacher import CacheTeacherConfig
+from potstill.stages.caller_objects import DataSource, ModelSource
+from potstill.stages.checks.report import FAIL
+from potstill.stages.dataset import describe_dataset
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill as run_distill
+from potstill.stages.doctor import Doctor
+from potstill.stages.frontier import draw_frontier
+from potstill.stages.generate_dataset import GenerateDatasetConfig
+from potstill.stages.generate_text import generate_text
+from potstill.stages.keyword_options import check_generation, choose_budget, get_defaults, take_options
 from potstill.stages.measure import MeasureConfig
-from potstill.stages.options import DistillOptions
+from potstill.stages.options import (
+    ArenaOptions,
+    CacheTeacherOptions,
+    DistillOptions,
+    DoctorOptions,
+    GenerateDatasetOptions,
+    MeasureOptions,
+    PlanOptions,
+    PruneOptions,
+)
+from potstill.stages.plan.plan import Plan
 from potstill.stages.prune import PruneConfig
 from potstill.stages.training import TrainingResult
 
 
+@take_options(DistillOptions)
 def distill(*, out: str | Path, overwrite: bool = False, resume: bool = False, **options: Any) -> TrainingResult:
     """Train a small student to predict like a teacher, and measure both; write the model and its card to `out`.
 
-    `options` are the options of `potstill distill` by the same names, such as `teacher`, `keep`, `data`, `objective`,
-    `tokens` and `lr`, and the other fields of `DistillConfig` and `TrainConfig`. `inspect.signature(distill)` and
-    `help(distill)` list them with their defaults. Give several teachers as a sequence of `NAME=TEACHER`.
+    Give several teachers as a sequence of `NAME=TEACHER`, and your own loss as a function or class.
 
     Raises: PotstillError, as the command line does; UsageError for an unknown option.
     """
-    names = {option.name for option in list_options(DistillOptions)} | {"learning_rate"}
-    if unknown_names := sorted(set(options) - names):
-        raise UsageError(f"distill has no option {unknown_names[0]!r}; it has {', '.join(sorted(names))}")
     return run_distill(DistillConfig.from_options(options), Path(out), overwrite=overwrite, resume=resume)
 
 
-distill.__signature__ = make_signature(  # type: ignore[attr-defined]
-    DistillOptions,
-    *[p for p in inspect.signature(distill).parameters.values() if p.kind is p.KEYWORD_ONLY],
-    returns=TrainingResult,
-)
+@take_options(PruneOptions)
+def prune(model: ModelSource, *, out: str | Path, overwrite: bool = False, **options: Any) -> Report:
+    """Prune `model` to a number of parameters, check that it reloads to the same logits, and return its card.
+
+    `shape` gives exact sizes, such as `{"layers": 20, "kv_heads": 3, "ffn": 1024, "hidden": 512}`.
+
+    Raises: PotstillError, as the command line does.
+    """
+    stage = PruneConfig(model=str(model), **options)
+    return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite).to_dict()})
 
 
-def prune(model: str, *, out: str | Path, overwrite: bool = False, **options: Any) -> Card:
-    """Prune `model` to a number of parameters; `options` are the fields of `PruneConfig`."""
-    return PruneConfig(model=model, **options).run(Path(out), overwrite=overwrite)
+@take_options(MeasureOptions)
+def measure(*models: ModelSource, out: str | Path | None = None, **options: Any) -> MeasureTable:
+    """Measure the quality and speed of models, by name; `out` also keeps the measures as JSON, for `frontier`.
+
+    Raises: PotstillError, as the command line does.
+    """
+    stage = MeasureConfig(models=tuple(map(str, models)), **options)
+    return MeasureTable(stage.run(None if out is None else Path(out))["models"])
 
 
-def measure(*models: str, **options: Any) -> dict[str, Any]:
-    """Measure the quality and speed of models; `options` are the fields of `MeasureConfig`."""
-    return MeasureConfig(models=models, **options).run()
+def frontier(*sources: str | Path, out: str | Path = "frontier.html", title: str = "Quality against cost") -> Report:
+    """Draw measured models on one chart of quality against cost, as HTML and PNG; return its points and files.
+
+    Raises: PotstillError, as the command line does.
+    """
+    return Report(draw_frontier([Path(source) for source in sources], Path(out), title=title))
+
+
+@take_options(GenerateDatasetOptions)
+def generate(
+    model: ModelSource,
+    prompt: str | None = None,
+    *,
+    data: DataSource | None = None,
+    out: str | Path | None = None,
+    raw: bool = False,
+    ignore_generation_config: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> str | Report:
+    """The answer to `prompt`; or answers to all prompts of `data`, written to `out` as a data set, with its card.
+
+    Raises: PotstillError, as the command line does.
+    """
+    check_generation(prompt=prompt, data=data, out=out)
+    if data is not None and out is not None:
+        stage = GenerateDatasetConfig(model=str(model), data=str(data), **options)
+        return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite, resume=resume)})
+    names = ("max_tokens", "temperature", "device", "seed", "allow_pickle", "trust_remote_code")
+    defaults = get_defaults(GenerateDatasetOptions)
+    values = {name: options.get(name, defaults[name]) for name in names}
+    answer = generate_text(
+        str(model), str(prompt), raw=raw, ignore_generation_config=ignore_generation_config, **values
+    )
+    return str(answer["text"])
+
+
+@take_options(PlanOptions)
+def plan(*, out: str | Path = ".", **options: Any) -> Report:
+    """Estimate memory, disk and time of `distill` with the same options; it writes nothing.
+
+    Raises: PotstillError, as the command line does.
+    """
+    rest = {name: options.pop(name) for name in ("measure",) if name in options}
+    return Report(Plan(distill=DistillConfig.from_options(options), **rest).run(Path(out)))
+
+
+@take_options(DoctorOptions, leave_out=("teacher",))
+def doctor(*, teacher: ModelSource | Sequence[str | Path], **options: Any) -> Report:
+    """Check that training computes the right loss for your teacher, student and data: `passed`, and all `checks`.
+
+    Raises: PotstillError, as the command line does.
+    """
+    objective = ObjectiveConfig.from_options(options)
+    rest = {name: value for name, value in options.items() if name not in ("objective", "cross_entropy", "temperature")}
+    checks = Doctor(teacher=teacher, objective=objective, **rest).run()  # type: ignore[arg-type]
+    return Report(
+        {"passed": all(c.outcome != FAIL for c in checks), "checks": [Report(check.to_dict()) for check in checks]}
+    )
+
+
+@take_options(ArenaOptions, leave_out=("objective", "tokens", "seconds"))
+def arena(
+    *,
+    out: str | Path,
+    objectives: Sequence[str],
+    tokens: int | str | None = None,
+    seconds: float | None = None,
+    seeds: Sequence[int] = (1, 2, 3),
+    overwrite: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> Report:
+    """Train the same student with each of `objectives`, with equal data, seeds and budget, and compare the students.
+
+    The budget is `tokens` or `seconds`; by default 200k tokens.
+
+    Raises: PotstillError, as the command line does.
+    """
+    rest = {name: options.pop(name) for name in ("prompts",) if name in options}
+    stage = Arena(
+        common=DistillConfig.from_options(options),
+        objectives=tuple(objectives),
+        tokens=choose_budget(tokens, seconds),
+        seconds=seconds,
+        seeds=tuple(seeds),
+        **rest,
+    )
+    return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite, resume=resume, show=False)})
+
+
+@take_options(CacheTeacherOptions)
+def cache(
+    *, teacher: ModelSource, out: str | Path, overwrite: bool = False, resume: bool = False, **options: Any
+) -> Report:
+    """Store a teacher's log-probabilities for a data set, for `distill(teacher_cache=...)`; return the manifest.
+
+    Raises: PotstillError, as the command line does.
+    """
+    stage = CacheTeacherConfig(teacher=str(teacher), **options)
+    manifest = stage.run(Path(out), overwrite=overwrite, resume=resume, show=False)
+    return Report({"out": str(out), **manifest.to_dict()})
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """A model with its tokenizer, as `.model` and `.tokenizer`; every function takes the result as a model.
+
+    Raises: NotFound, UnsafeModel, ArtifactError, UnsupportedModel.
+    """
+    place = resolve_device(device)
+    return load_model(
+        model,
+        device=place,
+        dtype=resolve_dtype(dtype, device_type=str(place)),
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+@take_options(None)
+def data(
+    source: DataSource, *, tokenizer: str = "smollm2", context: int = 512, split: str = "train", columns: str = ""
+) -> Report:
+    """Describe a data set: its kind, size, the share of trained tokens, and examples in trained and other pieces.
+
+    Raises: PotstillError, as the command line does.
+    """
+    return Report(describe_dataset(str(source), tokenizer, context=context, split=split, columns=columns))

@@ -10,7 +10,8 @@ import typer.main
 
 from potstill.cli.app import app
 from potstill.cli.commands.arena import arena, parse_seeds
-from potstill.cli.options import format_count, parse_count, read_options
+from potstill.cli.options import read_options
+from potstill.core.counts import format_count, parse_count
 from potstill.core.errors import UsageError
 from potstill.core.options import SEED, list_options
 from potstill.stages.arena.arena import Arena

@@ -38,8 +38,29 @@ def test_the_python_example_runs(
 ) -> None:
     (example,) = blocks("python")
     monkeypatch.chdir(tmp_path)
-    short = example.replace("tokens=200_000", "tokens=4_096")
+    short = example.replace('tokens="200k"', 'tokens="4k"')
     assert short != example
     exec(compile(short, "README.md", "exec"), {})
-    assert "bits_per_byte" in capsys.readouterr().out
+    assert "bits per byte" in capsys.readouterr().out
     assert (tmp_path / "student" / "model.safetensors").is_file()
+
+
+def test_the_python_example_runs_on_other_models_and_rows(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    tiny_llama: Any,
+    tiny_tokenizer: Any,
+) -> None:
+    (example,) = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    names = {"teacher": (tiny_llama, tiny_tokenizer), "rows": [{"text": f"{n} stills boil"} for n in range(40)]}
+    changes = {'"smollm2"': "teacher", '"stdlib"': "rows, context=32, batch_tokens=64, documents=4", '"200k"': "128"}
+    for old, new in changes.items():
+        assert old in example
+        example = example.replace(old, new)
+    exec(compile(example, "README.md", "exec"), names)
+    output = capsys.readouterr()
+    assert "bits per byte" in output.out
+    assert "Warning" not in output.err
+    assert str(tmp_path.parent) not in (tmp_path / "student" / "card.json").read_text()

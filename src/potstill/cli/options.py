@@ -3,13 +3,13 @@
 import dataclasses
 import inspect
 import os
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
+from potstill.core.counts import format_count, parse_count
 from potstill.core.errors import ArtifactError, NotFound, UsageError
 from potstill.core.options import (
     ALLOW_PICKLE,
@@ -61,9 +61,6 @@ SIZE_OPTIONS = ("student", "keep", "params")  # one of them; the command line's 
 CALL_OPTIONS = ("out", "config", "overwrite", "resume", "dry_run", "as_json")  # of the call, not of the run
 
 COUNT_OPTIONS = ("tokens", "params")  # written as 200k or 60M
-
-COUNT_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgb]?)", re.IGNORECASE)
-UNIT_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
 
 def take_options(
@@ -124,28 +121,6 @@ def read_options(options_class: type, options: Mapping[str, Any]) -> dict[str, A
         if option.is_count:
             values[field_name] = parse_count(options[name])
     return values
-
-
-def parse_count(text: str | int | None) -> int | None:
-    """`60M`, `200k` or `1.5G` as a number.
-
-    Raises: UsageError for any other text.
-    """
-    if text is None:
-        return text
-    match = COUNT_PATTERN.fullmatch(str(text).strip().replace("_", "").replace(",", ""))
-    number = 0 if match is None else round(float(match[1]) * UNIT_FACTORS[match[2].lower()])
-    if number < 1:
-        raise UsageError(f"{text!r} is not a count; write 200000, 200k or 60M")
-    return number
-
-
-def format_count(number: int | None) -> str | None:
-    """A count in its largest whole unit: `200k`, `2M`."""
-    if number is None:
-        return None
-    factor, unit = max((factor, unit) for unit, factor in UNIT_FACTORS.items() if number % factor == 0)
-    return f"{number // factor}{unit if unit == 'k' else unit.upper()}"
 
 
 def get_teachers(teachers: Sequence[str] | None) -> str | tuple[str, ...]:

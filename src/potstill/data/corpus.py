@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 
 from potstill.core.errors import DataError, NotFound, UsageError
+from potstill.core.in_memory import resolve_path
 from potstill.data import docstrings, hub
 from potstill.data.files import (
     Record,
@@ -123,7 +124,7 @@ def load_corpus(
         raise UsageError(f"limit is {limit}; at least one document is needed")
     reader = RowReader(columns, route, on_bad_row=check_bad_row_policy(on_bad_row))
     name = os.fspath(name)
-    path = Path(name).expanduser()
+    path = resolve_path(name)
     if name == "stdlib":
         if route is not None:
             raise UsageError(f"stdlib has no column {route.column!r} to route by; give other --data")

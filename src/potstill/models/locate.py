@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from potstill.core.errors import MissingDependency, NotFound, UsageError
+from potstill.core.in_memory import resolve_path
 from potstill.models.folder_checks import PICKLE_PATTERNS, check_no_pointer
 from potstill.models.gguf_files import find_gguf_file, find_gguf_files, is_gguf_file
 
@@ -35,7 +36,7 @@ def locate_model(name: str | Path, *, allow_pickle: bool = False, trust_remote_c
     if re.match(r"https?://", str(name)):
         raise NotFound(f"{name} is a server, and this command needs weights; only distill can use a server")
     try:
-        path = Path(name).expanduser()
+        path = resolve_path(name)
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # no such user, a name that is too long, a null byte
         raise NotFound(f"{str(name)[:80]!r} cannot be a path ({error}); give a folder or a hub id") from error

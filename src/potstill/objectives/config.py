@@ -3,8 +3,10 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.core.types import Objective
@@ -84,6 +86,19 @@ class ObjectiveConfig(ObjectiveChoice):
             return cls(name=text, cross_entropy=cross_entropy, temperature=temperature)
         term = parse_term(text, temperature)
         return cls(name=term.name, cross_entropy=cross_entropy, temperature=temperature, options=term.options)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "ObjectiveConfig":
+        """The objective of a stage's options, with defaults for those that are absent.
+
+        Raises: UsageError.
+        """
+        defaults = ObjectiveChoice()
+        return cls.parse(
+            options.get("objective", defaults.name),
+            cross_entropy=options.get("cross_entropy", defaults.cross_entropy),
+            temperature=options.get("temperature", defaults.temperature),
+        )
 
     @property
     def is_sum(self) -> bool:

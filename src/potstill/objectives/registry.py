@@ -1,4 +1,4 @@
-"""All objectives by name: cross-entropy, the divergences, the registered methods, and those of a user's file."""
+"""All objectives by name: cross-entropy, the divergences, the registered methods, and those of users."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -8,7 +8,7 @@ from potstill.core.errors import UsageError
 from potstill.objectives.cross_entropy import CROSS_ENTROPY, CROSS_ENTROPY_SPEC
 from potstill.objectives.logit_distillation import make_divergence_spec
 from potstill.objectives.spec import ObjectiveSpec, list_registered_specs
-from potstill.objectives.user_file import is_user_objective, make_user_spec
+from potstill.objectives.user_file import is_user_objective, list_plugins, make_user_spec
 from potstill.ops.divergence import DIVERGENCES
 
 # The files whose objectives are registered, in the order in which help and errors list them.
@@ -37,7 +37,7 @@ TEXT_OPTIONS = frozenset(option for spec in OBJECTIVE_SPECS.values() for option 
 
 def list_objective_names() -> tuple[str, ...]:
     """Every name that `--objective` accepts; it also accepts FILE.py:FUNCTION."""
-    return (CROSS_ENTROPY, *DIVERGENCES, *OBJECTIVE_SPECS)
+    return (CROSS_ENTROPY, *DIVERGENCES, *OBJECTIVE_SPECS, *list_plugins())
 
 
 def find_spec(name: str) -> ObjectiveSpec:

@@ -1,4 +1,7 @@
-"""Loads objectives from a user's own file: `--objective FILE.py:NAME`, with NAME a divergence function or a class.
+"""Loads a user's own objectives: from a file (`--objective FILE.py:NAME`), a package, or a Python call.
+
+NAME is a divergence function or a class. A package names it under the entry points `potstill.objectives`, and then
+`--objective NAME` takes it. `distill(objective=NAME)` takes the function or class itself.
 
 A divergence is a plain function (teacher's logits [N V], student's logits [N V]) -> [N], as those of `ops.divergence`.
 Its keyword arguments are its options. It runs eagerly under autograd, a few rows at a time, without a fused kernel.
@@ -13,13 +16,14 @@ the defaults.
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from hashlib import sha256
-from inspect import Parameter, isclass, signature
+from importlib.metadata import EntryPoint, entry_points
+from inspect import Parameter, getsource, getsourcefile, isclass, signature
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -29,9 +33,12 @@ from potstill.core.types import Objective
 from potstill.objectives.logit_distillation import logit_distillation_cost, make_divergence_spec
 from potstill.objectives.model_info import PairInfo
 from potstill.objectives.spec import ObjectiveOptions, ObjectiveSpec
-from potstill.ops.divergence import Divergence
+from potstill.ops.divergence import DIVERGENCES, Divergence
 
 USER_OBJECTIVE = re.compile(r"(?P<file>.+\.py):(?P<symbol>[A-Za-z_]\w*)")
+PLUGIN_GROUP = "potstill.objectives"  # the entry points of packages that bring an objective
+ObjectiveSource: TypeAlias = str | Callable[..., Any]
+_CALLABLES: dict[str, Callable[..., Any]] = {}  # what Python calls gave as `objective`, by name
 DIGEST_OPTION = "sha256"  # the option under which a card keeps the digest of the file
 CLASS_FACTS = ("uses_teacher", "needs_teacher_model", "supports_same_tokenizer", "supports_cross_tokenizer")
 PASSED_ARGUMENTS = ("pair", "temperature")  # arguments of a class that are no options
@@ -39,34 +46,101 @@ ZERO_TOLERANCE = 1e-4  # nats; a divergence above it for equal rows gets a warni
 
 
 def is_user_objective(name: str) -> bool:
-    """Whether the name has the form FILE.py:NAME."""
-    return USER_OBJECTIVE.fullmatch(name) is not None
+    """Whether the name has the form FILE.py:NAME, or is that of another package's objective."""
+    return USER_OBJECTIVE.fullmatch(name) is not None or name in list_plugins()
+
+
+@cache
+def list_plugins() -> Mapping[str, EntryPoint]:
+    """The objectives of installed packages, by name; a divergence of potstill keeps its name."""
+    return {plugin.name: plugin for plugin in entry_points(group=PLUGIN_GROUP) if plugin.name not in DIVERGENCES}
+
+
+def name_objective(objective: ObjectiveSource) -> str:
+    """The name of an objective; a function or class gets the name FILE.py:NAME of its own file.
+
+    Raises: UsageError for an object without a name of its own, such as a lambda.
+    """
+    if isinstance(objective, str):
+        return objective
+    symbol = getattr(objective, "__name__", "")
+    if not callable(objective) or not symbol.isidentifier():
+        raise UsageError(f"{objective!r} is no objective; give a name, a function defined with def, or a class")
+    name = f"{_find_file_name(objective)}:{symbol}"
+    _CALLABLES[name] = objective
+    return name
+
+
+def _find_file_name(objective: Callable[..., Any]) -> str:
+    """The file of a function below the working folder, else the bare name; `memory.py` for one of a console."""
+    file = _find_source_file(objective)
+    if file is None or file.suffix != ".py":
+        return "memory.py"
+    return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else file.name
+
+
+def _find_source_file(objective: Callable[..., Any]) -> Path | None:
+    try:
+        file = Path(getsourcefile(objective) or "")
+    except TypeError:  # of a console
+        return None
+    return file.resolve() if file.is_file() else None
+
+
+def _read_source(objective: Callable[..., Any]) -> bytes:
+    """The file of a function or class; of a console its text, or else its bytecode."""
+    if file := _find_source_file(objective):
+        return file.read_bytes()
+    try:
+        return getsource(objective).encode()
+    except (OSError, TypeError):
+        code = getattr(objective, "__code__", None)
+        return repr(objective).encode() if code is None else code.co_code + repr(code.co_consts).encode()
 
 
 def compute_digest(name: str) -> str:
-    """The SHA-256 of the file in FILE.py:NAME, in hexadecimal.
+    """The SHA-256 of the file that defines a user's objective, in hexadecimal.
 
     Raises: NotFound if there is no such file.
     """
+    if name in _CALLABLES or name in list_plugins():
+        return sha256(_read_source(load_symbol(name))).hexdigest()
     return sha256(_read_file(_split_name(name)[0])).hexdigest()
 
 
 def get_label(name: str) -> str:
     """The name of an objective's term: NAME of FILE.py:NAME, and any other name as it is."""
-    return _split_name(name)[1] if is_user_objective(name) else name
+    return _split_name(name)[1] if USER_OBJECTIVE.fullmatch(name) else name
 
 
 def load_symbol(name: str) -> Callable[..., Any]:
-    """The function or class of FILE.py:NAME; the file runs once for each content.
+    """The function or class of a user's objective; a file runs once for each content.
 
     Raises: NotFound if there is no such file; UsageError if it fails to run or does not define the name.
     """
+    if name in _CALLABLES:
+        return _CALLABLES[name]
+    if name in list_plugins():
+        return _load_plugin(list_plugins()[name])
     file, symbol = _split_name(name)
     module = _run_file(file, _read_file(file))
     value = getattr(module, symbol, None)
     if not callable(value):
         names = [key for key, item in vars(module).items() if getattr(item, "__module__", None) == module.__name__]
         raise UsageError(f"{file} defines no function or class {symbol!r}; it defines {', '.join(names) or 'none'}")
+    return cast(Callable[..., Any], value)
+
+
+def _load_plugin(plugin: EntryPoint) -> Callable[..., Any]:
+    try:
+        value = plugin.load()
+    except Exception as error:
+        raise UsageError(
+            f"the objective {plugin.name} of the entry point {plugin.value} does not load: {type(error).__name__}: "
+            f"{error}; mend or uninstall its package"
+        ) from error
+    if not callable(value):
+        raise UsageError(f"the entry point {plugin.value} is no function or class; correct it in its package")
     return cast(Callable[..., Any], value)
 
 

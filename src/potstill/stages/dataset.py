@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, UsageError
+from potstill.core.in_memory import resolve_path
 from potstill.core.types import Batch
 from potstill.data.corpus import Corpus, load_corpus, remove_held_out
 from potstill.data.files import has_named_splits
@@ -194,7 +194,7 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
     Raises: UsageError where one of both paths contains the other; NotFound, DataError as `load_corpus` does.
     """
     columns, eval_data = parse_columns(config.columns), config.data if config.eval_data is None else config.eval_data
-    data_path, eval_path = (Path(name).expanduser().resolve() for name in (config.data, eval_data))
+    data_path, eval_path = (resolve_path(name).resolve() for name in (config.data, eval_data))
     if eval_data == config.data or (eval_path.exists() and eval_path == data_path):
         return load_corpus(
             config.data, split="validation", columns=columns, route=config.route, on_bad_row=config.on_bad_row

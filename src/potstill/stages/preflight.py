@@ -8,6 +8,7 @@ from pathlib import Path
 
 from potstill.core.atomic_files import find_existing_folder
 from potstill.core.errors import ArtifactError, DataError, MissingDependency, NotFound
+from potstill.core.in_memory import resolve_path
 from potstill.data import hub
 from potstill.data.files import get_format
 from potstill.evaluate.size import count_bytes_on_disk
@@ -57,7 +58,7 @@ class StageInputs:
 
         Raises: ArtifactError.
         """
-        path = Path(self.origin).expanduser() if self.origin else None
+        path = resolve_path(self.origin) if self.origin else None
         if path is None or not path.exists():
             return
         try:
@@ -87,7 +88,7 @@ def check_model_name(name: str) -> None:
 
     Raises: NotFound, ArtifactError, MissingDependency.
     """
-    path = Path(name).expanduser()
+    path = resolve_path(name)
     if name == PACKAGED_MODEL:
         get_packaged_path()
     elif not is_address(name) and (is_there(path) or not HUB_ID.fullmatch(name)):
@@ -99,7 +100,7 @@ def check_data_name(name: str) -> None:
 
     Raises: NotFound, DataError.
     """
-    path = Path(name).expanduser()
+    path = resolve_path(name)
     if is_there(path):
         check_readable(path, DataError)
     elif name != "stdlib" and (not hub.DATASET_ID.fullmatch(name) or get_format(path)):

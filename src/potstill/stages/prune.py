@@ -17,8 +17,8 @@ from potstill.models.families.registry import export_model, import_model
 from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.quantization import check_trainable
-from potstill.models.tokenizers.vocabulary import check_token_id
 from potstill.models.saving import round_weights
+from potstill.models.tokenizers.vocabulary import check_token_id
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import DatasetConfig, load_calibration_batches
 from potstill.stages.model_card import write_card

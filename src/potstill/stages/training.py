@@ -4,7 +4,7 @@ Every job that trains a model is a config and a `TrainingRun`; distillation is `
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from potstill.core.atomic_files import write_text
 from potstill.core.card import Card
 from potstill.core.device import SAVE_DTYPES
+from potstill.core.results import MeasureTable, ModelMeasures
 from potstill.core.types import Measure
 from potstill.models.saving import round_weights
 from potstill.stages.console import explain_write_errors, show_status
@@ -21,7 +22,7 @@ from potstill.stages.publication import publish
 from potstill.stages.rehearsal import rehearse
 from potstill.stages.run_folder import explain_interrupt, reserve_output, training_folder
 from potstill.stages.run_record import RunRecord
-from potstill.stages.training_run import TrainingConfig, TrainingRun
+from potstill.stages.training_run import BEFORE_TRAINING, TrainingConfig, TrainingRun
 from potstill.train import distributed
 from potstill.train.lora import get_adapter_weights, merge_adapters
 from potstill.train.run import TrainResult, train
@@ -29,7 +30,7 @@ from potstill.train.run import TrainResult, train
 BASELINE_FILE = "before.json"  # the measures of the student before training, kept for a resumed run
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainingResult:
     """A finished run: its folder and card, the trained model and its tokenizer, and the measures by model name."""
 
@@ -39,9 +40,30 @@ class TrainingResult:
     tokenizer: Any
 
     @property
-    def measures(self) -> Mapping[str, Sequence[Measure]]:
-        """The measures of the card."""
-        return self.card.measures
+    def measures(self) -> MeasureTable:
+        """The measures of the card by model name, which prints as a table."""
+        return MeasureTable(self.card.measures)
+
+    @property
+    def student(self) -> ModelMeasures:
+        """The measures of the student: `run.student.bits_per_byte.value`."""
+        return self.measures["student"]
+
+    @property
+    def teacher(self) -> ModelMeasures:
+        """The measures of the teacher."""
+        return self.measures["teacher"]
+
+    @property
+    def before_training(self) -> ModelMeasures:
+        """The measures of the student before training."""
+        return self.measures[BEFORE_TRAINING]
+
+    def __repr__(self) -> str:
+        return f"{self.out}\n{self.measures!r}"
+
+    def _repr_html_(self) -> str:
+        return self.measures._repr_html_()
 
     def to_dict(self) -> dict[str, Any]:
         """The folder and its card, for JSON."""

@@ -9,6 +9,7 @@ import typer
 
 from potstill.cli import options as o
 from potstill.cli.output import print_or_return, suppress_library_output
+from potstill.core.counts import parse_count
 from potstill.core.errors import UsageError
 from potstill.stages.options import LOCAL_TEACHER_HELP, ArenaOptions
 
@@ -65,7 +66,7 @@ def arena(
     suppress_library_output()
     tokens, seconds = parse_budget(budget)
     stage = Arena(
-        common=DistillConfig.from_options({**options, "params": o.parse_count(options["params"])}),
+        common=DistillConfig.from_options({**options, "params": parse_count(options["params"])}),
         objectives=split_arms(objectives),
         tokens=tokens,
         seconds=seconds,
@@ -87,7 +88,7 @@ def parse_budget(text: str) -> tuple[int | None, float | None]:
     if match := DURATION_PATTERN.fullmatch(text.strip()):
         return None, float(match[1]) * SECONDS_PER_UNIT[match[2][0]]
     try:
-        return o.parse_count(text), None
+        return parse_count(text), None
     except UsageError as error:
         raise UsageError(
             f"--budget {text!r} is not a budget; give tokens (200k, 10M for ten million) or a time (90s, 10m for ten "

@@ -21,8 +21,7 @@ def doctor(teacher: o.Teacher = None, as_json: o.Json = False, **options: Any) -
     from potstill.stages.doctor import Doctor
 
     suppress_library_output()
-    names = ("cross_entropy", "temperature")
-    objective = ObjectiveConfig.parse(options["objective"], **{name: options[name] for name in names})
+    objective = ObjectiveConfig.from_options(options)
     stage = Doctor(teacher=o.get_teachers(teacher), objective=objective, **o.read_options(DoctorOptions, options))
     checks = stage.run()
     report = {**stage.to_dict(), "checks": [check.to_dict() for check in checks]}

@@ -6,6 +6,7 @@ import typer
 
 from potstill.cli import options as o
 from potstill.cli.output import print_or_return, suppress_library_output
+from potstill.core.counts import parse_count
 from potstill.core.options import DEVICE, DTYPE, SEED
 
 
@@ -42,7 +43,7 @@ def run(
         teacher=teacher,
         student=student,
         data=data,
-        tokens=o.parse_count(tokens),
+        tokens=parse_count(tokens),
         seed=seed,
         device=device,
         dtype=dtype,

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from potstill.core.options import list_options
 from potstill.objectives.config import ObjectiveConfig
-from potstill.objectives.options import ObjectiveChoice
 from potstill.stages.distill.ensemble import TeacherOptions, TeacherSource
 from potstill.stages.distill.validation import (
     check_documents,
@@ -69,12 +68,7 @@ class DistillConfig(DistillOptions):
         """
         field_names = {name: field_name for name, field_name, _, _ in list_options(cls)}
         flat_options = {field_names.get(name, name): value for name, value in options.items()}
-        defaults = ObjectiveChoice()
-        objective = ObjectiveConfig.parse(
-            options.get("objective", defaults.name),
-            cross_entropy=options.get("cross_entropy", defaults.cross_entropy),
-            temperature=options.get("temperature", defaults.temperature),
-        )
+        objective = ObjectiveConfig.from_options(options)
         flat_options["report_to"] = tuple(flat_options.get("report_to") or ())
         settings = TrainConfig(
             **{f.name: flat_options[f.name] for f in fields(TrainConfig) if flat_options.get(f.name) is not None}

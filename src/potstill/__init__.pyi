@@ -1,0 +1,368 @@
+"""The Python API with its signatures; `python tests/surface/test_api.py` writes this file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from potstill.core.results import MeasureTable, Report
+from potstill.models.hf_causal_lm import AutoModelForCausalLM as AutoModelForCausalLM
+from potstill.models.load import LoadedModel
+from potstill.objectives.user_file import ObjectiveSource
+from potstill.stages.caller_objects import DataSource, ModelSource
+from potstill.stages.training import TrainingResult
+
+__version__: str
+
+def distill(
+    *,
+    out: str | Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    chat_template: str | None = None,
+    train_on: str = "all",
+    special_in_text: str = "keep",
+    on_bad_row: str = "skip",
+    teacher: ModelSource | Sequence[ModelSource] | None = None,
+    combine: str = "average",
+    student: ModelSource | None = None,
+    keep: float | None = None,
+    params: int | str | None = None,
+    strategy: str = "auto",
+    data: DataSource | Sequence[str | Path] = "stdlib",
+    columns: str = "",
+    eval_data: DataSource | None = None,
+    teacher_cache: str | Path | None = None,
+    top_k: int = 20,
+    objective: ObjectiveSource = "forward_kl",
+    cross_entropy: float = 0.7,
+    temperature: float = 1.0,
+    tokens: int | str = 200000,
+    context: int = 512,
+    batch_tokens: int = 2048,
+    micro_tokens: int = 2048,
+    lr: float = 0.0005,
+    warmup: float = 0.05,
+    final_rate: float = 0.1,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+    seed: int = 1,
+    eval_every: int = 0,
+    save_every: int = 0,
+    patience: int = 0,
+    checkpoint_activations: bool = False,
+    compile: bool = False,
+    shard: bool = False,
+    report_to: Sequence[str] = (),
+    lora: int = 0,
+    on_policy: float = 0.0,
+    rollout: str = "gkd",
+    device: str = "auto",
+    dtype: str = "auto",
+    documents: int = 100,
+    save_dtype: str = "bfloat16",
+    skip_doctor: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> TrainingResult:
+    """Train a small student to predict like a teacher, and measure both; write the model and its card to `out`.
+
+    Give several teachers as a sequence of `NAME=TEACHER`, and your own loss as a function or class.
+
+    Raises: PotstillError, as the command line does; UsageError for an unknown option.
+    """
+
+def prune(
+    model: ModelSource,
+    *,
+    out: str | Path,
+    overwrite: bool = False,
+    chat_template: str | None = None,
+    train_on: str = "all",
+    special_in_text: str = "keep",
+    on_bad_row: str = "skip",
+    data: DataSource | Sequence[str | Path] = "stdlib",
+    columns: str = "",
+    keep: float | None = None,
+    params: int | str | None = None,
+    strategy: str = "auto",
+    layers_by: str = "harm",
+    calibration_tokens: int = 8192,
+    save_dtype: str = "bfloat16",
+    seed: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Report:
+    """Prune `model` to a number of parameters, check that it reloads to the same logits, and return its card.
+
+    `shape` gives exact sizes, such as `{"layers": 20, "kv_heads": 3, "ffn": 1024, "hidden": 512}`.
+
+    Raises: PotstillError, as the command line does.
+    """
+
+def measure(
+    *models: ModelSource,
+    out: str | Path | None = None,
+    chat_template: str | None = None,
+    train_on: str = "all",
+    special_in_text: str = "keep",
+    on_bad_row: str = "skip",
+    data: DataSource | Sequence[str | Path] = "stdlib",
+    columns: str = "",
+    split: str = "validation",
+    teacher: ModelSource | Sequence[ModelSource] | None = None,
+    documents: int = 100,
+    context: int = 512,
+    prompts: int = 20,
+    speed: bool = True,
+    tasks: Sequence[str] = (),
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> MeasureTable:
+    """Measure the quality and speed of models, by name; `out` also keeps the measures as JSON, for `frontier`.
+
+    Raises: PotstillError, as the command line does.
+    """
+
+def frontier(
+    *sources: str | Path,
+    out: str | Path = "frontier.html",
+    title: str = "Quality against cost",
+) -> Report:
+    """Draw measured models on one chart of quality against cost, as HTML and PNG; return its points and files.
+
+    Raises: PotstillError, as the command line does.
+    """
+
+def generate(
+    model: ModelSource,
+    prompt: str | None = None,
+    *,
+    data: DataSource | None = None,
+    out: str | Path | None = None,
+    raw: bool = False,
+    ignore_generation_config: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    chat_template: str | None = None,
+    train_on: str = "all",
+    special_in_text: str = "keep",
+    on_bad_row: str = "skip",
+    columns: str = "",
+    documents: int = 0,
+    max_tokens: int = 128,
+    temperature: float = 0.0,
+    batch: int = 8,
+    seed: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> str | Report:
+    """The answer to `prompt`; or answers to all prompts of `data`, written to `out` as a data set, with its card.
+
+    Raises: PotstillError, as the command line does.
+    """
+
+def plan(
+    *,
+    out: str | Path = ".",
+    chat_template: str | None = None,
+    train_on: str = "all",
+    special_in_text: str = "keep",
+    on_bad_row: str = "skip",
+    teacher: ModelSource | Sequence[ModelSource] | None = None,
+    combine: str = "average",
+    student: ModelSource | None = None,
+    keep: float | None = None,
+    params: int | str | None = None,
+    strategy: str = "auto",
+    data: DataSource | Sequence[str | Path] = "stdlib",
+    columns: str = "",
+    eval_data: DataSource | None = None,
+    teacher_cache: str | Path | None = None,
+    top_k: int = 20,
+    objective: ObjectiveSource = "forward_kl",
+    cross_entropy: float = 0.7,
+    temperature: float = 1.0,
+    tokens: int | str = 200000,
+    context: int = 512,
+    batch_tokens: int = 2048,
+    micro_tokens: int = 2048,
+    lr: float = 0.0005,
+    warmup: float = 0.05,
+    final_rate: float = 0.1,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+    seed: int = 1,
+    eval_every: int = 0,
+    save_every: int = 0,
+    patience: int = 0,
+    checkpoint_activations: bool = False,
+    compile: bool = False,
+    shard: bool = False,
+    report_to: Sequence[str] = (),
+    lora: int = 0,
+    on_policy: float = 0.0,
+    rollout: str = "gkd",
+    device: str = "auto",
+    dtype: str = "auto",
+    documents: int = 100,
+    save_dtype: str = "bfloat16",
+    skip_doctor: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    measure: bool = True,
+) -> Report:
+    """Estimate memory, disk and time of `distill` with the same options; it writes nothing.
+
+    Raises: PotstillError, as the command line does.
+    """
+
+def doctor(
+    *,
+    teacher: ModelSource | Sequence[str | Path],
+    chat_template: str | None = None,
+    train_on: str = "all",
+    special_in_text: str = "keep",
+    on_bad_row: str = "skip",
+    combine: str = "average",
+    student: ModelSource | None = None,
+    data: DataSource | Sequence[str | Path] = "stdlib",
+    columns: str = "",
+    teacher_cache: str | Path | None = None,
+    objective: ObjectiveSource = "forward_kl",
+    cross_entropy: float = 0.7,
+    temperature: float = 1.0,
+    context: int = 512,
+    seed: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Report:
+    """Check that training computes the right loss for your teacher, student and data: `passed`, and all `checks`.
+
+    Raises: PotstillError, as the command line does.
+    """
+
+def arena(
+    *,
+    out: str | Path,
+    objectives: Sequence[str],
+    tokens: int | str | None = None,
+    seconds: float | None = None,
+    seeds: Sequence[int] = (1, 2, 3),
+    overwrite: bool = False,
+    resume: bool = False,
+    chat_template: str | None = None,
+    train_on: str = "all",
+    special_in_text: str = "keep",
+    on_bad_row: str = "skip",
+    teacher: ModelSource | Sequence[ModelSource] | None = None,
+    combine: str = "average",
+    student: ModelSource | None = None,
+    keep: float | None = None,
+    params: int | str | None = None,
+    strategy: str = "auto",
+    data: DataSource | Sequence[str | Path] = "stdlib",
+    columns: str = "",
+    eval_data: DataSource | None = None,
+    teacher_cache: str | Path | None = None,
+    top_k: int = 20,
+    cross_entropy: float = 0.7,
+    temperature: float = 1.0,
+    context: int = 512,
+    batch_tokens: int = 2048,
+    micro_tokens: int = 2048,
+    lr: float = 0.0005,
+    warmup: float = 0.05,
+    final_rate: float = 0.1,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+    seed: int = 1,
+    eval_every: int = 0,
+    save_every: int = 0,
+    patience: int = 0,
+    checkpoint_activations: bool = False,
+    compile: bool = False,
+    shard: bool = False,
+    report_to: Sequence[str] = (),
+    lora: int = 0,
+    on_policy: float = 0.0,
+    rollout: str = "gkd",
+    device: str = "auto",
+    dtype: str = "auto",
+    documents: int = 100,
+    save_dtype: str = "bfloat16",
+    skip_doctor: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    prompts: int = 20,
+) -> Report:
+    """Train the same student with each of `objectives`, with equal data, seeds and budget, and compare the students.
+
+    The budget is `tokens` or `seconds`; by default 200k tokens.
+
+    Raises: PotstillError, as the command line does.
+    """
+
+def cache(
+    *,
+    teacher: ModelSource,
+    out: str | Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    chat_template: str | None = None,
+    train_on: str = "all",
+    special_in_text: str = "keep",
+    on_bad_row: str = "skip",
+    data: DataSource | Sequence[str | Path] = "stdlib",
+    columns: str = "",
+    tokens: int | str | None = None,
+    context: int = 512,
+    top_k: int = 64,
+    mass: float = 1.0,
+    classes: int = 16,
+    sampled: int = 0,
+    exact: bool = False,
+    hidden: bool = False,
+    temperature: float = 1.0,
+    seed: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Report:
+    """Store a teacher's log-probabilities for a data set, for `distill(teacher_cache=...)`; return the manifest.
+
+    Raises: PotstillError, as the command line does.
+    """
+
+def load(
+    model: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """A model with its tokenizer, as `.model` and `.tokenizer`; every function takes the result as a model.
+
+    Raises: NotFound, UnsafeModel, ArtifactError, UnsupportedModel.
+    """
+
+def data(
+    source: DataSource,
+    *,
+    tokenizer: str = "smollm2",
+    context: int = 512,
+    split: str = "train",
+    columns: str = "",
+) -> Report:
+    """Describe a data set: its kind, size, the share of trained tokens, and examples in trained and other pieces.
+
+    Raises: PotstillError, as the command line does.
+    """
