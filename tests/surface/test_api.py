@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 import potstill
 from potstill import api
 from potstill.cli.app import app
+from potstill.cli.options import SCREEN_OPTIONS
 from potstill.core.errors import UsageError
 from potstill.core.results import MeasureTable, Report
 from potstill.core.types import Measure
@@ -59,6 +60,9 @@ def spell(annotation: Any) -> str:
     for module in ("collections.abc.", "pathlib.", "potstill.core.results.", "potstill.models.load."):
         text = text.replace(module, "")
     return text.replace("potstill.stages.training.", "")
+
+
+NOT_SHARED = {"help", *SCREEN_OPTIONS}  # what a screen shows is no option of a job
 
 
 def spell_default(value: Any) -> str:
@@ -113,7 +117,7 @@ def test_the_stub_has_the_signatures_that_the_functions_have() -> None:
 def test_what_python_and_the_command_line_share_is_named_and_set_alike(
     verb: str, only_on_the_command_line: set[str], only_in_python: set[str]
 ) -> None:
-    shown = {option.name: option.default for option in GROUP.commands[verb].params if option.name != "help"}
+    shown = {option.name: option.default for option in GROUP.commands[verb].params if option.name not in NOT_SHARED}
     ours = inspect.signature(getattr(potstill, verb)).parameters
     assert set(shown) - set(ours) <= only_on_the_command_line | {"names"}
     hidden = {"clip", "final_rate", "calibration_tokens", "models"}

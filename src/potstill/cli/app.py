@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shlex
@@ -29,36 +30,43 @@ from potstill.cli.commands.prune import prune
 from potstill.cli.commands.recipes import recipes
 from potstill.cli.commands.run import run
 from potstill.cli.commands.serve import serve
+from potstill.cli.options import add_screen_options
 from potstill.cli.output import CommandResult
 from potstill.core.errors import Interrupted, PeerFailed, PotstillError
+from potstill.core.screen import Verbosity, get_verbosity, open_screen, set_verbosity
+from potstill.core.suggestions import suggest
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # of the click that typer uses
 INTERRUPTED_EXIT_CODE = 130
+COMPLETION_VARIABLE = "_POTSTILL_COMPLETE"  # set by a shell that asks for completions
 
 VERBS = (models, data, doctor, plan, distill, prune, measure, frontier, arena, generate, serve, run, recipes)
 
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Make language models small and fast: distill a teacher into a small student, and measure both. "
     "Start with `potstill distill --teacher smollm2 --keep 0.75 --out student`.",
 )
 for verb in VERBS:
-    app.command()(verb)
+    app.command()(add_screen_options(verb))
 app.add_typer(cache_app, name="cache")
 
 
 def main() -> None:
     """The entry point. An error is one sentence on stderr and an exit code; `--debug` shows the traceback."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if COMPLETION_VARIABLE in os.environ:
+        app(prog_name="potstill")
+    arguments = sys.argv[1:]
     if os.environ.get("RANK", "0") != "0":
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # under torchrun only the first process prints
-    if len(arguments) < len(sys.argv) - 1:
+    set_verbosity(choose_verbosity(arguments))
+    if "--debug" in arguments:
         sys.exit(run_command(arguments))
-    warnings.simplefilter("ignore")  # of the libraries; potstill itself raises errors
+    if get_verbosity() < Verbosity.VERBOSE:
+        silence_warnings()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM cleans up like Ctrl-C
     try:
         sys.exit(run_command(arguments))
@@ -73,7 +81,7 @@ def main() -> None:
     except ClickException as error:
         command_path = error.ctx.command_path if error.ctx else "potstill"
         exit_with_message(
-            f"error: {error.format_message().rstrip('.')} (see {command_path} --help)", exit_code=error.exit_code
+            f"error: {describe_usage_error(error)} (see {command_path} --help)", exit_code=error.exit_code
         )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has closed the pipe
@@ -92,8 +100,9 @@ def run_command(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     stdout_redirect = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     command = typer.main.get_command(app)
+    screen = open_screen(show=os.environ.get("RANK", "0") == "0")
     try:
-        with command.make_context("potstill", list(arguments) or ["--help"]) as context, stdout_redirect:
+        with screen, command.make_context("potstill", list(arguments) or ["--help"]) as context, stdout_redirect:
             result = context.command.invoke(context)
     except typer.Exit as exit_request:
         return exit_request.exit_code
@@ -104,15 +113,36 @@ def run_command(arguments: Sequence[str]) -> int:
     return exit_code
 
 
+def choose_verbosity(arguments: Sequence[str]) -> Verbosity:
+    """How much the flags ask for."""
+    if "--quiet" in arguments:
+        return Verbosity.QUIET
+    return Verbosity.VERBOSE if "--verbose" in arguments else Verbosity.NORMAL
+
+
+def silence_warnings() -> None:
+    """Hide the warnings of libraries; potstill's own are lines of stderr, and its errors are raised."""
+    warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())  # else a logger without a handler writes to stderr
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def exit_with_message(text: str, *, exit_code: int) -> NoReturn:
     """Print one line to stderr, and exit."""
     print(" ".join(text.split()), file=sys.stderr)
     sys.exit(exit_code)
 
 
+def describe_usage_error(error: Any) -> str:
+    """The sentence of a wrong call, with the option that a misspelled one probably means."""
+    if possibilities := getattr(error, "possibilities", None):
+        return f"there is no option {error.option_name}{suggest(error.option_name, possibilities)}"
+    return str(error.format_message()).rstrip(".")
+
+
 def get_resume_command(arguments: Sequence[str]) -> str:
     """The command that resumes this one."""
-    command_arguments = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
+    command_arguments = [argument for argument in arguments if argument not in ("--overwrite", "--resume", "--debug")]
     return shlex.join(["potstill", *command_arguments, "--resume"])
 
 
@@ -134,6 +164,7 @@ def show_version(value: bool) -> bool:
 
 
 @app.callback()
+@add_screen_options
 def configure_environment(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=show_version)

@@ -1,11 +1,12 @@
 """The options that several commands share; functions that read options from dataclasses and YAML files."""
 
 import dataclasses
+import functools
 import inspect
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import typer
 
@@ -23,6 +24,7 @@ from potstill.core.options import (
     OptionField,
     list_options,
 )
+from potstill.core.suggestions import suggest
 from potstill.stages.options import COLUMNS, LOCAL_TEACHER_HELP
 
 if TYPE_CHECKING:
@@ -57,6 +59,11 @@ Config = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print all options with their values, and stop.")]
 
+SCREEN_OPTIONS = {  # of every command; `app.main` reads them
+    "verbose": "Also show the messages of the libraries, and the seconds of each phase.",
+    "quiet": "Show only warnings and errors on stderr.",
+    "debug": "Show the traceback of an error.",
+}
 SIZE_OPTIONS = ("student", "keep", "params")  # one of them; the command line's replaces the file's
 CALL_OPTIONS = ("out", "config", "overwrite", "resume", "dry_run", "as_json")  # of the call, not of the run
 
@@ -91,6 +98,31 @@ def take_options(
         return function
 
     return decorate
+
+
+def add_screen_options(function: Command) -> Command:
+    """Declare --verbose, --quiet and --debug on a command, which does not receive them."""
+
+    @functools.wraps(function)
+    def command(*arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **{name: value for name, value in options.items() if name not in SCREEN_OPTIONS})
+
+    signature = inspect.signature(function)
+    added = {
+        name: Annotated[
+            bool, typer.Option(f"--{name}", help=text, expose_value=False, rich_help_panel="What stderr shows")
+        ]
+        for name, text in SCREEN_OPTIONS.items()
+    }
+    keywords = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in added.items()
+    ]
+    command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), *keywords]
+    )
+    command.__annotations__ = {**function.__annotations__, **added}
+    return cast(Command, command)
 
 
 def _make_parameter(field: OptionField, help_text: str) -> inspect.Parameter:
@@ -184,7 +216,8 @@ def merge_options(ctx: CommandContext, config: str | None, extra_types: Mapping[
             if "stage" in file_content:
                 continue  # the stage of a card may have options that this command lacks
             option_names = ", ".join(sorted({*options, *extra_types} - {"config"}))
-            raise UsageError(f"{config} names {name!r}, which is not an option; the options are {option_names}")
+            hint = suggest(name, {*options, *extra_types})
+            raise UsageError(f"{config} names {name!r}, which is not an option{hint}; the options are {option_names}")
         if not _is_on_command_line(ctx, name) and not (
             name in SIZE_OPTIONS and any(_is_on_command_line(ctx, size) for size in SIZE_OPTIONS)
         ):

@@ -1,48 +1,53 @@
 """Tables and lists for people, printed with rich."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from potstill.cli.layout import build_tables
 from potstill.core.measure_table import MEASURES, format_measure, list_columns
 from potstill.core.types import Measure
 
+PIPE_WIDTH = 120  # of a file or a pipe, which has no width of its own; COLUMNS sets another one
+OUTCOME_COLORS = {"pass": "green", "fail": "bold red", "note": "yellow"}
+
 console = Console()
-if not console.is_terminal:
-    console = Console(width=140)  # a file or a pipe has no width
+if not console.is_terminal and not os.environ.get("COLUMNS"):
+    console = Console(width=PIPE_WIDTH)
+
+
+def print_rows(headers: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Print rows under their headers, in several tables where the terminal is too narrow for one."""
+    for number, table in enumerate(build_tables(headers, rows, width=console.width)):
+        if number:
+            console.print()
+        console.print(table)
+    console.print()
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
     """Print rows of plain values, one column for each name in `columns`."""
-    output_table = Table(*columns)
-    for row in rows:
-        output_table.add_row(*(Text(str(row.get(c, ""))) for c in columns))
-    console.print(output_table)
-
-
-OUTCOME_COLORS = {"pass": "green", "fail": "bold red", "note": "yellow"}
+    print_rows(columns, [[str(row.get(column, "")) for column in columns] for row in rows])
 
 
 def print_checks(results: Sequence[Mapping[str, str]]) -> None:
-    """Print each check with its outcome, why it matters, and what to do if it failed."""
-    table = Table("invariant", "outcome", "found", "why it matters")
-    for check in results:
-        outcome = Text(check["outcome"], style=OUTCOME_COLORS[check["outcome"]])
-        remedy = f"\nto do: {check['remedy']}" if "remedy" in check else ""
-        table.add_row(check["name"], outcome, Text(check["found"] + remedy), Text(check["why"]))
-    console.print(table)
+    """Print each check with its outcome, what it found, what to do if it failed, and why it matters."""
+    print_rows(("check", "outcome", "result"), [_make_check_row(check) for check in results])
+
+
+def _make_check_row(check: Mapping[str, str]) -> tuple[Text, Text, Text]:
+    outcome = Text(check["outcome"], style=OUTCOME_COLORS[check["outcome"]])
+    remedy = f"\nto do: {check['remedy']}" if "remedy" in check else ""
+    return Text(check["name"]), outcome, Text.assemble(check["found"] + remedy, "\n", (check["why"], "dim"))
 
 
 def print_facts(values: Mapping[str, Any]) -> None:
     """Print names and values, one per line."""
-    table = Table("setting", "value")
-    for name, value in flatten(values):
-        table.add_row(name, Text(str(value)))
-    console.print(table)
+    print_rows(("setting", "value"), [(name, Text(str(value))) for name, value in flatten(values)])
 
 
 def flatten(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -64,10 +69,11 @@ def print_measures(
         name: {m["name"]: Measure(**m) for m in model_measures} for name, model_measures in models.items()
     }
     columns = list_columns(measures_by_model.values())
-    table = Table("model", *(info.column for info in columns))
-    for name, model_measures in measures_by_model.items():
-        table.add_row(name, *(format_measure(model_measures.get(info.name)) for info in columns))
-    console.print(table)
+    rows: list[tuple[str | Text, ...]] = [
+        (Text(name), *(format_measure(model_measures.get(info.name)) for info in columns))
+        for name, model_measures in measures_by_model.items()
+    ]
+    print_rows(("model", *(info.column for info in columns)), rows)
     if paired_differences:
         print_differences(paired_differences)
 
@@ -76,11 +82,11 @@ def print_differences(paired_differences: Sequence[Mapping[str, Any]]) -> None:
     """Print each measure of model a minus that of model b, with its interval, paired by document, for every two
     models."""
     names = list(dict.fromkeys(entry["name"] for entry in paired_differences))
-    table = Table("paired by document: a - b", *(MEASURES[name].column for name in names))
+    rows: list[tuple[str, ...]] = []
     for a, b in dict.fromkeys((entry["a"], entry["b"]) for entry in paired_differences):
         entries = {entry["name"]: entry for entry in paired_differences if (entry["a"], entry["b"]) == (a, b)}
-        table.add_row(f"{a} - {b}", *(format_difference(entries[name]) if name in entries else "" for name in names))
-    console.print(table)
+        rows.append((f"{a} - {b}", *(format_difference(entries[name]) if name in entries else "" for name in names)))
+    print_rows(("paired by document: a - b", *(MEASURES[name].column for name in names)), rows)
 
 
 def format_difference(entry: Mapping[str, Any]) -> str:

@@ -39,6 +39,8 @@ class MeasureInfo:
 
     def format(self, value: float, *, extra_decimals: int = 0) -> str:
         """`value`, given in `unit`, as a table shows it."""
+        if self.name == "parameters":
+            return format_parameters(value)
         return f"{value / self.scale:,.{self.decimals + extra_decimals}f}"
 
 
@@ -150,6 +152,14 @@ MEASURES: Mapping[str, MeasureInfo] = {
 QUALITIES = tuple(name for name, info in MEASURES.items() if info.kind == "quality")
 COSTS = tuple(name for name, info in MEASURES.items() if info.kind == "cost")
 TABLE_QUALITIES = tuple(name for name in QUALITIES if MEASURES[name].in_tables)
+
+
+def format_parameters(value: float) -> str:
+    """A number of parameters in short form: `1.24B`, `134.5M`, `12.3k`, `987`."""
+    for least, unit, letter, decimals in ((1e9, 1e9, "B", 2), (1e6, 1e6, "M", 1), (1e4, 1e3, "k", 1)):
+        if value >= least:
+            return f"{value / unit:.{decimals}f}{letter}"
+    return f"{value:,.0f}"
 
 
 def list_columns(models: Iterable[Mapping[str, Measure]]) -> list[MeasureInfo]:

@@ -3,10 +3,16 @@
 import os
 import sys
 
+from potstill.core.screen import Verbosity, get_verbosity
+
 
 def print_note(text: str) -> None:
-    """Print a line on stderr, on the main process only, about a fact that is worth knowing but not an error."""
-    _print_line(f"note: {text}")
+    """Print a line on stderr, on the main process only, about a fact that is worth knowing but not an error.
+
+    With --quiet, nothing is printed.
+    """
+    if get_verbosity() > Verbosity.QUIET:
+        _print_line(f"note: {text}")
 
 
 def print_warning(text: str) -> None:

@@ -20,6 +20,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.core.in_memory import resolve_path
+from potstill.core.suggestions import suggest_path
 from potstill.data import docstrings, hub
 from potstill.data.files import (
     Record,
@@ -123,8 +124,7 @@ def load_corpus(
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; at least one document is needed")
     reader = RowReader(columns, route, on_bad_row=check_bad_row_policy(on_bad_row))
-    name = os.fspath(name)
-    path = resolve_path(name)
+    path = resolve_path(name := os.fspath(name))
     if name == "stdlib":
         if route is not None:
             raise UsageError(f"stdlib has no column {route.column!r} to route by; give other --data")
@@ -133,7 +133,7 @@ def load_corpus(
         return _load_local(name, path, corpus_split, limit, reader)
     if hub.DATASET_ID.fullmatch(name) and not get_format(path):
         return _load_from_hub(name, corpus_split, limit, reader)
-    raise NotFound(f"there is no file or folder {name}; a data set of the hub is called owner/name")
+    raise NotFound(f"there is no file or folder {name}{suggest_path(path)}; a data set of the hub is called owner/name")
 
 
 def remove_held_out(corpus: Corpus, held_out: Iterable[Mapping[str, Any]]) -> Corpus:

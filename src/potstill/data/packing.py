@@ -22,6 +22,7 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from potstill.core.errors import DataError, UsageError
+from potstill.core.screen import status
 from potstill.core.types import (
     ALIGNED_GROUPS,
     ALIGNED_PAIRS,
@@ -109,6 +110,7 @@ class Packs:
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
+@status("packing")
 def pack(
     rows: Iterable[TokenizedDocument],
     *,

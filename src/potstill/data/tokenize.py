@@ -17,6 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, UnsupportedModel
+from potstill.core.screen import status
 from potstill.core.types import IGNORE
 from potstill.data.chat_template import ChatTemplate, count_lost_thinking
 from potstill.data.control_tokens import ControlTokenPolicy, ControlTokens
@@ -60,6 +61,7 @@ class RenderedDocument(NamedTuple):
     is_escaped: bool = False
 
 
+@status("tokenizing")
 def tokenize_corpus(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,

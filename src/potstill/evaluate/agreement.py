@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.core.errors import UsageError, VocabularyMismatch
+from potstill.core.screen import track
 from potstill.core.types import Needs, Signals, supervised_positions
 from potstill.evaluate.perplexity import Scores, compute_nll, count_scored_bytes, count_scored_tokens, sum_by_row
 from potstill.evaluate.scoring_windows import Pack, Row, ScoringConfig, build_packs
@@ -70,7 +71,7 @@ def collect_teacher_outputs(
     nll, num_bytes = np.zeros(len(rows)), 0
     cached_signals: list[Signals] = []
     with inference_context(teacher, dtype=config.dtype):
-        for pack in pack_list:
+        for pack in track(pack_list, "teacher on held-out text"):
             outputs = _compute_signals(teacher, pack, config)
             num_bytes += outputs.rows.nbytes
             cached_signals = [*cached_signals, outputs] if num_bytes <= max_bytes else []
@@ -102,7 +103,7 @@ def compare_with_teacher(
         )
     nll, kl, top1_matches = np.zeros(num_rows), np.zeros(num_rows), np.zeros(num_rows)
     with inference_context(student, dtype=config.dtype):
-        for index, pack in enumerate(teacher.packs):
+        for index, pack in enumerate(track(teacher.packs, "model on held-out text")):
             student_signals = _compute_signals(student, _move_to_device(pack, student.device), config)
             nll += _sum_nll_by_row(student_signals, pack, config, num_rows)
             row_metrics = _compute_row_metrics(teacher.get_signals(index), student_signals, config=config)

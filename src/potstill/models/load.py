@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel
 from potstill.core.notes import print_note
+from potstill.core.screen import status
 from potstill.models import adapters, gguf
 from potstill.models.folder_checks import check_model_folder, check_weights, untie_head
 from potstill.models.gguf_files import list_parts
@@ -71,6 +72,18 @@ def load_model(
         UnsupportedModel: transformers cannot open it as a causal language model.
         MissingDependency: a quantized model whose library is not installed.
     """
+    with status(f"reading {name}"):
+        return _load(name, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+
+
+def _load(
+    name: str | Path,
+    *,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+) -> LoadedModel:
     path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     if path.is_file():
         loaded = _load_gguf(name, path, dtype=dtype)

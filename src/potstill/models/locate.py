@@ -6,6 +6,7 @@ from pathlib import Path
 
 from potstill.core.errors import MissingDependency, NotFound, UsageError
 from potstill.core.in_memory import resolve_path
+from potstill.core.suggestions import suggest_path
 from potstill.models.folder_checks import PICKLE_PATTERNS, check_no_pointer
 from potstill.models.gguf_files import find_gguf_file, find_gguf_files, is_gguf_file
 
@@ -45,9 +46,11 @@ def locate_model(name: str | Path, *, allow_pickle: bool = False, trust_remote_c
     if is_file:
         return _find_model_file(path)
     if path.suffix.lower() == ".gguf":
-        raise NotFound(f"there is no file {path}; give the path of a .gguf file that exists")
+        raise NotFound(f"there is no file {path}{suggest_path(path)}; give the path of a .gguf file that exists")
     if not HUB_ID.fullmatch(str(name)):
-        raise NotFound(f"there is no folder {path}; give a folder with config.json, a .gguf file, or a hub id")
+        raise NotFound(
+            f"there is no folder {path}{suggest_path(path)}; give a folder with config.json, a .gguf file, or a hub id"
+        )
     return _download(str(name), [*SAFE_PATTERNS, *PICKLE_PATTERNS * allow_pickle, *CODE_PATTERNS * trust_remote_code])
 
 
@@ -83,6 +86,14 @@ def _find_only_gguf_file(folder: Path) -> Path | None:
     return _find_model_file(files[0]) if files else None
 
 
+def _list_cached_ids() -> list[str]:
+    """The ids of the models in the hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = Path(HF_HUB_CACHE).glob("models--*")
+    return [folder.name.removeprefix("models--").replace("--", "/") for folder in folders]
+
+
 def _download(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -91,6 +102,7 @@ def _download(name: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise NotFound(
-            f"{name!r} is not a folder, and no hub model of that name could be downloaded; "
+            f"{name!r} is not a folder, and no hub model of that name could be downloaded"
+            f"{suggest_path(Path(name), (PACKAGED_MODEL, *_list_cached_ids()))}; "
             f"`potstill models` lists the models that work offline"
         ) from error

@@ -5,6 +5,7 @@ from importlib import import_module
 from types import MappingProxyType
 
 from potstill.core.errors import UsageError
+from potstill.core.suggestions import suggest
 from potstill.objectives.cross_entropy import CROSS_ENTROPY, CROSS_ENTROPY_SPEC
 from potstill.objectives.logit_distillation import make_divergence_spec
 from potstill.objectives.spec import ObjectiveSpec, list_registered_specs
@@ -53,4 +54,5 @@ def find_spec(name: str) -> ObjectiveSpec:
         return OBJECTIVE_SPECS[name]
     if is_user_objective(name):
         return make_user_spec(name)
-    raise UsageError(f"there is no objective {name!r}; choose one of {', '.join(list_objective_names())}")
+    names = list_objective_names()
+    raise UsageError(f"there is no objective {name!r}{suggest(name, names)}; choose one of {', '.join(names)}")

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 import torch
 
 from potstill.core.errors import UsageError
+from potstill.core.suggestions import suggest
 from potstill.core.types import Objective
 from potstill.objectives.cost import CostInputs, ObjectiveCost
 from potstill.objectives.model_info import PairInfo
@@ -99,11 +100,15 @@ class ObjectiveTerm:
         """
         option_names = self.spec.option_names
         if unknown_options := sorted(set(self.own_options) - option_names):
+            name, names = unknown_options[0], sorted(option_names)
             raise UsageError(
-                f"{self.name} has no option {unknown_options[0]!r}; it has {', '.join(sorted(option_names)) or 'none'}"
+                f"{self.name} has no option {name!r}{suggest(name, names)}; it has {', '.join(names) or 'none'}"
             )
         if (divergence_name := self.options.get(DIVERGENCE_OPTION, "forward_kl")) not in DIVERGENCES:
-            raise UsageError(f"there is no divergence {divergence_name!r}; choose one of {', '.join(DIVERGENCES)}")
+            hint = suggest(str(divergence_name), DIVERGENCES)
+            raise UsageError(
+                f"there is no divergence {divergence_name!r}{hint}; choose one of {', '.join(DIVERGENCES)}"
+            )
         try:  # only the divergence knows which values it allows
             self.divergence(torch.zeros(1, 2), torch.zeros(1, 2))
         except ValueError as error:

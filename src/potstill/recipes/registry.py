@@ -7,6 +7,7 @@ from typing import Any
 
 import potstill.recipes
 from potstill.core.errors import NotFound, UsageError
+from potstill.core.suggestions import suggest
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.prune import PruneConfig
@@ -111,7 +112,8 @@ def get_recipe(name: str, *, tiny: bool = False) -> Recipe:
     Raises: NotFound with the names of all recipes.
     """
     if name not in list_recipe_names():
-        raise NotFound(f"there is no recipe {name!r}; there are {', '.join(list_recipe_names())}")
+        names = list_recipe_names()
+        raise NotFound(f"there is no recipe {name!r}{suggest(name, names)}; there are {', '.join(names)}")
     module = importlib.import_module(f"potstill.recipes.{name.replace('-', '_')}")
     full_recipe: Recipe = module.build_recipe()
     return full_recipe.shrink() if tiny else full_recipe

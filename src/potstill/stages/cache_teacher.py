@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
+from potstill.core import screen
 from potstill.core.atomic_files import TRAINING_FOLDER, recover_folder
 from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
@@ -38,12 +37,7 @@ from potstill.stages.reading_report import build_corpus_facts
 from potstill.stages.run_folder import explain_interrupt, reserve_output, training_folder
 from potstill.stages.run_record import RunRecord
 from potstill.stages.stage import make_parent, to_plain_dict
-from potstill.teachers.cache_folder import (
-    drop_damaged_shards,
-    finish_interrupted_move,
-    has_finished_shard,
-    publish_cache,
-)
+from potstill.teachers import cache_folder
 from potstill.teachers.cache_writer import CacheWriter
 from potstill.teachers.cached import MANIFEST, VERSION, CacheFacts, Manifest
 
@@ -102,9 +96,10 @@ class CacheTeacherConfig(CacheTeacherOptions):
         ):
             if resume and (out / MANIFEST).is_file() and not (out / TRAINING_FOLDER).is_dir():
                 return self._read_finished_manifest(out)
-            return self._write(out, overwrite=overwrite or not resume, show=show)
+            with screen.open_screen(show=show):
+                return self._write(out, overwrite=overwrite or not resume)
 
-    def _write(self, out: Path, *, overwrite: bool, show: bool) -> Manifest:
+    def _write(self, out: Path, *, overwrite: bool) -> Manifest:
         """Writes the cache, or with `overwrite` off what is missing of it."""
         teacher = load_model(self.teacher, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         check_context(self.context, teacher.model)
@@ -124,20 +119,19 @@ class CacheTeacherConfig(CacheTeacherOptions):
         record = RunRecord(options=self.to_dict(), origins=origins)
         with (
             explain_write_errors(out),
-            explain_interrupt(out, saved="every finished shard", is_resumable=has_finished_shard),
+            explain_interrupt(out, saved="every finished shard", is_resumable=cache_folder.has_finished_shard),
             training_folder(
                 out,
                 record,
                 overwrite=overwrite,
-                is_resumable=has_finished_shard,
+                is_resumable=cache_folder.has_finished_shard,
             ) as folder,
         ):
-            drop_damaged_shards(folder)
+            cache_folder.drop_damaged_shards(folder)
             start = time.perf_counter()
-            with eval_mode(teacher.model), torch.no_grad(), _make_progress_bar(show) as bar:
-                task = bar.add_task("caching", total=len(packs))
+            with eval_mode(teacher.model), torch.no_grad(), screen.status("caching", total=len(packs)) as advance:
                 members = writer.load_token_classes(folder)
-                writer.write_shards(folder, members, on_progress=lambda done: bar.update(task, completed=done))
+                writer.write_shards(folder, members, on_progress=advance)
             return self._publish(out, folder, writer, {**data_facts, **text_facts}, facts, time.perf_counter() - start)
 
     def _build_writer(self, teacher: LoadedModel, packs: Packs) -> CacheWriter:
@@ -188,14 +182,14 @@ class CacheTeacherConfig(CacheTeacherOptions):
             command=get_command(),
         )
         card.write(folder)
-        publish_cache(folder, out, manifest)
+        cache_folder.publish_cache(folder, out, manifest)
         return manifest
 
 
 def recover_cache(out: Path) -> None:
     """Mends what a killed process left at `out`: a folder half replaced, or a complete cache not yet in its place."""
     recover_folder(out)
-    finish_interrupted_move(out)
+    cache_folder.finish_interrupted_move(out)
 
 
 def load_packs(config: CacheTeacherConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Packs, dict[str, Any]]:
@@ -215,8 +209,3 @@ def load_packs(config: CacheTeacherConfig, tokenizer: PreTrainedTokenizerBase) -
         rendering=text_options.make_rendering(config),
     )
     return corpus, packs, build_corpus_facts(corpus, packs, report)
-
-
-def _make_progress_bar(show: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not show)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
 from safetensors import SafetensorError
 
 from potstill.core.errors import ArtifactError
 from potstill.core.notes import print_note as print_note
 from potstill.core.notes import print_warning as print_warning
+from potstill.core.screen import SCREEN_FLAGS
 
 TORCH_WRITE_ERRORS = (
     "PytorchStreamWriter",
@@ -35,13 +35,6 @@ def attempt(name: str, make: Callable[[], Extra], default: Extra, failures: dict
         failures[name] = " ".join(f"{type(error).__name__}: {error}".split())
         print_note(f"the {name} failed ({failures[name]}); everything else is saved")
         return default
-
-
-@contextlib.contextmanager
-def show_status(text: str, *, show: bool) -> Iterator[None]:
-    """Show a line on stderr while the block runs."""
-    with Console(stderr=True).status(text) if show else contextlib.nullcontext():
-        yield
 
 
 @contextlib.contextmanager
@@ -74,5 +67,5 @@ def get_command() -> str:
     """The command line of this process, quoted for a shell."""
     program, *arguments = sys.argv
     if Path(program).name in ("potstill", "__main__.py"):
-        return shlex.join(["potstill", *(argument for argument in arguments if argument != "--debug")])
+        return shlex.join(["potstill", *(argument for argument in arguments if argument not in SCREEN_FLAGS)])
     return shlex.join(["python", *sys.argv]) if Path(program).suffix == ".py" else "Python, interactively"

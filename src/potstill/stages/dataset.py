@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.in_memory import resolve_path
+from potstill.core.screen import status
 from potstill.core.types import Batch
 from potstill.data.corpus import Corpus, load_corpus, remove_held_out
 from potstill.data.files import has_named_splits
@@ -75,6 +76,7 @@ class PreparedDataset:
     facts: Mapping[str, Any]
 
 
+@status("reading the text")
 def prepare_dataset(
     config: DatasetConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -272,6 +274,7 @@ def compute_measured_digest(corpus: Corpus, *, documents: int) -> str:
     return digest.hexdigest()
 
 
+@status("reading the text")
 def load_calibration_batches(
     config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, tokens: int, batch_tokens: int = 2048
 ) -> tuple[list[Batch], dict[str, Any]]:

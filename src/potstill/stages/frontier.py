@@ -21,10 +21,14 @@ from potstill.stages.training_run import BEFORE_TRAINING
 TEACHER = "teacher"
 TEACHER_QUALITIES = ("teacher_kl", "teacher_agreement")
 PROMPT_QUALITIES = ("rouge_l",)
+SPEED = "decode_tokens_per_second"
 
 
 def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality against cost") -> dict[str, Any]:
-    """Write `out` (HTML) and a PNG of the same name from finished folders and JSON files of `measure --out`.
+    """Write `out` (HTML) and pictures of its name from finished folders and JSON files of `measure --out`.
+
+    One PNG shows the quality against parameters. Another one, `NAME-speed.png`, shows it against the decoding speed,
+    where that was measured.
 
     Raises: NotFound; ArtifactError for a source without measures; DataError if there is nothing to draw, or if models
     were measured on different documents.
@@ -34,11 +38,15 @@ def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality a
     text = check_texts(cards)
     cards = drop_incomparable(disambiguate_names(merge_duplicates(cards)))
     points = frontier.build_points(cards)
-    picture = out.with_suffix(".png")
+    data = frontier.to_chart_data(points)
+    pictures = {out.with_suffix(".png"): data["costs"][0]}
+    if data["costs"][0] != SPEED and any(point.has_measures(SPEED, data["quality"]) for point in points):
+        pictures[out.with_name(f"{out.stem}-speed.png")] = SPEED
     with output_lock(out):
         write_text(out, frontier.render_html(points, title=title))
-        plots.draw_frontier(points, picture, title=title)
-    return {"files": [str(out), str(picture)], "text": text, **frontier.to_chart_data(points)}
+        for picture, cost in pictures.items():
+            plots.draw_frontier(points, picture, costs=[cost], title=title)
+    return {"files": [str(file) for file in (out, *pictures)], "text": text, **data}
 
 
 def read_cards(source: Path) -> Iterator[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from potstill.core.device import SAVE_DTYPES
 from potstill.core.errors import UsageError
+from potstill.core.suggestions import suggest
 from potstill.train import distributed
 from potstill.transforms.fit import AUTO, STRATEGIES
 
@@ -35,7 +36,7 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     Raises: UsageError.
     """
     if value not in choices:
-        raise UsageError(f"--{option} {value!r} is none of {', '.join(choices)}")
+        raise UsageError(f"--{option} {value!r}{suggest(value, choices)} is none of {', '.join(choices)}")
 
 
 def check_strategy(name: str) -> None:

@@ -17,9 +17,10 @@ from potstill.core.atomic_files import TRAINING_FOLDER, atomic_folder, remove_in
 from potstill.core.card import Card
 from potstill.core.errors import DataError
 from potstill.core.metrics_log import METRICS_FILE
+from potstill.core.screen import status
 from potstill.core.types import Measure
-from potstill.evaluate.charts.plots import draw_curve
-from potstill.stages.console import attempt, get_command, show_status
+from potstill.evaluate.charts.curve import draw_curve
+from potstill.stages.console import attempt, get_command
 from potstill.stages.model_card import write_card
 from potstill.stages.training_run import BEFORE_TRAINING, TrainingRun
 from potstill.train import distributed
@@ -36,14 +37,13 @@ def publish(
     result: TrainResult,
     baseline: Sequence[Measure],
     checks: Sequence[Mapping[str, str]],
-    *,
-    show: bool,
 ) -> Card:
     """Save the trained student to `out`, then measure it and complete its card; other ranks wait for the card."""
     card = make_card(run, result, checks)
     if distributed.is_main_process():
-        card = save_student(run, out, student, card)
-        with show_status(run.measuring_status, show=show):
+        with status("saving the student"):
+            card = save_student(run, out, student, card)
+        with status(run.measuring_status):
             card = complete_card(run, out, student, result, baseline, card)
         remove_inner_folder(out / TRAINING_FOLDER)
     published_card: Card = distributed.broadcast_from_main(card)
@@ -100,7 +100,8 @@ def complete_card(
 
 def draw_loss_curve(out: Path, result: TrainResult) -> str:
     """Draw `curve.png` of the losses; its name, or an empty string where there are too few points."""
-    terms = list(result.losses)
+    terms = list(result.losses) if len(result.losses) == 1 else ["loss", *result.losses]
+    terms += [f"eval_{term}" for term in terms]
     with contextlib.suppress(DataError):
-        draw_curve(out / METRICS_FILE, out / CURVE_FILE, terms=[*terms, *(f"eval_{term}" for term in terms)])
+        draw_curve(out / METRICS_FILE, out / CURVE_FILE, terms=terms, title=out.name)
     return CURVE_FILE if (out / CURVE_FILE).exists() else ""

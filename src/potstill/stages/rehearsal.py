@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from potstill.core.errors import ArtifactError
+from potstill.core.screen import status
 from potstill.models.load import LoadedModel
 from potstill.stages.console import print_note
 from potstill.stages.model_card import write_card
@@ -18,6 +19,7 @@ from potstill.train.run import TrainResult
 MAX_REASON = 200  # characters of a library's error
 
 
+@status("rehearsing the end of the run")
 def rehearse(run: TrainingRun, *, title: str) -> None:
     """Save all but the weights to a temporary folder, open it again, and write a card there.
 

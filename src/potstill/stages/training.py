@@ -15,12 +15,14 @@ from potstill.core.atomic_files import write_text
 from potstill.core.card import Card
 from potstill.core.device import SAVE_DTYPES
 from potstill.core.results import MeasureTable, ModelMeasures
+from potstill.core.screen import open_screen, status
 from potstill.core.types import Measure
 from potstill.models.saving import round_weights
-from potstill.stages.console import explain_write_errors, show_status
+from potstill.stages.console import explain_write_errors
 from potstill.stages.publication import publish
 from potstill.stages.rehearsal import rehearse
 from potstill.stages.run_folder import explain_interrupt, reserve_output, training_folder
+from potstill.stages.run_notes import report_outcome
 from potstill.stages.run_record import RunRecord
 from potstill.stages.training_run import BEFORE_TRAINING, TrainingConfig, TrainingRun
 from potstill.train import distributed
@@ -89,7 +91,10 @@ def run_training(
     """
     with distributed.process_group():
         show = show and distributed.is_main_process()
-        with reserve_output(out, config.inputs, overwrite=overwrite, resume=resume, options=config.to_dict()):
+        with (
+            open_screen(show=show),
+            reserve_output(out, config.inputs, overwrite=overwrite, resume=resume, options=config.to_dict()),
+        ):
             run = prepare(out if resume else None)
             run.warn_if_insufficient(out, show=show)
             check_same_run(run)
@@ -100,11 +105,12 @@ def run_training(
                 training_folder(out, run.record, overwrite=overwrite) as folder,
             ):
                 rehearse(run, title=out.name)
-                baseline = evaluate_baseline(run, folder, show=show)
+                baseline = evaluate_baseline(run, folder)
                 checks = run.run_checks()
                 result = train_model(run, folder, title=out.name, resume=resume, show=show)
                 student = export_student(run)
-                card = publish(run, out, student, result, baseline, checks, show=show)
+                card = publish(run, out, student, result, baseline, checks)
+        report_outcome(config.settings.tokens, result.tokens, card.measures, student=out.name)
     return TrainingResult(out=out, card=card, model=student, tokenizer=run.origin.tokenizer)
 
 
@@ -118,14 +124,14 @@ def check_same_run(run: TrainingRun) -> None:
     distributed.check_same_on_all_ranks("student", weights_digest)
 
 
-def evaluate_baseline(run: TrainingRun, folder: Path, *, show: bool) -> list[Measure]:
+def evaluate_baseline(run: TrainingRun, folder: Path) -> list[Measure]:
     """The measures of the student before training, from `folder` where a resumed run left them; none on other ranks."""
     file = folder / BASELINE_FILE
     if not distributed.is_main_process():
         return []
     if file.is_file():
         return [Measure(**measure) for measure in json.loads(file.read_text(encoding="utf-8"))]
-    with show_status(f"{run.measuring_status} before training", show=show):
+    with status(f"{run.measuring_status} before training"):
         measures = run.measure_baseline()
     write_text(file, json.dumps([measure.to_dict() for measure in measures]))
     return measures

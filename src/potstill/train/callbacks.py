@@ -1,6 +1,7 @@
 """Callbacks of the trainer: `metrics.jsonl`, the progress line, and Ctrl-C."""
 
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from potstill.core.memory import get_peak_memory
 from potstill.core.metrics_log import append_metrics, read_metrics, write_metrics
+from potstill.core.screen import LONGEST_SILENCE, Verbosity, get_verbosity
 from potstill.train import distributed
+from potstill.train.progress import BAR_WIDTH, TrainingProgress, compute_line_interval, select_terms
 
 ECHO_SECONDS = 2.0  # a launcher sends each rank the Ctrl-C that the terminal has sent it already
 
@@ -72,29 +75,32 @@ class MetricsCallback(TrainerCallback):
 
 
 class ProgressLineCallback(TrainerCallback):
-    """A progress line on stderr: steps, time left, tokens/s, up to four terms of the loss, memory."""
+    """The progress on stderr: on a terminal one line that changes, elsewhere about twenty plain lines a run.
+
+    Off a terminal there is a line for every evaluation too, and at least one for every minute.
+    """
 
     def __init__(self, title: str, *, is_shown: bool = True) -> None:
-        self.title, self.is_shown = title, is_shown
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[facts]}"),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not is_shown,
+        self.title = title
+        self.is_shown = is_shown and get_verbosity() > Verbosity.QUIET
+        self.start_time, self.start_step, self.start_tokens, self.last_line = 0.0, 0, 0, 0.0
+        self.terms: dict[str, float] = {}
+        self.console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(BAR_WIDTH), TextColumn("{task.fields[text]}"))
+        self.bar = Progress(
+            *columns, console=self.console, transient=True, disable=not (self.is_shown and self.console.is_terminal)
         )
-        self.start_mark = (0.0, 0)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Show the line."""
-        self.start_mark = (time.perf_counter(), state.num_input_tokens_seen)
-        self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step, facts="")
-        self.progress.start()
+        self.start_time = self.last_line = time.perf_counter()
+        self.start_step, self.start_tokens = state.global_step, state.num_input_tokens_seen
+        self.task = self.bar.add_task(self.title, total=state.max_steps, completed=state.global_step, text="")
+        self.bar.start()
+        if not self.console.is_terminal:
+            self._print(f"training {self.title}, {state.max_steps - state.global_step:,} steps")
 
     def on_log(
         self,
@@ -104,13 +110,42 @@ class ProgressLineCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Update the line."""
-        skipped_keys = ("epoch", "learning_rate", "grad_norm", "loss")
-        terms = [f"{k} {v:.3f}" for k, v in (logs or {}).items() if k not in skipped_keys and isinstance(v, float)]
-        speed = (state.num_input_tokens_seen - self.start_mark[1]) / max(time.perf_counter() - self.start_mark[0], 1e-9)
-        memory = get_peak_memory(args.device) / 2**30
-        facts = "  ".join([f"{speed:,.0f} tok/s", *terms[:4], f"{memory:.1f} GiB"])
-        self.progress.update(self.task, completed=state.global_step, facts=facts)
+        """Show the step, and the terms of the last log and of the last evaluation."""
+        if logs is None or "train_loss" in logs:
+            return
+        terms = select_terms(logs)
+        is_evaluation = any(name.startswith("eval_") for name in terms)
+        others = {name: value for name, value in self.terms.items() if name.startswith("eval_") != is_evaluation}
+        self.terms = others | terms if is_evaluation else terms | others
+        progress = self._measure_progress(state)
+        if not self.console.is_terminal:
+            if self._is_line_due(state) or is_evaluation:
+                self.last_line = time.perf_counter()
+                self._print(progress.make_line())
+            return
+        title_width = len(self.title) + 1 + BAR_WIDTH + 1
+        text = progress.make_terminal_text(self.console.width - title_width)
+        self.bar.update(self.task, completed=state.global_step, text=text)
+
+    def _measure_progress(self, state: TrainerState) -> TrainingProgress:
+        seconds = max(time.perf_counter() - self.start_time, 1e-9)
+        steps = state.global_step - self.start_step
+        return TrainingProgress(
+            state.global_step,
+            state.max_steps,
+            seconds_left=seconds / steps * (state.max_steps - state.global_step) if steps else None,
+            tokens_per_second=(state.num_input_tokens_seen - self.start_tokens) / seconds,
+            terms=self.terms,
+        )
+
+    def _is_line_due(self, state: TrainerState) -> bool:
+        step = state.global_step
+        is_due = step in (self.start_step + 1, state.max_steps) or step % compute_line_interval(state.max_steps) == 0
+        return is_due or time.perf_counter() - self.last_line > LONGEST_SILENCE
+
+    def _print(self, line: str) -> None:
+        if self.is_shown:
+            print(line, file=sys.stderr, flush=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -120,7 +155,7 @@ class ProgressLineCallback(TrainerCallback):
 
     def close(self) -> None:
         """Remove the line, however training ended."""
-        self.progress.stop()
+        self.bar.stop()
 
 
 class InterruptCallback(TrainerCallback):

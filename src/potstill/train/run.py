@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from potstill.core.errors import MissingDependency, UsageError
 from potstill.core.memory import get_peak_memory, retain_freed_memory
 from potstill.core.metrics_log import METRICS_FILE, read_metrics
+from potstill.core.screen import Verbosity, get_verbosity
 from potstill.train import checkpoint, distributed
 from potstill.train.activation_checkpointing import apply_block_settings
 from potstill.train.callbacks import (
@@ -147,7 +148,9 @@ def compute_run_id(*facts: Any) -> str:
 
 
 def silence_libraries() -> None:
-    """Silence the progress bars and warnings of Hugging Face's libraries; potstill shows its own progress line."""
+    """Silence the progress bars and warnings of Hugging Face's libraries, except with --verbose."""
+    if get_verbosity() is Verbosity.VERBOSE:
+        return
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from potstill.core.blueprint import Blueprint
 from potstill.core.errors import DataError, UsageError
+from potstill.core.screen import track
 from potstill.core.types import Batch, Weights
 from potstill.models.backbone import Backbone
 from potstill.models.eval_mode import eval_mode
@@ -153,10 +154,12 @@ def _measure_harms(
         raise DataError("there are no calibration batches; harm is measured on text")
     full_losses: list[Tensor] = []
     skip_losses: list[list[Tensor]] = []
-    for batch in batches:
+    for number, batch in enumerate(batches, 1):
+        title = "ranking layers" if len(batches) == 1 else f"ranking layers, batch {number} of {len(batches)}"
+        positions = track(range(len(layers)), title)
         with _StreamCapture(model, layers) as capture:
             full_losses.append(loss(_make_subnetwork(model, layers), batch))
-        ablations = ((capture.layer_inputs[i], layers[i + 1 :]) for i in range(len(layers)))
+        ablations = ((capture.layer_inputs[i], layers[i + 1 :]) for i in positions)
         skip_losses.append(
             [loss(_make_subnetwork(model, layers_above, layer_input=rows), batch) for rows, layers_above in ablations]
         )

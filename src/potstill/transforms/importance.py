@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from potstill.core.errors import DataError
+from potstill.core.screen import track
 from potstill.core.types import Batch, supervised_positions
 from potstill.models.backbone import Backbone
 from potstill.models.eval_mode import eval_mode
@@ -61,7 +62,7 @@ def measure_importance(model: Backbone, batches: Sequence[Batch], loss: LossFunc
     """
     sums = _RunningSums()
     with eval_mode(model), torch.enable_grad():
-        for batch_index, batch in enumerate(batches):
+        for batch_index, batch in enumerate(track(batches, "measuring the importance of units")):
             with _capture_inputs(model) as activations:
                 value = loss(model, batch)
             if not torch.isfinite(value):

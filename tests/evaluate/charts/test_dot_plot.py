@@ -46,6 +46,23 @@ def test_every_seed_is_a_dot_and_the_mean_stands_among_them(drawn: list[Figure],
     assert right.get_xlabel().endswith("higher is better")
 
 
+def test_baselines_stand_above_the_methods_and_a_far_one_at_the_edge_with_its_value(
+    drawn: list[Figure], tmp_path: Path
+) -> None:
+    baselines = {
+        "teacher": {"bits_per_byte": Measure("bits_per_byte", 1.0, "bits/byte", 9, low=0.9, high=1.1)},
+        "before training": {"bits_per_byte": Measure("bits_per_byte", 9.0, "bits/byte", 9)},
+    }
+    draw_dots({"a+b": method(1.3, 1.4), "c": method(1.1, 1.2)}, tmp_path / "a.png", baselines=baselines)
+    left = drawn[0].axes[0]
+    labels = [label.get_text() for label in left.get_yticklabels()]
+    assert labels == ["teacher", "before training", "a+b", "c"]
+    assert [text.get_text() for text in left.texts] == ["9.000 ▸"]
+    assert left.get_xlim()[0] < 1.0 < 1.4 < left.get_xlim()[1] < 9.0
+    squares = [line for line in left.lines if line.get_marker() == "s"]
+    assert [list(square.get_xydata()[0]) for square in squares] == [[1.0, 0.0]]
+
+
 def test_nothing_in_common_is_nothing_to_draw(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no quality was measured for all"):
         draw_dots({"a": method(1.0), "b": {}}, tmp_path / "a.png")

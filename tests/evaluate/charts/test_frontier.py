@@ -154,7 +154,7 @@ def test_names_cannot_break_out_of_the_page(read):
 
 def test_the_table_beneath_holds_every_model_and_measure(read):
     assert read.cells[:4] == ["model", "bits per byte", "parameters", "decode (tokens/s)"]
-    assert [cell for cell in read.cells if cell.startswith("135.0")] == ["135.0 M"]
+    assert [cell for cell in read.cells if cell.startswith("135.0")] == ["135.0M"]
     assert read.cells.count("–") == 1
 
 
@@ -169,8 +169,8 @@ def test_bytes_are_shown_in_mebibytes():
 @pytest.mark.parametrize(
     ("value", "name", "text"),
     [
-        (1.5e9, "parameters", "1.50 B"),
-        (134515008.0, "parameters", "134.5 M"),
+        (1.5e9, "parameters", "1.50B"),
+        (134515008.0, "parameters", "134.5M"),
         (1234.0, "parameters", "1,234"),
         (1.23456, "bits_per_byte", "1.235"),
         (41.26, "decode_tokens_per_second", "41.3"),

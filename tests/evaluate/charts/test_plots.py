@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from potstill.core.errors import DataError
 from potstill.core.types import Measure
+from potstill.evaluate.charts.curve import draw_curve
 from potstill.evaluate.charts.frontier import Point
-from potstill.evaluate.charts.plots import draw_curve, draw_frontier, log_ticks
+from potstill.evaluate.charts.plots import draw_frontier, log_ticks
 
 
 def point(name, size, bits, speed, parent=None):
@@ -27,6 +28,7 @@ CHART = [
     point("+ cross-entropy", 100.9e6, 1.26, 41.4, "pruned to 75 %"),
     point("+ distillation", 100.9e6, 1.22, 40.8, "pruned to 75 %"),
 ]
+COSTS = ("parameters", "decode_tokens_per_second")
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def names(panel: Axes):
 
 
 def test_no_name_covers_another_or_is_cut(drawn, tmp_path):
-    draw_frontier(CHART, tmp_path / "frontier.png", title="A title")
+    draw_frontier(CHART, tmp_path / "frontier.png", costs=COSTS, title="A title")
     assert matplotlib.image.imread(tmp_path / "frontier.png").std() > 0
     (figure,) = drawn
     for panel in figure.axes:
@@ -61,11 +63,23 @@ def test_no_name_covers_another_or_is_cut(drawn, tmp_path):
 
 
 def test_one_panel_for_each_cost_says_what_is_better(drawn, tmp_path):
-    draw_frontier(CHART, tmp_path / "frontier.png")
+    draw_frontier(CHART, tmp_path / "frontier.png", costs=COSTS)
     left, right = drawn[0].axes
-    assert left.get_xlabel() == "parameters, lower is better"
-    assert right.get_xlabel() == "decode (tokens/s), higher is better"
-    assert left.get_ylabel() == "bits per byte, lower is better"
+    assert left.get_xlabel() == "parameters\nlower is better"
+    assert right.get_xlabel() == "decode (tokens/s)\nhigher is better"
+    assert left.get_ylabel() == "bits per byte\nlower is better, log scale"
+
+
+def test_the_kl_to_the_teacher_is_drawn_where_two_models_have_it(drawn, tmp_path):
+    measured = [
+        Point(p.name, {**p.measures, "teacher_kl": Measure("teacher_kl", kl, "nats/token", 9)}, p.parent)
+        for p, kl in zip(CHART[1:], (2.0, 0.5, 0.25), strict=True)
+    ]
+    draw_frontier([CHART[0], *measured], tmp_path / "frontier.png")
+    draw_frontier([*CHART[:3], measured[2]], tmp_path / "bits.png")
+    labels = [figure.axes[0].get_ylabel() for figure in drawn]
+    assert labels[0] == "KL to the teacher (nats/token)\nlower is better, log scale"
+    assert labels[1].startswith("bits per byte")
 
 
 def test_intervals_are_drawn_as_bars(drawn, tmp_path):
@@ -84,7 +98,7 @@ def test_dominated_models_are_hollow(drawn, tmp_path):
 
 def test_a_model_without_a_measure_is_left_out_of_its_panel(drawn, tmp_path):
     bare = Point("bare", {k: v for k, v in CHART[0].measures.items() if k != "decode_tokens_per_second"})
-    draw_frontier([bare, *CHART[1:]], tmp_path / "frontier.png")
+    draw_frontier([bare, *CHART[1:]], tmp_path / "frontier.png", costs=COSTS)
     assert [len(names(panel)) for panel in drawn[0].axes] == [4, 3]
 
 
@@ -129,15 +143,19 @@ def test_the_curve_shows_every_loss_and_no_bookkeeping(metrics, drawn, tmp_path)
     draw_curve(metrics, tmp_path / "curve.png")
     assert matplotlib.image.imread(tmp_path / "curve.png").std() > 0
     (panel,) = drawn[0].axes
-    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["loss", "distill", "eval loss"]
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == [
+        "total loss",
+        "distill",
+        "total loss, held out",
+    ]
     lines = {line.get_label(): line for line in panel.lines if not line.get_label().startswith("_")}
-    assert lines["eval loss"].get_color() == lines["loss"].get_color() != lines["distill"].get_color()
-    assert lines["eval loss"].get_xydata().tolist() == [[2000, 0.3], [4000, 0.15], [6000, 0.1]]
+    assert lines["total loss, held out"].get_color() == lines["total loss"].get_color() != lines["distill"].get_color()
+    assert lines["total loss, held out"].get_xydata().tolist() == [[2000, 0.3], [4000, 0.15], [6000, 0.1]]
 
 
 def test_the_mean_of_a_curve_neither_lags_nor_leaves_its_range(metrics, drawn, tmp_path):
     draw_curve(metrics, tmp_path / "curve.png", terms=["loss"])
-    (mean,) = (line for line in drawn[0].axes[0].lines if line.get_label() == "loss")
+    (mean,) = (line for line in drawn[0].axes[0].lines if line.get_label() == "total loss")
     x, y = mean.get_data()
     assert y[0] == 5
     assert y[10] == pytest.approx(sum(5 / s for s in (10, 11, 12)) / 3)

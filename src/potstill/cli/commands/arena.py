@@ -1,7 +1,6 @@
 """`potstill arena`: compare objectives under equal conditions."""
 
 import re
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -76,7 +75,7 @@ def arena(
     if dry_run:
         arena_plan = stage.estimate()
         return print_or_return(arena_plan, as_json, lambda: print_arena_plan(arena_plan))
-    report = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
+    report = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume)
     return print_or_return({"out": out, **report}, as_json, lambda: print_arena_report(report, out))
 
 

@@ -1,6 +1,5 @@
 """`potstill cache`: store a teacher's outputs on disk, for any number of students."""
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +17,7 @@ cache_app = typer.Typer(
 
 
 @cache_app.callback()
+@o.add_screen_options
 @o.take_options(CacheTeacherOptions)
 def write_cache(
     ctx: o.CommandContext,
@@ -44,12 +44,13 @@ def write_cache(
     stage = CacheTeacherConfig(teacher=o.get_single_teacher(teacher), **o.read_options(CacheTeacherOptions, options))
     if dry_run:
         return print_or_return(stage.to_dict(), as_json, lambda: tables.print_facts(stage.to_dict()))
-    manifest = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
+    manifest = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume)
     summary = {"out": out, **manifest.to_dict()}
     return print_or_return(summary, as_json, lambda: tables.print_caches([summary]))
 
 
 @cache_app.command()
+@o.add_screen_options
 def ls(
     folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Caches, or folders that contain caches.")],
     as_json: o.Json = False,
@@ -73,6 +74,7 @@ def ls(
 
 
 @cache_app.command()
+@o.add_screen_options
 def verify(folder: Annotated[str, typer.Argument(metavar="DIR", help="A cache.")], as_json: o.Json = False) -> Any:
     """Compare every file of a cache with its manifest.
 
@@ -88,6 +90,7 @@ def verify(folder: Annotated[str, typer.Argument(metavar="DIR", help="A cache.")
 
 
 @cache_app.command()
+@o.add_screen_options
 def rm(folder: Annotated[str, typer.Argument(metavar="DIR", help="A cache.")], as_json: o.Json = False) -> Any:
     """Delete a cache; refuse a folder that is not one.
 

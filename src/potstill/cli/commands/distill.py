@@ -1,6 +1,5 @@
 """`potstill distill`: train a small student to predict like a large teacher."""
 
-import sys
 from typing import Any
 
 from potstill.cli import options as o
@@ -34,5 +33,5 @@ def distill(
     stage = DistillConfig.from_options(o.merge_options(ctx, config, o.get_number_types(TrainConfig)))
     if dry_run:
         return print_or_return(stage.to_dict(), as_json, lambda: tables.print_facts(stage.to_dict()))
-    result = run_distill(stage, o.expand_path(out), overwrite=overwrite, resume=resume, show=sys.stderr.isatty())
+    result = run_distill(stage, o.expand_path(out), overwrite=overwrite, resume=resume)
     return print_or_return(result.to_dict(), as_json, lambda: tables.print_run(result.out, result.measures))

@@ -14,12 +14,12 @@ def frontier(
         typer.Argument(metavar="DIR...", help="Output folders of potstill, or JSON files of `potstill measure --out`."),
     ],
     out: Annotated[
-        str, typer.Option(help="The HTML page to write; potstill writes a PNG next to it.")
+        str, typer.Option(help="The HTML page to write; potstill writes pictures next to it.")
     ] = "frontier.html",
     title: Annotated[str, typer.Option(help="The title of the chart.")] = "Quality against cost",
     as_json: o.Json = False,
 ) -> Any:
-    """Draw measured models on one chart of quality against cost, as an HTML page and a PNG.
+    """Draw measured models on one chart of quality against cost, as an HTML page and as pictures.
 
     The models must have been measured on the same documents; others are refused.
 

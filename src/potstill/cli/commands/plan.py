@@ -1,12 +1,10 @@
 """`potstill plan`: memory, time and disk of a run, before it starts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from potstill.cli import options as o
 from potstill.cli.output import print_or_return, suppress_library_output
@@ -14,6 +12,8 @@ from potstill.core.errors import ArtifactError, NotFound
 from potstill.stages.options import LOCAL_TEACHER_HELP, PlanOptions
 
 GIB = 2**30
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headers and rows
 
 
 NOT_PLANNED = (  # options of a distillation that change none of the plan's numbers
@@ -77,15 +77,15 @@ def read_calibration(name: str) -> Any:
 def print_plan(report: Mapping[str, Any]) -> None:
     """Print the plan: options, parameters, costs, whether the run fits, suggestions, and the law of the capacity
     gap."""
-    from potstill.cli.tables import console, print_facts, print_line
+    from potstill.cli.tables import print_facts, print_line, print_rows
 
     print_facts({"stage": report["stage"]})
-    console.print(_make_parameter_table(report))
-    console.print(_make_cost_table(report))
+    for headers, rows in (_make_parameter_table(report), *_make_cost_tables(report)):
+        print_rows(headers, rows)
     for line in summarize_plan(report):
         print_line(line)
     if not all(report["fits"].values()):
-        console.print(_make_suggestion_table(report))
+        print_rows(*_make_suggestion_table(report))
 
 
 def summarize_plan(report: Mapping[str, Any]) -> list[str]:
@@ -119,35 +119,31 @@ def _describe_alignment(alignment: Mapping[str, float]) -> str:
 
 
 def _make_parameter_table(report: Mapping[str, Any]) -> Table:
-    table = Table("parameters", "blocks", "embeddings", "total")
-    for name in ("teacher", "student"):
-        size = report["parameters"][name]
-        table.add_row(name, *(f"{size[part]:,}" for part in ("blocks", "embeddings", "total")))
-    if objective_size := report["parameters"]["objective"]:
-        table.add_row("objective", "", "", f"{objective_size:,}")
-    return table
+    sizes = report["parameters"]
+    parts = ("blocks", "embeddings", "total")
+    rows = [(name, *(f"{sizes[name][part]:,}" for part in parts)) for name in ("teacher", "student")]
+    if objective_size := sizes["objective"]:
+        rows.append(("objective", "", "", f"{objective_size:,}"))
+    return ("parameters", *parts), rows
 
 
-def _make_cost_table(report: Mapping[str, Any]) -> Table:
+def _make_cost_tables(report: Mapping[str, Any]) -> tuple[Table, Table]:
     """Operations and seconds by part of a step, and memory by its own parts."""
     flops, seconds = report["flops_per_token"], report["time"]["parts"]
-    table = Table("part of a step", "MFLOP a token", "seconds", "part of memory", "MiB")
     time_rows = [(name, f"{flops.get(name, 0) / 1e6:,.0f}", f"{duration:.3f}") for name, duration in seconds.items()]
     memory_rows = [(name, f"{size / 2**20:,.0f}") for name, size in report["memory"].items()]
-    empty_row = ("",) * 3
-    for index in range(max(len(time_rows), len(memory_rows))):
-        time_row = time_rows[index] if index < len(time_rows) else empty_row
-        table.add_row(*time_row, *(memory_rows[index] if index < len(memory_rows) else empty_row[:2]))
-    return table
+    return (("part of a step", "MFLOP a token", "seconds"), time_rows), (("part of memory", "MiB"), memory_rows)
 
 
 def _make_suggestion_table(report: Mapping[str, Any]) -> Table:
-    table = Table("what helps", "memory GiB", "disk GiB", "minutes", "fits")
-    for suggestion in report["suggestions"]:
-        numbers = (
+    rows = [
+        (
+            suggestion["change"],
             f"{suggestion['memory'] / GIB:.2f}",
             f"{suggestion['disk'] / GIB:.2f}",
             f"{suggestion['seconds'] / 60:.1f}",
+            "yes" if suggestion["fits"] else "no",
         )
-        table.add_row(Text(suggestion["change"]), *numbers, "yes" if suggestion["fits"] else "no")
-    return table
+        for suggestion in report["suggestions"]
+    ]
+    return ("what helps", "memory GiB", "disk GiB", "minutes", "fits"), rows

@@ -13,9 +13,10 @@ from importlib.resources import files
 from typing import Any
 
 from potstill.core.errors import DataError
-from potstill.core.measure_table import COSTS, MEASURES, QUALITIES
+from potstill.core.measure_table import COSTS, MEASURES, QUALITIES, format_parameters
 from potstill.core.types import Measure
 
+FIRST_QUALITIES = ("teacher_kl", "teacher_agreement")
 TITLES = {name: info.title for name, info in MEASURES.items()}
 
 
@@ -93,6 +94,25 @@ def get_axes(points: Sequence[Point]) -> tuple[list[str], list[str]]:
     return costs, qualities
 
 
+def choose_quality(points: Sequence[Point], qualities: Sequence[str]) -> str:
+    """The quality that a chart shows first: what distillation is for, where two models have it measured."""
+    for name in FIRST_QUALITIES:
+        if sum(point.has_measures(name) for point in points) >= 2:
+            return name
+    return qualities[0]
+
+
+def is_logarithmic(name: str, values: Sequence[float]) -> bool:
+    """Whether an axis is logarithmic: its values differ by more than a factor of two, and are no shares."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) > 2 and name != "teacher_agreement"
+
+
+def name_axis(name: str, values: Sequence[float]) -> str:
+    """What stands at an axis, in two lines: the measure with its unit; which end is better, and the scale."""
+    scale = ", log scale" if is_logarithmic(name, values) else ""
+    return f"{TITLES[name]}\n{MEASURES[name].better} is better{scale}"
+
+
 def to_display_unit(measure: Measure, value: float | None = None) -> float:
     """`value`, by default that of `measure`, in the unit of the chart."""
     value = measure.value if value is None else value
@@ -102,7 +122,7 @@ def to_display_unit(measure: Measure, value: float | None = None) -> float:
 def format_value(value: float, name: str) -> str:
     """`value`, given in the unit of the chart, as text with a suitable number of digits."""
     if name == "parameters":
-        return f"{value / 1e9:.2f} B" if value >= 1e9 else f"{value / 1e6:.1f} M" if value >= 1e5 else f"{value:,.0f}"
+        return format_parameters(value)
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"
@@ -115,7 +135,13 @@ def to_chart_data(points: Sequence[Point]) -> dict[str, Any]:
         {"name": point.name, "parent": point.parent, "measures": [_to_display_dict(m) for m in point.measures.values()]}
         for point in points
     ]
-    return {"costs": costs, "qualities": qualities, "titles": TITLES, "models": models}
+    return {
+        "costs": costs,
+        "qualities": qualities,
+        "quality": choose_quality(points, qualities),
+        "titles": TITLES,
+        "models": models,
+    }
 
 
 def _to_display_dict(measure: Measure) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Draws the frontier and the losses of a training run as PNG files."""
+"""Draws the frontier as a PNG file: one quality against one or more costs."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,16 +15,20 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from potstill.core.errors import DataError
-from potstill.core.measure_table import MEASURES
-from potstill.core.metrics_log import read_metrics
 from potstill.core.types import Measure
-from potstill.evaluate.charts.frontier import Point, find_dominated, format_value, get_axes, to_display_unit
+from potstill.evaluate.charts.frontier import (
+    Point,
+    choose_quality,
+    find_dominated,
+    format_value,
+    get_axes,
+    is_logarithmic,
+    name_axis,
+    to_display_unit,
+)
 from potstill.evaluate.charts.label_placement import Box, Position, nearest_edge, needs_leader_line, place_labels
+from potstill.evaluate.charts.style import ACCENT, DPI, GRAY, INK, LIGHT_INK, SMALL, TEXT, add_title, style_panel
 
-INK, LIGHT_INK, GRID = "#1f2328", "#6e7781", "#e6e8eb"
-ACCENT, GRAY = "#0b6e99", "#9aa4ae"
-COLORS = ("#0b6e99", "#c8553d", "#588157", "#8e5ea2", "#b08900", "#6e7781")  # different in hue and in lightness
-DPI = 160
 CAPTION = (
     "Hollow: another model is at least as good and as cheap. Bars: 95 % intervals; for speed the range of the runs."
 )
@@ -33,41 +37,32 @@ TENTHS = tuple(n / 10 for n in range(10, 100))
 FIFTHS = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
 TICK_DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8), FIFTHS, TENTHS)
 MAX_TICKS = 12  # of one axis
-BOOKKEEPING_KEYS = {
-    "step",
-    "tokens",
-    "epoch",
-    "learning_rate",
-    "grad_norm",
-    "num_input_tokens_seen",
-}  # logged values that are not losses
 
 
 def draw_frontier(
     points: Sequence[Point], path: Path, *, costs: Sequence[str] = (), quality: str | None = None, title: str = ""
 ) -> None:
-    """Write `path`, a PNG of `quality` against each of `costs`, by default parameters and decoding speed.
+    """Write `path`, a PNG of `quality` against each of `costs`, by default parameters.
+
+    By default the quality is the KL to the teacher, where it was measured, else agreement or bits per byte.
 
     Raises: DataError if one of them was not measured.
     """
     available_costs, qualities = get_axes(points)
-    quality = quality or qualities[0]
-    costs = (
-        costs or [c for c in ("parameters", "decode_tokens_per_second") if c in available_costs] or available_costs[:1]
-    )
+    quality = quality or choose_quality(points, qualities)
+    costs = costs or ["parameters" if "parameters" in available_costs else available_costs[0]]
     if missing_measures := [name for name in (*costs, quality) if name not in (*available_costs, *qualities)]:
         raise DataError(
             f"no model has the measure {', '.join(missing_measures)}; choose from "
             f"{', '.join((*qualities, *available_costs))}"
         )
-    figure = Figure(figsize=(5.6 * len(costs), 4.4), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    figure = Figure(figsize=(6.4 * len(costs), 4.8), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     curves = [_draw_panel(panel, points, cost, quality) for panel, cost in zip(panels, costs, strict=True)]
-    if title:
-        figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
-    panels[0].set_ylabel(f"{MEASURES[quality].title}, {MEASURES[quality].better} is better", color=INK)
-    figure.supxlabel(fill(CAPTION, 72 * len(costs)), x=0.012, ha="left", fontsize=8, color=LIGHT_INK)
+    add_title(figure, title)
+    panels[0].set_ylabel(_name_axis(points, quality), color=INK, fontsize=TEXT)
+    figure.supxlabel(fill(CAPTION, 84 * len(costs)), x=0.012, ha="left", fontsize=SMALL, color=LIGHT_INK)
     canvas.draw()  # fixes the layout, on which positions in pixels depend
     figure.set_layout_engine("none")
     for panel, cost, panel_curves in zip(panels, costs, curves, strict=True):
@@ -106,15 +101,16 @@ def _draw_panel(panel: Axes, points: Sequence[Point], cost: str, quality: str) -
 
 
 def _style_panel(panel: Axes, drawn_points: Sequence[Point], cost: str, quality: str) -> None:
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color(LIGHT_INK)
-    panel.grid(color=GRID, linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.tick_params(colors=LIGHT_INK, labelsize=9, length=0)
-    panel.set_xlabel(f"{MEASURES[cost].title}, {MEASURES[cost].better} is better", color=INK)
+    style_panel(panel)
+    panel.set_xlabel(_name_axis(drawn_points, cost), color=INK, fontsize=TEXT)
     for axis, name in (("x", cost), ("y", quality)):
         bounds = [v for point in drawn_points for v in _get_bounds(point.measures[name])]
         _set_scale(panel, axis, bounds, name)
+
+
+def _name_axis(points: Sequence[Point], name: str) -> str:
+    bounds = [bound for point in points if name in point.measures for bound in _get_bounds(point.measures[name])]
+    return name_axis(name, bounds)
 
 
 def _set_scale(panel: Axes, axis: str, bounds: Sequence[float], name: str) -> None:
@@ -123,7 +119,7 @@ def _set_scale(panel: Axes, axis: str, bounds: Sequence[float], name: str) -> No
     ticks = panel.xaxis if axis == "x" else panel.yaxis
     set_limits = panel.set_xlim if axis == "x" else panel.set_ylim
     margin = 0.18 if axis == "x" else 0.14
-    if low > 0 and high / low > 2 and name != "teacher_agreement":
+    if is_logarithmic(name, bounds):
         (panel.set_xscale if axis == "x" else panel.set_yscale)("log")
         factor = (high / low) ** margin
         set_limits(low / factor, high * factor)
@@ -155,7 +151,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def _format_tick(value: float, name: str) -> str:
     if name == "parameters":
-        return format_value(value, name).replace(".0 M", " M").replace(".00 B", " B") if value else "0"
+        return re.sub(r"\.0+(?=[kMB])", "", format_value(value, name)) if value else "0"
     return f"{value:,.6g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
@@ -208,7 +204,7 @@ def _label_points(
     """Write each model's name near its point, clear of the others, with a leader line where it is far away."""
     anchors = [_to_page(panel, *_get_position(point, *measure_names)) for point in drawn_points]
     halo = [Stroke(linewidth=3, foreground="white"), Normal()]
-    texts = [panel.text(0, 0, p.name, fontsize=9.5, color=INK, zorder=7, path_effects=halo) for p in drawn_points]
+    texts = [panel.text(0, 0, p.name, fontsize=TEXT, color=INK, zorder=7, path_effects=halo) for p in drawn_points]
     extents = [text.get_window_extent(canvas.get_renderer()) for text in texts]
     boxes = place_labels(
         anchors,
@@ -264,76 +260,3 @@ def _get_bounds(measure: Measure) -> list[float]:
 def _get_error_bars(measure: Measure) -> list[list[float]]:
     bounds, value = _get_bounds(measure), to_display_unit(measure)
     return [[value - bounds[0]], [bounds[-1] - value]]
-
-
-def draw_curve(metrics: Path, path: Path, *, terms: Sequence[str] = (), x_key: str = "tokens") -> None:
-    """Write `path`, a PNG of `terms` of a `metrics.jsonl` over the tokens seen; by default of all losses.
-
-    Raises: DataError if there is nothing to draw.
-    """
-    entries = [entry for entry in read_metrics(metrics) if x_key in entry]
-    curves = {term: _extract_curve(entries, term, x_key) for term in terms or _find_terms(entries, x_key)}
-    curves = {term: curve for term, curve in curves.items() if curve}
-    if not curves:
-        raise DataError(f"{metrics} has no {' or '.join(terms) or 'term'} over {x_key} to draw")
-    figure = Figure(figsize=(7.2, 3.9), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    panel = figure.subplots()
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color(LIGHT_INK)
-    panel.grid(color=GRID, linewidth=0.8)
-    panel.tick_params(colors=LIGHT_INK, labelsize=9, length=0)
-    families = list(dict.fromkeys(term.removeprefix("eval_") for term in curves))
-    for term, curve in curves.items():
-        color = COLORS[families.index(term.removeprefix("eval_")) % len(COLORS)]
-        _draw_term(panel, term, curve, color)
-    panel.set_xlim(left=0)
-    panel.set_xlabel(f"{x_key} seen", color=INK)
-    panel.set_ylabel("nats per token, lower is better", color=INK)
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _format_short(value)))
-    panel.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=1 + len(curves) // 5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
-
-
-def _find_terms(entries: Sequence[Mapping[str, Any]], x_key: str) -> list[str]:
-    """Every logged number except bookkeeping such as the learning rate, in order of appearance."""
-    numeric_names = {name: None for entry in entries for name, value in entry.items() if isinstance(value, int | float)}
-    bookkeeping_suffixes = ("_per_second", "_runtime", "_memory", "_flos")
-    return [
-        n
-        for n in numeric_names
-        if n not in BOOKKEEPING_KEYS
-        and n != x_key
-        and not n.startswith("train_")
-        and not n.endswith(bookkeeping_suffixes)
-    ]
-
-
-def _extract_curve(entries: Sequence[Mapping[str, Any]], term: str, x_key: str) -> list[tuple[float, float]]:
-    pairs = ((entry[x_key], entry.get(term)) for entry in entries)
-    return [(float(x), float(y)) for x, y in pairs if isinstance(y, int | float) and math.isfinite(y)]
-
-
-def _draw_term(panel: Axes, term: str, curve: Sequence[tuple[float, float]], color: str) -> None:
-    """Draw a term: few values as points, many values faintly with their moving mean."""
-    x, y = zip(*curve, strict=True)
-    label = term.replace("_", " ")
-    if term.startswith("eval_") or len(curve) < 40:
-        panel.plot(x, y, "o--" if term.startswith("eval_") else "o-", color=color, ms=4, linewidth=1.2, label=label)
-        return
-    panel.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
-    panel.plot(x, _smooth_values(y, radius=len(y) // 40), color=color, linewidth=1.8, label=label)
-
-
-def _smooth_values(values: Sequence[float], *, radius: int) -> list[float]:
-    """The moving mean over up to `radius` values on each side, symmetric at the start, so as not to lag."""
-    windows = (values[max(0, i - radius) : i + min(radius, i) + 1] for i in range(len(values)))
-    return [sum(window) / len(window) for window in windows]
-
-
-def _format_short(value: float) -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g} {letter}"
-    return f"{value:g}"

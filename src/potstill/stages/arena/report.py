@@ -42,11 +42,21 @@ def publish(
         "paired": compare_arms(runs, results),
     }
     seeds = len(runs) // len(arms)
-    caption = f"Filled: the mean of {seeds} seeds; hollow: each seed. Budget: {budget} for each."
+    caption = (
+        f"Filled: the mean of {seeds} seeds; hollow: each seed; bars: 95 % intervals over documents. "
+        f"Gray: for comparison. Budget: {budget} for each."
+    )
     write_text(out / README_FILE, render_page(summary, title=out.name, caption=caption))
     failures: dict[str, str] = {}
     measures = {arm["arm"]: collect_measures(arm) for arm in arms}
-    attempt("chart", lambda: draw_dots(measures, out / CHART_FILE, title=out.name, caption=caption), None, failures)
+    baseline_measures = {name: {m.name: m for m in baseline.measures} for name, baseline in baselines.items()}
+    title = f"{out.name}: {len(arms)} objectives, {seeds} seeds"
+    attempt(
+        "chart",
+        lambda: draw_dots(measures, out / CHART_FILE, baselines=baseline_measures, title=title, caption=caption),
+        None,
+        failures,
+    )
     return {**summary, "failures": failures} if failures else summary
 
 

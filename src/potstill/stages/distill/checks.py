@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from potstill.core.screen import status
 from potstill.models.load import LoadedModel
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.checks.cross_tokenizer import run_cross_tokenizer_checks
@@ -18,6 +19,7 @@ from potstill.teachers.external import ExternalTeacher
 from potstill.train.training_module import TrainingModule
 
 
+@status("checking the loss")
 def run_quick_checks(
     pair: ModelPair,
     dataset: PreparedDataset,

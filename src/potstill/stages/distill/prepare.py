@@ -33,6 +33,7 @@ from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE, build_rollout
 from potstill.stages.distill.teacher_windows import leave_out_long_windows
 from potstill.stages.model_pair import ModelPair, check_token_ids
 from potstill.stages.options import TextOptions
+from potstill.stages.run_notes import report_passes
 from potstill.stages.run_record import RunRecord
 from potstill.stages.text_options import DATE_ORIGIN, get_text_options, prepare_tokenizer
 from potstill.stages.training_run import TrainingRun
@@ -68,6 +69,7 @@ class DistillRun(TrainingRun):
 
     def warn_if_insufficient(self, out: Path, *, show: bool) -> None:
         """Print the memory and disk that the run takes."""
+        report_passes(self.config.settings.tokens, self.dataset.packs.num_tokens)
         warn_if_insufficient(self.config, self.pair, self.dataset.packs, self.dtype, out, show=show)
         if self.config.rollout_config.is_enabled:
             print_note(SAMPLING_TIME_NOTE)

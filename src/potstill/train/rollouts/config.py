@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from potstill.core.errors import UsageError
+from potstill.core.suggestions import suggest
 from potstill.data.packing import Pack
 from potstill.decode.sampling import Sampling
 from potstill.train.config import TrainConfig
@@ -28,7 +29,9 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         if self.name not in ROLLOUTS:
-            raise UsageError(f"there is no rollout {self.name!r}; choose one of {', '.join(ROLLOUTS)}")
+            raise UsageError(
+                f"there is no rollout {self.name!r}{suggest(self.name, ROLLOUTS)}; choose one of {', '.join(ROLLOUTS)}"
+            )
         if not 0 <= self.share <= 1:
             raise UsageError(f"--on-policy is {self.share}; it must be a share of the documents, from 0 to 1")
 

@@ -1,0 +1,37 @@
+"""What a run says beyond its measures."""
+
+import pytest
+
+from potstill.core.measure_table import MEASURES
+from potstill.core.types import Measure
+from potstill.stages.run_notes import report_outcome, report_passes
+from potstill.stages.training_run import BEFORE_TRAINING
+
+
+@pytest.mark.parametrize(("tokens", "text"), [(200, ""), (201, "note: 201 tokens pass 2.0 times over the 100 tokens")])
+def test_more_than_two_passes_are_noted(capsys: pytest.CaptureFixture[str], tokens: int, text: str) -> None:
+    report_passes(tokens, 100)
+    shown = capsys.readouterr().err
+    assert shown.startswith(text)
+    assert bool(shown) == bool(text)
+
+
+@pytest.mark.parametrize(
+    ("trained", "kl", "texts"),
+    [
+        pytest.param(1000, 0.3, [], id="all is well"),
+        pytest.param(899, 0.3, ["note: 899 of the 1,000 tokens"], id="a short run"),
+        pytest.param(1000, 0.6, ["warning: the student ends further from the teacher (KL 0.600 nats)"], id="worse"),
+        pytest.param(1000, None, [], id="no teacher to compare with"),
+    ],
+)
+def test_a_short_run_is_noted_and_a_worse_student_warned_of(
+    capsys: pytest.CaptureFixture[str], trained: int, kl: float | None, texts: list[str]
+) -> None:
+    def measures(value: float | None) -> list[Measure]:
+        return [] if value is None else [MEASURES["teacher_kl"].build(value, 9)]
+
+    report_outcome(1000, trained, {BEFORE_TRAINING: measures(0.5), "out": measures(kl)}, student="out")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(texts)
+    assert all(line.startswith(text) for line, text in zip(lines, texts, strict=True))
