@@ -33,7 +33,7 @@ def measures(bits: float, parameters: float, speed: float) -> list[dict[str, Any
     qualities = [
         MEASURES[name].build(value, 100, low=0.97 * value, high=1.03 * value) for name, value in values.items()
     ]
-    costs = {"parameters": parameters, "bytes": 2 * parameters, "prefill_tokens_per_second": 40 * speed}
+    costs = {"parameters": parameters, "bfloat16_bytes": 2 * parameters, "prefill_tokens_per_second": 40 * speed}
     costs["decode_tokens_per_second"] = speed
     return [m.to_dict() for m in (*qualities, *(MEASURES[name].build(float(v), 1) for name, v in costs.items()))]
 
