@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 
 from potstill.core.errors import UsageError
@@ -12,23 +13,22 @@ from potstill.objectives.spec import ObjectiveSpec, list_registered_specs
 from potstill.objectives.user_file import is_user_objective, list_plugins, make_user_spec
 from potstill.ops.divergence import DIVERGENCES
 
-# The files whose objectives are registered, in the order in which help and errors list them.
-OBJECTIVE_MODULES = (
-    "dskd",
-    "dskdv2",
-    "minillm",
-    "uld",
-    "mined",
-    "spans",
-    "tie_kd",
-    "hidden_states",
-    "attention_relations",
+# The order in which help and errors list the files of registered objectives; files that are not named follow.
+FILE_ORDER = (
+    *("dskd", "dskdv2", "minillm", "uld", "mined", "spans", "tie_kd", "hidden_states", "attention_relations"),
     "balance",
 )
 
 
+def _list_objective_files() -> list[str]:
+    """The names of the files next to this one that register an objective."""
+    folder = Path(__file__).parent
+    names = sorted(file.stem for file in folder.glob("*.py") if "\n@register_objective(" in file.read_text("utf-8"))
+    return sorted(names, key=lambda name: FILE_ORDER.index(name) if name in FILE_ORDER else len(FILE_ORDER))
+
+
 def _load_specs() -> dict[str, ObjectiveSpec]:
-    modules = [import_module(f"potstill.objectives.{name}") for name in OBJECTIVE_MODULES]
+    modules = [import_module(f"potstill.objectives.{name}") for name in _list_objective_files()]
     return {spec.name: spec for module in modules for spec in list_registered_specs(module.__name__)}
 
 

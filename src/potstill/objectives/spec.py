@@ -1,7 +1,7 @@
 """The description of an objective: name, help, options, capabilities, cost, and the function that builds it.
 
-Each objective is one file with its class and a builder under `@register_objective(...)`. Add the file's name to
-`objectives.registry.OBJECTIVE_MODULES`. Then the command line, the planner and the tests include the objective.
+Each objective is one file with its class and a builder under `@register_objective(...)`. The command line, the
+planner and the tests include every such file of this folder.
 """
 
 from collections.abc import Callable, Mapping
