@@ -26,8 +26,20 @@ def test_dtypes_go_by_their_names() -> None:
         torch.float32,
     ]
     assert resolve_dtype("bfloat16") == torch.bfloat16
-    with pytest.raises(UsageError, match="float16"):
-        resolve_dtype("float16")
+    with pytest.raises(UsageError, match="'float64'; choose"):
+        resolve_dtype("float64")
+
+
+@pytest.mark.parametrize("name", ["float16", "fp16", "half"])
+def test_half_precision_is_answered_with_what_to_give(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name}.*range.*--dtype bfloat16 or float32"):
+        resolve_dtype(name)
+
+
+@pytest.mark.parametrize("name", ["mps", "mps:0"])
+def test_mps_is_answered_with_what_to_give(name: str) -> None:
+    with pytest.raises(UsageError, match=r"mps.*float64.*--device cpu"):
+        resolve_device(name)
 
 
 def test_auto_measures_once_and_chooses_one_of_the_two() -> None:

@@ -206,7 +206,7 @@ def _get_umask() -> int:
 
 
 def _sync_file(file: Path) -> None:
-    with file.open("rb") as stream:
+    with file.open("r+b" if os.name == "nt" else "rb") as stream:  # Windows syncs what is open for writing
         os.fsync(stream.fileno())
 
 

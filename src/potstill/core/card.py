@@ -19,13 +19,18 @@ PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "toke
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A model from which another one was made: its name, the SHA-256 of its weights, and its license if known."""
+    """A model from which another one was made: its name, the SHA-256 of its weights, and its license if known.
+
+    `hub_id` is its id on the hub, or that of the model which a folder was made from. `languages` are those of its card.
+    """
 
     role: str
     name: str
     digest: str | None
     licence: str | None = None
     note: str = ""
+    hub_id: str = ""
+    languages: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,10 @@ SAVE_DTYPES = {**DTYPES, "float16": torch.float16}
 def resolve_device(name: str = "auto") -> torch.device:
     """The device called `name`; `auto` is the GPU where there is one, else the CPU.
 
-    Raises: UsageError if this machine has no such device.
+    Raises: UsageError if this machine has no such device, or potstill does not compute on it.
     """
+    if name.partition(":")[0] == "mps":
+        raise UsageError("device 'mps' has no float64, in which potstill sums its losses; give --device cpu")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -41,6 +43,11 @@ def resolve_dtype(name: str = "auto", *, device_type: str = "cpu", default: str 
     name = default if name == "auto" else name
     if name == "auto":
         return compute_dtype(device_type)
+    if name in ("float16", "fp16", "half"):
+        raise UsageError(
+            f"dtype {name!r} is not computed in, since its range is too small for gradients; give --dtype bfloat16 or "
+            f"float32 (--save-dtype float16 saves in it)"
+        )
     if name not in DTYPES:
         raise UsageError(f"there is no dtype {name!r}; choose auto, {' or '.join(DTYPES)}")
     return DTYPES[name]

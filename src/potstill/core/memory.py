@@ -3,12 +3,16 @@
 import contextlib
 import ctypes
 import functools
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 STATUS = Path("/proc/self/status")
 RESET_PEAK = "5"  # proc(5): written to clear_refs, it resets the peak of the resident set
@@ -28,13 +32,16 @@ def reset_peak_memory(device: torch.device) -> None:
 def get_peak_memory(device: torch.device) -> int:
     """Bytes at the peak: what torch allocated on a CUDA device, or the resident memory of this process on a CPU.
 
-    On Linux it reads `VmHWM`, because `ru_maxrss` of a new process begins at the peak of its parent.
+    On Linux it reads `VmHWM`, because `ru_maxrss` of a new process begins at the peak of its parent. It is 0 where the
+    system does not report it, as on Windows.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = read_proc_field(STATUS, "VmHWM")
     if peak is not None:
         return peak
+    if resource is None:
+        return 0
     max_resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return max_resident if sys.platform == "darwin" else max_resident * 1024
 
@@ -81,5 +88,8 @@ def trim_memory() -> None:
 
 
 @functools.cache
-def _load_libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+def _load_libc() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # on Windows, which has no library without a name
+        return None

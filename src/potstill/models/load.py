@@ -2,12 +2,10 @@
 
 import dataclasses
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel
@@ -16,6 +14,7 @@ from potstill.core.screen import status
 from potstill.models import adapters, gguf
 from potstill.models.folder_checks import check_model_folder, check_weights, untie_head
 from potstill.models.gguf_files import list_parts
+from potstill.models.lineage import read_front_matter
 from potstill.models.locate import locate_model
 from potstill.models.quantization import explain_missing_package, read_quantization
 from potstill.models.tokenizers.vocabulary import count_usable_ids, refuse_ids_without_rows
@@ -118,14 +117,7 @@ def read_license(path: Path) -> str | None:
     if path.is_file():
         license_field = gguf.read_metadata(path).get("license")
         return str(license_field) if license_field else None
-    readme = path / "README.md"
-    text = readme.read_text("utf-8", "replace") if readme.is_file() else ""
-    front_matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    try:
-        facts = yaml.safe_load(front_matter[1]) if front_matter else {}
-    except yaml.YAMLError:
-        return None
-    license_name = facts.get("license") if isinstance(facts, dict) else None
+    license_name = read_front_matter(path).get("license")
     if isinstance(license_name, list):
         license_name = ", ".join(map(str, license_name))
     return str(license_name) if license_name else None

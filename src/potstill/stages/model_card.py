@@ -4,77 +4,74 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from potstill.core.atomic_files import write_text
 from potstill.core.card import Card
 from potstill.core.measure_table import format_measure, list_columns
 from potstill.core.types import Measure
-
-USAGE = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-```"""
+from potstill.stages.card_usage import SavedFacts, format_usage
+from potstill.stages.front_matter import format_front_matter
+from potstill.stages.public_names import get_public_name, hide_folders, hide_folders_in
 
 
 def write_card(folder: Path, card: Card, *, title: str, samples: str = "", curve: str = "") -> None:
     """Write `card.json`, and a README with the same facts for people; `curve` names a picture in the folder."""
     card.write(folder)
-    write_text(folder / "README.md", format_readme(card, title=title, samples=samples, curve=curve))
+    facts = SavedFacts.from_folder(folder)
+    write_text(folder / "README.md", format_readme(card, facts, title=title, samples=samples, curve=curve))
 
 
-def format_readme(card: Card, *, title: str, samples: str = "", curve: str = "") -> str:
-    """The README: lineage, use, measures, cost, data, checks, shape, samples and the command that made the model."""
+def format_readme(card: Card, facts: SavedFacts, *, title: str, samples: str = "", curve: str = "") -> str:
+    """The README: lineage, use, measures, cost, data, checks, shape, samples and the command that made the model.
+
+    Of a path it has the last part alone.
+    """
     parts = [
-        format_front_matter(card),
+        format_front_matter(card, title=title),
         f"# {title}",
         format_summary(card),
         _format_lineage(card),
-        "## Use\n\n" + USAGE.format(name=title),
+        "## Use\n\n" + format_usage(title, facts, transformers_version=card.versions["transformers"]),
     ]
     if any(card.measures.values()):
         parts += [
             "## Measures",
             format_measures_table(card.measures),
-            f"Measured on {_describe_measured_text(card)}. In brackets are 95 % intervals, by bootstrap over "
-            f"documents.",
+            f"Measured on {hide_folders(_describe_measured_text(card))}, with the weights as they are saved. In "
+            f"brackets are 95 % intervals, by bootstrap over documents. `MiB in bf16` counts two bytes a parameter for "
+            f"every model, whatever the precision of its file.",
         ]
     if card.cost:
         parts += ["## Cost", _format_facts(_describe_cost(card))]
     if curve:
         parts += [f"![The terms of the loss over the tokens seen]({curve})"]
     if card.data:
-        parts += ["## Data", _format_facts(_describe_data(card.data))]
+        parts += ["## Data", _format_facts(hide_folders_in(_describe_data(card.data)))]
     if card.invariants:
         parts += ["## Checks", _format_facts({i["name"]: i["outcome"] for i in card.invariants})]
     if card.details:
         parts += ["## Shape", _format_facts(_describe_shape(card.details))]
     if card.failures:
-        parts += ["## Not in this card", _format_facts(card.failures)]
+        parts += ["## Not in this card", _format_facts(hide_folders_in(card.failures))]
     if samples:
         parts += ["## Samples", "Greedy answers, cut after some words.", samples.strip()]
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
-    provenance = (
-        f"```\n{card.command}\n```\n\nSeed {card.seed}; {versions}. `card.json` has the same facts for programs."
-    )
+    facts_note = "`card.json` has the same facts for programs."
+    provenance = f"```\n{hide_folders(card.command)}\n```\n\nSeed {card.seed}; {versions}. {facts_note}"
     return "\n\n".join([*parts, "## Made by", provenance]) + "\n"
 
 
 def format_summary(card: Card) -> str:
     """One sentence about the origin of the model: its parent, its training and its objective."""
     stage, details = card.stage, card.details
-    origin = next((p.name for p in card.parents if p.role != "teacher"), "a model")
+    origin = next((get_public_name(p.name) for p in card.parents if p.role != "teacher"), "a model")
     origin_phrase = (
         f"`{origin}` pruned to {details['share']:.1%} of its parameters" if "share" in details else f"`{origin}`"
     )
     if stage.get("stage") != "distill":
         return f"A language model from potstill: {origin_phrase}, without training after that."
     adapter_phrase = f", through adapters (LoRA) of rank {stage['lora']} merged into it" if stage.get("lora") else ""
-    training_phrase = (
-        f"trained{adapter_phrase} on {card.cost.get('tokens', 0):,} tokens of {card.data.get('trained_on', 'text')}"
-    )
+    text = get_public_name(str(card.data.get("trained_on", "text")))
+    training_phrase = f"trained{adapter_phrase} on {card.cost.get('tokens', 0):,} tokens of {text}"
     method = f"{_describe_objective(stage)}{_describe_rollout(stage)}"
     return f"A language model from potstill: {origin_phrase}, {training_phrase} with {method}."
 
@@ -99,11 +96,11 @@ def _describe_objective(stage: Mapping[str, Any]) -> str:
 
 def _describe_teacher(stage: Mapping[str, Any]) -> str:
     if isinstance(stage["teacher"], list):
-        *previous_names, last_name = (f"`{name}`" for name in stage["teacher"])
+        *previous_names, last_name = (f"`{get_public_name(name)}`" for name in stage["teacher"])
         return f"{', '.join(previous_names)} and {last_name}, {_describe_combination(stage['combine'])}"
     if stage["teacher"] is None:
-        return f"the teacher of the cache `{stage['teacher_cache']}`"
-    return f"`{stage['teacher']}`"
+        return f"the teacher of the cache `{get_public_name(stage['teacher_cache'])}`"
+    return f"`{get_public_name(stage['teacher'])}`"
 
 
 def _describe_combination(combine: str) -> str:
@@ -171,15 +168,6 @@ def _describe_shape(details: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
-def format_front_matter(card: Card) -> str:
-    """The YAML header for model hubs, with a license only if all parents state the same one."""
-    licenses = {parent.licence for parent in card.parents}
-    facts: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["potstill"]}
-    if len(licenses) == 1 and None not in licenses:
-        facts["license"] = licenses.pop()
-    return f"---\n{yaml.safe_dump(facts, sort_keys=True)}---"
-
-
 def format_measures_table(measures: Mapping[str, Sequence[Measure]]) -> str:
     """A Markdown table with a row for each model and a column for each measure."""
     measures_by_model = {name: {m.name: m for m in model_measures} for name, model_measures in measures.items()}
@@ -200,7 +188,7 @@ def _format_lineage(card: Card) -> str:
         license_name = parent.licence or "not stated; ask its authors before you share this"
         note = f", {parent.note}" if parent.note else ""
         weights = f"SHA-256 `{parent.digest}`" if parent.digest else "potstill has not seen its weights"
-        lines.append(f"- {parent.role}: `{parent.name}`{note} (license: {license_name}; {weights})")
+        lines.append(f"- {parent.role}: `{get_public_name(parent.name)}`{note} (license: {license_name}; {weights})")
     return "\n".join(lines) if lines else "No parent model."
 
 

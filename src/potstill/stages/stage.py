@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from potstill.core.card import Parent
+from potstill.models.lineage import find_hub_id, read_languages
 from potstill.models.load import LoadedModel
 
 RESULT_NEUTRAL_OPTIONS = (  # they change no result, or no more of it than its rounding
@@ -31,4 +32,12 @@ def reproducible_options(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_parent(role: str, loaded: LoadedModel) -> Parent:
     """The entry of a card for a model that the stage read."""
-    return Parent(role=role, name=loaded.name, digest=loaded.digest, licence=loaded.license, note=loaded.note)
+    return Parent(
+        role=role,
+        name=loaded.name,
+        digest=loaded.digest,
+        licence=loaded.license,
+        note=loaded.note,
+        hub_id=find_hub_id(loaded.name, loaded.path),
+        languages=read_languages(loaded.name, loaded.path),
+    )

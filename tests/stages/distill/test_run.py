@@ -21,7 +21,7 @@ from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.models import choose_dtype
 from potstill.stages.distill.run import distill
-from potstill.stages.model_card import format_front_matter
+from potstill.stages.front_matter import format_front_matter
 from potstill.stages.run_record import RunRecord
 from potstill.stages.training import TrainingResult
 from potstill.train.config import TrainConfig
@@ -110,18 +110,18 @@ def test_the_readme_tells_a_stranger_what_it_is(run: TrainingResult, teacher: Pa
     _, front, body = (run.out / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "apache-2.0"
     for fact in (
-        f"`{teacher}` pruned to 75.5% of its parameters",
-        f"70% cross-entropy and 30% forward kl to `{teacher}`",
+        "`teacher` pruned to 75.5% of its parameters",
+        "70% cross-entropy and 30% forward kl to `teacher`",
         "license: apache-2.0",
         "| made | ",
         "![The terms of the loss over the tokens seen](curve.png)",
         "What is a pot still?",
         "Seed 1",
-        'AutoModelForCausalLM.from_pretrained("made")',
+        'AutoModelForCausalLM.from_pretrained("made", dtype="auto")',
     ):
         assert fact in body
     assert "None" not in body
-    assert "{" not in body
+    assert str(teacher.parent) not in body
 
 
 def test_the_baseline_is_the_student_that_training_begins_with(stage: DistillConfig, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_student_of_its_own(
         ("student", str(student), compute_digest(student)),
         ("teacher", str(teacher), compute_digest(teacher)),
     ]
-    assert f"`{student}`, trained on" in (run.out / "README.md").read_text()
+    assert "`student`, trained on" in (run.out / "README.md").read_text()
 
 
 def test_lora_trains_little_and_ships_a_stock_model(stage: DistillConfig, teacher: Path, tmp_path: Path) -> None:
