@@ -130,7 +130,10 @@ def _shrink_stage(stage: Stage) -> Stage:
         return replace(stage, calibration_tokens=256)
     if isinstance(stage, GenerateDatasetConfig):
         return replace(stage, documents=16)
-    settings = replace(stage.settings, tokens=1024, context=64, batch_tokens=256, micro_tokens=128)
+    context = 512 if stage.data == PREVIOUS_FOLDER else 64  # answers of a model need room for their stop token
+    settings = replace(
+        stage.settings, tokens=1024, context=context, batch_tokens=max(context, 256), micro_tokens=max(context, 128)
+    )
     return replace(stage, settings=settings, documents=4)
 
 
