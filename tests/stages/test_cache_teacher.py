@@ -108,7 +108,7 @@ def test_a_cache_says_of_any_batch_of_its_text_what_the_teacher_says(
 RECALLED = [name for name, method in OBJECTIVE_SPECS.items() if method.needs_only_last_hidden]
 
 
-@pytest.mark.parametrize("name", RECALLED)
+@pytest.mark.parametrize("name", [RECALLED[0], *(pytest.param(name, marks=pytest.mark.slow) for name in RECALLED[1:])])
 def test_kept_hidden_states_teach_to_the_bit_what_the_live_teacher_does(
     name: str, stage: CacheTeacherConfig, teacher: Path, text: Path, tmp_path: Path
 ) -> None:

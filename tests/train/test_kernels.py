@@ -32,6 +32,7 @@ for lengths in ((20, 30), (11, 13, 24), (33, 5, 6), (40, 17), (3, 58)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["LogitDistillation", "DSKD"])
 def test_steps_on_documents_of_other_lengths_compile_nothing_that_the_first_step_did_not(objective: str) -> None:
     said = {"ONEDNN_VERBOSE": "profile_create", "OMP_NUM_THREADS": "1"}

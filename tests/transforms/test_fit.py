@@ -102,7 +102,7 @@ def test_width_alone_is_minimas_square_root_rule(sparsity: int, each: int) -> No
     assert shape["layers"] == 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(FACTS, SHARES, st.sampled_from(sorted(STRATEGIES)))
 def test_a_share_is_reached_within_two_per_cent_or_refused(facts: dict[str, Any], keep: float, strategy: str) -> None:
     blueprint = blueprint_of(facts)

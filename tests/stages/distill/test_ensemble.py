@@ -92,7 +92,7 @@ def test_the_card_names_every_teacher_and_metrics_show_each(
     assert card["stage"]["teacher"] == [f"one={teacher}", f"two={other}"]
 
 
-@pytest.mark.parametrize("combine", ["average", "confidence", "route:for"])
+@pytest.mark.parametrize("combine", [pytest.param("average", marks=pytest.mark.slow), "confidence", "route:for"])
 def test_live_cached_and_served_teachers_mix_and_teach_as_live_ones(
     combine: str, stage: DistillConfig, server: Server, routed: Path, tmp_path: Path
 ) -> None:

@@ -242,7 +242,12 @@ def test_short_steps_are_measured_five_times_and_long_ones_for_fifteen_seconds(s
     assert ran * step == seconds
 
 
-@pytest.mark.parametrize("name", ["forward_kl", "dskd", "dskdv2", "tie_kd"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name", ["forward_kl", "dskd", pytest.param("dskdv2", marks=SLOW), pytest.param("tie_kd", marks=SLOW)]
+)
 def test_steps_from_a_cache_are_measured(name: str, stage: DistillConfig, tmp_path: Path) -> None:
     cache, settings = tmp_path / "cache", replace(SETTINGS, tokens=512)
     own = {"teacher": stage.teacher, "data": stage.data, "context": settings.context, "dtype": "float32"}
