@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from potstill.core.errors import DataError, UsageError
+from potstill.data.files import Record
+from potstill.data.row_reader import RowReader
 from potstill.data.schema import ACCEPTED_COLUMNS, find_lack, recognize_schema
 from potstill.data.turns import MalformedRow, UntrainableRow
 
@@ -241,3 +243,11 @@ def test_the_caller_may_name_a_system_prompt_a_context_and_a_history() -> None:
     assert recognize_schema(row, "f", columns=stated).to_document(row) == expected
     with pytest.raises(UsageError, match="and context, system, history"):
         recognize_schema(row, "f", columns={"prompt": "q", "response": "a", "tools": "c"})
+
+
+def test_an_input_that_comes_after_the_first_rows_belongs_to_its_prompt() -> None:
+    rows = [{"instruction": "Sum", "output": "3"}] * 300 + [{"instruction": "Sum", "input": "1 2", "output": "3"}]
+    reader = RowReader()
+    documents = list(reader.read_documents((Record(row, "row") for row in rows), source="rows"))
+    assert [document["prompt"] for document in documents[-2:]] == ["Sum", "Sum\n\n1 2"]
+    assert not reader.unread_text

@@ -248,3 +248,18 @@ def test_the_date_of_a_template_is_the_fixed_one(bytes_with: Make) -> None:
     assert ChatTemplate(tokenizer).render(ONE).startswith(today)
     fix_date(tokenizer, datetime.date(2024, 7, 26))
     assert ChatTemplate(tokenizer).render(ONE).startswith("Today: 26 Jul 2024\n<|im_start|>")
+
+
+@pytest.mark.parametrize(
+    ("line", "date"),
+    [
+        ("{{ 'On ' -}}{%- set day = strftime_now('%d %b %Y') -%}{{ day }}", "On 06 Jul 2024"),  # quotes on one line
+        ("{% set form = '%Y' + '-%m' %}{{ strftime_now(form) }}", "2024-07"),
+        ('{{ strftime_now("%-d.%-m.%y") }}', "6.7.24"),
+    ],
+)
+def test_a_fixed_date_is_written_in_any_format(bytes_with: Make, line: str, date: str) -> None:
+    for body in (CHATML, MARKED):
+        tokenizer = bytes_with(line + body, more=SPECIALS)
+        fix_date(tokenizer, datetime.date(2024, 7, 6))
+        assert ChatTemplate(tokenizer).render(ONE).startswith(f"{date}<|")

@@ -190,3 +190,10 @@ def test_no_answer_of_real_chats_loses_its_prompt(potstill_data: Path, tiny_toke
     for window in windows:
         start = find_answers(window.labels)[0][0]
         assert window.input_ids[start - len(opening) : start].tolist() == opening
+
+
+def test_the_beginning_stays_beside_the_last_turn_where_earlier_answers_are_not_trained() -> None:
+    row = chat(6, (4, 2), (3, 3))  # header 0 to 5, then 6 7 8 9 | 10 11, 12 13 14 | 15 16 17
+    labels = [label if place > 14 else IGNORE for place, label in enumerate(row.labels)]
+    (window,) = cut_windows(row._replace(labels=labels), length=12)
+    assert (window.input_ids - 100).tolist() == [*range(6), *range(12, 18)]

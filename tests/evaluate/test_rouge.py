@@ -86,3 +86,19 @@ def test_samples_stand_side_by_side_and_stay_in_their_cells(tiny_llama, tiny_tok
     assert lines[:2] == ["| prompt | one | two |", "| --- | --- | --- |"]
     assert lines[2] == "| a \\| b | x<br>\\| &lt;b> \\`y\\` | (nothing) |"
     assert format_markdown([]) == ""
+
+
+def test_a_question_shows_the_tools_and_chats_without_a_question_are_not_asked(tiny_tokenizer):
+    tiny_tokenizer.chat_template = (
+        "{% if tools %}tools {% endif %}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        + tiny_tokenizer.chat_template
+    )
+    question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    tools = '[{"type": "function", "function": {"name": "f"}}]'
+    chats = [
+        {"messages": [{"role": "system", "content": "s"}, question, answer], "tools": None},
+        {"messages": [question, {**answer, "content": ""}], "tools": tools},
+        {"messages": [question, answer], "tools": tools},
+    ]
+    (asked,) = build_questions(corpus("chat", chats), tiny_tokenizer)
+    assert tiny_tokenizer.decode(asked.prompt).startswith("tools <|im_start|>user\na")

@@ -1,5 +1,6 @@
 """Text for a stage: columns by another name reach every verb that reads."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from potstill.data.corpus import load_corpus
 from potstill.stages.dataset import (
     DatasetConfig,
     build_rows,
+    compute_measured_digest,
     describe_dataset,
     load_held_out_corpus,
     parse_columns,
@@ -116,3 +118,13 @@ def test_a_folder_to_measure_on_is_taken_whole_unless_its_files_name_a_split(tmp
     assert len(load_held_out_corpus(config)) == 30
     written(tmp_path / "whole" / "dev.jsonl", [{"text": f"third {i}"} for i in range(5)])
     assert len(load_held_out_corpus(config)) == 5
+
+
+def test_chats_of_several_answers_have_another_digest_where_only_the_last_is_scored(tmp_path: Path) -> None:
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
+    for count, is_equal in ((2, True), (4, False)):
+        file = tmp_path / f"{count}.jsonl"
+        file.write_text(json.dumps({"messages": turns[:count]}) + "\n")
+        corpus = load_corpus(str(file), split="all")
+        digests = [compute_measured_digest(corpus, documents=1, only_last=only_last) for only_last in (False, True)]
+        assert (digests[0] == digests[1]) == is_equal

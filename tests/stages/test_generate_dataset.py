@@ -83,6 +83,28 @@ def test_a_chat_is_answered_once_so_that_nothing_else_in_it_is_trained_on(
     assert last["content"] != "Good day"
 
 
+def test_a_chat_that_the_template_refuses_is_left_out_and_counted(
+    stage: GenerateDatasetConfig, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    (tmp_path / "strict.jinja").write_text(refusal + str(tiny_tokenizer.chat_template))
+    system = {"role": "system", "content": "Be kind"}
+    chats: list[Any] = [
+        {
+            "messages": [system] * (n % 3 == 0)
+            + [{"role": "user", "content": f"Hi {n}"}, {**system, "role": "assistant"}]
+        }
+        for n in range(30)
+    ]
+    strict = replace(
+        stage, data=str(written(tmp_path / "chats.jsonl", chats)), chat_template=str(tmp_path / "strict.jinja")
+    )
+    card = strict.run(tmp_path / "made")
+    assert card["details"]["left_out"]["a chat that the template refuses"] >= 3
+    with pytest.raises(DataError, match="no system; leave such chats out with --on-bad-row skip"):
+        replace(strict, on_bad_row="refuse").run(tmp_path / "other")
+
+
 def test_a_stopped_stage_continues_to_the_same_answers(
     stage: GenerateDatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

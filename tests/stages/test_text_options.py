@@ -158,3 +158,16 @@ def test_a_resumed_run_keeps_the_date_that_its_template_wrote(
     resumed = prepare(config, tmp_path / "out")
     assert resumed.record.origins["date"] == "2024-07-26"
     assert "2024-07-26<|im_start|>user" in tiny_tokenizer.decode(resumed.packs[0]["input_ids"])
+
+
+def test_the_date_of_a_teachers_template_is_recorded_too(
+    chats: Path, tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    student = str(saved(tmp_path / "student", tiny_llama, tiny_tokenizer))
+    tiny_tokenizer.chat_template = DATED
+    teacher = str(saved(tmp_path / "teacher", tiny_llama, tiny_tokenizer))
+    settings = TrainConfig(tokens=256, context=128, batch_tokens=128)
+    config = DistillConfig(
+        teacher=teacher, student=student, data=str(chats), settings=settings, dtype="float32", documents=2
+    )
+    assert prepare(config).record.origins["date"] == datetime.date.today().isoformat()

@@ -131,7 +131,7 @@ def _recognize_pair_or_text(row: Mapping[str, Any], location: str) -> RowSchema:
         pair = _PromptColumns(
             prompt=prompts[0],
             response=responses[0],
-            contexts=tuple(column for column in CONTEXT_COLUMNS if column in row and column not in prompts),
+            contexts=tuple(column for column in CONTEXT_COLUMNS if column not in prompts),  # later rows may have them
             system=_find_system(row),
             history=HISTORY_COLUMN if HISTORY_COLUMN in row else "",
         )

@@ -194,7 +194,7 @@ def _plan_answer(
     has_room = length - size >= min(start, max(1, length // MIN_PROMPT_DIVISOR))
     room = length - size if has_room else min(start, length // 2)
     starts = [t for t in turn_starts if header <= t < start]
-    own_turn = next((t for t in starts if t >= previous_stop), max(previous_stop, header))
+    own_turn = max([*starts[-1:], previous_stop, header])
     if header + start - own_turn > room and 2 * header > room:
         header = min(int(has_bos), room - 1)
     first = min((t for t in starts if start - t <= room - header), default=max(header, start - room + header))

@@ -18,9 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from potstill.core.errors import DataError
 from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus
-from potstill.data.turns import is_trained, to_messages
+from potstill.data.tokenize import UNRENDERED
+from potstill.data.turns import get_tools, is_trained, to_messages
 from potstill.decode.generate import GenerationOptions, generate_texts
 from potstill.models.inference import get_max_context
+
+NO_QUESTION = "no prompt"  # why a document is left out
 
 
 class Question(NamedTuple):
@@ -41,13 +44,39 @@ class ScoredAnswers:
 def build_questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> list[Question]:
     """The first `limit` questions of a corpus: prompts with responses, or chats up to their last answer.
 
+    Left out are answers without a text of their own, such as tool calls, and chats that the template refuses.
+
     Raises: DataError if the corpus is plain text, which has no prompts.
     """
     if corpus.kind == "text":
         raise DataError(f"{corpus.name} is plain text; ROUGE-L needs prompts with responses, or chats")
     template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
-    candidates = (build_question(document, tokenizer, template) for document in corpus.documents)
-    return list(islice((question for question in candidates if question is not None), limit))
+    candidates = (find_question(document, tokenizer, template) for document in corpus.documents)
+    questions = (
+        question
+        for question in candidates
+        if isinstance(question, Question) and any(map(str.strip, question.references))
+    )
+    return list(islice(questions, limit))
+
+
+def find_question(
+    document: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None,
+    *,
+    on_bad_row: str = "skip",
+) -> Question | str:
+    """The question of a document, or the reason why it is left out.
+
+    Raises: DataError with `on_bad_row="refuse"`, if the template refuses the chat.
+    """
+    try:
+        return build_question(document, tokenizer, template) or NO_QUESTION
+    except DataError as error:
+        if on_bad_row == "refuse":
+            raise DataError(f"{error}; leave such chats out with --on-bad-row skip") from error
+        return UNRENDERED
 
 
 def build_question(
@@ -56,6 +85,8 @@ def build_question(
     """The question of a document: all messages before its last answer that is trained on, which is the reference.
 
     Without a template each message is a line. A chat without an answer gives None.
+
+    Raises: DataError if the template refuses the chat.
     """
     messages = to_messages(document)
     assistant_indices = [i for i, message in enumerate(messages) if is_trained(message)]
@@ -65,7 +96,7 @@ def build_question(
     if template is None:
         prompt_text = "".join(message["content"] + "\n" for message in context_messages)
         return Question(list(tokenizer(prompt_text).input_ids), [answer])
-    chat_prompt = template.render(context_messages, add_generation_prompt=True)
+    chat_prompt = template.render(context_messages, tools=get_tools(document), add_generation_prompt=True)
     return Question(list(tokenizer(chat_prompt, add_special_tokens=False).input_ids), [answer])
 
 

@@ -21,7 +21,7 @@ from potstill.data.preview import describe
 from potstill.data.row_reader import Route
 from potstill.data.token_dataset import TextReport, TokenDataset
 from potstill.data.tokenize import Rendering, tokenize_corpus
-from potstill.data.turns import to_messages
+from potstill.data.turns import is_trained, to_messages
 from potstill.evaluate.answer_rows import LabeledDocument, build_answer_rows
 from potstill.evaluate.perplexity import build_text_rows, get_bos_id
 from potstill.evaluate.scoring_windows import Row, check_context
@@ -114,8 +114,9 @@ def prepare_dataset(
     facts = {
         **build_corpus_facts(corpus, packs, token_set.report),
         **route_facts,
-        "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), {len(rows)} documents",
-        "measured_digest": compute_measured_digest(held_out, documents=documents),
+        "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), {len(rows)} documents"
+        f"{describe_answers(config)}",
+        "measured_digest": compute_measured_digest(held_out, documents=documents, only_last=rendering.only_last),
     }
     return PreparedDataset(
         packs=packs,
@@ -262,14 +263,24 @@ def list_answers(document: Mapping[str, Any]) -> list[str | None]:
     return [None if turn.get("tool_calls") else turn["content"] for turn in turns]
 
 
-def compute_measured_digest(corpus: Corpus, *, documents: int) -> str:
-    """SHA-256 of the text that `build_rows` scores. It is the same for every tokenizer, file name and split."""
+def describe_answers(options: TextOptions) -> str:
+    """What is scored of a chat, behind its name: nothing to say if all answers are."""
+    return ", their last answers" if options.train_on == "last" else ""
+
+
+def compute_measured_digest(corpus: Corpus, *, documents: int, only_last: bool = False) -> str:
+    """SHA-256 of the text that `build_rows` scores. It is the same for every tokenizer, file name and split.
+
+    With `only_last`, chats of several answers have another digest, since only their last answers are scored.
+    """
     digest = hashlib.sha256()
     for document in corpus.documents.take(documents):
         if corpus.kind == "text":
             text: Any = document["text"][:MAX_MEASURED_CHARACTERS]
         else:
-            text = [[message["role"], message["content"]] for message in to_messages(document)]
+            messages = to_messages(document)
+            text = [[message["role"], message["content"]] for message in messages]
+            text += ["last"] if only_last and sum(map(is_trained, messages)) > 1 else []
         digest.update(json.dumps(text).encode() + b"\n")
     return digest.hexdigest()
 

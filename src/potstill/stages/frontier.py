@@ -72,7 +72,7 @@ def read_cards(source: Path) -> Iterator[Mapping[str, Any]]:
     elif source.is_file():
         document = _read_json(source)
         measures, parents = document.get("models") or {}, document.get("lineage") or {}
-        text, kl_teacher = _read_text(document.get("data") or {}), str((document.get("stage") or {}).get("teacher"))
+        text, kl_teacher = _read_text(document), str((document.get("stage") or {}).get("teacher"))
     else:
         raise NotFound(
             f"there is no {source}; give folders that potstill has finished, or JSON files of `measure --out`"
@@ -91,11 +91,14 @@ def get_teacher_name(card: Mapping[str, Any]) -> str:
     return next(names, TEACHER)
 
 
-def _read_text(data: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _read_text(document: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """The digest of the documents of a file of measures, and what they are called."""
+    data = document.get("data") or {}
     if not data:
         return None, None
-    return data.get("measured_digest"), f"{data.get('name')} ({data.get('split')}), {data.get('documents')} documents"
+    answers = ", their last answers" if (document.get("stage") or {}).get("train_on") == "last" else ""
+    label = f"{data.get('name')} ({data.get('split')}), {data.get('documents')} documents{answers}"
+    return data.get("measured_digest"), label
 
 
 def check_texts(model_cards: Sequence[Mapping[str, Any]]) -> str | None:

@@ -35,7 +35,7 @@ from potstill.data.turns import is_trained, to_message, to_row
 from potstill.decode.generate import generate
 from potstill.decode.sampling import Sampling
 from potstill.decode.stop_tokens import require_stop_tokens
-from potstill.evaluate.rouge import build_question
+from potstill.evaluate.rouge import find_question
 from potstill.models.inference import get_max_context, inference_context
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.tokenizers.vocabulary import count_token_ids
@@ -53,12 +53,7 @@ from potstill.train.rollouts.base import make_generator
 PROMPTS_PER_PART = 64  # finished parts stay when the stage is stopped
 SPLITS = ("train", "validation")
 MAX_VALIDATION_DOCUMENTS = 1000  # of the validation set
-EMPTY_ANSWER, TRUNCATED_ANSWER, PROMPT_TOO_LONG, NO_PROMPT = (
-    "an empty answer",
-    "an answer that did not end",
-    "a prompt too long",
-    "no prompt",
-)
+EMPTY_ANSWER, TRUNCATED_ANSWER, PROMPT_TOO_LONG = ("an empty answer", "an answer that did not end", "a prompt too long")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +156,13 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
         tokenizer = loaded.tokenizer
         template = ChatTemplate(tokenizer) if tokenizer.chat_template or "messages" in documents[0] else None
         documents = [truncate_to_first_answer(document) for document in documents]
-        questions = [build_question(document, tokenizer, template) for document in documents]
+        policy = self.on_bad_row
+        questions = [find_question(document, tokenizer, template, on_bad_row=policy) for document in documents]
         max_prompt_tokens = get_max_context(loaded.model) - self.max_tokens
         prompts = {
             n: list(question.prompt)
             for n, question in enumerate(questions)
-            if question is not None and len(question.prompt) <= max_prompt_tokens
+            if not isinstance(question, str) and len(question.prompt) <= max_prompt_tokens
         }
         answers: dict[int, list[int]] = {}
         by_length = sorted(prompts, key=lambda n: len(prompts[n]))
@@ -177,10 +173,10 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
             )
         stop_tokens = require_stop_tokens(loaded.model, tokenizer)
         lines = [
-            {"left_out": NO_PROMPT}
-            if questions[n] is None
+            {"left_out": question}
+            if isinstance(question, str)
             else format_line(document, answers.get(n), stop_tokens, tokenizer)
-            for n, document in enumerate(documents)
+            for n, (document, question) in enumerate(zip(documents, questions, strict=True))
         ]
         write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 

@@ -111,7 +111,8 @@ class MeasureConfig(MeasureOptions):
 
     def _describe_data(self, corpus: Corpus) -> dict[str, Any]:
         """The text for the result; `measured_digest` is that of the documents which were measured."""
-        measured_digest = compute_measured_digest(corpus, documents=self.documents)
+        only_last = make_rendering(self).only_last
+        measured_digest = compute_measured_digest(corpus, documents=self.documents, only_last=only_last)
         facts = {"name": corpus.name, "digest": corpus.digest, "documents": self.documents}
         return {**facts, "measured_digest": measured_digest, **corpus.provenance}
 
@@ -135,8 +136,9 @@ class MeasureConfig(MeasureOptions):
 
     def _evaluate_model(self, scores: TextScores, loaded: LoadedModel, corpus: Corpus) -> ModelEvaluation:
         measures, answers = measure_quality(scores), None
-        if corpus.kind != "text" and self.prompts:
-            prompt_questions = build_questions(corpus, loaded.tokenizer, limit=self.prompts)
+        has_prompts = corpus.kind != "text" and self.prompts
+        prompt_questions = build_questions(corpus, loaded.tokenizer, limit=self.prompts) if has_prompts else []
+        if prompt_questions:
             answers = score_answers(loaded.model, loaded.tokenizer, prompt_questions)
             measures.append(measure_rouge(answers))
         measures += measure_size(loaded)

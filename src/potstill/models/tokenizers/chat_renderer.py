@@ -32,7 +32,7 @@ PROBE_CALL = {
 PROBE_TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 DATE_FUNCTION = "strftime_now"  # through which Hugging Face's templates read the date
-DATE_FORMAT = re.compile(r"""(["'])([^"'\n]*%[a-zA-Z-][^"'\n]*)\1""")  # a string in a template that may be its argument
+DATE_DIRECTIVES = "aAbBcdDeFGhHIjmMpSTuUVwWxXyYzZ"  # letters that follow a % in its argument
 DATE_ATTRIBUTE = "potstill_date"  # of a tokenizer whose chats have a fixed date
 RENDER_ERRORS = (TemplateError, TypeError, LookupError, AttributeError, ValueError)
 
@@ -261,11 +261,17 @@ class ChatRenderer:
 
 
 def _write_date(source: str, date: datetime.date) -> str:
-    """The template with a macro in place of the function that tells today's date."""
+    """The template with a macro in place of the function that tells today's date.
+
+    The macro replaces each directive of its argument, such as `%d`, or `%-d` without leading zeros.
+    """
     if DATE_FUNCTION not in source:
         return source
-    texts = {pattern: date.strftime(pattern) for _, pattern in DATE_FORMAT.findall(source)}
-    return f"{{% macro {DATE_FUNCTION}(format) %}}{{{{ {json.dumps(texts)}[format] }}}}{{% endmacro %}}\n{source}"
+    texts = {letter: date.strftime(f"%{letter}") for letter in DATE_DIRECTIVES}
+    values = {f"%-{letter}": text.lstrip("0") or "0" for letter, text in texts.items() if text.isdecimal()}
+    values |= {f"%{letter}": text for letter, text in texts.items()}
+    filters = "".join(f" | replace({json.dumps(name)}, {json.dumps(text)})" for name, text in values.items())
+    return f"{{% macro {DATE_FUNCTION}(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{source}"
 
 
 def _list_roles(messages: Sequence[Message]) -> str:

@@ -161,7 +161,7 @@ def prepare(config: DistillConfig, resume_folder: Path | None = None) -> Distill
 def prepare_text(
     config: DistillConfig, pair: ModelPair, caches: Mapping[str, TeacherCache], *, resume_folder: Path | None = None
 ) -> dict[str, str]:
-    """Give the student's tokenizer the template of --chat-template, and fix the date that the templates write.
+    """Give the student's tokenizer the template of --chat-template, and fix the date that all templates write.
 
     The date is that of the run that is resumed, or of the cache. Returns it for the card; nothing if none is written.
 
@@ -179,7 +179,7 @@ def prepare_text(
     facts = prepare_tokenizer(pair.origin.tokenizer, config, origins=origins)
     for teacher in pair.loaded_teachers.values():
         if teacher.tokenizer is not pair.origin.tokenizer:
-            prepare_tokenizer(teacher.tokenizer, TextOptions(), origins=facts or origins)
+            facts |= prepare_tokenizer(teacher.tokenizer, TextOptions(), origins=facts or origins)
     return facts
 
 
