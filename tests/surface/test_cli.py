@@ -17,7 +17,7 @@ from potstill.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 MAKING = ("models", "data", "doctor", "plan", "distill", "prune")
-VERBS = (*MAKING, "measure", "frontier", "arena", "generate", "serve", "run", "recipes", "cache")
+VERBS = (*MAKING, "measure", "frontier", "arena", "generate", "serve", "run", "recipes", "push", "cache")
 GROUP: Any = typer.main.get_command(app)
 EXAMPLE = re.compile(r"Example: \[bold\](.+?)\[/\]", re.DOTALL)
 SPENDS = ("distill", "prune", "arena", "cache", "run")

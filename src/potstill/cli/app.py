@@ -27,6 +27,7 @@ from potstill.cli.commands.measure import measure
 from potstill.cli.commands.models import models
 from potstill.cli.commands.plan import plan
 from potstill.cli.commands.prune import prune
+from potstill.cli.commands.push import push
 from potstill.cli.commands.recipes import recipes
 from potstill.cli.commands.run import run
 from potstill.cli.commands.serve import serve
@@ -40,7 +41,7 @@ ClickException: Any = typer.BadParameter.__mro__[2]  # of the click that typer u
 INTERRUPTED_EXIT_CODE = 130
 COMPLETION_VARIABLE = "_POTSTILL_COMPLETE"  # set by a shell that asks for completions
 
-VERBS = (models, data, doctor, plan, distill, prune, measure, frontier, arena, generate, serve, run, recipes)
+VERBS = (models, data, doctor, plan, distill, prune, measure, frontier, arena, generate, serve, run, recipes, push)
 
 
 app = typer.Typer(

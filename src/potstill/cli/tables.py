@@ -139,6 +139,17 @@ def print_corpus(description: Mapping[str, Any], *, show_tokens: bool) -> None:
     console.print(render(description if show_tokens else {**description, "examples": []}))
 
 
+def print_push(result: Mapping[str, Any]) -> None:
+    """Print the files of an upload with their sizes, the repository, and where the commit is."""
+    print_table([{"file": name, "bytes": f"{size:,}"} for name, size in result["files"].items()], "file", "bytes")
+    license_name = result["license"] or "not stated; ask the authors of its parents before you share it"
+    print_line(f"license: {license_name}")
+    is_done = (
+        f"uploaded to {result['url']}" if result["url"] else f"nothing is uploaded; {result['repo']} is the target"
+    )
+    print_line(f"{result['bytes']:,} bytes; {is_done}")
+
+
 def print_line(text: str) -> None:
     """Print a sentence without markup."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ that is killed in between leaves a model that opens, and --resume makes the rest
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from potstill.core.atomic_files import TRAINING_FOLDER, atomic_folder, remove_in
 from potstill.core.card import Card
 from potstill.core.errors import DataError
 from potstill.core.metrics_log import METRICS_FILE
+from potstill.core.notes import print_note
 from potstill.core.screen import status
 from potstill.core.types import Measure
 from potstill.evaluate.charts.curve import draw_curve
@@ -24,9 +26,11 @@ from potstill.stages.console import attempt, get_command
 from potstill.stages.model_card import write_card
 from potstill.stages.training_run import BEFORE_TRAINING, TrainingRun
 from potstill.train import distributed
+from potstill.train.checkpoint import list_checkpoints
 from potstill.train.run import TrainResult
+from potstill.train.trackers import TENSORBOARD_FOLDER, describe_log
 
-CURVE_FILE = "curve.png"
+CURVE_FILE, CHECKPOINTS_FOLDER = "curve.png", "checkpoints"
 UNMEASURED = {"measures and samples": "the run has not come to them yet, or was stopped there; --resume makes them"}
 
 
@@ -46,6 +50,8 @@ def publish(
         with status(run.measuring_status):
             card = complete_card(run, out, student, result, baseline, card)
         remove_inner_folder(out / TRAINING_FOLDER)
+        for tracker in run.config.settings.report_to:
+            print_note(describe_log(tracker, out))
     published_card: Card = distributed.broadcast_from_main(card)
     return published_card
 
@@ -69,10 +75,31 @@ def save_student(run: TrainingRun, out: Path, student: PreTrainedModel, card: Ca
     """Put the model into `out`, whole or not at all; its card, with the result of opening the model again."""
     with atomic_folder(out, overwrite=True, carry=TRAINING_FOLDER) as folder:
         card = dataclasses.replace(card, invariants=[*card.invariants, run.save(student, folder)])
-        for file in (out / TRAINING_FOLDER).glob("*.jsonl"):
-            shutil.copy(file, folder / file.name)
+        copy_logs(out / TRAINING_FOLDER, folder)
+        copy_checkpoints(out / TRAINING_FOLDER, folder, keep=run.config.settings.keep_checkpoints)
         write_card(folder, card, title=out.name)
     return card
+
+
+def copy_logs(training: Path, folder: Path) -> None:
+    """Copy the metrics and the events of TensorBoard from the folder of a run."""
+    for file in training.glob("*.jsonl"):
+        shutil.copy(file, folder / file.name)
+    if (training / TENSORBOARD_FOLDER).is_dir():
+        shutil.copytree(training / TENSORBOARD_FOLDER, folder / TENSORBOARD_FOLDER)
+
+
+def copy_checkpoints(training: Path, folder: Path, *, keep: int) -> None:
+    """Copy the newest `keep` checkpoints of a run to `folder`/checkpoints; links take no room and no time."""
+    for checkpoint in list_checkpoints(training)[:keep]:
+        shutil.copytree(checkpoint, folder / CHECKPOINTS_FOLDER / checkpoint.name, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 def complete_card(

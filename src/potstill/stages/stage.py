@@ -11,7 +11,7 @@ from potstill.models.load import LoadedModel
 
 RESULT_NEUTRAL_OPTIONS = (  # they change no result, or no more of it than its rounding
     *("skip_doctor", "compile", "checkpoint_activations", "micro_tokens", "shard"),
-    *("save_every", "save_dtype", "report_to", "allow_pickle", "trust_remote_code"),
+    *("save_every", "keep_checkpoints", "save_dtype", "report_to", "allow_pickle", "trust_remote_code"),
 )
 
 

@@ -34,7 +34,7 @@ def seal_checkpoint(
     sync_folder(staged_folder)
     destination = run_folder / staged_folder.name
     replace_folder(staged_folder, destination)
-    for old in (folder for folder in _list_checkpoints(run_folder)[keep:] if folder.name != protected_name):
+    for old in (folder for folder in list_checkpoints(run_folder)[keep:] if folder.name != protected_name):
         shutil.rmtree(old, ignore_errors=True)  # remains of it fail verification, and are removed with the next one
     return destination
 
@@ -45,7 +45,7 @@ def find_latest_checkpoint(run_folder: Path, *, run_id: str, world_size: int = 1
     Raises: ArtifactError if there are checkpoints, but none is accepted.
     """
     faults = []
-    for folder in _list_checkpoints(run_folder):
+    for folder in list_checkpoints(run_folder):
         fault = find_fault(folder, run_id=run_id, world_size=world_size)
         if fault is None:
             return folder
@@ -79,7 +79,8 @@ def find_fault(folder: Path, *, run_id: str, world_size: int = 1) -> str | None:
     return None
 
 
-def _list_checkpoints(run_folder: Path) -> list[Path]:
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """The folders of all checkpoints in `run_folder`, the newest first."""
     checkpoints = [
         (int(match[1]), f)
         for f in run_folder.glob("checkpoint-*")

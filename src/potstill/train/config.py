@@ -31,6 +31,9 @@ class TrainConfig:
     seed: int = SEED.field()
     eval_every: int = Option(0, "Steps between evaluations; 0: evaluate at the end only.").field()
     save_every: int = Option(0, "Steps between checkpoints; 0: a tenth of the run, at least 10 steps.").field()
+    keep_checkpoints: int = Option(
+        0, "Newest checkpoints to keep in OUT/checkpoints at the end; each takes about six times the student's bytes."
+    ).field()
     patience: int = Option(
         0, "Stop after this many evaluations without improvement, and keep the best weights; 0: never stop early."
     ).field()
@@ -60,7 +63,7 @@ class TrainConfig:
             raise UsageError(f"warmup is {self.warmup}; it is a share of the steps, at least 0 and below 1")
         if not 0 <= self.final_rate <= 1:
             raise UsageError(f"final_rate is {self.final_rate}; it is a share of the learning rate, from 0 to 1")
-        for name in ("weight_decay", "clip", "seed", "eval_every", "save_every", "patience"):
+        for name in ("weight_decay", "clip", "seed", "eval_every", "save_every", "keep_checkpoints", "patience"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.patience and not self.eval_every:

@@ -29,9 +29,12 @@ from potstill.train.config import TrainConfig
 from potstill.train.early_stopping import EarlyStopping, is_patience_exhausted
 from potstill.train.fsdp import shard_for_training
 from potstill.train.rollouts.base import Rollout
+from potstill.train.trackers import finish_logs
 from potstill.train.trainer import Trainer
 from potstill.train.training_arguments import make_training_arguments
 from potstill.train.training_module import TrainingModule
+
+MIN_CHECKPOINTS = 2  # during a run, so that a damaged one leaves another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,8 @@ def train(
         distributed.check_same_on_all_ranks("last checkpoint", str(last_checkpoint))
         with interrupt, closing(progress), retain_freed_memory(), apply_block_settings(trained_module, config):
             _train_or_restore(trainer, last_checkpoint, config)
+        if distributed.is_main_process():
+            finish_logs(config.report_to)
         distributed.barrier()  # rank 0 has written the last line
         finished = trainer.state.global_step >= trainer.args.max_steps or not interrupt.is_requested
         if finished and config.patience:
@@ -115,7 +120,9 @@ def _build_trainer(
     args = make_training_arguments(config, folder, device=device, world_size=distributed.world_size())
     if config.patience:
         callbacks = [*callbacks, EarlyStopping(config.patience)]
-    return Trainer(module, args, keep_best=bool(config.patience), callbacks=callbacks, **options)
+    keep_checkpoints = max(MIN_CHECKPOINTS, config.keep_checkpoints)
+    keep_best = bool(config.patience)
+    return Trainer(module, args, keep_best=keep_best, keep_checkpoints=keep_checkpoints, callbacks=callbacks, **options)
 
 
 def _find_last_checkpoint(folder: Path, run_id: str) -> Path | None:

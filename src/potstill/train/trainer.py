@@ -49,6 +49,7 @@ class Trainer(transformers.Trainer):
         *,
         run_id: str = "",
         keep_best: bool = False,
+        keep_checkpoints: int = 2,
         rollout: Rollout | None = None,
         **kwargs: Any,
     ) -> None:
@@ -57,6 +58,7 @@ class Trainer(transformers.Trainer):
             self.remove_callback(callback)  # train/callbacks.py has its own
         self.run_id = run_id
         self.keep_best = keep_best  # whether to keep the checkpoint of the best evaluation beside the newest ones
+        self.keep_checkpoints = keep_checkpoints
         self.rollout = rollout
         self.is_sharded = isinstance(module, FSDPModule)
         if self.is_sharded:
@@ -265,6 +267,7 @@ class Trainer(transformers.Trainer):
                     run_folder,
                     run_id=self.run_id,
                     world_size=self.args.world_size,
+                    keep=self.keep_checkpoints,
                     protected_name=best_name,
                 )
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises RuntimeError for a full disk

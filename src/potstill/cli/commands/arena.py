@@ -20,7 +20,7 @@ SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
 
 NOT_IN_ARENA = (  # options of a distillation that an arena sets itself, or leaves at their defaults
     *("teacher_cache", "top_k", "objective", "on_policy", "rollout", "tokens", "warmup", "weight_decay"),
-    *("patience", "report_to", "checkpoint_activations", "compile", "lora", "shard"),
+    *("patience", "keep_checkpoints", "report_to", "checkpoint_activations", "compile", "lora", "shard"),
 )
 
 

@@ -224,8 +224,9 @@ class Workload:
         final = self.saved_bytes * size + tokenizer_bytes + DOCUMENT_BYTES + METRICS_LINE_BYTES * settings.steps
         saves = -(-settings.steps // (settings.save_every or max(10, settings.steps // 10)))
         spare = 1 if settings.patience else 0
-        checkpoint_peak = min(saves, MAX_CHECKPOINTS + spare + 1) * checkpoint
-        final_peak = min(saves, MAX_CHECKPOINTS + spare) * checkpoint + final
+        most = max(MAX_CHECKPOINTS, settings.keep_checkpoints) + spare
+        checkpoint_peak = min(saves, most + 1) * checkpoint
+        final_peak = min(saves, most) * checkpoint + final
         return {"checkpoint": float(checkpoint), "final": float(final), "most": float(max(checkpoint_peak, final_peak))}
 
     def cache_bytes(self) -> float:
