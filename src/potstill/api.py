@@ -22,7 +22,7 @@ from potstill.stages.distill.run import distill as run_distill
 from potstill.stages.doctor import Doctor
 from potstill.stages.frontier import draw_frontier
 from potstill.stages.generate_dataset import GenerateDatasetConfig
-from potstill.stages.generate_text import generate_text
+from potstill.stages.generate_text import PROMPT_OPTIONS, generate_text
 from potstill.stages.keyword_options import check_generation, choose_budget, get_defaults, take_options
 from potstill.stages.measure import MeasureConfig
 from potstill.stages.options import (
@@ -102,9 +102,8 @@ def generate(
     if data is not None and out is not None:
         stage = GenerateDatasetConfig(model=str(model), data=str(data), **options)
         return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite, resume=resume)})
-    names = ("max_tokens", "temperature", "device", "seed", "allow_pickle", "trust_remote_code")
     defaults = get_defaults(GenerateDatasetOptions)
-    values = {name: options.get(name, defaults[name]) for name in names}
+    values = {name: options.get(name, defaults[name]) for name in PROMPT_OPTIONS}
     answer = generate_text(
         str(model), str(prompt), raw=raw, ignore_generation_config=ignore_generation_config, **values
     )

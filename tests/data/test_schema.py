@@ -251,3 +251,9 @@ def test_an_input_that_comes_after_the_first_rows_belongs_to_its_prompt() -> Non
     documents = list(reader.read_documents((Record(row, "row") for row in rows), source="rows"))
     assert [document["prompt"] for document in documents[-2:]] == ["Sum", "Sum\n\n1 2"]
     assert not reader.unread_text
+
+
+def test_a_system_prompt_that_comes_after_the_first_rows_belongs_to_its_chat() -> None:
+    rows: list[dict[str, Any]] = [{"messages": CHAT}] * 300 + [{"messages": CHAT, "system": "Be"}]
+    (*_, last) = RowReader().read_documents((Record(row, "row") for row in rows), source="rows")
+    assert last["messages"] == [BE, *CHAT]

@@ -1,5 +1,6 @@
 """The turns of real data sets: roles in any spelling, tool calls, tools, thinking, marks; odd rows are left out."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from potstill.core.errors import DataError, UsageError
 from potstill.data.corpus import load_corpus
 from potstill.data.schema import recognize_schema
 from potstill.data.split import fingerprint
-from potstill.data.turns import get_tools, is_trained, to_message, to_messages, to_row
+from potstill.data.turns import get_tools, is_trained, read_turn, to_message, to_messages, to_row
 
 USER = {"role": "user", "content": "Hi"}
 CALL = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
@@ -56,6 +57,16 @@ TURNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "a weight of 1": ({"role": "assistant", "content": "a", "weight": 1}, {"role": "assistant", "content": "a"}),
 }
+
+
+@pytest.mark.parametrize("arguments", ['{"zone": null}', '{"zone": null, "n": [null]}'])
+def test_a_null_in_the_json_text_of_a_call_stays(arguments: str) -> None:
+    call = {"name": "clock", "arguments": json.loads(arguments)}
+    for turn in (
+        {"from": "function_call", "value": json.dumps(call)},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "clock", "arguments": arguments}}]},
+    ):
+        assert to_message(read_turn(turn))["tool_calls"][0]["function"] == call
 
 
 @pytest.mark.parametrize(("turn", "message"), TURNS.values(), ids=list(TURNS))

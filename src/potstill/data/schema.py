@@ -116,7 +116,7 @@ def recognize_schema(row: Mapping[str, Any], location: str, *, columns: Mapping[
     for column in CHAT_COLUMNS:
         if column in row and (column != CHAT_COLUMNS[-1] or isinstance(row[column], list | tuple)):
             _check_no_preferences(row, {"chosen", "rejected", "label"}, location)
-            return _build_chat_schema(column, _find_system(row), TOOLS_COLUMN)
+            return _build_chat_schema(column, _find_system(row) or SYSTEM_COLUMNS[0], TOOLS_COLUMN)
     return _recognize_pair_or_text(row, location)
 
 

@@ -102,9 +102,10 @@ def _parse_calls(value: Any) -> list[dict[str, Any]] | None:
     """Tool calls as `[{"type": "function", "function": {"name", "arguments"}}]`; None if `value` holds none.
 
     A call may stand alone, be JSON in a text, or lack the outer level. Arguments that are a JSON object as text are
-    parsed, as Hugging Face's templates expect. Nulls are left out: Parquet fills them in for fields of other rows.
+    parsed, as Hugging Face's templates expect. Nulls of a table are left out, since Parquet fills them in for fields of
+    other rows; nulls of a JSON text stay.
     """
-    value = _parse_json(value)
+    is_text, value = isinstance(value, str), _parse_json(value)
     calls = [_parse_json(call) for call in (value if isinstance(value, list | tuple) else [value])]
     result = []
     for call in calls:
@@ -113,7 +114,8 @@ def _parse_calls(value: Any) -> list[dict[str, Any]] | None:
         function = _parse_json(call.get("function") or call)
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             return None
-        arguments = drop_nulls(_parse_json(function.get("arguments", function.get("parameters")) or {}))
+        arguments = function.get("arguments", function.get("parameters")) or {}
+        arguments = _parse_json(arguments) if is_text or isinstance(arguments, str) else drop_nulls(arguments)
         outer = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         result.append({**outer, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return result

@@ -16,7 +16,12 @@ from potstill.evaluate.samples import tokenize_prompt
 from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel, load_model
 from potstill.stages.console import print_note
+from potstill.stages.options import TextOptions
 from potstill.stages.preflight import StageInputs
+from potstill.stages.text_options import prepare_tokenizer
+
+# the options of `generate` that an answer to one prompt takes
+PROMPT_OPTIONS = ("max_tokens", "temperature", "device", "seed", "chat_template", "allow_pickle", "trust_remote_code")
 
 
 def generate_text(
@@ -29,20 +34,26 @@ def generate_text(
     device: str,
     seed: int,
     ignore_generation_config: bool = False,
+    chat_template: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """The answer of `model` to `prompt`; with `raw` it continues the prompt without a chat template.
 
+    `chat_template` is a Jinja file to use instead of the model's template.
+
     A temperature of 0 is the argmax. Above 0 the other sampling defaults of the model's generation config act, unless
     `ignore_generation_config`; a note on stderr names them.
 
-    Raises: DataError if the prompt has no token; UsageError if prompt and answer exceed the model's context.
+    Raises: DataError if the prompt has no token; UsageError if prompt and answer exceed the model's context; NotFound,
+    UsageError for a chat template that is no file or no template.
     """
+    text_options = TextOptions(chat_template=chat_template)
     StageInputs(models=(model,)).check()
     loaded = load_model(
         model, device=resolve_device(device), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
+    prepare_tokenizer(loaded.tokenizer, text_options)
     ids = loaded.tokenizer(prompt).input_ids if raw else tokenize_prompt(prompt, loaded.tokenizer)
     if not prompt or not ids:
         raise DataError("the prompt has no token; write at least one word")

@@ -43,7 +43,7 @@ def generate(
     """
     from potstill.cli import tables
     from potstill.stages.generate_dataset import GenerateDatasetConfig
-    from potstill.stages.generate_text import generate_text
+    from potstill.stages.generate_text import PROMPT_OPTIONS, generate_text
 
     check_options(prompt, data, out, options)
     suppress_library_output()
@@ -56,13 +56,12 @@ def generate(
             {"out": out, **card}, as_json, lambda: tables.print_facts({"out": out, **card["details"]})
         )
     assert prompt is not None
-    text_options = ("max_tokens", "temperature", "device", "seed", "allow_pickle", "trust_remote_code")
     result = generate_text(
         model,
         sys.stdin.read() if prompt == "-" else prompt,
         raw=raw,
         ignore_generation_config=ignore_generation_config,
-        **{name: options[name] for name in text_options},
+        **{name: options[name] for name in PROMPT_OPTIONS},
     )
     return print_or_return(result, as_json, lambda: print(result["text"]))
 
