@@ -148,7 +148,9 @@ def test_a_dry_run_writes_nothing_and_states_every_default(
 def test_an_interrupted_run_says_the_command_that_continues_it(
     potstill: Call, teacher: Path, text: Path, tmp_path: Path
 ) -> None:
-    call = (*distill(teacher, text, tmp_path / "made"), "--tokens", "4k", "--overwrite")
+    words = list(distill(teacher, text, tmp_path / "made"))
+    words[words.index("--tokens") + 1] = "4k"
+    call = (*words, "--overwrite")
     with interrupted(tmp_path / "made"):
         answer = potstill(*call)
     assert answer.code == 130
@@ -206,7 +208,7 @@ def test_a_config_takes_what_a_card_holds(plan: Any, asked: Any, whole: bool) ->
     [
         pytest.param("tokenz: 2M\n", "'tokenz', which is not an option", id="an unknown name"),
         pytest.param("settings: {hope: 1}\n", "'hope', which is not an option", id="an unknown setting"),
-        pytest.param("out: here\n", "'out', which is not an option", id="what belongs to the call"),
+        pytest.param("overwrite: true\n", "'overwrite', which is not an option", id="what belongs to the call"),
         pytest.param("keep: half\n", "sets keep to 'half'", id="a word for a number"),
         pytest.param("warmup: [1]\n", "sets warmup to [1]", id="a list for a number"),
         pytest.param("- tokens\n", "option names to values", id="no names"),

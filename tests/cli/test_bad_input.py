@@ -52,7 +52,9 @@ def refused(potstill: Call, tmp_path: Path) -> Refused:
 
 def distill(teacher: object, data: object, out: Path, *more: object) -> tuple[object, ...]:
     size = () if {"--student", "--params", "--keep"} & set(more) else ("--keep", KEEP)
-    return ("distill", "--teacher", teacher, "--data", data, "--out", out / "made", *TINY, *size, *more)
+    pairs = zip(TINY[::2], TINY[1::2], strict=True)
+    tiny = [word for pair in pairs if pair[0] not in more for word in pair]
+    return ("distill", "--teacher", teacher, "--data", data, "--out", out / "made", *tiny, *size, *more)
 
 
 # models

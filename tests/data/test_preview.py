@@ -83,3 +83,13 @@ def test_a_stream_is_described_by_its_beginning(tiny_tokenizer: PreTrainedTokeni
     said = describe(stream_corpus(blank, rows, RowReader(), "all", None), tiny_tokenizer, limit=1000)
     assert (said["documents"], said["bytes"]) == (10, None)
     assert "unknown, a stream" in printed(said)
+
+
+def test_without_color_marks_say_what_is_trained(lines: Lines, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    description = describe(load_corpus(lines(PAIRS), split="all"), tiny_tokenizer)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render(description, marks=True))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "⟦Answer" in text
+    assert "⟦Question" not in text
+    assert "⟦trained on⟧  read only" in text

@@ -16,6 +16,7 @@ import typer
 import typer.main
 
 from potstill import __version__
+from potstill.cli.command_class import Command
 from potstill.cli.commands.arena import arena
 from potstill.cli.commands.cache import cache_app
 from potstill.cli.commands.data import data
@@ -31,7 +32,7 @@ from potstill.cli.commands.push import push
 from potstill.cli.commands.recipes import recipes
 from potstill.cli.commands.run import run
 from potstill.cli.commands.serve import serve
-from potstill.cli.options import add_screen_options
+from potstill.cli.options import add_config_option, add_screen_options
 from potstill.cli.output import CommandResult
 from potstill.core.errors import Interrupted, PeerFailed, PotstillError
 from potstill.core.screen import Verbosity, get_verbosity, open_screen, set_verbosity
@@ -52,7 +53,7 @@ app = typer.Typer(
     "Start with `potstill distill --teacher smollm2 --keep 0.75 --out student`.",
 )
 for verb in VERBS:
-    app.command()(add_screen_options(verb))
+    app.command(cls=Command)(add_screen_options(add_config_option(verb)))
 app.add_typer(cache_app, name="cache")
 
 

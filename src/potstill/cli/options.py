@@ -12,6 +12,7 @@ import typer
 
 from potstill.core.counts import format_count, parse_count
 from potstill.core.errors import ArtifactError, NotFound, UsageError
+from potstill.core.hf_names import translate_name
 from potstill.core.options import (
     ALLOW_PICKLE,
     CONTEXT,
@@ -67,6 +68,8 @@ SCREEN_OPTIONS = {  # of every command; `app.main` reads them
 SIZE_OPTIONS = ("student", "keep", "params")  # one of them; the command line's replaces the file's
 CALL_OPTIONS = ("out", "config", "overwrite", "resume", "dry_run", "as_json")  # of the call, not of the run
 
+CONFIG_COMMANDS = ("prune", "measure", "generate", "arena", "doctor", "run", "write_cache")
+TEXT_LISTS = ("objectives", "seeds")  # lists in a file that the command line writes with commas
 COUNT_OPTIONS = ("tokens", "params")  # written as 200k or 60M
 
 
@@ -98,6 +101,26 @@ def take_options(
         return function
 
     return decorate
+
+
+def add_config_option(function: Command) -> Command:
+    """Declare --config on a command that has a config, and does not read it itself."""
+    parameters = inspect.signature(function).parameters
+    if "config" in parameters or function.__name__ not in CONFIG_COMMANDS:
+        return function
+
+    @functools.wraps(function)
+    def command(*arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **{name: value for name, value in options.items() if name != "config"})
+
+    help_text = "A YAML file of these options, also `out`; options of the command line override it."
+    annotation = Annotated[str | None, typer.Option("--config", help=help_text, expose_value=False)]
+    config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    command.__signature__ = inspect.signature(function).replace(  # type: ignore[attr-defined]
+        parameters=[*parameters.values(), config]
+    )
+    command.__annotations__ = {**function.__annotations__, "config": annotation}
+    return cast(Command, command)
 
 
 def add_screen_options(function: Command) -> Command:
@@ -149,7 +172,12 @@ def read_options(options_class: type, options: Mapping[str, Any]) -> dict[str, A
     for name, field_name, field_type, option in list_options(options_class):
         if name not in options or field_name not in own_fields:
             continue
-        values[field_name] = tuple(options[name] or ()) if field_type == tuple[str, ...] else options[name]
+        value = options[name]
+        if field_type == tuple[str, ...]:
+            value = tuple(value or ())
+        elif isinstance(value, list | tuple):  # one value, or several
+            value = tuple(value) if len(value) > 1 else next(iter(value), option.default)
+        values[field_name] = option.default if value is None else value
         if option.is_count:
             values[field_name] = parse_count(options[name])
     return values
@@ -211,7 +239,10 @@ def merge_options(ctx: CommandContext, config: str | None, extra_types: Mapping[
     options = {name: value for name, value in ctx.params.items() if name not in CALL_OPTIONS}
     type_hints = {**get_type_hints(ctx.command.callback), **extra_types}
     file_content = _read_yaml(expand_path(config)) if config else {}
-    for name, value in _flatten_options(file_content).items():
+    for file_name, value in _flatten_options(file_content).items():
+        name = translate_name(file_name, {*options, *extra_types, *CALL_OPTIONS})
+        if name == "out":
+            continue  # the class of the command has read it
         if name not in options and name not in extra_types:
             if "stage" in file_content:
                 continue  # the stage of a card may have options that this command lacks
@@ -225,6 +256,37 @@ def merge_options(ctx: CommandContext, config: str | None, extra_types: Mapping[
     for name in COUNT_OPTIONS:
         options[name] = parse_count(options[name])
     return options
+
+
+def reads_config(command: Any) -> bool:
+    """Whether a command merges the file of `--config` itself."""
+    return command.name in ("distill", "plan")
+
+
+def read_defaults(
+    config: str, known_names: Collection[str | None], given: Mapping[str, Any], *, only_out: bool
+) -> dict[str, Any]:
+    """The values in a YAML file or card for options that the command line does not give; `only_out` reads `out` alone.
+
+    Raises: UsageError if the file names an option that does not exist; NotFound without the file.
+    """
+    content = _read_yaml(expand_path(config))
+    names = {name for name in known_names if name and name != "config"}
+    values: dict[str, Any] = {}
+    for file_name, value in _flatten_options(content).items():
+        name = translate_name(file_name, names)
+        if only_out and name != "out":
+            continue
+        if name not in names and "stage" not in content:
+            hint = suggest(name, names)
+            option_names = ", ".join(sorted(names))
+            raise UsageError(
+                f"{config} names {file_name!r}, which is not an option{hint}; the options are {option_names}"
+            )
+        is_replaced = name in SIZE_OPTIONS and any(given.get(size) is not None for size in SIZE_OPTIONS)
+        if name in names and value is not None and not is_replaced:
+            values[name] = ",".join(map(str, value)) if name in TEXT_LISTS and isinstance(value, list) else value
+    return values
 
 
 def _is_on_command_line(ctx: CommandContext, name: str) -> bool:

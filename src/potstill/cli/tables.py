@@ -136,7 +136,8 @@ def print_corpus(description: Mapping[str, Any], *, show_tokens: bool) -> None:
     """Print a description of a data set; with `show_tokens`, colored examples too."""
     from potstill.data.preview import render
 
-    console.print(render(description if show_tokens else {**description, "examples": []}))
+    shown = description if show_tokens else {**description, "examples": []}
+    console.print(render(shown, marks=not console.is_terminal))
 
 
 def print_push(result: Mapping[str, Any]) -> None:

@@ -11,7 +11,8 @@ from huggingface_hub import HfApi
 
 from potstill.core.errors import DataError, NotFound, PotstillError
 
-DATASET_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")  # owner/name, and a configuration after a colon
+# owner/name, a revision after @, and a configuration after a colon
+DATASET_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?(:[\w.-]+)?")
 
 
 class HubDataset:
@@ -19,17 +20,18 @@ class HubDataset:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        repository, _, config = name.partition(":")
+        location, _, config = name.partition(":")
+        repository, _, revision = location.partition("@")
         self.repository, self.config = repository, config or None
         self.is_offline = datasets.config.HF_HUB_OFFLINE
-        self.revision: str | None = None
+        self.revision: str | None = revision or None
         self.license: str | None = None
         if not self.is_offline:
             self._fetch_info()
 
     def _fetch_info(self) -> None:
         with explain_hub_errors(self.name):
-            info = HfApi().dataset_info(self.repository)
+            info = HfApi().dataset_info(self.repository, revision=self.revision)
         self.revision = info.sha
         card = info.card_data
         self.license = None if card is None else str(card.get("license") or "") or None

@@ -110,12 +110,12 @@ def _decode_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> st
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def render(description: Mapping[str, Any]) -> RenderableType:
-    """A description as a table and colored examples, for rich."""
+def render(description: Mapping[str, Any], *, marks: bool = False) -> RenderableType:
+    """A description as a table and examples, for rich; `marks` puts trained text in ⟦ ⟧, for output without color."""
     return Group(
         _build_summary(description),
-        *(_render_example(example) for example in description["examples"]),
-        _render_legend(),
+        *(_render_example(example, marks) for example in description["examples"]),
+        _render_legend(marks),
     )
 
 
@@ -147,14 +147,18 @@ def _build_summary(description: Mapping[str, Any]) -> Table:
     return table
 
 
-def _render_example(example: Mapping[str, Any]) -> Text:
+def _render_example(example: Mapping[str, Any], marks: bool) -> Text:
     text = Text.assemble((f"\ndocument {example['document']}\n", "bold"))
     for piece in example["pieces"]:
-        text.append(piece["text"].replace("\n", "↵\n"), style=TRAINED_STYLE if piece["trained"] else CONTEXT_STYLE)
+        words = piece["text"].replace("\n", "↵\n")
+        words = f"⟦{words}⟧" if marks and piece["trained"] else words
+        text.append(words, style=TRAINED_STYLE if piece["trained"] else CONTEXT_STYLE)
         if piece["omitted_tokens"]:
             text.append(f" [... {piece['omitted_tokens']} tokens ...] ", style="italic")
     return text
 
 
-def _render_legend() -> Text:
+def _render_legend(marks: bool) -> Text:
+    if marks:
+        return Text("\n⟦trained on⟧  read only")
     return Text.assemble("\n", ("trained on", TRAINED_STYLE), "  ", ("read only", CONTEXT_STYLE))

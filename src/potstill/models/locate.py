@@ -21,7 +21,7 @@ SAFE_PATTERNS = (
     "LICENSE*",
 )  # fetched from the hub
 CODE_PATTERNS = ("*.py",)
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")  # owner/name, a revision after @
 
 
 def locate_model(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Path:
@@ -99,7 +99,8 @@ def _download(name: str, patterns: list[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        repository, _, revision = name.partition("@")
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise NotFound(
             f"{name!r} is not a folder, and no hub model of that name could be downloaded"

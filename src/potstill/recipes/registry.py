@@ -144,13 +144,13 @@ def _accepts_student(stage: Stage) -> bool:
 def _override_stage(
     stage: Stage, teacher: str | None, student: str | None, data: str | None, tokens: int | None, seed: int
 ) -> Stage:
-    data = stage.data if data is None or stage.data == PREVIOUS_FOLDER else data
+    text: Any = stage.data if data is None or stage.data == PREVIOUS_FOLDER else data
     if isinstance(stage, PruneConfig | GenerateDatasetConfig):
-        return replace(stage, model=stage.model if teacher is None else teacher, data=data, seed=seed)
+        return replace(stage, model=stage.model if teacher is None else teacher, data=text, seed=seed)
     settings = replace(stage.settings, seed=seed, tokens=stage.settings.tokens if tokens is None else tokens)
     if stage.student == stage.teacher:  # fine-tuning: the teacher is the student
         teacher, student = teacher or student, student or teacher
     overrides: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
     if student is not None and _accepts_student(stage):
         overrides |= {"student": student, "keep": None, "params": None}
-    return replace(stage, data=data, settings=settings, **overrides)
+    return replace(stage, data=text, settings=settings, **overrides)

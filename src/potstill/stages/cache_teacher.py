@@ -21,7 +21,8 @@ from potstill.core.atomic_files import TRAINING_FOLDER, recover_folder
 from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import OutputExists, UsageError
-from potstill.data.corpus import Corpus, load_corpus
+from potstill.data.corpus import Corpus
+from potstill.data.mixture import load_mixture
 from potstill.data.packing import Packs
 from potstill.evaluate.scoring_windows import check_context
 from potstill.models.causality import require_causal
@@ -197,7 +198,7 @@ def load_packs(config: CacheTeacherConfig, tokenizer: PreTrainedTokenizerBase) -
 
     Raises: UsageError for a streamed corpus without `tokens`.
     """
-    corpus = load_corpus(config.data, columns=parse_columns(config.columns), on_bad_row=config.on_bad_row)
+    corpus = load_mixture(config.data, columns=parse_columns(config.columns), on_bad_row=config.on_bad_row)
     if config.tokens is None and corpus.digest is None:
         raise UsageError(f"{config.data} is streamed and may never end; limit it with --tokens")
     packs, report = pack_corpus(

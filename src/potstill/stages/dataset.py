@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from potstill.core.errors import DataError, UsageError
 from potstill.core.in_memory import resolve_path
 from potstill.core.screen import status
 from potstill.core.types import Batch
-from potstill.data.corpus import Corpus, load_corpus, remove_held_out
+from potstill.data.corpus import Corpus, remove_held_out
 from potstill.data.files import has_named_splits
+from potstill.data.mixture import load_mixture, parse_sources
 from potstill.data.packing import Packs, collate, pack
 from potstill.data.preview import describe
 from potstill.data.row_reader import Route
@@ -47,7 +49,7 @@ class DatasetConfig(TextOptions):
     document carries the number of its teacher.
     """
 
-    data: str
+    data: str | tuple[str, ...]
     eval_data: str | None = None
     columns: str = ""
     context: int = 512
@@ -96,7 +98,7 @@ def prepare_dataset(
     """
     check_context(config.context, *models)
     rendering = make_rendering(config)
-    corpus = load_corpus(
+    corpus = load_mixture(
         config.data, columns=parse_columns(config.columns), route=config.route, on_bad_row=config.on_bad_row
     )
     for cache in caches if corpus.digest is not None else ():  # a stream has no digest but those of its windows
@@ -197,18 +199,20 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
     Raises: UsageError where one of both paths contains the other; NotFound, DataError as `load_corpus` does.
     """
     columns, eval_data = parse_columns(config.columns), config.data if config.eval_data is None else config.eval_data
-    data_path, eval_path = (resolve_path(name).resolve() for name in (config.data, eval_data))
-    if eval_data == config.data or (eval_path.exists() and eval_path == data_path):
-        return load_corpus(
+    paths = {source.name: resolve_path(source.name).resolve() for source in parse_sources(config.data)}
+    eval_path = Path() if isinstance(eval_data, tuple) else resolve_path(eval_data).resolve()
+    if eval_data == config.data or (eval_path.exists() and list(paths.values()) == [eval_path]):
+        return load_mixture(
             config.data, split="validation", columns=columns, route=config.route, on_bad_row=config.on_bad_row
         )
-    if eval_path.exists() and (data_path in eval_path.parents or eval_path in data_path.parents):
-        raise UsageError(
-            f"--eval-data {config.eval_data} and --data {config.data} contain one another, so training would "
-            f"see what is measured; give two separate paths"
-        )
+    for name, path in paths.items():
+        if eval_path.exists() and (path == eval_path or path in eval_path.parents or eval_path in path.parents):
+            raise UsageError(
+                f"--eval-data {config.eval_data} and --data {name} contain one another, so training would "
+                f"see what is measured; give two separate paths"
+            )
     split = "all" if eval_path.exists() and not has_named_splits(eval_path) else "validation"
-    return load_corpus(eval_data, split=split, columns=columns, route=config.route, on_bad_row=config.on_bad_row)
+    return load_mixture(eval_data, split=split, columns=columns, route=config.route, on_bad_row=config.on_bad_row)
 
 
 def list_held_out_documents(held_out: Corpus) -> Iterable[Mapping[str, Any]]:
@@ -294,7 +298,7 @@ def load_calibration_batches(
     The tokenizer gets the template of --chat-template.
     """
     prepare_tokenizer(tokenizer, config)
-    corpus = load_corpus(config.data, columns=parse_columns(config.columns), on_bad_row=config.on_bad_row)
+    corpus = load_mixture(config.data, columns=parse_columns(config.columns), on_bad_row=config.on_bad_row)
     token_set = tokenize_sample(corpus, tokenizer, tokens=tokens, rendering=make_rendering(config))
     length = min(config.context, batch_tokens)
     packs = pack(token_set, length=length, seed=config.seed, bos=get_bos_id(tokenizer))
@@ -323,7 +327,7 @@ def describe_dataset(
     options = options or TextOptions()
     if context < 2:
         raise UsageError(f"--context {context} has no room for a token and what it is predicted from")
-    corpus = load_corpus(name, split=split, columns=parse_columns(columns), on_bad_row=options.on_bad_row)
+    corpus = load_mixture(name, split=split, columns=parse_columns(columns), on_bad_row=options.on_bad_row)
     loaded_tokenizer = load_tokenizer(tokenizer)
     prepare_tokenizer(loaded_tokenizer, options)
     return describe(corpus, loaded_tokenizer, length=context, rendering=make_rendering(options))

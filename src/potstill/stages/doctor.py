@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, UsageError, VocabularyMismatch
-from potstill.data.corpus import load_corpus
+from potstill.data.mixture import load_mixture
 from potstill.data.packing import Packs, pack
 from potstill.data.tokenize import tokenize_corpus
 from potstill.evaluate.perplexity import get_bos_id
@@ -111,7 +111,7 @@ class Doctor(DoctorOptions):
         caches = {} if cache is None else {"teacher": cache}
         dtype = choose_dtype(self.config, caches)
         prepare_text(self.config, pair, caches)
-        corpus = load_corpus(self.data, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row)
+        corpus = load_mixture(self.data, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row)
         try:
             packs = self._build_packs(corpus, student.tokenizer, cache)
         except DataError as error:
@@ -152,10 +152,10 @@ class Doctor(DoctorOptions):
     @property
     def cross_tokenizer_command(self) -> str:
         """The command that checks this pair whatever its tokenizers."""
+        names = (self.data,) if isinstance(self.data, str) else self.data
+        data = [word for name in names for word in ("--data", name)]
         models = ["--teacher", str(self.config.teachers[0].location), "--student", str(self.student)]
-        return shlex.join(
-            ["potstill", "doctor", *models, "--data", self.data, "--objective", CROSS_TOKENIZER_OBJECTIVE]
-        )
+        return shlex.join(["potstill", "doctor", *models, *data, "--objective", CROSS_TOKENIZER_OBJECTIVE])
 
     def _build_packs(self, corpus: Any, tokenizer: PreTrainedTokenizerBase, cache: TeacherCache | None) -> Packs:
         tokens = tokenize_corpus(corpus, tokenizer, limit=SAMPLE_TOKENS, rendering=make_rendering(self))

@@ -30,7 +30,8 @@ from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import DataError, OutputExists, UsageError
 from potstill.data.chat_template import ChatTemplate
-from potstill.data.corpus import Corpus, load_corpus
+from potstill.data.corpus import Corpus
+from potstill.data.mixture import load_mixture
 from potstill.data.turns import is_trained, to_message, to_row
 from potstill.decode.generate import generate
 from potstill.decode.sampling import Sampling
@@ -110,7 +111,7 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
         saved = None if overwrite else RunRecord.from_folder(out / TRAINING_FOLDER)
         text_facts = prepare_tokenizer(loaded.tokenizer, self, origins=None if saved is None else saved.origins)
         corpora = [
-            load_corpus(self.data, split=split, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row)
+            load_mixture(self.data, split=split, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row)
             for split in SPLITS
         ]
         documents = self._select_documents(corpora[0])

@@ -10,7 +10,8 @@ from potstill.core.atomic_files import write_text
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import UsageError
 from potstill.core.output_lock import output_lock
-from potstill.data.corpus import Corpus, load_corpus
+from potstill.data.corpus import Corpus
+from potstill.data.mixture import load_mixture
 from potstill.evaluate.lm_eval_harness import run_tasks
 from potstill.evaluate.measures import (
     ModelEvaluation,
@@ -71,7 +72,7 @@ class MeasureConfig(MeasureOptions):
         return result
 
     def _measure(self) -> dict[str, Any]:
-        corpus = load_corpus(
+        corpus = load_mixture(
             self.data, split=self.split, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row
         )
         evaluations = self.evaluate_models(corpus)

@@ -18,7 +18,11 @@ COMBINE = Option(
     "average",
     "How to combine several teachers: average, confidence, or route:COLUMN (the column names the teacher).",
 )
-DATA = Option("stdlib", "stdlib, a file, a folder, or a hub data set id.")
+DATA: Option[str | tuple[str, ...]] = Option(
+    "stdlib",
+    "stdlib, a file, a folder, or a hub data set id, also owner/name@revision. Repeat for several, each with its share "
+    "of the text if you like: PATH:0.3.",
+)
 COLUMNS = Option(
     "", "Columns of the data, such as prompt=instruction,response=text; by default potstill recognizes them by name."
 )
@@ -86,7 +90,7 @@ class DistillOptions(TextOptions):
     keep: float | None = KEEP.field()
     params: int | None = PARAMS.field()
     strategy: str = STRATEGY.field()
-    data: str = DATA.field()
+    data: str | tuple[str, ...] = DATA.field()
     columns: str = COLUMNS.field()
     eval_data: str | None = Option[str | None](
         None, "Held-out text; by default the validation split of the data."
@@ -148,7 +152,7 @@ class DoctorOptions(TextOptions):
     teacher: str | tuple[str, ...]
     combine: str = COMBINE.field()
     student: str | None = Option[str | None](None, "The student; by default a copy of the teacher.").field()
-    data: str = DATA.field()
+    data: str | tuple[str, ...] = DATA.field()
     columns: str = COLUMNS.field()
     teacher_cache: str | None = Option[str | None](
         None, "Also compare this cache with the outputs of the teacher."
@@ -167,7 +171,7 @@ class PruneOptions(TextOptions):
     """The options of `prune`."""
 
     model: str
-    data: str = DATA.field()
+    data: str | tuple[str, ...] = DATA.field()
     columns: str = COLUMNS.field()
     keep: float | None = KEEP.field()
     params: int | None = PARAMS.field()
@@ -190,7 +194,7 @@ class CacheTeacherOptions(TextOptions):
     """The options of `cache`."""
 
     teacher: str
-    data: str = DATA.field()
+    data: str | tuple[str, ...] = DATA.field()
     columns: str = COLUMNS.field()
     tokens: int | None = Option[int | None](
         None, "Tokens of the data to read, such as 2M; by default all of them.", is_count=True
@@ -242,7 +246,7 @@ class MeasureOptions(TextOptions):
     """The options of `measure`."""
 
     models: tuple[str, ...]
-    data: str = DATA.field()
+    data: str | tuple[str, ...] = DATA.field()
     columns: str = COLUMNS.field()
     split: str = Option(
         "validation",

@@ -11,6 +11,7 @@ from potstill.core.errors import ArtifactError, DataError, MissingDependency, No
 from potstill.core.in_memory import resolve_path
 from potstill.data import hub
 from potstill.data.files import get_format
+from potstill.data.mixture import parse_sources
 from potstill.evaluate.size import count_bytes_on_disk
 from potstill.models.locate import HUB_ID, PACKAGED_MODEL, get_packaged_path, locate_model
 from potstill.teachers.http_client import is_address
@@ -28,7 +29,7 @@ class StageInputs:
     """
 
     models: tuple[str | None, ...] = ()
-    data: tuple[str | None, ...] = ()
+    data: tuple[str | tuple[str, ...] | None, ...] = ()
     folders: tuple[str | None, ...] = ()
     packages: tuple[str, ...] = ()
     origin: str | None = None
@@ -37,7 +38,12 @@ class StageInputs:
     @property
     def names(self) -> tuple[str, ...]:
         """Everything that the stage reads."""
-        return tuple(name for name in (*self.models, *self.data, *self.folders) if name)
+        return tuple(name for name in (*self.models, *self.data_names, *self.folders) if name)
+
+    @property
+    def data_names(self) -> tuple[str, ...]:
+        """Every data set by its name, without weights. Raises: UsageError for weights that do not fit together."""
+        return tuple(source.name for data in self.data if data for source in parse_sources(data))
 
     def check(self) -> None:
         """Refuse a package that is missing, and a model or data set that does not exist or cannot be read.
@@ -50,7 +56,7 @@ class StageInputs:
             check_package(package)
         for name in filter(None, self.models):
             check_model_name(name)
-        for name in filter(None, self.data):
+        for name in self.data_names:
             check_data_name(name)
 
     def check_room(self, out: Path) -> None:

@@ -61,13 +61,8 @@ def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, r
 def collect_inputs(stages: Sequence[Stage]) -> StageInputs:
     """What all stages read, without the folders that the stages before them write."""
     stage_inputs = [stage.inputs for stage in stages]
-    models, data = (
-        tuple(name for name in names if name != PREVIOUS_FOLDER)
-        for names in (
-            [m for inputs in stage_inputs for m in inputs.models],
-            [d for inputs in stage_inputs for d in inputs.data],
-        )
-    )
+    models = tuple(name for inputs in stage_inputs for name in inputs.models if name != PREVIOUS_FOLDER)
+    data = tuple(name for inputs in stage_inputs for name in inputs.data if name != PREVIOUS_FOLDER)
     packages = tuple(package for inputs in stage_inputs for package in inputs.packages)
     return StageInputs(models=models, data=data, packages=packages)
 

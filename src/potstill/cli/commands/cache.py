@@ -5,11 +5,13 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
+from potstill.cli.command_class import CommandGroup
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.core.errors import UsageError
 from potstill.stages.options import CacheTeacherOptions
 
 cache_app = typer.Typer(
+    cls=CommandGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
@@ -18,6 +20,7 @@ cache_app = typer.Typer(
 
 @cache_app.callback()
 @o.add_screen_options
+@o.add_config_option
 @o.take_options(CacheTeacherOptions)
 def write_cache(
     ctx: o.CommandContext,

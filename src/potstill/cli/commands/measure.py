@@ -11,7 +11,7 @@ from potstill.stages.options import MeasureOptions
 
 @o.take_options(MeasureOptions)
 def measure(
-    names: Annotated[
+    models: Annotated[
         list[str],
         typer.Argument(metavar="MODEL...", help="Models to measure: hub ids, folders, .gguf files or smollm2."),
     ],
@@ -33,6 +33,6 @@ def measure(
 
     suppress_library_output()
     o.check_output_file(out)
-    stage = MeasureConfig(models=tuple(names), **o.read_options(MeasureOptions, options))
+    stage = MeasureConfig(models=tuple(models), **o.read_options(MeasureOptions, options))
     result = stage.run(None if out is None else o.expand_path(out))
     return print_or_return(result, as_json, lambda: tables.print_measures(result["models"], result["paired"]))

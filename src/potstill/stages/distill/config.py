@@ -17,7 +17,7 @@ from potstill.stages.distill.validation import (
     check_tracker,
 )
 from potstill.stages.option_checks import check_save_dtype, check_size_options, check_strategy
-from potstill.stages.options import DistillOptions
+from potstill.stages.options import DATA, DistillOptions
 from potstill.stages.preflight import StageInputs
 from potstill.stages.stage import to_plain_dict
 from potstill.train.config import TrainConfig
@@ -75,6 +75,10 @@ class DistillConfig(DistillOptions):
         )
         if isinstance(teachers := flat_options.get("teacher"), list | tuple):
             flat_options["teacher"] = tuple(teachers) if len(teachers) > 1 else next(iter(teachers), None)
+        if not isinstance(data := flat_options.get("data") or DATA.default, str):
+            flat_options["data"] = tuple(data) if len(data) > 1 else data[0]
+        else:
+            flat_options["data"] = data
         names = {f.name for f in fields(cls)} - {"objective", "settings"}
         return cls(objective=objective, settings=settings, **{k: v for k, v in flat_options.items() if k in names})
 
