@@ -38,6 +38,7 @@ def started(launcher: tuple[str, ...], module: str, *options: str, **env: str) -
 def options(teacher: Path, text: Path, out: Path) -> list[str]:
     given = {"teacher": teacher, "keep": 0.755, "data": text, "out": out, "dtype": "float32", "documents": 2}
     given |= {"tokens": 1024, "context": 64, "batch-tokens": 128, "micro-tokens": 64, "save-every": 2, "eval-every": 4}
+    given |= {"save-dtype": "float32"}  # else a last digit rounds to another bf16 number
     return ["distill", *(f"--{name}={value}" for name, value in given.items())]
 
 

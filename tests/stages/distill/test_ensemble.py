@@ -57,7 +57,14 @@ def routed(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stage(teacher: Path, other: Path, student: Path, routed: Path) -> DistillConfig:
-    own = {"data": str(routed), "settings": SETTINGS, "dtype": "float32", "documents": 2, "skip_doctor": True}
+    own = {
+        "data": str(routed),
+        "settings": SETTINGS,
+        "dtype": "float32",
+        "documents": 2,
+        "skip_doctor": True,
+        "save_dtype": "float32",
+    }
     return DistillConfig(teacher=(f"one={teacher}", f"two={other}"), student=str(student), **own)
 
 

@@ -138,7 +138,7 @@ def test_a_student_that_cannot_be_saved_is_refused_before_the_first_step(
 def test_a_stopped_run_goes_on_in_another_place_with_other_options_that_change_no_result(
     stage: DistillConfig, teacher: Path, tmp_path: Path
 ) -> None:
-    stage = replace(stage, settings=replace(SETTINGS, tokens=512))
+    stage = replace(stage, settings=replace(SETTINGS, tokens=512), save_dtype="float32")
     whole = distill(stage, tmp_path / "whole", show=False)
     with interrupted(tmp_path / "made"), pytest.raises(Interrupted):
         distill(stage, tmp_path / "made", show=False)
