@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.stages.distill.test_run import SETTINGS
 from tests.stages.world import saved, written
+from tests.tiny import CHATML
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import DataError, Interrupted, OutputExists, UsageError
@@ -123,6 +124,9 @@ def test_a_stopped_stage_continues_to_the_same_answers(
     assert [file.name for file in (tmp_path / "made").iterdir()] == ["training"]
     with pytest.raises(UsageError, match="begun with seed 1, and now it is 3; give what it was"):
         replace(stage, seed=3).run(tmp_path / "made", resume=True)
+    (tmp_path / "other.jinja").write_text(f"Hm. {CHATML}")
+    with pytest.raises(UsageError, match="begun with another template"):
+        replace(stage, chat_template=str(tmp_path / "other.jinja")).run(tmp_path / "made", resume=True)
     stage.run(tmp_path / "made", resume=True)
     assert next(calls) < 12  # the first part was not answered again
     assert rows(tmp_path / "made") == rows(tmp_path / "straight")

@@ -18,7 +18,9 @@ def test_a_prompt_is_rendered_by_the_template_of_a_file(
     file = tmp_path / "own.jinja"
     file.write_text("Be kind. " + str(tiny_tokenizer.chat_template))
     answers = [
-        generate_text(model, "Hi", max_tokens=1, temperature=0.0, raw=False, device="cpu", seed=1, chat_template=template)
+        generate_text(
+            model, "Hi", max_tokens=1, temperature=0.0, raw=False, device="cpu", seed=1, chat_template=template
+        )
         for template in (None, str(file))
     ]
     assert answers[1]["prompt_tokens"] - answers[0]["prompt_tokens"] == len("Be kind. ")

@@ -94,3 +94,12 @@ def test_ctrl_c_is_explained_only_if_something_is_saved(finished: bool, tmp_path
     with pytest.raises(Interrupted if finished else KeyboardInterrupt) as caught:
         interrupted_run()
     assert not finished or str(caught.value).startswith("stopped; every part is saved in")
+
+
+def test_a_run_is_resumed_with_files_at_another_place(tmp_path: Path) -> None:
+    folder = tmp_path / "training"
+    folder.mkdir()
+    RunRecord(options={"data": "a.jsonl", "chat_template": "a.jinja", "seed": 1}, origins={}).write(folder)
+    check_same_options(tmp_path, {"data": "b.jsonl", "chat_template": "b.jinja", "seed": 1})
+    with pytest.raises(UsageError, match="seed 1, and now it is 2"):
+        check_same_options(tmp_path, {"data": "a.jsonl", "chat_template": "a.jinja", "seed": 2})

@@ -11,6 +11,7 @@ Source: Kim and Rush, "Sequence-Level Knowledge Distillation" (arXiv:1606.07947)
 answers are greedy or sampled, without beam search.
 """
 
+import hashlib
 import json
 import shutil
 import time
@@ -119,7 +120,8 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
         dtype = resolve_dtype(self.dtype, device_type=str(device))
         loaded.move_to(device, dtype)
         origins = {"model": loaded.digest, "text": corpora[0].digest, "dtype": str(dtype), "device": device.type}
-        origins |= text_facts
+        template = str(loaded.tokenizer.chat_template)  # of which the text above holds nothing
+        origins |= {"template": hashlib.sha256(template.encode()).hexdigest(), **text_facts}
         record = RunRecord(options=self.to_dict(), origins=origins)
         start = time.perf_counter()
         with (
