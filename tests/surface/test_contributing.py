@@ -60,6 +60,7 @@ def common(package: Path, tmp_path: Path, tiny_llama: Any, tiny_tokenizer: Any) 
     return {"teacher": tmp_path / "teacher", "data": rows, "objective": "confident:threshold=0.1", "context": 32}
 
 
+@pytest.mark.slow
 def test_a_package_objective_is_trained_and_carded(common: dict[str, Any], tmp_path: Path) -> None:
     assert "confident" in list_objective_names()
     run = potstill.distill(
