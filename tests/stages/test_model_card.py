@@ -106,6 +106,7 @@ def test_no_folder_of_the_machine_is_in_the_readme(folder: Path) -> None:
         ("C:\\models\\big", "big"),
         ("org/model", "org/model"),
         ("http://host:80/v1#m", "http://host:80/v1#m"),
+        ("http://host:80/v1#/a/b/m", "http://host:80/v1#m"),
         ("stdlib", "stdlib"),
         ("", ""),
     ],

@@ -7,12 +7,13 @@ from typing import NamedTuple
 from potstill.models.families.registry import FAMILIES
 
 STOCK_VERSION = "4.57"  # the oldest transformers that reads the folders of `FAMILIES` alike (models/saving.py)
+STOCK_IMPORTS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+OWN_IMPORTS = "from potstill import AutoModelForCausalLM\nfrom transformers import AutoTokenizer"
 CHAT_INPUTS = """messages = [{{"role": "user", "content": "What is a pot still?"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
 TEXT_INPUTS = 'inputs = tokenizer("A pot still is", return_tensors="pt")'
 USAGE = """```python
-from {library} import AutoModelForCausalLM
-from transformers import AutoTokenizer
+{imports}
 
 model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
@@ -48,7 +49,7 @@ def format_usage(name: str, facts: SavedFacts, *, transformers_version: str) -> 
     is_own = facts.model_type == "potstill"
     requirement = f"transformers {STOCK_VERSION if facts.model_type in FAMILIES else transformers_version} or newer"
     return USAGE.format(
-        library="potstill" if is_own else "transformers",
+        imports=OWN_IMPORTS if is_own else STOCK_IMPORTS,
         name=name,
         inputs=CHAT_INPUTS.format() if facts.has_template else TEXT_INPUTS,
         requirement=f"potstill, and {requirement}" if is_own else requirement,

@@ -12,8 +12,11 @@ PATH = re.compile(r"(?<![\w<:/.~-])(?:~|/|[A-Za-z]:\\)[^\s'\"`|)\]},;<>#]+")
 def get_public_name(place: str) -> str:
     """The name of a model or a data set: of a path its last part, else `place` itself.
 
-    `NAME=PLACE`, which names one of several teachers, keeps its name.
+    A server that serves a path by its own keeps its address. `NAME=PLACE`, which names one of several teachers, keeps its name.
     """
+    if re.match(r"https?://", place) and "#/" in place:
+        address, _, model = place.partition("#")
+        return f"{address}#{_get_last_part(model)}"
     label, separator, location = place.rpartition("=")
     if re.match(r"https?://", location) or not location:
         return place
