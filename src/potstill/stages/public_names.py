@@ -12,7 +12,7 @@ PATH = re.compile(r"(?<![\w<:/.~-])(?:~|/|[A-Za-z]:\\)[^\s'\"`|)\]},;<>#]+")
 def get_public_name(place: str) -> str:
     """The name of a model or a data set: of a path its last part, else `place` itself.
 
-    A server that serves a path by its own keeps its address. `NAME=PLACE`, which names one of several teachers, keeps its name.
+    A server keeps its address, without the folder of its model. `NAME=PLACE`, one of several teachers, keeps `NAME`.
     """
     if re.match(r"https?://", place) and "#/" in place:
         address, _, model = place.partition("#")
