@@ -9,7 +9,7 @@ LAYERS = 12
 
 def load_pair(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
     """SmolLM2-135M in `dtype` and its student of `LAYERS` layers in float32."""
-    from potstill.models import gguf
+    from potstill.models import gguf, locate
     from potstill.models.families.registry import export_model, import_model
     from potstill.transforms.apply import apply_transform
     from potstill.transforms.drop_layers import DropLayers, select_evenly
@@ -22,7 +22,7 @@ def load_pair(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
 
 def count_matrix_weights() -> dict[str, int]:
     """The weights of all matrices that multiply a token, including the head."""
-    from potstill.models import gguf
+    from potstill.models import gguf, locate
     from potstill.models.families.registry import import_model
 
     whole = import_model(gguf.load_model(locate.get_packaged_path(), dtype=torch.bfloat16))
