@@ -229,7 +229,7 @@ def test_a_file_that_is_no_model_is_not_found(tmp_path: Path) -> None:
 def test_code_and_pickled_weights_are_fetched_only_where_they_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[set[str]] = []
 
-    def fetch(name: str, allow_patterns: list[str]) -> str:
+    def fetch(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append(set(allow_patterns))
         return "somewhere"
 

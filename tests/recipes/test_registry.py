@@ -40,7 +40,7 @@ ACROSS = [
 ]
 APART = {  # no part of a method: names, values looked into, the machine, what is measured or saved, what fits in memory
     *("teacher", "student", "model", "data", "objective", "settings", "options", "name", "top_k"),
-    *("seed", "device", "dtype", "documents", "save_every", "micro_tokens", "batch"),
+    *("seed", "device", "dtype", "documents", "save_every", "keep_checkpoints", "micro_tokens", "batch"),
 }
 
 

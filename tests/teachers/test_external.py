@@ -86,7 +86,13 @@ def test_the_card_of_a_served_teacher_says_what_is_missing_and_why(
     run = distill(replace(stage, teacher=server.url), tmp_path / "made", show=False)
     assert list(run.measures) == ["teacher", "before training", "made"]
     assert {m.name for m in run.measures["teacher"]} == {"bits_per_byte", "perplexity"}
-    assert {m.name for m in run.measures["made"]} == {"bits_per_byte", "perplexity", "parameters", "bytes"}
+    assert {m.name for m in run.measures["made"]} == {
+        "bits_per_byte",
+        "perplexity",
+        "parameters",
+        "bytes",
+        "bfloat16_bytes",
+    }
     student, teacher = run.card.parents
     assert (student.role, teacher.role, teacher.digest) == ("student", "teacher", None)
     assert teacher.name == f"{server.url}#{server.model}"
@@ -150,7 +156,7 @@ def test_a_student_learns_from_a_cache_alone_what_it_learns_beside_the_teacher(
     assert alone.card.parents[1].digest == beside.card.parents[1].digest
     assert alone.card.parents[1].name == str(server.model)
     readme = (alone.out / "README.md").read_text()
-    assert f"forward kl to the teacher of the cache `{cache}`" in readme
+    assert "forward kl to the teacher of the cache `cache`" in readme
     assert "its weights were not here" in readme
     assert "the cache was made with this tokenizer" in readme
     assert "None" not in readme

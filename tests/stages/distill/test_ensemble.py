@@ -91,7 +91,7 @@ def test_the_card_names_every_teacher_and_metrics_show_each(
     assert all(any(line[f"forward_kl.{name}"] > 0 for line in lines) for name in ("one", "two"))
     assert run.card.data["routes"].keys() == {"one", "two"}
     readme = (run.out / "README.md").read_text()
-    assert f"forward kl to `one={teacher}` and `two={other}`, each on the documents that `for` assigns to it" in readme
+    assert "forward kl to `one=teacher` and `two=other`, each on the documents that `for` assigns to it" in readme
     assert "taught by" in readme
     checked = [one["name"] for one in run.card.invariants]
     assert {"shared vocabulary (one)", "shared vocabulary (two)", "loss matches reference (two)"} <= set(checked)
