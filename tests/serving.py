@@ -44,4 +44,4 @@ def serving(folder: Path, *, port: int = 0) -> Iterator[Server]:
             yield Server(json.loads(said)["url"], folder, process)
         finally:
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=90)

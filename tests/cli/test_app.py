@@ -1,6 +1,7 @@
 """What verbs print: one JSON document for machines, tables for people, all else on stderr."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from tests.cli.conftest import KEEP, TINY, Call
 from tests.serving import Server
 from tests.stages.world import interrupted
 
+from potstill.cli.app import silence_warnings
+from potstill.core.screen import Verbosity, set_verbosity
 from potstill.recipes import registry
 
 MEASURES = {
@@ -44,6 +47,22 @@ def asked(potstill: Call) -> Any:
         return json.loads(answer.out, parse_constant=pytest.fail)
 
     return call
+
+
+def test_what_the_logger_reports_is_a_line_of_stderr_on_rank_0_and_not_with_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("potstill")
+    monkeypatch.setattr(logger, "handlers", [])
+    silence_warnings()
+    silence_warnings()
+    logger.warning("note: %s fails", "it")
+    set_verbosity(Verbosity.QUIET)
+    logger.warning("note: hidden")
+    set_verbosity(Verbosity.NORMAL)
+    monkeypatch.setenv("RANK", "1")
+    logger.warning("note: of another rank")
+    assert capsys.readouterr().err == "note: it fails\n"
 
 
 def test_models_names_the_packaged_one(asked: Any, potstill: Call) -> None:

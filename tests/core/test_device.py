@@ -62,3 +62,24 @@ def test_a_compiler_that_fails_is_named_once_and_modules_run_as_they_are(caplog:
     (said,) = [one.message for one in caplog.records if one.name == "potstill"]
     assert "torch.compile fails here (" in said
     assert "nonsense" in said
+
+
+def test_a_module_with_a_scale_is_compiled_since_a_restart_of_the_tracer_is_no_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Attention(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 4)
+            self.scaling = 0.3
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            query = super().forward(x)
+            return torch.nn.functional.scaled_dot_product_attention(query, x, x, scale=self.scaling)
+
+    module, x = Attention(), torch.ones(1, 2, 5, 4)
+    plain = module(x)
+    torch._dynamo.utils.counters.clear()
+    with compile_modules([module], backend="aot_eager"):
+        torch.testing.assert_close(module(x), plain)
+    assert not [record for record in caplog.records if record.name == "potstill"]
+    assert torch._dynamo.utils.counters["aot_autograd"]["ok"] == 1

@@ -43,6 +43,17 @@ def test_other_origins_are_refused_by_name_and_a_run_without_a_record_is_not_con
         training_folder(tmp_path, now, is_resumable=has_part),
     ):
         pass
+    for change, words in (
+        ({"models": [["student", "f" * 64], ["teacher", "a" * 64]]}, r"other models \(teacher\)"),
+        ({"models": [["student", "e" * 64]]}, r"other models \(student\)"),
+        ({"caches": {"one": "c" * 64}}, "other caches"),
+    ):
+        changed = RunRecord(options={}, origins={**begun.origins, **change})
+        with (
+            pytest.raises(UsageError, match=f"begun with {words}; give what"),
+            training_folder(tmp_path, changed, is_resumable=has_part),
+        ):
+            pass
     (folder / "run.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"run\.json cannot be read"):
         check_same_options(tmp_path, {})

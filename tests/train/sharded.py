@@ -22,15 +22,17 @@ from potstill.train.training_module import TrainingModule
 CASES = ("tied", "untied", "checkpoint_activations", "dskd")  # the last one trains weights of its objective too
 
 
-def build(case: str, *, shard: bool) -> tuple[TrainingModule, TrainConfig]:
-    """Always the same module of a case, in float64, and its config."""
+def build(case: str, *, shard: bool, seed: int = 0) -> tuple[TrainingModule, TrainConfig]:
+    """Always the same module of a case, in float64, and its config; `seed` draws the weights of its objective."""
     tokenizer = byte_tokenizer()
     student = random_llama(tokenizer, tied=case != "untied").double()
     config = settings(tokens=4 * 128, batch_tokens=128, micro_tokens=32, eval_every=2, save_every=2, shard=shard)
     if case == "dskd":
         teacher = random_llama(tokenizer, tied=False).double()
         pair = PairInfo(ModelInfo(student, tokenizer), ModelInfo(teacher, tokenizer))
-        objective = ObjectiveConfig(name="dskd").build(pair)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            objective = ObjectiveConfig(name="dskd").build(pair)
         return TrainingModule(student, objective.double(), frozen={"teacher": teacher}), config
     return study_of(student), replace(config, checkpoint_activations=case == "checkpoint_activations")
 
@@ -47,8 +49,8 @@ def run(case: str, out: Path, *, shard: bool) -> dict[str, Any]:
         return evaluate(trainer, *args, **kwargs)
 
     Trainer.evaluate = evaluate_and_count  # type: ignore[method-assign]
-    for name in ("weights", "resumed"):
-        module, config = build(case, shard=shard)
+    for seed, name in enumerate(("weights", "resumed")):  # the checkpoint has the weights of the objective
+        module, config = build(case, shard=shard, seed=seed)
         folder = out / case
         if name == "resumed":
             barrier()

@@ -101,6 +101,7 @@ def assert_compiles(make: Callable[[], nn.Module], twice: bool) -> None:
     chosen = settings(compile=True, checkpoint_activations=twice)
     assert_same_step(study_of(make()), chosen, rtol=1e-4, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4  # around attention, of two models
+    assert torch._dynamo.utils.counters["aot_autograd"]["ok"] >= 4  # and none of them runs uncompiled
 
 
 def test_blocks_computed_twice_give_the_same_bits(study: TrainingModule) -> None:
@@ -127,7 +128,7 @@ def test_compiled_blocks_give_the_same_step_to_rounding(make: Callable[[], nn.Mo
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 def test_our_own_blocks_compile_too(twice: bool) -> None:
     """In a process of its own: a compiler cannot read code whose shapes are checked as it runs, as in these tests."""
-    code = f"from tests.train import test_blocks as t; t.assert_compiles(t.ours, {twice})"
+    code = f"from tests.train import {Path(__file__).stem} as t; t.assert_compiles(t.ours, {twice})"
     ran = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "Warning" not in ran.stderr

@@ -35,6 +35,7 @@ from potstill.cli.commands.serve import serve
 from potstill.cli.options import add_config_option, add_screen_options
 from potstill.cli.output import CommandResult
 from potstill.core.errors import Interrupted, PeerFailed, PotstillError
+from potstill.core.notes import NoteHandler
 from potstill.core.screen import Verbosity, get_verbosity, open_screen, set_verbosity
 from potstill.core.suggestions import suggest
 
@@ -123,9 +124,13 @@ def choose_verbosity(arguments: Sequence[str]) -> Verbosity:
 
 
 def silence_warnings() -> None:
-    """Hide the warnings of libraries; potstill's own are lines of stderr, and its errors are raised."""
+    """Hide the warnings of libraries; potstill's own are lines of stderr, and its errors are raised.
+
+    The logger `potstill` reports facts of one model, such as a compiler that fails.
+    """
     warnings.simplefilter("ignore")
     logging.getLogger().addHandler(logging.NullHandler())  # else a logger without a handler writes to stderr
+    logging.getLogger("potstill").handlers = [NoteHandler(logging.WARNING)]
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 

@@ -121,6 +121,8 @@ def _get_compiler(name: str) -> Callable[[torch.fx.GraphModule, list[Any]], Call
                     force_non_lazy_backward_lowering=True
                 ):  # so that its failures show here
                     return torch._dynamo.lookup_backend(name)(graph, inputs)
+            except torch._dynamo.exc.RestartAnalysis:
+                raise  # no failure: the tracer begins again, with numbers such as a scale as constants
             except Exception as error:  # a compiler, its C++ compiler or a missing library may raise any type
                 works = False
                 log.warning("note: torch.compile fails here (%s), so nothing is compiled", _get_first_line(error))

@@ -1,9 +1,19 @@
 """Notes and warnings on stderr, from the main process only."""
 
+import logging
 import os
 import sys
 
 from potstill.core.screen import Verbosity, get_verbosity
+
+
+class NoteHandler(logging.Handler):
+    """Prints the records of a logger as lines on stderr, on the main process only; with --quiet, nothing."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message of `record`."""
+        if get_verbosity() > Verbosity.QUIET:
+            _print_line(record.getMessage())
 
 
 def print_note(text: str) -> None:

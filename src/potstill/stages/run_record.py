@@ -1,5 +1,6 @@
 """What a run was begun with: a file in its training folder, with which a resumed run is compared."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -64,7 +65,7 @@ class RunRecord:
         """
         current: Mapping[str, Any] = json.loads(json.dumps(self.origins, default=str))
         changes = [
-            describe_change(name, saved.origins.get(name), current.get(name))
+            describe_changed_origin(name, saved.origins.get(name), current.get(name))
             for name in sorted({*saved.origins, *current})
             if saved.origins.get(name) != current.get(name)
         ]
@@ -111,11 +112,20 @@ def find_changed_options(saved: Mapping[str, Any], current: Mapping[str, Any], *
 
 
 def describe_change(name: str, before: Any, now: Any) -> str:
-    """`lr 0.0005, and now it is 0.001`, or `another text` where values are too long to read."""
+    """`lr 0.0005, and now it is 0.001`; `another text` or `other caches` where values are too long to read."""
     shown = [str(list(value) if isinstance(value, tuple) else value) for value in (before, now)]
     if max(map(len, shown)) > MAX_SHOWN:
-        return f"another {name}"
+        return f"other {name}" if name.endswith("s") else f"another {name}"
     return f"{name} {shown[0]}, and now it is {shown[1]}"
+
+
+def describe_changed_origin(name: str, before: Any, now: Any) -> str:
+    """`other models (teacher)` by the roles of those that differ; any other origin as `describe_change` has it."""
+    if name != "models":
+        return describe_change(name, before, now)
+    pairs = itertools.zip_longest(before or (), now or ())
+    roles = dict.fromkeys((current or previous)[0] for previous, current in pairs if previous != current)
+    return f"other models ({', '.join(roles)})"
 
 
 def flatten_options(options: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:

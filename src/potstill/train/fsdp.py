@@ -67,7 +67,8 @@ def shard_module(module: TrainingModule, mesh: DeviceMesh) -> TrainingModule:
     """A module with the weights of `module`: each block of its student sharded over `mesh`, and the rest at the root.
 
     Gradients are averaged over ranks, as in DDP. The optimizer is created afterwards, from the sharded parameters.
-    The objective and the frozen models are those of `module`; frozen models stay whole.
+    The objective and the frozen models are those of `module`; frozen models stay whole. Every rank shards its own copy,
+    so all ranks have to hold the same weights, those of the objective too.
 
     Raises: UnsupportedModel where no list of blocks is found.
     """

@@ -52,7 +52,7 @@ def test_arena_prints_a_table_a_document_or_a_plan(potstill: Call, teacher: Path
     assert not made.exists()
     answer = potstill(*call, "--out", made)
     assert answer.code == 0, answer.err
-    for word in ("bits per byte", "before training", "forward_kl against cross_entropy", "peak MiB", "arena.json"):
+    for word in ("bits per byte", "before training", "forward_kl against", "better or worse", "peak MiB", "arena.json"):
         assert word in answer.out
     assert "arm 2 of 2: forward_kl, seed 1, 256 tokens" in answer.err
     again = potstill(*call, "--out", made, "--resume", "--json")

@@ -12,7 +12,7 @@ from tests.stages.distill.test_run import SETTINGS, same
 from tests.stages.world import interrupted, saved, written
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import ArtifactError, DataError, Interrupted, UsageError, VocabularyMismatch
+from potstill.core.errors import DataError, Interrupted, UsageError, VocabularyMismatch
 from potstill.data.row_reader import Route
 from potstill.models.load import compute_digest
 from potstill.objectives.config import ObjectiveConfig
@@ -132,8 +132,11 @@ def test_a_stopped_run_goes_on_to_the_same_student_and_with_no_other_teachers(
     with pytest.raises(Interrupted), interrupted(out):
         distill(stage, out, show=False)
     one = (stage.teacher or ())[0]
-    for changed in (replace(stage, teacher=(one, one.replace("one=", "two="))), replace(stage, combine="average")):
-        with pytest.raises(ArtifactError):
+    for changed, message in (
+        (replace(stage, teacher=(one, one.replace("one=", "two="))), r"begun with other models \(teacher\); give"),
+        (replace(stage, combine="average"), "begun with combine route:for, and now it is average"),
+    ):
+        with pytest.raises(UsageError, match=message):
             distill(changed, out, resume=True, show=False)
     distill(stage, out, resume=True, show=False)
     assert same(out, straight.out)
