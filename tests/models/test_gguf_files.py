@@ -10,7 +10,7 @@ from tests.models.folders import POINTER, compute_logits, write_gguf
 
 from potstill.core.errors import ArtifactError, NotFound, PotstillError, UsageError
 from potstill.evaluate.size import count_bytes_on_disk
-from potstill.models.gguf_files import merged_parts
+from potstill.models.gguf_files import merge_parts
 from potstill.models.load import compute_digest, load_model, read_license
 from potstill.models.locate import locate_model
 from potstill.models.spec import read_model_spec
@@ -57,7 +57,7 @@ def test_the_digest_of_a_split_file_covers_every_part(split: list[Path], tmp_pat
 
 
 def test_merging_parts_leaves_no_file(split: list[Path]) -> None:
-    with merged_parts(split[0]) as merged:
+    with merge_parts(split[0]) as merged:
         assert merged.is_file()
         assert merged not in split
     assert not merged.exists()

@@ -16,7 +16,7 @@ def resolve_path(name: str | Path) -> Path:
 
 
 @contextmanager
-def named_path(path: Path, digest: str) -> Iterator[str]:
+def register_path(path: Path, digest: str) -> Iterator[str]:
     """The name of an object that was written to `path`, valid during the block."""
     name = f"memory:{digest[:16]}"
     previous = _PATHS.get(name)

@@ -17,8 +17,6 @@ follow, for example drop its thinking; such an answer is trained in a text of it
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
 from potstill.core.errors import DataError
 from potstill.data.turns import THINKING_NAMES, is_trained
 from potstill.models.tokenizers.chat_renderer import PROBE_TEXT, ChatRenderer, Message, Span
@@ -41,29 +39,11 @@ class _Answer(NamedTuple):
     stop: int
 
 
-class ChatTemplate:
+class ChatTemplate(ChatRenderer):
     """A tokenizer's chat template, which renders chats and finds the answers in them.
 
     Raises: DataError if there is no template, or it does not write the assistant's answers.
     """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.renderer = ChatRenderer(tokenizer)
-        self.tokenizer = tokenizer
-        self.stop = self.renderer.stop
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Any] | None = None,
-        add_generation_prompt: bool = False,
-    ) -> str:
-        """The chat as text; with `add_generation_prompt`, up to where the next answer begins.
-
-        Raises: DataError if the template refuses the chat.
-        """
-        return self.renderer.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def render_answers(
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, only_last: bool = False
@@ -72,9 +52,9 @@ class ChatTemplate:
 
         Raises: DataError if the template refuses the chat.
         """
-        text, tags = self.renderer.render_with_tags(messages, tools=tools)
-        source = self.renderer.tool_source if tools else self.renderer.source
-        if self.renderer.has_generation_tags(source):
+        text, tags = self.render_with_tags(messages, tools=tools)
+        source = self.tool_source if tools else self.source
+        if self.has_generation_tags(source):
             spans = _select_tags(_merge_spans([self._fit_tag(text, span) for span in tags]), messages)
             start = self._find_last_answer(text, messages, tools) if only_last else 0
             return [RenderedChat(text, [span for span in spans if span[1] > start])]
@@ -95,13 +75,13 @@ class ChatTemplate:
         `{% generation %}` often ends before them, and they must be learned; or after a line break that follows them.
         """
         start, stop = span
-        for ending in (self.stop, self.renderer.first_stop):
+        for ending in (self.stop, self.first_stop):
             position = text.rfind(ending, start, stop + len(ending)) if ending else -1
             end = position + len(ending)
             if position >= 0 and not text[end:stop].strip():
                 return start, end
         stripped = text[start:stop].rstrip()
-        ends_with_token = any(match.end() == len(stripped) for match in self.renderer.special_token.finditer(stripped))
+        ends_with_token = any(match.end() == len(stripped) for match in self.special_token.finditer(stripped))
         return (start, start + len(stripped)) if ends_with_token else span
 
     def _find_last_answer(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None) -> int:
@@ -120,7 +100,7 @@ class ChatTemplate:
         else:
             start = self._find_header_end(messages, i, tools)
             start = start if prompt is None else min(start, _count_shared(text, prompt))
-        return _Answer(text, start, self._find_stop(text, start))
+        return _Answer(text, start, self._find_end(text, start))
 
     def _find_header_end(self, messages: Sequence[Message], i: int, tools: Sequence[Any] | None) -> int:
         """Where the text of answer `i` begins: where the renderings of two other answers part."""
@@ -130,13 +110,13 @@ class ChatTemplate:
         ]
         return _count_shared(*texts)
 
-    def _find_stop(self, text: str, start: int) -> int:
+    def _find_end(self, text: str, start: int) -> int:
         """Where the last answer in `text` ends, which begins at `start`: with the end tokens, if it has any."""
-        for ending in (self.stop, self.renderer.first_stop):
+        for ending in (self.stop, self.first_stop):
             position = text.rfind(ending, start) if ending else -1
             if position >= 0:
                 return position + len(ending)
-        tokens = list(self.renderer.special_token.finditer(text, start))
+        tokens = list(self.special_token.finditer(text, start))
         has_end_token = bool(tokens) and not text[tokens[-1].end() :].strip()
         return tokens[-1].end() if has_end_token else len(text)
 
@@ -144,7 +124,7 @@ class ChatTemplate:
         """Where `answer` ends in the text of the whole chat; None if that text differs from its own."""
         if text.startswith(answer.text[: answer.stop]):
             return answer.stop
-        stop = answer.stop - len(self.stop) + len(self.renderer.first_stop)
+        stop = answer.stop - len(self.stop) + len(self.first_stop)
         ends_with_stop = answer.text.startswith(self.stop, answer.stop - len(self.stop))
         return stop if ends_with_stop and stop < answer.stop and text.startswith(answer.text[:stop]) else None
 

@@ -69,7 +69,7 @@ class ControlTokens:
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids and offsets of an exchanged text."""
-        encoding = self._renamed_tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        encoding = self._placeholder_tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return encoding.ids, encoding.offsets
 
     def _mask_value(self, value: Any) -> Any:
@@ -80,7 +80,7 @@ class ControlTokens:
         return [self._mask_value(entry) for entry in value] if isinstance(value, list) else value
 
     @cached_property
-    def _renamed_tokenizer(self) -> Tokenizer:
+    def _placeholder_tokenizer(self) -> Tokenizer:
         """A copy of the tokenizer whose special tokens have the placeholders' names, and their own ids."""
         data = json.loads(self.tokenizer.backend_tokenizer.to_str())
         for token in data["added_tokens"]:

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from transformers.utils.quantization_config import GgufConfig
 
 from potstill.core.errors import ArtifactError, UnsupportedModel
-from potstill.models.gguf_files import list_parts, merged_parts
+from potstill.models.gguf_files import list_parts, merge_parts
 
 modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # so that its progress bar can be switched off too
 
@@ -113,7 +113,7 @@ def load_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     read_metadata(path)
     check_model_size(path)
     try:
-        with merged_parts(path) as whole:
+        with merge_parts(path) as whole:
             quantized_model, loading_info = AutoModelForCausalLM.from_pretrained(
                 whole.parent,
                 gguf_file=whole.name,

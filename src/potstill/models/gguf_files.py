@@ -54,7 +54,7 @@ def list_parts(path: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def merged_parts(path: Path) -> Iterator[Path]:
+def merge_parts(path: Path) -> Iterator[Path]:
     """The GGUF model at `path` in one file; parts are merged in a temporary folder, which is deleted afterwards.
 
     Raises: ArtifactError if a part is missing or damaged, or the temporary folder has no room.

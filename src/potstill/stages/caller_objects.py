@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import UsageError
-from potstill.core.in_memory import named_path
+from potstill.core.in_memory import register_path
 from potstill.models.load import LoadedModel
 
 DataSource: TypeAlias = str | Path | Dataset | Iterable[Mapping[str, Any]]
@@ -55,7 +55,7 @@ def _name_model(model: Any, stack: contextlib.ExitStack) -> str:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="potstill-")))
     for part in model:
         part.save_pretrained(folder)
-    return stack.enter_context(named_path(folder, _hash_files(folder)))
+    return stack.enter_context(register_path(folder, _hash_files(folder)))
 
 
 def _name_rows(rows: Any, stack: contextlib.ExitStack) -> str:
@@ -70,7 +70,7 @@ def _name_rows(rows: Any, stack: contextlib.ExitStack) -> str:
     else:
         file = folder / "rows.jsonl"
         _write_rows(rows, file)
-    return stack.enter_context(named_path(file, _hash_files(folder)))
+    return stack.enter_context(register_path(file, _hash_files(folder)))
 
 
 def _write_rows(rows: Any, file: Path) -> None:

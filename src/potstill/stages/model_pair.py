@@ -99,8 +99,9 @@ class ModelPair(NamedTuple):
 
     def limit_vocabulary(self) -> "ModelPair":
         """The pair without ids that have no row in an embedding, such as words added to the tokenizer alone."""
-        others = () if self.is_cross_tokenizer else self.loaded_teachers.values()
-        sizes = [count_usable_ids(self.origin.tokenizer, self.student), *(teacher.vocabulary for teacher in others)]
+        sizes = [count_usable_ids(self.origin.tokenizer, self.student)]
+        if not self.is_cross_tokenizer:
+            sizes += [teacher.vocabulary for teacher in self.loaded_teachers.values()]
         return self._replace(vocabulary=min(self.vocabulary, *sizes))
 
     def prepare_packs(self, packs: Packs, *, prefetch: bool = False) -> Any:

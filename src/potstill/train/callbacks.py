@@ -115,8 +115,8 @@ class ProgressLineCallback(TrainerCallback):
             return
         terms = select_terms(logs)
         is_evaluation = any(name.startswith("eval_") for name in terms)
-        others = {name: value for name, value in self.terms.items() if name.startswith("eval_") != is_evaluation}
-        self.terms = others | terms if is_evaluation else terms | others
+        other_terms = {name: value for name, value in self.terms.items() if name.startswith("eval_") != is_evaluation}
+        self.terms = other_terms | terms if is_evaluation else terms | other_terms
         progress = self._measure_progress(state)
         if not self.console.is_terminal:
             if self._is_line_due(state) or is_evaluation:
