@@ -61,7 +61,7 @@ class ChatTemplate(ChatRenderer):
         indices = [i for i, message in enumerate(messages) if is_trained(message)]
         shared_spans, own_texts = [], []
         for i in indices[-1:] if only_last else indices:
-            answer = self._find_answer(messages, i, tools)
+            answer = self._find_answer(messages, i, tools, text)
             stop = self._find_stop_in_chat(text, answer)
             if stop is None:
                 own_texts.append(RenderedChat(answer.text, [(answer.start, answer.stop)]))
@@ -89,8 +89,9 @@ class ChatTemplate(ChatRenderer):
         last = max(i for i, message in enumerate(messages) if is_trained(message))
         return _count_shared(text, self.render(messages[:last], tools=tools, add_generation_prompt=True))
 
-    def _find_answer(self, messages: Sequence[Message], i: int, tools: Sequence[Any] | None) -> _Answer:
-        text = self.render(messages[: i + 1], tools=tools)
+    def _find_answer(self, messages: Sequence[Message], i: int, tools: Sequence[Any] | None, whole: str) -> _Answer:
+        """Answer `i` of a chat whose text is `whole`."""
+        text = whole if i + 1 == len(messages) else self.render(messages[: i + 1], tools=tools)
         try:
             prompt: str | None = self.render(messages[:i], tools=tools, add_generation_prompt=True)
         except DataError:  # some templates refuse a prompt without a user

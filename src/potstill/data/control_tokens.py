@@ -14,7 +14,7 @@ of characters stay valid, since the lengths do.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import UsageError
+from potstill.models.tokenizers.chat_renderer import compile_names
 
 ControlTokenPolicy = Literal["keep", "escape", "refuse"]
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # no control token: models look it up by its name
@@ -47,9 +48,9 @@ class ControlTokens:
             for number, name in enumerate(sorted(names))
             if name and not BYTE_TOKEN.fullmatch(name)
         }
-        self._pattern = _compile(self.placeholders)
+        self._pattern = compile_names(self.placeholders)
         self._exchange = {**self.placeholders, **{value: name for name, value in self.placeholders.items()}}
-        self._exchange_pattern = _compile(self._exchange)
+        self._exchange_pattern = compile_names(self._exchange)
 
     def count(self, text: str) -> int:
         """How many control tokens a text contains."""
@@ -98,7 +99,3 @@ class ControlTokens:
         renamed.no_truncation()
         renamed.no_padding()
         return renamed
-
-
-def _compile(names: Mapping[str, str] | Sequence[str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")

@@ -152,8 +152,9 @@ def remove_held_out(corpus: Corpus, held_out: Iterable[Mapping[str, Any]]) -> Co
         counts = cast(Counter[str], corpus.dropped)
 
         def is_left_and_counted(document: Mapping[str, Any]) -> bool:
-            counts[HELD_OUT_DUPLICATE] += not is_left(document)
-            return is_left(document)
+            is_counted = not is_left(document)
+            counts[HELD_OUT_DUPLICATE] += is_counted
+            return not is_counted
 
         return replace(corpus, documents=corpus.documents.filter(is_left_and_counted))
     indices = [i for i, document in enumerate(corpus.documents) if is_left(document)]

@@ -11,8 +11,8 @@ from typing import Any
 Message = Mapping[str, Any]
 
 ROLES = {
-    **dict.fromkeys(("system",), "system"),
-    **dict.fromkeys(("developer",), "developer"),
+    "system": "system",
+    "developer": "developer",
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response", "tool_response"), "tool"),
@@ -45,9 +45,7 @@ def read_turn(turn: Any) -> dict[str, str]:
         raise MalformedRow(f"has a turn of the role {turn[role_name]!r}; known are {', '.join(ROLES)}")
     fields = _read_fields(turn)
     if text_name not in turn and "tool_calls" not in fields:
-        raise MalformedRow(
-            f"has a turn with {quote_names(turn)}; every turn needs role and content (or from and value)"
-        )
+        raise _describe_turn(turn)
     if turn.get(text_name) is None and "tool_calls" not in fields:
         raise UntrainableRow("a turn without content")
     content = _read_content(turn, text_name) if text_name in turn else ""

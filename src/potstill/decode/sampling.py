@@ -67,7 +67,8 @@ def token_probabilities(logits: Float[Tensor, "B V"], sampling: Sampling) -> Flo
     """
     if sampling.temperature == 0:
         return one_hot(logits.argmax(-1), logits.shape[1]).double()
-    scores = (logits.double() - logits.double().amax(-1, keepdim=True)) / sampling.temperature
+    scores = logits.double()
+    scores = (scores - scores.amax(-1, keepdim=True)) / sampling.temperature
     filtered: Tensor = _make_warpers(sampling.filters)(None, scores)
     return filtered.softmax(-1)
 

@@ -39,7 +39,7 @@ def create_app(
         from fastapi.exceptions import RequestValidationError
         from fastapi.responses import JSONResponse
         from starlette.exceptions import HTTPException
-    handler = CompletionHandler(loaded, max_logprobs=max_logprobs, sampling_defaults=sampling_defaults or {})
+    handler = CompletionHandler(loaded, max_logprobs=max_logprobs, sampling_defaults=sampling_defaults)
     start_time = int(time.time())
 
     def list_models() -> Any:

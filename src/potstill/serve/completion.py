@@ -21,7 +21,6 @@ from potstill.decode.stop_tokens import find_stop_tokens
 from potstill.models.inference import get_max_context, inference_context
 from potstill.models.load import LoadedModel
 from potstill.models.signals import compute_signals
-from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.serve.request import CompletionRequest
 
 CHUNK_ROWS = 256  # rows whose logits are in memory at once
@@ -58,8 +57,7 @@ class CompletionHandler:
         if max_logprobs < -1:
             raise UsageError(f"--max-logprobs is {max_logprobs}; it must be at least 0, or -1 for no limit")
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        num_rows = loaded.model.get_input_embeddings().weight.shape[0]
-        self.vocabulary = min(count_token_ids(loaded.tokenizer), num_rows)
+        self.vocabulary = loaded.vocabulary
         self.max_logprobs = self.vocabulary if max_logprobs < 0 else max_logprobs
         self.sampling_defaults = dict(sampling_defaults or {})
         self.stop_tokens = find_stop_tokens(loaded.model, loaded.tokenizer)

@@ -167,14 +167,15 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
             for n, question in enumerate(questions)
             if not isinstance(question, str) and len(question.prompt) <= max_prompt_tokens
         }
+        stop_tokens = require_stop_tokens(loaded.model, tokenizer)
+        sampling = Sampling(vocabulary=count_token_ids(tokenizer), stop=stop_tokens, temperature=self.temperature)
         answers: dict[int, list[int]] = {}
         by_length = sorted(prompts, key=lambda n: len(prompts[n]))
         for start in range(0, len(by_length), self.batch):
             indices = by_length[start : start + self.batch]
-            answers |= zip(
-                indices, self._generate_answers(loaded, [prompts[n] for n in indices], indices, offset), strict=True
-            )
-        stop_tokens = require_stop_tokens(loaded.model, tokenizer)
+            numbers = [offset + n for n in indices]
+            completions = self._generate_answers(loaded, [prompts[n] for n in indices], numbers, sampling)
+            answers |= zip(indices, completions, strict=True)
         lines = [
             {"left_out": question}
             if isinstance(question, str)
@@ -184,15 +185,10 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
         write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def _generate_answers(
-        self, loaded: LoadedModel, prompts: Sequence[list[int]], indices: Sequence[int], offset: int
+        self, loaded: LoadedModel, prompts: Sequence[list[int]], numbers: Sequence[int], sampling: Sampling
     ) -> list[list[int]]:
-        sampling = Sampling(
-            vocabulary=count_token_ids(loaded.tokenizer),
-            stop=require_stop_tokens(loaded.model, loaded.tokenizer),
-            temperature=self.temperature,
-        )
         device = loaded.model.device
-        noise = [torch.rand(self.max_tokens, generator=make_generator(self.seed, offset + n, 0)) for n in indices]
+        noise = [torch.rand(self.max_tokens, generator=make_generator(self.seed, number, 0)) for number in numbers]
         ids = [torch.tensor(prompt, device=device) for prompt in prompts]
         limits = [self.max_tokens] * len(ids)
         with inference_context(loaded.model):

@@ -10,8 +10,8 @@ more than line breaks and special tokens between, the answer ends with that toke
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
@@ -118,8 +118,7 @@ class ChatRenderer:
         self.tokenizer = tokenizer
         self.source = templates.get("default", next(iter(templates.values())))
         self.tool_source = templates.get("tool_use", self.source)
-        special_tokens = sorted(list_special_tokens(tokenizer), key=len, reverse=True)
-        self.special_token = re.compile("|".join(map(re.escape, special_tokens)) or r"(?!)")
+        self.special_token = compile_names(list_special_tokens(tokenizer))
         self.has_content_parts = False
         self.stop = self._find_stop()
 
@@ -155,8 +154,7 @@ class ChatRenderer:
         """The text after an answer up to the end of its last end token."""
         pattern = self.special_token
         if not pattern.search(tail):  # an end token that was added without the mark `special`
-            added_tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
-            pattern = re.compile("|".join(map(re.escape, sorted(added_tokens, key=len, reverse=True))) or r"(?!)")
+            pattern = compile_names(token.content for token in self.tokenizer.added_tokens_decoder.values())
         matches = list(pattern.finditer(tail))
         for number, match in enumerate(matches):
             if number and tail[matches[number - 1].end() : match.start()].strip():
@@ -165,7 +163,7 @@ class ChatRenderer:
                 return tail[: match.end()]
         return tail[: matches[0].end()] if matches else tail
 
-    @property
+    @cached_property
     def first_stop(self) -> str:
         """`stop` up to its first token: a template may write the others after the last answer of a chat alone."""
         match = self.special_token.search(self.stop)
@@ -247,9 +245,9 @@ class ChatRenderer:
             raise DataError(f"the chat template refuses the roles {_list_roles(messages)}: {error}") from error
         return texts[0], [(int(start), int(stop)) for start, stop in spans[0]] if spans else []
 
-    def has_generation_tags(self, source: str | None = None) -> bool:
-        """Whether the template marks the answers with `{% generation %}`."""
-        return bool(GENERATION_TAG.search(self.source if source is None else source))
+    def has_generation_tags(self, source: str) -> bool:
+        """Whether a template marks the answers with `{% generation %}`."""
+        return bool(GENERATION_TAG.search(source))
 
     def _prepare_message(self, message: Message) -> dict[str, Any]:
         prepared = {name: value for name, value in message.items() if name != "weight"}
@@ -260,6 +258,12 @@ class ChatRenderer:
         return prepared
 
 
+def compile_names(names: Iterable[str]) -> re.Pattern[str]:
+    """The pattern that finds any of the names, the longest first; without names it finds nothing."""
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+
+
+@lru_cache(maxsize=8)
 def _write_date(source: str, date: datetime.date) -> str:
     """The template with a macro in place of the function that tells today's date.
 

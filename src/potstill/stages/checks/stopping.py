@@ -45,12 +45,12 @@ def check_stop_token(inputs: CheckInputs) -> Check | None:
 
 def _find_answer(inputs: CheckInputs) -> tuple[Tensor, list[int]] | None:
     """The end of an answer that is not cut: the tokens to read, and the trained tokens up to its end."""
-    pack = inputs.full_pack
+    pack, stops = inputs.full_pack, find_stop_tokens(inputs.student, inputs.student_tokenizer)
     for number in range(int(pack["documents"].max()) + 1):
         inside = pack["documents"][0] == number
         ids, labels = pack["input_ids"][0][inside], pack["labels"][0][inside]
         trained = (labels != IGNORE).nonzero()[:, 0].tolist()
-        if not trained or int(ids[trained[-1]]) not in find_stop_tokens(inputs.student, inputs.student_tokenizer):
+        if not trained or int(ids[trained[-1]]) not in stops:
             continue
         stop = trained[-1] + 1
         start = next(place for place in range(stop - 1, -1, -1) if place == 0 or place - 1 not in trained)
