@@ -5,7 +5,6 @@ these dataclasses; Python, YAML files and cards therefore have the same names an
 """
 
 import dataclasses
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -45,15 +44,6 @@ class OptionField(NamedTuple):
 def list_options(options_class: type) -> tuple[OptionField, ...]:
     """The options of a dataclass and of the dataclasses in its fields, in the order of the fields."""
     return tuple(_iterate_options(options_class))
-
-
-def make_signature(options_class: type, *parameters: inspect.Parameter, returns: Any) -> inspect.Signature:
-    """The signature of a Python function that takes `parameters`, and the options of a dataclass as keywords."""
-    keywords = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=field_type)
-        for name, _, field_type, option in list_options(options_class)
-    ]
-    return inspect.Signature([*parameters, *keywords], return_annotation=returns)
 
 
 def _iterate_options(options_class: Any) -> Iterator[OptionField]:

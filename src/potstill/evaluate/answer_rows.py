@@ -114,7 +114,7 @@ class _AnswerReader:
         start, stop, size = span
         places = {run.start + n: place for n, place in enumerate(pairwise(run.offsets))}
         own_tokens = [i for i, (a, b) in places.items() if a < stop and b > start]
-        later_tokens = [i for i, (a, _) in places.items() if a >= stop and i not in own_tokens]
+        later_tokens = [i for i, (a, _) in places.items() if a >= stop]
         end = next(([i] for i in later_tokens if ids[i] in self.control_ids), later_tokens)
         if run.start == 0:  # the first token of a row is not predicted
             size -= max(0, min(stop, run.offsets[1]) - start)

@@ -27,7 +27,7 @@ Extra = TypeVar("Extra")
 def attempt(name: str, make: Callable[[], Extra], default: Extra, failures: dict[str, str]) -> Extra:
     """What `make` returns, or `default` where it fails; the reason goes to stderr and to `failures` under `name`.
 
-    Any error is meant. This is for what describes a result, since nothing of that is worth the result itself.
+    It catches every error, because a failed description must not lose the result.
     """
     try:
         return make()

@@ -32,7 +32,7 @@ from potstill.models.load import load_model
 from potstill.models.locate import locate_model
 from potstill.stages.options import TextOptions
 from potstill.stages.reading_report import build_corpus_facts, report_reading
-from potstill.stages.text_options import get_text_options, make_rendering, prepare_tokenizer
+from potstill.stages.text_options import make_rendering, prepare_tokenizer
 from potstill.teachers.cached import TeacherCache
 
 MIN_SAMPLED_TOKENS = 4_000_000  # read at least these of a stored corpus: one document may be half a book
@@ -55,11 +55,6 @@ class DatasetConfig(TextOptions):
     context: int = 512
     seed: int = 1
     route: Route | None = None
-
-    @classmethod
-    def from_text_options(cls, options: TextOptions, **fields: Any) -> "DatasetConfig":
-        """A data set that is read under the options of a stage; `fields` are all others."""
-        return cls(**get_text_options(options), **fields)
 
 
 @dataclass(frozen=True, kw_only=True)

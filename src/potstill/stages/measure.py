@@ -94,7 +94,7 @@ class MeasureConfig(MeasureOptions):
             print_note(f"measuring model {number} of {len(self.models)}: {name}")
             loaded = teacher if teacher is not None and name == self.teacher else self._load_model(name)
             check_context(self.context, loaded.model)
-            rows = self._build_rows(corpus, loaded)
+            rows = reference.rows if reference is not None and loaded is teacher else self._build_rows(corpus, loaded)
             scores: TextScores
             if reference is None:
                 scores = score(loaded.model, rows, self.build_reading(count_token_ids(loaded.tokenizer)))

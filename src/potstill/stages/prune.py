@@ -34,6 +34,7 @@ from potstill.stages.preflight import StageInputs
 from potstill.stages.run_folder import reserve_output
 from potstill.stages.saved_model import save_checked_model
 from potstill.stages.stage import make_parent, to_plain_dict
+from potstill.stages.text_options import get_text_options
 from potstill.transforms.fit import AUTO, Shape, count_parameters, fit_shape, get_dimensions
 from potstill.transforms.shrink import shrink
 
@@ -91,8 +92,8 @@ class PruneConfig(PruneOptions):
         """The pruned model in memory, as its stock family, and its card, which lists the removed parts."""
         backbone = import_model(loaded.model)
         target = self.compute_target_shape(backbone)
-        dataset_config = DatasetConfig.from_text_options(
-            self,
+        dataset_config = DatasetConfig(
+            **get_text_options(self),
             data=self.data,
             columns=self.columns,
             context=min(512, get_max_context(loaded.model)),

@@ -1,8 +1,8 @@
 """Publishes a trained student: first the model, then what the card says about it.
 
 The model is in `out` before anything is measured, with `out`/training beside it. Measures, samples and the picture of
-the loss follow; what fails of them is named in the card and loses nothing else. Then `out`/training goes. A process
-that is killed in between leaves a model that opens, and --resume makes the rest.
+the loss follow. The card names those that fail; nothing else is lost. Then `out`/training goes. A process that is
+killed in between leaves a model that opens, and --resume makes the rest.
 """
 
 import contextlib

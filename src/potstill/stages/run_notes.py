@@ -15,7 +15,7 @@ def report_passes(tokens: int, available: int) -> None:
     if tokens > MAX_PASSES * available:
         print_note(
             f"{tokens:,} tokens pass {tokens / available:.1f} times over the {available:,} tokens of the text; more "
-            f"text, or fewer --tokens, lowers the risk of learning it by heart"
+            f"text, or fewer --tokens, lowers the risk of memorizing it"
         )
 
 

@@ -69,11 +69,7 @@ class RunRecord:
             for name in sorted({*saved.origins, *current})
             if saved.origins.get(name) != current.get(name)
         ]
-        if changes:
-            raise UsageError(
-                f"the run in {out} was begun with {' and '.join(changes)}; give what it was to continue it, or choose "
-                f"another --out to begin anew"
-            )
+        refuse_changes(f"the run in {out}", changes)
 
 
 def check_same_options(out: Path, options: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 BAR_WIDTH = 20
 GAP = "  "
 LINES_PER_RUN = 20  # off a terminal
-BOOKKEEPING_KEYS = ("epoch", "learning_rate", "grad_norm", "train_loss")
+BOOKKEEPING_KEYS = ("epoch", "learning_rate", "grad_norm", "num_input_tokens_seen")
 BOOKKEEPING_SUFFIXES = ("_runtime", "_per_second", "_flos", "_memory")
 
 
@@ -71,7 +71,6 @@ def select_terms(logs: Mapping[str, object]) -> dict[str, float]:
         and name not in BOOKKEEPING_KEYS
         and not name.startswith("train_")
         and not name.endswith(BOOKKEEPING_SUFFIXES)
-        and name != "num_input_tokens_seen"
     }
     return dict(sorted(terms.items(), key=lambda item: item[0] not in ("loss", "eval_loss")))
 

@@ -33,7 +33,7 @@ def make_training_arguments(
         eval_steps=config.eval_every or None,
         save_strategy="steps",
         save_steps=config.save_every or max(10, steps // 10),
-        save_total_limit=None,  # seal_checkpoint keeps the newest two
+        save_total_limit=None,  # seal_checkpoint removes the older ones
         logging_steps=1,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,

@@ -1,4 +1,4 @@
-"""The colors and letter sizes of every picture: large enough for a phone's screen and for the last row of a talk."""
+"""The colors and letter sizes of every picture: readable on a phone and on slides."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
