@@ -38,8 +38,8 @@ def check_stop_token(inputs: CheckInputs) -> Check | None:
         passed,
         finding=finding,
         why="a student that never learns to stop writes on without end",
-        remedy="give a larger --context if answers are cut; give a chat template that ends each answer with a special "
-        "token, with --chat-template; or add the token to eos_token_id in generation_config.json",
+        remedy="give a chat template that ends each answer with a special token, with --chat-template; add the token "
+        "to eos_token_id in generation_config.json; or give a larger --context if answers are cut",
     )
 
 
