@@ -1,10 +1,12 @@
 # Everything below runs in .venv; the first target that needs it creates it. `make` alone prints these lines.
 #
 #   make demo       prunes, distills and measures a real teacher and its baselines (minutes on two cores)
+#   make demo-full  the same with 60,000 tokens and three seeds
 #   make test       the checks, then the fast tests
 #   make test-all   the checks, then every test, including the slow ones and, where there is a GPU, its own
 #   make bench      every benchmark, as one JSON document each in out/bench
 #   make check      lint, format, types, import contracts, and the links of the documentation
+#   make readme     writes the measured parts of README.md and its pictures from docs/*-measures.json
 #   make docs       the site of the documentation, in out/docs; a broken link fails
 #   make install    .venv only
 #   make clean      removes caches and builds; .venv and out stay
@@ -17,20 +19,23 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 WORKERS = -n auto --maxprocesses 4 --dist worksteal
-DEMO = examples/demo.py --out out/demo
+DEMO = examples/demo.py --out out/$@
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 BENCHMARKS = $(wildcard benchmarks/*.py)
 
-.PHONY: help demo test test-all bench check docs install clean
+.PHONY: help demo demo-full test test-all bench check readme docs install clean
 
 help:
 	@awk '!/^#/ { exit } { sub(/^# ?/, ""); print }' Makefile
 
 demo: install
 	$(BIN)/python $(DEMO)
+
+demo-full: install
+	$(BIN)/python $(DEMO) --tokens 60_000 --batch-tokens 2048 --documents 100 --seeds 1 2 3
 
 test: check
 	$(BIN)/python -m pytest $(WORKERS)
@@ -52,6 +57,10 @@ check: install
 	MYPYPATH=src:benchmarks $(BIN)/mypy --explicit-package-bases benchmarks examples
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q --noconftest tests/surface/test_links.py
+
+readme: install
+	$(BIN)/python docs/readme_figures.py
+	$(BIN)/python docs/decode_figures.py
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

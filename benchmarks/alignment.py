@@ -23,7 +23,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from potstill.data.cross_tokenizer.token_spans import locate_tokens
-from potstill.data.docstrings import list_modules, load_docstrings
+from potstill.data.docstrings import list_modules, load_library
 from potstill.models import gguf, locate
 from potstill.models.tokenizers.token_bytes import TokenBytes, match_tokens, read_token_bytes
 from potstill.ops import align, edit_distance
@@ -121,7 +121,7 @@ def time_cpu(work: Callable[[], Any], *, times: int = 3) -> tuple[float, Any]:
 
 def list_texts(student: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[str]]]:
     """Each kind of text that is available."""
-    yield "English (docstrings)", take_texts(load_docstrings())
+    yield "English (docstrings)", take_texts(load_library().texts)
     library = Path(sysconfig.get_path("stdlib"))
     yield "code (Python)", take_texts(path.read_text("utf-8", "replace") for path in sorted(list_modules(library)))
     yield "emoji", [EMOJI * 20] * 20

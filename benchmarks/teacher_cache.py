@@ -59,7 +59,7 @@ def compare(folder: Path, settings: dict[str, Any], options: argparse.Namespace)
     from potstill.core.types import Needs, supervised_positions
     from potstill.models.signals import compute_signals
     from potstill.ops.coarse import coarse_divergence_with_gradient
-    from potstill.ops.divergence import forward_kl_with_gradient
+    from potstill.ops.divergence_gradient import forward_kl_with_gradient
     from potstill.stages.cache_teacher import CacheTeacherConfig
     from potstill.teachers.cached import TeacherCache
 
@@ -135,7 +135,8 @@ def time_steps(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def load_batches(cache: Any, number: int) -> list[dict[str, torch.Tensor]]:
     """The first packs of the cached text."""
     from potstill.data.packing import collate
-    from potstill.stages.dataset import DatasetConfig, load_tokenizer, prepare_dataset
+    from potstill.stages.dataset import load_tokenizer, prepare_dataset
+    from potstill.stages.dataset_config import DatasetConfig
 
     packs = prepare_dataset(
         DatasetConfig(data="stdlib", context=CONTEXT), load_tokenizer("smollm2"), tokens=1, caches=[cache]

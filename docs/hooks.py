@@ -45,6 +45,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         return f"{match['text'].strip('[]')}, `{path}`"
 
+    markdown = markdown.replace('<img src="docs/', '<img src="') if uri in sources else markdown
     return LINK.sub(replace, markdown)
 
 

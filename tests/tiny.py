@@ -51,3 +51,19 @@ def random_llama(tokenizer: PreTrainedTokenizerFast, *, tied: bool = True, conte
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return LlamaForCausalLM(config).eval()
+
+
+CYCLE = range(40, 52)  # the tokens that `counting_llama` writes
+
+
+@torch.no_grad()
+def counting_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A model whose layers do nothing, and that writes the tokens of `CYCLE` in turn."""
+    model = random_llama(tokenizer, tied=False)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    embedding = model.model.embed_tokens.weight[list(CYCLE)]
+    model.lm_head.weight.zero_()
+    model.lm_head.weight[list(CYCLE)] = (embedding / embedding.norm(dim=-1, keepdim=True)).roll(1, 0)
+    return model

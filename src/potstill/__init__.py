@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import Any
 
 _VERBS = (
-    *("distill", "prune", "measure", "frontier", "generate", "plan"),
-    *("doctor", "arena", "cache", "load", "data"),
+    *("distill", "prune", "convert", "measure", "frontier", "generate", "plan"),
+    *("doctor", "arena", "cache", "load", "data", "export", "advise"),
 )
 __all__ = ["AutoModelForCausalLM", *_VERBS]  # __init__.pyi has their types
 __version__ = "0.1.0"

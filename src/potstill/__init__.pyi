@@ -1,6 +1,6 @@
 """The Python API with its signatures; `python tests/surface/test_api.py` writes this file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from potstill.core.results import MeasureTable, Report
@@ -30,12 +30,15 @@ def distill(
     data: DataSource | Sequence[str | Path] = "stdlib",
     columns: str = "",
     eval_data: DataSource | None = None,
+    min_document_tokens: int = 0,
+    short_share: float = 0.2,
     teacher_cache: str | Path | None = None,
     top_k: int = 20,
     objective: ObjectiveSource = "forward_kl",
     cross_entropy: float = 0.7,
     temperature: float = 1.0,
-    tokens: int | str = 200000,
+    tokens: int | str | None = None,
+    epochs: float | None = None,
     context: int = 512,
     batch_tokens: int = 2048,
     micro_tokens: int = 2048,
@@ -54,11 +57,15 @@ def distill(
     shard: bool = False,
     report_to: Sequence[str] = (),
     lora: int = 0,
+    train: str | None = None,
     on_policy: float = 0.0,
     rollout: str = "gkd",
+    sizes_per_step: int | None = None,
+    sizes_from: str = "teacher",
     device: str = "auto",
     dtype: str = "auto",
     documents: int = 100,
+    draft_vocabulary: int | str | None = None,
     save_dtype: str = "bfloat16",
     skip_doctor: bool = False,
     allow_pickle: bool = False,
@@ -101,6 +108,33 @@ def prune(
     Raises: PotstillError, as the command line does.
     """
 
+def convert(
+    model: ModelSource,
+    *,
+    to: str,
+    out: str | Path,
+    overwrite: bool = False,
+    chat_template: str | None = None,
+    train_on: str = "all",
+    special_in_text: str = "keep",
+    on_bad_row: str = "skip",
+    data: DataSource | Sequence[str | Path] = "stdlib",
+    columns: str = "",
+    calibration_tokens: int | str = 8192,
+    save_dtype: str = "bfloat16",
+    seed: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Report:
+    """Change what the layers of `model` are, check that it reloads to the same logits, and return its card.
+
+    `to` is a conversion with its options, such as `"deltanet"` or `"experts:experts=4"`; `distill` heals the result.
+
+    Raises: PotstillError, as the command line does.
+    """
+
 def measure(
     *models: ModelSource,
     out: str | Path | None = None,
@@ -115,6 +149,8 @@ def measure(
     documents: int = 100,
     context: int = 512,
     prompts: int = 20,
+    positions: int = 0,
+    needle: int = 0,
     speed: bool = True,
     tasks: Sequence[str] = (),
     device: str = "auto",
@@ -143,26 +179,32 @@ def generate(
     *,
     data: DataSource | None = None,
     out: str | Path | None = None,
-    raw: bool = False,
-    ignore_generation_config: bool = False,
+    on_text: Callable[[str], object] | None = None,
     overwrite: bool = False,
     resume: bool = False,
     chat_template: str | None = None,
     train_on: str = "all",
     special_in_text: str = "keep",
     on_bad_row: str = "skip",
-    columns: str = "",
-    documents: int = 0,
-    max_tokens: int = 128,
     temperature: float = 0.0,
-    batch: int = 8,
     seed: int = 1,
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    columns: str = "",
+    documents: int = 0,
+    max_tokens: int = 128,
+    batch: int = 8,
+    raw: bool = False,
+    ignore_generation_config: bool = False,
+    draft: ModelSource | None = None,
+    draft_length: str | None = None,
+    tree: str | None = None,
 ) -> str | Report:
     """The answer to `prompt`; or answers to all prompts of `data`, written to `out` as a data set, with its card.
+
+    `on_text` receives the pieces of the answer to `prompt` as they are written.
 
     Raises: PotstillError, as the command line does.
     """
@@ -183,12 +225,15 @@ def plan(
     data: DataSource | Sequence[str | Path] = "stdlib",
     columns: str = "",
     eval_data: DataSource | None = None,
+    min_document_tokens: int = 0,
+    short_share: float = 0.2,
     teacher_cache: str | Path | None = None,
     top_k: int = 20,
     objective: ObjectiveSource = "forward_kl",
     cross_entropy: float = 0.7,
     temperature: float = 1.0,
-    tokens: int | str = 200000,
+    tokens: int | str | None = None,
+    epochs: float | None = None,
     context: int = 512,
     batch_tokens: int = 2048,
     micro_tokens: int = 2048,
@@ -207,11 +252,15 @@ def plan(
     shard: bool = False,
     report_to: Sequence[str] = (),
     lora: int = 0,
+    train: str | None = None,
     on_policy: float = 0.0,
     rollout: str = "gkd",
+    sizes_per_step: int | None = None,
+    sizes_from: str = "teacher",
     device: str = "auto",
     dtype: str = "auto",
     documents: int = 100,
+    draft_vocabulary: int | str | None = None,
     save_dtype: str = "bfloat16",
     skip_doctor: bool = False,
     allow_pickle: bool = False,
@@ -255,6 +304,7 @@ def arena(
     out: str | Path,
     objectives: Sequence[str],
     tokens: int | str | None = None,
+    epochs: float | None = None,
     seconds: float | None = None,
     seeds: Sequence[int] = (1, 2, 3),
     overwrite: bool = False,
@@ -272,6 +322,8 @@ def arena(
     data: DataSource | Sequence[str | Path] = "stdlib",
     columns: str = "",
     eval_data: DataSource | None = None,
+    min_document_tokens: int = 0,
+    short_share: float = 0.2,
     teacher_cache: str | Path | None = None,
     top_k: int = 20,
     cross_entropy: float = 0.7,
@@ -294,11 +346,15 @@ def arena(
     shard: bool = False,
     report_to: Sequence[str] = (),
     lora: int = 0,
+    train: str | None = None,
     on_policy: float = 0.0,
     rollout: str = "gkd",
+    sizes_per_step: int | None = None,
+    sizes_from: str = "teacher",
     device: str = "auto",
     dtype: str = "auto",
     documents: int = 100,
+    draft_vocabulary: int | str | None = None,
     save_dtype: str = "bfloat16",
     skip_doctor: bool = False,
     allow_pickle: bool = False,
@@ -307,7 +363,7 @@ def arena(
 ) -> Report:
     """Train the same student with each of `objectives`, with equal data, seeds and budget, and compare the students.
 
-    The budget is `tokens` or `seconds`; by default 200k tokens.
+    The budget is `tokens`, `epochs` or `seconds`; by default 200k tokens.
 
     Raises: PotstillError, as the command line does.
     """
@@ -347,6 +403,7 @@ def cache(
 def load(
     model: str | Path,
     *,
+    size: float | None = None,
     device: str = "auto",
     dtype: str = "float32",
     allow_pickle: bool = False,
@@ -354,7 +411,9 @@ def load(
 ) -> LoadedModel:
     """A model with its tokenizer, as `.model` and `.tokenizer`; every function takes the result as a model.
 
-    Raises: NotFound, UnsafeModel, ArtifactError, UnsupportedModel.
+    `size` is one of an elastic model: `load("DIR", size=0.5)` is `load("DIR#0.5")`, a name that every function takes.
+
+    Raises: NotFound, UnsafeModel, ArtifactError, UnsupportedModel; UsageError for a size that the model has not.
     """
 
 def data(
@@ -366,6 +425,58 @@ def data(
     columns: str = "",
 ) -> Report:
     """Describe a data set: its kind, size, the share of trained tokens, and examples in trained and other pieces.
+
+    Raises: PotstillError, as the command line does.
+    """
+
+def export(
+    model: ModelSource,
+    *,
+    to: str,
+    out: str | Path,
+    overwrite: bool = False,
+    type: str = "f16",
+    draft: ModelSource | None = None,
+    size: float | None = None,
+    check: bool = True,
+    save_dtype: str = "bfloat16",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Report:
+    """Write `model` in the format of another runtime (hf, gguf, onnx, openvino), and compare its tokens.
+
+    Raises: PotstillError, as the command line does.
+    """
+
+def advise(
+    model: ModelSource,
+    *,
+    data: DataSource | Sequence[str | Path],
+    draft: ModelSource | Sequence[ModelSource] = ("lookup", "suffix"),
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    chat_template: str | None = None,
+    special_in_text: str = "keep",
+    on_bad_row: str = "skip",
+    columns: str = "",
+    draft_length: str = "1,2,3,4,6,8",
+    tree: Sequence[str] = (),
+    prompts: int = 8,
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    check: bool = True,
+    runs: int = 3,
+    seed: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Report:
+    """Whether speculative decoding pays for `model` on your prompts, with which `draft` and length.
+
+    `draft` is one drafter or several, as in `generate --draft`; a model may be in memory. The entries are `advice`,
+    `settings` with predicted and measured speed-ups, and what the predictions follow from. `out` also keeps them, with
+    a chart.
 
     Raises: PotstillError, as the command line does.
     """

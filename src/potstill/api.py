@@ -4,43 +4,41 @@ Every function takes its options as keywords; `help(potstill.distill)` lists the
 `potstill.load` returns, or `(model, tokenizer)`. Data is a name, a path, a `datasets.Dataset`, or rows as dicts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from potstill.core.device import resolve_device, resolve_dtype
+from potstill.core.elastic import name_size
+from potstill.core.options import build_options
 from potstill.core.results import MeasureTable, Report
+from potstill.decode.answer_stream import AnswerStream
 from potstill.models.load import LoadedModel, load_model
 from potstill.objectives.config import ObjectiveConfig
+from potstill.stages import options as stage_options
+from potstill.stages.advise import AdviseConfig
 from potstill.stages.arena.arena import Arena
 from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.caller_objects import DataSource, ModelSource
 from potstill.stages.checks.report import FAIL
+from potstill.stages.convert import ConvertConfig
 from potstill.stages.dataset import describe_dataset
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill as run_distill
 from potstill.stages.doctor import Doctor
+from potstill.stages.export.export import ExportConfig
 from potstill.stages.frontier import draw_frontier
 from potstill.stages.generate_dataset import GenerateDatasetConfig
-from potstill.stages.generate_text import PROMPT_OPTIONS, generate_text
-from potstill.stages.keyword_options import check_generation, choose_budget, get_defaults, take_options
+from potstill.stages.generate_options import AnswerOptions, GenerateDatasetOptions
+from potstill.stages.generate_text import generate_text
+from potstill.stages.keyword_options import check_generation, choose_budget, take_options
 from potstill.stages.measure import MeasureConfig
-from potstill.stages.options import (
-    ArenaOptions,
-    CacheTeacherOptions,
-    DistillOptions,
-    DoctorOptions,
-    GenerateDatasetOptions,
-    MeasureOptions,
-    PlanOptions,
-    PruneOptions,
-)
 from potstill.stages.plan.plan import Plan
 from potstill.stages.prune import PruneConfig
 from potstill.stages.training import TrainingResult
 
 
-@take_options(DistillOptions)
+@take_options(stage_options.DistillOptions)
 def distill(*, out: str | Path, overwrite: bool = False, resume: bool = False, **options: Any) -> TrainingResult:
     """Train a small student to predict like a teacher, and measure both; write the model and its card to `out`.
 
@@ -51,7 +49,7 @@ def distill(*, out: str | Path, overwrite: bool = False, resume: bool = False, *
     return run_distill(DistillConfig.from_options(options), Path(out), overwrite=overwrite, resume=resume)
 
 
-@take_options(PruneOptions)
+@take_options(stage_options.PruneOptions)
 def prune(model: ModelSource, *, out: str | Path, overwrite: bool = False, **options: Any) -> Report:
     """Prune `model` to a number of parameters, check that it reloads to the same logits, and return its card.
 
@@ -63,7 +61,19 @@ def prune(model: ModelSource, *, out: str | Path, overwrite: bool = False, **opt
     return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite).to_dict()})
 
 
-@take_options(MeasureOptions)
+@take_options(stage_options.ConvertOptions)
+def convert(model: ModelSource, *, to: str, out: str | Path, overwrite: bool = False, **options: Any) -> Report:
+    """Change what the layers of `model` are, check that it reloads to the same logits, and return its card.
+
+    `to` is a conversion with its options, such as `"deltanet"` or `"experts:experts=4"`; `distill` heals the result.
+
+    Raises: PotstillError, as the command line does.
+    """
+    stage = ConvertConfig(model=str(model), to=to, **options)
+    return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite).to_dict()})
+
+
+@take_options(stage_options.MeasureOptions)
 def measure(*models: ModelSource, out: str | Path | None = None, **options: Any) -> MeasureTable:
     """Measure the quality and speed of models, by name; `out` also keeps the measures as JSON, for `frontier`.
 
@@ -81,36 +91,38 @@ def frontier(*sources: str | Path, out: str | Path = "frontier.html", title: str
     return Report(draw_frontier([Path(source) for source in sources], Path(out), title=title))
 
 
-@take_options(GenerateDatasetOptions)
+@take_options(GenerateDatasetOptions, AnswerOptions)
 def generate(
     model: ModelSource,
     prompt: str | None = None,
     *,
     data: DataSource | None = None,
     out: str | Path | None = None,
-    raw: bool = False,
-    ignore_generation_config: bool = False,
+    on_text: Callable[[str], object] | None = None,
     overwrite: bool = False,
     resume: bool = False,
     **options: Any,
 ) -> str | Report:
     """The answer to `prompt`; or answers to all prompts of `data`, written to `out` as a data set, with its card.
 
+    `on_text` receives the pieces of the answer to `prompt` as they are written.
+
     Raises: PotstillError, as the command line does.
     """
-    check_generation(prompt=prompt, data=data, out=out)
+    check_generation(prompt=prompt, data=data, out=out, on_text=on_text, **options)
     if data is not None and out is not None:
-        stage = GenerateDatasetConfig(model=str(model), data=str(data), **options)
+        stage = build_options(GenerateDatasetConfig, {"model": str(model), "data": str(data), **options})
         return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite, resume=resume)})
-    defaults = get_defaults(GenerateDatasetOptions)
-    values = {name: options.get(name, defaults[name]) for name in PROMPT_OPTIONS}
-    answer = generate_text(
-        str(model), str(prompt), raw=raw, ignore_generation_config=ignore_generation_config, **values
-    )
-    return str(answer["text"])
+
+    def read(answer: AnswerStream) -> None:
+        for event in answer:
+            if on_text is not None and event.text:
+                on_text(event.text)
+
+    return str(generate_text(str(model), str(prompt), build_options(AnswerOptions, options), read=read)["text"])
 
 
-@take_options(PlanOptions)
+@take_options(stage_options.PlanOptions)
 def plan(*, out: str | Path = ".", **options: Any) -> Report:
     """Estimate memory, disk and time of `distill` with the same options; it writes nothing.
 
@@ -120,7 +132,7 @@ def plan(*, out: str | Path = ".", **options: Any) -> Report:
     return Report(Plan(distill=DistillConfig.from_options(options), **rest).run(Path(out)))
 
 
-@take_options(DoctorOptions, leave_out=("teacher",))
+@take_options(stage_options.DoctorOptions, leave_out=("teacher",))
 def doctor(*, teacher: ModelSource | Sequence[str | Path], **options: Any) -> Report:
     """Check that training computes the right loss for your teacher, student and data: `passed`, and all `checks`.
 
@@ -134,12 +146,13 @@ def doctor(*, teacher: ModelSource | Sequence[str | Path], **options: Any) -> Re
     )
 
 
-@take_options(ArenaOptions, leave_out=("objective", "tokens", "seconds"))
+@take_options(stage_options.ArenaOptions, leave_out=("objective", "tokens", "seconds"))
 def arena(
     *,
     out: str | Path,
     objectives: Sequence[str],
     tokens: int | str | None = None,
+    epochs: float | None = None,
     seconds: float | None = None,
     seeds: Sequence[int] = (1, 2, 3),
     overwrite: bool = False,
@@ -148,7 +161,7 @@ def arena(
 ) -> Report:
     """Train the same student with each of `objectives`, with equal data, seeds and budget, and compare the students.
 
-    The budget is `tokens` or `seconds`; by default 200k tokens.
+    The budget is `tokens`, `epochs` or `seconds`; by default 200k tokens.
 
     Raises: PotstillError, as the command line does.
     """
@@ -156,7 +169,8 @@ def arena(
     stage = Arena(
         common=DistillConfig.from_options(options),
         objectives=tuple(objectives),
-        tokens=choose_budget(tokens, seconds),
+        tokens=choose_budget(tokens, seconds, epochs),
+        epochs=epochs,
         seconds=seconds,
         seeds=tuple(seeds),
         **rest,
@@ -164,7 +178,7 @@ def arena(
     return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite, resume=resume, show=False)})
 
 
-@take_options(CacheTeacherOptions)
+@take_options(stage_options.CacheTeacherOptions)
 def cache(
     *, teacher: ModelSource, out: str | Path, overwrite: bool = False, resume: bool = False, **options: Any
 ) -> Report:
@@ -177,9 +191,44 @@ def cache(
     return Report({"out": str(out), **manifest.to_dict()})
 
 
+@take_options(AdviseConfig, leave_out=("train_on",))
+def advise(
+    model: ModelSource,
+    *,
+    data: DataSource | Sequence[str | Path],
+    draft: ModelSource | Sequence[ModelSource] = ("lookup", "suffix"),
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Report:
+    """Whether speculative decoding pays for `model` on your prompts, with which `draft` and length.
+
+    `draft` is one drafter or several, as in `generate --draft`; a model may be in memory. The entries are `advice`,
+    `settings` with predicted and measured speed-ups, and what the predictions follow from. `out` also keeps them, with
+    a chart.
+
+    Raises: PotstillError, as the command line does.
+    """
+    drafts = tuple(map(str, draft)) if isinstance(draft, list | tuple) else (str(draft),)
+    sources = tuple(map(str, data)) if isinstance(data, list | tuple) else str(data)
+    stage = AdviseConfig(model=str(model), data=sources, draft=drafts, **options)
+    return Report(stage.run(None if out is None else Path(out), overwrite=overwrite))
+
+
+@take_options(stage_options.ExportOptions)
+def export(model: ModelSource, *, to: str, out: str | Path, overwrite: bool = False, **options: Any) -> Report:
+    """Write `model` in the format of another runtime (hf, gguf, onnx, openvino), and compare its tokens.
+
+    Raises: PotstillError, as the command line does.
+    """
+    stage = ExportConfig(model=str(model), to=to, **options)
+    return Report(stage.run(Path(out), overwrite=overwrite))
+
+
 def load(
     model: str | Path,
     *,
+    size: float | None = None,
     device: str = "auto",
     dtype: str = "float32",
     allow_pickle: bool = False,
@@ -187,11 +236,13 @@ def load(
 ) -> LoadedModel:
     """A model with its tokenizer, as `.model` and `.tokenizer`; every function takes the result as a model.
 
-    Raises: NotFound, UnsafeModel, ArtifactError, UnsupportedModel.
+    `size` is one of an elastic model: `load("DIR", size=0.5)` is `load("DIR#0.5")`, a name that every function takes.
+
+    Raises: NotFound, UnsafeModel, ArtifactError, UnsupportedModel; UsageError for a size that the model has not.
     """
     place = resolve_device(device)
     return load_model(
-        model,
+        model if size is None else name_size(str(model), size),
         device=place,
         dtype=resolve_dtype(dtype, device_type=str(place)),
         allow_pickle=allow_pickle,
@@ -199,7 +250,7 @@ def load(
     )
 
 
-@take_options(None)
+@take_options()
 def data(
     source: DataSource, *, tokenizer: str = "smollm2", context: int = 512, split: str = "train", columns: str = ""
 ) -> Report:

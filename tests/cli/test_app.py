@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from tests.cli.conftest import KEEP, TINY, Call
 from tests.serving import Server
 from tests.stages.world import interrupted
 
-from potstill.cli.app import silence_warnings
+from potstill.cli.app import app, silence_warnings
+from potstill.cli.options import get_number_types, merge_options
+from potstill.core.errors import UsageError
 from potstill.core.screen import Verbosity, set_verbosity
 from potstill.recipes import registry
+from potstill.stages.distill.config import DistillConfig
+from potstill.train.config import TrainConfig
 
 MEASURES = {
     "bits_per_byte",
     "perplexity",
     "teacher_kl",
     "teacher_agreement",
+    "acceptance",
     "rouge_l",
     "parameters",
     "bytes",
@@ -121,12 +127,6 @@ def test_generate_answers(asked: Any, potstill: Call, teacher: Path) -> None:
     assert potstill("generate", teacher, "--prompt", "Hi", "--max-tokens", 4).out == found["text"] + "\n"
 
 
-def test_answers_to_a_data_set_can_be_rehearsed(asked: Any, teacher: Path, pairs: Path, tmp_path: Path) -> None:
-    found = asked("generate", teacher, "--data", pairs, "--out", tmp_path / "made", "--documents", 5, "--dry-run")
-    assert (found["stage"], found["data"], found["documents"]) == ("answers", str(pairs), 5)
-    assert not (tmp_path / "made").exists()
-
-
 def test_recipes_list_their_sources_and_cite_them(asked: Any, potstill: Call) -> None:
     assert [recipe["name"] for recipe in asked("recipes")] == registry.list_recipe_names()
     assert "arXiv:2311.07052" in potstill("recipes").out
@@ -151,17 +151,96 @@ def test_distill_tells_machines_its_card_and_people_its_measures(
     assert all(line.startswith("warning: ") for line in quiet.err.splitlines()), quiet.err
 
 
-def test_a_dry_run_writes_nothing_and_states_every_default(
+def test_a_dry_run_says_what_a_run_takes_and_writes_only_its_options(
     asked: Any, potstill: Call, teacher: Path, text: Path, tmp_path: Path
 ) -> None:
     before = set(tmp_path.rglob("*"))
-    found = asked(*distill(teacher, text, tmp_path / "made"), "--dry-run")
-    assert found["settings"]["tokens"] == 512
-    assert found["objective"]["name"] == "forward_kl"
-    assert asked("prune", teacher, "--keep", KEEP, "--out", tmp_path / "made", "--dry-run")["keep"] == KEEP
-    assert len(asked("run", "minima", "--out", tmp_path / "made", "--dry-run")["stages"]) == 2
-    assert "settings.tokens" in potstill(*distill(teacher, text, tmp_path / "made"), "--dry-run").out
-    assert set(tmp_path.rglob("*")) == before
+    made = tmp_path / "made"
+    found = asked(*distill(teacher, text, made), "--dry-run")
+    assert found["stage"]["settings"]["tokens"] == found["training"]["tokens"] == 512
+    assert (found["teacher"], found["data"]["columns"]) == ([str(teacher)], ["text"])
+    assert found["student"]["layers"] == 2
+    assert found["training"]["steps"] == 2
+    assert found["training"]["passes"] == pytest.approx(512 / found["data"]["tokens"])
+    assert 0 < found["disk"]["final"] < found["disk"]["most"] < found["disk"]["free"]
+    assert found["memory"]["peak"] > 0
+    assert found["objective"] == "0.7 * cross_entropy + 0.3 * forward_kl"
+    shown = potstill(*distill(teacher, text, made), "--dry-run").out
+    assert "training.steps" in shown
+    assert f"potstill distill --config {made}.yaml runs this" in shown.replace("\n", "")
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / "made.yaml"}
+    (tmp_path / "made.yaml").write_text("teacher: smollm2\n")
+    answer = potstill(*distill(teacher, text, made), "--dry-run", "--json")
+    assert json.loads(answer.out)["config"] is None
+    assert "is your own file" in answer.err
+    assert (tmp_path / "made.yaml").read_text() == "teacher: smollm2\n"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), id="tokens"),
+        pytest.param(("--epochs", 0.5, "--lora", 2, "--objective", "jsd:beta=0.3"), id="epochs and a method"),
+    ],
+)
+def test_the_options_of_a_dry_run_give_the_same_run(
+    asked: Any, teacher: Path, text: Path, tmp_path: Path, more: tuple[object, ...]
+) -> None:
+    call = ["distill", "--teacher", teacher, "--keep", KEEP, "--data", text, "--context", 64, "--batch-tokens", 256]
+    call += ["--dtype", "float32", "--documents", 3, *more, *(() if "--epochs" in more else ("--tokens", 512))]
+    planned = asked(*call, "--out", tmp_path / "made", "--dry-run")
+    direct = asked(*call, "--out", tmp_path / "direct")
+    again = asked("distill", "--config", tmp_path / "made.yaml")
+    assert again["out"] == str(tmp_path / "made")
+    for part in ("stage", "parents", "data", "details"):
+        assert again[part] == direct[part], part
+    assert again["cost"]["losses"] == direct["cost"]["losses"]
+    assert planned["stage"] == direct["stage"]
+    assert (planned["training"]["steps"], planned["data"]["tokens"]) == (
+        direct["cost"]["steps"],
+        direct["data"]["tokens"],
+    )
+    student = planned["student"]
+    assert student.pop("parameters") == direct["details"]["parameters"]
+    assert {name: size for name, size in student.items() if name != "model"} == direct["details"]["shape"]
+
+
+def test_every_command_that_writes_a_folder_has_a_dry_run_that_its_config_takes(
+    asked: Any, teacher: Path, pairs: Path, tmp_path: Path
+) -> None:
+    made, read = tmp_path / "made", ("--data", pairs)
+    pruned = asked("prune", teacher, "--keep", KEEP, *read, "--out", made, "--dry-run")
+    assert (pruned["student"]["layers"], pruned["data"]["columns"]) == (2, ["prompt", "response"])
+    assert asked("prune", "--config", f"{made}.yaml", "--dry-run") == pruned
+    cached = asked("cache", "--teacher", teacher, *read, "--context", 64, "--out", made, "--dry-run")
+    assert 0 < cached["data"]["rows"] < cached["data"]["tokens"]
+    assert asked("cache", "--config", f"{made}.yaml", "--dry-run") == cached
+    answers = asked("generate", teacher, *read, "--documents", 5, "--out", made, "--dry-run")
+    assert answers["data"]["prompts"] == 5
+    assert asked("generate", "--config", f"{made}.yaml", "--dry-run") == answers
+    measured = asked("measure", teacher, *read, "--out", made, "--dry-run")
+    assert measured["model"] == {str(teacher): str(teacher)}
+    assert asked("measure", "--config", f"{made}.yaml", "--dry-run") == measured
+    recipe = asked("run", "minima", "--tiny", "--out", made, "--dry-run")
+    assert len(recipe["stages"]) == 2
+    assert asked("run", "--config", f"{made}.yaml", "--dry-run") == recipe
+    assert not made.exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(potstill: Call, teacher: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "mine").touch()
+    for words, message in (
+        (("--out", tmp_path / "made"), "is not empty"),
+        (("--out", tmp_path / "new", "--eval-data", "nowhere.jsonl"), "there is no file or folder nowhere.jsonl"),
+        (("--out", tmp_path / "new", "--context", 1024, "--batch-tokens", 1024), "takes 512 tokens"),
+        (("--out", tmp_path / "new", "--tokens", 5, "--epochs", 1), "tokens and epochs both say"),
+    ):
+        call = ("distill", "--teacher", teacher, "--keep", KEEP, "--data", text, *words, "--dry-run")
+        answer = potstill(*call)
+        assert answer.code, answer.out
+        assert message in answer.err
+    assert not (tmp_path / "new.yaml").exists()
 
 
 def test_an_interrupted_run_says_the_command_that_continues_it(
@@ -186,12 +265,16 @@ def test_an_interrupted_run_says_the_command_that_continues_it(
 
 
 @pytest.fixture
-def plan(asked: Any, teacher: Path, text: Path, tmp_path: Path) -> Any:
-    """What `distill --config` with a file of this text would do."""
+def plan(tmp_path: Path) -> Any:
+    """The stage that `distill --config` with a file of this text would run; its models need not exist."""
 
     def call(content: str, *more: object) -> Any:
         (tmp_path / "run.yaml").write_text(content)
-        return asked("distill", "--out", tmp_path / "made", "--config", tmp_path / "run.yaml", "--dry-run", *more)
+        arguments = ["--out", tmp_path / "made", "--config", tmp_path / "run.yaml", *more]
+        command: Any = typer.main.get_command(app)
+        with command.commands["distill"].make_context("distill", list(map(str, arguments))) as context:
+            options = merge_options(context, str(tmp_path / "run.yaml"), get_number_types(TrainConfig))
+        return json.loads(json.dumps(DistillConfig.from_options(options).to_dict()))
 
     return call
 
@@ -204,6 +287,15 @@ def test_a_config_holds_options_and_the_command_line_wins(plan: Any) -> None:
     assert found["objective"]["options"] == {"beta": 0.3}
     found = plan(content, "--tokens", "1k", "--params", "60M")
     assert (found["keep"], found["params"], found["settings"]["tokens"]) == (None, 60_000_000, 1000)
+
+
+def test_tokens_and_epochs_replace_each_other_and_cannot_stand_together(plan: Any) -> None:
+    length = plan("teacher: smollm2\nkeep: 0.5\ntokens: 2M\n", "--num-train-epochs", 3)["settings"]
+    assert (length["tokens"], length["epochs"]) == (None, 3.0)
+    length = plan("teacher: smollm2\nkeep: 0.5\nnum_train_epochs: 0.5\n")["settings"]
+    assert (length["tokens"], length["epochs"]) == (None, 0.5)
+    with pytest.raises(UsageError, match="tokens and epochs both say how long to train; give one of them"):
+        plan("teacher: smollm2\nkeep: 0.5\ntokens: 2M\nepochs: 3\n")
 
 
 def test_several_teachers_are_a_list_in_a_config_and_one_may_be_a_list_too(plan: Any) -> None:

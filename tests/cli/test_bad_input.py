@@ -222,6 +222,9 @@ def test_a_target_larger_than_the_teacher(refused: Refused, teacher: Path, text:
         pytest.param(("--context", "0"), "at least 1", id="no context"),
         pytest.param(("--lr", "-1"), "between 0 and 1", id="a negative rate"),
         pytest.param(("--lora", "-1"), "a rank", id="a negative rank"),
+        pytest.param(("--train", "["), "no regular expression", id="no pattern of names"),
+        pytest.param(("--train", "router"), "matches no parameter", id="no parameter of that name"),
+        pytest.param(("--train", "norm", "--lora", "2"), "omit one of them", id="adapters and other weights"),
         pytest.param(("--patience", "2"), "eval_every", id="patience without evaluations"),
         pytest.param(("--report-to", "a-pigeon"), "a-pigeon", id="an unknown tracker"),
         pytest.param(("--resume", "--overwrite"), "give one of them", id="continued and discarded"),
@@ -407,5 +410,5 @@ def test_what_no_one_foresaw_is_one_sentence_too(refused: Refused, monkeypatch: 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a wheel\ncame off")
 
-    monkeypatch.setattr("potstill.recipes.registry.list_recipes", broken)
+    monkeypatch.setattr("potstill.recipes.listing.list_recipe_facts", broken)
     assert refused("recipes", code=1) == "RuntimeError: a wheel came off (--debug shows where)"

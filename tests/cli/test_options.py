@@ -20,13 +20,13 @@ from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import AVERAGE
 from potstill.stages.doctor import Doctor
 from potstill.stages.generate_dataset import GenerateDatasetConfig
+from potstill.stages.generate_options import GenerateDatasetOptions
 from potstill.stages.measure import MeasureConfig
 from potstill.stages.options import (
     ArenaOptions,
     CacheTeacherOptions,
     DistillOptions,
     DoctorOptions,
-    GenerateDatasetOptions,
     MeasureOptions,
     PlanOptions,
     PruneOptions,

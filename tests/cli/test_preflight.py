@@ -17,12 +17,15 @@ Arguments = Callable[[object, object, object], tuple[object, ...]]
 WRITERS: dict[str, Arguments] = {  # by verb: its call on a model, data and an output
     "distill": lambda model, data, out: ("--teacher", model, "--keep", KEEP, "--data", data, "--out", out, *TINY),
     "prune": lambda model, data, out: (model, "--keep", KEEP, "--data", data, "--out", out),
+    "convert": lambda model, _, out: (model, "--to", "longer", "--out", out),
     "cache": lambda model, data, out: ("--teacher", model, "--data", data, "--out", out),
     "generate": lambda model, data, out: (model, "--data", data, "--out", out),
     "arena": lambda model, data, out: ("--teacher", model, "--keep", KEEP, "--data", data, "--out", out),
     "run": lambda model, data, out: ("minima", "--tiny", "--teacher", model, "--data", data, "--out", out),
     "measure": lambda model, data, out: (model, "--data", data, "--out", out),
     "frontier": lambda model, data, out: (model, "--out", out),
+    "advise": lambda model, data, out: (model, "--data", data, "--out", out),
+    "export": lambda model, _, out: (model, "--to", "hf", "--out", out),
 }
 READERS: dict[str, Arguments] = {
     "doctor": lambda model, data, _: ("--teacher", model, "--data", data),
@@ -81,7 +84,7 @@ def test_a_model_or_data_that_is_not_there_is_refused_first(
     verb: str, potstill: Call, teacher: Path, text: Path, tmp_path: Path
 ) -> None:
     for model, data in ((tmp_path / "nowhere", text), (teacher, tmp_path / "nowhere.jsonl")):
-        if data != text and verb in ("frontier", "serve"):
+        if data != text and verb in ("convert", "frontier", "serve", "export"):
             continue
         answer = potstill(verb, *OPENERS[verb](model, data, tmp_path / "made"))
         assert answer.code == 2, answer.err
@@ -95,7 +98,7 @@ def test_a_model_or_data_that_is_not_there_is_refused_first(
         (("serve", "smollm2"), "fastapi is not installed; run: pip install 'potstill[serve]'"),
         (
             ("distill", "--teacher", "smollm2", "--keep", "0.5", "--out", "x", "--report-to", "wandb"),
-            "wandb is not installed; run: pip install wandb",
+            "wandb is not installed; run: pip install 'potstill[trackers]'",
         ),
     ],
 )

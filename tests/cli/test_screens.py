@@ -19,6 +19,7 @@ from tests.cli.conftest import Call
 from potstill.cli import tables
 from potstill.cli.commands.arena import print_arena_report
 from potstill.cli.commands.plan import print_plan
+from potstill.cli.dry_run import print_facts
 from potstill.cli.layout import build_tables
 from potstill.core.measure_table import MEASURES
 from potstill.core.suggestions import suggest, suggest_path
@@ -79,6 +80,7 @@ def print_budget() -> None:
         "stage": {"teacher": "smollm2", "settings": {"tokens": 200_000, "learning_rate": 5e-4}},
         "parameters": {"teacher": sizes, "student": sizes, "objective": 0},
         "flops_per_token": {"student forward": 2e8, "teacher forward": 3e8},
+        "state_bytes": {name: {"context": 47_185_920, "token": 23_040} for name in ("teacher", "student")},
         "time": {"steps": 98, "seconds_per_step": 2.5, "seconds": 245.0, "tokens_per_second": 819.2}
         | {"parts": {"student forward": 0.7, "student backward": 1.2, "teacher forward": 0.6}},
         "memory": {"weights": 9e8, "gradients": 4e8, "optimizer": 8e8, "peak": 2.1e9},
@@ -97,6 +99,29 @@ def print_budget() -> None:
     print_plan(report)
 
 
+def print_dry_run() -> None:
+    print_facts(
+        {
+            "stage": {"teacher": "smollm2"},
+            "out": "student",
+            "teacher": ["/home/someone/.cache/potstill/smollm2.gguf"],
+            "student": {
+                "model": None,
+                "layers": 20,
+                "kv_heads": 3,
+                "ffn": 1536,
+                "hidden": 576,
+                "parameters": 99_114_048,
+            },
+            "objective": "0.7 * cross_entropy + 0.3 * forward_kl",
+            "data": {"name": "pairs.jsonl", "kind": "pairs", "columns": ["prompt", "response"], "tokens": 81_920},
+            "training": {"tokens": 163_840, "steps": 80, "passes": 2.0},
+            "memory": {"peak": 3e9, "free": None},
+            "disk": {"checkpoint": 1.2e9, "final": 2e8, "most": 2.6e9, "free": 9e10},
+        }
+    )
+
+
 def print_models() -> None:
     folder = "/home/someone/.cache/huggingface/hub/models--HuggingFaceTB--SmolLM2-135M-Instruct/snapshots/12fd25f7"
     tables.print_models(
@@ -107,12 +132,41 @@ def print_models() -> None:
     )
 
 
+def print_advice() -> None:
+    drafts = [
+        {"draft": "lookup", "tree": None, "acceptance": [0.07, 0.75, 0.75, 0.5], "cost": dict.fromkeys("124", 0.01)},
+        {"draft": "exit:8", "tree": None, "acceptance": [0.31, 0.2], "cost": {"1": 0.41, "2": 0.87, "4": 1.9}},
+        {"draft": "exit:8", "tree": "4,2", "acceptance": [0.4, 0.3], "cost": {"2": 0.92}},
+    ]
+    shapes = [("lookup", 1, None), ("lookup", 4, None), ("exit:8", 2, None), ("exit:8", None, "4,2")]
+    settings = [
+        {"draft": draft, "draft_length": length, "tree": tree, "tokens_per_pass": 1.1 + n / 20, "flags": ""}
+        | {"draft_cost": 0.01 + n / 3, "verify_cost": 1.05}
+        | {"predicted": 1.08 - n / 4, "measured": 1.07 - n / 4, "error": 0.01 * n}
+        for n, (draft, length, tree) in enumerate(shapes)
+    ]
+    sentence = "Speculate with --draft lookup --draft-length 1, which decodes 1.07 times as fast as without drafts."
+    tables.print_advice(
+        {
+            "verification_cost": {"1": 1.04, "2": 1.08, "4": 1.4},
+            "drafts": drafts,
+            "settings": settings,
+            "differences": [{"flags": "--draft lookup --draft-length 4", "prompt": 2, "token": 40}],
+            "data": {"prompts": 8},
+            "conditions": {"device": "cpu", "threads": 2, "dtype": "bfloat16"},
+            "advice": {"sentence": sentence},
+        }
+    )
+
+
 SCREENS: Mapping[str, Callable[[], None]] = {
     "measures": print_measures,
     "checks": print_checks,
     "arena": print_arena,
     "plan": print_budget,
+    "dry-run": print_dry_run,
     "models": print_models,
+    "advice": print_advice,
 }
 
 

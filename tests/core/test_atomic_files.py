@@ -22,7 +22,7 @@ from potstill.core.atomic_files import (
 )
 from potstill.core.card import Card, Parent, get_package_versions, read_card
 from potstill.core.errors import ArtifactError, OutputExists
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
 
 
 def names(folder: Path) -> list[str]:

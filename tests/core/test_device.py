@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from potstill.core import device
 from potstill.core.device import DTYPES, compile_modules, compute_dtype, get_dtype_name, resolve_device, resolve_dtype
 from potstill.core.errors import UsageError
 
@@ -47,6 +48,23 @@ def test_auto_measures_once_and_chooses_one_of_the_two() -> None:
     assert chosen in DTYPES.values()
     assert resolve_dtype("auto", device_type="cpu") == chosen
     assert compute_dtype("mps") == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "sizes", "fastest"), [(40, [96], "float32"), (2, [96, 768], "float32"), (0.5, [96, 768], "bfloat16")]
+)
+def test_auto_times_no_large_product_where_bfloat16_is_many_times_slower(
+    slowdown: float, sizes: list[int], fastest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[int] = []
+
+    def time_product(dtype: torch.dtype, *, size: int) -> float:
+        timed.append(size)
+        return slowdown if dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(device, "_time_product", time_product)
+    assert get_dtype_name(compute_dtype.__wrapped__("cpu")) == fastest
+    assert timed == [size for size in sizes for _ in range(2)]
 
 
 def test_a_compiler_that_fails_is_named_once_and_modules_run_as_they_are(caplog: pytest.LogCaptureFixture) -> None:

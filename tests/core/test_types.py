@@ -2,10 +2,10 @@
 
 import torch
 
+from potstill.core.measure import Measure
 from potstill.core.types import (
     IGNORE,
     Head,
-    Measure,
     Needs,
     Signals,
     get_view,

@@ -108,5 +108,5 @@ def test_a_chat_that_the_template_refuses_is_left_out_counted_and_named(
         tokenize_corpus(corpus, tiny_tokenizer)
     tokens = tokenize_corpus(corpus, tiny_tokenizer, rendering=Rendering(on_bad_row="skip"))
     assert len(tokens) == 1
-    assert tokens.dropped == {"a chat that the template refuses": 1}
+    assert tokens.drop_counts == {"a chat that the template refuses": 1}
     assert "not this" in tokens.report.bad_rows[0]

@@ -90,7 +90,7 @@ def test_rows_with_nothing_to_train_on_are_dropped_and_counted(lines: Lines) -> 
     rows = [{"prompt": "a", "response": str(i)} for i in range(3)]
     corpus = load_corpus(lines([*rows, {"prompt": "", "response": "b"}, {"prompt": "a", "response": " "}]), split="all")
     assert len(corpus) == 3
-    assert corpus.dropped == {"empty prompt": 1, "empty response": 1}
+    assert corpus.drop_counts == {"empty prompt": 1, "empty response": 1}
 
 
 def test_columns_that_are_not_read_are_named(lines: Lines) -> None:
@@ -152,14 +152,14 @@ def test_documents_that_are_held_out_too_are_removed_whatever_their_format(lines
     corpus = load_corpus(lines(pairs), split="all")
     rest = remove_held_out(corpus, held_out)
     assert sorted(row["prompt"] for row in rest.documents) == sorted(row["prompt"] for row in pairs[:30])
-    assert (rest.dropped, rest.digest) == ({HELD_OUT_DUPLICATE: 10}, corpus.digest)
+    assert (rest.drop_counts, rest.digest) == ({HELD_OUT_DUPLICATE: 10}, corpus.digest)
     assert remove_held_out(rest, held_out) is rest
     with pytest.raises(DataError, match=r"all 10 documents of .* are held out too"):
         remove_held_out(load_corpus(lines(pairs[30:], name="few.jsonl"), split="all"), held_out)
     blank = Corpus("a/b", "text", datasets.Dataset.from_dict({}), None, None, {})
     stream = remove_held_out(stream_corpus(blank, stream_of(pairs), RowReader(), "all", None), held_out)
     assert sum(1 for _ in stream.documents) == 30
-    assert stream.dropped[HELD_OUT_DUPLICATE] == 10
+    assert stream.drop_counts[HELD_OUT_DUPLICATE] == 10
 
 
 def test_a_folder_with_nothing_but_train_files_is_shared_out_by_hash(lines: Lines, tmp_path: Path) -> None:
@@ -182,12 +182,21 @@ def test_files_of_one_kind_may_have_other_columns(lines: Lines, tmp_path: Path) 
     assert texts(load_corpus(tmp_path / "set", split="all")) == ["a\nb", "c\nd"]
 
 
+@pytest.mark.slow
 def test_stdlib_pins_python_and_text() -> None:
     train, held = load_corpus("stdlib"), load_corpus("stdlib", split="validation")
     assert train.provenance["python"] == platform.python_version()
     assert train.license == "PSF-2.0"
     assert len(held) / (len(train) + len(held)) == pytest.approx(0.05, abs=0.01)
     assert train.digest != held.digest
+
+
+def test_docstrings_name_packages_licenses_and_text() -> None:
+    train, held = load_corpus("docstrings"), load_corpus("docstrings", split="validation")
+    assert "networkx 3." in train.provenance["packages"]
+    assert train.license == "Apache-2.0 AND BSD-3-Clause"
+    assert len(held) > 150
+    assert not set(texts(train)) & set(texts(held))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +279,7 @@ def test_a_stream_gives_the_same_shares_as_a_file_as_it_is_read(lines: Lines) ->
         whole = load_corpus(path, split=split)
         stream = stream_corpus(blank, stream_of(rows), RowReader(), split, None)
         assert sorted(texts(stream)) == sorted(texts(whole))
-        assert stream.dropped == {"empty text": 1}
+        assert stream.drop_counts == {"empty text": 1}
         assert (stream.kind, stream.digest, stream.license) == ("text", None, "mit")
         assert stream.documents.features == whole.documents.features
 
@@ -292,7 +301,7 @@ SORTED = [{"text": f"document number {i}", "of": "odd" if i % 2 else "even"} for
 def test_a_route_is_a_number_beside_the_text_and_changes_nothing_else(lines: Lines) -> None:
     path = lines(SORTED)
     for split in ("train", "validation", "all"):
-        plain, routed = (load_corpus(path, split=split, route=route) for route in (None, ROUTE))
+        plain, routed = (load_corpus(path, split=split, label=route) for route in (None, ROUTE))
         assert routed.digest == plain.digest
         assert texts(routed) == texts(plain)
         assert routed.documents["route"][:] == [int(text.split()[-1]) % 2 == 0 for text in texts(plain)]
@@ -302,7 +311,7 @@ def test_a_route_is_a_number_beside_the_text_and_changes_nothing_else(lines: Lin
 
 def test_a_stream_has_its_routes_too() -> None:
     blank = Corpus("a/b", "text", datasets.Dataset.from_dict({}), None, None, {})
-    stream = stream_corpus(blank, stream_of(SORTED), RowReader(route=ROUTE), "all", None)
+    stream = stream_corpus(blank, stream_of(SORTED), RowReader(label=ROUTE), "all", None)
     assert all(one["route"] == (int(one["text"].split()[-1]) % 2 == 0) for one in stream.documents)
 
 
@@ -316,16 +325,16 @@ def test_a_stream_has_its_routes_too() -> None:
 )
 def test_a_document_that_is_for_nobody_is_refused_with_its_line(lines: Lines, row: dict[str, str], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        load_corpus(lines([*SORTED, row]), route=ROUTE)
+        load_corpus(lines([*SORTED, row]), label=ROUTE)
 
 
 def test_texts_that_are_cut_into_sections_and_those_of_python_cannot_be_routed(lines: Lines) -> None:
     long = [{"text": "word " * 2000 + str(i), "of": "odd"} for i in range(3)]
     with pytest.raises(DataError, match="3 texts, which are cut into sections"):
-        load_corpus(lines(long), route=ROUTE)
-    assert len(load_corpus(lines(long), split="all", route=ROUTE)) == 3
+        load_corpus(lines(long), label=ROUTE)
+    assert len(load_corpus(lines(long), split="all", label=ROUTE)) == 3
     with pytest.raises(UsageError, match="stdlib has no column 'of'"):
-        load_corpus("stdlib", route=ROUTE)
+        load_corpus("stdlib", label=ROUTE)
 
 
 def test_a_stream_of_nothing_is_refused() -> None:
@@ -347,5 +356,5 @@ def test_a_stream_of_nothing_is_refused() -> None:
 )
 def test_public_corpora_are_read_whole(potstill_data: Path, path: str, kind: str, documents: int) -> None:
     corpus = load_corpus(potstill_data / path, split="all")
-    assert (corpus.kind, len(corpus), dict(corpus.dropped)) == (kind, documents, {})
+    assert (corpus.kind, len(corpus), dict(corpus.drop_counts)) == (kind, documents, {})
     json.dumps(dict(corpus.provenance))

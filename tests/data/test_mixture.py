@@ -36,7 +36,7 @@ def test_a_weight_is_the_share_of_the_text(files: tuple[str, str], weights: tupl
     assert len(set(texts)) == len(texts)
     assert sum(text.startswith("large") for text in texts) / len(texts) == pytest.approx(share, abs=0.02)
     train = sum(len(load_mixture(name)) for name in files)
-    assert corpus.dropped[LIMITED_BY_WEIGHT] == train - len(texts)
+    assert corpus.drop_counts[LIMITED_BY_WEIGHT] == train - len(texts)
     held_out = load_mixture(
         [f"{name}:{weight}" for name, weight in zip(files, weights, strict=True)], split="validation"
     )

@@ -159,7 +159,7 @@ def test_documents_without_a_token_to_train_on_are_left_out_and_counted(lines: L
     tokens = tokenize_corpus(corpus_of(lines, {"text": "a"}, {"text": "bc"}, {"text": "d"}, {"text": "ef"}), tokenizer)
     assert sorted(text(row.input_ids, tokenizer) for row in tokens) == ["bc", "ef"]
     assert len(tokens.documents) == 2
-    assert tokens.dropped == {"no token to train on": 2}
+    assert tokens.drop_counts == {"no token to train on": 2}
     with pytest.raises(DataError, match="tokenizes to nothing that could be trained on: 1 documents"):
         tokenize_corpus(corpus_of(lines, {"text": "a"}), tokenizer)
 

@@ -49,11 +49,14 @@ def test_the_best_path_of_a_tree_of_messages_is_a_chat(lines: Lines, nested: boo
     (chat,) = corpus.documents
     assert [turn["content"] for turn in to_messages(chat)] == BEST
     assert {turn["role"] for turn in to_messages(chat)} == {"user", "assistant"}
-    assert corpus.dropped == {"a place beside the best path of its tree": 3 if nested else 4, "no assistant turn": 1}
+    assert corpus.drop_counts == {
+        "a place beside the best path of its tree": 3 if nested else 4,
+        "no assistant turn": 1,
+    }
 
 
 def test_a_tree_keeps_the_columns_of_its_first_message(lines: Lines) -> None:
-    corpus = load_corpus(lines(MESSAGES), split="all", route=Route("lang", ("de", "en")))
+    corpus = load_corpus(lines(MESSAGES), split="all", label=Route("lang", ("de", "en")))
     assert list(corpus.documents["route"]) == [1]
 
 
@@ -64,7 +67,7 @@ def test_every_question_on_a_paragraph_of_squad_is_a_pair(tmp_path: Path) -> Non
     (tmp_path / "squad.json").write_text(json.dumps({"version": "1.1", "data": [article]}))
     corpus = load_corpus(tmp_path / "squad.json", split="all")
     assert list(corpus.documents) == [{"prompt": "In 1849 it began.\n\nWhen?", "response": "1849"}]
-    assert corpus.dropped == {"empty response": 1}
+    assert corpus.drop_counts == {"empty response": 1}
 
 
 def test_columns_with_text_that_are_not_read_are_named(lines: Lines) -> None:

@@ -114,7 +114,7 @@ def test_odd_rows_of_thousands_are_left_out_counted_and_named(lines: Callable[..
         load_corpus(path)
     corpus = load_corpus(path, split="all", on_bad_row="skip")
     assert len(corpus) == 2000
-    assert corpus.dropped == {"a row that cannot be read": 4}
+    assert corpus.drop_counts == {"a row that cannot be read": 4}
     assert [row.split(", ")[1].split(" has")[0] for row in corpus.bad_rows] == ["line 6", "line 7", "line 8"]
 
 

@@ -88,13 +88,21 @@ def test_windows_of_a_chat_come_out_as_written_by_hand() -> None:
     assert len(row.input_ids) == 19
     windows = cut_windows(row, length=11)
     places = [(window.input_ids - 100).tolist() for window in windows]
-    assert places == [[*range(11)], [0, 1, 11, 12, 13, 14, 15], [0, 1, *range(11, 19)]]
+    assert places == [[*range(11)], [0, 1, *range(11, 19)]]
     assert [(window.labels[window.labels != IGNORE] - 100).tolist() for window in windows] == [
         [4, 5, 9, 10],
-        [13, 14, 15],
-        [17, 18],
+        [13, 14, 15, 17, 18],
     ]
-    assert [window.is_shortened for window in windows] == [False, True, True]
+    assert [window.is_shortened for window in windows] == [False, True]
+
+
+def test_short_turns_share_windows_and_each_answer_keeps_half_a_window_before_it() -> None:
+    row = chat(3, *[(34, 36)] * 24)
+    windows = cut_windows(row, length=512)
+    assert len(windows) == 7  # and not 18, one for each answer beyond the first window
+    assert sum(len(window.input_ids) for window in windows) < 2.1 * len(row.input_ids)
+    for window in windows[1:]:
+        assert find_answers(window.labels)[0][0] >= 256
 
 
 def test_where_not_even_the_last_turn_fits_its_end_stays_beside_a_short_system_prompt() -> None:
@@ -169,10 +177,12 @@ def test_rows_that_lost_something_are_counted_and_a_larger_context_is_named() ->
     packs = pack([*rows, chat(1, (9, 3), first=5000), chat(1, (2, 30), first=6000)], length=10)
     assert packs.counts.to_dict() == {"documents": 11, "shortened": 1, "cut": 1, "longest": 33}
     assert describe_loss(packs.counts) == [
-        "of 11 documents, 1 have an answer that lost the beginning of what precedes it, and 1 an answer that lost its "
-        "end, to --context 10",
+        "of 11 documents, 1 lost the beginning of what precedes an answer and 1 lost the end of an answer, "
+        "to --context 10",
         "18% of the documents do not fit into --context 10; --context 33 holds 99 % of them whole",
     ]
+    (sentence,) = describe_loss(pack([*rows * 5, chat(1, (2, 30), first=6000)], length=10).counts)
+    assert sentence == "of 46 documents, 1 lost the end of an answer, to --context 10"
     text = TokenizedDocument(list(range(50)), [IGNORE, *range(1, 50)])
     assert describe_loss(pack([text], length=10).counts) == []
     assert pack([text], length=10).counts.split == 1

@@ -31,9 +31,10 @@ def test_a_student_that_is_its_teacher_agrees_fully(tiny_llama, rows):
     assert mean_kl(found) == pytest.approx(0, abs=1e-6)
     assert agreement(found) == 1
     assert found.top1_matches.tolist() == found.scores.num_tokens.tolist()
+    assert found.acceptance == pytest.approx(found.scores.num_tokens, rel=1e-6)
 
 
-def test_kl_and_agreement_are_their_definitions_document_by_document(tiny_llama, rows):
+def test_kl_agreement_and_acceptance_are_their_definitions_document_by_document(tiny_llama, rows):
     student = student_of(tiny_llama)
     found = compare_with_teacher(collect_teacher_outputs(tiny_llama, rows), student)
     for number, row in enumerate(rows):
@@ -43,6 +44,7 @@ def test_kl_and_agreement_are_their_definitions_document_by_document(tiny_llama,
         with torch.no_grad():
             p, q = (m(torch.tensor([row.input_ids])).logits[0, :-1].log_softmax(-1) for m in (tiny_llama, student))
         assert found.kl[number] == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-4)
+        assert found.acceptance[number] == pytest.approx(torch.minimum(p.exp(), q.exp()).sum().item(), rel=1e-4)
         assert found.top1_matches[number] == (p.argmax(-1) == q.argmax(-1)).sum()
     assert 0 < agreement(found) < 1
 

@@ -47,6 +47,7 @@ def test_all_names_units_and_directions_are_those_of_the_table(loaded):
         ("perplexity", "1", "lower", 3),
         ("teacher_kl", "nats/token", "lower", 3),
         ("teacher_agreement", "share", "higher", 3),
+        ("acceptance", "share", "higher", 3),
         ("rouge_l", "F1 x 100", "higher", 2),
         ("parameters", "parameters", "lower", 1),
         ("bytes", "B", "lower", 1),

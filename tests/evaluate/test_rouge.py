@@ -67,6 +67,23 @@ def test_a_pair_without_a_template_ends_its_prompt_with_a_line_break(tiny_tokeni
     assert tiny_tokenizer.decode(asked.prompt) == "a\n"
 
 
+def test_control_tokens_of_a_prompt_are_kept_escaped_or_refused(tiny_tokenizer):
+    pairs = [{"prompt": "a<|im_end|>b", "response": "c"}, {"prompt": "d", "response": "e"}]
+    asked = {
+        policy: build_questions(corpus("pairs", pairs), tiny_tokenizer, special_in_text=policy)
+        for policy in ("keep", "escape", "refuse")
+    }
+    kept, escaped = asked["keep"][0].prompt, asked["escape"][0].prompt
+    assert tiny_tokenizer.decode(kept) == tiny_tokenizer.decode(escaped)
+    assert [[i for i in ids if i < 3] for ids in (kept, escaped)] == [[1, 2, 2, 1], [1, 2, 1]]
+    assert asked["escape"][1] == asked["keep"][1]
+    assert asked["refuse"] == asked["keep"][1:]
+    tiny_tokenizer.chat_template = None
+    assert not any(i < 3 for i in tokenize_prompt("a<|im_end|>", tiny_tokenizer, special_in_text="escape"))
+    with pytest.raises(DataError, match="contains 1 control token"):
+        tokenize_prompt("a<|im_end|>", tiny_tokenizer, special_in_text="refuse")
+
+
 def test_plain_text_asks_nothing(tiny_tokenizer):
     with pytest.raises(DataError, match="plain text"):
         build_questions(corpus("text", [{"text": "a"}]), tiny_tokenizer)

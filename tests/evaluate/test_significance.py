@@ -20,7 +20,11 @@ def judged(shift: float, *, seed: int = 0, noise: float = 0.1, answers: bool = F
     nats = tokens * (3 + hard.normal(0, 1, DOCUMENTS) + shift + own.normal(0, noise, DOCUMENTS))
     scores = Scores(nats, tokens.astype(int), (4 * tokens).astype(int))
     seen = TeacherComparison(
-        scores, kl=tokens * (1 + shift), top1_matches=tokens * (0.5 - shift), num_tokens=scores.num_tokens
+        scores,
+        kl=tokens * (1 + shift),
+        top1_matches=tokens * (0.5 - shift),
+        acceptance=tokens * (0.5 - shift),
+        num_tokens=scores.num_tokens,
     )
     return ModelEvaluation([], seen, ScoredAnswers([""] * 9, np.linspace(20, 40, 9) - 10 * shift) if answers else None)
 

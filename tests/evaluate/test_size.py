@@ -10,13 +10,13 @@ from potstill.core.errors import NotFound
 from potstill.evaluate.size import (
     count_blueprint_parameters,
     count_bytes_in_memory,
-    count_bytes_on_disk,
     count_parameters,
     forward_flops,
 )
 from potstill.layers.ffn.swiglu import SwiGLU
 from potstill.layers.mixers.attention import Attention
 from potstill.models.families.registry import read_blueprint
+from potstill.models.weight_files import count_bytes_on_disk
 
 
 def llama(*, tied: bool) -> LlamaForCausalLM:

@@ -3,6 +3,7 @@
 A new kind is found by its registration, and its `examples` are tried; nothing here names a kind.
 """
 
+import copy
 import json
 from dataclasses import replace
 from importlib import import_module
@@ -15,16 +16,19 @@ import tests.layers.extensions
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import pad
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from potstill.core.blueprint import Blueprint, Layer, weight_shapes
-from potstill.core.kv_cache import commit, record
+from potstill.core.depth import EXECUTED, Depth
+from potstill.core.errors import UsageError
 from potstill.core.parts import KINDS, FeedForward, Linear, Mixer, Part
+from potstill.core.state import commit, record
 from potstill.core.types import Batch, supervised_positions
 from potstill.decode.generate import generate
 from potstill.decode.sampling import Sampling
-from potstill.evaluate.size import count_blueprint_parameters
+from potstill.evaluate.size import count_blueprint_parameters, count_weight_bytes
 from potstill.layers.ffn.swiglu import SwiGLU
 from potstill.layers.mixers.attention import Attention
 from potstill.models.backbone import Backbone, init_weights
@@ -43,8 +47,8 @@ EVERY_KIND = pytest.mark.parametrize("part", EXAMPLES.values(), ids=EXAMPLES)
 
 
 def layer_of(part: Part) -> Layer:
-    if isinstance(part, Mixer):
-        return replace(PLAIN, mixer=part)
+    if isinstance(part, Mixer | Depth):
+        return replace(PLAIN, **{"mixer" if isinstance(part, Mixer) else "depth": part})
     return replace(PLAIN, ffn=part) if isinstance(part, FeedForward) else replace(PLAIN, linear=part)
 
 
@@ -72,7 +76,7 @@ def batch_of(*lengths: int) -> Batch:
 
 def test_every_registered_kind_has_examples() -> None:
     assert all(facts.examples() for facts in KINDS.values())
-    assert {"attention", "swiglu", "dense", "test_gated_delta", "test_experts"} <= KINDS.keys()
+    assert {"attention", "swiglu", "dense", "depth", "experts", "test_gated_delta"} <= KINDS.keys()
 
 
 @EVERY_KIND
@@ -87,9 +91,10 @@ def test_it_survives_json(part: Part) -> None:
 def test_its_shapes_are_those_of_the_network(part: Part) -> None:
     blueprint = blueprint_of(part)
     with torch.device("meta"):
-        state = Backbone(blueprint).state_dict()
+        state, unpacked = (Backbone(form).state_dict() for form in (blueprint, blueprint.trainable_form))
     assert list(weight_shapes(blueprint).items()) == [(name, tuple(weight.shape)) for name, weight in state.items()]
-    assert count_blueprint_parameters(blueprint).total == sum(weight.numel() for weight in state.values())
+    assert count_blueprint_parameters(blueprint).total == sum(weight.numel() for weight in unpacked.values())
+    assert count_weight_bytes(blueprint, itemsize=4) == sum(weight.nbytes for weight in state.values())
 
 
 @EVERY_KIND
@@ -98,9 +103,13 @@ def test_its_cost_is_what_torch_counts(part: Part) -> None:
     model, (ids, positions) = network(part), text(3)  # short enough for any window
     places, x = model._make_positions(positions, None, None), model.embed(ids)
     places.lengths, places.token_mask = None, torch.ones(1, 3, dtype=torch.bool)  # scores of all pairs, as torch counts
+    places.reports = {EXECUTED: []}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the one attention that it counts
         model.layers[0](x, places)
-    cost = layer_of(part).cost(HIDDEN, 3.0)
+    layer = layer_of(part)
+    if layer.depth is not None:
+        layer = replace(layer, depth=replace(layer.depth, load=places.reports[EXECUTED][0].mean().item()))
+    cost = layer.cost(HIDDEN, 3.0)
     assert counter.get_total_flops() == 3 * 2 * (cost.matrices + cost.seen)
 
 
@@ -108,6 +117,8 @@ def test_its_cost_is_what_torch_counts(part: Part) -> None:
 @torch.no_grad()
 def test_a_cut_anywhere_is_the_old_network_with_those_units_silent(part: Part) -> None:
     model, batch = network(part), batch_of(5, 4)
+    if not model.blueprint.layers[0].linear.has_exact_cuts:
+        pytest.skip("its weights share a scale")
     for name, cut in model.blueprint.layers[0].cuts().items():
         for unit in range(cut.size if cut.size > 1 else 0):
             kept = tuple(i for i in range(cut.size) if i != unit)
@@ -130,6 +141,10 @@ def test_width_is_cut_and_importance_measured_in_a_hybrid_stack(part: Part) -> N
     model, batches = network(part), [batch_of(6, 7)]
     scores = measure_importance(model, batches, next_token_loss)
     sizes = dict.fromkeys(scores.units, 1)
+    if model.blueprint != model.blueprint.trainable_form:
+        with pytest.raises(UsageError, match="prune the model that they were packed from"):
+            apply_transform(select_units(scores, hidden=6), model)
+        return
     pruned = apply_transform(select_units(scores, hidden=6, **sizes), model)
     assert pruned.blueprint.hidden == 6
     assert all(cut.size == 1 for layer in pruned.blueprint.layers for cut in layer.cuts().values())
@@ -169,6 +184,41 @@ def test_decoding_in_pieces_gives_what_the_whole_gives(part: Part, pieces: list[
 
 
 @EVERY_KIND
+@torch.no_grad()
+def test_a_copy_of_a_state_goes_on_where_it_was_made(part: Part) -> None:
+    model, (ids, positions) = network(part), text(9)
+    states = model.make_states()
+    model(ids[:, :5], positions[:, :5], states)
+    copies = copy.deepcopy(states)
+    assert not [value for state in copies for value in vars(state).values() if hasattr(value, "__self__")]
+    model((ids[:, 5:] + 1) % VOCABULARY, positions[:, 5:], states)
+    rest, whole = model(ids[:, 5:], positions[:, 5:], copies), model(ids, positions)
+    torch.testing.assert_close(rest, whole[:, 5:], rtol=0, atol=1e-6)
+
+
+@EVERY_KIND
+@torch.no_grad()
+def test_its_state_takes_the_bytes_that_its_facts_say(part: Part) -> None:
+    model, (ids, positions) = network(part).bfloat16(), text(9)
+    for pieces in ([9], [1] * 9):
+        states, length = model.make_states(), 0
+        for i, p in zip(ids.split(pieces, 1), positions.split(pieces, 1), strict=True):
+            model(i, p, states)
+            length += i.shape[1]
+            for state, layer in zip(states, model.blueprint.layers, strict=True):
+                taken, stated = sum(x.nbytes for x in list_numbers(state).values()), layer.state_bytes(length, 2)
+                assert taken == stated if layer.depth is None else taken <= stated  # of tokens that run
+
+
+def list_numbers(value: object) -> dict[int, Tensor]:
+    """The different tensors of numbers anywhere in a state."""
+    if isinstance(value, Tensor):
+        return {id(value): value} if value.is_floating_point() else {}
+    items = list(value) if isinstance(value, tuple | list) else [*getattr(value, "__dict__", {}).values()]
+    return {key: tensor for item in items for key, tensor in list_numbers(item).items()}
+
+
+@EVERY_KIND
 @pytest.mark.parametrize("kept", range(4, 9))
 @torch.no_grad()
 def test_a_draft_is_taken_back_to_any_point_since_the_last_commit(part: Part, kept: int) -> None:
@@ -195,7 +245,8 @@ def test_a_saved_model_opens_again_and_generates_alike_with_and_without_a_cache(
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ids = text(5)[0].clamp(min=1)  # 0 is padding
-    assert torch.equal(again(ids).logits, model(ids).logits)
+    # products with one row or column round by the alignment of their memory
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
     assert import_model(again).blueprint.layers == blueprint_of(part).layers
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     written = again.generate(ids, **options)
@@ -204,6 +255,52 @@ def test_a_saved_model_opens_again_and_generates_alike_with_and_without_a_cache(
     sampling = Sampling(vocabulary=VOCABULARY, stop=frozenset(), temperature=0.0)
     prompts = [ids[0], text(2)[0][0]]  # padded on the left
     assert generate([(1.0, again)], prompts, torch.zeros(2, 6), [6, 2], sampling)[0] == written[0, 5:].tolist()
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("pieces", [[8], [3, 4, 1]])
+@torch.no_grad()
+def test_a_batch_padded_on_the_left_is_its_rows_alone(part: Part, pieces: list[int]) -> None:
+    model, (ids, mask, rows) = network(part), pad_left((8, 2, 5))  # the first 3 tokens of a row are all padding
+    alone = [model(row[None], torch.arange(len(row))[None])[0] for row in rows]
+    for positions in (torch.arange(8).expand(3, 8), (mask.cumsum(1) - 1).clamp(min=0)):
+        states, outputs, end = model.make_states(), [], 0
+        for piece, piece_positions in zip(ids.split(pieces, 1), positions.split(pieces, 1), strict=True):
+            end += piece.shape[1]
+            outputs.append(model(piece, piece_positions, states, token_mask=mask[:, :end]))
+        for hidden, expected in zip(torch.cat(outputs, 1), alone, strict=True):
+            torch.testing.assert_close(hidden[-len(expected) :], expected, rtol=0, atol=1e-6)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_writes_for_a_padded_batch_what_it_writes_for_its_rows(part: Part, beams: int) -> None:
+    model = export_model(network(part).float())
+    ids, mask, rows = pad_left((8, 2, 5))
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "num_beams": beams}
+    alone = [model.generate(row[None], **options)[0, len(row) :] for row in rows]
+    for use_cache in (True, False):
+        written = model.generate(ids, attention_mask=mask.long(), use_cache=use_cache, **options)[:, 8:]
+        assert written.tolist() == torch.stack(alone).tolist()
+
+
+@EVERY_KIND
+@torch.no_grad()
+def test_generate_with_an_assistant_writes_what_it_writes_alone(part: Part) -> None:
+    net = network(part).float()
+    model, ids = export_model(net), text(5)[0].clamp(min=1)
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    alone = model.generate(ids, **options)
+    for weight in net.parameters():
+        weight += 0.1 * weight.abs().mean() * torch.randn_like(weight)  # its drafts hold now and then
+    assert torch.equal(model.generate(ids, assistant_model=export_model(net), **options), alone)
+
+
+def pad_left(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(ids, mask of the tokens, the rows alone)."""
+    rows = [text(length)[0][0].clamp(min=1) for length in lengths]
+    ids = torch.stack([pad(row, (max(lengths) - len(row), 0)) for row in rows])
+    return ids, ids != 0, rows
 
 
 @EVERY_KIND

@@ -1,5 +1,6 @@
 """What each query may see: the dense masks, by hand."""
 
+import pytest
 import torch
 
 from potstill.core.blueprint import Rotary
@@ -37,6 +38,15 @@ def test_keys_beyond_the_last_token_of_a_preallocated_state_stay_hidden() -> Non
     assert seen.tolist() == [[[[True, True, True, False, False]]]]
 
 
+def test_keys_of_the_last_positions_alone_have_the_last_columns_of_the_mask() -> None:
+    whole = positions([[4, 5]], past_length=4).get_mask(6, 3)
+    assert torch.equal(positions([[4, 5]], past_length=4).get_mask(4, 3), whole[..., 2:])
+    assert positions([[4]], past_length=4).get_mask(3, 3) is None
+    real = torch.tensor([[False, False, False, True, True, True]])
+    whole = positions([[1, 2]], past_length=4, token_mask=real).get_mask(6, 3)
+    assert torch.equal(positions([[1, 2]], past_length=4, token_mask=real).get_mask(4, 3), whole[..., 2:])
+
+
 def test_padding_is_seen_by_nobody_but_itself() -> None:
     real = torch.tensor([[False, True, True]])
     seen = positions([[0, 0, 1]], token_mask=real).get_mask(3, None)
@@ -55,3 +65,34 @@ def test_masks_and_angles_are_made_once() -> None:
     assert found.get_mask(4, None) is found.get_mask(4, None)
     assert found.get_cos_sin(4, torch.float32) is found.get_cos_sin(4, torch.float32)
     assert found.get_mask(4, 1) is not found.get_mask(4, None)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4], [0, 0, 0, 1, 2]])
+def test_a_text_starts_after_the_padding_on_its_left(ids: list[int]) -> None:
+    real = torch.tensor([[False, False, True, True, True]])
+    places = positions([ids], token_mask=real)
+    assert torch.equal(places.is_token, real)
+    assert places.starts.int().tolist() == [[0, 0, 1, 0, 0]]
+    rest = positions([ids[3:]], token_mask=real, past_length=3)
+    assert rest.is_token.int().tolist() == [[1, 1]]
+    assert rest.starts.int().tolist() == [[0, 0]]
+
+
+def test_a_text_starts_late_where_all_tokens_so_far_are_padding() -> None:
+    real = torch.tensor([[False, False, False, True], [False, True, True, True]])
+    places = positions([[2, 3], [2, 3]], token_mask=real, past_length=2)
+    assert places.starts.int().tolist() == [[0, 1], [0, 0]]
+
+
+def test_each_document_starts_at_its_first_token_that_is_no_padding() -> None:
+    real = torch.tensor([[True, True, False, True, False, True]])
+    assert positions([[0, 1, 0, 1, 2, 3]], token_mask=real).starts.int().tolist() == [[1, 0, 0, 1, 0, 0]]
+    assert positions([[0, 1, 0, 1, 2, 3]]).starts.int().tolist() == [[1, 0, 1, 0, 0, 0]]
+    assert positions([[4]], past_length=4).starts.int().tolist() == [[0]]
+
+
+def test_rows_with_distances_start_at_position_0_each_by_itself() -> None:
+    distances = torch.zeros(2, 2, 6, dtype=torch.long)
+    places = positions([[0, 1], [4, 5]], past_length=4, distances=distances)
+    assert places.starts.int().tolist() == [[1, 0], [0, 0]]
+    assert bool(places.is_token.all())

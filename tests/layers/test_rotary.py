@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from potstill.core.blueprint import Rotary
-from potstill.core.errors import UnsupportedModel
+from potstill.core.errors import UnsupportedModel, UsageError
 from potstill.core.serialization import freeze
 from potstill.layers.rotary import frequencies, rotary_cos_sin, rotate
 
@@ -86,3 +86,22 @@ def test_frequencies_found_under_the_meta_device_are_real_numbers() -> None:
 def test_an_unknown_scaling_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModel, match="'spiral' is not one of default"):
         frequencies(Rotary(1e4, freeze({"rope_type": "spiral"})), head_dim=8, context=32)
+
+
+def test_a_part_of_a_head_is_turned_as_a_head_of_that_width() -> None:
+    x, ids = torch.randn(1, 2, 5, 12), torch.arange(5)[None]
+    whole, part = (
+        rotary_cos_sin(ids, rotary, head_dim=width, context=64, dtype=torch.float32)
+        for rotary, width in ((Rotary(50.0), 6), (Rotary(50.0, fraction=0.5), 12))
+    )
+    turned = rotate(x, part)
+    assert torch.equal(turned[..., :6], rotate(x[..., :6], whole))
+    assert torch.equal(turned[..., 6:], x[..., 6:])
+    assert Rotary.from_dict(Rotary(50.0, fraction=0.5).to_dict()).count_rotated(12) == 6
+    assert "fraction" not in Rotary(50.0).to_dict()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.5])
+def test_a_fraction_is_a_share(fraction: float) -> None:
+    with pytest.raises(UsageError, match="rotary fraction"):
+        Rotary(fraction=fraction)

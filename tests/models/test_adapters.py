@@ -12,9 +12,9 @@ from tests.models.folders import POINTER, compute_logits, edit_json, save_folder
 from tests.tiny import byte_tokenizer
 
 from potstill.core.errors import ArtifactError, NotFound, PotstillError, UnsafeModel, UnsupportedModel
-from potstill.evaluate.size import count_bytes_on_disk
 from potstill.models.load import load_model
 from potstill.models.spec import read_model_spec
+from potstill.models.weight_files import count_bytes_on_disk
 
 
 @pytest.fixture(scope="module")

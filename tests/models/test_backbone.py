@@ -9,6 +9,7 @@ from torch import Tensor
 from potstill.core.blueprint import Blueprint, Layer, Rotary, weight_shapes
 from potstill.core.errors import UsageError
 from potstill.core.serialization import freeze
+from potstill.core.state import commit, record
 from potstill.layers.ffn.swiglu import SwiGLU
 from potstill.layers.mixers.attention import Attention
 from potstill.models.backbone import Backbone, init_weights
@@ -99,9 +100,9 @@ def test_a_draft_taken_back_leaves_no_trace() -> None:
     model, (ids, positions) = network(), text(9)
     states = model.make_states()
     model(ids[:, :5], positions[:, :5], states)
+    record(states)
     model(torch.full((1, 4), 7), positions[:, 5:], states)
-    for state in states:
-        state.commit(5)
+    commit(states, 5)
     after = model(ids[:, 5:], positions[:, 5:], states)
     torch.testing.assert_close(after, model(ids, positions)[:, 5:], rtol=0, atol=1e-6)
 

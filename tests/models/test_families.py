@@ -17,23 +17,27 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
+    MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from potstill.core.blueprint import Blueprint, Layer, Rotary, weight_shapes
 from potstill.core.errors import UnsupportedModel
 from potstill.layers.ffn.swiglu import SwiGLU
 from potstill.models.backbone import Backbone
-from potstill.models.families.llama import convert_weights_from_hf, convert_weights_to_hf
 from potstill.models.families.registry import (
     FAMILIES,
     export_model,
-    export_weights,
     find_family,
     import_model,
+    list_parameter_shapes,
+    make_config,
     read_blueprint,
 )
 from potstill.models.hf_causal_lm import PotstillForCausalLM
@@ -53,6 +57,7 @@ LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_facto
 LOCAL = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
 GEMMA: dict[str, Any] = {"pad_token_id": None, "head_dim": 8, "query_pre_attn_scalar": 24, "sliding_window": 5}
 WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
@@ -79,6 +84,36 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gemma3 with one query to a key": Gemma3TextConfig(
         **SIZES | {"num_key_value_heads": 4}, **GEMMA, layer_types=["full_attention", "sliding_attention"]
     ),
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
+    "mixtral top-1 with a window and wide heads": MixtralConfig(
+        **SIZES, num_local_experts=3, num_experts_per_tok=1, sliding_window=4, head_dim=12, router_aux_loss_coef=0.1
+    ),
+    "qwen2 moe": Qwen2MoeConfig(**SIZES, **MOE, shared_expert_intermediate_size=20),
+    "qwen2 moe normalized, window, dense layer": Qwen2MoeConfig(
+        **SIZES, **MOE, **WINDOW, shared_expert_intermediate_size=20, mlp_only_layers=[0], norm_topk_prob=True
+    ),
+    "qwen3 moe": Qwen3MoeConfig(**SIZES, **MOE, head_dim=24, norm_topk_prob=True),
+    "qwen3 moe with every second layer dense": Qwen3MoeConfig(
+        **SIZES, **MOE, decoder_sparse_step=2, attention_bias=True, use_sliding_window=True, sliding_window=5
+    ),
+}
+DELTA: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 6,
+    "linear_num_value_heads": 4,
+    "linear_value_head_dim": 10,
+}
+CONFIGS |= {
+    "qwen3.5": Qwen3_5TextConfig(**SIZES, **DELTA, head_dim=16),
+    "qwen3.5 tied with biases and wide convolutions": Qwen3_5TextConfig(
+        **SIZES,
+        **DELTA | {"linear_num_value_heads": 2, "linear_conv_kernel_dim": 5},
+        head_dim=16,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters=YARN | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1], "mrope_interleaved": True},
+    ),
 }
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-10}
 PLAIN = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -90,7 +125,24 @@ def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(0.2 * torch.randn(weight.shape) + (weight.ndim == 1))
+    use_eager_experts(model)
     return model.eval()
+
+
+def get_bound(config: PreTrainedConfig, dtype: torch.dtype) -> float:
+    """The largest difference of logits: stock routers and delta rules compute in float32, whatever the model is in.
+
+    A norm enlarges the rounding of a delta rule whose outputs are small.
+    """
+    if hasattr(config, "linear_key_head_dim"):
+        return 1e-4
+    return max(EXACT[dtype], 1e-6 * hasattr(config, "output_router_logits"))
+
+
+def use_eager_experts(model: PreTrainedModel) -> None:
+    """The grouped products that transformers uses for experts compute no float64."""
+    if model.dtype == torch.float64:
+        model.set_experts_implementation("eager")
 
 
 def tokens() -> tuple[Tensor, Tensor]:
@@ -108,9 +160,11 @@ def test_import_and_export_keep_the_logits(config: PreTrainedConfig, dtype: torc
     model, (ids, positions) = random_model(config, dtype), tokens()
     backbone = import_model(model)
     exported = export_model(backbone, model)
+    use_eager_experts(exported)
+    bound = get_bound(config, dtype)
     stock_logits = model(ids).logits
-    torch.testing.assert_close(logits(backbone, ids, positions), stock_logits, rtol=0, atol=EXACT[dtype])
-    torch.testing.assert_close(exported(ids).logits, stock_logits, rtol=0, atol=EXACT[dtype])
+    torch.testing.assert_close(logits(backbone, ids, positions), stock_logits, rtol=0, atol=bound)
+    torch.testing.assert_close(exported(ids).logits, stock_logits, rtol=0, atol=bound)
     assert stock_logits.std() > 0.5
     assert type(exported) is type(model)
 
@@ -121,7 +175,10 @@ def test_half_precision_rounds_as_the_stock_model_does(config: PreTrainedConfig)
     model, (ids, positions) = random_model(config, torch.bfloat16), tokens()
     ours, theirs = logits(import_model(model), ids, positions), model(ids).logits
     assert ours.dtype is torch.bfloat16
-    assert (ours - theirs).norm() <= 4 * torch.finfo(torch.bfloat16).eps * theirs.norm()
+    error = (ours - theirs).norm() / theirs.norm()
+    if hasattr(config, "output_router_logits"):  # rounded logits send a few tokens to other experts
+        error = ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).median()
+    assert error <= 4 * torch.finfo(torch.bfloat16).eps
 
 
 @PLAIN
@@ -130,7 +187,7 @@ def test_packed_documents_say_what_the_stock_model_says_of_each_alone(config: Pr
     model, (ids, positions) = random_model(config), tokens()
     packed = logits(import_model(model), ids.reshape(1, -1), positions.reshape(1, -1))
     alone = torch.cat([model(row[None]).logits for row in ids], 1)
-    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(packed, alone, rtol=0, atol=get_bound(config, torch.float32))
 
 
 @PLAIN
@@ -142,12 +199,13 @@ def test_every_gradient_of_a_loss_is_the_stock_model_s(config: PreTrainedConfig)
         cross_entropy(output[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
     theirs = {name: weight.grad for name, weight in model.named_parameters()}
     ours = {name: weight.grad for name, weight in backbone.named_parameters()}
-    parts = FAMILIES[config.model_type].part_names
-    renamed = convert_weights_from_hf(theirs, parts, tied=backbone.blueprint.tied)  # type: ignore[arg-type]
+    renamed = FAMILIES[config.model_type].import_weights(theirs, tied=backbone.blueprint.tied)  # type: ignore[arg-type]
     assert renamed.keys() == ours.keys()
+    scale = get_bound(config, torch.float64)  # of what stock modules compute in float32
     for name, gradient in ours.items():
         assert gradient is not None
-        torch.testing.assert_close(gradient, renamed[name], rtol=1e-6, atol=1e-9)
+        rtol, atol = (1e-6, 1e-9) if scale < 1e-6 else (100 * scale, 0.1 * scale)
+        torch.testing.assert_close(gradient, renamed[name], rtol=rtol, atol=atol)
 
 
 @PLAIN
@@ -177,10 +235,16 @@ def test_an_exported_model_saved_and_reopened_by_transformers_is_unchanged(
 def test_the_blueprint_alone_tells_the_stored_weights(config: PreTrainedConfig) -> None:
     model = random_model(config)
     found = weight_shapes(read_blueprint(config))
-    parts = FAMILIES[config.model_type].part_names
-    stored = convert_weights_from_hf(model.state_dict(), parts, tied=config.tie_word_embeddings)
+    family = FAMILIES[config.model_type]
+    stored = family.import_weights(model.state_dict(), tied=config.tie_word_embeddings)
     assert found == {name: tuple(weight.shape) for name, weight in stored.items()}
-    assert convert_weights_to_hf(stored, parts).keys() == model.state_dict().keys()
+    again = family.export_weights(stored)
+    assert again.keys() == model.state_dict().keys()
+    assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    assert list_parameter_shapes(read_blueprint(config)) == {
+        name: tuple(weight.shape) for name, weight in model.state_dict().items() if name not in tied
+    }
 
 
 def test_the_blueprint_of_a_qwen3_says_what_its_config_says() -> None:
@@ -274,6 +338,16 @@ def test_a_windowed_llama_is_saved_as_mistral() -> None:
     torch.testing.assert_close(exported(ids).logits, logits(backbone, ids, positions), rtol=0, atol=1e-5)
 
 
+def test_a_mixtral_with_a_shared_expert_is_saved_as_qwen2_moe() -> None:
+    blueprint = read_blueprint(CONFIGS["mixtral"]).change_layers(
+        lambda _: True, lambda x: replace(x, ffn=replace(x.ffn, shared=SwiGLU(20)))
+    )
+    backbone, (ids, positions) = Backbone(blueprint), tokens()
+    exported = export_model(backbone)
+    assert (exported.config.model_type, exported.config.qkv_bias) == ("qwen2_moe", False)
+    torch.testing.assert_close(exported(ids).logits, logits(backbone, ids, positions), rtol=0, atol=1e-5)
+
+
 def windowed(layer: Layer) -> Layer:
     return replace(layer, mixer=replace(layer.mixer, window=3))
 
@@ -315,10 +389,32 @@ def changed(name: str, **facts: Any) -> Blueprint:
         changed("mistral", scale=0.3).change_layers(
             lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, scale=0.3))
         ),
+        replace(read_blueprint(CONFIGS["llama"]), rotary=Rotary(1e4, fraction=0.5)),
+        replace(read_blueprint(CONFIGS["gemma3"]), rotary=Rotary(1e4, fraction=0.5)),
+        changed("qwen3.5", scale=0.3),
+        read_blueprint(CONFIGS["qwen3.5"]).change_layers(
+            lambda i: i == 0, lambda x: replace(x, mixer=replace(x.mixer, allow_neg_eigval=True))
+        ),
+        replace(read_blueprint(CONFIGS["qwen3.5"]), zero_centred_norms=False),
         replace(read_blueprint(CONFIGS["gemma3"]), embedding_scale=2.0),
         replace(read_blueprint(CONFIGS["gemma3"]), zero_centred_norms=False),
         changed("gemma3", rotary=Rotary(7.0)),
         changed("gemma3", window=4),
+        *(
+            read_blueprint(CONFIGS[name]).change_layers(
+                lambda i, index=index: i >= index, lambda x, facts=facts: replace(x, ffn=replace(x.ffn, **facts))
+            )
+            for name, index, facts in (
+                ("mixtral", 1, {"count": 3}),  # a pyramid
+                ("mixtral", 0, {"weighting": "straight_through"}),
+                ("mixtral", 0, {"weighting": "softmax"}),
+                ("mixtral", 0, {"shared": SwiGLU(9, bias=True)}),
+                ("mixtral", 0, {"expert": SwiGLU(9, bias=True)}),
+                ("qwen2 moe", 0, {"shared": None}),
+                ("qwen2 moe", 0, {"weighting": "straight_through"}),
+                ("qwen3 moe", 1, {"expert": SwiGLU(9)}),
+            )
+        ),
         read_blueprint(CONFIGS["gemma3"]).change_layers(lambda i: i == 1, lambda x: replace(x, post_norms=False)),
         read_blueprint(CONFIGS["gemma3"]).change_layers(
             lambda _: True, lambda x: replace(x, mixer=replace(x.mixer, scale=0.3))
@@ -328,8 +424,6 @@ def changed(name: str, **facts: Any) -> Blueprint:
 def test_what_no_stock_family_expresses_becomes_our_own_architecture(blueprint: Blueprint) -> None:
     assert find_family(blueprint) is None
     backbone, (ids, positions) = Backbone(blueprint).eval(), tokens()
-    with pytest.raises(UnsupportedModel, match="no stock family"):
-        export_weights(blueprint, backbone.state_dict())
     exported = export_model(backbone)
     assert isinstance(exported, PotstillForCausalLM)
     torch.testing.assert_close(exported(ids).logits, logits(backbone, ids, positions))
@@ -340,7 +434,7 @@ def test_what_no_stock_family_expresses_becomes_our_own_architecture(blueprint: 
 
 def test_a_blueprint_made_by_hand_gets_no_stop_token_that_nobody_chose() -> None:
     by_hand = replace(read_blueprint(CONFIGS["llama"]), extras=())
-    config, _ = export_weights(by_hand, Backbone(by_hand).state_dict())
+    config = make_config(by_hand)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, None, None)
     assert config.initializer_range == LlamaConfig(**SIZES).initializer_range
 
@@ -354,8 +448,10 @@ def test_an_unknown_family_is_refused_with_those_that_are_known() -> None:
     ("config", "said"),
     [
         (LlamaConfig(**SIZES, attention_dropout=0.1), "attention_dropout is 0.1"),
+        (Qwen3_5TextConfig(**SIZES, **DELTA, hidden_act="gelu"), "hidden_act is gelu"),
         (LlamaConfig(**SIZES, rope_parameters=LINEAR | {"partial_rotary_factor": 0.5}), "partial_rotary_factor 0.5"),
         (Gemma3TextConfig(**SIZES, **GEMMA, attn_logit_softcapping=50.0), "attn_logit_softcapping is 50.0"),
+        (MixtralConfig(**SIZES, router_jitter_noise=0.1), "router_jitter_noise is 0.1"),
         (Gemma3TextConfig(**SIZES, **GEMMA, use_bidirectional_attention=True), "use_bidirectional_attention is set"),
     ],
 )

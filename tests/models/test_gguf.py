@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from potstill.core.errors import ArtifactError, MissingDependency, UnsupportedModel
-from potstill.models.gguf import PROBES, cache_gguf_reads, check_model_size, read_metadata
-from potstill.models.load import load_model, read_license
+from potstill.models.gguf import PROBES, cache_gguf_reads, check_model_size
+from potstill.models.gguf_files import read_metadata
+from potstill.models.lineage import read_license
+from potstill.models.load import load_model
 from potstill.models.locate import get_packaged_path
 
 

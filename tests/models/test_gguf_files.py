@@ -9,11 +9,12 @@ import torch
 from tests.models.folders import POINTER, compute_logits, write_gguf
 
 from potstill.core.errors import ArtifactError, NotFound, PotstillError, UsageError
-from potstill.evaluate.size import count_bytes_on_disk
 from potstill.models.gguf_files import merge_parts
-from potstill.models.load import compute_digest, load_model, read_license
+from potstill.models.lineage import read_license
+from potstill.models.load import compute_digest, load_model
 from potstill.models.locate import locate_model
 from potstill.models.spec import read_model_spec
+from potstill.models.weight_files import count_bytes_on_disk
 
 
 @pytest.fixture(scope="module")

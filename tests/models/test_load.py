@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import ArtifactError, NotFound, PotstillError, UnsafeModel, UnsupportedModel
 from potstill.models.available import list_available_models
-from potstill.models.load import compute_digest, load_model, read_license
+from potstill.models.lineage import read_license
+from potstill.models.load import compute_digest, load_model
 from potstill.models.locate import locate_model
 
 
@@ -247,4 +248,5 @@ def test_code_and_pickled_weights_are_fetched_only_where_they_are_allowed(monkey
 def test_what_is_available_is_listed_without_a_network() -> None:
     found = list_available_models()
     assert found[0]["name"] == "smollm2"
+    assert found[0]["licence"] == read_license(Path(found[0]["path"]))
     assert all({"name", "bytes", "licence", "path"} == set(model) for model in found)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.layers.extensions.two_experts import ROUTER_PROBABILITIES, Experts
 from tests.models.small import SMALL
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from potstill.core.blueprint import Blueprint, Layer
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import Needs
+from potstill.layers.ffn.experts import ROUTER_LOGITS, Experts
 from potstill.layers.ffn.swiglu import SwiGLU
 from potstill.layers.mixers.attention import Attention
 from potstill.models.backbone import Backbone
@@ -30,18 +30,18 @@ def batch() -> dict[str, torch.Tensor]:
     }
 
 
-def test_router_probabilities_of_our_parts_arrive_at_the_rows_and_pass_gradients() -> None:
-    experts = Layer(Attention(4, 2, 8), Experts((SwiGLU(6), SwiGLU(6))))
+def test_router_logits_of_our_parts_arrive_at_the_rows_and_pass_gradients() -> None:
+    pair, four = (Layer(Attention(4, 2, 8), Experts(SwiGLU(6), count)) for count in (2, 4))
     plain = Layer(Attention(4, 2, 8), SwiGLU(10))
-    model = export_model(Backbone(Blueprint(97, 32, (experts, plain, experts), context=64))).train()
-    needs = Needs(POSITIONS > 0, extras=frozenset({ROUTER_PROBABILITIES, "embeddings"}))
+    model = export_model(Backbone(Blueprint(97, 32, (pair, plain, four), context=64))).train()
+    needs = Needs(POSITIONS > 0, extras=frozenset({ROUTER_LOGITS, "embeddings"}))
     signals = compute_signals(model, batch(), needs)
-    probabilities = signals.extras[ROUTER_PROBABILITIES]
-    assert probabilities.shape == (7, 2, 2)  # rows, layers with a router, experts
-    torch.testing.assert_close(probabilities.sum(-1), torch.ones(7, 2))
+    logits = signals.extras[ROUTER_LOGITS]
+    assert logits.shape == (7, 2, 4)  # rows, layers with a router, experts
+    assert (logits == -torch.inf).sum((0, 2)).tolist() == [14, 0]  # experts that the first layer does not have
     assert signals.extras["embeddings"].shape == (7, 2, 32)
     model.backbone.gradient_checkpointing = True
-    again = compute_signals(model, batch(), needs).extras[ROUTER_PROBABILITIES]
+    again = compute_signals(model, batch(), needs).extras[ROUTER_LOGITS]
     again[:, 1, 0].sum().backward()
     assert model.backbone.layers[2].ffn.router.weight.grad.abs().sum() > 0
     assert not compute_signals(model, batch(), Needs(POSITIONS > 0)).extras

@@ -5,5 +5,5 @@ from potstill.objectives.registry import OBJECTIVE_SPECS, find_spec, list_object
 METHODS = [name for name, spec in OBJECTIVE_SPECS.items() if spec.uses_teacher]  # those with a teacher
 ALIKE_METHODS = [name for name in METHODS if OBJECTIVE_SPECS[name].supports_same_tokenizer]
 ACROSS_METHODS = [name for name in METHODS if OBJECTIVE_SPECS[name].supports_cross_tokenizer]
-ROUTED = ["balance"]  # of students with experts, so of no model of these tests
+ROUTED = ["balance", "load", "language_routing"]  # of students with experts or depth gates: of no model of these tests
 ALIKE = [name for name in list_objective_names() if name not in ROUTED and find_spec(name).supports_same_tokenizer]

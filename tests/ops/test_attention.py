@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potstill.ops.attention import causal_mask, dense_attention, document_attention, document_lengths, document_starts
+from potstill.ops.attention import (
+    MIN_CHUNK,
+    causal_mask,
+    dense_attention,
+    document_attention,
+    document_lengths,
+    document_starts,
+)
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -44,6 +51,55 @@ def test_by_document_equals_plain_in_value_and_every_gradient(
         outcomes.append((y, *torch.autograd.grad((y * torch.arange(y.numel()).reshape(y.shape)).sum(), leaves)))
     for fast, definition in zip(*outcomes, strict=True):
         torch.testing.assert_close(fast, definition, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("window", [3, MIN_CHUNK, MIN_CHUNK + 30])
+def test_chunks_of_a_document_longer_than_its_window_equal_plain(window: int) -> None:
+    lengths = ((3 * MIN_CHUNK + 5, 40), (200, 3 * MIN_CHUNK - 155))
+    q, k, v = inputs(2, 3 * MIN_CHUNK + 45, dtype=torch.float64)
+    outcomes = []
+    for form in (document_attention, dense_attention):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        y = form(*leaves, lengths, scale=0.3, window=window)
+        outcomes.append(
+            (y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum(), leaves))
+        )
+    for fast, definition in zip(*outcomes, strict=True):
+        torch.testing.assert_close(fast, definition, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_nothing_kept_for_the_gradient_is_as_large_as_the_square_of_the_length(window: int | None) -> None:
+    size, sizes = 1024, []
+    q, k, v = (torch.randn(1, heads, size, 8, requires_grad=True) for heads in (4, 2, 2))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        document_attention(q, k, v, ((size,),), scale=0.3, window=window)
+    assert sizes
+    assert max(sizes) < size**2 / 8
+
+
+@settings(max_examples=20)
+@given(
+    gaps=st.lists(st.lists(st.integers(1, 4), min_size=12, max_size=12), min_size=1, max_size=2),
+    edges=st.lists(st.integers(1, 11), max_size=4),
+    window=st.sampled_from([1, 3, 9]),
+)
+def test_windows_count_positions_where_tokens_are_missing(gaps: list[list[int]], edges: list[int], window: int) -> None:
+    lengths, ids = [cut(12, edges)] * len(gaps), torch.tensor(gaps).cumsum(1)
+    if len(gaps) > 1:
+        lengths[1] = (5, 7)
+    q, k, v = inputs(len(gaps), 12, dtype=torch.float64)
+    fast, definition = (
+        form(q, k, v, lengths, scale=0.3, window=window, position_ids=ids)
+        for form in (document_attention, dense_attention)
+    )
+    torch.testing.assert_close(fast, definition, rtol=1e-9, atol=1e-9)
+    places = ids[:, :, None] - ids[:, None]
+    for b, row in enumerate(lengths):
+        document = torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row))
+        is_visible = (places[b] >= 0) & (places[b] < window) & (document[:, None] == document)
+        scores = (0.3 * q[b, 0] @ k[b, 0].mT).masked_fill(~is_visible, -math.inf)
+        torch.testing.assert_close(definition[b, 0], scores.softmax(-1) @ v[b, 0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", [document_attention, dense_attention])

@@ -20,11 +20,11 @@ from potstill.ops.coarse import (
 from potstill.ops.divergence import (
     DIVERGENCES,
     forward_kl,
-    forward_kl_with_gradient,
     get_facts,
     jsd,
     reverse_kl,
 )
+from potstill.ops.divergence_gradient import forward_kl_with_gradient
 from potstill.ops.fused import sum_row_losses, sum_row_losses_densely
 from potstill.ops.row_loss import DivergenceRows
 

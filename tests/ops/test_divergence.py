@@ -16,8 +16,8 @@ from torch.autograd import gradcheck
 from potstill.ops import divergence as divergences
 from potstill.ops.divergence import (
     DIVERGENCES,
-    WITH_GRADIENT,
     Divergence,
+    acceptance_nll,
     adaptive_kl,
     apply_temperature,
     cross_entropy,
@@ -29,6 +29,7 @@ from potstill.ops.divergence import (
     skew_reverse_kl,
     total_variation,
 )
+from potstill.ops.divergence_gradient import WITH_GRADIENT
 
 law = settings(max_examples=40, derandomize=True)
 
@@ -104,6 +105,7 @@ LITERAL: dict[str, tuple[Divergence, Callable[[list[float], list[float]], float]
         total_variation,
         lambda p, q: sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2,
     ),
+    "acceptance_nll": (acceptance_nll, lambda p, q: -math.log(sum(map(min, p, q)))),
 }
 
 
@@ -124,6 +126,7 @@ GOLDEN = [
     (skew_kl, 0.413514, 0.107283),
     (skew_reverse_kl, 0.394580, 0.103790),
     (total_variation, 0.469636, 0.238525),
+    (acceptance_nll, 0.634192, 0.272498),
     (adaptive_kl, 0.518675, 0.133089),
     (partial(jsd, beta=0.25), 0.095111, None),
     (partial(jsd, beta=0.75), 0.091417, None),
@@ -300,6 +303,26 @@ def test_gradients_at_ties_are_finite_differences(divergence: Divergence) -> Non
     assert gradcheck(lambda logits: divergence(swapped, logits), (partly,))
 
 
+def test_the_acceptance_is_what_total_variation_leaves_in_value_and_gradient() -> None:
+    teacher, student = torch.randn(50, 9).double(), torch.randn(50, 9).double().requires_grad_()
+    rejected, nll = total_variation(teacher, student), acceptance_nll(teacher, student)
+    torch.testing.assert_close(nll, -torch.log1p(-rejected), rtol=1e-9, atol=1e-12)
+    gradients = [torch.autograd.grad(value.sum(), student)[0] for value in (rejected, nll)]
+    torch.testing.assert_close(gradients[1], gradients[0] / (1 - rejected.detach())[:, None], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", [total_variation, acceptance_nll])
+def test_the_gradient_at_a_tie_is_the_middle_of_both_sides(divergence: Divergence) -> None:
+    teacher, tie = double([[0, 0, -INF]]), double([[0, -INF, 0]])  # p = q = 1/2 for the first token alone
+
+    def slope_at(step: float) -> Tensor:
+        student = (tie + double([[step, 0, 0]])).requires_grad_()
+        return torch.autograd.grad(divergence(teacher, student).sum(), student)[0]
+
+    torch.testing.assert_close(slope_at(0.0), (slope_at(1e-7) + slope_at(-1e-7)) / 2, rtol=1e-5, atol=1e-6)
+    assert (slope_at(1e-7) - slope_at(-1e-7)).abs().max() > 0.1
+
+
 def test_the_weights_of_adaptive_kl_are_constants_of_its_gradient() -> None:
     teacher = torch.randn(4, 7, dtype=torch.float64)
     student = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
@@ -337,7 +360,11 @@ def test_tokens_masked_on_both_sides_are_as_good_as_absent(
 
 
 FINITE_THOUGH_MASKED = [
-    *((name, side) for name in ("jsd", "skew_kl", "skew_reverse_kl", "total_variation") for side in (0, 1)),
+    *(
+        (name, side)
+        for name in ("jsd", "skew_kl", "skew_reverse_kl", "total_variation", "acceptance_nll")
+        for side in (0, 1)
+    ),
     ("forward_kl", 0),
     ("reverse_kl", 1),
 ]

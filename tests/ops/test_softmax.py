@@ -13,7 +13,7 @@ from tests.ops.test_divergence import double, law, pairs
 from torch import Tensor
 
 from potstill.ops.coarse import CoarseDistribution, coarsen
-from potstill.ops.divergence import cross_entropy, forward_kl, jsd
+from potstill.ops.divergence import acceptance_nll, cross_entropy, forward_kl, jsd, total_variation
 from potstill.ops.row_loss import CrossEntropyRows, DivergenceRows, Masked, RowLoss, Tangent, Weighted, WhereArgmaxIs
 from potstill.ops.softmax import Softmax, combine_slopes, get_slope
 
@@ -22,6 +22,8 @@ KL = DivergenceRows()
 LOSSES = {
     "cross-entropy": CrossEntropyRows(),
     "forward KL": KL,
+    "total variation": DivergenceRows(total_variation),
+    "acceptance": DivergenceRows(acceptance_nll),
     "forward KL to another": DivergenceRows(teacher="other"),
     "coarse KL": DivergenceRows(teacher="part"),
     "coarse KL where kept": Masked(DivergenceRows(teacher="part"), "kept"),
@@ -60,7 +62,7 @@ def told(seed: int = 1) -> tuple[Tensor, dict[str, Any], Tensor]:
 def test_values_and_the_derivative_of_any_sum_are_those_of_the_definitions(names: tuple[str, ...]) -> None:
     logits, said, targets = told()
     losses: list[RowLoss] = [LOSSES[name] for name in names]
-    mix = [0.7, -0.2, 1.0, 0.3, 2.0, 0.1, 0.6, 1.5, 0.4, 0.9][: len(losses)]
+    mix = [0.7, -0.2, 1.0, 0.3, 2.0, 0.1, 0.6, 1.5, 0.4, 0.9, -0.6, 1.1][: len(losses)]
     leaf = logits.clone().requires_grad_()
     expected = [loss(leaf, said, targets) for loss in losses]
     (by_autograd,) = torch.autograd.grad(sum(w * v.sum() for w, v in zip(mix, expected, strict=True)), leaf)

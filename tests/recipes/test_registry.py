@@ -1,6 +1,7 @@
 """Every recipe, by enumeration: its tiny form runs, and it says where it comes from."""
 
 import importlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.data.trained import byte_level
-from tests.stages.world import saved
+from tests.stages.world import saved, written
 from tests.tiny import random_llama
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -22,14 +23,26 @@ from potstill.objectives.registry import OBJECTIVE_SPECS
 from potstill.objectives.spec import DIVERGENCE_OPTION
 from potstill.ops.divergence import DIVERGENCES
 from potstill.recipes import registry
+from potstill.recipes.listing import FACTS, list_recipe_facts
+from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig
+from potstill.stages.medusa.config import MedusaConfig
 from potstill.stages.prune import PruneConfig
 from potstill.stages.sequence import PREVIOUS_FOLDER, Stage, run_stages
+from potstill.stages.skip_layers import SkipLayersConfig
+from potstill.stages.spec_game import SpecGameConfig
 from potstill.train.config import TrainConfig
 
 NAMES = registry.list_recipe_names()
-PRUNED = ("minima",)  # those that make their student in a stage of its own
+UNTRAINED = ("self-speculative", "spec-game")  # those that train nothing
+STUDENTLESS = ("medusa", *UNTRAINED)  # those that train no model
+TRAINS = (DistillConfig, MedusaConfig)
+SELF_MADE = [  # those that make their student in a stage of its own
+    name
+    for name in NAMES
+    if isinstance(stage := registry.get_recipe(name).stages[-1], DistillConfig) and stage.student == PREVIOUS_FOLDER
+]
 ACROSS = [
     name
     for name in NAMES
@@ -52,11 +65,29 @@ def roomy(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrain
     return saved(tmp_path / "roomy", LlamaForCausalLM(config), tiny_tokenizer)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# their stages run in the forms of other recipes, and their methods in the tests of objectives and rollouts
+REPEATED = {
+    *("deltanet", "dskd-cma", "dskdv2", "distillm", "gkd", "mined", "minilm-relations", "minima", "modification"),
+    *("bitnet", "elastic", "layermoe", "matmul-free", "tie-kd", "uld"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in NAMES]
+)
 def test_the_tiny_form_runs(name: str, roomy: Path, pairs: Path, tmp_path: Path) -> None:
-    chosen = registry.get_recipe(name, tiny=True).override(teacher=str(roomy), data=str(pairs), tokens=256)
+    tokens = None if name in UNTRAINED else 256
+    data = add_languages(pairs) if name == "layermoe" else pairs
+    chosen = registry.get_recipe(name, tiny=True).override(teacher=str(roomy), data=str(data), tokens=tokens)
     done = run_stages(chosen.stages, tmp_path / "made")
     assert done.measures
+
+
+def add_languages(rows: Path) -> Path:
+    """The same rows, each in one of three languages."""
+    lines = enumerate(rows.read_text().splitlines())
+    labeled = [json.loads(line) | {"language": ("en", "de", "fr")[i % 3]} for i, line in lines]
+    return written(rows.with_name("labeled.jsonl"), labeled)
 
 
 @pytest.fixture
@@ -77,6 +108,11 @@ def test_the_tiny_form_runs_between_two_tokenizers(
     assert {parent["role"] for parent in done.card["parents"]} == {"student", "teacher"}
 
 
+def test_the_table_of_all_recipes_says_what_the_recipes_say() -> None:
+    recipes = [recipe.to_dict() for recipe in registry.list_recipes()]
+    assert list_recipe_facts() == [{name: recipe[name] for name in FACTS} for recipe in recipes]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_summary_says_whether_tokenizers_may_differ(name: str) -> None:
     assert ("--teacher and --student may differ in tokenizer" in registry.get_recipe(name).summary) == (name in ACROSS)
@@ -92,11 +128,17 @@ def test_the_tiny_form_is_the_same_method(name: str) -> None:
 
 def method(stage: Stage) -> Stage:
     """A stage without its budget."""
-    if isinstance(stage, PruneConfig):
+    if isinstance(stage, PruneConfig | ConvertConfig):
         return replace(stage, calibration_tokens=1)
     if isinstance(stage, GenerateDatasetConfig):
         return replace(stage, documents=1)
+    if isinstance(stage, SkipLayersConfig):
+        return replace(stage, documents=1, max_evaluations=1)
+    if isinstance(stage, SpecGameConfig):
+        return replace(stage, documents=1, max_tokens=2)
     budget = {"tokens": 1, "context": 1, "batch_tokens": 1, "micro_tokens": 1}
+    if isinstance(stage, DistillConfig):
+        stage = replace(stage, min_document_tokens=0)
     return replace(stage, documents=1, settings=replace(stage.settings, **budget))
 
 
@@ -127,6 +169,8 @@ def test_every_number_of_a_recipe_has_an_origin(name: str) -> None:
 def numbers_of(stage: Stage) -> Iterator[tuple[str, bool]]:
     """What a stage's method depends on: each number and each choice, and whether the recipe itself has to account."""
     values: list[Any] = [stage]
+    if isinstance(stage, MedusaConfig):
+        values += [stage.settings]
     if isinstance(stage, DistillConfig):
         values += [stage.settings, *([stage.objective] if stage.objective.uses_teacher else [])]
         if stage.rollout_config.is_enabled:
@@ -144,10 +188,14 @@ def numbers_of(stage: Stage) -> Iterator[tuple[str, bool]]:
 
 def options_of(objective: ObjectiveConfig) -> set[str]:
     """All options of an objective, given or not."""
-    if method := OBJECTIVE_SPECS.get(objective.name):
-        return {*method.numeric_options, *([DIVERGENCE_OPTION] if method.takes_divergence else [])}
-    parameters = signature(DIVERGENCES[objective.name]).parameters.values()
-    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    options: set[str] = set()
+    for name in (named.term.name for named in objective.named_terms):
+        if method := OBJECTIVE_SPECS.get(name):
+            options |= {*method.numeric_options, *([DIVERGENCE_OPTION] if method.takes_divergence else [])}
+        elif name in DIVERGENCES:
+            parameters = signature(DIVERGENCES[name]).parameters.values()
+            options |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    return options
 
 
 def names_of(*stages: Stage) -> set[str]:
@@ -168,17 +216,23 @@ def test_what_a_recipe_says_itself_goes_before_the_house() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_budget_and_seed_can_be_changed(name: str) -> None:
-    recipe = registry.get_recipe(name).override(teacher="another", data="other.jsonl", tokens=7, seed=3)
+    tokens = None if name in UNTRAINED else 7
+    recipe = registry.get_recipe(name).override(teacher="another", data="other.jsonl", tokens=tokens, seed=3)
     for stage in recipe.stages:
         assert "smollm2" not in str(stage.to_dict())
         assert stage.data in ("other.jsonl", PREVIOUS_FOLDER)
-        if isinstance(stage, DistillConfig):
+        if isinstance(stage, TRAINS):
             assert (stage.settings.tokens, stage.settings.seed) == (7, 3)
     own = registry.get_recipe(name).stages[0].data
     assert registry.get_recipe(name).override(data=own, seed=1) == registry.get_recipe(name)
+    if name in UNTRAINED:
+        return
+    passes = registry.get_recipe(name).override(data="other.jsonl", epochs=2.0).stages[-1]
+    assert isinstance(passes, TRAINS)
+    assert (passes.settings.tokens, passes.settings.epochs) == (None, 2.0)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in PRUNED])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*SELF_MADE, *STUDENTLESS)])
 def test_the_student_can_be_another_model(name: str) -> None:
     recipe = registry.get_recipe(name).override(teacher="large", data="other.jsonl")
     changed = registry.get_recipe(name).override(teacher="large", student="small", data="other.jsonl")
@@ -190,14 +244,26 @@ def test_the_student_can_be_another_model(name: str) -> None:
         assert stage == before
 
 
-@pytest.mark.parametrize("name", PRUNED)
+@pytest.mark.parametrize("name", SELF_MADE)
 def test_what_makes_its_student_itself_takes_no_other(name: str) -> None:
     assert any(
         isinstance(stage, DistillConfig) and stage.student == PREVIOUS_FOLDER
         for stage in registry.get_recipe(name).stages
     )
-    with pytest.raises(UsageError, match=rf"{name} prunes its own student, so it takes no --student"):
-        registry.get_recipe(name).override(student="small")
+    with pytest.raises(UsageError, match=rf"{name} makes its own student, so it takes no --student"):
+        registry.get_recipe(name).override(student="small", data="other.jsonl")
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+def test_what_trains_nothing_takes_no_budget(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name} trains nothing, so it takes no --tokens"):
+        registry.get_recipe(name).override(data="other.jsonl", tokens=7)
+
+
+@pytest.mark.parametrize("name", STUDENTLESS)
+def test_what_trains_no_model_takes_no_student(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name} trains no model of its own, so it takes no --student"):
+        registry.get_recipe(name).override(data="other.jsonl", student="small")
 
 
 @pytest.mark.parametrize("named", [{"teacher": "another"}, {"student": "another"}])
@@ -207,14 +273,26 @@ def test_a_fine_tuned_model_starts_as_its_teacher(named: dict[str, str]) -> None
     assert (stage.teacher, stage.student) == ("another", "another")
 
 
-def test_run_takes_a_student() -> None:
-    (stage,) = cli.run("uld", "made", teacher="large", student="small", dry_run=True, as_json=True)["stages"]
+def test_run_takes_a_student(tmp_path: Path) -> None:
+    out = str(tmp_path / "made")
+    (stage,) = cli.run("uld", out, teacher="large", student="small", dry_run=True, as_json=True)["stages"]
     assert (stage["teacher"], stage["student"], stage["keep"]) == ("large", "small", None)
 
 
-def test_fine_tuning_without_chats_is_refused() -> None:
-    with pytest.raises(UsageError, match="give --data"):
-        registry.get_recipe("sft").override(seed=1)
+def test_run_passes_the_draft_vocabulary_on(tmp_path: Path) -> None:
+    out, options = str(tmp_path / "made"), {"data": "other.jsonl", "dry_run": True, "as_json": True}
+    answers, draft = cli.run("draft", out, draft_vocabulary="16k", **options)["stages"]
+    assert "draft_vocabulary" not in answers
+    assert draft["draft_vocabulary"] == 16000
+    assert "draft_vocabulary: 16k" in (tmp_path / "made.yaml").read_text()
+    with pytest.raises(UsageError, match="medusa trains no model of its own, so it takes no --draft-vocabulary"):
+        cli.run("medusa", out, draft_vocabulary="16k", **options)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("sft", "a .jsonl file"), ("miniloong", "a folder of books")])
+def test_a_recipe_without_the_data_that_it_needs_is_refused(name: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=f"give --data, such as {hint}"):
+        registry.get_recipe(name).override(seed=1)
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:

@@ -1,10 +1,10 @@
 """The server as strangers meet it: over HTTP, in the shapes of OpenAI's legacy endpoint and of vLLM."""
 
+import json
 import math
 import signal
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +14,8 @@ from tests.serving import Server, serving
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import MissingDependency, UsageError
-from potstill.serve.app import open_socket, serve
+from potstill.serve.options import ServeOptions
+from potstill.serve.server import open_socket, serve
 
 TEXT = "the still boils a wash"
 
@@ -155,8 +156,7 @@ def test_a_list_of_prompts_is_answered_in_order_as_each_alone(post: Any, ids: li
         pytest.param({"prompt": "a" * 600, "max_tokens": 1}, 400, "512 tokens", id="longer than the context"),
         pytest.param({"prompt": "a", "max_tokens": -1}, 400, "max_tokens", id="fewer than no tokens"),
         pytest.param({"prompt": "a", "temperature": -1}, 400, "temperature", id="below greedy"),
-        pytest.param({"prompt": "a", "stream": True}, 400, "stream", id="a stream"),
-        pytest.param({"prompt": "a", "stop": ["x"]}, 400, "stop", id="what this server cannot do"),
+        pytest.param({"prompt": "a", "logit_bias": {"5": 1}}, 400, "logit_bias", id="what this server cannot do"),
         pytest.param({"prompt": "a", "prompt_logprobs": -2}, 400, "prompt_logprobs", id="fewer than all"),
         pytest.param({"prompt": "a", "model": "hope"}, 404, "'hope' does not exist", id="another model"),
     ],
@@ -177,7 +177,7 @@ def test_a_body_that_is_no_json_is_a_bad_request(server: Server) -> None:
 
 
 def test_a_port_that_is_taken_is_refused() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="choose another"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="is in use"):
         open_socket("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UsageError, match="99999"):
         open_socket("127.0.0.1", 99_999)
@@ -186,13 +186,21 @@ def test_a_port_that_is_taken_is_refused() -> None:
 def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingDependency, match=r"pip install 'potstill\[serve\]'"):
-        serve("anything", host="127.0.0.1", port=0)
+        serve("anything", ServeOptions(port=0))
 
 
 @pytest.mark.slow
-def test_an_interrupted_server_ends_quietly(server: Server, tmp_path: Path) -> None:
-    with serving(server.model) as one:
-        one.process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_server_ends_quietly_within_seconds(server: Server, number: signal.Signals) -> None:
+    with serving(server.model) as one, httpx.Client() as client:
+        body = {"prompt": "a", "max_tokens": 500, "ignore_eos": True, "stream": True}
+        with client.stream("POST", f"{one.url}/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            one.process.send_signal(number)
+            *_, last, done = [line for line in lines if line]
+        assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] in ("length", "abort")
+        assert done == "data: [DONE]"
         out, err = one.process.communicate(timeout=90)  # an end takes a second, and more on a loaded machine
         assert one.process.returncode == 130
         assert out == ""

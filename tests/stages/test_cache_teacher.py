@@ -28,7 +28,8 @@ from potstill.objectives.registry import OBJECTIVE_SPECS
 from potstill.ops.coarse import coarsen
 from potstill.stages import cache_teacher as capturing
 from potstill.stages.cache_teacher import CacheTeacherConfig
-from potstill.stages.dataset import DatasetConfig, prepare_dataset
+from potstill.stages.dataset import prepare_dataset
+from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.models import choose_dtype, open_caches
 from potstill.stages.distill.run import distill

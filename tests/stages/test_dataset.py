@@ -4,20 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import IterableDataset
 from tests.stages.world import written
 from transformers import PreTrainedTokenizerFast
 
 from potstill.core.errors import DataError, UsageError
-from potstill.data.corpus import load_corpus
+from potstill.data.corpus import Corpus, load_corpus
 from potstill.stages.dataset import (
-    DatasetConfig,
     build_rows,
+    check_has_end,
     compute_measured_digest,
     describe_dataset,
     load_held_out_corpus,
     parse_columns,
     prepare_dataset,
 )
+from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.measure import MeasureConfig
 
 SAID = "prompt=instruction, response=text"
@@ -85,7 +87,7 @@ def test_chats_that_do_not_fit_are_counted_on_the_screen_and_in_the_facts(
     counts = found.facts["windows"]
     assert 0 < counts["shortened"] < counts["documents"] / 2
     screen = capsys.readouterr().err
-    assert f"{counts['shortened']} have an answer that lost the beginning of what precedes it" in screen
+    assert f"{counts['shortened']} lost the beginning of what precedes an answer" in screen
     assert f"warning: {path}: " in screen
     assert f"--context {counts['longest']} holds 99 % of them whole" in screen
     again = prepare_dataset(DatasetConfig(data=str(path), context=counts["longest"]), tiny_tokenizer, tokens=2_000)
@@ -128,3 +130,10 @@ def test_chats_of_several_answers_have_another_digest_where_only_the_last_is_sco
         corpus = load_corpus(str(file), split="all")
         digests = [compute_measured_digest(corpus, documents=1, only_last=only_last) for only_last in (False, True)]
         assert (digests[0] == digests[1]) == is_equal
+
+
+def test_a_stream_is_read_to_its_end_only_where_tokens_limit_it() -> None:
+    stream = Corpus("owner/name", "text", IterableDataset.from_generator(lambda: iter([])), None, None, {})
+    check_has_end(stream, 2_000)
+    with pytest.raises(UsageError, match="owner/name is streamed and may never end; limit it with --tokens"):
+        check_has_end(stream, None)

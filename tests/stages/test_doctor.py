@@ -34,7 +34,8 @@ from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.checks import perturbation, same_tokenizer
 from potstill.stages.checks.inputs import CheckInputs, build_check_inputs
 from potstill.stages.checks.report import FAIL, PASS, Check, CheckFailed, raise_if_failed, run_checks
-from potstill.stages.dataset import DatasetConfig, prepare_dataset
+from potstill.stages.dataset import prepare_dataset
+from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
 from potstill.stages.doctor import Doctor

@@ -9,7 +9,7 @@ import pytest
 
 from potstill.core.card import Card, Parent
 from potstill.core.errors import ArtifactError, DataError, NotFound
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
 from potstill.stages.frontier import draw_frontier
 
 

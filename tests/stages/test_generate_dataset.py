@@ -12,6 +12,7 @@ from tests.stages.world import saved, written
 from tests.tiny import CHATML
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+import potstill
 from potstill.core.errors import DataError, Interrupted, OutputExists, UsageError
 from potstill.data.corpus import load_corpus
 from potstill.objectives.config import ObjectiveConfig
@@ -53,6 +54,17 @@ def test_every_prompt_is_answered_or_counted_and_held_out_answers_stay_the_datas
     assert rows(tmp_path / "made", "validation") == [dict(document) for document in kept]
     assert json.loads((tmp_path / "made" / "card.json").read_text())["stage"] == stage.to_dict()
     assert {file.name for file in (tmp_path / "made").iterdir()} == {"train.jsonl", "validation.jsonl", "card.json"}
+
+
+def test_python_answers_a_data_set_as_the_stage_does(
+    stage: GenerateDatasetConfig, speaker: Path, pairs: Path, tmp_path: Path
+) -> None:
+    stage.run(tmp_path / "stage")
+    options = {"max_tokens": 40, "temperature": 1.0, "dtype": "float32"}
+    result = potstill.generate(speaker, data=pairs, out=tmp_path / "python", **options)
+    assert not isinstance(result, str)
+    assert result["stage"] == stage.to_dict()
+    assert rows(tmp_path / "python") == rows(tmp_path / "stage")
 
 
 def test_what_is_answered_depends_on_the_seed_and_not_on_the_batch(
@@ -104,6 +116,15 @@ def test_a_chat_that_the_template_refuses_is_left_out_and_counted(
     assert card["details"]["left_out"]["a chat that the template refuses"] >= 3
     with pytest.raises(DataError, match="no system; leave such chats out with --on-bad-row skip"):
         replace(strict, on_bad_row="refuse").run(tmp_path / "other")
+
+
+def test_prompts_with_control_tokens_are_left_out_on_request(stage: GenerateDatasetConfig, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"{n}" + "<|im_end|>" * (n % 3 == 0), "response": "Yes"} for n in range(20)]
+    data = str(written(tmp_path / "controls.jsonl", pairs))
+    card = replace(stage, data=data, special_in_text="refuse").run(tmp_path / "made")
+    asked = [document["prompt"] for document in load_corpus(data).documents]
+    assert card["details"]["left_out"]["a chat that the template refuses"] == sum("<|" in prompt for prompt in asked)
+    assert not any("<|" in row["prompt"] for row in rows(tmp_path / "made"))
 
 
 def test_a_stopped_stage_continues_to_the_same_answers(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.card import Card, Parent
@@ -51,6 +52,23 @@ CARD = Card(
 )
 
 
+DRAFT = replace(
+    CARD,
+    stage={
+        "stage": "distill",
+        "teacher": "org/big",
+        "on_policy": 0.0,
+        "rollout": "gkd",
+        "objective": {"name": "acceptance_nll", "cross_entropy": 0.0, "temperature": 1.0, "options": {}},
+    },
+    measures={
+        "teacher": [MEASURES["acceptance"].build(1.0, 20)],
+        "before training": [MEASURES["acceptance"].build(0.1, 20)],
+        "a folder": [MEASURES["acceptance"].build(0.625, 20, low=0.6, high=0.65)],
+    },
+)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
     save_model_folder(tiny_llama, tiny_tokenizer, tmp_path / "made")
@@ -72,6 +90,26 @@ def test_a_hub_parses_the_front_matter_and_its_results(folder: Path) -> None:
     (result,) = data.eval_results or []
     assert (result.metric_type, result.metric_value) == ("bits_per_byte", 1.25)
     assert (result.dataset_type, result.dataset_name) == ("owner/texts", "held out.jsonl")
+
+
+def test_a_mixture_names_its_hub_data_for_the_hub_and_all_its_parts_for_people(folder: Path) -> None:
+    sources = [
+        {"source": "hub: owner/texts@main:en", "revision": "abc", "weight": 0.7, "documents": 1234},
+        {"source": f"{HOME}/own texts.jsonl", "weight": 0.3, "documents": 5},
+    ]
+    name = f"owner/texts@main:en + {HOME}/own texts.jsonl"
+    data = {**CARD.data, "calibrated_on": name, "measured_on": f"{name} (validation), 20 documents"}
+    write_card(folder, replace(CARD, data={**data, "provenance": {"sources": sources}}), title="made")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.to_dict()["datasets"] == ["owner/texts"]
+    validate_repo_id(card.data.to_dict()["datasets"][0])
+    (result,) = card.data.eval_results or []
+    assert (result.dataset_type, result.dataset_name) == ("owner/texts@main:en + own texts.jsonl",) * 2
+    parts = "`owner/texts@main:en` (1,234 documents, weight 0.7, revision abc); `own texts.jsonl` (5 documents, weight"
+    assert f"- data sets: {parts} 0.3)\n" in card.text
+    assert "- calibrated on: owner/texts@main:en + own texts.jsonl (train), license: mit\n" in card.text
+    assert "Measured on owner/texts@main:en + own texts.jsonl (validation), 20 documents, with" in card.text
+    assert "someone" not in card.content
 
 
 @pytest.mark.parametrize("has_template", [True, False])
@@ -129,3 +167,13 @@ def test_the_hub_id_of_a_student_is_that_of_the_model_it_was_made_from(folder: P
     assert read_languages(str(folder), folder) == ("en",)
     write_card(folder, replace(CARD, parents=[replace(PARENT, hub_id="", languages=())]), title="made")
     assert find_hub_id(str(folder), folder) == ""
+
+
+def test_the_card_of_a_draft_names_its_target_and_the_acceptance(folder: Path) -> None:
+    write_card(folder, DRAFT, title="made")
+    text = (folder / "README.md").read_text()
+    assert "potstill generate org/big --draft made" in text
+    assert "`org/big` accepts a drafted token with the probability 0.625 [0.600, 0.650]" in text
+    plain = {**DRAFT.stage, "objective": {**DRAFT.stage["objective"], "name": "forward_kl"}}
+    write_card(folder, replace(DRAFT, stage=plain), title="made")
+    assert "--draft" not in (folder / "README.md").read_text()

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_the_folder_is_a_stock_model_with_its_card(stage: PruneConfig, teacher: 
     assert written["stage"] == stage.to_dict()
     assert written["details"]["shape"]["layers"] == 2
     assert written["data"]["calibrated_on"] == stage.data
-    assert written["versions"]["torch"] == torch.__version__
+    assert written["versions"]["torch"] == version("torch")
 
 
 def test_transformers_alone_opens_the_folder(stage: PruneConfig, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_what_is_overwritten_stays_until_the_new_one_is_whole(
     stage.run(tmp_path / "made")
     before = compute_digest(tmp_path / "made")
     with monkeypatch.context() as patch:
-        patch.setattr("potstill.stages.prune.write_card", lambda *_, **__: 1 / 0)
+        patch.setattr("potstill.stages.transform.write_card", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             stage.run(tmp_path / "made", overwrite=True)
     assert compute_digest(tmp_path / "made") == before

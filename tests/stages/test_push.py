@@ -11,11 +11,10 @@ import huggingface_hub
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.card import Card, Parent
+from potstill.core.card import MISSING_MEASURES, Card, Parent
 from potstill.core.errors import ArtifactError, ServerError, UsageError
 from potstill.models.saving import save_model_folder
 from potstill.stages.model_card import write_card
-from potstill.stages.publication import UNMEASURED
 from potstill.stages.push import push
 
 CARD = Card(
@@ -82,7 +81,7 @@ def test_a_hub_that_refuses_is_one_sentence(folder: Path, monkeypatch: pytest.Mo
         pytest.param(lambda folder: (folder / "card.json").unlink(), r"no card\.json", id="no card"),
         pytest.param(lambda folder: (folder / "model.safetensors").unlink(), "no weights", id="no weights"),
         pytest.param(
-            lambda folder: write_card(folder, replace(CARD, failures=UNMEASURED), title="made"),
+            lambda folder: write_card(folder, replace(CARD, failures=MISSING_MEASURES), title="made"),
             "no finished model card",
             id="no measures",
         ),

@@ -1,16 +1,33 @@
 """What a run says beyond its measures."""
 
+from typing import Any
+
 import pytest
 
+from potstill.core.card import BEFORE_TRAINING
+from potstill.core.measure import Measure
 from potstill.core.measure_table import MEASURES
-from potstill.core.types import Measure
 from potstill.stages.run_notes import report_outcome, report_passes
-from potstill.stages.training_run import BEFORE_TRAINING
+from potstill.train.config import TrainConfig
 
 
-@pytest.mark.parametrize(("tokens", "text"), [(200, ""), (201, "note: 201 tokens pass 2.0 times over the 100 tokens")])
-def test_more_than_two_passes_are_noted(capsys: pytest.CaptureFixture[str], tokens: int, text: str) -> None:
-    report_passes(tokens, 100)
+@pytest.mark.parametrize(
+    ("length", "text"),
+    [
+        ({"tokens": 200}, ""),
+        (
+            {"tokens": 201},
+            "note: 201 tokens pass 2.0 times over the 100 tokens of the text; more text, or fewer --tokens",
+        ),
+        ({"epochs": 2.0}, ""),
+        (
+            {"epochs": 3.0},
+            "note: 300 tokens pass 3.0 times over the 100 tokens of the text; more text, or fewer --epochs",
+        ),
+    ],
+)
+def test_more_than_two_passes_are_noted(capsys: pytest.CaptureFixture[str], length: dict[str, Any], text: str) -> None:
+    report_passes(TrainConfig(**length), 100)
     shown = capsys.readouterr().err
     assert shown.startswith(text)
     assert bool(shown) == bool(text)

@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.models.tokenizers import chat_renderer
 from potstill.stages.cache_teacher import CacheTeacherConfig
-from potstill.stages.dataset import DatasetConfig, prepare_dataset
+from potstill.stages.dataset import prepare_dataset
+from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.prepare import prepare
 from potstill.stages.options import TextOptions

@@ -21,8 +21,8 @@ from potstill import api
 from potstill.cli.app import app
 from potstill.cli.options import SCREEN_OPTIONS
 from potstill.core.errors import UsageError
+from potstill.core.measure import Measure
 from potstill.core.results import MeasureTable, Report
-from potstill.core.types import Measure
 from potstill.data.corpus import load_corpus
 from potstill.models.load import LoadedModel, load_model
 from potstill.objectives.user_file import ObjectiveSource
@@ -31,7 +31,23 @@ from potstill.stages.distill.config import DistillConfig
 
 GROUP: Any = typer.main.get_command(app)
 STUB = Path(potstill.__file__).with_name("__init__.pyi")
-VERBS = ("distill", "prune", "measure", "frontier", "generate", "plan", "doctor", "arena", "cache", "load", "data")
+VERBS = (
+    *(
+        "distill",
+        "prune",
+        "convert",
+        "measure",
+        "frontier",
+        "generate",
+        "plan",
+        "doctor",
+        "arena",
+        "cache",
+        "load",
+        "data",
+    ),
+    *("export", "advise"),
+)
 ALIASES = {  # the longer union first, since it contains the others
     inspect.formatannotation(ModelSource): "ModelSource",
     inspect.formatannotation(DataSource): "DataSource",
@@ -39,7 +55,7 @@ ALIASES = {  # the longer union first, since it contains the others
 }
 HEADER = '''"""The Python API with its signatures; `python tests/surface/test_api.py` writes this file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from potstill.core.results import MeasureTable, Report
@@ -110,8 +126,9 @@ def test_the_stub_has_the_signatures_that_the_functions_have() -> None:
     [
         ("distill", {"config", "dry_run", "as_json"}, set()),
         ("prune", {"config", "dry_run", "as_json", "layers", "kv_heads", "ffn", "hidden"}, {"shape"}),
-        ("measure", {"config", "as_json"}, set()),
+        ("measure", {"config", "dry_run", "as_json"}, set()),
         ("doctor", {"config", "as_json"}, set()),
+        ("advise", {"config", "dry_run", "as_json"}, set()),
     ],
 )
 def test_what_python_and_the_command_line_share_is_named_and_set_alike(
@@ -123,7 +140,7 @@ def test_what_python_and_the_command_line_share_is_named_and_set_alike(
     hidden = {"clip", "final_rate", "calibration_tokens", "models"}
     assert set(ours) - set(shown) <= only_in_python | hidden
     shared = {name for name in set(ours) & set(shown) if ours[name].default is not inspect.Parameter.empty}
-    written_otherwise = {"tokens", "report_to", "tasks", "data"}
+    written_otherwise = {"tokens", "report_to", "tasks", "data", "draft", "tree"}
     assert {name: ours[name].default for name in shared - written_otherwise} == {
         name: shown[name] for name in shared - written_otherwise
     }
@@ -173,11 +190,12 @@ def test_keywords_become_the_stage(stages: list[DistillConfig], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning": 1}, r"no option 'learning'; .*it has .*batch_tokens.*lora.*lr"),
-        ({"temprature": 2.0}, "did you mean temperature"),
+        ({"learning": 1}, r"no option 'learning'.*; it has .*batch_tokens.*lora.*lr"),
+        ({"temprature": 2.0}, "did you mean 'temperature'"),
         ({"per_device_train_batch_size": 4}, "potstill counts tokens: give micro_tokens"),
         ({"lr": 1e-3, "learning_rate": 1e-3}, "got lr twice"),
         ({"tokens": "many"}, "'many' is not a count"),
+        ({"tokens": "2k", "num_train_epochs": 3}, "tokens and epochs both say how long to train"),
         ({"objective": lambda a, b: a}, "a function defined with def"),
         ({"data": 5}, "data cannot be a int"),
         ({"data": [{"text": "a"}, "b"]}, "row 2 of the data is a str"),

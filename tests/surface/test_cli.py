@@ -16,11 +16,12 @@ import typer.main
 from potstill.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-MAKING = ("models", "data", "doctor", "plan", "distill", "prune")
-VERBS = (*MAKING, "measure", "frontier", "arena", "generate", "serve", "run", "recipes", "push", "cache")
+MAKING = ("models", "data", "doctor", "plan", "distill", "prune", "convert")
+USING = ("generate", "advise", "serve", "run", "recipes", "export", "push", "cache")
+VERBS = (*MAKING, "measure", "frontier", "arena", *USING)
 GROUP: Any = typer.main.get_command(app)
 EXAMPLE = re.compile(r"Example: \[bold\](.+?)\[/\]", re.DOTALL)
-SPENDS = ("distill", "prune", "arena", "cache", "run")
+SPENDS = ("distill", "prune", "convert", "arena", "cache", "run")
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -85,6 +86,24 @@ def test_without_a_verb_it_shows_its_help() -> None:
     done = program()
     assert done.returncode == 0
     assert "distill" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "call", [("recipes",), ("models",), ("frontier", "nowhere"), ("push", "nowhere", "you/student")], ids=" ".join
+)
+def test_what_lists_or_draws_is_quick_and_brings_no_torch(call: tuple[str, ...]) -> None:
+    code = "import atexit, sys; atexit.register(lambda: print(*sys.modules)); from potstill.cli.app import main; main()"
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        line = [sys.executable, "-c", code, *call]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+        times.append(time.perf_counter() - start)
+        if min(times) < 1:
+            break
+    assert min(times) < 1.5
+    assert not {"torch", "transformers", "datasets"} & set(done.stdout.split())
+    assert done.returncode == 0 or done.stderr.startswith("error: ")
 
 
 def test_import_is_quick_and_brings_no_torch() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "potstill"
-FOR_OPS = {"torch", "triton", "jaxtyping", "potstill.ops"} | set(sys.stdlib_module_names)
+FOR_OPS = {"torch", "triton", "fla", "jaxtyping", "potstill.ops"} | set(sys.stdlib_module_names)
 
 
 # the command itself, with a copy of the source ahead of the installed package

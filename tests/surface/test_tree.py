@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LARGEST = 2**18  # bytes; docs/frontier.png is the largest, and 100 kB
+LARGEST = 2**18  # bytes; docs/demo.png is the largest picture, and 100 kB
 
 
 def test_no_tracked_file_is_large() -> None:

@@ -28,7 +28,8 @@ from potstill.models.load import LoadedModel
 from potstill.models.signals import compute_signals
 from potstill.objectives.config import ObjectiveConfig
 from potstill.ops.coarse import coarsen
-from potstill.serve.app import create_app, open_socket
+from potstill.serve.app import create_app
+from potstill.serve.server import listen, open_socket
 from potstill.teachers import http_client, served
 from potstill.teachers.http_client import Address
 from potstill.teachers.logprob_formats import EchoLogprobs
@@ -68,10 +69,11 @@ def letters(tmp_path: Path) -> Iterator[str]:
     tokenizer = byte_tokenizer(ascii=True)
     loaded = LoadedModel(random_llama(tokenizer), tokenizer, "letters", tmp_path, None, "")
     with open_socket("127.0.0.1", 0) as listener:
+        url = listen(listener, "127.0.0.1")
         one = uvicorn.Server(uvicorn.Config(create_app(loaded, name="letters"), log_level="error"))
         thread = threading.Thread(target=one.run, kwargs={"sockets": [listener]})
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        yield url
         one.should_exit = True
         thread.join()
 

@@ -45,6 +45,9 @@ def test_passes_that_do_not_divide_a_step_are_made_smaller() -> None:
     "change",
     [
         {"tokens": 0},
+        {"epochs": 0.0},
+        {"epochs": math.nan},
+        {"tokens": 1, "epochs": 1.0},
         {"context": -1},
         {"batch_tokens": 511},
         {"learning_rate": 0.0},
@@ -62,3 +65,12 @@ def test_passes_that_do_not_divide_a_step_are_made_smaller() -> None:
 def test_a_value_out_of_range_is_refused_by_name(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(change))):
         TrainConfig(**change)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 3), (2.0, 6), (0.5, 2), (0.01, 1), (2.1, 7)])
+def test_epochs_are_passes_over_the_packs_in_whole_steps(epochs: float, steps: int) -> None:
+    settings = TrainConfig(context=32, batch_tokens=64, epochs=epochs).resolve_epochs(
+        5
+    )  # three steps: of 2, 2 and 1 packs
+    assert (settings.steps, settings.tokens, settings.epochs) == (steps, steps * 64, None)
+    assert settings.resolve_epochs(1000) == settings

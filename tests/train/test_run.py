@@ -228,6 +228,15 @@ def test_the_outcome_says_what_the_run_cost(tiny_llama: LlamaForCausalLM, tmp_pa
     assert json.loads(json.dumps(outcome.to_dict()))["finished"] is True
 
 
+@pytest.mark.parametrize("num_packs", [4, 5])
+def test_epochs_train_every_token_of_the_packs_so_many_times(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path, num_packs: int
+) -> None:
+    packs = some_packs().take(num_packs)
+    outcome = train(study_of(tiny_llama), packs, settings(tokens=None, epochs=2.0), tmp_path, show=False)
+    assert (outcome.steps, outcome.tokens) == (2 * -(-num_packs // 2), 2 * packs.num_tokens)
+
+
 def test_bf16_is_computed_in_but_never_stored_in(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     plain, fast = study_of(tiny_llama), study_of(tiny_llama, compute_dtype=torch.bfloat16)
     for study, place in ((plain, "a"), (fast, "b")):

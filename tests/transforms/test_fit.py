@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.layers.extensions.gated_delta import GatedDelta
-from tests.layers.extensions.two_experts import Experts
 from tests.transforms.small import KINDS
 from transformers import LlamaConfig
 
 from potstill.core.blueprint import Blueprint, Layer, weight_shapes
 from potstill.core.errors import InfeasibleTarget, UnsupportedModel, UsageError
+from potstill.layers.ffn.experts import Experts
 from potstill.layers.ffn.swiglu import SwiGLU
 from potstill.layers.mixers.attention import Attention
 from potstill.models.backbone import Backbone
@@ -245,7 +245,7 @@ def test_a_hybrid_stack_is_refused_by_the_kinds_of_its_layers() -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_stack_of_another_kind_is_fitted_in_the_widths_that_it_declares(strategy: str) -> None:
-    layer = Layer(GatedDelta(16, 16), Experts((SwiGLU(256), SwiGLU(256))))
+    layer = Layer(GatedDelta(16, 16), Experts(SwiGLU(256), 2))
     blueprint = Blueprint(1000, 256, (layer,) * 12)
     shape = fit_shape(blueprint, keep=0.7, dims=get_dimensions(blueprint, strategy, 0.7))
     assert list(shape) == ["layers", "delta_heads", "expert_ffn", "hidden"]

@@ -17,11 +17,14 @@ import typer.main
 
 from potstill import __version__
 from potstill.cli.command_class import Command
+from potstill.cli.commands.advise import advise
 from potstill.cli.commands.arena import arena
 from potstill.cli.commands.cache import cache_app
+from potstill.cli.commands.convert import convert
 from potstill.cli.commands.data import data
 from potstill.cli.commands.distill import distill
 from potstill.cli.commands.doctor import doctor
+from potstill.cli.commands.export import export
 from potstill.cli.commands.frontier import frontier
 from potstill.cli.commands.generate import generate
 from potstill.cli.commands.measure import measure
@@ -36,6 +39,7 @@ from potstill.cli.options import add_config_option, add_screen_options
 from potstill.cli.output import CommandResult
 from potstill.core.errors import Interrupted, PeerFailed, PotstillError
 from potstill.core.notes import NoteHandler
+from potstill.core.ranks import is_main_process
 from potstill.core.screen import Verbosity, get_verbosity, open_screen, set_verbosity
 from potstill.core.suggestions import suggest
 
@@ -43,7 +47,25 @@ ClickException: Any = typer.BadParameter.__mro__[2]  # of the click that typer u
 INTERRUPTED_EXIT_CODE = 130
 COMPLETION_VARIABLE = "_POTSTILL_COMPLETE"  # set by a shell that asks for completions
 
-VERBS = (models, data, doctor, plan, distill, prune, measure, frontier, arena, generate, serve, run, recipes, push)
+VERBS = (
+    models,
+    data,
+    doctor,
+    plan,
+    distill,
+    prune,
+    convert,
+    measure,
+    frontier,
+    arena,
+    generate,
+    advise,
+    serve,
+    run,
+    recipes,
+    export,
+    push,
+)
 
 
 app = typer.Typer(
@@ -63,7 +85,7 @@ def main() -> None:
     if COMPLETION_VARIABLE in os.environ:
         app(prog_name="potstill")
     arguments = sys.argv[1:]
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # under torchrun only the first process prints
     set_verbosity(choose_verbosity(arguments))
     if "--debug" in arguments:
@@ -103,7 +125,7 @@ def run_command(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     stdout_redirect = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     command = typer.main.get_command(app)
-    screen = open_screen(show=os.environ.get("RANK", "0") == "0")
+    screen = open_screen(show=is_main_process())
     try:
         with screen, command.make_context("potstill", list(arguments) or ["--help"]) as context, stdout_redirect:
             result = context.command.invoke(context)

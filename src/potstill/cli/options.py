@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args, get_t
 
 import typer
 
+from potstill.cli.config_file import flatten_options, read_yaml
 from potstill.core.counts import format_count, parse_count
 from potstill.core.errors import ArtifactError, NotFound, UsageError
 from potstill.core.hf_names import translate_name
@@ -19,7 +20,6 @@ from potstill.core.options import (
     DEVICE,
     DTYPE,
     IGNORE_GENERATION_CONFIG,
-    MAX_LOGPROBS,
     SEED,
     TRUST_REMOTE_CODE,
     OptionField,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 else:
     CommandContext = typer.Context.__mro__[1]  # typer passes the base class, and wants it named
 
+DRY_RUN_HELP = "Check the options and print what they make; save them to OUT.yaml for --config, and stop."
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, and everything else to stderr.")]
@@ -40,7 +42,12 @@ Teacher = Annotated[  # a list, so that a second teacher is refused and does not
     list[str] | None, typer.Option("--teacher", help=LOCAL_TEACHER_HELP, metavar="TEXT")
 ]
 Out = Annotated[str, typer.Option(help="The folder to write; it must not exist, or be empty.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A hub id, a folder, a .gguf file or smollm2; MODEL#0.5: one size of an elastic model."
+    ),
+]
 Context = Annotated[int, typer.Option(help=CONTEXT.help)]
 Columns = Annotated[str, typer.Option(help=COLUMNS.help)]
 Device = Annotated[str, typer.Option(help=DEVICE.help)]
@@ -49,7 +56,6 @@ Seed = Annotated[int, typer.Option(help=SEED.help)]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help=ALLOW_PICKLE.help)]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_REMOTE_CODE.help)]
 IgnoreGenerationConfig = Annotated[bool, typer.Option("--ignore-generation-config", help=IGNORE_GENERATION_CONFIG.help)]
-MaxLogprobs = Annotated[int, typer.Option(help=MAX_LOGPROBS.help)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")]
 Config = Annotated[
@@ -58,19 +64,33 @@ Config = Annotated[
         help="A YAML file of these options, or the card.json of a run; options of the command line override it."
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print all options with their values, and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help=DRY_RUN_HELP)]
 
 SCREEN_OPTIONS = {  # of every command; `app.main` reads them
     "verbose": "Also show the messages of the libraries, and the seconds of each phase.",
     "quiet": "Show only warnings and errors on stderr.",
     "debug": "Show the traceback of an error.",
 }
-SIZE_OPTIONS = ("student", "keep", "params")  # one of them; the command line's replaces the file's
+ALTERNATIVES = (  # one of each group; that of the command line replaces that of the file
+    ("student", "keep", "params"),
+    ("tokens", "epochs"),
+)
 CALL_OPTIONS = ("out", "config", "overwrite", "resume", "dry_run", "as_json")  # of the call, not of the run
 
-CONFIG_COMMANDS = ("prune", "measure", "generate", "arena", "doctor", "run", "write_cache")
-TEXT_LISTS = ("objectives", "seeds")  # lists in a file that the command line writes with commas
-COUNT_OPTIONS = ("tokens", "params")  # written as 200k or 60M
+CONFIG_COMMANDS = (
+    "prune",
+    "convert",
+    "measure",
+    "generate",
+    "arena",
+    "doctor",
+    "advise",
+    "export",
+    "run",
+    "write_cache",
+)
+TEXT_LISTS = ("objectives", "seeds", "draft_length")  # lists in a file that the command line writes with commas
+COUNT_OPTIONS = ("tokens", "params", "draft_vocabulary")  # written as 200k or 60M
 
 
 def take_options(
@@ -105,46 +125,38 @@ def take_options(
 
 def add_config_option(function: Command) -> Command:
     """Declare --config on a command that has a config, and does not read it itself."""
-    parameters = inspect.signature(function).parameters
-    if "config" in parameters or function.__name__ not in CONFIG_COMMANDS:
+    if "config" in inspect.signature(function).parameters or function.__name__ not in CONFIG_COMMANDS:
         return function
-
-    @functools.wraps(function)
-    def command(*arguments: Any, **options: Any) -> Any:
-        return function(*arguments, **{name: value for name, value in options.items() if name != "config"})
-
     help_text = "A YAML file of these options, also `out`; options of the command line override it."
-    annotation = Annotated[str | None, typer.Option("--config", help=help_text, expose_value=False)]
-    config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-    command.__signature__ = inspect.signature(function).replace(  # type: ignore[attr-defined]
-        parameters=[*parameters.values(), config]
-    )
-    command.__annotations__ = {**function.__annotations__, "config": annotation}
-    return cast(Command, command)
+    return _declare(function, {"config": Annotated[str | None, typer.Option(help=help_text, expose_value=False)]}, None)
 
 
 def add_screen_options(function: Command) -> Command:
     """Declare --verbose, --quiet and --debug on a command, which does not receive them."""
+    panel = "What stderr shows"
+    options = {
+        name: Annotated[bool, typer.Option(f"--{name}", help=text, expose_value=False, rich_help_panel=panel)]
+        for name, text in SCREEN_OPTIONS.items()
+    }
+    return _declare(function, options, default=False)
+
+
+def _declare(function: Command, annotations: Mapping[str, Any], default: Any) -> Command:
+    """`function` with further options at its end, which it does not receive."""
 
     @functools.wraps(function)
     def command(*arguments: Any, **options: Any) -> Any:
-        return function(*arguments, **{name: value for name, value in options.items() if name not in SCREEN_OPTIONS})
+        return function(*arguments, **{name: value for name, value in options.items() if name not in annotations})
 
     signature = inspect.signature(function)
-    added = {
-        name: Annotated[
-            bool, typer.Option(f"--{name}", help=text, expose_value=False, rich_help_panel="What stderr shows")
-        ]
-        for name, text in SCREEN_OPTIONS.items()
-    }
-    keywords = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, annotation in added.items()
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, annotation in annotations.items()
     ]
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), *keywords]
+        parameters=[*signature.parameters.values(), *added]
     )
-    command.__annotations__ = {**function.__annotations__, **added}
+    command.__annotations__ = {**function.__annotations__, **annotations}
     return cast(Command, command)
 
 
@@ -174,7 +186,7 @@ def read_options(options_class: type, options: Mapping[str, Any]) -> dict[str, A
             continue
         value = options[name]
         if field_type == tuple[str, ...]:
-            value = tuple(value or ())
+            value = tuple(value or option.default)
         elif isinstance(value, list | tuple):  # one value, or several
             value = tuple(value) if len(value) > 1 else next(iter(value), option.default)
         values[field_name] = option.default if value is None else value
@@ -238,8 +250,8 @@ def merge_options(ctx: CommandContext, config: str | None, extra_types: Mapping[
     """
     options = {name: value for name, value in ctx.params.items() if name not in CALL_OPTIONS}
     type_hints = {**get_type_hints(ctx.command.callback), **extra_types}
-    file_content = _read_yaml(expand_path(config)) if config else {}
-    for file_name, value in _flatten_options(file_content).items():
+    file_content = read_yaml(expand_path(config)) if config else {}
+    for file_name, value in flatten_options(file_content).items():
         name = translate_name(file_name, {*options, *extra_types, *CALL_OPTIONS})
         if name == "out":
             continue  # the class of the command has read it
@@ -249,18 +261,16 @@ def merge_options(ctx: CommandContext, config: str | None, extra_types: Mapping[
             option_names = ", ".join(sorted({*options, *extra_types} - {"config"}))
             hint = suggest(name, {*options, *extra_types})
             raise UsageError(f"{config} names {name!r}, which is not an option{hint}; the options are {option_names}")
-        if not _is_on_command_line(ctx, name) and not (
-            name in SIZE_OPTIONS and any(_is_on_command_line(ctx, size) for size in SIZE_OPTIONS)
-        ):
+        if not any(_is_on_command_line(ctx, alternative) for alternative in _list_alternatives(name)):
             options[name] = _convert_value(type_hints, config or "", name, value)
-    for name in COUNT_OPTIONS:
+    for name in (name for name in COUNT_OPTIONS if name in options):
         options[name] = parse_count(options[name])
     return options
 
 
 def reads_config(command: Any) -> bool:
-    """Whether a command merges the file of `--config` itself."""
-    return command.name in ("distill", "plan")
+    """Whether a command receives `--config`, and so merges its file itself."""
+    return any(option.name == "config" and option.expose_value for option in command.params)
 
 
 def read_defaults(
@@ -270,10 +280,10 @@ def read_defaults(
 
     Raises: UsageError if the file names an option that does not exist; NotFound without the file.
     """
-    content = _read_yaml(expand_path(config))
+    content = read_yaml(expand_path(config))
     names = {name for name in known_names if name and name != "config"}
     values: dict[str, Any] = {}
-    for file_name, value in _flatten_options(content).items():
+    for file_name, value in flatten_options(content).items():
         name = translate_name(file_name, names)
         if only_out and name != "out":
             continue
@@ -283,10 +293,15 @@ def read_defaults(
             raise UsageError(
                 f"{config} names {file_name!r}, which is not an option{hint}; the options are {option_names}"
             )
-        is_replaced = name in SIZE_OPTIONS and any(given.get(size) is not None for size in SIZE_OPTIONS)
+        is_replaced = any(given.get(alternative) is not None for alternative in _list_alternatives(name)[1:])
         if name in names and value is not None and not is_replaced:
             values[name] = ",".join(map(str, value)) if name in TEXT_LISTS and isinstance(value, list) else value
     return values
+
+
+def _list_alternatives(name: str) -> tuple[str, ...]:
+    """The option, and those that the command line may give in its place."""
+    return next(((name, *group) for group in ALTERNATIVES if name in group), (name,))
 
 
 def _is_on_command_line(ctx: CommandContext, name: str) -> bool:
@@ -310,35 +325,3 @@ def _convert_value(type_hints: Mapping[str, Any], config: str, name: str, value:
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise UsageError(f"{config} sets {name} to {value!r}, which is invalid: {reason}") from error
-
-
-def _flatten_options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in a file, or in the stage of a card, by their names on the command line."""
-    if isinstance(content.get("stage"), Mapping):  # a whole card
-        content = content["stage"]
-    options = {name.replace("-", "_"): value for name, value in content.items() if name != "stage"}
-    options |= options.pop("settings", None) or {}
-    objective = options.get("objective")
-    if isinstance(objective, Mapping):
-        objective_options = ",".join(f"{name}={value}" for name, value in (objective.get("options") or {}).items())
-        options |= {name: value for name, value in objective.items() if name not in ("name", "options")}
-        options["objective"] = (
-            f"{objective.get('name')}:{objective_options}" if objective_options else objective.get("name")
-        )
-    if "learning_rate" in options:
-        options["lr"] = options.pop("learning_rate")
-    return options
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise NotFound(f"there is no file {file}") from error
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise UsageError(f"{file} must map option names to values, such as `tokens: 2M`")
-    return content

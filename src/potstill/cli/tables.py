@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from potstill.cli.layout import build_tables
+from potstill.core.measure import Measure
 from potstill.core.measure_table import MEASURES, format_measure, list_columns
-from potstill.core.types import Measure
 
 PIPE_WIDTH = 120  # of a file or a pipe, which has no width of its own; COLUMNS sets another one
 OUTCOME_COLORS = {"pass": "green", "fail": "bold red", "note": "yellow"}
@@ -78,6 +78,20 @@ def print_measures(
         print_differences(paired_differences)
 
 
+def print_measurement(result: Mapping[str, Any]) -> None:
+    """Print the result of `measure`: the measures, and how the models use a long context."""
+    print_measures(result["models"], result["paired"])
+    for name, rows in result.get("positions", {}).items():
+        ranges = [f"{row['start']:,} to {row['stop']:,}" for row in rows]
+        print_rows(("bits per byte at", *ranges), [(Text(name), *(f"{row['bits_per_byte']:.3f}" for row in rows))])
+    for name, cells in result.get("needle", {}).items():
+        depths = list(dict.fromkeys(cell["depth"] for cell in cells))
+        accuracies = {(cell["length"], cell["depth"]): f"{cell['accuracy']:.2f}" for cell in cells}
+        lengths = dict.fromkeys(cell["length"] for cell in cells)
+        rows = [(Text(f"{name}, {n:,} tokens"), *(accuracies[n, depth] for depth in depths)) for n in lengths]
+        print_rows(("needle found at depth", *(f"{depth:g}" for depth in depths)), rows)
+
+
 def print_differences(paired_differences: Sequence[Mapping[str, Any]]) -> None:
     """Print each measure of model a minus that of model b, with its interval, paired by document, for every two
     models."""
@@ -95,15 +109,35 @@ def format_difference(entry: Mapping[str, Any]) -> str:
 
 
 def print_run(out: Path, measures_by_model: Mapping[str, Sequence[Measure]]) -> None:
-    """Print the measures of a finished run, and its folder."""
+    """Print the measures of a finished run, and the files of its folder."""
     print_measures({name: [m.to_dict() for m in model_measures] for name, model_measures in measures_by_model.items()})
-    print_line(f"{out} contains the model, its card (README.md, card.json), metrics.jsonl and curve.png")
+    if (out / "config.json").is_file():
+        print_line(f"{out} contains the model, its card (README.md, card.json), metrics.jsonl and curve.png")
+    else:
+        print_line(f"{out} contains {', '.join(sorted(file.name for file in out.iterdir()))}")
 
 
 def print_pruned_model(out: str, details: Mapping[str, Any]) -> None:
     """Print the shape and size of a pruned model, and its folder."""
     print_facts({**details["shape"], "parameters": f"{details['parameters']:,}", "share": f"{details['share']:.1%}"})
     print_line(f"{out} contains the model and its card (README.md, card.json)")
+
+
+def print_converted_model(model: str, out: str, details: Mapping[str, Any]) -> None:
+    """Print the size and cost of a converted model before and after, its folder, and the command that heals it."""
+    costs = ("flops_per_token", "state_bytes", "state_bytes_per_token", "weight_bytes")
+    names = ("conversion", "parameters", "share", "context", *costs)
+    facts = {name: details[name] for name in names}
+    print_rows(("conversion", "value"), [(name, _format_cell(value)) for name, value in flatten(facts)])
+    if sizes := details.get("sizes"):
+        print_rows(tuple(sizes[0]), [tuple(_format_cell(value) for value in size.values()) for size in sizes])
+    print_line(f"{out} contains the model and its card (README.md, card.json)")
+    if not details["conversion"]["name"].startswith("packed"):
+        print_line(f"potstill distill --student {out} --teacher {model} heals it")
+
+
+def _format_cell(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 
 
 def print_models(model_list: Sequence[Mapping[str, Any]]) -> None:
@@ -151,16 +185,61 @@ def print_push(result: Mapping[str, Any]) -> None:
     print_line(f"{result['bytes']:,} bytes; {is_done}")
 
 
+def print_export(result: Mapping[str, Any]) -> None:
+    """Print what was written, the checks with their outcomes, and the command of each runtime."""
+    facts = {name: result[name] for name in ("out", "format", "type", "architecture", "context") if name in result}
+    print_facts(
+        {**facts, "MiB": f"{result['bytes'] / 2**20:,.1f}", **{c["name"]: c["outcome"] for c in result["checks"]}}
+    )
+    for runtime, command in result["commands"].items():
+        print_line(f"{runtime}: {command}")
+
+
+def print_advice(result: Mapping[str, Any]) -> None:
+    """Print costs and acceptance by draft length, the speed-up of each setting, and the advice."""
+    lengths = list(result["verification_cost"])
+    rows = [("verification, cost", *map("{:.2f}".format, result["verification_cost"].values()))]
+    for draft in (draft for draft in result["drafts"] if draft["tree"] is None):
+        acceptance = [draft["acceptance"][int(n) - 1] if int(n) <= len(draft["acceptance"]) else 0.0 for n in lengths]
+        rows.append((f"{draft['draft']}, cost", *(f"{draft['cost'][n]:.2f}" for n in lengths)))
+        rows.append((f"{draft['draft']}, accepted", *map("{:.0%}".format, acceptance)))
+    print_rows(("tokens in a draft", *lengths), rows)
+    print_rows(
+        ("setting", "tokens per pass", "cost of a pass", "predicted", "measured", "error"),
+        [_make_setting_row(setting) for setting in result["settings"]],
+    )
+    for difference in result.get("differences") or ():
+        place = f"token {difference['token'] + 1} of answer {difference['prompt'] + 1}"
+        print_line(f"{difference['flags']}: {place} differs from the text without drafts")
+    print_line("costs: a pass without a draft is 1; accepted: of the tokens at this place, where all before them are")
+    conditions = result["conditions"]
+    threads = "1 thread" if conditions["threads"] == 1 else f"{conditions['threads']} threads"
+    hardware = threads if conditions["device"] == "cpu" else conditions["device"]
+    prompts = f"{result['data']['prompts']} prompts, one at a time"
+    print_line(f"speeds: without drafts 1; {prompts}, {conditions['dtype']}, {hardware}")
+    print_line(result["advice"]["sentence"])
+    if "out" in result:
+        print_line(f"{result['out']} contains advice.json and the chart speed-up.html")
+
+
+def _make_setting_row(setting: Mapping[str, Any]) -> tuple[str, ...]:
+    shape = f"tree {setting['tree']}" if setting["tree"] else str(setting["draft_length"])
+    cost = setting["draft_cost"] + setting["verify_cost"]
+    return (
+        f"{setting['draft']}, {shape}",
+        *(f"{value:.2f}" for value in (setting["tokens_per_pass"], cost, setting["predicted"])),
+        "-" if setting["measured"] is None else f"{setting['measured']:.2f}",
+        "-" if setting["error"] is None else f"{setting['error']:+.1%}",
+    )
+
+
 def print_line(text: str) -> None:
     """Print a sentence without markup."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_recipes(recipe_list: Sequence[Mapping[str, Any]], *, with_details: bool) -> None:
-    """Print all recipes in a table, or with details."""
-    if not with_details:
-        print_table(recipe_list, "name", "summary", "source")
-        return
+def print_recipes(recipe_list: Sequence[Mapping[str, Any]]) -> None:
+    """Print recipes with all their values."""
     for recipe in recipe_list:
         print_facts({k: v for k, v in recipe.items() if k not in ("stages", "origins", "bibtex")})
         for stage in recipe["stages"]:

@@ -19,10 +19,12 @@ TRAINING_FOLDER = "training"  # in the output folder until the run is finished
 RECORD_FILE = "run.json"  # in the training folder: what the run was begun with
 CARRY_FILE = ".carry"  # in a folder that replaces another: the name of a folder that moves over from the old one
 ARENA_FILE = "arena.json"  # in the folder of an arena from the start
+ADVICE_FILE = "advice.json"  # in the folder of an advice
 OUTPUT_MARKERS = (
     CARD_FILE,
     TRAINING_FOLDER,
     ARENA_FILE,
+    ADVICE_FILE,
     f"*/{CARD_FILE}",
     f"*/{TRAINING_FOLDER}",
 )  # every output folder of potstill holds one of these

@@ -11,8 +11,10 @@ built-in ones. `Blueprint.from_dict` knows a kind once its file is imported.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
+from potstill.core.depth import Depth
 from potstill.core.errors import ArtifactError, UsageError
 from potstill.core.parts import (
     DENSE,
@@ -35,23 +37,35 @@ from potstill.core.serialization import Facts, check_fields, freeze, thaw
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary positions of base `theta`; `scaling` holds Hugging Face's `rope_parameters` without `rope_theta`."""
+    """Rotary positions of base `theta`; `scaling` holds Hugging Face's `rope_parameters` without `rope_theta`.
+
+    They turn the first `fraction` of the dimensions of each head, and leave the others as they are.
+    """
 
     theta: float = 10000.0
     scaling: Facts | None = None
+    fraction: float = 1.0
 
     def __post_init__(self) -> None:
         if self.theta <= 0:
             raise UsageError(f"rotary theta is {self.theta}; it must be positive")
+        if not 0 < self.fraction <= 1:
+            raise UsageError(f"the rotary fraction is {self.fraction}; it is a share of a head, above 0 and at most 1")
+
+    def count_rotated(self, head_dim: int) -> int:
+        """The number of dimensions that turn, of a head of width `head_dim`."""
+        return int(head_dim * self.fraction)
 
     def parameters(self) -> dict[str, Any]:
         """Hugging Face's `rope_parameters`, `{"rope_theta": ..., "rope_type": ..., ...}`."""
         scaling = {k: list(v) if isinstance(v, tuple) else v for k, v in self.scaling or ()}
-        return {"rope_type": "default", **scaling, "rope_theta": self.theta}
+        partial = {} if self.fraction == 1 else {"partial_rotary_factor": self.fraction}
+        return {"rope_type": "default", **scaling, "rope_theta": self.theta, **partial}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, from which `from_dict` makes an equal value."""
-        return {"theta": self.theta, "scaling": None if self.scaling is None else thaw(dict(self.scaling))}
+        """Plain JSON data, from which `from_dict` makes an equal value; a fraction of 1 is left out."""
+        data = {"theta": self.theta, "scaling": None if self.scaling is None else thaw(dict(self.scaling))}
+        return data if self.fraction == 1 else data | {"fraction": self.fraction}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Rotary":
@@ -70,13 +84,18 @@ class Layer:
     """x + mixer(norm(x)), then x + ffn(norm(x)): one residual layer, normalized before each half.
 
     With `post_norms` the output of each half is normalized too, before it is added: x + norm(mixer(norm(x))) (Gemma).
-    `linear` is the kind of linear map that both halves are made of.
+    `linear` is the kind of linear map that both halves are made of. With a `depth` gate, tokens may skip the layer.
     """
 
     mixer: Mixer
     ffn: FeedForward
     post_norms: bool = False
     linear: Linear = DENSE
+    depth: Depth | None = None
+
+    @property
+    def _load(self) -> float:
+        return 1.0 if self.depth is None else self.depth.load
 
     @property
     def halves(self) -> tuple[tuple[str, Sublayer], tuple[str, Sublayer]]:
@@ -85,7 +104,8 @@ class Layer:
 
     def parts(self) -> Iterator[Part]:
         """All parts of this layer, parts inside parts included."""
-        yield from (*self.mixer.parts(), *self.ffn.parts(), *self.linear.parts())
+        gate = () if self.depth is None else self.depth.parts()
+        yield from (*self.mixer.parts(), *self.ffn.parts(), *self.linear.parts(), *gate)
 
     def shapes(self, hidden: int) -> Shapes:
         """Name and shape of each weight of this layer in a model of width `hidden`."""
@@ -94,11 +114,23 @@ class Layer:
             weights[f"{half}_norm.weight"] = (hidden,)
             weights |= prefix_names(half, part.shapes(hidden, self.linear))
             weights |= {f"{half}_post_norm.weight": (hidden,)} if self.post_norms else {}
-        return weights
+        return weights if self.depth is None else weights | prefix_names("depth", self.depth.shapes(hidden, DENSE))
 
     def cost(self, hidden: int, seen: float) -> Cost:
-        """Multiply-adds for one token that sees `seen` tokens, itself included, in a model of width `hidden`."""
-        return self.mixer.cost(hidden, seen, self.linear).plus(self.ffn.cost(hidden, seen, self.linear))
+        """Multiply-adds for one token that sees `seen` tokens, itself included, in a model of width `hidden`.
+
+        With a depth gate it is the mean over tokens: only its `load` runs, and sees as large a share of the text.
+        """
+        share = self._load * seen
+        halves = self.mixer.cost(hidden, share, self.linear).plus(self.ffn.cost(hidden, share, self.linear))
+        if self.depth is None:
+            return halves
+        gate = self.depth.cost(hidden, seen, DENSE)
+        return gate.plus(Cost(self._load * halves.matrices, self._load * halves.seen))
+
+    def state_bytes(self, tokens: int, itemsize: int) -> int:
+        """Bytes of this layer's state after a text of `tokens` tokens, in a dtype of `itemsize` bytes."""
+        return self.mixer.state_bytes(round(self._load * tokens), itemsize)
 
     def cuts(self) -> dict[str, Cut]:
         """The widths of both halves that can be cut, by name; `measured_at` counts from the layer."""
@@ -107,11 +139,6 @@ class Layer:
             for half, part in self.halves
             for name, cut in part.cuts().items()
         }
-
-    def cut_axes(self, name: str, hidden: int) -> Axes:
-        """The rows and columns of each weight that a unit of the cut `name` owns."""
-        larger = self.resize({name: self.cuts()[name].size + 1})
-        return compare_shapes(self.shapes(hidden), larger.shapes(hidden))
 
     def resize(self, sizes: Mapping[str, int]) -> "Layer":
         """The same layer with other sizes of its cuts.
@@ -129,16 +156,18 @@ class Layer:
 
     def describe(self) -> str:
         """The kinds of both halves, for messages: `attention and swiglu`."""
-        return f"{self.mixer.kind_name} and {self.ffn.kind_name}"
+        gate = "" if self.depth is None else " behind a depth gate"
+        return f"{self.mixer.kind_name} and {self.ffn.kind_name}{gate}"
 
     def norm_names(self) -> tuple[str, ...]:
         """The names of the norms that are as wide as the model."""
         return ("mixer_norm", "ffn_norm", *(("mixer_post_norm", "ffn_post_norm") if self.post_norms else ()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, from which `from_dict` makes an equal layer; plain linear maps are left out."""
+        """Plain JSON data, from which `from_dict` makes an equal layer; plain linear maps and no gate are left out."""
         data = {"mixer": _encode(self.mixer), "ffn": _encode(self.ffn), "post_norms": self.post_norms}
-        return data if self.linear == DENSE else data | {"linear": _encode(self.linear)}
+        data |= {} if self.linear == DENSE else {"linear": _encode(self.linear)}
+        return data if self.depth is None else data | {"depth": _encode(self.depth)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Layer":
@@ -147,7 +176,7 @@ class Layer:
         Raises:
             ArtifactError: a key is unknown or missing, a kind is not registered, or a part is in the wrong place.
         """
-        roles: Mapping[str, type[Part]] = {"mixer": Mixer, "ffn": FeedForward, "linear": Linear}
+        roles: Mapping[str, type[Part]] = {"mixer": Mixer, "ffn": FeedForward, "linear": Linear, "depth": Depth}
         facts = check_fields(cls, data)
         for name, role in roles.items():
             if name in facts:
@@ -190,6 +219,12 @@ class Blueprint:
     def change_layers(self, is_selected: Callable[[int], bool], change: Callable[[Layer], Layer]) -> "Blueprint":
         """The same blueprint with `change` applied to every layer whose index `is_selected`."""
         layers = (change(layer) if is_selected(i) else layer for i, layer in enumerate(self.layers))
+        return replace(self, layers=tuple(layers))
+
+    @property
+    def trainable_form(self) -> "Blueprint":
+        """The same function with every matrix stored as it multiplies; itself where nothing is packed."""
+        layers = (replace(layer, linear=layer.linear.trainable_form) for layer in self.layers)
         return replace(self, layers=tuple(layers))
 
     def kinds(self) -> frozenset[type[Part]]:
@@ -238,6 +273,13 @@ def weight_shapes(blueprint: Blueprint) -> Shapes:
         weights |= prefix_names(f"layers.{i}", layer.shapes(blueprint.hidden))
     weights["norm.weight"] = (blueprint.hidden,)
     return weights if blueprint.tied else weights | {"head.weight": (blueprint.vocabulary, blueprint.hidden)}
+
+
+@lru_cache(maxsize=256)
+def find_cut_axes(layer: Layer, name: str, hidden: int) -> Axes:
+    """The rows and columns of each weight that a unit of the cut `name` of a layer owns."""
+    larger = layer.resize({name: layer.cuts()[name].size + 1})
+    return compare_shapes(layer.shapes(hidden), larger.shapes(hidden))
 
 
 def _encode(value: Any) -> Any:

@@ -12,9 +12,13 @@ from typing import Any
 
 from potstill.core.atomic_files import CARD_FILE, write_text
 from potstill.core.errors import ArtifactError
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
 
 PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "peft")
+BEFORE_TRAINING = "before training"  # the name of these measures in a card
+MISSING_MEASURES = {  # the failures of a card whose measures are not made yet
+    "measures and samples": "the run has not come to them yet, or was stopped there; --resume makes them"
+}
 
 
 @dataclass(frozen=True, kw_only=True)

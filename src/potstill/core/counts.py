@@ -22,6 +22,11 @@ def parse_count(text: str | int | None) -> int | None:
     return number
 
 
+def count_noun(number: int, noun: str) -> str:
+    """`1 document` or `1,200 documents`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def format_count(number: int | None) -> str | None:
     """A count in its largest whole unit: `200k`, `2M`."""
     if number is None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from potstill.core.errors import UsageError
+from potstill.core.errors import UsageError, get_first_line
 
 log = logging.getLogger("potstill")
 RECOMPILE_LIMIT = 64  # two models, with and without gradients, in a few dtypes exceed torch's limit of 8
@@ -31,7 +31,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         resolved = torch.device(name)
         torch.empty(1, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+        raise UsageError(f"device {name!r} cannot be used here ({get_first_line(error)}); try cpu") from error
     return resolved
 
 
@@ -63,13 +63,18 @@ def compute_dtype(device_type: str = "cpu") -> torch.dtype:
     """bfloat16 where this device multiplies matrices faster in it than in float32, else float32.
 
     Many CPUs compute in bf16 only through slow conversions. So on a CPU potstill times both, once per process (about 50
-    ms).
+    ms). A small product settles it where bf16 is many times slower.
     """
     if device_type.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if not device_type.startswith("cpu"):
         return torch.float32
-    bfloat16_seconds, float32_seconds = (_time_product(candidate) for candidate in (torch.bfloat16, torch.float32))
+    for size in (96, 768):
+        bfloat16_seconds, float32_seconds = (
+            _time_product(candidate, size=size) for candidate in (torch.bfloat16, torch.float32)
+        )
+        if bfloat16_seconds > 4 * float32_seconds:
+            break
     fastest = torch.bfloat16 if bfloat16_seconds < 0.8 * float32_seconds else torch.float32
     log.info(
         "computing in %s: a product takes %.2f ms in bf16, %.2f ms in fp32",
@@ -80,7 +85,7 @@ def compute_dtype(device_type: str = "cpu") -> torch.dtype:
     return fastest
 
 
-def _time_product(dtype: torch.dtype, *, size: int = 768, repeats: int = 5) -> float:
+def _time_product(dtype: torch.dtype, *, size: int, repeats: int = 5) -> float:
     matrix = torch.ones(size, size, dtype=dtype)
     matrix @ matrix
     times = []
@@ -125,11 +130,7 @@ def _get_compiler(name: str) -> Callable[[torch.fx.GraphModule, list[Any]], Call
                 raise  # no failure: the tracer begins again, with numbers such as a scale as constants
             except Exception as error:  # a compiler, its C++ compiler or a missing library may raise any type
                 works = False
-                log.warning("note: torch.compile fails here (%s), so nothing is compiled", _get_first_line(error))
+                log.warning("note: torch.compile fails here (%s), so nothing is compiled", get_first_line(error))
         return graph.forward
 
     return compile_graph
-
-
-def _get_first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

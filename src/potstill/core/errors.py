@@ -10,6 +10,15 @@ class PotstillError(ValueError):
     exit_code = 1
 
 
+def get_first_line(error: BaseException) -> str:
+    """The first line of a library's error, at most 200 characters; the rest is advice for other users.
+
+    The name of its type where the error has no message.
+    """
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 200 else f"{line[:200]}..."
+
+
 class UsageError(PotstillError):
     """The call is wrong: an option out of range, or options that exclude each other."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
 
 MEBIBYTE = 1 << 20
 
@@ -19,8 +19,8 @@ class MeasureInfo:
 
     `title` labels the axis of a chart and `column` heads a column, both in the unit shown, which is `unit` times
     `scale`. `decimals` is the number of digits after the point in a table. Only charts and JSON show a measure without
-    `in_tables`: perplexity repeats bits per byte, bytes on disk depend on the precision of the file, and peak memory
-    belongs to one speed test.
+    `in_tables`: perplexity repeats bits per byte, acceptance matters to drafts alone, bytes on disk depend on the
+    precision of the file, and peak memory belongs to one speed test.
     """
 
     name: str
@@ -75,6 +75,16 @@ MEASURES: Mapping[str, MeasureInfo] = {
             decimals=3,
         ),
         MeasureInfo(
+            name="acceptance",
+            title="acceptance by the teacher of the model's drafts",
+            column="acceptance",
+            unit="share",
+            better="higher",
+            kind="quality",
+            decimals=3,
+            in_tables=False,
+        ),
+        MeasureInfo(
             name="perplexity",
             title="perplexity",
             column="perplexity",
@@ -92,6 +102,24 @@ MEASURES: Mapping[str, MeasureInfo] = {
             better="higher",
             kind="quality",
             decimals=1,
+        ),
+        MeasureInfo(
+            name="long_bits_per_byte",
+            title="bits per byte in the second half of long windows",
+            column="bits per byte, far",
+            unit="bits/byte",
+            better="lower",
+            kind="quality",
+            decimals=3,
+        ),
+        MeasureInfo(
+            name="needle_accuracy",
+            title="accuracy of the needle probe",
+            column="needle",
+            unit="share",
+            better="higher",
+            kind="quality",
+            decimals=2,
         ),
         MeasureInfo(
             name="parameters",
@@ -136,6 +164,33 @@ MEASURES: Mapping[str, MeasureInfo] = {
             better="higher",
             kind="cost",
             decimals=1,
+        ),
+        MeasureInfo(
+            name="tokens_per_pass",
+            title="tokens per pass of the target, with this draft",
+            column="tokens per pass",
+            unit="tokens",
+            better="higher",
+            kind="cost",
+            decimals=2,
+        ),
+        MeasureInfo(
+            name="predicted_speed_up",
+            title="predicted speed-up of decoding with this draft",
+            column="predicted speed-up",
+            unit="1",
+            better="higher",
+            kind="cost",
+            decimals=2,
+        ),
+        MeasureInfo(
+            name="speed_up",
+            title="measured speed-up of decoding with this draft",
+            column="speed-up",
+            unit="1",
+            better="higher",
+            kind="cost",
+            decimals=2,
         ),
         MeasureInfo(
             name="peak_memory",

@@ -9,6 +9,13 @@ from potstill.core.atomic_files import write_text
 from potstill.core.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"
+BOOKKEEPING_KEYS = ("step", "tokens", "epoch", "learning_rate", "grad_norm", "num_input_tokens_seen", "seconds")
+BOOKKEEPING_SUFFIXES = ("_runtime", "_per_second", "_flos", "_memory")
+
+
+def is_loss(name: str) -> bool:
+    """Whether a number of a log is the loss or a term of it, and no bookkeeping such as the learning rate."""
+    return name not in BOOKKEEPING_KEYS and not name.startswith("train_") and not name.endswith(BOOKKEEPING_SUFFIXES)
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

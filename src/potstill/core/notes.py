@@ -1,9 +1,9 @@
 """Notes and warnings on stderr, from the main process only."""
 
 import logging
-import os
 import sys
 
+from potstill.core.ranks import is_main_process
 from potstill.core.screen import Verbosity, get_verbosity
 
 
@@ -31,5 +31,5 @@ def print_warning(text: str) -> None:
 
 
 def _print_line(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # torchrun numbers its processes there
+    if is_main_process():
         print(line, file=sys.stderr)

@@ -5,7 +5,7 @@ these dataclasses; Python, YAML files and cards therefore have the same names an
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -54,6 +54,20 @@ def _iterate_options(options_class: Any) -> Iterator[OptionField]:
             yield OptionField(option.name or field.name, field.name, field.type, option)
 
 
+def build_options(options_class: type[T], options: Mapping[str, Any]) -> T:
+    """The dataclass, and those in its fields, with these values by name, and defaults for all others."""
+    values = {}
+    for field in dataclasses.fields(options_class):  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(field.type):
+            values[field.name] = build_options(field.type, options)  # type: ignore[arg-type]
+            continue
+        option = field.metadata.get("option")
+        name = option.name or field.name if option else field.name
+        if name in options:
+            values[field.name] = options[name]
+    return options_class(**values)
+
+
 CONTEXT = Option(512, "Most tokens per window; a longer document does not fit in one window.")
 SEED = Option(1, "Seed of all random numbers.")
 DEVICE = Option("auto", "Where to compute: cpu, cuda, or auto (cuda if there is one).")
@@ -63,4 +77,12 @@ TRUST_REMOTE_CODE = Option(False, "Run code that comes with a model.")
 IGNORE_GENERATION_CONFIG = Option(
     False, "Use none of the sampling defaults in the model's generation config (top_p, top_k, ...)."
 )
-MAX_LOGPROBS = Option(20, "Most log-probabilities of a token that a request may ask for; -1: no limit.")
+DRAFT = Option[str | None](
+    None,
+    "Draft tokens for the model to verify, which changes no greedy text: with a smaller model, lookup, suffix, "
+    "skip:LAYERS, exit:LAYERS, translated:MODEL, medusa:FOLDER or eagle:FOLDER.",
+)
+DRAFT_LENGTH = Option[str | None](
+    None, "Tokens per draft: a number, confidence (or confidence:0.4), or cost (or cost:16), which finds what pays."
+)
+TREE = Option[str | None](None, "Draft a tree: the number of children of a node at each depth, such as 4,2,1.")

@@ -61,12 +61,22 @@ class Part:
 @kind("dense")
 @dataclass(frozen=True)
 class Linear(Part):
-    """A linear map W x + b with one matrix W. Other kinds of linear map derive from it."""
+    """A linear map W x + b with one matrix W. Other kinds of linear map derive from it.
+
+    With `has_exact_cuts`, a map without some of its inputs or outputs is the same map in the others.
+    """
+
+    has_exact_cuts: ClassVar[bool] = True
 
     @classmethod
     def examples(cls) -> "tuple[Linear, ...]":
         """One value."""
         return (cls(),)
+
+    @property
+    def trainable_form(self) -> "Linear":
+        """The kind of the same map whose matrix is stored as it multiplies; a kind that packs numbers says another."""
+        return self
 
     def shapes(self, inputs: int, outputs: int, *, bias: bool = False) -> Shapes:
         """Name and shape of each weight of a map from `inputs` to `outputs` numbers."""
@@ -105,7 +115,7 @@ class Cut:
 
 
 class Sublayer(Part):
-    """One half of a layer. `reports` names the tensors that its module passes to `Positions.report`."""
+    """One half of a layer, or its gate. `reports` names the tensors that its module passes to `Positions.report`."""
 
     reports: ClassVar[tuple[str, ...]] = ()
 
@@ -115,7 +125,7 @@ class Sublayer(Part):
 
     def cost(self, hidden: int, seen: float, linear: Linear) -> Cost:
         """Multiply-adds for one token that sees `seen` tokens, itself included; by default it uses each matrix once."""
-        shapes = self.shapes(hidden, linear).values()
+        shapes = self.shapes(hidden, linear.trainable_form).values()
         return Cost(float(sum(math.prod(shape) for shape in shapes if len(shape) > 1)), 0.0)
 
     def cuts(self) -> Mapping[str, Cut]:
@@ -133,6 +143,14 @@ class Sublayer(Part):
 
 class Mixer(Sublayer):
     """The half of a layer that mixes tokens. Its module is `(x, positions, state) -> (y, state)`."""
+
+    def state_bytes(self, tokens: int, itemsize: int) -> int:
+        """Bytes that the state of a text of `tokens` tokens takes, if numbers of the model's dtype take `itemsize`.
+
+        Raises:
+            NotImplementedError: the kind does not say it.
+        """
+        raise NotImplementedError
 
     def projection_widths(self) -> Mapping[str, int]:
         """Numbers per token of the `queries`, `keys` and `values`, where the mixer has such projections."""

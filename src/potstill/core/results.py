@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, overload
 
+from potstill.core.measure import Measure
 from potstill.core.measure_table import format_measure, list_columns
-from potstill.core.types import Measure
 
 
 class ModelMeasures(Sequence[Measure]):

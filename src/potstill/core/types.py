@@ -1,4 +1,4 @@
-"""The types that every floor shares: Batch, Needs, Signals, Terms and Measure.
+"""The types that every floor shares: Batch, Needs, Signals and Terms.
 
 Axes, everywhere in potstill:
 B batch, T time, D model width, H heads, K key width, V value width or vocabulary, E experts, F feature width of a row
@@ -25,7 +25,8 @@ An objective that treats labels as the truth sums over `gold_mask` only.
 A packed batch has `B = 1` and no padding; documents lie end to end. A network with another tokenizer reads the same
 documents, with the same numbers, from keys with its name as prefix (`teacher.input_ids`, ...): see `get_view`. The
 encoder of an encoder-decoder reads the keys `source.input_ids`, `source.position_ids` and `source.documents`; its
-decoder reads `input_ids`. Keys under `aligned.` pair rows of student and teacher (`data.cross_tokenizer.packs`).
+decoder reads `input_ids`. Keys under `aligned.` pair rows of student and teacher (`data.cross_tokenizer.packs`). The
+trainer adds `run.step []`, the number of the optimizer step; an objective that draws random numbers draws them by it.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,6 +51,7 @@ ALIGNED_GROUPS = (
     "aligned.groups",
     "aligned.teacher_groups",
 )  # [N], [M]: the number of the run of tokens with the same bytes that a row belongs to, or -1
+STEP = "run.step"  # the number of the optimizer step, in training alone
 SOURCE = "source"  # `source.NAME`: an input of the encoder of an encoder-decoder
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face
 
@@ -171,6 +173,11 @@ class Head(NamedTuple):
             weight=self.weight[:vocabulary], bias=None if self.bias is None else self.bias[:vocabulary]
         )
 
+    def select(self, token_ids: Int[Tensor, " S"]) -> "Head":
+        """The head of these tokens alone, in this order: a copy of their rows."""
+        bias = None if self.bias is None else self.bias[token_ids]
+        return self._replace(weight=self.weight[token_ids], bias=bias)
+
 
 @dataclass(frozen=True)
 class Signals:
@@ -260,21 +267,3 @@ class HasParamGroup(Protocol):
 
     @property
     def group(self) -> ParamGroup: ...
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One measured number: `value` in `unit` over `n` items, with a 95 % interval if there is one."""
-
-    name: str
-    value: float
-    unit: str
-    n: int
-    better: str = "lower"  # or "higher"
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary, for JSON."""
-        return {k: v for k, v in vars(self).items() if v not in (None, "")}

@@ -14,14 +14,15 @@ of characters stay valid, since the lengths do.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.errors import UsageError
+from potstill.core.counts import count_noun
+from potstill.core.errors import DataError, UsageError
 from potstill.models.tokenizers.chat_renderer import compile_names
 
 ControlTokenPolicy = Literal["keep", "escape", "refuse"]
@@ -63,6 +64,21 @@ class ControlTokens:
     def exchange(self, text: str) -> str:
         """The text with its placeholders and its control tokens exchanged."""
         return self._exchange_pattern.sub(lambda match: self._exchange[match[0]], text)
+
+    def mask_messages(
+        self, messages: Sequence[Mapping[str, Any]], policy: ControlTokenPolicy
+    ) -> tuple[Sequence[Mapping[str, Any]], int]:
+        """The messages, with placeholders to `escape` their control tokens, and how many tokens these are.
+
+        Raises: DataError to `refuse` them.
+        """
+        count = sum(self.count(message["content"]) for message in messages)
+        if count and policy == "refuse":
+            raise DataError(
+                f"its text contains {count_noun(count, 'control token')} of the tokenizer; clean it, or give "
+                f"--special-in-text escape"
+            )
+        return [self.mask_message(m) for m in messages] if count and policy == "escape" else messages, count
 
     def mask_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A message with placeholders in all its texts."""

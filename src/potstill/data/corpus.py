@@ -1,6 +1,6 @@
-"""Loads a corpus by name: a file, a folder, a data set of the Hugging Face hub, or `stdlib`.
+"""Loads a corpus by name: a file, a folder, a data set of the Hugging Face hub, or a corpus of docstrings.
 
-`stdlib` is always the docstrings of Python's library. Any other name of an existing file or folder means that path.
+`docstrings` and `stdlib` are those of `data.docstrings`. Any other name of an existing file or folder means that path.
 Otherwise `owner/name` or `owner/name:config` is a hub data set, which is streamed. The validation split is that of the
 source (files or splits named train and validation, or test); without one, a twentieth is held out by hash
 (`data.split`).
@@ -8,7 +8,6 @@ source (files or splits named train and validation, or test); without one, a twe
 
 import hashlib
 import os
-import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,8 @@ from potstill.data.files import (
     list_files,
     read_records,
 )
-from potstill.data.row_reader import Route, RowReader, check_bad_row_policy
+from potstill.data.pack_fields import LABEL_FIELDS
+from potstill.data.row_reader import DocumentLabel, RowReader, check_bad_row_policy
 from potstill.data.schema import Document, Kind
 from potstill.data.split import (
     MIN_DOCUMENTS,
@@ -71,11 +71,11 @@ class Corpus:
     """Documents of one kind, and their source.
 
     The columns of `documents` are `text` and `whole` | `prompt`, `response` | `messages` and `tools`, as `data.turns`
-    writes them. `whole` is false for a section of a text that continues after it, so that
-    no end-of-text token follows. With a `Route`, the column `route` holds a number; it does not enter the digest.
+    writes them. `whole` is false for a section of a text that continues after it, so that no end-of-text token
+    follows. With a label, a column holds its number, which does not enter the digest.
 
     Documents are in the order of their hashes, so that the first ones are a fair sample; a stream keeps its own order.
-    `digest` is the SHA-256 of all of them, None for a stream. `dropped` counts the rows that were left out, by reason,
+    `digest` is the SHA-256 of all of them, None for a stream. `drop_counts` are the rows that were left out, by reason,
     and `bad_rows` names the first three that could not be read.
     """
 
@@ -85,7 +85,7 @@ class Corpus:
     digest: str | None
     license: str | None
     provenance: Mapping[str, Any]
-    dropped: Mapping[str, int] = field(default_factory=dict)
+    drop_counts: Mapping[str, int] = field(default_factory=dict)
     bad_rows: Sequence[str] = ()
 
     def __len__(self) -> int:
@@ -109,26 +109,26 @@ def load_corpus(
     split: str = "train",
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
-    route: Route | None = None,
+    label: DocumentLabel | None = None,
     on_bad_row: str = "refuse",
 ) -> Corpus:
     """Loads the corpus of that name or path.
 
     `split` is `train`, `validation` or `all`. `limit` keeps only the first documents. `columns` maps the meaning to the
-    column name: `{"text": ...}`, `{"prompt": ..., "response": ...}` or `{"messages": ...}`. `route` adds the number of
-    a teacher to each document. A row that cannot be read is refused, or with `on_bad_row="skip"` left out and counted.
+    column name: `{"text": ...}`, `{"prompt": ..., "response": ...}` or `{"messages": ...}`. `label` adds a number
+    to each document. A row that cannot be read is refused, or with `on_bad_row="skip"` left out and counted.
 
     Raises: NotFound; UsageError for a wrong option; DataError for a data set that is broken, empty or of another shape.
     """
     corpus_split = _parse_split(split)
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; at least one document is needed")
-    reader = RowReader(columns, route, on_bad_row=check_bad_row_policy(on_bad_row))
+    reader = RowReader(columns, label, on_bad_row=check_bad_row_policy(on_bad_row))
     path = resolve_path(name := os.fspath(name))
-    if name == "stdlib":
-        if route is not None:
-            raise UsageError(f"stdlib has no column {route.column!r} to route by; give other --data")
-        return _load_stdlib(corpus_split, limit)
+    if name in docstrings.CORPORA:
+        if label is not None:
+            raise UsageError(f"{name} has no column {label.column!r}; give other --data")
+        return _load_docstrings(name, corpus_split, limit)
     if path.exists():
         return _load_local(name, path, corpus_split, limit, reader)
     if hub.DATASET_ID.fullmatch(name) and not get_format(path):
@@ -137,7 +137,7 @@ def load_corpus(
 
 
 def remove_held_out(corpus: Corpus, held_out: Iterable[Mapping[str, Any]]) -> Corpus:
-    """`corpus` without the documents whose content is also in `held_out`; `dropped` counts them.
+    """`corpus` without the documents whose content is also in `held_out`; `drop_counts` has their number.
 
     The digest stays that of all documents, so a cache of them fits. Those of a stream are counted as it is read.
 
@@ -149,7 +149,7 @@ def remove_held_out(corpus: Corpus, held_out: Iterable[Mapping[str, Any]]) -> Co
         return hash_content(document) not in held_out_digests
 
     if not isinstance(corpus.documents, Dataset):
-        counts = cast(Counter[str], corpus.dropped)
+        counts = cast(Counter[str], corpus.drop_counts)
 
         def is_left_and_counted(document: Mapping[str, Any]) -> bool:
             is_counted = not is_left(document)
@@ -163,8 +163,8 @@ def remove_held_out(corpus: Corpus, held_out: Iterable[Mapping[str, Any]]) -> Co
         return corpus
     if not indices:
         raise DataError(f"all {len(corpus)} documents of {corpus.name} are held out too; give other --eval-data")
-    dropped = {**corpus.dropped, HELD_OUT_DUPLICATE: num_removed}
-    return replace(corpus, documents=corpus.documents.select(indices), dropped=dropped)
+    drop_counts = {**corpus.drop_counts, HELD_OUT_DUPLICATE: num_removed}
+    return replace(corpus, documents=corpus.documents.select(indices), drop_counts=drop_counts)
 
 
 def _parse_split(split: str) -> Split:
@@ -174,10 +174,11 @@ def _parse_split(split: str) -> Split:
     raise UsageError(f"split is {split!r}; it can be {', '.join(get_args(Split))}")
 
 
-def _load_stdlib(split: Split, limit: int | None) -> Corpus:
-    documents = _build_dataset({"text": text, "whole": True} for text in docstrings.load_docstrings())
-    provenance = {"source": "stdlib", "python": platform.python_version()}
-    return _take_split(Corpus("stdlib", "text", documents, None, docstrings.LICENSE, provenance), split, limit)
+def _load_docstrings(name: str, split: Split, limit: int | None) -> Corpus:
+    source = docstrings.CORPORA[name]()
+    documents = _build_dataset({"text": text, "whole": True} for text in source.texts)
+    provenance = {"source": name, **source.versions}
+    return _take_split(Corpus(name, "text", documents, None, source.license, provenance), split, limit)
 
 
 def _load_local(name: str, path: Path, split: Split, limit: int | None, reader: RowReader) -> Corpus:
@@ -223,14 +224,14 @@ def number_rows(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Record
 def stream_corpus(corpus: Corpus, rows: IterableDataset, reader: RowReader, split: Split, limit: int | None) -> Corpus:
     """`corpus` with the share `split` of a stream of `rows`, chosen by hash and read on demand.
 
-    `dropped` counts while the stream is read.
+    `drop_counts` grows while the stream is read.
     """
     preview = list(islice(rows, PREVIEW_ROWS))
     first_document = next(reader.read_documents(number_rows(preview, corpus.name), source=corpus.name), None)
     if first_document is None:
         raise DataError(_describe_empty(corpus.name, reader))
     kind, features = get_kind(first_document), get_features(first_document)
-    reader.dropped.clear()
+    reader.drop_counts.clear()
     reader.bad_rows.clear()
 
     def read_batch(table: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
@@ -247,10 +248,9 @@ def stream_corpus(corpus: Corpus, rows: IterableDataset, reader: RowReader, spli
     stream = rows.map(read_batch, batched=True, with_indices=True, remove_columns=list(preview[0]), features=features)
     stream = stream if limit is None else stream.take(limit)
     split_note = split if split == "all" else f"{split}, {VALIDATION_SHARE:.0%} held out by hash"
-    provenance = {"split": split_note, **corpus.provenance, **_name_unread(reader)}
-    return replace(
-        corpus, kind=kind, documents=stream, provenance=provenance, dropped=reader.dropped, bad_rows=reader.bad_rows
-    )
+    provenance = {"split": split_note, **corpus.provenance, **_name_columns(reader)}
+    corpus = replace(corpus, kind=kind, documents=stream, provenance=provenance)
+    return replace(corpus, drop_counts=reader.drop_counts, bad_rows=reader.bad_rows)
 
 
 def _describe_file(file: Path) -> str:
@@ -279,20 +279,20 @@ def _add_reader_report(corpus: Corpus, reader: RowReader, *, has_named_splits: b
     """`corpus` with the unread columns and dropped rows of its reader."""
     if not len(corpus):
         raise DataError(_describe_empty(corpus.name, reader))
-    provenance = {**corpus.provenance, **_name_unread(reader)}
+    provenance = {**corpus.provenance, **_name_columns(reader)}
     provenance |= {"split": NAMED_SPLITS} if has_named_splits else {}
-    return replace(corpus, provenance=provenance, dropped=dict(reader.dropped), bad_rows=list(reader.bad_rows))
+    return replace(corpus, provenance=provenance, drop_counts=dict(reader.drop_counts), bad_rows=list(reader.bad_rows))
 
 
-def _name_unread(reader: RowReader) -> dict[str, list[str]]:
-    """The columns that were not read, and those of them that hold text."""
-    return {"unread_columns": sorted(reader.unread_columns), "unread_text": sorted(reader.unread_text)}
+def _name_columns(reader: RowReader) -> dict[str, list[str]]:
+    """The columns that were read, those that were not, and of the latter those that hold text."""
+    return {name: sorted(getattr(reader, name)) for name in ("read_columns", "unread_columns", "unread_text")}
 
 
 def _describe_empty(name: str, reader: RowReader) -> str:
-    if not reader.dropped:
+    if not reader.drop_counts:
         return f"{name} is empty: it has no documents"
-    reasons = ", ".join(f"{count} with {reason}" for reason, count in reader.dropped.items())
+    reasons = ", ".join(f"{count} with {reason}" for reason, count in reader.drop_counts.items())
     examples = f"; {'; '.join(reader.bad_rows)}" if reader.bad_rows else ""
     return f"{name} holds nothing to train on: {reasons}{examples}"
 
@@ -304,8 +304,8 @@ def get_kind(document: Mapping[str, Any]) -> Kind:
 
 def get_features(document: Mapping[str, Any]) -> Features:
     """The columns and types of a corpus of documents like this one."""
-    route_feature = {"route": Value("int64")} if "route" in document else {}
-    return Features({**FEATURES[get_kind(document)], **route_feature})
+    labels = {key: Value("int64") for key in LABEL_FIELDS if key in document}
+    return Features({**FEATURES[get_kind(document)], **labels})
 
 
 def _build_dataset(documents: Iterable[Document]) -> Dataset:
@@ -323,10 +323,10 @@ def _take_split(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
     documents, kind = corpus.documents, get_kind(corpus.documents.features)
     split_note, needs_sections = str(split), split != "all" and kind == "text" and len(documents) < MIN_DOCUMENTS
     if needs_sections:
-        if "route" in documents.features:
+        if labels := sorted(LABEL_FIELDS.keys() & documents.features.keys()):
             raise DataError(
                 f"{corpus.name} holds {len(documents)} texts, which are cut into sections, and sections have no "
-                f"route; give {MIN_DOCUMENTS} texts or more"
+                f"{labels[0]}; give {MIN_DOCUMENTS} texts or more"
             )
         documents = _build_dataset(split_texts(list(documents["text"]), validation=split == "validation"))
         split_note = f"{split}, {VALIDATION_SHARE:.0%} held out in sections, by hash"

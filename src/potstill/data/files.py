@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from potstill.core.errors import DataError, NotFound
+from potstill.core.errors import DataError, NotFound, get_first_line
 from potstill.data.compression import COMPRESSIONS, DAMAGE_ERRORS, find_unpack_command, open_file, strip_compression
 
 BOM = "\ufeff"
@@ -311,7 +311,7 @@ def _explain_arrow_errors(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{path} is not a complete {kind} file: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path} is not a complete {kind} file: {get_first_line(error)}") from error
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {

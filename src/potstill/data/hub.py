@@ -9,7 +9,7 @@ import datasets
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
 
-from potstill.core.errors import DataError, NotFound, PotstillError
+from potstill.core.errors import DataError, NotFound, PotstillError, get_first_line
 
 # owner/name, a revision after @, and a configuration after a colon
 DATASET_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?(:[\w.-]+)?")
@@ -70,7 +70,6 @@ def explain_hub_errors(name: str) -> Iterator[None]:
             f"{name} is not a file or folder here, and the hub has no such data set{offline_note}"
         ) from error
     except Exception as error:  # a boundary: the HTTP libraries raise errors of many types
-        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataError(
-            f"{name} is not a file or folder here, and the hub's data set cannot be read: {first_line}"
+            f"{name} is not a file or folder here, and the hub's data set cannot be read: {get_first_line(error)}"
         ) from error

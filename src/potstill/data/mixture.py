@@ -14,7 +14,7 @@ from potstill.core.in_memory import resolve_path
 from potstill.data.corpus import Corpus, get_document_text, load_corpus
 from potstill.data.split import fingerprint
 
-WEIGHTED = re.compile(r"(?P<name>.+):(?P<weight>\d*\.?\d+(?:[eE]-?\d+)?)")
+NAME_AND_WEIGHT = re.compile(r"(?P<name>.+):(?P<weight>\d*\.?\d+(?:[eE]-?\d+)?)")
 LIMITED_BY_WEIGHT = "a document beyond the share of its data set"
 
 
@@ -43,7 +43,7 @@ def parse_sources(data: str | os.PathLike[str] | Sequence[str]) -> tuple[Weighte
 
 
 def _parse_source(text: str) -> WeightedSource:
-    match = None if resolve_path(text).exists() else WEIGHTED.fullmatch(text)
+    match = None if resolve_path(text).exists() else NAME_AND_WEIGHT.fullmatch(text)
     return WeightedSource(text, None) if match is None else WeightedSource(match["name"], float(match["weight"]))
 
 
@@ -96,11 +96,11 @@ def _join(corpora: Sequence[Corpus], counts: Sequence[int], weights: Sequence[fl
     fingerprints = [fingerprint(document) for document in documents]
     order = sorted(range(len(fingerprints)), key=fingerprints.__getitem__)
     digest = hashlib.sha256(b"".join(fingerprints[i] for i in order)).hexdigest()
-    dropped = sum((Counter(corpus.dropped) for corpus in corpora), Counter())
-    dropped += Counter({LIMITED_BY_WEIGHT: sum(map(len, corpora)) - sum(counts)})
+    drop_counts = sum((Counter(corpus.drop_counts) for corpus in corpora), Counter())
+    drop_counts += Counter({LIMITED_BY_WEIGHT: sum(map(len, corpora)) - sum(counts)})
     provenance: dict[str, Any] = {
         key: [entry for corpus in corpora for entry in corpus.provenance.get(key, [])]
-        for key in ("held_out", "unread_columns", "unread_text")
+        for key in ("held_out", "read_columns", "unread_columns", "unread_text")
     }
     provenance["split"] = "; ".join(dict.fromkeys(str(corpus.provenance.get("split", "all")) for corpus in corpora))
     provenance["sources"] = [
@@ -114,6 +114,6 @@ def _join(corpora: Sequence[Corpus], counts: Sequence[int], weights: Sequence[fl
         digest=digest,
         license="; ".join(dict.fromkeys(corpus.license for corpus in corpora if corpus.license)) or None,
         provenance=provenance,
-        dropped=dict(dropped),
+        drop_counts=dict(drop_counts),
         bad_rows=[row for corpus in corpora for row in corpus.bad_rows],
     )

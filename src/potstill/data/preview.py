@@ -57,7 +57,7 @@ def describe(
         "bytes": sum(len(get_document_text(document).encode()) for document in corpus.documents) if is_stored else None,
         "token_percentiles": {str(p): round(float(np.percentile(lengths, p))) for p in PERCENTILES},
         "last_trained": count_last_trained(tokens, tokenizer),
-        "dropped": {**corpus.dropped, **tokens.dropped},
+        "dropped": {**corpus.drop_counts, **tokens.drop_counts},
         "bad_rows": [*corpus.bad_rows, *tokens.report.bad_rows],
         **tokens.report.to_dict(),
         "licence": corpus.license,

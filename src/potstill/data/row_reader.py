@@ -1,11 +1,13 @@
 """Turns rows into documents of one kind. Rows that cannot be trained on are left out and counted."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from potstill.core.errors import DataError, UsageError
+from potstill.core.language import number_language
 from potstill.data.files import Record
 from potstill.data.schema import EXTRA_COLUMNS, Document, Kind, find_lack, recognize_schema
 from potstill.data.trees import join_rows
@@ -35,13 +37,15 @@ def merge_rows(records: Sequence[Record]) -> dict[str, Any]:
     return first_row
 
 
-class Route(NamedTuple):
+@dataclass(frozen=True)
+class Route:
     """A column that names the teacher of a document. The index of its value in `values` is the document's `route`."""
 
     column: str
     values: tuple[str, ...]
+    key: ClassVar[str] = "route"
 
-    def find_index(self, row: Mapping[str, Any], location: str) -> int:
+    def find_number(self, row: Mapping[str, Any], location: str) -> int:
         """The index of a row's value in `values`.
 
         Raises: DataError if the column is missing or holds another value.
@@ -57,25 +61,48 @@ class Route(NamedTuple):
         return self.values.index(value)
 
 
+@dataclass(frozen=True)
+class Language:
+    """A column that names the language of a document, whose `language` is a number made of that name."""
+
+    column: str
+    key: ClassVar[str] = "language"
+
+    def find_number(self, row: Mapping[str, Any], location: str) -> int:
+        """The number of a row's language.
+
+        Raises: DataError if the column is missing.
+        """
+        if self.column not in row:
+            raise DataError(
+                f"{location} has no column `{self.column}` that names its language; it has {', '.join(map(str, row))}"
+            )
+        return number_language(str(row[self.column]))
+
+
+DocumentLabel = Route | Language  # a column whose value each document carries as a number
+
+
 class RowReader:
     """Reads the rows of sources that are all of one kind.
 
-    `dropped` counts the rows left out, by reason; `unread_columns` holds the names of the columns that were not read,
-    and `unread_text` of those among them that hold text.
-    With a `route`, each document has the key `route`. A row that does not fit the schema is refused or, with
-    `on_bad_row="skip"`, left out and counted; `bad_rows` then says where the first three are, and why.
+    `drop_counts` are the rows left out, by reason; `read_columns` and `unread_columns` hold the names of the columns
+    that were read and that were not, and `unread_text` of the latter those that hold text.
+    With a `label`, each document has its number under the label's key. A row that does not fit the schema is refused
+    or, with `on_bad_row="skip"`, left out and counted; `bad_rows` then says where the first three are, and why.
     """
 
     def __init__(
         self,
         columns: Mapping[str, str] | None = None,
-        route: Route | None = None,
+        label: DocumentLabel | None = None,
         *,
         on_bad_row: BadRowPolicy = "refuse",
     ) -> None:
-        self.columns, self.route, self.on_bad_row = columns, route, on_bad_row
+        self.columns, self.label, self.on_bad_row = columns, label, on_bad_row
         self.bad_rows: list[str] = []
-        self.dropped: Counter[str] = Counter()
+        self.drop_counts: Counter[str] = Counter()
+        self.read_columns: set[str] = set()
         self.unread_columns: set[str] = set()
         self.unread_text: set[str] = set()
         self.kind: Kind | None = None
@@ -86,36 +113,41 @@ class RowReader:
 
         Raises: DataError for a row that does not fit the schema, or for a source of another kind than the first.
         """
-        rows = join_rows(rows, self.dropped)
+        rows = join_rows(rows, self.drop_counts)
         first_rows = list(islice(rows, SCHEMA_ROWS))
         if not first_rows:
             return
         schema = recognize_schema(merge_rows(first_rows), source, columns=self.columns)
         self._check_kind(schema.kind, source)
-        route_columns = () if self.route is None else (self.route.column,)
-        read_columns = {*schema.columns, *schema.optional_columns, *route_columns}
+        label_columns = () if self.label is None else (self.label.column,)
+        read_columns = {*schema.columns, *schema.optional_columns, *label_columns}
         for row, location in chain(first_rows, rows):
-            self._note_unread(row, read_columns)
+            self._note_columns(row, read_columns)
             try:
                 document = schema.to_document(row)
             except UntrainableRow as error:
-                self.dropped[str(error)] += 1
+                self.drop_counts[str(error)] += 1
                 continue
             except MalformedRow as error:
                 if self.on_bad_row == "refuse":
                     raise DataError(
                         f"{location} {error}; correct the row, or leave such rows out with --on-bad-row skip"
                     ) from error
-                self.dropped[BAD_ROW] += 1
+                self.drop_counts[BAD_ROW] += 1
                 self.bad_rows += [f"{location} {error}"] if len(self.bad_rows) < MAX_EXAMPLES else []
                 continue
             reason = find_lack(document)
             if reason is None:
-                yield document if self.route is None else {**document, "route": self.route.find_index(row, location)}
+                yield self._add_label(document, row, location)
             else:
-                self.dropped[reason] += 1
+                self.drop_counts[reason] += 1
 
-    def _note_unread(self, row: Mapping[str, Any], read_columns: Collection[str]) -> None:
+    def _add_label(self, document: Document, row: Mapping[str, Any], location: str) -> Document:
+        label = self.label
+        return document if label is None else {**document, label.key: label.find_number(row, location)}
+
+    def _note_columns(self, row: Mapping[str, Any], read_columns: set[str]) -> None:
+        self.read_columns |= row.keys() & read_columns
         for column in row.keys() - read_columns:
             self.unread_columns.add(column)
             if isinstance(row[column], str) and row[column].strip():

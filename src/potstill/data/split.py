@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from potstill.core.errors import DataError
+from potstill.data.pack_fields import LABEL_FIELDS
 from potstill.data.schema import Document
 from potstill.data.turns import drop_nulls, to_messages
 
@@ -23,8 +24,8 @@ MIN_SECTIONS = 20  # even of a short text
 
 
 def fingerprint(document: Document) -> bytes:
-    """The SHA-256 of a document's text, without its route."""
-    content = drop_nulls({name: value for name, value in document.items() if name not in ("whole", "route")})
+    """The SHA-256 of a document's text, without its labels."""
+    content = drop_nulls({name: value for name, value in document.items() if name not in ("whole", *LABEL_FIELDS)})
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).digest()
 
 

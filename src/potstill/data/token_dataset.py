@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from jaxtyping import Int32
 
+from potstill.core.counts import count_noun
 from potstill.core.types import IGNORE
 from potstill.data.pack_fields import get_field, join_fields, slice_fields, to_array
 
@@ -31,12 +32,12 @@ class TokenizedDocument(NamedTuple):
 class TextReport:
     """What is odd about the documents of a corpus, counted while they are rendered.
 
-    `dropped` counts the documents that were left out, by reason; `bad_rows` describes the first that the template
+    `drop_counts` are the documents that were left out, by reason; `bad_rows` describes the first that the template
     refuses. `num_own_texts` counts the answers that are trained in a text of their own, since the template changes them
     once other turns follow. `num_lost_thoughts` counts the answers whose thinking the template leaves out.
     """
 
-    dropped: Counter[str] = field(default_factory=Counter)
+    drop_counts: Counter[str] = field(default_factory=Counter)
     bad_rows: list[str] = field(default_factory=list)
     num_control_tokens: int = 0
     num_control_documents: int = 0
@@ -48,15 +49,18 @@ class TextReport:
         sentences = []
         if self.num_control_tokens:
             sentences.append(
-                f"the text of {self.num_control_documents:,} documents contains {self.num_control_tokens:,} control "
-                f"tokens of the tokenizer; --special-in-text says whether to keep, escape or refuse them"
+                f"the text of {count_noun(self.num_control_documents, 'document')} contains "
+                f"{count_noun(self.num_control_tokens, 'control token')} of the tokenizer; --special-in-text says "
+                f"whether to keep, escape or refuse them"
             )
         if self.num_lost_thoughts:
-            sentences.append(f"the chat template leaves out the thinking of {self.num_lost_thoughts:,} answers")
+            answers = count_noun(self.num_lost_thoughts, "answer")
+            sentences.append(f"the chat template leaves out the thinking of {answers}")
         if self.num_own_texts:
+            verb = "is" if self.num_own_texts == 1 else "are"
             sentences.append(
-                f"{self.num_own_texts:,} answers are trained in a text of their own, since the chat template changes "
-                f"them once other turns follow"
+                f"{count_noun(self.num_own_texts, 'answer')} {verb} trained in a text of their own, since the chat "
+                f"template changes them once other turns follow"
             )
         return sentences
 
@@ -98,9 +102,9 @@ class TokenDataset(Sequence[TokenizedDocument]):
         self.report = report or TextReport()
 
     @property
-    def dropped(self) -> Mapping[str, int]:
+    def drop_counts(self) -> Mapping[str, int]:
         """The number of documents that were left out, by reason."""
-        return self.report.dropped
+        return self.report.drop_counts
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from potstill.core.types import IGNORE
 from potstill.data.chat_template import ChatTemplate, count_lost_thinking
 from potstill.data.control_tokens import ControlTokenPolicy, ControlTokens
 from potstill.data.corpus import Corpus
+from potstill.data.pack_fields import LABEL_FIELDS
 from potstill.data.row_reader import MAX_EXAMPLES, BadRowPolicy
 from potstill.data.token_dataset import TextReport, TokenDataset, TokenizedDocument
 from potstill.data.turn_starts import find_turn_opener, find_turn_starts
@@ -29,7 +31,7 @@ from potstill.data.turns import get_tools, is_trained, to_messages
 from potstill.models.tokenizers.chat_renderer import Span
 
 CHUNK = 512  # documents tokenized at once
-UNRENDERED = "a chat that the template refuses"
+TEMPLATE_REFUSAL = "a chat that the template refuses"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Rendering:
 
 
 class RenderedDocument(NamedTuple):
-    """A document as the text to tokenize, the spans of characters that are trained on, and its route.
+    """A document as the text to tokenize, the spans of characters that are trained on, and its labels.
 
     `turn_starts` are the characters at which the user's turns begin; None for a plain text.
     The control tokens of an escaped text are exchanged for placeholders (`data.control_tokens`).
@@ -56,7 +58,7 @@ class RenderedDocument(NamedTuple):
     text: str
     spans: Sequence[Span]
     needs_eos: bool  # whether an end-of-text token follows
-    route: int | None = None
+    labels: Mapping[str, int] = MappingProxyType({})  # the number of each field of `pack_fields.LABEL_FIELDS`
     turn_starts: Sequence[int] | None = None
     is_escaped: bool = False
 
@@ -80,10 +82,10 @@ def tokenize_corpus(
     """
     report = TextReport()
     renderer = DocumentRenderer(corpus, tokenizer, rendering or Rendering(), report, plain=plain)
-    rows = _drop_untrained(_tokenize_documents(corpus, renderer), report.dropped)
+    rows = _drop_untrained(_tokenize_documents(corpus, renderer), report.drop_counts)
     tokens = TokenDataset(rows if limit is None else _take_tokens(rows, limit), report)
     if not len(tokens):
-        reasons = ", ".join(f"{count} documents with {reason}" for reason, count in report.dropped.items())
+        reasons = ", ".join(f"{count} documents with {reason}" for reason, count in report.drop_counts.items())
         examples = "".join(f"; {row}" for row in report.bad_rows)
         raise DataError(
             f"{corpus.name} tokenizes to nothing that could be trained on: {reasons or 'it is empty'}{examples}"
@@ -97,13 +99,13 @@ def tokenize_corpus(
 
 
 def _drop_untrained(
-    rows: Iterable[tuple[int, TokenizedDocument]], dropped: Counter[str]
+    rows: Iterable[tuple[int, TokenizedDocument]], drop_counts: Counter[str]
 ) -> Iterator[tuple[int, TokenizedDocument]]:
     for number, row in rows:
         if any(label != IGNORE for label in row.labels):
             yield number, row
         else:
-            dropped["no token to train on"] += 1
+            drop_counts["no token to train on"] += 1
 
 
 def _take_tokens(rows: Iterable[tuple[int, TokenizedDocument]], limit: int) -> Iterator[tuple[int, TokenizedDocument]]:
@@ -154,24 +156,21 @@ class DocumentRenderer:
             description = f"{self.corpus.name}, the chat that begins {first_words!r}: {error}"
             if self.rendering.on_bad_row == "refuse":
                 raise DataError(description) from error
-            self.report.dropped[UNRENDERED] += 1
+            self.report.drop_counts[TEMPLATE_REFUSAL] += 1
             self.report.bad_rows += [description] if len(self.report.bad_rows) < MAX_EXAMPLES else []
             return []
         self.report.num_own_texts += max(0, len(rendered) - 1)
-        return [text._replace(route=document.get("route")) for text in rendered]
+        labels = {field: document[key] for key, field in LABEL_FIELDS.items() if key in document}
+        return [text._replace(labels=labels) for text in rendered]
 
     def _render(self, document: Mapping[str, Any]) -> list[RenderedDocument]:
         messages = [{"role": "", "content": document["text"]}] if "text" in document else to_messages(document)
-        count = sum(self.control_tokens.count(message["content"]) for message in messages)
-        if count and self.rendering.special_in_text == "refuse":
-            raise DataError(
-                f"its text contains {count} control tokens of the tokenizer; clean it, or give --special-in-text escape"
-            )
+        policy = self.rendering.special_in_text
+        masked, count = self.control_tokens.mask_messages(messages, policy)
         self.report.num_control_tokens += count
         self.report.num_control_documents += bool(count)
-        if not count or self.rendering.special_in_text == "keep":
+        if not count or policy == "keep":
             return self._render_messages(document, messages)
-        masked = [self.control_tokens.mask_message(message) for message in messages]
         masked_document = {**document, "text": masked[0]["content"]} if "text" in document else document
         rendered = self._render_messages(masked_document, masked)
         return [text._replace(text=self.control_tokens.exchange(text.text), is_escaped=True) for text in rendered]
@@ -259,7 +258,7 @@ def _label_chunk(
         if rendered.turn_starts is not None:
             starts = np.searchsorted([start for start, _ in offsets], rendered.turn_starts)
             row = row._replace(turn_starts=tuple(starts.tolist()))
-        yield number, row if rendered.route is None else row._replace(fields={"routes": rendered.route})
+        yield number, row._replace(fields=rendered.labels) if rendered.labels else row
 
 
 def label_tokens(ids: Sequence[int], label_mask: Sequence[bool], eos: int | None) -> TokenizedDocument:

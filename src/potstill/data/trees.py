@@ -24,17 +24,17 @@ def is_message_row(row: Mapping[str, Any]) -> bool:
     return set(row) >= TREE_COLUMNS
 
 
-def join_rows(rows: Iterable[Record], dropped: Counter[str]) -> Iterator[Record]:
-    """`rows`, or the documents' rows that they make up. Adds to `dropped` the messages beside the best paths."""
+def join_rows(rows: Iterable[Record], drop_counts: Counter[str]) -> Iterator[Record]:
+    """`rows`, or the documents' rows that they make up. Adds to `drop_counts` the messages beside the best paths."""
     rows = iter(rows)
     first = next(rows, None)
     if first is None:
         return
     rows = chain([first], rows)
     if is_message_row(first.row):
-        yield from _join_messages(list(rows), dropped)
+        yield from _join_messages(list(rows), drop_counts)
     elif _is_tree(first.row):
-        yield from (_flatten_tree(record, dropped) for record in rows)
+        yield from (_flatten_tree(record, drop_counts) for record in rows)
     elif isinstance(first.row.get("paragraphs"), list):
         yield from chain.from_iterable(map(_list_questions, rows))
     else:
@@ -45,7 +45,7 @@ def _is_tree(row: Mapping[str, Any]) -> bool:
     return isinstance(row.get("prompt"), Mapping) and "text" in row["prompt"] and "role" in row["prompt"]
 
 
-def _join_messages(records: Sequence[Record], dropped: Counter[str]) -> Iterator[Record]:
+def _join_messages(records: Sequence[Record], drop_counts: Counter[str]) -> Iterator[Record]:
     replies: dict[Any, list[Node]] = defaultdict(list)
     for row, _ in records:
         if row.get("parent_id"):
@@ -56,15 +56,15 @@ def _join_messages(records: Sequence[Record], dropped: Counter[str]) -> Iterator
             path = find_best_path(row, lambda node: replies.pop(node.get("message_id"), []))
             num_used += len(path)
             yield _make_chat(row, path, location)
-    dropped[OTHER_BRANCH] += len(records) - num_used
+    drop_counts[OTHER_BRANCH] += len(records) - num_used
 
 
-def _flatten_tree(record: Record, dropped: Counter[str]) -> Record:
+def _flatten_tree(record: Record, drop_counts: Counter[str]) -> Record:
     row, location = record
     if not _is_tree(row):
         return record
     path = find_best_path(row["prompt"], lambda node: node.get("replies") or [])
-    dropped[OTHER_BRANCH] += _count_nodes(row["prompt"]) - len(path)
+    drop_counts[OTHER_BRANCH] += _count_nodes(row["prompt"]) - len(path)
     return _make_chat({name: value for name, value in row.items() if name != "prompt"}, path, location)
 
 

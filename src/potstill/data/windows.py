@@ -6,9 +6,10 @@ trained on exactly once.
 A chat is cut by its answers, so that each keeps its prompt:
 
 - The first window holds all answers that fit whole from the start of the chat.
-- Each later answer has a window of its own. It begins as the chat does, up to the words of the first user turn, system
-  prompt included. Then come as many of the preceding turns as fit, and the answer. If not even the last turn fits, the
-  end of that turn stays.
+- A later window begins as the chat does, up to the words of the first user turn, system prompt included. Then come as
+  many of the preceding turns as fit, and an answer. If not even the last turn fits, the end of that turn stays.
+- Answers before it that are not trained yet belong to this window too, if each keeps half a window of what precedes it,
+  or all that a window of its own would hold. Without that, each short turn of a long chat would cost a whole window.
 - An answer that leaves less than a sixteenth of the window to its prompt is cut at its end, so its stop token is not
   trained on. Its prompt then has at most half of the window.
 
@@ -111,11 +112,16 @@ def count_windows(
 def describe_loss(counts: WindowCounts) -> list[str]:
     """What chats lost to the context, as sentences; above 5 % with the context that holds 99 % of them."""
     sentences = []
-    if counts.shortened or counts.cut:
-        sentences.append(
-            f"of {counts.documents:,} documents, {counts.shortened:,} have an answer that lost the beginning of what "
-            f"precedes it, and {counts.cut:,} an answer that lost its end, to --context {counts.context}"
+    losses = [
+        f"{number:,} lost {part}"
+        for number, part in (
+            (counts.shortened, "the beginning of what precedes an answer"),
+            (counts.cut, "the end of an answer"),
         )
+        if number
+    ]
+    if losses:
+        sentences.append(f"of {counts.documents:,} documents, {' and '.join(losses)}, to --context {counts.context}")
     if counts.needs_warning:
         share = (counts.shortened + counts.cut) / counts.documents
         sentences.append(
@@ -179,10 +185,31 @@ def _plan_chat(
     bounds = [0, *(stop for _, stop in answers)]
     has_header = bool(turn_starts) and turn_starts[0] <= answers[0][0]
     header = max(turn_starts[0] if has_header else 0, int(has_bos))
-    return plans + [
+    plans_of_one = [
         _plan_answer(answers[i], bounds[i], turn_starts, header, length, has_bos=has_bos)
         for i in range(num_whole, len(answers))
     ]
+    starts = [start for start, _ in answers[num_whole:]]
+    return plans + _merge_plans(plans_of_one, starts, min_context=length // 2)
+
+
+def _merge_plans(plans: Sequence[_WindowPlan], starts: Sequence[int], *, min_context: int) -> list[_WindowPlan]:
+    """The windows of successive answers, given that of each alone and where the answers start.
+
+    An answer moves into the window of a later one that holds `min_context` tokens before it, or as many as its own.
+    """
+    merged: list[_WindowPlan] = []
+    first = 0  # the answer with which the last window begins
+    for number, plan in enumerate(plans):
+        if merged:
+            alone, shared = (int(np.searchsorted(p.positions, starts[first])) for p in (plans[first], plan))
+            has_prompt = starts[first] - 1 in plan.positions
+            if has_prompt and shared >= min(alone, min_context):
+                merged[-1] = plan._replace(first_new=plans[first].first_new)
+                continue
+        merged.append(plan)
+        first = number
+    return merged
 
 
 def _plan_answer(

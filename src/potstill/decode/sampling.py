@@ -1,14 +1,7 @@
-"""Draws tokens from given noise, so that each row's text follows from that row's noise alone.
-
-    token = the first v with P(0) + ... + P(v) > u
-
-`u` in [0, 1) is an argument. The text of a row therefore depends neither on the other rows of the batch nor on the
-state of a random generator.
-"""
+"""The distribution that a token is drawn from: temperature, filters and repetition penalty on the model's logits."""
 
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -19,6 +12,8 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from potstill.ops.categorical import sample_tokens as sample_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +78,3 @@ def _make_warpers(filters: SamplingFilters) -> LogitsProcessorList:
     if filters.min_p > 0:
         warpers.append(MinPLogitsWarper(filters.min_p))
     return warpers
-
-
-def sample_tokens(probabilities: Float[Tensor, "B V"], noise: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """The token of each row at which the cumulative probability first exceeds the noise."""
-    cumulative = probabilities.cumsum(-1)
-    threshold = noise.to(cumulative)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=probabilities.shape[1] - 1)

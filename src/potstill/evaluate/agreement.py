@@ -1,4 +1,4 @@
-"""Compares a student with its teacher on the same tokens: KL(teacher || student) in nats, and top-1 agreement.
+"""Compares a student with its teacher on the same tokens: KL(teacher || student) in nats, agreement and acceptance.
 
 The teacher runs once, whatever the number of students. `collect_teacher_outputs` keeps its last hidden states, from
 which its logits are computed again a chunk at a time. Both vocabularies are cropped to the ids that exist, so a padded
@@ -21,13 +21,15 @@ from potstill.evaluate.perplexity import Scores, compute_nll, count_scored_bytes
 from potstill.evaluate.scoring_windows import Pack, Row, ScoringConfig, build_packs
 from potstill.models.inference import get_max_context, inference_context
 from potstill.models.signals import compute_signals
-from potstill.ops.divergence import forward_kl
+from potstill.ops.divergence import forward_kl, total_variation
 
 
 @dataclass(frozen=True)
 class TeacherComparison:
-    """A student's scores, and for each document the sum of KL(teacher || student) and of equal top tokens.
+    """A student's scores, and for each document sums over its tokens that compare student and teacher.
 
+    `kl` is KL(teacher || student), `top1_matches` counts equal top tokens, and `acceptance` is sum min(p, q): the
+    probability that the teacher accepts a token which the student drafts at temperature 1 (arXiv:2211.17192, cor. 3.6).
     `num_tokens` are the tokens of a document that were compared. They are those of `scores` unless the student's own
     chat template, which `scores` follow, is another than the teacher's, or documents are left out. `note` says which.
     """
@@ -35,6 +37,7 @@ class TeacherComparison:
     scores: Scores
     kl: Float[np.ndarray, " m"]
     top1_matches: Float[np.ndarray, " m"]
+    acceptance: Float[np.ndarray, " m"]
     num_tokens: Int[np.ndarray, " m"]
     note: str = ""
 
@@ -101,23 +104,24 @@ def compare_with_teacher(
             f"the teacher was run on windows of {longest_window} tokens, but the student reads at most "
             f"{get_max_context(student)}; give a smaller --context"
         )
-    nll, kl, top1_matches = np.zeros(num_rows), np.zeros(num_rows), np.zeros(num_rows)
+    nll, sums = np.zeros(num_rows), np.zeros((3, num_rows))
     with inference_context(student, dtype=config.dtype):
         for index, pack in enumerate(track(teacher.packs, "model on held-out text")):
             student_signals = _compute_signals(student, _move_to_device(pack, student.device), config)
             nll += _sum_nll_by_row(student_signals, pack, config, num_rows)
             row_metrics = _compute_row_metrics(teacher.get_signals(index), student_signals, config=config)
             row_indices = _get_row_indices(pack)
-            kl += sum_by_row(row_indices, row_metrics[0], num_rows)
-            top1_matches += sum_by_row(row_indices, row_metrics[1], num_rows)
+            sums += np.stack([sum_by_row(row_indices, metric, num_rows) for metric in row_metrics])
     num_tokens = count_scored_tokens(teacher.rows)
-    return TeacherComparison(Scores(nll, num_tokens, count_scored_bytes(teacher.rows)), kl, top1_matches, num_tokens)
+    scores = Scores(nll, num_tokens, count_scored_bytes(teacher.rows))
+    kl, top1_matches, acceptance = sums
+    return TeacherComparison(scores, kl, top1_matches, acceptance, num_tokens)
 
 
 def _compute_row_metrics(
     teacher_signals: Signals, student_signals: Signals, *, config: ScoringConfig
-) -> Float[Tensor, "2 N"]:
-    """(KL in nats, 1 where the likeliest tokens are equal else 0) of every row."""
+) -> Float[Tensor, "3 N"]:
+    """(KL in nats, 1 where the likeliest tokens are equal else 0, sum min(p, q)) of every row."""
     parts = []
     for teacher_rows, student_rows in zip(
         teacher_signals.rows.split(config.chunk), student_signals.rows.split(config.chunk), strict=True
@@ -132,7 +136,8 @@ def _compute_row_metrics(
                 f"tokenizer, bits per byte do not"
             )
         p = p.to(q.device)
-        parts.append(torch.stack([forward_kl(p, q), (p.argmax(-1) == q.argmax(-1)).float()]))
+        matches = (p.argmax(-1) == q.argmax(-1)).float()
+        parts.append(torch.stack([forward_kl(p, q), matches, 1 - total_variation(p, q)]))
     return torch.cat(parts, dim=1)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, MissingDependency, NotFound
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
 from potstill.decode.generation_config import plain_generation_config
 from potstill.evaluate.perplexity import get_bos_id
 from potstill.models.inference import inference_context

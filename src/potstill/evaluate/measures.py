@@ -1,7 +1,7 @@
 """Measures a model: quality on documents and prompts, size and speed. Names and units are those of `MEASURES`.
 
-`n` of a measure counts documents for bits per byte, perplexity and the comparison with a teacher, prompts for ROUGE-L
-and runs for speed.
+`n` of a measure counts documents for bits per byte, perplexity and the comparison with a teacher, prompts for ROUGE-L,
+windows and trials for long contexts, and runs for speed.
 Intervals of quality are 95 % bootstrap intervals over documents; those of speed are the slowest and fastest run.
 """
 
@@ -14,15 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from potstill.core.errors import NotFound
+from potstill.core.measure import Measure
 from potstill.core.measure_table import MEASURES
-from potstill.core.types import Measure
 from potstill.evaluate.agreement import TeacherComparison
 from potstill.evaluate.bootstrap import bootstrap_interval, paired_bootstrap
 from potstill.evaluate.latency import LatencyConfig, time_model
+from potstill.evaluate.long_context import LongContext
 from potstill.evaluate.perplexity import Scores
 from potstill.evaluate.rouge import ScoredAnswers
-from potstill.evaluate.size import count_bytes_in_memory, count_bytes_on_disk, count_parameters
+from potstill.evaluate.size import count_bytes_in_memory, count_parameters
 from potstill.models.load import LoadedModel
+from potstill.models.weight_files import count_bytes_on_disk
 
 TextScores = Scores | TeacherComparison
 
@@ -33,10 +35,11 @@ class ModelEvaluation(NamedTuple):
     measures: list[Measure]
     text_scores: TextScores
     answers: ScoredAnswers | None = None
+    long_context: LongContext = LongContext()
 
 
 def measure_quality(text_scores: TextScores) -> list[Measure]:
-    """`bits_per_byte` and `perplexity`, with a teacher also `teacher_kl` and `teacher_agreement`, with intervals."""
+    """`bits_per_byte` and `perplexity`, with a teacher also the measures of `_measure_comparison`, with intervals."""
     scores = text_scores.scores if isinstance(text_scores, TeacherComparison) else text_scores
     note = f"{scores.num_tokens.sum():,} tokens, {scores.num_bytes.sum():,} bytes; interval over documents"
     measures = [
@@ -48,9 +51,13 @@ def measure_quality(text_scores: TextScores) -> list[Measure]:
 
 
 def _measure_comparison(comparison: TeacherComparison) -> list[Measure]:
-    """`teacher_kl` and `teacher_agreement`, with the template that wrote the text in the note."""
+    """`teacher_kl`, `teacher_agreement` and `acceptance`, with the template that wrote the text in the note."""
     parts = (f"{comparison.num_tokens.sum():,} tokens", comparison.note, "interval over documents")
-    sums = {"teacher_kl": comparison.kl, "teacher_agreement": comparison.top1_matches}
+    sums = {
+        "teacher_kl": comparison.kl,
+        "teacher_agreement": comparison.top1_matches,
+        "acceptance": comparison.acceptance,
+    }
     return [
         replace(
             _build_ratio_measure(name, values, comparison.num_tokens), note="; ".join(part for part in parts if part)
@@ -62,6 +69,23 @@ def _measure_comparison(comparison: TeacherComparison) -> list[Measure]:
 def measure_rouge(answers: ScoredAnswers) -> Measure:
     """`rouge_l` with its interval over prompts."""
     return _build_ratio_measure("rouge_l", answers.rouge_l, np.ones_like(answers.rouge_l))
+
+
+def measure_long_context(result: LongContext) -> list[Measure]:
+    """`long_bits_per_byte` and `needle_accuracy`, of those that were measured; intervals over windows and trials."""
+    measures = []
+    if (positions := result.positions) is not None:
+        measure = _build_ratio_measure(
+            "long_bits_per_byte", positions.nll[:, -1] / math.log(2), positions.num_bytes[:, -1]
+        )
+        start, stop = positions.edges[-2:]
+        measures.append(replace(measure, note=f"positions {start:,} to {stop:,}; interval over windows"))
+    if result.needle:
+        trials = np.array([cell.hits for cell in result.needle], dtype=float).mean(0)
+        measure = _build_ratio_measure("needle_accuracy", trials, np.ones_like(trials))
+        lengths = sorted({cell.length for cell in result.needle})
+        measures.append(replace(measure, note=f"texts of {lengths[0]:,} to {lengths[-1]:,} tokens; chance 1/8"))
+    return measures
 
 
 def measure_size(loaded: LoadedModel) -> list[Measure]:

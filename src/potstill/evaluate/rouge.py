@@ -16,9 +16,9 @@ from jaxtyping import Float
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError
-from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus
-from potstill.data.tokenize import UNRENDERED
+from potstill.data.prompts import PromptTokenizer
+from potstill.data.tokenize import TEMPLATE_REFUSAL
 from potstill.data.turns import get_tools, is_trained, to_messages
 from potstill.decode.generate import GenerationOptions, generate_texts
 from potstill.models.inference import get_max_context
@@ -41,17 +41,24 @@ class ScoredAnswers:
     rouge_l: Float[np.ndarray, " n"]
 
 
-def build_questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> list[Question]:
+def build_questions(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    limit: int | None = None,
+    special_in_text: str = "keep",
+) -> list[Question]:
     """The first `limit` questions of a corpus: prompts with responses, or chats up to their last answer.
 
-    Left out are answers without a text of their own, such as tool calls, and chats that the template refuses.
+    Left out are answers without a text of their own, such as tool calls, chats that the template refuses, and prompts
+    with control tokens that `special_in_text` refuses.
 
     Raises: DataError if the corpus is plain text, which has no prompts.
     """
     if corpus.kind == "text":
         raise DataError(f"{corpus.name} is plain text; ROUGE-L needs prompts with responses, or chats")
-    template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
-    candidates = (find_question(document, tokenizer, template) for document in corpus.documents)
+    prompts = PromptTokenizer(tokenizer, special_in_text=special_in_text)
+    candidates = (find_question(document, prompts) for document in corpus.documents)
     questions = (
         question
         for question in candidates
@@ -60,44 +67,32 @@ def build_questions(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, limit
     return list(islice(questions, limit))
 
 
-def find_question(
-    document: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    template: ChatTemplate | None,
-    *,
-    on_bad_row: str = "skip",
-) -> Question | str:
+def find_question(document: Mapping[str, Any], prompts: PromptTokenizer, *, on_bad_row: str = "skip") -> Question | str:
     """The question of a document, or the reason why it is left out.
 
-    Raises: DataError with `on_bad_row="refuse"`, if the template refuses the chat.
+    Raises: DataError with `on_bad_row="refuse"`, if the chat is refused.
     """
     try:
-        return build_question(document, tokenizer, template) or NO_QUESTION
+        return build_question(document, prompts) or NO_QUESTION
     except DataError as error:
         if on_bad_row == "refuse":
             raise DataError(f"{error}; leave such chats out with --on-bad-row skip") from error
-        return UNRENDERED
+        return TEMPLATE_REFUSAL
 
 
-def build_question(
-    document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
-) -> Question | None:
+def build_question(document: Mapping[str, Any], prompts: PromptTokenizer) -> Question | None:
     """The question of a document: all messages before its last answer that is trained on, which is the reference.
 
-    Without a template each message is a line. A chat without an answer gives None.
+    A chat without an answer gives None.
 
-    Raises: DataError if the template refuses the chat.
+    Raises: DataError if the template refuses the chat, or for control tokens that are refused.
     """
     messages = to_messages(document)
     assistant_indices = [i for i, message in enumerate(messages) if is_trained(message)]
     if not assistant_indices:
         return None
     context_messages, answer = messages[: assistant_indices[-1]], messages[assistant_indices[-1]]["content"]
-    if template is None:
-        prompt_text = "".join(message["content"] + "\n" for message in context_messages)
-        return Question(list(tokenizer(prompt_text).input_ids), [answer])
-    chat_prompt = template.render(context_messages, tools=get_tools(document), add_generation_prompt=True)
-    return Question(list(tokenizer(chat_prompt, add_special_tokens=False).input_ids), [answer])
+    return Question(prompts.encode(context_messages, tools=get_tools(document)), [answer])
 
 
 def score_answers(

@@ -4,17 +4,22 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from potstill.data.chat_template import ChatTemplate
+from potstill.data.prompts import PromptTokenizer
 from potstill.decode.generate import GenerationOptions, generate_texts
 from potstill.models.load import LoadedModel
 
 
-def tokenize_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids of `prompt`, rendered by the chat template where the tokenizer has one."""
-    if not tokenizer.chat_template:
-        return list(tokenizer(prompt).input_ids)
-    prompt_text = ChatTemplate(tokenizer).render([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    return list(tokenizer(prompt_text, add_special_tokens=False).input_ids)
+def tokenize_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, *, special_in_text: str = "keep") -> list[int]:
+    """The token ids of `prompt`, rendered by the chat template where the tokenizer has one.
+
+    Raises: DataError for control tokens that `special_in_text` refuses.
+    """
+    prompts = PromptTokenizer(tokenizer, special_in_text=special_in_text)
+    return (
+        prompts.encode_text(prompt)
+        if prompts.template is None
+        else prompts.encode([{"role": "user", "content": prompt}])
+    )
 
 
 def generate_samples(

@@ -73,16 +73,16 @@ class ScoringConfig:
         return replace(self, context=min([self.context, *(get_max_context(model) for model in models)]))
 
 
-def check_context(context: int, *models: PreTrainedModel) -> None:
-    """Refuse windows longer than the context of one of `models`.
+def check_context(context: int, *models: PreTrainedModel, option: str = "--context") -> None:
+    """Refuse windows longer than the context of one of `models`; `option` set their length.
 
     Raises: UsageError.
     """
     for model in models:
         if context > get_max_context(model):
             raise UsageError(
-                f"--context {context} is longer than the {get_max_context(model)} tokens of context that "
-                f"{type(model).__name__} has; give a shorter one"
+                f"{option} {context} is longer than the {get_max_context(model)} tokens of context that "
+                f"{type(model).__name__} has; give a shorter one, or convert the model by --to longer"
             )
 
 

@@ -1,18 +1,15 @@
-"""The size of a model: parameters, bytes in memory and on disk, and floating-point operations per token."""
+"""The size of a model: parameters, bytes in memory, and floating-point operations per token."""
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from potstill.core.blueprint import Blueprint, weight_shapes
-from potstill.core.errors import NotFound
-from potstill.models.gguf_files import list_parts
-
-# Only weights: optimizer states and training arguments also end in .bin, an objective's projectors in .safetensors.
-WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")
+from potstill.models.backbone import Backbone
+from potstill.models.hf_causal_lm import PotstillForCausalLM
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,12 @@ class ParameterCounts:
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCounts:
-    """The stored parameters of `model`; a tensor that several modules share counts once."""
+    """The stored parameters of `model`; a tensor that several modules share counts once.
+
+    Each weight of a packed matrix of ours counts. Packed matrices of other libraries are no parameters.
+    """
+    if isinstance(model, PotstillForCausalLM):
+        return count_blueprint_parameters(model.backbone.blueprint)
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
     embedding_sizes = {id(p): p.numel() for table in tables if table is not None for p in table.parameters()}
     total = sum(p.numel() for p in model.parameters())
@@ -40,19 +42,6 @@ def count_bytes_in_memory(model: nn.Module) -> int:
     """Bytes of the weights and buffers of the state dict; tensors that share memory count once."""
     bytes_by_pointer = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
     return sum(bytes_by_pointer.values())
-
-
-def count_bytes_on_disk(path: Path) -> int:
-    """Bytes of the weight files at `path`, a folder or a file; only the first format of `WEIGHT_FILES` counts.
-
-    Raises: NotFound if there are none.
-    """
-    if path.is_file():
-        return sum(file.stat().st_size for file in list_parts(path))
-    for pattern in WEIGHT_FILES:
-        if weight_files := sorted(path.glob(pattern)):
-            return sum(file.stat().st_size for file in weight_files)
-    raise NotFound(f"{path} has no weight files ({', '.join(WEIGHT_FILES)})")
 
 
 @dataclass(frozen=True)
@@ -86,6 +75,27 @@ def forward_flops(blueprint: Blueprint, visible_tokens: float) -> Flops:
     )
 
 
+def count_state_bytes(blueprint: Blueprint, tokens: int, *, itemsize: int = 2) -> int:
+    """Bytes of the states of all layers (keys and values, or memories) after a text of `tokens` tokens.
+
+    Numbers of the model's dtype take `itemsize` bytes; memories in float32 take 4 whatever it is.
+    """
+    return sum(layer.state_bytes(tokens, itemsize) for layer in blueprint.layers)
+
+
+def count_weight_bytes(blueprint: Blueprint, *, itemsize: int = 2) -> int:
+    """Bytes of all stored weights, if numbers of the model's dtype take `itemsize`; packed codes take one a byte."""
+    with torch.device("meta"):
+        weights = Backbone(blueprint).state_dict().values()
+    return sum(w.numel() * (itemsize if w.dtype.is_floating_point else w.itemsize) for w in weights)
+
+
+def count_state_growth(blueprint: Blueprint, tokens: int, *, itemsize: int = 2) -> int:
+    """Bytes that the states of all layers grow by with the next token of a text of `tokens` tokens."""
+    longer, shorter = (count_state_bytes(blueprint, n, itemsize=itemsize) for n in (tokens + 1, tokens))
+    return longer - shorter
+
+
 def list_matrix_shapes(blueprint: Blueprint) -> list[tuple[int, int]]:
     """The shape of every stored matrix inside the blocks, those of all experts included."""
     tables = ("embed.weight", "head.weight")
@@ -94,7 +104,7 @@ def list_matrix_shapes(blueprint: Blueprint) -> list[tuple[int, int]]:
 
 
 def count_blueprint_parameters(blueprint: Blueprint) -> ParameterCounts:
-    """The stored parameters of a blueprint's model, without building it."""
-    sizes = {name: math.prod(shape) for name, shape in weight_shapes(blueprint).items()}
+    """The stored parameters of a blueprint's model, without building it; each weight of a packed matrix counts."""
+    sizes = {name: math.prod(shape) for name, shape in weight_shapes(blueprint.trainable_form).items()}
     embeddings = sizes["embed.weight"] + sizes.get("head.weight", 0)
     return ParameterCounts(embeddings=embeddings, blocks=sum(sizes.values()) - embeddings)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import nn
 
 from potstill.core.errors import UsageError
@@ -25,6 +26,15 @@ def builds(facts: type[Part]) -> Callable[[Builder], Builder]:
         return builder
 
     return register
+
+
+@runtime_checkable
+class DrawsWeights(Protocol):
+    """A module whose own weights are no matrices, biases or norms, or begin with other values than these."""
+
+    def draw_weight(self, std: float, rng: torch.Generator | None) -> None:
+        """Draws fresh weights in place; `std` is Hugging Face's `initializer_range`."""
+        ...
 
 
 @dataclass(frozen=True)

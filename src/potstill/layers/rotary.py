@@ -25,7 +25,7 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")  # scalings whose frequencies depend 
 def frequencies(
     rotary: Rotary, *, head_dim: int, context: int, length: int | None = None
 ) -> tuple[tuple[float, ...], float]:
-    """(radians per position of each of the K/2 pairs, factor on cosines and sines).
+    """(radians per position of each of the pairs that turn, factor on cosines and sines).
 
     `length` is the number of positions in use; only the scalings in `LENGTH_DEPENDENT` use it, beyond `context`.
 
@@ -37,7 +37,8 @@ def frequencies(
     # the cache holds plain numbers, which neither the meta device nor inference mode can affect
     with torch.device("cpu"):
         if kind == "default":
-            exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
+            width = rotary.count_rotated(head_dim)
+            exponents = torch.arange(0, width, 2, dtype=torch.float) / width
             return tuple((1.0 / (rotary.theta**exponents)).tolist()), 1.0
         inv_freq, factor = _get_rope_function(kind)(
             _build_rope_config(parameters, head_dim, context), torch.device("cpu"), seq_len=length
@@ -47,8 +48,8 @@ def frequencies(
 
 def rotary_cos_sin(
     position_ids: Int[Tensor, "B T"], rotary: Rotary, *, head_dim: int, context: int, dtype: torch.dtype
-) -> tuple[Float[Tensor, "B 1 T {head_dim}"], Float[Tensor, "B 1 T {head_dim}"]]:
-    """(cosines, sines) of every position's angles, computed in float32 and rounded to `dtype`."""
+) -> tuple[Float[Tensor, "B 1 T R"], Float[Tensor, "B 1 T R"]]:
+    """(cosines, sines) of every position's angles in the R dimensions that turn, in float32 and rounded to `dtype`."""
     depends_on_length = rotary.parameters()["rope_type"] in LENGTH_DEPENDENT
     length = int(position_ids.max()) + 1 if depends_on_length else None
     inv_freq, factor = frequencies(rotary, head_dim=head_dim, context=context, length=length)
@@ -58,10 +59,13 @@ def rotary_cos_sin(
 
 
 def rotate(
-    x: Float[Tensor, "B H T K"], cos_sin: tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
+    x: Float[Tensor, "B H T K"], cos_sin: tuple[Float[Tensor, "B 1 T R"], Float[Tensor, "B 1 T R"]]
 ) -> Float[Tensor, "B H T K"]:
-    """(x_j, x_{j + K/2}) rotated by the position's angle: x cos + (-x_{j + K/2}, x_j) sin."""
+    """(x_j, x_{j + R/2}) of the first R dimensions, turned by the position's angle: x cos + (-x_{j + R/2}, x_j) sin."""
     cos, sin = cos_sin
+    width = cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat((rotate(x[..., :width], cos_sin), x[..., width:]), dim=-1)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from potstill.core.errors import ArtifactError, NotFound, UnsafeModel, UnsupportedModel
+from potstill.core.errors import ArtifactError, NotFound, UnsafeModel, UnsupportedModel, get_first_line
 from potstill.models.folder_checks import check_no_pointer, check_text_files, read_json
 
 CONFIG_FILE, WEIGHTS_FILE, PICKLE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -85,8 +85,9 @@ def merge_adapter(model: PreTrainedModel, path: Path, *, allow_pickle: bool) -> 
     except (ValueError, KeyError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
         if isinstance(error, ArtifactError | UnsupportedModel):
             raise
-        line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ArtifactError(f"the adapter {path} does not fit its base ({line}); check its base model") from error
+        raise ArtifactError(
+            f"the adapter {path} does not fit its base ({get_first_line(error)}); check its base model"
+        ) from error
 
 
 def _check_adapter_files(path: Path, *, allow_pickle: bool) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from potstill.core.errors import MissingDependency
-from potstill.models.load import read_license
+from potstill.models.lineage import PACKAGED_LICENSE
 from potstill.models.locate import PACKAGED_MODEL, get_packaged_path
 
 
@@ -17,7 +17,7 @@ def _list_packaged_models() -> list[dict[str, Any]]:
         path = get_packaged_path()
     except MissingDependency as error:
         return [{"name": PACKAGED_MODEL, "bytes": 0, "licence": None, "path": str(error)}]
-    return [{"name": PACKAGED_MODEL, "bytes": path.stat().st_size, "licence": read_license(path), "path": str(path)}]
+    return [{"name": PACKAGED_MODEL, "bytes": path.stat().st_size, "licence": PACKAGED_LICENSE, "path": str(path)}]
 
 
 def _list_cached_models() -> list[dict[str, Any]]:

@@ -14,18 +14,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from potstill.core.blueprint import Blueprint, Layer
+from potstill.core.depth_state import DepthState
 from potstill.core.errors import UsageError
-from potstill.core.kv_cache import State
+from potstill.core.state import State
 from potstill.layers.embedding import ScaledEmbedding
 from potstill.layers.heads import LanguageHead, TiedHead
 from potstill.layers.norm import RMSNorm
 from potstill.layers.positions import Positions, Reports
-from potstill.layers.registry import PartFactory
+from potstill.layers.registry import DrawsWeights, PartFactory
 from potstill.ops.attention import document_lengths
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + ffn(norm(x)); with post-norms, x + norm(mixer(norm(x))) and so on."""
+    """x + mixer(norm(x)), then x + ffn(norm(x)); with post-norms, x + norm(mixer(norm(x))) and so on.
+
+    With a depth gate, only the tokens that it lets through.
+    """
 
     def __init__(self, layer: Layer, factory: PartFactory) -> None:
         super().__init__()
@@ -36,14 +40,35 @@ class Block(nn.Module):
         self.ffn_norm = norm(hidden)
         self.ffn = factory.make_part(layer.ffn)
         self.ffn_post_norm = norm(hidden) if layer.post_norms else nn.Identity()
+        self.depth = None if layer.depth is None else factory.make_part(layer.depth)
 
     def forward(
         self, x: Float[Tensor, "B T D"], positions: Positions, state: State | None = None
     ) -> tuple[Float[Tensor, "B T D"], State | None]:
         """(the residual stream after this layer, state)."""
-        mixer_output, state = self.mixer(self.mixer_norm(x), positions, state)
-        x = x + self.mixer_post_norm(mixer_output)
-        return x + self.ffn_post_norm(self.ffn(self.ffn_norm(x), positions)), state
+        if self.depth is not None:
+            gated_output: tuple[Tensor, State | None] = self.depth(x, positions, state, self._mix, self._feed)
+            return gated_output
+        mixed, state = self._mix(x, positions, state)
+        x = x + mixed
+        return x + self._feed(x, positions), state
+
+    def make_state(self) -> State:
+        """An empty state of this layer."""
+        state: State = cast(Any, self.mixer).state()
+        return state if self.depth is None else DepthState(state)
+
+    def _mix(
+        self, x: Float[Tensor, "B T D"], positions: Positions, state: State | None
+    ) -> tuple[Float[Tensor, "B T D"], State | None]:
+        """(what the mixer adds to x, state)."""
+        output, state = self.mixer(self.mixer_norm(x), positions, state)
+        return self.mixer_post_norm(output), state
+
+    def _feed(self, x: Float[Tensor, "B T D"], positions: Positions) -> Float[Tensor, "B T D"]:
+        """What the feed-forward adds to x."""
+        output: Tensor = self.ffn_post_norm(self.ffn(self.ffn_norm(x), positions))
+        return output
 
 
 class Backbone(nn.Module):
@@ -88,6 +113,7 @@ class Backbone(nn.Module):
         states: Sequence[State] | None = None,
         *,
         token_mask: Bool[Tensor, "B S"] | None = None,
+        distances: Int[Tensor, "B T S"] | None = None,
         inputs_embeds: Float[Tensor, "B T D"] | None = None,
         reports: Reports | None = None,
     ) -> Iterator[Float[Tensor, "B T D"]]:
@@ -95,15 +121,16 @@ class Backbone(nn.Module):
 
         A document begins where `position_ids` restart, and sees no other document. With `states` (see `make_states`)
         the tokens continue the text of the states, one document per row. `token_mask` marks the tokens (past ones
-        first) that are not padding. `inputs_embeds` replaces the embeddings of `input_ids`. Parts append the tensors
-        that they report to the lists in `reports`, by name.
+        first) that are not padding; `distances` replaces it where texts of several lengths or trees share a pass.
+        `inputs_embeds` replaces the embeddings of `input_ids`. Parts append the tensors that they report to the lists
+        in `reports`, by name.
 
         Raises:
             UsageError: the number of states is not the number of layers; several documents would share a state.
         """
         if states is not None and len(states) != len(self.layers):
             raise UsageError(f"{len(states)} states for {len(self.layers)} layers; make them with make_states()")
-        positions = self._make_positions(position_ids, states, token_mask)
+        positions = self._make_positions(position_ids, states, token_mask, distances)
         positions.reports = {} if reports is None else reports
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         yield x
@@ -117,10 +144,14 @@ class Backbone(nn.Module):
 
     def make_states(self) -> list[State]:
         """A fresh state for each layer."""
-        return [cast(Any, block).mixer.state() for block in self.layers]
+        return [cast(Block, block).make_state() for block in self.layers]
 
     def _make_positions(
-        self, position_ids: Int[Tensor, "B T"], states: Sequence[State] | None, token_mask: Bool[Tensor, "B S"] | None
+        self,
+        position_ids: Int[Tensor, "B T"],
+        states: Sequence[State] | None,
+        token_mask: Bool[Tensor, "B S"] | None,
+        distances: Int[Tensor, "B T S"] | None = None,
     ) -> Positions:
         past_length = states[0].get_seq_length() if states else 0
         positions = Positions(
@@ -129,8 +160,13 @@ class Backbone(nn.Module):
             self.blueprint.context,
             past_length=past_length,
             token_mask=_drop_trivial_mask(token_mask),
+            distances=distances,
         )
-        if positions.token_mask is not None or (states is not None and position_ids.shape[1] == 1):
+        if (
+            distances is not None
+            or positions.token_mask is not None
+            or (states is not None and position_ids.shape[1] == 1)
+        ):
             return positions
         lengths = document_lengths(position_ids)
         if states is not None and any(len(row) > 1 for row in lengths):
@@ -143,7 +179,7 @@ class Backbone(nn.Module):
 def init_weights(model: nn.Module, *, std: float = 0.02, rng: torch.Generator | None = None) -> None:
     """Draws fresh weights in place: matrices from N(0, std^2), biases 0, norms that multiply by 1.
 
-    `std` is Hugging Face's `initializer_range`.
+    Modules with a `draw_weight` draw theirs afterwards. `std` is Hugging Face's `initializer_range`.
     """
     with torch.no_grad():
         for weight in model.parameters():
@@ -154,6 +190,8 @@ def init_weights(model: nn.Module, *, std: float = 0.02, rng: torch.Generator | 
     for module in model.modules():
         if isinstance(module, RMSNorm):
             module.reset_parameters()
+        elif isinstance(module, DrawsWeights):
+            module.draw_weight(std, rng)
 
 
 def _drop_trivial_mask(token_mask: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B S"] | None:

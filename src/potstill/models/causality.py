@@ -7,6 +7,7 @@ from torch import nn
 
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import Needs, SignalSource
+from potstill.models.dense_experts import dense_experts
 from potstill.models.eval_mode import eval_mode
 from potstill.models.probing import is_unmoved
 from potstill.models.signals import compute_signals, probe_model
@@ -46,7 +47,7 @@ def _is_task_model_causal(network: nn.Module, *, length: int = 12) -> bool:
             "documents": torch.zeros_like(probe_ids),
         }
         batch = {name: values.to(embedding.weight.device) for name, values in batch.items()}
-        with eval_mode(network):
+        with eval_mode(network), dense_experts(network):
             rows.append(compute_signals(network, batch, Needs(torch.ones_like(batch["labels"], dtype=torch.bool))).rows)
     return is_unmoved(*(states[: length // 2] for states in rows))
 

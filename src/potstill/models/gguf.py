@@ -6,11 +6,9 @@ family.
 """
 
 import functools
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -26,7 +24,7 @@ from transformers.utils import logging
 from transformers.utils.quantization_config import GgufConfig
 
 from potstill.core.errors import ArtifactError, UnsupportedModel
-from potstill.models.gguf_files import list_parts, merge_parts
+from potstill.models.gguf_files import get_first_sentence, list_parts, merge_parts, read_metadata
 
 modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # so that its progress bar can be switched off too
 
@@ -54,24 +52,6 @@ def cache_gguf_reads() -> Iterator[None]:
         gguf.GGUFReader, gguf.get_tensor_name_map = reader, get_name_map
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The `general.*` fields of a GGUF file (name, license, languages, quantization).
-
-    Raises: ArtifactError if the file is no GGUF file or is truncated.
-    """
-    from gguf import GGUFReader
-
-    try:
-        fields = GGUFReader(path).fields
-    except (ValueError, OSError, IndexError) as error:
-        raise ArtifactError(
-            f"{path} is not a readable GGUF file ({get_first_sentence(error)}); download or convert it again"
-        ) from error
-    return {
-        name.removeprefix("general."): field.contents() for name, field in fields.items() if name.startswith("general.")
-    }
-
-
 def check_model_size(path: Path) -> None:
     """Refuse a GGUF file without its model's size, for which transformers would build the family's default.
 
@@ -84,11 +64,6 @@ def check_model_size(path: Path) -> None:
     for key in ("block_count", "embedding_length"):
         if f"{family}.{key}" not in fields:
             raise ArtifactError(f"{path} lacks the field {family}.{key}, so it holds no model; convert it again")
-
-
-def get_first_sentence(error: BaseException) -> str:
-    """The first sentence of a library's error, at most 200 characters."""
-    return re.split(r"\n|\. ", str(error), maxsplit=1)[0][:200]
 
 
 def read_config(path: Path) -> PreTrainedConfig:

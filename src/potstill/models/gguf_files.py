@@ -98,3 +98,26 @@ def _merge(parts: list[Path], whole: Path) -> None:
     for tensor in tensors:
         writer.write_tensor_data(tensor.data, tensor_endianess=readers[0].endianess)
     writer.close()
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The `general.*` fields of a GGUF file (name, license, languages, quantization).
+
+    Raises: ArtifactError if the file is no GGUF file or is truncated.
+    """
+    from gguf import GGUFReader
+
+    try:
+        fields = GGUFReader(path).fields
+    except (ValueError, OSError, IndexError) as error:
+        raise ArtifactError(
+            f"{path} is not a readable GGUF file ({get_first_sentence(error)}); download or convert it again"
+        ) from error
+    return {
+        name.removeprefix("general."): field.contents() for name, field in fields.items() if name.startswith("general.")
+    }
+
+
+def get_first_sentence(error: BaseException) -> str:
+    """The first sentence of a library's error, at most 200 characters."""
+    return re.split(r"\n|\. ", str(error), maxsplit=1)[0][:200]

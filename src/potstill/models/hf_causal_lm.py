@@ -20,11 +20,13 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from potstill.core.errors import UnsupportedModel, UsageError
-from potstill.core.kv_cache import State, record
+from potstill.core.state import State, record
 from potstill.layers.heads import LanguageHead
 from potstill.layers.norm import RMSNorm
+from potstill.layers.registry import DrawsWeights
 from potstill.models.backbone import Backbone
 from potstill.models.hf_config import PotstillConfig
+from potstill.ops.layout import stack_ragged
 
 __all__ = ["AutoModelForCausalLM", "PotstillConfig", "PotstillForCausalLM", "PotstillModel"]
 
@@ -43,13 +45,16 @@ class _PotstillPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
         elif isinstance(module, RMSNorm):
             module.reset_parameters()
+        elif isinstance(module, DrawsWeights):
+            module.draw_weight(self.config.initializer_range, None)
 
 
 @dataclass
 class PotstillModelOutput(BaseModelOutputWithPast):
     """The output of `PotstillModel`: stock fields, and the requested `reports` of its parts by name.
 
-    A report is `[B T R ...]`, with one entry for each of the R parts that report it, in the order of the layers.
+    A report is `[B T R ...]`, with one entry for each of the R parts that report it, in the order of the layers. Where
+    parts report different numbers of values, such as router logits of more or fewer experts, -inf follows the fewer.
     """
 
     reports: dict[str, Tensor] | None = None
@@ -77,7 +82,8 @@ class PotstillModel(_PotstillPreTrainedModel):
         """The last hidden states `[B T D]`, after the final norm.
 
         `hidden_states` are the embeddings and each layer's output, the last one after the final norm. It caches only
-        with `past_key_values` or `use_cache`. `output_reports` names the reports to return.
+        with `past_key_values` or `use_cache`. `output_reports` names the reports to return. `attention_mask [B S]`
+        marks padding; a mask `[B 1 T S]` holds the distances from each token to the keys that it sees (`Positions`).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise UsageError("give exactly one of input_ids and inputs_embeds")
@@ -89,10 +95,16 @@ class PotstillModel(_PotstillPreTrainedModel):
             past_length = states[0].get_seq_length() if states else 0
             position_ids = torch.arange(past_length, past_length + embeddings.shape[1], device=embeddings.device)[None]
         position_ids = position_ids.expand(len(embeddings), -1)
-        token_mask = None if attention_mask is None else _make_token_mask(attention_mask)
+        distances, token_mask = _read_attention_mask(attention_mask)
         reports: dict[str, list[Tensor]] = {name: [] for name in output_reports}
         residuals = self.backbone.residuals(
-            None, position_ids, states, token_mask=token_mask, inputs_embeds=embeddings, reports=reports
+            None,
+            position_ids,
+            states,
+            token_mask=token_mask,
+            distances=distances,
+            inputs_embeds=embeddings,
+            reports=reports,
         )
         hidden_states = [*residuals] if output_hidden_states else [_get_last_item(residuals)]
         hidden_states[-1] = self.backbone.norm(hidden_states[-1])
@@ -100,7 +112,7 @@ class PotstillModel(_PotstillPreTrainedModel):
             last_hidden_state=hidden_states[-1],
             past_key_values=past_key_values,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            reports={name: torch.stack(values, 2) for name, values in reports.items()} or None,
+            reports={name: _stack_reports(values) for name, values in reports.items()} or None,
         )
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -189,15 +201,24 @@ class PotstillForCausalLM(_PotstillPreTrainedModel, GenerationMixin):
         model_kwargs["past_key_values"] = cache
 
 
+def _stack_reports(values: Sequence[Tensor]) -> Tensor:
+    return stack_ragged(values, 2, padding=-torch.inf) if values[0].ndim > 2 else torch.stack(list(values), 2)
+
+
 def _get_last_item(items: Any) -> Tensor:
     *_, item = items
     return item
 
 
-def _make_token_mask(attention_mask: Tensor) -> Tensor:
+def _read_attention_mask(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """(distances, token mask), of which at most one is not None."""
+    if attention_mask is None:
+        return None, None
+    if attention_mask.ndim == 4 and attention_mask.dtype == torch.long:
+        return attention_mask[:, 0], None
     if attention_mask.ndim != 2:
         raise UsageError(f"the attention mask has shape {tuple(attention_mask.shape)}; only [B T] marks padding here")
-    return attention_mask.bool()
+    return None, attention_mask.bool()
 
 
 AutoConfig.register(PotstillConfig.model_type, PotstillConfig, exist_ok=True)

@@ -8,16 +8,19 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel
+from potstill.core.elastic import format_share
+from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel, get_first_line
 from potstill.core.notes import print_note
 from potstill.core.screen import status
 from potstill.models import adapters, gguf
-from potstill.models.folder_checks import check_model_folder, check_weights, untie_head
+from potstill.models.elastic import copy_size
+from potstill.models.folder_checks import check_model_folder
 from potstill.models.gguf_files import list_parts
-from potstill.models.lineage import read_front_matter
-from potstill.models.locate import locate_model
+from potstill.models.lineage import read_license
+from potstill.models.locate import locate_model, split_size
 from potstill.models.quantization import explain_missing_package, read_quantization
 from potstill.models.tokenizers.vocabulary import count_usable_ids, refuse_ids_without_rows
+from potstill.models.weight_checks import check_weights, untie_head
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
@@ -59,7 +62,7 @@ def load_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """The model called `name`, in eval mode.
+    """The model called `name`, in eval mode; `MODEL#0.5` is a size of an elastic model, with weights of its own.
 
     An adapter's folder is opened on its base and merged. Ids of the tokenizer without a row in the embedding are cut;
     a text that holds them is refused.
@@ -70,6 +73,7 @@ def load_model(
         ArtifactError: a folder with missing, truncated or surplus weights, or with broken JSON.
         UnsupportedModel: transformers cannot open it as a causal language model.
         MissingDependency: a quantized model whose library is not installed.
+        UsageError: the model has no such size.
     """
     with status(f"reading {name}"):
         return _load(name, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
@@ -90,6 +94,8 @@ def _load(
         loaded = _load_adapter(name, path, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     else:
         loaded = _load_folder(name, path, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    if (share := split_size(name).share) is not None:
+        loaded = _load_size(loaded, share)
     refuse_ids_without_rows(loaded.tokenizer, loaded.model)
     return dataclasses.replace(loaded, model=loaded.model.to(device).eval())
 
@@ -112,15 +118,12 @@ def list_weight_files(folder: Path) -> list[Path]:
     return [file for file in files if file.name not in stray_names]
 
 
-def read_license(path: Path) -> str | None:
-    """The license in a GGUF file's metadata, or in the front matter of a folder's README; None if there is none."""
-    if path.is_file():
-        license_field = gguf.read_metadata(path).get("license")
-        return str(license_field) if license_field else None
-    license_name = read_front_matter(path).get("license")
-    if isinstance(license_name, list):
-        license_name = ", ".join(map(str, license_name))
-    return str(license_name) if license_name else None
+def _load_size(loaded: LoadedModel, share: float) -> LoadedModel:
+    """One size of an elastic model. Its digest is that of the model's files with the size."""
+    model = copy_size(loaded.model, share, name=split_size(loaded.name).model)
+    digest = hashlib.sha256(f"{loaded.digest} {format_share(share)}".encode()).hexdigest()
+    note = ", ".join(filter(None, (loaded.note, f"the size {format_share(share)}")))
+    return dataclasses.replace(loaded, model=model, digest=digest, note=note)
 
 
 def _load_gguf(name: str | Path, path: Path, *, dtype: torch.dtype) -> LoadedModel:
@@ -184,7 +187,7 @@ def _load_weights(path: Path, *, dtype: torch.dtype, allow_pickle: bool, trust_r
         raise explain_missing_package(path, read_quantization(path), error) from error
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise UnsupportedModel(
-            f"transformers cannot open {path} as a causal language model: {_get_first_line(error)}"
+            f"transformers cannot open {path} as a causal language model: {get_first_line(error)}"
         ) from error
     check_weights(path, model, missing=loading_info["missing_keys"], unexpected=loading_info["unexpected_keys"])
     loaded_model: PreTrainedModel = model
@@ -195,11 +198,5 @@ def _load_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokeniz
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
-        raise ArtifactError(f"{path} has no readable tokenizer ({_get_first_line(error)}); copy its files") from error
+        raise ArtifactError(f"{path} has no readable tokenizer ({get_first_line(error)}); copy its files") from error
     return tokenizer
-
-
-def _get_first_line(error: BaseException) -> str:
-    """The first line of a library's error, at most 200 characters; the rest is advice for other users."""
-    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line if len(line) <= 200 else f"{line[:200]}..."

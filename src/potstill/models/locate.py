@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from potstill.core.errors import MissingDependency, NotFound, UsageError
 from potstill.core.in_memory import resolve_path
@@ -21,37 +22,56 @@ SAFE_PATTERNS = (
     "LICENSE*",
 )  # fetched from the hub
 CODE_PATTERNS = ("*.py",)
+SIZED_NAME = re.compile(r"(?P<model>.+)#(?P<share>\d*\.?\d+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")  # owner/name, a revision after @
+
+
+class ModelName(NamedTuple):
+    """The name of a model, and the share that names one of its sizes, or None for the whole model."""
+
+    model: str
+    share: float | None
+
+
+def split_size(name: str | Path) -> ModelName:
+    """`MODEL#0.5` names a size of an elastic model; a path that exists is that of a model, whatever it is called."""
+    match = SIZED_NAME.fullmatch(str(name))
+    if match is None or re.match(r"https?://", str(name)) or Path(name).expanduser().exists():
+        return ModelName(str(name), None)
+    return ModelName(match["model"], float(match["share"]))
 
 
 def locate_model(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Path:
     """The folder of `name`, or its GGUF file; a hub id is downloaded, or read from the hub's cache when offline.
+
+    A size of an elastic model (`split_size`) is in the files of the model.
 
     Pickled weights and code are downloaded only if they are allowed. A folder of one GGUF file is that file, and a part
     of a split one is its first part.
 
     Raises: NotFound; UsageError for a folder of several GGUF files; ArtifactError for a Git LFS pointer.
     """
-    if str(name) == PACKAGED_MODEL:
+    name = split_size(name).model
+    if name == PACKAGED_MODEL:
         return get_packaged_path()
-    if re.match(r"https?://", str(name)):
+    if re.match(r"https?://", name):
         raise NotFound(f"{name} is a server, and this command needs weights; only distill can use a server")
     try:
         path = resolve_path(name)
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # no such user, a name that is too long, a null byte
-        raise NotFound(f"{str(name)[:80]!r} cannot be a path ({error}); give a folder or a hub id") from error
+        raise NotFound(f"{name[:80]!r} cannot be a path ({error}); give a folder or a hub id") from error
     if is_folder:
         return _find_only_gguf_file(path) or path
     if is_file:
         return _find_model_file(path)
     if path.suffix.lower() == ".gguf":
         raise NotFound(f"there is no file {path}{suggest_path(path)}; give the path of a .gguf file that exists")
-    if not HUB_ID.fullmatch(str(name)):
+    if not HUB_ID.fullmatch(name):
         raise NotFound(
             f"there is no folder {path}{suggest_path(path)}; give a folder with config.json, a .gguf file, or a hub id"
         )
-    return _download(str(name), [*SAFE_PATTERNS, *PICKLE_PATTERNS * allow_pickle, *CODE_PATTERNS * trust_remote_code])
+    return _download(name, [*SAFE_PATTERNS, *PICKLE_PATTERNS * allow_pickle, *CODE_PATTERNS * trust_remote_code])
 
 
 def get_packaged_path() -> Path:

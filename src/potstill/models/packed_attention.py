@@ -14,11 +14,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from potstill.models.probing import compute_hidden_states, is_unmoved, make_probe_ids, sees_no_later_token
+from potstill.models.dense_experts import dense_experts
+from potstill.models.probing import compute_hidden_states, is_close, is_unmoved, make_probe_ids, sees_no_later_token
 from potstill.ops.attention import Lengths, document_attention, document_lengths
 
 ATTENTION_NAME = "potstill_documents"
-MAX_DIFFERENCE = 0.05  # of the largest value: in bf16 64 eps would allow half of it
 
 
 class _LengthsCache:
@@ -105,7 +105,7 @@ def install_packed_attention(model: PreTrainedModel, *, position_offset: int = 0
     own_attention, own_hidden = model.config._attn_implementation, probe.compute_separate()
     if own_hidden is not None and _set_attention(model, ATTENTION_NAME):
         packed_hidden = probe.compute_separate()
-        is_equal = packed_hidden is not None and _is_close(packed_hidden, own_hidden)
+        is_equal = packed_hidden is not None and is_close(packed_hidden, own_hidden)
         if is_equal and is_packing_isolated(model, position_offset=position_offset):
             return True
     _set_attention(model, own_attention)
@@ -120,7 +120,7 @@ def is_packing_isolated(model: PreTrainedModel, *, position_offset: int = 0, see
     """
     probe = _PackingProbe(model, position_offset, seed)
     separate, packed = probe.compute_separate(), probe.compute_packed()
-    if separate is None or packed is None or not _is_close(packed, separate):
+    if separate is None or packed is None or not is_close(packed, separate):
         return False
     first_length = probe.documents[0].shape[1]
     for changed, unchanged in ((0, slice(first_length, None)), (1, slice(first_length))):
@@ -157,14 +157,10 @@ class _PackingProbe:
 
     def _compute_hidden_states(self, rows: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
         try:
-            return torch.cat([compute_hidden_states(self.model, ids, positions) for ids, positions in rows], 1)
+            with dense_experts(self.model):
+                return torch.cat([compute_hidden_states(self.model, ids, positions) for ids, positions in rows], 1)
         except (AttributeError, TypeError, ValueError, RuntimeError):
             return None
-
-
-def _is_close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to the order of sums: within 64 eps of the largest value, at most 5 % of it."""
-    return bool((a - b).abs().max() <= min(64 * torch.finfo(b.dtype).eps, MAX_DIFFERENCE) * b.abs().max())
 
 
 def _set_attention(model: PreTrainedModel, name: str) -> bool:

@@ -1,4 +1,7 @@
-"""Quantized model folders: named by their config, opened where their library is installed, and never trained."""
+"""Quantized model folders: named by their config, opened where their library is installed, and never trained.
+
+Models of ours whose matrices are packed are quantized too.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +13,7 @@ from potstill.core.errors import MissingDependency, UnsupportedModel
 from potstill.models.folder_checks import read_json
 from potstill.models.locate import locate_model
 
+PACKED = "packed_"  # the kinds of our packed matrices begin so
 # the packages that open the weights of a method; methods that are not here need none
 PACKAGES = {
     "aqlm": "aqlm",
@@ -28,7 +32,7 @@ PACKAGES = {
 
 
 def read_quantization(folder: Path) -> str:
-    """The method by which a folder's weights are quantized, such as `fp8` or `gptq`; empty if they are not.
+    """The method by which a folder's weights are quantized, such as `fp8` or `packed_ternary`; empty if they are not.
 
     Raises: UnsupportedModel for a method that transformers does not know, whose weights it would take as they are.
     """
@@ -37,7 +41,8 @@ def read_quantization(folder: Path) -> str:
         facts = part.get("quantization_config") or part.get("compression_config")
         if isinstance(facts, Mapping):
             return _check_method(folder, _get_method(facts))
-    return ""
+    linear_kinds = (layer.get("linear", {}).get("kind", "") for layer in config.get("blueprint", {}).get("layers", ()))
+    return next((kind for kind in linear_kinds if kind.startswith(PACKED)), "")
 
 
 def check_trainable(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> None:
@@ -50,7 +55,7 @@ def check_trainable(name: str, *, allow_pickle: bool = False, trust_remote_code:
     if method:
         raise UnsupportedModel(
             f"{name} is quantized ({method}), so it can only be a --teacher; give the model in bfloat16 or float32 as "
-            f"the student, or as the model to prune"
+            f"the student, or as the model to prune or convert"
         )
 
 

@@ -1,4 +1,4 @@
-"""Tensors that parts of a model report in a forward pass, such as the router's probabilities of experts.
+"""Tensors that parts of a model report in a forward pass, such as the router's logits of experts.
 
 potstill's models report by name (`Positions.report`). Stock models with experts give `router_logits`.
 """
@@ -11,9 +11,8 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from potstill.layers.ffn.experts import ROUTER_LOGITS
 from potstill.models.hf_causal_lm import PotstillForCausalLM
-
-ROUTER_LOGITS = "router_logits"
 
 
 def list_reports(model: PreTrainedModel) -> frozenset[str]:

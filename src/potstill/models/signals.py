@@ -14,7 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,6 +22,7 @@ from potstill.core.errors import UnsupportedModel
 from potstill.core.types import SOURCE, Batch, Head, Needs, Signals, SignalSource, get_view
 from potstill.models import packed_attention
 from potstill.models.eval_mode import eval_mode
+from potstill.models.hooks import temporary_hooks
 from potstill.models.output_layer import (
     capture_output_rows,
     find_output_layer,
@@ -95,6 +96,12 @@ def probe_model(model: nn.Module) -> ModelProbe:
             is_causal=sees_no_later_token(inner),
         )
     return _probes[model]
+
+
+def copy_probe(model: nn.Module, view: nn.Module) -> None:
+    """Gives `view`, the model with some of its layers, the facts of `model`, if they are known already."""
+    if model in _probes:
+        _probes[view] = _probes[model]
 
 
 def compute_signals(model: nn.Module, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
@@ -191,7 +198,7 @@ def _compute_inner_signals(
     extras = get_reports(output, report_names, positions)
     if EMBEDDINGS in needs.extras:
         extras[EMBEDDINGS] = _compute_embeddings(inner, token_ids, positions)
-    relations = {name: states[positions] for name, states in projection_outputs.items()}
+    relations = {name: _select_projections(states, positions) for name, states in projection_outputs.items()}
     make_signals = partial(Signals, layers=hidden, relations=relations, extras=extras)
     if not probe.has_known_head:
         if is_headless:
@@ -248,6 +255,16 @@ def find_projections(model: nn.Module) -> dict[str, nn.Module]:
     )
 
 
+def _select_projections(states: Float[Tensor, "B T W"], positions: Bool[Tensor, "B T"]) -> Float[Tensor, "N W"]:
+    """The projections at `positions`. Raises: UnsupportedModel if some tokens skip the layer and have none."""
+    if states.shape[:2] != positions.shape:
+        raise UnsupportedModel(
+            "tokens skip the last attention layer, so its queries, keys and values cannot be compared; choose another "
+            "objective, or convert other layers with depths:layers=..."
+        )
+    return states[positions]
+
+
 @contextmanager
 def _capture_projections(inner: PreTrainedModel, names: frozenset[str]) -> Iterator[dict[str, Tensor]]:
     """Inside, a forward leaves the output of each named projection."""
@@ -257,11 +274,8 @@ def _capture_projections(inner: PreTrainedModel, names: frozenset[str]) -> Itera
         for name, module in (find_projections(inner).items() if names else ())
         if name in names
     ]
-    try:
+    with temporary_hooks(hooks):
         yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def unwrap_model(model: nn.Module) -> PreTrainedModel:

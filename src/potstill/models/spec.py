@@ -6,12 +6,12 @@ from typing import NamedTuple
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from potstill.core.blueprint import Blueprint
+from potstill.core.elastic import find_size, read_sizes
 from potstill.core.errors import ArtifactError, NotFound
 from potstill.models import adapters, gguf
 from potstill.models.families.registry import read_blueprint
 from potstill.models.folder_checks import check_model_folder
-from potstill.models.hf_causal_lm import PotstillConfig
-from potstill.models.locate import locate_model
+from potstill.models.locate import locate_model, split_size
 
 
 class ModelSpec(NamedTuple):
@@ -22,11 +22,16 @@ class ModelSpec(NamedTuple):
 
 
 def read_model_spec(name: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> ModelSpec:
-    """The spec of the model called `name`.
+    """The spec of the model called `name`, or of one of its sizes.
 
-    Raises: NotFound, UnsafeModel, ArtifactError as `load_model` does; UnsupportedModel for a family that no blueprint
-        can describe.
+    Raises: UsageError for a size that the model has not; NotFound, UnsafeModel, ArtifactError as `load_model` does;
+        UnsupportedModel for a family that no blueprint can describe.
     """
+    model, share = split_size(name)
+    if share is not None:
+        spec = read_model_spec(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        size = find_size(read_sizes(spec.blueprint), share, model)
+        return spec._replace(blueprint=size.blueprint(spec.blueprint))
     path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     if path.is_file():
         with gguf.cache_gguf_reads():
@@ -43,4 +48,4 @@ def read_model_spec(name: str | Path, *, allow_pickle: bool = False, trust_remot
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
         raise ArtifactError(f"{path} has no readable config or tokenizer ({error}); copy the model again") from error
-    return ModelSpec(config.to_blueprint() if isinstance(config, PotstillConfig) else read_blueprint(config), tokenizer)
+    return ModelSpec(read_blueprint(config), tokenizer)

@@ -4,16 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from potstill.core.errors import UnsupportedModel, UsageError
 from potstill.core.types import Batch, Needs, Objective, Signals, Terms
-from potstill.models.reports import ROUTER_LOGITS
+from potstill.layers.ffn.experts import ROUTER_LOGITS
 from potstill.objectives.cost import no_cost
 from potstill.objectives.model_info import PairInfo
 from potstill.objectives.spec import ObjectiveOptions, register_objective
+from potstill.ops.routing import load_balancing_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +53,6 @@ class Balance:
         if self.k > router_logits.shape[-1]:
             raise UsageError(f"{self.name}: k is {self.k}, and the student has {router_logits.shape[-1]} experts")
         return {self.name: load_balancing_loss(router_logits, k=self.k)}
-
-
-def load_balancing_loss(router_logits: Float[Tensor, "N L E"], *, k: int = 1) -> Float[Tensor, ""]:
-    """E sum_i f_i P_i of each of L layers, the mean over layers, in float32 at least; `k` is at most E."""
-    p = router_logits.to(torch.promote_types(router_logits.dtype, torch.float32)).softmax(-1)
-    chosen = torch.zeros_like(p).scatter_(-1, p.topk(k, -1).indices, 1.0 / k)
-    return p.shape[-1] * (chosen.mean(0) * p.mean(0)).sum(-1).mean()
 
 
 @register_objective(

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from potstill.core.errors import UsageError, VocabularyMismatch
+from potstill.core.language import LANGUAGE_COLUMN
 from potstill.core.types import Objective
 from potstill.objectives.cost import CostInputs, ObjectiveCost, sum_costs
 from potstill.objectives.cross_entropy import CROSS_ENTROPY
@@ -21,7 +22,7 @@ from potstill.objectives.term import ObjectiveTerm, WeightedTerm, parse_term, pa
 from potstill.objectives.weighted_sum import WeightedSum
 
 PLUS = re.compile(r"(?<!\d[eE])\+")  # a plus that is not part of a number such as 1e+3
-WEIGHTED = re.compile(r"\s*[\d.]+(?:[eE][+-]?\d+)?\s*\*")
+WEIGHT_PATTERN = re.compile(r"\s*[\d.]+(?:[eE][+-]?\d+)?\s*\*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +177,12 @@ class ObjectiveConfig(ObjectiveChoice):
         )
 
     @property
+    def language_column(self) -> str | None:
+        """The column of the data that names the language of each document; None if the loss reads none."""
+        terms = (part.term for part in self.named_terms if part.term.spec.reads_language)
+        return next((term.text_options.get("column", LANGUAGE_COLUMN) for term in terms), None)
+
+    @property
     def required_rollout(self) -> str:
         """The rollout that must sample the text; empty if the loss needs none."""
         return next((part.term.spec.rollout for part in self.named_terms if part.term.spec.rollout), "")
@@ -229,7 +236,7 @@ class ObjectiveConfig(ObjectiveChoice):
 
 def is_sum(text: str) -> bool:
     """Whether the text is a sum of weighted objectives, or one with a weight."""
-    return WEIGHTED.match(text) is not None or len(PLUS.split(text)) > 1
+    return WEIGHT_PATTERN.match(text) is not None or len(PLUS.split(text)) > 1
 
 
 def _combine(term: ObjectiveTerm, ensemble: TeacherEnsemble) -> Objective:

@@ -7,9 +7,10 @@ from potstill.core.options import Option
 
 OBJECTIVE = Option(
     "forward_kl",
-    "The loss to minimize: a divergence (forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl, "
-    "total_variation), with options after a colon (jsd:beta=0.3). Or a method of docs/objectives.md (dskd, uld, ...), "
-    "cross_entropy (no teacher), a sum (0.6*cross_entropy+0.4*forward_kl), or your own FILE.py:FUNCTION.",
+    "The loss to minimize: a divergence (forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl; for "
+    "drafts total_variation, acceptance_nll), with options after a colon (jsd:beta=0.3). Or a method of "
+    "docs/objectives.md (dskd, uld, ...), cross_entropy (no teacher), a sum (0.6*cross_entropy+0.4*forward_kl), or "
+    "your own FILE.py:FUNCTION.",
     name="objective",
 )
 

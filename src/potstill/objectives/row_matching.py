@@ -14,6 +14,7 @@ from potstill.core.types import ALIGNED_PAIRS, Batch, Needs, Signals, get_view, 
 from potstill.models.signals import EMBEDDINGS
 from potstill.ops.cross_attention import cross_attention
 from potstill.ops.layout import apply_padded
+from potstill.ops.precision import upcast
 
 MatchedRows = tuple[Int[Tensor, " P"], Int[Tensor, " Q"]]  # row indices of the student and of the teacher
 
@@ -112,7 +113,7 @@ class CrossModelAttention(nn.Module):
         queries = apply_padded(self.query, student.extras[EMBEDDINGS].detach().flatten(1))
         embeddings = teacher.extras[EMBEDDINGS].detach() / self.embedding_std
         states = teacher.rows.detach()
-        state_std = states.to(torch.promote_types(states.dtype, torch.float32)).std(-1, keepdim=True)
+        state_std = upcast(states).std(-1, keepdim=True)
         values = states / state_std.to(states.dtype) + embeddings[:, 1].to(states.dtype)
         documents = supervised_positions(batch)[2], supervised_positions(get_view(batch, name))[2]
         states_by_network = zip((student.rows, values), documents, strict=True)

@@ -12,6 +12,7 @@ from potstill.core.types import DIVISOR, NEXT_TOKEN_LOG_P, Batch, Head, Objectiv
 from potstill.ops import coarse, fused
 from potstill.ops.coarse import CoarseDistribution
 from potstill.ops.layout import apply_padded
+from potstill.ops.precision import upcast
 from potstill.ops.row_loss import RowInput, RowLoss
 
 CHUNK = 256  # rows whose logits are alive at once while log-probabilities are computed
@@ -120,7 +121,7 @@ def compute_target_log_probs(
         if isinstance(logits, CoarseDistribution):
             parts.append(coarse.token_log_prob(logits, ids))
             continue
-        wide_logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        wide_logits = upcast(logits) / temperature
         parts.append(wide_logits.gather(-1, ids[:, None])[:, 0] - wide_logits.logsumexp(-1))
     return torch.cat(parts)
 

@@ -16,8 +16,10 @@ from potstill.objectives.row_matching import make_row_needs
 from potstill.objectives.spec import ObjectiveOptions, register_objective
 from potstill.ops import fused
 from potstill.ops.coarse import CoarseDistribution
-from potstill.ops.divergence import Divergence, cross_entropy, forward_kl, log_partition
+from potstill.ops.divergence import Divergence, cross_entropy, forward_kl
+from potstill.ops.divergence_gradient import log_partition
 from potstill.ops.likelihood import binary_kl_with_slope, sum_groups
+from potstill.ops.precision import upcast
 from potstill.ops.row_loss import DivergenceRows, Masked, Tangent
 
 ROWS_PER_CHUNK = 128  # rows whose logits are alive at once
@@ -177,7 +179,7 @@ class Spans(row_terms.RowObjectiveMixin):
 
     def _coarsen_logits(self, logits: Float[Tensor, "C V"], teacher_ids: Int[Tensor, " S"]) -> tuple[Tensor, Tensor]:
         """(log p of the shared tokens, log p of all others); -inf for others if the student has no others."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = upcast(logits)
         logits = logits if self.temperature == 1 else logits / self.temperature
         p, shared_log_probs = logits.softmax(-1), logits.gather(-1, teacher_ids.expand(len(logits), -1))
         shared_log_probs.sub_(log_partition(logits, p)[:, None]).clamp_min_(math.log(torch.finfo(p.dtype).tiny))

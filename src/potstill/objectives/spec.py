@@ -57,6 +57,7 @@ class ObjectiveSpec:
         supports_cross_tokenizer: whether it works for a pair with two tokenizers.
         needs_edit_alignment: whether it needs pairs of rows of two tokenizers by minimum edit distance.
         takes_divergence: whether it has the option `divergence`.
+        reads_language: whether it reads the language of each document, from the column that its option `column` names.
         rollout: the rollout that must write its text; empty if it needs none.
         numeric_options: the numbers that it takes, with their defaults.
         text_options: the options that are text.
@@ -74,6 +75,7 @@ class ObjectiveSpec:
     supports_cross_tokenizer: bool = False
     needs_edit_alignment: bool = False
     takes_divergence: bool = False
+    reads_language: bool = False
     rollout: str = ""
     numeric_options: Mapping[str, float] = field(default_factory=dict)
     text_options: tuple[str, ...] = ()

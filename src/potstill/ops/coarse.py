@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from potstill.ops.precision import upcast
+
 Differentiate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (teacher [N K], student [N K]) -> [N], [N K]
 
 
@@ -59,7 +61,7 @@ def coarsen(
 ) -> CoarseDistribution:
     """softmax(logits) as its `k` likeliest tokens, or fewer (at least one) if those already have the probability
     `mass`."""
-    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    log_p = upcast(logits).log_softmax(-1)
     top, ids = log_p.topk(min(k, log_p.shape[1]), -1)
     if mass < 1:  # rounding would reach 1 before the last token
         surplus = (top.exp().cumsum(-1) - top.exp()) >= mass

@@ -5,8 +5,8 @@ rows and the divisor of the sum. Every divergence is >= 0, and 0 only if p = q. 
 log 0 = 0. So logits of -inf (masked tokens) leave values and gradients finite whenever the divergence itself is finite.
 Gradients flow to both sides: the caller detaches the teacher.
 
-A new divergence is a function under `@declare_facts(...)` and a row of `DIVERGENCES`. `WITH_GRADIENT` holds functions
-that also return the derivative by the student's logits, in fewer passes over memory than autograd needs.
+A new divergence is a function under `@declare_facts(...)` and a row of `DIVERGENCES`. `ops.divergence_gradient` has
+derivatives by the student's logits, in fewer passes over memory than autograd needs.
 """
 
 import math
@@ -18,6 +18,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from potstill.ops.precision import upcast
 
 HEAD_SIZE = 64  # the search for the head of a distribution begins among this many tokens
 
@@ -32,23 +34,29 @@ class DivergenceFacts(NamedTuple):
         is_f_divergence: merging tokens never raises it, so a partial distribution (`ops.coarse`) gives a lower bound.
         supports_sampled_tokens: tokens drawn from the teacher give an unbiased gradient.
         has_full_gradient: its gradient is the gradient of its value; False if parts of the value count as constants.
+        is_for_drafts: it falls where and only where a target accepts more of the student's drafts.
     """
 
     is_f_divergence: bool = False
     supports_sampled_tokens: bool = False
     has_full_gradient: bool = True
+    is_for_drafts: bool = False
 
 
 _facts: dict[Callable[..., Tensor], DivergenceFacts] = {}
 
 
 def declare_facts(
-    *, is_f_divergence: bool = False, supports_sampled_tokens: bool = False, has_full_gradient: bool = True
+    *,
+    is_f_divergence: bool = False,
+    supports_sampled_tokens: bool = False,
+    has_full_gradient: bool = True,
+    is_for_drafts: bool = False,
 ) -> Callable[[AnyDivergence], AnyDivergence]:
     """Decorate a divergence with its facts."""
 
     def declare(divergence: AnyDivergence) -> AnyDivergence:
-        _facts[divergence] = DivergenceFacts(is_f_divergence, supports_sampled_tokens, has_full_gradient)
+        _facts[divergence] = DivergenceFacts(is_f_divergence, supports_sampled_tokens, has_full_gradient, is_for_drafts)
         return divergence
 
     return declare
@@ -62,13 +70,13 @@ def get_facts(divergence: Divergence) -> DivergenceFacts:
 @declare_facts(is_f_divergence=True, supports_sampled_tokens=True)
 def forward_kl(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """KL(p||q) = sum p (log p - log q): the student covers the teacher's modes (Hinton et al., arXiv:1503.02531)."""
-    return _kl(_log_softmax(teacher), _log_softmax(student))
+    return _kl(log_softmax(teacher), log_softmax(student))
 
 
 @declare_facts(is_f_divergence=True)
 def reverse_kl(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """KL(q||p) = sum q (log q - log p): the student picks some of the teacher's modes (Gu et al., arXiv:2306.08543)."""
-    return _kl(_log_softmax(student), _log_softmax(teacher))
+    return _kl(log_softmax(student), log_softmax(teacher))
 
 
 @declare_facts(is_f_divergence=True)
@@ -87,7 +95,7 @@ def jsd(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, beta: f
         return forward_kl(teacher, student)
     if beta == 1:
         return reverse_kl(teacher, student)
-    log_p, log_q = _log_softmax(teacher), _log_softmax(student)
+    log_p, log_q = log_softmax(teacher), log_softmax(student)
     log_m = _log_mixture(log_p, log_q, beta)
     return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
 
@@ -102,7 +110,7 @@ def skew_kl(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], *, ske
     """
     if _check_skew(skew) == 0:
         return forward_kl(teacher, student)
-    log_p, log_q = _log_softmax(teacher), _log_softmax(student)
+    log_p, log_q = log_softmax(teacher), log_softmax(student)
     return _kl(log_p, _log_mixture(log_p, log_q, skew))
 
 
@@ -118,7 +126,7 @@ def skew_reverse_kl(
     """
     if _check_skew(skew) == 0:
         return reverse_kl(teacher, student)
-    log_p, log_q = _log_softmax(teacher), _log_softmax(student)
+    log_p, log_q = log_softmax(teacher), log_softmax(student)
     return _kl(log_q, _log_mixture(log_q, log_p, skew))
 
 
@@ -137,22 +145,35 @@ def adaptive_kl(
     """
     if not 0 < tail < 1:
         raise ValueError(f"tail = {tail} of the adaptive KL is not a share of the teacher's mass: choose it in (0, 1)")
-    log_p, log_q = _log_softmax(teacher), _log_softmax(student)
+    log_p, log_q = log_softmax(teacher), log_softmax(student)
     with torch.no_grad():
         gap = (log_p.exp() - log_q.exp()).abs()
         tail_share = (gap * _tail_mask(log_p, tail)).sum(-1) / gap.sum(-1).clamp_min(torch.finfo(gap.dtype).tiny)
     return (1 - tail_share) * _kl(log_p, log_q) + tail_share * _kl(log_q, log_p)
 
 
-@declare_facts(is_f_divergence=True)
+@declare_facts(is_f_divergence=True, is_for_drafts=True)
 def total_variation(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """1/2 sum |p - q|, at most 1; tokens with p = q give no gradient (Wen et al., arXiv:2307.15190)."""
-    return (_log_softmax(teacher).exp() - _log_softmax(student).exp()).abs().sum(-1) / 2
+    """1/2 sum |p - q| = 1 - sum min(p, q), at most 1: the share of a draft that its target rejects (arXiv:2211.17192).
+
+    At a tie p[v] = q[v] the gradient takes the middle of its two one-sided values (Wen et al., arXiv:2307.15190).
+    """
+    return (log_softmax(teacher).exp() - log_softmax(student).exp()).abs().sum(-1) / 2
+
+
+@declare_facts(is_f_divergence=True, is_for_drafts=True)  # it rises with the total variation, which is one
+def acceptance_nll(teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """-log sum min(p, q): minus the log of the share of a draft that its target accepts (arXiv:2211.17192, cor. 3.6).
+
+    Its gradient is that of `total_variation` over the acceptance, so rows that are rarely accepted count more. Ties as
+    there. Where p and q share no token it is infinite.
+    """
+    return -torch.minimum(log_softmax(teacher), log_softmax(student)).logsumexp(-1)
 
 
 def cross_entropy(student: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """-log q[target], in nats; no target is ignored."""
-    return -_log_softmax(student).gather(-1, targets[:, None]).squeeze(-1)
+    return -log_softmax(student).gather(-1, targets[:, None]).squeeze(-1)
 
 
 def apply_temperature(divergence: Divergence, temperature: float) -> Divergence:
@@ -166,33 +187,9 @@ def apply_temperature(divergence: Divergence, temperature: float) -> Divergence:
         raise ValueError(f"temperature = {temperature} divides logits: choose a positive, finite number")
 
     def tempered_divergence(teacher: Tensor, student: Tensor) -> Tensor:
-        return temperature**2 * divergence(_upcast(teacher) / temperature, _upcast(student) / temperature)
+        return temperature**2 * divergence(upcast(teacher) / temperature, upcast(student) / temperature)
 
     return divergence if temperature == 1 else tempered_divergence
-
-
-def forward_kl_with_gradient(
-    teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"]
-) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"]]:
-    """`forward_kl` as sum p (z_p - z_q) - log Z_p + log Z_q, and its derivative by the student's logits z_q, q - p."""
-    teacher, student = _upcast(teacher), _upcast(student)
-    p, q = teacher.softmax(-1), student.softmax(-1)
-    return kl_of_logits(teacher, student, p, log_partition(student, q)), q.sub_(p)
-
-
-def log_partition(logits: Float[Tensor, "N V"], p: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """log sum exp(logits) from `p`, their softmax, without a second exponential: z = log p + log Z at the largest p."""
-    return logits.amax(-1) - p.amax(-1).log()
-
-
-def kl_of_logits(
-    teacher: Float[Tensor, "N V"], student: Float[Tensor, "N V"], p: Float[Tensor, "N V"], log_z: Float[Tensor, " N"]
-) -> Float[Tensor, " N"]:
-    """sum p (z_p - z_q) - log Z_p + log Z_q with `log_z` = log Z_q, which takes no logarithm of every token."""
-    kl = torch.linalg.vecdot(p, teacher - student) - log_partition(teacher, p) + log_z
-    if kl.isnan().any():  # a masked token: 0 (-inf - z)
-        kl = _kl(_log_softmax(teacher), _log_softmax(student))
-    return kl
 
 
 DIVERGENCES: Mapping[str, Divergence] = MappingProxyType(
@@ -204,20 +201,14 @@ DIVERGENCES: Mapping[str, Divergence] = MappingProxyType(
         "skew_reverse_kl": skew_reverse_kl,
         "adaptive_kl": adaptive_kl,
         "total_variation": total_variation,
+        "acceptance_nll": acceptance_nll,
     }
 )
 
-WITH_GRADIENT: Mapping[Divergence, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = MappingProxyType(
-    {forward_kl: forward_kl_with_gradient}
-)
 
-
-def _log_softmax(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
-    return torch.log_softmax(_upcast(logits), -1)
-
-
-def _upcast(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def log_softmax(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+    """log softmax in float32 at least."""
+    return torch.log_softmax(upcast(logits), -1)
 
 
 def _kl(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:

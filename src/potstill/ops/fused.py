@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from potstill.ops.layout import pad_to_multiple
+from potstill.ops.precision import get_wide_dtype, upcast
 from potstill.ops.row_loss import Differentiable, RowInput, RowLoss
 from potstill.ops.softmax import Softmax, combine_slopes, get_slope
 
@@ -44,7 +45,7 @@ def sum_row_losses_densely(
     frozen: FrozenInputs,
 ) -> tuple[Float[Tensor, ""], ...]:
     """The definition: every loss summed over all rows, from all logits at once, by ordinary autograd."""
-    student = _upcast(_compute_logits(rows, head))
+    student = upcast(_compute_logits(rows, head))
     with torch.no_grad():
         inputs = {name: _upcast_input(read_rows(0, len(rows))) for name, read_rows in frozen.items()}
     with torch.autocast(rows.device.type, enabled=False):
@@ -167,7 +168,7 @@ def _compute_sums(
     """The sums; adds the gradients of sum_k mix[k] S_k to `gradients`."""
     weight = weight.to(rows.dtype)
     head = (weight, bias, problem.scale, problem.softcap)
-    totals = rows.new_zeros(len(problem.losses), dtype=_get_wide_dtype(rows.dtype))
+    totals = rows.new_zeros(len(problem.losses), dtype=get_wide_dtype(rows.dtype))
     needs_gradient = any(gradient is not None for gradient in gradients)
     buffer = rows.new_empty(min(problem.chunk, len(rows)), len(weight))  # one for all chunks, against fragmentation
     for start in range(0, len(problem.targets), problem.chunk):
@@ -200,7 +201,7 @@ def _compute_block(
     mix: Sequence[float] | None,
 ) -> list[Tensor]:
     """The values of each loss; with a `mix`, `logits` are overwritten by the derivative of sum_k mix[k] loss_k."""
-    student = _upcast(logits)
+    student = upcast(logits)
     with torch.autocast(
         logits.device.type, enabled=False
     ):  # autocast would compute products inside a loss in half precision
@@ -285,7 +286,7 @@ def _read_frozen(frozen: FrozenInputs, start: int, stop: int) -> dict[str, RowIn
 
 
 def _upcast_input(row_input: RowInput) -> RowInput:
-    return _upcast(row_input) if isinstance(row_input, Tensor) and row_input.is_floating_point() else row_input
+    return upcast(row_input) if isinstance(row_input, Tensor) and row_input.is_floating_point() else row_input
 
 
 def split_rows(logits: Float[Tensor, "C V"]) -> Iterator[slice]:
@@ -306,7 +307,7 @@ def _split_tokens(delta: Float[Tensor, "C V"]) -> Iterator[slice]:
 
 
 def _make_accumulators(rows: Tensor, weight: Tensor, bias: Tensor | None, needs_gradient: Sequence[bool]) -> _Gradients:
-    wide = _get_wide_dtype(rows.dtype)
+    wide = get_wide_dtype(rows.dtype)
     return _Gradients(
         rows=torch.zeros_like(rows) if needs_gradient[0] else None,
         weight=(torch.empty_like if len(rows) else torch.zeros_like)(weight, dtype=wide) if needs_gradient[1] else None,
@@ -328,14 +329,6 @@ def _find_common_factor(upstream: Float[Tensor, " K"], mix: Sequence[float]) -> 
     expected = factor * expected
     tolerance = 16 * torch.finfo(upstream.dtype).eps
     return factor if bool(((upstream - expected).abs() <= tolerance * expected.abs()).all()) else None
-
-
-def _get_wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _upcast(logits: Tensor) -> Tensor:
-    return logits.to(_get_wide_dtype(logits.dtype))
 
 
 def get_product_dtype(rows: Tensor) -> torch.dtype:

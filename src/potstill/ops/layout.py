@@ -4,11 +4,12 @@ The definition: document d, in the order of the batch, becomes row d. Its tokens
 row is padding. So a model gives its rows at the supervised positions in the same order.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 # The values of padded cells: no document, a label without loss (core.types.IGNORE), the fill value of a declared field,
 # and 0 for everything else, since every vocabulary has a token 0.
@@ -71,6 +72,13 @@ def pad_to_multiple(x: Tensor, dim: int = 0) -> Tensor:
     if size <= ROW_MULTIPLE or size % ROW_MULTIPLE == 0:
         return x
     return torch.cat([x, torch.zeros_like(x.narrow(dim, 0, -size % ROW_MULTIPLE))], dim)
+
+
+def stack_ragged(tensors: Sequence[Tensor], dim: int, *, padding: float) -> Tensor:
+    """`torch.stack` of tensors whose last dimensions differ: the shorter ones get `padding` at their ends."""
+    size = max(tensor.shape[-1] for tensor in tensors)
+    padded = [pad(tensor, (0, size - tensor.shape[-1]), value=padding) for tensor in tensors]
+    return torch.stack(padded, dim)
 
 
 def apply_padded(linear: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:

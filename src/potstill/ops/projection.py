@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from potstill.ops.precision import upcast
+
 
 @torch.no_grad()
 def fit_projection(
@@ -27,5 +29,5 @@ def fit_projection(
 def inverse_gram(head: Float[Tensor, "S F"]) -> Float[Tensor, "F F"]:
     """(head^T head)^+ in float64."""
     with torch.autocast(head.device.type, enabled=False):
-        head_float = head.to(torch.promote_types(head.dtype, torch.float32))
+        head_float = upcast(head)
         return torch.linalg.pinv((head_float.mT @ head_float).double(), hermitian=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from potstill.ops.divergence import forward_kl
+from potstill.ops.precision import upcast
 
 
 def relation_kl(
@@ -44,7 +45,7 @@ def relation_kl(
 
 def relation_scores(phi: Float[Tensor, "T W"], *, heads: int, causal: bool) -> Float[Tensor, "A T T"]:
     """phi phi^T / sqrt(K), with -inf at later rows if `causal`."""
-    head_rows = phi.to(torch.promote_types(phi.dtype, torch.float32)).unflatten(-1, (heads, -1)).transpose(0, 1)
+    head_rows = upcast(phi).unflatten(-1, (heads, -1)).transpose(0, 1)
     scores = head_rows @ head_rows.mT / math.sqrt(head_rows.shape[-1])
     if not causal:
         return scores

@@ -16,26 +16,36 @@ from torch import Tensor
 
 from potstill.ops.coarse import CoarseDistribution, coarse_divergence, coarse_divergence_with_gradient
 from potstill.ops.divergence import (
-    WITH_GRADIENT,
     Divergence,
+    acceptance_nll,
     apply_temperature,
     cross_entropy,
     forward_kl,
+    total_variation,
 )
+from potstill.ops.divergence_gradient import WITH_GRADIENT
 from potstill.ops.row_subset import RowSubset
 from potstill.ops.softmax import (
     Slope,
     Softmax,
+    acceptance_nll_slope,
     coarse_kl_slope,
     cross_entropy_slope,
     differentiate_loss,
     forward_kl_slope,
     get_slope,
+    total_variation_slope,
 )
 
 RowLoss = Callable[[Tensor, Mapping[str, Any], Tensor], Tensor]
 
 RowInput = Tensor | CoarseDistribution | RowSubset
+
+SLOPES: Mapping[Divergence, Callable[[Tensor, Softmax], Slope]] = {
+    forward_kl: forward_kl_slope,
+    total_variation: total_variation_slope,
+    acceptance_nll: acceptance_nll_slope,
+}
 
 
 @runtime_checkable
@@ -106,13 +116,13 @@ class DivergenceRows:
         return (values, gradient) if tau == 1 else (values * tau**2, gradient * tau)
 
     def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope | None:
-        """Both from a shared softmax, for forward KL at temperature 1."""
+        """Both from a shared softmax at temperature 1, for the divergences of `SLOPES`; None for all others."""
         teacher: Tensor | CoarseDistribution = frozen[self.teacher]
-        if (self.divergence, self.temperature) != (forward_kl, 1):
+        if self.temperature != 1 or self.divergence not in SLOPES:
             return None
-        if isinstance(teacher, CoarseDistribution):
-            return coarse_kl_slope(teacher, student)
-        return forward_kl_slope(teacher, student)
+        if not isinstance(teacher, CoarseDistribution):
+            return SLOPES[self.divergence](teacher, student)
+        return coarse_kl_slope(teacher, student) if self.divergence is forward_kl else None
 
     def _differentiate(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """D at temperature 1 and its derivative by the student's logits."""

@@ -18,7 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.ops.coarse import CoarseDistribution
-from potstill.ops.divergence import kl_of_logits, log_partition
+from potstill.ops.divergence_gradient import (
+    acceptance_nll_by_log_q,
+    kl_of_logits,
+    log_partition,
+    total_variation_by_log_q,
+)
 
 RowWeight = float | Float[Tensor, "C 1"]  # a number for all rows, or one for each
 
@@ -95,6 +100,21 @@ def forward_kl_slope(teacher: Float[Tensor, "C V"], student: Softmax) -> Slope:
     return Slope(
         kl_of_logits(teacher, student.logits, p, student.log_z), 1.0, lambda delta, w: _subtract_weighted(delta, p, w)
     )
+
+
+def total_variation_slope(teacher: Float[Tensor, "C V"], student: Softmax) -> Slope:
+    """1/2 sum |p - q|, with b - q sum(b), b = 1/2 q sign(q - p)."""
+    return _make_slope(*total_variation_by_log_q(teacher, student.logits))
+
+
+def acceptance_nll_slope(teacher: Float[Tensor, "C V"], student: Softmax) -> Slope:
+    """-log sum min(p, q), with b - q sum(b), b its derivative by log q."""
+    return _make_slope(*acceptance_nll_by_log_q(teacher, student.logits))
+
+
+def _make_slope(values: Float[Tensor, " C"], by_log_q: Float[Tensor, "C V"]) -> Slope:
+    """The slope of a loss whose derivative by log q is `by_log_q`."""
+    return Slope(values, -by_log_q.sum(-1, keepdim=True), lambda delta, w: _subtract_weighted(delta, by_log_q, -w))
 
 
 def coarse_kl_slope(teacher: CoarseDistribution, student: Softmax) -> Slope:

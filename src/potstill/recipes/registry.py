@@ -1,24 +1,34 @@
 """The class of a recipe, and every recipe by name."""
 
 import importlib
-import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import potstill.recipes
 from potstill.core.errors import NotFound, UsageError
 from potstill.core.suggestions import suggest
+from potstill.recipes.listing import list_recipe_names
+from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig
+from potstill.stages.medusa.config import MedusaConfig
 from potstill.stages.prune import PruneConfig
 from potstill.stages.sequence import PREVIOUS_FOLDER, Stage
+from potstill.stages.skip_layers import SkipLayersConfig
+from potstill.stages.spec_game import SpecGameConfig
 
-REQUIRED_DATA = "@data"  # in a recipe whose data the user has to give
+REQUIRED_DATA, REQUIRED_TEXTS, REQUIRED_LANGUAGES = "@data", "@texts", "@languages"  # data that the user has to give
+DATA_HINTS = {
+    REQUIRED_DATA: "prompts with responses, or chats; give --data, such as a .jsonl file of `prompt` and `response`",
+    REQUIRED_TEXTS: "long texts; give --data, such as a folder of books",
+    REQUIRED_LANGUAGES: "texts of several languages; give --data, such as a .jsonl file of `text` and `language`",
+}
 
 DEFAULT_ORIGINS = {  # where the numbers come from that a recipe does not explain
     "learning_rate, warmup, final_rate, weight_decay, clip, context, batch_tokens": "ours, the defaults of distill",
     "temperature": "1, ours: logits are not divided",
     "on_policy": "0, ours: the student samples nothing",
+    "min_document_tokens, short_share": "0, ours: documents of all lengths are trained on",
     "lora, eval_every, patience": "0, ours: all weights are trained, without early stopping",
 }
 
@@ -45,6 +55,8 @@ class Recipe:
         student: str | None = None,
         data: str | None = None,
         tokens: int | None = None,
+        epochs: float | None = None,
+        draft_vocabulary: int | None = None,
         seed: int = 1,
         device: str = "auto",
         dtype: str = "auto",
@@ -52,30 +64,42 @@ class Recipe:
         """The same method with other models, data, budget, seed or device.
 
         A `student` replaces the share of the teacher. A recipe for fine-tuning has one model as teacher and student;
-        either option then replaces both, unless both are given.
+        either option then replaces both, unless both are given. The last stage takes `draft_vocabulary`.
 
-        Raises: UsageError if the recipe needs data and none is given, or if it has to prune its student itself.
+        Raises: UsageError if the recipe needs data and none is given, or for an option that it does not take.
         """
-        if data is None and any(stage.data == REQUIRED_DATA for stage in self.stages):
-            raise UsageError(
-                f"{self.name} trains on prompts with responses or on chats; give --data, such as a .jsonl file of "
-                f"`prompt` and `response`"
-            )
+        if data is None and (hints := [DATA_HINTS[str(s.data)] for s in self.stages if str(s.data) in DATA_HINTS]):
+            raise UsageError(f"{self.name} reads {hints[0]}")
+        for flag, value in (("--student", student), ("--draft-vocabulary", draft_vocabulary)):
+            if value is not None and not isinstance(self.stages[-1], DistillConfig):
+                raise UsageError(f"{self.name} trains no model of its own, so it takes no {flag}; omit it")
         if student is not None and not any(_accepts_student(stage) for stage in self.stages):
             raise UsageError(
-                f"{self.name} prunes its own student, so it takes no --student; name the model to prune with "
-                f"--teacher, or choose another recipe"
+                f"{self.name} makes its own student, so it takes no --student; name the model that it starts from "
+                f"with --teacher, or choose another recipe"
             )
-        overridden_stages = (_override_stage(stage, teacher, student, data, tokens, seed) for stage in self.stages)
-        return replace(self, stages=tuple(replace(stage, device=device, dtype=dtype) for stage in overridden_stages))
+        length = {name: value for name, value in (("tokens", tokens), ("epochs", epochs)) if value is not None}
+        if length and not self._is_trained:
+            raise UsageError(f"{self.name} trains nothing, so it takes no --{next(iter(length))}; omit it")
+        overridden_stages = (_override_stage(stage, teacher, student, data, length, seed) for stage in self.stages)
+        stages: list[Stage] = [replace(stage, device=device, dtype=dtype) for stage in overridden_stages]
+        if isinstance(stages[-1], DistillConfig):
+            stages[-1] = replace(stages[-1], draft_vocabulary=draft_vocabulary)
+        return replace(self, stages=tuple(stages))
 
     def shrink(self) -> "Recipe":
         """The same method on a budget of seconds; nothing else changes."""
         return replace(self, stages=tuple(_shrink_stage(stage) for stage in self.stages))
 
     @property
+    def _is_trained(self) -> bool:
+        return any(isinstance(stage, DistillConfig | MedusaConfig) for stage in self.stages)
+
+    @property
     def complete_origins(self) -> dict[str, str]:
-        """`origins`, and `DEFAULT_ORIGINS` for the numbers that these do not explain."""
+        """`origins`, and where a stage trains, `DEFAULT_ORIGINS` for the numbers that these do not explain."""
+        if not self._is_trained:
+            return self.origins
         explained_names = {name for names in self.origins for name in names.split(", ")}
         remaining_names = {
             names: [name for name in names.split(", ") if name not in explained_names] for names in DEFAULT_ORIGINS
@@ -119,21 +143,21 @@ def get_recipe(name: str, *, tiny: bool = False) -> Recipe:
     return full_recipe.shrink() if tiny else full_recipe
 
 
-def list_recipe_names() -> list[str]:
-    """The names of all recipes: the files of this package."""
-    module_names = (module.name for module in pkgutil.iter_modules(potstill.recipes.__path__))
-    return sorted(name.replace("_", "-") for name in module_names if name != "registry")
-
-
 def _shrink_stage(stage: Stage) -> Stage:
-    if isinstance(stage, PruneConfig):
+    if isinstance(stage, PruneConfig | ConvertConfig):
         return replace(stage, calibration_tokens=256)
     if isinstance(stage, GenerateDatasetConfig):
         return replace(stage, documents=16)
+    if isinstance(stage, SkipLayersConfig):
+        return replace(stage, documents=2, max_evaluations=6)
+    if isinstance(stage, SpecGameConfig):
+        return replace(stage, documents=2, max_tokens=8)
     context = 512 if stage.data == PREVIOUS_FOLDER else 64  # answers of a model need room for their stop token
     settings = replace(
         stage.settings, tokens=1024, context=context, batch_tokens=max(context, 256), micro_tokens=max(context, 128)
     )
+    if isinstance(stage, DistillConfig):
+        stage = replace(stage, min_document_tokens=min(8, stage.min_document_tokens))
     return replace(stage, settings=settings, documents=4)
 
 
@@ -142,12 +166,21 @@ def _accepts_student(stage: Stage) -> bool:
 
 
 def _override_stage(
-    stage: Stage, teacher: str | None, student: str | None, data: str | None, tokens: int | None, seed: int
+    stage: Stage,
+    teacher: str | None,
+    student: str | None,
+    data: str | None,
+    length: Mapping[str, Any],
+    seed: int,
 ) -> Stage:
     text: Any = stage.data if data is None or stage.data == PREVIOUS_FOLDER else data
-    if isinstance(stage, PruneConfig | GenerateDatasetConfig):
-        return replace(stage, model=stage.model if teacher is None else teacher, data=text, seed=seed)
-    settings = replace(stage.settings, seed=seed, tokens=stage.settings.tokens if tokens is None else tokens)
+    if isinstance(stage, PruneConfig | ConvertConfig | GenerateDatasetConfig | SkipLayersConfig | SpecGameConfig):
+        model = stage.model if teacher is None or stage.model == PREVIOUS_FOLDER else teacher
+        return replace(stage, model=model, data=text, seed=seed)
+    budget = {"tokens": None, **length} if length else {}
+    settings = replace(stage.settings, seed=seed, **budget)
+    if isinstance(stage, MedusaConfig):
+        return replace(stage, model=stage.model if teacher is None else teacher, data=text, settings=settings)
     if stage.student == stage.teacher:  # fine-tuning: the teacher is the student
         teacher, student = teacher or student, student or teacher
     overrides: dict[str, Any] = {} if teacher is None else {"teacher": teacher}

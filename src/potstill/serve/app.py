@@ -1,163 +1,175 @@
-"""An OpenAI-compatible server for one model: `/v1/models` and `/v1/completions` (extra `serve`)."""
+"""An OpenAI-compatible server for one model (extra `serve`)."""
 
-import contextlib
 import logging
-import socket
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from importlib.resources import files
 from typing import Any
 
-from potstill.core.device import resolve_device, resolve_dtype
-from potstill.core.errors import MissingDependency, NotFound, PotstillError, UsageError
-from potstill.core.options import IGNORE_GENERATION_CONFIG, MAX_LOGPROBS
-from potstill.decode.generation_config import describe_settings, log_unused_settings, read_sampling_defaults
-from potstill.models.load import LoadedModel, load_model
-from potstill.serve.completion import CompletionHandler
-from potstill.serve.request import CompletionRequest
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from potstill import __version__
+from potstill.core.errors import PotstillError
+from potstill.models.load import LoadedModel
+from potstill.serve.auto_size import AutoSize
+from potstill.serve.chat import create_chat_completion
+from potstill.serve.completion import create_completion
+from potstill.serve.errors import EngineFailure, make_error_response
+from potstill.serve.guard import BODY_SECONDS, RequestGuard
+from potstill.serve.metrics import CONTENT_TYPE
+from potstill.serve.options import ServeLimits
+from potstill.serve.request import ChatCompletionRequest, CompletionRequest
+from potstill.serve.response import (
+    ChatCompletionResponse,
+    CompletionResponse,
+    Health,
+    ModelList,
+    describe_responses,
+)
+from potstill.serve.served_model import ServedModel, Speculate, no_speculation
+from potstill.serve.streaming import ClientLeft
 
 log = logging.getLogger("potstill")
-ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError"}
+GENERATION_ERRORS = (400, 401, 403, 404, 408, 413, 429, 500, 503)
+CLIENT_LEFT = 499  # nobody reads this status
+PAGE_HEADERS = {  # the page loads nothing from elsewhere, and no other page shows it in a frame
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 def create_app(
     loaded: LoadedModel,
     *,
     name: str,
-    max_logprobs: int = MAX_LOGPROBS.default,
+    limits: ServeLimits | None = None,
     sampling_defaults: Mapping[str, float] | None = None,
-) -> Any:
-    """The FastAPI application that serves `loaded` under `name`.
+    api_key: str | None = None,
+    allowed_hosts: Sequence[str] = (),
+    speculate: Speculate = no_speculation,
+    auto_size: AutoSize | None = None,
+) -> FastAPI:
+    """The FastAPI application that serves `loaded` under `name`; its lifespan runs the engine's thread.
 
-    `sampling_defaults` replace what a request leaves open. `max_logprobs` is the most log-probabilities of a token that
-    a request may ask for; -1 is no limit.
+    `sampling_defaults` replace what a request leaves open. With an `api_key`, the routes below `/v1` want it as bearer
+    token. `allowed_hosts` are further names of this machine. `speculate` says what drafts tokens;
+    `auto_size` lets an elastic model answer with a size by the load, and without drafts.
 
-    Raises: MissingDependency without the extra `serve`; UsageError for a `max_logprobs` below -1.
+    Raises: UsageError for a context above the model's, or `auto_size` with a model without sizes.
     """
-    with explain_missing_dependency():
-        from fastapi import FastAPI
-        from fastapi.exceptions import RequestValidationError
-        from fastapi.responses import JSONResponse
-        from starlette.exceptions import HTTPException
-    handler = CompletionHandler(loaded, max_logprobs=max_logprobs, sampling_defaults=sampling_defaults)
-    start_time = int(time.time())
+    limits, defaults = limits or ServeLimits(), sampling_defaults or {}
+    served = ServedModel(
+        loaded, name=name, limits=limits, sampling_defaults=defaults, speculate=speculate, auto_size=auto_size
+    )
 
-    def list_models() -> Any:
-        model_card = {
-            "id": name,
-            "object": "model",
-            "created": start_time,
-            "owned_by": "potstill",
-            "root": name,
-            "parent": None,
-        }
-        return JSONResponse({"object": "list", "data": [model_card]})
+    @asynccontextmanager
+    async def run_engine(_: FastAPI) -> AsyncIterator[None]:
+        served.worker.start()
+        try:
+            yield
+        finally:
+            served.worker.stop()
 
-    def create_completion(request: CompletionRequest) -> Any:
-        if request.model not in (None, name):
-            raise NotFound(f"the model {request.model!r} does not exist; this server has {name!r}")
-        choices, usage = handler.create_completion(request)
-        metadata = {"object": "text_completion", "created": int(time.time()), "model": name}
-        return JSONResponse({"id": f"cmpl-{uuid.uuid4().hex}", **metadata, "choices": choices, "usage": usage})
-
-    def handle_error(_: Any, error: Exception) -> Any:
-        code, message = describe_error(error)
-        error_type = ERROR_TYPES.get(code, "Error")
-        return JSONResponse({"error": {"message": message, "type": error_type, "param": None, "code": code}}, code)
-
-    app = FastAPI(title="potstill", docs_url=None, redoc_url=None)
-    app.add_api_route("/v1/models", list_models, methods=["GET"])
-    app.add_api_route("/v1/completions", create_completion, methods=["POST"], response_model=None)
-    for error_class in (RequestValidationError, PotstillError, HTTPException):
+    app = FastAPI(
+        title="potstill",
+        version=__version__,
+        description=f"The OpenAI-compatible API of {name}.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=run_engine,
+    )
+    app.state.served = served
+    add_generation_routes(app, served)
+    add_status_routes(app, served)
+    drop_validation_status(app)
+    for error_class in (RequestValidationError, PotstillError, HTTPException, ClientLeft, Exception):
         app.add_exception_handler(error_class, handle_error)
+    app.add_middleware(
+        RequestGuard, api_key=api_key, max_body=limits.max_body, allowed_hosts=allowed_hosts, body_seconds=BODY_SECONDS
+    )
     return app
 
 
-def describe_error(error: Any) -> tuple[int, str]:
-    """(status, message) of an error; half a character that a request sent becomes a question mark."""
-    from starlette.exceptions import HTTPException
+def add_generation_routes(app: FastAPI, served: ServedModel) -> None:
+    """The routes that generate text."""
 
-    if isinstance(error, HTTPException):
-        code, message = error.status_code, str(error.detail)
-    elif isinstance(error, PotstillError):
-        code, message = 404 if isinstance(error, NotFound) else 400, str(error)
-    else:
-        code, message = 400, describe_validation_errors(error)
-    return code, message.encode("utf-8", "replace").decode()
+    async def post_completion(request: CompletionRequest, http: Request) -> Response:
+        """Continue prompts, and score their tokens."""
+        return await create_completion(served, request, http)
 
+    async def post_chat_completion(request: ChatCompletionRequest, http: Request) -> Response:
+        """Answer a chat."""
+        return await create_chat_completion(served, request, http)
 
-def describe_validation_errors(error: Any) -> str:
-    """The errors that pydantic found in a request: the first error of each field."""
-    messages: dict[str, str] = {}
-    for detail in error.errors():
-        field = str(detail["loc"][1]) if len(detail["loc"]) > 1 and detail["type"] != "json_invalid" else "the body"
-        messages.setdefault(field, detail["msg"])
-    return "; ".join(f"{field}: {message}" for field, message in messages.items())
+    for path, handler, model in (
+        ("/v1/completions", post_completion, CompletionResponse),
+        ("/v1/chat/completions", post_chat_completion, ChatCompletionResponse),
+    ):
+        responses = describe_responses(model, *GENERATION_ERRORS, streams=True)
+        app.add_api_route(path, handler, methods=["POST"], response_model=None, responses=responses)
 
 
-def serve(
-    model: str,
-    *,
-    host: str,
-    port: int,
-    max_logprobs: int = MAX_LOGPROBS.default,
-    ignore_generation_config: bool = IGNORE_GENERATION_CONFIG.default,
-    device: str = "auto",
-    dtype: str = "auto",
-    allow_pickle: bool = False,
-    trust_remote_code: bool = False,
-    on_ready: Callable[[str], None] = print,
-) -> None:
-    """Serve `model` until an interrupt; `on_ready` receives the URL once the server listens. Port 0 takes a free port.
+def add_status_routes(app: FastAPI, served: ServedModel) -> None:
+    """The routes that tell about the server, and the chat page."""
 
-    Raises: MissingDependency, NotFound; UsageError if the server cannot listen at this address.
-    """
-    with explain_missing_dependency():
-        import uvicorn
-    loaded = load_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    target_device = resolve_device(device)
-    loaded.move_to(target_device, resolve_dtype(dtype, device_type=str(target_device)))
-    sampling_defaults = {} if ignore_generation_config else choose_sampling_defaults(loaded)
-    app = create_app(loaded, name=model, max_logprobs=max_logprobs, sampling_defaults=sampling_defaults)
-    with open_socket(host, port) as server_socket:
-        on_ready(f"http://{host}:{server_socket.getsockname()[1]}/v1")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[server_socket])
+    async def list_models() -> Response:
+        """List the one model."""
+        model_card = {
+            "id": served.name,
+            "object": "model",
+            "created": served.start_time,
+            "owned_by": "potstill",
+            "root": served.name,
+            "parent": None,
+            "max_model_len": served.context,
+        }
+        return JSONResponse({"object": "list", "data": [model_card]})
 
+    async def get_health() -> Response:
+        """Whether the server generates text."""
+        if served.worker.is_broken:
+            raise EngineFailure("the engine has failed several times; restart the server")
+        return JSONResponse({"status": "ok"})
 
-def choose_sampling_defaults(loaded: LoadedModel) -> dict[str, float]:
-    """The sampling defaults of the model's generation config, named on stderr with what is not used."""
-    defaults = read_sampling_defaults(loaded.model)
-    log_unused_settings(loaded.model, loaded.name)
-    if defaults:
-        log.warning(
-            "note: requests that sample and say nothing else use %s of the generation config of %s; "
-            "--ignore-generation-config drops them",
-            describe_settings(defaults),
-            loaded.name,
-        )
-    return defaults
+    async def get_metrics() -> Response:
+        """The metrics for Prometheus."""
+        return Response(served.metrics.export(), media_type=CONTENT_TYPE)
+
+    async def get_page() -> Response:
+        """The chat page."""
+        return HTMLResponse(files("potstill.serve").joinpath("chat.html").read_text("utf-8"), headers=PAGE_HEADERS)
+
+    app.add_api_route("/v1/models", list_models, response_model=None, responses=describe_responses(ModelList, 401, 403))
+    app.add_api_route("/health", get_health, response_model=None, responses=describe_responses(Health, 403, 500))
+    app.add_api_route("/metrics", get_metrics, response_class=Response, include_in_schema=False)
+    app.add_api_route("/", get_page, response_class=HTMLResponse, include_in_schema=False)
 
 
-@contextlib.contextmanager
-def explain_missing_dependency() -> Iterator[None]:
-    """Turn a failed import into the command that installs the package.
+def drop_validation_status(app: FastAPI) -> None:
+    """Takes FastAPI's status 422 out of the OpenAPI document: an invalid request gets status 400 here."""
+    build_document = app.openapi
 
-    Raises: MissingDependency.
-    """
-    try:
-        yield
-    except ImportError as error:
-        raise MissingDependency(f"{error.name} is not installed; run: pip install 'potstill[serve]'") from error
+    def build_own_document() -> dict[str, Any]:
+        document: dict[str, Any] = build_document()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
+
+    app.openapi = build_own_document
 
 
-def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises: UsageError if the port is out of range or taken.
-    """
-    if not 0 <= port < 2**16:
-        raise UsageError(f"--port {port} is not a port; choose one from 0 to {2**16 - 1}")
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        raise UsageError(f"cannot listen at {host}:{port} ({error}); choose another --host or --port") from error
+async def handle_error(_: Request, error: Exception) -> Response:
+    """The response to an error, in OpenAI's format."""
+    if isinstance(error, ClientLeft):
+        return Response(status_code=CLIENT_LEFT)
+    if not isinstance(error, PotstillError | HTTPException | RequestValidationError):
+        log.error("a request failed: %s: %s", type(error).__name__, error, exc_info=error)
+    return make_error_response(error)

@@ -30,7 +30,7 @@ from potstill.models.eval_mode import eval_mode
 from potstill.models.load import LoadedModel, load_model
 from potstill.stages import text_options
 from potstill.stages.console import explain_write_errors, get_command
-from potstill.stages.dataset import pack_corpus, parse_columns
+from potstill.stages.dataset import check_has_end, pack_corpus, parse_columns
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.options import CacheTeacherOptions
 from potstill.stages.preflight import StageInputs
@@ -79,6 +79,11 @@ class CacheTeacherConfig(CacheTeacherOptions):
         """The stage and its options as plain data."""
         return to_plain_dict(self)
 
+    @property
+    def inputs(self) -> StageInputs:
+        """What the stage reads."""
+        return StageInputs(models=(self.teacher,), data=(self.data,))
+
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False, show: bool = True) -> Manifest:
         """Writes the cache to `out`, which holds only `training/` until the cache is complete.
 
@@ -88,7 +93,7 @@ class CacheTeacherConfig(CacheTeacherOptions):
         check_single_process()
         with reserve_output(
             out,
-            StageInputs(models=(self.teacher,), data=(self.data,)),
+            self.inputs,
             overwrite=overwrite,
             resume=resume,
             options=self.to_dict(),
@@ -199,8 +204,7 @@ def load_packs(config: CacheTeacherConfig, tokenizer: PreTrainedTokenizerBase) -
     Raises: UsageError for a streamed corpus without `tokens`.
     """
     corpus = load_mixture(config.data, columns=parse_columns(config.columns), on_bad_row=config.on_bad_row)
-    if config.tokens is None and corpus.digest is None:
-        raise UsageError(f"{config.data} is streamed and may never end; limit it with --tokens")
+    check_has_end(corpus, config.tokens)
     packs, report = pack_corpus(
         corpus,
         tokenizer,

@@ -4,7 +4,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -89,5 +89,7 @@ def _write_rows(rows: Any, file: Path) -> None:
 def _hash_files(folder: Path) -> str:
     digest = sha256()
     for file in sorted(folder.iterdir()):
-        digest.update(file.name.encode() + file.read_bytes())
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            file_digest(stream, lambda: digest)
     return digest.hexdigest()

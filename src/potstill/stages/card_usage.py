@@ -4,7 +4,12 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from potstill.models.families.registry import FAMILIES
+from potstill.core.card import BEFORE_TRAINING, Card
+from potstill.core.measure_table import format_measure
+from potstill.models.families.registry import FAMILIES, has_experts
+from potstill.ops.divergence import DIVERGENCES, get_facts
+from potstill.stages.export.commands import format_commands, list_folder_commands
+from potstill.stages.public_names import get_public_name
 
 STOCK_VERSION = "4.57"  # the oldest transformers that reads the folders of `FAMILIES` alike (models/saving.py)
 STOCK_IMPORTS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
@@ -55,3 +60,31 @@ def format_usage(name: str, facts: SavedFacts, *, transformers_version: str) -> 
         requirement=f"potstill, and {requirement}" if is_own else requirement,
         dtype=facts.dtype,
     )
+
+
+def format_draft_usage(card: Card, *, title: str) -> str:
+    """How to draft with a model that was trained to be accepted, and by which target; empty for any other model."""
+    target = card.stage.get("teacher")
+    objective = card.stage.get("objective", {}).get("name", "")
+    names = (name for name, divergence in DIVERGENCES.items() if get_facts(divergence).is_for_drafts)
+    if not isinstance(target, str) or not any(name in objective for name in names):
+        return ""
+    target_name = get_public_name(target)
+    command = f"A draft of `{target_name}`:\n\n    potstill generate {target_name} --draft {title}"
+    baselines = ("teacher", BEFORE_TRAINING)
+    trained = [measure for name, measures in card.measures.items() if name not in baselines for measure in measures]
+    acceptance = next((measure for measure in trained if measure.name == "acceptance"), None)
+    if acceptance is None:
+        return command
+    return (
+        f"{command}\n\nAt temperature 1, `{target_name}` accepts a drafted token with the probability "
+        f"{format_measure(acceptance)}, measured on held-out text."
+    )
+
+
+def format_serving(name: str, facts: SavedFacts) -> list[str]:
+    """The commands that serve the model called `name` with vLLM, llama.cpp and Ollama; none for other families."""
+    if facts.model_type not in FAMILIES:
+        return []
+    commands = list_folder_commands(name, name=name, has_gguf=not has_experts(facts.model_type))
+    return ["## Serve", format_commands(commands)]

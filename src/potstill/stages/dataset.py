@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from potstill.core.screen import status
 from potstill.core.types import Batch
 from potstill.data.corpus import Corpus, remove_held_out
 from potstill.data.files import has_named_splits
+from potstill.data.long_documents import choose_long_documents
 from potstill.data.mixture import load_mixture, parse_sources
 from potstill.data.packing import Packs, collate, pack
 from potstill.data.preview import describe
-from potstill.data.row_reader import Route
+from potstill.data.row_reader import DocumentLabel, Route
 from potstill.data.token_dataset import TextReport, TokenDataset
 from potstill.data.tokenize import Rendering, tokenize_corpus
 from potstill.data.turns import is_trained, to_messages
@@ -30,6 +32,7 @@ from potstill.evaluate.scoring_windows import Row, check_context
 from potstill.models import gguf
 from potstill.models.load import load_model
 from potstill.models.locate import locate_model
+from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.options import TextOptions
 from potstill.stages.reading_report import build_corpus_facts, report_reading
 from potstill.stages.text_options import make_rendering, prepare_tokenizer
@@ -39,22 +42,6 @@ MIN_SAMPLED_TOKENS = 4_000_000  # read at least these of a stored corpus: one do
 HELD_OUT_TOKENS = 50_000  # of the validation packs
 MAX_STREAMED_DOCUMENTS = 1_000  # of a held-out stream, looked up among those to train on
 MAX_MEASURED_CHARACTERS = 2_000  # of a document that is measured; about 500 tokens of English
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetConfig(TextOptions):
-    """A data set in windows of `context` tokens. Without `eval_data` its own validation split is held out.
-
-    `columns` maps our names to the columns of the data: `prompt=instruction,response=text`. With a `route` each
-    document carries the number of its teacher.
-    """
-
-    data: str | tuple[str, ...]
-    eval_data: str | None = None
-    columns: str = ""
-    context: int = 512
-    seed: int = 1
-    route: Route | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +65,7 @@ def prepare_dataset(
     config: DatasetConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    tokens: int,
+    tokens: int | None,
     models: Sequence[PreTrainedModel] = (),
     documents: int = 100,
     caches: Sequence[TeacherCache] = (),
@@ -86,31 +73,36 @@ def prepare_dataset(
 ) -> PreparedDataset:
     """Read and pack the text; with `caches`, only windows that every cache holds are trained on.
 
+    Without `tokens` all of the text is read, for epochs.
+
     Raises:
         DataError, NotFound: as `load_corpus` and `tokenize_corpus` do; a route without a document.
-        UsageError: a context longer than one of `models` can read.
+        UsageError: a context longer than one of `models` can read; a stream without `tokens`.
         CacheMismatch: a cache of another text.
     """
     check_context(config.context, *models)
     rendering = make_rendering(config)
     corpus = load_mixture(
-        config.data, columns=parse_columns(config.columns), route=config.route, on_bad_row=config.on_bad_row
+        config.data, columns=parse_columns(config.columns), label=config.label, on_bad_row=config.on_bad_row
     )
+    check_has_end(corpus, tokens)
     for cache in caches if corpus.digest is not None else ():  # a stream has no digest but those of its windows
         cache.check_facts({"text": corpus.digest})
     held_out = load_held_out_corpus(config)
     corpus = remove_held_out(corpus, list_held_out_documents(held_out))
     bos, keep_window = get_bos_id(tokenizer), make_window_filter(caches)
     token_set = tokenize_sample(corpus, tokenizer, tokens=tokens, rendering=rendering)
-    packs = pack(token_set, length=config.context, seed=config.seed, bos=bos, keep_window=keep_window)
+    chosen_set, long_facts = choose_long_documents(token_set, config.long_documents, seed=config.seed, name=corpus.name)
+    packs = pack(chosen_set, length=config.context, seed=config.seed, bos=bos, keep_window=keep_window)
     report_reading(corpus, packs, token_set.report)
-    route_facts = {} if config.route is None else {"routes": count_windows_by_route(packs, config.route, corpus.name)}
     held_out_tokens = tokenize_corpus(held_out, tokenizer, limit=HELD_OUT_TOKENS, rendering=rendering)
     validation_packs = pack(held_out_tokens, length=config.context, seed=config.seed, bos=bos)
-    rows = build_rows(held_out, tokenizer, documents=documents, rendering=rendering)
+    build_rows_of = partial(build_rows, held_out, documents=documents, rendering=rendering)
+    rows = build_rows_of(tokenizer)
     facts = {
         **build_corpus_facts(corpus, packs, token_set.report),
-        **route_facts,
+        **count_windows_by_route(packs, config.label, corpus.name),
+        **long_facts,
         "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), {len(rows)} documents"
         f"{describe_answers(config)}",
         "measured_digest": compute_measured_digest(held_out, documents=documents, only_last=rendering.only_last),
@@ -119,9 +111,7 @@ def prepare_dataset(
         packs=packs,
         validation_packs=validation_packs,
         rows=rows,
-        teacher_rows=build_rows(held_out, teacher_tokenizer, documents=documents, rendering=rendering)
-        if teacher_tokenizer
-        else [],
+        teacher_rows=build_rows_of(teacher_tokenizer) if teacher_tokenizer else [],
         digest=_compute_digest(packs, validation_packs, rows),
         facts=facts,
     )
@@ -141,11 +131,13 @@ def make_window_filter(caches: Sequence[TeacherCache]) -> Callable[[np.ndarray, 
     return (lambda ids, labels: all(cache.has_window(ids, labels) for cache in caches)) if caches else None
 
 
-def count_windows_by_route(packs: Packs, route: Route, name: str) -> dict[str, int]:
-    """The number of windows of the corpus `name` for each value of the route.
+def count_windows_by_route(packs: Packs, route: DocumentLabel | None, name: str) -> dict[str, dict[str, int]]:
+    """`routes`, the number of windows of the corpus `name` for each value of a route; without a route nothing.
 
     Raises: DataError where a value has none.
     """
+    if not isinstance(route, Route):
+        return {}
     counts = np.bincount(packs.fields["routes"], minlength=len(route.values)).tolist()
     if 0 in counts:
         value = route.values[counts.index(0)]
@@ -153,15 +145,26 @@ def count_windows_by_route(packs: Packs, route: Route, name: str) -> dict[str, i
             f"no document of {name} that is trained on has {value!r} in `{route.column}`, so the teacher {value!r} "
             f"would teach nothing; remove that teacher, or give other --data"
         )
-    return dict(zip(route.values, counts, strict=True))
+    return {"routes": dict(zip(route.values, counts, strict=True))}
+
+
+def check_has_end(corpus: Corpus, tokens: int | None) -> None:
+    """Refuse to read a stream whole, where no number of tokens ends it.
+
+    Raises: UsageError.
+    """
+    if tokens is None and corpus.digest is None:
+        raise UsageError(f"{corpus.name} is streamed and may never end; limit it with --tokens")
 
 
 def tokenize_sample(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, tokens: int, rendering: Rendering | None = None
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, tokens: int | None, rendering: Rendering | None = None
 ) -> TokenDataset:
-    """Enough documents to draw packs of `tokens` tokens from at random; of a stream at most twice as many."""
+    """Enough documents to draw packs of `tokens` tokens from at random (None: all); of a stream at most twice as
+    many."""
     minimum = MIN_SAMPLED_TOKENS if isinstance(corpus.documents, Dataset) else 0
-    return tokenize_corpus(corpus, tokenizer, limit=max(2 * tokens, minimum), rendering=rendering)
+    limit = None if tokens is None else max(2 * tokens, minimum)
+    return tokenize_corpus(corpus, tokenizer, limit=limit, rendering=rendering)
 
 
 def pack_corpus(
@@ -174,11 +177,7 @@ def pack_corpus(
     rendering: Rendering | None = None,
 ) -> tuple[Packs, TextReport]:
     """A corpus in packs of `length` tokens: all of it, or as many packs as hold `tokens`; and what is odd about it."""
-    token_set = (
-        tokenize_corpus(corpus, tokenizer, rendering=rendering)
-        if tokens is None
-        else tokenize_sample(corpus, tokenizer, tokens=tokens, rendering=rendering)
-    )
+    token_set = tokenize_sample(corpus, tokenizer, tokens=tokens, rendering=rendering)
     packs = pack(token_set, length=length, seed=seed, bos=get_bos_id(tokenizer))
     report_reading(corpus, packs, token_set.report)
     if tokens is not None:
@@ -198,7 +197,7 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
     eval_path = Path() if isinstance(eval_data, tuple) else resolve_path(eval_data).resolve()
     if eval_data == config.data or (eval_path.exists() and list(paths.values()) == [eval_path]):
         return load_mixture(
-            config.data, split="validation", columns=columns, route=config.route, on_bad_row=config.on_bad_row
+            config.data, split="validation", columns=columns, label=config.label, on_bad_row=config.on_bad_row
         )
     for name, path in paths.items():
         if eval_path.exists() and (path == eval_path or path in eval_path.parents or eval_path in path.parents):
@@ -207,7 +206,7 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
                 f"see what is measured; give two separate paths"
             )
     split = "all" if eval_path.exists() and not has_named_splits(eval_path) else "validation"
-    return load_mixture(eval_data, split=split, columns=columns, route=config.route, on_bad_row=config.on_bad_row)
+    return load_mixture(eval_data, split=split, columns=columns, label=config.label, on_bad_row=config.on_bad_row)
 
 
 def list_held_out_documents(held_out: Corpus) -> Iterable[Mapping[str, Any]]:
@@ -293,11 +292,13 @@ def load_calibration_batches(
     The tokenizer gets the template of --chat-template.
     """
     prepare_tokenizer(tokenizer, config)
-    corpus = load_mixture(config.data, columns=parse_columns(config.columns), on_bad_row=config.on_bad_row)
+    corpus = load_mixture(
+        config.data, columns=parse_columns(config.columns), label=config.label, on_bad_row=config.on_bad_row
+    )
     token_set = tokenize_sample(corpus, tokenizer, tokens=tokens, rendering=make_rendering(config))
     length = min(config.context, batch_tokens)
     packs = pack(token_set, length=length, seed=config.seed, bos=get_bos_id(tokenizer))
-    batch_size = max(1, batch_tokens // length)
+    batch_size = max(1, min(tokens, batch_tokens) // length)
     starts = range(0, min(len(packs), max(batch_size, tokens // length)), batch_size)
     batches: list[Batch] = [
         collate([packs[i] for i in range(start, min(start + batch_size, len(packs)))]) for start in starts

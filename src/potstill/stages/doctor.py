@@ -27,7 +27,8 @@ from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherOptions
 from potstill.stages.distill.models import choose_dtype, load_run_model, pair_models
 from potstill.stages.distill.module import build_module
-from potstill.stages.distill.prepare import move_models, prepare_text
+from potstill.stages.distill.prepare import move_models
+from potstill.stages.distill.text import prepare_text
 from potstill.stages.model_pair import ModelPair, check_causality
 from potstill.stages.options import DoctorOptions
 from potstill.stages.stage import to_plain_dict

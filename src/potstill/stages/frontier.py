@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from potstill.core.atomic_files import write_text
-from potstill.core.card import read_card
+from potstill.core.card import BEFORE_TRAINING, read_card
 from potstill.core.errors import ArtifactError, DataError, NotFound
 from potstill.core.measure_table import QUALITIES
 from potstill.core.output_lock import output_lock
 from potstill.evaluate.charts import frontier, plots
 from potstill.stages.console import print_note
-from potstill.stages.training_run import BEFORE_TRAINING
 
 TEACHER = "teacher"
-TEACHER_QUALITIES = ("teacher_kl", "teacher_agreement")
+TEACHER_QUALITIES = ("teacher_kl", "teacher_agreement", "acceptance")
 PROMPT_QUALITIES = ("rouge_l",)
+LONG_QUALITIES = ("long_bits_per_byte", "needle_accuracy")
 SPEED = "decode_tokens_per_second"
 
 
@@ -127,7 +127,7 @@ def check_texts(model_cards: Sequence[Mapping[str, Any]]) -> str | None:
 def drop_incomparable(model_cards: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The cards without qualities whose values mean different things, which a note names.
 
-    These are KL to several teachers, and ROUGE-L on several numbers of prompts.
+    These are KL to several teachers, ROUGE-L on several numbers of prompts, and long contexts of several lengths.
     """
     dropped: list[str] = []
     teachers = {card["teacher"] for card in model_cards if _find_measures(card, TEACHER_QUALITIES)}
@@ -140,6 +140,11 @@ def drop_incomparable(model_cards: Sequence[Mapping[str, Any]]) -> list[Mapping[
         print_note(
             f"ROUGE-L is left off the chart: it was measured on {' and '.join(map(str, sorted(prompts)))} prompts"
         )
+    for name in LONG_QUALITIES:
+        lengths = {measure["note"] for card in model_cards for measure in _find_measures(card, (name,))}
+        if len(lengths) > 1:
+            dropped.append(name)
+            print_note(f"{name} is left off the chart: it was measured on {len(lengths)} different lengths")
     return [{**card, "measures": [m for m in card["measures"] if m["name"] not in dropped]} for card in model_cards]
 
 

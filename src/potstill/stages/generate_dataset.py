@@ -30,9 +30,9 @@ from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, atomic_folder
 from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import DataError, OutputExists, UsageError
-from potstill.data.chat_template import ChatTemplate
 from potstill.data.corpus import Corpus
 from potstill.data.mixture import load_mixture
+from potstill.data.prompts import PromptTokenizer
 from potstill.data.turns import is_trained, to_message, to_row
 from potstill.decode.generate import generate
 from potstill.decode.sampling import Sampling
@@ -43,8 +43,8 @@ from potstill.models.load import LoadedModel, load_model
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.stages.console import explain_write_errors, get_command
 from potstill.stages.dataset import parse_columns
+from potstill.stages.generate_options import GenerateDatasetOptions
 from potstill.stages.option_checks import check_single_process
-from potstill.stages.options import GenerateDatasetOptions
 from potstill.stages.preflight import StageInputs
 from potstill.stages.run_folder import explain_interrupt, reserve_output, training_folder
 from potstill.stages.run_record import RunRecord
@@ -115,7 +115,7 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
             load_mixture(self.data, split=split, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row)
             for split in SPLITS
         ]
-        documents = self._select_documents(corpora[0])
+        documents = self.select_documents(corpora[0])
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device_type=str(device))
         loaded.move_to(device, dtype)
@@ -141,7 +141,7 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
             raise OutputExists(f"{out} holds other answers, which are complete; choose another --out")
         return card
 
-    def _select_documents(self, corpus: Corpus) -> list[Mapping[str, Any]]:
+    def select_documents(self, corpus: Corpus) -> list[Mapping[str, Any]]:
         """The documents whose prompts the model answers.
 
         Raises: DataError for plain text; UsageError for a stream without a limit.
@@ -157,10 +157,11 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
         if file.exists():
             return
         tokenizer = loaded.tokenizer
-        template = ChatTemplate(tokenizer) if tokenizer.chat_template or "messages" in documents[0] else None
+        prompt_tokenizer = PromptTokenizer(
+            tokenizer, special_in_text=self.special_in_text, needs_template="messages" in documents[0]
+        )
         documents = [truncate_to_first_answer(document) for document in documents]
-        policy = self.on_bad_row
-        questions = [find_question(document, tokenizer, template, on_bad_row=policy) for document in documents]
+        questions = [find_question(document, prompt_tokenizer, on_bad_row=self.on_bad_row) for document in documents]
         max_prompt_tokens = get_max_context(loaded.model) - self.max_tokens
         prompts = {
             n: list(question.prompt)

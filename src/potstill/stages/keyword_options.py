@@ -1,6 +1,5 @@
 """The options of a stage as keywords of a Python function, with explicit names, types and defaults."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -13,18 +12,21 @@ from potstill.core.counts import parse_count
 from potstill.core.errors import UsageError
 from potstill.core.hf_names import translate_name
 from potstill.core.options import OptionField, list_options
+from potstill.core.suggestions import suggest
 from potstill.objectives.user_file import ObjectiveSource, name_objective
 from potstill.stages.caller_objects import DataSource, ModelSource, name_objects
+from potstill.train.config import DEFAULT_TOKENS
 from potstill.train.run import silence_libraries
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-MODELS = ("teacher", "student", "model", "models")
+MODELS = ("teacher", "student", "draft", "model", "models")
+ONE_ANSWER = ("on_text", "draft", "draft_length", "tree", "raw")  # options of `generate` for a prompt alone
 DATA_SETS = ("data", "eval_data", "source")
-DEFAULT_BUDGET = 200_000  # tokens of each run of an arena
 TYPES: Mapping[str, Any] = {  # of options that Python gives as objects
     "teacher": ModelSource | Sequence[ModelSource] | None,
     "student": ModelSource | None,
+    "draft": ModelSource | None,
     "data": DataSource | Sequence[str | Path],
     "eval_data": DataSource | None,
     "teacher_cache": str | Path | None,
@@ -32,8 +34,8 @@ TYPES: Mapping[str, Any] = {  # of options that Python gives as objects
 }
 
 
-def take_options(options_class: type | None, *, leave_out: Collection[str] = ()) -> Callable[[Function], Function]:
-    """A decorator: the function gets the options of a dataclass as keywords, in place of its `**options`.
+def take_options(*options_classes: type, leave_out: Collection[str] = ()) -> Callable[[Function], Function]:
+    """A decorator: the function gets the options of dataclasses as keywords, in place of its `**options`.
 
     It receives options that were given, with names for objects in memory. Its own parameters come first.
     """
@@ -41,7 +43,11 @@ def take_options(options_class: type | None, *, leave_out: Collection[str] = ())
     def decorate(function: Function) -> Function:
         declared = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
         skipped = {*leave_out, *(p.name for p in declared)}
-        fields = {field.name: field for field in _list_fields(options_class) if field.name not in skipped}
+        all_fields = [field for options_class in options_classes for field in list_options(options_class)]
+        fields: dict[str, OptionField] = {}
+        for field in all_fields:  # of a name in two classes, the first
+            if field.name not in skipped:
+                fields.setdefault(field.name, field)
         keywords = [_make_parameter(field) for field in fields.values()]
         names = [parameter.name for parameter in (*declared, *keywords)]
 
@@ -50,7 +56,7 @@ def take_options(options_class: type | None, *, leave_out: Collection[str] = ())
             silence_libraries()
             datasets.disable_progress_bars()
             given = dict(_read_keywords(function.__name__, options, names, fields))
-            positional, given = _bind_positional(declared, arguments, given)
+            positional = _bind_positional(declared, arguments, given)
             with name_objects({**positional, **given}, models=MODELS, data=DATA_SETS) as named:
                 variadic = _as_tuple(named.pop("models")) if "models" in positional else ()
                 return function(*variadic, *(named.pop(name) for name in positional if name != "models"), **named)
@@ -59,10 +65,6 @@ def take_options(options_class: type | None, *, leave_out: Collection[str] = ())
         return cast(Function, call)
 
     return decorate
-
-
-def _list_fields(options_class: type | None) -> tuple[OptionField, ...]:
-    return () if options_class is None else list_options(options_class)
 
 
 def _make_parameter(field: OptionField) -> inspect.Parameter:
@@ -88,9 +90,8 @@ def _read_keywords(
     for given_name, value in options.items():
         name = translate_name(given_name, names)
         if name not in names:
-            guess = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {guess[0]}? " if guess else ""
-            raise UsageError(f"{function_name} has no option {given_name!r}; {hint}it has {', '.join(sorted(names))}")
+            hint = suggest(name, names)
+            raise UsageError(f"{function_name} has no option {given_name!r}{hint}; it has {', '.join(sorted(names))}")
         if name in seen:
             raise UsageError(f"{function_name} got {name} twice, once as {given_name}; give it once")
         seen.add(name)
@@ -104,16 +105,14 @@ def _read_keywords(
 
 
 def _bind_positional(
-    declared: Sequence[inspect.Parameter], arguments: Sequence[Any], given: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The positional arguments by name (all of `*models` in a list), and the other options.
+    declared: Sequence[inspect.Parameter], arguments: Sequence[Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The positional arguments by name (all of `*models` in a list).
 
-    Raises: UsageError for too many or too few.
+    Raises: UsageError for too many, or for too few with those that are `given` by name.
     """
     if declared and declared[0].kind is inspect.Parameter.VAR_POSITIONAL:
-        if declared[0].name == "models":
-            return {"models": list(arguments)}, given
-        return {}, given
+        return {"models": list(arguments)} if declared[0].name == "models" else {}
     names = [p.name for p in declared if p.kind is not p.KEYWORD_ONLY]
     if len(arguments) > len(names):
         raise UsageError(f"give at most {len(names)} values without a name, and the others by name")
@@ -121,24 +120,25 @@ def _bind_positional(
     missing = [p.name for p in declared if p.default is p.empty and p.name not in {*positional, *given}]
     if missing:
         raise UsageError(f"{missing[0]} is missing; give {missing[0]}=...")
-    return positional, given
+    return positional
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def get_defaults(options_class: type) -> dict[str, Any]:
-    """The default of each option by its name."""
-    return {field.name: field.option.default for field in list_options(options_class)}
+def choose_budget(tokens: int | str | None, seconds: float | None, epochs: float | None) -> int | None:
+    """The tokens of each run of an arena; None if the budget is in seconds or epochs."""
+    return DEFAULT_TOKENS if tokens is None and seconds is None and epochs is None else parse_count(tokens)
 
 
-def choose_budget(tokens: int | str | None, seconds: float | None) -> int | None:
-    """The tokens of each run of an arena; None if the budget is in seconds."""
-    return DEFAULT_BUDGET if tokens is None and seconds is None else parse_count(tokens)
+def check_generation(*, prompt: Any, data: Any, out: Any, **options: Any) -> None:
+    """Refuse a call that asks for no answer or for both kinds, and options of one prompt for a data set.
 
-
-def check_generation(*, prompt: Any, data: Any, out: Any) -> None:
-    """Refuse a call that asks for no answer, or for both kinds. Raises: UsageError."""
+    Raises: UsageError.
+    """
     if (prompt is None) == (data is None) or (data is None) != (out is None):
         raise UsageError("give a prompt for one answer, or data and out for the answers to a data set")
+    for name in ONE_ANSWER:
+        if data is not None and options.get(name):
+            raise UsageError(f"{name} is for the answer to one prompt; omit it with data")

@@ -23,13 +23,20 @@ from potstill.evaluate.measures import (
     measure_speed,
 )
 from potstill.evaluate.perplexity import score
-from potstill.evaluate.rouge import build_questions, score_answers
+from potstill.evaluate.rouge import Question, build_questions, score_answers
 from potstill.evaluate.scoring_windows import Row, ScoringConfig, check_context
 from potstill.evaluate.teacher_reference import TeacherReference
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.stages.console import print_note
 from potstill.stages.dataset import build_rows, compute_measured_digest, parse_columns
+from potstill.stages.measure_long_context import (
+    check_inputs,
+    check_lengths,
+    describe_long_context,
+    draw_result,
+    evaluate_long_context,
+)
 from potstill.stages.options import MeasureOptions
 from potstill.stages.preflight import StageInputs
 from potstill.stages.stage import to_plain_dict
@@ -43,8 +50,9 @@ class MeasureConfig(MeasureOptions):
     Each model reads chats in its own chat template, of which only the answers and their ends are scored. KL and
     agreement are measured in the teacher's template.
 
-    The measures are bits per byte and perplexity; with a teacher of the same tokenizer KL and agreement; ROUGE-L for
-    data with prompts; parameters and bytes; tokens/s unless `speed` is off; and the lm-eval `tasks`.
+    The measures are bits per byte and perplexity; with a teacher of the same tokenizer KL, agreement and acceptance;
+    ROUGE-L for data with prompts; parameters and bytes; tokens/s unless `speed` is off; and the lm-eval `tasks`. With
+    `positions` and `needle` it measures how the models use a long context.
     """
 
     kind: ClassVar[str] = "measurement"
@@ -53,6 +61,7 @@ class MeasureConfig(MeasureOptions):
         super().__post_init__()
         if self.documents < 1:
             raise UsageError(f"--documents is {self.documents}; it must be at least 1")
+        check_lengths(self)
         if duplicates := [n for n in self.models if self.models.count(n) > 1]:
             raise UsageError(f"{duplicates[0]} is named twice; name each model once")
 
@@ -60,15 +69,24 @@ class MeasureConfig(MeasureOptions):
         """The options of the stage as plain data."""
         return to_plain_dict(self)
 
-    def run(self, out: Path | None = None) -> dict[str, Any]:
-        """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`, also written to `out` if given."""
+    @property
+    def inputs(self) -> StageInputs:
+        """What the stage reads, and the package that it needs."""
         packages = ("lm_eval",) if self.tasks else ()
-        StageInputs(models=(*self.models, self.teacher), data=(self.data,), packages=packages).check()
+        return StageInputs(models=(*self.models, self.teacher), data=(self.data,), packages=packages)
+
+    def run(self, out: Path | None = None) -> dict[str, Any]:
+        """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`, also written to `out` if given.
+
+        With `positions` and `needle` it has tables of these names; a chart of them is written next to `out`.
+        """
+        self.inputs.check()
         if out is None:
             return self._measure()
         with output_lock(out):
             result = self._measure()
             write_text(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+            draw_result(result, out.with_suffix(".png"))
         return result
 
     def _measure(self) -> dict[str, Any]:
@@ -81,6 +99,7 @@ class MeasureConfig(MeasureOptions):
             "paired": compute_paired_differences(
                 {name: evaluation.text_scores for name, evaluation in evaluations.items()}
             ),
+            **describe_long_context(evaluations),
             "data": self._describe_data(corpus),
             "stage": self.to_dict(),
         }
@@ -93,7 +112,7 @@ class MeasureConfig(MeasureOptions):
         for number, name in enumerate(self.models, 1):
             print_note(f"measuring model {number} of {len(self.models)}: {name}")
             loaded = teacher if teacher is not None and name == self.teacher else self._load_model(name)
-            check_context(self.context, loaded.model)
+            check_inputs(self, corpus, loaded.model)
             rows = reference.rows if reference is not None and loaded is teacher else self._build_rows(corpus, loaded)
             scores: TextScores
             if reference is None:
@@ -135,16 +154,23 @@ class MeasureConfig(MeasureOptions):
     def _build_rows(self, corpus: Corpus, loaded: LoadedModel) -> Sequence[Row]:
         return build_rows(corpus, loaded.tokenizer, documents=self.documents, rendering=make_rendering(self))
 
+    def _build_questions(self, corpus: Corpus, loaded: LoadedModel) -> list[Question]:
+        if corpus.kind == "text" or not self.prompts:
+            return []
+        return build_questions(corpus, loaded.tokenizer, limit=self.prompts, special_in_text=self.special_in_text)
+
     def _evaluate_model(self, scores: TextScores, loaded: LoadedModel, corpus: Corpus) -> ModelEvaluation:
         measures, answers = measure_quality(scores), None
-        has_prompts = corpus.kind != "text" and self.prompts
-        prompt_questions = build_questions(corpus, loaded.tokenizer, limit=self.prompts) if has_prompts else []
+        prompt_questions = self._build_questions(corpus, loaded)
         if prompt_questions:
             answers = score_answers(loaded.model, loaded.tokenizer, prompt_questions)
             measures.append(measure_rouge(answers))
-        measures += measure_size(loaded)
+        long_context, long_measures = evaluate_long_context(
+            loaded, corpus, self, self.build_reading(count_token_ids(loaded.tokenizer))
+        )
+        measures += [*long_measures, *measure_size(loaded)]
         if self.speed:
             measures += measure_speed(loaded)
         if self.tasks:
             measures += run_tasks(loaded.model, loaded.tokenizer, self.tasks)
-        return ModelEvaluation(measures, scores, answers)
+        return ModelEvaluation(measures, scores, answers, long_context)

@@ -6,11 +6,11 @@ from typing import Any
 
 from potstill.core.atomic_files import write_text
 from potstill.core.card import Card
+from potstill.core.measure import Measure
 from potstill.core.measure_table import format_measure, list_columns
-from potstill.core.types import Measure
-from potstill.stages.card_usage import SavedFacts, format_usage
-from potstill.stages.front_matter import format_front_matter
-from potstill.stages.public_names import get_public_name, hide_folders, hide_folders_in
+from potstill.stages.card_usage import SavedFacts, format_draft_usage, format_serving, format_usage
+from potstill.stages.front_matter import HUB_SOURCE, format_front_matter, list_sources
+from potstill.stages.public_names import get_public_data_name, get_public_name, hide_folders, hide_folders_in
 
 
 def write_card(folder: Path, card: Card, *, title: str, samples: str = "", curve: str = "") -> None:
@@ -32,11 +32,14 @@ def format_readme(card: Card, facts: SavedFacts, *, title: str, samples: str = "
         _format_lineage(card),
         "## Use\n\n" + format_usage(title, facts, transformers_version=card.versions["transformers"]),
     ]
+    if draft_usage := format_draft_usage(card, title=title):
+        parts += [draft_usage]
+    parts += format_serving(title, facts)
     if any(card.measures.values()):
         parts += [
             "## Measures",
             format_measures_table(card.measures),
-            f"Measured on {hide_folders(_describe_measured_text(card))}, with the weights as they are saved. In "
+            f"Measured on {_describe_measured_text(card.data)}, with the weights as they are saved. In "
             f"brackets are 95 % intervals, by bootstrap over documents. `MiB in bf16` counts two bytes a parameter for "
             f"every model, whatever the precision of its file.",
         ]
@@ -64,14 +67,17 @@ def format_summary(card: Card) -> str:
     """One sentence about the origin of the model: its parent, its training and its objective."""
     stage, details = card.stage, card.details
     origin = next((get_public_name(p.name) for p in card.parents if p.role != "teacher"), "a model")
-    origin_phrase = (
-        f"`{origin}` pruned to {details['share']:.1%} of its parameters" if "share" in details else f"`{origin}`"
-    )
+    origin_phrase = f"`{origin}`"
+    if "conversion" in details:
+        origin_phrase += f" converted to {details['conversion']['name']}"
+    elif "share" in details:
+        origin_phrase += f" pruned to {details['share']:.1%} of its parameters"
     if stage.get("stage") != "distill":
         return f"A language model from potstill: {origin_phrase}, without training after that."
     adapter_phrase = f", through adapters (LoRA) of rank {stage['lora']} merged into it" if stage.get("lora") else ""
-    text = get_public_name(str(card.data.get("trained_on", "text")))
-    training_phrase = f"trained{adapter_phrase} on {card.cost.get('tokens', 0):,} tokens of {text}"
+    part_phrase = f" (only parameters named `{stage['train']}`)" if stage.get("train") else ""
+    text = get_public_data_name(str(card.data.get("trained_on", "text")))
+    training_phrase = f"trained{adapter_phrase}{part_phrase} on {card.cost.get('tokens', 0):,} tokens of {text}"
     method = f"{_describe_objective(stage)}{_describe_rollout(stage)}"
     return f"A language model from potstill: {origin_phrase}, {training_phrase} with {method}."
 
@@ -133,13 +139,17 @@ def _describe_data(data: Mapping[str, Any]) -> dict[str, str]:
     """The text, its license, and how much of it was used."""
     windows = data.get("windows", {})
     usage = "trained on" if "trained_on" in data else "calibrated on"
-    name = data.get("trained_on", data.get("calibrated_on"))
-    origin = {k: v for k, v in data.get("provenance", {}).items() if v and k in ("python", "revision")}
+    name = get_public_data_name(str(data.get("trained_on", data.get("calibrated_on"))))
+    origin = {k: v for k, v in data.get("provenance", {}).items() if v and k in ("python", "packages", "revision")}
     facts = {
         usage: f"{name} ({data['split']}), license: {data['licence'] or 'not stated'}",
         "read": f"{data['documents']:,} windows, {data['tokens']:,} tokens in all, {data['trained_share']:.0%} trained",
         "SHA-256 of the text": f"`{data['text_digest']}`" if data["text_digest"] else "none, it was streamed",
     }
+    if vocabulary := data.get("draft_vocabulary"):
+        facts["tokens that it drafts"] = f"{vocabulary['tokens']:,}, {vocabulary['share']:.1%} of the trained tokens"
+    if "sources" in data.get("provenance", {}):
+        facts["data sets"] = "; ".join(map(_describe_source, list_sources(data)))
     if data.get("routes"):
         facts["taught by"] = ", ".join(f"{name}: {windows:,} windows" for name, windows in data["routes"].items())
     if data.get("dropped"):
@@ -155,14 +165,31 @@ def _describe_data(data: Mapping[str, Any]) -> dict[str, str]:
     if origin:
         facts["origin"] = _format_value(origin)
     if "measured_on" in data:
-        facts["measured on"] = str(data["measured_on"])
+        facts["measured on"] = _describe_measured_text(data)
     return facts
+
+
+def _describe_source(source: Mapping[str, Any]) -> str:
+    """One data set of a mixture: its name, and its share of the text."""
+    name = get_public_name(source["source"].removeprefix(HUB_SOURCE))
+    weight = "" if source["weight"] is None else f", weight {source['weight']:g}"
+    revision = f", revision {source['revision']}" if source.get("revision") else ""
+    return f"`{name}` ({source['documents']:,} documents{weight}{revision})"
 
 
 def _describe_shape(details: Mapping[str, Any]) -> dict[str, str]:
     """The shape of the model compared with its parent."""
     facts = {k.replace("_", " "): _format_value(v) for k, v in details.get("shape", {}).items()}
     facts["parameters"] = f"{details['parameters']:,} ({details['share']:.1%} of the parent's)"
+    if "conversion" in details:
+        facts["conversion"] = _format_value(details["conversion"])
+        flops, states, weights = (details[name] for name in ("flops_per_token", "state_bytes", "weight_bytes"))
+        length = f"at {details['context']:,} tokens"
+        facts[f"FLOPs for a token {length}"] = f"{flops['after']:,.0f} (before: {flops['before']:,.0f})"
+        facts[f"bytes of states in bf16 {length}"] = f"{states['after']:,} (before: {states['before']:,})"
+        facts["bytes of weights in bf16"] = f"{weights['after']:,} (before: {weights['before']:,})"
+    for size in details.get("sizes", ()):
+        facts[f"size {size['share']:g}"] = _format_value({k: v for k, v in size.items() if k != "share"})
     if "kept_layers" in details:
         facts["layers of the parent that remain"] = ", ".join(map(str, details["kept_layers"]))
     return facts
@@ -178,8 +205,9 @@ def format_measures_table(measures: Mapping[str, Sequence[Measure]]) -> str:
     return "\n".join(lines)
 
 
-def _describe_measured_text(card: Card) -> str:
-    return str(card.data.get("measured_on", "held-out text"))
+def _describe_measured_text(data: Mapping[str, Any]) -> str:
+    name, bracket, rest = str(data.get("measured_on", "held-out text")).rpartition(" (")
+    return f"{get_public_data_name(name)}{bracket}{rest}"
 
 
 def _format_lineage(card: Card) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from potstill.core.device import SAVE_DTYPES
 from potstill.core.errors import UsageError
 from potstill.core.suggestions import suggest
+from potstill.models.locate import split_size
 from potstill.train import distributed
 from potstill.transforms.fit import AUTO, STRATEGIES
 
@@ -62,7 +63,7 @@ def check_output_not_input(out: Path, *inputs: str | None) -> None:
     """
     target = out.expanduser().resolve()
     for name in inputs:
-        source = Path(name).expanduser() if name else None
+        source = Path(split_size(name).model).expanduser() if name else None
         if source is not None and source.exists() and target in (source.resolve(), *source.resolve().parents):
             raise UsageError(f"--out {out} would overwrite {name}, an input of this command; choose another folder")
 

@@ -20,8 +20,8 @@ COMBINE = Option(
 )
 DATA: Option[str | tuple[str, ...]] = Option(
     "stdlib",
-    "stdlib, a file, a folder, or a hub data set id, also owner/name@revision. Repeat for several, each with its share "
-    "of the text if you like: PATH:0.3.",
+    "docstrings, stdlib, a file, a folder, or a hub data set id, also owner/name@revision. Repeat for several, each "
+    "with its share of the text if you like: PATH:0.3.",
 )
 COLUMNS = Option(
     "", "Columns of the data, such as prompt=instruction,response=text; by default potstill recognizes them by name."
@@ -33,6 +33,11 @@ PARAMS: Option[int | None] = Option(
 STRATEGY = Option(
     "auto",
     "What to cut: depth, width, both, ffn (neurons only), or auto (depth for a share of 0.7 or more, both below).",
+)
+DRAFT_VOCABULARY: Option[int | None] = Option(
+    None,
+    "Number of most frequent tokens that the student scores when it drafts, such as 16k; by default all tokens.",
+    is_count=True,
 )
 DOCUMENTS = Option(100, "Held-out documents to measure on.")
 SAVE_DTYPE = Option("bfloat16", "Data type of the saved weights: bfloat16, float32 or float16.")
@@ -95,6 +100,12 @@ class DistillOptions(TextOptions):
     eval_data: str | None = Option[str | None](
         None, "Held-out text; by default the validation split of the data."
     ).field()
+    min_document_tokens: int = Option(
+        0, "Train on documents of at least this many tokens, for a long context; 0: on all documents."
+    ).field()
+    short_share: float = Option(
+        0.2, "With --min-document-tokens, share of the tokens from shorter documents, in [0, 1)."
+    ).field()
     teacher_cache: str | None = Option[str | None](
         None, "Learn from a cache that `potstill cache` wrote, instead of running the teacher."
     ).field()
@@ -106,6 +117,9 @@ class DistillOptions(TextOptions):
     lora: int = Option(
         0, "Rank of a LoRA adapter to train instead of all weights; potstill merges it at the end. 0: no adapter."
     ).field()
+    train: str | None = Option[str | None](
+        None, "Train only the parameters whose names match this regular expression, such as router; by default all."
+    ).field()
     on_policy: float = Option(
         0.0, "Share of the documents whose completions the student samples in training, 0 to 1."
     ).field()
@@ -113,9 +127,17 @@ class DistillOptions(TextOptions):
         "gkd",
         "How to sample completions: gkd, distillm (growing share, with replay) or minillm (student and teacher mixed).",
     ).field()
+    sizes_per_step: int | None = Option[int | None](
+        None,
+        "Sizes of an elastic student that a step trains: the largest, the smallest, and random others; default: 4.",
+    ).field()
+    sizes_from: str = Option(
+        "teacher", "What teaches the smaller sizes of an elastic student: teacher, or largest (the largest size)."
+    ).field()
     device: str = DEVICE.field()
     dtype: str = DTYPE.field()
     documents: int = DOCUMENTS.field()
+    draft_vocabulary: int | None = DRAFT_VOCABULARY.field()
     save_dtype: str = SAVE_DTYPE.field()
     skip_doctor: bool = Option(False, "Train even if a check of teacher and student fails.").field()
     allow_pickle: bool = ALLOW_PICKLE.field()
@@ -141,6 +163,7 @@ class ArenaOptions:
     objectives: tuple[str, ...]
     tokens: int | None = None
     seconds: float | None = None
+    epochs: float | None = None
     seeds: tuple[int, ...] = (1, 2, 3)
     prompts: int = PROMPTS.field()
 
@@ -190,6 +213,23 @@ class PruneOptions(TextOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvertOptions(TextOptions):
+    """The options of `convert`."""
+
+    model: str
+    to: str
+    data: str | tuple[str, ...] = DATA.field()
+    columns: str = COLUMNS.field()
+    calibration_tokens: int = Option(8192, "Tokens of the data that a conversion measures on.", is_count=True).field()
+    save_dtype: str = SAVE_DTYPE.field()
+    seed: int = SEED.field()
+    device: str = DEVICE.field()
+    dtype: str = DTYPE.field()
+    allow_pickle: bool = ALLOW_PICKLE.field()
+    trust_remote_code: bool = TRUST_REMOTE_CODE.field()
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheTeacherOptions(TextOptions):
     """The options of `cache`."""
 
@@ -224,24 +264,6 @@ class CacheTeacherOptions(TextOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateDatasetOptions(TextOptions):
-    """The options of `generate` for a data set."""
-
-    model: str
-    data: str
-    columns: str = COLUMNS.field()
-    documents: int = Option(0, "Number of prompts of --data to answer; 0: all.").field()
-    max_tokens: int = Option(128, "Most tokens per answer.").field()
-    temperature: float = Option(0.0, "Sampling temperature; 0: greedy.").field()
-    batch: int = Option(8, "Prompts to answer at once.", on_command_line=False).field()
-    seed: int = SEED.field()
-    device: str = DEVICE.field()
-    dtype: str = DTYPE.field()
-    allow_pickle: bool = ALLOW_PICKLE.field()
-    trust_remote_code: bool = TRUST_REMOTE_CODE.field()
-
-
-@dataclass(frozen=True, kw_only=True)
 class MeasureOptions(TextOptions):
     """The options of `measure`."""
 
@@ -258,11 +280,67 @@ class MeasureOptions(TextOptions):
     documents: int = DOCUMENTS.field()
     context: int = CONTEXT.field()
     prompts: int = PROMPTS.field()
+    positions: int = Option(
+        0, "Also measure bits per byte by position, in windows of this many tokens of long documents, such as 4096."
+    ).field()
+    needle: int = Option(
+        0, "Also test whether the model finds a sentence that is hidden in texts of up to this many tokens."
+    ).field()
     speed: bool = Option(True, "Also measure tokens/s and memory.").field()
     tasks: tuple[str, ...] = Option[tuple[str, ...]](
         (), "An lm-eval task to run (needs pip install 'potstill[eval]'); repeat for several."
     ).field()
     device: str = DEVICE.field()
     dtype: str = DTYPE.field()
+    allow_pickle: bool = ALLOW_PICKLE.field()
+    trust_remote_code: bool = TRUST_REMOTE_CODE.field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviseOptions(TextOptions):
+    """The options of `advise`."""
+
+    model: str
+    data: str | tuple[str, ...]
+    columns: str = COLUMNS.field()
+    draft: tuple[str, ...] = Option[tuple[str, ...]](
+        ("lookup", "suffix"),
+        "What drafts, as in generate --draft; repeat for several. By default lookup and suffix.",
+    ).field()
+    draft_length: str = Option("1,2,3,4,6,8", "The numbers of tokens per draft to try.").field()
+    tree: tuple[str, ...] = Option[tuple[str, ...]](
+        (), "A tree to try, as in generate --tree; repeat for several."
+    ).field()
+    prompts: int = Option(8, "Prompts of the data to answer.").field()
+    max_tokens: int = Option(64, "Most tokens per answer.").field()
+    temperature: float = Option(0.0, "Sampling temperature; 0: greedy.").field()
+    check: bool = Option(True, "Also measure the speed-ups that are predicted.").field()
+    runs: int = Option(3, "Times to measure each of them; the median counts.").field()
+    seed: int = SEED.field()
+    device: str = DEVICE.field()
+    dtype: str = Option(
+        "auto", "Data type of the weights: bfloat16, float32, int8 (another model), or auto (the faster one here)."
+    ).field()
+    allow_pickle: bool = ALLOW_PICKLE.field()
+    trust_remote_code: bool = TRUST_REMOTE_CODE.field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """The options of `export`."""
+
+    model: str
+    to: str
+    type: str = Option(
+        "f16", "Data type of the matrices in a GGUF file: f32, f16, bf16, q8_0 or q4_0 (8 or 4 bits a weight)."
+    ).field()
+    draft: str | None = Option[str | None](
+        None, "A smaller model with the same tokenizer, whose tokens the model only verifies; exported with it."
+    ).field()
+    size: float | None = Option[float | None](
+        None, "The size of an elastic model to export, such as 0.5; the same as MODEL#0.5."
+    ).field()
+    check: bool = Option(True, "Compare 100 greedy tokens with the runtime, where it is installed.").field()
+    save_dtype: str = SAVE_DTYPE.field()
     allow_pickle: bool = ALLOW_PICKLE.field()
     trust_remote_code: bool = TRUST_REMOTE_CODE.field()

@@ -9,15 +9,21 @@ from pathlib import Path
 from potstill.core.atomic_files import find_existing_folder
 from potstill.core.errors import ArtifactError, DataError, MissingDependency, NotFound
 from potstill.core.in_memory import resolve_path
-from potstill.data import hub
+from potstill.data import docstrings, hub
 from potstill.data.files import get_format
 from potstill.data.mixture import parse_sources
-from potstill.evaluate.size import count_bytes_on_disk
-from potstill.models.locate import HUB_ID, PACKAGED_MODEL, get_packaged_path, locate_model
+from potstill.models.locate import HUB_ID, PACKAGED_MODEL, get_packaged_path, locate_model, split_size
+from potstill.models.weight_files import count_bytes_on_disk
 from potstill.teachers.http_client import is_address
 
 GIB = 2**30
-EXTRAS = {"lm_eval": "eval", "fastapi": "serve", "uvicorn": "serve"}  # the extra of potstill that installs a package
+EXTRAS = {  # the extra of potstill that installs a package
+    "lm_eval": "eval",
+    **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client"), "serve"),
+    **dict.fromkeys(("tensorboard", "wandb", "trackio"), "trackers"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx"),
+    "openvino": "openvino",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,7 @@ class StageInputs:
 
         Raises: ArtifactError.
         """
-        path = resolve_path(self.origin) if self.origin else None
+        path = resolve_path(split_size(self.origin).model) if self.origin else None
         if path is None or not path.exists():
             return
         try:
@@ -94,6 +100,7 @@ def check_model_name(name: str) -> None:
 
     Raises: NotFound, ArtifactError, MissingDependency.
     """
+    name = split_size(name).model
     path = resolve_path(name)
     if name == PACKAGED_MODEL:
         get_packaged_path()
@@ -109,7 +116,7 @@ def check_data_name(name: str) -> None:
     path = resolve_path(name)
     if is_there(path):
         check_readable(path, DataError)
-    elif name != "stdlib" and (not hub.DATASET_ID.fullmatch(name) or get_format(path)):
+    elif name not in docstrings.CORPORA and (not hub.DATASET_ID.fullmatch(name) or get_format(path)):
         raise NotFound(f"there is no file or folder {name}; a data set of the hub is called owner/name")
 
 

@@ -1,27 +1,18 @@
 """Prune: cuts a model to a number of parameters, saves it in its family, and compares its logits after a reload."""
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from transformers import PreTrainedModel
 
-from potstill.core.atomic_files import atomic_folder
 from potstill.core.card import Card
-from potstill.core.device import SAVE_DTYPES, resolve_device, resolve_dtype
+from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import InfeasibleTarget
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model, import_model
-from potstill.models.inference import get_max_context
-from potstill.models.load import LoadedModel, load_model
-from potstill.models.quantization import check_trainable
-from potstill.models.saving import round_weights
-from potstill.models.tokenizers.vocabulary import check_token_id
-from potstill.stages.console import explain_write_errors, get_command
-from potstill.stages.dataset import DatasetConfig, load_calibration_batches
-from potstill.stages.model_card import write_card
+from potstill.models.load import LoadedModel
+from potstill.stages.console import get_command
 from potstill.stages.option_checks import (
     check_choice,
     check_save_dtype,
@@ -32,9 +23,8 @@ from potstill.stages.option_checks import (
 from potstill.stages.options import PruneOptions
 from potstill.stages.preflight import StageInputs
 from potstill.stages.run_folder import reserve_output
-from potstill.stages.saved_model import save_checked_model
 from potstill.stages.stage import make_parent, to_plain_dict
-from potstill.stages.text_options import get_text_options
+from potstill.stages.transform import autocast, load_calibration_text, load_original, write_transformed_model
 from potstill.transforms.fit import AUTO, Shape, count_parameters, fit_shape, get_dimensions
 from potstill.transforms.shrink import shrink
 
@@ -66,18 +56,9 @@ class PruneConfig(PruneOptions):
         """
         check_single_process()
         with reserve_output(out, self.inputs, overwrite=overwrite):
-            check_trainable(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
-            loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
+            loaded = load_original(self)
             student, card = self.apply(loaded)
-            save_dtype = SAVE_DTYPES[self.save_dtype]
-            round_weights(student, save_dtype)
-            with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
-                record = save_checked_model(
-                    student, loaded, folder, dtype=save_dtype, trust_remote_code=self.trust_remote_code
-                )
-                card = replace(card, invariants=[record])
-                write_card(folder, card, title=out.name)
-        return card
+            return write_transformed_model(self, student, loaded, card, out, overwrite=overwrite)
 
     @property
     def inputs(self) -> StageInputs:
@@ -92,16 +73,7 @@ class PruneConfig(PruneOptions):
         """The pruned model in memory, as its stock family, and its card, which lists the removed parts."""
         backbone = import_model(loaded.model)
         target = self.compute_target_shape(backbone)
-        dataset_config = DatasetConfig(
-            **get_text_options(self),
-            data=self.data,
-            columns=self.columns,
-            context=min(512, get_max_context(loaded.model)),
-            seed=self.seed,
-        )
-        batches, facts = load_calibration_batches(dataset_config, loaded.tokenizer, tokens=self.calibration_tokens)
-        for batch in batches:
-            check_token_id(int(batch["input_ids"].max()), backbone.blueprint.vocabulary, loaded.tokenizer)
+        batches, facts = load_calibration_text(self, loaded, backbone.blueprint)
         device = resolve_device(self.device)
         with autocast(device, resolve_dtype(self.dtype, device_type=str(device))):
             batches = [{name: values.to(device) for name, values in batch.items()} for batch in batches]
@@ -141,8 +113,3 @@ class PruneConfig(PruneOptions):
         share = share if self.keep is None else self.keep
         dims = None if has_free_sizes else get_dimensions(blueprint, self.strategy, share)
         return fit_shape(blueprint, keep=self.keep, params=self.params, dims=dims, exact_sizes=dict(self.shape))
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """A context in which matrices are multiplied in `dtype`."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)

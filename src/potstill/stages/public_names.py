@@ -26,6 +26,11 @@ def get_public_name(place: str) -> str:
     return place
 
 
+def get_public_data_name(name: str) -> str:
+    """The public name of a data set, or of each part of a mixture, which is called `A + B`."""
+    return " + ".join(map(get_public_name, name.split(" + ")))
+
+
 def hide_folders(text: str) -> str:
     """`text` with the last part of every absolute path in place of the path, such as a command or an error."""
     text = QUOTED_PATH.sub(lambda match: f"'{_get_last_part(match[0][1:-1])}'", text)

@@ -15,23 +15,23 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from potstill.core.atomic_files import TRAINING_FOLDER, atomic_folder, remove_inner_folder
-from potstill.core.card import Card
+from potstill.core.card import BEFORE_TRAINING, MISSING_MEASURES, Card
 from potstill.core.errors import DataError
+from potstill.core.measure import Measure
 from potstill.core.metrics_log import METRICS_FILE
 from potstill.core.notes import print_note
 from potstill.core.screen import status
-from potstill.core.types import Measure
 from potstill.evaluate.charts.curve import draw_curve
 from potstill.stages.console import attempt, get_command
 from potstill.stages.model_card import write_card
-from potstill.stages.training_run import BEFORE_TRAINING, TrainingRun
+from potstill.stages.run_folder import explain_interrupt
+from potstill.stages.training_run import TrainingRun
 from potstill.train import distributed
 from potstill.train.checkpoint import list_checkpoints
 from potstill.train.run import TrainResult
-from potstill.train.trackers import TENSORBOARD_FOLDER, describe_log
+from potstill.train.trackers import LOGS_FOLDER, describe_log
 
 CURVE_FILE, CHECKPOINTS_FOLDER = "curve.png", "checkpoints"
-UNMEASURED = {"measures and samples": "the run has not come to them yet, or was stopped there; --resume makes them"}
 
 
 def publish(
@@ -42,12 +42,17 @@ def publish(
     baseline: Sequence[Measure],
     checks: Sequence[Mapping[str, str]],
 ) -> Card:
-    """Save the trained student to `out`, then measure it and complete its card; other ranks wait for the card."""
+    """Save the trained student to `out`, then measure it and complete its card; other ranks wait for the card.
+
+    Raises: Interrupted for a signal that came since the last step began; the student is in `out`.
+    """
     card = make_card(run, result, checks)
     if distributed.is_main_process():
         with status("saving the student"):
             card = save_student(run, out, student, card)
-        with status(run.measuring_status):
+        with explain_interrupt(out, saved="the student", rest="measures it"), status(run.measuring_status):
+            if result.has_stop_request:
+                raise KeyboardInterrupt
             card = complete_card(run, out, student, result, baseline, card)
         remove_inner_folder(out / TRAINING_FOLDER)
         for tracker in run.config.settings.report_to:
@@ -66,7 +71,7 @@ def make_card(run: TrainingRun, result: TrainResult, checks: Sequence[Mapping[st
         cost=result.to_dict(),
         invariants=checks,
         details=run.details,
-        failures=UNMEASURED,
+        failures=MISSING_MEASURES,
         command=get_command(),
     )
 
@@ -82,11 +87,11 @@ def save_student(run: TrainingRun, out: Path, student: PreTrainedModel, card: Ca
 
 
 def copy_logs(training: Path, folder: Path) -> None:
-    """Copy the metrics and the events of TensorBoard from the folder of a run."""
+    """Copy the metrics and the logs of trackers from the folder of a run."""
     for file in training.glob("*.jsonl"):
         shutil.copy(file, folder / file.name)
-    if (training / TENSORBOARD_FOLDER).is_dir():
-        shutil.copytree(training / TENSORBOARD_FOLDER, folder / TENSORBOARD_FOLDER)
+    if (training / LOGS_FOLDER).is_dir():
+        shutil.copytree(training / LOGS_FOLDER, folder / LOGS_FOLDER, symlinks=True)
 
 
 def copy_checkpoints(training: Path, folder: Path, *, keep: int) -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER
-from potstill.core.card import read_card
+from potstill.core.card import MISSING_MEASURES, read_card
 from potstill.core.errors import ArtifactError, NotFound, ServerError, UsageError
-from potstill.evaluate.size import count_bytes_on_disk
 from potstill.models.lineage import read_front_matter
+from potstill.models.weight_files import count_bytes_on_disk
 from potstill.stages.public_names import hide_folders_in
-from potstill.stages.publication import UNMEASURED
 
 README_FILE = "README.md"
 REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -56,7 +55,7 @@ def check_finished(folder: Path) -> None:
         count_bytes_on_disk(folder)
     except NotFound as error:
         raise ArtifactError(f"{folder} holds no weights; give the folder that distill or prune wrote") from error
-    if not (folder / README_FILE).is_file() or set(UNMEASURED) & set(card.get("failures") or ()):
+    if not (folder / README_FILE).is_file() or set(MISSING_MEASURES) & set(card.get("failures") or ()):
         raise ArtifactError(f"{folder} has no finished model card; give its command again with --resume")
 
 

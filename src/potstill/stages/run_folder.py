@@ -93,9 +93,13 @@ def check_resumable(out: Path, resumable: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def explain_interrupt(
-    out: Path, *, saved: str = "what was trained", is_resumable: Callable[[Path], bool] = contains_checkpoint
+    out: Path,
+    *,
+    saved: str = "what was trained",
+    rest: str = "continues from there",
+    is_resumable: Callable[[Path], bool] = contains_checkpoint,
 ) -> Iterator[None]:
-    """Replaces Ctrl-C by an error that says what is saved and how to continue.
+    """Replaces Ctrl-C by an error that says what is saved and what --resume does with it.
 
     Raises: Interrupted for KeyboardInterrupt, if `is_resumable` holds for `out`/training.
     """
@@ -104,7 +108,7 @@ def explain_interrupt(
     except KeyboardInterrupt:
         if not is_resumable(out / TRAINING_FOLDER):
             raise
-        raise Interrupted(f"stopped; {saved} is saved in {out}, and --resume continues from there") from None
+        raise Interrupted(f"stopped; {saved} is saved in {out}, and --resume {rest}") from None
 
 
 @contextlib.contextmanager

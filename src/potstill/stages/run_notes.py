@@ -2,20 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 
-from potstill.core.types import Measure
+from potstill.core.card import BEFORE_TRAINING
+from potstill.core.measure import Measure
 from potstill.stages.console import print_note, print_warning
-from potstill.stages.training_run import BEFORE_TRAINING
+from potstill.train.config import TrainConfig
 
 MAX_PASSES = 2.0  # over the same text without a note
 MIN_SHARE = 0.9  # of the tokens asked for, without a note
 
 
-def report_passes(tokens: int, available: int) -> None:
-    """Note how often `tokens` tokens of training pass over the `available` tokens of the text, if more than twice."""
+def report_passes(settings: TrainConfig, available: int) -> None:
+    """Note how often training passes over the `available` tokens of the text, if more than twice."""
+    tokens = settings.count_tokens(available)
     if tokens > MAX_PASSES * available:
+        option = "--tokens" if settings.epochs is None else "--epochs"
         print_note(
             f"{tokens:,} tokens pass {tokens / available:.1f} times over the {available:,} tokens of the text; more "
-            f"text, or fewer --tokens, lowers the risk of memorizing it"
+            f"text, or fewer {option}, lowers the risk of memorizing it"
         )
 
 

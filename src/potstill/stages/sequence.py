@@ -8,16 +8,29 @@ from typing import Any
 from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER
 from potstill.core.card import read_card
 from potstill.core.errors import UsageError
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
+from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
 from potstill.stages.generate_dataset import GenerateDatasetConfig
+from potstill.stages.medusa.config import MedusaConfig
+from potstill.stages.medusa.run import train_medusa
 from potstill.stages.preflight import StageInputs
 from potstill.stages.prune import PruneConfig
 from potstill.stages.run_folder import reserve_output
+from potstill.stages.skip_layers import SkipLayersConfig
+from potstill.stages.spec_game import SpecGameConfig
 from potstill.stages.stage import reproducible_options
 
-Stage = PruneConfig | GenerateDatasetConfig | DistillConfig
+Stage = (
+    PruneConfig
+    | ConvertConfig
+    | GenerateDatasetConfig
+    | DistillConfig
+    | MedusaConfig
+    | SkipLayersConfig
+    | SpecGameConfig
+)
 PREVIOUS_FOLDER = "@previous"  # in a recipe: the folder of the stage before
 
 
@@ -71,6 +84,8 @@ def run_stage(stage: Stage, out: Path, *, overwrite: bool, resume: bool) -> None
     """Run one stage into `out`."""
     if isinstance(stage, DistillConfig):
         distill(stage, out, overwrite=overwrite, resume=resume)
+    elif isinstance(stage, MedusaConfig):
+        train_medusa(stage, out, overwrite=overwrite, resume=resume)
     else:
         stage.run(out, overwrite=overwrite, resume=resume)
 

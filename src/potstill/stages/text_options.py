@@ -42,18 +42,27 @@ def prepare_tokenizer(
 
     Raises: UsageError for a file that is no Jinja template.
     """
-    if options.chat_template is not None:
-        tokenizer.chat_template = _read_template(Path(options.chat_template).expanduser())
-        try:
-            ChatRenderer(tokenizer)
-        except DataError as error:
-            raise UsageError(f"--chat-template {options.chat_template} cannot be used: {error}") from error
+    set_chat_template(tokenizer, options.chat_template)
     if not uses_date(tokenizer):
         return {}
     recorded = (origins or {}).get(DATE_ORIGIN)
     date = datetime.date.fromisoformat(recorded) if recorded else datetime.date.today()
     fix_date(tokenizer, date)
     return {DATE_ORIGIN: date.isoformat()}
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> None:
+    """Gives a tokenizer the template of --chat-template; without one nothing changes.
+
+    Raises: UsageError for a file that is no Jinja template.
+    """
+    if file is None:
+        return
+    tokenizer.chat_template = _read_template(Path(file).expanduser())
+    try:
+        ChatRenderer(tokenizer)
+    except DataError as error:
+        raise UsageError(f"--chat-template {file} cannot be used: {error}") from error
 
 
 def _read_template(file: Path) -> str:

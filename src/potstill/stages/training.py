@@ -12,11 +12,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from potstill.core.atomic_files import write_text
-from potstill.core.card import Card
+from potstill.core.card import BEFORE_TRAINING, Card
 from potstill.core.device import SAVE_DTYPES
+from potstill.core.measure import Measure
 from potstill.core.results import MeasureTable, ModelMeasures
 from potstill.core.screen import open_screen, status
-from potstill.core.types import Measure
 from potstill.models.saving import round_weights
 from potstill.stages.console import explain_write_errors
 from potstill.stages.publication import publish
@@ -24,7 +24,7 @@ from potstill.stages.rehearsal import rehearse
 from potstill.stages.run_folder import explain_interrupt, reserve_output, training_folder
 from potstill.stages.run_notes import report_outcome
 from potstill.stages.run_record import RunRecord
-from potstill.stages.training_run import BEFORE_TRAINING, TrainingConfig, TrainingRun
+from potstill.stages.training_run import TrainingConfig, TrainingRun
 from potstill.train import distributed
 from potstill.train.lora import get_adapter_weights, merge_adapters
 from potstill.train.run import TrainResult, train
@@ -49,7 +49,7 @@ class TrainingResult:
     @property
     def student(self) -> ModelMeasures:
         """The measures of the student: `run.student.bits_per_byte.value`."""
-        return self.measures["student"]
+        return self.measures[self.out.name]
 
     @property
     def teacher(self) -> ModelMeasures:
@@ -110,7 +110,7 @@ def run_training(
                 result = train_model(run, folder, title=out.name, resume=resume, show=show)
                 student = export_student(run)
                 card = publish(run, out, student, result, baseline, checks)
-        report_outcome(config.settings.tokens, result.tokens, card.measures, student=out.name)
+        report_outcome(config.settings.count_tokens(run.data["tokens"]), result.tokens, card.measures, student=out.name)
     return TrainingResult(out=out, card=card, model=student, tokenizer=run.origin.tokenizer)
 
 

@@ -10,9 +10,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedModel
 
+from potstill.core.atomic_files import write_text
 from potstill.core.card import Parent
 from potstill.core.device import SAVE_DTYPES, get_dtype_name
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
+from potstill.data.packing import collate
+from potstill.models.depth_loads import record_loads
 from potstill.models.load import LoadedModel
 from potstill.stages.preflight import StageInputs
 from potstill.stages.run_record import RunRecord
@@ -21,7 +24,7 @@ from potstill.train.config import TrainConfig
 from potstill.train.rollouts.base import Rollout
 from potstill.train.training_module import TrainingModule
 
-BEFORE_TRAINING = "before training"  # the name of these measures in a card
+LOAD_PACKS = 8  # on which loads are measured
 
 
 @runtime_checkable
@@ -45,7 +48,8 @@ class TrainingRun(ABC):
 
     `student` is the model that `module` trains, which may carry adapters there; `origin` is the model that it came
     from. `data` and `details` describe the text and the student in the card. `run_facts` are what else a run has to
-    agree on to be resumed; `text_facts` hold the date that the chat template writes.
+    agree on to be resumed; `text_facts` hold the date that the chat template writes. `files` are the texts of further
+    files of the student's folder, by name.
     """
 
     config: TrainingConfig
@@ -61,6 +65,7 @@ class TrainingRun(ABC):
     details: Mapping[str, Any] = field(default_factory=dict)
     run_facts: Mapping[str, Any] = field(default_factory=dict)
     text_facts: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
     rollout: Rollout | None = None
 
     @property
@@ -117,6 +122,13 @@ class TrainingRun(ABC):
         """Prepare the prompts of the samples, as `write_samples` will. Raises: DataError."""
 
     def save(self, student: PreTrainedModel, folder: Path) -> dict[str, str]:
-        """Write the student to `folder`; the record that says whether it reloads to the same logits."""
+        """Write the student to `folder`; the record that says whether it reloads to the same logits.
+
+        Held-out text, or else the training text, measures the loads of layers that tokens may skip.
+        """
+        packs = self.validation if len(self.validation) else self.packs
+        record_loads(student, (collate([packs[i]]) for i in range(min(len(packs), LOAD_PACKS))))
+        for name, text in self.files.items():
+            write_text(folder / name, text)
         dtype, trust_remote_code = SAVE_DTYPES[self.config.save_dtype], self.config.trust_remote_code
         return save_checked_model(student, self.origin, folder, dtype=dtype, trust_remote_code=trust_remote_code)

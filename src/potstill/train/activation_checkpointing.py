@@ -41,8 +41,8 @@ def apply_block_settings(
     Raises: UnsupportedModel if a model has no blocks, or cannot be checkpointed.
     """
     with contextlib.ExitStack() as stack:
-        if config.checkpoint_activations:
-            stack.enter_context(activation_checkpointing(unwrap_model(module.student)))
+        for student in module.students if config.checkpoint_activations else ():
+            stack.enter_context(activation_checkpointing(unwrap_model(student)))
         if config.compile:
             student_blocks = find_blocks(module.student)
             if config.checkpoint_activations:  # compiled parts have to be inside of checkpointed ones

@@ -14,6 +14,7 @@ from potstill.core.errors import ArtifactError
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 MANIFEST = "manifest.json"
+MIN_CHECKPOINTS = 2  # during a run, so that a damaged one leaves another
 
 
 def get_checkpoint_name(step: int) -> str:
@@ -22,7 +23,13 @@ def get_checkpoint_name(step: int) -> str:
 
 
 def seal_checkpoint(
-    staged_folder: Path, run_folder: Path, *, run_id: str, world_size: int = 1, keep: int = 2, protected_name: str = ""
+    staged_folder: Path,
+    run_folder: Path,
+    *,
+    run_id: str,
+    world_size: int = 1,
+    keep: int = MIN_CHECKPOINTS,
+    protected_name: str = "",
 ) -> Path:
     """Hash every file of a staged checkpoint and move it into `run_folder`; returns its new folder.
 

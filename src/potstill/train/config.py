@@ -1,17 +1,27 @@
 """The settings of a training run, with their defaults."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from potstill.core.errors import UsageError
 from potstill.core.options import CONTEXT, SEED, Option
 
+DEFAULT_TOKENS = 200_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Length, learning rate, batches and checkpoints of a training run. The defaults are measured on SmolLM2
-    (LOG.md)."""
+    """Length, learning rate, batches and checkpoints of a training run. The defaults are measured on SmolLM2 (LOG.md).
 
-    tokens: int = Option(200_000, "Tokens to train on, such as 200k or 2M.", is_count=True).field()
+    The length is `tokens` or `epochs`; `resolve_epochs` turns epochs into tokens once the text is packed.
+    """
+
+    tokens: int | None = Option[int | None](
+        None, "Tokens to train on, such as 200k or 2M; 200k without --epochs.", is_count=True
+    ).field()
+    epochs: float | None = Option[float | None](
+        None, "Passes over the whole text instead of --tokens, such as 3 or 0.5."
+    ).field()
     context: int = CONTEXT.field()
     batch_tokens: int = Option(
         2048, "Tokens per optimizer step, in total over all processes and forward passes."
@@ -49,8 +59,14 @@ class TrainConfig:
     ).field()
 
     def __post_init__(self) -> None:
+        if self.tokens is not None and self.epochs is not None:
+            raise UsageError("tokens and epochs both say how long to train; give one of them")
+        if self.epochs is None:
+            object.__setattr__(self, "tokens", DEFAULT_TOKENS if self.tokens is None else self.tokens)
+        elif not 0 < self.epochs < math.inf:
+            raise UsageError(f"epochs is {self.epochs}; it must be above 0, such as 3 or 0.5")
         for name in ("tokens", "context", "batch_tokens", "micro_tokens"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.batch_tokens < self.context:
             raise UsageError(
@@ -95,4 +111,19 @@ class TrainConfig:
     @property
     def steps(self) -> int:
         """The number of optimizer steps for `tokens`."""
+        assert self.tokens is not None, "`resolve_epochs` turns epochs into tokens"
         return max(1, round(self.tokens / (self.packs_per_step * self.context)))
+
+    def resolve_epochs(self, num_packs: int) -> "TrainConfig":
+        """The same settings with the tokens that `epochs` passes over `num_packs` packs take, in whole steps.
+
+        The last step of a pass holds the packs that remain, as in Hugging Face's trainer.
+        """
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * math.ceil(num_packs / self.packs_per_step))
+        return replace(self, tokens=steps * self.packs_per_step * self.context, epochs=None)
+
+    def count_tokens(self, text_tokens: int) -> int:
+        """The tokens that the run should train on, of a text with `text_tokens` of them."""
+        return round(self.epochs * text_tokens) if self.epochs is not None else self.tokens or 0

@@ -14,6 +14,7 @@ import torch
 from torch import distributed, nn
 
 from potstill.core.errors import ArtifactError, Interrupted, PeerFailed, PotstillError, UsageError
+from potstill.core.ranks import is_main_process as is_main_process
 
 TIMEOUT = timedelta(days=1)  # others wait while rank 0 measures; a rank that dies ends the others without a timeout
 FAILURE_KEY = "potstill/failed"
@@ -29,16 +30,6 @@ CONNECTION_ERRORS = ("Connection closed by peer", "Connection reset by peer", "B
 def world_size() -> int:
     """The number of ranks."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """The index of this rank, from 0."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def is_main_process() -> bool:
-    """Whether this is rank 0."""
-    return rank() == 0
 
 
 @contextlib.contextmanager

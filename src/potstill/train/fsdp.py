@@ -25,7 +25,7 @@ from potstill.train.config import TrainConfig
 from potstill.train.training_module import TrainingModule
 
 
-def check_sharding(config: TrainConfig, *, lora: int = 0, on_policy: float = 0.0) -> None:
+def check_sharding(config: TrainConfig, *, lora: int = 0, train: str | None = None, on_policy: float = 0.0) -> None:
     """Refuse a sharded run that cannot work, before it loads a model.
 
     Raises: UsageError.
@@ -34,8 +34,9 @@ def check_sharding(config: TrainConfig, *, lora: int = 0, on_policy: float = 0.0
         return
     if distributed.world_size() == 1:
         raise UsageError("--shard needs several processes; start the command with torchrun (docs/scale.md)")
-    if lora:
-        raise UsageError("--lora trains few weights, and --shard splits trained weights; omit one of them")
+    if lora or train is not None:
+        flag = "--lora" if lora else "--train"
+        raise UsageError(f"{flag} trains few weights, and --shard splits trained weights; omit one of them")
     if on_policy:
         raise UsageError("--on-policy samples texts of different lengths on each rank, which --shard cannot run")
     if config.compile:

@@ -7,11 +7,11 @@ as fit.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from potstill.core.metrics_log import is_loss
+
 BAR_WIDTH = 20
 GAP = "  "
 LINES_PER_RUN = 20  # off a terminal
-BOOKKEEPING_KEYS = ("epoch", "learning_rate", "grad_norm", "num_input_tokens_seen")
-BOOKKEEPING_SUFFIXES = ("_runtime", "_per_second", "_flos", "_memory")
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,7 @@ def format_duration(seconds: float) -> str:
 
 def select_terms(logs: Mapping[str, object]) -> dict[str, float]:
     """The terms of the loss in a log of the trainer, the loss itself first; no bookkeeping."""
-    terms = {
-        name: float(value)
-        for name, value in logs.items()
-        if isinstance(value, int | float)
-        and name not in BOOKKEEPING_KEYS
-        and not name.startswith("train_")
-        and not name.endswith(BOOKKEEPING_SUFFIXES)
-    }
+    terms = {name: float(value) for name, value in logs.items() if isinstance(value, int | float) and is_loss(name)}
     return dict(sorted(terms.items(), key=lambda item: item[0] not in ("loss", "eval_loss")))
 
 

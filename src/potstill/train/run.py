@@ -29,21 +29,20 @@ from potstill.train.config import TrainConfig
 from potstill.train.early_stopping import EarlyStopping, is_patience_exhausted
 from potstill.train.fsdp import shard_for_training
 from potstill.train.rollouts.base import Rollout
-from potstill.train.trackers import finish_logs
+from potstill.train.trackers import open_logs
 from potstill.train.trainer import Trainer
 from potstill.train.training_arguments import make_training_arguments
 from potstill.train.training_module import TrainingModule
-
-MIN_CHECKPOINTS = 2  # during a run, so that a damaged one leaves another
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """The cost of a run, and its last losses.
 
-    `finished` is False if the run was interrupted before its end and can be resumed. `seconds` counts training steps
-    only, without evaluations and checkpoints, over all parts of a resumed run. `peak_memory` is in bytes. `losses` are
-    the means of each term over the last tenth of the steps.
+    `finished` is False if the run was interrupted before its end and can be resumed. `has_stop_request` if a signal
+    came, be it in the last step. `seconds` counts training steps only, without evaluations and checkpoints, over all
+    parts of a resumed run. `peak_memory` is in bytes. `losses` are the means of each term over the last tenth of the
+    steps.
     """
 
     finished: bool
@@ -53,10 +52,11 @@ class TrainResult:
     tokens_per_second: float
     peak_memory: int
     losses: dict[str, float]
+    has_stop_request: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary, for JSON."""
-        return asdict(self)
+        """The cost as a plain dictionary, for JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "has_stop_request"}
 
 
 def train(
@@ -84,11 +84,13 @@ def train(
         UsageError, MissingDependency: evaluations without data, or a tracker that is not installed.
     """
     _check_inputs(config, validation)
+    config = config.resolve_epochs(len(packs))
     folder.mkdir(parents=True, exist_ok=True)
     silence_libraries()
     interrupt = InterruptCallback()
     progress = ProgressLineCallback(title, is_shown=show and distributed.is_main_process())
-    with shard_for_training(module, config) as trained_module:
+    trackers = config.report_to if distributed.is_main_process() else ()
+    with open_logs(trackers, folder, title=title), shard_for_training(module, config) as trained_module:
         trainer = _build_trainer(
             trained_module,
             config,
@@ -104,13 +106,11 @@ def train(
         distributed.check_same_on_all_ranks("last checkpoint", str(last_checkpoint))
         with interrupt, closing(progress), retain_freed_memory(), apply_block_settings(trained_module, config):
             _train_or_restore(trainer, last_checkpoint, config)
-        if distributed.is_main_process():
-            finish_logs(config.report_to)
         distributed.barrier()  # rank 0 has written the last line
         finished = trainer.state.global_step >= trainer.args.max_steps or not interrupt.is_requested
         if finished and config.patience:
             trainer.restore_best()
-    return _make_result(trainer, finished=finished)
+    return _make_result(trainer, finished=finished, has_stop_request=interrupt.is_requested)
 
 
 def _build_trainer(
@@ -120,7 +120,7 @@ def _build_trainer(
     args = make_training_arguments(config, folder, device=device, world_size=distributed.world_size())
     if config.patience:
         callbacks = [*callbacks, EarlyStopping(config.patience)]
-    keep_checkpoints = max(MIN_CHECKPOINTS, config.keep_checkpoints)
+    keep_checkpoints = max(checkpoint.MIN_CHECKPOINTS, config.keep_checkpoints)
     keep_best = bool(config.patience)
     return Trainer(module, args, keep_best=keep_best, keep_checkpoints=keep_checkpoints, callbacks=callbacks, **options)
 
@@ -168,7 +168,7 @@ def read_run_metrics(folder: Path) -> list[dict[str, int | float]]:
     return read_metrics(folder / METRICS_FILE)
 
 
-def _make_result(trainer: Trainer, *, finished: bool) -> TrainResult:
+def _make_result(trainer: Trainer, *, finished: bool, has_stop_request: bool) -> TrainResult:
     lines = [line for line in read_run_metrics(Path(trainer.args.output_dir)) if "loss" in line]
     recent = lines[-max(1, len(lines) // 10) :]
     seconds, tokens = sum(line["seconds"] for line in lines), int(trainer.state.num_input_tokens_seen)
@@ -180,4 +180,5 @@ def _make_result(trainer: Trainer, *, finished: bool) -> TrainResult:
         tokens_per_second=tokens / seconds if seconds else 0.0,
         peak_memory=get_peak_memory(trainer.args.device),
         losses={name: statistics.fmean(line[name] for line in recent) for name in trainer.training_module.term_names},
+        has_stop_request=has_stop_request,
     )

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
-from transformers import TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from potstill.core.errors import ArtifactError, TrainingDiverged
+from potstill.core.types import STEP
 from potstill.data.packing import collate
 from potstill.train import checkpoint
 from potstill.train.early_stopping import find_best_step, find_loss_explosion
@@ -28,6 +29,7 @@ from potstill.train.training_module import TrainingModule
 
 OBJECTIVE_FILE = "objective.safetensors"
 ADAPTERS_FILE = "adapters.safetensors"
+STUDENT_FILE = "student.safetensors"  # of a student that is no model of Hugging Face
 ROLLOUT_FILE = "rollout-{}.safetensors"  # one for each rank
 
 
@@ -49,7 +51,7 @@ class Trainer(transformers.Trainer):
         *,
         run_id: str = "",
         keep_best: bool = False,
-        keep_checkpoints: int = 2,
+        keep_checkpoints: int = checkpoint.MIN_CHECKPOINTS,
         rollout: Rollout | None = None,
         **kwargs: Any,
     ) -> None:
@@ -72,7 +74,8 @@ class Trainer(transformers.Trainer):
     ) -> tuple[list[Any], Any]:
         """The batches of a step and their counts; a rollout has replaced its documents in them."""
         batches = epoch_iterator if self.rollout is None else self._apply_rollout(epoch_iterator, self.rollout)
-        return super().get_batch_samples(batches, num_batches, device)
+        step = torch.tensor(self.state.global_step)
+        return super().get_batch_samples(({**batch, STEP: step} for batch in batches), num_batches, device)
 
     def _apply_rollout(self, batches: Iterator[Any], rollout: Rollout) -> Iterator[Any]:
         """The batches with the documents that the rollout wrote."""
@@ -293,13 +296,15 @@ class Trainer(transformers.Trainer):
                 save_file(objective_state, Path(output_dir or self.args.output_dir) / OBJECTIVE_FILE)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        adapter_weights = get_adapter_weights(self.training_module.student)
-        if adapter_weights is None:
-            self.training_module.student.save_pretrained(folder, state_dict=state_dict)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
+        folder, student = Path(output_dir or self.args.output_dir), self.training_module.student
+        adapter_weights = get_adapter_weights(student)
+        folder.mkdir(parents=True, exist_ok=True)
+        if adapter_weights is not None:
             save_file({name: weight.detach() for name, weight in adapter_weights.items()}, folder / ADAPTERS_FILE)
+        elif isinstance(student, PreTrainedModel):
+            student.save_pretrained(folder, state_dict=state_dict)
+        else:
+            save_file(dict(student.state_dict() if state_dict is None else state_dict), folder / STUDENT_FILE)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
@@ -316,11 +321,14 @@ class Trainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder, module = Path(resume_from_checkpoint), self.training_module
-        if get_adapter_weights(module.student) is None:
+        adapter_weights = get_adapter_weights(module.student)
+        if adapter_weights is not None:
+            _copy_weights(adapter_weights, load_file(folder / ADAPTERS_FILE))
+        elif isinstance(module.student, PreTrainedModel):
             saved_model = type(module.student).from_pretrained(folder, dtype=module.student.dtype)
             load_weights(module.student, saved_model.state_dict())
         else:
-            _copy_weights(get_adapter_weights(module.student) or {}, load_file(folder / ADAPTERS_FILE))
+            load_weights(module.student, load_file(folder / STUDENT_FILE))
         if _get_objective_state(module):
             load_weights(module.objective, load_file(folder / OBJECTIVE_FILE))  # type: ignore[arg-type]
         if isinstance(self.rollout, StatefulRollout):

@@ -1,6 +1,6 @@
 """The module that training optimizes: the student with its objective, and references to frozen teachers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from potstill.core.elastic import STUDENT, Size, is_student, name_student
 from potstill.core.types import (
     DIVISOR,
     Batch,
@@ -19,6 +20,7 @@ from potstill.core.types import (
     select_routed_documents,
 )
 from potstill.models.causality import is_causal, require_causal
+from potstill.models.elastic import SizeView
 from potstill.models.signals import compute_signals
 
 
@@ -28,6 +30,8 @@ class TrainingModule(nn.Module):
     Backbone, fused head and projectors all run inside `forward`, so that DDP, FSDP, clipping and checkpoints see every
     parameter. Frozen models (teachers, references) are outside the module tree: they are never trained, saved or
     switched to train mode.
+
+    With `sizes` the student is elastic, and the objective may need the network `student@0.5`, the size of that share.
 
     `vocabulary` is the number of real token ids, for all networks or by network name. It cuts off rows that pad a head
     to a round width. A frozen network with another tokenizer reads its own view of the batch. `compute_dtype` is the
@@ -45,6 +49,7 @@ class TrainingModule(nn.Module):
         frozen: Mapping[str, PreTrainedModel | SignalSource] | None = None,
         vocabulary: int | Mapping[str, int] | None = None,
         compute_dtype: torch.dtype = torch.float32,
+        sizes: Sequence[Size] = (),
     ) -> None:
         super().__init__()
         self.student: Any = student  # a Hugging Face causal language model, in peft's wrapper or without
@@ -57,13 +62,14 @@ class TrainingModule(nn.Module):
         self._frozen_models = _UnregisteredModels(
             {k: source for k, source in (frozen or {}).items() if isinstance(source, nn.Module)}
         )
+        self._size_views = {name_student(size.share): SizeView(self.student, size) for size in sizes[1:]}
         for model in self._frozen_models:
             model.eval().requires_grad_(False)
         for model in (student, *self._frozen_models):
             is_causal(model)  # probed now, before a wrapper or autocast gets in the way
 
     def with_student(self, student: nn.Module) -> "TrainingModule":
-        """A module for another student, with the same objective and the same frozen models and sources."""
+        """A module for another student without sizes, with the same objective, frozen models and sources."""
         frozen: dict[str, PreTrainedModel | SignalSource] = {**self.frozen_models_by_name, **self._signal_sources}
         options: dict[str, Any] = {"vocabulary": self.vocabulary, "compute_dtype": self.compute_dtype}
         return TrainingModule(student, self.objective, frozen=frozen, **options)
@@ -72,6 +78,11 @@ class TrainingModule(nn.Module):
     def frozen_models(self) -> list[PreTrainedModel]:
         """The frozen models whose weights are loaded."""
         return list(self._frozen_models)
+
+    @property
+    def students(self) -> list[nn.Module]:
+        """The student, and its smaller sizes as models of their own."""
+        return [self.student, *(view.model for view in self._size_views.values())]
 
     @property
     def term_names(self) -> list[str]:
@@ -97,17 +108,24 @@ class TrainingModule(nn.Module):
         if "targets" not in batch:
             self._require_causal_networks()
         needs = self.objective.needs(batch)
-        frozen = self._compute_frozen_signals(batch, {name: need for name, need in needs.items() if name != "student"})
-        device = batch["input_ids"].device
-        with self.autocast(device):  # for the objective too: it multiplies the head, the largest matrix
-            student = compute_signals(
-                self.student, get_view(batch, "student"), needs["student"], vocabulary=self._get_vocabulary("student")
-            )
-            terms = self.objective({"student": student}, frozen, batch)
+        student_needs = {name: need for name, need in needs.items() if is_student(name)}
+        frozen = self._compute_frozen_signals(batch, {k: need for k, need in needs.items() if k not in student_needs})
+        student_batch, vocabulary = get_view(batch, STUDENT), self._get_vocabulary(STUDENT)
+        with self.autocast(batch["input_ids"].device):  # for the objective too: it multiplies the head
+            views = {
+                name: compute_signals(self._get_student(name), student_batch, need, vocabulary=vocabulary)
+                for name, need in student_needs.items()
+            }
+            terms = self.objective(views, frozen, batch)
         sums = torch.stack([terms[name] for name in self.term_names])
         weights = torch.tensor(list(self.objective.weights.values()), dtype=sums.dtype, device=sums.device)
         loss = (weights * sums / counts.to(sums)).sum()
         return {"loss": loss, "sums": sums.detach()}
+
+    def _get_student(self, name: str) -> nn.Module:
+        """The student, or one of its smaller sizes with the student's present weights."""
+        view = self._size_views.get(name)
+        return self.student if view is None else view.update()
 
     def _require_causal_networks(self) -> None:
         """Refuse networks that see the next token, which a batch without `targets` predicts.

@@ -12,6 +12,7 @@ The units are those of the cuts that the parts of each layer declare (`core.part
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -19,11 +20,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from potstill.core.blueprint import Blueprint
 from potstill.core.errors import DataError
 from potstill.core.screen import track
 from potstill.core.types import Batch, supervised_positions
 from potstill.models.backbone import Backbone
 from potstill.models.eval_mode import eval_mode
+from potstill.models.hooks import temporary_hooks
+from potstill.ops.precision import upcast
 
 LossFunction = Callable[[Backbone, Batch], Tensor]  # the mean over the batch, a scalar with a gradient
 
@@ -87,11 +91,11 @@ def next_token_loss(model: Backbone, batch: Batch) -> Float[Tensor, ""]:
 
 @contextmanager
 def _capture_inputs(model: Backbone) -> Iterator[dict[str, Tensor]]:
-    """The inputs of each norm and of each module where a cut is measured, in a forward pass inside the context."""
+    """The inputs of norms, of gated layers and of modules where a cut is measured, in a forward pass inside it."""
     captured_inputs: dict[str, Tensor] = {}
 
-    def make_hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def make_hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             captured_inputs[name] = inputs[0]
 
         return hook
@@ -103,11 +107,8 @@ def _capture_inputs(model: Backbone) -> Iterator[dict[str, Tensor]]:
         model.get_submodule(name).register_forward_pre_hook(make_hook(name)) for name in _list_hooked_modules(model)
     ]
     handles.append(model.embed.register_forward_hook(require_grad))
-    try:
+    with temporary_hooks(handles):
         yield captured_inputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _list_hooked_modules(model: Backbone) -> list[str]:
@@ -115,13 +116,25 @@ def _list_hooked_modules(model: Backbone) -> list[str]:
     for i, layer in enumerate(model.blueprint.layers):
         measured = (module for cut in layer.cuts().values() for module in cut.measured_at)
         names += [f"layers.{i}.{module}" for module in (*layer.norm_names(), *measured)]
+        names += [] if layer.depth is None else [f"layers.{i}"]
     return names
+
+
+def _list_boundaries(blueprint: Blueprint) -> list[list[str]]:
+    """For each layer, the modules whose inputs are the residual stream before its halves, in the order of the pass.
+
+    Behind a depth gate the norms see some of the tokens, so such a layer counts as one step.
+    """
+    return [
+        [f"layers.{i}.mixer_norm", f"layers.{i}.ffn_norm"] if layer.depth is None else [f"layers.{i}"]
+        for i, layer in enumerate(blueprint.layers)
+    ]
 
 
 def _compute_scores(model: Backbone, inputs: dict[str, Tensor], gradients: Sequence[Tensor]) -> dict[str, Tensor]:
     """The scores of one batch, by name."""
-    gradient_by_name = {name: _upcast(g) for name, g in zip(inputs, gradients, strict=True)}
-    activations = {name: _upcast(a.detach()) for name, a in inputs.items()}
+    gradient_by_name = {name: upcast(g) for name, g in zip(inputs, gradients, strict=True)}
+    activations = {name: upcast(a.detach()) for name, a in inputs.items()}
     products = {name: (activations[name] * gradient_by_name[name]).flatten(0, -2).sum(0) for name in inputs}
     scores: dict[str, Tensor] = {}
     for i, layer in enumerate(model.blueprint.layers):
@@ -132,17 +145,18 @@ def _compute_scores(model: Backbone, inputs: dict[str, Tensor], gradients: Seque
             for key in used:
                 total = total + products[key].unflatten(0, (cut.size, -1)).sum(-1)
             scores[f"{name}.{i}"] = total.abs()
-    stream_norms = {f"layers.{i}.{n}" for i, layer in enumerate(model.blueprint.layers) for n in layer.norm_names()}
-    norms = [name for name in inputs if name in stream_norms or name == "norm"]
-    stream = [name for name in norms if not name.endswith("post_norm")]  # in the order of the pass
+    boundaries = _list_boundaries(model.blueprint)
+    stream = [*chain(*boundaries), "norm"]
     scores["hidden"] = _score_coordinates(
         [activations[name] for name in stream], [gradient_by_name[name] for name in stream]
     )
-    for name in norms:
-        scores[f"energy.{name}"] = _compute_energy(activations[name])
-    layer_boundaries = [activations[name] for name in stream[::2]]  # the stream before each layer, and after the last
-    for i in range(len(layer_boundaries) - 1):
-        scores[f"influence.{i}"] = 1 - cosine_similarity(layer_boundaries[i], layer_boundaries[i + 1], dim=-1).mean()
+    scores["energy.norm"] = _compute_energy(activations["norm"])
+    for i, layer in enumerate(model.blueprint.layers):
+        for name in (f"layers.{i}.{norm}" for norm in layer.norm_names()):  # without any token, the layer's input
+            scores[f"energy.{name}"] = _compute_energy(activations.get(name, activations[boundaries[i][0]]))
+    layer_inputs = [activations[name] for name in (*(names[0] for names in boundaries), "norm")]
+    for i, (before, after) in enumerate(pairwise(layer_inputs)):
+        scores[f"influence.{i}"] = 1 - cosine_similarity(before, after, dim=-1).mean()
     return scores
 
 
@@ -157,10 +171,6 @@ def _score_coordinates(stream: list[Tensor], gradients: list[Tensor]) -> Float[T
 def _compute_energy(x: Float[Tensor, "*B D"]) -> Float[Tensor, " D"]:
     squares = x.pow(2)  # relative to its own token, since a few tokens of some models are a thousand times the others
     return (squares / squares.mean(-1, keepdim=True).clamp_min(EPS)).flatten(0, -2).mean(0)
-
-
-def _upcast(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 @dataclass

@@ -8,12 +8,11 @@ and the stock families. The units that stay keep their order. `transforms/import
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from potstill.core.blueprint import Blueprint, Layer, weight_shapes
+from potstill.core.blueprint import Blueprint, find_cut_axes, weight_shapes
 from potstill.core.errors import UsageError
 from potstill.core.parts import Axes, compare_shapes
 from potstill.core.types import Weights
@@ -28,8 +27,9 @@ class Narrow:
 
     Removing units gives the function of the old model with their masks at 0. Removing hidden coordinates does too, if
     norms take their mean over the coordinates that stay. `gain` multiplies the weight of each norm that it names, so
-    that those coordinates leave the norm as large as before (see `select_units`). `None` keeps all, and stands in
-    `units[name]` for a layer without that cut. Tied heads stay tied.
+    that those coordinates leave the norm as large as before (see `select_units`). A depth gate divides by the same root
+    as its layer's first norm, and gets that norm's gain. `None` keeps all, and stands in `units[name]` for a layer
+    without that cut. Tied heads stay tied.
 
     Raises:
         UsageError: indices are not ascending or out of range, a layer has no such cut, or a layer would keep nothing.
@@ -52,19 +52,25 @@ class Narrow:
         new = dict(weights)
         for i, layer in enumerate(old.layers):
             for name, units in self._list_units(i):
-                _select_entries(new, _find_cut_axes(layer, name, old.hidden), units, prefix=f"layers.{i}.")
+                select_entries(new, find_cut_axes(layer, name, old.hidden), units, prefix=f"layers.{i}.")
         if self.hidden is not None:
             wider = replace(old, hidden=old.hidden + 1)
-            _select_entries(new, compare_shapes(weight_shapes(old), weight_shapes(wider)), self.hidden)
+            select_entries(new, compare_shapes(weight_shapes(old), weight_shapes(wider)), self.hidden)
         center = 1.0 if old.zero_centred_norms else 0.0
         rescaled_norms = {norm: (new[f"{norm}.weight"] + center) * gain - center for norm, gain in self.gain.items()}
-        return new | {f"{norm}.weight": weight for norm, weight in rescaled_norms.items()}
+        gates = ((f"layers.{i}.mixer_norm", f"layers.{i}.depth.gate.weight") for i in range(len(old.layers)))
+        rescaled_gates = {
+            gate: new[gate] * self.gain[norm] for norm, gate in gates if gate in new and norm in self.gain
+        }
+        return new | {f"{norm}.weight": weight for norm, weight in rescaled_norms.items()} | rescaled_gates
 
     def _list_units(self, i: int) -> list[tuple[str, Indices]]:
         """The name and the units of each cut of layer i."""
         return [(name, units) for name, layers in self.units.items() if (units := layers[i]) is not None]
 
     def _check_blueprint(self, old: Blueprint) -> None:
+        if old != old.trainable_form:
+            raise UsageError("the model's matrices are packed; prune the model that they were packed from")
         for name, layers in self.units.items():
             if len(layers) != len(old.layers):
                 raise UsageError(f"{name} names {len(layers)} layers, the model has {len(old.layers)}")
@@ -109,13 +115,8 @@ def select_units(
     return Narrow(units=units, hidden=hidden_indices, gain=gain)
 
 
-@lru_cache(maxsize=256)
-def _find_cut_axes(layer: Layer, name: str, hidden: int) -> Axes:
-    return layer.cut_axes(name, hidden)
-
-
-def _select_entries(weights: dict[str, Tensor], axes: Axes, units: Indices, *, prefix: str = "") -> None:
-    """Keeps, in place, only the entries of `units` along `axes`."""
+def select_entries(weights: dict[str, Tensor], axes: Axes, units: Indices, *, prefix: str = "") -> None:
+    """Keeps, in place, only the entries of `units` along `axes`, in the order of `units`."""
     for name, weight_axes in axes.items():
         for axis, size in weight_axes:
             weight = weights[f"{prefix}{name}"]

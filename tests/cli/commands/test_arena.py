@@ -13,18 +13,18 @@ from potstill.core.errors import UsageError
 @pytest.mark.parametrize(
     ("text", "budget"),
     [
-        ("200k", (200_000, None)),
-        ("10M", (10_000_000, None)),
-        ("512", (512, None)),
-        ("10m", (None, 600.0)),
-        ("90s", (None, 90.0)),
-        ("1.5h", (None, 5400.0)),
-        ("2 min", (None, 120.0)),
+        ("200k", {"tokens": 200_000}),
+        ("10M", {"tokens": 10_000_000}),
+        ("512", {"tokens": 512}),
+        ("10m", {"seconds": 600.0}),
+        ("90s", {"seconds": 90.0}),
+        ("1.5h", {"seconds": 5400.0}),
+        ("2 min", {"seconds": 120.0}),
+        ("1epoch", {"epochs": 1.0}),
+        ("2.5 epochs", {"epochs": 2.5}),
     ],
 )
-def test_a_small_m_is_minutes_and_a_large_one_millions_of_tokens(
-    text: str, budget: tuple[int | None, float | None]
-) -> None:
+def test_a_small_m_is_minutes_and_a_large_one_millions_of_tokens(text: str, budget: dict[str, float]) -> None:
     assert parse_budget(text) == budget
 
 

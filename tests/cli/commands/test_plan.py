@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from tests.cli.conftest import KEEP, TINY, Call
 
 
@@ -15,13 +16,14 @@ def test_people_see_sentences_and_machines_one_document(potstill: Call, teacher:
     assert json.loads(potstill(*call, "--json").out)["parameters"]["student"]["total"] > 0
 
 
+@pytest.mark.slow
 def test_a_plan_takes_a_card_of_a_distillation_though_it_says_more_than_a_plan_asks(
     potstill: Call, teacher: Path, text: Path, tmp_path: Path
 ) -> None:
     run = ("--teacher", teacher, "--keep", KEEP, "--data", text, *TINY)
     stage = json.loads(
         potstill("distill", *run, "--documents", 7, "--out", tmp_path / "made", "--dry-run", "--json").out
-    )
+    )["stage"]
     (tmp_path / "card.json").write_text(json.dumps({"stage": stage}))
     call = ("plan", "--config", tmp_path / "card.json", "--no-measure", "--json")
     assert json.loads(potstill(*call).out)["stage"]["settings"] == stage["settings"]
@@ -29,6 +31,7 @@ def test_a_plan_takes_a_card_of_a_distillation_though_it_says_more_than_a_plan_a
     assert "'documents', which is not an option" in potstill(*call).err
 
 
+@pytest.mark.slow
 def test_rates_can_be_kept_and_used_again(potstill: Call, teacher: Path, text: Path, tmp_path: Path) -> None:
     call = ("plan", "--teacher", teacher, "--data", text, *TINY, "--json")
     first = potstill(*call, "--keep", KEEP, "--no-measure").out

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from potstill.core.errors import DataError
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
 from potstill.evaluate.charts.dot_plot import draw_dots
 
 

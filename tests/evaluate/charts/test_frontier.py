@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.core.errors import DataError
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
 from potstill.evaluate.charts.frontier import (
     Point,
     build_points,

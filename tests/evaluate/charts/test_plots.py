@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from potstill.core.errors import DataError
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
 from potstill.evaluate.charts.curve import draw_curve
 from potstill.evaluate.charts.frontier import Point
 from potstill.evaluate.charts.plots import draw_frontier, log_ticks

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from potstill.core.kv_cache import RecurrentState, Tensors
 from potstill.core.parts import Cost, Cut, Linear, Mixer, Shapes, kind, prefix_names
+from potstill.core.state import RecurrentState, Tensors
 from potstill.layers.positions import Positions
 from potstill.layers.registry import PartFactory, builds
 
@@ -39,6 +39,10 @@ class GatedDelta(Mixer):
     def cost(self, hidden: int, seen: float, linear: Linear) -> Cost:
         """Three products with the memory, whatever was seen."""
         return super().cost(hidden, seen, linear)._replace(seen=3.0 * self.heads * self.head_dim**2)
+
+    def state_bytes(self, tokens: int, itemsize: int) -> int:
+        """The memories, whatever the length."""
+        return self.heads * self.head_dim**2 * itemsize
 
     def cuts(self) -> Mapping[str, Cut]:
         """Heads."""

@@ -29,7 +29,8 @@ from potstill.ops import align
 from potstill.stages.checks.cross_tokenizer import run_cross_tokenizer_checks
 from potstill.stages.checks.inputs import CrossTokenizerInputs, build_cross_tokenizer_inputs
 from potstill.stages.checks.report import FAIL, NOTE, Check, CheckFailed
-from potstill.stages.dataset import DatasetConfig, prepare_dataset
+from potstill.stages.dataset import prepare_dataset
+from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.module import build_module
 from potstill.stages.distill.run import distill

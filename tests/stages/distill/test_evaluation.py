@@ -7,7 +7,7 @@ import pytest
 from tests.stages.world import THINKING
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
 from potstill.data.corpus import load_corpus
 from potstill.evaluate.measures import measure_quality
 from potstill.evaluate.perplexity import score

@@ -93,7 +93,7 @@ def test_a_quantized_student_is_refused_before_any_weights_are_read(
 ) -> None:
     edit_json(surplus / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     monkeypatch.setattr("potstill.stages.distill.models.load_model", pytest.fail)
-    monkeypatch.setattr("potstill.stages.prune.load_model", pytest.fail)
+    monkeypatch.setattr("potstill.stages.transform.load_model", pytest.fail)
     says = r"quantized \(gptq\), so it can only be a --teacher"
     with pytest.raises(UnsupportedModel, match=says):
         load_models(config, {}, torch.float32)

@@ -1,8 +1,12 @@
 """A trained student is never lost to what describes it, and what would fail at the end is found at the start."""
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +19,14 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    TrainerState,
 )
 
 from potstill.core.errors import ArtifactError, Interrupted
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.prepare import DistillRun
 from potstill.stages.distill.run import distill
+from potstill.train.callbacks import InterruptCallback
 from potstill.train.config import TrainConfig
 
 SETTINGS = TrainConfig(tokens=256, context=32, batch_tokens=128, micro_tokens=128, save_every=1)
@@ -100,17 +106,34 @@ def test_measures_that_fail_are_named_in_the_card_and_the_model_is_there(
     assert not (tmp_path / "made" / "training").exists()
 
 
-def test_a_run_that_is_stopped_while_it_measures_leaves_a_model_and_resumes_to_the_whole_card(
-    stage: DistillConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def send_signal_after_the_last_step(
+    self: InterruptCallback, args: Any, state: TrainerState, control: Any, **_: Any
+) -> None:
+    if state.global_step == state.max_steps:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "action"),
+    [(DistillRun, "measure", stop), (InterruptCallback, "on_step_end", send_signal_after_the_last_step)],
+    ids=["while it measures", "in its last step"],
+)
+def test_a_run_that_is_stopped_at_its_end_leaves_a_model_and_resumes_to_the_whole_card(
+    owner: type,
+    method: str,
+    action: Callable[..., None],
+    stage: DistillConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = distill(stage, tmp_path / "whole", show=False)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(DistillRun, "measure", stop)
-        with pytest.raises(Interrupted, match="--resume"):
+        patch.setattr(owner, method, action)
+        with pytest.raises(Interrupted, match=r"the student is saved in .*made, and --resume measures it"):
             distill(stage, tmp_path / "made", show=False)
     AutoModelForCausalLM.from_pretrained(tmp_path / "made")
     assert list(read_card(tmp_path / "made")["failures"]) == ["measures and samples"]

@@ -15,13 +15,14 @@ from tests.stages.world import interrupted, saved, written
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.card import Card, Parent
-from potstill.core.errors import Interrupted, MissingDependency, OutputExists, VocabularyMismatch
+from potstill.core.errors import Interrupted, MissingDependency, OutputExists, UsageError, VocabularyMismatch
 from potstill.models.load import compute_digest
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.models import choose_dtype
 from potstill.stages.distill.run import distill
 from potstill.stages.front_matter import format_front_matter
+from potstill.stages.plan.plan import Plan
 from potstill.stages.run_record import RunRecord
 from potstill.stages.training import TrainingResult
 from potstill.train.config import TrainConfig
@@ -60,6 +61,28 @@ def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: Trainin
     opened = AutoModelForCausalLM.from_pretrained(run.out, dtype=torch.float32)
     ids = torch.arange(3, 40)[None]
     assert torch.allclose(opened(ids).logits, run.model(ids).logits, atol=1e-5)
+
+
+def test_epochs_follow_from_the_text_and_the_card_and_a_resumed_run_know_them(
+    stage: DistillConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = replace(stage, settings=replace(SETTINGS, tokens=None, epochs=1.0))
+    planned = Plan(distill=stage, measure=False).run()
+    with interrupted(tmp_path / "made"), pytest.raises(Interrupted):
+        distill(stage, tmp_path / "made", show=False)
+    for other, change in (
+        ({"epochs": 2.0}, "epochs 1.0, and now it is 2.0"),
+        ({"epochs": None}, "tokens None, and now"),
+    ):
+        changed = replace(stage.settings, **other)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=change):
+            distill(replace(stage, settings=changed), tmp_path / "made", resume=True, show=False)
+    card = distill(stage, tmp_path / "made", resume=True, show=False).card
+    assert (card.stage["settings"]["tokens"], card.stage["settings"]["epochs"]) == (None, 1.0)
+    assert card.cost["tokens"] == card.data["tokens"] == planned["text"]["tokens"]
+    assert card.cost["steps"] == planned["time"]["steps"]
+    assert planned["stage"] == card.stage
+    assert "were asked for" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["dskd:divergence=reverse_kl", "dskdv2", "hidden:map=0-1/2-3", "relations"])
@@ -278,6 +301,14 @@ def test_lora_trains_little_and_ships_a_stock_model(stage: DistillConfig, teache
     assert not torch.equal(made.model.layers[0].mlp.up_proj.weight, old.model.layers[layer].mlp.up_proj.weight)
 
 
+def test_only_the_named_parameters_are_trained(stage: DistillConfig, teacher: Path, tmp_path: Path) -> None:
+    stage = replace(stage, keep=None, student=str(teacher), train=r"mlp\.down", save_dtype="float32")
+    run = distill(stage, tmp_path / "made", show=False)
+    old, new = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (teacher, run.out))
+    assert {name for name in old if not torch.equal(old[name], new[name])} == {n for n in old if "mlp.down" in n}
+    assert "only parameters named `mlp\\.down`" in (run.out / "README.md").read_text()
+
+
 def test_a_stopped_lora_run_continues_to_the_same_weights(stage: DistillConfig, tmp_path: Path) -> None:
     stage = replace(stage, lora=2)
     distill(stage, tmp_path / "made", show=False)
@@ -311,8 +342,9 @@ def test_evaluations_on_the_way_stand_in_the_metrics(stage: DistillConfig, tmp_p
     assert [line["step"] for line in lines if "eval_forward_kl" in line] == [2, 4]
 
 
-def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded() -> None:
-    with pytest.raises(MissingDependency, match="pip install trackio"):
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.stages.preflight.find_spec", lambda _: None)
+    with pytest.raises(MissingDependency, match=r"trackio is not installed; run: pip install 'potstill\[trackers\]'"):
         DistillConfig(teacher="t", keep=0.5, settings=TrainConfig(report_to=("trackio",)))
 
 

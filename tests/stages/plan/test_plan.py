@@ -38,7 +38,7 @@ RATES = Calibration(
     backward=1.2,
     optimizer=1e-9,
     loss={"live": 1e-8},
-    other=1e8,
+    overhead=1e8,
 )
 RATE = Rate(per_operation=2e-11, fixed=1e-9)
 PACE = LayerTimings(
@@ -73,6 +73,9 @@ def test_a_plan_is_one_document_with_every_part(made: dict[str, Any], stage: Dis
     assert list(made["flops_per_token"]) == [*parts, "total"]
     assert list(made["time"]["parts"]) == [*parts, "optimizer"]
     assert made["time"]["steps"] == 2
+    states = made["state_bytes"]
+    assert states["teacher"] == {"token": 192, "context": 192 * 512}  # 3 layers of 2 heads of 8, keys and values, bf16
+    assert states["student"]["token"] < 192
     assert made["fits"] == {"memory": True, "disk": True}
     assert made["capacity_gap"]["teacher_for_student"] is None  # of 24 thousand parameters
 

@@ -29,6 +29,7 @@ from potstill.train.config import TrainConfig
 from potstill.train.lora import add_adapters
 from potstill.train.optimizer import parameter_groups
 from potstill.train.run import train
+from potstill.train.selection import select_parameters
 
 SETTINGS = TrainConfig(tokens=4096, context=64, batch_tokens=256, micro_tokens=128)
 
@@ -69,6 +70,7 @@ def test_a_pass_and_a_step_by_hand(work: Workload) -> None:
     assert replace(work, source="alone").flops()["head and loss"] == 3 * head
     assert replace(work, source="cached").flops()["teacher forward"] == 0
     assert replace(work, lora=2).flops()["backward"] == blocks + 2.5 * attention
+    assert replace(work, train="mlp").flops()["backward"] < 2 * blocks + 2.5 * attention
 
 
 @pytest.mark.parametrize("source", ["live", "alone"])
@@ -109,6 +111,15 @@ def test_weights_gradients_and_moments_are_the_bytes_of_their_tensors(
         == 4 * sum(p.numel() for p in model.parameters())
         - 4 * lora * sum(sum(m.shape) for n, m in tiny_llama.named_parameters() if n.endswith("base_layer.weight"))
     )
+
+
+@pytest.mark.parametrize("pattern", ["mlp", "lm_head|norm", "embed"])
+def test_trained_parameters_are_those_that_the_pattern_selects(
+    work: Workload, tiny_llama: LlamaForCausalLM, pattern: str
+) -> None:
+    select_parameters(tiny_llama, pattern)
+    num_trained = sum(p.numel() for p in tiny_llama.parameters() if p.requires_grad)
+    assert replace(work, train=pattern).trained_parameters == num_trained > 0
 
 
 def test_a_cached_teacher_takes_no_memory_and_a_silent_one_does(work: Workload) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
+from potstill.cli.dry_run import show_dry_run
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.core.counts import parse_count
 from potstill.core.errors import UsageError
@@ -16,11 +17,14 @@ DURATION_PATTERN = re.compile(
     r"(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)"
 )  # lower case: 10m is ten minutes, 10M ten million tokens
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
+BUDGET_HELP = "Budget of each training run: tokens (200k, 2M), time (90s, 10m, 1h; m is minutes) or passes (2epochs)."
+EPOCHS_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*epochs?")
 
 
 NOT_IN_ARENA = (  # options of a distillation that an arena sets itself, or leaves at their defaults
-    *("teacher_cache", "top_k", "objective", "on_policy", "rollout", "tokens", "warmup", "weight_decay"),
+    *("teacher_cache", "top_k", "objective", "on_policy", "rollout", "tokens", "epochs", "warmup", "weight_decay"),
     *("patience", "keep_checkpoints", "report_to", "checkpoint_activations", "compile", "lora", "shard"),
+    *("train", "draft_vocabulary"),
 )
 
 
@@ -38,10 +42,7 @@ def arena(
             "cross_entropy, temperature, lr, on_policy or rollout, as in jsd:beta=0.3@lr=1e-4."
         ),
     ] = "cross_entropy,forward_kl",
-    budget: Annotated[
-        str,
-        typer.Option(help="Budget of each training run: tokens (200k, 2M) or time (90s, 10m, 1h; m is minutes)."),
-    ] = "200k",
+    budget: Annotated[str, typer.Option(help=BUDGET_HELP)] = "200k",
     seeds: Annotated[
         str, typer.Option(help="Number of seeds per arm, counted from --seed, or a list such as 1,5,9.")
     ] = "3",
@@ -63,35 +64,38 @@ def arena(
     from potstill.stages.distill.config import DistillConfig
 
     suppress_library_output()
-    tokens, seconds = parse_budget(budget)
     stage = Arena(
         common=DistillConfig.from_options({**options, "params": parse_count(options["params"])}),
         objectives=split_arms(objectives),
-        tokens=tokens,
-        seconds=seconds,
+        **parse_budget(budget),
         seeds=parse_seeds(seeds, options["seed"]),
         prompts=options["prompts"],
     )
     if dry_run:
-        arena_plan = stage.estimate()
-        return print_or_return(arena_plan, as_json, lambda: print_arena_plan(arena_plan))
+        from potstill.stages.dry_run import preview_arena
+
+        report = preview_arena(stage, o.expand_path(out), overwrite=overwrite, resume=resume)
+        values = {"objectives": objectives, "budget": budget, "seeds": seeds, **options}
+        return show_dry_run("arena", report, values, out=out, as_json=as_json, print_report=print_arena_plan)
     report = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume)
     return print_or_return({"out": out, **report}, as_json, lambda: print_arena_report(report, out))
 
 
-def parse_budget(text: str) -> tuple[int | None, float | None]:
-    """(tokens, None) or (None, seconds): `200k` and `10M` are tokens; `90s`, `10m` and `1h` are times.
+def parse_budget(text: str) -> dict[str, Any]:
+    """A budget by its unit: `200k` and `10M` as `tokens`; `90s`, `10m` and `1h` as `seconds`; `2epochs` as `epochs`.
 
-    Raises: UsageError if the text is neither.
+    Raises: UsageError if the text is none of them.
     """
+    if match := EPOCHS_PATTERN.fullmatch(text.strip()):
+        return {"epochs": float(match[1])}
     if match := DURATION_PATTERN.fullmatch(text.strip()):
-        return None, float(match[1]) * SECONDS_PER_UNIT[match[2][0]]
+        return {"seconds": float(match[1]) * SECONDS_PER_UNIT[match[2][0]]}
     try:
-        return parse_count(text), None
+        return {"tokens": parse_count(text)}
     except UsageError as error:
         raise UsageError(
-            f"--budget {text!r} is not a budget; give tokens (200k, 10M for ten million) or a time (90s, 10m for ten "
-            f"minutes)"
+            f"--budget {text!r} is not a budget; give tokens (200k, 10M for ten million), a time (90s, 10m for ten "
+            f"minutes) or passes over the text (2epochs)"
         ) from error
 
 

@@ -6,6 +6,7 @@ import typer
 
 from potstill.cli import options as o
 from potstill.cli.command_class import CommandGroup
+from potstill.cli.dry_run import show_dry_run
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.core.errors import UsageError
 from potstill.stages.options import CacheTeacherOptions
@@ -46,7 +47,10 @@ def write_cache(
     suppress_library_output()
     stage = CacheTeacherConfig(teacher=o.get_single_teacher(teacher), **o.read_options(CacheTeacherOptions, options))
     if dry_run:
-        return print_or_return(stage.to_dict(), as_json, lambda: tables.print_facts(stage.to_dict()))
+        from potstill.stages.dry_run import preview_cache
+
+        report = preview_cache(stage, o.expand_path(out), overwrite=overwrite, resume=resume)
+        return show_dry_run("cache", report, {"teacher": stage.teacher, **options}, out=out, as_json=as_json)
     manifest = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume)
     summary = {"out": out, **manifest.to_dict()}
     return print_or_return(summary, as_json, lambda: tables.print_caches([summary]))

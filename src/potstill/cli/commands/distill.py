@@ -3,6 +3,8 @@
 from typing import Any
 
 from potstill.cli import options as o
+from potstill.cli.config_file import flatten_options
+from potstill.cli.dry_run import show_dry_run
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.stages.options import DistillOptions
 
@@ -22,6 +24,8 @@ def distill(
 
     Example: [bold]potstill distill --teacher smollm2 --keep 0.75 --data stdlib --tokens 200k --out student[/]
 
+    What it takes, before: [bold]potstill distill --teacher smollm2 --keep 0.75 --epochs 2 --out student --dry-run[/]
+
     Two teachers: [bold]potstill distill --teacher smollm2 --teacher own=pruned --student pruned --out student[/]
     """
     from potstill.cli import tables
@@ -32,6 +36,9 @@ def distill(
     suppress_library_output()
     stage = DistillConfig.from_options(o.merge_options(ctx, config, o.get_number_types(TrainConfig)))
     if dry_run:
-        return print_or_return(stage.to_dict(), as_json, lambda: tables.print_facts(stage.to_dict()))
+        from potstill.stages.dry_run import preview_distill
+
+        report = preview_distill(stage, o.expand_path(out), overwrite=overwrite, resume=resume)
+        return show_dry_run("distill", report, flatten_options(stage.to_dict()), out=out, as_json=as_json)
     result = run_distill(stage, o.expand_path(out), overwrite=overwrite, resume=resume)
     return print_or_return(result.to_dict(), as_json, lambda: tables.print_run(result.out, result.measures))

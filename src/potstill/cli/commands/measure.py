@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
+from potstill.cli.dry_run import show_dry_run
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.stages.options import MeasureOptions
 
@@ -18,6 +19,7 @@ def measure(
     out: Annotated[
         str | None, typer.Option(help="Also write the measures to this JSON file, for `potstill frontier`.")
     ] = None,
+    dry_run: o.DryRun = False,
     as_json: o.Json = False,
     **options: Any,
 ) -> Any:
@@ -34,5 +36,9 @@ def measure(
     suppress_library_output()
     o.check_output_file(out)
     stage = MeasureConfig(models=tuple(models), **o.read_options(MeasureOptions, options))
+    if dry_run:
+        from potstill.stages.dry_run import preview_measure
+
+        return show_dry_run("measure", preview_measure(stage), {"models": models, **options}, out=out, as_json=as_json)
     result = stage.run(None if out is None else o.expand_path(out))
-    return print_or_return(result, as_json, lambda: tables.print_measures(result["models"], result["paired"]))
+    return print_or_return(result, as_json, lambda: tables.print_measurement(result))

@@ -18,7 +18,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headers and rows
 
 NOT_PLANNED = (  # options of a distillation that change none of the plan's numbers
     *("top_k", "on_policy", "rollout", "lr", "warmup", "weight_decay", "patience", "report_to"),
-    *("documents", "eval_data", "eval_every", "skip_doctor", "shard"),
+    *("documents", "eval_data", "eval_every", "draft_vocabulary", "skip_doctor", "shard"),
 )
 
 
@@ -103,12 +103,21 @@ def summarize_plan(report: Mapping[str, Any]) -> list[str]:
         f"memory: {memory['peak'] / GIB:.2f} GiB at most (while {phase}), of {free_memory} GiB free{fits['memory']}",
         f"disk: {disk['most'] / GIB:.2f} GiB at most, {disk['final'] / GIB:.2f} GiB at the end, of "
         f"{room['disk'] / GIB:.1f} GiB free{fits['disk']}",
+        f"states while decoding: {_describe_states(report['state_bytes'])}",
         f"law of capacity gap: {best_teacher} suits this student, and a student of "
         f"{gap['student_for_teacher'] / 1e6:,.1f}M "
         f"this teacher ({gap['range']})",
         *([] if alignment is None else [_describe_alignment(alignment)]),
         *report["notes"],
     ]
+
+
+def _describe_states(states: Mapping[str, Mapping[str, int]]) -> str:
+    student, teacher = states["student"], states["teacher"]
+    return (
+        f"{student['context'] / 2**20:,.1f} MiB for the student's whole context, {student['token']:,} bytes a token "
+        f"(teacher: {teacher['context'] / 2**20:,.1f} MiB, {teacher['token']:,} bytes)"
+    )
 
 
 def _describe_alignment(alignment: Mapping[str, float]) -> str:

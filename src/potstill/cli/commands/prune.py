@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
+from potstill.cli.dry_run import show_dry_run
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.stages.options import PruneOptions
 
@@ -37,7 +38,10 @@ def prune(
         **o.read_options(PruneOptions, options),
     )
     if dry_run:
-        return print_or_return(stage.to_dict(), as_json, lambda: tables.print_facts(stage.to_dict()))
+        from potstill.stages.dry_run_transforms import preview_prune
+
+        report = preview_prune(stage, o.expand_path(out), overwrite=overwrite)
+        return show_dry_run("prune", report, {"model": model, **exact_sizes, **options}, out=out, as_json=as_json)
     card = stage.run(o.expand_path(out), overwrite=overwrite)
     result = {"out": out, **card.to_dict()}
     return print_or_return(result, as_json, lambda: tables.print_pruned_model(out, card.details))

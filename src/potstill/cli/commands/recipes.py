@@ -21,6 +21,10 @@ def recipes(
     Example: [bold]potstill recipes minima --cite[/]
     """
     from potstill.cli import tables
+    from potstill.recipes.listing import list_recipe_facts
+
+    if name is None and not cite and not as_json:
+        return tables.print_table(list_recipe_facts(), "name", "summary", "source")
     from potstill.recipes import registry
 
     selected_recipes = [registry.get_recipe(name)] if name else registry.list_recipes()
@@ -29,4 +33,4 @@ def recipes(
         return print_or_return(
             result, as_json, lambda: print("\n\n".join(dict.fromkeys(recipe.bibtex for recipe in selected_recipes)))
         )
-    return print_or_return(result, as_json, lambda: tables.print_recipes(result, with_details=name is not None))
+    return print_or_return(result, as_json, lambda: tables.print_recipes(result))

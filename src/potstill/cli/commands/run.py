@@ -5,9 +5,11 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
+from potstill.cli.dry_run import show_dry_run
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.core.counts import parse_count
 from potstill.core.options import DEVICE, DTYPE, SEED
+from potstill.stages.options import DRAFT_VOCABULARY
 
 
 def run(
@@ -22,6 +24,8 @@ def run(
     ] = None,
     data: Annotated[str | None, typer.Option(help="The data, instead of the recipe's.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 2M, instead of the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the whole text, instead of --tokens.")] = None,
+    draft_vocabulary: Annotated[str | None, typer.Option(help=DRAFT_VOCABULARY.help)] = None,
     device: o.Device = DEVICE.default,
     dtype: o.Dtype = DTYPE.default,
     seed: o.Seed = SEED.default,
@@ -39,18 +43,14 @@ def run(
     from potstill.stages.sequence import run_stages
 
     suppress_library_output()
-    selected_recipe = registry.get_recipe(recipe, tiny=tiny).override(
-        teacher=teacher,
-        student=student,
-        data=data,
-        tokens=parse_count(tokens),
-        seed=seed,
-        device=device,
-        dtype=dtype,
-    )
+    options: dict[str, Any] = {"teacher": teacher, "student": student, "data": data, "epochs": epochs}
+    options |= {"device": device, "dtype": dtype, "seed": seed}
+    counts = {"tokens": tokens, "draft_vocabulary": draft_vocabulary}
+    numbers: dict[str, Any] = {name: parse_count(count) for name, count in counts.items()}
+    selected_recipe = registry.get_recipe(recipe, tiny=tiny).override(**options, **numbers)
     if dry_run:
-        return print_or_return(
-            selected_recipe.to_dict(), as_json, lambda: tables.print_facts(selected_recipe.to_dict())
-        )
+        values = {"recipe": recipe, "tiny": tiny, **options, **counts}
+        report = selected_recipe.to_dict()
+        return show_dry_run("run", report, values, out=out, as_json=as_json, print_report=tables.print_facts)
     result = run_stages(selected_recipe.stages, o.expand_path(out), overwrite=overwrite, resume=resume)
     return print_or_return(result.to_dict(), as_json, lambda: tables.print_run(result.out, result.measures))

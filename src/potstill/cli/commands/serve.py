@@ -1,4 +1,4 @@
-"""`potstill serve`: serve a model over HTTP with the completions API of OpenAI and vLLM."""
+"""`potstill serve`: serve a model over HTTP with the API of OpenAI."""
 
 import json
 import sys
@@ -8,57 +8,54 @@ import typer
 
 from potstill.cli import options as o
 from potstill.cli.output import suppress_library_output
-from potstill.core.options import (
-    ALLOW_PICKLE,
-    DEVICE,
-    DTYPE,
-    IGNORE_GENERATION_CONFIG,
-    MAX_LOGPROBS,
-    TRUST_REMOTE_CODE,
-)
+from potstill.decode.drafters.options import DraftOptions
+from potstill.serve.options import API_KEY_VARIABLE, ServeLimits, ServeOptions
+from potstill.stages.options import TextOptions
 
 
+@o.take_options(ServeOptions)
 def serve(
     model: o.Model,
-    host: Annotated[
-        str, typer.Option(help="The address to listen on; 0.0.0.0: all. The server asks for no API key.")
-    ] = ("127.0.0.1"),
-    port: Annotated[int, typer.Option(help="The port; 0: any free port.")] = 8000,
-    max_logprobs: o.MaxLogprobs = MAX_LOGPROBS.default,
-    ignore_generation_config: o.IgnoreGenerationConfig = IGNORE_GENERATION_CONFIG.default,
-    device: o.Device = DEVICE.default,
-    dtype: o.Dtype = DTYPE.default,
-    allow_pickle: o.AllowPickle = ALLOW_PICKLE.default,
-    trust_remote_code: o.TrustRemoteCode = TRUST_REMOTE_CODE.default,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar=API_KEY_VARIABLE, help="The key that clients must send; other users of this machine see options."
+        ),
+    ] = None,
+    chat_template: Annotated[str | None, typer.Option(help="A Jinja file with the chat template to use.")] = None,
     as_json: o.Json = False,
+    **options: Any,
 ) -> Any:
-    """Serve a model over HTTP with the completions API of OpenAI and vLLM, until Ctrl-C.
+    """Serve a model to any OpenAI client, with a chat page for browsers, until Ctrl-C.
 
-    What a request leaves open comes from the model's generation config: temperature, top_p, top_k, min_p and
-    repetition_penalty, which a note names at the start. A request at temperature 0 gets the model's own argmax.
+    It answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics; the chat page is at /. What a
+    request leaves open comes from the model's generation config, which a note names at the start: temperature, top_p,
+    top_k, min_p and repetition_penalty. A request at temperature 0 gets the model's own argmax.
 
     Example: [bold]potstill serve smollm2 --port 8000[/]
+
+    Example: [bold]potstill serve student --host 0.0.0.0 --slots 32[/]
     """
-    from potstill.serve.app import serve as run
+    from potstill.serve.server import serve as run
     from potstill.stages.preflight import StageInputs
+    from potstill.stages.text_options import set_chat_template
 
     def print_address(url: str) -> None:
         if as_json:
             print(json.dumps({"url": url, "model": model}), file=sys.__stdout__, flush=True)  # print it at once
         else:
-            print(f"{model} is served at {url}; press Ctrl-C to stop", flush=True)
+            page = url.removesuffix("v1")
+            print(f"{model} is served at {url}, and chats at {page}; press Ctrl-C to stop", flush=True)
 
+    limits = ServeLimits(**o.read_options(ServeLimits, options))
+    drafts = DraftOptions(**o.read_options(DraftOptions, options))
+    text_options = TextOptions(chat_template=chat_template)
     suppress_library_output()
-    StageInputs(models=(model,), packages=("fastapi", "uvicorn")).check()
+    StageInputs(models=(model,), packages=("fastapi", "uvicorn", "prometheus_client")).check()
     run(
         model,
-        host=host,
-        port=port,
-        max_logprobs=max_logprobs,
-        ignore_generation_config=ignore_generation_config,
-        device=device,
-        dtype=dtype,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
+        ServeOptions(limits=limits, drafts=drafts, **o.read_options(ServeOptions, options)),
+        api_key=api_key,
+        on_load=lambda loaded: set_chat_template(loaded.tokenizer, text_options.chat_template),
         on_ready=print_address,
     )

@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from potstill.core.errors import DataError
-from potstill.core.metrics_log import read_metrics
+from potstill.core.metrics_log import is_loss, read_metrics
 from potstill.evaluate.charts.style import COLORS, DPI, INK, TEXT, add_title, style_panel
 
 TOTAL, HELD_OUT = "loss", "eval_"  # the name of the total loss, and the prefix of held-out values
 LOG_RATIO = 10.0
-BOOKKEEPING_KEYS = {"step", "tokens", "epoch", "learning_rate", "grad_norm", "num_input_tokens_seen", "seconds"}
 
 
 def draw_curve(metrics: Path, path: Path, *, terms: Sequence[str] = (), x_key: str = "tokens", title: str = "") -> None:
@@ -57,15 +56,7 @@ def draw_curve(metrics: Path, path: Path, *, terms: Sequence[str] = (), x_key: s
 def _find_terms(entries: Sequence[Mapping[str, Any]], x_key: str) -> list[str]:
     """Every logged number except bookkeeping such as the learning rate, in order of appearance."""
     numeric_names = {name: None for entry in entries for name, value in entry.items() if isinstance(value, int | float)}
-    bookkeeping_suffixes = ("_per_second", "_runtime", "_memory", "_flos")
-    return [
-        n
-        for n in numeric_names
-        if n not in BOOKKEEPING_KEYS
-        and n != x_key
-        and not n.startswith("train_")
-        and not n.endswith(bookkeeping_suffixes)
-    ]
+    return [name for name in numeric_names if name != x_key and is_loss(name)]
 
 
 def _extract_curve(entries: Sequence[Mapping[str, Any]], term: str, x_key: str) -> list[tuple[float, float]]:

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from potstill.core.errors import DataError
+from potstill.core.measure import Measure
 from potstill.core.measure_table import MEASURES, TABLE_QUALITIES
-from potstill.core.types import Measure
 from potstill.evaluate.charts.style import ACCENT, DPI, INK, LIGHT_INK, SMALL, TEXT, add_title, style_panel
 
 MethodMeasures = Mapping[str, Sequence[Measure]]  # of one method: for each name, the measure of every seed

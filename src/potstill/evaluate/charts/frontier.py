@@ -13,8 +13,8 @@ from importlib.resources import files
 from typing import Any
 
 from potstill.core.errors import DataError
+from potstill.core.measure import Measure
 from potstill.core.measure_table import COSTS, MEASURES, QUALITIES, format_parameters
-from potstill.core.types import Measure
 
 FIRST_QUALITIES = ("teacher_kl", "teacher_agreement")
 TITLES = {name: info.title for name, info in MEASURES.items()}
@@ -104,7 +104,7 @@ def choose_quality(points: Sequence[Point], qualities: Sequence[str]) -> str:
 
 def is_logarithmic(name: str, values: Sequence[float]) -> bool:
     """Whether an axis is logarithmic: its values differ by more than a factor of two, and are no shares."""
-    return bool(values) and min(values) > 0 and max(values) / min(values) > 2 and name != "teacher_agreement"
+    return bool(values) and min(values) > 0 and max(values) / min(values) > 2 and MEASURES[name].unit != "share"
 
 
 def name_axis(name: str, values: Sequence[float]) -> str:

@@ -15,7 +15,7 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from potstill.core.errors import DataError
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
 from potstill.evaluate.charts.frontier import (
     Point,
     choose_quality,

@@ -10,8 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from potstill.core.blueprint import Rotary
 from potstill.core.errors import UsageError
-from potstill.core.kv_cache import KeyValues, KeyValueState
 from potstill.core.parts import Cost, Cut, Linear, Mixer, Shapes, check_positive, kind, prefix_names
+from potstill.core.state import KeyValues, KeyValueState, WindowKeyValues
 from potstill.layers.positions import Positions
 from potstill.layers.registry import PartFactory, builds
 from potstill.layers.rotary import rotate
@@ -82,6 +82,11 @@ class Attention(Mixer):
         visible = seen if self.window is None else min(seen, self.window)
         return super().cost(hidden, seen, linear)._replace(seen=2.0 * self.heads * self.head_dim * visible)
 
+    def state_bytes(self, tokens: int, itemsize: int) -> int:
+        """Keys and values of each token that a later one may see."""
+        visible = tokens if self.window is None else min(tokens, max(self.window - 1, 1))
+        return 2 * self.kv_heads * self.head_dim * visible * itemsize
+
     def cuts(self) -> Mapping[str, Cut]:
         """`kv_heads`: each key/value head with its query heads. transformers requires that the heads divide the
         width."""
@@ -108,9 +113,9 @@ class GroupedAttention(nn.Module):
         self.q_norm = factory.make_norm(facts.head_dim) if facts.qk_norm else nn.Identity()
         self.k_norm = factory.make_norm(facts.head_dim) if facts.qk_norm else nn.Identity()
 
-    def state(self) -> KeyValues:
+    def state(self) -> KeyValues | WindowKeyValues:
         """An empty state of this mixer."""
-        return KeyValues()
+        return KeyValues() if self.facts.window is None else WindowKeyValues(self.facts.window)
 
     def forward(
         self, x: Float[Tensor, "B T D"], positions: Positions, state: KeyValueState | None = None
@@ -123,7 +128,12 @@ class GroupedAttention(nn.Module):
         if state is not None:
             k, v = state.update(k, v)
         y = attend(q, k, v, positions, scale=self.facts.softmax_scale, window=self.facts.window)
-        return self.o(y.transpose(1, 2).flatten(-2)), state
+        return self._project(y.transpose(1, 2).flatten(-2), x), state
+
+    def _project(self, y: Tensor, x: Tensor) -> Tensor:
+        """The output of all heads together; `x` is the input of this mixer."""
+        output: Tensor = self.o(y)
+        return output
 
 
 # the lengths of documents would be compiled in, anew with every batch
@@ -137,8 +147,10 @@ def attend(
     scale: float,
     window: int | None = None,
 ) -> Float[Tensor, "B H T V"]:
-    """Attention over the keys that each query may see: the past of its document, or the keys of a state."""
+    """Attention over the keys that each query may see: the past of its document, or the last S keys of a state."""
     if positions.lengths is not None:
-        return document_attention(q, k, v, positions.lengths, scale=scale, window=window)
+        return document_attention(
+            q, k, v, positions.lengths, scale=scale, window=window, position_ids=positions.key_ids
+        )
     mask = positions.get_mask(k.shape[2], window)
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])

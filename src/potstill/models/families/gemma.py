@@ -23,6 +23,7 @@ from potstill.models.families.llama import (
     make_blueprint,
     make_config_arguments,
     make_rotary,
+    rotates_whole_heads,
 )
 
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
@@ -71,7 +72,11 @@ def _check_causal(config: Gemma3TextConfig) -> None:
 def _is_gemma(blueprint: Blueprint) -> bool:
     layer, mixer, ffn = blueprint.layers[0], list_attentions(blueprint)[0], list_ffns(blueprint)[0]
     is_gemma_layer = layer.post_norms and mixer.qk_norm and mixer.qkv_bias == mixer.out_bias and not ffn.bias
-    is_gemma_model = blueprint.zero_centred_norms and blueprint.embedding_scale == blueprint.hidden**0.5
+    is_gemma_model = (
+        blueprint.zero_centred_norms
+        and blueprint.embedding_scale == blueprint.hidden**0.5
+        and rotates_whole_heads(blueprint)
+    )
     heads_divide_hidden = blueprint.hidden % mixer.heads == 0  # its config insists on that
     return (
         _differs_only_in_window(blueprint)

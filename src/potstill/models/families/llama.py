@@ -3,6 +3,7 @@
 Qwen names its weights in the same way (`families/qwen.py`), so it uses the map of names here; Gemma adds to it.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig
 
 from potstill.core.blueprint import Blueprint, Layer, Rotary
+from potstill.core.elastic import SIZES, read_sizes
 from potstill.core.errors import UnsupportedModel
 from potstill.core.parts import Linear, Part
 from potstill.core.serialization import freeze, thaw
@@ -43,7 +45,8 @@ class Family:
     """A stock architecture: converts its config to a blueprint, and the blueprints that it expresses to its config.
 
     `kinds` are the kinds of its parts. `can_express` calls `matches` only for blueprints of those kinds. `part_names`
-    maps Hugging Face's names of a layer's modules to ours.
+    maps Hugging Face's names of a layer's modules to ours; a `*` is the number of a part. `unstack` takes stacked
+    weights of a stock state dict apart, and `stack` joins them again.
     """
 
     name: str
@@ -52,10 +55,24 @@ class Family:
     to_config: Callable[[Blueprint], PreTrainedConfig]
     part_names: Mapping[str, str] = field(default_factory=lambda: PART_NAMES)
     kinds: frozenset[type[Part]] = frozenset({Attention, SwiGLU, Linear})
+    unstack: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    stack: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
 
     def can_express(self, blueprint: Blueprint) -> bool:
         """Whether this family has exactly this function: made of its kinds of parts, and with its options."""
         return blueprint.kinds() <= self.kinds and self.matches(blueprint)
+
+    def import_weights(self, state: Mapping[str, Tensor], *, tied: bool) -> Weights:
+        """A stock state dict under potstill's names; weights may share its memory.
+
+        Raises:
+            UnsupportedModel: a weight has no place in a blueprint.
+        """
+        return convert_weights_from_hf(self.unstack(state), self.part_names, tied=tied)
+
+    def export_weights(self, weights: Weights) -> dict[str, Tensor]:
+        """potstill's weights as a stock state dict."""
+        return self.stack(convert_weights_to_hf(weights, self.part_names))
 
 
 def list_attentions(blueprint: Blueprint) -> tuple[Attention, ...]:
@@ -97,7 +114,7 @@ def make_rotary(rope_parameters: Mapping[str, Any]) -> Rotary:
         )
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         factor = parameters["partial_rotary_factor"]
-        raise UnsupportedModel(f"partial_rotary_factor {factor} is not supported; potstill rotates whole heads only")
+        raise UnsupportedModel(f"partial_rotary_factor {factor} is not supported; this family rotates whole heads")
     theta = float(parameters.pop("rope_theta"))
     return Rotary(theta, None if parameters == {"rope_type": "default"} else freeze(parameters))
 
@@ -115,6 +132,7 @@ def make_blueprint(
     if config.attention_dropout:
         raise UnsupportedModel(f"attention_dropout is {config.attention_dropout}; set it to 0 in the config first")
     facts = {name: getattr(config, name) for name in (*EXTRAS, *extras)}
+    facts |= {name: getattr(config, name) for name in (SIZES,) if hasattr(config, name)}
     return Blueprint(
         vocabulary=config.vocab_size,
         hidden=config.hidden_size,
@@ -129,16 +147,26 @@ def make_blueprint(
 
 def make_attention(config: PreTrainedConfig) -> Attention:
     """The heads and their width; each family adds its biases, norms and windows."""
-    return Attention(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Attention(config.num_attention_heads, config.num_key_value_heads, head_dim)
 
 
-def make_config_arguments(blueprint: Blueprint, *extras: str) -> dict[str, Any]:
-    """The arguments that the configs of these families have in common, for layers of equal widths."""
-    mixer, ffn = list_attentions(blueprint)[0], list_ffns(blueprint)[0]
+def make_config_arguments(
+    blueprint: Blueprint, *extras: str, ffn: SwiGLU | None = None, omits_usual_head_dim: bool = False
+) -> dict[str, Any]:
+    """The arguments that the configs of these families have in common, for layers of equal widths.
+
+    `ffn` is the feed-forward whose width and activation they name, by default the first layer's. Some configs leave
+    out the width of a head where all heads together are as wide as the model.
+    """
+    mixer, ffn = list_attentions(blueprint)[0], ffn or list_ffns(blueprint)[0]
+    is_head_dim_omitted = omits_usual_head_dim and mixer.head_dim * mixer.heads == blueprint.hidden
     blueprint_facts = dict(blueprint.extras)
     # without an explicit None, an absent id would become the family's default, which is another token
     facts: dict[str, Any] = {name: None for name in EXTRAS if name.endswith("_id")}
     facts |= {name: thaw(blueprint_facts[name]) for name in (*EXTRAS, *extras) if name in blueprint_facts}
+    if sizes := read_sizes(blueprint):
+        facts[SIZES] = [size.to_dict() for size in sizes]
     return facts | {
         "vocab_size": blueprint.vocabulary,
         "hidden_size": blueprint.hidden,
@@ -146,12 +174,12 @@ def make_config_arguments(blueprint: Blueprint, *extras: str) -> dict[str, Any]:
         "num_hidden_layers": len(blueprint.layers),
         "num_attention_heads": mixer.heads,
         "num_key_value_heads": mixer.kv_heads,
-        "head_dim": mixer.head_dim,
         "hidden_act": ffn.activation,
         "max_position_embeddings": blueprint.context,
         "rms_norm_eps": blueprint.norm_eps,
         "tie_word_embeddings": blueprint.tied,
         "rope_parameters": blueprint.rotary.parameters(),
+        **({} if is_head_dim_omitted else {"head_dim": mixer.head_dim}),
     }
 
 
@@ -163,10 +191,19 @@ def has_uniform_layers(blueprint: Blueprint) -> bool:
 def is_llama_like(blueprint: Blueprint) -> bool:
     """Whether it has two norms a layer, one rotation, and no scale or soft-cap anywhere."""
     is_plain_model = (
-        blueprint.embedding_scale == 1 and blueprint.logit_softcap is None and not blueprint.zero_centred_norms
+        blueprint.embedding_scale == 1
+        and blueprint.logit_softcap is None
+        and not blueprint.zero_centred_norms
+        and rotates_whole_heads(blueprint)
     )
     plain_mixers = (mixer.scale is None and mixer.rotary is None for mixer in list_attentions(blueprint))
     return is_plain_model and all(plain_mixers) and not any(layer.post_norms for layer in blueprint.layers)
+
+
+def rotates_whole_heads(blueprint: Blueprint) -> bool:
+    """Whether no rotation leaves a part of a head as it is."""
+    rotations = (blueprint.rotary, *(mixer.rotary for mixer in list_attentions(blueprint)))
+    return all(rotary is None or rotary.fraction == 1 for rotary in rotations)
 
 
 def get_layer_types(blueprint: Blueprint) -> list[str]:
@@ -226,11 +263,12 @@ def _convert_name_from_hf(name: str, parts: Mapping[str, str]) -> str:
     prefix, _, suffix = name.partition("model.layers.")
     layer, _, suffix = suffix.partition(".")
     part, _, kind = suffix.rpartition(".")
-    if prefix or part not in parts:
+    pattern, number = _split_number(part)
+    if prefix or pattern not in parts:
         raise UnsupportedModel(
             f"the weight {name!r} has no place in a blueprint; is the model_type in its config right?"
         )
-    return f"layers.{layer}.{parts[part]}.{kind}"
+    return f"layers.{layer}.{parts[pattern].replace('*', number)}.{kind}"
 
 
 def _convert_name_to_hf(name: str, parts: Mapping[str, str]) -> str:
@@ -238,4 +276,11 @@ def _convert_name_to_hf(name: str, parts: Mapping[str, str]) -> str:
         return _HF_OUTER_NAMES[name]
     _, layer, suffix = name.split(".", 2)
     part, _, kind = suffix.rpartition(".")
-    return f"model.layers.{layer}.{parts[part]}.{kind}"
+    pattern, number = _split_number(part)
+    return f"model.layers.{layer}.{parts[pattern].replace('*', number)}.{kind}"
+
+
+def _split_number(part: str) -> tuple[str, str]:
+    """The name of a part with `*` in place of its number, and the number."""
+    number = re.search(r"(?<=\.)\d+(?=\.)", part)
+    return (part, "") if number is None else (f"{part[: number.start()]}*{part[number.end() :]}", number[0])

@@ -21,7 +21,7 @@ from potstill.models.families.llama import (
     make_config_arguments,
 )
 
-_EXTRAS = ("max_window_layers",)
+WINDOW_EXTRAS = ("max_window_layers",)
 
 
 def _make_layers(config: PreTrainedConfig, mixer: Attention) -> tuple[Layer, ...]:
@@ -45,16 +45,16 @@ def _is_qwen_like(blueprint: Blueprint) -> bool:
     )
 
 
-def _make_window_arguments(blueprint: Blueprint) -> dict[str, object]:
+def make_window_arguments(blueprint: Blueprint) -> dict[str, object]:
+    """The arguments of Qwen's configs for layers of which some may have a window."""
     max_window = max((mixer.window for mixer in list_attentions(blueprint) if mixer.window), default=None)
     arguments = {"use_sliding_window": max_window is not None, "sliding_window": max_window}
     return arguments | {"layer_types": get_layer_types(blueprint)}
 
 
 def _make_qwen2_blueprint(config: Qwen2Config) -> Blueprint:
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    mixer = Attention(config.num_attention_heads, config.num_key_value_heads, head_dim, qkv_bias=True)
-    return make_blueprint(config, _make_layers(config, mixer), *_EXTRAS)
+    mixer = replace(make_attention(config), qkv_bias=True)
+    return make_blueprint(config, _make_layers(config, mixer), *WINDOW_EXTRAS)
 
 
 def _is_qwen2(blueprint: Blueprint) -> bool:
@@ -63,16 +63,14 @@ def _is_qwen2(blueprint: Blueprint) -> bool:
 
 
 def _make_qwen2_config(blueprint: Blueprint) -> PreTrainedConfig:
-    arguments, mixer = make_config_arguments(blueprint, *_EXTRAS), list_attentions(blueprint)[0]
-    if mixer.head_dim * mixer.heads == blueprint.hidden:  # the usual case, which its config does not spell out
-        del arguments["head_dim"]
-    return Qwen2Config(**arguments, **_make_window_arguments(blueprint))
+    arguments = make_config_arguments(blueprint, *WINDOW_EXTRAS, omits_usual_head_dim=True)
+    return Qwen2Config(**arguments, **make_window_arguments(blueprint))
 
 
 def _make_qwen3_blueprint(config: Qwen3Config) -> Blueprint:
     bias = config.attention_bias
     mixer = replace(make_attention(config), qkv_bias=bias, out_bias=bias, qk_norm=True)
-    return make_blueprint(config, _make_layers(config, mixer), *_EXTRAS)
+    return make_blueprint(config, _make_layers(config, mixer), *WINDOW_EXTRAS)
 
 
 def _is_qwen3(blueprint: Blueprint) -> bool:
@@ -83,7 +81,7 @@ def _is_qwen3(blueprint: Blueprint) -> bool:
 def _make_qwen3_config(blueprint: Blueprint) -> PreTrainedConfig:
     bias = list_attentions(blueprint)[0].qkv_bias
     return Qwen3Config(
-        **make_config_arguments(blueprint, *_EXTRAS), attention_bias=bias, **_make_window_arguments(blueprint)
+        **make_config_arguments(blueprint, *WINDOW_EXTRAS), attention_bias=bias, **make_window_arguments(blueprint)
     )
 
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from potstill.core.blueprint import Blueprint
+from potstill.core.blueprint import Blueprint, weight_shapes
 from potstill.core.errors import UnsupportedModel
+from potstill.core.parts import Shapes
 from potstill.core.types import Weights
+from potstill.layers.ffn.experts import Experts
 from potstill.models.backbone import Backbone
 from potstill.models.families.gemma import GEMMA3
 from potstill.models.families.llama import (
@@ -23,21 +25,26 @@ from potstill.models.families.llama import (
     LLAMA,
     MISTRAL,
     Family,
-    convert_weights_from_hf,
-    convert_weights_to_hf,
 )
+from potstill.models.families.mixtral import MIXTRAL
 from potstill.models.families.qwen import QWEN2, QWEN3
+from potstill.models.families.qwen3_5 import QWEN3_5
+from potstill.models.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from potstill.models.hf_causal_lm import PotstillConfig, PotstillForCausalLM
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA3)}
+FAMILIES: Mapping[str, Family] = {
+    family.name: family for family in (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, QWEN3_5)
+}
 
 
 def read_blueprint(config: PreTrainedConfig) -> Blueprint:
-    """The blueprint of a stock config.
+    """The blueprint of a config of potstill's own, or of a stock family.
 
     Raises:
         UnsupportedModel: its family is not in `FAMILIES`, or it uses an option that a blueprint does not have.
     """
+    if isinstance(config, PotstillConfig):
+        return config.to_blueprint()
     if config.model_type not in FAMILIES:
         names = ", ".join(FAMILIES)
         raise UnsupportedModel(f"{config.model_type!r} models cannot be imported; the supported families are {names}")
@@ -51,35 +58,68 @@ def find_family(blueprint: Blueprint) -> Family | None:
     return next((family for family in candidates if family.can_express(blueprint)), None)
 
 
-def export_weights(blueprint: Blueprint, weights: Weights) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
-    """(stock config, stock state dict) of the same function.
+def has_experts(model_type: str) -> bool:
+    """Whether the models of a stock family have experts, which GGUF files of potstill do not."""
+    return model_type in FAMILIES and Experts in FAMILIES[model_type].kinds
 
-    Raises:
-        UnsupportedModel: no stock family expresses it.
-    """
+
+def make_config(blueprint: Blueprint) -> PreTrainedConfig:
+    """The config of a stock family that expresses the blueprint, or potstill's own."""
+    family = find_family(blueprint)
+    return PotstillConfig.from_blueprint(blueprint) if family is None else family.to_config(blueprint)
+
+
+def name_weights(blueprint: Blueprint, weights: Weights) -> dict[str, Tensor]:
+    """The weights under the names of the model that `make_model` makes."""
     family = find_family(blueprint)
     if family is None:
-        raise UnsupportedModel("no stock family has layers like these; save it as PotstillForCausalLM")
-    return family.to_config(blueprint), convert_weights_to_hf(weights, family.part_names)
+        return {f"model.backbone.{name}": weight for name, weight in weights.items()}
+    return family.export_weights(weights)
 
 
-def import_model(model: PreTrainedModel) -> Backbone:
-    """The same function as a `Backbone`, with copies of the weights, their dtype and their device.
+def list_parameter_shapes(blueprint: Blueprint) -> Shapes:
+    """Name and shape of each parameter of the model that `make_model` makes of a blueprint."""
+    weights = {name: torch.empty(shape, device="meta") for name, shape in weight_shapes(blueprint).items()}
+    state = name_weights(blueprint, weights)
+    if blueprint.tied:
+        state.pop(HEAD, None)
+    return {name: tuple(weight.shape) for name, weight in state.items()}
+
+
+def make_model(blueprint: Blueprint, *, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of a stock family that expresses the blueprint, or a `PotstillForCausalLM`; its weights are not set."""
+    with no_init_weights():  # saves time, and leaves the caller's random generator as it is
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(make_config(blueprint), dtype=dtype)
+    return model
+
+
+def read_weights(model: PreTrainedModel) -> tuple[Blueprint, Weights]:
+    """The blueprint of a model and its weights by our names. They are the model's own tensors, with their gradients;
+    those of stacked experts are views.
 
     Raises:
         UnsupportedModel: the family is unknown, or the config ties the head but its weights differ from the
         embedding's.
     """
     if isinstance(model, PotstillForCausalLM):
-        blueprint, weights = model.backbone.blueprint, cast(Weights, model.backbone.state_dict())
-    else:
-        blueprint, state = read_blueprint(model.config), model.state_dict()
-        if blueprint.tied and not torch.equal(state[HEAD], state[EMBED]):
-            raise UnsupportedModel("the config ties head and embedding, but their weights differ")
-        weights = convert_weights_from_hf(state, FAMILIES[model.config.model_type].part_names, tied=blueprint.tied)
+        return model.backbone.blueprint, cast(Weights, model.backbone.state_dict(keep_vars=True))
+    blueprint, state = read_blueprint(model.config), model.state_dict(keep_vars=True)
+    if blueprint.tied and state[HEAD] is not state[EMBED] and not torch.equal(state[HEAD], state[EMBED]):
+        raise UnsupportedModel("the config ties head and embedding, but their weights differ")
+    return blueprint, FAMILIES[model.config.model_type].import_weights(state, tied=blueprint.tied)
+
+
+def import_model(model: PreTrainedModel) -> Backbone:
+    """The same function as a `Backbone`, with copies of the weights, their dtype and their device.
+
+    Raises:
+        UnsupportedModel: as `read_weights` does.
+    """
+    blueprint, weights = read_weights(model)
     with torch.device("meta"):
         backbone = Backbone(blueprint)
-    backbone.load_state_dict({name: weight.clone() for name, weight in weights.items()}, strict=True, assign=True)
+    copies = {name: weight.detach().clone() for name, weight in weights.items()}
+    backbone.load_state_dict(copies, strict=True, assign=True)
     return backbone.train(model.training)
 
 
@@ -88,18 +128,9 @@ def export_model(backbone: Backbone, origin: PreTrainedModel | None = None) -> P
 
     The weights are copies. The generation config (stop tokens, sampling) comes from `origin`; no blueprint holds it.
     """
-    blueprint, weights = backbone.blueprint, {k: v.detach().clone() for k, v in backbone.state_dict().items()}
-    config: PreTrainedConfig
-    if find_family(blueprint) is None:
-        config, state = (
-            PotstillConfig.from_blueprint(blueprint),
-            {f"model.backbone.{name}": w for name, w in weights.items()},
-        )
-    else:
-        config, state = export_weights(blueprint, weights)
-    with no_init_weights():  # saves time, and leaves the caller's random generator as it is
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=backbone.embed.weight.dtype)
-    model.load_state_dict(state, strict=True, assign=True)
+    weights = {name: weight.detach().clone() for name, weight in backbone.state_dict().items()}
+    model = make_model(backbone.blueprint, dtype=backbone.embed.weight.dtype)
+    model.load_state_dict(name_weights(backbone.blueprint, weights), strict=True, assign=True)
     model.tie_weights()
     if origin is not None:
         model.generation_config = copy.deepcopy(origin.generation_config)

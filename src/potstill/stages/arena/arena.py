@@ -25,7 +25,8 @@ from potstill.stages.arena.runs import (
     train_run,
 )
 from potstill.stages.console import explain_write_errors, print_note
-from potstill.stages.dataset import DatasetConfig, load_held_out_corpus
+from potstill.stages.dataset import load_held_out_corpus
+from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherSource
 from potstill.stages.distill.models import choose_dtype, load_run_model, open_caches
@@ -47,19 +48,20 @@ STUDENT_FOLDER = "student"  # holds the pruned student that every arm starts fro
 class Arena(ArenaOptions):
     """Train each of `objectives` with each of `seeds`, on the teachers, student, text and settings of `common`.
 
-    The budget is `tokens`, the same for every arm, or `seconds` of training. With seconds, the arena measures a few
-    steps to compute how many fit; all seeds of an arm get the same steps. `prompts` is the number of prompts for
-    ROUGE-L, on data with prompts. The first teacher is measured.
+    The budget is `tokens` or `epochs`, the same for every arm, or `seconds` of training. With seconds, the arena
+    measures a few steps to compute how many fit; all seeds of an arm get the same steps. `prompts` is the number of
+    prompts for ROUGE-L, on data with prompts. The first teacher is measured.
     """
 
     kind: ClassVar[str] = "arena"
     common: DistillConfig
 
     def __post_init__(self) -> None:
-        if (self.tokens is None) == (self.seconds is None):
-            raise UsageError("an arena needs one budget, in tokens or in seconds")
-        if min(self.tokens or 1, self.seconds or 1) <= 0:
-            raise UsageError(f"the budget is {self.tokens or self.seconds}; it must be above 0")
+        budgets = [budget for budget in (self.tokens, self.epochs, self.seconds) if budget is not None]
+        if len(budgets) != 1:
+            raise UsageError("an arena needs one budget, in tokens, in epochs or in seconds")
+        if budgets[0] <= 0:
+            raise UsageError(f"the budget is {budgets[0]}; it must be above 0")
         if self.teacher.kind != "local" or self.common.teacher_cache is not None:
             raise UsageError("an arena measures its first teacher; give a local model as --teacher")
         if not self.objectives:
@@ -68,9 +70,7 @@ class Arena(ArenaOptions):
             if duplicates := [candidate for candidate in candidates if list(candidates).count(candidate) > 1]:
                 raise UsageError(f"the {label} {duplicates[0]} is given twice; give each once")
         for arm in self.arms:  # the config of each arm refuses an objective that does not fit the teachers
-            arm.make_stage(
-                self.common, student=self.common.student, tokens=self.tokens or 1, seed=self.common.settings.seed
-            )
+            self._make_planned_stage(arm, self.common.settings.seed)
         for arm in self.arms:
             if equivalents := [
                 candidate.name for candidate in self.arms if candidate is not arm and candidate.is_equivalent(arm)
@@ -128,7 +128,8 @@ class Arena(ArenaOptions):
             runs = [self._make_run(out, arm, seed, state, common, student) for seed in self.seeds for arm in self.arms]
             for index, arena_run in enumerate(runs, 1):
                 tokens = arena_run.stage.settings.tokens
-                print_note(f"arm {index} of {len(runs)}: {arena_run.arm}, seed {arena_run.seed}, {tokens:,} tokens")
+                length = self.budget_text if tokens is None else f"{tokens:,} tokens"
+                print_note(f"arm {index} of {len(runs)}: {arena_run.arm}, seed {arena_run.seed}, {length}")
                 train_run(arena_run, show=show)
             check_same_origins(runs)
             return self._publish(out, runs, state, common, student)
@@ -149,10 +150,9 @@ class Arena(ArenaOptions):
             objective.check_tokenizers(same_tokenizer=pair_info.num_shared_ids is not None)
             objective.build(pair_info if objective.needs_teacher_model else None, self.common.teacher_options.ensemble)
 
-    def count_tokens(self, arm: Arm, common: DistillConfig, student: str) -> int:
-        """The number of tokens that an arm trains on."""
+    def count_tokens(self, arm: Arm, common: DistillConfig, student: str) -> int | None:
+        """The number of tokens that an arm trains on; None where its text says that, by epochs."""
         if self.seconds is None:
-            assert self.tokens is not None
             return self.tokens
         settings = common.settings
         stage = arm.make_stage(common, student=student, tokens=settings.batch_tokens, seed=self.seeds[0])
@@ -169,22 +169,26 @@ class Arena(ArenaOptions):
         The seconds of an arm (or its tokens, with a budget in seconds) are None for a model family that `plan` refuses.
         """
         self.check_compatibility()
-        measured_seconds: dict[str, float | None] = {}
+        times: dict[str, Mapping[str, Any] | None] = {}
         arms = []
         for arm in self.arms:
-            stage = arm.make_stage(
-                self.common, student=self.common.student, tokens=self.tokens or 1, seed=self.seeds[0]
-            )
+            stage = self._make_planned_stage(arm, self.seeds[0])
             cost_key = arm.objective.name if arm.objective.needs_teacher_model else str(arm.objective.uses_teacher)
-            if cost_key not in measured_seconds:
-                measured_seconds[cost_key] = estimate_seconds_per_step(stage)
-            step_seconds, tokens, seconds = measured_seconds[cost_key], self.tokens, self.seconds
-            tokens_per_step = stage.settings.packs_per_step * stage.settings.context
-            if step_seconds is not None:
-                tokens = tokens_per_step * max(1, round(seconds / step_seconds)) if seconds is not None else tokens
-                seconds = stage.settings.steps * step_seconds if seconds is None else seconds
+            if cost_key not in times:
+                times[cost_key] = estimate_time(stage)
+            time, tokens, seconds = times[cost_key], self.tokens, self.seconds
+            if time is not None:
+                steps = time["steps"] if seconds is None else max(1, round(seconds / time["seconds_per_step"]))
+                step_tokens = stage.settings.packs_per_step * stage.settings.context
+                tokens = steps * step_tokens if tokens is None else tokens
+                seconds = steps * time["seconds_per_step"] if seconds is None else seconds
             arms.append({"arm": arm.name, "seeds": list(self.seeds), "tokens": tokens, "seconds": seconds})
         return {**self.to_dict(), "arms": arms}
+
+    def _make_planned_stage(self, arm: Arm, seed: int) -> DistillConfig:
+        """The config of an arm before its student is pruned, and before seconds become tokens."""
+        tokens = 1 if self.seconds is not None else self.tokens
+        return arm.make_stage(self.common, student=self.common.student, tokens=tokens, epochs=self.epochs, seed=seed)
 
     def _read_state(self, out: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
         """The state of the arena that is resumed. Refuses to replace other files, and to resume another arena."""
@@ -203,7 +207,8 @@ class Arena(ArenaOptions):
     def _make_run(
         self, out: Path, arm: Arm, seed: int, state: Mapping[str, Any], common: DistillConfig, student: str
     ) -> ArenaRun:
-        stage = arm.make_stage(common, student=student, tokens=state["tokens"][arm.name], seed=seed)
+        tokens = state["tokens"][arm.name]
+        stage = arm.make_stage(common, student=student, tokens=tokens, epochs=self.epochs, seed=seed)
         return ArenaRun(arm.name, seed, out / f"{arm.folder_name}-seed{seed}", stage)
 
     def _write_results(self, out: Path, state: Mapping[str, Any], **sections: Any) -> dict[str, Any]:
@@ -223,6 +228,7 @@ class Arena(ArenaOptions):
         )
         corpus = load_held_out_corpus(dataset_config)
         results = MeasureConfig(
+            **get_text_options(common),
             models=tuple(dict.fromkeys((teacher, student, *(str(arena_run.folder) for arena_run in runs)))),
             teacher=teacher,
             documents=common.documents,
@@ -242,6 +248,8 @@ class Arena(ArenaOptions):
     @property
     def budget_text(self) -> str:
         """The budget in words."""
+        if self.epochs is not None:
+            return f"{self.epochs:g} epochs"
         return f"{self.tokens:,} tokens" if self.tokens is not None else f"{self.seconds:,.0f} s of training"
 
 
@@ -263,9 +271,10 @@ def prepare_student(common: DistillConfig, out: Path) -> str:
     return str(folder)
 
 
-def estimate_seconds_per_step(stage: DistillConfig) -> float | None:
-    """Seconds of a step by `potstill plan --no-measure`; None for a model family that it refuses."""
+def estimate_time(stage: DistillConfig) -> Mapping[str, Any] | None:
+    """Steps and seconds by `potstill plan --no-measure`; None for a model family that it refuses."""
     try:
-        return float(Plan(distill=stage, measure=False).run()["time"]["seconds_per_step"])
+        time: Mapping[str, Any] = Plan(distill=stage, measure=False).run()["time"]
+        return time
     except UnsupportedModel:
         return None

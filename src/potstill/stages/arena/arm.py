@@ -48,9 +48,17 @@ class Arm:
         check_rollout(rollout, objective_config, train_config, teacher=common.teachers[0].location, cache=None)
         return cls(name=text, objective=objective_config, learning_rate=learning_rate, rollout=rollout)
 
-    def make_stage(self, common: DistillConfig, *, student: str | None, tokens: int, seed: int) -> DistillConfig:
+    def make_stage(
+        self,
+        common: DistillConfig,
+        *,
+        student: str | None,
+        tokens: int | None,
+        seed: int,
+        epochs: float | None = None,
+    ) -> DistillConfig:
         """The config of this arm's training: `common` with its settings, from `student` or pruned as `common` says."""
-        settings = replace(common.settings, learning_rate=self.learning_rate, tokens=tokens, seed=seed)
+        settings = replace(common.settings, learning_rate=self.learning_rate, tokens=tokens, epochs=epochs, seed=seed)
         rollout, documents = self.rollout, min(common.documents, CARD_DOCUMENTS)
         stage = replace(common, objective=self.objective, settings=settings, documents=documents)
         stage = replace(stage, on_policy=rollout.share, rollout=rollout.name)

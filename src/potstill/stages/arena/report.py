@@ -6,8 +6,8 @@ from typing import Any
 
 from potstill.core.atomic_files import write_text
 from potstill.core.card import read_card
+from potstill.core.measure import Measure
 from potstill.core.measure_table import MEASURES, MEBIBYTE, TABLE_QUALITIES
-from potstill.core.types import Measure
 from potstill.evaluate.charts.dot_plot import draw_dots
 from potstill.evaluate.measures import ModelEvaluation
 from potstill.evaluate.significance import INCONCLUSIVE, compare_methods

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core.types import Batch, Needs, supervised_positions
+from potstill.layers.linear.ternary import set_strength
+from potstill.models.dense_experts import dense_experts
 from potstill.models.eval_mode import eval_mode
 from potstill.models.probing import MAX_MOVE, compute_move
 from potstill.models.signals import compute_signals, probe_model
@@ -48,7 +50,7 @@ def _measure_move_across_documents(model: nn.Module, batch: Batch) -> float:
     """The largest move of a row, in eps, when the first or the last other document of the batch changes."""
     documents = batch["documents"]
     needs, owners = Needs(documents >= 0), documents[documents >= 0]
-    with eval_mode(model):
+    with eval_mode(model), dense_experts(model):
         rows = compute_signals(model, batch, needs).rows
         moves = [0.0]
         for number in {int(owners.min()), int(owners.max())} if owners.min() < owners.max() else ():
@@ -62,11 +64,13 @@ def check_finite_differences(inputs: CheckInputs) -> Check:
     """The slope along the gradient is the difference of losses a small step to either side of the weights (float32).
 
     A stiff model curves within the first step, so the step shrinks before the check fails. A divergence whose gradient
-    is not that of its value (adaptive KL) is replaced by forward KL.
+    is not that of its value (adaptive KL) is replaced by forward KL. Ternary weights are not rounded here, since a
+    straight-through gradient is not that of the rounded value.
     """
     if not get_facts(inputs.logit_objective.divergence).has_full_gradient:
         inputs = replace(inputs, logit_objective=FORWARD_KL)
     student_copy = copy.deepcopy(inputs.student).float().requires_grad_(True)
+    set_strength(student_copy, 0.0)
     loss = build_module(inputs, student=student_copy)(**inputs.batch)["loss"]
     loss.backward()
     gradients = [(p, p.grad) for p in student_copy.parameters() if p.grad is not None]

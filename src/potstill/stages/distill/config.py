@@ -5,16 +5,22 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
+from potstill.core.errors import UsageError
 from potstill.core.options import list_options
+from potstill.data.long_documents import LongDocuments
+from potstill.data.row_reader import DocumentLabel, Language
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.distill.ensemble import TeacherOptions, TeacherSource
 from potstill.stages.distill.validation import (
     check_documents,
+    check_draft_vocabulary,
     check_ensemble,
     check_lora_rank,
+    check_sizes,
     check_teacher,
     check_top_k,
     check_tracker,
+    check_trained_names,
 )
 from potstill.stages.option_checks import check_save_dtype, check_size_options, check_strategy
 from potstill.stages.options import DATA, DistillOptions
@@ -35,6 +41,10 @@ class DistillConfig(DistillOptions):
     `on_policy` is the share of documents whose completions the student samples in training; `rollout` is the method
     that chooses and samples them. Sampled tokens are compared with the teacher and never enter cross-entropy.
 
+    With `train` only the parameters whose names match that regular expression are trained.
+
+    With `draft_vocabulary` the folder says which tokens, the most frequent ones, the student scores when it drafts.
+
     The default objective is 0.7 cross-entropy + 0.3 forward KL. `objective="cross_entropy"` trains without a teacher's
     signals; the teacher then only measures.
     """
@@ -53,9 +63,15 @@ class DistillConfig(DistillOptions):
         for source in options.sources:
             check_teacher(source, self.objective, self.rollout_config, self.settings, student=student)
             student = student or source.location or source.cache  # the first teacher alone is pruned
+        if options.route is not None and self.objective.language_column is not None:
+            raise UsageError("--combine route reads one column, and language_routing another; omit one of them")
         check_top_k(self.top_k, options.sources)
+        _ = self.long_documents
         check_lora_rank(self.lora)
+        check_trained_names(self.train, lora=self.lora)
+        check_sizes(self.sizes_per_step, self.sizes_from)
         check_documents(self.documents)
+        check_draft_vocabulary(self.draft_vocabulary)
         check_save_dtype(self.save_dtype)
         for tracker in self.settings.report_to:
             check_tracker(tracker)
@@ -70,6 +86,8 @@ class DistillConfig(DistillOptions):
         flat_options = {field_names.get(name, name): value for name, value in options.items()}
         objective = ObjectiveConfig.from_options(options)
         flat_options["report_to"] = tuple(flat_options.get("report_to") or ())
+        if flat_options.get("epochs") is not None:
+            flat_options["epochs"] = float(flat_options["epochs"])  # 2 in Python, 2.0 on the command line
         settings = TrainConfig(
             **{f.name: flat_options[f.name] for f in fields(TrainConfig) if flat_options.get(f.name) is not None}
         )
@@ -95,6 +113,17 @@ class DistillConfig(DistillOptions):
     def teachers(self) -> tuple[TeacherSource, ...]:
         """The teachers; the first one measures, and is the one that is pruned."""
         return self.teacher_options.sources
+
+    @property
+    def long_documents(self) -> LongDocuments:
+        """The choice of documents by their lengths."""
+        return LongDocuments(self.min_document_tokens, self.short_share)
+
+    @property
+    def document_label(self) -> DocumentLabel | None:
+        """The column of the data whose value each document carries: the name of its teacher, or of its language."""
+        column = self.objective.language_column
+        return self.teacher_options.route if column is None else Language(column)
 
     @property
     def rollout_config(self) -> RolloutConfig:

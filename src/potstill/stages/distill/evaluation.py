@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from potstill.core.elastic import format_share
 from potstill.core.errors import DataError
-from potstill.core.types import NEXT_TOKEN_LOG_P, Measure, Needs, supervised_positions
+from potstill.core.measure import Measure
+from potstill.core.types import NEXT_TOKEN_LOG_P, Needs, supervised_positions
 from potstill.decode.generate import GenerationOptions
 from potstill.evaluate.agreement import collect_teacher_outputs, compare_with_teacher
 from potstill.evaluate.measures import TextScores, measure_quality, measure_size
@@ -16,6 +18,7 @@ from potstill.evaluate.perplexity import Scores, count_scored_bytes, count_score
 from potstill.evaluate.samples import format_markdown, generate_samples, tokenize_prompt
 from potstill.evaluate.scoring_windows import Row, ScoringConfig, build_packs
 from potstill.evaluate.teacher_reference import count_comparable_ids
+from potstill.models.elastic import get_sizes, slice_model
 from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel
 from potstill.models.tokenizers.vocabulary import count_token_ids
@@ -62,6 +65,22 @@ def evaluate_student_and_teacher(
         "teacher": [*measure_quality(teacher_scores), *measure_size(teacher)],
         student.name: [*measure_quality(student_scores), *measure_size(student)],
     }
+
+
+def evaluate_sizes(
+    student: LoadedModel, teacher: LoadedModel | ExternalTeacher, rows: Sequence[Row], reading: ScoringConfig
+) -> dict[str, list[Measure]]:
+    """Quality and parameters of the smaller sizes of an elastic student, by `NAME#SHARE`; empty for any other."""
+    sizes = get_sizes(student.model)[1:]
+    outputs, measures = None, {}
+    if sizes and isinstance(teacher, LoadedModel) and count_comparable_ids(teacher, student) is not None:
+        outputs = collect_teacher_outputs(teacher.model, rows, reading)
+    for size in sizes:
+        view = slice_model(student.model, size.share)
+        scores = score(view, rows, reading) if outputs is None else compare_with_teacher(outputs, view)
+        name = f"{student.name}#{format_share(size.share)}"
+        measures[name] = [*measure_quality(scores), *measure_size(replace(student, model=view, name=name))]
+    return measures
 
 
 def score_teacher(teacher: LoadedModel, rows: Sequence[Row], reading: ScoringConfig) -> Scores:

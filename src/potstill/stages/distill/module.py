@@ -8,14 +8,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from potstill.core.types import Objective, SignalSource
+from potstill.models.elastic import get_sizes
 from potstill.models.load import LoadedModel
 from potstill.models.signals import get_constant_head
 from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.elastic import build_elastic_objective, check_elastic
 from potstill.stages.model_pair import ModelPair, check_causality
 from potstill.teachers.cached import CachedHiddenStates, TeacherCache
 from potstill.teachers.external import ExternalTeacher
 from potstill.train.activation_checkpointing import check_activation_checkpointing
 from potstill.train.lora import add_adapters
+from potstill.train.selection import select_parameters
 from potstill.train.training_module import TrainingModule
 
 
@@ -27,20 +30,30 @@ def build_module(
 ) -> TrainingModule:
     """The student of `pair` on its device (with adapters if asked for), the objective, and the teachers' signals.
 
-    Raises: UnsupportedModel for a model that sees the token that it is to predict.
+    Raises: UnsupportedModel for a model that sees the token that it is to predict; UsageError if `train` matches no
+    parameter, or an elastic student cannot be trained so.
     """
     check_causality(pair)
+    sizes = get_sizes(pair.student)
+    check_elastic(config, sizes)
     device = pair.student.device
     model = add_adapters(pair.student, config.lora, seed=config.settings.seed) if config.lora else pair.student
+    if config.train is not None:
+        select_parameters(model, config.train)
     teachers = pair.teachers.items() if config.objective.uses_teacher else ()
     frozen = {network: get_signal_source(config, teacher, caches.get(network)) for network, teacher in teachers}
     if config.settings.checkpoint_activations:
         check_activation_checkpointing(model)
-    objective = build_objective(config, pair)
+    objective = build_elastic_objective(config, build_objective(config, pair), sizes)
     if isinstance(objective, nn.Module):
         objective.to(device)
     return TrainingModule(
-        model.to(device), objective, frozen=frozen, vocabulary=pair.vocabulary_sizes, compute_dtype=dtype
+        model.to(device),
+        objective,
+        frozen=frozen,
+        vocabulary=pair.vocabulary_sizes,
+        compute_dtype=dtype,
+        sizes=sizes,
     )
 
 

@@ -2,26 +2,27 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.atomic_files import TRAINING_FOLDER
 from potstill.core.device import resolve_device
-from potstill.core.errors import CacheMismatch
-from potstill.core.types import Measure
+from potstill.core.measure import Measure
 from potstill.data.cross_tokenizer.chat_translation import ChatMarkers
 from potstill.evaluate.scoring_windows import ScoringConfig
 from potstill.models.load import LoadedModel
 from potstill.stages.console import print_note
-from potstill.stages.dataset import DatasetConfig, PreparedDataset, prepare_dataset
+from potstill.stages.dataset import PreparedDataset, prepare_dataset
+from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.distill.checks import run_quick_checks
 from potstill.stages.distill.config import DistillConfig
+from potstill.stages.distill.draft_vocabulary import make_draft_vocabulary
 from potstill.stages.distill.evaluation import (
     count_sample_tokens,
+    evaluate_sizes,
     evaluate_student_and_teacher,
     generate_student_samples,
     measure_student,
@@ -31,11 +32,9 @@ from potstill.stages.distill.module import build_module
 from potstill.stages.distill.resources import warn_if_insufficient
 from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE, build_rollout
 from potstill.stages.distill.teacher_windows import leave_out_long_windows
+from potstill.stages.distill.text import prepare_text
 from potstill.stages.model_pair import ModelPair, check_token_ids
-from potstill.stages.options import TextOptions
 from potstill.stages.run_notes import report_passes
-from potstill.stages.run_record import RunRecord
-from potstill.stages.text_options import DATE_ORIGIN, get_text_options, prepare_tokenizer
 from potstill.stages.training_run import TrainingRun
 from potstill.teachers.cached import TeacherCache
 from potstill.teachers.external import ExternalTeacher, closing_connections
@@ -69,7 +68,7 @@ class DistillRun(TrainingRun):
 
     def warn_if_insufficient(self, out: Path, *, show: bool) -> None:
         """Print the memory and disk that the run takes."""
-        report_passes(self.config.settings.tokens, self.dataset.packs.num_tokens)
+        report_passes(self.config.settings, self.dataset.packs.num_tokens)
         warn_if_insufficient(self.config, self.pair, self.dataset.packs, self.dtype, out, show=show)
         if self.config.rollout_config.is_enabled:
             print_note(SAMPLING_TIME_NOTE)
@@ -94,10 +93,12 @@ class DistillRun(TrainingRun):
                 teacher.model.to("meta")
 
     def measure(self, student: LoadedModel) -> Mapping[str, Sequence[Measure]]:
-        """The student and the first teacher on held-out documents."""
-        return evaluate_student_and_teacher(
-            student, self._measuring_teacher, self.dataset.rows, self.scoring, teacher_rows=self.dataset.teacher_rows
+        """The student with its sizes, and the first teacher, on held-out documents."""
+        teacher, rows = self._measuring_teacher, self.dataset.rows
+        measures = evaluate_student_and_teacher(
+            student, teacher, rows, self.scoring, teacher_rows=self.dataset.teacher_rows
         )
+        return {**measures, **evaluate_sizes(student, teacher, rows, self.scoring)}
 
     def write_samples(self, student: LoadedModel) -> str:
         """What the student and the first teacher write after some prompts."""
@@ -135,8 +136,11 @@ def prepare(config: DistillConfig, resume_folder: Path | None = None) -> Distill
     dataset = leave_out_long_windows(pair, dataset)
     move_models(config, pair, dtype)
     print_limits(pair)
+    draft_facts, draft_files = make_draft_vocabulary(config, pair, dataset.packs)
     module = build_module(config, pair, dtype, caches)
-    rollout = build_rollout(config.rollout_config, config.settings, pair, dataset.packs)
+    rollout = build_rollout(
+        config.rollout_config, config.settings.resolve_epochs(len(dataset.packs)), pair, dataset.packs
+    )
     return DistillRun(
         config=config,
         module=module,
@@ -146,41 +150,17 @@ def prepare(config: DistillConfig, resume_folder: Path | None = None) -> Distill
         validation=pair.prepare_packs(dataset.validation_packs),
         dtype=dtype,
         parents=pair.parents,
-        data={**dataset.facts, **text_facts},
+        data={**dataset.facts, **text_facts, **draft_facts},
         data_digest=dataset.digest,
         details=pair.details,
         run_facts={network: dict(cache.manifest.files) for network, cache in caches.items()},
         text_facts=text_facts,
+        files=draft_files,
         rollout=rollout,
         pair=pair,
         dataset=dataset,
         caches=caches,
     )
-
-
-def prepare_text(
-    config: DistillConfig, pair: ModelPair, caches: Mapping[str, TeacherCache], *, resume_folder: Path | None = None
-) -> dict[str, str]:
-    """Give the student's tokenizer the template of --chat-template, and fix the date that all templates write.
-
-    The date is that of the run that is resumed, or of the cache. Returns it for the card; nothing if none is written.
-
-    Raises: NotFound, UsageError; CacheMismatch for caches of two dates.
-    """
-    record = None if resume_folder is None else RunRecord.from_folder(resume_folder / TRAINING_FOLDER)
-    dates = {cache.manifest.facts.date for cache in caches.values()} - {""}
-    if len(dates) > 1:
-        raise CacheMismatch(
-            f"the chat template writes the date, and the caches were made with {' and '.join(sorted(dates))}; make "
-            f"them on one day"
-        )
-    origins = record.origins if record is not None else {DATE_ORIGIN: next(iter(dates), None)}
-    origins = distributed.broadcast_from_main(origins)
-    facts = prepare_tokenizer(pair.origin.tokenizer, config, origins=origins)
-    for teacher in pair.loaded_teachers.values():
-        if teacher.tokenizer is not pair.origin.tokenizer:
-            facts |= prepare_tokenizer(teacher.tokenizer, TextOptions(), origins=facts or origins)
-    return facts
 
 
 def load_dataset(config: DistillConfig, pair: ModelPair, caches: Mapping[str, TeacherCache]) -> PreparedDataset:
@@ -192,7 +172,7 @@ def load_dataset(config: DistillConfig, pair: ModelPair, caches: Mapping[str, Te
         make_dataset_config(config),
         pair.origin.tokenizer,
         tokens=config.settings.tokens,
-        models=pair.loaded_models,
+        models=pair.loaded_models if config.objective.uses_teacher else [pair.student],
         documents=config.documents,
         caches=list(caches.values()),
         teacher_tokenizer=get_teacher_tokenizer(pair),
@@ -212,15 +192,8 @@ def get_teacher_tokenizer(pair: ModelPair) -> PreTrainedTokenizerBase | None:
 
 def make_dataset_config(config: DistillConfig) -> DatasetConfig:
     """The text of a distillation, in windows of its context."""
-    return DatasetConfig(
-        **get_text_options(config),
-        data=config.data,
-        eval_data=config.eval_data,
-        columns=config.columns,
-        context=config.settings.context,
-        seed=config.settings.seed,
-        route=config.teacher_options.route,
-    )
+    dataset_config = DatasetConfig.from_training(config, label=config.document_label)
+    return replace(dataset_config, long_documents=config.long_documents)
 
 
 def move_models(config: DistillConfig, pair: ModelPair, dtype: torch.dtype) -> None:

@@ -1,16 +1,19 @@
 """The memory and disk of a distillation, compared with what the machine has."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from potstill.core.blueprint import Blueprint
 from potstill.core.device import SAVE_DTYPES
+from potstill.core.elastic import read_sizes
 from potstill.core.errors import ArtifactError, UnsupportedModel
 from potstill.core.memory import read_resident_memory, trim_memory
 from potstill.data.packing import Packs
 from potstill.evaluate.size import count_blueprint_parameters
 from potstill.models.families.registry import read_blueprint
+from potstill.objectives.elastic import SIZES_PER_STEP
 from potstill.stages.console import print_note
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.model_pair import ModelPair
@@ -52,6 +55,7 @@ def build_workload(
         packing=packing,
         source=source if config.objective.uses_teacher else "alone",
         lora=config.lora,
+        train=config.train,
         shards=distributed.world_size() if config.settings.shard else 1,
         compute_bytes=dtype.itemsize,
         saved_bytes=SAVE_DTYPES[config.save_dtype].itemsize,
@@ -59,7 +63,16 @@ def build_workload(
         teacher_tokenization=teacher_tokenization,
         more_teachers=more_teachers,
         teacher_share=1 / len(config.teachers) if config.teacher_options.route else 1.0,
+        sizes=list_smaller_sizes(student, config.sizes_per_step or SIZES_PER_STEP),
     )
+
+
+def list_smaller_sizes(student: Blueprint, sizes_per_step: int) -> tuple[tuple[float, Blueprint], ...]:
+    """The smaller sizes of an elastic student, each with the share of the steps that train it."""
+    smaller = [size.blueprint(student) for size in read_sizes(student)[1:]]
+    num_drawn, num_middle = min(sizes_per_step - 2, len(smaller) - 1), len(smaller) - 1
+    middle_share = num_drawn / num_middle if num_middle > 0 else 1.0
+    return tuple((1.0 if n == num_middle else middle_share, blueprint) for n, blueprint in enumerate(smaller))
 
 
 def warn_if_insufficient(
@@ -78,16 +91,24 @@ def warn_if_insufficient(
     disk_bytes = work.disk_bytes(measure_tokenizer_bytes(pair.origin.tokenizer))["most"]
     autograd_bytes = measure_autograd_bytes(work.student, dtype=dtype, lora=config.lora)
     memory_bytes = sum(work.memory_bytes(autograd_bytes).values())
-    if disk_bytes > available.disk:
-        raise ArtifactError(
-            f"the run takes {disk_bytes / GIB:.2f} GiB of disk, and {out} has {available.disk / GIB:.2f} GiB; make "
-            f"room, or choose another --out"
-        )
+    check_disk(disk_bytes, available.disk, out)
     summary, is_sufficient = _format_summary(
         memory_bytes, disk_bytes, available, on_cpu=device.type == "cpu", model_bytes=_model_bytes(work)
     )
     if show or not is_sufficient:
         print_note(summary)
+
+
+def check_disk(disk_bytes: float, free_bytes: int, out: Path) -> None:
+    """Refuse a disk with less room than a run takes.
+
+    Raises: ArtifactError.
+    """
+    if disk_bytes > free_bytes:
+        raise ArtifactError(
+            f"the run takes {disk_bytes / GIB:.2f} GiB of disk, and {out} has {free_bytes / GIB:.2f} GiB; make room, "
+            f"or choose another --out"
+        )
 
 
 def count_workload(config: DistillConfig, pair: ModelPair, packs: Packs, dtype: torch.dtype) -> Workload | None:
@@ -103,7 +124,7 @@ def count_workload(config: DistillConfig, pair: ModelPair, packs: Packs, dtype: 
     if isinstance(vocabularies, dict) and paired_packs is not packs:
         tokenization = measure_teacher_tokenization(paired_packs, vocabulary=vocabularies["teacher"])
     return build_workload(
-        config,
+        replace(config, settings=config.settings.resolve_epochs(len(packs))),
         teacher,
         student,
         vocabulary=vocabularies["student"] if isinstance(vocabularies, dict) else vocabularies,

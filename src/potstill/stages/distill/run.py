@@ -18,5 +18,5 @@ def distill(
 
     Raises: as `run_training` and `prepare` do.
     """
-    check_sharding(config.settings, lora=config.lora, on_policy=config.on_policy)
+    check_sharding(config.settings, lora=config.lora, train=config.train, on_policy=config.on_policy)
     return run_training(config, partial(prepare, config), out, overwrite=overwrite, resume=resume, show=show)

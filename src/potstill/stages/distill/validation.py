@@ -12,6 +12,7 @@ from potstill.teachers.external import check_server_supports, check_teacher_sour
 from potstill.teachers.served import TOP_K
 from potstill.train.config import TrainConfig
 from potstill.train.rollouts.config import MINILLM, RolloutConfig
+from potstill.train.selection import compile_pattern
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -77,6 +78,30 @@ def check_lora_rank(rank: int) -> None:
         raise UsageError(f"--lora is {rank}; it is a rank, and 0 trains all weights")
 
 
+def check_trained_names(pattern: str | None, *, lora: int) -> None:
+    """Refuse a pattern of parameter names that is no regular expression, or that adapters would overrule.
+
+    Raises: UsageError.
+    """
+    if pattern is None:
+        return
+    if lora:
+        raise UsageError("--lora trains adapters, and --train names other weights to train; omit one of them")
+    compile_pattern(pattern)
+
+
+def check_sizes(sizes_per_step: int | None, sizes_from: str) -> None:
+    """Refuse a step without the largest and the smallest size, and an unknown teacher of the smaller ones.
+
+    Raises: UsageError.
+    """
+    if sizes_per_step is not None and sizes_per_step < 2:
+        raise UsageError(
+            f"--sizes-per-step is {sizes_per_step}; a step trains at least 2, the largest and the smallest"
+        )
+    check_choice("sizes-from", sizes_from, ("teacher", "largest"))
+
+
 def check_documents(documents: int) -> None:
     """Refuse to measure on no document.
 
@@ -84,6 +109,15 @@ def check_documents(documents: int) -> None:
     """
     if documents < 1:
         raise UsageError(f"documents is {documents}; measuring needs at least one")
+
+
+def check_draft_vocabulary(size: int | None) -> None:
+    """Refuse a draft without a token.
+
+    Raises: UsageError.
+    """
+    if size is not None and size < 1:
+        raise UsageError(f"draft_vocabulary is {size}; give the number of tokens that the draft scores, such as 16384")
 
 
 def check_tracker(name: str) -> None:

@@ -1,8 +1,7 @@
 """The inputs of a plan: configs, tokenizers, text and caches, but no weights."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +18,7 @@ from potstill.stages.distill.models import choose_dtype, open_caches
 from potstill.stages.distill.prepare import make_dataset_config
 from potstill.stages.prune import PruneConfig
 from potstill.stages.resources.dataset_stats import TeacherTokenization, match_vocabularies
+from potstill.stages.text_options import prepare_tokenizer
 from potstill.teachers.cached import TeacherCache
 from potstill.transforms.fit import resize_blueprint
 
@@ -39,6 +39,7 @@ class PlanInputs(NamedTuple):
     caches: Mapping[str, TeacherCache]
     teacher_tokenization: TeacherTokenization | None = None
     chats: bool = False
+    facts: Mapping[str, Any] = {}  # of the text, as a card has them
     more_teachers: tuple[Blueprint, ...] = ()  # of several teachers, those after the first whose weights are here
 
 
@@ -61,17 +62,20 @@ def read_inputs(stage: DistillConfig) -> PlanInputs:
     teacher, *more_teachers = (read_model_spec(location, **load_options) for location in locations)
     origin = teacher if stage.student is None else read_model_spec(stage.student, **load_options)
     student = origin.blueprint if stage.student is not None else make_pruned_blueprint(stage, teacher.blueprint)
-    for blueprint in (teacher.blueprint, student, *(spec.blueprint for spec in more_teachers)):
+    teachers = (teacher, *more_teachers) if stage.objective.uses_teacher else ()
+    for blueprint in (student, *(spec.blueprint for spec in teachers)):
         if stage.settings.context > blueprint.context:
             raise UsageError(
-                f"context is {stage.settings.context}, and one of the models takes {blueprint.context} tokens"
+                f"context is {stage.settings.context}, and one of the models takes {blueprint.context} tokens; give a "
+                f"shorter one, or convert the model by --to longer"
             )
     device, caches = resolve_device(stage.device), open_caches(stage)
+    prepare_tokenizer(origin.tokenizer, stage)
     prepared = prepare_dataset(
-        replace(make_dataset_config(stage), eval_data=None),
+        make_dataset_config(stage),
         origin.tokenizer,
         tokens=stage.settings.tokens,
-        documents=1,
+        documents=stage.documents,
         caches=list(caches.values()),
     )
     dtype = choose_dtype(stage, caches)
@@ -88,5 +92,6 @@ def read_inputs(stage: DistillConfig) -> PlanInputs:
         caches,
         tokenization,
         chats,
+        prepared.facts,
         tuple(spec.blueprint for spec in more_teachers),
     )

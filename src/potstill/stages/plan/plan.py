@@ -9,7 +9,7 @@ import torch
 
 from potstill.core.device import resolve_dtype
 from potstill.evaluate.capacity_gap import advise_sizes
-from potstill.evaluate.size import count_blueprint_parameters
+from potstill.evaluate.size import count_blueprint_parameters, count_state_bytes, count_state_growth
 from potstill.stages.checks.cross_tokenizer import MIN_ALIGNED_SHARE
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.resources import build_workload
@@ -54,7 +54,16 @@ class Plan(PlanOptions):
         """
         check_single_process()
         self.distill.inputs.check()
-        inputs = read_inputs(self.distill)
+        return self.report(read_inputs(self.distill), out)
+
+    def report(self, inputs: PlanInputs, out: Path) -> dict[str, Any]:
+        """The plan of a run on `inputs`, which turn its epochs into tokens."""
+        settings = self.distill.settings.resolve_epochs(len(inputs.packs))
+        plan = replace(self, distill=replace(self.distill, settings=settings))
+        return {"stage": to_plain_dict(self.distill), **plan.compute_numbers(inputs, out)}
+
+    def compute_numbers(self, inputs: PlanInputs, out: Path) -> dict[str, Any]:
+        """The numbers of a plan whose settings have tokens and no epochs."""
         calibration, notes = self.get_calibration(inputs)
         notes += [SAMPLING_TIME_NOTE] if self.distill.rollout_config.is_enabled else []
         notes += describe_caveats(self.distill, inputs.teacher_tokenization)
@@ -66,7 +75,6 @@ class Plan(PlanOptions):
         work = self.build_workload(self.distill, inputs)
         flops = work.flops()
         return {
-            "stage": to_plain_dict(self.distill),
             "parameters": {
                 "teacher": {"blocks": teacher.blocks, "embeddings": teacher.embeddings, "total": teacher.total},
                 "student": {"blocks": student.blocks, "embeddings": student.embeddings, "total": student.total},
@@ -79,6 +87,10 @@ class Plan(PlanOptions):
                 **work.packing._asdict(),
                 "tokens": inputs.packs.num_tokens,
                 "cache_bytes_per_row": cache_bytes_per_row(inputs),
+            },
+            "state_bytes": {
+                name: {"context": count_state_bytes(model, model.context), "token": count_state_growth(model, 1)}
+                for name, model in (("teacher", inputs.teacher), ("student", inputs.student))
             },
             "flops_per_token": {**flops, "total": sum(flops.values())},
             **resources.to_dict(),
@@ -160,7 +172,7 @@ class Plan(PlanOptions):
             stage = replace(self.distill, settings=candidate)
             resources = self.estimate(stage, inputs, guess)
             if estimate_profiling_seconds(resources.seconds_per_step) <= MAX_PROFILING_SECONDS and (
-                free_memory is None or resources.phases["training"] - guess.other <= free_memory
+                free_memory is None or resources.phases["training"] - guess.overhead <= free_memory
             ):
                 message = f"steps of {candidate.batch_tokens} tokens were measured"
                 return stage, [

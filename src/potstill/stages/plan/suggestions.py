@@ -27,7 +27,7 @@ def suggest_changes(stage: DistillConfig) -> Iterator[tuple[str, DistillConfig]]
     if not settings.checkpoint_activations:
         smallest_stage = replace(smallest_stage, settings=replace(smallest_stage.settings, checkpoint_activations=True))
         yield "--checkpoint-activations", replace(stage, settings=replace(settings, checkpoint_activations=True))
-    if not stage.lora:
+    if not stage.lora and stage.train is None:
         yield f"--lora {SUGGESTED_LORA_RANK}", replace(stage, lora=SUGGESTED_LORA_RANK)
         smallest_stage = replace(smallest_stage, lora=SUGGESTED_LORA_RANK)
     can_be_cached = stage.objective.uses_teacher and (

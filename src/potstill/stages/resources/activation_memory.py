@@ -37,8 +37,10 @@ def measure_autograd_bytes(
 
     They are linear in tokens and in layers, so four passes of some tokens, with a short vocabulary, are enough. It
     measures each kind of layer separately; a layer's bytes are the mean over all. `stock` measures the network that
-    trains, else potstill's `Backbone`, in which pruning measures.
+    trains, else potstill's `Backbone`, in which pruning measures. It measures layers without their depth gates, so that
+    all tokens run, as in the first step after a conversion.
     """
+    blueprint = blueprint.change_layers(lambda _: True, lambda layer: replace(layer, depth=None))
     counts = Counter(blueprint.layers)
     if len(counts) == 1:
         return _measure_layer_bytes(blueprint, dtype=dtype, lora=lora, stock=stock)

@@ -26,8 +26,8 @@ class Calibration:
     `teacher`, `student` and `backward` are the time of the layers in a step, divided by their time alone. `optimizer`
     is seconds per trained weight. `loss` is seconds per row and vocabulary entry (of both vocabularies, where they
     differ), without the matrix products, by the source of the teacher's signals. It is valid for the measured
-    objective. `other` is the bytes of Python, torch and the allocator's gaps. `measured`: whether it comes from real
-    steps.
+    objective. `overhead` is the bytes of Python, torch and the allocator's gaps; files call it `other`. `measured`:
+    whether it comes from real steps.
     """
 
     measured: bool
@@ -36,11 +36,11 @@ class Calibration:
     backward: float
     optimizer: float
     loss: Mapping[str, float] = field(default_factory=dict)
-    other: float = 0.0
+    overhead: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary, for JSON."""
-        return asdict(self)
+        return {"other" if name == "overhead" else name: value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Calibration":
@@ -48,12 +48,12 @@ class Calibration:
 
         Raises: ArtifactError if keys are missing or unknown.
         """
-        names = {f.name for f in fields(cls)}
+        names = {"other" if f.name == "overhead" else f.name for f in fields(cls)}
         if set(values) != names or not isinstance(values["loss"], Mapping) or not values["loss"]:
             raise ArtifactError(
                 f"a calibration has the keys {', '.join(sorted(names))}; take one from potstill plan --json"
             )
-        return cls(**values)
+        return cls(**{"overhead" if name == "other" else name: value for name, value in values.items()})
 
     def step_seconds(self, work: Workload, timings: LayerTimings) -> dict[str, float]:
         """Seconds of one step by part, for networks with these timings."""
@@ -139,7 +139,7 @@ def fit_calibration(
         backward=max(0.0, seconds["backward"] - constant_times["backward"]) / layer_times["backward"],
         optimizer=seconds["optimizer"] / work.trained_parameters,
         loss={work.source: max(0.0, loss_seconds) / (measurements.rows * work.entries_per_row)},
-        other=measurements.peak - tensor_bytes,
+        overhead=measurements.peak - tensor_bytes,
     )
 
 
@@ -152,5 +152,5 @@ def guess_calibration(device: torch.device) -> Calibration:
         backward=1.0,
         optimizer=0.0,
         loss=dict.fromkeys(LOSS_RATIOS, 0.0),
-        other=float(read_resident_memory()) if device.type == "cpu" else 0.0,
+        overhead=float(read_resident_memory()) if device.type == "cpu" else 0.0,
     )

@@ -65,10 +65,10 @@ def estimate(
     pruning_bytes: float = 0.0,
 ) -> ResourceEstimate:
     """The memory, disk and time of `work`. `pruning_bytes` are those of `estimate_pruning_bytes`, if it prunes."""
-    memory = {**work.memory_bytes(autograd_bytes), "other": calibration.other}
-    phases = {"loading": calibration.other + work.loading_bytes(), "training": sum(memory.values())}
+    memory = {**work.memory_bytes(autograd_bytes), "other": calibration.overhead}
+    phases = {"loading": calibration.overhead + work.loading_bytes(), "training": sum(memory.values())}
     if pruning_bytes:
-        phases["pruning"] = calibration.other + pruning_bytes
+        phases["pruning"] = calibration.overhead + pruning_bytes
     return ResourceEstimate(
         memory=memory,
         phases=phases,

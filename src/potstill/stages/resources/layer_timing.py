@@ -109,10 +109,11 @@ def _measure_layers(
 ) -> tuple[Rate, Rate]:
     """Forward and backward of all layers, in documents of `length` tokens; with `lora` None nothing is trained.
 
-    It times each kind of layer separately. The rate of all is the mean over them, weighted by their operations.
+    It times each kind of layer separately. The rate of all is the mean over them, weighted by their operations. It
+    times layers without their depth gates, because operations count the share of the tokens that runs.
     """
     rates, operations = [], []
-    for layer, count in Counter(blueprint.layers).items():
+    for layer, count in Counter(replace(layer, depth=None) for layer in blueprint.layers).items():
         alike = replace(blueprint, layers=(layer,) * PROBE_LAYERS, vocabulary=PROBE_VOCABULARY)
         rates.append(_measure_equal_layers(alike, length, dtype, device, lora))
         operations.append(count * _count_operations(alike, length, lora)[0])
@@ -133,7 +134,7 @@ def _average_rate(rates: Sequence[Rate], operations: Sequence[float]) -> Rate:
 def _count_operations(blueprint: Blueprint, length: int, lora: int | None) -> tuple[float, float]:
     """Operations per token of the layers, forward and backward, in documents of `length` tokens."""
     flops = forward_flops(blueprint, (length + 1) / 2)
-    return flops.blocks + flops.attention, backward_flops(flops, products=1 if lora else 2)
+    return flops.blocks + flops.attention, backward_flops(flops, products=1.0 if lora else 2.0)
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from potstill.core.memory import get_peak_memory, reset_peak_memory, retain_free
 from potstill.core.types import IGNORE
 from potstill.data.cross_tokenizer.packs import CrossTokenizerPacks
 from potstill.data.packing import Packs
+from potstill.models.hooks import temporary_hooks
 from potstill.models.signals import unwrap_model
 from potstill.stages.resources.calibration import StepMeasurements
 from potstill.stages.resources.layer_timing import synchronized_time
@@ -44,7 +45,7 @@ def profile_steps(
     short_settings = replace(
         settings, tokens=steps * settings.packs_per_step * settings.context, report_to=(), eval_every=0, patience=0
     )
-    modules: list[tuple[str, nn.Module]] = [("student", unwrap_model(module.student).base_model)]
+    modules: list[tuple[str, nn.Module]] = [("student", unwrap_model(model).base_model) for model in module.students]
     modules += [("loss", module.objective), *(("teacher", teacher.base_model) for teacher in teachers)]  # type: ignore[list-item]
     silence_libraries()
     with tempfile.TemporaryDirectory() as folder:
@@ -55,12 +56,8 @@ def profile_steps(
         hooks = [*timer.register_hooks(), module.register_forward_pre_hook(timer.count_tokens, with_kwargs=True)]
         trim_memory()
         reset_peak_memory(device)
-        try:
-            with retain_freed_memory(), apply_block_settings(module, settings):  # as in `train.run.train`
-                trainer.train()
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with temporary_hooks(hooks), retain_freed_memory(), apply_block_settings(module, settings):  # as in `train`
+            trainer.train()
     return StepMeasurements.from_steps(timer.measured_steps, peak=float(get_peak_memory(device)))
 
 

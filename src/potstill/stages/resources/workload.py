@@ -4,20 +4,23 @@
 speed of the machine.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from potstill.core.blueprint import Blueprint
 from potstill.evaluate.size import Flops, count_blueprint_parameters, forward_flops, list_matrix_shapes
+from potstill.models.families.registry import list_parameter_shapes
 from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.cost import CostInputs, ObjectiveCost
 from potstill.ops import fused
 from potstill.stages.resources.activation_memory import AutogradBytes
 from potstill.stages.resources.dataset_stats import PackingStats, TeacherTokenization
+from potstill.train.checkpoint import MIN_CHECKPOINTS
 from potstill.train.config import TrainConfig
+from potstill.train.selection import match_names
 
 FLOAT32_BYTES = 4  # bytes of float32: master weights, gradients and both moments of the optimizer
-MAX_CHECKPOINTS = 2  # `train.checkpoint.seal_checkpoint` removes the oldest once the newest is in place
 DOCUMENT_BYTES, METRICS_LINE_BYTES = 128_000, 400  # bytes of card, README and curve; of a step's line in metrics.jsonl
 STATE_BYTES = 45_000  # bytes of a checkpoint's random states, arguments, schedule and manifest
 CACHE_ROW_BYTES = 131  # bytes a row at `--top-k 64` on real text (benchmarks/teacher_cache.py)
@@ -29,7 +32,8 @@ class Workload:
 
     `vocabulary` is the student's where the teacher has another tokenizer (`teacher_tokenization`), else that of both.
     `more_teachers` are further teachers here, with the same tokenizer; every teacher reads `teacher_share` of the
-    tokens. `shards` is the number of ranks that share the student's weights, gradients and optimizer states.
+    tokens. `sizes` are the smaller sizes of an elastic student, each with the share of the steps that train it.
+    `shards` is the number of ranks that share the student's weights, gradients and optimizer states.
     """
 
     teacher: Blueprint
@@ -39,6 +43,7 @@ class Workload:
     packing: PackingStats
     source: str = "live"
     lora: int = 0
+    train: str | None = None
     shards: int = 1
     compute_bytes: int = 2
     saved_bytes: int = 2  # of a weight of the final folder
@@ -46,16 +51,42 @@ class Workload:
     teacher_tokenization: TeacherTokenization | None = None
     more_teachers: tuple[Blueprint, ...] = ()
     teacher_share: float = 1.0
+    sizes: tuple[tuple[float, Blueprint], ...] = ()
+
+    @property
+    def students(self) -> tuple[tuple[float, Blueprint], ...]:
+        """The student, which every step trains, and its smaller sizes with their shares of the steps."""
+        return ((1.0, self.student), *self.sizes)
+
+    @property
+    def student_passes(self) -> float:
+        """Students that run in a pass."""
+        return sum(share for share, _ in self.students)
 
     @property
     def trained_parameters(self) -> int:
-        """Trained parameters: all, or LoRA's two matrices for each matrix in the blocks; and the objective's."""
-        if not self.lora:
-            return count_blueprint_parameters(self.student).total + self.objective_cost.weights
-        return (
-            sum(self.lora * (rows + columns) for rows, columns in list_matrix_shapes(self.student))
-            + self.objective_cost.weights
-        )
+        """Trained parameters: all, those that `train` matches, or LoRA's two for each matrix; and the objective's."""
+        if self.lora:
+            num_trained = sum(self.lora * (rows + columns) for rows, columns in list_matrix_shapes(self.student))
+        elif self.train is not None:
+            shapes = list_parameter_shapes(self.student)
+            num_trained = sum(math.prod(shapes[name]) for name in match_names(shapes, self.train))
+        else:
+            num_trained = count_blueprint_parameters(self.student).total
+        return num_trained + self.objective_cost.weights
+
+    @property
+    def backward_products(self) -> float:
+        """Products for each matrix in a backward: one for the gradient of its input, and one for its own if trained.
+
+        With `train` the second product counts by the share of the parameters that are trained.
+        """
+        if self.lora:
+            return 1.0
+        if self.train is None:
+            return 2.0
+        num_trained = self.trained_parameters - self.objective_cost.weights
+        return 1.0 + num_trained / count_blueprint_parameters(self.student).total
 
     @cached_property
     def objective_cost(self) -> ObjectiveCost:
@@ -129,16 +160,26 @@ class Workload:
         blocks, attention = sum(flops.blocks for flops in forwards), sum(flops.attention for flops in forwards)
         return Flops(blocks * ratio, attention * ratio, 2.0 * vocabulary * hidden * self.teacher_share)
 
+    @property
+    def student_flops(self) -> Flops:
+        """Operations of the student's forward per token of the text, its smaller sizes included."""
+        passes = [(share, self.count_forward_flops(student)) for share, student in self.students]
+        return Flops(
+            sum(share * flops.blocks for share, flops in passes),
+            sum(share * flops.attention for share, flops in passes),
+            sum(share * flops.head for share, flops in passes),
+        )
+
     def flops(self) -> dict[str, float]:
         """Operations per token by part.
 
         The student's loss is three products with the head: of its rows, of their gradient, and of the gradient of the
         head's weight. `objective_cost` counts the additional cost of the teacher. A backward is two products per
-        matrix, or one per frozen matrix under LoRA. In attention it is two and a half forwards, since the scores are
+        matrix, or one per frozen matrix. In attention it is two and a half forwards, since the scores are
         computed again. With checkpointed activations the student's forward runs once more.
         """
-        teacher, student, cost = self.teacher_flops, self.count_forward_flops(self.student), self.objective_cost
-        products = 1 if self.lora else 2
+        teacher, student, cost = self.teacher_flops, self.student_flops, self.objective_cost
+        products = self.backward_products
         num_recomputed = 1 if self.settings.checkpoint_activations else 0
         head = (1 + products) * student.head * self.needs_student_logits
         teacher_operations = cost.student_products * 2 * self.vocabulary * self.student.hidden + cost.other_operations
@@ -148,7 +189,7 @@ class Workload:
             "student forward": student.blocks + student.attention,
             "backward": backward_flops(student, products=products)
             + num_recomputed * (student.blocks + student.attention),
-            "head and loss": head + teacher_operations / self.tokens,
+            "head and loss": head + self.student_passes * teacher_operations / self.tokens,
         }
 
     @property
@@ -197,13 +238,12 @@ class Workload:
     def activation_bytes(self, autograd_bytes: AutogradBytes) -> float:
         """Bytes that a pass keeps for its backward: all of each block, or with checkpoints its input and all of one.
 
-        A block's input, the residual stream, is float32 as the weights are.
+        A block's input, the residual stream, is float32 as the weights are. All sizes of a student share one backward;
+        their blocks count at full width.
         """
-        num_layers, block_bytes = (
-            len(self.student.layers),
-            self.tokens * autograd_bytes.per_token_layer + autograd_bytes.per_layer,
-        )
-        pass_bytes = self.tokens * autograd_bytes.per_token
+        num_layers = sum(share * len(student.layers) for share, student in self.students)
+        block_bytes = self.tokens * autograd_bytes.per_token_layer + autograd_bytes.per_layer
+        pass_bytes = self.student_passes * self.tokens * autograd_bytes.per_token
         if self.settings.checkpoint_activations:
             return pass_bytes + block_bytes + num_layers * self.tokens * self.student.hidden * FLOAT32_BYTES
         return pass_bytes + num_layers * block_bytes
@@ -224,7 +264,7 @@ class Workload:
         final = self.saved_bytes * size + tokenizer_bytes + DOCUMENT_BYTES + METRICS_LINE_BYTES * settings.steps
         saves = -(-settings.steps // (settings.save_every or max(10, settings.steps // 10)))
         spare = 1 if settings.patience else 0
-        most = max(MAX_CHECKPOINTS, settings.keep_checkpoints) + spare
+        most = max(MIN_CHECKPOINTS, settings.keep_checkpoints) + spare
         checkpoint_peak = min(saves, most + 1) * checkpoint
         final_peak = min(saves, most) * checkpoint + final
         return {"checkpoint": float(checkpoint), "final": float(final), "most": float(max(checkpoint_peak, final_peak))}
@@ -232,9 +272,9 @@ class Workload:
     def cache_bytes(self) -> float:
         """Bytes of a teacher's cache (`potstill cache`, top 64) of the text that is trained on."""
         row = CACHE_ROW_BYTES + (2 * self.teacher.hidden if self.objective.needs_only_last_hidden else 0)
-        return row * self.settings.tokens * self.packing.fill * self.packing.trained
+        return row * (self.settings.tokens or 0) * self.packing.fill * self.packing.trained
 
 
-def backward_flops(forward: Flops, *, products: int) -> float:
+def backward_flops(forward: Flops, *, products: float) -> float:
     """Operations of a backward through the blocks: so many products a matrix, and 2.5 forwards of attention."""
     return products * forward.blocks + 2.5 * forward.attention

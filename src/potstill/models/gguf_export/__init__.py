@@ -1,0 +1,1 @@
+"""Writes a model as a GGUF file, which llama.cpp and Ollama read: architecture, tensors and tokenizer."""

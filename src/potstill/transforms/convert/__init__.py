@@ -1,0 +1,1 @@
+"""Conversions: each changes what the layers of a trained model are, and starts from its weights."""
