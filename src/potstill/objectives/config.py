@@ -18,6 +18,7 @@ from potstill.objectives.model_info import PairInfo
 from potstill.objectives.multi_teacher import TeacherEnsemble, combine_teachers
 from potstill.objectives.options import ObjectiveChoice
 from potstill.objectives.registry import OBJECTIVE_SPECS
+from potstill.objectives.spec import TrainingData
 from potstill.objectives.term import ObjectiveTerm, WeightedTerm, parse_term, parse_weighted_term
 from potstill.objectives.weighted_sum import WeightedSum
 
@@ -181,6 +182,26 @@ class ObjectiveConfig(ObjectiveChoice):
         """The column of the data that names the language of each document; None if the loss reads none."""
         terms = (part.term for part in self.named_terms if part.term.spec.reads_language)
         return next((term.text_options.get("column", LANGUAGE_COLUMN) for term in terms), None)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The frozen networks that the loss needs beside student and teacher, such as `reference`."""
+        return tuple(dict.fromkeys(name for part in self.terms for name in part.term.spec.networks))
+
+    @property
+    def data(self) -> TrainingData:
+        """What the loss trains on; a term that trains on text reads any data.
+
+        Raises: UsageError for two terms that train on different data.
+        """
+        terms = [part.term for part in self.terms if part.term.spec.data != "text"]
+        for term in terms[1:]:
+            if term.spec.data != terms[0].spec.data:
+                raise UsageError(
+                    f"{terms[0].name} trains on {terms[0].spec.data} and {term.name} on {term.spec.data}; keep one of "
+                    "them"
+                )
+        return terms[0].spec.data if terms else "text"
 
     @property
     def required_rollout(self) -> str:

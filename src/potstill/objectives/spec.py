@@ -6,7 +6,7 @@ planner and the tests include every such file of this folder.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from potstill.core.errors import UsageError
 from potstill.core.types import Objective
@@ -14,6 +14,7 @@ from potstill.objectives.cost import CostFunction
 from potstill.ops.divergence import Divergence
 
 DIVERGENCE_OPTION = "divergence"  # the option that names the divergence inside an objective
+TrainingData = Literal["text", "preferences", "labels", "prompts"]  # what an objective trains on
 
 
 class ObjectiveOptions(NamedTuple):
@@ -59,6 +60,9 @@ class ObjectiveSpec:
         takes_divergence: whether it has the option `divergence`.
         reads_language: whether it reads the language of each document, from the column that its option `column` names.
         rollout: the rollout that must write its text; empty if it needs none.
+        networks: the frozen networks that it needs beside student and teacher, such as `reference`.
+        data: what it trains on: text; preferences, pairs of answers; labels, single answers that are desirable or not;
+            or prompts alone.
         numeric_options: the numbers that it takes, with their defaults.
         text_options: the options that are text.
     """
@@ -77,6 +81,8 @@ class ObjectiveSpec:
     takes_divergence: bool = False
     reads_language: bool = False
     rollout: str = ""
+    networks: tuple[str, ...] = ()
+    data: TrainingData = "text"
     numeric_options: Mapping[str, float] = field(default_factory=dict)
     text_options: tuple[str, ...] = ()
 

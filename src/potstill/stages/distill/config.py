@@ -18,6 +18,7 @@ from potstill.stages.distill.validation import (
     check_lora_rank,
     check_sizes,
     check_teacher,
+    check_text_objective,
     check_top_k,
     check_tracker,
     check_trained_names,
@@ -54,6 +55,7 @@ class DistillConfig(DistillOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_text_objective(self.objective)
         check_size_options({"student": self.student, "keep": self.keep, "params": self.params})
         check_strategy(self.strategy)
         options = self.teacher_options

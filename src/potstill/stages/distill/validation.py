@@ -17,6 +17,15 @@ from potstill.train.selection import compile_pattern
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
+def check_text_objective(objective: ObjectiveConfig) -> None:
+    """Refuse an objective that trains on preferences, labels or prompts.
+
+    Raises: UsageError.
+    """
+    if objective.data != "text":
+        raise UsageError(f"{objective.name} trains on {objective.data}; use potstill align")
+
+
 def check_teacher(
     source: TeacherSource,
     objective: ObjectiveConfig,
