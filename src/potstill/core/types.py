@@ -11,16 +11,24 @@ The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning
 | `input_ids` | `[B T]` int64 | tokens |
 | `labels` | `[B T]` int64 | `input_ids` of trained tokens, else `IGNORE`, also at a document's start; never shifted |
 | `targets` | `[B T]` int64 | optional: the target *at this position* (masked word, tag, class), else `IGNORE` |
-| `position_ids` | `[B T]` int64 | restart at 0 with each document; only they mark where documents begin |
+| `position_ids` | `[B T]` int64 | restart with each document, at 0 or at its offset; only they mark where it begins |
 | `documents` | `[B T]` int64 | number of the document in this batch, -1 on padding |
 | `routes` | `[B T]` int64 | optional: number of the one teacher that a document is for, of several |
 | `groups` | `[documents]` int64 | optional: number of the group of a document (a preference pair, ...), or -1 |
+| `sides` | `[documents]` int64 | optional: `CHOSEN`, `REJECTED`, `BASELINE`, or -1 (a shared prompt, any other text) |
+| `offsets` | `[documents]` int64 | optional: position of a document's first token; above 0 it is a continuation |
+| `pairs` | `[2 P]` int64 | optional: documents of the `CHOSEN` and the `REJECTED` side of each pair, ascending |
 | `sampled` | `[B T]` bool | optional: whether a model wrote the trained tokens of this document in this run |
 
 Other fields may be declared, per token or per document (`data.pack_fields`).
 
 Without `targets` a position predicts the next token. Sampled tokens are not ground truth; only a teacher scores them.
 An objective that treats labels as the truth sums over `gold_mask` only.
+
+A *continuation* is a document whose first token has a position p > 0. It sees the first p tokens of the last document
+that began at 0, as if they were its own. So the answers of one prompt share it: the prompt without its last token is a
+document without labels, and each answer is a continuation that begins with the prompt's last token, at its own position
+p, without a label. They lie in one row, in one group. A continuation without a document before it sees itself alone.
 
 A packed batch has `B = 1` and no padding; documents lie end to end. A network with another tokenizer reads the same
 documents, with the same numbers, from keys with its name as prefix (`teacher.input_ids`, ...): see `get_view`. The
@@ -54,6 +62,8 @@ ALIGNED_GROUPS = (
 STEP = "run.step"  # the number of the optimizer step, in training alone
 SOURCE = "source"  # `source.NAME`: an input of the encoder of an encoder-decoder
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face
+CHOSEN, REJECTED = 0, 1  # in `sides`: the side of a pair; of a labeled answer: desirable, undesirable
+BASELINE = 2  # in `sides`: a prompt with the answer of another one (KTO), for log-probabilities without gradient
 
 Batch = Mapping[str, Tensor]
 Weights = Mapping[str, Tensor]

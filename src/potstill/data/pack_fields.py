@@ -86,6 +86,8 @@ def get_field(name: str) -> PackField:
 ROUTES = declare_field(PackField("routes", per="document", fill=-1, repeated=True))  # which teacher a document is for
 LANGUAGES = declare_field(PackField("languages", per="document", fill=-1, repeated=True))  # core.language; -1: unknown
 GROUPS = declare_field(PackField("groups", per="document", fill=-1, numbering=True))  # -1: no group
+SIDES = declare_field(PackField("sides", per="document", fill=-1))  # core.types.CHOSEN, ...; -1: a prompt, other text
+OFFSETS = declare_field(PackField("offsets", per="document"))  # of a document's first position; above 0: continuation
 TARGETS = declare_field(PackField("targets", per="token", fill=IGNORE, target=True))  # the target at this position
 
 LABEL_FIELDS = {"route": ROUTES.name, "language": LANGUAGES.name}  # the field of each number that a row's column gives

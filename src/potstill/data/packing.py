@@ -31,7 +31,8 @@ from potstill.core.types import (
     get_view,
     supervised_positions,
 )
-from potstill.data.pack_fields import ROUTES, TARGETS, collate_fields, join_fields, slice_fields, to_tensor
+from potstill.data.pack_fields import OFFSETS, ROUTES, TARGETS, collate_fields, join_fields, slice_fields, to_tensor
+from potstill.data.shared_prompts import check_offsets, find_pairs
 from potstill.data.token_dataset import TokenizedDocument
 from potstill.data.windows import DocumentWindow, WindowCounts, count_windows, cut_windows
 
@@ -207,9 +208,12 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
 def collate(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Lays packs end to end as one row `[1 T]`: a `Batch` in which positions restart with each document.
 
-    Declared fields are handed on: per token as `[1 T]`, per document as `[documents]` (`data.pack_fields`). The inputs
-    of a teacher with another tokenizer (`data.cross_tokenizer.packs`) are laid out alike, and the alignment of tokens
-    becomes one of rows.
+    A document begins at position 0, or at its value of the field `offsets`. Packs with `sides` give the key `pairs`
+    (`data.shared_prompts`). Declared fields are handed on: per token as `[1 T]`, per document as `[documents]`
+    (`data.pack_fields`). The inputs of a teacher with another tokenizer (`data.cross_tokenizer.packs`) are laid out
+    alike, and the alignment of tokens becomes one of rows.
+
+    Raises: DataError for a continuation without its prompt, or a group with several documents on one side.
     """
     batch = _flatten_packs(packs)
     if "teacher.input_ids" not in packs[0]:
@@ -241,16 +245,20 @@ def collate(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _flatten_packs(packs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    for item in packs:
+        check_offsets(item)
     lengths = [torch.as_tensor(item["lengths"]) for item in packs]
     document_lengths = torch.cat(lengths)
     documents = torch.repeat_interleave(torch.arange(len(document_lengths)), document_lengths)
-    starts = (document_lengths.cumsum(0) - document_lengths)[documents]
+    fields = collate_fields(packs, documents, lengths)
+    starts = document_lengths.cumsum(0) - document_lengths - fields.get(OFFSETS.name, torch.tensor(0))
     return {
         "input_ids": torch.cat([torch.as_tensor(item["input_ids"]) for item in packs])[None],
         "labels": torch.cat([torch.as_tensor(item["labels"]) for item in packs])[None],
-        "position_ids": (torch.arange(len(documents)) - starts)[None],
+        "position_ids": (torch.arange(len(documents)) - starts[documents])[None],
         "documents": documents[None],
-        **collate_fields(packs, documents, lengths),
+        **fields,
+        **find_pairs(fields),
     }
 
 
