@@ -31,8 +31,9 @@ from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.dataset import prepare_dataset
 from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.distill.models import choose_dtype, open_caches
+from potstill.stages.distill.models import open_caches
 from potstill.stages.distill.run import distill
+from potstill.stages.run_models import choose_dtype
 from potstill.teachers import cache_folder, cache_writer
 from potstill.teachers.cache_writer import CachedWindow
 from potstill.teachers.cached import (

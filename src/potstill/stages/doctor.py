@@ -25,12 +25,13 @@ from potstill.stages.dataset import parse_columns
 from potstill.stages.distill.checks import label_check
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherOptions
-from potstill.stages.distill.models import choose_dtype, load_run_model, pair_models
+from potstill.stages.distill.models import pair_models
 from potstill.stages.distill.module import build_module
 from potstill.stages.distill.prepare import move_models
 from potstill.stages.distill.text import prepare_text
 from potstill.stages.model_pair import ModelPair, check_causality
 from potstill.stages.options import DoctorOptions
+from potstill.stages.run_models import choose_dtype, load_run_model
 from potstill.stages.stage import to_plain_dict
 from potstill.stages.text_options import get_text_options, make_rendering
 from potstill.teachers.cached import TeacherCache

@@ -27,12 +27,12 @@ from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherSource
 from potstill.stages.distill.models import check_student, open_caches
 from potstill.stages.distill.prepare import make_dataset_config
-from potstill.stages.distill.resources import check_disk
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.measure import MeasureConfig
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.plan.inputs import read_inputs
 from potstill.stages.plan.plan import Plan
+from potstill.stages.resources.report import check_disk
 from potstill.stages.run_folder import reserve_output
 from potstill.stages.run_notes import report_passes
 from potstill.stages.text_options import prepare_tokenizer

@@ -19,10 +19,10 @@ from potstill.core.errors import Interrupted, MissingDependency, OutputExists, U
 from potstill.models.load import compute_digest
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.distill.models import choose_dtype
 from potstill.stages.distill.run import distill
 from potstill.stages.front_matter import format_front_matter
 from potstill.stages.plan.plan import Plan
+from potstill.stages.run_models import choose_dtype
 from potstill.stages.run_record import RunRecord
 from potstill.stages.training import TrainingResult
 from potstill.train.config import TrainConfig

@@ -29,7 +29,7 @@ from potstill.stages.dataset import load_held_out_corpus
 from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherSource
-from potstill.stages.distill.models import choose_dtype, load_run_model, open_caches
+from potstill.stages.distill.models import open_caches
 from potstill.stages.distill.timing import measure_seconds_per_step
 from potstill.stages.measure import MeasureConfig
 from potstill.stages.option_checks import check_single_process
@@ -37,6 +37,7 @@ from potstill.stages.options import ArenaOptions
 from potstill.stages.plan.plan import Plan
 from potstill.stages.prune import PruneConfig
 from potstill.stages.run_folder import reserve_output
+from potstill.stages.run_models import choose_dtype, load_run_model
 from potstill.stages.sequence import is_finished
 from potstill.stages.stage import to_plain_dict
 from potstill.stages.text_options import get_text_options

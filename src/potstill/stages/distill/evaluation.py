@@ -8,25 +8,18 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.core.elastic import format_share
-from potstill.core.errors import DataError
 from potstill.core.measure import Measure
 from potstill.core.types import NEXT_TOKEN_LOG_P, Needs, supervised_positions
-from potstill.decode.generate import GenerationOptions
 from potstill.evaluate.agreement import collect_teacher_outputs, compare_with_teacher
 from potstill.evaluate.measures import TextScores, measure_quality, measure_size
 from potstill.evaluate.perplexity import Scores, count_scored_bytes, count_scored_tokens, score, sum_by_row
-from potstill.evaluate.samples import format_markdown, generate_samples, tokenize_prompt
 from potstill.evaluate.scoring_windows import Row, ScoringConfig, build_packs
 from potstill.evaluate.teacher_reference import count_comparable_ids
 from potstill.models.elastic import get_sizes, slice_model
-from potstill.models.inference import get_max_context
 from potstill.models.load import LoadedModel
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.teachers.external import ExternalTeacher
 from potstill.teachers.served import ServedTeacher
-
-MAX_SAMPLE_TOKENS = 40
-SAMPLE_PROMPTS = ("What is a pot still?", "Write one sentence about the sea.", "How do I read a file in Python?")
 
 
 def evaluate_student_and_teacher(
@@ -111,26 +104,3 @@ def measure_student(
     if not isinstance(teacher, LoadedModel):
         return measure_quality(score(student, rows, reading))
     return measure_quality(compare_with_teacher(collect_teacher_outputs(teacher.model, rows, reading), student))
-
-
-def generate_student_samples(student: LoadedModel, teacher: LoadedModel | ExternalTeacher) -> str:
-    """What the student, and a teacher that is here, write after `SAMPLE_PROMPTS`, as Markdown."""
-    models = {"teacher": teacher} if isinstance(teacher, LoadedModel) else {}
-    options = GenerationOptions(max_new_tokens=count_sample_tokens(student, teacher))
-    return format_markdown(generate_samples({**models, student.name: student}, SAMPLE_PROMPTS, options=options))
-
-
-def count_sample_tokens(student: LoadedModel, teacher: LoadedModel | ExternalTeacher) -> int:
-    """The length of the samples: 40 tokens, or what every model's context leaves after the longest prompt.
-
-    Raises: DataError where a template refuses the prompts, or a context leaves nothing.
-    """
-    models = [model for model in (student, teacher) if isinstance(model, LoadedModel)]
-    room = min(
-        get_max_context(model.model) - len(tokenize_prompt(prompt, model.tokenizer))
-        for model in models
-        for prompt in SAMPLE_PROMPTS
-    )
-    if room < 1:
-        raise DataError(f"the prompts of the samples are {1 - room} tokens too long for the context of a model here")
-    return min(MAX_SAMPLE_TOKENS, room)

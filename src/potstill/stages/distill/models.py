@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from potstill.core.atomic_files import TRAINING_FOLDER
-from potstill.core.device import get_dtype_name, resolve_device, resolve_dtype
+from potstill.core.device import get_dtype_name
 from potstill.core.errors import ArtifactError, NotFound, UsageError, VocabularyMismatch
 from potstill.models.fingerprint import fingerprint_teacher, fingerprint_tokenizer
-from potstill.models.load import LoadedModel, load_model
+from potstill.models.load import LoadedModel
 from potstill.models.quantization import check_trainable
 from potstill.models.tokenizers.vocabulary import count_shared_ids, count_token_ids
 from potstill.stages.console import print_note
@@ -17,7 +16,7 @@ from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherSource
 from potstill.stages.model_pair import ModelPair
 from potstill.stages.prune import PruneConfig
-from potstill.stages.run_record import RunRecord
+from potstill.stages.run_models import load_run_model
 from potstill.stages.stage import make_parent
 from potstill.teachers.cached import TeacherCache, find_faults
 from potstill.teachers.external import ExternalTeacher, check_cache_supports
@@ -76,20 +75,6 @@ def check_caches(config: DistillConfig, caches: Caches, pair: ModelPair, dtype: 
                 **temperature,
             }
         )
-
-
-def choose_dtype(config: DistillConfig, caches: Caches, *, resume_folder: Path | None = None) -> torch.dtype:
-    """The dtype of matrix products.
-
-    With `auto`, a resumed run keeps the dtype that it began with, and a run that learns from a cache takes the cache's.
-    """
-    default_dtype = "auto"
-    record = None if resume_folder is None else RunRecord.from_folder(resume_folder / TRAINING_FOLDER)
-    if record is not None:
-        default_dtype = str(record.origins["dtype"])
-    elif caches:
-        default_dtype = next(iter(caches.values())).manifest.facts.dtype
-    return resolve_dtype(config.dtype, device_type=str(resolve_device(config.device)), default=default_dtype)
 
 
 def load_models(config: DistillConfig, caches: Caches, dtype: torch.dtype) -> ModelPair:
@@ -211,8 +196,3 @@ def load_teacher(config: DistillConfig, source: TeacherSource, cache: TeacherCac
             raise
         print_note(f"{source.location} is not here; its cache replaces it in training, and it is not measured")
         return None
-
-
-def load_run_model(config: DistillConfig, name: str) -> LoadedModel:
-    """A model of a run, under its options on pickled weights and remote code."""
-    return load_model(name, allow_pickle=config.allow_pickle, trust_remote_code=config.trust_remote_code)

@@ -14,11 +14,9 @@ from potstill.models.signals import get_constant_head
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.elastic import build_elastic_objective, check_elastic
 from potstill.stages.model_pair import ModelPair, check_causality
+from potstill.stages.run_models import make_trainable
 from potstill.teachers.cached import CachedHiddenStates, TeacherCache
 from potstill.teachers.external import ExternalTeacher
-from potstill.train.activation_checkpointing import check_activation_checkpointing
-from potstill.train.lora import add_adapters
-from potstill.train.selection import select_parameters
 from potstill.train.training_module import TrainingModule
 
 
@@ -37,13 +35,9 @@ def build_module(
     sizes = get_sizes(pair.student)
     check_elastic(config, sizes)
     device = pair.student.device
-    model = add_adapters(pair.student, config.lora, seed=config.settings.seed) if config.lora else pair.student
-    if config.train is not None:
-        select_parameters(model, config.train)
+    model = make_trainable(config, pair.student)
     teachers = pair.teachers.items() if config.objective.uses_teacher else ()
     frozen = {network: get_signal_source(config, teacher, caches.get(network)) for network, teacher in teachers}
-    if config.settings.checkpoint_activations:
-        check_activation_checkpointing(model)
     objective = build_elastic_objective(config, build_objective(config, pair), sizes)
     if isinstance(objective, nn.Module):
         objective.to(device)

@@ -20,21 +20,17 @@ from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.distill.checks import run_quick_checks
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.draft_vocabulary import make_draft_vocabulary
-from potstill.stages.distill.evaluation import (
-    count_sample_tokens,
-    evaluate_sizes,
-    evaluate_student_and_teacher,
-    generate_student_samples,
-    measure_student,
-)
-from potstill.stages.distill.models import check_caches, choose_dtype, load_models, load_run_model, open_caches
+from potstill.stages.distill.evaluation import evaluate_sizes, evaluate_student_and_teacher, measure_student
+from potstill.stages.distill.models import check_caches, load_models, open_caches
 from potstill.stages.distill.module import build_module
 from potstill.stages.distill.resources import warn_if_insufficient
 from potstill.stages.distill.rollouts import SAMPLING_TIME_NOTE, build_rollout
 from potstill.stages.distill.teacher_windows import leave_out_long_windows
 from potstill.stages.distill.text import prepare_text
 from potstill.stages.model_pair import ModelPair, check_token_ids
+from potstill.stages.run_models import choose_dtype, load_run_model
 from potstill.stages.run_notes import report_passes
+from potstill.stages.samples import count_sample_tokens, write_samples
 from potstill.stages.training_run import TrainingRun
 from potstill.teachers.cached import TeacherCache
 from potstill.teachers.external import ExternalTeacher, closing_connections
@@ -102,11 +98,14 @@ class DistillRun(TrainingRun):
 
     def write_samples(self, student: LoadedModel) -> str:
         """What the student and the first teacher write after some prompts."""
-        return generate_student_samples(student, self._measuring_teacher)
+        teacher = self._measuring_teacher
+        models = {"teacher": teacher} if isinstance(teacher, LoadedModel) else {}
+        return write_samples({**models, student.name: student})
 
     def check_samples(self) -> None:
         """Render the prompts of the samples with the templates of student and teacher."""
-        count_sample_tokens(self.pair.origin, self.pair.teacher)
+        models = (self.pair.origin, self.pair.teacher)
+        count_sample_tokens([model for model in models if isinstance(model, LoadedModel)])
 
     @cached_property
     def _measuring_teacher(self) -> LoadedModel | ExternalTeacher:

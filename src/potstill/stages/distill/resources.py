@@ -8,25 +8,21 @@ import torch
 from potstill.core.blueprint import Blueprint
 from potstill.core.device import SAVE_DTYPES
 from potstill.core.elastic import read_sizes
-from potstill.core.errors import ArtifactError, UnsupportedModel
-from potstill.core.memory import read_resident_memory, trim_memory
+from potstill.core.errors import UnsupportedModel
+from potstill.core.memory import trim_memory
 from potstill.data.packing import Packs
-from potstill.evaluate.size import count_blueprint_parameters
 from potstill.models.families.registry import read_blueprint
 from potstill.objectives.elastic import SIZES_PER_STEP
-from potstill.stages.console import print_note
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.model_pair import ModelPair
-from potstill.stages.resources.activation_memory import measure_autograd_bytes
 from potstill.stages.resources.dataset_stats import (
     PackingStats,
     TeacherTokenization,
     compute_packing_stats,
     measure_teacher_tokenization,
 )
-from potstill.stages.resources.estimate import GIB, measure_tokenizer_bytes
-from potstill.stages.resources.machine import AvailableResources, get_available_resources
-from potstill.stages.resources.workload import FLOAT32_BYTES, Workload
+from potstill.stages.resources.report import report_workload
+from potstill.stages.resources.workload import Workload
 from potstill.teachers.external import ExternalTeacher
 from potstill.train import distributed
 
@@ -85,30 +81,9 @@ def warn_if_insufficient(
     Raises: ArtifactError if the disk has too little room.
     """
     work = count_workload(config, pair, packs, dtype)
-    if work is None:
-        return
-    device, available = pair.student.device, get_available_resources(out, pair.student.device)
-    disk_bytes = work.disk_bytes(measure_tokenizer_bytes(pair.origin.tokenizer))["most"]
-    autograd_bytes = measure_autograd_bytes(work.student, dtype=dtype, lora=config.lora)
-    memory_bytes = sum(work.memory_bytes(autograd_bytes).values())
-    check_disk(disk_bytes, available.disk, out)
-    summary, is_sufficient = _format_summary(
-        memory_bytes, disk_bytes, available, on_cpu=device.type == "cpu", model_bytes=_model_bytes(work)
-    )
-    if show or not is_sufficient:
-        print_note(summary)
-
-
-def check_disk(disk_bytes: float, free_bytes: int, out: Path) -> None:
-    """Refuse a disk with less room than a run takes.
-
-    Raises: ArtifactError.
-    """
-    if disk_bytes > free_bytes:
-        raise ArtifactError(
-            f"the run takes {disk_bytes / GIB:.2f} GiB of disk, and {out} has {free_bytes / GIB:.2f} GiB; make room, "
-            f"or choose another --out"
-        )
+    if work is not None:
+        tokenizer, device = pair.origin.tokenizer, pair.student.device
+        report_workload(work, out, tokenizer=tokenizer, device=device, dtype=dtype, show=show)
 
 
 def count_workload(config: DistillConfig, pair: ModelPair, packs: Packs, dtype: torch.dtype) -> Workload | None:
@@ -132,24 +107,3 @@ def count_workload(config: DistillConfig, pair: ModelPair, packs: Packs, dtype: 
         packing=compute_packing_stats(packs),
         teacher_tokenization=tokenization,
     )
-
-
-def _model_bytes(work: Workload) -> float:
-    """Bytes of student and teacher, which are in memory already."""
-    return float(
-        FLOAT32_BYTES * count_blueprint_parameters(work.student).total
-        + work.compute_bytes * count_blueprint_parameters(work.teacher).total
-    )
-
-
-def _format_summary(
-    memory_bytes: float, disk_bytes: float, available: AvailableResources, *, on_cpu: bool, model_bytes: float
-) -> tuple[str, bool]:
-    """One line about memory and disk, and whether the memory is enough."""
-    process_bytes = read_resident_memory() if on_cpu else model_bytes
-    memory_bytes += max(process_bytes - model_bytes, 0.0)
-    summary = f"the run takes about {memory_bytes / GIB:.1f} GiB of memory and {disk_bytes / GIB:.2f} GiB of disk"
-    if available.memory is None or memory_bytes - process_bytes <= available.memory:
-        return summary, True
-    available_gib = (available.memory + process_bytes) / GIB
-    return f"{summary}, but only {available_gib:.1f} GiB of memory can be had; potstill plan says what to change", False

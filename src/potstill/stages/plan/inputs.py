@@ -14,10 +14,11 @@ from potstill.models.backbone import Backbone
 from potstill.models.spec import read_model_spec
 from potstill.stages.dataset import prepare_dataset
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.distill.models import choose_dtype, open_caches
+from potstill.stages.distill.models import open_caches
 from potstill.stages.distill.prepare import make_dataset_config
 from potstill.stages.prune import PruneConfig
 from potstill.stages.resources.dataset_stats import TeacherTokenization, match_vocabularies
+from potstill.stages.run_models import choose_dtype
 from potstill.stages.text_options import prepare_tokenizer
 from potstill.teachers.cached import TeacherCache
 from potstill.transforms.fit import resize_blueprint

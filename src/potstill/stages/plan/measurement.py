@@ -3,7 +3,7 @@
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.distill.models import add_teacher, load_models, load_run_model
+from potstill.stages.distill.models import add_teacher, load_models
 from potstill.stages.distill.module import build_module
 from potstill.stages.distill.prepare import move_models
 from potstill.stages.model_pair import ModelPair
@@ -13,6 +13,7 @@ from potstill.stages.resources.calibration import Calibration, fit_calibration
 from potstill.stages.resources.layer_timing import measure_layer_timings
 from potstill.stages.resources.profiling import profile_steps
 from potstill.stages.resources.workload import Workload
+from potstill.stages.run_models import load_run_model
 
 
 def measure_calibration(stage: DistillConfig, inputs: PlanInputs, work: Workload) -> Calibration:

@@ -46,6 +46,7 @@ class Workload:
     train: str | None = None
     shards: int = 1
     compute_bytes: int = 2
+    teacher_bytes: int | None = None  # of a weight of the teacher, where it is not in the dtype of products
     saved_bytes: int = 2  # of a weight of the final folder
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     teacher_tokenization: TeacherTokenization | None = None
@@ -142,6 +143,11 @@ class Workload:
         return Flops(flops.blocks, flops.attention, 2 * self.vocabulary * blueprint.hidden * self.packing.trained)
 
     @property
+    def teacher_weight_bytes(self) -> int:
+        """Bytes of a weight of the teacher; 0 for one that shares all its weights with the student."""
+        return self.compute_bytes if self.teacher_bytes is None else self.teacher_bytes
+
+    @property
     def teacher_parameters(self) -> int:
         """Parameters of all teachers whose weights are in memory."""
         return sum(count_blueprint_parameters(teacher).total for teacher in (self.teacher, *self.more_teachers))
@@ -219,7 +225,7 @@ class Workload:
             "weights": FLOAT32_BYTES * float(size.total + self.objective_cost.weights) / self.shards,
             "gradients": FLOAT32_BYTES * float(self.trained_parameters) / self.shards,
             "optimizer": 2 * FLOAT32_BYTES * float(self.trained_parameters) / self.shards,
-            "teacher": float(self.compute_bytes * teacher),
+            "teacher": float(self.teacher_weight_bytes * teacher),
             "activations": self.activation_bytes(autograd_bytes),
             "head": head_copy + (0 if self.lora else num_gradients * FLOAT32_BYTES * table_entries),
             "logits": self.logit_bytes() + head_gradient,
@@ -247,6 +253,12 @@ class Workload:
         if self.settings.checkpoint_activations:
             return pass_bytes + block_bytes + num_layers * self.tokens * self.student.hidden * FLOAT32_BYTES
         return pass_bytes + num_layers * block_bytes
+
+    @property
+    def model_bytes(self) -> float:
+        """Bytes of all models in memory while they train: float32 masters of the student, and the teachers."""
+        student = FLOAT32_BYTES * float(count_blueprint_parameters(self.student).total)
+        return student + self.teacher_weight_bytes * self.teacher_parameters
 
     def loading_bytes(self) -> float:
         """Bytes of both models as they are read, in float32."""
