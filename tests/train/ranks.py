@@ -15,7 +15,7 @@ def main(model: Path, out: Path) -> None:
     """Train in float64 and leave the weights of this rank in `out`."""
     torch.set_num_threads(1)
     study = study_of(LlamaForCausalLM.from_pretrained(model, dtype=torch.float64))
-    options = settings(tokens=4 * 128, batch_tokens=128, micro_tokens=64, eval_every=2, save_every=2)
+    options = settings(tokens=4 * 128, batch_tokens=128, micro_tokens=64, eval_every=2, save_every=2, neftune=5.0)
     rows = some_packs().take(24)
     resume = (out / "metrics.jsonl").exists()
     done = train(study, rows, options, out, validation=some_packs(9, seed=4), resume=resume, show=False)

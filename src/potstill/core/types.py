@@ -35,6 +35,7 @@ documents, with the same numbers, from keys with its name as prefix (`teacher.in
 encoder of an encoder-decoder reads the keys `source.input_ids`, `source.position_ids` and `source.documents`; its
 decoder reads `input_ids`. Keys under `aligned.` pair rows of student and teacher (`data.cross_tokenizer.packs`). The
 trainer adds `run.step []`, the number of the optimizer step; an objective that draws random numbers draws them by it.
+With `--neftune` it also adds `noise.keys` and `noise.scales` `[B T]`, the noise of the student's input embeddings.
 """
 
 from collections.abc import Callable, Mapping
@@ -60,6 +61,7 @@ ALIGNED_GROUPS = (
     "aligned.teacher_groups",
 )  # [N], [M]: the number of the run of tokens with the same bytes that a row belongs to, or -1
 STEP = "run.step"  # the number of the optimizer step, in training alone
+NOISE_KEYS, NOISE_SCALES = "noise.keys", "noise.scales"  # of each token (`ops.embedding_noise`), in training alone
 SOURCE = "source"  # `source.NAME`: an input of the encoder of an encoder-decoder
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face
 CHOSEN, REJECTED = 0, 1  # in `sides`: the side of a pair; of a labeled answer: desirable, undesirable

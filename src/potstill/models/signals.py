@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import SOURCE, Batch, Head, Needs, Signals, SignalSource, get_view
 from potstill.models import packed_attention
+from potstill.models.embedding_noise import noisy_embeddings, select_noise
 from potstill.models.eval_mode import eval_mode
 from potstill.models.hooks import temporary_hooks
 from potstill.models.output_layer import (
@@ -140,6 +141,7 @@ def _make_packed_inputs(probe: ModelProbe, batch: Batch, positions: Tensor) -> t
     inputs = {
         "input_ids": padded_ids,
         "position_ids": position_ids + probe.position_offset if probe.position_offset else position_ids,
+        **{name: layout.pad_to_multiple(values, dim=1) for name, values in select_noise(batch).items()},
     }
     return inputs, layout.pad_to_multiple(positions, dim=1)
 
@@ -148,6 +150,7 @@ def _make_padded_inputs(probe: ModelProbe, batch: Batch, positions: Tensor) -> t
     """The inputs of padded rows, one document a row, for a model that would mix packed documents."""
     padded_batch = layout.unpack({**batch, "positions": positions})
     inputs = {"input_ids": padded_batch["input_ids"], "attention_mask": (padded_batch["documents"] >= 0).long()}
+    inputs |= select_noise(padded_batch)
     if probe.takes_position_ids:
         inputs["position_ids"] = padded_batch["position_ids"] + probe.position_offset
     return inputs, padded_batch["positions"].bool()
@@ -190,7 +193,8 @@ def _compute_inner_signals(
     report_names = needs.extras - {EMBEDDINGS}
     module = inner.base_model if is_headless or probe.has_head_on_hidden_states else inner
     capture = _capture_transformed_rows(inner) if probe.transforms_rows else nullcontext([])
-    with _capture_projections(inner, needs.relations) as projection_outputs, capture as output_rows:
+    noise = noisy_embeddings(inner, inputs)
+    with _capture_projections(inner, needs.relations) as projection_outputs, capture as output_rows, noise:
         options = make_cache_options(module) | ({"output_hidden_states": True} if layers else {})
         output = module(**inputs, **options, **make_report_arguments(inner, report_names))
     hidden = {layer: get_hidden_states(output)[layer][positions] for layer in layers}

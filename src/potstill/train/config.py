@@ -35,6 +35,9 @@ class TrainConfig:
         0.1, "Learning rate at the end of the cosine schedule, as a share of the peak.", on_command_line=False
     ).field()
     weight_decay: float = Option(0.01, "Weight decay of the matrices; norms and biases have none.").field()
+    neftune: float = Option(
+        0.0, "Noise on the student's input embeddings in training (NEFTune's alpha), such as 5; 0: no noise."
+    ).field()
     clip: float = Option(
         1.0, "Largest norm of the gradient; larger ones are scaled down. 0: no limit.", on_command_line=False
     ).field()
@@ -82,6 +85,8 @@ class TrainConfig:
         for name in ("weight_decay", "clip", "seed", "eval_every", "save_every", "keep_checkpoints", "patience"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if not 0 <= self.neftune < math.inf:
+            raise UsageError(f"neftune is {self.neftune}; it must be at least 0, such as 5")
         if self.patience and not self.eval_every:
             raise UsageError("patience counts evaluations; set eval_every too")
 

@@ -1,12 +1,13 @@
 """LoRA students through peft. Adapters are merged on export, so the published model is a stock one."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from potstill.core.errors import UsageError
+from potstill.core.errors import ArtifactError, UsageError
 
 
 def add_adapters(model: PreTrainedModel, rank: int, *, seed: int = 0) -> Any:
@@ -43,3 +44,17 @@ def get_adapter_weights(model: nn.Module) -> dict[str, Tensor] | None:
     if not isinstance(model, PeftModel):
         return None
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def copy_adapter_weights(weights: Mapping[str, Tensor], saved_weights: Mapping[str, Tensor]) -> None:
+    """Gives the adapters' parameters the values of a checkpoint.
+
+    Raises: ArtifactError if the checkpoint has other adapters.
+    """
+    if weights.keys() != saved_weights.keys():
+        raise ArtifactError(
+            f"the checkpoint has other adapters than this run: {sorted(weights.keys() ^ saved_weights.keys())[0]}"
+        )
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(saved_weights[name])

@@ -18,6 +18,7 @@ from potstill.core.errors import MissingDependency, UsageError
 from potstill.core.memory import get_peak_memory, retain_freed_memory
 from potstill.core.metrics_log import METRICS_FILE, read_metrics
 from potstill.core.screen import Verbosity, get_verbosity
+from potstill.models.embedding_noise import check_embedding_noise
 from potstill.train import checkpoint, distributed
 from potstill.train.activation_checkpointing import apply_block_settings
 from potstill.train.callbacks import (
@@ -84,6 +85,8 @@ def train(
         UsageError, MissingDependency: evaluations without data, or a tracker that is not installed.
     """
     _check_inputs(config, validation)
+    if config.neftune:
+        check_embedding_noise(module.student)
     config = config.resolve_epochs(len(packs))
     folder.mkdir(parents=True, exist_ok=True)
     silence_libraries()
@@ -121,8 +124,8 @@ def _build_trainer(
     if config.patience:
         callbacks = [*callbacks, EarlyStopping(config.patience)]
     keep_checkpoints = max(checkpoint.MIN_CHECKPOINTS, config.keep_checkpoints)
-    keep_best = bool(config.patience)
-    return Trainer(module, args, keep_best=keep_best, keep_checkpoints=keep_checkpoints, callbacks=callbacks, **options)
+    options |= {"keep_best": bool(config.patience), "keep_checkpoints": keep_checkpoints, "neftune": config.neftune}
+    return Trainer(module, args, callbacks=callbacks, **options)
 
 
 def _find_last_checkpoint(folder: Path, run_id: str) -> Path | None:

@@ -17,12 +17,13 @@ from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from potstill.core.errors import ArtifactError, TrainingDiverged
-from potstill.core.types import STEP
+from potstill.core.types import STEP, Batch
 from potstill.data.packing import collate
+from potstill.models.embedding_noise import make_noise
 from potstill.train import checkpoint
 from potstill.train.early_stopping import find_best_step, find_loss_explosion
 from potstill.train.fsdp import gather, load_weights, save_whole_states
-from potstill.train.lora import get_adapter_weights
+from potstill.train.lora import copy_adapter_weights, get_adapter_weights
 from potstill.train.optimizer import drop_resting_gradients, parameter_groups, prepare_gradients
 from potstill.train.rollouts.base import Rollout, StatefulRollout, make_generator, summarize_tally
 from potstill.train.training_module import TrainingModule
@@ -52,6 +53,7 @@ class Trainer(transformers.Trainer):
         run_id: str = "",
         keep_best: bool = False,
         keep_checkpoints: int = checkpoint.MIN_CHECKPOINTS,
+        neftune: float = 0.0,
         rollout: Rollout | None = None,
         **kwargs: Any,
     ) -> None:
@@ -61,6 +63,7 @@ class Trainer(transformers.Trainer):
         self.run_id = run_id
         self.keep_best = keep_best  # whether to keep the checkpoint of the best evaluation beside the newest ones
         self.keep_checkpoints = keep_checkpoints
+        self.neftune = neftune  # alpha of the noise on the student's embeddings
         self.rollout = rollout
         self.is_sharded = isinstance(module, FSDPModule)
         if self.is_sharded:
@@ -74,8 +77,12 @@ class Trainer(transformers.Trainer):
     ) -> tuple[list[Any], Any]:
         """The batches of a step and their counts; a rollout has replaced its documents in them."""
         batches = epoch_iterator if self.rollout is None else self._apply_rollout(epoch_iterator, self.rollout)
-        step = torch.tensor(self.state.global_step)
-        return super().get_batch_samples(({**batch, STEP: step} for batch in batches), num_batches, device)
+        return super().get_batch_samples(map(self._add_step, batches), num_batches, device)
+
+    def _add_step(self, batch: Batch) -> Batch:
+        """The batch with the number of its step, and with the noise of its documents in that step."""
+        batch = {**batch, STEP: torch.tensor(self.state.global_step)}
+        return {**batch, **make_noise(batch, alpha=self.neftune, seed=self.args.seed)}
 
     def _apply_rollout(self, batches: Iterator[Any], rollout: Rollout) -> Iterator[Any]:
         """The batches with the documents that the rollout wrote."""
@@ -323,7 +330,7 @@ class Trainer(transformers.Trainer):
         folder, module = Path(resume_from_checkpoint), self.training_module
         adapter_weights = get_adapter_weights(module.student)
         if adapter_weights is not None:
-            _copy_weights(adapter_weights, load_file(folder / ADAPTERS_FILE))
+            copy_adapter_weights(adapter_weights, load_file(folder / ADAPTERS_FILE))
         elif isinstance(module.student, PreTrainedModel):
             saved_model = type(module.student).from_pretrained(folder, dtype=module.student.dtype)
             load_weights(module.student, saved_model.state_dict())
@@ -333,16 +340,6 @@ class Trainer(transformers.Trainer):
             load_weights(module.objective, load_file(folder / OBJECTIVE_FILE))  # type: ignore[arg-type]
         if isinstance(self.rollout, StatefulRollout):
             self.rollout.load_state_dict(load_file(folder / ROLLOUT_FILE.format(self.args.process_index)))
-
-
-def _copy_weights(weights: dict[str, Tensor], saved_weights: dict[str, Tensor]) -> None:
-    if weights.keys() != saved_weights.keys():
-        raise ArtifactError(
-            f"the checkpoint has other adapters than this run: {sorted(weights.keys() ^ saved_weights.keys())[0]}"
-        )
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.copy_(saved_weights[name])
 
 
 def _get_objective_state(module: TrainingModule) -> dict[str, Tensor]:

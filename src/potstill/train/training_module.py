@@ -21,6 +21,7 @@ from potstill.core.types import (
 )
 from potstill.models.causality import is_causal, require_causal
 from potstill.models.elastic import SizeView
+from potstill.models.embedding_noise import select_noise
 from potstill.models.signals import compute_signals
 
 
@@ -110,7 +111,7 @@ class TrainingModule(nn.Module):
         needs = self.objective.needs(batch)
         student_needs = {name: need for name, need in needs.items() if is_student(name)}
         frozen = self._compute_frozen_signals(batch, {k: need for k, need in needs.items() if k not in student_needs})
-        student_batch, vocabulary = get_view(batch, STUDENT), self._get_vocabulary(STUDENT)
+        student_batch, vocabulary = {**get_view(batch, STUDENT), **select_noise(batch)}, self._get_vocabulary(STUDENT)
         with self.autocast(batch["input_ids"].device):  # for the objective too: it multiplies the head
             views = {
                 name: compute_signals(self._get_student(name), student_batch, need, vocabulary=vocabulary)
