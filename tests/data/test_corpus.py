@@ -11,16 +11,15 @@ import pytest
 from datasets import IterableDataset
 
 from potstill.core.errors import DataError, NotFound, UsageError
-from potstill.data import corpus as corpus_module
-from potstill.data import hub
+from potstill.data import document_table, hub
 from potstill.data.corpus import (
     HELD_OUT_DUPLICATE,
     Corpus,
-    get_document_text,
     load_corpus,
     remove_held_out,
     stream_corpus,
 )
+from potstill.data.document_table import get_document_text
 from potstill.data.row_reader import Route, RowReader
 from potstill.data.split import fingerprint
 from potstill.data.turns import to_row
@@ -59,7 +58,7 @@ def test_an_appended_document_moves_no_other_between_the_shares(lines: Lines) ->
 
 
 def test_more_documents_than_one_chunk_are_all_there(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_module, "CHUNK", 7)
+    monkeypatch.setattr(document_table, "CHUNK", 7)
     assert sorted(texts(load_corpus(lines(NUMBERS), split="all"))) == sorted(row["text"] for row in NUMBERS)
 
 

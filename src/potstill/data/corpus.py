@@ -15,12 +15,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.core.in_memory import resolve_path
 from potstill.core.suggestions import suggest_path
 from potstill.data import docstrings, hub
+from potstill.data.document_table import build_table, get_features, get_kind
 from potstill.data.files import (
     Record,
     assign_splits,
@@ -32,8 +33,9 @@ from potstill.data.files import (
     read_records,
 )
 from potstill.data.pack_fields import LABEL_FIELDS
+from potstill.data.preference_schema import is_preference_row
 from potstill.data.row_reader import DocumentLabel, RowReader, check_bad_row_policy
-from potstill.data.schema import Document, Kind
+from potstill.data.schema import Kind, Recognizer, recognize_schema
 from potstill.data.split import (
     MIN_DOCUMENTS,
     VALIDATION_SHARE,
@@ -47,23 +49,9 @@ from potstill.data.trees import is_message_row
 
 Split = Literal["train", "validation", "all"]
 Item = TypeVar("Item")
-CHUNK = 4096  # documents held as Python objects at once; the others are in Arrow
 NAMED_SPLITS = "as its files or splits are named"
 HELD_OUT_DUPLICATE = "content that is held out"  # why a document is left out of training
 PREVIEW_ROWS = 256  # rows read of a stream to recognize its kind
-
-FEATURES: Mapping[Kind, Features] = {
-    "text": Features({"text": Value("large_string"), "whole": Value("bool")}),
-    "pairs": Features({"prompt": Value("large_string"), "response": Value("large_string")}),
-    "chat": Features(
-        {
-            "messages": List(
-                {"role": Value("string"), "content": Value("large_string"), "fields": Value("large_string")}
-            ),
-            "tools": Value("large_string"),
-        }
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -71,8 +59,9 @@ class Corpus:
     """Documents of one kind, and their source.
 
     The columns of `documents` are `text` and `whole` | `prompt`, `response` | `messages` and `tools`, as `data.turns`
-    writes them. `whole` is false for a section of a text that continues after it, so that no end-of-text token
-    follows. With a label, a column holds its number, which does not enter the digest.
+    writes them | of preferences, lists of such turns in `prompt`, `chosen` and `rejected`, with `label` and `tools`.
+    `whole` is false for a section of a text that continues after it, so that no end-of-text token follows. With a
+    label, a column holds its number, which does not enter the digest.
 
     Documents are in the order of their hashes, so that the first ones are a fair sample; a stream keeps its own order.
     `digest` is the SHA-256 of all of them, None for a stream. `drop_counts` are the rows that were left out, by reason,
@@ -96,13 +85,6 @@ class Corpus:
         return len(self.documents)
 
 
-def get_document_text(document: Mapping[str, Any]) -> str:
-    """The text of a document; for a pair or a chat its turns with line breaks between them."""
-    if "messages" in document:
-        return "\n".join(turn["content"] for turn in document["messages"])
-    return document["text"] if "text" in document else f"{document['prompt']}\n{document['response']}"
-
-
 def load_corpus(
     name: str | os.PathLike[str],
     *,
@@ -111,19 +93,22 @@ def load_corpus(
     columns: Mapping[str, str] | None = None,
     label: DocumentLabel | None = None,
     on_bad_row: str = "refuse",
+    recognize: Recognizer = recognize_schema,
 ) -> Corpus:
     """Loads the corpus of that name or path.
 
     `split` is `train`, `validation` or `all`. `limit` keeps only the first documents. `columns` maps the meaning to the
     column name: `{"text": ...}`, `{"prompt": ..., "response": ...}` or `{"messages": ...}`. `label` adds a number
     to each document. A row that cannot be read is refused, or with `on_bad_row="skip"` left out and counted.
+    `recognize` finds the schema of the rows; that of `data.preference_schema` reads preferences, which else are
+    refused. Preferences are held out by their prompts, and never streamed.
 
     Raises: NotFound; UsageError for a wrong option; DataError for a data set that is broken, empty or of another shape.
     """
     corpus_split = _parse_split(split)
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; at least one document is needed")
-    reader = RowReader(columns, label, on_bad_row=check_bad_row_policy(on_bad_row))
+    reader = RowReader(columns, label, on_bad_row=check_bad_row_policy(on_bad_row), recognize=recognize)
     path = resolve_path(name := os.fspath(name))
     if name in docstrings.CORPORA:
         if label is not None:
@@ -176,7 +161,7 @@ def _parse_split(split: str) -> Split:
 
 def _load_docstrings(name: str, split: Split, limit: int | None) -> Corpus:
     source = docstrings.CORPORA[name]()
-    documents = _build_dataset({"text": text, "whole": True} for text in source.texts)
+    documents = build_table({"text": text, "whole": True} for text in source.texts)
     provenance = {"source": name, **source.versions}
     return _take_split(Corpus(name, "text", documents, None, source.license, provenance), split, limit)
 
@@ -188,7 +173,7 @@ def _load_local(name: str, path: Path, split: Split, limit: int | None, reader: 
     held_out = _list_held_out(names, splits)
     files, hash_split = _select_parts(files, splits, split)
     document_streams = (reader.read_documents(read_records(file), source=_describe_file(file)) for file in files)
-    documents = _build_dataset(chain.from_iterable(document_streams))
+    documents = build_table(chain.from_iterable(document_streams))
     provenance = {"source": name, "files": len(files), "held_out": held_out if split == "train" else []}
     corpus = Corpus(name, "text", documents, None, find_license(path), provenance)
     return _take_split(_add_reader_report(corpus, reader, has_named_splits=hash_split != split), hash_split, limit)
@@ -208,9 +193,12 @@ def _load_from_hub(name: str, split: Split, limit: int | None, reader: RowReader
     }
     corpus = Corpus(name, "text", Dataset.from_dict({}), None, source.license, provenance)
     parts = [source.load_rows(part) for part in split_names]
-    if source.is_offline or is_message_row(next(iter(parts[0]), {})):  # a tree of messages is in many rows
+    first_row: Mapping[str, Any] = next(
+        iter(parts[0]), {}
+    )  # a tree of messages is in many rows, and preferences are held out by prompt
+    if source.is_offline or is_message_row(first_row) or is_preference_row(first_row, reader.columns):
         document_streams = (reader.read_documents(number_rows(part, name), source=name) for part in parts)
-        corpus = replace(corpus, documents=_build_dataset(chain.from_iterable(document_streams)))
+        corpus = replace(corpus, documents=build_table(chain.from_iterable(document_streams)))
         return _take_split(_add_reader_report(corpus, reader, has_named_splits=hash_split != split), hash_split, limit)
     with hub.explain_hub_errors(name):
         return stream_corpus(corpus, concatenate_datasets(parts), reader, hash_split, limit)
@@ -297,27 +285,6 @@ def _describe_empty(name: str, reader: RowReader) -> str:
     return f"{name} holds nothing to train on: {reasons}{examples}"
 
 
-def get_kind(document: Mapping[str, Any]) -> Kind:
-    """The kind of a document, by its columns."""
-    return "chat" if "messages" in document else "pairs" if "prompt" in document else "text"
-
-
-def get_features(document: Mapping[str, Any]) -> Features:
-    """The columns and types of a corpus of documents like this one."""
-    labels = {key: Value("int64") for key in LABEL_FIELDS if key in document}
-    return Features({**FEATURES[get_kind(document)], **labels})
-
-
-def _build_dataset(documents: Iterable[Document]) -> Dataset:
-    """The documents as an Arrow table, built chunk by chunk."""
-    documents, chunks = iter(documents), []
-    while chunk := list(islice(documents, CHUNK)):
-        features = get_features(chunk[0])
-        columns = {name: [document.get(name) for document in chunk] for name in features}
-        chunks.append(Dataset.from_dict(columns, features=features))
-    return concatenate_datasets(chunks) if chunks else Dataset.from_dict({})
-
-
 def _take_split(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
     """The share `split` of a corpus, in the order of its documents' hashes."""
     documents, kind = corpus.documents, get_kind(corpus.documents.features)
@@ -328,11 +295,15 @@ def _take_split(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
                 f"{corpus.name} holds {len(documents)} texts, which are cut into sections, and sections have no "
                 f"{labels[0]}; give {MIN_DOCUMENTS} texts or more"
             )
-        documents = _build_dataset(split_texts(list(documents["text"]), validation=split == "validation"))
+        documents = build_table(split_texts(list(documents["text"]), validation=split == "validation"))
         split_note = f"{split}, {VALIDATION_SHARE:.0%} held out in sections, by hash"
     fingerprints = [fingerprint(document) for document in documents]
     selected: Sequence[int] = range(len(fingerprints))
-    if split != "all" and not needs_sections:
+    if split != "all" and kind == "preferences":
+        prompts = [hash_content(document) for document in documents]
+        selected = _select_held_out(corpus.name, prompts, "prompts", validation=split == "validation", least=2)
+        split_note = f"{split}, {VALIDATION_SHARE:.0%} of the prompts held out by hash"
+    elif split != "all" and not needs_sections:
         selected = _select_held_out(corpus.name, fingerprints, validation=split == "validation")
         split_note = f"{split}, {VALIDATION_SHARE:.0%} held out by hash"
     selected = sorted(selected, key=fingerprints.__getitem__)[:limit]
@@ -341,10 +312,11 @@ def _take_split(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
     return replace(corpus, kind=kind, documents=documents.select(selected), digest=digest, provenance=provenance)
 
 
-def _select_held_out(name: str, fingerprints: Sequence[bytes], *, validation: bool) -> list[int]:
-    selected = [index for index, is_held_out in enumerate(choose_held_out(fingerprints)) if is_held_out == validation]
+def _select_held_out(
+    name: str, keys: Sequence[bytes], noun: str = "documents", *, validation: bool, least: int = 1
+) -> list[int]:
+    held_out = choose_held_out(keys, least=least)
+    selected = [index for index, is_held_out in enumerate(held_out) if is_held_out == validation]
     if not selected:
-        raise DataError(
-            f"{name} holds {len(fingerprints)} documents, all equal, so none can be held out; use split=all"
-        )
+        raise DataError(f"{name} holds {len(keys)} {noun}, all equal, so none can be held out; use split=all")
     return selected

@@ -11,7 +11,8 @@ from datasets import Dataset, concatenate_datasets
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.in_memory import resolve_path
-from potstill.data.corpus import Corpus, get_document_text, load_corpus
+from potstill.data.corpus import Corpus, load_corpus
+from potstill.data.document_table import get_document_text
 from potstill.data.split import fingerprint
 
 NAME_AND_WEIGHT = re.compile(r"(?P<name>.+):(?P<weight>\d*\.?\d+(?:[eE]-?\d+)?)")

@@ -13,7 +13,8 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.types import IGNORE
-from potstill.data.corpus import Corpus, get_document_text
+from potstill.data.corpus import Corpus
+from potstill.data.document_table import get_document_text
 from potstill.data.packing import pack
 from potstill.data.token_dataset import TokenDataset, TokenizedDocument
 from potstill.data.tokenize import Rendering, tokenize_corpus

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 from potstill.core.errors import DataError, UsageError
 from potstill.core.language import number_language
 from potstill.data.files import Record
-from potstill.data.schema import EXTRA_COLUMNS, Document, Kind, find_lack, recognize_schema
+from potstill.data.schema import EXTRA_COLUMNS, Document, Kind, Recognizer, find_lack, recognize_schema
 from potstill.data.trees import join_rows
 from potstill.data.turns import MalformedRow, UntrainableRow
 
@@ -90,6 +90,7 @@ class RowReader:
     that were read and that were not, and `unread_text` of the latter those that hold text.
     With a `label`, each document has its number under the label's key. A row that does not fit the schema is refused
     or, with `on_bad_row="skip"`, left out and counted; `bad_rows` then says where the first three are, and why.
+    `recognize` finds the schema of a source.
     """
 
     def __init__(
@@ -98,8 +99,9 @@ class RowReader:
         label: DocumentLabel | None = None,
         *,
         on_bad_row: BadRowPolicy = "refuse",
+        recognize: Recognizer = recognize_schema,
     ) -> None:
-        self.columns, self.label, self.on_bad_row = columns, label, on_bad_row
+        self.columns, self.label, self.on_bad_row, self.recognize = columns, label, on_bad_row, recognize
         self.bad_rows: list[str] = []
         self.drop_counts: Counter[str] = Counter()
         self.read_columns: set[str] = set()
@@ -117,7 +119,7 @@ class RowReader:
         first_rows = list(islice(rows, SCHEMA_ROWS))
         if not first_rows:
             return
-        schema = recognize_schema(merge_rows(first_rows), source, columns=self.columns)
+        schema = self.recognize(merge_rows(first_rows), source, columns=self.columns)
         self._check_kind(schema.kind, source)
         label_columns = () if self.label is None else (self.label.column,)
         read_columns = {*schema.columns, *schema.optional_columns, *label_columns}

@@ -14,7 +14,8 @@ The roles are system, developer, user, assistant and tool, in the spellings of `
 have tool calls and thinking (`reasoning_content`, `thinking` or `reasoning`).
 
 A chat takes precedence over a pair, and a pair over text, since many data sets hold both. Other columns are not read.
-Preference data (`chosen`, `rejected`; or a `label` on a chat) is refused, since rejected answers would be trained on.
+Preference data (`chosen`, `rejected`; or a `label` on a chat) is refused, since rejected answers would be trained on;
+`data.preference_schema` reads it.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,7 +41,7 @@ from potstill.data.turns import (
     to_message,
 )
 
-Kind = Literal["text", "pairs", "chat"]
+Kind = Literal["text", "pairs", "chat", "preferences"]
 Document = dict[str, Any]
 
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
@@ -83,8 +84,11 @@ class RowSchema:
         return self.parse(row)
 
 
+Recognizer = Callable[..., RowSchema]  # (row, location, *, columns): finds the schema of rows like this one
+
+
 @dataclass(frozen=True, kw_only=True)
-class _PromptColumns:
+class PromptColumns:
     """The columns of a prompt with its response."""
 
     prompt: str
@@ -116,7 +120,7 @@ def recognize_schema(row: Mapping[str, Any], location: str, *, columns: Mapping[
     for column in CHAT_COLUMNS:
         if column in row and (column != CHAT_COLUMNS[-1] or isinstance(row[column], list | tuple)):
             _check_no_preferences(row, {"chosen", "rejected", "label"}, location)
-            return _build_chat_schema(column, _find_system(row) or SYSTEM_COLUMNS[0], TOOLS_COLUMN)
+            return _build_chat_schema(column, find_system(row) or SYSTEM_COLUMNS[0], TOOLS_COLUMN)
     return _recognize_pair_or_text(row, location)
 
 
@@ -128,11 +132,11 @@ def _recognize_pair_or_text(row: Mapping[str, Any], location: str) -> RowSchema:
         prompts = ["input"]
     if len(prompts) == len(responses) == 1:
         _check_no_preferences(row, {"label"}, location)
-        pair = _PromptColumns(
+        pair = PromptColumns(
             prompt=prompts[0],
             response=responses[0],
             contexts=tuple(column for column in CONTEXT_COLUMNS if column not in prompts),  # later rows may have them
-            system=_find_system(row),
+            system=find_system(row),
             history=HISTORY_COLUMN if HISTORY_COLUMN in row else "",
         )
         return _build_pair_schema(pair, row)
@@ -146,7 +150,8 @@ def _recognize_pair_or_text(row: Mapping[str, Any], location: str) -> RowSchema:
     )
 
 
-def _find_system(row: Mapping[str, Any]) -> str:
+def find_system(row: Mapping[str, Any]) -> str:
+    """The column of a system prompt in rows like this one; empty if they have none."""
     return next((column for column in SYSTEM_COLUMNS if column in row), "")
 
 
@@ -154,15 +159,23 @@ def _check_no_preferences(row: Mapping[str, Any], preference_columns: set[str], 
     if preference_columns & set(row):
         raise DataError(
             f"{location} has {quote_names(sorted(preference_columns & set(row)))}, as preference "
-            f"data has, and rejected answers would be trained on; name the columns to use, as in "
-            f"--columns messages=NAME"
+            f"data has, and rejected answers would be trained on; learn from preferences with potstill align, or name "
+            f"the columns to use, as in --columns messages=NAME"
         )
 
 
-def _build_stated_schema(columns: Mapping[str, str], row: Mapping[str, Any], location: str) -> RowSchema:
+def check_stated_columns(columns: Mapping[str, str], row: Mapping[str, Any], location: str) -> None:
+    """Checks that rows like this one have the columns that the caller names.
+
+    Raises: DataError for a column that they lack.
+    """
     missing_columns = [column for column in columns.values() if column not in row]
     if missing_columns:
         raise DataError(f"{location} has no column {quote_names(missing_columns)}; it has {quote_names(row)}")
+
+
+def _build_stated_schema(columns: Mapping[str, str], row: Mapping[str, Any], location: str) -> RowSchema:
+    check_stated_columns(columns, row, location)
     main = next((name for name in STATED_COLUMNS if name in columns), None)
     if (
         main is None
@@ -177,9 +190,9 @@ def _build_stated_schema(columns: Mapping[str, str], row: Mapping[str, Any], loc
         return _build_text_schema(columns["text"])
     system = columns.get("system", "")
     if main == "messages":
-        return _build_chat_schema(columns["messages"], system or _find_system(row), columns.get("tools", TOOLS_COLUMN))
+        return _build_chat_schema(columns["messages"], system or find_system(row), columns.get("tools", TOOLS_COLUMN))
     contexts = (columns["context"],) if "context" in columns else ()
-    stated = _PromptColumns(
+    stated = PromptColumns(
         prompt=columns["prompt"],
         response=columns["response"],
         contexts=contexts,
@@ -200,7 +213,7 @@ def _build_text_schema(column: str) -> RowSchema:
     return RowSchema("text", (column,), (), lambda row: {"text": read_string(row, column), "whole": True})
 
 
-def _build_pair_schema(pair: _PromptColumns, first_row: Mapping[str, Any]) -> RowSchema:
+def _build_pair_schema(pair: PromptColumns, first_row: Mapping[str, Any]) -> RowSchema:
     """Pairs; or chats, where the columns hold a system prompt, a history or lists of messages."""
 
     def parse_pair(row: Mapping[str, Any]) -> Document:
@@ -236,6 +249,8 @@ def _build_pair_schema(pair: _PromptColumns, first_row: Mapping[str, Any]) -> Ro
 
 def find_lack(document: Document) -> str | None:
     """The reason why a valid document cannot be trained on, such as `empty response`; None if it can."""
+    if "chosen" in document:
+        return None  # its schema has refused what it lacks
     if "messages" in document:
         messages = [to_message(turn) for turn in document["messages"]]
         if not any(message["role"] == "assistant" for message in messages):

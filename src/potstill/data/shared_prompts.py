@@ -8,17 +8,57 @@ The prompt is x_0 ... x_p. A network computes its first p tokens once, and each 
 A prompt of one token has nothing to share: its answers have offset 0, and no document precedes them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from potstill.core.errors import DataError
-from potstill.core.types import CHOSEN, REJECTED
+from potstill.core.types import CHOSEN, IGNORE, REJECTED
 from potstill.data.pack_fields import GROUPS, OFFSETS, SIDES
+from potstill.data.token_dataset import TokenizedDocument
 
 PAIRS = "pairs"  # the key of a batch
+
+
+def count_prompt_tokens(documents: Sequence[TokenizedDocument]) -> int:
+    """How many tokens of their prompt the documents of a group begin with, each given whole.
+
+    The first token that differs ends the prompt, so that one that a tokenizer merges across its border is no part of
+    it. So does the first token that is trained on, even where all answers begin alike.
+    """
+    sizes = []
+    first = np.array(documents[0].input_ids)
+    for document in documents:
+        length = min(len(first), len(document.input_ids))
+        is_end = np.array(document.labels[:length]) != IGNORE
+        is_end |= first[:length] != np.array(document.input_ids[:length])
+        sizes.append(int(is_end.argmax()) if is_end.any() else length)
+    return min(sizes)
+
+
+def build_group(
+    documents: Sequence[TokenizedDocument], sides: Sequence[int], *, group: int, shared: bool = True
+) -> list[TokenizedDocument]:
+    """The documents of a group, given several answers to a prompt, each with the whole prompt before it.
+
+    With `shared`, the prompt without its last token comes first, unlabeled. Each answer continues it, from its last
+    token on. A single answer, and those to a prompt of one token, stand for themselves, and so do all without `shared`.
+    """
+    is_shared = shared and len(documents) > 1
+    offset = max(0, count_prompt_tokens(documents) - 1) if is_shared else 0
+    fields = {GROUPS.name: group}
+    prompt = [TokenizedDocument(documents[0].input_ids[:offset], [IGNORE] * offset, fields)] if offset else []
+    return prompt + [
+        TokenizedDocument(
+            document.input_ids[offset:],
+            [IGNORE, *document.labels[offset + 1 :]],
+            {**document.fields, **fields, SIDES.name: side, OFFSETS.name: offset},
+        )
+        for document, side in zip(documents, sides, strict=True)
+    ]
 
 
 def check_offsets(pack: Mapping[str, Tensor]) -> None:

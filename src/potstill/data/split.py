@@ -30,25 +30,33 @@ def fingerprint(document: Document) -> bytes:
 
 
 def hash_content(document: Mapping[str, Any]) -> bytes:
-    """The SHA-256 of what a document says, whether as a pair or as a chat, without the spaces around its parts."""
+    """The SHA-256 of what a document says, whether as a pair or as a chat, without the spaces around its parts.
+
+    Of a preference only the prompt counts, so that all answers to one prompt are on the same side of a split.
+    """
+    messages = document["prompt"] if "chosen" in document else None
     parts = (
         [document["text"].strip()]
         if "text" in document
         else [
             (message["role"], message["content"].strip(), message.get("tool_calls"))
-            for message in to_messages(document)
+            for message in to_messages(document if messages is None else {"messages": messages})
         ]
     )
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
-def choose_held_out(fingerprints: Sequence[bytes], *, share: float = VALIDATION_SHARE) -> list[bool]:
-    """Whether each document is held out. If two documents differ, at least one is held out and at least one is not."""
-    distinct = set(fingerprints)
+def choose_held_out(fingerprints: Sequence[bytes], *, share: float = VALIDATION_SHARE, least: int = 1) -> list[bool]:
+    """Whether each document is held out. If two documents differ, at least one is held out and at least one is not.
+
+    Of the distinct ones at least `least` are held out, unless fewer than half as many would be left.
+    """
+    distinct = sorted(set(fingerprints))
     if len(distinct) < 2:
         return [False] * len(fingerprints)
-    held_out = {digest for digest in distinct if is_in_share(digest, share)} or {min(distinct)}
-    held_out -= {max(distinct)}
+    least = max(1, min(least, len(distinct) // 2))
+    held_out = {digest for digest in distinct if is_in_share(digest, share)} | {*distinct[:least]}
+    held_out -= {distinct[-1]}
     return [digest in held_out for digest in fingerprints]
 
 

@@ -179,9 +179,9 @@ class DocumentRenderer:
         self, document: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]
     ) -> list[RenderedDocument]:
         if "text" in document:
-            return [render_plain(document)]
+            return [render_text(document)]
         if self.template is None:
-            return [self._locate_turns(render_plain({"messages": messages}), messages)]
+            return [self._locate_turns(render_lines(messages, only_last=self.rendering.only_last), messages)]
         texts = self.template.render_answers(messages, tools=get_tools(document), only_last=self.rendering.only_last)
         self.report.num_lost_thoughts += count_lost_thinking(messages, texts)
         return [self._locate_turns(RenderedDocument(text, spans, False), messages) for text, spans in texts]
@@ -232,25 +232,29 @@ def _tokenize_documents(corpus: Corpus, renderer: DocumentRenderer) -> Iterator[
         (number, rendered) for number, document in enumerate(corpus.documents) for rendered in renderer.render(document)
     )
     while chunk := list(islice(numbered_texts, CHUNK)):
-        yield from _label_chunk(chunk, renderer)
+        yield from tokenize_chunk(chunk, renderer)
 
 
-def render_plain(document: Mapping[str, Any]) -> RenderedDocument:
-    """Renders a text as it is, and a pair or a chat as its messages with line breaks between them."""
-    if "text" in document:
-        return RenderedDocument(document["text"], [(0, len(document["text"]))], document.get("whole", True))
+def render_text(document: Mapping[str, Any]) -> RenderedDocument:
+    """Renders a text as it is."""
+    return RenderedDocument(document["text"], [(0, len(document["text"]))], document.get("whole", True))
+
+
+def render_lines(messages: Sequence[Mapping[str, Any]], *, only_last: bool = False) -> RenderedDocument:
+    """Renders a pair or a chat as its messages with line breaks between them."""
     text, spans = "", []
-    for message in to_messages(document):
+    for message in messages:
         text = f"{text}\n" if text else text
         if is_trained(message):
             spans.append((len(text), len(text) + len(message["content"])))
         text += message["content"]
-    return RenderedDocument(text, spans, True)
+    return RenderedDocument(text, spans[-1:] if only_last else spans, True)
 
 
-def _label_chunk(
+def tokenize_chunk(
     chunk: Sequence[tuple[int, RenderedDocument]], renderer: DocumentRenderer
 ) -> Iterator[tuple[int, TokenizedDocument]]:
+    """The tokens and labels of rendered documents, each with its number."""
     texts = [rendered for _, rendered in chunk]
     for (number, rendered), (ids, offsets) in zip(chunk, renderer.encode(texts), strict=True):
         eos = renderer.tokenizer.eos_token_id if rendered.needs_eos else None
