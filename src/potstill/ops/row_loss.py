@@ -168,6 +168,31 @@ class Weighted:
         return weights
 
 
+@dataclass(frozen=True)
+class AtTemperature:
+    """`loss` of the student's logits / `temperature`, as where tokens were drawn at that temperature.
+
+    Unlike a divergence at a temperature it is not multiplied by the square. Log-probabilities / temperature would be no
+    distribution.
+    """
+
+    loss: RowLoss
+    temperature: float
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        return self.loss(student / self.temperature, frozen, targets)
+
+    def values_and_gradient(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, "C V"]]:
+        """The values and their derivative by the student's logits; `loss` has to be `Differentiable`."""
+        assert isinstance(self.loss, Differentiable), "a loss without a derivative is only measured"
+        values, gradient = self.loss.values_and_gradient(student / self.temperature, frozen, targets)
+        return values, gradient.div_(self.temperature)
+
+
 class _MaskedLoss:
     """`loss` at the rows of a mask [C]; 0 and no gradient at all others.
 
