@@ -13,7 +13,10 @@ from potstill.decode.text_stream import TextStream
 
 @dataclass(eq=False)
 class ActiveText:
-    """A request in a slot: its ids so far, of which the first `num_read` of the prompt are read."""
+    """A request in a slot: its ids so far, of which the first `num_read` of the prompt are read.
+
+    A text with a `leader` waits until that text has read the prompt of both.
+    """
 
     request_id: int
     request: DecodeRequest
@@ -24,6 +27,7 @@ class ActiveText:
     num_read: int = 0
     prompt_logprobs: list[TokenLogprob] | None = field(default=None)
     prompt_hidden: list[Tensor] = field(default_factory=list)
+    leader: "ActiveText | None" = None
 
     @property
     def sampling(self) -> Sampling:

@@ -10,7 +10,6 @@ Of a model's generation config the loop reads nothing. Greedy decoding is the ar
 """
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 
@@ -27,6 +26,7 @@ from potstill.decode.logprobs import TokenLogprob, compute_token_logprobs
 from potstill.decode.noise import Noise
 from potstill.decode.prefix_cache import PrefixCache
 from potstill.decode.request import Completion, DecodeRequest, FinishReason, TokenEvent
+from potstill.decode.request_queue import RequestQueue
 from potstill.decode.runner import ModelRunner
 from potstill.decode.speculative import Speculation, accept_drafts, pack_drafts, select_rows
 from potstill.decode.text_stream import TextStream
@@ -64,10 +64,9 @@ class Engine:
         needs_whole_prompt = bool(partners) or (speculation is not None and speculation.drafter.takes_hidden)
         self._prefixes = PrefixCache(runner) if reuse_prefix and not needs_whole_prompt else None
         self._free_slots = list(range(runner.num_slots))
-        self._queue: deque[tuple[int, DecodeRequest]] = deque()
+        self._queue = RequestQueue()
         self._active: dict[int, ActiveText] = {}  # by request id, in the order of arrival
         self._events: list[TokenEvent] = []
-        self._next_id = 0
 
     @property
     def has_work(self) -> bool:
@@ -89,10 +88,20 @@ class Engine:
 
         Raises: UsageError, as `check_request` does.
         """
-        self.check_request(request)
-        self._queue.append((self._next_id, request))
-        self._next_id += 1
-        return self._next_id - 1
+        return self.add_samples([request])[0]
+
+    def add_samples(self, requests: Sequence[DecodeRequest]) -> list[int]:
+        """Queues requests with one prompt, which is read once; returns their ids. They start together.
+
+        Raises: UsageError for different prompts, or more requests than slots, and as `check_request` does.
+        """
+        for request in requests:
+            self.check_request(request)
+        if any(request.prompt != requests[0].prompt for request in requests):
+            raise UsageError("the samples have different prompts; add the requests one by one")
+        if len(requests) > self.runner.num_slots:
+            raise UsageError(f"{len(requests)} samples of a prompt do not fit in {self.runner.num_slots} slots")
+        return self._queue.add(requests)
 
     def check_request(self, request: DecodeRequest) -> None:
         """Refuse a request that can never be answered.
@@ -113,12 +122,9 @@ class Engine:
 
     def cancel(self, request_id: int) -> None:
         """Ends a request, queued or active; the next step gives its last event. An unknown id changes nothing."""
-        queue_ids = [queued_id for queued_id, _ in self._queue]
-        if request_id in queue_ids:
-            del self._queue[queue_ids.index(request_id)]
-        elif request_id in self._active:
+        if request_id in self._active:
             self._release(self._active[request_id])
-        else:
+        elif not self._queue.remove(request_id):
             return
         self._events.append(TokenEvent(request_id=request_id, token=None, finish_reason="cancelled"))
 
@@ -143,30 +149,32 @@ class Engine:
         return completions
 
     def _admit(self) -> None:
-        while self._queue and self._free_slots:
-            request_id, request = self._queue.popleft()
-            slot = self._free_slots.pop(0)
-            self._active[request_id] = ActiveText(
-                request_id,
-                request,
-                slot,
-                Noise(request.seed, request.noise),
-                None if self.tokenizer is None else TextStream(self.tokenizer, request.stop_strings),
-                list(request.prompt),
-                num_read=self._reuse_prefix(slot, request),
-                prompt_logprobs=None if request.prompt_logprobs is None else [],
-            )
+        for group in self._queue.take_groups(len(self._free_slots)):
+            leader: ActiveText | None = None
+            for request_id, request in group:
+                self._active[request_id] = self._make_text(request_id, request, leader)
+                leader = leader or self._active[request_id]
 
-    def _reuse_prefix(self, slot: int, request: DecodeRequest) -> int:
-        """How many tokens of the prompt the slot holds; log-probabilities of a prompt need all of it to be read."""
-        if self._prefixes is None:
-            return 0
-        return self._prefixes.reuse(slot, request.prompt if request.prompt_logprobs is None else ())
+    def _make_text(self, request_id: int, request: DecodeRequest, leader: ActiveText | None) -> ActiveText:
+        """A request in a free slot, behind the text that reads its prompt."""
+        slot = self._free_slots.pop(0)
+        reads_anew = leader is not None or request.prompt_logprobs is not None
+        return ActiveText(
+            request_id,
+            request,
+            slot,
+            Noise(request.seed, request.noise),
+            None if self.tokenizer is None else TextStream(self.tokenizer, request.stop_strings),
+            list(request.prompt),
+            num_read=0 if self._prefixes is None else self._prefixes.reuse(slot, () if reads_anew else request.prompt),
+            prompt_logprobs=None if request.prompt_logprobs is None else [],
+            leader=leader,
+        )
 
     def _read_prompts(self) -> None:
         budget = PROMPT_TOKENS
         for text in list(self._active.values()):
-            while budget > 0 and not text.is_prompt_read:
+            while budget > 0 and not text.is_prompt_read and text.leader is None:
                 budget -= self._read_prompt_chunk(text)
 
     def _read_prompt_chunk(self, text: ActiveText) -> int:
@@ -181,26 +189,45 @@ class Engine:
             text.prompt_logprobs += compute_token_logprobs(logits, next_ids, text.request.prompt_logprobs or 0)
         text.num_read += len(chunk)
         self.stats.prompt_tokens += len(chunk)
-        self._start_drafter(text, outputs[0].features)
-        if text.is_prompt_read and text.request.max_new_tokens == 0:
-            self._add_event(text, reason="length")
-        elif text.is_prompt_read:
-            last_logits = [output.logits[None] for output in outputs]
-            acceptances = accept_drafts([text], [Draft()], last_logits, self.weights)
-            self._write([text], [Draft()], acceptances, last_logits[0])
+        if self.speculation is not None and self.speculation.drafter.takes_hidden:
+            text.prompt_hidden.append(outputs[0].features)
+        if text.is_prompt_read:
+            texts = [text, *self._share_prompt(text)]
+            self._start_drafter(texts)
+            self._write_first_tokens(texts, [output.logits for output in outputs])
         return len(chunk)
 
-    def _start_drafter(self, text: ActiveText, features: Tensor) -> None:
-        """Gives the drafter a prompt that is read, with its hidden states if it takes them."""
+    def _share_prompt(self, leader: ActiveText) -> list[ActiveText]:
+        """Gives the prompt that a text has read to those that waited for it; returns these."""
+        followers = [text for text in self._active.values() if text.leader is leader]
+        for text in followers:
+            for runner in self.runners:
+                runner.copy(leader.slot, text.slot)
+            text.num_read, text.leader = leader.num_read, None
+            text.prompt_logprobs = leader.prompt_logprobs and [*leader.prompt_logprobs]
+        return followers
+
+    def _start_drafter(self, texts: Sequence[ActiveText]) -> None:
+        """Gives the drafter the prompt of texts, which the first one has read, with its hidden states if it takes
+        them."""
         if self.speculation is None:
             return
-        drafter = self.speculation.drafter
-        if drafter.takes_hidden:
-            text.prompt_hidden.append(features)
-        if text.is_prompt_read:
-            hidden = torch.cat(text.prompt_hidden) if drafter.takes_hidden else None
+        drafter, leader = self.speculation.drafter, texts[0]
+        hidden = torch.cat(leader.prompt_hidden) if drafter.takes_hidden else None
+        for text in texts:
             drafter.start(text.slot, text.request.prompt, hidden)
-            text.prompt_hidden.clear()
+        leader.prompt_hidden.clear()
+
+    def _write_first_tokens(self, texts: Sequence[ActiveText], logits: Sequence[Float[Tensor, " V"]]) -> None:
+        """Writes the token after the one prompt of all texts, from each model's logits there."""
+        writers = [text for text in texts if text.request.max_new_tokens > 0]
+        for text in texts:
+            if text.request.max_new_tokens == 0:
+                self._add_event(text, reason="length")
+        if writers:
+            drafts = [Draft()] * len(writers)
+            rows = [model_logits.expand(len(writers), -1) for model_logits in logits]
+            self._write(writers, drafts, accept_drafts(writers, drafts, rows, self.weights), rows[0])
 
     def _decode(self) -> None:
         """One pass over the last token of every text whose prompt is read, and over its draft."""
@@ -249,7 +276,9 @@ class Engine:
             tokens, k = [*(draft.tokens[node] for node in path), token], text.request.num_logprobs
             logprobs: Iterator[TokenLogprob | None] = repeat(None)
             if k is not None:
-                logprobs = compute_token_logprobs(text_logits[[0, *(node + 1 for node in path)]], tokens, k)
+                path_logits = text_logits[[0, *(node + 1 for node in path)]]
+                temperature = text.request.logprob_temperature
+                logprobs = compute_token_logprobs(path_logits, tokens, k, temperature=temperature)
             for n, (new_token, logprob) in enumerate(zip(tokens, logprobs, strict=False)):
                 if not self._emit(text, new_token, logprob, drafted=n < len(path)):
                     break
@@ -302,6 +331,9 @@ class Engine:
 
     def _release(self, text: ActiveText) -> None:
         del self._active[text.request_id]
+        followers = [other for other in self._active.values() if other.leader is text]
+        for follower in followers:  # its prompt is not read, so the next one reads it
+            follower.leader = None if follower is followers[0] else followers[0]
         if self._prefixes is not None:
             self._prefixes.store(text.slot, text.ids)
         else:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.decode.engine import Engine
-from potstill.decode.request import DecodeRequest
+from potstill.decode.request import Completion, DecodeRequest
 from potstill.decode.runner import ModelRunner
 from potstill.decode.sampling import Sampling, SamplingFilters
 from potstill.decode.stop_tokens import find_stop_tokens
 from potstill.models.eval_mode import eval_mode
 from potstill.models.tokenizers.vocabulary import count_token_ids
+
+SAMPLE_SLOTS = 128  # samples that are written at a time; each keeps its keys and values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,60 @@ def generate(
         request_ids = [engine.add(request) for request in requests]
         completions = engine.run()
     return [completions[request_id].tokens for request_id in request_ids]
+
+
+class Sample(NamedTuple):
+    """The tokens that a model wrote after a prompt, with the stop token, and the log-probability of each.
+
+    The log-probabilities are those at the temperature of the sampling, as the decoder computed them.
+    """
+
+    tokens: list[int]
+    log_p: list[float]
+
+
+def generate_samples(
+    model: nn.Module,
+    prompts: Sequence[Int[Tensor, " _"]],
+    noise: Float[Tensor, "P G W"],
+    limit: int,
+    sampling: Sampling,
+    *,
+    slots: int = SAMPLE_SLOTS,
+) -> list[list[Sample]]:
+    """G samples of at most `limit` (1 to W) tokens after each of P prompts. The prompt is read once for all of them.
+
+    `noise` holds a number in [0, 1) for each token, so a sample equals the one that `generate` writes with its noise.
+    At most `slots` samples, or G if that is more, are written at a time. The model runs in eval mode.
+    """
+    num_samples = noise.shape[1]
+    if not prompts:
+        return []
+    with eval_mode(model):
+        slots = max(num_samples, min(slots, len(prompts) * num_samples))
+        engine = Engine(ModelRunner(model, vocabulary=sampling.vocabulary, slots=slots))
+        request_ids = [
+            engine.add_samples(
+                [
+                    DecodeRequest(
+                        prompt=prompt.tolist(),
+                        max_new_tokens=limit,
+                        sampling=sampling,
+                        noise=row,
+                        num_logprobs=0,
+                        logprob_temperature=sampling.temperature,
+                    )
+                    for row in rows
+                ]
+            )
+            for prompt, rows in zip(prompts, noise, strict=True)
+        ]
+        completions = engine.run()
+    return [[_make_sample(completions[request_id]) for request_id in group] for group in request_ids]
+
+
+def _make_sample(completion: Completion) -> Sample:
+    return Sample(completion.tokens, [logprob.log_p for logprob in completion.logprobs])
 
 
 def generate_texts(

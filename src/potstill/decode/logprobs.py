@@ -25,9 +25,12 @@ class TokenLogprob(NamedTuple):
         }
 
 
-def compute_token_logprobs(logits: Float[Tensor, "N V"], tokens: Sequence[int], k: int) -> Iterator[TokenLogprob]:
-    """The log-probability of each token under its row of logits, with the `k` likeliest tokens."""
-    log_p = logits.float().log_softmax(-1)
+def compute_token_logprobs(
+    logits: Float[Tensor, "N V"], tokens: Sequence[int], k: int, *, temperature: float = 1.0
+) -> Iterator[TokenLogprob]:
+    """The log-probability of each token under its row of logits / temperature, with the `k` likeliest tokens."""
+    scaled_logits = logits.float() if temperature == 1 else logits.float() / temperature
+    log_p = scaled_logits.log_softmax(-1)
     token_log_p = log_p.gather(-1, torch.tensor(tokens, device=log_p.device)[:, None])
     ranks = (log_p > token_log_p).sum(-1) + 1
     values, ids = log_p.topk(min(k, log_p.shape[1]), -1)

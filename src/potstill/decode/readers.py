@@ -5,6 +5,7 @@ keys and values, and potstill's own hybrids with recurrences. `RowReader` reads 
 own cache, or anew where there is none.
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Sequence
@@ -61,6 +62,10 @@ class Reader(Protocol):
 
     def rewind(self, slot: int, length: int) -> int:
         """Keeps the first `length` tokens of a slot, or none where they cannot be kept; returns how many it keeps."""
+        ...
+
+    def copy(self, source: int, target: int) -> None:
+        """Gives the slot `target` the committed text of `source`."""
         ...
 
     def free(self, slot: int) -> None:
@@ -182,6 +187,13 @@ class RowReader(ModelReader):
         """Keeps nothing, because a recurrence or a sliding window may not go back."""
         self.free(slot)
         return 0
+
+    def copy(self, source: int, target: int) -> None:
+        """Gives the slot `target` the committed text of `source`, with a cache of its own."""
+        self.free(target)
+        self.ids[target] = self.ids[source]
+        if source in self.caches:
+            self.caches[target] = copy.deepcopy(self.caches[source])
 
     def free(self, slot: int) -> None:
         """Forgets the text of a slot."""

@@ -19,7 +19,8 @@ class DecodeRequest:
 
     `sampling.stop` and `stop_strings` end the text. The noise of token i follows from `seed` and i alone; without a
     seed it differs in every call. `noise` gives the numbers in [0, 1) directly. `num_logprobs` is the number of
-    likeliest tokens to return with each token, and `prompt_logprobs` the same for each token of the prompt.
+    likeliest tokens to return with each token, and `prompt_logprobs` the same for each token of the prompt. The first
+    are log-probabilities at `logprob_temperature`.
     """
 
     prompt: Sequence[int]
@@ -29,6 +30,7 @@ class DecodeRequest:
     seed: int | None = None
     noise: Float[Tensor, " W"] | None = None
     num_logprobs: int | None = None
+    logprob_temperature: float = 1.0
     prompt_logprobs: int | None = None
 
 

@@ -114,6 +114,11 @@ class ModelRunner:
         """Keeps the first `length` tokens of `slot`, or none if the reader cannot; returns how many it keeps."""
         return self.reader.rewind(slot, length)
 
+    @torch.no_grad()
+    def copy(self, source: int, target: int) -> None:
+        """Gives the slot `target` the committed text of `source`; what it held is forgotten."""
+        self.reader.copy(source, target)
+
     def free(self, slot: int) -> None:
         """Forgets the text of a slot."""
         self.reader.free(slot)

@@ -85,6 +85,14 @@ class SlotLayer(CacheLayerMixin):
     def resize(self, capacity: int) -> None:
         """Does nothing, unless the memory grows with its text."""
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` tokens of the row `source` into the row `target`."""
+        raise NotImplementedError
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies a text into the row `target`; the row `source` is cleared afterwards."""
+        self.copy(source, target, length)
+
     def commit(self, n: int) -> None:
         """Always raises, because texts of different lengths share the layer.
 
@@ -134,7 +142,7 @@ class KeyValueRows(SlotLayer):
             indices = torch.tensor(positions, device=buffer.device) + length
             buffer[row, :, length : length + len(positions)] = buffer[row, :, indices]
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` tokens of the row `source` into the row `target`."""
         for buffer in self.buffers:
             buffer[target, :, :length] = buffer[source, :, :length]
@@ -197,7 +205,7 @@ class MemoryRows(SlotLayer, RecurrentState):
         assert is_chain(positions), "a recurrence keeps the first of its new tokens"
         self._kept[row] = len(positions)
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """Copies the row `source` into the row `target`."""
         for buffer in self.buffers:
             buffer[target] = buffer[source]
@@ -246,6 +254,10 @@ class DepthRows(SlotLayer, DepthState):
     def keep(self, row: int, length: int, positions: Sequence[int]) -> None:
         """Commits the first of the new tokens of a row."""
         self.texts_by_row[row].commit(length + len(positions))
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copies the text of the row `source`, with a state of its own, into the row `target`."""
+        self.texts_by_row[target] = self.texts_by_row[source].copy()
 
     def move(self, source: int, target: int, length: int) -> None:
         """Moves the text of the row `source` into the row `target`."""

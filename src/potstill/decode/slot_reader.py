@@ -77,6 +77,13 @@ class SlotReader(ModelReader):
         self.cache.clear(self.slots.index(slot), length)
         return length
 
+    def copy(self, source: int, target: int) -> None:
+        """Gives the slot `target` the committed text of `source`."""
+        self.free(target)
+        self.slots.append(target)
+        self.lengths[target] = self.lengths[source]
+        self.cache.copy(self.slots.index(source), len(self.slots) - 1, self.lengths[source])
+
     def free(self, slot: int) -> None:
         """Forgets the text of a slot; the last row moves into its row."""
         if self.lengths.pop(slot, None) is None:

@@ -50,8 +50,13 @@ class SlotCache(Cache):
         for layer in self.layers:
             layer.keep(row, length, positions)
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """Copies the text of the row `source`, of `length` tokens, into the row `target`."""
+        for layer in self.layers:
+            layer.copy(source, target, length)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Moves the text of the row `source`, of `length` tokens, into the row `target`."""
         for layer in self.layers:
             layer.move(source, target, length)
 
