@@ -73,6 +73,10 @@ class TrainingDiverged(PotstillError):
     """The loss exploded or became NaN or infinite; the message names the step and the batch."""
 
 
+class RewardFailed(PotstillError):
+    """A reward raises, hangs, or returns no finite number for each completion; the message names it."""
+
+
 class PeerFailed(PotstillError):
     """Another rank of this job failed; the message has its reason, and `exit_code` is that rank's."""
 

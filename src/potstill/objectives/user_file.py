@@ -13,8 +13,6 @@ the `PairInfo` of both models, one called `temperature` the temperature. Class a
 the defaults.
 """
 
-import re
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -22,20 +20,20 @@ from hashlib import sha256
 from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, getsource, getsourcefile, isclass, signature
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from potstill.core.errors import NotFound, UsageError
+from potstill.core.errors import UsageError
 from potstill.core.types import Objective
+from potstill.core.user_file import USER_SYMBOL, load_user_symbol, read_user_file
 from potstill.objectives.logit_distillation import logit_distillation_cost, make_divergence_spec
 from potstill.objectives.model_info import PairInfo
 from potstill.objectives.spec import ObjectiveOptions, ObjectiveSpec
 from potstill.ops.divergence import DIVERGENCES, Divergence
 
-USER_OBJECTIVE = re.compile(r"(?P<file>.+\.py):(?P<symbol>[A-Za-z_]\w*)")
+OBJECTIVE_FLAG = "--objective"
 PLUGIN_GROUP = "potstill.objectives"  # the entry points of packages that bring an objective
 ObjectiveSource: TypeAlias = str | Callable[..., Any]
 _CALLABLES: dict[str, Callable[..., Any]] = {}  # what Python calls gave as `objective`, by name
@@ -47,7 +45,7 @@ ZERO_TOLERANCE = 1e-4  # nats; a divergence above it for equal rows gets a warni
 
 def is_user_objective(name: str) -> bool:
     """Whether the name has the form FILE.py:NAME, or is that of another package's objective."""
-    return USER_OBJECTIVE.fullmatch(name) is not None or name in list_plugins()
+    return USER_SYMBOL.fullmatch(name) is not None or name in list_plugins()
 
 
 @cache
@@ -105,12 +103,12 @@ def compute_digest(name: str) -> str:
     """
     if name in _CALLABLES or name in list_plugins():
         return sha256(_read_source(load_symbol(name))).hexdigest()
-    return sha256(_read_file(_split_name(name)[0])).hexdigest()
+    return sha256(read_user_file(_split_name(name)[0], flag=OBJECTIVE_FLAG)).hexdigest()
 
 
 def get_label(name: str) -> str:
     """The name of an objective's term: NAME of FILE.py:NAME, and any other name as it is."""
-    return _split_name(name)[1] if USER_OBJECTIVE.fullmatch(name) else name
+    return _split_name(name)[1] if USER_SYMBOL.fullmatch(name) else name
 
 
 def load_symbol(name: str) -> Callable[..., Any]:
@@ -122,13 +120,7 @@ def load_symbol(name: str) -> Callable[..., Any]:
         return _CALLABLES[name]
     if name in list_plugins():
         return _load_plugin(list_plugins()[name])
-    file, symbol = _split_name(name)
-    module = _run_file(file, _read_file(file))
-    value = getattr(module, symbol, None)
-    if not callable(value):
-        names = [key for key, item in vars(module).items() if getattr(item, "__module__", None) == module.__name__]
-        raise UsageError(f"{file} defines no function or class {symbol!r}; it defines {', '.join(names) or 'none'}")
-    return cast(Callable[..., Any], value)
+    return load_user_symbol(name, flag=OBJECTIVE_FLAG)
 
 
 def _load_plugin(plugin: EntryPoint) -> Callable[..., Any]:
@@ -190,28 +182,9 @@ def _build_class(cls: Callable[..., Any], pair: PairInfo | None, options: Object
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    match = USER_OBJECTIVE.fullmatch(name)
+    match = USER_SYMBOL.fullmatch(name)
     assert match is not None
     return match["file"], match["symbol"]
-
-
-def _read_file(file: str) -> bytes:
-    try:
-        return Path(file).expanduser().read_bytes()
-    except OSError as error:
-        raise NotFound(f"there is no readable file {file} for --objective; give FILE.py:FUNCTION") from error
-
-
-@cache
-def _run_file(file: str, content: bytes) -> ModuleType:
-    module = ModuleType(f"potstill_user_{sha256(content).hexdigest()[:16]}")
-    module.__file__ = file
-    sys.modules[module.__name__] = module  # dataclasses look their module up there
-    try:
-        exec(compile(content, file, "exec"), module.__dict__)
-    except Exception as error:
-        raise UsageError(f"{file} does not run: {type(error).__name__}: {error}; mend it") from error
-    return module
 
 
 @cache

@@ -23,6 +23,7 @@ EXTRAS = {  # the extra of potstill that installs a package
     **dict.fromkeys(("tensorboard", "wandb", "trackio"), "trackers"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "openvino": "openvino",
+    **dict.fromkeys(("math_verify", "py3langid", "langdetect"), "align"),
 }
 
 

@@ -1,17 +1,13 @@
-"""Documents keep their fields when completions are sampled and replayed, and a reward reads them."""
-
-from collections.abc import Sequence
+"""Documents keep their fields when completions are sampled and replayed."""
 
 import torch
 from tests.train.rollouts.test_on_policy import AUTHOR, asked_packs, batch_of, roll
-from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from potstill.core.types import Batch
 from potstill.data.pack_fields import PackField, declare_field
-from potstill.train.rollouts.base import Document, count_prompt_tokens, make_generator, split_documents
+from potstill.train.rollouts.base import count_prompt_tokens, make_generator, split_documents
 from potstill.train.rollouts.replay import AdaptiveRollout
-from potstill.train.rollouts.rewards import Reward
 
 LIMIT = declare_field(PackField("test_limit", per="document", dtype="float32", fill=0.0))
 PRIOR = declare_field(PackField("test_prior", per="token", dtype="float32", fill=-1.0))
@@ -58,13 +54,3 @@ def test_the_buffer_s_fields_are_in_the_checkpoint(tiny_llama: LlamaForCausalLM)
     for a, b in zip(rollout.buffer, restored.buffer, strict=True):
         assert a.fields.keys() == b.fields.keys() == {"test_limit", "test_prior"}
         assert all(torch.equal(a.fields[name], b.fields[name]) for name in a.fields)
-
-
-def test_a_reward_reads_tokens_and_fields_of_documents(tiny_llama: LlamaForCausalLM) -> None:
-    def is_short(documents: Sequence[Document]) -> Tensor:
-        return torch.tensor([float(len(one.input_ids) <= one.fields["test_limit"]) for one in documents])
-
-    reward: Reward = is_short
-    documents = split_documents(roll(1.0, batch_with_fields(), tiny_llama))
-    expected = [float(len(one.input_ids) <= n) for n, one in enumerate(documents)]
-    assert reward(documents).tolist() == expected

@@ -1,0 +1,1 @@
+"""Rewards: functions that score the completions of prompts, for reinforcement learning and for selecting samples."""
