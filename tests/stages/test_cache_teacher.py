@@ -37,13 +37,13 @@ from potstill.stages.run_models import choose_dtype
 from potstill.teachers import cache_folder, cache_writer
 from potstill.teachers.cache_writer import CachedWindow
 from potstill.teachers.cached import (
-    CachedHiddenStates,
     Manifest,
     TeacherCache,
     find_faults,
     list_caches,
     remove_cache,
 )
+from potstill.teachers.cached_states import CachedHiddenStates
 from potstill.train.config import TrainConfig
 
 SETTINGS = TrainConfig(tokens=512, context=64, batch_tokens=128, micro_tokens=64)

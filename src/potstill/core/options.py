@@ -51,7 +51,9 @@ def _iterate_options(options_class: Any) -> Iterator[OptionField]:
         if dataclasses.is_dataclass(field.type):
             yield from _iterate_options(field.type)
         elif option := field.metadata.get("option"):
-            yield OptionField(option.name or field.name, field.name, field.type, option)
+            field_type: Any = field.type
+            field_type = field_type | None if option.default is None else field_type  # None: chosen later
+            yield OptionField(option.name or field.name, field.name, field_type, option)
 
 
 def build_options(options_class: type[T], options: Mapping[str, Any]) -> T:

@@ -15,7 +15,7 @@ from potstill.train.run import compute_run_id
 # Origins, which are digests, say whether what these options name is the same; a place may change.
 PLACES = (
     *("teacher", "student", "model", "data", "eval_data", "columns", "chat_template", "teacher_cache"),
-    *("dtype", "device"),
+    *("reference", "reference_cache", "plus", "minus", "dtype", "device"),
 )
 COMMAND_LINE_NAMES = {"learning_rate": "lr", "objective.name": "objective"}
 MAX_SHOWN = 24  # characters of a value in a message; a digest is longer

@@ -5,7 +5,7 @@ The progress file has the digests of all finished shards, so that a stopped run 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,21 +62,12 @@ class CacheWriter:
 
     def compute_facts(self, text_digest: str, *, context: int) -> CacheFacts:
         """The facts of the cache: digests of teacher, tokenizer and data set, and the options that a run must share."""
-        return CacheFacts(
-            **fingerprint_teacher(self.teacher),
-            dtype=get_dtype_name(self.teacher.model.dtype),
-            **fingerprint_tokenizer(self.teacher.tokenizer),
-            text=text_digest,
-            context=context,
-            temperature=self.temperature,
-            vocabulary=count_token_ids(self.teacher.tokenizer),
-        )
+        dtype, temperature = self.teacher.model.dtype, self.temperature
+        return compute_facts(self.teacher, text_digest, context=context, dtype=dtype, temperature=temperature)
 
     def build_manifest(self, folder: Path, facts: CacheFacts, names: Mapping[str, str]) -> Manifest:
         """The manifest of the finished shards in `folder`; `names` are those of teacher, data set and columns."""
         files = {**read_progress(folder), CLASSES: hash_file(folder / CLASSES)}
-        counts = [count_shard(folder / name) for name in files if name != CLASSES]
-        rows, windows, ids = (sum(column) for column in zip(*counts, strict=True))
         return Manifest(
             facts=facts,
             names=names,
@@ -86,10 +77,7 @@ class CacheWriter:
             classes=self.classes,
             exact=self.exact,
             hidden=self.hidden,
-            rows=rows,
-            windows=windows,
-            ids=ids,
-            bytes=sum((folder / name).stat().st_size for name in files),
+            **measure_files(folder, files),
             seed=self.seed,
             files=files,
         )
@@ -119,21 +107,9 @@ class CacheWriter:
         return kmeans(teacher_signals.head.weight.float().cpu(), weight, self.classes, seed=self.seed)
 
     def write_shards(self, folder: Path, members: Tensor, *, on_progress: Callable[[int], None]) -> None:
-        """Writes all missing shards. Calls `on_progress` with the number of finished packs after each pack.
-
-        `members [V C]` are the classes of tokens. A shard counts once it is complete and in the progress file.
-        """
-        shard_digests = read_progress(folder)
+        """Writes all missing shards, as the function `write_shards` does; `members [V C]` are the classes of tokens."""
         members = members.to(self.teacher.model.device)
-        for number in range(len(shard_digests), math.ceil(len(self.packs) / PACKS_PER_SHARD)):
-            name, windows = f"shard-{number:05}.safetensors", []
-            for i in range(number * PACKS_PER_SHARD, min((number + 1) * PACKS_PER_SHARD, len(self.packs))):
-                windows += list(self._encode_windows(i, members))
-                on_progress(i + 1)
-            with atomic_file(folder / name) as staging_file:
-                save_file(build_shard(windows), staging_file)
-            shard_digests[name] = hash_file(folder / name)
-            write_progress(folder, shard_digests)
+        write_shards(folder, len(self.packs), lambda i: self._encode_windows(i, members), on_progress=on_progress)
 
     def _compute_signals(self, pack_numbers: range) -> tuple[Signals, Batch]:
         model = self.teacher.model
@@ -189,6 +165,53 @@ class CacheWriter:
         weight = torch.full_like(samples, 1 / self.sampled, dtype=logits.dtype)
         frequencies = torch.zeros_like(logits).scatter_add_(-1, samples, weight)
         return coarsen(frequencies.log(), int((frequencies > 0).sum(-1).max()), members)
+
+
+def compute_facts(
+    teacher: LoadedModel, text_digest: str, *, context: int, dtype: torch.dtype, temperature: float = 1.0
+) -> CacheFacts:
+    """The facts of a cache of `teacher`, whose products are in `dtype`."""
+    return CacheFacts(
+        **fingerprint_teacher(teacher),
+        dtype=get_dtype_name(dtype),
+        **fingerprint_tokenizer(teacher.tokenizer),
+        text=text_digest,
+        context=context,
+        temperature=temperature,
+        vocabulary=count_token_ids(teacher.tokenizer),
+    )
+
+
+def write_shards(
+    folder: Path,
+    num_packs: int,
+    encode_windows: Callable[[int], Iterable[CachedWindow]],
+    *,
+    on_progress: Callable[[int], None],
+) -> None:
+    """Writes all missing shards of the windows that `encode_windows` gives for the number of each pack.
+
+    Calls `on_progress` with the number of finished packs after each pack. A shard counts once it is complete and in the
+    progress file.
+    """
+    shard_digests = read_progress(folder)
+    for number in range(len(shard_digests), math.ceil(num_packs / PACKS_PER_SHARD)):
+        name, windows = f"shard-{number:05}.safetensors", []
+        for i in range(number * PACKS_PER_SHARD, min((number + 1) * PACKS_PER_SHARD, num_packs)):
+            windows += list(encode_windows(i))
+            on_progress(i + 1)
+        with atomic_file(folder / name) as staging_file:
+            save_file(build_shard(windows), staging_file)
+        shard_digests[name] = hash_file(folder / name)
+        write_progress(folder, shard_digests)
+
+
+def measure_files(folder: Path, files: Iterable[str]) -> dict[str, int]:
+    """The numbers of rows, windows and token ids in the shards among `files`, and the bytes of all files."""
+    counts = [count_shard(folder / name) for name in files if name.startswith("shard-")]
+    rows, windows, ids = (sum(column) for column in zip(*counts, strict=True))
+    num_bytes = sum((folder / name).stat().st_size for name in files)
+    return {"rows": rows, "windows": windows, "ids": ids, "bytes": num_bytes}
 
 
 def build_shard(windows: Sequence[CachedWindow]) -> dict[str, np.ndarray]:

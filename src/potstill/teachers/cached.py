@@ -28,14 +28,14 @@ from torch import Tensor
 
 from potstill.core.atomic_files import CARD_FILE, hash_file
 from potstill.core.errors import ArtifactError, CacheMismatch, NotFound, UnsupportedModel, UsageError
-from potstill.core.types import IGNORE, Batch, Head, Needs, Signals, select_supervised_rows
+from potstill.core.types import IGNORE, Batch, Needs, Signals, select_supervised_rows
 from potstill.ops.coarse import CoarseDistribution, concatenate
-from potstill.ops.layout import apply_padded
 from potstill.teachers.cache_codec import CodecFormat, decode
 
 MANIFEST, CLASSES = "manifest.json", "classes.safetensors"
 PROGRESS = "capture.json"  # while the cache is written: the run's identity, and the finished shards
 KIND, VERSION = "potstill teacher cache", 3
+LOG_PROBS = "log-probabilities"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class CacheFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The manifest of a cache. `kept` is `top-k` or `sampled`; `files` maps names to SHA-256."""
+    """The manifest of a cache. `kept` is `top-k`, `sampled` or `LOG_PROBS`; `files` maps names to SHA-256."""
 
     facts: CacheFacts
     names: Mapping[str, str]
@@ -94,6 +94,11 @@ class Manifest:
             raise ArtifactError(f"{folder / MANIFEST} cannot be read ({error}); make the cache again") from error
 
     @property
+    def has_only_log_probs(self) -> bool:
+        """Whether a row is the log-probability of the next token alone (`teachers.log_prob_cache`)."""
+        return self.kept == LOG_PROBS
+
+    @property
     def is_sampled(self) -> bool:
         """Whether rows hold sampled tokens, whose expectation is the teacher's distribution."""
         return self.kept == "sampled"
@@ -122,7 +127,7 @@ def split_documents(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 @dataclass(frozen=True)
-class _WindowLocation:
+class WindowLocation:
     """The location of a window: its shard, and its rows, ids and record there."""
 
     shard: int
@@ -131,8 +136,8 @@ class _WindowLocation:
     record: slice
 
 
-class TeacherCache:
-    """A source of signals that reads a cache.
+class CacheFolder:
+    """A complete cache: its manifest, its shards, and where each window lies in them.
 
     Raises: NotFound, ArtifactError for a folder that is not a complete cache.
     """
@@ -141,17 +146,15 @@ class TeacherCache:
         self.folder = folder
         self.manifest = Manifest.from_folder(folder)
         names = sorted(name for name in self.manifest.files if name.startswith("shard-"))
-        self._shards = [self._open_file(name) for name in names]
-        with self._open_file(CLASSES) as file:
-            classes = torch.from_numpy(file.get_tensor("classes").astype(np.int64))
-        self.members = torch.nn.functional.one_hot(classes, self.manifest.classes).float()
+        self.shards = [self.open_file(name) for name in names]
         self._locations = {
             key: location
-            for number, shard in enumerate(self._shards)
+            for number, shard in enumerate(self.shards)
             for key, location in _read_locations(number, shard)
         }
 
-    def _open_file(self, name: str) -> Any:
+    def open_file(self, name: str) -> Any:
+        """A file of the cache, memory-mapped. Raises: ArtifactError."""
         try:
             return safe_open(self.folder / name, framework="np")
         except (OSError, SafetensorError) as error:
@@ -174,13 +177,47 @@ class TeacherCache:
         """Whether the cache holds this window."""
         return hash_window(ids, labels) in self._locations
 
+    def locate_windows(self, batch: Batch) -> list[WindowLocation]:
+        """The locations of the windows of a packed batch that hold a row.
+
+        Raises: CacheMismatch for a window that is not in the cache.
+        """
+        locations = [self._find_window(*window) for window in split_documents(batch)]
+        return [location for location in locations if location.rows.stop > location.rows.start]
+
+    def _find_window(self, ids: np.ndarray, labels: np.ndarray) -> WindowLocation:
+        key = hash_window(ids, labels)
+        if key not in self._locations:
+            raise CacheMismatch(
+                f"a window of {len(ids)} tokens is not in the cache {self.folder}; make one of this data set"
+            )
+        return self._locations[key]
+
+
+class TeacherCache(CacheFolder):
+    """A source of signals that reads the distributions in a cache.
+
+    Raises: NotFound, ArtifactError for a folder that is not a complete cache; UsageError for log-probabilities alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        if self.manifest.has_only_log_probs:
+            raise UsageError(
+                f"the cache {folder} holds log-probabilities of the text alone, for potstill align; make one without "
+                f"--own"
+            )
+        with self.open_file(CLASSES) as file:
+            classes = torch.from_numpy(file.get_tensor("classes").astype(np.int64))
+        self.members = torch.nn.functional.one_hot(classes, self.manifest.classes).float()
+
     def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
         """The teacher's distributions for a packed batch, as `CoarseDistribution`.
 
         Raises: CacheMismatch for a window that is not in the cache; UnsupportedModel for signals that are not stored.
         """
         check_needs_only_rows(needs)
-        locations, device = self._locate_windows(batch), batch["input_ids"].device
+        locations, device = self.locate_windows(batch), batch["input_ids"].device
         coarse_rows = (
             concatenate([self._read_rows(location) for location in locations]) if locations else self._make_empty_rows()
         )
@@ -201,54 +238,23 @@ class TeacherCache:
         if not self.manifest.hidden:
             raise UnsupportedModel(f"the cache {self.folder} stores no hidden states; make it with --hidden")
         parts = [
-            self._shards[location.shard].get_slice("hidden")[location.rows] for location in self._locate_windows(batch)
+            self.shards[location.shard].get_slice("hidden")[location.rows] for location in self.locate_windows(batch)
         ]
-        width = self._shards[0].get_slice("hidden").get_shape()[1]
+        width = self.shards[0].get_slice("hidden").get_shape()[1]
         hidden = np.concatenate([np.zeros((0, width), np.uint16), *parts])
         return torch.from_numpy(hidden).view(torch.bfloat16).to(batch["input_ids"].device)
 
-    def _locate_windows(self, batch: Batch) -> list["_WindowLocation"]:
-        locations = [self._find_window(*window) for window in split_documents(batch)]
-        return [location for location in locations if location.rows.stop > location.rows.start]
-
-    def _find_window(self, ids: np.ndarray, labels: np.ndarray) -> _WindowLocation:
-        key = hash_window(ids, labels)
-        if key not in self._locations:
-            raise CacheMismatch(
-                f"a window of {len(ids)} tokens is not in the cache {self.folder}; make one of this data set"
-            )
-        return self._locations[key]
-
-    def _read_rows(self, location: _WindowLocation) -> CoarseDistribution:
+    def _read_rows(self, location: WindowLocation) -> CoarseDistribution:
         manifest, slices = self.manifest, {"record": location.record}
         if manifest.exact:
             log_rest_slice = slice(location.rows.start * manifest.classes, location.rows.stop * manifest.classes)
             slices |= {"log_p": location.ids, "log_rest": log_rest_slice}
-        arrays = {name: self._shards[location.shard].get_slice(name)[part] for name, part in slices.items()}
+        arrays = {name: self.shards[location.shard].get_slice(name)[part] for name, part in slices.items()}
         return decode(arrays, location.rows.stop - location.rows.start, self.members, manifest.format)
 
     def _make_empty_rows(self) -> CoarseDistribution:
         log_rest = torch.zeros(0, self.manifest.classes)
         return CoarseDistribution(torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1), log_rest, self.members)
-
-
-@dataclass(frozen=True)
-class CachedHiddenStates:
-    """A source of full distributions: the last hidden states from a cache, and the teacher's loaded `head`."""
-
-    cache: TeacherCache
-    head: Head
-
-    def signals(self, batch: Batch, needs: Needs, *, vocabulary: int | None = None) -> Signals:
-        """The hidden states at the rows of a packed batch, in the head's dtype, and the head that computes logits.
-
-        Raises: what `TeacherCache.hidden_states` raises.
-        """
-        check_needs_only_rows(needs)
-        head = self.head if vocabulary is None else self.head.crop_vocabulary(vocabulary)
-        states = self.cache.hidden_states(batch).to(head.weight.dtype)
-        signals = Signals(rows=states, logits=lambda rows: apply_padded(head.logits, rows), head=head)
-        return select_supervised_rows(signals, batch, needs)
 
 
 def check_needs_only_rows(needs: Needs) -> None:
@@ -319,11 +325,11 @@ def find_faults(folder: Path) -> Iterator[str]:
             yield f"{name} is altered"
 
 
-def _read_locations(number: int, shard: Any) -> Iterator[tuple[int, _WindowLocation]]:
+def _read_locations(number: int, shard: Any) -> Iterator[tuple[int, WindowLocation]]:
     keys, *ends = (shard.get_tensor(name) for name in ("keys", "row_ends", "id_ends", "record_ends"))
     starts = [np.concatenate([[0], end[:-1]]) for end in ends]
     for i, key in enumerate(keys.tolist()):
-        yield key, _WindowLocation(number, *(slice(int(a[i]), int(b[i])) for a, b in zip(starts, ends, strict=True)))
+        yield key, WindowLocation(number, *(slice(int(a[i]), int(b[i])) for a, b in zip(starts, ends, strict=True)))
 
 
 def _shorten_digest(value: Any) -> str:

@@ -1,6 +1,7 @@
 """LoRA students through peft. Adapters are merged on export, so the published model is a stock one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,3 +59,16 @@ def copy_adapter_weights(weights: Mapping[str, Tensor], saved_weights: Mapping[s
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(saved_weights[name])
+
+
+@contextmanager
+def disable_adapters(model: Any) -> Iterator[None]:
+    """Inside, a model with adapters computes what it would without them; nothing changes for any other model."""
+    if get_adapter_weights(model) is None:
+        yield
+        return
+    model.base_model.disable_adapter_layers()
+    try:
+        yield
+    finally:
+        model.base_model.enable_adapter_layers()

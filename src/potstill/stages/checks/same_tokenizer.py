@@ -40,7 +40,7 @@ from potstill.stages.checks.report import (
     relative_difference,
 )
 from potstill.stages.checks.stopping import check_stop_token
-from potstill.teachers.cached import CachedHiddenStates
+from potstill.teachers.cached_states import CachedHiddenStates
 from potstill.train.training_module import TrainingModule
 
 SHARED_VOCABULARY = "shared vocabulary"

@@ -15,7 +15,8 @@ from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.elastic import build_elastic_objective, check_elastic
 from potstill.stages.model_pair import ModelPair, check_causality
 from potstill.stages.run_models import make_trainable
-from potstill.teachers.cached import CachedHiddenStates, TeacherCache
+from potstill.teachers.cached import TeacherCache
+from potstill.teachers.cached_states import CachedHiddenStates
 from potstill.teachers.external import ExternalTeacher
 from potstill.train.training_module import TrainingModule
 

@@ -1,0 +1,84 @@
+"""Checks of the options of an alignment; each refuses a wrong one before anything is read."""
+
+from collections.abc import Sequence
+
+from potstill.core.errors import UsageError
+from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.cross_entropy import CROSS_ENTROPY
+from potstill.stages.align.options import MAX_TOKENS, SAMPLES, AlignOptions
+
+REFERENCE, PLUS, MINUS = "reference", "plus", "minus"  # names of frozen networks
+
+
+def check_objective(objective: ObjectiveConfig) -> None:
+    """Refuse an objective that trains on text, and a sum with one that would train on rejected answers too.
+
+    Raises: UsageError.
+    """
+    if objective.data == "text":
+        raise UsageError(f"{objective.name} trains on text; use potstill distill")
+    for part in objective.terms:
+        if part.term.spec.uses_teacher:
+            raise UsageError(f"{part.term.name} learns from a teacher; use potstill distill, or omit it")
+        if part.term.name == CROSS_ENTROPY:
+            raise UsageError("cross_entropy would train rejected answers too; omit it, and give dpo:nll=WEIGHT")
+
+
+def check_data(data: str | Sequence[str]) -> None:
+    """Refuse a run without data.
+
+    Raises: UsageError.
+    """
+    if not data:
+        raise UsageError("no data is given; give --data, such as a .jsonl file of prompt, chosen and rejected")
+
+
+def check_networks(config: AlignOptions, objective: ObjectiveConfig) -> None:
+    """Refuse frozen networks that the objective does not use, and an objective without one that it needs.
+
+    Raises: UsageError.
+    """
+    if config.reference is not None and config.reference_cache is not None:
+        raise UsageError("--reference runs a model and --reference-cache takes its place; give one of them")
+    options = {
+        REFERENCE: {"--reference": config.reference, "--reference-cache": config.reference_cache},
+        PLUS: {"--plus": config.plus},
+        MINUS: {"--minus": config.minus},
+    }
+    for network, flags in options.items():
+        for flag, value in flags.items():
+            if value is not None and network not in objective.networks:
+                raise UsageError(f"{objective.name} compares with no {network} model; omit {flag}")
+    missing = [f"--{name}" for name in (PLUS, MINUS) if name in objective.networks and getattr(config, name) is None]
+    if missing:
+        raise UsageError(
+            f"{objective.name} learns from a model of chosen and one of rejected answers, which potstill align "
+            f"--objective dpo and dpo:swap=1 make; give {' and '.join(missing)}"
+        )
+
+
+def check_sampling(config: AlignOptions, objective: ObjectiveConfig) -> None:
+    """Refuse a group of one answer, prompts without a reward, and options of sampling for an objective without it.
+
+    Raises: UsageError.
+    """
+    for name, minimum in (("samples", 2), ("max_tokens", 1)):
+        if (value := getattr(config, name)) < minimum:
+            reason = (
+                "answers to a prompt are compared with one another" if name == "samples" else "an answer has tokens"
+            )
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; {reason}, so give at least {minimum}")
+    if not 0 <= config.on_policy <= 1:
+        raise UsageError(f"--on-policy is {config.on_policy}; it must be a share of the prompts, from 0 to 1")
+    if config.on_policy and PLUS not in objective.networks:
+        raise UsageError(f"--on-policy is for aligndistil, and {objective.name} needs answers that are judged; omit it")
+    if objective.data == "prompts":
+        if config.reward is None:
+            raise UsageError(f"{objective.name} needs a reward; give --reward, such as accuracy")
+        return
+    values = {"--reward": (config.reward, None), "--samples": (config.samples, SAMPLES)}
+    for flag, (value, default) in {**values, "--max-tokens": (config.max_tokens, MAX_TOKENS)}.items():
+        if value != default:
+            raise UsageError(
+                f"{flag} is for grpo, which samples answers; {objective.name} reads them from the data, so omit it"
+            )
