@@ -6,4 +6,9 @@ METHODS = [name for name, spec in OBJECTIVE_SPECS.items() if spec.uses_teacher] 
 ALIKE_METHODS = [name for name in METHODS if OBJECTIVE_SPECS[name].supports_same_tokenizer]
 ACROSS_METHODS = [name for name in METHODS if OBJECTIVE_SPECS[name].supports_cross_tokenizer]
 ROUTED = ["balance", "load", "language_routing"]  # of students with experts or depth gates: of no model of these tests
-ALIKE = [name for name in list_objective_names() if name not in ROUTED and find_spec(name).supports_same_tokenizer]
+ALIGNED = [name for name, spec in OBJECTIVE_SPECS.items() if spec.data != "text"]  # held to laws of their own
+ALIKE = [
+    name
+    for name in list_objective_names()
+    if name not in (*ROUTED, *ALIGNED) and find_spec(name).supports_same_tokenizer
+]

@@ -33,7 +33,7 @@ class ObjectiveConfig(ObjectiveChoice):
     `name` is a divergence, a method of `objectives.registry`, `cross_entropy` (no teacher), or FILE.py:NAME for a
     user's own. `options` are its options. The loss is `cross_entropy` * cross-entropy + (1 - `cross_entropy`) * the
     objective. With the default share, a student has fewer bits per byte and a lower KL to the teacher than with
-    cross-entropy alone (LOG.md, "the share of cross-entropy").
+    cross-entropy alone (LOG.md, "the share of cross-entropy"). An objective of preferences or prompts has share 0.
 
     `name` can also be a sum such as `0.7*cross_entropy+0.3*forward_kl+0.01*balance`, options included. The sum is then
     the whole loss, and `cross_entropy` becomes the share of that term. `temperature` applies to every term.
@@ -51,10 +51,24 @@ class ObjectiveConfig(ObjectiveChoice):
         else:
             term = ObjectiveTerm(name=self.name, options=self.options, temperature=self.temperature).with_digest()
             object.__setattr__(self, "options", term.options)
+            object.__setattr__(self, "cross_entropy", self._choose_share(term))
         for named_term in self.named_terms:
             named_term.term.check()
         if self.name != CROSS_ENTROPY:
             LogitDistillation(temperature=self.temperature)
+
+    def _choose_share(self, term: ObjectiveTerm) -> float:
+        """The share of cross-entropy: 0 beside an objective that does not train on text.
+
+        Raises: UsageError for another share beside such an objective.
+        """
+        if term.spec.data == "text":
+            return self.cross_entropy
+        if self.cross_entropy not in (ObjectiveChoice.cross_entropy, 0):
+            raise UsageError(
+                f"cross-entropy would train on rejected answers too; {term.name} takes no share of it, so omit it"
+            )
+        return 0.0
 
     def _set_sum(self) -> None:
         """Write the sum in one form, with the share of cross-entropy.

@@ -16,7 +16,7 @@ from potstill.ops.divergence import DIVERGENCES
 # The order in which help and errors list the files of registered objectives; files that are not named follow.
 FILE_ORDER = (
     *("dskd", "dskdv2", "minillm", "uld", "mined", "spans", "tie_kd", "hidden_states", "attention_relations"),
-    *("balance", "depth_load", "language_routing"),
+    *("balance", "depth_load", "language_routing", "preference", "aligndistil"),
 )
 
 

@@ -12,18 +12,23 @@ from potstill.core.types import DIVISOR, NEXT_TOKEN_LOG_P, Batch, Head, Objectiv
 from potstill.ops import coarse, fused
 from potstill.ops.coarse import CoarseDistribution
 from potstill.ops.layout import apply_padded
-from potstill.ops.precision import upcast
+from potstill.ops.precision import get_product_dtype, upcast
 from potstill.ops.row_loss import RowInput, RowLoss
+from potstill.ops.row_spans import LikelihoodInputs
 
 CHUNK = 256  # rows whose logits are alive at once while log-probabilities are computed
 RowInputFn = Callable[[int, int], RowInput]  # (start, stop) -> the input of these rows
 
 
 class RowTerm(NamedTuple):
-    """A `loss` to be summed over the student's supervised rows, and its inputs by name."""
+    """A `loss` to be summed over the student's supervised rows, and its inputs by name.
+
+    `likelihoods` gives further inputs, from the log-probabilities of several rows. Terms of one objective share it.
+    """
 
     loss: RowLoss
     inputs: Mapping[str, RowInputFn] = {}
+    likelihoods: LikelihoodInputs | None = None
 
 
 @runtime_checkable
@@ -75,6 +80,7 @@ def compute_terms(
             targets=targets,
             frozen={name: input_fn for term in row_terms.values() for name, input_fn in term.inputs.items()},
             mix=mix,
+            likelihoods=list(dict.fromkeys(term.likelihoods for term in row_terms.values() if term.likelihoods)),
         )
         computed_terms |= zip(row_terms, sums, strict=True)
     return computed_terms
@@ -98,7 +104,7 @@ def get_frozen_head(signals: Signals, name: str) -> Head:
     Raises: UnsupportedModel if there is no readable head.
     """
     head = get_head(signals, name).detach()
-    return head._replace(weight=head.weight.to(fused.get_product_dtype(signals.rows)))
+    return head._replace(weight=head.weight.to(get_product_dtype(signals.rows)))
 
 
 def make_logits_fn(signals: Signals) -> RowInputFn:
@@ -107,14 +113,21 @@ def make_logits_fn(signals: Signals) -> RowInputFn:
 
 
 def compute_target_log_probs(
-    signals: Signals, targets: Int[Tensor, " N"], *, temperature: float = 1.0
+    signals: Signals,
+    targets: Int[Tensor, " N"],
+    *,
+    temperature: float = 1.0,
+    units: Int[Tensor, " N"] | None = None,
 ) -> Float[Tensor, " N"]:
     """log p(target) of each row at the temperature, a few rows at a time.
 
     Partial distributions have the temperature already. A server gives the target's log-probability, at temperature 1.
+    With the `units` of a student's pass over its head, an equal network gives the same numbers, bit by bit.
     """
     if NEXT_TOKEN_LOG_P in signals.scores:
         return signals.scores[NEXT_TOKEN_LOG_P]
+    if signals.head is not None and temperature == 1:
+        return fused.compute_log_likelihoods(signals.rows, signals.head, targets, units=units)
     parts = []
     for states, ids in zip(signals.rows.split(CHUNK), targets.split(CHUNK), strict=True):
         logits = signals.logits(states)

@@ -4,6 +4,7 @@ Each objective is one file with its class and a builder under `@register_objecti
 planner and the tests include every such file of this folder.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -35,6 +36,37 @@ class ObjectiveOptions(NamedTuple):
         if not (value >= 1 and float(value).is_integer()):
             raise UsageError(f"{self.name}: {option} is {value:g}; choose a whole number of at least 1")
         return int(value)
+
+    def get_positive(self, option: str) -> float:
+        """The value of a numeric option.
+
+        Raises: UsageError if it is not positive and finite.
+        """
+        value = self.numeric_options[option]
+        if not 0 < value < math.inf:
+            raise UsageError(f"{self.name}: {option} is {value:g}; choose a positive number")
+        return value
+
+    def get_nonnegative(self, option: str, *, below: float = math.inf) -> float:
+        """The value of a numeric option.
+
+        Raises: UsageError if it is negative, or not below `below`.
+        """
+        value = self.numeric_options[option]
+        if not 0 <= value < below:
+            bounds = "of at least 0" if below == math.inf else f"from 0 to below {below:g}"
+            raise UsageError(f"{self.name}: {option} is {value:g}; choose a number {bounds}")
+        return value
+
+    def get_flag(self, option: str) -> bool:
+        """Whether a numeric option is 1.
+
+        Raises: UsageError if it is neither 0 nor 1.
+        """
+        value = self.numeric_options[option]
+        if value not in (0, 1):
+            raise UsageError(f"{self.name}: {option} is {value:g}; choose 1 for yes or 0 for no")
+        return bool(value)
 
 
 Builder = Callable[[Any, ObjectiveOptions], Objective]  # (PairInfo, or None without a teacher model; options)

@@ -69,9 +69,14 @@ def pad_to_multiple(x: Tensor, dim: int = 0) -> Tensor:
     each. With arbitrary numbers of rows, every step would compile some, and a run's memory would grow.
     """
     size = x.shape[dim]
-    if size <= ROW_MULTIPLE or size % ROW_MULTIPLE == 0:
+    if round_up(size) == size:
         return x
-    return torch.cat([x, torch.zeros_like(x.narrow(dim, 0, -size % ROW_MULTIPLE))], dim)
+    return torch.cat([x, torch.zeros_like(x.narrow(dim, 0, round_up(size) - size))], dim)
+
+
+def round_up(size: int) -> int:
+    """The multiple of 32 that `pad_to_multiple` pads to."""
+    return size if size <= ROW_MULTIPLE else size + -size % ROW_MULTIPLE
 
 
 def stack_ragged(tensors: Sequence[Tensor], dim: int, *, padding: float) -> Tensor:

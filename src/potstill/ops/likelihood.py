@@ -26,7 +26,7 @@ def sum_groups(values: Float[Tensor, " N"], group: Int[Tensor, " N"], total: int
 def binary_kl(log_p: Float[Tensor, " G"], log_q: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
     """d(exp(log_p), exp(log_q)) in nats; differentiable by both, with gradient 0 at probabilities near 1."""
     log_p, log_q = log_p.clamp(max=MAX_LOG_P), log_q.clamp(max=MAX_LOG_P)
-    not_p, not_q = _log_complement(log_p), _log_complement(log_q)
+    not_p, not_q = log_complement(log_p), log_complement(log_q)
     return log_p.exp() * (log_p - log_q) + not_p.exp() * (not_p - not_q)
 
 
@@ -39,6 +39,6 @@ def binary_kl_with_slope(
     return binary_kl(log_p, log_q), slope.masked_fill(log_q > MAX_LOG_P, 0.0)
 
 
-def _log_complement(log_p: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
+def log_complement(log_p: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
     """log(1 - exp(log_p))."""
     return torch.log(-torch.expm1(log_p))

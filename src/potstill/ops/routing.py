@@ -20,9 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.ops.attention import HALF_DTYPES
-from potstill.ops.fused import get_product_dtype
 from potstill.ops.layout import apply_padded
-from potstill.ops.precision import upcast
+from potstill.ops.precision import get_product_dtype, upcast
 
 Weighting = Literal["softmax", "normalized", "straight_through"]
 Function = Callable[[Tensor], Tensor]

@@ -322,3 +322,20 @@ class Tangent:
         value, slope, point = frozen[self.tangent].to(student.logits.dtype).unbind(-1)
         target_slope = cross_entropy_slope(student, targets)
         return target_slope.weight_rows(-slope)._replace(values=value - slope * (target_slope.values + point))
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The input `values [C]` itself, which no gradient reaches: a number that is measured with a loss."""
+
+    values: str
+
+    def __call__(
+        self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
+    ) -> Float[Tensor, " C"]:
+        values: Tensor = frozen[self.values]
+        return values.to(student.dtype)
+
+    def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope:
+        """The values and no derivative."""
+        return Slope(self(student.logits, frozen, targets), 0.0, lambda delta, weight: None)

@@ -20,8 +20,7 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 from torch.nn.functional import linear
 
-from potstill.ops.fused import get_product_dtype
-from potstill.ops.precision import upcast
+from potstill.ops.precision import get_product_dtype, upcast
 
 SMALLEST = 1e-5  # of mean |W| and of max |x|, so that zeros are no division by 0
 LARGEST_CODE = 127
