@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.errors import DataError, NotFound, UsageError
 from potstill.models.tokenizers import chat_renderer
+from potstill.models.tokenizers.named_templates import NAMED_TEMPLATES
 from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.dataset import prepare_dataset
 from potstill.stages.dataset_config import DatasetConfig
@@ -62,6 +63,8 @@ def test_a_template_file_replaces_the_template_of_the_model(
         "date": "2024-07-26"
     }
     assert tiny_tokenizer.chat_template == DATED
+    prepare_tokenizer(tiny_tokenizer, TextOptions(chat_template="minichat"))
+    assert tiny_tokenizer.chat_template == NAMED_TEMPLATES["minichat"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from potstill.core.errors import NotFound, UsageError
 from potstill.core.options import ALLOW_PICKLE, CONTEXT, DEVICE, DTYPE, SEED, TRUST_REMOTE_CODE, Option
+from potstill.models.tokenizers.named_templates import NAMED_TEMPLATES
 from potstill.objectives.options import ObjectiveChoice
 from potstill.train.config import TrainConfig
 
@@ -56,7 +57,9 @@ class TextOptions:
     """The options of how rows become text, of every stage that reads data."""
 
     chat_template: str | None = Option[str | None](
-        None, "A Jinja file with the chat template to use, instead of the model's; it is saved with the student."
+        None,
+        "The chat template to use instead of the model's, a Jinja file, minichat or phoenix; it is saved with the "
+        "student.",
     ).field()
     train_on: str = Option("all", "Which answers of a chat to train: all, or the last one only.").field()
     special_in_text: str = Option(
@@ -73,8 +76,12 @@ class TextOptions:
             if getattr(self, name) not in choices:
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{flag} {getattr(self, name)!r} is none of {', '.join(choices)}")
-        if self.chat_template is not None and not Path(self.chat_template).expanduser().is_file():
-            raise NotFound(f"there is no file {self.chat_template}; give --chat-template the path of a Jinja file")
+        file = self.chat_template
+        if file is not None and file not in NAMED_TEMPLATES and not Path(file).expanduser().is_file():
+            raise NotFound(
+                f"there is no file {file}; give --chat-template the path of a Jinja file, or "
+                f"{' or '.join(NAMED_TEMPLATES)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from potstill.data.control_tokens import check_control_token_policy
 from potstill.data.row_reader import check_bad_row_policy
 from potstill.data.tokenize import Rendering
 from potstill.models.tokenizers.chat_renderer import ChatRenderer, fix_date, uses_date
+from potstill.models.tokenizers.named_templates import NAMED_TEMPLATES
 from potstill.stages.options import TextOptions
 
 DATE_ORIGIN = "date"  # in a run's record and a cache's facts
@@ -52,13 +53,13 @@ def prepare_tokenizer(
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> None:
-    """Gives a tokenizer the template of --chat-template; without one nothing changes.
+    """Gives a tokenizer the template of --chat-template, a file or a name; without one nothing changes.
 
-    Raises: UsageError for a file that is no Jinja template.
+    Raises: UsageError for a file that is no Jinja template, or a template that the tokenizer cannot write.
     """
     if file is None:
         return
-    tokenizer.chat_template = _read_template(Path(file).expanduser())
+    tokenizer.chat_template = NAMED_TEMPLATES.get(file) or _read_template(Path(file).expanduser())
     try:
         ChatRenderer(tokenizer)
     except DataError as error:

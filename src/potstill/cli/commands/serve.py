@@ -22,7 +22,9 @@ def serve(
             envvar=API_KEY_VARIABLE, help="The key that clients must send; other users of this machine see options."
         ),
     ] = None,
-    chat_template: Annotated[str | None, typer.Option(help="A Jinja file with the chat template to use.")] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(help="The chat template to use: a Jinja file, minichat or phoenix.")
+    ] = None,
     as_json: o.Json = False,
     **options: Any,
 ) -> Any:
