@@ -27,6 +27,7 @@ from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill as run_distill
 from potstill.stages.doctor import Doctor
 from potstill.stages.export.export import ExportConfig
+from potstill.stages.export.options import ExportOptions
 from potstill.stages.frontier import draw_frontier
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.generate_options import AnswerOptions, GenerateDatasetOptions
@@ -215,7 +216,7 @@ def advise(
     return Report(stage.run(None if out is None else Path(out), overwrite=overwrite))
 
 
-@take_options(stage_options.ExportOptions)
+@take_options(ExportOptions)
 def export(model: ModelSource, *, to: str, out: str | Path, overwrite: bool = False, **options: Any) -> Report:
     """Write `model` in the format of another runtime (hf, gguf, onnx, openvino), and compare its tokens.
 

@@ -8,6 +8,7 @@ import pytest
 from potstill.core.errors import DataError, UsageError
 from potstill.data.hub import DATASET_ID, HubDataset
 from potstill.data.mixture import LIMITED_BY_WEIGHT, load_mixture, parse_sources
+from potstill.data.turns import to_messages
 from potstill.models.locate import HUB_ID
 from potstill.stages.preflight import StageInputs
 
@@ -75,3 +76,56 @@ def test_a_revision_follows_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (source.repository, source.revision, source.config) == ("owner/name", "refs/pr/1", "part")
     assert DATASET_ID.fullmatch("owner/name@v1.0")
     assert HUB_ID.fullmatch("owner/name@main")
+
+
+def test_an_exponent_gives_each_data_set_the_share_of_its_size_to_that_power(files: tuple[str, str]) -> None:
+    sizes = [len(load_mixture(name)) for name in files]  # texts of equal lengths
+    for exponent in (0.0, 0.5, 1.0):
+        texts = list(load_mixture(files, exponent=exponent).documents["text"])
+        large = sum(text.startswith("large") for text in texts)
+        share = sizes[0] ** exponent / sum(size**exponent for size in sizes)
+        assert large / len(texts) == pytest.approx(share, abs=0.02)
+        assert len(texts) - large == sizes[1]  # the scarcest is taken whole
+    assert load_mixture(files, exponent=1.0).digest == load_mixture(files).digest
+    assert len(load_mixture(files, split="validation", exponent=0.0)) == len(load_mixture(files, split="validation"))
+
+
+def test_the_exponent_one_half_gives_sets_of_400_and_100_the_shares_two_thirds_and_one_third(
+    files: tuple[str, str],
+) -> None:
+    sources = load_mixture(files, exponent=0.5).provenance["sources"]
+    sizes = [len(load_mixture(name)) for name in files]
+    assert sum(source["weight"] for source in sources) == pytest.approx(1)
+    assert sources[0]["weight"] / sources[1]["weight"] == pytest.approx((sizes[0] / sizes[1]) ** 0.5, rel=0.01)
+    assert sources[0]["weight"] == pytest.approx(2 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "exponent", "message"),
+    [
+        ("", 1.5, "--mix-exponent is 1.5; it goes from 0"),
+        ("", -0.5, "--mix-exponent is -0.5; it goes from 0"),
+        (":2", 0.5, ":2.0 both give shares; omit one of them"),
+    ],
+)
+def test_an_exponent_that_does_not_fit_is_refused(
+    files: tuple[str, str], suffix: str, exponent: float, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_mixture([name + suffix for name in files], exponent=exponent)
+    with pytest.raises(UsageError, match="mixes several data sets; give --data again"):
+        load_mixture(files[0], exponent=0.5)
+
+
+def test_pairs_among_chats_become_chats(tmp_path: Path) -> None:
+    turns = [("user", "Hi"), ("assistant", "Yes"), ("user", "And?"), ("assistant", "No")]
+    chats = [{"messages": [{"role": r, "content": f"{c} {n}"} for r, c in turns]} for n in range(30)]
+    pairs = [{"instruction": f"Add {n}", "input": "to 1", "output": f"{n + 1}"} for n in range(30)]
+    for name, rows in (("chats", chats), ("pairs", pairs)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = load_mixture([str(tmp_path / "pairs.jsonl"), str(tmp_path / "chats.jsonl")], split="all")
+    documents = [to_messages(document) for document in corpus.documents]
+    assert (corpus.kind, len(documents)) == ("chat", 60)
+    pair = next(messages for messages in documents if messages[0]["content"] == "Add 3\n\nto 1")
+    assert pair == [{"role": "user", "content": "Add 3\n\nto 1"}, {"role": "assistant", "content": "4"}]
+    assert sorted(map(len, documents)) == [2] * 30 + [4] * 30

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from potstill.core.errors import DataError
 from potstill.core.types import IGNORE
 from potstill.data.chat_template import ChatTemplate
-from potstill.data.corpus import Corpus, _build_dataset
+from potstill.data.corpus import Corpus
+from potstill.data.document_table import build_table
 from potstill.data.tokenize import Rendering, tokenize_corpus
 from potstill.models.tokenizers.named_templates import MINICHAT_SYSTEM, NAMED_TEMPLATES, PHOENIX_SYSTEM
 
@@ -38,7 +39,7 @@ def with_template(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedTo
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]], **rendering: Any) -> Any:
     """The ids and labels of one chat."""
-    corpus = Corpus("chats", "chat", _build_dataset([{"messages": messages}]), None, None, {})
+    corpus = Corpus("chats", "chat", build_table([{"messages": messages}]), None, None, {})
     return tokenize_corpus(corpus, tokenizer, rendering=Rendering(**rendering))[0]
 
 

@@ -10,13 +10,13 @@ from transformers import PreTrainedTokenizerFast
 
 from potstill.core.errors import DataError, UsageError
 from potstill.data.corpus import Corpus, load_corpus
+from potstill.stages.corpus import parse_columns
 from potstill.stages.dataset import (
     build_rows,
     check_has_end,
     compute_measured_digest,
     describe_dataset,
     load_held_out_corpus,
-    parse_columns,
     prepare_dataset,
 )
 from potstill.stages.dataset_config import DatasetConfig

@@ -1,10 +1,19 @@
-"""Several data sets as one: all of their documents, or of each the share that its weight says (`PATH:0.3`)."""
+"""Several data sets as one: all of their documents, or of each a share, by its weight (`PATH:0.3`) or its size.
+
+An exponent e between 0 and 1 gives data set i with s_i characters the share
+
+    s_i^e / sum_j s_j^e
+
+so that 1 takes all documents, and 0 as much of each. Source: Conneau and Lample, "Cross-lingual Language Model
+Pretraining" (arXiv:1901.07291), section 3.1, which draws documents of scarce languages several times.
+"""
 
 import hashlib
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from datasets import Dataset, concatenate_datasets
@@ -12,8 +21,9 @@ from datasets import Dataset, concatenate_datasets
 from potstill.core.errors import DataError, UsageError
 from potstill.core.in_memory import resolve_path
 from potstill.data.corpus import Corpus, load_corpus
-from potstill.data.document_table import get_document_text
+from potstill.data.document_table import build_table, get_document_text
 from potstill.data.split import fingerprint
+from potstill.data.turns import to_messages
 
 NAME_AND_WEIGHT = re.compile(r"(?P<name>.+):(?P<weight>\d*\.?\d+(?:[eE]-?\d+)?)")
 LIMITED_BY_WEIGHT = "a document beyond the share of its data set"
@@ -48,36 +58,83 @@ def _parse_source(text: str) -> WeightedSource:
     return WeightedSource(text, None) if match is None else WeightedSource(match["name"], float(match["weight"]))
 
 
-def load_mixture(data: str | os.PathLike[str] | Sequence[str], *, split: str = "train", **options: Any) -> Corpus:
+def load_mixture(
+    data: str | os.PathLike[str] | Sequence[str], *, split: str = "train", exponent: float = 1.0, **options: Any
+) -> Corpus:
     """The corpus of one data set, or of several of one kind; `options` are those of `load_corpus`.
 
-    Weights act on the split that is trained on. Of each data set potstill takes documents, in the order of their
-    hashes, until they hold its share of the characters; the scarcest one is taken whole, and no document twice.
+    Weights and the exponent act on the split that is trained on. Of each data set potstill takes documents, in the
+    order of their hashes, until they hold its share of the characters; the scarcest one is taken whole, and no document
+    twice. Pairs among chats become chats of two turns.
 
-    Raises: as `load_corpus` does; DataError for data sets of several kinds; UsageError for streams among several.
+    Raises: as `load_corpus` does; DataError for data sets of several kinds; UsageError for streams among several, for
+    an exponent beside weights, or for one that has nothing to mix.
     """
     sources = parse_sources(data)
+    is_trained = split == "train"
+    if is_trained:
+        _check_exponent(exponent, sources)
     corpora = [load_corpus(source.name, split=split, **options) for source in sources]
     if len(corpora) == 1:
         return corpora[0]
-    first = corpora[0]
     for corpus in corpora:
-        if corpus.kind != first.kind:
-            raise DataError(
-                f"{corpus.name} holds {corpus.kind} where {first.name} holds {first.kind}; mix data sets of one kind"
-            )
         if not isinstance(corpus.documents, Dataset):
             raise UsageError(f"{corpus.name} is streamed, and a mixture needs whole data sets; download it first")
-    weights = [source.weight for source in sources if source.weight is not None] if split == "train" else []
-    counts = _count_documents(corpora, weights) if weights else [len(corpus) for corpus in corpora]
-    return _join(corpora, counts, [*weights] or [None] * len(corpora))
+    corpora = _unite_kinds(corpora)
+    weights = [source.weight for source in sources]
+    if not is_trained or (weights[0] is None and exponent == 1):
+        return _join(corpora, [len(corpus) for corpus in corpora], [None] * len(corpora))
+    lengths = [[len(get_document_text(document)) for document in corpus.documents] for corpus in corpora]
+    powers = [sum(sizes) ** exponent for sizes in lengths]
+    shares = [power / sum(powers) if weight is None else weight for power, weight in zip(powers, weights, strict=True)]
+    return _join(corpora, _count_documents(lengths, shares), shares)
 
 
-def _count_documents(corpora: Sequence[Corpus], weights: Sequence[float]) -> list[int]:
+def _check_exponent(exponent: float, sources: Sequence[WeightedSource]) -> None:
+    if not 0 <= exponent <= 1:
+        raise UsageError(
+            f"--mix-exponent is {exponent}; it goes from 0, equal shares of all data sets, to 1, all documents"
+        )
+    if exponent == 1:
+        return
+    if len(sources) == 1:
+        raise UsageError("--mix-exponent mixes several data sets; give --data again for each, or omit it")
+    if sources[0].weight is not None:
+        raise UsageError(f"--mix-exponent and {sources[0].name}:{sources[0].weight} both give shares; omit one of them")
+
+
+def _unite_kinds(corpora: Sequence[Corpus]) -> list[Corpus]:
+    """The corpora, with pairs as chats where another one holds chats.
+
+    Raises: DataError for other kinds among several.
+    """
+    kinds = {corpus.kind for corpus in corpora}
+    if kinds == {"pairs", "chat"}:
+        return [corpus if corpus.kind == "chat" else _convert_to_chats(corpus) for corpus in corpora]
+    first, other = corpora[0], next((corpus for corpus in corpora if corpus.kind != corpora[0].kind), None)
+    if other is not None:
+        raise DataError(
+            f"{other.name} holds {other.kind} where {first.name} holds {first.kind}; mix data sets of one kind"
+        )
+    return list(corpora)
+
+
+def _convert_to_chats(corpus: Corpus) -> Corpus:
+    """Pairs as chats of two turns."""
+    chats = (
+        {
+            "messages": [dict(message) for message in to_messages(document)],
+            **{name: value for name, value in document.items() if name not in ("prompt", "response")},
+        }
+        for document in corpus.documents
+    )
+    return replace(corpus, kind="chat", documents=build_table(chats))
+
+
+def _count_documents(lengths: Sequence[Sequence[int]], shares: Sequence[float]) -> list[int]:
     """How many documents of each corpus hold its share of the characters, where the scarcest is taken whole."""
-    sizes = [[len(get_document_text(document)) for document in corpus.documents] for corpus in corpora]
-    unit = min(sum(lengths) / weight for lengths, weight in zip(sizes, weights, strict=True))
-    return [_count_until(lengths, unit * weight) for lengths, weight in zip(sizes, weights, strict=True)]
+    unit = min(sum(sizes) / share for sizes, share in zip(lengths, shares, strict=True))
+    return [_count_until(sizes, unit * share) for sizes, share in zip(lengths, shares, strict=True)]
 
 
 def _count_until(lengths: Sequence[int], total: float) -> int:

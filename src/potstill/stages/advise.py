@@ -15,7 +15,6 @@ from potstill.core.atomic_files import atomic_folder
 from potstill.core.device import get_dtype_name, resolve_device, resolve_dtype
 from potstill.core.errors import UsageError
 from potstill.data.corpus import Corpus
-from potstill.data.mixture import load_mixture
 from potstill.decode.drafters.registry import find_drafter, parse_tree
 from potstill.decode.request import DecodeRequest
 from potstill.decode.runner import ModelRunner
@@ -38,7 +37,7 @@ from potstill.stages.advice import (
     write_advice,
 )
 from potstill.stages.console import explain_write_errors, print_note
-from potstill.stages.dataset import parse_columns
+from potstill.stages.corpus import load_data
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.options import AdviseOptions
 from potstill.stages.preflight import StageInputs
@@ -201,8 +200,7 @@ class AdviseConfig(AdviseOptions):
         return loaded
 
     def _load_corpus(self) -> Corpus:
-        columns = parse_columns(self.columns)
-        return load_mixture(self.data, split="all", columns=columns, on_bad_row=self.on_bad_row)
+        return load_data(self, split="all")
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:

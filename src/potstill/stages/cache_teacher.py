@@ -22,7 +22,6 @@ from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import OutputExists, UsageError
 from potstill.data.corpus import Corpus
-from potstill.data.mixture import load_mixture
 from potstill.data.packing import Packs
 from potstill.evaluate.scoring_windows import check_context
 from potstill.models.causality import require_causal
@@ -30,7 +29,8 @@ from potstill.models.eval_mode import eval_mode
 from potstill.models.load import LoadedModel, load_model
 from potstill.stages import text_options
 from potstill.stages.console import explain_write_errors, get_command
-from potstill.stages.dataset import check_has_end, pack_corpus, parse_columns
+from potstill.stages.corpus import load_data
+from potstill.stages.dataset import check_has_end, pack_corpus
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.options import CacheTeacherOptions
 from potstill.stages.preflight import StageInputs
@@ -203,7 +203,7 @@ def load_packs(config: CacheTeacherConfig, tokenizer: PreTrainedTokenizerBase) -
 
     Raises: UsageError for a streamed corpus without `tokens`.
     """
-    corpus = load_mixture(config.data, columns=parse_columns(config.columns), on_bad_row=config.on_bad_row)
+    corpus = load_data(config)
     check_has_end(corpus, config.tokens)
     packs, report = pack_corpus(
         corpus,

@@ -19,7 +19,7 @@ from potstill.core.types import Batch
 from potstill.data.corpus import Corpus, remove_held_out
 from potstill.data.files import has_named_splits
 from potstill.data.long_documents import choose_long_documents
-from potstill.data.mixture import load_mixture, parse_sources
+from potstill.data.mixture import parse_sources
 from potstill.data.packing import Packs, collate, pack
 from potstill.data.preview import describe
 from potstill.data.row_reader import DocumentLabel, Route
@@ -32,10 +32,11 @@ from potstill.evaluate.scoring_windows import Row, check_context
 from potstill.models import gguf
 from potstill.models.load import load_model
 from potstill.models.locate import locate_model
+from potstill.stages.corpus import load_data
 from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.options import TextOptions
 from potstill.stages.reading_report import build_corpus_facts, report_reading
-from potstill.stages.text_options import make_rendering, prepare_tokenizer
+from potstill.stages.text_options import get_text_options, make_rendering, prepare_tokenizer
 from potstill.teachers.cached import TeacherCache
 
 MIN_SAMPLED_TOKENS = 4_000_000  # read at least these of a stored corpus: one document may be half a book
@@ -82,9 +83,7 @@ def prepare_dataset(
     """
     check_context(config.context, *models)
     rendering = make_rendering(config)
-    corpus = load_mixture(
-        config.data, columns=parse_columns(config.columns), label=config.label, on_bad_row=config.on_bad_row
-    )
+    corpus = load_data(config, label=config.label)
     check_has_end(corpus, tokens)
     for cache in caches if corpus.digest is not None else ():  # a stream has no digest but those of its windows
         cache.check_facts({"text": corpus.digest})
@@ -192,13 +191,11 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
 
     Raises: UsageError where one of both paths contains the other; NotFound, DataError as `load_corpus` does.
     """
-    columns, eval_data = parse_columns(config.columns), config.data if config.eval_data is None else config.eval_data
+    eval_data = config.data if config.eval_data is None else config.eval_data
     paths = {source.name: resolve_path(source.name).resolve() for source in parse_sources(config.data)}
     eval_path = Path() if isinstance(eval_data, tuple) else resolve_path(eval_data).resolve()
     if eval_data == config.data or (eval_path.exists() and list(paths.values()) == [eval_path]):
-        return load_mixture(
-            config.data, split="validation", columns=columns, label=config.label, on_bad_row=config.on_bad_row
-        )
+        return load_data(config, split="validation", label=config.label)
     for name, path in paths.items():
         if eval_path.exists() and (path == eval_path or path in eval_path.parents or eval_path in path.parents):
             raise UsageError(
@@ -206,26 +203,13 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
                 f"see what is measured; give two separate paths"
             )
     split = "all" if eval_path.exists() and not has_named_splits(eval_path) else "validation"
-    return load_mixture(eval_data, split=split, columns=columns, label=config.label, on_bad_row=config.on_bad_row)
+    return load_data(replace(config, data=eval_data), split=split, label=config.label)
 
 
 def list_held_out_documents(held_out: Corpus) -> Iterable[Mapping[str, Any]]:
     """All documents of a held-out text; of a stream the first, which are those that are measured on."""
     is_stored = isinstance(held_out.documents, Dataset)
     return held_out.documents if is_stored else held_out.documents.take(MAX_STREAMED_DOCUMENTS)
-
-
-def parse_columns(option: str) -> dict[str, str] | None:
-    """`prompt=instruction,response=text` as `{"prompt": "instruction", "response": "text"}`; None where it is empty.
-
-    Raises: UsageError.
-    """
-    if not option:
-        return None
-    pairs = [pair.partition("=") for pair in option.split(",")]
-    if not all(name and column for name, _, column in pairs):
-        raise UsageError(f"--columns {option!r} is not NAME=COLUMN,... such as prompt=instruction,response=text")
-    return {name.strip(): column.strip() for name, _, column in pairs}
 
 
 def build_rows(
@@ -292,9 +276,7 @@ def load_calibration_batches(
     The tokenizer gets the template of --chat-template.
     """
     prepare_tokenizer(tokenizer, config)
-    corpus = load_mixture(
-        config.data, columns=parse_columns(config.columns), label=config.label, on_bad_row=config.on_bad_row
-    )
+    corpus = load_data(config, label=config.label)
     token_set = tokenize_sample(corpus, tokenizer, tokens=tokens, rendering=make_rendering(config))
     length = min(config.context, batch_tokens)
     packs = pack(token_set, length=length, seed=config.seed, bos=get_bos_id(tokenizer))
@@ -323,7 +305,8 @@ def describe_dataset(
     options = options or TextOptions()
     if context < 2:
         raise UsageError(f"--context {context} has no room for a token and what it is predicted from")
-    corpus = load_mixture(name, split=split, columns=parse_columns(columns), on_bad_row=options.on_bad_row)
+    config = DatasetConfig(**get_text_options(options), data=name, columns=columns, context=context)
+    corpus = load_data(config, split=split)
     loaded_tokenizer = load_tokenizer(tokenizer)
     prepare_tokenizer(loaded_tokenizer, options)
     return describe(corpus, loaded_tokenizer, length=context, rendering=make_rendering(options))

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import DataError, UsageError, VocabularyMismatch
-from potstill.data.mixture import load_mixture
 from potstill.data.packing import Packs, pack
 from potstill.data.tokenize import tokenize_corpus
 from potstill.evaluate.perplexity import get_bos_id
@@ -21,7 +20,7 @@ from potstill.stages.checks.cross_tokenizer import run_cross_tokenizer_checks
 from potstill.stages.checks.inputs import build_check_inputs, build_cross_tokenizer_inputs
 from potstill.stages.checks.report import Check, run_checks
 from potstill.stages.checks.same_tokenizer import ALL_CHECKS, report_vocabulary_mismatch
-from potstill.stages.dataset import parse_columns
+from potstill.stages.corpus import load_data
 from potstill.stages.distill.checks import label_check
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherOptions
@@ -113,7 +112,7 @@ class Doctor(DoctorOptions):
         caches = {} if cache is None else {"teacher": cache}
         dtype = choose_dtype(self.config, caches)
         prepare_text(self.config, pair, caches)
-        corpus = load_mixture(self.data, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row)
+        corpus = load_data(self)
         try:
             packs = self._build_packs(corpus, student.tokenizer, cache)
         except DataError as error:

@@ -15,14 +15,14 @@ from potstill.core.atomic_files import ARENA_FILE, CARD_FILE, TRAINING_FOLDER
 from potstill.core.blueprint import Blueprint
 from potstill.core.errors import NotFound, UnsupportedModel
 from potstill.data.corpus import Corpus
-from potstill.data.mixture import load_mixture
 from potstill.evaluate.size import count_blueprint_parameters
 from potstill.models.locate import locate_model
 from potstill.models.spec import ModelSpec, read_model_spec
 from potstill.stages.advise import AdviseConfig
 from potstill.stages.arena.arena import Arena
 from potstill.stages.cache_teacher import CacheTeacherConfig, load_packs
-from potstill.stages.dataset import load_tokenizer, parse_columns, prepare_dataset
+from potstill.stages.corpus import load_data
+from potstill.stages.dataset import load_tokenizer, prepare_dataset
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.ensemble import TeacherSource
 from potstill.stages.distill.models import check_student, open_caches
@@ -132,7 +132,7 @@ def preview_answers(
     """
     check_single_process()
     with _check_output(config, out, overwrite=overwrite, resume=resume, marker=CARD_FILE):
-        corpus = load_corpus(config)
+        corpus = load_data(config)
         prompts = len(config.select_documents(corpus))
     return {**describe_job(config, out, config.model), "data": {**describe_corpus(corpus), "prompts": prompts}}
 
@@ -161,7 +161,7 @@ def preview_measure(config: MeasureConfig) -> dict[str, Any]:
     """
     config.inputs.check()
     models = {name: locate(name) for name in filter(None, (*config.models, config.teacher))}
-    return {"stage": config.to_dict(), "model": models, "data": describe_corpus(load_corpus(config, config.split))}
+    return {"stage": config.to_dict(), "model": models, "data": describe_corpus(load_data(config, split=config.split))}
 
 
 def preview_advise(config: AdviseConfig, out: Path | None, *, overwrite: bool = False) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def preview_advise(config: AdviseConfig, out: Path | None, *, overwrite: bool = 
             config.inputs.check()
         else:
             stack.enter_context(reserve_output(out, config.inputs, overwrite=overwrite, recover=leave_untouched))
-        data = describe_corpus(load_corpus(config, "all"))
+        data = describe_corpus(load_data(config, split="all"))
     settings = [setting.flags for setting in config.list_settings()]
     return {"stage": config.to_dict(), "model": locate(config.model), "data": data, "settings": settings}
 
@@ -239,11 +239,6 @@ def describe_job(config: Any, out: Path, model: str) -> dict[str, Any]:
 
 def read_spec(config: Any, name: str) -> ModelSpec:
     return read_model_spec(name, allow_pickle=config.allow_pickle, trust_remote_code=config.trust_remote_code)
-
-
-def load_corpus(config: Any, split: Any = "train") -> Corpus:
-    columns = parse_columns(config.columns)
-    return load_mixture(config.data, split=split, columns=columns, on_bad_row=config.on_bad_row)
 
 
 def _check_output(

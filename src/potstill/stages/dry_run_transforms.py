@@ -9,12 +9,12 @@ from potstill.evaluate.size import count_blueprint_parameters
 from potstill.models.backbone import Backbone
 from potstill.models.quantization import check_trainable
 from potstill.stages.convert import ConvertConfig, describe_conversion
+from potstill.stages.corpus import load_data
 from potstill.stages.dry_run import (
     describe_corpus,
     describe_job,
     describe_shape,
     leave_untouched,
-    load_corpus,
     read_spec,
 )
 from potstill.stages.option_checks import check_single_process
@@ -36,7 +36,7 @@ def preview_prune(config: PruneConfig, out: Path, *, overwrite: bool = False) ->
             backbone = Backbone(blueprint)
         target = config.compute_target_shape(backbone)
         student = describe_shape(resize_blueprint(blueprint, target))
-        data = describe_corpus(load_corpus(config))
+        data = describe_corpus(load_data(config))
     share = student["parameters"] / count_blueprint_parameters(blueprint).total
     return {**describe_job(config, out, config.model), "student": {**student, "share": share}, "data": data}
 
@@ -50,5 +50,5 @@ def preview_convert(config: ConvertConfig, out: Path, *, overwrite: bool = False
     with reserve_output(out, config.inputs, overwrite=overwrite, recover=leave_untouched):
         check_trainable(config.model, allow_pickle=config.allow_pickle, trust_remote_code=config.trust_remote_code)
         facts = describe_conversion(read_spec(config, config.model).blueprint, config.conversion)
-        data = {"data": describe_corpus(load_corpus(config))} if config.conversion.reads_text else {}
+        data = {"data": describe_corpus(load_data(config))} if config.conversion.reads_text else {}
     return {**describe_job(config, out, config.model), **facts, **data}

@@ -31,7 +31,6 @@ from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import DataError, OutputExists, UsageError
 from potstill.data.corpus import Corpus
-from potstill.data.mixture import load_mixture
 from potstill.data.prompts import PromptTokenizer
 from potstill.data.turns import is_trained, to_message, to_row
 from potstill.decode.generate import generate
@@ -42,7 +41,7 @@ from potstill.models.inference import get_max_context, inference_context
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.stages.console import explain_write_errors, get_command
-from potstill.stages.dataset import parse_columns
+from potstill.stages.corpus import load_data
 from potstill.stages.generate_options import GenerateDatasetOptions
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.preflight import StageInputs
@@ -111,10 +110,7 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
         loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         saved = None if overwrite else RunRecord.from_folder(out / TRAINING_FOLDER)
         text_facts = prepare_tokenizer(loaded.tokenizer, self, origins=None if saved is None else saved.origins)
-        corpora = [
-            load_mixture(self.data, split=split, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row)
-            for split in SPLITS
-        ]
+        corpora = [load_data(self, split=split) for split in SPLITS]
         documents = self.select_documents(corpora[0])
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device_type=str(device))

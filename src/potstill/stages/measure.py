@@ -11,7 +11,6 @@ from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import UsageError
 from potstill.core.output_lock import output_lock
 from potstill.data.corpus import Corpus
-from potstill.data.mixture import load_mixture
 from potstill.evaluate.lm_eval_harness import run_tasks
 from potstill.evaluate.measures import (
     ModelEvaluation,
@@ -29,7 +28,8 @@ from potstill.evaluate.teacher_reference import TeacherReference
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.stages.console import print_note
-from potstill.stages.dataset import build_rows, compute_measured_digest, parse_columns
+from potstill.stages.corpus import load_data
+from potstill.stages.dataset import build_rows, compute_measured_digest
 from potstill.stages.measure_long_context import (
     check_inputs,
     check_lengths,
@@ -90,9 +90,7 @@ class MeasureConfig(MeasureOptions):
         return result
 
     def _measure(self) -> dict[str, Any]:
-        corpus = load_mixture(
-            self.data, split=self.split, columns=parse_columns(self.columns), on_bad_row=self.on_bad_row
-        )
+        corpus = load_data(self, split=self.split)
         evaluations = self.evaluate_models(corpus)
         return {
             "models": {name: [m.to_dict() for m in evaluation.measures] for name, evaluation in evaluations.items()},

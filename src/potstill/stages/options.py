@@ -61,6 +61,10 @@ class TextOptions:
         "The chat template to use instead of the model's, a Jinja file, minichat or phoenix; it is saved with the "
         "student.",
     ).field()
+    mix_exponent: float = Option(
+        1.0,
+        "Share of each of several --data: its size to this power. 1: all documents; 0: equal shares; 0.5: between.",
+    ).field()
     train_on: str = Option("all", "Which answers of a chat to train: all, or the last one only.").field()
     special_in_text: str = Option(
         "keep",
@@ -328,26 +332,5 @@ class AdviseOptions(TextOptions):
     dtype: str = Option(
         "auto", "Data type of the weights: bfloat16, float32, int8 (another model), or auto (the faster one here)."
     ).field()
-    allow_pickle: bool = ALLOW_PICKLE.field()
-    trust_remote_code: bool = TRUST_REMOTE_CODE.field()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """The options of `export`."""
-
-    model: str
-    to: str
-    type: str = Option(
-        "f16", "Data type of the matrices in a GGUF file: f32, f16, bf16, q8_0 or q4_0 (8 or 4 bits a weight)."
-    ).field()
-    draft: str | None = Option[str | None](
-        None, "A smaller model with the same tokenizer, whose tokens the model only verifies; exported with it."
-    ).field()
-    size: float | None = Option[float | None](
-        None, "The size of an elastic model to export, such as 0.5; the same as MODEL#0.5."
-    ).field()
-    check: bool = Option(True, "Compare 100 greedy tokens with the runtime, where it is installed.").field()
-    save_dtype: str = SAVE_DTYPE.field()
     allow_pickle: bool = ALLOW_PICKLE.field()
     trust_remote_code: bool = TRUST_REMOTE_CODE.field()

@@ -18,14 +18,13 @@ from potstill.core.measure import Measure
 from potstill.core.measure_table import MEASURES
 from potstill.core.options import ALLOW_PICKLE, DEVICE, DTYPE, SEED, TRUST_REMOTE_CODE
 from potstill.data.corpus import Corpus
-from potstill.data.mixture import load_mixture
 from potstill.evaluate.self_speculation import search_layers
 from potstill.evaluate.skip_search import SkipSearch, SkipSet, format_layers
 from potstill.evaluate.target_text import list_prompts
 from potstill.models.causality import require_causal
 from potstill.models.load import LoadedModel, load_model
 from potstill.stages.console import explain_write_errors, get_command, print_note
-from potstill.stages.dataset import parse_columns
+from potstill.stages.corpus import load_data
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.options import COLUMNS, DATA, TextOptions
 from potstill.stages.preflight import StageInputs
@@ -86,9 +85,7 @@ class SkipLayersConfig(TextOptions):
             prepare_tokenizer(loaded.tokenizer, self)
             device = resolve_device(self.device)
             loaded.move_to(device, resolve_dtype(self.dtype, device_type=str(device)))
-            corpus = load_mixture(
-                self.data, split="all", columns=parse_columns(self.columns), on_bad_row=self.on_bad_row
-            )
+            corpus = load_data(self, split="all")
             prompts = list_prompts(
                 corpus,
                 loaded,

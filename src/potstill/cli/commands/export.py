@@ -6,7 +6,7 @@ import typer
 
 from potstill.cli import options as o
 from potstill.cli.output import print_or_return, suppress_library_output
-from potstill.stages.options import ExportOptions
+from potstill.stages.export.options import ExportOptions
 
 
 @o.take_options(ExportOptions)

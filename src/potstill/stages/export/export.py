@@ -25,9 +25,9 @@ from potstill.stages.export.commands import (
 from potstill.stages.export.gguf_format import export_gguf
 from potstill.stages.export.graph_format import GRAPH_PACKAGES, export_graphs, format_snippet
 from potstill.stages.export.hf_format import export_hf
+from potstill.stages.export.options import ExportOptions
 from potstill.stages.export.shared import check_draft, check_plain_weights, get_name, list_stop_strings
 from potstill.stages.option_checks import check_choice, check_output_not_input, check_save_dtype, check_single_process
-from potstill.stages.options import ExportOptions
 from potstill.stages.preflight import StageInputs
 from potstill.stages.run_folder import reserve_output
 from potstill.stages.stage import make_parent, to_plain_dict
