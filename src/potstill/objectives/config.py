@@ -200,7 +200,7 @@ class ObjectiveConfig(ObjectiveChoice):
     @property
     def networks(self) -> tuple[str, ...]:
         """The frozen networks that the loss needs beside student and teacher, such as `reference`."""
-        return tuple(dict.fromkeys(name for part in self.terms for name in part.term.spec.networks))
+        return tuple(dict.fromkeys(name for part in self.terms for name in part.term.networks))
 
     @property
     def data(self) -> TrainingData:

@@ -92,7 +92,8 @@ class ObjectiveSpec:
         takes_divergence: whether it has the option `divergence`.
         reads_language: whether it reads the language of each document, from the column that its option `column` names.
         rollout: the rollout that must write its text; empty if it needs none.
-        networks: the frozen networks that it needs beside student and teacher, such as `reference`.
+        networks: the frozen networks that it needs beside student and teacher, such as `reference`, or a function
+            that gives them from the numeric options.
         data: what it trains on: text; preferences, pairs of answers; labels, single answers that are desirable or not;
             or prompts alone.
         numeric_options: the numbers that it takes, with their defaults.
@@ -113,7 +114,7 @@ class ObjectiveSpec:
     takes_divergence: bool = False
     reads_language: bool = False
     rollout: str = ""
-    networks: tuple[str, ...] = ()
+    networks: tuple[str, ...] | Callable[[Mapping[str, float]], tuple[str, ...]] = ()
     data: TrainingData = "text"
     numeric_options: Mapping[str, float] = field(default_factory=dict)
     text_options: tuple[str, ...] = ()

@@ -76,6 +76,12 @@ class ObjectiveTerm:
         return {name: float(self.options.get(name, default)) for name, default in self.spec.numeric_options.items()}
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """The frozen networks that it needs beside student and teacher."""
+        networks = self.spec.networks
+        return networks if isinstance(networks, tuple) else networks(self.numeric_options)
+
+    @property
     def text_options(self) -> dict[str, str]:
         """The texts that are given."""
         return {name: str(self.options[name]) for name in self.spec.text_options if name in self.options}
