@@ -61,6 +61,23 @@ class Number(NamedTuple):
         return plain.value in (percentage.value, percentage.value / 100)
 
 
+class Answer(NamedTuple):
+    """An answer that was read: the number that it is, if it is one, and its string without formatting."""
+
+    number: Number | None
+    text: str
+
+    def matches(self, other: "Answer") -> bool | None:
+        """Whether two answers are equal, as numbers or as strings.
+
+        None where they are not both numbers and their strings differ, so that only mathematics could show that they
+        are equal.
+        """
+        if self.number is not None and other.number is not None:
+            return self.number.equals(other.number)
+        return True if self.text == other.text else None
+
+
 def extract_answer(text: str) -> str | None:
     r"""The content of the last `\boxed{}` of a text, or else its last number; None without either."""
     box = find_boxed(text)
@@ -89,15 +106,13 @@ def read_reference(value: Any) -> str:
 
 
 def match_answers(answer: str, reference: str) -> bool | None:
-    """Whether two answers are equal, as numbers or as strings without their formatting.
+    """Whether two answers are equal; None where only mathematics could show it (`Answer.matches`)."""
+    return read_answer(answer).matches(read_answer(reference))
 
-    None where they are not both numbers and their strings differ, so that only mathematics could show that they are
-    equal.
-    """
-    first, second = parse_number(answer), parse_number(reference)
-    if first is not None and second is not None:
-        return first.equals(second)
-    return True if normalize_text(answer) == normalize_text(reference) else None
+
+def read_answer(text: str) -> Answer:
+    """The number and the string of an answer."""
+    return Answer(parse_number(text), normalize_text(text))
 
 
 def find_numbers(text: str) -> list[Number]:
