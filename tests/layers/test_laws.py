@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from potstill.core.blueprint import Blueprint, Layer, weight_shapes
 from potstill.core.depth import EXECUTED, Depth
-from potstill.core.errors import UsageError
+from potstill.core.errors import UnsupportedModel, UsageError
 from potstill.core.parts import KINDS, FeedForward, Linear, Mixer, Part
 from potstill.core.state import commit, record
 from potstill.core.types import Batch, supervised_positions
@@ -335,3 +335,21 @@ def test_reports_arrive_under_the_names_that_its_facts_give(part: Part) -> None:
 def test_a_linear_kind_is_a_part_of_the_layer() -> None:
     assert Layer(Attention(2, 1, 4), SwiGLU(4)).linear == Linear()
     assert "linear" not in Layer(Attention(2, 1, 4), SwiGLU(4)).to_dict()
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("is_padded", [False, True])
+@torch.no_grad()
+def test_a_continuation_sees_its_prompt_or_is_refused(part: Part, is_padded: bool) -> None:
+    model, (prompt, first, second) = network(part), (torch.randint(VOCABULARY, (1, n)) for n in (4, 3, 5))
+    padding = torch.zeros(1, 2 if is_padded else 0, dtype=torch.long)
+    ids = torch.cat([prompt, first, second, padding], 1)
+    positions = torch.cat([torch.arange(7), torch.arange(4, 9), padding[0]])[None]
+    mask = torch.arange(ids.shape[1])[None] < 12
+    whole = torch.cat([prompt, second], 1)
+    if is_padded or (isinstance(part, Mixer) and not isinstance(part, Attention)):
+        with pytest.raises(UnsupportedModel, match="cannot share a prompt; repeat it before each of its continuations"):
+            model(ids, positions, token_mask=mask)
+        return
+    rows = model(ids, positions, token_mask=mask)[:, 7:12]
+    torch.testing.assert_close(rows, model(whole, torch.arange(9)[None])[:, 4:], rtol=1e-9, atol=1e-9)

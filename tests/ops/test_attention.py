@@ -8,13 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import pad
 
 from potstill.ops.attention import (
+    MAX_MASK_SIZE,
     MIN_CHUNK,
+    Prefix,
     causal_mask,
+    continuation_starts,
     dense_attention,
     document_attention,
     document_lengths,
+    document_prefixes,
     document_starts,
 )
 
@@ -186,12 +191,128 @@ def test_half_precision_keeps_its_dtype_and_its_gradients_are_those_of_float64_w
 def test_dropout_keeps_each_weight_with_its_probability_and_the_mean() -> None:
     # all weights of token t are 1 / (t + 1): a row's sum of kept weights counts them
     q, k, v = torch.zeros(1, 1, 40, 4), torch.zeros(1, 1, 40, 4), torch.eye(40)[None, None]
-    for lengths, window in (((40,),), None), (((20, 20),), None), (((40,),), 8):
-        weights = dense_attention(q, k, v, lengths, scale=1.0, window=window)
+    shared = ((Prefix(), Prefix(0, 7)),)
+    for lengths, window, prefixes in (
+        (((40,),), None, None),
+        (((20, 20),), None, None),
+        (((40,),), 8, None),
+        (((20, 20),), None, shared),
+    ):
+        weights = dense_attention(q, k, v, lengths, scale=1.0, window=window, prefixes=prefixes)
         draws = torch.stack(
-            [document_attention(q, k, v, lengths, scale=1.0, window=window, dropout=0.25) for _ in range(200)]
+            [
+                document_attention(q, k, v, lengths, scale=1.0, window=window, dropout=0.25, prefixes=prefixes)
+                for _ in range(200)
+            ]
         )
         assert ((draws == 0) | torch.isclose(draws, weights / 0.75)).all()  # dropped, or scaled
         seen = weights > 0
         assert float((draws[:, seen] == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
         assert float((draws.mean(0) / weights)[seen].mean()) == pytest.approx(1, abs=0.01)
+
+
+SHARED = torch.tensor([[0, 1, 2, 3, 4, 3, 4, 5, 2, 3, 0, 1, 1, 2]])
+# a prompt of 0 to 4, continuations from 3 and from 2; then a prompt of 0 and 1, and a continuation from 1
+
+
+def test_a_continuation_sees_the_first_tokens_of_the_last_document_that_began_at_0() -> None:
+    lengths = document_lengths(SHARED)
+    assert lengths == ((5, 3, 2, 2, 2),)
+    assert document_prefixes(SHARED, lengths) == ((Prefix(), Prefix(0, 3), Prefix(0, 2), Prefix(), Prefix(3, 1)),)
+    assert continuation_starts(SHARED)[0].nonzero().flatten().tolist() == [5, 8, 12]
+
+
+def test_positions_above_0_without_a_document_before_them_continue_nothing() -> None:
+    ids = torch.tensor([[4, 5, 2, 3, 0, 1], [0, 1, 2, 3, 4, 5]])
+    assert document_prefixes(ids, document_lengths(ids)) is None
+    assert not continuation_starts(ids).any()
+
+
+def test_a_continuation_right_after_its_prompt_is_one_document_with_it() -> None:
+    ids = torch.tensor([[0, 1, 2, 3, 4, 2, 3]])  # a prompt of two tokens, and continuations of three and two
+    lengths = document_lengths(ids)
+    assert (lengths, document_prefixes(ids, lengths)) == (((5, 2),), ((Prefix(), Prefix(0, 2)),))
+
+
+def shared_row(pieces: list[tuple[int, int]]) -> Tensor:
+    """Positions of documents of these lengths; the second number, if positive, is where a continuation begins."""
+    return torch.cat([torch.arange(first, first + length) for length, first in pieces])[None]
+
+
+@settings(max_examples=40)
+@given(
+    pieces=st.lists(
+        st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=5), min_size=1, max_size=2
+    ),
+    groups=st.sampled_from([1, 2, 4]),
+    window=st.sampled_from([None, 1, 3, 50]),
+)
+def test_shared_prompts_by_document_equal_plain_in_value_and_every_gradient(
+    pieces: list[list[tuple[int, int]]], groups: int, window: int | None
+) -> None:
+    rows = [shared_row(row)[0] for row in pieces]
+    ids = torch.stack([pad(row, (0, max(map(len, rows)) - len(row))) for row in rows])
+    lengths = document_lengths(ids)
+    given = {"scale": 0.3, "window": window, "prefixes": document_prefixes(ids, lengths)}
+    q, k, v = inputs(len(ids), ids.shape[1], groups=groups, dtype=torch.float64)
+    outcomes = []
+    for form in (document_attention, dense_attention):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        y = form(*leaves, lengths, **given)
+        outcomes.append((y, *torch.autograd.grad((y * torch.arange(y.numel()).reshape(y.shape)).sum(), leaves)))
+    for fast, definition in zip(*outcomes, strict=True):
+        torch.testing.assert_close(fast, definition, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", [document_attention, dense_attention])
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_continuation_mixes_what_it_would_mix_as_a_whole_document(form, window) -> None:
+    lengths, prefixes = ((4, 2, 3),), ((Prefix(), Prefix(0, 3), Prefix(0, 4)),)
+    q, k, v = inputs(1, 9, dtype=torch.float64)
+    y = form(q, k, v, lengths, scale=0.5, window=window, prefixes=prefixes)
+    for tokens, own in (([0, 1, 2, 4, 5], 2), ([0, 1, 2, 3, 6, 7, 8], 3)):
+        whole = (x[:, :, tokens] for x in (q, k, v))
+        alone = form(*whole, ((len(tokens),),), scale=0.5, window=window)
+        torch.testing.assert_close(y[:, :, tokens[-own:]], alone[:, :, -own:], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "length", "window"),
+    [
+        (40, 2 * MIN_CHUNK + 5, 16),
+        (2 * MIN_CHUNK, MIN_CHUNK + 3, MIN_CHUNK + 30),
+        (30, 1010, None),  # the mask of its scores would be too large
+    ],
+)
+def test_long_continuations_equal_plain(prompt: int, length: int, window: int | None) -> None:
+    assert window is not None or length * (prompt + length) > MAX_MASK_SIZE
+    lengths, prefixes = ((prompt + 3, length),), ((Prefix(), Prefix(0, prompt)),)
+    q, k, v = inputs(1, prompt + 3 + length, groups=1, heads=2, dtype=torch.float64)
+    outcomes = []
+    for form in (document_attention, dense_attention):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        y = form(*leaves, lengths, scale=0.3, window=window, prefixes=prefixes)
+        outcomes.append(
+            (y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum(), leaves))
+        )
+    for fast, definition in zip(*outcomes, strict=True):
+        torch.testing.assert_close(fast, definition, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_nothing_kept_for_the_gradient_of_a_long_continuation_is_as_large_as_its_mask(window: int | None) -> None:
+    size, sizes = 1024, []
+    q, k, v = (torch.randn(1, heads, 2 * size, 8, requires_grad=True) for heads in (4, 2, 2))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        prefixes = ((Prefix(), Prefix(0, size)),)
+        document_attention(q, k, v, ((size, size),), scale=0.3, window=window, prefixes=prefixes)
+    assert sizes
+    assert max(sizes) < size**2 / 8
+
+
+def test_half_precision_of_a_continuation_comes_from_float32() -> None:
+    lengths, prefixes = ((5, 9),), ((Prefix(), Prefix(0, 5)),)
+    halves = [x.bfloat16() for x in inputs(1, 14, dtype=torch.float32)]
+    mixed = document_attention(*halves, lengths, scale=0.4, prefixes=prefixes)
+    wide = document_attention(*(x.float() for x in halves), lengths, scale=0.4, prefixes=prefixes)
+    assert torch.equal(mixed, wide.bfloat16())

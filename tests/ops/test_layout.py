@@ -8,7 +8,7 @@ from torch import Tensor
 
 from potstill.core.types import IGNORE, supervised_positions
 from potstill.ops import layout
-from potstill.ops.layout import apply_padded, pad_to_multiple, unpack
+from potstill.ops.layout import apply_padded, find_prompts, pad_to_multiple, repeat_prompts, unpack
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
@@ -182,3 +182,52 @@ def test_rows_that_are_filled_up_to_be_multiplied_come_back_without_the_filling(
 
     assert torch.equal(apply_padded(linear, rows), 2 * rows + 1)
     assert seen == [len(pad_to_multiple(rows))]
+
+
+SHARED = {  # a prompt of two tokens with two continuations, a text, and a prompt whose continuation begins within it
+    "input_ids": torch.tensor([[1, 2, 3, 4, 5, 3, 6, 7, 8, 10, 11, 12, 11, 13]]),
+    "labels": torch.tensor([[IGNORE, IGNORE, IGNORE, 4, 5, 3, 6, IGNORE, 8, IGNORE, IGNORE, 12, IGNORE, 13]]),
+    "position_ids": torch.tensor([[0, 1, 2, 3, 4, 2, 3, 0, 1, 0, 1, 2, 1, 2]]),
+    "documents": torch.tensor([[0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 4, 5, 5]]),
+    "sampled": torch.tensor([[False] * 2 + [True] * 3 + [False] * 9]),
+    "offsets": torch.tensor([0, 2, 2, 0, 0, 1]),
+    "pairs": torch.tensor([[1], [2]]),
+}
+
+
+def test_every_continuation_repeats_its_prompt_as_written_by_hand() -> None:
+    assert find_prompts(SHARED["position_ids"], SHARED["documents"]).tolist() == [0, 0, 0, 3, 4, 4]
+    whole = repeat_prompts(SHARED)
+    assert whole["input_ids"].tolist() == [[1, 2, 1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 8, 10, 11, 12, 10, 11, 13]]
+    assert whole["position_ids"].tolist() == [[0, 1, 0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2]]
+    assert whole["documents"].tolist() == [[0] * 2 + [1] * 5 + [2] * 4 + [3] * 2 + [4] * 3 + [5] * 3]
+    x = IGNORE
+    assert whole["labels"].tolist() == [[x, x, x, x, x, 4, 5, x, x, x, 6, x, 8, x, x, 12, x, x, 13]]
+    assert whole["sampled"].tolist() == [[False] * 2 + [True] * 5 + [False] * 12]
+    assert whole["offsets"].tolist() == [0] * 6
+    assert whole["pairs"] is SHARED["pairs"]
+
+
+def test_repeated_prompts_leave_what_is_supervised_as_it_was() -> None:
+    (before, targets, documents), (after, repeated_targets, repeated_documents) = (
+        supervised_positions(SHARED),
+        supervised_positions(repeat_prompts(SHARED)),
+    )
+    assert torch.equal(repeated_targets, targets)
+    assert torch.equal(repeated_documents, documents)
+    assert torch.equal(repeat_prompts(SHARED)["input_ids"][after], SHARED["input_ids"][before])
+
+
+def test_padded_rows_hold_each_continuation_with_its_prompt() -> None:
+    padded, again = unpack(SHARED), unpack(repeat_prompts(SHARED))
+    assert padded["input_ids"].tolist()[1:3] == [[1, 2, 3, 4, 5], [1, 2, 3, 6, 0]]
+    for name in padded:
+        assert torch.equal(padded[name], again[name])
+        assert torch.equal(padded[name], unpack(padded)[name])
+
+
+def test_a_batch_without_continuations_is_not_laid_out_anew() -> None:
+    batch = packed([3, 1, 4])
+    assert repeat_prompts(batch) is batch
+    late = {**batch, "position_ids": batch["position_ids"] + 2}  # no document begins at 0
+    assert repeat_prompts(late) is late

@@ -142,11 +142,23 @@ def _unite_positions(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def select_routed_documents(batch: Batch, needs: Needs) -> tuple[Batch, Needs]:
-    """The documents of a packed batch with `routes` that contain a needed position; any other batch unchanged."""
-    if "routes" not in batch or needs.positions is None:
+    """The documents of a packed batch with `routes` that contain a needed position; any other batch unchanged.
+
+    A continuation comes with its prompt.
+    """
+    return (batch, needs) if "routes" not in batch else select_needed_documents(batch, needs)
+
+
+def select_needed_documents(batch: Batch, needs: Needs) -> tuple[Batch, Needs]:
+    """The documents of a packed batch that contain a needed position, and the prompts of those among them that continue
+    one."""
+    if needs.positions is None:
         return batch, needs
     documents = batch["documents"][0]
-    numbers = documents[needs.positions[0]]
+    prompt_starts = torch.where(batch["position_ids"][0] == 0, torch.arange(len(documents)).to(documents), -1)
+    last_starts = prompt_starts.cummax(0).values
+    prompts = torch.where(last_starts >= 0, documents[last_starts.clamp(min=0)], documents)
+    numbers = torch.cat([documents[needs.positions[0]], prompts[needs.positions[0]]])
     shape = batch["input_ids"].shape  # values per document are found by the documents' numbers, which stay
     is_selected = torch.isin(documents, numbers)
     selected = {name: values[:, is_selected] if values.shape == shape else values for name, values in batch.items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import IGNORE
-from potstill.ops.layout import PADDING
+from potstill.ops.layout import DOCUMENT_KEYS, PADDING
 
 RESERVED_NAMES = ("input_ids", "labels", "lengths", "position_ids", "documents", "sampled", "asked", "facts")
 
@@ -65,6 +65,8 @@ def declare_field(field: PackField) -> PackField:
         raise UsageError(f"there is another field of packs called {field.name!r}; choose another name")
     if field.per == "token" or field.repeated:
         PADDING[field.name] = field.fill
+    if field.repeated:
+        DOCUMENT_KEYS.add(field.name)
     return field
 
 

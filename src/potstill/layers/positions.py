@@ -2,14 +2,16 @@
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from potstill.core.blueprint import Rotary
+from potstill.core.errors import UnsupportedModel
 from potstill.layers.rotary import rotary_cos_sin
-from potstill.ops.attention import Lengths, causal_mask, document_starts
+from potstill.ops.attention import Lengths, Prefixes, causal_mask, continuation_starts, document_starts
 
 CosSin = tuple[Tensor, Tensor]
 Reports = MutableMapping[str, list[Tensor]]
@@ -19,17 +21,19 @@ Reports = MutableMapping[str, list[Tensor]]
 class Positions:
     """The positions of one pass: `ids [B T]`, of documents of `lengths`, or of text after `past_length` tokens.
 
-    With `lengths` no query sees another document. Without them (a state has earlier tokens, or `token_mask [B S]` marks
-    the keys that are not padding) `get_mask` gives the dense mask. `distances` says how many positions before each
-    token every key of a state lies, and is -1 where the token does not see the key. With `key_ids` tokens are missing
-    between the keys, so windows count by these positions of the keys. All layers share the same angles and masks.
-    `reports` collects the tensors that parts report, layer by layer, under the names that it already has.
+    With `lengths` no query sees another document, but for the `prefixes` of continuations. Without them (a state has
+    earlier tokens, or `token_mask [B S]` marks the keys that are not padding) `get_mask` gives the dense mask.
+    `distances` says how many positions before each token every key of a state lies, and is -1 where the token does not
+    see the key. With `key_ids` tokens are missing between the keys, so windows count by these positions of the keys.
+    All layers share the same angles and masks. `reports` collects the tensors that parts report, layer by layer, under
+    the names that it already has.
     """
 
     ids: Int[Tensor, "B T"]
     rotary: Rotary
     context: int
     lengths: Lengths | None = None
+    prefixes: Prefixes | None = None
     past_length: int = 0
     token_mask: Bool[Tensor, "B S"] | None = None
     distances: Int[Tensor, "B T S"] | None = None
@@ -51,11 +55,22 @@ class Positions:
         """True at the first token of each document that is not padding; False in text that continues a state.
 
         A recurrence that forgets its memory here, and a convolution that reads zeros before it, see no padding on the
-        left and no other document.
+        left and no other document. They would not see the prompt of a continuation.
+
+        Raises: UnsupportedModel where documents share a prompt.
         """
-        if self._starts is None:
-            self._starts = self._find_starts()
-        return self._starts
+        if self.prefixes is not None:
+            _refuse_shared_prompts()
+        return self._get_starts()
+
+    def check_padding(self) -> None:
+        """Checks that padded rows hold no continuations, for which `get_mask` has no mask.
+
+        Raises: UnsupportedModel.
+        """
+        is_padded = self.token_mask is not None and self.past_length == 0
+        if is_padded and bool((continuation_starts(self.ids) & self.is_token).any()):
+            _refuse_shared_prompts()
 
     def report(self, name: str, value: Tensor) -> None:
         """Adds `value [B T ...]` to the reports called `name`, if this pass collects them."""
@@ -82,6 +97,11 @@ class Positions:
         if key not in self._mask_cache:
             self._mask_cache[key] = self._build_mask(keys, window)
         return self._mask_cache[key]
+
+    def _get_starts(self) -> Bool[Tensor, "B T"]:
+        if self._starts is None:
+            self._starts = self._find_starts()
+        return self._starts
 
     def _find_starts(self) -> Bool[Tensor, "B T"]:
         if self.distances is not None:
@@ -117,3 +137,10 @@ class Positions:
         diagonal = torch.arange(width, device=device) == torch.arange(self.past_length, end, device=device)[:, None]
         # a padding token sees itself, so that no row of the softmax is empty and none is NaN
         return (mask | diagonal)[..., width - keys :]
+
+
+def _refuse_shared_prompts() -> NoReturn:
+    raise UnsupportedModel(
+        "a recurrence, a convolution or a padded batch cannot share a prompt; repeat it before each of its "
+        "continuations with potstill.ops.layout.repeat_prompts"
+    )

@@ -22,7 +22,7 @@ from potstill.layers.heads import LanguageHead, TiedHead
 from potstill.layers.norm import RMSNorm
 from potstill.layers.positions import Positions, Reports
 from potstill.layers.registry import DrawsWeights, PartFactory
-from potstill.ops.attention import document_lengths
+from potstill.ops.attention import document_lengths, document_prefixes
 
 
 class Block(nn.Module):
@@ -119,7 +119,8 @@ class Backbone(nn.Module):
     ) -> Iterator[Float[Tensor, "B T D"]]:
         """The residual stream: the embeddings, then the output of each layer, before the final norm.
 
-        A document begins where `position_ids` restart, and sees no other document. With `states` (see `make_states`)
+        A document begins where `position_ids` restart, and sees no other document, but for the prompt of a continuation
+        (`core.types`). With `states` (see `make_states`)
         the tokens continue the text of the states, one document per row. `token_mask` marks the tokens (past ones
         first) that are not padding; `distances` replaces it where texts of several lengths or trees share a pass.
         `inputs_embeds` replaces the embeddings of `input_ids`. Parts append the tensors that they report to the lists
@@ -127,6 +128,7 @@ class Backbone(nn.Module):
 
         Raises:
             UsageError: the number of states is not the number of layers; several documents would share a state.
+            UnsupportedModel: documents share a prompt in a padded batch, or before a recurrence or a convolution.
         """
         if states is not None and len(states) != len(self.layers):
             raise UsageError(f"{len(states)} states for {len(self.layers)} layers; make them with make_states()")
@@ -162,17 +164,19 @@ class Backbone(nn.Module):
             token_mask=_drop_trivial_mask(token_mask),
             distances=distances,
         )
+        positions.check_padding()
         if (
             distances is not None
             or positions.token_mask is not None
             or (states is not None and position_ids.shape[1] == 1)
         ):
             return positions
-        lengths = document_lengths(position_ids)
+        ids = position_ids.cpu()
+        lengths = document_lengths(ids)
         if states is not None and any(len(row) > 1 for row in lengths):
             raise UsageError("several documents in a row cannot share one state; decode each in its own row")
         if past_length == 0:
-            positions.lengths = lengths
+            positions.lengths, positions.prefixes = lengths, document_prefixes(ids, lengths)
         return positions
 
 

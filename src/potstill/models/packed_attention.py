@@ -3,6 +3,9 @@
 Stock SDPA isolates packed documents only with `position_ids`, no `attention_mask` and `use_cache=False`, and then by a
 dense mask, quadratic in the length of the pack. `install_packed_attention` sets an attention function that runs causal
 attention document by document, and a mask function that builds no mask. `is_packing_isolated` probes the result.
+
+A continuation (`core.types`) also sees its prompt. Stock masks drop the prompt without an error, so only networks with
+this attention may share prompts; `is_prompt_shared` probes them.
 """
 
 import weakref
@@ -16,25 +19,34 @@ from transformers.masking_utils import sdpa_mask
 
 from potstill.models.dense_experts import dense_experts
 from potstill.models.probing import compute_hidden_states, is_close, is_unmoved, make_probe_ids, sees_no_later_token
-from potstill.ops.attention import Lengths, document_attention, document_lengths
+from potstill.ops.attention import (
+    Lengths,
+    Prefixes,
+    document_attention,
+    document_lengths,
+    document_prefixes,
+)
 
 ATTENTION_NAME = "potstill_documents"
 
 
-class _LengthsCache:
-    """The document lengths of the last `position_ids`, computed once per batch instead of once per layer."""
+class _DocumentsCache:
+    """Lengths and prefixes in the last `position_ids`, computed once per batch instead of once per layer."""
 
     def __init__(self) -> None:
         self.key: tuple[weakref.ref[Tensor], int] | None = None
-        self.value: Lengths = ()
+        self.lengths: Lengths = ()
+        self.prefixes: Prefixes | None = None
 
-    def get_lengths(self, position_ids: Tensor) -> Lengths:
+    def find(self, position_ids: Tensor) -> tuple[Lengths, Prefixes | None]:
         if self.key is None or self.key[0]() is not position_ids or self.key[1] != position_ids._version:
-            self.key, self.value = (weakref.ref(position_ids), position_ids._version), document_lengths(position_ids)
-        return self.value
+            ids = position_ids.cpu()
+            self.key, self.lengths = (weakref.ref(position_ids), position_ids._version), document_lengths(ids)
+            self.prefixes = document_prefixes(ids, self.lengths)
+        return self.lengths, self.prefixes
 
 
-_lengths_cache = _LengthsCache()
+_documents_cache = _DocumentsCache()
 
 
 # The lengths of documents would be compiled in, which compiles again with every batch.
@@ -51,7 +63,7 @@ def packed_attention_forward(
     sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention `[B H T K] -> [B T H K]` inside each document of a pack; stock SDPA for any other batch.
+    """Attention `[B H T K] -> [B T H K]` inside the documents of a pack and to their prompts; else stock SDPA.
 
     The signature, `kwargs` included, is Hugging Face's attention interface: `dropout` is the config's attention dropout
     in training and 0 in eval mode. A batch counts as packed when it is one row without a mask and without cached keys.
@@ -64,14 +76,16 @@ def packed_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    lengths, prefixes = _documents_cache.find(position_ids)
     output = document_attention(
         query,
         key,
         value,
-        _lengths_cache.get_lengths(position_ids),
+        lengths,
         scale=scale,
         window=sliding_window,
         dropout=dropout,
+        prefixes=prefixes,
     )
     return output.transpose(1, 2).contiguous(), None
 
@@ -130,6 +144,36 @@ def is_packing_isolated(model: PreTrainedModel, *, position_offset: int = 0, see
     return True
 
 
+def is_prompt_shared(model: PreTrainedModel, *, position_offset: int = 0, seed: int = 0) -> bool:
+    """Whether continuations see their prompt: its tokens before their own, and nothing of one another.
+
+    The network must have packed attention, since every other one drops the prompt. A pack of a prompt and two
+    continuations must have the hidden states of two whole documents, within the dtype's rounding. When the first
+    continuation changes, no other hidden state may move by more than 2 eps, relative to the largest.
+    """
+    if model.config._attn_implementation != ATTENTION_NAME:
+        return False
+    prompt, first, other, second = (
+        make_probe_ids(model, length=length, seed=seed + number).to(model.device)
+        for number, length in enumerate((6, 5, 5, 9))
+    )
+    start = prompt.shape[1]
+    positions = torch.arange(start + second.shape[1], device=prompt.device)[None] + position_offset
+    first_end = start + first.shape[1]
+    pack_positions = torch.cat([positions[:, :first_end], positions[:, start:]], 1)
+    wholes = [torch.cat([prompt, first], 1), torch.cat([prompt, second], 1)]
+    separate = _compute_hidden_states(model, [(ids, positions[:, : ids.shape[1]]) for ids in wholes])
+    packed, changed = (
+        _compute_hidden_states(model, [(torch.cat([prompt, answer, second], 1), pack_positions)])
+        for answer in (first, other)
+    )
+    if separate is None or packed is None or changed is None:
+        return False
+    separate = torch.cat([separate[:, :first_end], separate[:, first_end + start :]], 1)
+    unchanged = torch.tensor([*range(start), *range(first_end, packed.shape[1])], device=packed.device)
+    return is_close(packed, separate) and is_unmoved(packed[:, unchanged], changed[:, unchanged])
+
+
 class _PackingProbe:
     """Two documents of random ids, and their hidden states one by one or packed; None if the model refuses them."""
 
@@ -145,7 +189,7 @@ class _PackingProbe:
 
     def compute_separate(self) -> Tensor | None:
         """The hidden states of the documents, each computed alone, end to end."""
-        return self._compute_hidden_states(zip(self.documents, self.position_ids, strict=True))
+        return _compute_hidden_states(self.model, zip(self.documents, self.position_ids, strict=True))
 
     def compute_packed(self, changed: int | None = None) -> Tensor | None:
         """The hidden states of one pack; document `changed` has other tokens."""
@@ -153,14 +197,16 @@ class _PackingProbe:
             other if number == changed else ids
             for number, (ids, other) in enumerate(zip(self.documents, self.other_documents, strict=True))
         ]
-        return self._compute_hidden_states([(torch.cat(documents, 1), torch.cat(self.position_ids, 1))])
+        return _compute_hidden_states(self.model, [(torch.cat(documents, 1), torch.cat(self.position_ids, 1))])
 
-    def _compute_hidden_states(self, rows: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
-        try:
-            with dense_experts(self.model):
-                return torch.cat([compute_hidden_states(self.model, ids, positions) for ids, positions in rows], 1)
-        except (AttributeError, TypeError, ValueError, RuntimeError):
-            return None
+
+def _compute_hidden_states(model: PreTrainedModel, rows: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """The hidden states of rows of ids and positions, end to end; None if the model refuses a row."""
+    try:
+        with dense_experts(model):
+            return torch.cat([compute_hidden_states(model, ids, positions) for ids, positions in rows], 1)
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _set_attention(model: PreTrainedModel, name: str) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import SOURCE, Batch, Head, Needs, Signals, SignalSource, get_view
+from potstill.core.types import SOURCE, Batch, Head, Needs, Signals, SignalSource, get_view, select_needed_documents
 from potstill.models import packed_attention
 from potstill.models.embedding_noise import noisy_embeddings, select_noise
 from potstill.models.eval_mode import eval_mode
@@ -62,7 +62,8 @@ class ModelProbe:
 
     `has_known_head`: a linear head, perhaps scaled and capped, makes the logits from the rows. `transforms_rows`: a
     transform, a scale or a pooler makes the rows from the last hidden states. `takes_position_ids`: ALiBi and
-    recurrences do not. `position_offset` is the first position of a document.
+    recurrences do not. `position_offset` is the first position of a document. `supports_shared_prompts`: continuations
+    see their prompt (`core.types`); for any other model, each continuation repeats it.
     """
 
     has_known_head: bool
@@ -71,6 +72,7 @@ class ModelProbe:
     transforms_rows: bool = False
     position_offset: int = 0
     is_causal: bool = True
+    supports_shared_prompts: bool = False
 
     @property
     def has_head_on_hidden_states(self) -> bool:
@@ -87,14 +89,19 @@ def probe_model(model: nn.Module) -> ModelProbe:
         inner = unwrap_model(model)
         offset, on_hidden_states = find_position_offset(inner), is_head_reproduced(inner)
         rows = None if on_hidden_states else _find_transformed_rows(inner)
-        can_pack = offset is not None and (rows is None or rows.ndim == 3)
+        can_pack = (
+            offset is not None
+            and (rows is None or rows.ndim == 3)
+            and packed_attention.install_packed_attention(inner, position_offset=offset)
+        )
         _probes[model] = ModelProbe(
             has_known_head=on_hidden_states or rows is not None,
-            supports_packing=can_pack and packed_attention.install_packed_attention(inner, position_offset=offset or 0),
+            supports_packing=can_pack,
             takes_position_ids=offset is not None,
             transforms_rows=rows is not None,
             position_offset=offset or 0,
             is_causal=sees_no_later_token(inner),
+            supports_shared_prompts=can_pack and packed_attention.is_prompt_shared(inner, position_offset=offset or 0),
         )
     return _probes[model]
 
@@ -109,7 +116,7 @@ def compute_signals(model: nn.Module, batch: Batch, needs: Needs, *, vocabulary:
     """The rows of `model` at `needs.positions`, in the order of the batch, with its head cut to `vocabulary` ids.
 
     A module with a method `signals` computes them itself. An encoder-decoder encodes the batch's `source.*`; its rows
-    are those of the decoder.
+    are those of the decoder. Where the model cannot share prompts, each continuation repeats its prompt.
 
     Raises: UnsupportedModel if the model cannot give a needed signal.
     """
@@ -121,28 +128,34 @@ def compute_signals(model: nn.Module, batch: Batch, needs: Needs, *, vocabulary:
     if unknown_names := sorted((needs.relations - set(RELATIONS)) | (needs.extras - known_extras)):
         raise UnsupportedModel(f"{type(model).__name__} gives no {unknown_names}; choose another objective")
     probe, inner = probe_model(model), unwrap_model(model)
+    positions = needs.positions
     if is_encoder_decoder(inner):
-        inputs, positions = _make_encoder_decoder_inputs(batch, needs.positions)
-    elif probe.supports_packing:
-        inputs, positions = _make_packed_inputs(probe, batch, needs.positions)
+        inputs, positions = _make_encoder_decoder_inputs(batch, positions)
     else:
-        inputs, positions = _make_padded_inputs(probe, batch, needs.positions)
+        if not probe.supports_shared_prompts:
+            batch, positions = _repeat_prompts(batch, positions)
+        make_inputs = _make_packed_inputs if probe.supports_packing else _make_padded_inputs
+        inputs, positions = make_inputs(probe, batch, positions)
     return _compute_inner_signals(probe, inner, inputs, replace(needs, positions=positions), vocabulary)
+
+
+def _repeat_prompts(batch: Batch, positions: Tensor) -> tuple[Batch, Tensor]:
+    """The batch and positions with a copy of the prompt in each continuation; a prompt without needed rows goes."""
+    repeated = layout.repeat_prompts({**batch, "positions": positions})
+    if repeated["positions"] is positions or not bool(positions.any()):
+        return repeated, repeated["positions"]
+    repeated, needs = select_needed_documents(repeated, Needs(repeated["positions"]))
+    assert needs.positions is not None
+    return repeated, needs.positions
 
 
 def _make_packed_inputs(probe: ModelProbe, batch: Batch, positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The inputs of a packed row and its positions, with a last document of padding up to a round length."""
-    input_ids, position_ids = batch["input_ids"], batch["position_ids"]
-    padded_ids = layout.pad_to_multiple(input_ids, dim=1)
-    extra_positions = torch.arange(padded_ids.shape[1] - input_ids.shape[1], device=input_ids.device).expand(
-        len(input_ids), -1
-    )
-    position_ids = torch.cat([position_ids, extra_positions], 1)
-    inputs = {
-        "input_ids": padded_ids,
-        "position_ids": position_ids + probe.position_offset if probe.position_offset else position_ids,
-        **{name: layout.pad_to_multiple(values, dim=1) for name, values in select_noise(batch).items()},
-    }
+    input_ids = layout.pad_to_multiple(batch["input_ids"], dim=1)
+    num_rows, num_tokens = batch["input_ids"].shape
+    padding = torch.arange(input_ids.shape[1] - num_tokens, device=input_ids.device).expand(num_rows, -1)
+    position_ids = torch.cat([batch["position_ids"], padding], 1) + probe.position_offset
+    inputs = {"input_ids": input_ids, "position_ids": position_ids}
     return inputs, layout.pad_to_multiple(positions, dim=1)
 
 

@@ -2,27 +2,44 @@
 
     y_t = sum_s softmax_s(scale q_t k_s) v_s        over s <= t of t's document, and p_t - p_s < window
 
-The position p_t is t, or that of `position_ids` where tokens of a document are missing.
+A continuation is a document whose first position is p > 0. Its sum also runs over the first p tokens of the last
+document of the row that began at 0, its prompt. The position p_t is the number of tokens before t, those of the prompt
+included, or that of `position_ids` where tokens of a document are missing.
 
 `dense_attention` is the definition, with a dense mask. `document_attention` is the same function with one call for each
-document, so its cost is the sum of the squared lengths and not the square of the sum. Under a window it makes one call
-for each chunk of a document, so cost and memory are linear in the length. H query heads share G key heads, H a multiple
-of G: query head h reads key head h // (H / G). In training, `dropout` zeroes each softmax weight with that probability
-and divides the others by 1 - dropout, as torch's `scaled_dot_product_attention` does.
+document, so its cost is the sum of the squared lengths and not the square of the sum. A continuation of n tokens costs
+n (p + n). Under a window there is one call for each chunk of a document, so cost and memory are linear in the length. H
+query heads share G key heads, H a multiple of G: query head h reads key head h // (H / G). In training, `dropout`
+zeroes each softmax weight with that probability and divides the others by 1 - dropout, as torch's
+`scaled_dot_product_attention` does.
+
+By positions alone, a continuation right after its prompt is one document with it. It sees the same tokens.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 MIN_CHUNK = 128  # queries per call under a window
+MAX_MASK_SIZE = 2**20  # entries of a continuation's mask; above it, the queries are padded instead
+
+
+class Prefix(NamedTuple):
+    """The first `size` tokens of the document with the number `document` in its row, which a continuation sees."""
+
+    document: int = 0
+    size: int = 0
+
+
 Lengths = Sequence[Sequence[int]]  # for each row, the lengths of its documents, in order; they sum to T
+Prefixes = Sequence[Sequence[Prefix]]  # for each row, the prefix of each document, of size 0 where it has none
 
 
 def document_starts(position_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
@@ -31,6 +48,13 @@ def document_starts(position_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     is_start[:, 0] = True
     is_start[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
     return is_start
+
+
+def continuation_starts(position_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """True where a continuation starts that does not follow its prompt directly."""
+    is_start = document_starts(position_ids)
+    has_prompt = (is_start & (position_ids == 0)).cumsum(1) > 0
+    return is_start & (position_ids > 0) & has_prompt
 
 
 def document_lengths(position_ids: Int[Tensor, "B T"]) -> Lengths:
@@ -43,6 +67,18 @@ def document_lengths(position_ids: Int[Tensor, "B T"]) -> Lengths:
     return tuple(rows)
 
 
+def document_prefixes(position_ids: Int[Tensor, "B T"], lengths: Lengths) -> Prefixes | None:
+    """The prefix of each document of these lengths, or None if no row has a continuation. Synchronizes the device."""
+    rows = []
+    for ids, row in zip(position_ids.cpu(), lengths, strict=True):
+        prompt, prefixes = None, []
+        for number, first in enumerate(ids[[0, *accumulate(row[:-1])]].tolist()):
+            prompt = number if first == 0 else prompt
+            prefixes.append(Prefix() if first == 0 or prompt is None else Prefix(prompt, min(first, row[prompt])))
+        rows.append(tuple(prefixes))
+    return tuple(rows) if any(prefix.size for row in rows for prefix in row) else None
+
+
 def document_attention(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G T K"],
@@ -53,10 +89,12 @@ def document_attention(
     window: int | None = None,
     dropout: float = 0.0,
     position_ids: Int[Tensor, "B T"] | None = None,
+    prefixes: Prefixes | None = None,
 ) -> Float[Tensor, "B H T V"]:
-    """Causal attention inside each document; `lengths` comes from `document_lengths`. Equals `dense_attention`.
+    """Causal attention inside each document, and from each continuation to its prompt. Equals `dense_attention`.
 
-    A `dropout` above 0 always drops: pass 0 outside training.
+    `lengths` comes from `document_lengths`, and `prefixes` from `document_prefixes`. A `dropout` above 0 always drops:
+    pass 0 outside training.
 
     On a CPU it computes half precision (of the inputs or by autocast) in float32. In torch 2.13 (AVX-512 with bf16) a
     float32 backward takes a half to two thirds less time for documents of up to about 250 tokens. Longer documents take
@@ -72,14 +110,16 @@ def document_attention(
                 window=window,
                 dropout=dropout,
                 position_ids=position_ids,
+                prefixes=prefixes,
             )
         return output.to(v.dtype)
     attend = partial(_attend_row, scale=scale, window=window, dropout=dropout)
     places = None if window is None else position_ids
-    if len(set(map(tuple, lengths))) == 1:  # rows with the same cuts (no packing, or one packed row) are one batch
-        return attend(q, k, v, lengths[0], places)
+    row_prefixes = [None] * len(q) if prefixes is None else list(map(tuple, prefixes))
+    if len(set(zip(map(tuple, lengths), row_prefixes, strict=True))) == 1:  # no packing, or one packed row: one batch
+        return attend(q, k, v, lengths[0], row_prefixes[0], places)
     row_places = [None] * len(q) if places is None else places.split(1)
-    rows = zip(q.split(1), k.split(1), v.split(1), lengths, row_places, strict=True)
+    rows = zip(q.split(1), k.split(1), v.split(1), lengths, row_prefixes, row_places, strict=True)
     return torch.cat([attend(*row) for row in rows])
 
 
@@ -98,20 +138,30 @@ def dense_attention(
     scale: float,
     window: int | None = None,
     position_ids: Int[Tensor, "B T"] | None = None,
+    prefixes: Prefixes | None = None,
 ) -> Float[Tensor, "B H T V"]:
     """The definition: softmax under a dense mask of the pairs of tokens that see each other. Quadratic in T."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    documents = torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]).to(
-        q.device
-    )
-    mask = causal_mask(q.shape[2], q.shape[2], device=q.device)
-    mask = mask & (documents[:, :, None] == documents[:, None, :])[:, None]
+    rows = [[Prefix()] * len(row) for row in lengths] if prefixes is None else prefixes
+    masks, places = zip(*(_see_documents(*row) for row in zip(lengths, rows, strict=True)), strict=True)
+    mask = torch.stack(masks)[:, None].to(q.device)
     if window is not None:
-        places = torch.arange(q.shape[2], device=q.device)[None] if position_ids is None else position_ids
-        mask = mask & is_within_window(places, places, window)
+        ids = torch.stack(places).to(q.device) if position_ids is None else position_ids
+        mask = mask & is_within_window(ids, ids, window)
     scores = (scale * q @ k.mT).masked_fill(~mask, -torch.inf)
     return scores.softmax(-1) @ v
+
+
+def _see_documents(lengths: Sequence[int], prefixes: Sequence[Prefix]) -> tuple[Bool[Tensor, "T T"], Int[Tensor, " T"]]:
+    """(which token sees which, the number of tokens before each) in a row."""
+    documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    starts = torch.tensor([0, *accumulate(lengths[:-1])])[documents]
+    within = torch.arange(len(documents)) - starts
+    prompts, sizes = torch.tensor(prefixes)[documents].T
+    is_own = documents[:, None] == documents
+    is_prompt = (prompts[:, None] == documents) & (within < sizes[:, None])
+    return is_own & (within <= within[:, None]) | is_prompt, within + sizes
 
 
 def causal_mask(
@@ -134,53 +184,77 @@ def _attend_row(
     k: Float[Tensor, "B G T K"],
     v: Float[Tensor, "B G T V"],
     lengths: Sequence[int],
+    prefixes: Sequence[Prefix] | None,
     position_ids: Int[Tensor, "B T"] | None,
     *,
     scale: float,
     window: int | None,
     dropout: float,
 ) -> Float[Tensor, "B H T V"]:
-    # split, not slices: each slice would have a gradient as long as the row
-    pieces = list(zip(*(x.split(list(lengths), dim=2) for x in (q, k, v)), strict=True))
     attend = partial(_attend_document, scale=scale, window=window, dropout=dropout)
+    if len(lengths) == 1:
+        return attend(q, k, v, position_ids=position_ids)
+    # split, not slices: each slice would have a gradient as long as the row
+    queries, keys, values = (x.split(list(lengths), dim=2) for x in (q, k, v))
     places = None if position_ids is None else position_ids.split(list(lengths), dim=1)
-    if len(pieces) == 1:
-        return attend(*pieces[0], position_ids=position_ids)
-    pieces_by_length: dict[int, list[int]] = {}
+    pieces_by_shape: dict[tuple[int, int], list[int]] = {}
     for i, length in enumerate(lengths):
-        pieces_by_length.setdefault(length, []).append(i)
+        pieces_by_shape.setdefault((length, prefixes[i].size if prefixes else 0), []).append(i)
     outputs: dict[int, Tensor] = {}
-    for indices in pieces_by_length.values():  # documents of equal length are one batch
-        batch = (torch.cat(tensors) for tensors in zip(*(pieces[i] for i in indices), strict=True))
-        batch_places = None if places is None else torch.cat([places[i] for i in indices])
-        output = attend(*batch, position_ids=batch_places).split(len(q))
-        outputs |= zip(indices, output, strict=True)
-    return torch.cat([outputs[i] for i in range(len(pieces))], dim=2)
+    for (_, size), indices in pieces_by_shape.items():  # documents of equal length are one batch
+        prompts = [prefixes[i].document for i in indices] if prefixes and size else []
+        output = attend(
+            torch.cat([queries[i] for i in indices]),
+            _join_prompts(keys, indices, prompts, size, dim=2),
+            _join_prompts(values, indices, prompts, size, dim=2),
+            position_ids=None if places is None else _join_prompts(places, indices, prompts, size, dim=1),
+        )
+        outputs |= zip(indices, output.split(len(q)), strict=True)
+    return torch.cat([outputs[i] for i in range(len(lengths))], dim=2)
+
+
+def _join_prompts(
+    pieces: Sequence[Tensor], indices: Sequence[int], prompts: Sequence[int], size: int, *, dim: int
+) -> Tensor:
+    """The pieces at `indices` as one batch, each after the first `size` tokens of its prompt, if there are prompts."""
+    batch = torch.cat([pieces[i] for i in indices])
+    if not prompts:
+        return batch
+    return torch.cat([torch.cat([pieces[i].narrow(dim, 0, size) for i in prompts]), batch], dim)
 
 
 def _attend_document(
     q: Float[Tensor, "B H T K"],
-    k: Float[Tensor, "B G T K"],
-    v: Float[Tensor, "B G T V"],
+    k: Float[Tensor, "B G S K"],
+    v: Float[Tensor, "B G S V"],
     *,
     scale: float,
     window: int | None,
     dropout: float,
-    position_ids: Int[Tensor, "B T"] | None,
+    position_ids: Int[Tensor, "B S"] | None,
 ) -> Float[Tensor, "B H T V"]:
+    """Causal attention of the last T of S tokens, which lie at `position_ids`."""
     mix = partial(scaled_dot_product_attention, scale=scale, enable_gqa=q.shape[1] != k.shape[1], dropout_p=dropout)
-    length = q.shape[2]
-    span = length if position_ids is None else int((position_ids[:, -1] - position_ids[:, 0]).max()) + 1
+    length, past = q.shape[2], k.shape[2] - q.shape[2]
+    span = past + length if position_ids is None else int((position_ids[:, -1] - position_ids[:, 0]).max()) + 1
     if window is None or span <= window:
-        return mix(q, k, v, is_causal=True)
+        if past == 0:
+            return mix(q, k, v, is_causal=True)
+        if length * (past + length) <= MAX_MASK_SIZE:
+            return mix(q, k, v, attn_mask=causal_mask(length, past + length, device=q.device))
+        return mix(pad(q, (0, 0, past, 0)), k, v, is_causal=True)[:, :, past:]
     size = max(window, MIN_CHUNK)  # so a chunk sees no chunk but the one before it, and no mask is as long as the text
-    q_chunks, k_chunks, v_chunks = (x.split(size, dim=2) for x in (q, k, v))
-    places = torch.arange(length, device=q.device)[None] if position_ids is None else position_ids
-    place_chunks, outputs = places.split(size, dim=1), []
-    for i, q_chunk in enumerate(q_chunks):
-        past = slice(max(0, i - 1), i + 1)
-        keys, values = torch.cat(k_chunks[past], 2), torch.cat(v_chunks[past], 2)
+    sizes = [min(size, length - start) for start in range(0, length, size)]
+    lead = min(past, size)  # the end of the prompt, the chunk before the first one
+    parts = [past - lead, lead, *sizes]
+    places = torch.arange(past + length, device=q.device)[None] if position_ids is None else position_ids
+    k_chunks, v_chunks = (x.split(parts, dim=2)[1:] for x in (k, v))
+    place_chunks, outputs = places.split(parts, dim=1)[1:], []
+    for i, q_chunk in enumerate(q.split(sizes, dim=2)):
+        keys, values, key_places = (
+            torch.cat(chunks[i : i + 2], dim) for chunks, dim in ((k_chunks, 2), (v_chunks, 2), (place_chunks, 1))
+        )
         mask = causal_mask(q_chunk.shape[2], keys.shape[2], device=q.device)
-        mask = mask & is_within_window(place_chunks[i], torch.cat(place_chunks[past], 1), window)
+        mask = mask & is_within_window(place_chunks[i + 1], key_places, window)
         outputs.append(mix(q_chunk, keys, values, attn_mask=mask))
     return torch.cat(outputs, dim=2)

@@ -150,7 +150,14 @@ def attend(
     """Attention over the keys that each query may see: the past of its document, or the last S keys of a state."""
     if positions.lengths is not None:
         return document_attention(
-            q, k, v, positions.lengths, scale=scale, window=window, position_ids=positions.key_ids
+            q,
+            k,
+            v,
+            positions.lengths,
+            scale=scale,
+            window=window,
+            position_ids=positions.key_ids,
+            prefixes=positions.prefixes,
         )
     mask = positions.get_mask(k.shape[2], window)
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
