@@ -22,7 +22,7 @@ from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.caller_objects import DataSource, ModelSource
 from potstill.stages.checks.report import FAIL
 from potstill.stages.convert import ConvertConfig
-from potstill.stages.dataset import describe_dataset
+from potstill.stages.describe_dataset import describe_dataset
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill as run_distill
 from potstill.stages.doctor import Doctor

@@ -15,11 +15,11 @@ from potstill.stages.dataset import (
     build_rows,
     check_has_end,
     compute_measured_digest,
-    describe_dataset,
     load_held_out_corpus,
     prepare_dataset,
 )
 from potstill.stages.dataset_config import DatasetConfig
+from potstill.stages.describe_dataset import describe_dataset
 from potstill.stages.measure import MeasureConfig
 
 SAID = "prompt=instruction, response=text"

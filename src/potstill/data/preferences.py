@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import CHOSEN, IGNORE, REJECTED, Batch
@@ -66,9 +67,11 @@ def load_preferences(data: str | Sequence[str], *, split: str = "train", **optio
 
     They are held out by prompt: no prompt is both in the train and in the validation split of one data set.
 
-    Raises: as `load_mixture` does; DataError for a data set without preferences.
+    Raises: as `load_mixture` does; DataError for a data set without preferences; UsageError for a stream.
     """
     corpus = load_mixture(data, split=split, recognize=recognize_preferences, **options)
+    if not isinstance(corpus.documents, Dataset):
+        raise UsageError(f"{corpus.name} is streamed, and preferences are held out by prompt; download it first")
     if corpus.kind != "preferences":
         raise DataError(f"{corpus.name} holds {corpus.kind} and no preferences; give rows with chosen and rejected")
     return corpus

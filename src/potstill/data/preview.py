@@ -18,12 +18,12 @@ from potstill.data.document_table import get_document_text
 from potstill.data.packing import pack
 from potstill.data.token_dataset import TokenDataset, TokenizedDocument
 from potstill.data.tokenize import Rendering, tokenize_corpus
-from potstill.data.windows import describe_loss
+from potstill.data.windows import COVERED_PERCENTILE, describe_loss
 
 MAX_STREAMED_TOKENS = 200_000  # tokens read of a stream
 HEAD_TOKENS, TAIL_TOKENS = 80, 40  # tokens shown of a long run
 PERCENTILES = (10, 50, 90, 100)
-TRAINED_STYLE, CONTEXT_STYLE = "bold green", "dim"
+TRAINED_STYLE, REJECTED_STYLE, CONTEXT_STYLE = "bold green", "bold red", "dim"
 
 
 def describe(
@@ -71,7 +71,7 @@ def describe(
     return description if length is None else {**description, "packs": describe_packs(tokens, length)}
 
 
-def describe_packs(tokens: TokenDataset, length: int) -> dict[str, Any]:
+def describe_packs(tokens: Sequence[TokenizedDocument], length: int) -> dict[str, Any]:
     """The number of packs of `length` tokens, how full they are, and what the documents lost to the length."""
     packs = pack(tokens, length=length)
     return {
@@ -84,8 +84,8 @@ def describe_packs(tokens: TokenDataset, length: int) -> dict[str, Any]:
 
 
 def count_last_trained(tokens: TokenDataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The three most frequent last trained tokens of documents. The first should be the stop token."""
-    last_labels = Counter(next(label for label in reversed(row.labels) if label != IGNORE) for row in tokens)
+    """The three most frequent last trained tokens of documents that have one. The first should be the stop token."""
+    last_labels = Counter(label for row in tokens for label in [*filter(IGNORE.__ne__, row.labels)][-1:])
     return {str(tokenizer.decode([token])): count for token, count in last_labels.most_common(3)}
 
 
@@ -139,6 +139,7 @@ def _build_summary(description: Mapping[str, Any]) -> Table:
         "split": description["provenance"].get("split", "all"),
         "sha-256": description["digest"] or "none, a stream",
     }
+    lines |= _list_sides(description["preferences"]) if "preferences" in description else {}
     if packs:
         lines["packs"] = f"{packs['count']:,} of {packs['length']} tokens, {packs['fill']:.1%} full"
         lines |= {"cut": "; ".join(packs["loss"])} if packs["loss"] else {}
@@ -148,15 +149,34 @@ def _build_summary(description: Mapping[str, Any]) -> Table:
     return table
 
 
+def _list_sides(counts: Mapping[str, Any]) -> dict[str, str]:
+    """What is said of the two sides of preferences."""
+    shorter = counts["shorter_is_chosen"]
+    lines = {
+        side: f"{counts[side]:,} answers of {counts[f'{side}_tokens']:,} tokens, on average"
+        for side in ("chosen", "rejected")
+    }
+    lines |= {} if shorter is None else {"shorter is chosen": f"in {shorter:.1%} of the pairs that differ in length"}
+    too_long = f"{counts['too_long']:,} are left out; --context {counts['covering']} holds {COVERED_PERCENTILE} %"
+    return lines | ({"too long": too_long} if counts.get("too_long") else {})
+
+
 def _render_example(example: Mapping[str, Any], marks: bool) -> Text:
     text = Text.assemble((f"\ndocument {example['document']}\n", "bold"))
-    for piece in example["pieces"]:
+    _append_pieces(text, example["pieces"], TRAINED_STYLE, marks)
+    for side, pieces in example.get("sides", {}).items():
+        text.append(f"\n{side}\n", style="bold")
+        _append_pieces(text, pieces, REJECTED_STYLE if side == "rejected" else TRAINED_STYLE, marks)
+    return text
+
+
+def _append_pieces(text: Text, pieces: Sequence[Mapping[str, Any]], trained_style: str, marks: bool) -> None:
+    for piece in pieces:
         words = piece["text"].replace("\n", "↵\n")
         words = f"⟦{words}⟧" if marks and piece["trained"] else words
-        text.append(words, style=TRAINED_STYLE if piece["trained"] else CONTEXT_STYLE)
+        text.append(words, style=trained_style if piece["trained"] else CONTEXT_STYLE)
         if piece["omitted_tokens"]:
             text.append(f" [... {piece['omitted_tokens']} tokens ...] ", style="italic")
-    return text
 
 
 def _render_legend(marks: bool) -> Text:

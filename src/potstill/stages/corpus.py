@@ -1,5 +1,6 @@
 """Loads the data of a stage, as its options say."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from potstill.core.errors import UsageError
@@ -22,12 +23,18 @@ class CorpusOptions(Protocol):
     def mix_exponent(self) -> float: ...
 
 
-def load_data(options: CorpusOptions, *, split: str = "train", label: DocumentLabel | None = None) -> Corpus:
-    """A split of the data of a stage; with a `label`, each document has its number.
+def load_data(
+    options: CorpusOptions,
+    *,
+    split: str = "train",
+    label: DocumentLabel | None = None,
+    load: Callable[..., Corpus] = load_mixture,
+) -> Corpus:
+    """A split of the data of a stage; with a `label`, each document has its number. `load` reads it, as text or others.
 
-    Raises: as `load_mixture` does.
+    Raises: as `load` does.
     """
-    return load_mixture(
+    return load(
         options.data,
         split=split,
         exponent=options.mix_exponent,

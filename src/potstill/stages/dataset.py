@@ -19,9 +19,8 @@ from potstill.core.types import Batch
 from potstill.data.corpus import Corpus, remove_held_out
 from potstill.data.files import has_named_splits
 from potstill.data.long_documents import choose_long_documents
-from potstill.data.mixture import parse_sources
+from potstill.data.mixture import load_mixture, parse_sources
 from potstill.data.packing import Packs, collate, pack
-from potstill.data.preview import describe
 from potstill.data.row_reader import DocumentLabel, Route
 from potstill.data.token_dataset import TextReport, TokenDataset
 from potstill.data.tokenize import Rendering, tokenize_corpus
@@ -36,7 +35,7 @@ from potstill.stages.corpus import load_data
 from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.options import TextOptions
 from potstill.stages.reading_report import build_corpus_facts, report_reading
-from potstill.stages.text_options import get_text_options, make_rendering, prepare_tokenizer
+from potstill.stages.text_options import make_rendering, prepare_tokenizer
 from potstill.teachers.cached import TeacherCache
 
 MIN_SAMPLED_TOKENS = 4_000_000  # read at least these of a stored corpus: one document may be half a book
@@ -184,8 +183,8 @@ def pack_corpus(
     return packs, token_set.report
 
 
-def load_held_out_corpus(config: DatasetConfig) -> Corpus:
-    """The text to measure on: `eval_data`, else the validation split of `data`.
+def load_held_out_corpus(config: DatasetConfig, *, load: Callable[..., Corpus] = load_mixture) -> Corpus:
+    """The text to measure on: `eval_data`, else the validation split of `data`. `load` reads it.
 
     Of `eval_data`, a file is taken whole, and so is a folder without files named for a split.
 
@@ -195,7 +194,7 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
     paths = {source.name: resolve_path(source.name).resolve() for source in parse_sources(config.data)}
     eval_path = Path() if isinstance(eval_data, tuple) else resolve_path(eval_data).resolve()
     if eval_data == config.data or (eval_path.exists() and list(paths.values()) == [eval_path]):
-        return load_data(config, split="validation", label=config.label)
+        return load_data(config, split="validation", label=config.label, load=load)
     for name, path in paths.items():
         if eval_path.exists() and (path == eval_path or path in eval_path.parents or eval_path in path.parents):
             raise UsageError(
@@ -203,7 +202,7 @@ def load_held_out_corpus(config: DatasetConfig) -> Corpus:
                 f"see what is measured; give two separate paths"
             )
     split = "all" if eval_path.exists() and not has_named_splits(eval_path) else "validation"
-    return load_data(replace(config, data=eval_data), split=split, label=config.label)
+    return load_data(replace(config, data=eval_data), split=split, label=config.label, load=load)
 
 
 def list_held_out_documents(held_out: Corpus) -> Iterable[Mapping[str, Any]]:
@@ -287,29 +286,6 @@ def load_calibration_batches(
     ]
     facts = build_corpus_facts(corpus, packs, token_set.report)
     return batches, {"calibrated_on": facts.pop("trained_on"), **facts}
-
-
-def describe_dataset(
-    name: str,
-    tokenizer: str,
-    *,
-    context: int,
-    split: str,
-    columns: str = "",
-    options: TextOptions | None = None,
-) -> dict[str, Any]:
-    """What a data set holds and which of its tokens are trained, as `data.preview.describe` returns it.
-
-    Raises: NotFound, DataError; UsageError for a context below 2 tokens.
-    """
-    options = options or TextOptions()
-    if context < 2:
-        raise UsageError(f"--context {context} has no room for a token and what it is predicted from")
-    config = DatasetConfig(**get_text_options(options), data=name, columns=columns, context=context)
-    corpus = load_data(config, split=split)
-    loaded_tokenizer = load_tokenizer(tokenizer)
-    prepare_tokenizer(loaded_tokenizer, options)
-    return describe(corpus, loaded_tokenizer, length=context, rendering=make_rendering(options))
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

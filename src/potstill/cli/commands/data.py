@@ -28,7 +28,7 @@ def data(
     Example: [bold]potstill data stdlib --show[/]
     """
     from potstill.cli import tables
-    from potstill.stages.dataset import describe_dataset
+    from potstill.stages.describe_dataset import describe_dataset
 
     suppress_library_output()
     text_options = TextOptions(**o.read_options(TextOptions, options))
