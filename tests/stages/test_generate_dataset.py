@@ -16,6 +16,7 @@ import potstill
 from potstill.core.errors import DataError, Interrupted, OutputExists, UsageError
 from potstill.data.corpus import load_corpus
 from potstill.objectives.config import ObjectiveConfig
+from potstill.stages import answer_writer
 from potstill.stages import generate_dataset as answering
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
@@ -132,14 +133,14 @@ def test_a_stopped_stage_continues_to_the_same_answers(
 ) -> None:
     monkeypatch.setattr(answering, "PROMPTS_PER_PART", 16)
     stage.run(tmp_path / "straight")
-    original, calls = answering.generate, iter(range(100))
+    original, calls = answer_writer.generate, iter(range(100))
 
     def stopped(*asked: Any) -> list[list[int]]:
         if next(calls) == 3:  # in the middle of the second part
             raise KeyboardInterrupt
         return original(*asked)
 
-    monkeypatch.setattr(answering, "generate", stopped)
+    monkeypatch.setattr(answer_writer, "generate", stopped)
     with pytest.raises(Interrupted, match="--resume"):
         stage.run(tmp_path / "made")
     assert [file.name for file in (tmp_path / "made").iterdir()] == ["training"]

@@ -174,11 +174,12 @@ def get_tools(document: Mapping[str, Any]) -> list[Any] | None:
 
 
 def to_row(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document as a row of a JSON file, which reads as the same document."""
+    """A document as a row of a JSON file, which reads as the same document; with the name of its language, if any."""
     if "messages" not in document:
         return {name: value for name, value in document.items() if value is not None}
     tools = get_tools(document)
-    return {"messages": to_messages(document), **({"tools": tools} if tools else {})}
+    facts = {"tools": tools, "language": document.get("language")}
+    return {"messages": to_messages(document), **{name: value for name, value in facts.items() if value}}
 
 
 def is_trained(message: Message) -> bool:

@@ -56,6 +56,8 @@ def generate(
     Example: [bold]potstill generate smollm2 --draft lookup --show --prompt "Repeat: the pot still distils the mash."[/]
 
     Example: [bold]potstill generate smollm2 --data pairs.jsonl --out answers[/]
+
+    Example: [bold]potstill generate smollm2 --data pairs.jsonl --translate --languages en:0.5,fr:0.5 --out answers[/]
     """
     check_options(prompt, data, out, options, chat=chat, show=show, as_json=as_json)
     if data is not None and out is not None:
@@ -126,6 +128,8 @@ def check_options(
         )
     if data is not None and options["draft"] is not None:
         raise UsageError("--draft drafts the answer to --prompt or --chat; omit it with --data")
+    if data is None and (options["translate"] or options["self_instruct"]):
+        raise UsageError("--translate and --self-instruct rewrite the prompts of a data set; give --data and --out")
     if show and options["draft"] is None:
         raise UsageError("--show colors what a draft wrote; say with --draft what drafts, or omit it")
     if show and as_json:
