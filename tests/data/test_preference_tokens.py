@@ -249,6 +249,19 @@ def test_kto_takes_both_sides_of_a_pair_and_its_baseline_from_another_prompt(
     assert collate([pack(rows, length=1000)[0]])["pairs"].shape == (2, 0)
 
 
+def test_four_answers_and_their_baselines_are_a_group_if_half_a_pack_holds_them(
+    load: Load, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    corpus = load(*LABELED)
+    whole = tokenize_preferences(corpus, tiny_tokenizer, data="labels")
+    assert whole.tokens.fields[GROUPS.name].tolist() == [0] * 12 + [1] * 3
+    size = sum(len(row.input_ids) for row in list(whole.tokens)[:3])
+    for length, numbers in ((4 * size, [0, 0, 1, 1, 2]), (3 * size, [0, 1, 2, 3, 4])):
+        tokens = tokenize_preferences(corpus, tiny_tokenizer, data="labels", length=length).tokens
+        assert tokens.fields[GROUPS.name][1::3].tolist() == numbers
+    assert whole.counts.groups == 5
+
+
 def test_kto_skips_an_answer_of_the_same_words(load: Load, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{"prompt": f"Say {i}", "completion": "yes" if i else "no", "label": True} for i in range(4)]
     tokenized = documents(tokenize_preferences(load(*rows), tiny_tokenizer, data="labels"))

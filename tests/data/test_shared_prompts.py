@@ -47,6 +47,12 @@ def test_a_group_without_both_sides_gives_no_pair() -> None:
     assert "pairs" not in collate([pack([TokenizedDocument([1, 2], [1, 2])], length=4)[0]])
 
 
+def test_answers_with_baselines_are_no_pairs_though_several_are_in_a_group() -> None:
+    rows = pair(0, [1, 2], [3], [4], sides=(CHOSEN, BASELINE)) + pair(0, [5, 6], [7], [8], sides=(REJECTED, BASELINE))
+    rows += pair(0, [9, 2], [3], [4], sides=(CHOSEN, BASELINE))
+    assert collate([pack(rows, length=32)[0]])["pairs"].tolist() == [[], []]
+
+
 def test_every_answer_token_is_predicted_once_and_no_prompt_token_is() -> None:
     batch = collate([pack(FIRST + SECOND, length=16)[0]])
     assert sorted(supervised_positions(batch)[1].tolist()) == [4, 5, 6, 9, 10, 11]

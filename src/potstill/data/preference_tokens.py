@@ -5,7 +5,8 @@ on, with the end token. What the sides of a group begin with, token by token, is
 group that is longer than a pack is left out and counted, never cut.
 
 KTO (Ethayarajh et al., 2024, arXiv:2402.01306, section 4.1) compares each answer with a baseline: its prompt with the
-answer to another one. Here that is the next answer of the same split to another prompt, never the answer itself.
+answer to another one. Here that is the next answer of the same split to another prompt, never the answer itself. A
+group holds several answers with their baselines, since the mean over these estimates a divergence.
 """
 
 from collections import Counter
@@ -21,7 +22,7 @@ from potstill.core.errors import DataError
 from potstill.core.screen import status
 from potstill.core.types import BASELINE, CHOSEN, IGNORE, REJECTED
 from potstill.data.corpus import Corpus
-from potstill.data.pack_fields import LABEL_FIELDS
+from potstill.data.pack_fields import GROUPS, LABEL_FIELDS
 from potstill.data.preference_sides import EMPTY_ANSWER, EQUAL_SIDES
 from potstill.data.schema import Document
 from potstill.data.shared_prompts import build_group
@@ -31,6 +32,7 @@ from potstill.data.tokenize import DocumentRenderer, RenderedDocument, Rendering
 from potstill.data.windows import COVERED_PERCENTILE
 
 CHUNK = 256  # groups tokenized at once
+ANSWERS_PER_GROUP = 4  # with labels: fewer baselines estimate the divergence badly
 TOO_LONG = "more tokens than the context"  # why a group is left out
 SIDES = {"chosen": CHOSEN, "rejected": REJECTED}
 GroupKind = Literal["preferences", "labels"]
@@ -46,7 +48,7 @@ class ChatGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class PreferenceCounts:
-    """How many groups there are, and how long their answers are, in trained tokens.
+    """How many pairs or answers with labels there are, the `groups`, and how long answers are, in trained tokens.
 
     `chosen` and `rejected` are the numbers of answers on each side, `chosen_tokens` and `rejected_tokens` their mean
     lengths. `shorter_is_chosen` is the share of the pairs of different lengths whose shorter answer is chosen, None
@@ -140,6 +142,8 @@ class _GroupBuilder:
     def __init__(self, length: int | None, shared: bool, drop_counts: Counter[str]) -> None:
         self.length, self.shared, self.drop_counts = length, shared, drop_counts
         self.num_groups = 0
+        self.number = -1  # of the last group of documents, its answers with labels, and its tokens
+        self.num_answers = self.num_tokens = 0
         self.sizes: list[int] = []  # tokens of each group, also of those that are left out for it
         self.answer_lengths: list[tuple[int, int]] = []  # (side, trained tokens)
         self.differences: list[int] = []  # trained tokens of the rejected side less those of the chosen one
@@ -157,7 +161,7 @@ class _GroupBuilder:
 
     def _build_group(self, group: ChatGroup, documents: Sequence[TokenizedDocument]) -> list[TokenizedDocument]:
         sizes = [sum(label != IGNORE for label in document.labels) for document in documents]
-        built = build_group(documents, group.sides, group=self.num_groups, shared=self.shared)
+        built = build_group(documents, group.sides, group=0, shared=self.shared)
         num_tokens = sum(len(document.input_ids) for document in built)
         if reason := self._find_lack(documents, sizes, num_tokens):
             self.drop_counts[reason] += 1
@@ -167,7 +171,17 @@ class _GroupBuilder:
         self.sizes.append(num_tokens)
         self.answer_lengths += [pair for pair in zip(group.sides, sizes, strict=True) if pair[0] != BASELINE]
         self.differences += [sizes[1] - sizes[0]] if group.sides == (CHOSEN, REJECTED) else []
-        return built
+        number = self._choose_number(BASELINE in group.sides, num_tokens)
+        return [document._replace(fields={**document.fields, GROUPS.name: number}) for document in built]
+
+    def _choose_number(self, has_baseline: bool, num_tokens: int) -> int:
+        """A new number, or for an answer with a baseline that of the answers before it, if half a pack holds them."""
+        is_joined = has_baseline and 0 < self.num_answers < ANSWERS_PER_GROUP
+        is_joined &= self.length is None or self.num_tokens + num_tokens <= self.length // 2
+        self.number += not is_joined
+        self.num_answers = (self.num_answers if is_joined else 0) + has_baseline
+        self.num_tokens = (self.num_tokens if is_joined else 0) + num_tokens
+        return self.number
 
     def _find_lack(self, documents: Sequence[TokenizedDocument], sizes: Sequence[int], num_tokens: int) -> str | None:
         if not all(sizes):

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from potstill.core.errors import DataError
-from potstill.core.types import CHOSEN, IGNORE, REJECTED
+from potstill.core.types import BASELINE, CHOSEN, IGNORE, REJECTED
 from potstill.data.pack_fields import GROUPS, OFFSETS, SIDES
 from potstill.data.token_dataset import TokenizedDocument
 
@@ -85,14 +85,16 @@ def check_offsets(pack: Mapping[str, Tensor]) -> None:
 def find_pairs(batch: Mapping[str, Tensor]) -> dict[str, Int[Tensor, "2 P"]]:
     """`pairs [2 P]` of a batch with `sides` and `groups`: the chosen and the rejected document of each group with both.
 
-    The pairs ascend by the number of the chosen document. Without these fields there are none, and no key.
+    The pairs ascend by the number of the chosen document. Answers that have a baseline are no pairs. Without these
+    fields there are none, and no key.
 
     Raises: DataError for a group with several documents on one side.
     """
     if SIDES.name not in batch or GROUPS.name not in batch:
         return {}
     sides, groups = batch[SIDES.name], batch[GROUPS.name]
-    chosen, rejected = (torch.nonzero((sides == side) & (groups >= 0))[:, 0] for side in (CHOSEN, REJECTED))
+    is_paired = (groups >= 0) & ~torch.isin(groups, groups[sides == BASELINE])
+    chosen, rejected = (torch.nonzero((sides == side) & is_paired)[:, 0] for side in (CHOSEN, REJECTED))
     is_pair = groups[chosen][:, None] == groups[rejected][None, :]
     if bool((is_pair.sum(0) > 1).any() or (is_pair.sum(1) > 1).any()):
         raise DataError("a group has several chosen or rejected documents; give each pair a group of its own")
