@@ -54,6 +54,7 @@ ACROSS = [
 APART = {  # no part of a method: names, values looked into, the machine, what is measured or saved, what fits in memory
     *("teacher", "student", "model", "data", "objective", "settings", "options", "name", "top_k"),
     *("seed", "device", "dtype", "documents", "save_every", "keep_checkpoints", "micro_tokens", "batch"),
+    *("mix_exponent", "self_instruct"),  # what the user's data are made of
 }
 
 
@@ -68,7 +69,7 @@ def roomy(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrain
 # their stages run in the forms of other recipes, and their methods in the tests of objectives and rollouts
 REPEATED = {
     *("deltanet", "dskd-cma", "dskdv2", "distillm", "gkd", "mined", "minilm-relations", "minima", "modification"),
-    *("bitnet", "elastic", "layermoe", "matmul-free", "tie-kd", "uld"),
+    *("bitnet", "elastic", "layermoe", "matmul-free", "phoenix", "tie-kd", "uld"),
 }
 
 
@@ -136,7 +137,7 @@ def method(stage: Stage) -> Stage:
         return replace(stage, documents=1, max_evaluations=1)
     if isinstance(stage, SpecGameConfig):
         return replace(stage, documents=1, max_tokens=2)
-    budget = {"tokens": 1, "context": 1, "batch_tokens": 1, "micro_tokens": 1}
+    budget = {"tokens": 1, "epochs": None, "context": 1, "batch_tokens": 1, "micro_tokens": 1}
     if isinstance(stage, DistillConfig):
         stage = replace(stage, min_document_tokens=0)
     return replace(stage, documents=1, settings=replace(stage.settings, **budget))
@@ -268,9 +269,17 @@ def test_what_trains_no_model_takes_no_student(name: str) -> None:
 
 @pytest.mark.parametrize("named", [{"teacher": "another"}, {"student": "another"}])
 def test_a_fine_tuned_model_starts_as_its_teacher(named: dict[str, str]) -> None:
-    (stage,) = registry.get_recipe("sft").override(data="chats.jsonl", **named).stages
+    (stage,) = registry.get_recipe("minichat").override(data="chats.jsonl", **named).stages
     assert isinstance(stage, DistillConfig)
     assert (stage.teacher, stage.student) == ("another", "another")
+
+
+def test_run_mixes_the_data_that_it_is_given(tmp_path: Path) -> None:
+    out, options = str(tmp_path / "made"), {"dry_run": True, "as_json": True}
+    for given, data in ((["a.jsonl"], "a.jsonl"), (["a.jsonl", "b.jsonl"], ["a.jsonl", "b.jsonl"])):
+        (stage,) = cli.run("phoenix", out, data=given, overwrite=True, **options)["stages"]
+        assert stage["data"] == data
+    assert "data:\n- a.jsonl\n- b.jsonl" in (tmp_path / "made.yaml").read_text()
 
 
 def test_run_takes_a_student(tmp_path: Path) -> None:
@@ -280,7 +289,7 @@ def test_run_takes_a_student(tmp_path: Path) -> None:
 
 
 def test_run_passes_the_draft_vocabulary_on(tmp_path: Path) -> None:
-    out, options = str(tmp_path / "made"), {"data": "other.jsonl", "dry_run": True, "as_json": True}
+    out, options = str(tmp_path / "made"), {"data": ["other.jsonl"], "dry_run": True, "as_json": True}
     answers, draft = cli.run("draft", out, draft_vocabulary="16k", **options)["stages"]
     assert "draft_vocabulary" not in answers
     assert draft["draft_vocabulary"] == 16000
@@ -289,9 +298,12 @@ def test_run_passes_the_draft_vocabulary_on(tmp_path: Path) -> None:
         cli.run("medusa", out, draft_vocabulary="16k", **options)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("sft", "a .jsonl file"), ("miniloong", "a folder of books")])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("minichat", "a .jsonl file"), ("phoenix", "two .jsonl files"), ("miniloong", "a folder of books")],
+)
 def test_a_recipe_without_the_data_that_it_needs_is_refused(name: str, hint: str) -> None:
-    with pytest.raises(UsageError, match=f"give --data, such as {hint}"):
+    with pytest.raises(UsageError, match=f"give --data.*such as {hint}"):
         registry.get_recipe(name).override(seed=1)
 
 

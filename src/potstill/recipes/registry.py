@@ -18,9 +18,11 @@ from potstill.stages.skip_layers import SkipLayersConfig
 from potstill.stages.spec_game import SpecGameConfig
 
 REQUIRED_DATA, REQUIRED_TEXTS, REQUIRED_LANGUAGES = "@data", "@texts", "@languages"  # data that the user has to give
+REQUIRED_CHATS = "@chats"
 DATA_HINTS = {
     REQUIRED_DATA: "prompts with responses, or chats; give --data, such as a .jsonl file of `prompt` and `response`",
     REQUIRED_TEXTS: "long texts; give --data, such as a folder of books",
+    REQUIRED_CHATS: "instructions and conversations; give --data twice, or one of them, such as two .jsonl files",
     REQUIRED_LANGUAGES: "texts of several languages; give --data, such as a .jsonl file of `text` and `language`",
 }
 
@@ -28,6 +30,7 @@ DEFAULT_ORIGINS = {  # where the numbers come from that a recipe does not explai
     "learning_rate, warmup, final_rate, weight_decay, clip, context, batch_tokens": "ours, the defaults of distill",
     "temperature": "1, ours: logits are not divided",
     "on_policy": "0, ours: the student samples nothing",
+    "neftune": "0, ours: no noise on the embeddings",
     "min_document_tokens, short_share": "0, ours: documents of all lengths are trained on",
     "lora, eval_every, patience": "0, ours: all weights are trained, without early stopping",
 }
@@ -53,7 +56,7 @@ class Recipe:
         *,
         teacher: str | None = None,
         student: str | None = None,
-        data: str | None = None,
+        data: str | tuple[str, ...] | None = None,
         tokens: int | None = None,
         epochs: float | None = None,
         draft_vocabulary: int | None = None,
@@ -154,7 +157,12 @@ def _shrink_stage(stage: Stage) -> Stage:
         return replace(stage, documents=2, max_tokens=8)
     context = 512 if stage.data == PREVIOUS_FOLDER else 64  # answers of a model need room for their stop token
     settings = replace(
-        stage.settings, tokens=1024, context=context, batch_tokens=max(context, 256), micro_tokens=max(context, 128)
+        stage.settings,
+        tokens=1024,
+        epochs=None,
+        context=context,
+        batch_tokens=max(context, 256),
+        micro_tokens=max(context, 128),
     )
     if isinstance(stage, DistillConfig):
         stage = replace(stage, min_document_tokens=min(8, stage.min_document_tokens))
@@ -169,7 +177,7 @@ def _override_stage(
     stage: Stage,
     teacher: str | None,
     student: str | None,
-    data: str | None,
+    data: str | tuple[str, ...] | None,
     length: Mapping[str, Any],
     seed: int,
 ) -> Stage:
@@ -177,7 +185,7 @@ def _override_stage(
     if isinstance(stage, PruneConfig | ConvertConfig | GenerateDatasetConfig | SkipLayersConfig | SpecGameConfig):
         model = stage.model if teacher is None or stage.model == PREVIOUS_FOLDER else teacher
         return replace(stage, model=model, data=text, seed=seed)
-    budget = {"tokens": None, **length} if length else {}
+    budget = {"tokens": None, "epochs": None, **length} if length else {}
     settings = replace(stage.settings, seed=seed, **budget)
     if isinstance(stage, MedusaConfig):
         return replace(stage, model=stage.model if teacher is None else teacher, data=text, settings=settings)

@@ -50,7 +50,7 @@ class GenerateDatasetOptions(GenerateOptions):
     """The options of `generate` for a data set."""
 
     model: str
-    data: str
+    data: str | tuple[str, ...]
     columns: str = COLUMNS.field()
     documents: int = Option(0, "Number of prompts of --data to answer; 0: all.").field()
     max_tokens: int = Option(MAX_TOKENS, MAX_TOKENS_HELP).field()

@@ -22,7 +22,9 @@ def run(
     student: Annotated[
         str | None, typer.Option(help="A model to train, instead of the recipe's pruned teacher.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="The data, instead of the recipe's.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="The data, instead of the recipe's; repeat for several.")
+    ] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 2M, instead of the recipe's.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the whole text, instead of --tokens.")] = None,
     draft_vocabulary: Annotated[str | None, typer.Option(help=DRAFT_VOCABULARY.help)] = None,
@@ -37,13 +39,16 @@ def run(
     """Run the recipe of a published method, stage by stage, such as minima or gkd.
 
     Example: [bold]potstill run minima --tiny --out minima[/]
+
+    Example: [bold]potstill run phoenix --data instructions.jsonl --data conversations.jsonl --out chat[/]
     """
     from potstill.cli import tables
     from potstill.recipes import registry
     from potstill.stages.sequence import run_stages
 
     suppress_library_output()
-    options: dict[str, Any] = {"teacher": teacher, "student": student, "data": data, "epochs": epochs}
+    data_sets = tuple(data) if data and len(data) > 1 else next(iter(data or ()), None)
+    options: dict[str, Any] = {"teacher": teacher, "student": student, "data": data_sets, "epochs": epochs}
     options |= {"device": device, "dtype": dtype, "seed": seed}
     counts = {"tokens": tokens, "draft_vocabulary": draft_vocabulary}
     numbers: dict[str, Any] = {name: parse_count(count) for name, count in counts.items()}
