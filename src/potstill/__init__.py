@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _VERBS = (
-    *("distill", "prune", "convert", "measure", "frontier", "generate", "plan"),
+    *("distill", "align", "prune", "convert", "measure", "frontier", "generate", "plan"),
     *("doctor", "arena", "cache", "load", "data", "export", "advise"),
 )
 __all__ = ["AutoModelForCausalLM", *_VERBS]  # __init__.pyi has their types

@@ -80,6 +80,65 @@ def distill(
     Raises: PotstillError, as the command line does; UsageError for an unknown option.
     """
 
+def align(
+    model: ModelSource,
+    *,
+    data: DataSource | Sequence[str | Path],
+    out: str | Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    chat_template: str | None = None,
+    mix_exponent: float = 1.0,
+    special_in_text: str = "keep",
+    on_bad_row: str = "skip",
+    objective: ObjectiveSource = "dpo",
+    columns: str = "",
+    eval_data: DataSource | None = None,
+    reference: ModelSource | None = None,
+    reference_cache: str | Path | None = None,
+    plus: ModelSource | None = None,
+    minus: ModelSource | None = None,
+    reward: str | None = None,
+    samples: int = 8,
+    max_tokens: int = 64,
+    on_policy: float = 0.0,
+    tokens: int | str | None = None,
+    epochs: float | None = None,
+    context: int = 1024,
+    batch_tokens: int = 4096,
+    micro_tokens: int = 2048,
+    lr: float | None = None,
+    warmup: float = 0.1,
+    final_rate: float = 0.1,
+    weight_decay: float = 0.0,
+    neftune: float = 0.0,
+    clip: float = 1.0,
+    seed: int = 1,
+    eval_every: int = 0,
+    save_every: int = 0,
+    keep_checkpoints: int = 0,
+    patience: int = 0,
+    checkpoint_activations: bool = False,
+    compile: bool = False,
+    shard: bool = False,
+    report_to: Sequence[str] = (),
+    lora: int = 0,
+    train: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    documents: int = 200,
+    save_dtype: str = "bfloat16",
+    skip_doctor: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> TrainingResult:
+    """Train `model` with preferences or rewards, and measure it before and after; write it and its card to `out`.
+
+    `objective` is dpo, ipo, simpo, orpo, kto, aligndistil or grpo, with options such as `"dpo:beta=0.1"`.
+
+    Raises: PotstillError, as the command line does; UsageError for an unknown option.
+    """
+
 def prune(
     model: ModelSource,
     *,
@@ -151,6 +210,7 @@ def measure(
     columns: str = "",
     split: str = "validation",
     teacher: ModelSource | Sequence[ModelSource] | None = None,
+    reference: ModelSource | None = None,
     documents: int = 100,
     context: int = 512,
     prompts: int = 20,
@@ -283,6 +343,8 @@ def plan(
 ) -> Report:
     """Estimate memory, disk and time of `distill` with the same options; it writes nothing.
 
+    With an objective of preferences it is `align` of the `student`, whose reference is the `teacher`.
+
     Raises: PotstillError, as the command line does.
     """
 
@@ -405,6 +467,7 @@ def cache(
     classes: int = 16,
     sampled: int = 0,
     exact: bool = False,
+    own: bool = False,
     hidden: bool = False,
     temperature: float = 1.0,
     seed: int = 1,

@@ -17,6 +17,10 @@ from potstill.models.load import LoadedModel, load_model
 from potstill.objectives.config import ObjectiveConfig
 from potstill.stages import options as stage_options
 from potstill.stages.advise import AdviseConfig
+from potstill.stages.align.doctor import is_alignment
+from potstill.stages.align.options import AlignOptions
+from potstill.stages.align.plan import plan_alignment
+from potstill.stages.align.run import align_from_options
 from potstill.stages.arena.arena import Arena
 from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.caller_objects import DataSource, ModelSource
@@ -48,6 +52,26 @@ def distill(*, out: str | Path, overwrite: bool = False, resume: bool = False, *
     Raises: PotstillError, as the command line does; UsageError for an unknown option.
     """
     return run_distill(DistillConfig.from_options(options), Path(out), overwrite=overwrite, resume=resume)
+
+
+@take_options(AlignOptions, leave_out=("train_on",))
+def align(
+    model: ModelSource,
+    *,
+    data: DataSource | Sequence[str | Path],
+    out: str | Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> TrainingResult:
+    """Train `model` with preferences or rewards, and measure it before and after; write it and its card to `out`.
+
+    `objective` is dpo, ipo, simpo, orpo, kto, aligndistil or grpo, with options such as `"dpo:beta=0.1"`.
+
+    Raises: PotstillError, as the command line does; UsageError for an unknown option.
+    """
+    given = {"model": str(model), "data": data, **options}
+    return align_from_options(given, Path(out), overwrite=overwrite, resume=resume)
 
 
 @take_options(stage_options.PruneOptions)
@@ -127,9 +151,13 @@ def generate(
 def plan(*, out: str | Path = ".", **options: Any) -> Report:
     """Estimate memory, disk and time of `distill` with the same options; it writes nothing.
 
+    With an objective of preferences it is `align` of the `student`, whose reference is the `teacher`.
+
     Raises: PotstillError, as the command line does.
     """
     rest = {name: options.pop(name) for name in ("measure",) if name in options}
+    if is_alignment(options):
+        return Report(plan_alignment(options, Path(out), **rest))
     return Report(Plan(distill=DistillConfig.from_options(options), **rest).run(Path(out)))
 
 

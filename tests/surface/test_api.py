@@ -34,6 +34,7 @@ STUB = Path(potstill.__file__).with_name("__init__.pyi")
 VERBS = (
     *(
         "distill",
+        "align",
         "prune",
         "convert",
         "measure",
@@ -125,6 +126,7 @@ def test_the_stub_has_the_signatures_that_the_functions_have() -> None:
     ("verb", "only_on_the_command_line", "only_in_python"),
     [
         ("distill", {"config", "dry_run", "as_json"}, set()),
+        ("align", {"config", "dry_run", "as_json"}, set()),
         ("prune", {"config", "dry_run", "as_json", "layers", "kv_heads", "ffn", "hidden"}, {"shape"}),
         ("measure", {"config", "dry_run", "as_json"}, set()),
         ("doctor", {"config", "as_json"}, set()),

@@ -61,8 +61,10 @@ EVENTS = words(
     """
 )
 EMPTY = words("asked found kept known made one ours own said theirs told")
-# Published field names: cards, JSON output and Python callers read them.
-PUBLISHED_FIELDS = frozenset({("stages/checks/report.py", "found"), ("teachers/cached.py", "kept")})
+# Published field names: cards, JSON output, the command line and Python callers read them.
+PUBLISHED_FIELDS = frozenset(
+    {("stages/checks/report.py", "found"), ("teachers/cached.py", "kept"), ("stages/options.py", "own")}
+)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -34,7 +34,7 @@ def write(loaded: LoadedModel, packs: Packs, folder: Path, dtype: torch.dtype = 
     training = folder / "training"
     training.mkdir(parents=True)
     with torch.no_grad():
-        writer.write_shards(training, on_progress=lambda number: None)
+        writer.write(training, on_progress=lambda number: None)
     manifest = writer.build_manifest(training, writer.compute_facts("text", context=8), {"teacher": "tiny"})
     publish_cache(training, folder, manifest)
     return LogProbCache(folder)

@@ -18,6 +18,7 @@ import typer.main
 from potstill import __version__
 from potstill.cli.command_class import Command
 from potstill.cli.commands.advise import advise
+from potstill.cli.commands.align import align
 from potstill.cli.commands.arena import arena
 from potstill.cli.commands.cache import cache_app
 from potstill.cli.commands.convert import convert
@@ -53,6 +54,7 @@ VERBS = (
     doctor,
     plan,
     distill,
+    align,
     prune,
     convert,
     measure,

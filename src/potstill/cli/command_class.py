@@ -40,7 +40,14 @@ class Command(_StrictParsing, TyperCommand):
 
 
 class CommandGroup(_StrictParsing, TyperGroup):
-    """A command with further commands."""
+    """A command with further commands. A first word that is none of them is its `--teacher`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read `cache MODEL --own` as `cache --teacher MODEL --own`. Raises: UsageError, NotFound."""
+        is_model = bool(args) and not args[0].startswith("-") and args[0] not in self.commands
+        if is_model and all(argument.startswith("-") for argument in args[1:2]):
+            args = ["--teacher", *args]
+        return super().parse_args(ctx, args)
 
 
 def _translate(argument: str, options: dict[str, Any]) -> str:

@@ -299,6 +299,12 @@ def read_defaults(
     return values
 
 
+def list_given(ctx: CommandContext, config: str | None) -> set[str]:
+    """The options that the command line or its YAML file gives; all others have their defaults."""
+    file_names = flatten_options(read_yaml(expand_path(config))) if config else {}
+    return {name for name in ctx.params if _is_on_command_line(ctx, name)} | {*file_names}
+
+
 def _list_alternatives(name: str) -> tuple[str, ...]:
     """The option, and those that the command line may give in its place."""
     return next(((name, *group) for group in ALTERNATIVES if name in group), (name,))

@@ -28,6 +28,10 @@ SAME_MEANING = {
     "lora_r": "lora",
     "lmbda": "on_policy",
     "max_new_tokens": "max_tokens",
+    "num_generations": "samples",
+    "max_completion_length": "max_tokens",
+    "reward_funcs": "reward",
+    "ref_model": "reference",
 }
 ANSWERS = {
     "per_device_train_batch_size": "potstill counts tokens: give micro_tokens, the sequences times context",
@@ -41,7 +45,10 @@ ANSWERS = {
     "packing": "potstill always packs documents, and isolates them",
     "lr_scheduler_type": "potstill always decays by a cosine; final_rate is its end",
     "optim": "potstill always trains with AdamW",
-    "beta": "give objective='jsd:beta=0.5'",
+    "beta": "give objective='jsd:beta=0.5' or 'dpo:beta=0.1'",
+    "loss_type": "give objective, such as dpo, ipo, simpo, orpo or kto",
+    "label_smoothing": "give objective='dpo:smoothing=0.1'",
+    "precompute_ref_log_probs": "write them with potstill cache MODEL --own, and give reference_cache",
 }
 
 

@@ -111,6 +111,24 @@ class Packs:
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
+def join_packs(first: Packs, second: Packs) -> Packs:
+    """The packs of `first` and then those of `second`, which hold the same fields; the counts are those of `first`."""
+
+    def join_offsets(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return np.concatenate([left, left[-1] + right[1:]])
+
+    return replace(
+        first,
+        input_ids=np.concatenate([first.input_ids, second.input_ids]),
+        labels=np.concatenate([first.labels, second.labels]),
+        lengths=np.concatenate([first.lengths, second.lengths]),
+        token_offsets=join_offsets(first.token_offsets, second.token_offsets),
+        document_offsets=join_offsets(first.document_offsets, second.document_offsets),
+        length=max(first.length, second.length),
+        fields={name: np.concatenate([values, second.fields[name]]) for name, values in first.fields.items()},
+    )
+
+
 @status("packing")
 def pack(
     rows: Iterable[TokenizedDocument],

@@ -10,7 +10,7 @@ group holds several answers with their baselines, since the mean over these esti
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -35,7 +35,7 @@ CHUNK = 256  # groups tokenized at once
 ANSWERS_PER_GROUP = 4  # with labels: fewer baselines estimate the divergence badly
 TOO_LONG = "more tokens than the context"  # why a group is left out
 SIDES = {"chosen": CHOSEN, "rejected": REJECTED}
-GroupKind = Literal["preferences", "labels"]
+GroupKind = Literal["preferences", "labels", "chosen"]
 
 
 class ChatGroup(NamedTuple):
@@ -100,12 +100,13 @@ def tokenize_preferences(
     """Tokenizes preferences, at most `limit` groups, into groups of at most `length` tokens.
 
     `data` says what a group is: for `preferences` the two answers of a pair, for `labels` an answer and its baseline
-    (KTO), where each side of a pair is an answer too. Without `shared`, each side repeats the prompt.
+    (KTO), where each side of a pair is an answer too, for `chosen` the chosen answer of a pair alone. Without `shared`,
+    each side repeats the prompt.
 
     Raises: DataError if no group is left, for answers with labels where pairs are needed, or where an answer has no
     baseline; UnsupportedModel for a tokenizer that gives no character offsets.
     """
-    groups = list_pairs(corpus) if data == "preferences" else list_labeled(corpus)
+    groups = LISTS[data](corpus)
     tokenized = tokenize_groups(
         corpus, islice(groups, limit), tokenizer, rendering=rendering, length=length, shared=shared
     )
@@ -231,6 +232,11 @@ def list_pairs(corpus: Corpus) -> Iterator[ChatGroup]:
         yield list_sides(number, document)
 
 
+def list_chosen(corpus: Corpus) -> Iterator[ChatGroup]:
+    """The chosen side of each pair. Raises: DataError for an answer with a label."""
+    return (ChatGroup(group.number, group.chats[:1], group.sides[:1]) for group in list_pairs(corpus))
+
+
 def list_sides(number: int, document: Document) -> ChatGroup:
     """The sides of a row that have an answer: two of a pair, one of an answer with a label."""
     names = [name for name in SIDES if document[name]]
@@ -283,3 +289,10 @@ def describe_nothing(corpus: Corpus, tokenized: TokenizedPreferences, length: in
     remedy = remedy if TOO_LONG in counts.left_out else ""
     examples = "".join(f"; {row}" for row in (*corpus.bad_rows, *tokenized.tokens.report.bad_rows))
     return f"no preference of {corpus.name} can be trained on, {describe_left_out(counts)}{remedy}{examples}"
+
+
+LISTS: Mapping[GroupKind, Callable[[Corpus], Iterator[ChatGroup]]] = {
+    "preferences": list_pairs,
+    "labels": list_labeled,
+    "chosen": list_chosen,
+}

@@ -10,14 +10,16 @@ than half of the pairs without having learned what they prefer: by the likelihoo
 training (`likelihood_accuracy`), or because the shorter answer is chosen more often (`shorter_accuracy`).
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from potstill.core.measure import Measure
 from potstill.core.measure_table import MEASURES
@@ -33,7 +35,9 @@ from potstill.core.types import (
 )
 from potstill.data.pack_fields import SIDES
 from potstill.data.shared_prompts import PAIRS
-from potstill.evaluate.bootstrap import bootstrap_interval
+from potstill.evaluate.bootstrap import bootstrap_interval, paired_bootstrap
+from potstill.models.inference import inference_context
+from potstill.models.signals import compute_signals
 from potstill.objectives.row_terms import compute_target_log_probs
 from potstill.ops.divergence import forward_kl
 from potstill.ops.likelihood import sum_groups
@@ -157,6 +161,41 @@ class PreferenceRecorder:
     def join(self) -> PreferenceScores:
         """The scores of all batches so far."""
         return join_scores(self.parts)
+
+
+def score_preferences(
+    model: PreTrainedModel, reference: PreTrainedModel, batches: Iterable[Batch], *, vocabulary: int, dtype: torch.dtype
+) -> PreferenceScores:
+    """The scores of `model` and `reference` on packed batches of preferences, with products in `dtype`."""
+    recorder = PreferenceRecorder()
+    for batch in batches:
+        signals = {}
+        for name, network in ((STUDENT, model), (REFERENCE, reference)):
+            with inference_context(network, dtype=dtype):
+                needs = recorder.needs(batch)[name]
+                signals[name] = compute_signals(network, batch, needs, vocabulary=vocabulary)
+        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != model.dtype):
+            recorder(signals, signals, batch)
+    return recorder.join()
+
+
+def compare_preferences(scores: Mapping[str, PreferenceScores]) -> list[dict[str, Any]]:
+    """For every two models, a - b of accuracy and margin by the paired bootstrap over pairs.
+
+    `probability` is the share of draws with a < b.
+    """
+    differences = []
+    for (a, first), (b, second) in itertools.combinations(scores.items(), 2):
+        rewards = [part.rewards[part.pairs] for part in (first, second)]
+        values = {
+            "reward_accuracy": [_compare(chosen, rejected) for chosen, rejected in rewards],
+            "reward_margin": [chosen - rejected for chosen, rejected in rewards],
+        }
+        for name, (left, right) in values.items():
+            if len(left):
+                difference = paired_bootstrap(left, right, np.ones_like(left))
+                differences.append({"name": name, "a": a, "b": b, **difference._asdict()})
+    return differences
 
 
 def join_scores(parts: Sequence[PreferenceScores]) -> PreferenceScores:

@@ -117,6 +117,11 @@ class ObjectiveConfig(ObjectiveChoice):
         )
 
     @property
+    def text(self) -> str:
+        """The objective in the notation of the command line, without the share of cross-entropy."""
+        return self.name if self.is_sum else self.named_terms[0].term.text
+
+    @property
     def is_sum(self) -> bool:
         """Whether the name is a sum of weighted objectives."""
         return is_sum(self.name)

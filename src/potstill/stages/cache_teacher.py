@@ -14,33 +14,30 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from potstill.core import screen
 from potstill.core.atomic_files import TRAINING_FOLDER, recover_folder
 from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import OutputExists, UsageError
-from potstill.data.corpus import Corpus
 from potstill.data.packing import Packs
 from potstill.evaluate.scoring_windows import check_context
 from potstill.models.causality import require_causal
 from potstill.models.eval_mode import eval_mode
 from potstill.models.load import LoadedModel, load_model
 from potstill.stages import text_options
+from potstill.stages.cache_packs import load_packs
 from potstill.stages.console import explain_write_errors, get_command
-from potstill.stages.corpus import load_data
-from potstill.stages.dataset import check_has_end, pack_corpus
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.options import CacheTeacherOptions
 from potstill.stages.preflight import StageInputs
-from potstill.stages.reading_report import build_corpus_facts
 from potstill.stages.run_folder import explain_interrupt, reserve_output, training_folder
 from potstill.stages.run_record import RunRecord
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.teachers import cache_folder
 from potstill.teachers.cache_writer import CacheWriter
 from potstill.teachers.cached import MANIFEST, VERSION, CacheFacts, Manifest
+from potstill.teachers.log_prob_cache import LogProbWriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,7 @@ class CacheTeacherConfig(CacheTeacherOptions):
     Each row keeps its `top_k` likeliest tokens, or fewer if they hold the probability `mass`. It keeps the exact mass
     of all other tokens, divided into `classes` of similar tokens. `sampled` draws that many tokens instead; their
     frequencies give an unbiased gradient of the forward KL. `exact` stores float32 log-probabilities, and `hidden`
-    adds the last hidden states.
+    adds the last hidden states. `own` stores instead log p(next token) of the answers of preferences, 4 bytes each.
 
     Source: random sampling, Anshumann et al. (arXiv:2503.16870). The classes are potstill's.
 
@@ -70,6 +67,10 @@ class CacheTeacherConfig(CacheTeacherOptions):
             raise UsageError(f"--mass is {self.mass}; it must be a probability, above 0 and at most 1")
         if not 0 < self.temperature < math.inf:
             raise UsageError(f"--temperature is {self.temperature}; it must be positive")
+        if self.own and (self.sampled or self.hidden or self.temperature != 1):
+            raise UsageError(
+                "--own stores one number a token, at temperature 1; omit --sampled, --hidden and --temperature"
+            )
         if self.sampled and self.mass < 1:
             raise UsageError(
                 "--mass limits the likeliest tokens, and --sampled stores none of them; give one of the two"
@@ -113,13 +114,13 @@ class CacheTeacherConfig(CacheTeacherOptions):
         text_facts = text_options.prepare_tokenizer(
             teacher.tokenizer, self, origins=None if saved is None else saved.origins
         )
-        corpus, packs, data_facts = load_packs(self, teacher.tokenizer)
+        packs, data_facts = load_packs(self, teacher.tokenizer)
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device_type=str(device))
-        teacher.move_to(device, dtype)
+        teacher.move_to(device, torch.float32 if self.own else dtype)  # a policy has float32 weights too
         require_causal(teacher.model, f"the teacher {teacher.name}")
-        writer = self._build_writer(teacher, packs)
-        facts = writer.compute_facts(corpus.digest or packs.digest, context=self.context)
+        writer = self._build_writer(teacher, packs, dtype)
+        facts = writer.compute_facts(data_facts["text_digest"] or packs.digest, context=self.context)
         facts = replace(facts, date=text_facts.get(text_options.DATE_ORIGIN, ""))
         origins = {"format": VERSION, **asdict(facts), "windows": packs.digest, "device": device.type}
         record = RunRecord(options=self.to_dict(), origins=origins)
@@ -136,11 +137,12 @@ class CacheTeacherConfig(CacheTeacherOptions):
             cache_folder.drop_damaged_shards(folder)
             start = time.perf_counter()
             with eval_mode(teacher.model), torch.no_grad(), screen.status("caching", total=len(packs)) as advance:
-                members = writer.load_token_classes(folder)
-                writer.write_shards(folder, members, on_progress=advance)
+                writer.write(folder, on_progress=advance)
             return self._publish(out, folder, writer, {**data_facts, **text_facts}, facts, time.perf_counter() - start)
 
-    def _build_writer(self, teacher: LoadedModel, packs: Packs) -> CacheWriter:
+    def _build_writer(self, teacher: LoadedModel, packs: Packs, dtype: torch.dtype) -> CacheWriter | LogProbWriter:
+        if self.own:
+            return LogProbWriter(teacher=teacher, packs=packs, dtype=dtype, seed=self.seed)
         return CacheWriter(
             teacher=teacher,
             packs=packs,
@@ -167,7 +169,7 @@ class CacheTeacherConfig(CacheTeacherOptions):
         self,
         out: Path,
         folder: Path,
-        writer: CacheWriter,
+        writer: CacheWriter | LogProbWriter,
         data_facts: Mapping[str, Any],
         facts: CacheFacts,
         seconds: float,
@@ -196,21 +198,3 @@ def recover_cache(out: Path) -> None:
     """Mends what a killed process left at `out`: a folder half replaced, or a complete cache not yet in its place."""
     recover_folder(out)
     cache_folder.finish_interrupted_move(out)
-
-
-def load_packs(config: CacheTeacherConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Packs, dict[str, Any]]:
-    """The corpus, its windows in packs (all of them, or as many as hold `tokens`), and its facts for the card.
-
-    Raises: UsageError for a streamed corpus without `tokens`.
-    """
-    corpus = load_data(config)
-    check_has_end(corpus, config.tokens)
-    packs, report = pack_corpus(
-        corpus,
-        tokenizer,
-        length=config.context,
-        seed=config.seed,
-        tokens=config.tokens,
-        rendering=text_options.make_rendering(config),
-    )
-    return corpus, packs, build_corpus_facts(corpus, packs, report)

@@ -1,6 +1,7 @@
 """The section of a model card that shows how to use the model."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,8 @@ def format_usage(name: str, facts: SavedFacts, *, transformers_version: str) -> 
 def format_draft_usage(card: Card, *, title: str) -> str:
     """How to draft with a model that was trained to be accepted, and by which target; empty for any other model."""
     target = card.stage.get("teacher")
-    objective = card.stage.get("objective", {}).get("name", "")
+    stated = card.stage.get("objective")
+    objective = stated.get("name", "") if isinstance(stated, Mapping) else ""
     names = (name for name, divergence in DIVERGENCES.items() if get_facts(divergence).is_for_drafts)
     if not isinstance(target, str) or not any(name in objective for name in names):
         return ""

@@ -15,12 +15,15 @@ from potstill.core.atomic_files import ARENA_FILE, CARD_FILE, TRAINING_FOLDER
 from potstill.core.blueprint import Blueprint
 from potstill.core.errors import NotFound, UnsupportedModel
 from potstill.data.corpus import Corpus
+from potstill.data.mixture import load_mixture
+from potstill.data.preferences import load_preferences
 from potstill.evaluate.size import count_blueprint_parameters
 from potstill.models.locate import locate_model
 from potstill.models.spec import ModelSpec, read_model_spec
 from potstill.stages.advise import AdviseConfig
 from potstill.stages.arena.arena import Arena
-from potstill.stages.cache_teacher import CacheTeacherConfig, load_packs
+from potstill.stages.cache_packs import load_packs
+from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.corpus import load_data
 from potstill.stages.dataset import load_tokenizer, prepare_dataset
 from potstill.stages.distill.config import DistillConfig
@@ -93,7 +96,7 @@ def _plan(config: DistillConfig, out: Path) -> tuple[dict[str, Any], dict[str, A
                 "memory": {"peak": report["memory"]["peak"], "free": report["room"]["memory"]},
                 "disk": {**report["disk"], "free": report["room"]["disk"]},
             }
-            return resources, _describe_text(inputs.facts), len(inputs.packs)
+            return resources, describe_text(inputs.facts), len(inputs.packs)
     assert config.student is not None
     tokenizer, caches = load_tokenizer(config.student), list(open_caches(config).values())
     prepare_tokenizer(tokenizer, config)
@@ -104,7 +107,7 @@ def _plan(config: DistillConfig, out: Path) -> tuple[dict[str, Any], dict[str, A
         documents=config.documents,
         caches=caches,
     )
-    return {}, _describe_text(dataset.facts), len(dataset.packs)
+    return {}, describe_text(dataset.facts), len(dataset.packs)
 
 
 def preview_cache(
@@ -118,8 +121,8 @@ def preview_cache(
     with _check_output(config, out, overwrite=overwrite, resume=resume, marker=MANIFEST):
         tokenizer = read_spec(config, config.teacher).tokenizer
         prepare_tokenizer(tokenizer, config)
-        _, packs, facts = load_packs(config, tokenizer)
-    data = {**_describe_text(facts), "windows": len(packs.lengths), "rows": packs.num_trained}
+        packs, facts = load_packs(config, tokenizer)
+    data = {**describe_text(facts), "windows": len(packs.lengths), "rows": packs.num_trained}
     return {**describe_job(config, out, config.teacher), "data": data}
 
 
@@ -160,8 +163,10 @@ def preview_measure(config: MeasureConfig) -> dict[str, Any]:
     Raises: as `MeasureConfig.run` does before it loads a model.
     """
     config.inputs.check()
-    models = {name: locate(name) for name in filter(None, (*config.models, config.teacher))}
-    return {"stage": config.to_dict(), "model": models, "data": describe_corpus(load_data(config, split=config.split))}
+    models = {name: locate(name) for name in filter(None, (*config.models, config.teacher, config.reference))}
+    load = load_mixture if config.reference is None else load_preferences
+    corpus = load_data(config, split=config.split, load=load)
+    return {"stage": config.to_dict(), "model": models, "data": describe_corpus(corpus)}
 
 
 def preview_advise(config: AdviseConfig, out: Path | None, *, overwrite: bool = False) -> dict[str, Any]:
@@ -217,7 +222,7 @@ def describe_corpus(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _describe_text(facts: Mapping[str, Any]) -> dict[str, Any]:
+def describe_text(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The text of a run from the facts of its card."""
     text = {
         "name": facts["trained_on"],

@@ -20,7 +20,7 @@ from potstill.train.run import silence_libraries
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-MODELS = ("teacher", "student", "draft", "model", "models")
+MODELS = ("teacher", "student", "draft", "model", "models", "reference", "plus", "minus")
 ONE_ANSWER = ("on_text", "draft", "draft_length", "tree", "raw")  # options of `generate` for a prompt alone
 DATA_SETS = ("data", "eval_data", "source")
 TYPES: Mapping[str, Any] = {  # of options that Python gives as objects
@@ -29,7 +29,8 @@ TYPES: Mapping[str, Any] = {  # of options that Python gives as objects
     "draft": ModelSource | None,
     "data": DataSource | Sequence[str | Path],
     "eval_data": DataSource | None,
-    "teacher_cache": str | Path | None,
+    **dict.fromkeys(("reference", "plus", "minus"), ModelSource | None),
+    **dict.fromkeys(("teacher_cache", "reference_cache"), str | Path | None),
     "objective": ObjectiveSource,
 }
 

@@ -37,6 +37,7 @@ from potstill.stages.measure_long_context import (
     draw_result,
     evaluate_long_context,
 )
+from potstill.stages.measure_preferences import measure_preferences
 from potstill.stages.options import MeasureOptions
 from potstill.stages.preflight import StageInputs
 from potstill.stages.stage import to_plain_dict
@@ -52,7 +53,8 @@ class MeasureConfig(MeasureOptions):
 
     The measures are bits per byte and perplexity; with a teacher of the same tokenizer KL, agreement and acceptance;
     ROUGE-L for data with prompts; parameters and bytes; tokens/s unless `speed` is off; and the lm-eval `tasks`. With
-    `positions` and `needle` it measures how the models use a long context.
+    `positions` and `needle` it measures how the models use a long context. With a `reference` the data are preferences,
+    and the measures say how the models rank their answers.
     """
 
     kind: ClassVar[str] = "measurement"
@@ -62,6 +64,10 @@ class MeasureConfig(MeasureOptions):
         if self.documents < 1:
             raise UsageError(f"--documents is {self.documents}; it must be at least 1")
         check_lengths(self)
+        if self.reference is not None and (self.teacher or self.positions or self.needle or self.tasks):
+            raise UsageError(
+                "--reference measures preferences alone; omit --teacher, --positions, --needle and --tasks"
+            )
         if duplicates := [n for n in self.models if self.models.count(n) > 1]:
             raise UsageError(f"{duplicates[0]} is named twice; name each model once")
 
@@ -73,7 +79,8 @@ class MeasureConfig(MeasureOptions):
     def inputs(self) -> StageInputs:
         """What the stage reads, and the package that it needs."""
         packages = ("lm_eval",) if self.tasks else ()
-        return StageInputs(models=(*self.models, self.teacher), data=(self.data,), packages=packages)
+        models = (*self.models, self.teacher, self.reference)
+        return StageInputs(models=models, data=(self.data,), packages=packages)
 
     def run(self, out: Path | None = None) -> dict[str, Any]:
         """`{"models": {NAME: [measures]}, "paired": [...], "data": {...}}`, also written to `out` if given.
@@ -90,6 +97,8 @@ class MeasureConfig(MeasureOptions):
         return result
 
     def _measure(self) -> dict[str, Any]:
+        if self.reference is not None:
+            return measure_preferences(self, self.to_dict())
         corpus = load_data(self, split=self.split)
         evaluations = self.evaluate_models(corpus)
         return {

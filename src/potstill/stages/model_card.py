@@ -72,14 +72,23 @@ def format_summary(card: Card) -> str:
         origin_phrase += f" converted to {details['conversion']['name']}"
     elif "share" in details:
         origin_phrase += f" pruned to {details['share']:.1%} of its parameters"
-    if stage.get("stage") != "distill":
+    if stage.get("stage") not in ("distill", "align"):
         return f"A language model from potstill: {origin_phrase}, without training after that."
     adapter_phrase = f", through adapters (LoRA) of rank {stage['lora']} merged into it" if stage.get("lora") else ""
     part_phrase = f" (only parameters named `{stage['train']}`)" if stage.get("train") else ""
     text = get_public_data_name(str(card.data.get("trained_on", "text")))
     training_phrase = f"trained{adapter_phrase}{part_phrase} on {card.cost.get('tokens', 0):,} tokens of {text}"
+    if stage["stage"] == "align":
+        return f"A language model from potstill: {origin_phrase}, {training_phrase} with {_describe_alignment(stage)}."
     method = f"{_describe_objective(stage)}{_describe_rollout(stage)}"
     return f"A language model from potstill: {origin_phrase}, {training_phrase} with {method}."
+
+
+def _describe_alignment(stage: Mapping[str, Any]) -> str:
+    """The objective, and the frozen models that it compares with."""
+    names = [(name, stage.get(name)) for name in ("reference", "reference_cache", "plus", "minus", "reward")]
+    phrases = [f"{name.replace('_', ' ')} `{get_public_name(value)}`" for name, value in names if value]
+    return f"`{stage['objective']}`{''.join(f', {phrase}' for phrase in phrases)}"
 
 
 def _describe_rollout(stage: Mapping[str, Any]) -> str:

@@ -263,6 +263,7 @@ class CacheTeacherOptions(TextOptions):
         0, "Store this many sampled tokens instead of the most likely ones, for forward_kl only. 0: no sampling."
     ).field()
     exact: bool = Option(False, "Store log-probabilities as float32 instead of 8 bits.").field()
+    own: bool = Option(False, "Store log-probabilities of the answers themselves, for align --reference-cache.").field()
     hidden: bool = Option(
         False, "Also store the last hidden states, as bfloat16; dskd, dskdv2 and tie_kd need them."
     ).field()
@@ -287,6 +288,9 @@ class MeasureOptions(TextOptions):
     ).field()
     teacher: str | None = Option[str | None](
         None, "Also measure KL divergence to this teacher and agreement with it; all models need its tokenizer."
+    ).field()
+    reference: str | None = Option[str | None](
+        None, "Measure how the models rank the answers of preferences, compared with this model before its alignment."
     ).field()
     documents: int = DOCUMENTS.field()
     context: int = CONTEXT.field()

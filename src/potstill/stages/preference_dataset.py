@@ -63,8 +63,9 @@ def prepare_preferences(
 ) -> PreparedPreferences:
     """Reads and packs preferences; a pair, or an answer with its baseline, is a group of documents of one pack.
 
-    `data` is what the objective trains on: `preferences`, or `labels` (KTO). At most `groups` of the held-out ones are
-    measured. Without `shared`, each answer repeats its prompt.
+    `data` is what the objective trains on: `preferences`, `labels` (KTO), or the `chosen` answers alone, which are
+    measured on pairs. At most `groups` of the held-out ones are measured. Without `shared`, each answer repeats its
+    prompt.
 
     Raises:
         DataError, NotFound: as `load_preferences` and `tokenize_preferences` do; labels that are all alike.
@@ -75,14 +76,14 @@ def prepare_preferences(
     held_out = load_held_out_corpus(config, load=load_preferences)
     corpus = remove_held_out(corpus, held_out.documents)
 
-    def tokenize(part: Corpus, limit: int | None) -> TokenizedPreferences:
-        rendering = make_rendering(config)
-        return tokenize_preferences(
-            part, tokenizer, data=data, rendering=rendering, length=config.context, limit=limit, shared=shared
-        )
+    def tokenize(part: Corpus, kind: GroupKind, limit: int | None) -> TokenizedPreferences:
+        options: dict[str, Any] = {"rendering": make_rendering(config), "length": config.context, "shared": shared}
+        return tokenize_preferences(part, tokenizer, data=kind, limit=limit, **options)
 
-    training, validation = tokenize(corpus, None), tokenize(held_out, groups)
-    _check_labels(corpus, training.counts)
+    measured: GroupKind = "preferences" if data == "chosen" else data
+    training, validation = tokenize(corpus, data, None), tokenize(held_out, measured, groups)
+    if data == "labels":
+        _check_labels(corpus, training.counts)
     packs, validation_packs = (
         pack(part.tokens, length=config.context, seed=config.seed) for part in (training, validation)
     )
@@ -93,7 +94,7 @@ def prepare_preferences(
         "preferences": training.counts.to_dict(),
         "held_out_preferences": validation.counts.to_dict(),
         "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), "
-        f"{count_noun(validation.counts.groups, _NOUNS[data])}",
+        f"{count_noun(validation.counts.groups, _NOUNS[measured])}",
         "measured_digest": held_out.digest,
     }
     digest = hashlib.sha256(f"{packs.digest} {validation_packs.digest}".encode()).hexdigest()
@@ -132,7 +133,8 @@ def _report_counts(corpus: Corpus, counts: PreferenceCounts, context: int) -> No
         )
     shorter = counts.shorter_is_chosen
     note = "" if shorter is None else f"; the shorter answer is chosen in {shorter:.1%} of the pairs that differ"
-    print_note(
-        f"{corpus.name}: chosen answers have {counts.chosen_tokens:,.0f} tokens and rejected ones "
-        f"{counts.rejected_tokens:,.0f}, on average{note}"
-    )
+    if counts.chosen and counts.rejected:
+        print_note(
+            f"{corpus.name}: chosen answers have {counts.chosen_tokens:,.0f} tokens and rejected ones "
+            f"{counts.rejected_tokens:,.0f}, on average{note}"
+        )

@@ -106,6 +106,10 @@ class CacheWriter:
         weight = torch.stack(tails).sum(0).cpu()
         return kmeans(teacher_signals.head.weight.float().cpu(), weight, self.classes, seed=self.seed)
 
+    def write(self, folder: Path, *, on_progress: Callable[[int], None]) -> None:
+        """Writes the classes of tokens and all missing shards."""
+        self.write_shards(folder, self.load_token_classes(folder), on_progress=on_progress)
+
     def write_shards(self, folder: Path, members: Tensor, *, on_progress: Callable[[int], None]) -> None:
         """Writes all missing shards, as the function `write_shards` does; `members [V C]` are the classes of tokens."""
         members = members.to(self.teacher.model.device)

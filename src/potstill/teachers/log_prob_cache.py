@@ -94,7 +94,7 @@ class LogProbWriter:
         counts: dict[str, Any] = {**absent, **measure_files(folder, files)}
         return Manifest(facts=facts, names=names, kept=LOG_PROBS, **counts, seed=self.seed, files=files)
 
-    def write_shards(self, folder: Path, *, on_progress: Callable[[int], None]) -> None:
+    def write(self, folder: Path, *, on_progress: Callable[[int], None]) -> None:
         """Writes all missing shards, as `cache_writer.write_shards` does."""
         write_shards(folder, len(self.packs), self._encode_windows, on_progress=on_progress)
 

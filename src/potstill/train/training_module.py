@@ -71,9 +71,26 @@ class TrainingModule(nn.Module):
 
     def with_student(self, student: nn.Module) -> "TrainingModule":
         """A module for another student without sizes, with the same objective, frozen models and sources."""
-        frozen: dict[str, PreTrainedModel | SignalSource] = {**self.frozen_models_by_name, **self._signal_sources}
+        return self._replace(student, self.objective, self.frozen_networks)
+
+    def with_objective(self, objective: Objective) -> "TrainingModule":
+        """A module for the same student without its sizes, and the same frozen models and sources."""
+        return self._replace(self.student, objective, self.frozen_networks)
+
+    def with_frozen(self, frozen: Mapping[str, PreTrainedModel | SignalSource]) -> "TrainingModule":
+        """A module for the same student without its sizes, with other frozen models or sources of these names too."""
+        return self._replace(self.student, self.objective, {**self.frozen_networks, **frozen})
+
+    def _replace(
+        self, student: nn.Module, objective: Objective, frozen: Mapping[str, PreTrainedModel | SignalSource]
+    ) -> "TrainingModule":
         options: dict[str, Any] = {"vocabulary": self.vocabulary, "compute_dtype": self.compute_dtype}
-        return TrainingModule(student, self.objective, frozen=frozen, **options)
+        return TrainingModule(student, objective, frozen=frozen, **options)
+
+    @property
+    def frozen_networks(self) -> Mapping[str, PreTrainedModel | SignalSource]:
+        """The frozen models and the sources of signals, by name."""
+        return {**self.frozen_models_by_name, **self._signal_sources}
 
     @property
     def frozen_models(self) -> list[PreTrainedModel]:

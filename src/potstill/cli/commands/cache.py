@@ -36,6 +36,8 @@ def write_cache(
     """Store a teacher's log-probabilities for a data set, so that students train without running the teacher.
 
     Example: [bold]potstill cache --teacher smollm2 --data stdlib --tokens 200k --out cached[/]
+
+    A reference of align: [bold]potstill cache smollm2 --own --data preferences.jsonl --out reference[/]
     """
     if ctx.invoked_subcommand is not None:
         return None

@@ -14,6 +14,8 @@ def doctor(teacher: o.Teacher = None, as_json: o.Json = False, **options: Any) -
     The exit code is 1 if a check fails.
 
     Example: [bold]potstill doctor --teacher smollm2 --data stdlib[/]
+
+    An alignment: [bold]potstill doctor --teacher smollm2 --objective dpo --data preferences.jsonl[/]
     """
     from potstill.cli import tables
     from potstill.objectives.config import ObjectiveConfig

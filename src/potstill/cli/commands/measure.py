@@ -29,6 +29,8 @@ def measure(
     KL and agreement are measured in the teacher's template. Nothing comes from a model's generation config.
 
     Example: [bold]potstill measure smollm2 student --teacher smollm2 --data stdlib[/]
+
+    Preferences: [bold]potstill measure smollm2 aligned --reference smollm2 --data preferences.jsonl[/]
     """
     from potstill.cli import tables
     from potstill.stages.measure import MeasureConfig

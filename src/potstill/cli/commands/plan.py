@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli import options as o
+from potstill.cli.dry_run import print_facts
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.core.errors import ArtifactError, NotFound
 from potstill.stages.options import LOCAL_TEACHER_HELP, PlanOptions
@@ -39,13 +40,21 @@ def plan(
     """Estimate the memory, disk and time of a distillation, and suggest changes if it does not fit this machine.
 
     Example: [bold]potstill plan --teacher smollm2 --keep 0.75 --data stdlib --tokens 2M[/]
+
+    An alignment: [bold]potstill plan --student smollm2 --objective dpo --data preferences.jsonl[/]
     """
+    from potstill.stages.align.doctor import is_alignment
+    from potstill.stages.align.plan import plan_alignment
     from potstill.stages.distill.config import DistillConfig
     from potstill.stages.plan.plan import Plan
     from potstill.train.config import TrainConfig
 
     suppress_library_output()
     merged_options = o.merge_options(ctx, config, o.get_number_types(TrainConfig))
+    if is_alignment(merged_options):
+        given = {name: merged_options[name] for name in o.list_given(ctx, config) if name in merged_options}
+        report = plan_alignment(given, o.expand_path(out), measure=merged_options["measure"])
+        return print_or_return(report, as_json, lambda: print_facts(report))
     rates = None if calibration is None else read_calibration(calibration)
     stage = Plan(
         distill=DistillConfig.from_options(merged_options), calibration=rates, **o.read_options(PlanOptions, options)

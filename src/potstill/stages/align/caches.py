@@ -4,7 +4,7 @@ The reference needs the log-probabilities of the answers alone (`potstill cache 
 need whole distributions: their last hidden states (`potstill cache --hidden`), and the heads of the models themselves.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 
 from potstill.core.card import Parent
 from potstill.core.device import get_dtype_name, resolve_device
-from potstill.core.errors import ArtifactError, UsageError
+from potstill.core.errors import ArtifactError, CacheMismatch, UsageError
 from potstill.core.types import Head, SignalSource
-from potstill.data.packing import Packs, collate
+from potstill.data.packing import collate
 from potstill.models.fingerprint import fingerprint_teacher, fingerprint_tokenizer
 from potstill.models.load import LoadedModel
 from potstill.models.signals import get_constant_head
 from potstill.stages.align.config import AlignConfig
+from potstill.stages.align.data import AlignData
 from potstill.stages.align.validation import MINUS, PLUS, REFERENCE
 from potstill.stages.run_models import load_run_model
 from potstill.teachers.cached import CacheFolder, TeacherCache, find_faults, is_cache
@@ -37,42 +38,54 @@ def open_caches(config: AlignConfig) -> dict[str, CacheFolder]:
         raise UsageError(f"--reference {config.reference} is a cache; give it as --reference-cache")
     places = {REFERENCE: config.reference_cache, PLUS: config.plus, MINUS: config.minus}
     folders = {network: Path(place).expanduser() for network, place in places.items() if place is not None}
-    is_model = {network for network, folder in folders.items() if network != REFERENCE and not is_cache(folder)}
-    return {network: _open_cache(network, folder) for network, folder in folders.items() if network not in is_model}
+    folders = {network: folder for network, folder in folders.items() if network == REFERENCE or is_cache(folder)}
+    if folders and config.on_policy:
+        raise UsageError(
+            "a cache holds what a model gave for one text, and --on-policy writes another; give models that are here"
+        )
+    needs_distributions = PLUS in config.loss.networks
+    return {
+        network: _open_cache(network, folder, needs_distributions=needs_distributions)
+        for network, folder in folders.items()
+    }
 
 
-def _open_cache(network: str, folder: Path) -> CacheFolder:
+def _open_cache(network: str, folder: Path, *, needs_distributions: bool) -> CacheFolder:
     if fault := next(find_faults(folder), None):
         raise ArtifactError(f"the cache {folder} is not whole: {fault}; make it again")
-    if network == REFERENCE:
+    if not needs_distributions:
         return LogProbCache(folder)
     cache = TeacherCache(folder)
     if not cache.manifest.hidden:
-        raise UsageError(f"the cache {folder} stores no hidden states, which --{network} needs; make it with --hidden")
+        raise UsageError(
+            f"the cache {folder} stores no hidden states, which the {network} model needs; make it with --hidden"
+        )
     return cache
 
 
 def check_caches(
-    caches: Mapping[str, CacheFolder],
-    policy: LoadedModel,
-    *,
-    dtype: torch.dtype,
-    text: str | None,
-    packs: Iterable[Packs],
+    config: AlignConfig, caches: Mapping[str, CacheFolder], policy: LoadedModel, data: AlignData, dtype: torch.dtype
 ) -> None:
     """Refuse a cache of another tokenizer, dtype or text than the run's, or without one of its documents.
 
-    `text` is the digest of the data set, None for a stream.
-
     Raises: CacheMismatch.
     """
+    text = data.facts["text_digest"]  # None for a stream
     facts = {"dtype": get_dtype_name(dtype), **fingerprint_tokenizer(policy.tokenizer)}
     facts |= {} if text is None else {"text": text}
     for cache in caches.values():
         cache.check_facts(facts)
-        for data_set in packs:
-            for number in range(len(data_set)):
-                cache.locate_windows(collate([data_set[number]]))
+        try:
+            for packs in (data.packs, data.validation_packs):
+                for number in range(len(packs)):
+                    cache.locate_windows(collate([packs[number]]))
+        except CacheMismatch as error:
+            if (length := cache.manifest.facts.context) >= config.settings.context:
+                raise
+            raise CacheMismatch(
+                f"the cache {cache.folder} holds documents of at most {length} tokens, and this run reads longer ones; "
+                f"give --context {length}, or make the cache with --context {config.settings.context}"
+            ) from error
 
 
 def build_source(config: AlignConfig, cache: CacheFolder, dtype: torch.dtype) -> SignalSource:

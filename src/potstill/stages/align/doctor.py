@@ -1,0 +1,52 @@
+"""The checks of an alignment without its training: `potstill doctor` and `potstill plan` for objectives of preferences.
+
+Both commands have the options of a distillation. For an alignment, --student is the model to train and --teacher its
+reference; one of them alone is both.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from potstill.core.errors import DataError, UsageError
+from potstill.core.options import list_options
+from potstill.objectives.config import ObjectiveConfig
+from potstill.stages.align.checks import AlignCheckInputs, list_checks
+from potstill.stages.align.config import AlignConfig
+from potstill.stages.align.options import AlignOptions
+from potstill.stages.align.prepare import prepare
+from potstill.stages.checks.report import Check
+
+
+def is_alignment(options: Mapping[str, Any]) -> bool:
+    """Whether the objective of these options reads preferences, labels or prompts. Raises: UsageError."""
+    return ObjectiveConfig.from_options(options).data != "text"
+
+
+def make_align_config(options: Mapping[str, Any]) -> AlignConfig:
+    """The alignment that options of a distillation describe; those at their defaults should be left out.
+
+    Raises: UsageError for several teachers, or without a model.
+    """
+    teacher, student = options.get("teacher"), options.get("student")
+    if isinstance(teacher, list | tuple):
+        if len(teacher) > 1:
+            raise UsageError("an alignment has one reference; give --teacher once, and the model as --student")
+        teacher = next(iter(teacher), None)
+    models = {"model": student or teacher, "reference": teacher if student and teacher != student else None}
+    names = {field.name for field in list_options(AlignOptions)} - {*models}
+    return AlignConfig.from_options({**{name: options[name] for name in names if name in options}, **models})
+
+
+def examine(config: AlignConfig) -> list[Check]:
+    """Every check that applies to the model, the loss and the data; nothing is trained or written.
+
+    Raises: UsageError, NotFound, VocabularyMismatch and the like, as training would.
+    """
+    config.inputs.check()
+    try:
+        run = prepare(config)
+    except DataError as error:
+        reason = "a run needs answers to learn from"
+        return [Check.from_result("data to train on", False, finding=str(error), why=reason, remedy="")]
+    inputs = AlignCheckInputs(module=run.module, policy=run.origin, packs=run.packs)
+    return list_checks(config.loss.data, inputs)
