@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from potstill.core.errors import DataError
-from potstill.core.types import BASELINE, CHOSEN, IGNORE, REJECTED, supervised_positions
+from potstill.core.types import BASELINE, CHOSEN, IGNORE, REJECTED, Needs, select_routed_documents, supervised_positions
 from potstill.data.packing import collate, pack
 from potstill.data.token_dataset import TokenDataset, TokenizedDocument
 
@@ -90,3 +90,16 @@ def test_a_continuation_whose_prompt_cannot_be_found_is_refused(
     broken = {"input_ids": tokens, "labels": tokens, "lengths": torch.tensor(lengths), "offsets": torch.tensor(offsets)}
     with pytest.raises(DataError, match=message):
         collate([broken])
+
+
+def test_a_routed_answer_comes_with_its_prompt() -> None:
+    rows = [row._replace(fields={**row.fields, "routes": number}) for number, row in enumerate(FIRST + SECOND)]
+    batch = collate([pack(rows, length=16)[0]])
+    needs = Needs(supervised_positions(batch)[0] & (batch["routes"] == 2))
+    selected, selected_needs = select_routed_documents(batch, needs)
+    assert selected["input_ids"].tolist() == [[1, 2, 3, 6]]
+    assert selected["position_ids"].tolist() == [[0, 1, 2, 3]]
+    assert selected_needs.positions is not None
+    assert selected_needs.positions.tolist() == [[False, False, True, False]]
+    everything, _ = select_routed_documents(batch, Needs(supervised_positions(batch)[0]))
+    assert torch.equal(everything["input_ids"], batch["input_ids"])

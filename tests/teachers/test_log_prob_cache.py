@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from potstill.core.errors import CacheMismatch, UnsupportedModel, UsageError
 from potstill.core.types import IGNORE, NEXT_TOKEN_LOG_P, Needs, supervised_positions
 from potstill.data.packing import Packs, collate, pack
+from potstill.data.shared_prompts import build_group
 from potstill.data.token_dataset import TokenizedDocument
 from potstill.models.load import LoadedModel
 from potstill.models.signals import compute_signals
@@ -91,3 +92,46 @@ def test_distillation_refuses_log_probabilities_of_the_text_alone(
     cache = write(loaded, packs, tmp_path / "cache")
     with pytest.raises(UsageError, match="for potstill align; make one without --own"):
         TeacherCache(cache.folder)
+
+
+def pairs(*, shared: bool) -> Packs:
+    """Two pairs, whose answers share a prompt or repeat it; the prompts end alike, and so do the answers."""
+    rows = []
+    for number, prompt in enumerate(([5, 6, 7], [8, 6, 7])):
+        wholes = [TokenizedDocument([*prompt, *answer], [IGNORE] * 3 + answer) for answer in ([9, 10], [11])]
+        rows += build_group(wholes, (0, 1), group=number, shared=shared)
+    return pack(rows, length=12)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_cache_of_shared_prompts_is_read_for_repeated_ones_and_the_other_way_round(
+    loaded: LoadedModel, tmp_path: Path, written: bool
+) -> None:
+    cache = write(loaded, pairs(shared=written), tmp_path / "cache")
+    for data_set in (pairs(shared=True), pairs(shared=False)):
+        batch = collate([data_set[number] for number in range(len(data_set))])
+        positions, targets, _ = supervised_positions(batch)
+        with torch.no_grad():
+            expected = compute_target_log_probs(compute_signals(loaded.model, batch, Needs(positions)), targets)
+        found = cache.signals(batch, Needs(positions)).scores[NEXT_TOKEN_LOG_P]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    other = collate([pairs(shared=True)[0]])
+    other["input_ids"] = torch.where(other["position_ids"] == 0, 12, other["input_ids"])  # another prompt
+    with pytest.raises(CacheMismatch, match="a window of 5 tokens is not in the cache"):
+        cache.signals(other, Needs(supervised_positions(other)[0]))
+
+
+def test_a_window_is_asked_for_with_its_prompt(loaded: LoadedModel, tmp_path: Path) -> None:
+    cache = write(loaded, pairs(shared=False), tmp_path / "cache")
+    rows = [
+        row
+        for number, prompt in enumerate(([5, 6, 7], [3, 6, 7]))
+        for row in build_group(
+            [TokenizedDocument([*prompt, *answer], [IGNORE] * 3 + answer) for answer in ([9, 10], [11])],
+            (0, 1),
+            group=number,
+        )
+    ]
+    packs = pack(rows, length=12, keep_window=cache.has_window)
+    assert packs.counts.dropped_groups == 1
+    assert packs[0]["input_ids"].tolist() == [5, 6, 7, 9, 10, 7, 11]

@@ -140,7 +140,8 @@ def pack(
 ) -> Packs:
     """Packs `rows` into packs of at most `length` tokens. With `bos`, each further window of a document begins with it.
 
-    `keep_window(ids, labels)` decides whether a window is kept. A document in a group needs no token to train on.
+    `keep_window(ids, labels)` decides whether a window is kept; it sees a continuation with its prompt. A document in a
+    group needs no token to train on, and without one it is kept.
 
     Raises: UsageError for a length that is too small to hold a token and its context; DataError if no row holds a
     token to train on, or if no group fits.
@@ -156,7 +157,7 @@ def pack(
         documents.append(cut_windows(row, length=length, bos=bos))
         lengths.append(len(row.input_ids))
         for window in documents[-1]:
-            is_kept = keep_window is None or keep_window(window.input_ids, window.labels)
+            is_kept = keep_window is None or _is_kept(window, units.get(window.group, ()), keep_window)
             if window.group >= 0:
                 units.setdefault(window.group, []).append(window)
                 dropped_groups |= set() if is_kept else {window.group}
@@ -176,6 +177,19 @@ def pack(
         raise DataError("there is no token to train on in any document; nothing can be packed")
     counts = count_windows(documents, lengths, context=length, dropped=num_dropped, groups=len(dropped_groups))
     return _build_packs(_arrange_units(kept_units, length=length, seed=seed), counts)
+
+
+def _is_kept(
+    window: DocumentWindow, unit: Sequence[DocumentWindow], keep_window: Callable[[np.ndarray, np.ndarray], bool]
+) -> bool:
+    """Whether to keep a window, which may continue the last document of `unit` that began at 0."""
+    if window.group >= 0 and not window.is_trained:
+        return True
+    size = int(window.fields.get(OFFSETS.name, 0))
+    prompts = [item.input_ids for item in unit if not item.fields.get(OFFSETS.name, 0)] if size else []
+    prefix = prompts[-1][:size] if prompts else window.input_ids[:0]
+    labels = np.concatenate([np.full_like(prefix, IGNORE), window.labels])
+    return bool(keep_window(np.concatenate([prefix, window.input_ids]), labels))
 
 
 def _arrange_units(units: Sequence[Sequence[DocumentWindow]], *, length: int, seed: int) -> list[list[DocumentWindow]]:

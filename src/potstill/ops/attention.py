@@ -192,10 +192,10 @@ def _attend_row(
     dropout: float,
 ) -> Float[Tensor, "B H T V"]:
     attend = partial(_attend_document, scale=scale, window=window, dropout=dropout)
-    if len(lengths) == 1:
-        return attend(q, k, v, position_ids=position_ids)
     # split, not slices: each slice would have a gradient as long as the row
     queries, keys, values = (x.split(list(lengths), dim=2) for x in (q, k, v))
+    if len(lengths) == 1:
+        return attend(queries[0], keys[0], values[0], position_ids=position_ids)
     places = None if position_ids is None else position_ids.split(list(lengths), dim=1)
     pieces_by_shape: dict[tuple[int, int], list[int]] = {}
     for i, length in enumerate(lengths):

@@ -7,7 +7,8 @@
 A shard holds windows (documents, or the windows of a long one) end to end: the arrays of `cache_codec`, and for each
 window its key (`keys` uint64) and the ends of its rows, ids and record (`row_ends`, `id_ends`, `record_ends`, int64).
 A key is the first eight bytes of the BLAKE2b hash of the window's tokens and label mask. So a window is found wherever
-it is packed, and another text, mask or tokenizer finds nothing. With hidden states, `hidden` is bfloat16 [N D] (as
+it is packed, and another text, mask or tokenizer finds nothing. The window of a continuation (`core.types`) holds its
+prompt, so it is found whether or not the prompt is shared. With hidden states, `hidden` is bfloat16 [N D] (as
 uint16), the last ones after the final norm.
 
 Shards are memory-mapped, so only the rows of a batch are read. `cache_writer` writes them.
@@ -30,6 +31,7 @@ from potstill.core.atomic_files import CARD_FILE, hash_file
 from potstill.core.errors import ArtifactError, CacheMismatch, NotFound, UnsupportedModel, UsageError
 from potstill.core.types import IGNORE, Batch, Needs, Signals, select_supervised_rows
 from potstill.ops.coarse import CoarseDistribution, concatenate
+from potstill.ops.layout import repeat_prompts
 from potstill.teachers.cache_codec import CodecFormat, decode
 
 MANIFEST, CLASSES = "manifest.json", "classes.safetensors"
@@ -117,8 +119,9 @@ def hash_window(ids: np.ndarray, labels: np.ndarray) -> int:
 
 
 def split_documents(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The ids and labels of each document of a packed batch."""
+    """The ids and labels of each document of a packed batch; a continuation comes with its prompt, unlabeled."""
     assert len(batch["input_ids"]) == 1, "documents of one packed row"
+    batch = repeat_prompts({name: batch[name] for name in ("input_ids", "labels", "position_ids", "documents")})
     lengths = torch.unique_consecutive(batch["documents"][0].cpu(), return_counts=True)[1]
     boundaries = np.cumsum(lengths.numpy())[:-1]
     return list(
@@ -182,7 +185,10 @@ class CacheFolder:
 
         Raises: CacheMismatch for a window that is not in the cache.
         """
-        locations = [self._find_window(*window) for window in split_documents(batch)]
+        windows = split_documents(batch)
+        if "targets" not in batch:  # a shared prompt has no rows, and a cache of whole documents has no window for it
+            windows = [(ids, labels) for ids, labels in windows if (labels[1:] != IGNORE).any()]
+        locations = [self._find_window(*window) for window in windows]
         return [location for location in locations if location.rows.stop > location.rows.start]
 
     def _find_window(self, ids: np.ndarray, labels: np.ndarray) -> WindowLocation:

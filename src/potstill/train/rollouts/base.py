@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -10,7 +11,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from potstill.core.types import IGNORE, Batch
-from potstill.data.pack_fields import get_field, join_fields, split_fields, to_tensor
+from potstill.data.pack_fields import OFFSETS, get_field, join_fields, split_fields, to_tensor
+from potstill.ops.layout import repeat_prompts
 
 MAX_UNPROMPTED_TOKENS = 2  # a BOS, and the context of a further window, are no prompt
 
@@ -18,18 +20,32 @@ MAX_UNPROMPTED_TOKENS = 2  # a BOS, and the context of a further window, are no 
 class Document(NamedTuple):
     """A document of a batch, on the CPU. `sampled` is true if a model wrote its completion in this run.
 
-    `fields` holds its declared fields (`data.pack_fields`): `[T]` per token, `[]` per document.
+    `fields` holds its declared fields (`data.pack_fields`): `[T]` per token, `[]` per document. Its first
+    `prefix_length` tokens are those of a prompt that other documents of the batch may share.
     """
 
     input_ids: Int[Tensor, " T"]
     labels: Int[Tensor, " T"]
     sampled: bool = False
     fields: Mapping[str, Tensor] = {}
+    prefix_length: int = 0
 
     def drop_numbers(self) -> "Document":
-        """The document without numbers that hold in its batch alone, such as that of its group."""
-        fields = {name: value for name, value in self.fields.items() if not get_field(name).numbering}
-        return self._replace(fields=fields)
+        """The document without what holds in its batch alone: numbers, such as that of its group, and its prompt."""
+        fields = {
+            name: value for name, value in self.fields.items() if not get_field(name).numbering and name != OFFSETS.name
+        }
+        return self._replace(fields=fields, prefix_length=0)
+
+    def drop_prefix(self) -> "Document":
+        """The document from the last token of its prompt on, as a continuation."""
+        start, fields = self.prefix_length, {}
+        for name, value in self.fields.items():
+            fields[name] = value[start:] if get_field(name).per == "token" else value
+        fields[OFFSETS.name] = torch.tensor(start)
+        return self._replace(
+            input_ids=self.input_ids[start:], labels=self.labels[start:], fields=fields, prefix_length=0
+        )
 
     @property
     def is_grouped(self) -> bool:
@@ -58,19 +74,25 @@ class StatefulRollout(Protocol):
 
 
 def split_documents(batch: Batch) -> list[Document]:
-    """The documents of a packed batch in their order, with their declared fields."""
+    """The documents of a packed batch in their order, with their declared fields.
+
+    Each is whole: a continuation comes with the tokens of its prompt, unlabeled. `join_documents` takes them off again.
+    """
     assert len(batch["input_ids"]) == 1, "a rollout reads packed batches"
-    lengths = torch.bincount(batch["documents"][0].cpu()).tolist()
-    columns = (batch[name][0].cpu().split(lengths) for name in ("input_ids", "labels"))
-    return [
-        Document(ids, labels, fields=fields)
-        for ids, labels, fields in zip(*columns, split_fields(batch, lengths), strict=True)
-    ]
+    own_lengths = torch.bincount(batch["documents"][0].cpu())
+    batch = repeat_prompts(batch)
+    lengths = torch.bincount(batch["documents"][0].cpu())
+    columns = [batch[name][0].cpu().split(lengths.tolist()) for name in ("input_ids", "labels")]
+    fields, prefix_lengths = split_fields(batch, lengths.tolist()), (lengths - own_lengths).tolist()
+    return list(map(Document, *columns, repeat(False), fields, prefix_lengths))
 
 
 def join_documents(documents: Sequence[Document]) -> dict[str, Tensor]:
-    """Documents end to end: `input_ids [T]`, `labels [T]`, `lengths [D]`, and every field that one of them has."""
-    empty = torch.zeros(0, dtype=torch.long)
+    """Documents end to end: `input_ids [T]`, `labels [T]`, `lengths [D]`, and every field that one of them has.
+
+    A document whose first `prefix_length` tokens are those of the last one that began at 0 is a continuation of it.
+    """
+    documents, empty = _share_prompts(documents), torch.zeros(0, dtype=torch.long)
     lengths = [len(document.input_ids) for document in documents]
     fields = join_fields([document.fields for document in documents], lengths)
     return {
@@ -79,6 +101,20 @@ def join_documents(documents: Sequence[Document]) -> dict[str, Tensor]:
         "lengths": torch.tensor(lengths, dtype=torch.long),
         **{name: to_tensor(values) for name, values in fields.items()},
     }
+
+
+def _share_prompts(documents: Sequence[Document]) -> list[Document]:
+    """The documents without the tokens of a prompt that stands before them; without a prompt they stay whole."""
+    shared, prompt = [], torch.zeros(0, dtype=torch.long)
+    for document in documents:
+        size = document.prefix_length
+        if 0 < size <= len(prompt) and torch.equal(prompt[:size], document.input_ids[:size]):
+            shared.append(document.drop_prefix())
+            continue
+        shared.append(document)
+        if OFFSETS.name not in document.fields or not int(document.fields[OFFSETS.name]):
+            prompt = document.input_ids
+    return shared
 
 
 def find_trainable_documents(documents: Sequence[Document]) -> Tensor:
@@ -105,7 +141,7 @@ def make_sampled_document(document: Document, prompt_length: int, tokens: Sequen
         field = get_field(name)
         filled = torch.full((len(tokens),), field.fill, dtype=value.dtype)
         fields[name] = torch.cat([value[:prompt_length], filled]) if field.per == "token" else value
-    return Document(torch.cat([prompt, completion_ids]), labels, sampled=True, fields=fields)
+    return document._replace(input_ids=torch.cat([prompt, completion_ids]), labels=labels, sampled=True, fields=fields)
 
 
 def count_completions(tally: Counter[str], completions: Sequence[Sequence[int]], stop_ids: frozenset[int]) -> None:
