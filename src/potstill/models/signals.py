@@ -156,6 +156,7 @@ def _make_packed_inputs(probe: ModelProbe, batch: Batch, positions: Tensor) -> t
     padding = torch.arange(input_ids.shape[1] - num_tokens, device=input_ids.device).expand(num_rows, -1)
     position_ids = torch.cat([batch["position_ids"], padding], 1) + probe.position_offset
     inputs = {"input_ids": input_ids, "position_ids": position_ids}
+    inputs |= {name: layout.pad_to_multiple(values, dim=1) for name, values in select_noise(batch).items()}
     return inputs, layout.pad_to_multiple(positions, dim=1)
 
 
