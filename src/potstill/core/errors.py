@@ -77,6 +77,10 @@ class RewardFailed(PotstillError):
     """A reward raises, hangs, or returns no finite number for each completion; the message names it."""
 
 
+class TrainingStalled(PotstillError):
+    """Nothing was learned for many steps, because no sample was better than another; the message says why."""
+
+
 class PeerFailed(PotstillError):
     """Another rank of this job failed; the message has its reason, and `exit_code` is that rank's."""
 

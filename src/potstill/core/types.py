@@ -18,6 +18,10 @@ The keys of a `Batch` (a mapping of tensors; every layout keeps the same meaning
 | `sides` | `[documents]` int64 | optional: `CHOSEN`, `REJECTED`, `BASELINE`, or -1 (a shared prompt, any other text) |
 | `offsets` | `[documents]` int64 | optional: position of a document's first token; above 0 it is a continuation |
 | `pairs` | `[2 P]` int64 | optional: documents of the `CHOSEN` and the `REJECTED` side of each pair, ascending |
+| `rows` | `[documents]` int64 | optional: number of the row of a prompt in its data set, or -1 |
+| `advantages` | `[documents]` float32 | optional: advantage of a sample over the others of its group |
+| `sampling_log_p` | `[B T]` float32 | optional: log-probability of a sampled token, as its decoder computed it |
+| `old_log_p` | `[B T]` float32 | optional: the same by the policy before the first of several updates |
 | `sampled` | `[B T]` bool | optional: whether a model wrote the trained tokens of this document in this run |
 
 Other fields may be declared, per token or per document (`data.pack_fields`).
@@ -61,6 +65,9 @@ ALIGNED_GROUPS = (
     "aligned.teacher_groups",
 )  # [N], [M]: the number of the run of tokens with the same bytes that a row belongs to, or -1
 STEP = "run.step"  # the number of the optimizer step, in training alone
+MAX_TOKENS = "run.max_tokens"  # the most tokens that a sample of this run may have, where there are samples
+ROWS, ADVANTAGES = "rows", "advantages"
+SAMPLING_LOG_P, OLD_LOG_P = "sampling_log_p", "old_log_p"
 NOISE_KEYS, NOISE_SCALES = "noise.keys", "noise.scales"  # of each token (`ops.embedding_noise`), in training alone
 SOURCE = "source"  # `source.NAME`: an input of the encoder of an encoder-decoder
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face

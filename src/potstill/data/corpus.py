@@ -59,7 +59,8 @@ class Corpus:
     """Documents of one kind, and their source.
 
     The columns of `documents` are `text` and `whole` | `prompt`, `response` | `messages` and `tools`, as `data.turns`
-    writes them | of preferences, lists of such turns in `prompt`, `chosen` and `rejected`, with `label` and `tools`.
+    writes them | of preferences, lists of such turns in `prompt`, `chosen` and `rejected`, with `label` and `tools` |
+    of prompts, such a list in `prompt`, and the whole `row` as JSON, with `tools`.
     `whole` is false for a section of a text that continues after it, so that no end-of-text token follows. With a
     label, a column holds its number, which does not enter the digest.
 
@@ -299,7 +300,7 @@ def _take_split(corpus: Corpus, split: Split, limit: int | None) -> Corpus:
         split_note = f"{split}, {VALIDATION_SHARE:.0%} held out in sections, by hash"
     fingerprints = [fingerprint(document) for document in documents]
     selected: Sequence[int] = range(len(fingerprints))
-    if split != "all" and kind == "preferences":
+    if split != "all" and kind in ("preferences", "prompts"):
         prompts = [hash_content(document) for document in documents]
         selected = _select_held_out(corpus.name, prompts, "prompts", validation=split == "validation", least=2)
         split_note = f"{split}, {VALIDATION_SHARE:.0%} of the prompts held out by hash"

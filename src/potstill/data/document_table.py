@@ -20,6 +20,7 @@ FEATURES: Mapping[Kind, Features] = {
     "preferences": Features(
         {"prompt": TURNS, "chosen": TURNS, "rejected": TURNS, "label": Value("bool"), "tools": TOOLS}
     ),
+    "prompts": Features({"prompt": TURNS, "row": Value("large_string"), "tools": TOOLS}),
 }
 
 
@@ -27,6 +28,8 @@ def get_kind(document: Mapping[str, Any]) -> Kind:
     """The kind of a document, by its columns."""
     if "chosen" in document:
         return "preferences"
+    if "row" in document:
+        return "prompts"
     return "chat" if "messages" in document else "pairs" if "prompt" in document else "text"
 
 
@@ -50,6 +53,7 @@ def get_document_text(document: Mapping[str, Any]) -> str:
     """The text of a document; for a pair, a chat or a preference its turns with line breaks between them."""
     if "chosen" in document:
         return "\n".join(turn["content"] for part in ("prompt", "chosen", "rejected") for turn in document[part])
-    if "messages" in document:
-        return "\n".join(turn["content"] for turn in document["messages"])
+    if "messages" in document or "row" in document:
+        turns = document["prompt" if "row" in document else "messages"]
+        return "\n".join(turn["content"] for turn in turns)
     return document["text"] if "text" in document else f"{document['prompt']}\n{document['response']}"

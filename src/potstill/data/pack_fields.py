@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from potstill.core.errors import DataError, UsageError
-from potstill.core.types import IGNORE
+from potstill.core.types import ADVANTAGES, IGNORE, OLD_LOG_P, ROWS, SAMPLING_LOG_P
 from potstill.ops.layout import DOCUMENT_KEYS, PADDING
 
 RESERVED_NAMES = ("input_ids", "labels", "lengths", "position_ids", "documents", "sampled", "asked", "facts")
@@ -90,6 +90,10 @@ LANGUAGES = declare_field(PackField("languages", per="document", fill=-1, repeat
 GROUPS = declare_field(PackField("groups", per="document", fill=-1, numbering=True))  # -1: no group
 SIDES = declare_field(PackField("sides", per="document", fill=-1))  # core.types.CHOSEN, ...; -1: a prompt, other text
 OFFSETS = declare_field(PackField("offsets", per="document"))  # of a document's first position; above 0: continuation
+ROW_NUMBERS = declare_field(PackField(ROWS, per="document", fill=-1))  # of a prompt in its data set; -1: none
+for name in (SAMPLING_LOG_P, OLD_LOG_P):
+    declare_field(PackField(name, per="token", dtype="float32"))
+declare_field(PackField(ADVANTAGES, per="document", dtype="float32"))
 TARGETS = declare_field(PackField("targets", per="token", fill=IGNORE, target=True))  # the target at this position
 
 LABEL_FIELDS = {"route": ROUTES.name, "language": LANGUAGES.name}  # the field of each number that a row's column gives

@@ -220,6 +220,18 @@ def _build_packs(packs: Sequence[Sequence[DocumentWindow]], counts: WindowCounts
     )
 
 
+def make_pack(documents: Sequence[TokenizedDocument]) -> Pack:
+    """One pack of these documents, in their order, with every field that one of them has."""
+    lengths = [len(document.input_ids) for document in documents]
+    fields = join_fields([document.fields for document in documents], lengths)
+    return {
+        "input_ids": torch.tensor([token for document in documents for token in document.input_ids]),
+        "labels": torch.tensor([label for document in documents for label in document.labels]),
+        "lengths": torch.tensor(lengths),
+        **{name: to_tensor(np.asarray(values)) for name, values in fields.items()},
+    }
+
+
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Bins of indices whose lengths sum to at most `capacity`.
 

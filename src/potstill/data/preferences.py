@@ -11,16 +11,13 @@ The answers of a prompt are documents of one group. They share the prompt (`data
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from datasets import Dataset
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import CHOSEN, IGNORE, REJECTED, Batch
 from potstill.data.corpus import Corpus
 from potstill.data.mixture import load_mixture
-from potstill.data.pack_fields import join_fields, to_tensor
-from potstill.data.packing import collate
+from potstill.data.packing import collate, make_pack
 from potstill.data.preference_schema import recognize_preferences
 from potstill.data.shared_prompts import build_group
 from potstill.data.token_dataset import TokenizedDocument
@@ -92,12 +89,4 @@ def batch_of(pairs: Iterable[tuple[Sequence[int], Sequence[int], Sequence[int]]]
         documents += build_group([first, second], (CHOSEN, REJECTED), group=group, shared=shared)
     if not documents:
         raise UsageError("there is no pair; give at least one")
-    lengths = [len(document.input_ids) for document in documents]
-    fields = join_fields([document.fields for document in documents], lengths)
-    pack = {
-        "input_ids": torch.tensor([token for document in documents for token in document.input_ids]),
-        "labels": torch.tensor([label for document in documents for label in document.labels]),
-        "lengths": torch.tensor(lengths),
-        **{name: to_tensor(np.asarray(values)) for name, values in fields.items()},
-    }
-    return collate([pack])
+    return collate([make_pack(documents)])

@@ -41,7 +41,7 @@ from potstill.data.turns import (
     to_message,
 )
 
-Kind = Literal["text", "pairs", "chat", "preferences"]
+Kind = Literal["text", "pairs", "chat", "preferences", "prompts"]
 Document = dict[str, Any]
 
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
@@ -249,7 +249,7 @@ def _build_pair_schema(pair: PromptColumns, first_row: Mapping[str, Any]) -> Row
 
 def find_lack(document: Document) -> str | None:
     """The reason why a valid document cannot be trained on, such as `empty response`; None if it can."""
-    if "chosen" in document:
+    if "chosen" in document or "row" in document:
         return None  # its schema has refused what it lacks
     if "messages" in document:
         messages = [to_message(turn) for turn in document["messages"]]

@@ -9,6 +9,7 @@ A prompt of one token has nothing to share: its answers have offset 0, and no do
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from potstill.core.errors import DataError
 from potstill.core.types import BASELINE, CHOSEN, IGNORE, REJECTED
-from potstill.data.pack_fields import GROUPS, OFFSETS, SIDES
+from potstill.data.pack_fields import GROUPS, OFFSETS, SIDES, get_field
 from potstill.data.token_dataset import TokenizedDocument
 
 PAIRS = "pairs"  # the key of a batch
@@ -40,25 +41,31 @@ def count_prompt_tokens(documents: Sequence[TokenizedDocument]) -> int:
 
 
 def build_group(
-    documents: Sequence[TokenizedDocument], sides: Sequence[int], *, group: int, shared: bool = True
+    documents: Sequence[TokenizedDocument], sides: Sequence[int] = (), *, group: int, shared: bool = True
 ) -> list[TokenizedDocument]:
     """The documents of a group, given several answers to a prompt, each with the whole prompt before it.
 
     With `shared`, the prompt without its last token comes first, unlabeled. Each answer continues it, from its last
     token on. A single answer, and those to a prompt of one token, stand for themselves, and so do all without `shared`.
+    The answers have `sides`, or none; they keep their own fields.
     """
     is_shared = shared and len(documents) > 1
     offset = max(0, count_prompt_tokens(documents) - 1) if is_shared else 0
-    fields = {GROUPS.name: group}
+    fields, side_fields = {GROUPS.name: group}, [{SIDES.name: side} for side in sides] or [{}] * len(documents)
     prompt = [TokenizedDocument(documents[0].input_ids[:offset], [IGNORE] * offset, fields)] if offset else []
     return prompt + [
         TokenizedDocument(
             document.input_ids[offset:],
             [IGNORE, *document.labels[offset + 1 :]],
-            {**document.fields, **fields, SIDES.name: side, OFFSETS.name: offset},
+            {**_drop_tokens(document.fields, offset), **fields, **side, OFFSETS.name: offset},
         )
-        for document, side in zip(documents, sides, strict=True)
+        for document, side in zip(documents, side_fields, strict=True)
     ]
+
+
+def _drop_tokens(fields: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The fields of a document without its first `count` tokens."""
+    return {name: value[count:] if get_field(name).per == "token" else value for name, value in fields.items()}
 
 
 def check_offsets(pack: Mapping[str, Tensor]) -> None:

@@ -32,9 +32,10 @@ def fingerprint(document: Document) -> bytes:
 def hash_content(document: Mapping[str, Any]) -> bytes:
     """The SHA-256 of what a document says, whether as a pair or as a chat, without the spaces around its parts.
 
-    Of a preference only the prompt counts, so that all answers to one prompt are on the same side of a split.
+    Of a preference only the prompt counts, so that all answers to one prompt are on the same side of a split. So does
+    that of a row of prompts.
     """
-    messages = document["prompt"] if "chosen" in document else None
+    messages = document["prompt"] if "chosen" in document or "row" in document else None
     parts = (
         [document["text"].strip()]
         if "text" in document

@@ -21,7 +21,7 @@ from potstill.stages.preflight import StageInputs
 from potstill.stages.run_record import RunRecord
 from potstill.stages.saved_model import save_checked_model
 from potstill.train.config import TrainConfig
-from potstill.train.rollouts.base import Rollout
+from potstill.train.rollouts.steps import AnyRollout
 from potstill.train.training_module import TrainingModule
 
 LOAD_PACKS = 8  # on which loads are measured
@@ -66,7 +66,7 @@ class TrainingRun(ABC):
     run_facts: Mapping[str, Any] = field(default_factory=dict)
     text_facts: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
-    rollout: Rollout | None = None
+    rollout: AnyRollout | None = None
 
     @property
     def record(self) -> RunRecord:

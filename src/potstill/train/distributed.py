@@ -6,7 +6,7 @@ They also work in a single process. Only rank 0 writes, measures, draws and prin
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -83,16 +83,31 @@ def broadcast_from_main(value: Any) -> Any:
     return objects[0]
 
 
+def gather_from_ranks(value: Any) -> list[Any]:
+    """The `value` of every rank, in the order of the ranks, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def sum_over_ranks(values: Mapping[str, int | float]) -> dict[str, int | float]:
+    """The sum over all ranks of each value, on every rank; a rank without a value has 0."""
+    totals: dict[str, int | float] = {}
+    for part in gather_from_ranks(dict(values)):
+        for name, value in part.items():
+            totals[name] = totals.get(name, 0) + value
+    return totals
+
+
 def check_same_on_all_ranks(label: str, value: str) -> None:
     """Refuse ranks that differ in `value`, because their gradients would not match.
 
     Raises: ArtifactError on all ranks.
     """
-    if world_size() == 1:
-        return
-    values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value)
-    odd_rank = next((index for index in range(world_size()) if values[index] != values[0]), None)
+    values = gather_from_ranks(value)
+    odd_rank = next((index for index in range(len(values)) if values[index] != values[0]), None)
     if odd_rank is not None:
         raise ArtifactError(
             f"rank {odd_rank} has another {label} than rank 0 ({values[odd_rank]}, not {values[0]}); give all "

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from potstill.core.errors import ArtifactError, TrainingDiverged
@@ -22,10 +22,13 @@ from potstill.data.packing import collate
 from potstill.models.embedding_noise import make_noise
 from potstill.train import checkpoint
 from potstill.train.early_stopping import find_best_step, find_loss_explosion
+from potstill.train.evaluation import iterate_eval_batches, sum_terms
 from potstill.train.fsdp import gather, load_weights, save_whole_states
 from potstill.train.lora import copy_adapter_weights, get_adapter_weights
 from potstill.train.optimizer import drop_resting_gradients, parameter_groups, prepare_gradients
-from potstill.train.rollouts.base import Rollout, StatefulRollout, make_generator, summarize_tally
+from potstill.train.rollouts.base import StatefulRollout, StepRollout
+from potstill.train.rollouts.repeat_sampler import RepeatSampler
+from potstill.train.rollouts.steps import AnyRollout, count_updates, pop_metrics, roll_out_step
 from potstill.train.training_module import TrainingModule
 
 OBJECTIVE_FILE = "objective.safetensors"
@@ -54,7 +57,7 @@ class Trainer(transformers.Trainer):
         keep_best: bool = False,
         keep_checkpoints: int = checkpoint.MIN_CHECKPOINTS,
         neftune: float = 0.0,
-        rollout: Rollout | None = None,
+        rollout: AnyRollout | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(module, args, data_collator=collate, **kwargs)
@@ -70,13 +73,17 @@ class Trainer(transformers.Trainer):
             vars(module)["_is_accelerate_prepared"] = True  # else accelerate would wrap the sharded module in DDP
         self._sums = torch.zeros(len(module.term_names), dtype=torch.float64)
         self._counts = torch.zeros_like(self._sums)
+        self._num_passes = 0  # that the sums are of
         self._batches: list[Any] = []  # the batches of the current step, for error messages
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The batches of a step and their counts; a rollout has replaced its documents in them."""
-        batches = epoch_iterator if self.rollout is None else self._apply_rollout(epoch_iterator, self.rollout)
+        batches = list(islice(epoch_iterator, num_batches))
+        if self.rollout is not None and batches:
+            seed, step, rank = self.args.seed, self.state.global_step, self.args.process_index
+            batches = roll_out_step(self.rollout, batches, self.training_module, seed=seed, step=step, rank=rank)
         return super().get_batch_samples(map(self._add_step, batches), num_batches, device)
 
     def _add_step(self, batch: Batch) -> Batch:
@@ -84,14 +91,20 @@ class Trainer(transformers.Trainer):
         batch = {**batch, STEP: torch.tensor(self.state.global_step)}
         return {**batch, **make_noise(batch, alpha=self.neftune, seed=self.args.seed)}
 
-    def _apply_rollout(self, batches: Iterator[Any], rollout: Rollout) -> Iterator[Any]:
-        """The batches with the documents that the rollout wrote."""
-        generator = make_generator(self.args.seed, self.state.global_step, self.args.process_index)
-        module = self.training_module
-        for batch in batches:  # not `yield from`, which would close the loader at the end of a step
-            with torch.no_grad(), module.autocast(batch["input_ids"].device):
-                new_batch = rollout(batch, module.student, module.frozen_models_by_name, generator)
-            yield new_batch
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The order of the packs; with several updates the packs of a step come as often in a row."""
+        updates = count_updates(self.rollout)
+        if updates == 1:
+            return super()._get_train_sampler(train_dataset)
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        return RepeatSampler(
+            len(dataset),
+            size=size,
+            repeats=updates,
+            seed=self.args.seed,
+            get_epoch=lambda: int(self.state.epoch or 0),
+        )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
         if not batch_samples:
@@ -119,6 +132,7 @@ class Trainer(transformers.Trainer):
             self._raise_divergence(f"the loss became {loss.item()}", [inputs])
         self._sums += outputs["sums"].detach().double().cpu()
         self._counts += self.training_module.counts(inputs)
+        self._num_passes += 1
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -142,9 +156,9 @@ class Trainer(transformers.Trainer):
 
         Raises: TrainingDiverged if the loss has exploded (see `find_loss_explosion`).
         """
-        has_step_loss = "loss" in logs and bool(self._counts.any())
+        has_step_loss = "loss" in logs and self._num_passes > 0
         super().log(
-            logs | self._compute_term_means() | self._pop_rollout_counts() if has_step_loss else logs, start_time
+            logs | self._compute_term_means() | pop_metrics(self.rollout) if has_step_loss else logs, start_time
         )
         if has_step_loss and (median_loss := find_loss_explosion(self.state.log_history)) is not None:
             self._raise_divergence(
@@ -182,64 +196,40 @@ class Trainer(transformers.Trainer):
         totals = torch.stack([self._sums, self._counts]).to(self.args.device)
         if self.args.world_size > 1:
             totals = self.accelerator.gather(totals[None]).sum(0)
-        self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
+        self._sums, self._counts, self._num_passes = torch.zeros_like(self._sums), torch.zeros_like(self._counts), 0
         return {k: s / max(n, 1) for k, s, n in zip(self.training_module.term_names, *totals.tolist(), strict=True)}
-
-    def _pop_rollout_counts(self) -> dict[str, int]:
-        """The rollout's counts since the last line, summed over all ranks; this resets them."""
-        if self.rollout is None:
-            return {}
-        tally = summarize_tally(self.rollout.tally)
-        self.rollout.tally.clear()
-        if self.args.world_size > 1:
-            counts = self.accelerator.gather(torch.tensor([list(tally.values())], device=self.args.device)).sum(0)
-            tally = dict(zip(tally, counts.tolist(), strict=True))
-        return tally
 
     @torch.no_grad()
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """`eval_loss` and `eval_<term>`: the sums over all evaluation rows, divided once."""
+        """`eval_loss` and `eval_<term>`: the sums over all rows, divided once; or what the rollout measures."""
         module, mode = self.training_module, self.training_module.training
-        sums, counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
         module.eval()
-        for batch, is_counted in self._iterate_eval_batches(eval_dataset):
-            batch_sums = module(**batch)["sums"].double().cpu()
-            if is_counted:
-                sums += batch_sums
-                counts += module.counts(batch)
+        if isinstance(self.rollout, StepRollout):
+            with module.autocast(self.args.device):
+                measures = self.rollout.evaluate(module.student)
+        else:
+            measures = self._compute_eval_means(self.eval_dataset if eval_dataset is None else eval_dataset)
         module.train(mode)
-        if self.args.world_size > 1:
-            sums, counts = self.accelerator.reduce(torch.stack([sums, counts]).to(self.args.device)).cpu()
-        means = sums / counts.clamp(min=1)
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in zip(module.term_names, means.tolist(), strict=True)}
-        loss = sum(w * metrics[f"{metric_key_prefix}_{k}"] for k, w in module.objective.weights.items())
-        metrics[f"{metric_key_prefix}_loss"] = float(loss)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measures.items()}
         if isinstance(self.rollout, StatefulRollout):
-            self.rollout.on_evaluate(float(loss))
+            self.rollout.on_evaluate(measures["loss"])
         self.log(metrics)
         self.control: transformers.TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
-    def _iterate_eval_batches(self, dataset: Any) -> Iterator[tuple[dict[str, Tensor], bool]]:
-        """This rank's share of the rows, and whether the batch counts.
-
-        No row counts twice, as it would with accelerate's loader, which repeats rows until all ranks have as many.
-        The ranks of a sharded model gather its weights together, so a rank with fewer batches runs some that don't
-        count.
-        """
-        dataset = self.eval_dataset if dataset is None else dataset
-        size, ranks = self.args.per_device_eval_batch_size, self.args.world_size
-        rank_rows = list(range(self.args.process_index, len(dataset), ranks))
-        num_batches = math.ceil(len(rank_rows) / size)
-        most_batches = math.ceil(math.ceil(len(dataset) / ranks) / size) if self.is_sharded else num_batches
-        for batch in DataLoader(Subset(dataset, rank_rows), size, collate_fn=collate):
-            yield self._prepare_inputs(batch), True
-        for _ in range(most_batches - num_batches):
-            yield self._prepare_inputs(collate([dataset[0]])), False
+    def _compute_eval_means(self, dataset: Any) -> dict[str, float]:
+        """The means of all terms over the rows of a data set, and their weighted sum, the `loss`."""
+        module = self.training_module
+        batches = iterate_eval_batches(dataset, self.args, self._prepare_inputs, is_sharded=self.is_sharded)
+        sums, counts = sum_terms(module, batches)
+        if self.args.world_size > 1:
+            sums, counts = self.accelerator.reduce(torch.stack([sums, counts]).to(self.args.device)).cpu()
+        means = dict(zip(module.term_names, (sums / counts.clamp(min=1)).tolist(), strict=True))
+        return {**means, "loss": float(sum(w * means[name] for name, w in module.objective.weights.items()))}
 
     def restore(self, folder: Path, state: TrainerState) -> None:
         """Load weights, objective and progress from a checkpoint, without training."""

@@ -14,6 +14,7 @@ from potstill.core.types import IGNORE, Batch
 from potstill.data.pack_fields import OFFSETS, get_field, join_fields, split_fields, to_tensor
 from potstill.ops.layout import repeat_prompts
 
+TALLY_NAMES = ("documents", "replayed", "tokens", "empty", "cut")  # sampled, replayed; of completions
 MAX_UNPROMPTED_TOKENS = 2  # a BOS, and the context of a further window, are no prompt
 
 
@@ -62,6 +63,22 @@ class Rollout(Protocol):
     def __call__(
         self, batch: Batch, student: nn.Module, frozen: Mapping[str, nn.Module], generator: torch.Generator
     ) -> Batch: ...
+
+
+@runtime_checkable
+class StepRollout(Protocol):
+    """Writes the text of all passes of a step together, where what is trained depends on the whole step.
+
+    A step that writes is followed by `updates` - 1 steps that train on the same text. `evaluate` gives the measures of
+    a student by name; `loss` is the one that falls where the student improves.
+    """
+
+    @property
+    def updates(self) -> int: ...
+    def roll_out(self, batches: Sequence[Batch], student: nn.Module, *, step: int) -> list[Batch]: ...
+    def pop_totals(self) -> dict[str, float]: ...
+    def summarize(self, totals: Mapping[str, float]) -> dict[str, float]: ...
+    def evaluate(self, student: nn.Module) -> dict[str, float]: ...
 
 
 @runtime_checkable
@@ -144,20 +161,22 @@ def make_sampled_document(document: Document, prompt_length: int, tokens: Sequen
     return document._replace(input_ids=torch.cat([prompt, completion_ids]), labels=labels, sampled=True, fields=fields)
 
 
-def count_completions(tally: Counter[str], completions: Sequence[Sequence[int]], stop_ids: frozenset[int]) -> None:
-    """Adds to `tally` the completions, their tokens, and those that are empty or cut before a stop token."""
-    tally["documents"] += len(completions)
-    tally["tokens"] += sum(map(len, completions))
-    tally["empty"] += sum(len(tokens) == 1 and tokens[0] in stop_ids for tokens in completions)
-    tally["cut"] += sum(tokens[-1] not in stop_ids for tokens in completions)
-
-
-def summarize_tally(tally: Counter[str]) -> dict[str, int]:
-    """A tally as fields of `metrics.jsonl`: documents sampled and replayed, tokens, empty and cut completions."""
-    return {f"rollout_{name}": tally[name] for name in ("documents", "replayed", "tokens", "empty", "cut")}
+def count_completions(completions: Sequence[Sequence[int]], stop_ids: frozenset[int]) -> Counter[str]:
+    """The numbers of completions, of their tokens, and of those that are empty or cut before a stop token."""
+    return Counter(
+        documents=len(completions),
+        tokens=sum(map(len, completions)),
+        empty=sum(len(tokens) == 1 and tokens[0] in stop_ids for tokens in completions),
+        cut=sum(tokens[-1] not in stop_ids for tokens in completions),
+    )
 
 
 def make_generator(seed: int, step: int, rank: int) -> torch.Generator:
     """The generator of one rank in one step. A resumed run draws the same numbers as an uninterrupted one."""
-    digest = hashlib.sha256(f"rollout {seed} {step} {rank}".encode()).digest()
+    return seed_generator("rollout", seed, step, rank)
+
+
+def seed_generator(*facts: str | int) -> torch.Generator:
+    """A generator on the CPU whose numbers follow from these facts alone."""
+    digest = hashlib.sha256(" ".join(map(str, facts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

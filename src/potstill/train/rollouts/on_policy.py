@@ -79,7 +79,7 @@ class CompletionSampler:
         if self.teacher_share:
             weighted_models.append((self.teacher_share, frozen["teacher"]))
         completions = generate(weighted_models, prompts, noise[:, 2:].to(device), limits, self.sampling)
-        count_completions(tally, completions, self.sampling.stop)
+        tally.update(count_completions(completions, self.sampling.stop))
         return [
             make_sampled_document(document, len(prompt), tokens)
             for document, prompt, tokens in zip(documents, prompts, completions, strict=True)

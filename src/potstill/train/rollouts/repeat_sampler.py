@@ -1,0 +1,36 @@
+"""The order of prompts where several optimizer steps train on the samples of one."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from potstill.core.errors import UsageError
+from potstill.train.rollouts.base import seed_generator
+
+
+class RepeatSampler(Sampler[int]):
+    """The items of an epoch in random order, in chunks of `size`, each of which comes `repeats` times in a row.
+
+    Items beyond the last whole chunk wait for another epoch. The order follows from `seed` and `get_epoch()`. So a
+    resumed run goes on in it; a loader that skips batches does not hand on the number of the epoch.
+
+    Raises: UsageError for fewer items than a chunk.
+    """
+
+    def __init__(self, num_items: int, *, size: int, repeats: int, seed: int, get_epoch: Callable[[], int]) -> None:
+        if num_items < size:
+            raise UsageError(
+                f"a step takes {size} prompts, and with several updates of each there have to be so many; there are "
+                f"{num_items}, so lower --batch-tokens or give more --data"
+            )
+        self.num_items, self.size, self.repeats = num_items, size, repeats
+        self.seed, self.get_epoch = seed, get_epoch
+
+    def __len__(self) -> int:
+        return self.num_items // self.size * self.size * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.num_items, generator=seed_generator("epoch", self.seed, self.get_epoch()))
+        chunks = order[: self.num_items // self.size * self.size].view(-1, self.size)
+        yield from chunks.repeat_interleave(self.repeats, 0).flatten().tolist()
