@@ -8,7 +8,7 @@ from torch import Tensor
 
 from potstill.core.types import IGNORE, supervised_positions
 from potstill.ops import layout
-from potstill.ops.layout import apply_padded, find_prompts, pad_to_multiple, repeat_prompts, unpack
+from potstill.ops.layout import apply_padded, pad_to_multiple, repeat_prompts, unpack
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
@@ -196,7 +196,6 @@ SHARED = {  # a prompt of two tokens with two continuations, a text, and a promp
 
 
 def test_every_continuation_repeats_its_prompt_as_written_by_hand() -> None:
-    assert find_prompts(SHARED["position_ids"], SHARED["documents"]).tolist() == [0, 0, 0, 3, 4, 4]
     whole = repeat_prompts(SHARED)
     assert whole["input_ids"].tolist() == [[1, 2, 1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 8, 10, 11, 12, 10, 11, 13]]
     assert whole["position_ids"].tolist() == [[0, 1, 0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2]]

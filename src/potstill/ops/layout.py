@@ -70,14 +70,6 @@ def repeat_prompts(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return repeated if "offsets" not in batch else repeated | {"offsets": torch.zeros_like(batch["offsets"])}
 
 
-def find_prompts(position_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"]) -> Int[Tensor, " D"]:
-    """For each document, in the order of the batch, the place in that order of the one that holds its prompt.
-
-    A document that is no continuation holds its own.
-    """
-    return _find_documents(position_ids, documents).prompts
-
-
 class _Documents(NamedTuple):
     """The tokens of a batch that are no padding, as indices b T + t, and the documents that they make up.
 

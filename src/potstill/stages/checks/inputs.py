@@ -195,9 +195,8 @@ def sample_documents(packs: Packs) -> list[Pack]:
 
 
 def _split_documents(pack: Pack) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids and labels of each document of a pack that has a token to train on."""
-    columns = (pack[name].split(pack["lengths"].tolist()) for name in ("input_ids", "labels"))
-    return ((ids, labels) for ids, labels in zip(*columns, strict=True) if bool((labels != IGNORE).any()))
+    """Ids and labels of each document of a pack."""
+    return zip(*(pack[name].split(pack["lengths"].tolist()) for name in ("input_ids", "labels")), strict=True)
 
 
 def _cut_document(ids: Tensor, labels: Tensor) -> Pack:
@@ -209,14 +208,13 @@ def _cut_document(ids: Tensor, labels: Tensor) -> Pack:
 
 
 def compute_stop_share(packs: Packs, stops: frozenset[int]) -> float:
-    """Of the trained documents that were not cut, the share whose last trained token is one of `stops`."""
+    """Of the documents that were not cut, the share whose last trained token is one of `stops`."""
     ends = packs.lengths.cumsum()
-    last_tokens = [
-        _get_last_trained_token(packs.labels[end - size : end])
+    has_stopped = [
+        _get_last_trained_token(packs.labels[end - size : end]) in stops
         for end, size in zip(ends.tolist(), packs.lengths.tolist(), strict=True)
         if size < packs.length
     ]
-    has_stopped = [token in stops for token in last_tokens if token != IGNORE]
     return sum(has_stopped) / max(len(has_stopped), 1)
 
 

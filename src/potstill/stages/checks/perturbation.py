@@ -15,7 +15,6 @@ from potstill.models.eval_mode import eval_mode
 from potstill.models.probing import MAX_MOVE, compute_move
 from potstill.models.signals import compute_signals, probe_model
 from potstill.ops.divergence import get_facts
-from potstill.ops.layout import find_prompts
 from potstill.stages.checks.inputs import FORWARD_KL, CheckInputs, build_module
 from potstill.stages.checks.reference_loss import reference_loss
 from potstill.stages.checks.report import FAIL, NOTE, PASS, REPORT_REMEDY, Check
@@ -48,11 +47,8 @@ def check_packing_isolation(inputs: CheckInputs) -> Check:
 
 @torch.no_grad()
 def _measure_move_across_documents(model: nn.Module, batch: Batch) -> float:
-    """The largest move of a row, in eps, when the first or the last other document of the batch changes.
-
-    The answers to a prompt that changes are no others.
-    """
-    documents, prompts = batch["documents"], find_prompts(batch["position_ids"], batch["documents"])
+    """The largest move of a row, in eps, when the first or the last other document of the batch changes."""
+    documents = batch["documents"]
     needs, owners = Needs(documents >= 0), documents[documents >= 0]
     with eval_mode(model), dense_experts(model):
         rows = compute_signals(model, batch, needs).rows
@@ -60,8 +56,7 @@ def _measure_move_across_documents(model: nn.Module, batch: Batch) -> float:
         for number in {int(owners.min()), int(owners.max())} if owners.min() < owners.max() else ():
             other_ids = torch.where(documents == number, batch["input_ids"].flip(1), batch["input_ids"])
             changed_rows = compute_signals(model, {**batch, "input_ids": other_ids}, needs).rows
-            is_other = (owners != number) & (prompts[owners] != number)
-            moves += [compute_move(rows[is_other], changed_rows[is_other])] if is_other.any() else []
+            moves.append(compute_move(rows[owners != number], changed_rows[owners != number]))
     return max(moves)
 
 
