@@ -40,6 +40,7 @@ VOLATILE = {  # keys whose values are of the machine, the moment or the version
 }
 WORDS = ["the", "still", "boils", "a", "wash", "and", "its", "spirit", "runs", "over", "into", "cold", "worms", "while"]
 UNTRAINED = ("self-speculative", "spec-game")  # recipes without a budget of tokens
+ALIGNED = ("aligndistil",)  # recipes that read preferences
 WEIGHTS = (".safetensors", ".bin", ".npy", ".npz", ".rows", ".ends", ".keys", ".hidden")
 
 
@@ -71,7 +72,7 @@ def entries(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     teacher, student, stranger, text, pairs = (
         str(world[k]) for k in ("teacher", "student", "stranger", "text", "pairs")
     )
-    roomy = str(world["roomy"])
+    roomy, preferences = str(world["roomy"]), str(world["preferences"])
 
     def run(*arguments: str) -> Callable[[], Any]:
         return lambda: scrub(call(*arguments, "--json"), folder)
@@ -88,9 +89,10 @@ def entries(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "recipes", run("recipes")
     for name in recipes:
         budget = () if name in UNTRAINED else ("--tokens", "256")
+        data = preferences if name in ALIGNED else pairs
         yield (
             f"recipe {name}",
-            make(f"recipe-{name}", "run", name, "--tiny", "--teacher", roomy, "--data", pairs, *budget),
+            make(f"recipe-{name}", "run", name, "--tiny", "--teacher", roomy, "--data", data, *budget),
         )
     for name in ("dskd-cma", "dskdv2-eta", "mined", "uld"):
         small = ("--teacher", stranger, "--student", teacher, "--data", pairs, "--tokens", "256")
@@ -210,6 +212,11 @@ def entries(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     )
 
 
+def make_preference(row: dict[str, str]) -> dict[str, str]:
+    """A question with its answer, which is chosen, and another one."""
+    return {"prompt": row["prompt"], "chosen": row["response"], "rejected": "I do not know."}
+
+
 def make_world(folder: Path) -> dict[str, Path]:
     """Two tokenizers, four tiny models and two data sets in `folder`."""
     from tests.data.trained import byte_level
@@ -227,6 +234,7 @@ def make_world(folder: Path) -> dict[str, Path]:
         "stranger": save(folder / "stranger", random_llama(byte_level(), context=512), byte_level()),
         "text": write(folder / "text.jsonl", lines),
         "pairs": write(folder / "pairs.jsonl", questions),
+        "preferences": write(folder / "preferences.jsonl", [make_preference(row) for row in questions]),
     }
 
 

@@ -24,12 +24,13 @@ from potstill.objectives.spec import DIVERGENCE_OPTION
 from potstill.ops.divergence import DIVERGENCES
 from potstill.recipes import registry
 from potstill.recipes.listing import FACTS, list_recipe_facts
+from potstill.stages.align.config import AlignConfig
 from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.medusa.config import MedusaConfig
 from potstill.stages.prune import PruneConfig
-from potstill.stages.sequence import PREVIOUS_FOLDER, Stage, run_stages
+from potstill.stages.sequence import PREVIOUS_FOLDER, Stage, is_stage_folder, run_stages
 from potstill.stages.skip_layers import SkipLayersConfig
 from potstill.stages.spec_game import SpecGameConfig
 from potstill.train.config import TrainConfig
@@ -37,7 +38,8 @@ from potstill.train.config import TrainConfig
 NAMES = registry.list_recipe_names()
 UNTRAINED = ("self-speculative", "spec-game")  # those that train nothing
 STUDENTLESS = ("medusa", *UNTRAINED)  # those that train no model
-TRAINS = (DistillConfig, MedusaConfig)
+TRAINS = (DistillConfig, AlignConfig, MedusaConfig)
+ALIGNED = [name for name in NAMES if isinstance(registry.get_recipe(name).stages[-1], AlignConfig)]
 SELF_MADE = [  # those that make their student in a stage of its own
     name
     for name in NAMES
@@ -69,7 +71,7 @@ def roomy(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrain
 # their stages run in the forms of other recipes, and their methods in the tests of objectives and rollouts
 REPEATED = {
     *("deltanet", "dskd-cma", "dskdv2", "distillm", "gkd", "mined", "minilm-relations", "minima", "modification"),
-    *("bitnet", "elastic", "layermoe", "matmul-free", "phoenix", "tie-kd", "uld"),
+    *("aligndistil", "bitnet", "elastic", "layermoe", "matmul-free", "phoenix", "tie-kd", "uld"),
 }
 
 
@@ -78,7 +80,7 @@ REPEATED = {
 )
 def test_the_tiny_form_runs(name: str, roomy: Path, pairs: Path, tmp_path: Path) -> None:
     tokens = None if name in UNTRAINED else 256
-    data = add_languages(pairs) if name == "layermoe" else pairs
+    data = add_languages(pairs) if name == "layermoe" else add_answers(pairs) if name in ALIGNED else pairs
     chosen = registry.get_recipe(name, tiny=True).override(teacher=str(roomy), data=str(data), tokens=tokens)
     done = run_stages(chosen.stages, tmp_path / "made")
     assert done.measures
@@ -89,6 +91,13 @@ def add_languages(rows: Path) -> Path:
     lines = enumerate(rows.read_text().splitlines())
     labeled = [json.loads(line) | {"language": ("en", "de", "fr")[i % 3]} for i, line in lines]
     return written(rows.with_name("labeled.jsonl"), labeled)
+
+
+def add_answers(rows: Path) -> Path:
+    """The same questions, each with a chosen and a rejected answer."""
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    answered = [{"prompt": line["prompt"], "chosen": line["response"], "rejected": "I do not know."} for line in lines]
+    return written(rows.with_name("answered.jsonl"), answered)
 
 
 @pytest.fixture
@@ -170,7 +179,7 @@ def test_every_number_of_a_recipe_has_an_origin(name: str) -> None:
 def numbers_of(stage: Stage) -> Iterator[tuple[str, bool]]:
     """What a stage's method depends on: each number and each choice, and whether the recipe itself has to account."""
     values: list[Any] = [stage]
-    if isinstance(stage, MedusaConfig):
+    if isinstance(stage, MedusaConfig | AlignConfig):
         values += [stage.settings]
     if isinstance(stage, DistillConfig):
         values += [stage.settings, *([stage.objective] if stage.objective.uses_teacher else [])]
@@ -221,7 +230,7 @@ def test_names_budget_and_seed_can_be_changed(name: str) -> None:
     recipe = registry.get_recipe(name).override(teacher="another", data="other.jsonl", tokens=tokens, seed=3)
     for stage in recipe.stages:
         assert "smollm2" not in str(stage.to_dict())
-        assert stage.data in ("other.jsonl", PREVIOUS_FOLDER)
+        assert stage.data == "other.jsonl" or is_stage_folder(stage.data)
         if isinstance(stage, TRAINS):
             assert (stage.settings.tokens, stage.settings.seed) == (7, 3)
     own = registry.get_recipe(name).stages[0].data
@@ -233,7 +242,7 @@ def test_names_budget_and_seed_can_be_changed(name: str) -> None:
     assert (passes.settings.tokens, passes.settings.epochs) == (None, 2.0)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*SELF_MADE, *STUDENTLESS)])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*SELF_MADE, *STUDENTLESS, *ALIGNED)])
 def test_the_student_can_be_another_model(name: str) -> None:
     recipe = registry.get_recipe(name).override(teacher="large", data="other.jsonl")
     changed = registry.get_recipe(name).override(teacher="large", student="small", data="other.jsonl")
@@ -252,6 +261,12 @@ def test_what_makes_its_student_itself_takes_no_other(name: str) -> None:
         for stage in registry.get_recipe(name).stages
     )
     with pytest.raises(UsageError, match=rf"{name} makes its own student, so it takes no --student"):
+        registry.get_recipe(name).override(student="small", data="other.jsonl")
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_an_alignment_begins_with_its_teacher_and_takes_no_student(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name} makes its own student, .* that it starts from with --teacher"):
         registry.get_recipe(name).override(student="small", data="other.jsonl")
 
 

@@ -10,7 +10,7 @@ from potstill.core.atomic_files import CARD_FILE
 from potstill.core.errors import OutputExists, UsageError
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.prune import PruneConfig
-from potstill.stages.sequence import PREVIOUS_FOLDER, is_finished, resolve_previous, run_stages
+from potstill.stages.sequence import PREVIOUS_FOLDER, is_finished, resolve_folders, run_stages
 from potstill.stages.stage import reproducible_options
 from potstill.train.config import TrainConfig
 
@@ -87,8 +87,8 @@ def test_no_stage_is_no_recipe(tmp_path: Path) -> None:
 
 
 def test_only_what_says_so_is_replaced(stages: tuple[PruneConfig | DistillConfig, ...]) -> None:
-    assert resolve_previous(stages[0], "there") == stages[0]
-    placed = resolve_previous(stages[1], "there")
+    assert resolve_folders(stages[0], [Path("there")]) == stages[0]
+    placed = resolve_folders(stages[1], [Path("there")])
     assert isinstance(placed, DistillConfig)
     assert (placed.student, placed.teacher) == ("there", stages[1].to_dict()["teacher"])
 
@@ -97,7 +97,7 @@ def test_a_stage_that_was_begun_anew_is_not_finished(
     stages: tuple[PruneConfig | DistillConfig, ...], tmp_path: Path
 ) -> None:
     done = run_stages(stages, tmp_path / "made")
-    stage = resolve_previous(stages[1], str(tmp_path / "made" / "1-prune"))
+    stage = resolve_folders(stages[1], [tmp_path / "made" / "1-prune"])
     assert is_finished(done.out, stage)
     assert not is_finished(done.out, replace(stages[1], documents=5))
     (done.out / "training").mkdir()
@@ -108,7 +108,7 @@ def test_a_card_that_is_older_than_an_option_still_counts_while_the_option_is_at
     stages: tuple[PruneConfig | DistillConfig, ...], tmp_path: Path
 ) -> None:
     done = run_stages(stages, tmp_path / "made")
-    stage = resolve_previous(stages[1], str(tmp_path / "made" / "1-prune"))
+    stage = resolve_folders(stages[1], [tmp_path / "made" / "1-prune"])
     assert isinstance(stage, DistillConfig)
     card = json.loads((done.out / CARD_FILE).read_text())
     del card["stage"]["combine"], card["stage"]["settings"]["clip"]

@@ -8,21 +8,23 @@ from typing import Any
 from potstill.core.errors import NotFound, UsageError
 from potstill.core.suggestions import suggest
 from potstill.recipes.listing import list_recipe_names
+from potstill.stages.align.config import AlignConfig
 from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.medusa.config import MedusaConfig
 from potstill.stages.prune import PruneConfig
-from potstill.stages.sequence import PREVIOUS_FOLDER, Stage
+from potstill.stages.sequence import Stage, is_stage_folder
 from potstill.stages.skip_layers import SkipLayersConfig
 from potstill.stages.spec_game import SpecGameConfig
 
 REQUIRED_DATA, REQUIRED_TEXTS, REQUIRED_LANGUAGES = "@data", "@texts", "@languages"  # data that the user has to give
-REQUIRED_CHATS = "@chats"
+REQUIRED_CHATS, REQUIRED_PREFERENCES = "@chats", "@preferences"
 DATA_HINTS = {
     REQUIRED_DATA: "prompts with responses, or chats; give --data, such as a .jsonl file of `prompt` and `response`",
     REQUIRED_TEXTS: "long texts; give --data, such as a folder of books",
     REQUIRED_CHATS: "instructions and conversations; give --data twice, or one of them, such as two .jsonl files",
+    REQUIRED_PREFERENCES: "preferences; give --data, such as a .jsonl file of `prompt`, `chosen` and `rejected`",
     REQUIRED_LANGUAGES: "texts of several languages; give --data, such as a .jsonl file of `text` and `language`",
 }
 
@@ -33,6 +35,11 @@ DEFAULT_ORIGINS = {  # where the numbers come from that a recipe does not explai
     "neftune": "0, ours: no noise on the embeddings",
     "min_document_tokens, short_share": "0, ours: documents of all lengths are trained on",
     "lora, eval_every, patience": "0, ours: all weights are trained, without early stopping",
+}
+
+
+ALIGN_ORIGINS = {  # the same for the numbers of a stage of `align`
+    "samples, max_tokens": "8 and 64, ours: only grpo samples answers",
 }
 
 
@@ -73,7 +80,8 @@ class Recipe:
         """
         if data is None and (hints := [DATA_HINTS[str(s.data)] for s in self.stages if str(s.data) in DATA_HINTS]):
             raise UsageError(f"{self.name} reads {hints[0]}")
-        for flag, value in (("--student", student), ("--draft-vocabulary", draft_vocabulary)):
+        is_aligned = isinstance(self.stages[-1], AlignConfig)
+        for flag, value in (("--student", None if is_aligned else student), ("--draft-vocabulary", draft_vocabulary)):
             if value is not None and not isinstance(self.stages[-1], DistillConfig):
                 raise UsageError(f"{self.name} trains no model of its own, so it takes no {flag}; omit it")
         if student is not None and not any(_accepts_student(stage) for stage in self.stages):
@@ -96,22 +104,24 @@ class Recipe:
 
     @property
     def _is_trained(self) -> bool:
-        return any(isinstance(stage, DistillConfig | MedusaConfig) for stage in self.stages)
+        return any(isinstance(stage, DistillConfig | AlignConfig | MedusaConfig) for stage in self.stages)
 
     @property
     def complete_origins(self) -> dict[str, str]:
         """`origins`, and where a stage trains, `DEFAULT_ORIGINS` for the numbers that these do not explain."""
         if not self._is_trained:
             return self.origins
+        has_alignment = any(isinstance(stage, AlignConfig) for stage in self.stages)
+        defaults = {**DEFAULT_ORIGINS, **(ALIGN_ORIGINS if has_alignment else {})}
         explained_names = {name for names in self.origins for name in names.split(", ")}
         remaining_names = {
-            names: [name for name in names.split(", ") if name not in explained_names] for names in DEFAULT_ORIGINS
+            names: [name for name in names.split(", ") if name not in explained_names] for names in defaults
         }
         return {
             **self.origins,
             **{
                 ", ".join(remaining_names[names]): origin
-                for names, origin in DEFAULT_ORIGINS.items()
+                for names, origin in defaults.items()
                 if remaining_names[names]
             },
         }
@@ -155,7 +165,8 @@ def _shrink_stage(stage: Stage) -> Stage:
         return replace(stage, documents=2, max_evaluations=6)
     if isinstance(stage, SpecGameConfig):
         return replace(stage, documents=2, max_tokens=8)
-    context = 512 if stage.data == PREVIOUS_FOLDER else 64  # answers of a model need room for their stop token
+    has_answers = is_stage_folder(stage.data) or isinstance(stage, AlignConfig)
+    context = 512 if has_answers else 64  # answers of a model, or two answers to a prompt, need room
     settings = replace(
         stage.settings,
         tokens=1024,
@@ -170,7 +181,7 @@ def _shrink_stage(stage: Stage) -> Stage:
 
 
 def _accepts_student(stage: Stage) -> bool:
-    return isinstance(stage, DistillConfig) and stage.student != PREVIOUS_FOLDER
+    return isinstance(stage, DistillConfig) and not is_stage_folder(stage.student)
 
 
 def _override_stage(
@@ -181,14 +192,15 @@ def _override_stage(
     length: Mapping[str, Any],
     seed: int,
 ) -> Stage:
-    text: Any = stage.data if data is None or stage.data == PREVIOUS_FOLDER else data
+    text: Any = stage.data if data is None or is_stage_folder(stage.data) else data
     if isinstance(stage, PruneConfig | ConvertConfig | GenerateDatasetConfig | SkipLayersConfig | SpecGameConfig):
-        model = stage.model if teacher is None or stage.model == PREVIOUS_FOLDER else teacher
+        model = stage.model if teacher is None or is_stage_folder(stage.model) else teacher
         return replace(stage, model=model, data=text, seed=seed)
     budget = {"tokens": None, "epochs": None, **length} if length else {}
     settings = replace(stage.settings, seed=seed, **budget)
-    if isinstance(stage, MedusaConfig):
-        return replace(stage, model=stage.model if teacher is None else teacher, data=text, settings=settings)
+    if isinstance(stage, MedusaConfig | AlignConfig):
+        model = stage.model if teacher is None or is_stage_folder(stage.model) else teacher
+        return replace(stage, model=model, data=text, settings=settings)
     if stage.student == stage.teacher:  # fine-tuning: the teacher is the student
         teacher, student = teacher or student, student or teacher
     overrides: dict[str, Any] = {} if teacher is None else {"teacher": teacher}

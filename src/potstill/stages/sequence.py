@@ -1,6 +1,7 @@
 """Run the stages of a recipe one after another, each into a folder of its own."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER
 from potstill.core.card import read_card
 from potstill.core.errors import UsageError
 from potstill.core.measure import Measure
+from potstill.stages.align.config import AlignConfig
+from potstill.stages.align.run import align
 from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
@@ -27,11 +30,13 @@ Stage = (
     | ConvertConfig
     | GenerateDatasetConfig
     | DistillConfig
+    | AlignConfig
     | MedusaConfig
     | SkipLayersConfig
     | SpecGameConfig
 )
 PREVIOUS_FOLDER = "@previous"  # in a recipe: the folder of the stage before
+STAGE_FOLDER = re.compile(r"@(\d+)")  # in a recipe: the folder of a stage by its number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,22 +65,23 @@ def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, r
         raise UsageError("the recipe has no stages; give at least one")
     resumable = (f"*/{TRAINING_FOLDER}", f"*/{CARD_FILE}")
     with reserve_output(out, collect_inputs(stages), overwrite=overwrite, resume=resume, resumable=resumable):
-        previous, unchanged = out, resume
+        folders: list[Path] = []
+        unchanged = resume
         for number, stage in enumerate(stages, 1):
             folder = out / f"{number}-{stage.kind}"
-            resolved_stage = resolve_previous(stage, str(previous))
+            resolved_stage = resolve_folders(stage, folders)
             unchanged = unchanged and is_finished(folder, resolved_stage)
             if not unchanged:
                 run_stage(resolved_stage, folder, overwrite=overwrite, resume=resume and folder.exists())
-            previous = folder
-        return StageResult(previous, read_card(previous))
+            folders.append(folder)
+        return StageResult(folders[-1], read_card(folders[-1]))
 
 
 def collect_inputs(stages: Sequence[Stage]) -> StageInputs:
     """What all stages read, without the folders that the stages before them write."""
     stage_inputs = [stage.inputs for stage in stages]
-    models = tuple(name for inputs in stage_inputs for name in inputs.models if name != PREVIOUS_FOLDER)
-    data = tuple(name for inputs in stage_inputs for name in inputs.data if name != PREVIOUS_FOLDER)
+    models = tuple(name for inputs in stage_inputs for name in inputs.models if not is_stage_folder(name))
+    data = tuple(name for inputs in stage_inputs for name in inputs.data if not is_stage_folder(name))
     packages = tuple(package for inputs in stage_inputs for package in inputs.packages)
     return StageInputs(models=models, data=data, packages=packages)
 
@@ -84,6 +90,8 @@ def run_stage(stage: Stage, out: Path, *, overwrite: bool, resume: bool) -> None
     """Run one stage into `out`."""
     if isinstance(stage, DistillConfig):
         distill(stage, out, overwrite=overwrite, resume=resume)
+    elif isinstance(stage, AlignConfig):
+        align(stage, out, overwrite=overwrite, resume=resume)
     elif isinstance(stage, MedusaConfig):
         train_medusa(stage, out, overwrite=overwrite, resume=resume)
     else:
@@ -113,9 +121,23 @@ def _drop_newer_defaults(card_options: Mapping[str, Any], config: Any, plain: Ma
     return options
 
 
-def resolve_previous(stage: Stage, previous: str) -> Stage:
-    """`stage` with every `PREVIOUS_FOLDER` replaced by the folder of the stage before."""
+def name_stage_folder(number: int) -> str:
+    """The name, in a recipe, of the folder of the stage with this number; the first is 1."""
+    return f"@{number}"
+
+
+def is_stage_folder(name: object) -> bool:
+    """Whether a recipe's name for a model or data is the folder of an earlier stage."""
+    return name == PREVIOUS_FOLDER or (isinstance(name, str) and STAGE_FOLDER.fullmatch(name) is not None)
+
+
+def resolve_folders(stage: Stage, folders: Sequence[Path]) -> Stage:
+    """`stage` with the folders of the stages before in place of their names."""
+    names = {name_stage_folder(number): str(folder) for number, folder in enumerate(folders, 1)}
+    names |= {PREVIOUS_FOLDER: str(folders[-1])} if folders else {}
     replacements: dict[str, Any] = {
-        f.name: previous for f in dataclasses.fields(stage) if getattr(stage, f.name) == PREVIOUS_FOLDER
+        f.name: names[value]
+        for f in dataclasses.fields(stage)
+        if isinstance(value := getattr(stage, f.name), str) and value in names
     }
     return dataclasses.replace(stage, **replacements)
