@@ -268,6 +268,16 @@ def generate(
     source_language: str = "en",
     translate_prompt: str | None = None,
     instruct_prompt: str | None = None,
+    select: str | None = None,
+    samples: int = 0,
+    top_p: float = 1.0,
+    consistency: str = "numbers",
+    reward: str = "accuracy",
+    pivot: str = "en",
+    pivot_pairs: bool = False,
+    pivot_answer: str = "consistent",
+    per_language: int = 0,
+    exclude: str | None = None,
     raw: bool = False,
     ignore_generation_config: bool = False,
     draft: ModelSource | None = None,
@@ -276,6 +286,7 @@ def generate(
 ) -> str | Report:
     """The answer to `prompt`; or answers to all prompts of `data`, written to `out` as a data set, with its card.
 
+    With `select` it draws several samples for each prompt of `data`, and writes what it selects from them.
     `on_text` receives the pieces of the answer to `prompt` as they are written.
 
     Raises: PotstillError, as the command line does.

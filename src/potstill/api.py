@@ -24,6 +24,8 @@ from potstill.stages.align.run import align_from_options
 from potstill.stages.arena.arena import Arena
 from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.caller_objects import DataSource, ModelSource
+from potstill.stages.candidates.config import CandidatesConfig
+from potstill.stages.candidates.options import CandidateOptions
 from potstill.stages.checks.report import FAIL
 from potstill.stages.convert import ConvertConfig
 from potstill.stages.describe_dataset import describe_dataset
@@ -116,7 +118,7 @@ def frontier(*sources: str | Path, out: str | Path = "frontier.html", title: str
     return Report(draw_frontier([Path(source) for source in sources], Path(out), title=title))
 
 
-@take_options(GenerateDatasetOptions, AnswerOptions)
+@take_options(GenerateDatasetOptions, CandidateOptions, AnswerOptions)
 def generate(
     model: ModelSource,
     prompt: str | None = None,
@@ -130,13 +132,19 @@ def generate(
 ) -> str | Report:
     """The answer to `prompt`; or answers to all prompts of `data`, written to `out` as a data set, with its card.
 
+    With `select` it draws several samples for each prompt of `data`, and writes what it selects from them.
     `on_text` receives the pieces of the answer to `prompt` as they are written.
 
     Raises: PotstillError, as the command line does.
     """
     check_generation(prompt=prompt, data=data, out=out, on_text=on_text, **options)
     if data is not None and out is not None:
-        stage = build_options(GenerateDatasetConfig, {"model": str(model), "data": str(data), **options})
+        values = {"model": str(model), "data": str(data), **options}
+        stage = (
+            build_options(CandidatesConfig, values)
+            if options.get("select")
+            else build_options(GenerateDatasetConfig, values)
+        )
         return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite, resume=resume)})
 
     def read(answer: AnswerStream) -> None:

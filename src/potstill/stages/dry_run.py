@@ -24,6 +24,7 @@ from potstill.stages.advise import AdviseConfig
 from potstill.stages.arena.arena import Arena
 from potstill.stages.cache_packs import load_packs
 from potstill.stages.cache_teacher import CacheTeacherConfig
+from potstill.stages.candidates.config import CandidatesConfig
 from potstill.stages.corpus import load_data
 from potstill.stages.dataset import load_tokenizer, prepare_dataset
 from potstill.stages.distill.config import DistillConfig
@@ -127,17 +128,33 @@ def preview_cache(
 
 
 def preview_answers(
-    config: GenerateDatasetConfig, out: Path, *, overwrite: bool = False, resume: bool = False
+    config: GenerateDatasetConfig | CandidatesConfig, out: Path, *, overwrite: bool = False, resume: bool = False
 ) -> dict[str, Any]:
     """The model, and the number of prompts that it will answer.
 
-    Raises: as `GenerateDatasetConfig.run` does before it loads the model.
+    Raises: as the stage does before it loads the model.
     """
     check_single_process()
+    if isinstance(config, CandidatesConfig):
+        return preview_candidates(config, out, overwrite=overwrite, resume=resume)
     with _check_output(config, out, overwrite=overwrite, resume=resume, marker=CARD_FILE):
         corpus = load_data(config)
         prompts = len(config.select_documents(corpus))
     return {**describe_job(config, out, config.model), "data": {**describe_corpus(corpus), "prompts": prompts}}
+
+
+def preview_candidates(
+    config: CandidatesConfig, out: Path, *, overwrite: bool = False, resume: bool = False
+) -> dict[str, Any]:
+    """The model, the number of prompts, and the samples of each.
+
+    Raises: as `CandidatesConfig.run` does before it loads the model.
+    """
+    config.build_reward()
+    with _check_output(config, out, overwrite=overwrite, resume=resume, marker=CARD_FILE):
+        data = config.load_questions()
+    facts = {"name": data.name, "prompts": len(data.train), "held_out": len(data.validation)}
+    return {**describe_job(config, out, config.model), "data": {**facts, "samples": config.samples}}
 
 
 def preview_arena(arena: Arena, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
@@ -247,7 +264,12 @@ def read_spec(config: Any, name: str) -> ModelSpec:
 
 
 def _check_output(
-    config: CacheTeacherConfig | GenerateDatasetConfig, out: Path, *, overwrite: bool, resume: bool, marker: str
+    config: CacheTeacherConfig | GenerateDatasetConfig | CandidatesConfig,
+    out: Path,
+    *,
+    overwrite: bool,
+    resume: bool,
+    marker: str,
 ) -> AbstractContextManager[None]:
     """Make the checks of a stage on its inputs and on `out`, whose file `marker` says that it is complete."""
     return reserve_output(

@@ -46,8 +46,8 @@ class AnswerOptions(GenerateOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateDatasetOptions(GenerateOptions):
-    """The options of `generate` for a data set."""
+class DataOptions(GenerateOptions):
+    """Which prompts of a data set a model answers, and at what length."""
 
     model: str
     data: str | tuple[str, ...]
@@ -55,6 +55,12 @@ class GenerateDatasetOptions(GenerateOptions):
     documents: int = Option(0, "Number of prompts of --data to answer; 0: all.").field()
     max_tokens: int = Option(MAX_TOKENS, MAX_TOKENS_HELP).field()
     batch: int = Option(8, "Prompts to answer at once.", on_command_line=False).field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateDatasetOptions(DataOptions):
+    """The options of `generate` for a data set."""
+
     self_instruct: int = Option(
         0, "First write this many new prompts in the manner of those in --data, and answer these instead; 0: none."
     ).field()

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,13 +11,19 @@ from potstill.cli import options as o
 from potstill.cli.dry_run import show_dry_run
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.core.errors import UsageError
-from potstill.core.options import build_options
-from potstill.stages.generate_options import AnswerOptions, GenerateDatasetOptions
+from potstill.core.options import build_options, list_options
+from potstill.stages.candidates.options import CandidateOptions
+from potstill.stages.generate_options import AnswerOptions, DataOptions, GenerateDatasetOptions
+
+if TYPE_CHECKING:
+    from potstill.stages.candidates.config import CandidatesConfig
+    from potstill.stages.generate_dataset import GenerateDatasetConfig
 
 STDIN = "-"
 
 
 @o.take_options(GenerateDatasetOptions)
+@o.take_options(CandidateOptions)
 @o.take_options(AnswerOptions)
 def generate(
     model: o.Model,
@@ -58,6 +64,8 @@ def generate(
     Example: [bold]potstill generate smollm2 --data pairs.jsonl --out answers[/]
 
     Example: [bold]potstill generate smollm2 --data pairs.jsonl --translate --languages en:0.5,fr:0.5 --out answers[/]
+
+    Example: [bold]potstill generate smollm2 --data sums.jsonl --select mixed --temperature 0.9 --out prompts[/]
     """
     check_options(prompt, data, out, options, chat=chat, show=show, as_json=as_json)
     if data is not None and out is not None:
@@ -92,11 +100,9 @@ def generate_dataset(
 ) -> Any:
     """Answer all prompts of a data set, or with `dry_run` say what that takes."""
     from potstill.cli import tables
-    from potstill.stages.generate_dataset import GenerateDatasetConfig
 
     suppress_library_output()
-    options = o.read_options(GenerateDatasetOptions, values)
-    stage = GenerateDatasetConfig(model=values["model"], data=values["data"], **options)
+    stage = build_stage(values)
     if dry_run:
         from potstill.stages.dry_run import preview_answers
 
@@ -104,6 +110,17 @@ def generate_dataset(
         return show_dry_run("generate", report, values, out=out, as_json=as_json)
     card = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume)
     return print_or_return({"out": out, **card}, as_json, lambda: tables.print_facts({"out": out, **card["details"]}))
+
+
+def build_stage(values: Mapping[str, Any]) -> "GenerateDatasetConfig | CandidatesConfig":
+    """The stage that answers a data set, or with --select the one that samples and selects."""
+    from potstill.stages.candidates.config import CandidatesConfig
+    from potstill.stages.generate_dataset import GenerateDatasetConfig
+
+    names = {"model": values["model"], "data": values["data"]}
+    if values["select"] is None:
+        return GenerateDatasetConfig(**names, **o.read_options(GenerateDatasetOptions, values))
+    return CandidatesConfig(**names, **o.read_options(CandidateOptions, values))
 
 
 def check_options(
@@ -126,6 +143,7 @@ def check_options(
         raise UsageError(
             "give --prompt for one answer, --chat for a chat, or --data and --out for the answers to a data set"
         )
+    check_selection(data, options)
     if data is not None and options["draft"] is not None:
         raise UsageError("--draft drafts the answer to --prompt or --chat; omit it with --data")
     if data is None and (options["translate"] or options["self_instruct"]):
@@ -134,6 +152,20 @@ def check_options(
         raise UsageError("--show colors what a draft wrote; say with --draft what drafts, or omit it")
     if show and as_json:
         raise UsageError("--show colors text on a terminal, and --json prints none; omit one of them")
+
+
+def check_selection(data: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse --select without a data set, and its options without --select.
+
+    Raises: UsageError.
+    """
+    if options["select"] is not None and data is None:
+        raise UsageError("--select compares samples for the prompts of a data set; give --data and --out")
+    shared = {field.name for field in list_options(DataOptions)}
+    for field in list_options(CandidateOptions):
+        is_given = field.name in options and options[field.name] != field.option.default
+        if options["select"] is None and field.name not in shared and is_given:
+            raise UsageError(f"--{field.name.replace('_', '-')} is for --select; give that too, such as --select mixed")
 
 
 def check_chat(prompt: str | None, data_or_out: str | None, *, raw: bool, as_json: bool) -> None:

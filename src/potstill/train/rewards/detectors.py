@@ -1,9 +1,9 @@
 r"""Detectors of the language of a text: functions that give its code, such as `fr`, or "" for none or several.
 
-py3langid is the default: it classifies the whole text and then each piece of about 30 characters. A piece that is
-surely of another language makes the text one of several. langdetect is that of M-Thinker's released code: a text has a
-language if langdetect names no other. It draws random numbers, so it gets a seed; without one it gives a text several
-answers, and potstill refuses such detectors.
+py3langid is the default: it classifies the whole text and then each piece of about 30 characters, without digits and
+operators. A piece that is surely of another language makes the text one of several. langdetect is that of M-Thinker's
+released code: a text has a language if langdetect names no other. It draws random numbers, so it gets a seed; without
+one it gives a text several answers, and potstill refuses such detectors.
 
 Source: Lui and Baldwin, "langid.py" (https://aclanthology.org/P12-3005); https://github.com/Mimino666/langdetect.
 """
@@ -22,8 +22,9 @@ Detector: TypeAlias = Callable[[str], str]
 DEFAULT_DETECTOR = "py3langid"
 SEED = 42  # of langdetect, in the released code of M-Thinker
 PIECE_CHARACTERS = 30
-MIN_PROBABILITY = 0.5  # of the language of a text; below it the text has none
+MIN_PROBABILITY = 0.2  # of the language of a text; below it the text has none
 SURE_PROBABILITY = 0.9  # of another language in a piece, which makes the text one of several
+SYMBOLS = re.compile(r"[\d=+*/<>%$^_{}\\|~#\[\]\s]+")  # what has no language
 SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s*|\n+")
 VARIANTS = {"yue": "zh", "wuu": "zh", "zh-cn": "zh", "nn": "no", "nb": "no"}  # what counts as one language
 PROBES = (  # texts between languages, on which a random detector wavers
@@ -66,6 +67,7 @@ class Py3langid:
 
     def __call__(self, text: str) -> str:
         """The language of a text; "" where it is uncertain, or where a piece is surely of another one."""
+        text = SYMBOLS.sub(lambda match: "\n" if "\n" in match[0] else " ", text)
         language, probability = self._classify(text)
         if probability < MIN_PROBABILITY:
             return ""

@@ -1,0 +1,54 @@
+"""The options of `generate --select`. Nothing here imports torch."""
+
+from dataclasses import dataclass
+
+from potstill.core.options import Option
+from potstill.stages.generate_options import DataOptions
+
+PREFER, MIXED, SOLVE = "prefer", "mixed", "solve"
+SELECTIONS = (PREFER, MIXED, SOLVE)
+SAMPLES = 8  # of a prompt, for preferences and mixed prompts
+ROUNDS = (1, 8, 16, 32)  # samples of a prompt that is not solved yet
+CONSISTENT, FIRST = "consistent", "first"
+PIVOT_ANSWERS = (CONSISTENT, FIRST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateOptions(DataOptions):
+    """What is sampled for each prompt of a data set, and what is selected."""
+
+    select: str | None = Option[str | None](
+        None,
+        "Sample several answers and select: prefer (pairs for DPO, by agreement with the answer in --pivot), mixed "
+        "(prompts that some samples solve, for GRPO), or solve (a right solution in --pivot for each prompt).",
+    ).field()
+    samples: int = Option(
+        0, f"Samples for each prompt, for --select; 0: {SAMPLES}, and for solve at most {ROUNDS[-1]} in a round."
+    ).field()
+    top_p: float = Option(
+        1.0, "With --select: sample from the likeliest tokens that together have this probability."
+    ).field()
+    consistency: str = Option(
+        "numbers", "What must agree for --select prefer: numbers (final answers), code, or text (embeddings)."
+    ).field()
+    reward: str = Option(
+        "accuracy",
+        "The rewards that are 1 for a right sample, for --select mixed and solve, such as accuracy+language.",
+    ).field()
+    pivot: str = Option(
+        "en", "For --select: the language of the answers that others are compared with, and of solutions."
+    ).field()
+    pivot_pairs: bool = Option(
+        False, "For --select prefer: write pairs of answers in --pivot too.", on_command_line=False
+    ).field()
+    pivot_answer: str = Option(
+        CONSISTENT,
+        "For --select prefer: the answer in --pivot that others are compared with, the most consistent or the first.",
+        on_command_line=False,
+    ).field()
+    per_language: int = Option(
+        0, "For --select mixed: prompts for each language, from the highest `tier` of the data down; 0: all."
+    ).field()
+    exclude: str | None = Option[str | None](
+        None, "For --select mixed: leave out the prompts of this data set, such as those of an earlier round."
+    ).field()
