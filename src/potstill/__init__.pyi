@@ -573,3 +573,40 @@ def advise(
 
     Raises: PotstillError, as the command line does.
     """
+
+def edit(
+    model: ModelSource,
+    *,
+    facts: DataSource | Sequence[str | Path],
+    out: str | Path,
+    overwrite: bool = False,
+    chat_template: str | None = None,
+    special_in_text: str = "keep",
+    languages: str = "",
+    limit: int | None = None,
+    neurons: str = "shared",
+    top: int = 200,
+    layers: str = "",
+    paraphrases: int = 4,
+    steps: int = 25,
+    rate: float = 0.3,
+    clamp: float = 1.0,
+    neutral_weight: float = 0.0625,
+    similarity: float = 0.0,
+    raw: bool = False,
+    measure: bool = True,
+    max_tokens: int = 24,
+    copy_model: bool = False,
+    seed: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Report:
+    """Change single `facts` of `model` in several languages, write the edits to `out`, and return their card.
+
+    The weights stay as they are: `out` names the model, and `generate` applies an edit where a prompt names its
+    subject. A model in memory is copied into `out`.
+
+    Raises: PotstillError, as the command line does.
+    """

@@ -32,6 +32,8 @@ from potstill.stages.describe_dataset import describe_dataset
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill as run_distill
 from potstill.stages.doctor import Doctor
+from potstill.stages.edit import EditConfig
+from potstill.stages.edit_options import EditOptions
 from potstill.stages.export.export import ExportConfig
 from potstill.stages.export.options import ExportOptions
 from potstill.stages.frontier import draw_frontier
@@ -97,6 +99,27 @@ def convert(model: ModelSource, *, to: str, out: str | Path, overwrite: bool = F
     Raises: PotstillError, as the command line does.
     """
     stage = ConvertConfig(model=str(model), to=to, **options)
+    return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite).to_dict()})
+
+
+@take_options(EditOptions, leave_out=("train_on", "on_bad_row"))
+def edit(
+    model: ModelSource,
+    *,
+    facts: DataSource | Sequence[str | Path],
+    out: str | Path,
+    overwrite: bool = False,
+    **options: Any,
+) -> Report:
+    """Change single `facts` of `model` in several languages, write the edits to `out`, and return their card.
+
+    The weights stay as they are: `out` names the model, and `generate` applies an edit where a prompt names its
+    subject. A model in memory is copied into `out`.
+
+    Raises: PotstillError, as the command line does.
+    """
+    sources = tuple(map(str, facts)) if isinstance(facts, list | tuple) else str(facts)
+    stage = EditConfig(model=str(model), facts=sources, **options)
     return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite).to_dict()})
 
 

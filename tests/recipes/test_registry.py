@@ -27,6 +27,7 @@ from potstill.recipes.listing import FACTS, list_recipe_facts
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
+from potstill.stages.edit import EditConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.medusa.config import MedusaConfig
 from potstill.stages.prune import PruneConfig
@@ -36,7 +37,7 @@ from potstill.stages.spec_game import SpecGameConfig
 from potstill.train.config import TrainConfig
 
 NAMES = registry.list_recipe_names()
-UNTRAINED = ("self-speculative", "spec-game")  # those that train nothing
+UNTRAINED = ("lu-lafns", "self-speculative", "spec-game")  # those that train nothing
 STUDENTLESS = ("medusa", *UNTRAINED)  # those that train no model
 TRAINS = (DistillConfig, AlignConfig, MedusaConfig)
 ALIGNED = [name for name in NAMES if isinstance(registry.get_recipe(name).stages[-1], AlignConfig)]
@@ -54,7 +55,7 @@ ACROSS = [
     )
 ]
 APART = {  # no part of a method: names, values looked into, the machine, what is measured or saved, what fits in memory
-    *("teacher", "student", "model", "data", "objective", "settings", "options", "name", "top_k"),
+    *("teacher", "student", "model", "data", "facts", "objective", "settings", "options", "name", "top_k"),
     *("seed", "device", "dtype", "documents", "save_every", "keep_checkpoints", "micro_tokens", "batch"),
     *("mix_exponent", "self_instruct"),  # what the user's data are made of
 }
@@ -80,10 +81,21 @@ REPEATED = {
 )
 def test_the_tiny_form_runs(name: str, roomy: Path, pairs: Path, tmp_path: Path) -> None:
     tokens = None if name in UNTRAINED else 256
-    data = add_languages(pairs) if name == "layermoe" else add_answers(pairs) if name in ALIGNED else pairs
+    prepare = add_answers if name in ALIGNED else Path
+    data = {"layermoe": add_languages, "lu-lafns": write_facts}.get(name, prepare)(pairs)
     chosen = registry.get_recipe(name, tiny=True).override(teacher=str(roomy), data=str(data), tokens=tokens)
     done = run_stages(chosen.stages, tmp_path / "made")
     assert done.measures
+
+
+def write_facts(rows: Path) -> Path:
+    """A fact in two languages."""
+    texts = {"en": "What is Ann?", "fr": "Ann, quoi?"}
+    lines = [
+        {"fact": "1", "language": name, "subject": "Ann", "prompt": prompt, "target": "a"}
+        for name, prompt in texts.items()
+    ]
+    return written(rows.with_name("facts.jsonl"), lines)
 
 
 def add_languages(rows: Path) -> Path:
@@ -146,6 +158,8 @@ def method(stage: Stage) -> Stage:
         return replace(stage, documents=1, max_evaluations=1)
     if isinstance(stage, SpecGameConfig):
         return replace(stage, documents=1, max_tokens=2)
+    if isinstance(stage, EditConfig):
+        return replace(stage, limit=1, steps=1, paraphrases=0, max_tokens=1)
     budget = {"tokens": 1, "epochs": None, "context": 1, "batch_tokens": 1, "micro_tokens": 1}
     if isinstance(stage, DistillConfig):
         stage = replace(stage, min_document_tokens=0)

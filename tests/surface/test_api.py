@@ -47,7 +47,7 @@ VERBS = (
         "load",
         "data",
     ),
-    *("export", "advise"),
+    *("export", "advise", "edit"),
 )
 ALIASES = {  # the longer union first, since it contains the others
     inspect.formatannotation(ModelSource): "ModelSource",

@@ -16,12 +16,12 @@ import typer.main
 from potstill.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-MAKING = ("models", "data", "doctor", "plan", "distill", "align", "prune", "convert")
+MAKING = ("models", "data", "doctor", "plan", "distill", "align", "prune", "convert", "edit")
 USING = ("generate", "advise", "serve", "run", "recipes", "export", "push", "cache")
 VERBS = (*MAKING, "measure", "frontier", "arena", *USING)
 GROUP: Any = typer.main.get_command(app)
 EXAMPLE = re.compile(r"Example: \[bold\](.+?)\[/\]", re.DOTALL)
-SPENDS = ("distill", "align", "prune", "convert", "arena", "cache", "run")
+SPENDS = ("distill", "align", "prune", "convert", "edit", "arena", "cache", "run")
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -25,6 +25,7 @@ from potstill.cli.commands.convert import convert
 from potstill.cli.commands.data import data
 from potstill.cli.commands.distill import distill
 from potstill.cli.commands.doctor import doctor
+from potstill.cli.commands.edit import edit
 from potstill.cli.commands.export import export
 from potstill.cli.commands.frontier import frontier
 from potstill.cli.commands.generate import generate
@@ -57,6 +58,7 @@ VERBS = (
     align,
     prune,
     convert,
+    edit,
     measure,
     frontier,
     arena,

@@ -80,6 +80,7 @@ CALL_OPTIONS = ("out", "config", "overwrite", "resume", "dry_run", "as_json")  #
 CONFIG_COMMANDS = (
     "prune",
     "convert",
+    "edit",
     "measure",
     "generate",
     "arena",

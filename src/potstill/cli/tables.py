@@ -136,6 +136,18 @@ def print_converted_model(model: str, out: str, details: Mapping[str, Any]) -> N
         print_line(f"potstill distill --student {out} --teacher {model} heals it")
 
 
+def print_edits(result: Mapping[str, Any]) -> None:
+    """Print the measures of edited facts by language, how many are learned, and the folder."""
+    if result["measures"]:
+        print_measures(result["measures"])
+    details = result["details"]
+    print_line(
+        f"{details['greedy']} of {details['facts']} facts are the greedy answer in every language; "
+        f"{details['questions_without_subject']} questions do not name their subject"
+    )
+    print_line(f"{result['out']} contains edits.safetensors, edits.json and card.json")
+
+
 def _format_cell(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 

@@ -121,6 +121,19 @@ MEASURES: Mapping[str, MeasureInfo] = {
             kind="quality",
             decimals=2,
         ),
+        *(
+            MeasureInfo(
+                name=f"{name}{suffix}",
+                title=f"{name} of edited facts ({kind})",
+                column=f"{name}{column}",
+                unit=f"{kind} x 100",
+                better="higher",
+                kind="quality",
+                decimals=1,
+            )
+            for name in ("reliability", "generality", "locality", "portability")
+            for suffix, kind, column in (("", "exact match", ""), ("_f1", "F1", ", F1"))
+        ),
         MeasureInfo(
             name="preference_loss",
             title="loss of the objective on held-out preferences",

@@ -61,7 +61,8 @@ class Engine:
             if speculation is not None:
                 speculation.check(each_runner)
         self.stats = EngineStats()
-        needs_whole_prompt = bool(partners) or (speculation is not None and speculation.drafter.takes_hidden)
+        takes_hidden = speculation is not None and speculation.drafter.takes_hidden
+        needs_whole_prompt = bool(partners) or takes_hidden or runner.edits is not None
         self._prefixes = PrefixCache(runner) if reuse_prefix and not needs_whole_prompt else None
         self._free_slots = list(range(runner.num_slots))
         self._queue = RequestQueue()
@@ -158,6 +159,8 @@ class Engine:
     def _make_text(self, request_id: int, request: DecodeRequest, leader: ActiveText | None) -> ActiveText:
         """A request in a free slot, behind the text that reads its prompt."""
         slot = self._free_slots.pop(0)
+        for runner in self.runners:
+            runner.begin(slot, request.prompt)
         reads_anew = leader is not None or request.prompt_logprobs is not None
         return ActiveText(
             request_id,

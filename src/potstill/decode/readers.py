@@ -32,6 +32,7 @@ class Reader(Protocol):
     """Reads tokens behind those of a slot. New tokens count only once they are committed."""
 
     chunk_size: int  # tokens of a prompt that one pass may read
+    runs_modules: bool  # whether a pass has to run the modules of the model, whose hooks act
 
     @property
     def takes_trees(self) -> bool:
@@ -82,6 +83,7 @@ class ModelReader:
 
     def __init__(self, model: PreTrainedModel, probe: ModelProbe, vocabulary: int) -> None:
         self.model, self.probe, self.vocabulary = model, probe, vocabulary
+        self.runs_modules = False
         self.token_ids: Int[Tensor, " S"] | None = None  # the only tokens to score
         self._head: Head | None = None  # of `token_ids`
 

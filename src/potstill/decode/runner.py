@@ -4,7 +4,8 @@ Each text has a slot. `forward` reads new tokens of some slots in one pass, as a
 a path of them. Plain decoding reads one token and commits it. `prefill` reads a prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from potstill.core.errors import UsageError
 from potstill.decode.reader_choice import choose_reader
+from potstill.models.edits import PlacedEdit, apply_edits, get_edits
 from potstill.models.inference import get_max_context
 from potstill.models.signals import probe_model, unwrap_model
 
@@ -56,6 +58,8 @@ class ModelRunner:
         self.device = next(self.model.parameters()).device
         self.probe = probe_model(model)
         self.reader = choose_reader(self.model, self.probe, slots, vocabulary, quantize=quantize)
+        self.edits = get_edits(self.model)
+        self._placed_edits: dict[int, list[PlacedEdit]] = {}  # of the prompt in each slot
         if token_ids is not None:
             self.reader.restrict_vocabulary(token_ids)
 
@@ -74,16 +78,21 @@ class ModelRunner:
         """The tokens of a prompt that one pass reads."""
         return self.reader.chunk_size
 
+    def begin(self, slot: int, prompt: Sequence[int]) -> None:
+        """Announces the whole prompt that `prefill` will read into an empty slot, so that its edits act in it."""
+        self._placed_edits[slot] = [] if self.edits is None else self.edits.find(prompt)
+
     @torch.no_grad()
     def prefill(self, slot: int, ids: Sequence[int]) -> PrefillOutput:
         """Reads a prompt behind the text of `slot` in chunks, and commits it.
 
-        A long prompt may come in several calls.
+        A long prompt may come in several calls. The edits of the model that `begin` has found act on it.
         """
         pieces: list[Tensor] = []
         for start in range(0, len(ids), self.chunk_size):
             chunk = list(ids[start : start + self.chunk_size])
-            pieces.append(self._read([slot], torch.tensor([chunk], device=self.device), None)[0])
+            with self._edit(slot, len(chunk)):
+                pieces.append(self._read([slot], torch.tensor([chunk], device=self.device), None)[0])
             self.reader.commit(slot, range(len(chunk)))
         return PrefillOutput(self.compute_logits(pieces[-1][-1:])[0], torch.cat(pieces))
 
@@ -121,6 +130,7 @@ class ModelRunner:
 
     def free(self, slot: int) -> None:
         """Forgets the text of a slot."""
+        self._placed_edits.pop(slot, None)
         self.reader.free(slot)
 
     def get_length(self, slot: int) -> int:
@@ -131,6 +141,20 @@ class ModelRunner:
     def compute_logits(self, features: Float[Tensor, "N F"]) -> Float[Tensor, "N V"]:
         """The float32 logits of features: of last hidden states, or logits as they are without a known head."""
         return self.reader.compute_logits(features)
+
+    @contextmanager
+    def _edit(self, slot: int, width: int) -> Iterator[None]:
+        """Inside, the edits at the next `width` tokens of a slot act."""
+        start = self.get_length(slot)
+        placed = self._placed_edits.get(slot, ())
+        moved = [edit._replace(position=edit.position - start) for edit in placed]
+        current = [edit for edit in moved if 0 <= edit.position < width]
+        self.reader.runs_modules = bool(current)
+        try:
+            with apply_edits(self.model, [current]):
+                yield
+        finally:
+            self.reader.runs_modules = False
 
     @torch.no_grad()
     def _read(self, slots: Sequence[int], tokens: Tensor, parents: Tensor | None) -> Tensor:

@@ -122,7 +122,8 @@ class KeyValueRows(SlotLayer):
         rows = self.layout.current
         rows.write(self.keys, key_states)
         rows.write(self.values, value_states)
-        return rows.select(self.keys[:, :, : rows.span]), rows.select(self.values[:, :, : rows.span])
+        keys, values = (rows.select(buffer[:, :, : rows.span]) for buffer in self.buffers)
+        return keys.to(key_states.dtype), values.to(value_states.dtype)  # buffers of the pass in C are float32
 
     @property
     def buffers(self) -> list[Tensor]:

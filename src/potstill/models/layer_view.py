@@ -19,7 +19,7 @@ def count_layers(model: PreTrainedModel) -> int:
 
     Raises: UnsupportedModel if the model has no list of layers.
     """
-    return len(_find_layers(model)[1])
+    return len(find_layers(model)[1])
 
 
 def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
@@ -27,7 +27,7 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
 
     Raises: UsageError for a layer that does not exist, or without any; UnsupportedModel without a list of layers.
     """
-    path, all_layers = _find_layers(model)
+    path, all_layers = find_layers(model)
     if not layers:
         raise UsageError(f"all {len(all_layers)} layers would be skipped; leave at least one")
     if max(layers) >= len(all_layers):
@@ -38,7 +38,7 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
     return view
 
 
-def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Name and module of the list with the most weights; lists of experts are inside of it."""
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:

@@ -8,17 +8,20 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from potstill.core.counts import count_noun
 from potstill.core.elastic import format_share
-from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel, get_first_line
+from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel, UsageError, get_first_line
 from potstill.core.notes import print_note
 from potstill.core.screen import status
-from potstill.models import adapters, gguf
+from potstill.models import adapters, edit_folder, gguf
+from potstill.models.edits import Edits, attach_edits
 from potstill.models.elastic import copy_size
 from potstill.models.folder_checks import check_model_folder
 from potstill.models.gguf_files import list_parts
 from potstill.models.lineage import read_license
 from potstill.models.locate import locate_model, split_size
 from potstill.models.quantization import explain_missing_package, read_quantization
+from potstill.models.tokenizers.token_bytes import read_token_bytes
 from potstill.models.tokenizers.vocabulary import count_usable_ids, refuse_ids_without_rows
 from potstill.models.weight_checks import check_weights, untie_head
 
@@ -64,16 +67,17 @@ def load_model(
 ) -> LoadedModel:
     """The model called `name`, in eval mode; `MODEL#0.5` is a size of an elastic model, with weights of its own.
 
-    An adapter's folder is opened on its base and merged. Ids of the tokenizer without a row in the embedding are cut;
+    An adapter's folder is opened on its base and merged. A folder of edits is opened on its base, and decoding applies
+    the edits to the prompts that ask for them. Ids of the tokenizer without a row in the embedding are cut;
     a text that holds them is refused.
 
     Raises:
-        NotFound: no such packaged model, folder, file or reachable hub id, or an adapter without its base.
+        NotFound: no such packaged model, folder, file or reachable hub id, or an adapter or edits without the base.
         UnsafeModel: pickled weights or remote code, unless allowed.
-        ArtifactError: a folder with missing, truncated or surplus weights, or with broken JSON.
+        ArtifactError: a folder with missing, truncated or surplus weights, with broken JSON, or edits of other weights.
         UnsupportedModel: transformers cannot open it as a causal language model.
         MissingDependency: a quantized model whose library is not installed.
-        UsageError: the model has no such size.
+        UsageError: the model has no such size, or has edits, which fit none of its sizes.
     """
     with status(f"reading {name}"):
         return _load(name, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
@@ -88,6 +92,8 @@ def _load(
     trust_remote_code: bool,
 ) -> LoadedModel:
     path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    if path.is_dir() and edit_folder.is_edit_folder(path):
+        return _load_edits(name, path, dtype=dtype, device=device, options=(allow_pickle, trust_remote_code))
     if path.is_file():
         loaded = _load_gguf(name, path, dtype=dtype)
     elif adapters.is_adapter_folder(path):
@@ -124,6 +130,30 @@ def _load_size(loaded: LoadedModel, share: float) -> LoadedModel:
     digest = hashlib.sha256(f"{loaded.digest} {format_share(share)}".encode()).hexdigest()
     note = ", ".join(filter(None, (loaded.note, f"the size {format_share(share)}")))
     return dataclasses.replace(loaded, model=model, digest=digest, note=note)
+
+
+def _load_edits(
+    name: str | Path, path: Path, *, dtype: torch.dtype, device: str | torch.device, options: tuple[bool, bool]
+) -> LoadedModel:
+    """The base with the edits attached; `options` are `allow_pickle` and `trust_remote_code`. Its path is the base's.
+
+    Raises: UsageError for a size of the model, whose neurons are others; as `load_model` does.
+    """
+    if split_size(name).share is not None:
+        raise UsageError(f"{name} names a size of a model with edits, which fit the whole model alone; omit the size")
+    folder, (allow_pickle, trust_remote_code) = edit_folder.load_edits(path), options
+    try:
+        base = load_model(
+            folder.base, dtype=dtype, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+        )
+    except NotFound as error:
+        raise edit_folder.explain_missing_base(path, folder.base, error) from error
+    edit_folder.check_digest(path, folder, base.digest)
+    attach_edits(base.model, Edits(folder.edits, read_token_bytes(base.tokenizer), similarity=folder.similarity))
+    digest = hashlib.sha256(f"{base.digest} {compute_digest(path)}".encode())
+    digest.update((path / edit_folder.CONFIG_FILE).read_bytes())  # triggers
+    note = ", ".join(filter(None, (base.note, f"{count_noun(len(folder.edits), 'edited fact')} on {folder.base}")))
+    return dataclasses.replace(base, name=str(name), digest=digest.hexdigest(), note=note)
 
 
 def _load_gguf(name: str | Path, path: Path, *, dtype: torch.dtype) -> LoadedModel:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from potstill.core.errors import MissingDependency, UnsupportedModel
+from potstill.models.edit_folder import refuse_edits
 from potstill.models.folder_checks import read_json
 from potstill.models.locate import locate_model
 
@@ -46,11 +47,12 @@ def read_quantization(folder: Path) -> str:
 
 
 def check_trainable(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> None:
-    """Refuse a quantized model where a student is trained or pruned, before its weights are read.
+    """Refuse a quantized or edited model where a student is trained or pruned, before its weights are read.
 
     Raises: UnsupportedModel; NotFound and others as `locate_model` does.
     """
     path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    refuse_edits(name, path)
     method = read_quantization(path) if path.is_dir() else ""
     if method:
         raise UnsupportedModel(

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from potstill.core.blueprint import Blueprint
 from potstill.core.elastic import find_size, read_sizes
 from potstill.core.errors import ArtifactError, NotFound
-from potstill.models import adapters, gguf
+from potstill.models import adapters, edit_folder, gguf
 from potstill.models.families.registry import read_blueprint
 from potstill.models.folder_checks import check_model_folder
 from potstill.models.locate import locate_model, split_size
@@ -36,12 +36,13 @@ def read_model_spec(name: str | Path, *, allow_pickle: bool = False, trust_remot
     if path.is_file():
         with gguf.cache_gguf_reads():
             return ModelSpec(read_blueprint(gguf.read_config(path)), gguf.load_tokenizer(path))
-    if adapters.is_adapter_folder(path):
-        base = adapters.find_base(path)
-        try:
-            return read_model_spec(base, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        except NotFound as error:
-            raise adapters.explain_missing_base(path, base, error) from error
+    for kind, is_kind in ((adapters, adapters.is_adapter_folder), (edit_folder, edit_folder.is_edit_folder)):
+        if is_kind(path):
+            base = kind.find_base(path)
+            try:
+                return read_model_spec(base, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+            except NotFound as error:
+                raise kind.explain_missing_base(path, base, error) from error
     check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

@@ -11,6 +11,7 @@ from potstill.recipes.listing import list_recipe_names
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
+from potstill.stages.edit import EditConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.medusa.config import MedusaConfig
 from potstill.stages.prune import PruneConfig
@@ -19,12 +20,13 @@ from potstill.stages.skip_layers import SkipLayersConfig
 from potstill.stages.spec_game import SpecGameConfig
 
 REQUIRED_DATA, REQUIRED_TEXTS, REQUIRED_LANGUAGES = "@data", "@texts", "@languages"  # data that the user has to give
-REQUIRED_CHATS, REQUIRED_PREFERENCES = "@chats", "@preferences"
+REQUIRED_CHATS, REQUIRED_PREFERENCES, REQUIRED_FACTS = "@chats", "@preferences", "@facts"
 DATA_HINTS = {
     REQUIRED_DATA: "prompts with responses, or chats; give --data, such as a .jsonl file of `prompt` and `response`",
     REQUIRED_TEXTS: "long texts; give --data, such as a folder of books",
     REQUIRED_CHATS: "instructions and conversations; give --data twice, or one of them, such as two .jsonl files",
     REQUIRED_PREFERENCES: "preferences; give --data, such as a .jsonl file of `prompt`, `chosen` and `rejected`",
+    REQUIRED_FACTS: "facts; give --data, such as a .jsonl file of `subject`, `prompt`, `target` and `language`",
     REQUIRED_LANGUAGES: "texts of several languages; give --data, such as a .jsonl file of `text` and `language`",
 }
 
@@ -165,6 +167,8 @@ def _shrink_stage(stage: Stage) -> Stage:
         return replace(stage, documents=2, max_evaluations=6)
     if isinstance(stage, SpecGameConfig):
         return replace(stage, documents=2, max_tokens=8)
+    if isinstance(stage, EditConfig):
+        return replace(stage, limit=1, steps=2, paraphrases=1, max_tokens=8)
     has_answers = is_stage_folder(stage.data) or isinstance(stage, AlignConfig)
     context = 512 if has_answers else 64  # answers of a model, or two answers to a prompt, need room
     settings = replace(
@@ -193,6 +197,8 @@ def _override_stage(
     seed: int,
 ) -> Stage:
     text: Any = stage.data if data is None or is_stage_folder(stage.data) else data
+    if isinstance(stage, EditConfig):
+        return replace(stage, model=teacher or stage.model, facts=text, seed=seed)
     if isinstance(stage, PruneConfig | ConvertConfig | GenerateDatasetConfig | SkipLayersConfig | SpecGameConfig):
         model = stage.model if teacher is None or is_stage_folder(stage.model) else teacher
         return replace(stage, model=model, data=text, seed=seed)

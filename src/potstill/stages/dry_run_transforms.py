@@ -1,10 +1,12 @@
-"""`--dry-run` of the stages that transform a model: prune and convert."""
+"""`--dry-run` of the stages that transform a model: prune, convert and edit."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from potstill.data.facts import count_missing_subjects, list_languages
+from potstill.evaluate.editing import list_questions
 from potstill.evaluate.size import count_blueprint_parameters
 from potstill.models.backbone import Backbone
 from potstill.models.quantization import check_trainable
@@ -17,6 +19,7 @@ from potstill.stages.dry_run import (
     leave_untouched,
     read_spec,
 )
+from potstill.stages.edit import EditConfig
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.prune import PruneConfig
 from potstill.stages.run_folder import reserve_output
@@ -52,3 +55,23 @@ def preview_convert(config: ConvertConfig, out: Path, *, overwrite: bool = False
         facts = describe_conversion(read_spec(config, config.model).blueprint, config.conversion)
         data = {"data": describe_corpus(load_data(config))} if config.conversion.reads_text else {}
     return {**describe_job(config, out, config.model), **facts, **data}
+
+
+def preview_edit(config: EditConfig, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """The facts by language, the questions that are asked of each model, and those that do not name their subject.
+
+    Raises: as `EditConfig.run` does before it loads the model.
+    """
+    check_single_process()
+    with reserve_output(out, config.inputs, overwrite=overwrite, recover=leave_untouched):
+        facts, base = config.load_facts(), config.find_base()
+    bare_texts = [text for fact in facts for text in fact.values() if not text.paraphrases]
+    return {
+        **describe_job(config, out, base.name),
+        "edits_before": len(base.edits),
+        "facts": len(facts),
+        "languages": {language: sum(language in fact for fact in facts) for language in list_languages(facts)},
+        "questions_without_subject": count_missing_subjects(facts),
+        "paraphrases_to_write": config.paraphrases * len(bare_texts),
+        "questions_to_answer": len(list_questions(facts)) if config.measure else 0,
+    }

@@ -15,6 +15,7 @@ from potstill.stages.align.run import align
 from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
+from potstill.stages.edit import EditConfig
 from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.medusa.config import MedusaConfig
 from potstill.stages.medusa.run import train_medusa
@@ -34,6 +35,7 @@ Stage = (
     | MedusaConfig
     | SkipLayersConfig
     | SpecGameConfig
+    | EditConfig
 )
 PREVIOUS_FOLDER = "@previous"  # in a recipe: the folder of the stage before
 STAGE_FOLDER = re.compile(r"@(\d+)")  # in a recipe: the folder of a stage by its number

@@ -20,6 +20,7 @@ from potstill.models.signals import ModelProbe, get_head
 class NativeReader(SlotReader):
     """A `SlotReader` on the CPU, with float32 activations, keys and values.
 
+    A pass that has to run the model's modules does, and writes the same keys and values.
     The bits of a token's logits depend neither on the other tokens of the pass nor on the number of threads. With
     `quantize` every matrix is int8 with a scale per row.
 
@@ -59,6 +60,8 @@ class NativeReader(SlotReader):
     def _read_rows(
         self, rows: Sequence[int], tokens: Int[Tensor, "B T"], parents: Int[Tensor, "B T"] | None
     ) -> Float[Tensor, "B T F"]:
+        if self.runs_modules:
+            return super()._read_rows(rows, tokens, parents)
         lengths = [self.lengths[self.slots[row]] for row in rows]
         (batch, width), blueprint = tokens.shape, self.native.blueprint
         current = RowRange(rows, lengths, width)

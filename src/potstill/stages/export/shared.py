@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from potstill.core.errors import UnsupportedModel, VocabularyMismatch
 from potstill.decode.stop_tokens import list_stop_tokens
 from potstill.models.backbone import Backbone
+from potstill.models.edit_folder import refuse_edits
 from potstill.models.families.registry import FAMILIES, export_model
 from potstill.models.hf_causal_lm import PotstillForCausalLM
 from potstill.models.load import LoadedModel
@@ -19,11 +20,12 @@ from potstill.stages.console import print_warning
 
 
 def check_plain_weights(name: str, *, allow_pickle: bool, trust_remote_code: bool) -> None:
-    """Refuse a quantized model before its weights are read.
+    """Refuse a quantized or edited model before its weights are read.
 
     Raises: UnsupportedModel; NotFound and others as `locate_model` does.
     """
     path = locate_model(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    refuse_edits(name, path)
     if path.is_dir() and (method := read_quantization(path)):
         raise UnsupportedModel(
             f"{name} is quantized ({method}), and an export rounds the original weights; give the model in bfloat16 or "
