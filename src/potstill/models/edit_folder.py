@@ -114,6 +114,16 @@ def load_edits(path: Path) -> EditFolder:
     return EditFolder(base=base, digest=digest, edits=edits, similarity=similarity)
 
 
+def open_edits(name: str, path: Path) -> EditFolder:
+    """What the folder of edits at `path` says; of any other model, that it is its own base without edits.
+
+    Raises: ArtifactError, as `load_edits` does.
+    """
+    if path.is_dir() and is_edit_folder(path):
+        return load_edits(path)
+    return EditFolder(base=name, digest="", edits=(), similarity=0.0)
+
+
 def copy_base(path: Path, folder: Path) -> str:
     """Copies the files of a model into the folder of its edits; returns the relative name of the base."""
     target = folder / BASE_FOLDER

@@ -64,11 +64,11 @@ def preview_edit(config: EditConfig, out: Path, *, overwrite: bool = False) -> d
     """
     check_single_process()
     with reserve_output(out, config.inputs, overwrite=overwrite, recover=leave_untouched):
-        facts, base = config.load_facts(), config.find_base()
+        facts, origin = config.load_facts(), config.find_base()
     bare_texts = [text for fact in facts for text in fact.values() if not text.paraphrases]
     return {
-        **describe_job(config, out, base.name),
-        "edits_before": len(base.edits),
+        **describe_job(config, out, origin.base),
+        "edits_before": len(origin.edits),
         "facts": len(facts),
         "languages": {language: sum(language in fact for fact in facts) for language in list_languages(facts)},
         "questions_without_subject": count_missing_subjects(facts),

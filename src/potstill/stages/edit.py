@@ -10,7 +10,7 @@ name a subject (`models/edits.py`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from potstill.core.atomic_files import atomic_folder
 from potstill.core.card import Card
@@ -20,8 +20,8 @@ from potstill.core.errors import UsageError
 from potstill.core.measure import Measure
 from potstill.core.screen import status, track
 from potstill.data.facts import Fact, count_missing_subjects, list_languages, load_facts
-from potstill.models.edit_folder import EditFolder, copy_base, find_base, is_edit_folder, load_edits, save_edits
-from potstill.models.edits import Edit, Edits, attach_edits
+from potstill.models.edit_folder import EditFolder, copy_base, open_edits, save_edits
+from potstill.models.edits import Edits, attach_edits
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.locate import locate_model, split_size
 from potstill.stages.console import explain_write_errors, get_command, print_note
@@ -35,13 +35,6 @@ from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.stages.text_options import prepare_tokenizer
 
 IN_MEMORY = "memory:"
-
-
-class Base(NamedTuple):
-    """The name of the model to edit, and the edits that it has."""
-
-    name: str
-    edits: tuple[Edit, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +83,17 @@ class EditConfig(EditOptions):
         """
         check_single_process()
         with reserve_output(out, self.inputs, overwrite=overwrite):
-            facts, base = self.load_facts(), self.find_base()
-            loaded = self.load_base(base.name)
+            facts, origin = self.load_facts(), self.find_base()
+            loaded = self.load_base(origin.base)
             editor = FactEditor(loaded=loaded, options=self)
             before = answer_facts(editor, facts) if self.measure else []
             edited = self._edit(editor, facts)
-            edits = [*base.edits, *(fact.edit for fact in edited)]
+            edits = [*origin.edits, *(fact.edit for fact in edited)]
             attach_edits(loaded.model, Edits(edits, editor.token_bytes, similarity=self.similarity))
             measures = measure_answers(editor, facts, answer_facts(editor, facts), before) if self.measure else {}
             card = self._make_card(loaded, facts, edited, measures, editor)
             with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
-                name = base.name
+                name = origin.base
                 if self.copy_model or name.startswith(IN_MEMORY):
                     name = copy_base(locate_model(name), folder)
                 save_edits(
@@ -110,7 +103,7 @@ class EditConfig(EditOptions):
                 card.write(folder)
         return card
 
-    def find_base(self) -> "Base":
+    def find_base(self) -> EditFolder:
         """The model whose neurons change, with the edits that it has; new edits are added to those.
 
         Raises: UsageError for a size of an elastic model; NotFound, ArtifactError.
@@ -118,11 +111,10 @@ class EditConfig(EditOptions):
         if split_size(self.model).share is not None:
             raise UsageError(f"{self.model} is a size of an elastic model, and edits fit whole models; omit the size")
         path = locate_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
-        if not (path.is_dir() and is_edit_folder(path)):
-            return Base(self.model, ())
-        folder = load_edits(path)
-        print_note(f"{self.model} holds {count_noun(len(folder.edits), 'edit')}, to which the new ones are added")
-        return Base(find_base(path), folder.edits)
+        folder = open_edits(self.model, path)
+        if folder.edits:
+            print_note(f"{self.model} holds {count_noun(len(folder.edits), 'edit')}, to which the new ones are added")
+        return folder
 
     def load_base(self, name: str) -> LoadedModel:
         """The model `name`, frozen, with the chat template of the options. Raises: as `load_model` does."""
