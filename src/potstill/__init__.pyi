@@ -581,6 +581,7 @@ def edit(
     out: str | Path,
     overwrite: bool = False,
     chat_template: str | None = None,
+    mix_exponent: float = 1.0,
     special_in_text: str = "keep",
     languages: str = "",
     limit: int | None = None,
