@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.core.device import resolve_device, resolve_dtype
-from potstill.core.elastic import name_size
 from potstill.core.options import build_options
 from potstill.core.results import MeasureTable, Report
 from potstill.decode.answer_stream import AnswerStream
-from potstill.models.load import LoadedModel, load_model
+from potstill.models.load import LoadedModel
+from potstill.models.load_size import load_size
 from potstill.objectives.config import ObjectiveConfig
+from potstill.stages import generate_options
 from potstill.stages import options as stage_options
 from potstill.stages.advise import AdviseConfig
 from potstill.stages.align.doctor import is_alignment
@@ -38,7 +38,6 @@ from potstill.stages.export.export import ExportConfig
 from potstill.stages.export.options import ExportOptions
 from potstill.stages.frontier import draw_frontier
 from potstill.stages.generate_dataset import GenerateDatasetConfig
-from potstill.stages.generate_options import AnswerOptions, GenerateDatasetOptions
 from potstill.stages.generate_text import generate_text
 from potstill.stages.keyword_options import check_generation, choose_budget, take_options
 from potstill.stages.measure import MeasureConfig
@@ -141,7 +140,7 @@ def frontier(*sources: str | Path, out: str | Path = "frontier.html", title: str
     return Report(draw_frontier([Path(source) for source in sources], Path(out), title=title))
 
 
-@take_options(GenerateDatasetOptions, CandidateOptions, AnswerOptions)
+@take_options(generate_options.GenerateDatasetOptions, CandidateOptions, generate_options.AnswerOptions)
 def generate(
     model: ModelSource,
     prompt: str | None = None,
@@ -175,7 +174,8 @@ def generate(
             if on_text is not None and event.text:
                 on_text(event.text)
 
-    return str(generate_text(str(model), str(prompt), build_options(AnswerOptions, options), read=read)["text"])
+    answer_options = build_options(generate_options.AnswerOptions, options)
+    return str(generate_text(str(model), str(prompt), answer_options, read=read)["text"])
 
 
 @take_options(stage_options.PlanOptions)
@@ -300,13 +300,8 @@ def load(
 
     Raises: NotFound, UnsafeModel, ArtifactError, UnsupportedModel; UsageError for a size that the model has not.
     """
-    place = resolve_device(device)
-    return load_model(
-        model if size is None else name_size(str(model), size),
-        device=place,
-        dtype=resolve_dtype(dtype, device_type=str(place)),
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
+    return load_size(
+        model, size, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
 
 

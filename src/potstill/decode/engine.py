@@ -2,10 +2,8 @@
 
 A step reads prompts, as many tokens as `PROMPT_TOKENS` allow, and then one new token of every text in a single pass.
 The tokens of a text follow from its own noise, so they depend on no other text in the batch.
-
 With a drafter a step verifies a draft of each text, and a text may gain several tokens (see `speculative`). Several
 models may write together (see `drawing`).
-
 Of a model's generation config the loop reads nothing. Greedy decoding is the argmax of the model's own logits.
 """
 
@@ -61,9 +59,9 @@ class Engine:
             if speculation is not None:
                 speculation.check(each_runner)
         self.stats = EngineStats()
-        takes_hidden = speculation is not None and speculation.drafter.takes_hidden
-        needs_whole_prompt = bool(partners) or takes_hidden or runner.edits is not None
-        self._prefixes = PrefixCache(runner) if reuse_prefix and not needs_whole_prompt else None
+        needs_whole_prompt = bool(partners) or (speculation is not None and speculation.drafter.takes_hidden)
+        reuse_prefix = reuse_prefix and not needs_whole_prompt and runner.edits is None
+        self._prefixes = PrefixCache(runner) if reuse_prefix else None
         self._free_slots = list(range(runner.num_slots))
         self._queue = RequestQueue()
         self._active: dict[int, ActiveText] = {}  # by request id, in the order of arrival

@@ -171,7 +171,7 @@ def _shrink_stage(stage: Stage) -> Stage:
         return replace(stage, limit=1, steps=2, paraphrases=1, max_tokens=8)
     has_answers = is_stage_folder(stage.data) or isinstance(stage, AlignConfig)
     context = 512 if has_answers else 64  # answers of a model, or two answers to a prompt, need room
-    settings = replace(
+    settings: Any = replace(
         stage.settings,
         tokens=1024,
         epochs=None,
@@ -203,7 +203,7 @@ def _override_stage(
         model = stage.model if teacher is None or is_stage_folder(stage.model) else teacher
         return replace(stage, model=model, data=text, seed=seed)
     budget = {"tokens": None, "epochs": None, **length} if length else {}
-    settings = replace(stage.settings, seed=seed, **budget)
+    settings: Any = replace(stage.settings, seed=seed, **budget)
     if isinstance(stage, MedusaConfig | AlignConfig):
         model = stage.model if teacher is None or is_stage_folder(stage.model) else teacher
         return replace(stage, model=model, data=text, settings=settings)

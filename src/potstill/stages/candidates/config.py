@@ -20,16 +20,8 @@ from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import OutputExists, PotstillError, UsageError
 from potstill.evaluate.consistency import KINDS
 from potstill.models.load import LoadedModel, load_model
-from potstill.stages.candidates.options import (
-    MIXED,
-    PIVOT_ANSWERS,
-    PREFER,
-    ROUNDS,
-    SAMPLES,
-    SELECTIONS,
-    SOLVE,
-    CandidateOptions,
-)
+from potstill.stages.candidates import options as choices
+from potstill.stages.candidates.options import CandidateOptions
 from potstill.stages.candidates.questions import QuestionSet, load_questions
 from potstill.stages.candidates.sampler import PART_PATTERN, CandidateSampler
 from potstill.stages.candidates.select_mixed import select_mixed
@@ -63,12 +55,12 @@ class CandidatesConfig(CandidateOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("select", str(self.select), SELECTIONS)
+        check_choice("select", str(self.select), choices.SELECTIONS)
         check_choice("consistency", self.consistency, KINDS)
-        check_choice("pivot-answer", self.pivot_answer, PIVOT_ANSWERS)
+        check_choice("pivot-answer", self.pivot_answer, choices.PIVOT_ANSWERS)
         if self.samples == 0:
-            object.__setattr__(self, "samples", ROUNDS[-1] if self.select == SOLVE else SAMPLES)
-        if self.samples == 1 and self.select != SOLVE:
+            object.__setattr__(self, "samples", choices.ROUNDS[-1] if self.select == choices.SOLVE else choices.SAMPLES)
+        if self.samples == 1 and self.select != choices.SOLVE:
             raise UsageError(f"--samples is 1; --select {self.select} compares samples, so draw 2 or more")
         for name, minimum in (("documents", 0), ("max_tokens", 1), ("batch", 1), ("seed", 0), ("per_language", 0)):
             if getattr(self, name) < minimum:
@@ -132,7 +124,7 @@ class CandidatesConfig(CandidateOptions):
         origins = {"model": loaded.digest, "text": data.digest, "dtype": str(dtype), "device": device.type}
         record = RunRecord(options=self.to_dict(), origins={**origins, **reward.digests, **text_facts})
         start = time.perf_counter()
-        for note in reward.notes if self.select != PREFER else ():
+        for note in reward.notes if self.select != choices.PREFER else ():
             print_note(note)
         with (
             explain_write_errors(out),
@@ -145,9 +137,9 @@ class CandidatesConfig(CandidateOptions):
     def _select(self, sampler: CandidateSampler, data: QuestionSet, reward: RewardSum, folder: Path) -> Selection:
         """The selection. Where there is none, its samples go, because a resumed stage would end like this one."""
         try:
-            if self.select == PREFER:
+            if self.select == choices.PREFER:
                 return select_preferences(self, sampler, data)
-            return (select_mixed if self.select == MIXED else solve)(self, sampler, data, reward)
+            return (select_mixed if self.select == choices.MIXED else solve)(self, sampler, data, reward)
         except PotstillError:
             shutil.rmtree(folder)
             raise
