@@ -53,7 +53,8 @@ def recognize_prompts(row: Row, location: str, *, columns: Mapping[str, str] | N
     chat = names.get("messages", "") if columns is not None else next((c for c in CHAT_COLUMNS if c in row), "")
     if chat:
         tools = names.get("tools", TOOLS_COLUMN)
-        return _make_schema(chat, (*filter(None, (system,)), tools), lambda row: read_turns(row, chat), system, tools)
+        optional_columns = (*filter(None, (system,)), tools, *row)
+        return _make_schema(chat, optional_columns, lambda row: read_turns(row, chat), system, tools)
     prompt = names.get("prompt", "") or next((name for name in PROMPT_NAMES if name in row), "")
     if not prompt:
         raise DataError(
@@ -64,7 +65,8 @@ def recognize_prompts(row: Row, location: str, *, columns: Mapping[str, str] | N
     pair = PromptColumns(
         prompt=prompt, response="", contexts=contexts, system=system, history=names.get("history", HISTORY_COLUMN)
     )
-    return _make_schema(prompt, (*pair.optional, TOOLS_COLUMN), lambda row: _read_question(row, pair), system)
+    optional_columns = (*pair.optional, TOOLS_COLUMN, *row)  # rewards read the others
+    return _make_schema(prompt, optional_columns, lambda row: _read_question(row, pair), system)
 
 
 def _read_question(row: Row, pair: PromptColumns) -> list[Turn]:

@@ -1,6 +1,6 @@
 """Rollouts of groups: what is drawn, what it is worth, what is trained, and that all of it can be made again."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +53,7 @@ def rate_row(completions: Sequence[Completion]) -> list[float]:
 def test_a_prompt_is_followed_by_its_samples_with_their_advantages(tiny_llama: LlamaForCausalLM) -> None:
     rollout = make_rollout()
     (batch,) = rollout.roll_out(prompt_batches([3, 0, 5]), tiny_llama, step=4)
-    groups = rollout.sampler.draw([3, 0, 5], tiny_llama, defaultdict(float), step=4)
+    groups = rollout.sampler.draw([3, 0, 5], tiny_llama, step=4)
     prompts, documents = make_prompts(), split_documents(batch)
     for place, group in enumerate(groups):
         prompt = list(prompts[group.number].input_ids)
@@ -74,7 +74,7 @@ def test_a_prompt_is_followed_by_its_samples_with_their_advantages(tiny_llama: L
 
 def test_the_samples_are_those_that_each_noise_gives_alone(tiny_llama: LlamaForCausalLM) -> None:
     sampler, numbers = make_sampler(seed=3), [2, 7]
-    groups = sampler.draw(numbers, tiny_llama, defaultdict(float), step=1)
+    groups = sampler.draw(numbers, tiny_llama, step=1)
     for number, group in zip(numbers, groups, strict=True):
         noise = torch.rand(4, 6, generator=seed_generator("group", 3, 1, number, 0))
         prompt = torch.tensor(sampler.prompts[number].input_ids)
@@ -134,7 +134,7 @@ def test_cut_samples_are_kept_dropped_or_penalized(tiny_llama: LlamaForCausalLM)
     assert counts["drop"] == (ended, 0)
 
     options = {"overlong": "penalize", "overlong_buffer": 0.5, "samples": 8, "max_tokens": 4, "stop": stop}
-    for group in make_sampler(rate_equally, **options).draw([0, 1, 2], tiny_llama, defaultdict(float), step=0):
+    for group in make_sampler(rate_equally, **options).draw([0, 1, 2], tiny_llama, step=0):
         lengths = [len(sample.tokens) for sample in group.samples]
         penalties = {1: 0.0, 2: 0.0, 3: -0.5, 4: -1.0}  # the buffer is the last two of four tokens
         assert group.rewards.tolist() == [0.5 + penalties[length] for length in lengths]
@@ -204,7 +204,7 @@ def test_a_reward_reads_the_text_the_row_and_whether_the_answer_ended(tiny_llama
         return [0.0] * len(completions)
 
     sampler = make_sampler(remember, samples=8)
-    groups = sampler.draw([4], tiny_llama, defaultdict(float), step=0)
+    groups = sampler.draw([4], tiny_llama, step=0)
     for completion, sample in zip(seen, groups[0].samples, strict=True):
         assert (completion.prompt, completion.row["answer"]) == ("prompt 4", "4")
         assert completion.ended == (sample.tokens[-1] in STOPS)

@@ -18,8 +18,8 @@ from potstill.data.packing import collate
 from potstill.models.fingerprint import fingerprint_teacher, fingerprint_tokenizer
 from potstill.models.load import LoadedModel
 from potstill.models.signals import get_constant_head
+from potstill.stages.align.align_data import AlignData
 from potstill.stages.align.config import AlignConfig
-from potstill.stages.align.data import AlignData
 from potstill.stages.align.validation import MINUS, PLUS, REFERENCE
 from potstill.stages.run_models import load_run_model
 from potstill.teachers.cached import CacheFolder, TeacherCache, find_faults, is_cache

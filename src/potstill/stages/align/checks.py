@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from potstill.core.screen import status
-from potstill.core.types import IGNORE, Batch, Needs, supervised_positions
+from potstill.core.types import IGNORE, SAMPLING_LOG_P, Batch, Needs, supervised_positions
 from potstill.data.pack_fields import OFFSETS, SIDES
 from potstill.data.packing import Packs, collate
 from potstill.decode.stop_tokens import find_stop_tokens
+from potstill.models.eval_mode import eval_mode
 from potstill.models.inference import inference_context
 from potstill.models.load import LoadedModel
 from potstill.models.signals import compute_signals, unwrap_model
+from potstill.objectives.grpo import read_tokens
 from potstill.objectives.row_terms import compute_target_log_probs
 from potstill.objectives.spec import TrainingData
 from potstill.ops.likelihood import sum_groups
@@ -32,16 +34,21 @@ from potstill.train.training_module import TrainingModule
 
 NUM_PACKS = 2  # packs that are checked
 NUM_ANSWERS = 4  # answers that are also computed one by one
+GAPS = {torch.float32: 1e-3, torch.bfloat16: 0.2}  # between decoding and training, in nats
 MARGINS = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # of a policy and a copy of it, that rounding explains
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignCheckInputs:
-    """The module to train, the policy that it trains, and the packs of the training."""
+    """The module to train, the policy that it trains, and the packs of the training.
+
+    Of prompts these are packs of answers that the policy sampled at the `temperature`.
+    """
 
     module: TrainingModule
     policy: LoadedModel
     packs: Packs
+    temperature: float = 1.0
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -150,6 +157,25 @@ def extract_answer(batch: Batch, number: int) -> Batch:
     return {name: values[None] for name, values in columns.items()}
 
 
+@torch.no_grad()
+def check_decoding(inputs: AlignCheckInputs) -> Check:
+    """The decoder gives sampled tokens the probabilities that training gives them."""
+    module, gaps = inputs.module, []
+    for batch in inputs.batches:
+        positions, targets, _ = supervised_positions(batch)
+        with eval_mode(module.student), module.autocast(positions.device):
+            signals = compute_signals(module.student, batch, Needs(positions), vocabulary=inputs.policy.vocabulary)
+            log_p = compute_target_log_probs(signals, targets, temperature=inputs.temperature)
+        gaps.append((log_p - read_tokens(batch, SAMPLING_LOG_P, positions)).abs())
+    gap = float(torch.cat(gaps).mean())
+    return Check.from_result(
+        "decoding agrees with training",
+        gap <= GAPS.get(module.compute_dtype, GAPS[torch.bfloat16]),
+        finding=f"log-probabilities of sampled tokens differ by {gap:.1e} nats",
+        why="samples of another distribution make a policy gradient wrong without an error",
+    )
+
+
 def check_zero_margin_for_a_copy(inputs: AlignCheckInputs) -> Check | None:
     """A policy in training and a frozen copy of it prefer no answer, so that DPO's loss is log 2."""
     module = inputs.module
@@ -215,4 +241,8 @@ ANSWER_CHECKS: Sequence[AlignCheck] = (
     check_zero_margin_for_a_copy,
     check_gradient_accumulation,
 )
-CHECKS: Mapping[TrainingData, Sequence[AlignCheck]] = {"preferences": ANSWER_CHECKS, "labels": ANSWER_CHECKS}
+CHECKS: Mapping[TrainingData, Sequence[AlignCheck]] = {
+    "preferences": ANSWER_CHECKS,
+    "labels": ANSWER_CHECKS,
+    "prompts": (check_lm_head_reproduced, check_packing_isolation, check_decoding),
+}

@@ -5,41 +5,18 @@ training is a second function, in `rollouts`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.measure import Measure
 from potstill.data.preference_tokens import GroupKind
 from potstill.objectives.spec import TrainingData
+from potstill.stages.align.align_data import AlignData
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.evaluation import PreferenceEvaluator
+from potstill.stages.align.prompts import read_prompt_data
 from potstill.stages.align.validation import PLUS
 from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.preference_dataset import prepare_preferences
-from potstill.train.training_module import TrainingModule
-
-
-@runtime_checkable
-class Evaluator(Protocol):
-    """Measures a policy on held-out data, with the objective and the frozen networks of its module."""
-
-    @property
-    def subject(self) -> str: ...
-    def measure(self, module: TrainingModule) -> list[Measure]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignData:
-    """Packs to train on and to evaluate on, a digest of both, the facts for the card, and what measures the policy."""
-
-    packs: Any
-    validation_packs: Any
-    digest: str
-    facts: Mapping[str, Any]
-    evaluator: Evaluator
-
 
 Reader = Callable[[AlignConfig, PreTrainedTokenizerBase], AlignData]
 
@@ -66,4 +43,8 @@ def read_preferences(config: AlignConfig, tokenizer: PreTrainedTokenizerBase) ->
     )
 
 
-READERS: Mapping[TrainingData, Reader] = {"preferences": read_preferences, "labels": read_preferences}
+READERS: Mapping[TrainingData, Reader] = {
+    "preferences": read_preferences,
+    "labels": read_preferences,
+    "prompts": read_prompt_data,
+}

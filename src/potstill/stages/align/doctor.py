@@ -10,7 +10,7 @@ from typing import Any
 from potstill.core.errors import DataError, UsageError
 from potstill.core.options import list_options
 from potstill.objectives.config import ObjectiveConfig
-from potstill.stages.align.checks import AlignCheckInputs, list_checks
+from potstill.stages.align.checks import list_checks
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.options import AlignOptions
 from potstill.stages.align.prepare import prepare
@@ -48,5 +48,4 @@ def examine(config: AlignConfig) -> list[Check]:
     except DataError as error:
         reason = "a run needs answers to learn from"
         return [Check.from_result("data to train on", False, finding=str(error), why=reason, remedy="")]
-    inputs = AlignCheckInputs(module=run.module, policy=run.origin, packs=run.packs)
-    return list_checks(config.loss.data, inputs)
+    return list_checks(config.loss.data, run.make_check_inputs())

@@ -16,11 +16,13 @@ from potstill.core.measure import Measure
 from potstill.evaluate.measures import measure_size
 from potstill.models.load import LoadedModel
 from potstill.models.tokenizers.vocabulary import check_token_id
+from potstill.stages.align.align_data import AlignData
 from potstill.stages.align.caches import check_caches, describe_files, list_parents, open_caches
-from potstill.stages.align.checks import AlignCheckInputs, run_checks
+from potstill.stages.align.checks import NUM_PACKS, AlignCheckInputs, run_checks
 from potstill.stages.align.config import AlignConfig
-from potstill.stages.align.data import AlignData, read_data
+from potstill.stages.align.data import read_data
 from potstill.stages.align.policy import load_policy, prepare_text
+from potstill.stages.align.prompt_sampling import sample_packs
 from potstill.stages.align.references import build_networks, load_frozen_models
 from potstill.stages.align.resources import warn_if_insufficient
 from potstill.stages.align.rollouts import build_rollout
@@ -33,6 +35,7 @@ from potstill.teachers.cached import CacheFolder
 from potstill.train import distributed
 from potstill.train.dropout import disable_dropout
 from potstill.train.frozen_view import FrozenView
+from potstill.train.rollouts.grouped import GroupedRollout
 from potstill.train.training_module import TrainingModule
 
 
@@ -71,8 +74,18 @@ class AlignRun(TrainingRun):
         """Checks that packing, the loss of a copy, and accumulation are right for this policy and these data."""
         if self.config.skip_doctor:
             return [{"name": "invariants", "outcome": "not examined, by --skip-doctor"}]
-        inputs = AlignCheckInputs(module=self.module, policy=self.origin, packs=self.packs)
-        return run_checks(self.config.loss.data, inputs)
+        return run_checks(self.config.loss.data, self.make_check_inputs())
+
+    def make_check_inputs(self) -> AlignCheckInputs:
+        """What the checks read: the packs, or answers that the policy samples to the first prompts."""
+        if not isinstance(self.rollout, GroupedRollout):
+            return AlignCheckInputs(module=self.module, policy=self.origin, packs=self.packs)
+        return AlignCheckInputs(
+            module=self.module,
+            policy=self.origin,
+            packs=sample_packs(self.rollout, self.module, count=NUM_PACKS),
+            temperature=self.rollout.sampler.policy.temperature,
+        )
 
     def measure(self, student: LoadedModel) -> Mapping[str, Sequence[Measure]]:
         """The trained policy, compared with the reference of its training, or else with the model before training."""
@@ -134,7 +147,7 @@ def prepare(config: AlignConfig, resume_folder: Path | None = None) -> AlignRun:
         parents=list_all_parents(policy, frozen_models, caches),
         data={**data.facts, **text_facts},
         data_digest=data.digest,
-        run_facts=describe_files(caches),
+        run_facts={**describe_files(caches), **data.run_facts},
         text_facts=text_facts,
         rollout=build_rollout(config, policy, data),
         prepared=data,

@@ -11,10 +11,11 @@ from potstill.core.errors import UnsupportedModel
 from potstill.models.quantization import check_trainable
 from potstill.models.spec import ModelSpec
 from potstill.models.tokenizers.vocabulary import count_token_ids
+from potstill.stages.align.align_data import AlignData
 from potstill.stages.align.caches import open_caches
 from potstill.stages.align.config import AlignConfig
-from potstill.stages.align.data import AlignData, read_data
-from potstill.stages.align.resources import build_workload
+from potstill.stages.align.data import read_data
+from potstill.stages.align.resources import build_workload, count_available_tokens
 from potstill.stages.align.validation import MINUS, PLUS, REFERENCE
 from potstill.stages.dataset import load_tokenizer
 from potstill.stages.dry_run import describe_shape, describe_text, leave_untouched, locate, read_spec
@@ -58,8 +59,9 @@ def describe_run(config: AlignConfig, out: Path) -> dict[str, Any]:
     data = read_data(config, tokenizer)
     resources = estimate_resources(config, specs, caches, data, out) if specs else {}
     settings = config.settings.resolve_epochs(len(data.packs))
-    tokens = config.settings.count_tokens(data.facts["tokens"])
-    report_passes(config.settings, data.facts["tokens"])
+    available = count_available_tokens(config, data.packs)
+    tokens = config.settings.count_tokens(available)
+    report_passes(config.settings, available)
     frozen = {name: getattr(config, name) for name in (REFERENCE, PLUS, MINUS)}
     return {
         "stage": config.to_dict(),
@@ -68,7 +70,7 @@ def describe_run(config: AlignConfig, out: Path) -> dict[str, Any]:
         **{name: place for name, place in frozen.items() if place is not None},
         "objective": config.objective,
         "data": {**describe_text(data.facts), "measured_on": data.evaluator.subject},
-        "training": {"tokens": tokens, "steps": settings.steps, "passes": tokens / data.facts["tokens"]},
+        "training": {"tokens": tokens, "steps": settings.steps, "passes": tokens / available},
         "memory": resources.get("memory"),
         "disk": resources.get("disk"),
     }

@@ -13,12 +13,16 @@ from potstill.data.packing import Packs
 from potstill.models.families.registry import read_blueprint
 from potstill.models.load import LoadedModel
 from potstill.stages.align.config import AlignConfig
+from potstill.stages.align.prompts import count_group_tokens
 from potstill.stages.align.validation import REFERENCE
-from potstill.stages.resources.dataset_stats import compute_packing_stats
+from potstill.stages.console import print_note
+from potstill.stages.resources.dataset_stats import PackingStats, compute_packing_stats
 from potstill.stages.resources.report import report_workload
 from potstill.stages.resources.workload import FLOAT32_BYTES, Workload
 from potstill.stages.run_notes import report_passes
 from potstill.train import distributed
+
+SAMPLING_NOTE = "what the model writes itself is in no forecast: the time of its sampling comes on top"
 
 
 def build_workload(
@@ -45,7 +49,7 @@ def build_workload(
         more_teachers=tuple(teachers[1:]),
         vocabulary=vocabulary,
         settings=config.settings.resolve_epochs(len(packs)),
-        packing=compute_packing_stats(packs),
+        packing=compute_stats(config, packs),
         source="live" if teachers else "alone",
         lora=config.lora,
         train=config.train,
@@ -55,6 +59,21 @@ def build_workload(
         saved_bytes=SAVE_DTYPES[config.save_dtype].itemsize,
         objective=config.loss,
     )
+
+
+def count_available_tokens(config: AlignConfig, packs: Packs) -> int:
+    """The tokens of one pass over the data: of prompts, what their answers may take."""
+    return len(packs) * config.settings.context if config.loss.data == "prompts" else packs.num_tokens
+
+
+def compute_stats(config: AlignConfig, packs: Packs) -> PackingStats:
+    """The statistics of the packs that are trained on: of prompts, with the longest answers that they may get."""
+    if config.loss.data != "prompts":
+        return compute_packing_stats(packs)
+    prompt_tokens, answer_tokens = packs.num_tokens / len(packs), config.max_tokens
+    group_tokens = count_group_tokens(prompt_tokens, config.samples, answer_tokens)
+    trained = config.samples * answer_tokens / group_tokens
+    return PackingStats(min(1.0, group_tokens / config.settings.context), trained, prompt_tokens + answer_tokens / 2)
 
 
 def warn_if_insufficient(
@@ -73,7 +92,9 @@ def warn_if_insufficient(
 
     Raises: ArtifactError if the disk has too little room.
     """
-    report_passes(config.settings, packs.num_tokens)
+    report_passes(config.settings, count_available_tokens(config, packs))
+    if config.loss.required_rollout:
+        print_note(SAMPLING_NOTE)
     try:
         blueprint = read_blueprint(policy.model.config)
         frozen = {name: read_blueprint(model.model.config) for name, model in frozen_models.items()}

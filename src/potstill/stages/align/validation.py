@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from potstill.core.errors import UsageError
 from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.cross_entropy import CROSS_ENTROPY
+from potstill.objectives.policy_options import PolicyOptions
 from potstill.stages.align.options import MAX_TOKENS, SAMPLES, AlignOptions
 
 REFERENCE, PLUS, MINUS = "reference", "plus", "minus"  # names of frozen networks
@@ -57,6 +58,17 @@ def check_networks(config: AlignOptions, objective: ObjectiveConfig) -> None:
         )
 
 
+def get_policy_options(objective: ObjectiveConfig) -> PolicyOptions:
+    """The options of the policy gradient among the terms of an objective.
+
+    Raises: UsageError for a value out of its range, or an objective without a policy gradient.
+    """
+    for part in objective.terms:
+        if part.term.spec.data == "prompts":
+            return PolicyOptions.from_options(part.term.numeric_options, part.term.text_options)
+    raise UsageError(f"{objective.name} has no policy gradient; give --objective grpo")
+
+
 def check_sampling(config: AlignOptions, objective: ObjectiveConfig) -> None:
     """Refuse a group of one answer, prompts without a reward, and options of sampling for an objective without it.
 
@@ -75,6 +87,12 @@ def check_sampling(config: AlignOptions, objective: ObjectiveConfig) -> None:
     if objective.data == "prompts":
         if config.reward is None:
             raise UsageError(f"{objective.name} needs a reward; give --reward, such as accuracy")
+        if config.reference_cache is not None:
+            raise UsageError(
+                f"--reference-cache holds the log-probabilities of one text, and {objective.name} trains on what the "
+                f"model writes; give --reference, or omit it"
+            )
+        get_policy_options(objective)
         return
     values = {"--reward": (config.reward, None), "--samples": (config.samples, SAMPLES)}
     for flag, (value, default) in {**values, "--max-tokens": (config.max_tokens, MAX_TOKENS)}.items():

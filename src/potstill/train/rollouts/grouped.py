@@ -8,7 +8,6 @@ With several updates, the step that draws is followed by steps that train on the
 log-probabilities of the policy that drew them. The trainer's sampler repeats the prompts of such steps.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +25,7 @@ from potstill.objectives.row_terms import compute_target_log_probs
 from potstill.ops.advantage import grouped
 from potstill.train import distributed
 from potstill.train.rollouts.base import seed_generator
-from potstill.train.rollouts.groups import REWARD, Group, GroupSampler, Totals
+from potstill.train.rollouts.groups import REWARD, Group, GroupSampler
 
 MAX_IDLE_STEPS = 10  # without a sample that teaches anything
 EVALUATION_STEP = -1  # the step of the noise of evaluations
@@ -49,7 +48,7 @@ class GroupedRollout:
     num_flat_steps: int = 0  # consecutive ones in which all groups were flat, or all samples cut
     num_cut_steps: int = 0
     stored: list[Batch] = field(default_factory=list)  # what the next updates train on
-    totals: Totals = field(default_factory=lambda: defaultdict(float))
+    totals: dict[str, float] = field(default_factory=dict)  # since they were last popped
 
     @property
     def updates(self) -> int:
@@ -64,9 +63,8 @@ class GroupedRollout:
         if step % self.updates:
             return self.stored
         numbers = [batch[ROWS].tolist() for batch in batches]
-        groups = self.sampler.draw([number for part in numbers for number in part], student, self.totals, step=step)
-        self.totals["groups"] += len(groups)
-        self.totals["flat"] += sum(group.is_flat for group in groups)
+        groups = self.sampler.draw([number for part in numbers for number in part], student, step=step)
+        self._add_totals(self.sampler.sum_groups(groups))  # before chosen groups replace those of the policy
         groups = self._replace_flat_groups(groups, student, step)
         advantages = self._compute_advantages(groups)
         device, start, new_batches = batches[0]["input_ids"].device, 0, []
@@ -86,9 +84,8 @@ class GroupedRollout:
                 break
             generator = seed_generator("refill", self.sampler.seed, step, rank, attempt)
             numbers = torch.randint(len(self.sampler.prompts), (len(places),), generator=generator).tolist()
-            other_totals: Totals = defaultdict(float)  # the rewards of chosen groups would not be those of the policy
-            new_groups = self.sampler.draw(numbers, student, other_totals, step=step, attempt=attempt)
-            self.totals["refilled"] += len(new_groups)
+            new_groups = self.sampler.draw(numbers, student, step=step, attempt=attempt)
+            self._add_totals({"refilled": float(len(new_groups))})
             useful_groups = (group for group in new_groups if not group.is_flat)
             groups = [next(useful_groups, group) if group.is_flat else group for group in groups]
         return groups
@@ -152,10 +149,13 @@ class GroupedRollout:
         old_log_p[:, 1:][positions[:, :-1]] = log_p
         return {**batch, OLD_LOG_P: old_log_p}
 
+    def _add_totals(self, sums: Mapping[str, float]) -> None:
+        for name, value in sums.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+
     def pop_totals(self) -> dict[str, float]:
         """Sums over samples and groups since the last call; none after a step that drew nothing."""
-        totals = dict(self.totals)
-        self.totals.clear()
+        totals, self.totals = self.totals, {}
         return totals
 
     def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
@@ -173,11 +173,9 @@ class GroupedRollout:
         """
         if self.validation is None:
             return {}
-        rank, ranks = get_rank(), distributed.world_size()
-        totals: Totals = defaultdict(float)
-        numbers = range(rank, len(self.validation.prompts), ranks)
-        self.validation.draw(numbers, student, totals, step=EVALUATION_STEP)
-        metrics = average_rewards(distributed.sum_over_ranks(totals))
+        numbers = range(get_rank(), len(self.validation.prompts), distributed.world_size())
+        groups = self.validation.draw(numbers, student, step=EVALUATION_STEP)
+        metrics = average_rewards(distributed.sum_over_ranks(self.validation.sum_groups(groups)))
         return {"loss": -metrics[REWARD], **metrics}
 
     def on_evaluate(self, loss: float) -> None:

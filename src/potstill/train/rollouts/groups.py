@@ -1,6 +1,5 @@
 """Groups of samples: several completions of each prompt, with their rewards, as documents that share the prompt."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -23,15 +22,19 @@ from potstill.train.rewards.weighted import RewardSum
 from potstill.train.rollouts.base import count_completions, seed_generator
 
 REWARD = "reward"  # the metric, and the beginning of those of its terms
-Totals = defaultdict[str, float]  # sums over samples and groups, by name
 
 
 class Group(NamedTuple):
-    """The samples of the prompt with this number, and the reward of each, penalties included."""
+    """The samples of the prompt with this number.
+
+    `scores` are the reward of each sample and its terms, by the names of their metrics. `rewards` are what the samples
+    are compared by: penalties are included.
+    """
 
     number: int
     samples: Sequence[Sample]
     rewards: Float[Tensor, " G"]
+    scores: Mapping[str, Float[Tensor, " G"]]
 
     @property
     def is_flat(self) -> bool:
@@ -73,10 +76,8 @@ class GroupSampler:
             )
         object.__setattr__(self, "sampling", replace(self.sampling, temperature=self.policy.temperature))
 
-    def draw(
-        self, numbers: Sequence[int], student: nn.Module, totals: Totals, *, step: int, attempt: int = 0
-    ) -> list[Group]:
-        """A group for each of the prompts with these numbers. Adds to `totals` what was drawn, and the rewards.
+    def draw(self, numbers: Sequence[int], student: nn.Module, *, step: int, attempt: int = 0) -> list[Group]:
+        """A group for each of the prompts with these numbers.
 
         Raises: RewardFailed for a reward that raises, hangs, or gives no finite number for each sample.
         """
@@ -87,19 +88,36 @@ class GroupSampler:
         generators = [seed_generator("group", self.seed, step, number, attempt) for number in numbers]
         noise = torch.stack([torch.rand(*shape, generator=generator) for generator in generators])
         groups = generate_samples(student, prompts, noise, self.max_tokens, self.sampling)
-        return self._score(numbers, groups, totals)
+        return self._score(numbers, groups)
 
-    def _score(self, numbers: Sequence[int], groups: Sequence[Sequence[Sample]], totals: Totals) -> list[Group]:
+    def _score(self, numbers: Sequence[int], groups: Sequence[Sequence[Sample]]) -> list[Group]:
         """The groups with their rewards, all of which are computed in one call."""
         pairs = [(number, sample) for number, samples in zip(numbers, groups, strict=True) for sample in samples]
-        scores = self.reward.score([self._make_completion(number, sample) for number, sample in pairs])
-        counts = count_completions([sample.tokens for _, sample in pairs], self.sampling.stop)
-        sums = {name: sum(values) for name, values in {REWARD: scores.totals, **_prefix(scores.terms)}.items()}
-        for name, value in {**counts, **sums}.items():
-            totals[name] += value
+        result = self.reward.score([self._make_completion(number, sample) for number, sample in pairs])
+        terms = {REWARD: result.totals, **{f"{REWARD}_{name}": values for name, values in result.terms.items()}}
+        columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in terms.items()}
         lengths = torch.tensor([len(sample.tokens) for _, sample in pairs])
-        rewards = torch.tensor(scores.totals, dtype=torch.float64) + self._compute_penalties(lengths)
-        return list(map(Group, numbers, groups, rewards.split(self.samples)))
+        rewards = columns[REWARD] + self._compute_penalties(lengths)
+        parts = {name: column.split(self.samples) for name, column in columns.items()}
+        return [
+            Group(number, samples, part, {name: column[place] for name, column in parts.items()})
+            for place, (number, samples, part) in enumerate(
+                zip(numbers, groups, rewards.split(self.samples), strict=True)
+            )
+        ]
+
+    def sum_groups(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Sums over samples and groups by name: what `rollouts.base.count_completions` counts, rewards, flat groups."""
+        counts = count_completions([sample.tokens for group in groups for sample in group.samples], self.sampling.stop)
+        names = groups[0].scores if groups else ()
+        scores = {name: float(sum(group.scores[name].sum() for group in groups)) for name in names}
+        flat = sum(group.is_flat for group in groups)
+        return {
+            **{name: float(count) for name, count in counts.items()},
+            **scores,
+            "groups": float(len(groups)),
+            "flat": float(flat),
+        }
 
     def is_cut(self, sample: Sample) -> bool:
         """Whether a sample has no stop token."""
@@ -137,8 +155,3 @@ class GroupSampler:
             return torch.zeros(len(lengths), dtype=torch.float64)
         buffer = max(1, round(self.policy.overlong_buffer * self.max_tokens))
         return ((self.max_tokens - buffer - lengths).double() / buffer).clamp(-1, 0)
-
-
-def _prefix(terms: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """The values of each term of a reward, by the name of its metric."""
-    return {f"{REWARD}_{name}": values for name, values in terms.items()}

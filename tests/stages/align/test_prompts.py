@@ -1,0 +1,135 @@
+"""Policy gradients from end to end: prompts and a reward in, a model that earns more of it out."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.stages.world import interrupted, written
+
+from potstill.core.errors import DataError, Interrupted, RewardFailed, UsageError
+from potstill.stages.align.config import AlignConfig
+from potstill.stages.align.options import AlignTrainConfig
+from potstill.stages.align.prepare import prepare
+from potstill.stages.align.preview import preview_align
+from potstill.stages.align.run import align
+
+REWARD = """
+def letters(completions):
+    return [sum(x.isascii() and x.isalpha() for x in c.completion) / max(1, len(c.completion)) for c in completions]
+
+def fails(completions):
+    raise KeyError("nothing")
+"""
+SETTINGS = AlignTrainConfig(
+    tokens=6 * 256, context=64, batch_tokens=256, micro_tokens=128, save_every=3, learning_rate=1e-2
+)
+
+
+@pytest.fixture
+def rewards(tmp_path: Path) -> Path:
+    (file := tmp_path / "rewards.py").write_text(REWARD)
+    return file
+
+
+@pytest.fixture
+def policy_config(teacher: Path, rewards: Path, tmp_path: Path) -> AlignConfig:
+    """A few steps of GRPO over four prompts each, with a reward of a user's file."""
+    rows = [{"prompt": f"{n}+1?", "answer": str(n + 1)} for n in range(40)]
+    held_out = [{"prompt": f"{n}+2?", "answer": str(n + 2)} for n in range(6)]
+    return AlignConfig(
+        model=str(teacher),
+        objective="grpo",
+        data=str(written(tmp_path / "prompts.jsonl", rows)),
+        eval_data=str(written(tmp_path / "held_out.jsonl", held_out)),
+        reward=f"{rewards}:letters",
+        samples=4,
+        max_tokens=5,
+        settings=SETTINGS,
+        dtype="float32",
+        save_dtype="float32",
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_model_earns_more_of_the_reward_and_its_card_says_how_much(
+    policy_config: AlignConfig, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, eval_every=3)
+    run = align(replace(policy_config, settings=settings), tmp_path / "made", show=False)
+    before, after = run.before_training, run.measures["made"]
+    assert after.sampled_reward.value > before.sampled_reward.value
+    assert before.sampled_reward.n == 6
+    assert before.sampled_reward.low is not None
+    assert 0 <= after.cut_samples.value <= 1
+    assert 1 <= after.sample_tokens.value <= 5
+    checks = {check["name"]: check["outcome"] for check in run.card.invariants}
+    assert list(checks)[:3] == ["LM head reproduced", "packing isolation", "decoding agrees with training"]
+    assert all(outcome.startswith("pass") for outcome in list(checks.values())[:3])
+    assert run.card.data["kind"] == "prompts"
+    assert run.card.data["prompts"] == 37  # the others are held out by hash
+    lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "grpo", "reward", "reward_letters", "flat_groups", "cut_samples", "sampling_gap"} <= set(lines[0])
+    assert [line["eval_reward"] for line in lines if "eval_reward" in line][-1] > 0
+
+
+@pytest.mark.slow
+def test_a_stopped_run_continues_to_the_same_weights(policy_config: AlignConfig, tmp_path: Path) -> None:
+    config = replace(policy_config, objective="grpo:variant=dapo,updates=2,kl=0.1")
+    align(config, tmp_path / "made", show=False)
+    again = tmp_path / "again"
+    with interrupted(again), pytest.raises(Interrupted, match="--resume"):
+        align(config, again, show=False)
+    align(config, again, resume=True, show=False)
+    left, right = weights(tmp_path / "made"), weights(again)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_preview_counts_steps_and_samples_in_memory(policy_config: AlignConfig, tmp_path: Path) -> None:
+    report = preview_align(policy_config, tmp_path / "out")
+    assert report["training"]["steps"] == 6
+    assert report["training"]["passes"] == pytest.approx(6 * 4 / 37)
+    assert report["data"]["measured_on"] == "4 answers to each of 6 prompts"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"reward": None}, UsageError, "grpo needs a reward; give --reward, such as accuracy"),
+        ({"reference_cache": "c", "objective": "grpo:kl=1"}, UsageError, "trains on what the model writes"),
+        ({"reference": "smollm2"}, UsageError, "grpo compares with no reference model"),
+        ({"objective": "grpo:variant=ppo"}, UsageError, "grpo has no variant 'ppo'"),
+        ({"objective": "grpo:temperature=0"}, UsageError, "greedy samples would all be the same"),
+        ({"reward": "accurracy"}, UsageError, "there is no reward 'accurracy'.*accuracy"),
+        ({"reward": "language"}, DataError, "has no 'language', which the reward reads"),
+        ({"max_tokens": 20}, DataError, "4 answers of 20 tokens to a prompt of .* a pass holds groups of 64"),
+    ],
+)
+def test_bad_input_is_refused_before_training(
+    options: dict[str, Any], error: type[Exception], message: str, policy_config: AlignConfig
+) -> None:
+    with pytest.raises(error, match=message):
+        prepare(replace(policy_config, **options))
+
+
+def test_a_reward_that_fails_ends_the_run_before_the_first_step(
+    policy_config: AlignConfig, rewards: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RewardFailed, match="fails raises KeyError"):
+        align(replace(policy_config, reward=f"{rewards}:fails"), tmp_path / "made", show=False)
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted(
+    policy_config: AlignConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "a" * (40 if n < 2 else 3), "answer": str(n)} for n in range(9)]
+    data = written(tmp_path / "more.jsonl", [{**row, "prompt": f"{row['prompt']}{n}"} for n, row in enumerate(rows)])
+    run = prepare(replace(policy_config, data=str(data)))
+    assert max(run.packs.lengths) < 40
+    assert "left out 2 with a prompt whose answers do not fit into --context 64" in capsys.readouterr().err
