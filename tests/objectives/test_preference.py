@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.objectives.enumerated import ALIGNED
 from tests.objectives.test_every_gradient import Small
+from tests.objectives.test_invariants import assert_equal, gradients, other
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import LlamaForCausalLM
@@ -24,6 +25,7 @@ from potstill.core.types import (
     supervised_positions,
 )
 from potstill.data.packing import collate
+from potstill.data.preferences import batch_of
 from potstill.objectives.config import ObjectiveConfig
 from potstill.ops import fused
 from potstill.stages.distill.config import DistillConfig
@@ -289,6 +291,27 @@ def test_a_policy_that_is_its_reference_starts_at_log_2_exactly(
     output["loss"].backward()
     assert all(p.grad is None for p in reference.parameters())
     assert any(p.grad is not None and p.grad.any() for p in student.parameters())
+
+
+@pytest.mark.parametrize("name", [*PAIR_LOSSES, "aligndistil", "kto"])
+def test_shared_prompts_give_the_loss_and_every_gradient_of_repeated_ones(
+    name: str, tiny_llama: LlamaForCausalLM
+) -> None:
+    tiny_llama.double()
+    networks = {network: other(tiny_llama, by=1.1 + n / 10) for n, network in enumerate(("reference", "plus", "minus"))}
+    module = TrainingModule(tiny_llama, build(name), frozen=networks)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(9, 4, 7), (5, 8, 3), (1, 3, 2)]  # of prompt and both answers; the last prompt cannot be shared
+    pairs = [[torch.randint(3, 250, (n,), generator=generator).tolist() for n in shape] for shape in shapes]
+    batches = [batch_of([(a, b, c) for a, b, c in pairs], shared=shared) for shared in (True, False)]
+    if name == "kto":
+        batches = [
+            {**batch, "sides": torch.where(batch["sides"] == REJECTED, BASELINE, batch["sides"])} for batch in batches
+        ]
+    assert batches[0]["input_ids"].shape[1] < batches[1]["input_ids"].shape[1]
+    results = [(module(**batch)["sums"], gradients(module, batch)) for batch in batches]
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=1e-8)
+    assert_equal(*(found for _, found in results))
 
 
 def test_an_objective_says_what_it_needs() -> None:

@@ -9,7 +9,6 @@ round otherwise, and the log-ratio of two equal models would not be 0. There are
     --reference-cache CACHE       log-probabilities that `potstill cache --own` wrote, 4 bytes a row
 """
 
-import copy
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
@@ -21,6 +20,7 @@ from potstill.core.errors import VocabularyMismatch
 from potstill.core.types import SignalSource
 from potstill.evaluate.scoring_windows import check_context
 from potstill.models.causality import require_causal
+from potstill.models.frozen_copy import copy_frozen
 from potstill.models.load import LoadedModel
 from potstill.models.tokenizers.vocabulary import count_shared_ids
 from potstill.stages.align.caches import build_source
@@ -94,10 +94,5 @@ def build_networks(
             networks[name] = models[name].model
         else:
             assert name == REFERENCE, f"the network {name!r} has no model"
-            networks[name] = FrozenView(student, dtype) if config.lora else copy_frozen(policy.model)
+            networks[name] = FrozenView(student, dtype) if config.lora else copy_frozen(policy.model, dtype)
     return networks
-
-
-def copy_frozen(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model that is never trained: in eval mode, and without gradients."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
