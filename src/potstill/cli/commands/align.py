@@ -9,8 +9,10 @@ from potstill.cli.dry_run import show_dry_run
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.stages.align.options import AlignOptions
 
+UNUSED = "train_on"  # an option of text: preferences always train their last answer
 
-@o.take_options(AlignOptions, leave_out=("train_on",))
+
+@o.take_options(AlignOptions, leave_out=(UNUSED,))
 def align(
     ctx: o.CommandContext,
     out: o.Out,
@@ -48,6 +50,7 @@ def align(
         from potstill.stages.align.preview import preview_align
 
         report = preview_align(stage, o.expand_path(out), overwrite=overwrite, resume=resume)
-        return show_dry_run("align", report, flatten_options(stage.to_dict()), out=out, as_json=as_json)
+        values = {name: value for name, value in flatten_options(stage.to_dict()).items() if name != UNUSED}
+        return show_dry_run("align", report, values, out=out, as_json=as_json)
     result = run_align(stage, o.expand_path(out), overwrite=overwrite, resume=resume)
     return print_or_return(result.to_dict(), as_json, lambda: tables.print_run(result.out, result.measures))

@@ -14,7 +14,8 @@ from typing import Any
 
 from potstill.core.errors import DataError
 from potstill.core.measure import Measure
-from potstill.core.measure_table import COSTS, MEASURES, QUALITIES, format_parameters
+from potstill.core.measure_info import format_parameters
+from potstill.core.measure_table import COSTS, MEASURES, QUALITIES
 
 FIRST_QUALITIES = ("teacher_kl", "teacher_agreement")
 TITLES = {name: info.title for name, info in MEASURES.items()}

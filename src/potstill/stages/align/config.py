@@ -60,7 +60,7 @@ class AlignConfig(AlignOptions):
         if "epochs" in given:
             given["epochs"] = float(given["epochs"])  # 2 in Python, 2.0 on the command line
         if not isinstance(data := given.get("data", ""), str):
-            given["data"] = tuple(data) if len(data) > 1 else data[0]
+            given["data"] = tuple(data) if len(data) > 1 else next(iter(data), "")
         given["report_to"] = tuple(given.get("report_to", ()))
         return build_options(cls, given)
 

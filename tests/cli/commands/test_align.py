@@ -1,0 +1,93 @@
+"""`potstill align`, and the commands that know its jobs, as a shell calls them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Call
+from tests.stages.world import written
+
+TINY = ("--tokens", 256, "--context", 128, "--batch-tokens", 256, "--dtype", "float32")
+
+
+@pytest.fixture
+def preferences(tmp_path: Path) -> Path:
+    """Sixty questions, each with a chosen and a rejected answer."""
+    rows = [{"prompt": f"Is {i} odd?", "chosen": "Yes." if i % 2 else "No.", "rejected": f"{i}?"} for i in range(60)]
+    return written(tmp_path / "preferences.jsonl", rows)
+
+
+def test_a_run_a_measurement_and_its_cache_read_the_same_preferences(
+    potstill: Call, teacher: Path, preferences: Path, tmp_path: Path
+) -> None:
+    out, cache = tmp_path / "made", tmp_path / "cache"
+    context = ("--context", 128, "--dtype", "float32")
+    written_cache = potstill("cache", teacher, "--own", "--data", preferences, "--out", cache, *context, "--json")
+    assert json.loads(written_cache.out)["kept"] == "log-probabilities"
+    answer = potstill("align", teacher, "--data", preferences, "--reference-cache", cache, "--out", out, *TINY)
+    assert answer.code == 0, answer.err
+    assert "before training" in answer.out
+    assert "the implied reward is right in" in answer.err
+    assert "without training, the chosen answer is the shorter one in 0.250 and the likelier one in" in answer.err
+    call = ("measure", teacher, out, "--reference", teacher, "--data", preferences, "--split", "all", "--no-speed")
+    report = json.loads(potstill(*call, "--dtype", "float32", "--json").out)
+    assert [*report["models"]] == [str(teacher), str(out)]
+    first = {measure["name"]: measure["value"] for measure in report["models"][str(teacher)]}
+    assert (first["reward_accuracy"], first["reward_margin"]) == (0.5, 0.0)
+    assert {entry["name"] for entry in report["paired"]} == {"reward_accuracy", "reward_margin"}
+    assert report["data"]["groups"] == 60
+
+
+def test_a_dry_run_a_plan_and_the_doctor_know_the_job(
+    potstill: Call, teacher: Path, preferences: Path, tmp_path: Path
+) -> None:
+    call = ("align", teacher, "--data", preferences, "--lora", 2, "--out", tmp_path / "made", *TINY, "--dry-run")
+    first = potstill(*call, "--json")
+    assert first.code == 0, first.err
+    report = json.loads(first.out)
+    assert report["stage"]["settings"]["learning_rate"] == 5e-6
+    assert report["model"]["layers"] == 3
+    assert report["training"]["steps"] == 1
+    assert not (tmp_path / "made").exists()
+    second = potstill("align", "--config", tmp_path / "made.yaml", "--dry-run", "--json")
+    assert second.code == 0, second.err
+    assert json.loads(second.out)["stage"] == report["stage"]
+    options = ("--student", teacher, "--objective", "dpo", "--data", preferences)
+    plan = json.loads(potstill("plan", *options, *TINY, "--no-measure", "--json").out)
+    assert plan["stage"]["stage"] == "align"
+    assert plan["stage"]["settings"]["context"] == 128
+    assert plan["memory"]["peak"] > report["memory"]["peak"], "a reference of its own takes memory, an adapter off none"
+    checks = potstill("doctor", *options[2:], "--teacher", teacher, "--context", 128, "--dtype", "float32", "--json")
+    assert checks.code == 0, checks.err
+    names = [check["name"] for check in json.loads(checks.out)["checks"]]
+    assert "zero margin for a copy" in names
+
+
+@pytest.mark.slow
+def test_a_plan_measures_steps_with_the_forward_of_the_reference(
+    potstill: Call, teacher: Path, preferences: Path
+) -> None:
+    call = ("plan", "--student", teacher, "--objective", "dpo", "--data", preferences, *TINY, "--json")
+    report = json.loads(potstill(*call).out)
+    assert report["time"]["seconds"] > 0
+    assert report["time"]["parts"]["teacher"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--objective", "forward_kl"), "error: forward_kl trains on text; use potstill distill"),
+        (("--samples", 1), "error: --samples is 1; answers to a prompt are compared with one another"),
+        (("--objective", "aligndistil"), "give --plus and --minus"),
+        (("--reward", "accuracy"), "error: --reward is for grpo"),
+        ((), "error: no data is given; give --data"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    potstill: Call, tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    data = () if not options else ("--data", "preferences.jsonl")
+    answer = potstill("align", "smollm2", *data, *options, "--out", tmp_path / "made")
+    assert answer.code == 2
+    assert message in answer.err
+    assert answer.err.count("\n") == 1
