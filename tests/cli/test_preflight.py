@@ -18,6 +18,8 @@ WRITERS: dict[str, Arguments] = {  # by verb: its call on a model, data and an o
     "distill": lambda model, data, out: ("--teacher", model, "--keep", KEEP, "--data", data, "--out", out, *TINY),
     "prune": lambda model, data, out: (model, "--keep", KEEP, "--data", data, "--out", out),
     "convert": lambda model, _, out: (model, "--to", "longer", "--out", out),
+    "align": lambda model, data, out: (model, "--data", data, "--out", out),
+    "edit": lambda model, data, out: (model, "--facts", data, "--out", out),
     "cache": lambda model, data, out: ("--teacher", model, "--data", data, "--out", out),
     "generate": lambda model, data, out: (model, "--data", data, "--out", out),
     "arena": lambda model, data, out: ("--teacher", model, "--keep", KEEP, "--data", data, "--out", out),

@@ -209,7 +209,7 @@ def test_no_name_or_number_is_cut_at_any_width(width: int) -> None:
 @pytest.mark.parametrize(
     ("call", "hint"),
     [
-        pytest.param(("distil",), "Did you mean 'distill'?", id="a command"),
+        pytest.param(("prun",), "Did you mean 'prune'", id="a command"),
         pytest.param(("distill", "--techer", "x"), "did you mean '--teacher'?", id="an option"),
         pytest.param(("recipes", "minma"), "did you mean 'minima'?", id="a recipe"),
         pytest.param(

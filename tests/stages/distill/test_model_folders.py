@@ -92,7 +92,7 @@ def test_a_quantized_student_is_refused_before_any_weights_are_read(
     config: DistillConfig, surplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit_json(surplus / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    monkeypatch.setattr("potstill.stages.distill.models.load_model", pytest.fail)
+    monkeypatch.setattr("potstill.stages.run_models.load_model", pytest.fail)
     monkeypatch.setattr("potstill.stages.transform.load_model", pytest.fail)
     says = r"quantized \(gptq\), so it can only be a --teacher"
     with pytest.raises(UnsupportedModel, match=says):
