@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import IGNORE
+from potstill.data.corpus import Corpus
 from potstill.data.packing import collate
 from potstill.data.prompt_rows import load_prompts, pack_prompts, read_prompts
 from potstill.data.prompt_schema import recognize_prompts
@@ -79,6 +81,13 @@ def test_prompts_are_held_out_by_prompt_and_keep_their_rows(
         assert f"{int(prompt.row['answer']) - 1}+1?" == prompt.text == prompt.row["prompt"]
         decoded = tiny_tokenizer.decode(prompt.input_ids)
         assert decoded == f"<|im_start|>user\n{prompt.text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_stream_of_prompts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Corpus("owner/name", "prompts", IterableDataset.from_generator(lambda: iter([])), None, None, {})
+    monkeypatch.setattr("potstill.data.prompt_rows.load_mixture", lambda *names, **options: stream)
+    with pytest.raises(UsageError, match="owner/name is streamed, and a part of its prompts is held out; download it"):
+        load_prompts("owner/name")
 
 
 def test_a_row_without_a_column_that_the_reward_reads_is_refused(

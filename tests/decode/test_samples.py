@@ -127,7 +127,10 @@ def test_a_draft_writes_the_same_samples(
 
 def test_samples_of_different_prompts_or_of_more_than_the_slots_are_refused(tiny_llama: LlamaForCausalLM) -> None:
     engine = make_engine(tiny_llama, slots=2)
-    with pytest.raises(UsageError, match="different prompts"):
+    with pytest.raises(UsageError, match="different values of prompt;"):
         engine.add_samples([*make_requests([5, 6], 1), *make_requests([5, 7], 1)])
+    first, second = make_requests([5, 6], 2)
+    with pytest.raises(UsageError, match="different values of prompt_logprobs; add the requests one by one"):
+        engine.add_samples([first, replace(second, prompt_logprobs=2)])
     with pytest.raises(UsageError, match="3 samples of a prompt do not fit in 2 slots"):
         engine.add_samples(make_requests([5, 6], 3))

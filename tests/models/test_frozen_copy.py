@@ -7,6 +7,7 @@ from transformers import LlamaForCausalLM
 
 from potstill.models.frozen_copy import copy_frozen
 from potstill.models.inference import inference_context
+from potstill.models.signals import probe_model
 
 
 def logits(model: LlamaForCausalLM, dtype: torch.dtype) -> Tensor:
@@ -24,6 +25,7 @@ def test_a_copy_gives_the_same_bits_and_is_frozen(dtype: torch.dtype, tiny_llama
     assert not frozen.training
     assert not any(p.requires_grad for p in frozen.parameters())
     assert tiny_llama.training
+    assert probe_model(frozen) is probe_model(tiny_llama)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in tiny_llama.parameters())
     with torch.no_grad():
         tiny_llama.model.norm.weight.add_(1)

@@ -301,9 +301,13 @@ def read_defaults(
 
 
 def list_given(ctx: CommandContext, config: str | None) -> set[str]:
-    """The options that the command line or its YAML file gives; all others have their defaults."""
+    """The options that the command line or its YAML file gives; all others have their defaults.
+
+    Raises: UsageError for a name of Hugging Face's trainers that is no option of potstill.
+    """
     file_names = flatten_options(read_yaml(expand_path(config))) if config else {}
-    return {name for name in ctx.params if _is_on_command_line(ctx, name)} | {*file_names}
+    names = {name for name in ctx.params if _is_on_command_line(ctx, name)}
+    return names | {translate_name(name, ctx.params) for name in file_names}
 
 
 def _list_alternatives(name: str) -> tuple[str, ...]:

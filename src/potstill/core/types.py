@@ -70,6 +70,7 @@ ROWS, ADVANTAGES = "rows", "advantages"
 SAMPLING_LOG_P, OLD_LOG_P = "sampling_log_p", "old_log_p"
 NOISE_KEYS, NOISE_SCALES = "noise.keys", "noise.scales"  # of each token (`ops.embedding_noise`), in training alone
 SOURCE = "source"  # `source.NAME`: an input of the encoder of an encoder-decoder
+REFERENCE, PLUS, MINUS = "reference", "plus", "minus"  # frozen networks of an alignment, by name
 IGNORE = -100  # the label of a token that is not trained on, as in torch and Hugging Face
 CHOSEN, REJECTED = 0, 1  # in `sides`: the side of a pair; of a labeled answer: desirable, undesirable
 BASELINE = 2  # in `sides`: a prompt with the answer of another one (KTO), for log-probabilities without gradient

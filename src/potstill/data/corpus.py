@@ -78,6 +78,15 @@ class Corpus:
     drop_counts: Mapping[str, int] = field(default_factory=dict)
     bad_rows: Sequence[str] = ()
 
+    def require_end(self, reason: str) -> Dataset:
+        """The documents, which are all here.
+
+        Raises: UsageError with the `reason` for a stream.
+        """
+        if isinstance(self.documents, Dataset):
+            return self.documents
+        raise UsageError(f"{self.name} is streamed, and {reason}; download it first")
+
     def __len__(self) -> int:
         """The number of documents.
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from datasets import Dataset, concatenate_datasets
+from datasets import concatenate_datasets
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.in_memory import resolve_path
@@ -78,8 +78,7 @@ def load_mixture(
     if len(corpora) == 1:
         return corpora[0]
     for corpus in corpora:
-        if not isinstance(corpus.documents, Dataset):
-            raise UsageError(f"{corpus.name} is streamed, and a mixture needs whole data sets; download it first")
+        corpus.require_end("a mixture needs whole data sets")
     corpora = _unite_kinds(corpora)
     weights = [source.weight for source in sources]
     if not is_trained or (weights[0] is None and exponent == 1):

@@ -11,8 +11,6 @@ The answers of a prompt are documents of one group. They share the prompt (`data
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from datasets import Dataset
-
 from potstill.core.errors import DataError, UsageError
 from potstill.core.types import CHOSEN, IGNORE, REJECTED, Batch
 from potstill.data.corpus import Corpus
@@ -67,8 +65,7 @@ def load_preferences(data: str | Sequence[str], *, split: str = "train", **optio
     Raises: as `load_mixture` does; DataError for a data set without preferences; UsageError for a stream.
     """
     corpus = load_mixture(data, split=split, recognize=recognize_preferences, **options)
-    if not isinstance(corpus.documents, Dataset):
-        raise UsageError(f"{corpus.name} is streamed, and preferences are held out by prompt; download it first")
+    corpus.require_end("preferences are held out by prompt")
     if corpus.kind != "preferences":
         raise DataError(f"{corpus.name} holds {corpus.kind} and no preferences; give rows with chosen and rejected")
     return corpus

@@ -29,9 +29,11 @@ class Prompt(NamedTuple):
 def load_prompts(data: str | Sequence[str], *, split: str = "train", **options: Any) -> Corpus:
     """The prompts of one data set, or of several; `options` are those of `load_corpus`. They are held out by prompt.
 
-    Raises: as `load_mixture` does.
+    Raises: as `load_mixture` does; UsageError for a stream.
     """
-    return load_mixture(data, split=split, recognize=recognize_prompts, **options)
+    corpus = load_mixture(data, split=split, recognize=recognize_prompts, **options)
+    corpus.require_end("a part of its prompts is held out")
+    return corpus
 
 
 def read_prompts(

@@ -83,21 +83,19 @@ class Engine:
         return len(self._queue)
 
     def add(self, request: DecodeRequest) -> int:
-        """Queues a request; returns its id.
-
-        Raises: UsageError, as `check_request` does.
-        """
+        """Queues a request; returns its id. Raises: UsageError, as `check_request` does."""
         return self.add_samples([request])[0]
 
     def add_samples(self, requests: Sequence[DecodeRequest]) -> list[int]:
         """Queues requests with one prompt, which is read once; returns their ids. They start together.
 
-        Raises: UsageError for different prompts, or more requests than slots, and as `check_request` does.
+        Raises: UsageError for different prompts or `prompt_logprobs`, more requests than slots, and as `check_request`.
         """
         for request in requests:
             self.check_request(request)
-        if any(request.prompt != requests[0].prompt for request in requests):
-            raise UsageError("the samples have different prompts; add the requests one by one")
+        for name in ("prompt", "prompt_logprobs"):  # of the one reading
+            if any(getattr(request, name) != getattr(requests[0], name) for request in requests):
+                raise UsageError(f"the samples have different values of {name}; add the requests one by one")
         if len(requests) > self.runner.num_slots:
             raise UsageError(f"{len(requests)} samples of a prompt do not fit in {self.runner.num_slots} slots")
         return self._queue.add(requests)

@@ -26,6 +26,7 @@ from potstill.core.measure_table import MEASURES
 from potstill.core.types import (
     CHOSEN,
     NEXT_TOKEN_LOG_P,
+    REFERENCE,
     REJECTED,
     Batch,
     Needs,
@@ -43,7 +44,7 @@ from potstill.ops.divergence import forward_kl
 from potstill.ops.likelihood import sum_groups
 
 CHUNK = 256  # rows whose logits are in memory at once
-STUDENT, REFERENCE = "student", "reference"
+STUDENT = "student"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from potstill.models.inference import inference_context
 from potstill.models.probing import PROBE_LENGTH, make_cache_options, make_probe_ids, make_probe_inputs
-from potstill.models.signals import probe_model, unwrap_model
+from potstill.models.signals import copy_probe, probe_model, unwrap_model
 
 
 def copy_frozen(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -18,8 +18,9 @@ def copy_frozen(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> P
     half the memory and no time for the cast. All other weights stay float32. Where the outputs of some tokens would
     differ in any bit, every weight stays float32.
     """
+    probe_model(model)  # outside of autocast, and while all weights have one dtype
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
-    probe_model(frozen)  # outside of autocast, and while all weights have one dtype
+    copy_probe(model, frozen)
     if dtype == frozen.dtype:
         return frozen
     expected = _compute_logits(frozen, dtype)

@@ -107,7 +107,7 @@ def probe_model(model: nn.Module) -> ModelProbe:
 
 
 def copy_probe(model: nn.Module, view: nn.Module) -> None:
-    """Gives `view`, the model with some of its layers, the facts of `model`, if they are known already."""
+    """Gives `view`, a copy of the model or some of its layers, the facts of `model`, if they are known already."""
     if model in _probes:
         _probes[view] = _probes[model]
 

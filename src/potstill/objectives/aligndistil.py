@@ -9,9 +9,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from potstill.core.errors import UsageError
-from potstill.core.types import BASELINE, REJECTED, Batch, Needs, Objective, Signals, Terms, supervised_positions
+from potstill.core.types import (
+    BASELINE,
+    MINUS,
+    PLUS,
+    REFERENCE,
+    REJECTED,
+    Batch,
+    Needs,
+    Objective,
+    Signals,
+    Terms,
+    supervised_positions,
+)
 from potstill.objectives import row_terms
-from potstill.objectives.answers import REFERENCE, SIDES
+from potstill.objectives.answers import SIDES
 from potstill.objectives.cost import CostInputs, ObjectiveCost
 from potstill.objectives.model_info import PairInfo
 from potstill.objectives.spec import ObjectiveOptions, register_objective
@@ -21,7 +33,6 @@ from potstill.ops.row_loss import Constants, Weighted
 from potstill.ops.row_spans import LikelihoodInputs
 
 OFFICIAL = "official"  # the value of `compat` that reproduces the released code
-PLUS, MINUS = "plus", "minus"  # frozen networks: a policy of preferences, and a reverse policy
 METRICS = ("chosen_log_p", "chosen_tokens")
 
 

@@ -20,7 +20,6 @@ from potstill.ops.preference import Side
 from potstill.ops.row_loss import Constants, Tangent
 from potstill.ops.row_spans import LikelihoodInputs, number_units
 
-REFERENCE = "reference"  # the frozen network that a policy is compared with
 SIDES = "sides"  # the key of a batch: the side of each document
 
 

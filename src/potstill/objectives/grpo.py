@@ -13,6 +13,7 @@ from potstill.core.types import (
     ADVANTAGES,
     MAX_TOKENS,
     OLD_LOG_P,
+    REFERENCE,
     SAMPLING_LOG_P,
     Batch,
     Needs,
@@ -29,7 +30,6 @@ from potstill.objectives.spec import ObjectiveOptions, register_objective
 from potstill.ops.policy_gradient import Clip, PolicyRows, TargetStatistic, estimate_kl, find_clipped
 from potstill.ops.row_loss import AtTemperature, RowLoss, Weighted
 
-REFERENCE = "reference"
 KL, CLIPPED, SAMPLING_GAP = "kl", "clipped", "sampling_gap"  # terms of weight 0
 
 

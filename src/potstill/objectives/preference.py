@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.core.errors import DataError
-from potstill.core.types import BASELINE, CHOSEN, REJECTED, Batch, Objective
-from potstill.objectives.answers import REFERENCE, AnswerObjective, AnswerSums, Items, get_sides
+from potstill.core.types import BASELINE, CHOSEN, REFERENCE, REJECTED, Batch, Objective
+from potstill.objectives.answers import AnswerObjective, AnswerSums, Items, get_sides
 from potstill.objectives.cost import CostInputs, ObjectiveCost, no_cost
 from potstill.objectives.model_info import PairInfo
 from potstill.objectives.spec import ObjectiveOptions, register_objective

@@ -7,6 +7,7 @@ import torch
 
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.screen import track
+from potstill.core.types import REFERENCE
 from potstill.data.packing import Packs, collate, pack
 from potstill.data.preference_tokens import PreferenceCounts, list_sides, tokenize_groups
 from potstill.data.preferences import load_preferences
@@ -15,7 +16,6 @@ from potstill.evaluate.preferences import compare_preferences, score_preferences
 from potstill.evaluate.scoring_windows import check_context
 from potstill.models.load import LoadedModel
 from potstill.stages.align.references import check_same_text
-from potstill.stages.align.validation import REFERENCE
 from potstill.stages.console import print_note
 from potstill.stages.corpus import load_data
 from potstill.stages.options import MeasureOptions

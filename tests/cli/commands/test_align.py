@@ -53,7 +53,9 @@ def test_a_dry_run_a_plan_and_the_doctor_know_the_job(
     assert second.code == 0, second.err
     assert json.loads(second.out)["stage"] == report["stage"]
     options = ("--student", teacher, "--objective", "dpo", "--data", preferences)
-    plan = json.loads(potstill("plan", *options, *TINY, "--no-measure", "--json").out)
+    (tmp_path / "plan.yaml").write_text("max_length: 128\nbatch_tokens: 256\n")  # the first as in TRL
+    config = ("--config", tmp_path / "plan.yaml", "--tokens", 256, "--dtype", "float32")
+    plan = json.loads(potstill("plan", *options, *config, "--no-measure", "--json").out)
     assert plan["stage"]["stage"] == "align"
     assert plan["stage"]["settings"]["context"] == 128
     assert plan["memory"]["peak"] > report["memory"]["peak"], "a reference of its own takes memory, an adapter off none"

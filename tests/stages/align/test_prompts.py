@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.stages.world import interrupted, written
+from tests.teachers.test_served_judge import serve_chat
 
 from potstill.core.errors import DataError, Interrupted, RewardFailed, UsageError
 from potstill.stages.align.config import AlignConfig
@@ -16,6 +17,7 @@ from potstill.stages.align.options import AlignTrainConfig
 from potstill.stages.align.prepare import prepare
 from potstill.stages.align.preview import preview_align
 from potstill.stages.align.run import align
+from potstill.train.rewards.base import Completion
 
 REWARD = """
 def letters(completions):
@@ -116,6 +118,13 @@ def test_bad_input_is_refused_before_training(
 ) -> None:
     with pytest.raises(error, match=message):
         prepare(replace(policy_config, **options))
+
+
+def test_a_served_judge_scores_the_answers(policy_config: AlignConfig) -> None:
+    with serve_chat({"choices": [{"message": {"content": "<score>0.25</score>"}}]}) as (url, bodies):
+        reward = prepare(replace(policy_config, reward=f"thinking:judge={url}#m")).prepared.reward
+        assert reward([Completion("3+4?", "7</think>7", {"solution": "3 + 4 = 7"}, ended=True)]) == [0.25]
+    assert [body["model"] for body in bodies] == ["m"]
 
 
 def test_a_reward_that_fails_ends_the_run_before_the_first_step(

@@ -14,9 +14,19 @@ QUESTIONS = {"en": "What is {} + 1?", "fr": "Combien font {} + 1 ?"}
 REWARDS = '''
 """Rewards for answers that are random letters."""
 
+import pathlib
+
 def has_upper(completions, share=0.0):
     """1 for an answer with a capital letter."""
     return [float(any(map(str.isupper, c.completion))) for c in completions]
+
+def fails_once(completions):
+    """Raises at the first call, as a judge that cannot be reached."""
+    file = pathlib.Path(__file__).with_name("called")
+    if not file.exists():
+        file.touch()
+        raise KeyError("judge")
+    return has_upper(completions)
 
 def never(completions):
     return [0.0] * len(completions)

@@ -9,7 +9,7 @@ import pytest
 
 import potstill
 from potstill.cli.commands.generate import generate
-from potstill.core.errors import DataError, Interrupted, OutputExists, UsageError
+from potstill.core.errors import DataError, Interrupted, OutputExists, RewardFailed, UsageError
 from potstill.stages.candidates import sampler
 from potstill.stages.candidates.config import CandidatesConfig
 
@@ -54,6 +54,17 @@ def test_a_stopped_selection_continues_to_the_same_rows(
     assert stage.run(tmp_path / "made", resume=True)["stage"] == stage.to_dict()
     with pytest.raises(OutputExists):
         stage.run(tmp_path / "made")
+
+
+def test_the_samples_stay_where_a_reward_fails(
+    stage: CandidatesConfig, rewards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = stage.run(tmp_path / "straight")["details"]
+    stage = replace(stage, reward=f"{rewards}:fails_once")
+    with pytest.raises(RewardFailed, match="fails_once raises KeyError"):
+        stage.run(tmp_path / "made")
+    monkeypatch.setattr(sampler, "generate_samples", None)  # nothing is sampled again
+    assert stage.run(tmp_path / "made", resume=True)["details"] == expected
 
 
 def test_python_selects_as_the_stage_does(stage: CandidatesConfig, tmp_path: Path) -> None:

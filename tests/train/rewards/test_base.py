@@ -81,6 +81,7 @@ def test_a_user_s_file_is_a_reward_with_options_and_a_digest(tmp_path: Path) -> 
         ("format:minimum=long", "give a number such as minimum=1000"),
         ("format:minimum=1,minimum=2", "'minimum' twice"),
         ("format:minimum=-1", "at least 0"),
+        ("accuracy:verifier=x", "has no option 'verifier'; it has compat"),
         ("accuracy:compat=old", "it can be clean or official"),
         ("language:detector=lingo", "no language detector 'lingo'"),
         ("thinking:judge=http://localhost:1/v1#m", "cannot open a judge here"),

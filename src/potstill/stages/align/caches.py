@@ -13,14 +13,13 @@ import torch
 from potstill.core.card import Parent
 from potstill.core.device import get_dtype_name, resolve_device
 from potstill.core.errors import ArtifactError, CacheMismatch, UsageError
-from potstill.core.types import Head, SignalSource
+from potstill.core.types import MINUS, PLUS, REFERENCE, Head, SignalSource
 from potstill.data.packing import collate
 from potstill.models.fingerprint import fingerprint_teacher, fingerprint_tokenizer
 from potstill.models.load import LoadedModel
 from potstill.models.signals import get_constant_head
 from potstill.stages.align.align_data import AlignData
 from potstill.stages.align.config import AlignConfig
-from potstill.stages.align.validation import MINUS, PLUS, REFERENCE
 from potstill.stages.run_models import load_run_model
 from potstill.teachers.cached import CacheFolder, TeacherCache, find_faults, is_cache
 from potstill.teachers.cached_states import CachedHiddenStates

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from potstill.core.screen import status
-from potstill.core.types import IGNORE, SAMPLING_LOG_P, Batch, Needs, supervised_positions
+from potstill.core.types import IGNORE, REFERENCE, SAMPLING_LOG_P, Batch, Needs, supervised_positions
 from potstill.data.pack_fields import OFFSETS, SIDES
 from potstill.data.packing import Packs, collate
 from potstill.decode.stop_tokens import find_stop_tokens
@@ -24,7 +24,6 @@ from potstill.objectives.grpo import read_tokens
 from potstill.objectives.row_terms import compute_target_log_probs
 from potstill.objectives.spec import TrainingData
 from potstill.ops.likelihood import sum_groups
-from potstill.stages.align.validation import REFERENCE
 from potstill.stages.checks import report, same_tokenizer
 from potstill.stages.checks.inputs import CheckInputs
 from potstill.stages.checks.report import Check, raise_if_failed, relative_difference

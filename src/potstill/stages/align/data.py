@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 
 from transformers import PreTrainedTokenizerBase
 
+from potstill.core.types import PLUS
 from potstill.data.preference_tokens import GroupKind
 from potstill.objectives.spec import TrainingData
 from potstill.stages.align.align_data import AlignData
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.evaluation import PreferenceEvaluator
 from potstill.stages.align.prompts import read_prompt_data
-from potstill.stages.align.validation import PLUS
 from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.preference_dataset import prepare_preferences
 

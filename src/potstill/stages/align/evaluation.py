@@ -9,12 +9,12 @@ from potstill.core.counts import count_noun
 from potstill.core.measure import Measure
 from potstill.core.measure_table import MEASURES
 from potstill.core.screen import track
+from potstill.core.types import REFERENCE
 from potstill.data.packing import Packs, collate
 from potstill.evaluate.bootstrap import bootstrap_interval
 from potstill.evaluate.preferences import PreferenceRecorder
 from potstill.models.eval_mode import eval_mode
 from potstill.objectives.weighted_sum import WeightedSum
-from potstill.stages.align.validation import REFERENCE
 from potstill.train.training_module import TrainingModule
 
 

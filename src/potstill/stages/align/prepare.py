@@ -13,6 +13,7 @@ import torch
 from potstill.core.card import BEFORE_TRAINING, Parent
 from potstill.core.device import resolve_device
 from potstill.core.measure import Measure
+from potstill.core.types import REFERENCE
 from potstill.evaluate.measures import measure_size
 from potstill.models.load import LoadedModel
 from potstill.models.tokenizers.vocabulary import check_token_id
@@ -26,7 +27,6 @@ from potstill.stages.align.prompt_sampling import sample_packs
 from potstill.stages.align.references import build_networks, load_frozen_models
 from potstill.stages.align.resources import warn_if_insufficient
 from potstill.stages.align.rollouts import build_rollout
-from potstill.stages.align.validation import REFERENCE
 from potstill.stages.run_models import choose_dtype, load_run_model, make_trainable
 from potstill.stages.samples import count_sample_tokens, write_samples
 from potstill.stages.stage import make_parent

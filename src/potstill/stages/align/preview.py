@@ -8,6 +8,7 @@ import torch
 
 from potstill.core.device import resolve_device
 from potstill.core.errors import UnsupportedModel
+from potstill.core.types import MINUS, PLUS, REFERENCE
 from potstill.models.quantization import check_trainable
 from potstill.models.spec import ModelSpec
 from potstill.models.tokenizers.vocabulary import count_token_ids
@@ -16,7 +17,6 @@ from potstill.stages.align.caches import open_caches
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.data import read_data
 from potstill.stages.align.resources import build_workload, count_available_tokens
-from potstill.stages.align.validation import MINUS, PLUS, REFERENCE
 from potstill.stages.dataset import load_tokenizer
 from potstill.stages.dry_run import describe_shape, describe_text, leave_untouched, locate, read_spec
 from potstill.stages.option_checks import check_single_process

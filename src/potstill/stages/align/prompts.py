@@ -21,6 +21,7 @@ from potstill.stages.corpus import load_data
 from potstill.stages.dataset import load_held_out_corpus
 from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.reading_report import build_corpus_facts, report_reading
+from potstill.teachers.served_judge import open_judge
 from potstill.train.rewards.registry import get_reward
 from potstill.train.rewards.weighted import RewardSum
 
@@ -45,7 +46,7 @@ def read_prompt_data(config: AlignConfig, tokenizer: PreTrainedTokenizerBase) ->
         if the answers to no prompt fit into a pass; UsageError, MissingDependency as `get_reward` does.
     """
     assert config.reward is not None, "the options have been checked"
-    reward = get_reward(config.reward)
+    reward = get_reward(config.reward, open_judge=open_judge)
     for note in reward.notes:
         print_note(note)
     dataset_config = DatasetConfig.from_training(config)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from potstill.core.device import resolve_device
 from potstill.core.errors import VocabularyMismatch
-from potstill.core.types import SignalSource
+from potstill.core.types import MINUS, PLUS, REFERENCE, SignalSource
 from potstill.evaluate.scoring_windows import check_context
 from potstill.models.causality import require_causal
 from potstill.models.frozen_copy import copy_frozen
@@ -25,7 +25,6 @@ from potstill.models.load import LoadedModel
 from potstill.models.tokenizers.vocabulary import count_shared_ids
 from potstill.stages.align.caches import build_source
 from potstill.stages.align.config import AlignConfig
-from potstill.stages.align.validation import MINUS, PLUS, REFERENCE
 from potstill.stages.run_models import load_run_model
 from potstill.teachers.cached import CacheFolder
 from potstill.train.frozen_view import FrozenView

@@ -9,12 +9,12 @@ from potstill.core.blueprint import Blueprint
 from potstill.core.device import SAVE_DTYPES
 from potstill.core.errors import UnsupportedModel
 from potstill.core.memory import trim_memory
+from potstill.core.types import REFERENCE
 from potstill.data.packing import Packs
 from potstill.models.families.registry import read_blueprint
 from potstill.models.load import LoadedModel
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.prompts import count_group_tokens
-from potstill.stages.align.validation import REFERENCE
 from potstill.stages.console import print_note
 from potstill.stages.resources.dataset_stats import PackingStats, compute_packing_stats
 from potstill.stages.resources.report import report_workload

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from potstill.core.errors import UsageError
+from potstill.core.types import MINUS, PLUS, REFERENCE
 from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.cross_entropy import CROSS_ENTROPY
 from potstill.objectives.policy_options import PolicyOptions
 from potstill.stages.align.options import MAX_TOKENS, SAMPLES, AlignOptions
-
-REFERENCE, PLUS, MINUS = "reference", "plus", "minus"  # names of frozen networks
 
 
 def check_objective(objective: ObjectiveConfig) -> None:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, atomic_folder, write_text
 from potstill.core.card import Card, read_card
 from potstill.core.device import resolve_device, resolve_dtype
-from potstill.core.errors import OutputExists, PotstillError, UsageError
+from potstill.core.errors import DataError, OutputExists, UsageError
 from potstill.evaluate.consistency import KINDS
 from potstill.models.load import LoadedModel, load_model
 from potstill.stages.candidates import options as choices
@@ -135,12 +135,15 @@ class CandidatesConfig(CandidateOptions):
             return self._publish(out, loaded, data, selection, time.perf_counter() - start)
 
     def _select(self, sampler: CandidateSampler, data: QuestionSet, reward: RewardSum, folder: Path) -> Selection:
-        """The selection. Where there is none, its samples go, because a resumed stage would end like this one."""
+        """The selection. Where there is none, its samples go, because a resumed stage would end like this one.
+
+        They stay where a reward fails: a judge may answer the next time.
+        """
         try:
             if self.select == choices.PREFER:
                 return select_preferences(self, sampler, data)
             return (select_mixed if self.select == choices.MIXED else solve)(self, sampler, data, reward)
-        except PotstillError:
+        except DataError:
             shutil.rmtree(folder)
             raise
 

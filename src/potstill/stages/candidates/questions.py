@@ -8,19 +8,17 @@ on what another is measured on.
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from datasets import Dataset
-
-from potstill.core.errors import DataError, UsageError
+from potstill.core.errors import DataError
 from potstill.data.corpus import NAMED_SPLITS, Corpus
 from potstill.data.prompt_rows import load_prompts
 from potstill.data.split import choose_held_out
 from potstill.data.turns import Message, to_message
 from potstill.stages.candidates.options import CandidateOptions
-from potstill.stages.corpus import parse_columns
+from potstill.stages.corpus import load_data
 from potstill.train.rewards.detectors import normalize_language
 from potstill.train.rewards.language import LANGUAGE_KEY
 from potstill.train.rewards.thinking import ENGLISH_KEY
@@ -64,13 +62,13 @@ def load_questions(options: CandidateOptions) -> QuestionSet:
 
     Splits that files are named by stay as they are; else a twentieth is held out by id.
 
-    Raises: as `load_prompts` does; UsageError for a stream.
+    Raises: as `load_prompts` does.
     """
-    if _has_named_splits(train := _load(options, "train")):
-        corpora = [train, _load(options, "validation")]
+    if _has_named_splits(train := load_data(options, load=load_prompts)):
+        corpora = [train, load_data(options, split="validation", load=load_prompts)]
         sets = [list(_read_questions(corpus, start)) for corpus, start in zip(corpora, (0, len(train)), strict=True)]
     else:
-        questions = list(_read_questions(_load(options, "all"), 0))
+        questions = list(_read_questions(load_data(options, split="all", load=load_prompts), 0))
         held_out = choose_held_out([_digest(question.key) for question in questions])
         sets = [[q for q, out in zip(questions, held_out, strict=True) if out == is_out] for is_out in (False, True)]
     digest = hashlib.sha256(json.dumps([[dict(q.row) for q in part] for part in sets], default=str).encode())
@@ -82,8 +80,9 @@ def load_questions(options: CandidateOptions) -> QuestionSet:
 
 def load_keys(data: str, options: CandidateOptions) -> frozenset[str]:
     """The keys of the questions of a data set; of one whose splits are named, those that are trained on."""
-    corpus = _load(options, "train", data)
-    corpus = corpus if _has_named_splits(corpus) else _load(options, "all", data)
+    options = replace(options, data=data, mix_exponent=1.0)
+    corpus = load_data(options, load=load_prompts)
+    corpus = corpus if _has_named_splits(corpus) else load_data(options, split="all", load=load_prompts)
     return frozenset(question.key for question in _read_questions(corpus, 0))
 
 
@@ -124,15 +123,6 @@ def check_columns(questions: Iterable[Question], columns: Collection[str], *, re
                 f"the row of {question.text[:60]!r} has no `{missing[0]}`, which {reader} reads; add the column, or "
                 f"leave the row out"
             )
-
-
-def _load(options: CandidateOptions, split: str, data: str | None = None) -> Corpus:
-    corpus = load_prompts(
-        data or options.data, split=split, columns=parse_columns(options.columns), on_bad_row=options.on_bad_row
-    )
-    if not isinstance(corpus.documents, Dataset):
-        raise UsageError(f"{corpus.name} is streamed, and a selection needs all of its prompts; download it first")
-    return corpus
 
 
 def _has_named_splits(corpus: Corpus) -> bool:

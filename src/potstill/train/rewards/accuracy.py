@@ -24,7 +24,6 @@ MISSING_NOTE = (
 )
 
 
-@register_reward("accuracy", help="1 for the right answer, else 0", columns=(ANSWER_KEY,))
 @dataclass(frozen=True)
 class Accuracy:
     r"""1 for a completion with the `answer` of its row, else 0.
@@ -95,3 +94,9 @@ class Accuracy:
                 )
             self.failures[verdict.failure] += 1
         return verdict
+
+
+@register_reward("accuracy", help="1 for the right answer, else 0", columns=(ANSWER_KEY,))
+def build_accuracy(compat: str = "clean") -> Accuracy:
+    """The accuracy with the options that a text can state. Raises: as `Accuracy` does."""
+    return Accuracy(compat)
