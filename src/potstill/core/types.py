@@ -80,6 +80,11 @@ Weights = Mapping[str, Tensor]
 Terms = Mapping[str, Tensor]  # named scalar sums over rows, undivided
 
 
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """The batch with all of its tensors on `device`."""
+    return {name: values.to(device) for name, values in batch.items()}
+
+
 def supervised_positions(batch: Batch) -> tuple[Bool[Tensor, "B T"], Int[Tensor, " N"], Int[Tensor, " N"]]:
     """(positions, targets, documents) of all predictions: where, of which token or class, and in which document.
 

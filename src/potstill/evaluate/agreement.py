@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from potstill.core.errors import UsageError, VocabularyMismatch
 from potstill.core.screen import track
-from potstill.core.types import Needs, Signals, supervised_positions
+from potstill.core.types import Needs, Signals, move_batch, supervised_positions
 from potstill.evaluate.perplexity import Scores, compute_nll, count_scored_bytes, count_scored_tokens, sum_by_row
 from potstill.evaluate.scoring_windows import Pack, Row, ScoringConfig, build_packs
 from potstill.models.inference import get_max_context, inference_context
@@ -159,4 +159,4 @@ def _get_row_indices(pack: Pack) -> Tensor:
 
 
 def _move_to_device(pack: Pack, device: torch.device) -> Pack:
-    return Pack({name: tensor.to(device) for name, tensor in pack.batch.items()}, pack.row_indices)
+    return Pack(move_batch(pack.batch, device), pack.row_indices)

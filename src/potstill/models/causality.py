@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import Needs, SignalSource
+from potstill.core.types import Needs, SignalSource, move_batch
 from potstill.models.dense_experts import dense_experts
 from potstill.models.eval_mode import eval_mode
 from potstill.models.probing import is_unmoved
@@ -46,7 +46,7 @@ def _is_task_model_causal(network: nn.Module, *, length: int = 12) -> bool:
             "position_ids": torch.arange(length)[None],
             "documents": torch.zeros_like(probe_ids),
         }
-        batch = {name: values.to(embedding.weight.device) for name, values in batch.items()}
+        batch = move_batch(batch, embedding.weight.device)
         with eval_mode(network), dense_experts(network):
             rows.append(compute_signals(network, batch, Needs(torch.ones_like(batch["labels"], dtype=torch.bool))).rows)
     return is_unmoved(*(states[: length // 2] for states in rows))

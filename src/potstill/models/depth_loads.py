@@ -8,7 +8,7 @@ from torch import nn
 
 from potstill.core.blueprint import Layer
 from potstill.core.depth import EXECUTED
-from potstill.core.types import Batch, Needs
+from potstill.core.types import Batch, Needs, move_batch
 from potstill.models.eval_mode import eval_mode
 from potstill.models.hf_causal_lm import PotstillForCausalLM
 from potstill.models.signals import compute_signals
@@ -20,7 +20,7 @@ def measure_loads(model: PotstillForCausalLM, batches: Iterable[Batch]) -> list[
     shares = []
     with eval_mode(model):
         for batch in batches:
-            device_batch = {name: values.to(model.device) for name, values in batch.items()}
+            device_batch = move_batch(batch, model.device)
             needs = Needs(device_batch["documents"] >= 0, extras=frozenset({EXECUTED}))
             shares.append(compute_signals(model, device_batch, needs).extras[EXECUTED])
     return torch.cat(shares).mean(0).tolist()

@@ -9,7 +9,7 @@ from potstill.core.blueprint import Blueprint
 from potstill.core.card import Card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.elastic import Size, read_sizes
-from potstill.core.types import Batch
+from potstill.core.types import Batch, move_batch
 from potstill.data.row_reader import Language
 from potstill.evaluate.size import (
     count_blueprint_parameters,
@@ -64,7 +64,7 @@ class ConvertConfig(ConvertOptions):
             batches, data = self._load_batches(loaded, backbone.blueprint)
             device = resolve_device(self.device)
             with autocast(device, resolve_dtype(self.dtype, device_type=str(device))):
-                batches = [{name: values.to(device) for name, values in batch.items()} for batch in batches]
+                batches = [move_batch(batch, device) for batch in batches]
                 converted, decisions = self.conversion.convert(backbone.to(device), batches)
             facts = describe_conversion(backbone.blueprint, self.conversion, converted.blueprint)
             model = export_model(converted.cpu(), loaded.model)

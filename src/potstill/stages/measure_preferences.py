@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.screen import track
-from potstill.core.types import REFERENCE
+from potstill.core.types import REFERENCE, move_batch
 from potstill.data.packing import Packs, collate, pack
 from potstill.data.preference_tokens import PreferenceCounts, list_sides, tokenize_groups
 from potstill.data.preferences import load_preferences
@@ -43,7 +41,7 @@ def measure_preferences(config: MeasureOptions, stage: Mapping[str, Any]) -> dic
         check_same_text(reference, loaded, network=REFERENCE, has_template=config.chat_template is not None)
         check_context(config.context, loaded.model, reference.model)
         loaded.model.to(device)
-        batches = (move_batch(packs, i, device) for i in track(range(len(packs)), "preferences"))
+        batches = (move_batch(collate([packs[i]]), device) for i in track(range(len(packs)), "preferences"))
         scores[name] = score_preferences(
             loaded.model, reference.model, batches, vocabulary=loaded.vocabulary, dtype=dtype
         )
@@ -67,8 +65,3 @@ def read_packs(config: MeasureOptions, reference: LoadedModel) -> tuple[Packs, P
     )
     data = {"name": corpus.name, "digest": corpus.digest, "documents": config.documents, **corpus.provenance}
     return pack(tokenized.tokens, length=config.context), tokenized.counts, data
-
-
-def move_batch(packs: Packs, number: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """A pack as a batch on a device."""
-    return {name: values.to(device) for name, values in collate([packs[number]]).items()}

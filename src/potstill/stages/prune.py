@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from potstill.core.card import Card
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import InfeasibleTarget
+from potstill.core.types import move_batch
 from potstill.models.backbone import Backbone
 from potstill.models.families.registry import export_model, import_model
 from potstill.models.load import LoadedModel
@@ -76,7 +77,7 @@ class PruneConfig(PruneOptions):
         batches, facts = load_calibration_text(self, loaded, backbone.blueprint)
         device = resolve_device(self.device)
         with autocast(device, resolve_dtype(self.dtype, device_type=str(device))):
-            batches = [{name: values.to(device) for name, values in batch.items()} for batch in batches]
+            batches = [move_batch(batch, device) for batch in batches]
             pruned_model, decisions = shrink(backbone.to(device), target, batches, layers_by=self.layers_by)
         details = {
             "shape": dict(target),

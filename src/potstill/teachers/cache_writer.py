@@ -18,7 +18,7 @@ from torch import Tensor
 from potstill.core.atomic_files import atomic_file, hash_file
 from potstill.core.device import get_dtype_name
 from potstill.core.errors import UnsupportedModel
-from potstill.core.types import Batch, Needs, Signals, supervised_positions
+from potstill.core.types import Batch, Needs, Signals, move_batch, supervised_positions
 from potstill.data.packing import Packs, collate
 from potstill.models.fingerprint import fingerprint_teacher, fingerprint_tokenizer
 from potstill.models.load import LoadedModel
@@ -117,8 +117,7 @@ class CacheWriter:
 
     def _compute_signals(self, pack_numbers: range) -> tuple[Signals, Batch]:
         model = self.teacher.model
-        packed = collate([self.packs[i] for i in pack_numbers])
-        batch = {name: values.to(model.device) for name, values in packed.items()}
+        batch = move_batch(collate([self.packs[i] for i in pack_numbers]), model.device)
         needs = Needs(supervised_positions(batch)[0])
         return compute_signals(model, batch, needs, vocabulary=count_token_ids(self.teacher.tokenizer)), batch
 

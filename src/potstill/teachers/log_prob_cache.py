@@ -20,6 +20,7 @@ from potstill.core.types import (
     Batch,
     Needs,
     Signals,
+    move_batch,
     select_supervised_rows,
     supervised_positions,
 )
@@ -100,7 +101,7 @@ class LogProbWriter:
 
     def _encode_windows(self, number: int) -> Iterator[CachedWindow]:
         model = self.teacher.model
-        batch = {name: values.to(model.device) for name, values in collate([self.packs[number]]).items()}
+        batch = move_batch(collate([self.packs[number]]), model.device)
         positions, targets, owners = supervised_positions(batch)
         with inference_context(model, dtype=self.dtype):
             signals = compute_signals(model, batch, Needs(positions), vocabulary=self.teacher.vocabulary)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from potstill.core.screen import status
-from potstill.core.types import IGNORE, REFERENCE, SAMPLING_LOG_P, Batch, Needs, supervised_positions
+from potstill.core.types import IGNORE, REFERENCE, SAMPLING_LOG_P, Batch, Needs, move_batch, supervised_positions
 from potstill.data.pack_fields import OFFSETS, SIDES
 from potstill.data.packing import Packs, collate
 from potstill.decode.stop_tokens import find_stop_tokens
@@ -54,7 +54,7 @@ class AlignCheckInputs:
         """The first packs, each a batch on the device of the policy."""
         device = next(self.module.student.parameters()).device
         batches = (collate([self.packs[number]]) for number in range(min(NUM_PACKS, len(self.packs))))
-        return [{name: values.to(device) for name, values in batch.items()} for batch in batches]
+        return [move_batch(batch, device) for batch in batches]
 
     @cached_property
     def answers(self) -> list[Tensor]:
@@ -201,7 +201,8 @@ def check_gradient_accumulation(inputs: AlignCheckInputs) -> Check | None:
     """Two passes over one pack each give the sums of one pass over both."""
     if len(inputs.batches) < NUM_PACKS:
         return None
-    whole = move_batch(collate([inputs.packs[number] for number in range(NUM_PACKS)]), inputs.batches[0])
+    device = inputs.batches[0]["input_ids"].device
+    whole = move_batch(collate([inputs.packs[number] for number in range(NUM_PACKS)]), device)
     total = compute_sums(inputs.module, whole)
     parts = torch.stack([compute_sums(inputs.module, batch) for batch in inputs.batches]).sum(0)
     difference = relative_difference(parts, total)
@@ -211,11 +212,6 @@ def check_gradient_accumulation(inputs: AlignCheckInputs) -> Check | None:
         finding=f"within {difference:.1e}",
         why="a mean of means gives short passes too much weight",
     )
-
-
-def move_batch(batch: Batch, other: Batch) -> Batch:
-    """A batch on the device of another one."""
-    return {name: values.to(other["input_ids"].device) for name, values in batch.items()}
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from potstill.core.counts import count_noun
 from potstill.core.measure import Measure
 from potstill.core.measure_table import MEASURES
 from potstill.core.screen import track
-from potstill.core.types import REFERENCE
+from potstill.core.types import REFERENCE, move_batch
 from potstill.data.packing import Packs, collate
 from potstill.evaluate.bootstrap import bootstrap_interval
 from potstill.evaluate.preferences import PreferenceRecorder
@@ -38,7 +38,7 @@ class PreferenceEvaluator:
         sums, counts = [], []
         with eval_mode(module.student), torch.no_grad():
             for number in track(range(len(self.packs)), "held-out preferences"):
-                batch = {name: values.to(device) for name, values in collate([self.packs[number]]).items()}
+                batch = move_batch(collate([self.packs[number]]), device)
                 sums.append(recording(**batch)["sums"].double().cpu().numpy())
                 counts.append(recording.counts(batch).numpy())
         weights = np.array(list(recording.objective.weights.values()))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.core.types import IGNORE, Batch, get_view
+from potstill.core.types import IGNORE, Batch, get_view, move_batch
 from potstill.data.cross_tokenizer.packs import TokenizerInfo, compute_aligned_share
 from potstill.data.packing import Pack, Packs, collate
 from potstill.decode.stop_tokens import find_stop_tokens
@@ -111,8 +111,8 @@ def build_check_inputs(
         teacher=teacher,
         teacher_tokenizer=teacher_tokenizer,
         vocabulary=vocabulary,
-        batch=_move_to_device(collate(sample_documents(packs)), student.device),
-        full_pack=_move_to_device(collate([packs[0]]), student.device),
+        batch=move_batch(collate(sample_documents(packs)), student.device),
+        full_pack=move_batch(collate([packs[0]]), student.device),
         kind=kind,
         stop_share=compute_stop_share(packs, find_stop_tokens(student, student_tokenizer)),
         trained_share=packs.num_trained / (packs.num_tokens - len(packs.lengths)),
@@ -152,16 +152,16 @@ def build_cross_tokenizer_inputs(
             student=teacher.model,
             student_tokenizer=teacher.tokenizer,
             vocabulary=vocabularies["teacher"],
-            batch=_move_to_device(get_view(collate(documents), "teacher"), device),
-            full_pack=_move_to_device(teacher_batch, device),
+            batch=move_batch(get_view(collate(documents), "teacher"), device),
+            full_pack=move_batch(teacher_batch, device),
             stop_share=compute_shared_stop_share(full_packs, *stop_sets),
             trained_share=float((labels != IGNORE).float().mean()),
             role="teacher",
         ),
         readers=(paired_packs.student, paired_packs.teacher),
         module=module,
-        documents=[_move_to_device(collate([item]), device) for item in documents],
-        batch=_move_to_device(collate(documents), device),
+        documents=[move_batch(collate([item]), device) for item in documents],
+        batch=move_batch(collate(documents), device),
         full_packs=full_packs,
         aligned_share=compute_aligned_share(paired_packs, max_packs=MAX_SAMPLED),
     )
@@ -221,10 +221,6 @@ def compute_stop_share(packs: Packs, stops: frozenset[int]) -> float:
 def _get_last_trained_token(labels: Any) -> int:
     trained_labels = labels[labels != IGNORE]
     return int(trained_labels[-1]) if len(trained_labels) else IGNORE
-
-
-def _move_to_device(batch: Batch, device: torch.device) -> Batch:
-    return {name: values.to(device) for name, values in batch.items()}
 
 
 def build_module(

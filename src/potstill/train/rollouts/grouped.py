@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from potstill.core.errors import TrainingStalled
 from potstill.core.ranks import get_rank
-from potstill.core.types import MAX_TOKENS, OLD_LOG_P, ROWS, Batch, Needs, supervised_positions
+from potstill.core.types import MAX_TOKENS, OLD_LOG_P, ROWS, Batch, Needs, move_batch, supervised_positions
 from potstill.data.packing import collate, make_pack
 from potstill.models.eval_mode import eval_mode
 from potstill.models.signals import compute_signals
@@ -135,7 +135,7 @@ class GroupedRollout:
         batch = collate([make_pack(documents)])
         limit = torch.tensor(self.sampler.max_tokens)
         batch |= {"sampled": torch.ones_like(batch["input_ids"], dtype=torch.bool), MAX_TOKENS: limit}
-        return {name: values.to(device) for name, values in batch.items()}
+        return move_batch(batch, device)
 
     @torch.no_grad()
     def _add_old_log_p(self, batch: Batch, student: nn.Module) -> Batch:

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.core.types import Batch
+from potstill.core.types import Batch, move_batch
 from potstill.data.packing import Pack, collate
 from potstill.decode.generate import generate
 from potstill.decode.sampling import Sampling
@@ -90,7 +90,7 @@ class CompletionSampler:
         pack = join_documents(documents)
         sampled = torch.tensor([document.sampled for document in documents]).repeat_interleave(pack["lengths"])
         batch = {**collate([self.extend_pack(pack)]), "sampled": sampled[None]}
-        return {name: values.to(device) for name, values in batch.items()}
+        return move_batch(batch, device)
 
 
 @dataclass(frozen=True, kw_only=True)
