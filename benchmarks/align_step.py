@@ -40,7 +40,7 @@ from setting.preferences import (
     make_trl_trainer,
     save_policy,
 )
-from setting.sides import Side, ask_once, serve
+from setting.sides import ask_once, serve, take_turns
 from setting.steps import make_optimizer
 
 RESTS_ON = [
@@ -78,21 +78,8 @@ def main() -> None:
         save_policy(Path(folder) / POLICY)
         equality = ask_once(["--side", "equality"], [folder, batches[: options.equal_steps]])
         ask_once(["--side", "capture"], [folder, batches])
-        replies = take_steps(batches, folder)
+        replies = take_turns(SIDES, batches, ["--folder", folder])
     print(report(replies, batches, equality, options))
-
-
-def take_steps(batches: list[list[Pair]], folder: str) -> dict[str, list[dict[str, float]]]:
-    """Every step of every side, in turn."""
-    sides = {name: Side(["--side", name, "--folder", folder]) for name in SIDES}
-    replies: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for number, batch in enumerate(batches):
-        for name, side in sides.items():
-            replies[name].append(side.ask(batch))
-            print(f"step {number} {name}: {replies[name][-1]}", file=sys.stderr)
-    for side in sides.values():
-        side.close()
-    return replies
 
 
 def report(

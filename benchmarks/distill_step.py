@@ -15,7 +15,6 @@ show the gap.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from setting.document import command_line, document, refuse_on_red
 from setting.memory import peak
 from setting.pair import count_matrix_weights, load_pair
 from setting.roofline import roofline
-from setting.sides import Side, ask_once, serve
+from setting.sides import ask_once, serve, take_turns
 from setting.steps import Step, make_optimizer, make_potstill_step, make_trl_step
 from setting.text import CONTEXT, load_documents, write_texts
 
@@ -66,24 +65,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_texts(Path(folder) / TEXTS, sum(map(len, batches)))
         cached = ask_once(["--side", "capture"], folder)
-        replies = take_steps(batches, folder, options)
+        replies = take_turns(SIDES, batches, ["--seed", str(options.seed), "--folder", folder])
     print(report(replies, batches, cached, options))
-
-
-def take_steps(
-    batches: list[list[list[int]]], folder: str, options: argparse.Namespace
-) -> dict[str, list[dict[str, float]]]:
-    """Every step of every side, in turn."""
-    shared = ["--seed", str(options.seed), "--folder", folder]
-    sides = {name: Side(["--side", name, *shared]) for name in SIDES}
-    replies: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for number, batch in enumerate(batches):
-        for name, side in sides.items():
-            replies[name].append(side.ask(batch))
-            print(f"step {number} {name}: {replies[name][-1]}", file=sys.stderr)
-    for side in sides.values():
-        side.close()
-    return replies
 
 
 def report(

@@ -32,6 +32,21 @@ class Side:
         self.process.wait()
 
 
+def take_turns(
+    names: Sequence[str], questions: Sequence[Any], arguments: Sequence[str]
+) -> dict[str, list[dict[str, float]]]:
+    """The answers of every side to all questions, one question after the other; a side has `arguments` and its name."""
+    sides = {name: Side(["--side", name, *arguments]) for name in names}
+    replies: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for number, question in enumerate(questions):
+        for name, side in sides.items():
+            replies[name].append(side.ask(question))
+            print(f"step {number} {name}: {replies[name][-1]}", file=sys.stderr)
+    for side in sides.values():
+        side.close()
+    return replies
+
+
 def serve(make: Callable[[], Callable[[Any], Any]], *, retain_memory: bool = False) -> None:
     """Runs the child: `make` returns the function that answers until the parent has no more questions.
 

@@ -10,6 +10,7 @@ from potstill.core.types import (
     Signals,
     get_view,
     gold_mask,
+    move_batch,
     next_token_positions,
     select_needed_rows,
     supervised_positions,
@@ -25,6 +26,11 @@ def test_a_position_is_supervised_if_its_next_token_is_trained_and_of_the_same_d
     assert positions.nonzero()[:, 1].tolist() == [0, 1, 3, 6]
     assert targets.tolist() == [11, 12, 21, 32]
     assert segment.tolist() == [0, 0, 1, 2]
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    moved = move_batch({"labels": torch.zeros(1, 2), "groups": torch.zeros(1)}, torch.device("meta"))
+    assert {name: values.device.type for name, values in moved.items()} == {"labels": "meta", "groups": "meta"}
 
 
 def test_the_first_token_of_a_document_is_never_a_target_even_if_it_is_labelled() -> None:

@@ -3,11 +3,13 @@
 import contextlib
 import glob
 import hashlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -178,6 +180,11 @@ def write_text(file: Path, text: str) -> None:
     """Write a file, whole or not at all."""
     with atomic_file(file) as staging:
         staging.write_text(text, encoding="utf-8")
+
+
+def write_rows(file: Path, rows: Iterable[Any]) -> None:
+    """Write rows as lines of JSON, whole or not at all; a value that JSON has no type for is written as text."""
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from potstill.core.atomic_files import write_text
+from potstill.core.atomic_files import write_rows
 from potstill.core.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"
@@ -37,7 +37,7 @@ def append_metrics(file: Path, entry: Mapping[str, Any]) -> None:
 
 def write_metrics(file: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Replace the file by these lines, completely or not at all."""
-    write_text(file, "".join(json.dumps(entry) + "\n" for entry in entries))
+    write_rows(file, entries)
 
 
 def _parse_line(file: Path, number: int, line: str) -> dict[str, Any]:

@@ -40,13 +40,13 @@ def _is_task_model_causal(network: nn.Module, *, length: int = 12) -> bool:
     ids, other_ids = torch.randint(3, embedding.num_embeddings, (2, 1, length), generator=generator)
     rows = []
     for probe_ids in (ids, torch.cat([ids[:, : length // 2], other_ids[:, length // 2 :]], 1)):
-        batch = {
+        columns = {
             "input_ids": probe_ids,
             "labels": probe_ids,
             "position_ids": torch.arange(length)[None],
             "documents": torch.zeros_like(probe_ids),
         }
-        batch = move_batch(batch, embedding.weight.device)
+        batch = move_batch(columns, embedding.weight.device)
         with eval_mode(network), dense_experts(network):
             rows.append(compute_signals(network, batch, Needs(torch.ones_like(batch["labels"], dtype=torch.bool))).rows)
     return is_unmoved(*(states[: length // 2] for states in rows))

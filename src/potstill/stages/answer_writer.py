@@ -1,13 +1,10 @@
 """Writes a model's answers to many documents, in batches; each document has its own random numbers."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from potstill.core.atomic_files import write_text
 from potstill.data.prompts import PromptTokenizer
 from potstill.decode.generate import generate
 from potstill.decode.sampling import Sampling
@@ -91,10 +88,3 @@ class AnswerWriter:
             return Answer("", TRUNCATED_ANSWER)
         text = self.loaded.tokenizer.decode(tokens, skip_special_tokens=True)
         return Answer(text) if text.strip() else Answer("", EMPTY_ANSWER)
-
-
-def load_part(file: Path, write: Callable[[], Sequence[Line]]) -> list[Line]:
-    """The lines of a part; if its file does not exist, `write` gives them and they are stored."""
-    if not file.exists():
-        write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in write()))
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -11,10 +11,6 @@ Source: Kim and Rush, "Sequence-Level Knowledge Distillation" (arXiv:1606.07947)
 answers are greedy or sampled, without beam search.
 """
 
-import hashlib
-import json
-import shutil
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,32 +21,28 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 
-from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER, atomic_folder, write_text
-from potstill.core.card import Card, Parent, read_card
-from potstill.core.device import resolve_device, resolve_dtype
-from potstill.core.errors import DataError, OutputExists, UsageError
+from potstill.core.errors import DataError, UsageError
 from potstill.data.corpus import Corpus
 from potstill.data.turns import is_trained, to_message, to_row
-from potstill.models.load import load_model
-from potstill.stages.answer_writer import AnswerWriter, Line, load_part
-from potstill.stages.console import explain_write_errors, get_command
+from potstill.models.load import LoadedModel
+from potstill.stages.answer_writer import AnswerWriter
 from potstill.stages.corpus import load_data
+from potstill.stages.dataset_parts import (
+    PROMPTS_PER_PART,
+    SPLITS,
+    DatasetJob,
+    DatasetStage,
+    GeneratedDataset,
+    load_parts,
+)
 from potstill.stages.generate_options import GenerateDatasetOptions, check_rewriting
-from potstill.stages.option_checks import check_single_process
-from potstill.stages.preflight import StageInputs
 from potstill.stages.rewrite_prompts import rewrite_prompts
-from potstill.stages.run_folder import explain_interrupt, reserve_output, training_folder
-from potstill.stages.run_record import RunRecord
-from potstill.stages.stage import make_parent, to_plain_dict
-from potstill.stages.text_options import prepare_tokenizer
 
-PROMPTS_PER_PART = 64  # finished parts stay when the stage is stopped
-SPLITS = ("train", "validation")
 MAX_VALIDATION_DOCUMENTS = 1000  # of the validation set
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateDatasetConfig(GenerateDatasetOptions):
+class GenerateDatasetConfig(GenerateDatasetOptions, DatasetStage):
     """Answers of `model` to the first `documents` prompts of `data` (0: all), greedy or sampled at a `temperature`.
 
     An answer that is empty, or has no stop token within `max_tokens`, is left out and counted. Each document has its
@@ -63,86 +55,33 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, minimum in (("documents", 0), ("max_tokens", 1), ("batch", 1), ("seed", 0)):
-            if getattr(self, name) < minimum:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")
         if not self.temperature >= 0:
             raise UsageError(f"temperature is {self.temperature}; it must be at least 0 (0 is greedy)")
         check_rewriting(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The stage and its options as plain data."""
-        return to_plain_dict(self)
-
-    def run(self, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
-        """Writes the data set to `out`, which holds only `training/` until it is complete, and returns its card.
-
-        Raises: UsageError, NotFound, DataError, OutputExists before anything is written; Interrupted with the finished
-            parts left for `resume`.
-        """
-        check_single_process()
-        with reserve_output(
-            out,
-            self.inputs,
-            overwrite=overwrite,
-            resume=resume,
-            options=self.to_dict(),
-            resumable=(TRAINING_FOLDER, CARD_FILE),
-        ):
-            if resume and (out / CARD_FILE).is_file() and not (out / TRAINING_FOLDER).is_dir():
-                return self._read_finished_card(out)
-            return self._write(out, overwrite=not resume)
-
-    @property
-    def inputs(self) -> StageInputs:
-        """What the stage reads."""
-        return StageInputs(models=(self.model,), data=(self.data,))
-
-    def _write(self, out: Path, *, overwrite: bool) -> dict[str, Any]:
-        """Writes the data set, or with `overwrite` off what is missing of it."""
-        loaded = load_model(self.model, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
-        saved = None if overwrite else RunRecord.from_folder(out / TRAINING_FOLDER)
-        text_facts = prepare_tokenizer(loaded.tokenizer, self, origins=None if saved is None else saved.origins)
-        corpora = [load_data(self, split=split) for split in SPLITS]
-        documents = self.select_documents(corpora[0])
-        device = resolve_device(self.device)
-        dtype = resolve_dtype(self.dtype, device_type=str(device))
-        loaded.move_to(device, dtype)
-        origins = {"model": loaded.digest, "text": corpora[0].digest, "dtype": str(dtype), "device": device.type}
-        template = str(loaded.tokenizer.chat_template)  # of which the text above holds nothing
-        origins |= {"template": hashlib.sha256(template.encode()).hexdigest(), **text_facts}
-        record = RunRecord(options=self.to_dict(), origins=origins)
-        writer, start = AnswerWriter(loaded, self), time.perf_counter()
-        with (
-            explain_write_errors(out),
-            explain_interrupt(out, saved="every finished part", is_resumable=has_finished_part),
-            training_folder(out, record, overwrite=overwrite, is_resumable=has_finished_part) as folder,
-        ):
-            documents, facts = self._answer_documents(writer, documents, folder)
-            parents, seconds = [make_parent("teacher, who answered", loaded)], time.perf_counter() - start
-            return self._publish(out, documents, corpora, facts, parents, seconds)
+    def prepare(self) -> DatasetJob:
+        """The documents to answer. Raises: NotFound, DataError as `load_data` does, and as `select_documents`."""
+        corpus, held_out = (load_data(self, split=split) for split in SPLITS)
+        return DatasetJob(
+            write=partial(self._answer_documents, self.select_documents(corpus), held_out),
+            role="teacher, who answered",
+            data={"asked": corpus.name, "kind": corpus.kind, "text_digest": corpus.digest},
+        )
 
     def _answer_documents(
-        self, writer: AnswerWriter, documents: Sequence[Mapping[str, Any]], folder: Path
-    ) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
-        """The answered documents of all parts, and the facts for the card."""
-        rewritten = rewrite_prompts(self, writer, documents, folder, size=PROMPTS_PER_PART)
-        lines: list[Line] = []
-        for number, offset in enumerate(range(0, len(rewritten.documents), PROMPTS_PER_PART)):
-            part = rewritten.documents[offset : offset + PROMPTS_PER_PART]
-            lines += load_part(folder / f"part-{number:05}.jsonl", partial(self._write_part, writer, part, offset))
-        answered_documents = [line["document"] for line in lines if "document" in line]
+        self, documents: Sequence[Mapping[str, Any]], held_out: Corpus, loaded: LoadedModel, folder: Path
+    ) -> GeneratedDataset:
+        """The answered documents of all parts, the held-out ones as they are, and the facts for the card."""
+        writer, size = AnswerWriter(loaded, self), PROMPTS_PER_PART
+        rewritten = rewrite_prompts(self, writer, documents, folder, size=size)
+        lines = load_parts(folder, "part", rewritten.documents, partial(self._write_part, writer), size=size)
+        answered_documents = [to_row(line["document"]) for line in lines if "document" in line]
         skip_counts = dict(rewritten.drop_counts + Counter(line["left_out"] for line in lines if "left_out" in line))
         if not answered_documents:
-            shutil.rmtree(folder)
             raise DataError(f"{self.model} gives no answer that could be trained on: {skip_counts}; raise --max-tokens")
-        return answered_documents, {"answers": len(answered_documents), "left_out": skip_counts, **rewritten.facts}
-
-    def _read_finished_card(self, out: Path) -> dict[str, Any]:
-        card = read_card(out)
-        if card.get("stage") != self.to_dict():
-            raise OutputExists(f"{out} holds other answers, which are complete; choose another --out")
-        return card
+        facts = {"answers": len(answered_documents), "left_out": skip_counts, **rewritten.facts}
+        validation = [to_row(document) for document in islice(held_out.documents, MAX_VALIDATION_DOCUMENTS)]
+        return GeneratedDataset(answered_documents, validation, facts)
 
     def select_documents(self, corpus: Corpus) -> list[Mapping[str, Any]]:
         """The documents whose prompts the model answers.
@@ -166,32 +105,6 @@ class GenerateDatasetConfig(GenerateDatasetOptions):
             for n, answer in answers.items()
         ]
 
-    def _publish(
-        self,
-        out: Path,
-        answered_documents: Sequence[Mapping[str, Any]],
-        corpora: Sequence[Corpus],
-        facts: dict[str, Any],
-        parents: Sequence[Parent],
-        seconds: float,
-    ) -> dict[str, Any]:
-        validation_documents = islice(corpora[1].documents, MAX_VALIDATION_DOCUMENTS)
-        with atomic_folder(out, overwrite=True) as staging_folder:
-            for split, documents in zip(SPLITS, (answered_documents, validation_documents), strict=True):
-                text = "".join(json.dumps(to_row(document), ensure_ascii=False) + "\n" for document in documents)
-                write_text(staging_folder / f"{split}.jsonl", text)
-            card = Card(
-                stage=self.to_dict(),
-                seed=self.seed,
-                parents=parents,
-                data={"asked": corpora[0].name, "kind": corpora[0].kind, "text_digest": corpora[0].digest},
-                cost={"seconds": seconds},
-                details=facts,
-                command=get_command(),
-            )
-            card.write(staging_folder)
-        return card.to_dict()
-
 
 def truncate_to_first_answer(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """A pair as it is, or a chat up to its first answer, so that only the teacher's answer is trained on."""
@@ -207,8 +120,3 @@ def replace_answer(document: Mapping[str, Any], text: str) -> dict[str, Any]:
     last_answer = max(n for n, message in enumerate(document["messages"]) if message["role"] == "assistant")
     messages = [*document["messages"][:last_answer], {"role": "assistant", "content": text}]
     return to_row({**document, "messages": messages})
-
-
-def has_finished_part(folder: Path) -> bool:
-    """Whether a training folder holds a finished part, of answers or of rewritten prompts."""
-    return any(folder.glob("*-*.jsonl"))

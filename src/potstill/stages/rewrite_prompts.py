@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 from potstill.data.turns import is_trained, to_message
 from potstill.evaluate.similarity import PromptPool
-from potstill.stages.answer_writer import Answer, AnswerWriter, Line, load_part
+from potstill.stages.answer_writer import Answer, AnswerWriter, Line
+from potstill.stages.dataset_parts import load_part, load_parts
 from potstill.stages.generate_options import GenerateDatasetOptions, parse_language_shares
 
 Document = Mapping[str, Any]
@@ -82,10 +83,7 @@ def rewrite_prompts(
         documents = _take_documents(lines, drop_counts)[: options.self_instruct]
         facts["new_prompts"] = {"written": len(lines), "taken": len(documents)}
     if options.translate:
-        lines = []
-        for number, offset in enumerate(range(0, len(documents), size)):
-            write = partial(_translate, options, writer, documents[offset : offset + size], offset)
-            lines += load_part(folder / f"translate-{number:05}.jsonl", write)
+        lines = load_parts(folder, "translate", documents, partial(_translate, options, writer), size=size)
         documents = list(_drop_repetitions(_take_documents(lines, drop_counts), drop_counts))
         facts["languages"] = dict(Counter(document["language"] for document in documents).most_common())
     return RewrittenPrompts(documents, drop_counts, facts)

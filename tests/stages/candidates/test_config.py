@@ -25,7 +25,7 @@ def test_neither_the_batch_nor_the_parts_change_the_result(
     card = stage.run(tmp_path / "made")
     assert card["stage"] == stage.to_dict()
     assert {file.name for file in (tmp_path / "made").iterdir()} == {"train.jsonl", "validation.jsonl", "card.json"}
-    monkeypatch.setattr(sampler, "QUESTIONS_PER_PART", 3)
+    monkeypatch.setattr(sampler, "PROMPTS_PER_PART", 3)
     replace(stage, batch=2).run(tmp_path / "again")
     assert rows_of(tmp_path / "made") == rows_of(tmp_path / "again")
 
@@ -34,7 +34,7 @@ def test_a_stopped_selection_continues_to_the_same_rows(
     stage: CandidatesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = replace(stage, select="prefer", consistency="text", samples=8, max_tokens=12)
-    monkeypatch.setattr(sampler, "QUESTIONS_PER_PART", 4)
+    monkeypatch.setattr(sampler, "PROMPTS_PER_PART", 4)
     stage.run(tmp_path / "straight")
     original, calls = sampler.generate_samples, iter(range(100))
 

@@ -1,13 +1,12 @@
 """Draws samples for questions, part by part, so that a stopped stage continues."""
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 
-from potstill.core.atomic_files import write_text
 from potstill.core.errors import DataError
 from potstill.data.prompts import PromptTokenizer
 from potstill.decode.generate import generate_samples
@@ -18,13 +17,8 @@ from potstill.models.load import LoadedModel
 from potstill.models.tokenizers.vocabulary import count_token_ids
 from potstill.stages.candidates.options import CandidateOptions
 from potstill.stages.candidates.questions import Question
+from potstill.stages.dataset_parts import PROMPTS_PER_PART, cut_parts, load_part
 from potstill.train.rollouts.base import make_generator
-
-QUESTIONS_PER_PART = 64  # finished parts stay when the stage is stopped
-PART_PATTERN = "part-*.jsonl"
-
-
-T = TypeVar("T")
 
 
 class Candidate(NamedTuple):
@@ -58,18 +52,15 @@ class CandidateSampler:
 
         Raises: DataError with `on_bad_row="refuse"`, for a prompt that the template refuses.
         """
-        parts = cut_parts(questions, QUESTIONS_PER_PART)
+        parts = cut_parts(questions, PROMPTS_PER_PART)
         return [candidates for part in parts for candidates in self._load_part(part, count, first)]
 
     def _load_part(self, questions: Sequence[Question], count: int, first: int) -> list[list[Candidate]]:
         """The samples of the next part, drawn unless its file exists."""
         file = self.folder / f"part-{self.num_parts:05}.jsonl"
         self.num_parts += 1
-        if not file.exists():
-            content = [json.dumps(samples, ensure_ascii=False) for samples in self._sample(questions, count, first)]
-            write_text(file, "".join(line + "\n" for line in content))
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [[Candidate(*candidate) for candidate in json.loads(line)] for line in lines]
+        lines = load_part(file, partial(self._sample, questions, count, first))
+        return [[Candidate(*candidate) for candidate in line] for line in lines]
 
     def _sample(self, questions: Sequence[Question], count: int, first: int) -> list[list[Candidate]]:
         longest = get_max_context(self.loaded.model) - self.options.max_tokens
@@ -103,8 +94,3 @@ class CandidateSampler:
     def _decode(self, tokens: Sequence[int]) -> Candidate:
         text = self.loaded.tokenizer.decode(tokens, skip_special_tokens=True)
         return Candidate(text, tokens[-1] in self.stop_tokens)
-
-
-def cut_parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """The items in parts of `size`; the last one may be smaller."""
-    return [items[start : start + size] for start in range(0, len(items), size)]

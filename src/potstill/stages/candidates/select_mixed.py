@@ -21,8 +21,9 @@ from potstill.stages.candidates.questions import (
     find_pivot_questions,
     load_keys,
 )
-from potstill.stages.candidates.sampler import QUESTIONS_PER_PART, CandidateSampler, cut_parts
-from potstill.stages.candidates.selection import NO_SAMPLES, Selection, find_right
+from potstill.stages.candidates.sampler import CandidateSampler
+from potstill.stages.candidates.selection import NO_SAMPLES, find_right
+from potstill.stages.dataset_parts import PROMPTS_PER_PART, GeneratedDataset, cut_parts
 from potstill.train.rewards.thinking import ENGLISH_KEY
 from potstill.train.rewards.weighted import RewardSum
 
@@ -34,7 +35,7 @@ EXCLUDED, UNUSED = "excluded", "not needed for its language"
 
 def select_mixed(
     options: CandidateOptions, sampler: CandidateSampler, data: QuestionSet, reward: RewardSum
-) -> Selection:
+) -> GeneratedDataset:
     """The prompts with some right samples, and the held-out prompts as they are.
 
     Raises: DataError for a row without a column that the reward reads, or where no prompt is left.
@@ -70,7 +71,7 @@ def select_mixed(
         "left_out": dict(+left_out),
     }
     validation = [{**question.row, **get_english(question, pivots)} for question in data.validation]
-    return Selection(rows, validation, details)
+    return GeneratedDataset(rows, validation, details)
 
 
 def explain_flatness(num_right: int, num_samples: int) -> str:
@@ -97,7 +98,7 @@ def schedule(
     tiers = sorted({read_tier(question) for question in questions}, reverse=True) if per_language else [0.0]
     for tier in tiers:
         rest = [question for question in questions if not per_language or read_tier(question) == tier]
-        for part in cut_parts(rest, QUESTIONS_PER_PART):
+        for part in cut_parts(rest, PROMPTS_PER_PART):
             needed = [question for question in part if not is_full(counts.get(question.language, 0), per_language)]
             if needed:
                 yield needed

@@ -24,7 +24,8 @@ from potstill.stages.candidates.questions import (
     group_by_key,
 )
 from potstill.stages.candidates.sampler import Candidate, CandidateSampler
-from potstill.stages.candidates.selection import NO_SAMPLES, Selection
+from potstill.stages.candidates.selection import NO_SAMPLES
+from potstill.stages.dataset_parts import GeneratedDataset
 from potstill.train.rewards.accuracy import ANSWER_KEY, Accuracy
 from potstill.train.rewards.base import Completion
 from potstill.train.rewards.language import LANGUAGE_KEY
@@ -33,7 +34,7 @@ NO_AGREEMENT = "answers that tie, or that cannot be compared"
 Row = dict[str, Any]
 
 
-def select_preferences(options: CandidateOptions, sampler: CandidateSampler, data: QuestionSet) -> Selection:
+def select_preferences(options: CandidateOptions, sampler: CandidateSampler, data: QuestionSet) -> GeneratedDataset:
     """The pairs of the trained and of the held-out questions.
 
     Raises: DataError for a row without a language, or where no pair results.
@@ -50,7 +51,7 @@ def select_preferences(options: CandidateOptions, sampler: CandidateSampler, dat
         )
     languages = Counter(str(row[LANGUAGE_KEY]) for row in train)
     details = {"pairs": len(train), "languages": dict(languages), "left_out": dict(+left_out), **count_right(train)}
-    return Selection([drop_facts(row) for row in train], [drop_facts(row) for row in validation], details)
+    return GeneratedDataset([drop_facts(row) for row in train], [drop_facts(row) for row in validation], details)
 
 
 def make_embed(loaded: LoadedModel) -> Embed:

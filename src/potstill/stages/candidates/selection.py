@@ -1,7 +1,6 @@
-"""What a selection gives, and which samples are right."""
+"""Which samples are right."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 from potstill.stages.candidates.questions import Question
 from potstill.stages.candidates.sampler import Candidate
@@ -9,14 +8,6 @@ from potstill.train.rewards.base import Completion
 from potstill.train.rewards.weighted import RewardSum
 
 NO_SAMPLES = "no sample that ended, or a prompt that is too long"
-
-
-class Selection(NamedTuple):
-    """The rows of the data set that is written, and the facts for its card."""
-
-    train: Sequence[Mapping[str, Any]]
-    validation: Sequence[Mapping[str, Any]]
-    details: Mapping[str, Any]
 
 
 def find_right(reward: RewardSum, question: Question, candidates: Sequence[Candidate]) -> list[bool]:

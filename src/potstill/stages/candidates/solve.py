@@ -15,14 +15,17 @@ from potstill.core.errors import DataError
 from potstill.stages.candidates.options import ROUNDS, CandidateOptions
 from potstill.stages.candidates.questions import QuestionSet, check_columns, find_pivot_questions
 from potstill.stages.candidates.sampler import CandidateSampler
-from potstill.stages.candidates.selection import Selection, find_right
+from potstill.stages.candidates.selection import find_right
+from potstill.stages.dataset_parts import GeneratedDataset
 from potstill.train.rewards.thinking import SOLUTION_KEY, get_solution, get_thinking
 from potstill.train.rewards.weighted import RewardSum
 
 UNSOLVED = "unsolved"
 
 
-def solve(options: CandidateOptions, sampler: CandidateSampler, data: QuestionSet, reward: RewardSum) -> Selection:
+def solve(
+    options: CandidateOptions, sampler: CandidateSampler, data: QuestionSet, reward: RewardSum
+) -> GeneratedDataset:
     """All rows, with a solution where one is found. A row that has one keeps it, and is not sampled for.
 
     Raises: DataError where no row has a version in the pivot language, or one lacks a column that the reward reads.
@@ -50,7 +53,7 @@ def solve(options: CandidateOptions, sampler: CandidateSampler, data: QuestionSe
     rows = [add_solution(dict(question.row), solutions.get(question.key)) for question in data.train]
     num_solved = sum(bool(get_solution(row)) for row in rows)
     details = {"prompts": len(rows), "with_solution": num_solved, "rounds": {str(k): n for k, n in tries.items()}}
-    return Selection(rows, [dict(question.row) for question in data.validation], details)
+    return GeneratedDataset(rows, [dict(question.row) for question in data.validation], details)
 
 
 def list_rounds(samples: int) -> Sequence[int]:
