@@ -122,6 +122,7 @@ def align(
     compile: bool = False,
     shard: bool = False,
     report_to: Sequence[str] = (),
+    prompts_per_step: int = 0,
     lora: int = 0,
     train: str | None = None,
     device: str = "auto",
@@ -351,6 +352,10 @@ def plan(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     measure: bool = True,
+    reward: str | None = None,
+    samples: int = 8,
+    max_tokens: int = 64,
+    prompts_per_step: int = 0,
 ) -> Report:
     """Estimate memory, disk and time of `distill` with the same options; it writes nothing.
 

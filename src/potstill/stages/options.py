@@ -11,6 +11,7 @@ from potstill.core.errors import NotFound, UsageError
 from potstill.core.options import ALLOW_PICKLE, CONTEXT, DEVICE, DTYPE, SEED, TRUST_REMOTE_CODE, Option
 from potstill.models.tokenizers.named_templates import NAMED_TEMPLATES
 from potstill.objectives.options import ObjectiveChoice
+from potstill.stages.sampling_options import SamplingOptions
 from potstill.train.config import TrainConfig
 
 LOCAL_TEACHER_HELP = "A hub id, a folder, a .gguf file, or smollm2."
@@ -157,13 +158,14 @@ class DistillOptions(TextOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """The options of `plan`: those of the distillation, and where the rates come from."""
+    """The options of `plan`: those of the distillation, where the rates come from, and those of `align` for grpo."""
 
     distill: DistillOptions
     measure: bool = Option(
         True,
         "Run a few training steps in memory to measure rates; without them the plan is immediate and less accurate.",
     ).field()
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
 
 @dataclass(frozen=True, kw_only=True)

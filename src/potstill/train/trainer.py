@@ -92,16 +92,15 @@ class Trainer(transformers.Trainer):
         return {**batch, **make_noise(batch, alpha=self.neftune, seed=self.args.seed)}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """The order of the packs; with several updates the packs of a step come as often in a row."""
-        updates = count_updates(self.rollout)
-        if updates == 1:
+        """The order of the packs; a rollout of steps gets whole steps, each as often in a row as it is trained on."""
+        if not isinstance(self.rollout, StepRollout):
             return super()._get_train_sampler(train_dataset)
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         return RepeatSampler(
             len(dataset),
             size=size,
-            repeats=updates,
+            repeats=count_updates(self.rollout),
             seed=self.args.seed,
             get_epoch=lambda: int(self.state.epoch or 0),
         )

@@ -65,6 +65,20 @@ def test_a_dry_run_a_plan_and_the_doctor_know_the_job(
     assert "zero margin for a copy" in names
 
 
+def test_prompts_of_a_step_are_dry_run_saved_and_planned(potstill: Call, teacher: Path, tmp_path: Path) -> None:
+    data = written(tmp_path / "sums.jsonl", [{"prompt": f"{i}+1?", "answer": str(i + 1)} for i in range(60)])
+    options = ("--objective", "grpo", "--data", data, "--reward", "accuracy", "--samples", 4, "--max-tokens", 5)
+    options += ("--prompts-per-step", 16, "--context", 64, "--micro-tokens", 128, "--dtype", "float32")
+    first = json.loads(potstill("align", teacher, *options, "--out", tmp_path / "made", "--dry-run", "--json").out)
+    assert first["training"] == {"tokens": 56 * 64, "steps": 4, "passes": 1.0, "prompts_per_step": 16}
+    again = json.loads(potstill("align", "--config", tmp_path / "made.yaml", "--dry-run", "--json").out)
+    assert again["stage"] == first["stage"]
+    plan = json.loads(potstill("plan", "--student", teacher, *options, "--no-measure", "--json").out)
+    assert (plan["training"], plan["memory"]["peak"]) == (first["training"], first["memory"]["peak"])
+    refused = potstill("plan", "--student", teacher, "--teacher", teacher, "--data", data, "--prompts-per-step", 16)
+    assert "error: --prompts-per-step is for --objective grpo" in refused.err
+
+
 @pytest.mark.slow
 def test_a_plan_measures_steps_with_the_forward_of_the_reference(
     potstill: Call, teacher: Path, preferences: Path
@@ -82,6 +96,7 @@ def test_a_plan_measures_steps_with_the_forward_of_the_reference(
         (("--samples", 1), "error: --samples is 1; answers to a prompt are compared with one another"),
         (("--objective", "aligndistil"), "give --plus and --minus"),
         (("--reward", "accuracy"), "error: --reward is for grpo"),
+        (("--prompts-per-step", 8), "error: --prompts-per-step is for grpo"),
         ((), "error: no data is given; give --data"),
     ],
 )

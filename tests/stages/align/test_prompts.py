@@ -1,6 +1,7 @@
 """Policy gradients from end to end: prompts and a reward in, a model that earns more of it out."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from potstill.stages.align.prepare import prepare
 from potstill.stages.align.preview import preview_align
 from potstill.stages.align.run import align
 from potstill.train.rewards.base import Completion
+from potstill.train.rollouts.groups import GroupSampler
 
 REWARD = """
 def letters(completions):
@@ -93,11 +95,41 @@ def test_a_stopped_run_continues_to_the_same_weights(policy_config: AlignConfig,
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.parametrize("objective", ["grpo", "grpo:normalization=tokens,scale_rewards=batch"])
+def test_eight_passes_of_a_step_are_one(
+    objective: str, policy_config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also: every step has exactly its prompts, over the end of an epoch too."""
+    drawn: list[int] = []
+    draw = GroupSampler.draw
+
+    def record(sampler: GroupSampler, numbers: Sequence[int], *arguments: Any, **options: Any) -> Any:
+        drawn.extend([len(numbers)] if options["step"] >= 0 else [])
+        return draw(sampler, numbers, *arguments, **options)
+
+    monkeypatch.setattr(GroupSampler, "draw", record)
+    lines = {}
+    for micro in (64, 512):
+        settings = AlignTrainConfig(epochs=1.0, context=64, prompts_per_step=8, micro_tokens=micro, learning_rate=1e-3)
+        assert settings.accumulation_steps() == 512 // micro
+        run = align(replace(policy_config, objective=objective, settings=settings), tmp_path / str(micro), show=False)
+        lines[micro] = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    assert drawn == [8] * 10  # twice five steps for 37 prompts
+    for one, many in zip(lines[512], lines[64], strict=True):
+        for name in ("loss", "grad_norm", "reward", "sample_tokens", "sampling_gap"):
+            assert one[name] == pytest.approx(many[name], rel=1e-4, abs=1e-6), name
+
+
 def test_a_preview_counts_steps_and_samples_in_memory(policy_config: AlignConfig, tmp_path: Path) -> None:
     report = preview_align(policy_config, tmp_path / "out")
     assert report["training"]["steps"] == 6
     assert report["training"]["passes"] == pytest.approx(6 * 4 / 37)
     assert report["data"]["measured_on"] == "4 answers to each of 6 prompts"
+    assert report["training"]["prompts_per_step"] == 4
+    settings = AlignTrainConfig(epochs=2.0, context=64, prompts_per_step=20, micro_tokens=64)
+    larger = preview_align(replace(policy_config, settings=settings), tmp_path / "out")
+    assert (larger["training"]["steps"], larger["training"]["prompts_per_step"]) == (4, 20)
+    assert larger["memory"]["peak"] < report["memory"]["peak"], "a pass holds one group, and was two"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +142,7 @@ def test_a_preview_counts_steps_and_samples_in_memory(policy_config: AlignConfig
         ({"objective": "grpo:temperature=0"}, UsageError, "greedy samples would all be the same"),
         ({"reward": "accurracy"}, UsageError, "there is no reward 'accurracy'.*accuracy"),
         ({"reward": "language"}, DataError, "has no 'language', which the reward reads"),
+        ({"settings": replace(SETTINGS, prompts_per_step=50)}, UsageError, "a step takes 50 prompts, and there are 37"),
         ({"max_tokens": 20}, DataError, "4 answers of 20 tokens to a prompt of .* a pass holds groups of 64"),
     ],
 )

@@ -15,11 +15,18 @@ from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.options import AlignOptions
 from potstill.stages.align.prepare import prepare
 from potstill.stages.checks.report import Check
+from potstill.stages.sampling_options import check_no_sampling
 
 
 def is_alignment(options: Mapping[str, Any]) -> bool:
-    """Whether the objective of these options reads preferences, labels or prompts. Raises: UsageError."""
-    return ObjectiveConfig.from_options(options).data != "text"
+    """Whether the objective of these options reads preferences, labels or prompts.
+
+    Raises: UsageError, also for options of sampling beside an objective that trains on text.
+    """
+    if ObjectiveConfig.from_options(options).data != "text":
+        return True
+    check_no_sampling(options)
+    return False
 
 
 def make_align_config(options: Mapping[str, Any]) -> AlignConfig:

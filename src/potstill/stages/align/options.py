@@ -2,17 +2,21 @@
 
 from dataclasses import dataclass, field
 
+from potstill.core.errors import UsageError
 from potstill.core.options import ALLOW_PICKLE, DEVICE, DTYPE, TRUST_REMOTE_CODE, Option
 from potstill.stages.options import COLUMNS, SAVE_DTYPE, TextOptions
+from potstill.stages.sampling_options import ANSWER_TOKENS, NUM_SAMPLES, PROMPTS_PER_STEP, REWARD
 from potstill.train.config import TrainConfig
 
 EPOCHS, LEARNING_RATE, LORA_LEARNING_RATE = 1.0, 1e-6, 5e-6
-SAMPLES, MAX_TOKENS = 8, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignTrainConfig(TrainConfig):
     """The settings of a training run with the defaults of alignment: one epoch, a small learning rate, no decay.
+
+    With `prompts_per_step` P, `batch_tokens` are P times `context`, the most that the groups of P prompts can have. A
+    pass holds as many groups as `micro_tokens` allow at their longest.
 
     Source: Rafailov et al., "Direct Preference Optimization" (arXiv:2305.18290), appendix B: a learning rate of 1e-6.
     Departs from the paper: AdamW and a cosine decay, where the paper has RMSprop and a constant rate.
@@ -30,6 +34,7 @@ class AlignTrainConfig(TrainConfig):
     batch_tokens: int = Option(
         4096, "Tokens per optimizer step, in total over all processes and forward passes."
     ).field()
+    prompts_per_step: int = PROMPTS_PER_STEP.field()
     learning_rate: float = field(
         default=LEARNING_RATE,
         metadata={
@@ -47,7 +52,23 @@ class AlignTrainConfig(TrainConfig):
     def __post_init__(self) -> None:
         if self.tokens is None and self.epochs is None:
             object.__setattr__(self, "epochs", EPOCHS)
+        if self.prompts_per_step < 0:
+            raise UsageError(f"prompts_per_step is {self.prompts_per_step}; it must be at least 0, such as 32")
+        if self.prompts_per_step:
+            object.__setattr__(self, "batch_tokens", self.prompts_per_step * self.context)
         super().__post_init__()
+
+    def packs_per_pass(self, world_size: int = 1) -> int:
+        """Packs in one forward pass, as in `TrainConfig`.
+
+        Raises: UsageError if the prompts or packs of a step are not a multiple of the ranks.
+        """
+        if self.prompts_per_step % world_size:
+            raise UsageError(
+                f"a step of {self.prompts_per_step} prompts cannot be split evenly over {world_size} ranks; make "
+                f"--prompts-per-step a multiple of {world_size}"
+            )
+        return super().packs_per_pass(world_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +103,9 @@ class AlignOptions(TextOptions):
     minus: str | None = Option[str | None](
         None, "For aligndistil: the model that prefers rejected answers, or its cache with hidden states."
     ).field()
-    reward: str | None = Option[str | None](
-        None, "For grpo: what scores an answer, such as accuracy+language or FILE.py:NAME; docs/rewards.md lists them."
-    ).field()
-    samples: int = Option(SAMPLES, "For grpo: answers to each prompt, which are compared with one another.").field()
-    max_tokens: int = Option(MAX_TOKENS, "For grpo: most tokens of an answer.").field()
+    reward: str | None = REWARD.field()
+    samples: int = NUM_SAMPLES.field()
+    max_tokens: int = ANSWER_TOKENS.field()
     on_policy: float = Option(
         0.0, "For aligndistil: share of the prompts that the model itself answers in training, 0 to 1."
     ).field()

@@ -70,7 +70,12 @@ def describe_run(config: AlignConfig, out: Path) -> dict[str, Any]:
         **{name: place for name, place in frozen.items() if place is not None},
         "objective": config.objective,
         "data": {**describe_text(data.facts), "measured_on": data.evaluator.subject},
-        "training": {"tokens": tokens, "steps": settings.steps, "passes": tokens / available},
+        "training": {
+            "tokens": tokens,
+            "steps": settings.steps,
+            "passes": tokens / available,
+            **({"prompts_per_step": settings.packs_per_step} if config.loss.data == "prompts" else {}),
+        },
         "memory": resources.get("memory"),
         "disk": resources.get("disk"),
     }

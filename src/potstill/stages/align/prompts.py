@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.errors import DataError
+from potstill.core.errors import DataError, UsageError
 from potstill.core.screen import status
 from potstill.data.corpus import Corpus, remove_held_out
 from potstill.data.prompt_rows import Prompt, load_prompts, pack_prompts, read_prompts
@@ -55,6 +55,7 @@ def read_prompt_data(config: AlignConfig, tokenizer: PreTrainedTokenizerBase) ->
     corpus = remove_held_out(corpus, held_out_corpus.documents)
     read = PromptTokenizer(tokenizer, special_in_text=config.special_in_text)
     prompts = select_prompts(config, corpus, read_prompts(corpus.documents, read, columns=reward.columns))
+    check_prompts_per_step(config, len(prompts))
     documents = held_out_corpus.documents.select(range(min(config.documents, len(held_out_corpus))))
     held_out = select_prompts(config, held_out_corpus, read_prompts(documents, read, columns=reward.columns))
     packs, validation_packs = pack_prompts(prompts), pack_prompts(held_out)
@@ -98,6 +99,15 @@ def select_prompts(config: AlignConfig, corpus: Corpus, prompts: Sequence[Prompt
     if len(selected) < len(prompts):
         print_note(f"{corpus.name}: left out {len(prompts) - len(selected):,} with {TOO_LONG} into --context {context}")
     return selected
+
+
+def check_prompts_per_step(config: AlignConfig, count: int) -> None:
+    """Refuse steps of more prompts than there are. Raises: UsageError."""
+    if config.settings.packs_per_step > count:
+        raise UsageError(
+            f"a step takes {config.settings.packs_per_step:,} prompts, and there are {count:,} to train on; lower "
+            f"--prompts-per-step, or give more --data"
+        )
 
 
 def count_group_tokens(prompt_tokens: int | float, samples: int, max_tokens: int) -> int | float:

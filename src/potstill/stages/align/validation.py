@@ -7,7 +7,8 @@ from potstill.core.types import MINUS, PLUS, REFERENCE
 from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.cross_entropy import CROSS_ENTROPY
 from potstill.objectives.policy_options import PolicyOptions
-from potstill.stages.align.options import MAX_TOKENS, SAMPLES, AlignOptions
+from potstill.stages.align.options import AlignOptions
+from potstill.stages.sampling_options import MAX_TOKENS, SAMPLES
 
 
 def check_objective(objective: ObjectiveConfig) -> None:
@@ -93,8 +94,13 @@ def check_sampling(config: AlignOptions, objective: ObjectiveConfig) -> None:
             )
         get_policy_options(objective)
         return
-    values = {"--reward": (config.reward, None), "--samples": (config.samples, SAMPLES)}
-    for flag, (value, default) in {**values, "--max-tokens": (config.max_tokens, MAX_TOKENS)}.items():
+    values = {
+        "--reward": (config.reward, None),
+        "--samples": (config.samples, SAMPLES),
+        "--max-tokens": (config.max_tokens, MAX_TOKENS),
+        "--prompts-per-step": (config.settings.prompts_per_step, 0),
+    }
+    for flag, (value, default) in values.items():
         if value != default:
             raise UsageError(
                 f"{flag} is for grpo, which samples answers; {objective.name} reads them from the data, so omit it"

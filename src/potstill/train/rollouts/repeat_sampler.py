@@ -1,4 +1,4 @@
-"""The order of prompts where several optimizer steps train on the samples of one."""
+"""The order of prompts for steps that have a fixed number of them, and whose samples several steps may train on."""
 
 from collections.abc import Callable, Iterator
 
@@ -21,8 +21,7 @@ class RepeatSampler(Sampler[int]):
     def __init__(self, num_items: int, *, size: int, repeats: int, seed: int, get_epoch: Callable[[], int]) -> None:
         if num_items < size:
             raise UsageError(
-                f"a step takes {size} prompts, and with several updates of each there have to be so many; there are "
-                f"{num_items}, so lower --batch-tokens or give more --data"
+                f"a step takes {size} prompts, and there are {num_items}; lower --prompts-per-step, or give more --data"
             )
         self.num_items, self.size, self.repeats = num_items, size, repeats
         self.seed, self.get_epoch = seed, get_epoch

@@ -1,0 +1,41 @@
+"""The options of the answers that a policy gradient samples, for `align` and `plan`. Nothing here imports torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from potstill.core.errors import UsageError
+from potstill.core.options import Option, list_options
+
+SAMPLES, MAX_TOKENS = 8, 64
+
+REWARD = Option[str | None](
+    None, "For grpo: what scores an answer, such as accuracy+language or FILE.py:NAME; docs/rewards.md lists them."
+)
+NUM_SAMPLES = Option(SAMPLES, "For grpo: answers to each prompt, which are compared with one another.")
+ANSWER_TOKENS = Option(MAX_TOKENS, "For grpo: most tokens of an answer.")
+PROMPTS_PER_STEP = Option(
+    0,
+    "For grpo: prompts of an optimizer step over all processes, in place of --batch-tokens; 0: --batch-tokens divided "
+    "by --context.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """What a policy samples and what scores it, as `plan` needs it."""
+
+    reward: str | None = REWARD.field()
+    samples: int = NUM_SAMPLES.field()
+    max_tokens: int = ANSWER_TOKENS.field()
+    prompts_per_step: int = PROMPTS_PER_STEP.field()
+
+
+def check_no_sampling(options: Mapping[str, Any]) -> None:
+    """Refuse options of sampling for an objective that trains on text.
+
+    Raises: UsageError.
+    """
+    for name, _, _, option in list_options(SamplingOptions):
+        if options.get(name, option.default) != option.default:
+            raise UsageError(f"--{name.replace('_', '-')} is for --objective grpo, which samples answers; omit it")
