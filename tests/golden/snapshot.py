@@ -41,6 +41,7 @@ VOLATILE = {  # keys whose values are of the machine, the moment or the version
 WORDS = ["the", "still", "boils", "a", "wash", "and", "its", "spirit", "runs", "over", "into", "cold", "worms", "while"]
 UNTRAINED = ("self-speculative", "spec-game")  # recipes without a budget of tokens
 ALIGNED = ("aligndistil",)  # recipes that read preferences
+GUESSED = ("cm-align", "m-thinker")  # recipes whose model has to be right at times, which a random one is not
 WEIGHTS = (".safetensors", ".bin", ".npy", ".npz", ".rows", ".ends", ".keys", ".hidden")
 
 
@@ -87,7 +88,7 @@ def entries(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
     recipes = [recipe["name"] for recipe in call("recipes", "--json")]
     yield "recipes", run("recipes")
-    for name in recipes:
+    for name in (name for name in recipes if name not in GUESSED):
         budget = () if name in UNTRAINED else ("--tokens", "256")
         data = preferences if name in ALIGNED else pairs
         yield (

@@ -25,6 +25,7 @@ from potstill.ops.divergence import DIVERGENCES
 from potstill.recipes import registry
 from potstill.recipes.listing import FACTS, list_recipe_facts
 from potstill.stages.align.config import AlignConfig
+from potstill.stages.candidates.config import CandidatesConfig
 from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.edit import EditConfig
@@ -40,7 +41,11 @@ NAMES = registry.list_recipe_names()
 UNTRAINED = ("lu-lafns", "self-speculative", "spec-game")  # those that train nothing
 STUDENTLESS = ("medusa", *UNTRAINED)  # those that train no model
 TRAINS = (DistillConfig, AlignConfig, MedusaConfig)
-ALIGNED = [name for name in NAMES if isinstance(registry.get_recipe(name).stages[-1], AlignConfig)]
+ALIGNED = ("aligndistil", "cm-align")  # those that begin with an alignment, or with what it reads
+MORE_DATA = {  # what they read beside --data, as in the recipe
+    "m-thinker": {"questions": registry.REQUIRED_QUESTIONS},
+    "minichat": {"preferences": registry.OPTIONAL_PREFERENCES},
+}
 SELF_MADE = [  # those that make their student in a stage of its own
     name
     for name in NAMES
@@ -76,8 +81,16 @@ REPEATED = {
 }
 
 
+OWN_TESTS = ("cm-align", "m-thinker")  # in files of their own, since their model has to be right at times
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in NAMES]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name
+        for name in NAMES
+        if name not in OWN_TESTS
+    ],
 )
 def test_the_tiny_form_runs(name: str, roomy: Path, pairs: Path, tmp_path: Path) -> None:
     tokens = None if name in UNTRAINED else 256
@@ -152,6 +165,8 @@ def method(stage: Stage) -> Stage:
     """A stage without its budget."""
     if isinstance(stage, PruneConfig | ConvertConfig):
         return replace(stage, calibration_tokens=1)
+    if isinstance(stage, CandidatesConfig):
+        return replace(stage, documents=1, max_tokens=1, per_language=1)
     if isinstance(stage, GenerateDatasetConfig):
         return replace(stage, documents=1)
     if isinstance(stage, SkipLayersConfig):
@@ -163,6 +178,9 @@ def method(stage: Stage) -> Stage:
     budget = {"tokens": 1, "epochs": None, "context": 1, "batch_tokens": 1, "micro_tokens": 1}
     if isinstance(stage, DistillConfig):
         stage = replace(stage, min_document_tokens=0)
+    if isinstance(stage, AlignConfig) and stage.reward:
+        stage = replace(stage, max_tokens=1)
+        budget["prompts_per_step"] = 0
     return replace(stage, documents=1, settings=replace(stage.settings, **budget))
 
 
@@ -241,25 +259,27 @@ def test_what_a_recipe_says_itself_goes_before_the_house() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_names_budget_and_seed_can_be_changed(name: str) -> None:
     tokens = None if name in UNTRAINED else 7
-    recipe = registry.get_recipe(name).override(teacher="another", data="other.jsonl", tokens=tokens, seed=3)
+    more = dict.fromkeys(MORE_DATA.get(name, {}), "other.jsonl")
+    recipe = registry.get_recipe(name).override(teacher="another", data="other.jsonl", tokens=tokens, seed=3, **more)
     for stage in recipe.stages:
         assert "smollm2" not in str(stage.to_dict())
         assert stage.data == "other.jsonl" or is_stage_folder(stage.data)
         if isinstance(stage, TRAINS):
             assert (stage.settings.tokens, stage.settings.seed) == (7, 3)
     own = registry.get_recipe(name).stages[0].data
-    assert registry.get_recipe(name).override(data=own, seed=1) == registry.get_recipe(name)
+    assert registry.get_recipe(name).override(data=own, seed=1, **MORE_DATA.get(name, {})) == registry.get_recipe(name)
     if name in UNTRAINED:
         return
-    passes = registry.get_recipe(name).override(data="other.jsonl", epochs=2.0).stages[-1]
+    passes = registry.get_recipe(name).override(data="other.jsonl", epochs=2.0, **more).stages[-1]
     assert isinstance(passes, TRAINS)
     assert (passes.settings.tokens, passes.settings.epochs) == (None, 2.0)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*SELF_MADE, *STUDENTLESS, *ALIGNED)])
 def test_the_student_can_be_another_model(name: str) -> None:
-    recipe = registry.get_recipe(name).override(teacher="large", data="other.jsonl")
-    changed = registry.get_recipe(name).override(teacher="large", student="small", data="other.jsonl")
+    more: dict[str, Any] = {"teacher": "large", "data": "other.jsonl", **MORE_DATA.get(name, {})}
+    recipe = registry.get_recipe(name).override(**more)
+    changed = registry.get_recipe(name).override(**more, student="small")
     for before, stage in zip(recipe.stages, changed.stages, strict=True):
         if isinstance(stage, DistillConfig):
             assert (stage.student, stage.keep, stage.params) == ("small", None, None)

@@ -9,10 +9,12 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from tests.models.test_edits import make_edit
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.card import MISSING_MEASURES, Card, Parent
-from potstill.core.errors import ArtifactError, ServerError, UsageError
+from potstill.core.errors import ArtifactError, ServerError, UnsupportedModel, UsageError
+from potstill.models.edit_folder import EditFolder, save_edits
 from potstill.models.saving import save_model_folder
 from potstill.stages.model_card import write_card
 from potstill.stages.push import push
@@ -63,6 +65,14 @@ def test_an_upload_is_one_commit_that_names_the_repository_and_no_folder(
     assert json.loads(files["card.json"])["stage"]["model"] == "big"
     assert not any(b"someone" in files[name] for name in ("README.md", "card.json"))
     assert "/home/someone/big" in (folder / "card.json").read_text()
+
+
+def test_a_folder_of_edits_is_refused_with_the_name_of_its_base(folder: Path, tmp_path: Path) -> None:
+    (edited := tmp_path / "edited").mkdir()
+    edits = EditFolder(base=str(folder), digest="0", edits=(make_edit("Rome"),), similarity=0.0)
+    save_edits(edited, edits)
+    with pytest.raises(UnsupportedModel, match=f"holds edits of facts of {folder}, and push uploads whole models"):
+        push(edited, "you/edited", dry_run=True)
 
 
 def test_a_hub_that_refuses_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

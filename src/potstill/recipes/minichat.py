@@ -1,9 +1,13 @@
-"""MiniChat: fine-tuning on the assistant's tokens and their end token, under noise on the input embeddings.
+"""MiniChat: fine-tuning on the assistant's tokens and their end token under noise on the input embeddings, then DPO.
+
+    potstill run minichat --data chats.jsonl --preferences pairs.jsonl --out chat
+
+Without `--preferences` there is no DPO.
 
 Source: Zhang et al., "Towards the Law of Capacity Gap in Distilling Language Models" (arXiv:2311.07052), section 4; the
 scripts `instruct_minichat.sh` and `run_building_data_minichat.py` of its official code. MiniChat-2 adds NEFTune
-(arXiv:2310.05914). The chat template is saved with the student, whose chats begin with the authors' system sentence
-unless they have one of their own.
+(arXiv:2310.05914) and DPO (arXiv:2305.18290), whose numbers are not published. The chat template is saved with the
+student, whose chats begin with the authors' system sentence unless they have one of their own.
 Departs from the code: a chat that exceeds the context is cut into windows, where MiniChat drops tokens of its turns.
 The LoRA variant of the code has rank 8, alpha 16 and dropout 0.05: `distill --lora 8` with the options that `potstill
 recipes minichat` shows, without dropout.
@@ -13,8 +17,10 @@ Cost and measures: we have run only the tiny form.
 from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.cross_entropy import CROSS_ENTROPY
 from potstill.recipes.minima import BIBTEX
-from potstill.recipes.registry import REQUIRED_DATA, Recipe
+from potstill.recipes.registry import OPTIONAL_PREFERENCES, REQUIRED_DATA, Recipe
+from potstill.stages.align.config import AlignConfig
 from potstill.stages.distill.config import DistillConfig
+from potstill.stages.sequence import PREVIOUS_FOLDER
 from potstill.train.config import TrainConfig
 
 
@@ -37,15 +43,18 @@ def build_recipe() -> Recipe:
             patience=2,
         ),
     )
+    preferred = AlignConfig(model=PREVIOUS_FOLDER, data=OPTIONAL_PREFERENCES, objective="dpo:beta=0.1")
     return Recipe(
         name="minichat",
-        summary="cross-entropy on the assistant's tokens, with noise on the embeddings",
+        summary="cross-entropy on the assistant's tokens, with noise on the embeddings; then DPO on --preferences",
         source="arXiv:2311.07052, section 4",
         bibtex=BIBTEX,
-        stages=(stage,),
+        stages=(stage, preferred),
         origins={
-            "learning_rate, weight_decay, warmup, clip": "2e-5, 0.1, 10 % and 1, instruct_minichat.sh",
-            "epochs, final_rate": "3, and a cosine down to 0, instruct_minichat.sh",
+            "learning_rate, weight_decay, warmup, clip": "2e-5, 0.1, 10 % and 1, instruct_minichat.sh; DPO has 1e-6, "
+            "arXiv:2305.18290, and no decay, ours",
+            "epochs, final_rate": "3, and a cosine down to 0, instruct_minichat.sh; DPO has 1 and 10 %, ours",
+            "objective": "DPO with beta 0.1, arXiv:2305.18290",
             "patience": "2 evaluations; instruct_minichat.sh waits for 2 epochs",
             "eval_every": "100 steps, ours",
             "chat_template": "run_building_data_minichat.py and conversation.py",

@@ -9,6 +9,7 @@ from potstill.core.errors import NotFound, UsageError
 from potstill.core.suggestions import suggest
 from potstill.recipes.listing import list_recipe_names
 from potstill.stages.align.config import AlignConfig
+from potstill.stages.candidates.config import CandidatesConfig
 from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.edit import EditConfig
@@ -21,6 +22,12 @@ from potstill.stages.spec_game import SpecGameConfig
 
 REQUIRED_DATA, REQUIRED_TEXTS, REQUIRED_LANGUAGES = "@data", "@texts", "@languages"  # data that the user has to give
 REQUIRED_CHATS, REQUIRED_PREFERENCES, REQUIRED_FACTS = "@chats", "@preferences", "@facts"
+REQUIRED_PARALLEL, REQUIRED_QUESTIONS = "@parallel", "@questions"
+OPTIONAL_PREFERENCES = "@preferences?"  # a stage that reads these is left out without them
+SOURCES = {
+    REQUIRED_QUESTIONS: "questions",
+    OPTIONAL_PREFERENCES: "preferences",
+}  # the option that gives what is no --data
 DATA_HINTS = {
     REQUIRED_DATA: "prompts with responses, or chats; give --data, such as a .jsonl file of `prompt` and `response`",
     REQUIRED_TEXTS: "long texts; give --data, such as a folder of books",
@@ -28,7 +35,13 @@ DATA_HINTS = {
     REQUIRED_PREFERENCES: "preferences; give --data, such as a .jsonl file of `prompt`, `chosen` and `rejected`",
     REQUIRED_FACTS: "facts; give --data, such as a .jsonl file of `subject`, `prompt`, `target` and `language`",
     REQUIRED_LANGUAGES: "texts of several languages; give --data, such as a .jsonl file of `text` and `language`",
+    REQUIRED_PARALLEL: "prompts in several languages; give --data, such as a .jsonl file of `id`, `language` and "
+    "`prompt`",
+    REQUIRED_QUESTIONS: "questions; give --questions, such as a .jsonl file of `prompt`, `answer`, `language` and "
+    "`english`",
 }
+JUDGED_REWARD = "m_thinker"  # of whose stages --judge is an option
+Source = str | tuple[str, ...]
 
 DEFAULT_ORIGINS = {  # where the numbers come from that a recipe does not explain
     "learning_rate, warmup, final_rate, weight_decay, clip, context, batch_tokens": "ours, the defaults of distill",
@@ -42,7 +55,13 @@ DEFAULT_ORIGINS = {  # where the numbers come from that a recipe does not explai
 
 ALIGN_ORIGINS = {  # the same for the numbers of a stage of `align`
     "samples, max_tokens": "8 and 64, ours: only grpo samples answers",
+    "prompts_per_step": "0, ours: --batch-tokens divided by --context; only grpo has prompts",
 }
+CANDIDATE_ORIGINS = {  # and of a stage of `generate --select`
+    "top_p": "1, ours: samples of the whole distribution",
+    "per_language": "0, ours: all prompts",
+}
+TINY_PROMPTS, TINY_PER_LANGUAGE, TINY_TOKENS = 16, 4, 32  # of a selection, of what it keeps, and of an answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +84,10 @@ class Recipe:
         *,
         teacher: str | None = None,
         student: str | None = None,
-        data: str | tuple[str, ...] | None = None,
+        data: Source | None = None,
+        preferences: Source | None = None,
+        questions: Source | None = None,
+        judge: str | None = None,
         tokens: int | None = None,
         epochs: float | None = None,
         draft_vocabulary: int | None = None,
@@ -77,11 +99,44 @@ class Recipe:
 
         A `student` replaces the share of the teacher. A recipe for fine-tuning has one model as teacher and student;
         either option then replaces both, unless both are given. The last stage takes `draft_vocabulary`.
+        `preferences` and `questions` are what a stage reads beside `data`, and `judge` is a served model that scores
+        the thinking of answers. A stage of optional `preferences` is left out without them.
 
         Raises: UsageError if the recipe needs data and none is given, or for an option that it does not take.
         """
-        if data is None and (hints := [DATA_HINTS[str(s.data)] for s in self.stages if str(s.data) in DATA_HINTS]):
-            raise UsageError(f"{self.name} reads {hints[0]}")
+        sources = {OPTIONAL_PREFERENCES: preferences, REQUIRED_QUESTIONS: questions}
+        self._check_sources(data, sources, judge)
+        self._check_models(student, draft_vocabulary)
+        length = {name: value for name, value in (("tokens", tokens), ("epochs", epochs)) if value is not None}
+        if length and not self._is_trained:
+            raise UsageError(f"{self.name} trains nothing, so it takes no --{next(iter(length))}; omit it")
+        given = {name: source for name, source in sources.items() if source is not None}
+        stages: list[Stage] = []
+        for stage in self.stages:
+            if stage.data == OPTIONAL_PREFERENCES and preferences is None:
+                continue
+            stage = _override_stage(_fill_data(stage, data, given), teacher, student, length, seed)
+            stages.append(replace(_add_judge(stage, judge), device=device, dtype=dtype))
+        if isinstance(stages[-1], DistillConfig):
+            stages[-1] = replace(stages[-1], draft_vocabulary=draft_vocabulary)
+        return replace(self, stages=tuple(stages))
+
+    def _check_sources(self, data: Source | None, sources: Mapping[str, Source | None], judge: str | None) -> None:
+        """Refuse a recipe without data that it needs, and data or a judge that it does not read.
+
+        Raises: UsageError.
+        """
+        names = [str(stage.data) for stage in self.stages]
+        for name in names:
+            if name in DATA_HINTS and (sources[name] if name in SOURCES else data) is None:
+                raise UsageError(f"{self.name} reads {DATA_HINTS[name]}")
+        unread = [SOURCES[name] for name, source in sources.items() if source is not None and name not in names]
+        unread += ["judge"] if judge is not None and not any(map(_is_judged, self.stages)) else []
+        if unread:
+            raise UsageError(f"{self.name} takes no --{unread[0]}; omit it")
+
+    def _check_models(self, student: str | None, draft_vocabulary: int | None) -> None:
+        """Refuse a student or a draft vocabulary that no stage takes. Raises: UsageError."""
         is_aligned = isinstance(self.stages[-1], AlignConfig)
         for flag, value in (("--student", None if is_aligned else student), ("--draft-vocabulary", draft_vocabulary)):
             if value is not None and not isinstance(self.stages[-1], DistillConfig):
@@ -91,14 +146,6 @@ class Recipe:
                 f"{self.name} makes its own student, so it takes no --student; name the model that it starts from "
                 f"with --teacher, or choose another recipe"
             )
-        length = {name: value for name, value in (("tokens", tokens), ("epochs", epochs)) if value is not None}
-        if length and not self._is_trained:
-            raise UsageError(f"{self.name} trains nothing, so it takes no --{next(iter(length))}; omit it")
-        overridden_stages = (_override_stage(stage, teacher, student, data, length, seed) for stage in self.stages)
-        stages: list[Stage] = [replace(stage, device=device, dtype=dtype) for stage in overridden_stages]
-        if isinstance(stages[-1], DistillConfig):
-            stages[-1] = replace(stages[-1], draft_vocabulary=draft_vocabulary)
-        return replace(self, stages=tuple(stages))
 
     def shrink(self) -> "Recipe":
         """The same method on a budget of seconds; nothing else changes."""
@@ -113,8 +160,9 @@ class Recipe:
         """`origins`, and where a stage trains, `DEFAULT_ORIGINS` for the numbers that these do not explain."""
         if not self._is_trained:
             return self.origins
-        has_alignment = any(isinstance(stage, AlignConfig) for stage in self.stages)
-        defaults = {**DEFAULT_ORIGINS, **(ALIGN_ORIGINS if has_alignment else {})}
+        defaults = {**DEFAULT_ORIGINS}
+        for kind, origins in ((AlignConfig, ALIGN_ORIGINS), (CandidatesConfig, CANDIDATE_ORIGINS)):
+            defaults |= origins if any(isinstance(stage, kind) for stage in self.stages) else {}
         explained_names = {name for names in self.origins for name in names.split(", ")}
         remaining_names = {
             names: [name for name in names.split(", ") if name not in explained_names] for names in defaults
@@ -161,6 +209,9 @@ def get_recipe(name: str, *, tiny: bool = False) -> Recipe:
 def _shrink_stage(stage: Stage) -> Stage:
     if isinstance(stage, PruneConfig | ConvertConfig):
         return replace(stage, calibration_tokens=256)
+    if isinstance(stage, CandidatesConfig):
+        per_language = min(TINY_PER_LANGUAGE, stage.per_language)
+        return replace(stage, documents=TINY_PROMPTS, max_tokens=TINY_TOKENS, per_language=per_language)
     if isinstance(stage, GenerateDatasetConfig):
         return replace(stage, documents=16)
     if isinstance(stage, SkipLayersConfig):
@@ -181,6 +232,9 @@ def _shrink_stage(stage: Stage) -> Stage:
     )
     if isinstance(stage, DistillConfig):
         stage = replace(stage, min_document_tokens=min(8, stage.min_document_tokens))
+    if isinstance(stage, AlignConfig) and stage.loss.data == "prompts":
+        settings = replace(settings, prompts_per_step=1)
+        return replace(stage, settings=settings, max_tokens=TINY_TOKENS, documents=4)
     return replace(stage, settings=settings, documents=4)
 
 
@@ -188,28 +242,51 @@ def _accepts_student(stage: Stage) -> bool:
     return isinstance(stage, DistillConfig) and not is_stage_folder(stage.student)
 
 
-def _override_stage(
-    stage: Stage,
-    teacher: str | None,
-    student: str | None,
-    data: str | tuple[str, ...] | None,
-    length: Mapping[str, Any],
-    seed: int,
-) -> Stage:
-    text: Any = stage.data if data is None or is_stage_folder(stage.data) else data
+def _is_judged(stage: Stage) -> bool:
+    return isinstance(stage, AlignConfig) and stage.reward == JUDGED_REWARD
+
+
+def _add_judge(stage: Stage, judge: str | None) -> Stage:
+    """`stage` with a judge of its reward."""
+    if judge is None or not isinstance(stage, AlignConfig) or not _is_judged(stage):
+        return stage
+    return replace(stage, reward=f"{JUDGED_REWARD}:judge={judge}")
+
+
+def _fill_data(stage: Stage, data: Source | None, sources: Mapping[str, Source]) -> Stage:
+    """`stage` with the user's data in the place of the recipe's; the folders of earlier stages stay."""
+
+    def fill(name: Source) -> Source:
+        if isinstance(name, str) and name in sources:
+            return sources[name]
+        return name if data is None or is_stage_folder(name) else data
+
     if isinstance(stage, EditConfig):
-        return replace(stage, model=teacher or stage.model, facts=text, seed=seed)
-    if isinstance(stage, PruneConfig | ConvertConfig | GenerateDatasetConfig | SkipLayersConfig | SpecGameConfig):
-        model = stage.model if teacher is None or is_stage_folder(stage.model) else teacher
-        return replace(stage, model=model, data=text, seed=seed)
+        return replace(stage, facts=fill(stage.data))
+    if not isinstance(stage, CandidatesConfig):
+        return replace(stage, data=fill(stage.data))
+    parts = [fill(name) for name in stage.exclude]
+    exclude = tuple(name for part in parts for name in ((part,) if isinstance(part, str) else part))
+    return replace(stage, data=fill(stage.data), exclude=exclude)
+
+
+def _override_stage(
+    stage: Stage, teacher: str | None, student: str | None, length: Mapping[str, Any], seed: int
+) -> Stage:
+    if isinstance(stage, EditConfig):
+        return replace(stage, model=teacher or stage.model, seed=seed)
+    models: dict[str, Any] = {}
+    if not isinstance(stage, DistillConfig) and teacher is not None and not is_stage_folder(stage.model):
+        models["model"] = teacher
+    if not isinstance(stage, DistillConfig | MedusaConfig | AlignConfig):
+        return replace(stage, seed=seed, **models)
     budget = {"tokens": None, "epochs": None, **length} if length else {}
     settings: Any = replace(stage.settings, seed=seed, **budget)
-    if isinstance(stage, MedusaConfig | AlignConfig):
-        model = stage.model if teacher is None or is_stage_folder(stage.model) else teacher
-        return replace(stage, model=model, data=text, settings=settings)
+    if not isinstance(stage, DistillConfig):
+        return replace(stage, settings=settings, **models)
     if stage.student == stage.teacher:  # fine-tuning: the teacher is the student
         teacher, student = teacher or student, student or teacher
-    overrides: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
+    models = {} if teacher is None else {"teacher": teacher}
     if student is not None and _accepts_student(stage):
-        overrides |= {"student": student, "keep": None, "params": None}
-    return replace(stage, data=text, settings=settings, **overrides)
+        models |= {"student": student, "keep": None, "params": None}
+    return replace(stage, settings=settings, **models)

@@ -7,12 +7,12 @@ from typing import Any
 
 from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER
 from potstill.core.card import MISSING_MEASURES, read_card
-from potstill.core.errors import ArtifactError, NotFound, ServerError, UsageError
+from potstill.core.errors import ArtifactError, NotFound, ServerError, UnsupportedModel, UsageError
 from potstill.models.lineage import read_front_matter
 from potstill.models.weight_files import count_bytes_on_disk
 from potstill.stages.public_names import hide_folders_in
 
-README_FILE = "README.md"
+README_FILE, CONFIG_FILE = "README.md", "config.json"
 REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 SNIPPET_NAME = re.compile(r'(from_pretrained\()"[^"]*"')
 
@@ -26,6 +26,7 @@ def push(folder: Path, repo: str, *, private: bool = False, dry_run: bool = Fals
     Raises:
         UsageError: `repo` is no OWNER/NAME.
         ArtifactError: `folder` is not the finished output of `distill` or `prune`.
+        UnsupportedModel: `folder` holds edits, which are no weights.
         ServerError: the hub refuses, or cannot be reached.
     """
     if not REPOSITORY.fullmatch(repo):
@@ -46,8 +47,9 @@ def push(folder: Path, repo: str, *, private: bool = False, dry_run: bool = Fals
 def check_finished(folder: Path) -> None:
     """Refuse a folder that is not the finished output of `distill` or `prune`.
 
-    Raises: ArtifactError.
+    Raises: ArtifactError; UnsupportedModel for edits, which no library of the hub reads.
     """
+    _refuse_edits(folder)
     if (folder / TRAINING_FOLDER).exists():
         raise ArtifactError(f"the run in {folder} is not finished; give its command again with --resume")
     card = read_card(folder)
@@ -57,6 +59,18 @@ def check_finished(folder: Path) -> None:
         raise ArtifactError(f"{folder} holds no weights; give the folder that distill or prune wrote") from error
     if not (folder / README_FILE).is_file() or set(MISSING_MEASURES) & set(card.get("failures") or ()):
         raise ArtifactError(f"{folder} has no finished model card; give its command again with --resume")
+
+
+def _refuse_edits(folder: Path) -> None:
+    if (folder / CONFIG_FILE).is_file():
+        return
+    from potstill.models.edit_folder import find_base, is_edit_folder  # imports torch, which an upload does not need
+
+    if is_edit_folder(folder):
+        raise UnsupportedModel(
+            f"{folder} holds edits of facts of {find_base(folder)}, and push uploads whole models; upload that model, "
+            f"and make the edits again from their facts"
+        )
 
 
 def read_contents(folder: Path, repo: str) -> dict[str, Path | bytes]:

@@ -12,6 +12,7 @@ from potstill.core.errors import UsageError
 from potstill.core.measure import Measure
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.run import align
+from potstill.stages.candidates.config import CandidatesConfig
 from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
@@ -30,6 +31,7 @@ Stage = (
     PruneConfig
     | ConvertConfig
     | GenerateDatasetConfig
+    | CandidatesConfig
     | DistillConfig
     | AlignConfig
     | MedusaConfig
@@ -137,9 +139,11 @@ def resolve_folders(stage: Stage, folders: Sequence[Path]) -> Stage:
     """`stage` with the folders of the stages before in place of their names."""
     names = {name_stage_folder(number): str(folder) for number, folder in enumerate(folders, 1)}
     names |= {PREVIOUS_FOLDER: str(folders[-1])} if folders else {}
-    replacements: dict[str, Any] = {
-        f.name: names[value]
-        for f in dataclasses.fields(stage)
-        if isinstance(value := getattr(stage, f.name), str) and value in names
-    }
+    replacements: dict[str, Any] = {}
+    for f in dataclasses.fields(stage):
+        value = getattr(stage, f.name)
+        if isinstance(value, str) and value in names:
+            replacements[f.name] = names[value]
+        elif isinstance(value, tuple) and not names.keys().isdisjoint(value):
+            replacements[f.name] = tuple(names.get(name, name) for name in value)
     return dataclasses.replace(stage, **replacements)

@@ -123,9 +123,13 @@ def test_a_full_language_is_not_sampled_again(stage: CandidatesConfig) -> None:
 def test_the_prompts_of_an_earlier_round_are_left_out(stage: CandidatesConfig, rewards: Path, tmp_path: Path) -> None:
     stage.run(tmp_path / "first")
     used = {row["id"] for row in rows_of(tmp_path / "first")}
-    second = replace(stage, exclude=str(tmp_path / "first"), reward=f"{rewards}:never")
-    with pytest.raises(DataError, match=f"'excluded': {2 * len(used)}, 'never right': {18 - 2 * len(used)}"):
-        second.run(tmp_path / "second")
+    other = next(q for q in load_questions(stage).train if q.row["id"] not in used)
+    written(tmp_path / "other.jsonl", [dict(other.row)])
+    for exclude, count in (((), 0), ((str(tmp_path / "other.jsonl"),), 1)):
+        second = replace(stage, exclude=(str(tmp_path / "first"), *exclude), reward=f"{rewards}:never")
+        left_out = 2 * (len(used) + count)
+        with pytest.raises(DataError, match=f"'excluded': {left_out}, 'never right': {18 - left_out}"):
+            second.run(tmp_path / "second")
 
 
 def test_a_tier_that_is_no_number_is_refused(stage: CandidatesConfig, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def check_selection(data: str | None, options: Mapping[str, Any]) -> None:
         raise UsageError("--select compares samples for the prompts of a data set; give --data and --out")
     shared = {field.name for field in list_options(DataOptions)}
     for field in list_options(CandidateOptions):
-        is_given = field.name in options and options[field.name] != field.option.default
+        is_given = (options.get(field.name) or field.option.default) != field.option.default
         if options["select"] is None and field.name not in shared and is_given:
             raise UsageError(f"--{field.name.replace('_', '-')} is for --select; give that too, such as --select mixed")
 

@@ -25,6 +25,16 @@ def run(
     data: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="The data, instead of the recipe's; repeat for several.")
     ] = None,
+    preferences: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Preferences for minichat, which then ends in DPO.")
+    ] = None,
+    questions: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Questions for m-thinker, beside the --data it begins with."),
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="For m-thinker: http://HOST:PORT/v1#MODEL, a model that compares thinking.")
+    ] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 2M, instead of the recipe's.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the whole text, instead of --tokens.")] = None,
     draft_vocabulary: Annotated[str | None, typer.Option(help=DRAFT_VOCABULARY.help)] = None,
@@ -41,14 +51,17 @@ def run(
     Example: [bold]potstill run minima --tiny --out minima[/]
 
     Example: [bold]potstill run phoenix --data instructions.jsonl --data conversations.jsonl --out chat[/]
+
+    Example: [bold]potstill run minichat --data chats.jsonl --preferences pairs.jsonl --out chat[/]
     """
     from potstill.cli import tables
     from potstill.recipes import registry
     from potstill.stages.sequence import run_stages
 
     suppress_library_output()
-    data_sets = tuple(data) if data and len(data) > 1 else next(iter(data or ()), None)
-    options: dict[str, Any] = {"teacher": teacher, "student": student, "data": data_sets, "epochs": epochs}
+    sources = {"data": data, "preferences": preferences, "questions": questions}
+    data_sets = {name: tuple(s) if s and len(s) > 1 else next(iter(s or ()), None) for name, s in sources.items()}
+    options: dict[str, Any] = {"teacher": teacher, "student": student, **data_sets, "judge": judge, "epochs": epochs}
     options |= {"device": device, "dtype": dtype, "seed": seed}
     counts = {"tokens": tokens, "draft_vocabulary": draft_vocabulary}
     numbers: dict[str, Any] = {name: parse_count(count) for name, count in counts.items()}

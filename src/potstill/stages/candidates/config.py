@@ -43,6 +43,8 @@ class CandidatesConfig(CandidateOptions, DatasetStage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        exclude: Any = self.exclude or ()
+        object.__setattr__(self, "exclude", (exclude,) if isinstance(exclude, str) else tuple(map(str, exclude)))
         check_choice("select", str(self.select), choices.SELECTIONS)
         check_choice("consistency", self.consistency, KINDS)
         check_choice("pivot-answer", self.pivot_answer, choices.PIVOT_ANSWERS)
@@ -65,7 +67,7 @@ class CandidatesConfig(CandidateOptions, DatasetStage):
     @property
     def inputs(self) -> StageInputs:
         """What the stage reads."""
-        return StageInputs(models=(self.model,), data=(self.data, self.exclude))
+        return StageInputs(models=(self.model,), data=(self.data, *self.exclude))
 
     def build_reward(self) -> RewardSum:
         """The reward that says which samples are right. Raises: as `get_reward` does."""

@@ -49,6 +49,8 @@ class CandidateOptions(DataOptions):
     per_language: int = Option(
         0, "For --select mixed: prompts for each language, from the highest `tier` of the data down; 0: all."
     ).field()
-    exclude: str | None = Option[str | None](
-        None, "For --select mixed: leave out the prompts of this data set, such as those of an earlier round."
+    exclude: tuple[str, ...] = Option[tuple[str, ...]](
+        (),
+        "For --select mixed: leave out the prompts of this data set, such as those of an earlier round; repeat for "
+        "several.",
     ).field()

@@ -41,7 +41,7 @@ def select_mixed(
     Raises: DataError for a row without a column that the reward reads, or where no prompt is left.
     """
     check_columns(data.all, reward.columns, reader=f"--reward {options.reward}")
-    excluded = load_keys(options.exclude, options) if options.exclude else frozenset()
+    excluded = {key for name in options.exclude for key in load_keys(name, options)}
     questions = [question for question in data.train if question.key not in excluded]
     left_out: Counter[str] = Counter({EXCLUDED: len(data.train) - len(questions)})
     pivots = find_pivot_questions(data.all, options.pivot)
