@@ -278,7 +278,7 @@ def generate(
     pivot_pairs: bool = False,
     pivot_answer: str = "consistent",
     per_language: int = 0,
-    exclude: str | None = None,
+    exclude: Sequence[str] = (),
     raw: bool = False,
     ignore_generation_config: bool = False,
     draft: ModelSource | None = None,

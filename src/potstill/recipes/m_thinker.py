@@ -27,7 +27,7 @@ from potstill.stages.align.options import AlignTrainConfig
 from potstill.stages.candidates.config import CandidatesConfig
 from potstill.stages.candidates.options import MIXED, SOLVE
 from potstill.stages.distill.config import DistillConfig
-from potstill.stages.sequence import name_stage_folder
+from potstill.stages.sequence import Stage, name_stage_folder
 from potstill.train.config import TrainConfig
 
 BIBTEX = """@article{zhang2025think,
@@ -41,10 +41,25 @@ TOKENS = 768  # of an answer
 COLD_START, FIRST_QUESTIONS, FIRST_SOLUTIONS, FIRST_POLICY, SECOND_QUESTIONS, SECOND_SOLUTIONS = map(
     name_stage_folder, range(1, 7)
 )
+ORIGINS = {
+    "learning_rate": "1e-6 for the cold start, 5e-6 for GRPO with 1.5B parameters, the code; 3e-6 with 7B",
+    "epochs": "1, and at most 15 of GRPO, the code, which picks a checkpoint by MMATH",
+    "select, reward": "some but not all of 8 samples right and consistent; then the m_thinker reward, the code",
+    "samples": "8, and for solutions 1, 8, 16 and 32 until one is right, the paper",
+    "temperature, top_p": "0.9 and 0.95 to select, the paper; GRPO draws at 0.9 from the whole distribution",
+    "per_language": "3,000, the paper, topped up by `tier`",
+    "exclude": "the questions of the cold start and of the first round, the paper",
+    "objective": "GRPO, loss by tokens, clip 0.2, no KL, the code; one update for each step",
+    "prompts_per_step": "512, the code",
+    "max_tokens": "768, ours; the code has 14,336 in the first round and 21,952 in the second",
+    "context, batch_tokens": "ours: 8 answers and a prompt of 2,040 tokens, the code has 2,048; the cold start "
+    "has 256 chats of up to 16,384 tokens",
+    "warmup, final_rate, weight_decay, clip": "ours, the defaults of distill and align",
+}
 
 
-def build_recipe() -> Recipe:
-    """SmolLM2-135M; the stages are the cold start, and twice: questions, solutions and GRPO."""
+def build_stages() -> tuple[Stage, ...]:
+    """The cold start, and twice: questions, solutions and GRPO."""
     cold_start = DistillConfig(
         teacher="smollm2",
         student="smollm2",
@@ -74,33 +89,24 @@ def build_recipe() -> Recipe:
         max_tokens=TOKENS,
         settings=AlignTrainConfig(epochs=15.0, learning_rate=5e-6, context=8192, prompts_per_step=512),
     )
+    return (
+        cold_start,
+        questions,
+        solutions,
+        policy,
+        replace(questions, model=FIRST_POLICY, exclude=(REQUIRED_DATA, FIRST_QUESTIONS)),
+        replace(solutions, model=FIRST_POLICY, data=SECOND_QUESTIONS),
+        replace(policy, model=FIRST_POLICY, data=SECOND_SOLUTIONS),
+    )
+
+
+def build_recipe() -> Recipe:
+    """SmolLM2-135M after two rounds."""
     return Recipe(
         name="m-thinker",
         summary="a cold start, then two rounds of GRPO with a reward for thinking in the language of the question",
         source="arXiv:2510.07300",
         bibtex=BIBTEX,
-        stages=(
-            cold_start,
-            questions,
-            solutions,
-            policy,
-            replace(questions, model=FIRST_POLICY, exclude=(REQUIRED_DATA, FIRST_QUESTIONS)),
-            replace(solutions, model=FIRST_POLICY, data=SECOND_QUESTIONS),
-            replace(policy, model=FIRST_POLICY, data=SECOND_SOLUTIONS),
-        ),
-        origins={
-            "learning_rate": "1e-6 for the cold start, 5e-6 for GRPO with 1.5B parameters, the code; 3e-6 with 7B",
-            "epochs": "1, and at most 15 of GRPO, the code, which picks a checkpoint by MMATH",
-            "select, reward": "some but not all of 8 samples right and consistent; then the m_thinker reward, the code",
-            "samples": "8, and for solutions 1, 8, 16 and 32 until one is right, the paper",
-            "temperature, top_p": "0.9 and 0.95 to select, the paper; GRPO draws at 0.9 from the whole distribution",
-            "per_language": "3,000, the paper, topped up by `tier`",
-            "exclude": "the questions of the cold start and of the first round, the paper",
-            "objective": "GRPO, loss by tokens, clip 0.2, no KL, the code; one update for each step",
-            "prompts_per_step": "512, the code",
-            "max_tokens": "768, ours; the code has 14,336 in the first round and 21,952 in the second",
-            "context, batch_tokens": "ours: 8 answers and a prompt of 2,040 tokens, the code has 2,048; the cold start "
-            "has 256 chats of up to 16,384 tokens",
-            "warmup, final_rate, weight_decay, clip": "ours, the defaults of distill and align",
-        },
+        stages=build_stages(),
+        origins=ORIGINS,
     )

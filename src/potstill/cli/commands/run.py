@@ -11,6 +11,16 @@ from potstill.core.counts import parse_count
 from potstill.core.options import DEVICE, DTYPE, SEED
 from potstill.stages.options import DRAFT_VOCABULARY
 
+Preferences = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="Preferences for minichat, which then ends in DPO.")
+]
+Questions = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="Questions for m-thinker, beside the --data it begins with.")
+]
+Judge = Annotated[
+    str | None, typer.Option(help="For m-thinker: http://HOST:PORT/v1#MODEL, a model that compares thinking.")
+]
+
 
 def run(
     recipe: Annotated[
@@ -25,16 +35,9 @@ def run(
     data: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="The data, instead of the recipe's; repeat for several.")
     ] = None,
-    preferences: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Preferences for minichat, which then ends in DPO.")
-    ] = None,
-    questions: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Questions for m-thinker, beside the --data it begins with."),
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="For m-thinker: http://HOST:PORT/v1#MODEL, a model that compares thinking.")
-    ] = None,
+    preferences: Preferences = None,
+    questions: Questions = None,
+    judge: Judge = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 2M, instead of the recipe's.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the whole text, instead of --tokens.")] = None,
     draft_vocabulary: Annotated[str | None, typer.Option(help=DRAFT_VOCABULARY.help)] = None,

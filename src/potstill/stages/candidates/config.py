@@ -9,7 +9,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from potstill.core.errors import UsageError
 from potstill.evaluate.consistency import KINDS
