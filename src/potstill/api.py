@@ -192,7 +192,7 @@ def plan(*, out: str | Path = ".", **options: Any) -> Report:
     return Report(Plan(distill=DistillConfig.from_options(options), **rest).run(Path(out)))
 
 
-@take_options(stage_options.DoctorOptions, leave_out=("teacher",))
+@take_options(stage_options.DoctorOptions, leave_out=("teacher", "prompts_per_step"))
 def doctor(*, teacher: ModelSource | Sequence[str | Path], **options: Any) -> Report:
     """Check that training computes the right loss for your teacher, student and data: `passed`, and all `checks`.
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from potstill.evaluate import bootstrap
-from potstill.evaluate.bootstrap import bootstrap_interval, paired_bootstrap
+from potstill.evaluate.bootstrap import bootstrap_interval, measure_ratio, paired_bootstrap
 
 
 def documents(n: int, seed: int = 0):
@@ -15,6 +15,13 @@ def test_the_value_is_the_ratio_of_the_sums():
     found = bootstrap_interval(np.array([1.0, 2.0, 6.0]), np.array([1.0, 1.0, 4.0]))
     assert found.value == 1.5
     assert found.low <= found.value <= found.high
+
+
+def test_a_measure_is_a_mean_or_a_ratio_with_bounds_from_two_documents_on():
+    mean = measure_ratio("rouge_l", np.array([1.0, 3.0]))
+    assert (mean.low, mean.value, mean.high, mean.n) == (1, 2, 3, 2)
+    ratio = measure_ratio("perplexity", np.array([2.0]), np.array([4]), transform=np.exp, count=9, note="of one text")
+    assert (ratio.low, ratio.value, ratio.high, ratio.n, ratio.note) == (None, np.exp(0.5), None, 9, "of one text")
 
 
 def test_two_documents_give_the_quantiles_of_their_four_draws():

@@ -5,11 +5,15 @@ since the tokens of a document depend on each other and documents hardly do, and
 models are compared on the same draws (paired), which cancels how hard the drawn documents are.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
+
+from potstill.core.measure import Measure
+from potstill.core.measure_table import MEASURES
 
 Array = Float[np.ndarray, " n"]
 NUM_RESAMPLES = 2000
@@ -50,6 +54,25 @@ def bootstrap_interval(
     )
     low, high = np.percentile(transform(_compute_ratios(numerator_sums, denominator_sums)), [2.5, 97.5])
     return Interval(value, float(low), float(high))
+
+
+def measure_ratio(
+    name: str,
+    numerators: Num[np.ndarray, " n"],
+    denominators: Num[np.ndarray, " n"] | None = None,
+    *,
+    transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    count: int | None = None,
+    note: str = "",
+) -> Measure:
+    """The measure `name`: `bootstrap_interval` of the ratio, without `denominators` of the mean.
+
+    It has no bounds where there are fewer than two documents. Its `count` is that of the documents by default.
+    """
+    divisors = np.ones(len(numerators)) if denominators is None else denominators.astype(float)
+    value, low, high = bootstrap_interval(numerators.astype(float), divisors, transform=transform)
+    bounds = {} if math.isnan(low) else {"low": low, "high": high}
+    return MEASURES[name].build(value, int((divisors > 0).sum()) if count is None else count, note=note, **bounds)
 
 
 def paired_bootstrap(

@@ -17,7 +17,7 @@ from potstill.core.measure import Measure
 from potstill.core.measure_table import MEASURES
 from potstill.core.types import IGNORE, Head, Needs, Signals, supervised_positions
 from potstill.decode.drafters.medusa import MedusaHeads
-from potstill.evaluate.bootstrap import bootstrap_interval
+from potstill.evaluate.bootstrap import measure_ratio
 from potstill.evaluate.scoring_windows import Row, ScoringConfig, build_packs
 from potstill.models.inference import inference_context
 from potstill.models.signals import compute_signals, get_head
@@ -52,10 +52,8 @@ class DraftMatches:
         """`acceptance` of the first draft token, with its interval over texts, and `tokens_per_pass`."""
         right = np.array([float(matches[:, 0].sum()) for matches in self.texts])
         totals = np.array([float(len(matches)) for matches in self.texts])
-        value, low, high = bootstrap_interval(right, totals)
-        interval = {} if np.isnan(low) else {"low": low, "high": high}
         note = f"greedy, first draft token, on {int(totals.sum()):,} tokens of the target itself; interval over texts"
-        acceptance = MEASURES["acceptance"].build(value, len(totals), note=note, **interval)
+        acceptance = measure_ratio("acceptance", right, totals, note=note)
         tokens = MEASURES["tokens_per_pass"].build(
             self.mean_tokens(draft_length), len(totals), note=f"greedy, drafts of {draft_length} tokens"
         )

@@ -20,10 +20,9 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.measure import Measure
-from potstill.core.measure_table import MEASURES
 from potstill.data.facts import Fact, list_languages
 from potstill.decode.generate import GenerationOptions, generate_texts
-from potstill.evaluate.bootstrap import bootstrap_interval
+from potstill.evaluate.bootstrap import measure_ratio
 
 RELIABILITY, GENERALITY, LOCALITY, PORTABILITY = PROPERTIES = ("reliability", "generality", "locality", "portability")
 ALL_LANGUAGES = "all"
@@ -114,13 +113,7 @@ def _measure_property(name: str, scores: Sequence[EditScore]) -> list[Measure]:
         name: [float(np.mean([s.exact_match for s in group])) for group in by_fact.values()],
         name + F1_SUFFIX: [float(np.mean([s.f1 for s in group])) for group in by_fact.values()],
     }
-    return [_build_measure(measure_name, np.array(values)) for measure_name, values in columns.items()]
-
-
-def _build_measure(name: str, values: np.ndarray) -> Measure:
-    interval = bootstrap_interval(values, np.ones_like(values))
-    bounds = {} if len(values) < 2 else {"low": interval.low, "high": interval.high}
-    return MEASURES[name].build(interval.value, len(values), **bounds)
+    return [measure_ratio(measure_name, np.array(values)) for measure_name, values in columns.items()]
 
 
 def normalize_answer(text: str) -> str:

@@ -7,7 +7,7 @@ Intervals of quality are 95 % bootstrap intervals over documents; those of speed
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from potstill.core.errors import NotFound
 from potstill.core.measure import Measure
 from potstill.core.measure_table import MEASURES
 from potstill.evaluate.agreement import TeacherComparison
-from potstill.evaluate.bootstrap import bootstrap_interval, paired_bootstrap
+from potstill.evaluate.bootstrap import measure_ratio, paired_bootstrap
 from potstill.evaluate.latency import LatencyConfig, time_model
 from potstill.evaluate.long_context import LongContext
 from potstill.evaluate.perplexity import Scores
@@ -43,8 +43,8 @@ def measure_quality(text_scores: TextScores) -> list[Measure]:
     scores = text_scores.scores if isinstance(text_scores, TeacherComparison) else text_scores
     note = f"{scores.num_tokens.sum():,} tokens, {scores.num_bytes.sum():,} bytes; interval over documents"
     measures = [
-        _build_ratio_measure("bits_per_byte", scores.nll / math.log(2), scores.num_bytes),
-        _build_ratio_measure("perplexity", scores.nll, scores.num_tokens, transform=np.exp),
+        measure_ratio("bits_per_byte", scores.nll / math.log(2), scores.num_bytes),
+        measure_ratio("perplexity", scores.nll, scores.num_tokens, transform=np.exp),
     ]
     measures = [replace(measure, note=note) for measure in measures]
     return [*measures, *_measure_comparison(text_scores)] if isinstance(text_scores, TeacherComparison) else measures
@@ -59,30 +59,26 @@ def _measure_comparison(comparison: TeacherComparison) -> list[Measure]:
         "acceptance": comparison.acceptance,
     }
     return [
-        replace(
-            _build_ratio_measure(name, values, comparison.num_tokens), note="; ".join(part for part in parts if part)
-        )
+        replace(measure_ratio(name, values, comparison.num_tokens), note="; ".join(part for part in parts if part))
         for name, values in sums.items()
     ]
 
 
 def measure_rouge(answers: ScoredAnswers) -> Measure:
     """`rouge_l` with its interval over prompts."""
-    return _build_ratio_measure("rouge_l", answers.rouge_l, np.ones_like(answers.rouge_l))
+    return measure_ratio("rouge_l", answers.rouge_l)
 
 
 def measure_long_context(result: LongContext) -> list[Measure]:
     """`long_bits_per_byte` and `needle_accuracy`, of those that were measured; intervals over windows and trials."""
     measures = []
     if (positions := result.positions) is not None:
-        measure = _build_ratio_measure(
-            "long_bits_per_byte", positions.nll[:, -1] / math.log(2), positions.num_bytes[:, -1]
-        )
+        measure = measure_ratio("long_bits_per_byte", positions.nll[:, -1] / math.log(2), positions.num_bytes[:, -1])
         start, stop = positions.edges[-2:]
         measures.append(replace(measure, note=f"positions {start:,} to {stop:,}; interval over windows"))
     if result.needle:
         trials = np.array([cell.hits for cell in result.needle], dtype=float).mean(0)
-        measure = _build_ratio_measure("needle_accuracy", trials, np.ones_like(trials))
+        measure = measure_ratio("needle_accuracy", trials)
         lengths = sorted({cell.length for cell in result.needle})
         measures.append(replace(measure, note=f"texts of {lengths[0]:,} to {lengths[-1]:,} tokens; chance 1/8"))
     return measures
@@ -148,18 +144,6 @@ def iterate_comparable_sums(
     ):
         yield "teacher_kl", first.kl, second.kl, first.num_tokens.astype(float)
         yield "teacher_agreement", first.top1_matches, second.top1_matches, first.num_tokens.astype(float)
-
-
-def _build_ratio_measure(
-    name: str,
-    numerators: np.ndarray,
-    denominators: np.ndarray,
-    *,
-    transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
-) -> Measure:
-    estimate = bootstrap_interval(numerators, denominators.astype(float), transform=transform)
-    low, high = (None if math.isnan(bound) else bound for bound in (estimate.low, estimate.high))
-    return MEASURES[name].build(estimate.value, int((denominators > 0).sum()), low=low, high=high)
 
 
 def _build_median_measure(name: str, runs: np.ndarray, conditions: str) -> Measure:

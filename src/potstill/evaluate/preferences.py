@@ -22,7 +22,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.core.measure import Measure
-from potstill.core.measure_table import MEASURES
 from potstill.core.types import (
     CHOSEN,
     NEXT_TOKEN_LOG_P,
@@ -36,7 +35,7 @@ from potstill.core.types import (
 )
 from potstill.data.pack_fields import SIDES
 from potstill.data.shared_prompts import PAIRS
-from potstill.evaluate.bootstrap import bootstrap_interval, paired_bootstrap
+from potstill.evaluate.bootstrap import measure_ratio, paired_bootstrap
 from potstill.models.inference import inference_context
 from potstill.models.signals import compute_signals
 from potstill.objectives.row_terms import compute_target_log_probs
@@ -76,12 +75,12 @@ class PreferenceScores:
         chosen, rejected = self.rewards[self.pairs]
         if len(chosen) and np.isfinite(chosen).all():
             measures += [
-                _build_mean("reward_accuracy", _compare(chosen, rejected)),
-                _build_mean("reward_margin", chosen - rejected),
+                measure_ratio("reward_accuracy", _compare(chosen, rejected)),
+                measure_ratio("reward_margin", chosen - rejected),
             ]
         is_chosen = self.sides == CHOSEN
         if is_chosen.any() and np.isfinite(self.kl[is_chosen]).all():
-            measures.append(_build_mean("reference_kl", self.kl[is_chosen], self.tokens[is_chosen]))
+            measures.append(measure_ratio("reference_kl", self.kl[is_chosen], self.tokens[is_chosen]))
         return measures
 
     def _measure_answers(self) -> list[Measure]:
@@ -89,8 +88,8 @@ class PreferenceScores:
         measures = []
         for name, side in (("chosen", CHOSEN), ("rejected", REJECTED)):
             if (is_side := self.sides == side).any():
-                measures.append(_build_mean(f"{name}_log_p", self.log_p[is_side]))
-                measures.append(_build_mean(f"{name}_tokens", self.tokens[is_side]))
+                measures.append(measure_ratio(f"{name}_log_p", self.log_p[is_side]))
+                measures.append(measure_ratio(f"{name}_tokens", self.tokens[is_side]))
         return measures
 
     def _measure_baselines(self) -> list[Measure]:
@@ -99,21 +98,14 @@ class PreferenceScores:
             return []
         likelihoods, lengths = self.log_p[self.pairs], self.tokens[self.pairs]
         return [
-            _build_mean("likelihood_accuracy", _compare(*likelihoods)),
-            _build_mean("shorter_accuracy", _compare(*-lengths)),
+            measure_ratio("likelihood_accuracy", _compare(*likelihoods)),
+            measure_ratio("shorter_accuracy", _compare(*-lengths)),
         ]
 
 
 def _compare(first: Float[np.ndarray, " P"], second: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
     """1 where the first value is larger, 1/2 where both are equal, else 0."""
     return np.asarray((first > second) + (first == second) / 2)
-
-
-def _build_mean(name: str, values: Float[np.ndarray, " n"], sizes: Float[np.ndarray, " n"] | None = None) -> Measure:
-    """sum(values) / sum(sizes), by default their mean, with its interval."""
-    interval = bootstrap_interval(values, np.ones_like(values) if sizes is None else sizes)
-    bounds = {} if len(values) < 2 else {"low": interval.low, "high": interval.high}
-    return MEASURES[name].build(interval.value, len(values), **bounds)
 
 
 @dataclass(kw_only=True)

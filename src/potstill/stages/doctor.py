@@ -2,7 +2,7 @@
 
 import copy
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +16,8 @@ from potstill.evaluate.perplexity import get_bos_id
 from potstill.models.load import LoadedModel
 from potstill.models.tokenizers.vocabulary import count_shared_ids
 from potstill.objectives.config import ObjectiveConfig
-from potstill.stages.align.config import AlignConfig
-from potstill.stages.align.doctor import examine, make_align_config
+from potstill.stages.align.doctor import examine_options
+from potstill.stages.alignment_options import refuse_alignment_options
 from potstill.stages.checks.cross_tokenizer import run_cross_tokenizer_checks
 from potstill.stages.checks.inputs import build_check_inputs, build_cross_tokenizer_inputs
 from potstill.stages.checks.report import Check, run_checks
@@ -80,22 +80,14 @@ class Doctor(DoctorOptions):
             **sampling,  # type: ignore[arg-type]
         )
 
-    @property
-    def align_config(self) -> AlignConfig:
-        """The alignment of an objective of preferences: `student` is its model, `teacher` its reference."""
-        options = {"teacher": self.teacher, "student": self.student, "objective": self.objective.text}
-        context = {"context": self.context} if self.context != DoctorOptions.context else {}
-        names = ("data", "columns", "seed", "device", "dtype", "allow_pickle", "trust_remote_code")
-        shared = {name: getattr(self, name) for name in names}
-        return make_align_config({**options, **context, **shared, **get_text_options(self)})
-
     def run(self) -> list[Check]:
         """Every check that applies; with several teachers, each check has the name of its teacher.
 
         Raises: UsageError, NotFound, UnsafeModel and the like, as training would.
         """
         if self.objective.data != "text":
-            return examine(self.align_config)
+            return examine_options(self, self.objective.text)
+        refuse_alignment_options(asdict(self))
         sources = self.config.teachers
         if len(sources) > 1 and self.teacher_cache is not None:
             raise UsageError(

@@ -11,7 +11,7 @@ from potstill.core.errors import NotFound, UsageError
 from potstill.core.options import ALLOW_PICKLE, CONTEXT, DEVICE, DTYPE, SEED, TRUST_REMOTE_CODE, Option
 from potstill.models.tokenizers.named_templates import NAMED_TEMPLATES
 from potstill.objectives.options import ObjectiveChoice
-from potstill.stages.sampling_options import SamplingOptions
+from potstill.stages.alignment_options import AlignmentOptions
 from potstill.train.config import TrainConfig
 
 LOCAL_TEACHER_HELP = "A hub id, a folder, a .gguf file, or smollm2."
@@ -158,14 +158,14 @@ class DistillOptions(TextOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """The options of `plan`: those of the distillation, where the rates come from, and those of `align` for grpo."""
+    """The options of `plan`: those of the distillation, where the rates come from, and those of an alignment."""
 
     distill: DistillOptions
     measure: bool = Option(
         True,
         "Run a few training steps in memory to measure rates; without them the plan is immediate and less accurate.",
     ).field()
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ class ArenaOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorOptions(TextOptions):
+class DoctorOptions(AlignmentOptions, TextOptions):
     """The options of `doctor`."""
 
     teacher: str | tuple[str, ...]

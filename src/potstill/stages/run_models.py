@@ -9,9 +9,12 @@ from transformers import PreTrainedModel
 
 from potstill.core.atomic_files import TRAINING_FOLDER
 from potstill.core.device import resolve_device, resolve_dtype
+from potstill.core.errors import CacheMismatch
 from potstill.models.load import LoadedModel, load_model
 from potstill.stages.run_record import RunRecord
+from potstill.stages.text_options import DATE_ORIGIN
 from potstill.teachers.cached import Manifest
+from potstill.train import distributed
 from potstill.train.activation_checkpointing import check_activation_checkpointing
 from potstill.train.config import TrainConfig
 from potstill.train.lora import add_adapters
@@ -71,6 +74,22 @@ def choose_dtype(
     elif caches:
         default_dtype = next(iter(caches.values())).manifest.facts.dtype
     return resolve_dtype(config.dtype, device_type=str(resolve_device(config.device)), default=default_dtype)
+
+
+def read_text_origins(caches: Mapping[str, Cache], *, resume_folder: Path | None = None) -> dict[str, Any]:
+    """The origins that hold the date which all chat templates of a run write: of the resumed run, or of its caches.
+
+    Raises: CacheMismatch for caches of two dates.
+    """
+    record = None if resume_folder is None else RunRecord.from_folder(resume_folder / TRAINING_FOLDER)
+    dates = {cache.manifest.facts.date for cache in caches.values()} - {""}
+    if len(dates) > 1:
+        raise CacheMismatch(
+            f"the chat template writes the date, and the caches were made with {' and '.join(sorted(dates))}; make "
+            f"them on one day"
+        )
+    origins = {DATE_ORIGIN: next(iter(dates), None)} if record is None else dict(record.origins)
+    return distributed.broadcast_from_main(origins)
 
 
 def make_trainable(config: StudentOptions, student: PreTrainedModel) -> Any:

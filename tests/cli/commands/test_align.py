@@ -79,6 +79,30 @@ def test_prompts_of_a_step_are_dry_run_saved_and_planned(potstill: Call, teacher
     assert "error: --prompts-per-step is for --objective grpo" in refused.err
 
 
+def test_the_doctor_and_a_plan_know_models_and_rewards_beside_the_data(
+    potstill: Call, teacher: Path, preferences: Path, tmp_path: Path
+) -> None:
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def length(completions):\n    return [len(c.completion) for c in completions]\n")
+    prompts = written(tmp_path / "prompts.jsonl", [{"prompt": f"{n}+1?"} for n in range(40)])
+    shared = ("--context", 128, "--dtype", "float32", "--json")
+    options = ("--data", prompts, "--reward", f"{rewards}:length", "--samples", 2, "--max-tokens", 4, *shared)
+    checks = potstill("doctor", "--teacher", teacher, "--objective", "grpo", *options)
+    assert checks.code == 0, checks.err
+    assert "decoding agrees with training" in [check["name"] for check in json.loads(checks.out)["checks"]]
+    call = ("plan", "--student", teacher, *options, "--epochs", 1, "--batch-tokens", 256, "--objective")
+    once = json.loads(potstill(*call, "grpo", "--no-measure").out)
+    twice = json.loads(potstill(*call, "grpo:updates=2").out)
+    assert (once["training"]["steps"], twice["training"]["steps"]) == (19, 37)  # of 37 prompts, two a step
+    assert twice["time"]["parts"]["sampling"] > 0
+    pairs = ("--objective", "aligndistil", "--plus", teacher, "--minus", teacher, "--data", preferences)
+    checks = potstill("doctor", "--teacher", teacher, *pairs, *shared)
+    assert checks.code == 0, checks.err
+    answer = potstill("plan", "--teacher", teacher, "--data", preferences, "--reward", "accuracy")
+    assert answer.code == 2
+    assert "--reward is for --objective grpo; omit it" in answer.err
+
+
 @pytest.mark.slow
 def test_a_plan_measures_steps_with_the_forward_of_the_reference(
     potstill: Call, teacher: Path, preferences: Path

@@ -20,7 +20,7 @@ from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.plan.plan import Plan
 from potstill.stages.resources.activation_memory import measure_autograd_bytes
-from potstill.stages.resources.calibration import Calibration, StepMeasurements, fit_calibration
+from potstill.stages.resources.calibration import SAMPLING, Calibration, StepMeasurements, fit_calibration
 from potstill.stages.resources.dataset_stats import PackingStats
 from potstill.stages.resources.estimate import estimate
 from potstill.stages.resources.layer_timing import LayerTimings, Rate, measure_layer_timings
@@ -243,6 +243,17 @@ def test_short_steps_are_measured_five_times_and_long_ones_for_fifteen_seconds(s
         clock.on_step_end(TrainingArguments(), TrainerState(), control)
         ran += 1
     assert ran * step == seconds
+
+
+def test_forwards_while_a_rollout_samples_are_no_part_of_their_own() -> None:
+    timer = StepTimer([], torch.device("cpu"))
+    timer.start(SAMPLING)
+    timer.start("student")
+    timer.stop("student")
+    timer.stop(SAMPLING)
+    assert [*timer._current_step] == [SAMPLING]
+    steps = [{SAMPLING: seconds, "tokens": 1.0, "rows": 1.0} for seconds in (6.0, 0.0, 0.0)]
+    assert StepMeasurements.from_steps(steps, peak=0.0).seconds == {SAMPLING: 2.0}
 
 
 SLOW = pytest.mark.slow

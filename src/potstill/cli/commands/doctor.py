@@ -7,7 +7,7 @@ from potstill.cli.output import CommandResult, print_or_return, suppress_library
 from potstill.stages.options import DoctorOptions
 
 
-@o.take_options(DoctorOptions)
+@o.take_options(DoctorOptions, leave_out=("prompts_per_step",))
 def doctor(teacher: o.Teacher = None, as_json: o.Json = False, **options: Any) -> Any:
     """Check that training computes the right loss for your teacher, student and data set.
 

@@ -11,7 +11,7 @@ from potstill.core.measure_table import MEASURES
 from potstill.core.screen import track
 from potstill.core.types import REFERENCE, move_batch
 from potstill.data.packing import Packs, collate
-from potstill.evaluate.bootstrap import bootstrap_interval
+from potstill.evaluate.bootstrap import measure_ratio
 from potstill.evaluate.preferences import PreferenceRecorder
 from potstill.models.eval_mode import eval_mode
 from potstill.objectives.weighted_sum import WeightedSum
@@ -50,8 +50,7 @@ def measure_loss(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> M
     (terms,) = np.nonzero(weights)
     if len(terms) == 1:
         (term,) = terms
-        interval = bootstrap_interval(weights[term] * sums[:, term], counts[:, term].astype(float))
-        bounds = {"low": interval.low, "high": interval.high} if len(sums) > 1 else {}
-        return MEASURES["preference_loss"].build(interval.value, int(counts[:, term].sum()), **bounds)
+        count = int(counts[:, term].sum())
+        return measure_ratio("preference_loss", weights[term] * sums[:, term], counts[:, term], count=count)
     means = sums.sum(0) / np.maximum(counts.sum(0), 1)
     return MEASURES["preference_loss"].build(float(weights @ means), int(counts.sum(0).max()))

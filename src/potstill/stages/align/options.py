@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from potstill.core.errors import UsageError
 from potstill.core.options import ALLOW_PICKLE, DEVICE, DTYPE, TRUST_REMOTE_CODE, Option
+from potstill.stages.alignment_options import ANSWER_TOKENS, MINUS, NUM_SAMPLES, PLUS, PROMPTS_PER_STEP, REWARD
 from potstill.stages.options import COLUMNS, SAVE_DTYPE, TextOptions
-from potstill.stages.sampling_options import ANSWER_TOKENS, NUM_SAMPLES, PROMPTS_PER_STEP, REWARD
 from potstill.train.config import TrainConfig
 
 EPOCHS, LEARNING_RATE, LORA_LEARNING_RATE = 1.0, 1e-6, 5e-6
@@ -97,12 +97,8 @@ class AlignOptions(TextOptions):
     reference_cache: str | None = Option[str | None](
         None, "Log-probabilities that `potstill cache MODEL --own` wrote, instead of running the reference."
     ).field()
-    plus: str | None = Option[str | None](
-        None, "For aligndistil: the model that prefers chosen answers, or its cache with hidden states."
-    ).field()
-    minus: str | None = Option[str | None](
-        None, "For aligndistil: the model that prefers rejected answers, or its cache with hidden states."
-    ).field()
+    plus: str | None = PLUS.field()
+    minus: str | None = MINUS.field()
     reward: str | None = REWARD.field()
     samples: int = NUM_SAMPLES.field()
     max_tokens: int = ANSWER_TOKENS.field()

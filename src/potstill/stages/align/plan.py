@@ -8,31 +8,30 @@ from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.doctor import make_align_config
 from potstill.stages.align.prepare import prepare
 from potstill.stages.align.preview import describe_run
+from potstill.stages.align.resources import resolve_settings
 from potstill.stages.option_checks import check_single_process
 from potstill.stages.resources.profiling import profile_steps
 
-SAMPLING_NOTE = "the time of what the model samples is not measured; it comes on top"
-
 
 def plan_align(config: AlignConfig, out: Path, *, measure: bool = True) -> dict[str, Any]:
-    """The model, data, steps, memory and disk of a run, and with `measure` its seconds with the reference's forward.
+    """The model, data, steps, memory and disk of a run, and with `measure` the seconds of its parts.
+
+    The parts are forwards, the loss, the backward, the optimizer, and what the model samples in training.
 
     Raises: as `align` does before it writes anything.
     """
     check_single_process()
     config.inputs.check()
-    report = describe_run(config, out)
     if not measure:
-        return report
+        return describe_run(config, out)
     run = prepare(config)
-    settings = config.settings.resolve_epochs(len(run.packs))
-    measurements = profile_steps(run.module, run.module.frozen_models, run.packs, settings)
+    settings = resolve_settings(config, run.packs)
+    measurements = profile_steps(run.module, run.module.frozen_models, run.packs, settings, rollout=run.rollout)
     seconds = sum(measurements.seconds.values())
     return {
-        **report,
+        **describe_run(config, out, run.prepared),
         "time": {"seconds_per_step": seconds, "seconds": seconds * settings.steps, "parts": measurements.seconds},
         "measured_peak": measurements.peak,
-        "notes": [] if run.rollout is None else [SAMPLING_NOTE],
     }
 
 

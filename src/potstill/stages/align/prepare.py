@@ -22,14 +22,15 @@ from potstill.stages.align.caches import check_caches, describe_files, list_pare
 from potstill.stages.align.checks import NUM_PACKS, AlignCheckInputs, run_checks
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.data import read_data
-from potstill.stages.align.policy import load_policy, prepare_text
+from potstill.stages.align.policy import load_policy
 from potstill.stages.align.prompt_sampling import sample_packs
 from potstill.stages.align.references import build_networks, load_frozen_models
 from potstill.stages.align.resources import warn_if_insufficient
 from potstill.stages.align.rollouts import build_rollout
-from potstill.stages.run_models import choose_dtype, load_run_model, make_trainable
+from potstill.stages.run_models import choose_dtype, load_run_model, make_trainable, read_text_origins
 from potstill.stages.samples import count_sample_tokens, write_samples
 from potstill.stages.stage import make_parent
+from potstill.stages.text_options import prepare_tokenizer
 from potstill.stages.training_run import TrainingRun
 from potstill.teachers.cached import CacheFolder
 from potstill.train import distributed
@@ -131,7 +132,8 @@ def prepare(config: AlignConfig, resume_folder: Path | None = None) -> AlignRun:
     dtype = distributed.broadcast_from_main(choose_dtype(config, caches, resume_folder=resume_folder))
     policy = load_policy(config)
     frozen_models = load_frozen_models(config, policy, skip=caches)
-    text_facts = prepare_text(config, policy, caches, resume_folder=resume_folder)
+    origins = read_text_origins(caches, resume_folder=resume_folder)
+    text_facts = prepare_tokenizer(policy.tokenizer, config, origins=origins)
     data = read_data(config, policy.tokenizer)
     check_token_id(int(data.packs.input_ids.max()), len(policy.model.get_input_embeddings().weight), policy.tokenizer)
     check_caches(config, caches, policy, data, dtype)

@@ -16,7 +16,7 @@ from potstill.stages.align.align_data import AlignData
 from potstill.stages.align.caches import open_caches
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.data import read_data
-from potstill.stages.align.resources import build_workload, count_available_tokens
+from potstill.stages.align.resources import build_workload, count_available_tokens, resolve_settings
 from potstill.stages.dataset import load_tokenizer
 from potstill.stages.dry_run import describe_shape, describe_text, leave_untouched, locate, read_spec
 from potstill.stages.option_checks import check_single_process
@@ -46,19 +46,18 @@ def preview_align(config: AlignConfig, out: Path, *, overwrite: bool = False, re
     return report
 
 
-def describe_run(config: AlignConfig, out: Path) -> dict[str, Any]:
+def describe_run(config: AlignConfig, out: Path, data: AlignData | None = None) -> dict[str, Any]:
     """The models, the data, the steps, and the memory and disk in bytes of `config` in `out`, without weights.
 
-    The shape, memory and disk are None where no blueprint describes the model.
+    The shape, memory and disk are None where no blueprint describes the model. `data` is that of the run if it has been
+    read.
     """
     check_trainable(config.model, allow_pickle=config.allow_pickle, trust_remote_code=config.trust_remote_code)
     caches = open_caches(config)
     specs = read_specs(config, caches)
-    tokenizer = specs["model"].tokenizer if specs else load_tokenizer(config.model)
-    prepare_tokenizer(tokenizer, config)
-    data = read_data(config, tokenizer)
+    data = data or preview_data(config, specs)
     resources = estimate_resources(config, specs, caches, data, out) if specs else {}
-    settings = config.settings.resolve_epochs(len(data.packs))
+    settings = resolve_settings(config, data.packs)
     available = count_available_tokens(config, data.packs)
     tokens = config.settings.count_tokens(available)
     report_passes(config.settings, available)
@@ -79,6 +78,13 @@ def describe_run(config: AlignConfig, out: Path) -> dict[str, Any]:
         "memory": resources.get("memory"),
         "disk": resources.get("disk"),
     }
+
+
+def preview_data(config: AlignConfig, specs: Mapping[str, ModelSpec]) -> AlignData:
+    """The data as the tokenizer of the policy reads it."""
+    tokenizer = specs["model"].tokenizer if specs else load_tokenizer(config.model)
+    prepare_tokenizer(tokenizer, config)
+    return read_data(config, tokenizer)
 
 
 def read_specs(config: AlignConfig, skip: Collection[str]) -> dict[str, ModelSpec]:

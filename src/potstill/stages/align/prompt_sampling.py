@@ -11,14 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.counts import count_noun
 from potstill.core.measure import Measure
-from potstill.core.measure_table import MEASURES
 from potstill.core.types import CHOSEN
 from potstill.data.pack_fields import GROUPS, SIDES
 from potstill.data.packing import Packs, pack
 from potstill.data.prompt_rows import Prompt
 from potstill.decode.sampling import Sampling
 from potstill.decode.stop_tokens import require_stop_tokens
-from potstill.evaluate.bootstrap import bootstrap_interval
+from potstill.evaluate.bootstrap import measure_ratio
 from potstill.models.eval_mode import eval_mode
 from potstill.models.signals import unwrap_model
 from potstill.models.tokenizers.vocabulary import count_usable_ids
@@ -90,15 +89,7 @@ class PromptEvaluator:
         accuracy = next((name for name in groups[0].scores if name.split(".")[-1].endswith(ACCURACY)), None)
         if accuracy is not None:
             columns["sampled_accuracy"] = [group.scores[accuracy].mean() for group in groups]
-        return [build_mean(name, values) for name, values in columns.items()]
-
-
-def build_mean(name: str, values: Sequence[Any]) -> Measure:
-    """The mean over prompts, with its interval."""
-    numbers = np.array([float(value) for value in values])
-    interval = bootstrap_interval(numbers, np.ones_like(numbers))
-    bounds = {"low": interval.low, "high": interval.high} if len(numbers) > 1 else {}
-    return MEASURES[name].build(interval.value, len(numbers), **bounds)
+        return [measure_ratio(name, np.array(values, dtype=float)) for name, values in columns.items()]
 
 
 def sample_packs(rollout: GroupedRollout, module: TrainingModule, *, count: int) -> Packs:

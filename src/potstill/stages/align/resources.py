@@ -15,12 +15,14 @@ from potstill.models.families.registry import read_blueprint
 from potstill.models.load import LoadedModel
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.prompts import count_group_tokens
+from potstill.stages.align.validation import get_policy_options
 from potstill.stages.console import print_note
 from potstill.stages.resources.dataset_stats import PackingStats, compute_packing_stats
 from potstill.stages.resources.report import report_workload
 from potstill.stages.resources.workload import FLOAT32_BYTES, Workload
 from potstill.stages.run_notes import report_passes
 from potstill.train import distributed
+from potstill.train.config import TrainConfig
 
 SAMPLING_NOTE = "what the model writes itself is in no forecast: the time of its sampling comes on top"
 
@@ -48,7 +50,7 @@ def build_workload(
         student=policy,
         more_teachers=tuple(teachers[1:]),
         vocabulary=vocabulary,
-        settings=config.settings.resolve_epochs(len(packs)),
+        settings=resolve_settings(config, packs),
         packing=compute_stats(config, packs),
         source="live" if teachers else "alone",
         lora=config.lora,
@@ -61,9 +63,21 @@ def build_workload(
     )
 
 
+def resolve_settings(config: AlignConfig, packs: Packs) -> TrainConfig:
+    """The settings with the tokens of a run; each step trains as often on its samples as the objective says."""
+    return config.settings.resolve_epochs(len(packs) * count_updates(config))
+
+
+def count_updates(config: AlignConfig) -> int:
+    """The number of optimizer steps that train on the samples of one step."""
+    return get_policy_options(config.loss).updates if config.loss.data == "prompts" else 1
+
+
 def count_available_tokens(config: AlignConfig, packs: Packs) -> int:
-    """The tokens of one pass over the data: of prompts, what their answers may take."""
-    return len(packs) * config.settings.context if config.loss.data == "prompts" else packs.num_tokens
+    """The tokens of one pass over the data: of prompts, what their answers may take in all updates."""
+    if config.loss.data != "prompts":
+        return packs.num_tokens
+    return len(packs) * config.settings.context * count_updates(config)
 
 
 def compute_stats(config: AlignConfig, packs: Packs) -> PackingStats:

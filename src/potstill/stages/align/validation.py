@@ -8,7 +8,7 @@ from potstill.objectives.config import ObjectiveConfig
 from potstill.objectives.cross_entropy import CROSS_ENTROPY
 from potstill.objectives.policy_options import PolicyOptions
 from potstill.stages.align.options import AlignOptions
-from potstill.stages.sampling_options import MAX_TOKENS, SAMPLES
+from potstill.stages.alignment_options import MAX_TOKENS, SAMPLES
 
 
 def check_objective(objective: ObjectiveConfig) -> None:

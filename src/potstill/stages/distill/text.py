@@ -3,15 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from potstill.core.atomic_files import TRAINING_FOLDER
-from potstill.core.errors import CacheMismatch
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.model_pair import ModelPair
 from potstill.stages.options import TextOptions
-from potstill.stages.run_record import RunRecord
-from potstill.stages.text_options import DATE_ORIGIN, prepare_tokenizer
+from potstill.stages.run_models import read_text_origins
+from potstill.stages.text_options import prepare_tokenizer
 from potstill.teachers.cached import TeacherCache
-from potstill.train import distributed
 
 
 def prepare_text(
@@ -23,15 +20,7 @@ def prepare_text(
 
     Raises: NotFound, UsageError; CacheMismatch for caches of two dates.
     """
-    record = None if resume_folder is None else RunRecord.from_folder(resume_folder / TRAINING_FOLDER)
-    dates = {cache.manifest.facts.date for cache in caches.values()} - {""}
-    if len(dates) > 1:
-        raise CacheMismatch(
-            f"the chat template writes the date, and the caches were made with {' and '.join(sorted(dates))}; make "
-            f"them on one day"
-        )
-    origins = record.origins if record is not None else {DATE_ORIGIN: next(iter(dates), None)}
-    origins = distributed.broadcast_from_main(origins)
+    origins = read_text_origins(caches, resume_folder=resume_folder)
     facts = prepare_tokenizer(pair.origin.tokenizer, config, origins=origins)
     for teacher in pair.loaded_teachers.values():
         if teacher.tokenizer is not pair.origin.tokenizer:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from potstill.core.atomic_files import TRAINING_FOLDER
 from potstill.core.device import get_dtype_name, resolve_device, resolve_dtype
 from potstill.core.errors import UnsupportedModel
 from potstill.core.screen import status
@@ -19,6 +18,7 @@ from potstill.models.signals import probe_model
 from potstill.stages.dataset import PreparedDataset, load_held_out_corpus, prepare_dataset
 from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.medusa.config import MedusaConfig
+from potstill.stages.run_models import read_text_origins
 from potstill.stages.run_record import RunRecord
 from potstill.stages.text_options import prepare_tokenizer
 
@@ -41,8 +41,8 @@ def prepare(config: MedusaConfig, resume_folder: Path | None = None) -> MedusaRu
     Raises: UsageError, NotFound, DataError; UnsupportedModel for a target whose head is not on its last hidden states.
     """
     target = load_target(config)
-    saved = None if resume_folder is None else RunRecord.from_folder(resume_folder / TRAINING_FOLDER)
-    text_facts = prepare_tokenizer(target.tokenizer, config, origins=None if saved is None else saved.origins)
+    origins = read_text_origins({}, resume_folder=resume_folder)
+    text_facts = prepare_tokenizer(target.tokenizer, config, origins=origins)
     dataset_config = DatasetConfig.from_training(config)
     dataset = prepare_dataset(
         dataset_config,

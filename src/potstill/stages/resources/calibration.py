@@ -6,7 +6,7 @@ the trainer with these timings. `guess_calibration` is for plans that run no ste
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from potstill.core.memory import read_resident_memory
 from potstill.stages.resources.layer_timing import LayerTimings
 from potstill.stages.resources.workload import Workload
 
+SAMPLING = "sampling"  # the part of a step in which a rollout writes
 LOSS_RATIOS = {"alone": 0.5, "cached": 0.75, "live": 1.0}  # relative time of a loss by source; ours, rough
 
 
@@ -87,9 +88,12 @@ class StepMeasurements:
 
     @classmethod
     def from_steps(cls, steps: Sequence[Mapping[str, float]], *, peak: float) -> "StepMeasurements":
-        """The medians over several steps. Each step maps parts to seconds, and has `tokens` and `rows`."""
+        """The medians over several steps. Each step maps parts to seconds, and has `tokens` and `rows`.
+
+        Of `sampling` it is the mean, since not every step samples.
+        """
         medians = {
-            name: median(step.get(name, 0.0) for step in steps)
+            name: (mean if name == SAMPLING else median)(step.get(name, 0.0) for step in steps)
             for name in dict.fromkeys(key for step_parts in steps for key in step_parts)
         }
         return cls(seconds=medians, tokens=medians.pop("tokens"), rows=medians.pop("rows"), peak=peak)

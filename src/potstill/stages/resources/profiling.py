@@ -18,10 +18,11 @@ from potstill.data.cross_tokenizer.packs import CrossTokenizerPacks
 from potstill.data.packing import Packs
 from potstill.models.hooks import temporary_hooks
 from potstill.models.signals import unwrap_model
-from potstill.stages.resources.calibration import StepMeasurements
+from potstill.stages.resources.calibration import SAMPLING, StepMeasurements
 from potstill.stages.resources.layer_timing import synchronized_time
 from potstill.train.activation_checkpointing import apply_block_settings
 from potstill.train.config import TrainConfig
+from potstill.train.rollouts.steps import AnyRollout
 from potstill.train.run import silence_libraries
 from potstill.train.trainer import Trainer
 from potstill.train.training_arguments import make_training_arguments
@@ -38,8 +39,12 @@ def profile_steps(
     settings: TrainConfig,
     *,
     measured_steps: int = MEASURED_STEPS,
+    rollout: AnyRollout | None = None,
 ) -> StepMeasurements:
-    """Train up to `measured_steps` steps of `module` on `packs`, in a temporary folder. This changes the student."""
+    """Train up to `measured_steps` steps of `module` on `packs`, in a temporary folder. This changes the student.
+
+    What a `rollout` writes is a part of its own, `sampling`.
+    """
     device = next(module.student.parameters()).device
     steps = WARM_UP_STEPS + measured_steps
     short_settings = replace(
@@ -52,7 +57,8 @@ def profile_steps(
         args = make_training_arguments(short_settings, Path(folder), device=device.type)
         args.save_strategy = SaveStrategy.NO
         timer = StepTimer(modules, device)
-        trainer = Trainer(module, args, train_dataset=packs, callbacks=[timer])
+        trainer = ProfiledTrainer(module, args, train_dataset=packs, callbacks=[timer], rollout=rollout)
+        trainer.timer = timer
         hooks = [*timer.register_hooks(), module.register_forward_pre_hook(timer.count_tokens, with_kwargs=True)]
         trim_memory()
         reset_peak_memory(device)
@@ -68,10 +74,27 @@ def estimate_profiling_seconds(step_seconds: float) -> float:
     ) * step_seconds
 
 
+class ProfiledTrainer(Trainer):
+    """The trainer of a run, which times what its rollout writes."""
+
+    timer: "StepTimer"
+
+    def get_batch_samples(self, *arguments: Any) -> tuple[list[Any], Any]:
+        """The batches of a step, as in a run."""
+        if self.rollout is None:
+            return super().get_batch_samples(*arguments)
+        self.timer.start(SAMPLING)
+        try:
+            return super().get_batch_samples(*arguments)
+        finally:
+            self.timer.stop(SAMPLING)
+
+
 class StepTimer(TrainerCallback):
     """Times the parts of each step, in seconds. `modules` are timed in their forwards; those of one name add up.
 
     All time outside of these parts and the optimizer counts as backward: autograd, clipping and reading the batch.
+    Forwards while a rollout samples are no part of their own.
     """
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]], device: torch.device) -> None:
@@ -96,11 +119,13 @@ class StepTimer(TrainerCallback):
 
     def start(self, part: str) -> None:
         """Record the time at which a part begins."""
-        self._start_times[part] = synchronized_time(self.device)
+        if SAMPLING not in self._start_times:
+            self._start_times[part] = synchronized_time(self.device)
 
     def stop(self, part: str) -> None:
         """Add the seconds since the part began."""
-        self._accumulate(part, synchronized_time(self.device) - self._start_times.pop(part))
+        if part == SAMPLING or SAMPLING not in self._start_times:
+            self._accumulate(part, synchronized_time(self.device) - self._start_times.pop(part))
 
     def count_tokens(self, module: nn.Module, args: tuple[Any, ...], batch: Mapping[str, Tensor]) -> None:
         """Add the tokens and trained rows of a pass."""

@@ -1,4 +1,4 @@
-"""The options of the answers that a policy gradient samples, for `align` and `plan`. Nothing here imports torch."""
+"""The options of an alignment that `align`, `plan` and `doctor` share. Nothing here imports torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +9,12 @@ from potstill.core.options import Option, list_options
 
 SAMPLES, MAX_TOKENS = 8, 64
 
+PLUS = Option[str | None](
+    None, "For aligndistil: the model that prefers chosen answers, or its cache with hidden states."
+)
+MINUS = Option[str | None](
+    None, "For aligndistil: the model that prefers rejected answers, or its cache with hidden states."
+)
 REWARD = Option[str | None](
     None, "For grpo: what scores an answer, such as accuracy+language or FILE.py:NAME; docs/rewards.md lists them."
 )
@@ -22,20 +28,23 @@ PROMPTS_PER_STEP = Option(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """What a policy samples and what scores it, as `plan` needs it."""
+class AlignmentOptions:
+    """What some objectives of an alignment read beside its data: further models, and rewards of samples."""
 
+    plus: str | None = PLUS.field()
+    minus: str | None = MINUS.field()
     reward: str | None = REWARD.field()
     samples: int = NUM_SAMPLES.field()
     max_tokens: int = ANSWER_TOKENS.field()
     prompts_per_step: int = PROMPTS_PER_STEP.field()
 
 
-def check_no_sampling(options: Mapping[str, Any]) -> None:
-    """Refuse options of sampling for an objective that trains on text.
+def refuse_alignment_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of an alignment beside an objective that trains on text.
 
     Raises: UsageError.
     """
-    for name, _, _, option in list_options(SamplingOptions):
+    for name, _, _, option in list_options(AlignmentOptions):
         if options.get(name, option.default) != option.default:
-            raise UsageError(f"--{name.replace('_', '-')} is for --objective grpo, which samples answers; omit it")
+            objective = "aligndistil" if name in ("plus", "minus") else "grpo"
+            raise UsageError(f"--{name.replace('_', '-')} is for --objective {objective}; omit it")
