@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from potstill.ops import policy_gradient
 from potstill.ops.fused import sum_row_losses, sum_row_losses_densely
 from potstill.ops.policy_gradient import Clip, PolicyRows, TargetStatistic, estimate_kl, find_clipped, policy_loss
 from potstill.ops.row_loss import AtTemperature, Weighted
@@ -107,3 +108,10 @@ def test_a_statistic_sees_the_log_probability_of_each_target_and_has_no_gradient
     found = gap(logits, case.inputs, case.targets)
     assert found.tolist() == pytest.approx([0.0, 0.6, 0.5, 0.9, 0.1, 0.05, 0.3])
     assert not found.requires_grad
+    expected = found.sum()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy_gradient, "cross_entropy", None)  # the one softmax of the loss serves both
+        losses, head = [PolicyRows(advantages="A"), gap], (case.weight, None, 1.0, None)
+        frozen = {name: lambda start, stop, x=x: x[start:stop] for name, x in case.inputs.items()}
+        sums = sum_row_losses(losses, case.rows, head, targets=case.targets, frozen=frozen, mix=[1.0, 0.0])
+    torch.testing.assert_close(sums[1], expected)

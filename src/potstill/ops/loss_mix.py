@@ -25,11 +25,13 @@ def differentiate_losses(
     values: dict[int, Tensor] = {}
     delta = None
     for k, (loss, weight) in enumerate(zip(losses, mix, strict=True)):
-        if weight == 0:
-            values[k] = loss(student, frozen, targets)
-        elif (slope := get_slope(loss, softmax, frozen, targets)) is not None:
+        has_values_alone = weight == 0 and isinstance(loss, Differentiable)  # which cost less than its slope
+        if not has_values_alone and (slope := get_slope(loss, softmax, frozen, targets)) is not None:
             values[k] = slope.values
-            slopes.append((weight, slope))
+            if weight:
+                slopes.append((weight, slope))
+        elif weight == 0:
+            values[k] = loss(student, frozen, targets)
         else:
             differentiate = (
                 loss.values_and_gradient

@@ -117,3 +117,8 @@ class TargetStatistic:
         self, student: Float[Tensor, "C V"], frozen: Mapping[str, Any], targets: Int[Tensor, " C"]
     ) -> Float[Tensor, " C"]:
         return self.compute(-cross_entropy(student.detach(), targets), frozen)
+
+    def slope(self, student: Softmax, frozen: Mapping[str, Any], targets: Int[Tensor, " C"]) -> Slope:
+        """The number from a shared softmax, and no derivative."""
+        values = self.compute(-cross_entropy_slope(student, targets).values, frozen)
+        return Slope(values, 0.0, lambda delta, weight: None)
