@@ -41,7 +41,7 @@ from setting.preferences import (
     save_policy,
 )
 from setting.sides import ask_once, serve, take_turns
-from setting.steps import make_optimizer
+from setting.steps import compute_cosine, differentiate, make_optimizer
 
 RESTS_ON = [
     "tests/ops/test_row_spans.py",
@@ -183,7 +183,7 @@ def compare_in_float32(question: list[Any]) -> dict[str, float]:
         (loss, gradient), repeated, trl = (differentiate(policy, form(batch)) for form in forms)
         gaps.append(abs(loss - trl[0]))
         shared_gaps.append(abs(loss - repeated[0]))
-        cosines.append(torch.nn.functional.cosine_similarity(gradient, trl[1], dim=0).item())
+        cosines.append(compute_cosine(gradient, trl[1]))
         print(f"float32: {loss} and {trl[0]}, cosine {cosines[-1]}", file=sys.stderr)
     return {
         "loss_gap": max(gaps),
@@ -191,13 +191,6 @@ def compare_in_float32(question: list[Any]) -> dict[str, float]:
         "shared_loss_gap": max(shared_gaps),
         "batches": len(batches),
     }
-
-
-def differentiate(policy: Any, loss: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """The loss, and its gradient by all weights as one vector in float64."""
-    policy.zero_grad()
-    loss.backward()
-    return loss.item(), torch.cat([p.grad.double().flatten() for p in policy.parameters() if p.grad is not None])
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -90,3 +90,21 @@ def finish_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: 
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()
+
+
+def differentiate(model: torch.nn.Module, loss: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
+    """The loss, and its gradient by each weight."""
+    model.zero_grad()
+    loss.backward()
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    model.zero_grad()
+    return loss.item(), gradients
+
+
+def compute_cosine(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
+    """The cosine between two gradients by all weights, summed in float64 weight by weight."""
+
+    def multiply(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+        return sum(float(x.flatten().double() @ y.flatten().double()) for x, y in zip(a, b, strict=True))
+
+    return multiply(first, second) / (multiply(first, first) * multiply(second, second)) ** 0.5
