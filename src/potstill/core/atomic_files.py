@@ -22,6 +22,7 @@ RECORD_FILE = "run.json"  # in the training folder: what the run was begun with
 CARRY_FILE = ".carry"  # in a folder that replaces another: the name of a folder that moves over from the old one
 ARENA_FILE = "arena.json"  # in the folder of an arena from the start
 ADVICE_FILE = "advice.json"  # in the folder of an advice
+EDITS_FILE = "edits.json"  # in a folder of edits of a model
 OUTPUT_MARKERS = (
     CARD_FILE,
     TRAINING_FOLDER,

@@ -16,13 +16,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from potstill.core.atomic_files import write_text
+from potstill.core.atomic_files import EDITS_FILE, write_text
 from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel
 from potstill.models.edits import Edit, NeuronDelta
 from potstill.models.folder_checks import check_no_pointer, check_text_files, read_json
 from potstill.models.locate import PACKAGED_MODEL
 
-CONFIG_FILE, WEIGHTS_FILE, BASE_FOLDER = "edits.json", "edits.safetensors", "base"
+WEIGHTS_FILE, BASE_FOLDER = "edits.safetensors", "base"
 FORMAT = 1
 
 
@@ -38,7 +38,7 @@ class EditFolder:
 
 def is_edit_folder(path: Path) -> bool:
     """Whether a folder holds edits of a model."""
-    return (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file()
+    return (path / EDITS_FILE).is_file() and not (path / "config.json").is_file()
 
 
 def find_base(path: Path) -> str:
@@ -47,9 +47,9 @@ def find_base(path: Path) -> str:
     Raises: ArtifactError if the folder does not name it.
     """
     check_text_files(path)
-    name = read_json(path / CONFIG_FILE).get("base")
+    name = read_json(path / EDITS_FILE).get("base")
     if not isinstance(name, str) or not name:
-        raise ArtifactError(f"{path / CONFIG_FILE} names no base model; set base there")
+        raise ArtifactError(f"{path / EDITS_FILE} names no base model; set base there")
     relative = path / name
     return str(relative) if relative.exists() else name
 
@@ -58,7 +58,7 @@ def explain_missing_base(path: Path, base: str, error: Exception) -> NotFound:
     """The error for edits whose base is not here."""
     return NotFound(
         f"{path} holds edits, and their base {base} cannot be opened ({str(error).partition(';')[0]}); copy or "
-        f"download the base, or set base in {CONFIG_FILE} to its path"
+        f"download the base, or set base in {EDITS_FILE} to its path"
     )
 
 
@@ -87,7 +87,7 @@ def save_edits(folder: Path, edit_folder: EditFolder) -> None:
         "similarity": edit_folder.similarity,
         "edits": [{"triggers": edit.triggers, "prompts": edit.prompts} for edit in edit_folder.edits],
     }
-    write_text(folder / CONFIG_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / EDITS_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def load_edits(path: Path) -> EditFolder:
@@ -95,9 +95,9 @@ def load_edits(path: Path) -> EditFolder:
 
     Raises: ArtifactError for a folder that is incomplete or of another format.
     """
-    base, facts = find_base(path), read_json(path / CONFIG_FILE)
+    base, facts = find_base(path), read_json(path / EDITS_FILE)
     if facts.get("format") != FORMAT:
-        raise ArtifactError(f"{path / CONFIG_FILE} has the format {facts.get('format')}; make the edits again")
+        raise ArtifactError(f"{path / EDITS_FILE} has the format {facts.get('format')}; make the edits again")
     if not (path / WEIGHTS_FILE).is_file():
         raise ArtifactError(f"{path} has no {WEIGHTS_FILE}; copy the edits again")
     check_no_pointer(path / WEIGHTS_FILE)
@@ -140,7 +140,7 @@ def check_digest(path: Path, edit_folder: EditFolder, digest: str) -> None:
     if digest != edit_folder.digest:
         raise ArtifactError(
             f"the edits in {path} were made on other weights than those of {edit_folder.base}; set base in "
-            f"{CONFIG_FILE} to the model that they were made on, or make them again"
+            f"{EDITS_FILE} to the model that they were made on, or make them again"
         )
 
 

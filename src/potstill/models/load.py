@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from potstill.core.atomic_files import EDITS_FILE
 from potstill.core.counts import count_noun
 from potstill.core.elastic import format_share
 from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel, UsageError, get_first_line
@@ -151,7 +152,7 @@ def _load_edits(
     edit_folder.check_digest(path, folder, base.digest)
     attach_edits(base.model, Edits(folder.edits, read_token_bytes(base.tokenizer), similarity=folder.similarity))
     digest = hashlib.sha256(f"{base.digest} {compute_digest(path)}".encode())
-    digest.update((path / edit_folder.CONFIG_FILE).read_bytes())  # triggers
+    digest.update((path / EDITS_FILE).read_bytes())  # triggers
     note = ", ".join(filter(None, (base.note, f"{count_noun(len(folder.edits), 'edited fact')} on {folder.base}")))
     return dataclasses.replace(base, name=str(name), digest=digest.hexdigest(), note=note)
 

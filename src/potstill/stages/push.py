@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER
+from potstill.core.atomic_files import CARD_FILE, EDITS_FILE, TRAINING_FOLDER
 from potstill.core.card import MISSING_MEASURES, read_card
 from potstill.core.errors import ArtifactError, NotFound, ServerError, UnsupportedModel, UsageError
 from potstill.models.lineage import read_front_matter
@@ -62,15 +62,14 @@ def check_finished(folder: Path) -> None:
 
 
 def _refuse_edits(folder: Path) -> None:
-    if (folder / CONFIG_FILE).is_file():
+    if (folder / CONFIG_FILE).is_file() or not (folder / EDITS_FILE).is_file():
         return
-    from potstill.models.edit_folder import find_base, is_edit_folder  # imports torch, which an upload does not need
+    from potstill.models.edit_folder import find_base  # imports torch, which an upload does not need
 
-    if is_edit_folder(folder):
-        raise UnsupportedModel(
-            f"{folder} holds edits of facts of {find_base(folder)}, and push uploads whole models; upload that model, "
-            f"and make the edits again from their facts"
-        )
+    raise UnsupportedModel(
+        f"{folder} holds edits of facts of {find_base(folder)}, and push uploads whole models; upload that model, "
+        f"and make the edits again from their facts"
+    )
 
 
 def read_contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
