@@ -44,7 +44,10 @@ INSTRUCT_PROMPT = (
     "Here are tasks that people give to an assistant.\n\n{examples}\n\nWrite one more task in exactly this form. "
     "Choose another topic, and another kind of task."
 )
-FIELD = re.compile(r"^[\s*#>-]*(role|instruction|input)[\s*]*:[\s*]*", re.IGNORECASE | re.MULTILINE)
+FIELD = re.compile(
+    r"^[\s*#>-]*(role|instruction|task|question|input|output|answer)s?[\s*]*:[\s*]*", re.IGNORECASE | re.MULTILINE
+)
+INSTRUCTION, OTHER_INSTRUCTIONS, END_NAMES = "instruction", ("task", "question"), ("output", "answer")
 NO_INPUT = ("", "none", "<noinput>", "n/a")
 
 
@@ -225,20 +228,38 @@ def draw_examples(seeds: Sequence[Prompt], accepted: Sequence[Prompt], *, seed: 
 
 
 def parse_prompt(text: str) -> Prompt | None:
-    """The role, the instruction and its input in the form of the examples; None without an instruction."""
-    matches = [*FIELD.finditer(text)]
-    fields: dict[str, str] = {}
-    ends = [*(match.start() for match in matches[1:]), len(text)]
-    for match, end in zip(matches, ends, strict=False):
-        name = match[1].lower()
-        if name in fields:
-            break  # a second prompt
-        fields[name] = text[match.end() : end].strip()
-    instruction, context = fields.get("instruction", ""), fields.get("input", "")
+    """The role, the instruction and its input in the form of the examples; None without an instruction.
+
+    `Task:` or `Question:` begins an instruction too, and `Output:` or `Answer:` ends the prompt, as small models write.
+    """
+    fields = list(_find_fields(text))
+    ends = [*(start for _, start, _ in fields[1:]), len(text)]
+    values: dict[str, str] = {}
+    for (name, _, start), end in zip(fields, ends, strict=False):
+        if name in END_NAMES or name in values:
+            break  # an answer, or a second prompt
+        values[name] = text[start:end].strip()
+    instruction, context = values.get(INSTRUCTION, ""), values.get("input", "")
     if not instruction:
         return None
     has_input = context.strip("*. ").lower() not in NO_INPUT
-    return Prompt(fields.get("role", ""), f"{instruction}\n\n{context}" if has_input else instruction)
+    return Prompt(values.get("role", ""), f"{instruction}\n\n{context}" if has_input else instruction)
+
+
+def _find_fields(text: str) -> Iterator[tuple[str, int, int]]:
+    """The name of each field with the places where its line and its text begin.
+
+    A task or question is the instruction where no field has that name; else it is text.
+    """
+    matches = list(FIELD.finditer(text))
+    has_instruction = any(match[1].lower() == INSTRUCTION for match in matches)
+    for match in matches:
+        name = match[1].lower()
+        if name in OTHER_INSTRUCTIONS:
+            if has_instruction:
+                continue
+            name, has_instruction = INSTRUCTION, True
+        yield name, match.start(), match.end()
 
 
 def make_document(prompt: Prompt, *, is_chat: bool) -> Document:
