@@ -1,5 +1,6 @@
 """Fixtures that every floor shares: a tiny model, a tiny tokenizer, float64, the private corpora; and no network."""
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import numpy as np
 import pytest
+import tests.annotations  # noqa: F401  it comes before the imports of potstill
 import torch
 from hypothesis import settings
 from tests.serving import server
@@ -31,6 +33,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU; torch sees none"))
+
+
+def pytest_collection_finish() -> None:
+    """Frees what the imports left over, and keeps the rest out of the collection with which each training begins."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_sync() -> Iterator[None]:
+    """Files do not wait for the disk: a test may kill a process, but not the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
-from tests.stages.world import pairs, teacher, text
+from tests.stages.world import pairs, short_samples, teacher, text
 
 from potstill.cli.app import main
 
-__all__ = ["pairs", "teacher", "text"]
+__all__ = ["pairs", "short_samples", "teacher", "text"]
 
 KEEP = 0.755  # of the tiny teacher: two layers of three
 TINY = ("--tokens", "512", "--context", "64", "--batch-tokens", "256", "--dtype", "float32")

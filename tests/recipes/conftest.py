@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.stages.world import pairs, saved, teacher, text
+from tests.stages.world import pairs, saved, short_samples, teacher, text
 from tests.tiny import random_llama
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["pairs", "teacher", "text"]
+__all__ = ["pairs", "short_samples", "teacher", "text"]
 
 DIGITS = ("1", "2")
 

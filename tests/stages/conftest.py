@@ -1,5 +1,5 @@
 """The small world of whole runs."""
 
-from tests.stages.world import pairs, teacher, text
+from tests.stages.world import pairs, short_samples, teacher, text
 
-__all__ = ["pairs", "teacher", "text"]
+__all__ = ["pairs", "short_samples", "teacher", "text"]

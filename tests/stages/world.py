@@ -22,6 +22,14 @@ THINKING = CHATML.replace(
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_samples() -> Iterator[None]:
+    """The samples of a card have four tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("potstill.stages.samples.MAX_SAMPLE_TOKENS", 4)
+        yield
+
+
 @pytest.fixture
 def teacher(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
     """A tiny Llama of context 512 with its tokenizer and a licence, as a hub would give it."""

@@ -1,5 +1,6 @@
 """Measures the bytes of activations that autograd saves for a backward, on a few layers of a network."""
 
+import functools
 from collections import Counter
 from dataclasses import replace
 from operator import mul
@@ -36,26 +37,26 @@ def measure_autograd_bytes(
     """The bytes that autograd saves of a student, measured on one and two layers of each kind, at full width.
 
     They are linear in tokens and in layers, so four passes of some tokens, with a short vocabulary, are enough. It
-    measures each kind of layer separately; a layer's bytes are the mean over all. `stock` measures the network that
-    trains, else potstill's `Backbone`, in which pruning measures. It measures layers without their depth gates, so that
-    all tokens run, as in the first step after a conversion.
+    measures each kind of layer separately and once; a layer's bytes are the mean over all. `stock` measures the network
+    that trains, else potstill's `Backbone`, in which pruning measures. It measures layers without their depth gates, so
+    that all tokens run, as in the first step after a conversion.
     """
     blueprint = blueprint.change_layers(lambda _: True, lambda layer: replace(layer, depth=None))
     counts = Counter(blueprint.layers)
-    if len(counts) == 1:
-        return _measure_layer_bytes(blueprint, dtype=dtype, lora=lora, stock=stock)
-    kinds = (replace(blueprint, layers=(layer,)) for layer in counts)
+    kinds = [replace(blueprint, layers=(layer,), vocabulary=PROBE_TOKENS[0]) for layer in counts]
     measured = [_measure_layer_bytes(kind, dtype=dtype, lora=lora, stock=stock) for kind in kinds]
     shares = [count / len(blueprint.layers) for count in counts.values()]
     return AutogradBytes(*(sum(map(mul, values, shares)) for values in zip(*measured, strict=True)))
 
 
+@functools.cache
+@torch.random.fork_rng(devices=[])
 def _measure_layer_bytes(blueprint: Blueprint, *, dtype: torch.dtype, lora: int, stock: bool) -> AutogradBytes:
-    """The bytes that autograd saves of a student whose layers are all like the first of `blueprint`."""
+    """The bytes that autograd saves of a student whose layers are all like the only one of `blueprint`."""
     device = torch.device("cpu")
 
     def count_bytes(layers: int, tokens: int) -> float:
-        small = replace(blueprint, layers=(blueprint.layers[0],) * layers, vocabulary=PROBE_TOKENS[0])
+        small = replace(blueprint, layers=blueprint.layers * layers)
         backbone = Backbone(small).to(device)
         model: Any = export_model(backbone) if stock else backbone
         model = add_adapters(model, lora) if lora else model
