@@ -5,13 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from potstill.cli.app import app
 
@@ -38,19 +39,29 @@ def test_the_verbs_are_these() -> None:
     assert tuple(GROUP.commands) == VERBS
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help_is_quick_and_shows_an_example(verb: str) -> None:
-    times = []
-    for _ in range(3):  # the least of three: a busy machine is not our fault
-        start = time.perf_counter()
-        done = program(*([verb] if verb else []), "--help")
-        times.append(time.perf_counter() - start)
-        assert (done.returncode, done.stderr) == (0, "")
-        if min(times) < 1:
-            break
-    assert min(times) < 1.5
-    if verb:
-        assert f"Example: potstill {verb}" in done.stdout
+@pytest.mark.parametrize("verb", ["", "distill"])
+def test_help_is_quick(verb: str) -> None:
+    done = run_quickly(lambda: program(*([verb] if verb else []), "--help"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def run_quickly(run: Callable[[], subprocess.CompletedProcess[str]]) -> subprocess.CompletedProcess[str]:
+    """What `run` leaves, which takes 1.5 seconds of the processor at most; the first of three may have to compile."""
+    for _ in range(3):
+        before = os.times()
+        done = run()
+        after = os.times()
+        seconds = after.children_user + after.children_system - before.children_user - before.children_system
+        if seconds < 1.5:
+            return done
+    pytest.fail(f"{done.args} takes {seconds:.1f} seconds")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example(verb: str) -> None:
+    shown = CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1"}).invoke(app, [verb, "--help"])
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert f"Example: potstill {verb}" in shown.stdout
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -93,15 +104,8 @@ def test_without_a_verb_it_shows_its_help() -> None:
 )
 def test_what_lists_or_draws_is_quick_and_brings_no_torch(call: tuple[str, ...]) -> None:
     code = "import atexit, sys; atexit.register(lambda: print(*sys.modules)); from potstill.cli.app import main; main()"
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        line = [sys.executable, "-c", code, *call]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60)
-        times.append(time.perf_counter() - start)
-        if min(times) < 1:
-            break
-    assert min(times) < 1.5
+    line = [sys.executable, "-c", code, *call]
+    done = run_quickly(lambda: subprocess.run(line, capture_output=True, text=True, timeout=60))
     assert not {"torch", "transformers", "datasets"} & set(done.stdout.split())
     assert done.returncode == 0 or done.stderr.startswith("error: ")
 

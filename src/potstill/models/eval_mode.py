@@ -10,7 +10,8 @@ from torch import nn
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards each submodule returns to its own mode, even if modes were mixed."""
     training_modules = [module for module in model.modules() if module.training]
-    model.eval()
+    if training_modules:
+        model.eval()
     try:
         yield
     finally:

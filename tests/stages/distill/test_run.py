@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.stages.world import interrupted, saved, written
+from tests.stages.world import LINES, interrupted, saved, written
+from tests.tiny import byte_tokenizer, random_llama
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.core.card import Card, Parent
@@ -30,7 +32,23 @@ from potstill.train.config import TrainConfig
 SETTINGS = TrainConfig(tokens=512, context=64, batch_tokens=128, micro_tokens=64, save_every=1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the teacher, its text, and the run that most tests look at."""
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def teacher(folder: Path) -> Path:
+    return saved(folder / "teacher", random_llama(byte_tokenizer(), context=512), byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def text(folder: Path) -> Path:
+    return written(folder / "text.jsonl", LINES)
+
+
+@pytest.fixture(scope="module")
 def stage(teacher: Path, text: Path) -> DistillConfig:
     return DistillConfig(
         teacher=str(teacher), keep=0.755, data=str(text), settings=SETTINGS, dtype="float32", documents=2
@@ -46,17 +64,17 @@ def same(a: Path, b: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.fixture
-def run(stage: DistillConfig, tmp_path: Path) -> TrainingResult:
-    return distill(stage, tmp_path / "made", show=False)
+@pytest.fixture(scope="module")
+def run(stage: DistillConfig, folder: Path) -> TrainingResult:
+    return distill(stage, folder / "made", show=False)
 
 
-def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: TrainingResult, tmp_path: Path) -> None:
+def test_the_folder_holds_the_model_and_its_papers_and_nothing_else(run: TrainingResult) -> None:
     assert {file.name for file in run.out.iterdir()} == {
         *("README.md", "card.json", "config.json", "generation_config.json", "model.safetensors"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "metrics.jsonl", "curve.png"),
     }
-    assert not list(tmp_path.glob(".made*"))
+    assert not list(run.out.parent.glob(".made*"))
     assert (run.out / "curve.png").read_bytes().startswith(b"\x89PNG")
     opened = AutoModelForCausalLM.from_pretrained(run.out, dtype=torch.float32)
     ids = torch.arange(3, 40)[None]
@@ -243,12 +261,14 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_others(
     assert not same(run.out, tmp_path / "other")
 
 
-def test_overwriting_replaces_the_folder_whole(stage: DistillConfig, run: TrainingResult) -> None:
-    (run.out / "stray.txt").write_text("old")
+def test_overwriting_replaces_the_folder_whole(stage: DistillConfig, run: TrainingResult, tmp_path: Path) -> None:
+    out = shutil.copytree(run.out, tmp_path / "made")
+    (out / "stray.txt").write_text("old")
     with pytest.raises(OutputExists, match="--overwrite"):
-        distill(stage, run.out, show=False)
-    distill(stage, run.out, overwrite=True, show=False)
-    assert not (run.out / "stray.txt").exists()
+        distill(stage, out, show=False)
+    distill(stage, out, overwrite=True, show=False)
+    assert not (out / "stray.txt").exists()
+    assert same(run.out, out)
 
 
 def test_what_is_overwritten_stays_if_the_new_run_fails(

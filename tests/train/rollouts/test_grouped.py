@@ -260,10 +260,11 @@ def run(
 
 
 def test_a_policy_learns_what_is_rewarded_and_the_metrics_say_so(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
-    run(tiny_llama, tmp_path, steps=12, eval_every=6, learning_rate=1e-2, samples=8)
+    run(tiny_llama, tmp_path, steps=20, eval_every=10, learning_rate=1e-2, samples=8)
     lines = read_run_metrics(tmp_path)
     steps, evaluations = ([line for line in lines if name in line] for name in ("loss", "eval_loss"))
-    assert steps[-1]["reward"] > steps[0]["reward"] + 0.2
+    first, last = (sum(step["reward"] for step in some) / 4 for some in (steps[:4], steps[-4:]))
+    assert last > first + 0.2
     assert evaluations[-1]["eval_reward"] > 0.2
     assert evaluations[-1]["eval_loss"] == -evaluations[-1]["eval_reward"]
     for line in steps:
