@@ -101,8 +101,7 @@ def test_an_honest_pair_is_well(
     assert len(found) == 9  # of twelve: no chat, no cache
 
 
-@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize(("temperature", "compute"), [(1.0, torch.float32), (2.0, torch.bfloat16)])
 @pytest.mark.parametrize("name", sorted(DIVERGENCES))
 def test_an_honest_pair_is_well_under_the_divergence_that_it_is_to_be_trained_with(
     name: str, temperature: float, compute: torch.dtype, tiny_tokenizer: PreTrainedTokenizerFast, text: Path

@@ -120,7 +120,7 @@ def install_packed_attention(model: PreTrainedModel, *, position_offset: int = 0
     if own_hidden is not None and _set_attention(model, ATTENTION_NAME):
         packed_hidden = probe.compute_separate()
         is_equal = packed_hidden is not None and is_close(packed_hidden, own_hidden)
-        if is_equal and is_packing_isolated(model, position_offset=position_offset):
+        if is_equal and probe.is_isolated(packed_hidden):
             return True
     _set_attention(model, own_attention)
     return is_packing_isolated(model, position_offset=position_offset)
@@ -133,15 +133,12 @@ def is_packing_isolated(model: PreTrainedModel, *, position_offset: int = 0, see
     changes, no hidden state of the other may move by more than 2 eps, relative to the largest.
     """
     probe = _PackingProbe(model, position_offset, seed)
-    separate, packed = probe.compute_separate(), probe.compute_packed()
-    if separate is None or packed is None or not is_close(packed, separate):
-        return False
-    first_length = probe.documents[0].shape[1]
-    for changed, unchanged in ((0, slice(first_length, None)), (1, slice(first_length))):
-        after = probe.compute_packed(changed)
-        if after is None or not is_unmoved(packed[:, unchanged], after[:, unchanged]):
-            return False
-    return True
+    return probe.is_isolated(probe.compute_separate())
+
+
+def is_packed_attention(model: PreTrainedModel) -> bool:
+    """Whether packed attention is installed: no token sees a later one, or another document."""
+    return bool(model.config._attn_implementation == ATTENTION_NAME)
 
 
 def is_prompt_shared(model: PreTrainedModel, *, position_offset: int = 0, seed: int = 0) -> bool:
@@ -151,7 +148,7 @@ def is_prompt_shared(model: PreTrainedModel, *, position_offset: int = 0, seed: 
     continuations must have the hidden states of two whole documents, within the dtype's rounding. When the first
     continuation changes, no other hidden state may move by more than 2 eps, relative to the largest.
     """
-    if model.config._attn_implementation != ATTENTION_NAME:
+    if not is_packed_attention(model):
         return False
     prompt, first, other, second = (
         make_probe_ids(model, length=length, seed=seed + number).to(model.device)
@@ -198,6 +195,18 @@ class _PackingProbe:
             for number, (ids, other) in enumerate(zip(self.documents, self.other_documents, strict=True))
         ]
         return _compute_hidden_states(self.model, [(torch.cat(documents, 1), torch.cat(self.position_ids, 1))])
+
+    def is_isolated(self, separate: Tensor | None) -> bool:
+        """Whether a pack has the hidden states `separate`, and keeps those of one document when the other changes."""
+        packed = self.compute_packed()
+        if separate is None or packed is None or not is_close(packed, separate):
+            return False
+        first_length = self.documents[0].shape[1]
+        for changed, unchanged in ((0, slice(first_length, None)), (1, slice(first_length))):
+            after = self.compute_packed(changed)
+            if after is None or not is_unmoved(packed[:, unchanged], after[:, unchanged]):
+                return False
+        return True
 
 
 def _compute_hidden_states(model: PreTrainedModel, rows: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:

@@ -94,13 +94,14 @@ def probe_model(model: nn.Module) -> ModelProbe:
             and (rows is None or rows.ndim == 3)
             and packed_attention.install_packed_attention(inner, position_offset=offset)
         )
+        is_packed = can_pack and packed_attention.is_packed_attention(inner)
         _probes[model] = ModelProbe(
             has_known_head=on_hidden_states or rows is not None,
             supports_packing=can_pack,
             takes_position_ids=offset is not None,
             transforms_rows=rows is not None,
             position_offset=offset or 0,
-            is_causal=sees_no_later_token(inner),
+            is_causal=is_packed or sees_no_later_token(inner),
             supports_shared_prompts=can_pack and packed_attention.is_prompt_shared(inner, position_offset=offset or 0),
         )
     return _probes[model]
