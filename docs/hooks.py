@@ -80,6 +80,6 @@ def write_option(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         names = [parameter.metavar or parameter.name.upper()]
     default = f"`{parameter.default}`" if parameter.default not in (None, False, "") else ""
-    text = re.sub(r"\[/?[a-z]*\]", "", parameter.help or "").replace("|", r"\|")
+    text = re.sub(r"(?<!\\)\[/?[a-z]*\]", "", parameter.help or "").replace("\\[", "[").replace("|", r"\|")
     code = " ".join(f"`{name}`" for name in names)
     return f"| {code} | {'required' if parameter.required else default} | {text} |"

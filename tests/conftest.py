@@ -101,5 +101,5 @@ def potstill_data() -> Path:
     if not folder:
         pytest.skip("POTSTILL_DATA is unset: this test reads corpora that are not part of the project")
     if not Path(folder).is_dir():
-        pytest.fail(f"POTSTILL_DATA={folder} is no folder; unset it or mend it")
+        pytest.fail(f"POTSTILL_DATA={folder} is no folder; unset it or fix it")
     return Path(folder)

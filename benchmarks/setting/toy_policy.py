@@ -9,7 +9,7 @@ Source: the collapse that M-Thinker describes (arXiv:2510.07300, section 3), red
 
 import torch
 
-from potstill.ops.advantage import grouped
+from potstill.ops.advantage import compute_group_advantages
 from potstill.ops.policy_gradient import policy_loss
 from potstill.train.rewards.accuracy import Accuracy
 from potstill.train.rewards.base import Completion
@@ -64,7 +64,7 @@ def train_choice(reward: RewardSum, *, steps: int = 200, learning_rate: float = 
         log_p = logits.log_softmax(-1)
         choices = torch.multinomial(log_p.exp().detach(), len(groups), replacement=True, generator=generator)
         is_right = torch.rand(len(groups), generator=generator) < SKILLS[choices]
-        advantages = grouped(rewards[choices, is_right.long()], groups)
+        advantages = compute_group_advantages(rewards[choices, is_right.long()], groups)
         loss = policy_loss(log_p[choices], log_p[choices].detach(), advantages).mean()
         optimizer.zero_grad()
         loss.backward()

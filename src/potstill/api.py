@@ -101,7 +101,7 @@ def convert(model: ModelSource, *, to: str, out: str | Path, overwrite: bool = F
     return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite).to_dict()})
 
 
-@take_options(EditOptions, leave_out=("train_on", "on_bad_row"))
+@take_options(EditOptions, leave_out=EditOptions.unused_options)
 def edit(
     model: ModelSource,
     *,

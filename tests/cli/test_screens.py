@@ -238,6 +238,12 @@ def test_a_misspelled_name_gets_the_one_that_is_probably_meant(
     assert hint in answer.err
 
 
+def test_rows_that_are_left_out_are_shown_by_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.print_dataset("mixed", {"prompts": 8, "right_pairs": 3, "left_out": {"never right": 15}})
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert rows[2:6] == ["folder mixed", "prompts 8", "right pairs 3", "left out: never right 15"]
+
+
 def test_a_misspelled_model_or_path_gets_its_neighbor(tmp_path: Path) -> None:
     (tmp_path / "student").mkdir()
     assert suggest_path(tmp_path / "studnet") == f" (did you mean {str(tmp_path / 'student')!r}?)"

@@ -14,6 +14,7 @@ from potstill.core.atomic_files import (
     atomic_folder,
     check_output_free,
     hash_file,
+    is_partial,
     recover_folder,
     remove_inner_folder,
     remove_leftovers,
@@ -38,6 +39,7 @@ def test_a_folder_appears_only_once_the_block_has_ended_well(tmp_path: Path) -> 
     out = tmp_path / "deep" / "out"
     with atomic_folder(out) as folder:
         (folder / "a").write_text("1")
+        assert (is_partial(folder), is_partial(out)) == (True, False)
         assert not out.exists()
     assert (out / "a").read_text() == "1"
     assert names(out.parent) == ["out"]

@@ -46,6 +46,7 @@ def test_edits_are_loaded_as_they_were_saved(edited: Path, teacher: Path) -> Non
     for name, weight in base.model.state_dict().items():
         assert torch.equal(weight, loaded.model.state_dict()[name])
     assert read_model_spec(edited).blueprint == read_model_spec(teacher).blueprint
+    assert len({file.stat().st_mode for file in edited.iterdir()}) == 1  # whoever reads one file reads all
 
 
 def test_a_copied_base_moves_with_the_folder(edited: Path, teacher: Path, tmp_path: Path) -> None:

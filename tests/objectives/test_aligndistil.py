@@ -13,9 +13,9 @@ from potstill.objectives.config import ObjectiveConfig
 from potstill.ops import fused
 
 IDS = 7
-FORMS = {  # the options, and (ratio of the TVD with its half, least or constant alpha, contrast)
+FORMS = {  # the options, and (ratio of the TVD with its half, epsilon or constant alpha, contrast)
     "aligndistil": (20.0, 1e-3, True),
-    "aligndistil:ratio=3,least=0.5,beta=0.3": (3.0, 0.5, True),
+    "aligndistil:ratio=3,epsilon=0.5,beta=0.3": (3.0, 0.5, True),
     "aligndistil:adaptive=0,weight=2": (0.0, 2.0, True),
     "aligndistil:adaptive=0,weight=2,contrast=0": (0.0, 2.0, False),
     "aligndistil:contrast=0": (20.0, 1e-3, False),
@@ -36,7 +36,7 @@ def networks(name: str) -> dict[str, Small]:
 
 def literal(name: str, read: dict[str, Signals], batch: Batch) -> Tensor:
     """The loss summed over answers, in the formulas of the paper, from all logits at once."""
-    ratio, least, contrast = FORMS[name]
+    ratio, epsilon, contrast = FORMS[name]
     beta = 0.3 if "beta" in name else 0.1
     q, plus, minus = (signals.logits(signals.rows).log_softmax(-1) for signals in read.values())
     plus, minus = plus.detach(), minus.detach()
@@ -48,7 +48,7 @@ def literal(name: str, read: dict[str, Signals], batch: Batch) -> Tensor:
         if "official" in name:
             rows = rows[1:]
         for n in rows:
-            alpha = ratio * 0.5 * (plus[n].exp() - minus[n].exp()).abs().sum() + least
+            alpha = ratio * 0.5 * (plus[n].exp() - minus[n].exp()).abs().sum() + epsilon
             z = (plus[n] if contrast else minus[n]) + alpha * (plus[n] - minus[n])
             kl = (q[n].exp() * (q[n] - z.log_softmax(-1))).sum()
             total = total + beta / alpha * kl / (1 if "tokens" in name else len(rows))
@@ -137,7 +137,7 @@ def test_it_needs_two_policies_or_one_and_the_reference() -> None:
     [
         ("aligndistil:mean=rows", "mean is 'rows'; choose sequences or tokens"),
         ("aligndistil:compat=paper", "compat is 'paper'; choose official, or omit it"),
-        ("aligndistil:least=0", "least is 0; choose a positive number"),
+        ("aligndistil:epsilon=0", "epsilon is 0; choose a positive number"),
         ("aligndistil:adaptive=0,weight=0", "weight is 0; choose a positive number"),
         ("aligndistil:contrast=2", "contrast is 2; choose 1 for yes or 0 for no"),
     ],

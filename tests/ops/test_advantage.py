@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.ops.advantage import SCALES, find_flat, grouped, returns_to_go, whiten
+from potstill.ops.advantage import SCALES, compute_group_advantages, find_flat, returns_to_go, whiten
 
 REWARDS = torch.tensor([-1.0, -1, 0, 0, 1, 1.5, 2, 0], dtype=torch.float64)
 ADVANTAGES = [-1.193269, -1.193269, -0.284112, -0.284112, 0.625046, 1.079624, 1.534203, -0.284112]
@@ -53,14 +53,16 @@ def random_groups(*, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def test_a_group_of_eight_has_the_advantages_of_the_sheet() -> None:
-    assert grouped(REWARDS, torch.zeros(8, dtype=torch.long)).tolist() == pytest.approx(ADVANTAGES, abs=1e-6)
+    assert compute_group_advantages(REWARDS, torch.zeros(8, dtype=torch.long)).tolist() == pytest.approx(
+        ADVANTAGES, abs=1e-6
+    )
 
 
 def test_each_scale_is_its_definition() -> None:
     rewards, groups = random_groups()
     of_all = statistics.stdev(rewards.tolist())
     for scale, leave_one_out in product(SCALES, (False, True)):
-        found = grouped(rewards, groups, scale=scale, leave_one_out=leave_one_out)
+        found = compute_group_advantages(rewards, groups, scale=scale, leave_one_out=leave_one_out)
         for i, (reward, group) in enumerate(zip(rewards.tolist(), groups.tolist(), strict=True)):
             members = rewards[groups == group].tolist()
             others = [value for j, value in enumerate(rewards.tolist()) if groups[j] == group and j != i]
@@ -75,35 +77,35 @@ def test_the_advantages_of_a_group_sum_to_zero_and_a_shift_of_its_rewards_change
     scale: str, leave_one_out: bool
 ) -> None:
     rewards, groups = random_groups(seed=1)
-    found = grouped(rewards, groups, scale=scale, leave_one_out=leave_one_out)
+    found = compute_group_advantages(rewards, groups, scale=scale, leave_one_out=leave_one_out)
     for group in groups.unique():
         assert found[groups == group].sum().item() == pytest.approx(0, abs=1e-12)
-    shifted = grouped(rewards + 40.0, groups, scale=scale, leave_one_out=leave_one_out)
+    shifted = compute_group_advantages(rewards + 40.0, groups, scale=scale, leave_one_out=leave_one_out)
     torch.testing.assert_close(shifted, found, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_equal_rewards_have_no_advantage_whatever_their_rounding(scale: str) -> None:
     rewards, groups = torch.tensor([0.1] * 3 + [0.7] * 7 + [0.0, 1.0]), torch.tensor([0] * 3 + [1] * 7 + [2] * 2)
-    assert grouped(rewards, groups, scale=scale)[:10].tolist() == [0.0] * 10
+    assert compute_group_advantages(rewards, groups, scale=scale)[:10].tolist() == [0.0] * 10
     assert find_flat(rewards, groups).tolist() == [True, True, False]
 
 
 def test_leaving_one_out_multiplies_the_centered_reward_by_n_over_n_minus_one() -> None:
     rewards, groups = random_groups(seed=2)
     sizes = torch.stack([(groups == group).sum() for group in groups])
-    expected = grouped(rewards, groups, scale="none") * sizes / (sizes - 1)
-    torch.testing.assert_close(grouped(rewards, groups, scale="none", leave_one_out=True), expected)
+    expected = compute_group_advantages(rewards, groups, scale="none") * sizes / (sizes - 1)
+    torch.testing.assert_close(compute_group_advantages(rewards, groups, scale="none", leave_one_out=True), expected)
 
 
 def test_a_group_of_one_and_an_unknown_scale_are_refused() -> None:
     with pytest.raises(ValueError, match="group 4 has one sample"):
-        grouped(torch.ones(3), torch.tensor([2, 2, 4]))
+        compute_group_advantages(torch.ones(3), torch.tensor([2, 2, 4]))
     with pytest.raises(ValueError, match="'groups'; choose one of group, batch, none"):
-        grouped(torch.ones(2), torch.tensor([0, 0]), scale="groups")
+        compute_group_advantages(torch.ones(2), torch.tensor([0, 0]), scale="groups")
 
 
 def test_no_sample_has_no_advantage() -> None:
     empty = torch.zeros(0, dtype=torch.long)
     for scale in SCALES:
-        assert grouped(torch.zeros(0), empty, scale=scale).tolist() == []
+        assert compute_group_advantages(torch.zeros(0), empty, scale=scale).tolist() == []

@@ -67,7 +67,7 @@ def test_a_constant_added_to_a_row_changes_nothing() -> None:
 
 def test_alpha_lies_between_the_least_and_the_ratio() -> None:
     plus, minus, _ = logits(rows=200)
-    _, alpha = target(10 * plus, 10 * minus, ratio=5.0, least=0.25)
+    _, alpha = target(10 * plus, 10 * minus, ratio=5.0, epsilon=0.25)
     assert 0.25 < alpha.min() < 1.5
     assert 4.5 < alpha.max() <= 5.25
 
@@ -80,10 +80,10 @@ def test_uniform_minus_sharpens_plus() -> None:
 
 def test_without_a_ratio_alpha_is_constant() -> None:
     plus, minus, student = logits()
-    log_p, alpha = target(plus, minus, ratio=0.0, least=2.0)
+    log_p, alpha = target(plus, minus, ratio=0.0, epsilon=2.0)
     assert alpha.tolist() == [2.0] * 6
     torch.testing.assert_close(log_p, log_softmax(3 * plus - 2 * minus))
-    loss = ExtrapolationRows(ratio=0.0, least=2.0)(student, {"plus": plus, "minus": minus}, NO_TARGETS.expand(6))
+    loss = ExtrapolationRows(ratio=0.0, epsilon=2.0)(student, {"plus": plus, "minus": minus}, NO_TARGETS.expand(6))
     torch.testing.assert_close(loss, 0.1 / 2 * reverse_kl(log_p, student))
 
 
@@ -91,7 +91,7 @@ def test_the_theorem_holds_at_each_position() -> None:
     """E_q[beta log(p+ / p_ref)] - b KL(q || p_ref) + b KL(q || p*) does not depend on q."""
     plus, reference, _ = logits()
     beta, b = 0.1, 0.04
-    log_p, alpha = target(plus, reference, ratio=0.0, least=beta / b, contrast=False)
+    log_p, alpha = target(plus, reference, ratio=0.0, epsilon=beta / b, contrast=False)
     assert alpha.tolist() == pytest.approx([2.5] * 6)
     constants = []
     for seed in range(1, 5):
@@ -102,7 +102,7 @@ def test_the_theorem_holds_at_each_position() -> None:
         torch.testing.assert_close(constant, constants[0])
 
 
-@pytest.mark.parametrize("loss", [ExtrapolationRows(), ExtrapolationRows(ratio=0.0, least=2.0, contrast=False)])
+@pytest.mark.parametrize("loss", [ExtrapolationRows(), ExtrapolationRows(ratio=0.0, epsilon=2.0, contrast=False)])
 def test_the_gradient_is_that_of_the_value_for_the_student_alone(loss: ExtrapolationRows) -> None:
     plus, minus, student = (x.requires_grad_() for x in logits())
     frozen = {"plus": plus.detach(), "minus": minus.detach()}

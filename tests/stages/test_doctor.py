@@ -342,8 +342,8 @@ def test_hidden_states_of_another_teacher_are_found(
 def test_what_fails_stops_a_run_with_what_to_do_and_what_passes_goes_into_its_card() -> None:
     good = Check(name="a", outcome="pass", found="equal", why="it matters")
     assert raise_if_failed([good]) == [{"name": "a", "outcome": "pass: equal"}]
-    with pytest.raises(CheckFailed, match="b: apart; mend it"):
-        raise_if_failed([good, Check(name="b", outcome=FAIL, found="apart", why="it matters", remedy="mend it")])
+    with pytest.raises(CheckFailed, match="b: apart; fix it"):
+        raise_if_failed([good, Check(name="b", outcome=FAIL, found="apart", why="it matters", remedy="fix it")])
 
 
 def test_each_of_several_teachers_has_checks_of_its_own(

@@ -70,7 +70,7 @@ def test_the_folder_answers_with_its_edits_and_its_card_has_the_measures(
 
 
 def test_a_prompt_without_a_subject_is_answered_as_by_the_base(teacher: Path, facts: Path, tmp_path: Path) -> None:
-    EditConfig(model=str(teacher), facts=str(facts), **{**SMALL, "rate": 2.0}, measure=False).run(tmp_path / "out")
+    EditConfig(model=str(teacher), facts=str(facts), **{**SMALL, "lr": 2.0}, measure=False).run(tmp_path / "out")
     for prompt, is_same in (("Where is Bonn?", True), ("Jerome?", True), ("Is Rome old?", False)):
         assert (answer(tmp_path / "out", prompt) == answer(teacher, prompt)) == is_same
     loaded, base = load_model(tmp_path / "out"), load_model(teacher)
@@ -148,14 +148,14 @@ def test_without_its_subject_a_question_is_edited_at_its_own_end(editor: FactEdi
     assert get_trigger(text) == "Where is it?"
     encoded = editor.encode_target(text)
     assert TokenText(encoded.ids[: encoded.position + 1], editor.token_bytes).text.endswith("Where is it?")
-    cut = editor._cut("In other words?", get_trigger(text))
+    cut = editor._encode_to_trigger("In other words?", get_trigger(text))
     assert TokenText(cut, editor.token_bytes).text.endswith("In other words?")
 
 
 def test_paraphrases_that_lack_the_subject_are_left_out_and_counted(editor: FactEditor) -> None:
     text = FactText(prompt="Where is Rome?", target="ab", subject="Rome")
     answers = ['"In which land is Rome?"\nMore', "Where is it?", "Where is Rome?", "", "In which land is Rome?"]
-    assert editor._select(answers, text) == ("In which land is Rome?",)
+    assert editor._select_paraphrases(answers, text) == ("In which land is Rome?",)
     assert editor.counts == {"paraphrases": 1, "paraphrases_left_out": 4}
     assert clean_line(" « Où ? » \n") == "Où ?"
 
@@ -203,7 +203,7 @@ def test_what_is_not_there_is_named(
         ({"limit": 0}, "--limit is 0"),
         ({"max_tokens": 0}, "--max-tokens is 0"),
         ({"paraphrases": -1}, "--paraphrases is -1"),
-        ({"rate": 0.0}, "--rate is 0.0; it must be above 0"),
+        ({"lr": 0.0}, "--lr is 0.0; it must be above 0"),
         ({"clamp": float("nan")}, "--clamp is nan"),
         ({"neutral_weight": -1.0}, "--neutral-weight is -1.0"),
         ({"similarity": 1.5}, "--similarity is 1.5; it is a share"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from rich.text import Text
 from typer.testing import CliRunner
 
 from potstill.cli.app import app
@@ -77,6 +78,12 @@ def test_every_example_parses(verb: str) -> None:
 def test_every_option_says_what_it_is(verb: str) -> None:
     silent = [p.name for p in GROUP.commands[verb].params if not getattr(p, "help", None) and p.name != "help"]
     assert not silent
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_help_text_is_shown_with_its_brackets(verb: str) -> None:
+    texts = [getattr(p, "help", None) or "" for p in GROUP.commands[verb].params]
+    assert [Text.from_markup(text).plain for text in texts] == [text.replace("\\[", "[") for text in texts]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -132,9 +132,13 @@ def test_every_target_of_make_exists() -> None:
 
 
 UNTRAINED = ("serve", "run")  # parsed above: one does not end by itself, the other takes the recipe's own teacher
+SELECT = "--select"  # a random model solves no sum
 TRAINING = ["--context=64", "--batch-tokens=128", "--documents=4", "--dtype=float32"]
+SHORT_TEXTS = {"smollm2": "tiny", "20k": "256", "--to elastic": "--to elastic:shares=1-0.4"}
 SHORT = {
     "distill": TRAINING,
+    "align": ["--context=128", *TRAINING[1:]],
+    "edit": ["--steps=2", "--paraphrases=0", "--max-tokens=4"],
     "arena": [*TRAINING, "--seeds=1"],
     "cache": ["--context=64", "--dtype=float32"],
     "doctor": ["--context=64", "--dtype=float32"],
@@ -159,10 +163,16 @@ def test_the_commands_run_in_their_order_on_a_tiny_teacher(
     tiny_llama.config.max_position_embeddings = 512
     saved(tmp_path / "tiny", tiny_llama, tiny_tokenizer)
     rows = [{"prompt": f"What is {i} + 1?", "completion": f"It is {i + 1}."} for i in range(200)]
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"prompt": f"Is {i} odd?", "chosen": "Yes.", "rejected": "No."} for i in range(40)]
+    facts = [{"subject": "Glen Ord", "prompt": "Where is Glen Ord?", "target": "Norway", "language": "en"}]
+    for name, lists in {"mine": rows, "pairs": pairs, "facts": facts}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lists))
     for line in lines:
-        verb, *arguments = shlex.split(line.replace("smollm2", "tiny").replace("20k", "256"))[1:]
-        if verb in UNTRAINED:
+        command = line
+        for text, short_text in SHORT_TEXTS.items():
+            command = command.replace(text, short_text)
+        verb, *arguments = shlex.split(command)[1:]
+        if verb in UNTRAINED or SELECT in arguments:
             continue
         monkeypatch.setattr(sys, "argv", ["potstill", verb, *arguments, *SHORT.get(verb, [])])
         monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))

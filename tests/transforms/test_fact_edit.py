@@ -122,10 +122,10 @@ def test_what_is_greedy_already_is_left_alone(tiny_llama: LlamaForCausalLM) -> N
 def test_the_prefix_that_is_read_once_changes_nothing(
     tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fast = fact_edit._Passages(tiny_llama, [*TEXTS.values(), *NEUTRAL])
+    fast = fact_edit._TextBatch(tiny_llama, [*TEXTS.values(), *NEUTRAL])
     assert fast.first == 2
-    monkeypatch.setattr(fact_edit._Passages, "_read_prefix", lambda self, length: None)
-    whole = fact_edit._Passages(tiny_llama, [*TEXTS.values(), *NEUTRAL])
+    monkeypatch.setattr(fact_edit._TextBatch, "_read_prefix", lambda self, length: None)
+    whole = fact_edit._TextBatch(tiny_llama, [*TEXTS.values(), *NEUTRAL])
     deltas = learn(tiny_llama).deltas
     pairs = [passages.list_targets(passages.read(deltas)) for passages in (fast, whole)]
     for (logits, target), (expected, expected_target) in zip(*pairs, strict=True):

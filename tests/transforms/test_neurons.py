@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from potstill.transforms.neurons import (
     choose_random,
     choose_strongest,
+    find_shared_neurons,
     list_fallback_layers,
     score_neurons,
     select_top,
-    shared,
 )
 
 SCORES = {  # two layers of five neurons
@@ -31,13 +31,13 @@ def test_a_score_is_the_mean_magnitude_over_paraphrases() -> None:
 
 def test_shared_neurons_are_in_the_top_of_every_language() -> None:
     # layer 0: en {0, 2, 4}, fr {2, 3, 4}; layer 1: en {0, 1, 4}, fr {2, 3, 4}
-    assert as_lists(shared(SCORES, top=3)) == {0: [2, 4], 1: [4]}
+    assert as_lists(find_shared_neurons(SCORES, top=3)) == {0: [2, 4], 1: [4]}
     assert list_fallback_layers(SCORES, top=3) == []
 
 
 def test_a_layer_without_a_shared_neuron_gets_the_one_of_the_best_mean_rank() -> None:
     # layer 1, top 2: en {0, 1}, fr {3, 4}; ranks en 0 1 4 3 2, fr 4 3 2 0 1, sums 4 4 6 3 3: the first of 3 and 4
-    assert as_lists(shared(SCORES, top=2)) == {0: [2], 1: [3]}
+    assert as_lists(find_shared_neurons(SCORES, top=2)) == {0: [2], 1: [3]}
     assert list_fallback_layers(SCORES, top=2) == [1]
 
 
@@ -50,7 +50,7 @@ def test_the_intersection_is_part_of_the_set_of_each_language(languages: int, to
     generator = torch.Generator().manual_seed(seed)
     scores = {str(n): torch.rand(3, 10, generator=generator) for n in range(languages)}
     fallback = list_fallback_layers(scores, top=top)
-    for layer, ids in shared(scores, top=top).items():
+    for layer, ids in find_shared_neurons(scores, top=top).items():
         own = {name: set(select_top(values, top)[layer].nonzero()[:, 0].tolist()) for name, values in scores.items()}
         expected = set.intersection(*own.values())
         assert (set(ids.tolist()) == expected) == (layer not in fallback)
@@ -70,4 +70,4 @@ def test_random_neurons_are_as_many_and_those_of_their_seed() -> None:
 
 @pytest.mark.parametrize("top", [1, 5, 9])
 def test_one_language_shares_its_own_top(top: int) -> None:
-    assert [len(ids) for ids in shared({"en": SCORES["en"]}, top=top).values()] == [min(top, 5)] * 2
+    assert [len(ids) for ids in find_shared_neurons({"en": SCORES["en"]}, top=top).values()] == [min(top, 5)] * 2

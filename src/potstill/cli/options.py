@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args, get_type_hints
@@ -34,6 +35,8 @@ else:
     CommandContext = typer.Context.__mro__[1]  # typer passes the base class, and wants it named
 
 DRY_RUN_HELP = "Check the options and print what they make; save them to OUT.yaml for --config, and stop."
+
+BRACKET = re.compile(r"\[(?=[a-z])")  # in a help text, where rich reads it as markup
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -170,7 +173,7 @@ def _make_parameter(field: OptionField, help_text: str) -> inspect.Parameter:
         field_type, default = (str if default is not None else str | None), format_count(default)
     elif tuple[str, ...] in (field_type, *get_args(field_type)):
         field_type, default, metavar = list[str] | None, None, "TEXT"
-    typer_option = typer.Option(*flags, help=help_text, metavar=metavar)
+    typer_option = typer.Option(*flags, help=BRACKET.sub(r"\[", help_text), metavar=metavar)
     annotation = Annotated[field_type, typer_option]  # type: ignore[valid-type]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

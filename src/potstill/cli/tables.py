@@ -50,6 +50,13 @@ def print_facts(values: Mapping[str, Any]) -> None:
     print_rows(("setting", "value"), [(name, Text(str(value))) for name, value in flatten(values)])
 
 
+def print_dataset(out: str, details: Mapping[str, Any]) -> None:
+    """Print the folder of a data set that a model wrote, what it holds, and the rows left out by reason."""
+    left_out = {f"left out: {reason}": count for reason, count in details.get("left_out", {}).items()}
+    facts = {name.replace("_", " "): value for name, value in details.items() if name != "left_out"}
+    print_facts({"folder": out, **facts, **left_out})
+
+
 def flatten(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Names and values; nested ones are named `outer.inner`."""
     for name, value in values.items():
@@ -142,8 +149,8 @@ def print_edits(result: Mapping[str, Any]) -> None:
         print_measures(result["measures"])
     details = result["details"]
     print_line(
-        f"{details['greedy']} of {details['facts']} facts are the greedy answer in every language; "
-        f"{details['questions_without_subject']} questions do not name their subject"
+        f"facts that are the greedy answer in every language: {details['greedy']} of {details['facts']}; questions "
+        f"without their subject: {details['questions_without_subject']}"
     )
     print_line(f"{result['out']} contains edits.safetensors, edits.json and card.json")
 

@@ -157,6 +157,11 @@ def recover_folder(out: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def is_partial(path: str | Path) -> bool:
+    """Whether a path is that of a folder or file that is not complete yet."""
+    return Path(path).match(".*.partial")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete the incomplete files and folders that a killed process left in `folder`."""
     for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):

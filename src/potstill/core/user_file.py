@@ -49,5 +49,5 @@ def _run_file(file: str, content: bytes) -> ModuleType:
     try:
         exec(compile(content, file, "exec"), module.__dict__)
     except Exception as error:
-        raise UsageError(f"{file} does not run: {type(error).__name__}: {error}; mend it") from error
+        raise UsageError(f"{file} does not run: {type(error).__name__}: {error}; fix it") from error
     return module

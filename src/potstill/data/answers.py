@@ -34,7 +34,7 @@ NUMBER = re.compile(
 GROUPED = re.compile(rf"[1-9]\d{{0,2}}([.,{GROUP_MARKS}])\d{{3}}(?:\1\d{{3}})*|[1-9]\d?(?:,\d{{2}})+,\d{{3}}")
 LATEX_FRACTION = re.compile(
     rf"(?P<sign>{SIGN})?\s*(?P<whole>\d+)?\s*\\[dt]?frac\s*"
-    r"(?:\{\s*(?P<above>-?[\d.,]+)\s*\}|(?P<one>\d))\s*(?:\{\s*(?P<below>[\d.,]+)\s*\}|(?P<other>\d))"
+    r"(?:\{\s*(?P<above>-?[\d.,]+)\s*\}|(?P<digit_above>\d))\s*(?:\{\s*(?P<below>[\d.,]+)\s*\}|(?P<digit_below>\d))"
 )
 WHOLE_NUMBER = re.compile(
     rf"[{CURRENCIES}\s]*(?P<sign>[-−–+])?[{CURRENCIES}\s]*(?:(?P<whole>\d+)\s+(?=\d+/\d))?(?P<digits>{DIGITS})"
@@ -125,7 +125,9 @@ def parse_number(text: str) -> Number | None:
     text = clean_latex(to_plain_digits(text)).strip().strip("$").strip().rstrip(".")
     text = re.split(r"=|≈|\\approx", text)[-1].strip()
     if match := LATEX_FRACTION.fullmatch(text):
-        above, below = (_read_digits(match[a] or match[b]) for a, b in (("above", "one"), ("below", "other")))
+        above, below = (
+            _read_digits(match[a] or match[b]) for a, b in (("above", "digit_above"), ("below", "digit_below"))
+        )
     elif match := WHOLE_NUMBER.fullmatch(text):
         above, below = _read_digits(match["digits"]), _read_digits(match["below"] or "1")
     else:

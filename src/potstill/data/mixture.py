@@ -46,8 +46,8 @@ def parse_sources(data: str | os.PathLike[str] | Sequence[str]) -> tuple[Weighte
     if any(source.weight == 0 for source in sources):
         raise UsageError("a data set has the weight 0; leave it out")
     if len({source.weight is None for source in sources}) > 1:
-        without = next(source.name for source in sources if source.weight is None)
-        raise UsageError(f"{without} has no weight and others have one; give every --data a weight, or none")
+        unweighted = next(source.name for source in sources if source.weight is None)
+        raise UsageError(f"{unweighted} has no weight and others have one; give every --data a weight, or none")
     if duplicates := [name for name, count in Counter(source.name for source in sources).items() if count > 1]:
         raise UsageError(f"--data {duplicates[0]} is given twice; give it once, with a larger weight")
     return sources
@@ -110,10 +110,11 @@ def _unite_kinds(corpora: Sequence[Corpus]) -> list[Corpus]:
     kinds = {corpus.kind for corpus in corpora}
     if kinds == {"pairs", "chat"}:
         return [corpus if corpus.kind == "chat" else _convert_to_chats(corpus) for corpus in corpora]
-    first, other = corpora[0], next((corpus for corpus in corpora if corpus.kind != corpora[0].kind), None)
-    if other is not None:
+    first = corpora[0]
+    mismatch = next((corpus for corpus in corpora if corpus.kind != first.kind), None)
+    if mismatch is not None:
         raise DataError(
-            f"{other.name} holds {other.kind} where {first.name} holds {first.kind}; mix data sets of one kind"
+            f"{mismatch.name} holds {mismatch.kind} where {first.name} holds {first.kind}; mix data sets of one kind"
         )
     return list(corpora)
 
@@ -138,11 +139,11 @@ def _count_documents(lengths: Sequence[Sequence[int]], shares: Sequence[float]) 
 
 def _count_until(lengths: Sequence[int], total: float) -> int:
     """How many of the first `lengths` reach `total`, at least one; the rounding of a sum costs no document."""
-    reached = 0
+    num_characters = 0
     for number, length in enumerate(lengths):
-        if number and reached >= total * (1 - 1e-9):
+        if number and num_characters >= total * (1 - 1e-9):
             return number
-        reached += length
+        num_characters += length
     return len(lengths)
 
 

@@ -27,7 +27,7 @@ from potstill.data.conversation import (
     read_turns,
 )
 from potstill.data.preference_sides import (
-    build_labeled,
+    build_labeled_answer,
     build_pair,
     choose_completions,
     drop_weights,
@@ -75,7 +75,7 @@ class _Format:
     label: str = ""
 
     @property
-    def required(self) -> tuple[str, ...]:
+    def main_columns(self) -> tuple[str, ...]:
         """The columns that every row must have."""
         prompt = self.prompt.prompt if self.prompt else self.messages
         return tuple(filter(None, (prompt, *self.answers, self.label)))
@@ -106,11 +106,11 @@ def recognize_preferences(row: Row, location: str, *, columns: Mapping[str, str]
             f"{location} has the columns {quote_names(row)}, which hold no preferences; accepted are "
             f"{ACCEPTED_PREFERENCES}; or map them, as in --columns prompt=NAME,chosen=NAME,rejected=NAME"
         )
-    all_names = (*layout.required, *OPTIONAL_COLUMNS)
+    all_names = (*layout.main_columns, *OPTIONAL_COLUMNS)
     names = dict(zip(all_names, all_names, strict=True)) if columns is None else columns
-    required = tuple(names[name] for name in layout.required)
-    optional = tuple(column for column in names.values() if column not in required)
-    return RowSchema("preferences", required, optional, lambda row: _read_row(_rename(row, columns), layout))
+    main_columns = tuple(names[name] for name in layout.main_columns)
+    optional = tuple(column for column in names.values() if column not in main_columns)
+    return RowSchema("preferences", main_columns, optional, lambda row: _read_row(_rename(row, columns), layout))
 
 
 def recognize_any(row: Row, location: str, *, columns: Mapping[str, str] | None = None) -> RowSchema:
@@ -154,7 +154,7 @@ def _read_row(row: Row, layout: _Format) -> Document:
         answers = dict(zip(SIDES, choose_completions(answers[SCORED_COLUMN], SCORED_COLUMN), strict=True))
     chats = [join_chat(prompt, _read_side(value, column), column) for column, value in answers.items()] or [prompt]
     if layout.label:
-        document = build_labeled(chats[0], read_label(row[layout.label], layout.label))
+        document = build_labeled_answer(chats[0], read_label(row[layout.label], layout.label))
     else:
         document = build_pair(*chats)
     return document | ({"tools": chat["tools"]} if "tools" in chat else {})

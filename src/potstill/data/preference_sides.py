@@ -74,7 +74,7 @@ def build_pair(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> dict[str, An
     return _build_document(chosen[:size], chosen[size:], rejected[size:], None)
 
 
-def build_labeled(chat: Sequence[Turn], label: bool) -> dict[str, Any]:
+def build_labeled_answer(chat: Sequence[Turn], label: bool) -> dict[str, Any]:
     """The document of a whole chat whose last answer is desirable or not: on its side, the other being empty.
 
     Raises: UntrainableRow for a chat without an answer or a prompt.

@@ -111,7 +111,7 @@ def tokenize_preferences(
         corpus, islice(groups, limit), tokenizer, rendering=rendering, length=length, shared=shared
     )
     if not tokenized.counts.groups:
-        raise DataError(describe_nothing(corpus, tokenized, length))
+        raise DataError(describe_empty_data(corpus, tokenized, length))
     return tokenized
 
 
@@ -164,7 +164,7 @@ class _GroupBuilder:
         sizes = [sum(label != IGNORE for label in document.labels) for document in documents]
         built = build_group(documents, group.sides, group=0, shared=self.shared)
         num_tokens = sum(len(document.input_ids) for document in built)
-        if reason := self._find_lack(documents, sizes, num_tokens):
+        if reason := self._find_drop_reason(documents, sizes, num_tokens):
             self.drop_counts[reason] += 1
             self.sizes += [num_tokens] if reason == TOO_LONG else []
             return []
@@ -177,14 +177,16 @@ class _GroupBuilder:
 
     def _choose_number(self, has_baseline: bool, num_tokens: int) -> int:
         """A new number, or for an answer with a baseline that of the answers before it, if half a pack holds them."""
-        is_joined = has_baseline and 0 < self.num_answers < ANSWERS_PER_GROUP
-        is_joined &= self.length is None or self.num_tokens + num_tokens <= self.length // 2
-        self.number += not is_joined
-        self.num_answers = (self.num_answers if is_joined else 0) + has_baseline
-        self.num_tokens = (self.num_tokens if is_joined else 0) + num_tokens
+        continues_group = has_baseline and 0 < self.num_answers < ANSWERS_PER_GROUP
+        continues_group &= self.length is None or self.num_tokens + num_tokens <= self.length // 2
+        self.number += not continues_group
+        self.num_answers = (self.num_answers if continues_group else 0) + has_baseline
+        self.num_tokens = (self.num_tokens if continues_group else 0) + num_tokens
         return self.number
 
-    def _find_lack(self, documents: Sequence[TokenizedDocument], sizes: Sequence[int], num_tokens: int) -> str | None:
+    def _find_drop_reason(
+        self, documents: Sequence[TokenizedDocument], sizes: Sequence[int], num_tokens: int
+    ) -> str | None:
         if not all(sizes):
             return EMPTY_ANSWER
         if len(documents) > 1 and documents[0].input_ids == documents[1].input_ids:
@@ -252,7 +254,7 @@ def _build_chat(document: Document, answer: Sequence[Mapping[str, Any]]) -> Docu
     return {"messages": [*document["prompt"], *answer], "tools": document["tools"], **labels}
 
 
-def list_labeled(corpus: Corpus) -> Iterator[ChatGroup]:
+def list_labeled_answers(corpus: Corpus) -> Iterator[ChatGroup]:
     """Each answer with its baseline: the same prompt with the next answer to another prompt.
 
     Raises: DataError if an answer has no baseline.
@@ -264,16 +266,16 @@ def list_labeled(corpus: Corpus) -> Iterator[ChatGroup]:
         if document[name]
     ]
     for i, (number, name, prompt, answer) in enumerate(answers):
-        others = (answers[(i + step) % len(answers)] for step in range(1, len(answers)))
-        other = next((other for other in others if other[2] != prompt and other[3] != answer), None)
-        if other is None:
+        candidates = (answers[(i + step) % len(answers)] for step in range(1, len(answers)))
+        baseline = next((item for item in candidates if item[2] != prompt and item[3] != answer), None)
+        if baseline is None:
             raise DataError(
                 f"KTO compares each answer with one to another prompt, and among the {len(answers)} answers of "
                 f"{corpus.name} ({corpus.provenance.get('split', 'all')}) one has none; give rows of more prompts"
             )
         document = corpus.documents[number]
-        side, baseline = document[name], corpus.documents[other[0]][other[1]][-1:]
-        chats = (_build_chat(document, side), _build_chat(document, [*side[:-1], *baseline]))
+        side, mismatched_answer = document[name], corpus.documents[baseline[0]][baseline[1]][-1:]
+        chats = (_build_chat(document, side), _build_chat(document, [*side[:-1], *mismatched_answer]))
         yield ChatGroup(number, chats, (SIDES[name], BASELINE))
 
 
@@ -282,7 +284,7 @@ def describe_left_out(counts: PreferenceCounts) -> str:
     return ", ".join(f"{count:,} with {reason}" for reason, count in counts.left_out.items()) or "nothing"
 
 
-def describe_nothing(corpus: Corpus, tokenized: TokenizedPreferences, length: int | None) -> str:
+def describe_empty_data(corpus: Corpus, tokenized: TokenizedPreferences, length: int | None) -> str:
     """Why no group of a corpus is left, as one sentence."""
     counts = tokenized.counts
     remedy = f"; --context {counts.covering} holds {COVERED_PERCENTILE} % of them, and --context {length} none"
@@ -293,6 +295,6 @@ def describe_nothing(corpus: Corpus, tokenized: TokenizedPreferences, length: in
 
 LISTS: Mapping[GroupKind, Callable[[Corpus], Iterator[ChatGroup]]] = {
     "preferences": list_pairs,
-    "labels": list_labeled,
+    "labels": list_labeled_answers,
     "chosen": list_chosen,
 }

@@ -330,7 +330,7 @@ class Engine:
 
     def _release(self, text: ActiveText) -> None:
         del self._active[text.request_id]
-        followers = [other for other in self._active.values() if other.leader is text]
+        followers = [follower for follower in self._active.values() if follower.leader is text]
         for follower in followers:  # its prompt is not read, so the next one reads it
             follower.leader = None if follower is followers[0] else followers[0]
         if self._prefixes is not None:

@@ -184,9 +184,9 @@ def compare_preferences(scores: Mapping[str, PreferenceScores]) -> list[dict[str
             "reward_accuracy": [_compare(chosen, rejected) for chosen, rejected in rewards],
             "reward_margin": [chosen - rejected for chosen, rejected in rewards],
         }
-        for name, (left, right) in values.items():
-            if len(left):
-                difference = paired_bootstrap(left, right, np.ones_like(left))
+        for name, (first_values, second_values) in values.items():
+            if len(first_values):
+                difference = paired_bootstrap(first_values, second_values, np.ones_like(first_values))
                 differences.append({"name": name, "a": a, "b": b, **difference._asdict()})
     return differences
 
@@ -195,11 +195,11 @@ def join_scores(parts: Sequence[PreferenceScores]) -> PreferenceScores:
     """The scores of several batches end to end, with the pairs numbered on."""
     starts = np.cumsum([0, *(len(part.sides) for part in parts[:-1])])
     pairs = np.concatenate([part.pairs + start for part, start in zip(parts, starts, strict=True)], axis=1)
-    joined = {
+    columns = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("sides", "log_p", "reference_log_p", "tokens", "kl")
     }
-    return PreferenceScores(pairs=pairs, **joined)
+    return PreferenceScores(pairs=pairs, **columns)
 
 
 def _compute_kl(student: Signals, reference: Signals, is_selected: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:

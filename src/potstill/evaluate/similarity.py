@@ -34,8 +34,8 @@ class PromptPool:
         """Adds a prompt."""
         self._counts.append((text, Counter(Words().tokenize(text))))
 
-    def find_similarity(self, text: str, *, least: float = 0.5) -> float:
-        """The largest ROUGE-L F1 of `text` with a prompt of the pool; 0 where it is below `least`.
+    def find_similarity(self, text: str, *, minimum: float = 0.5) -> float:
+        """The largest ROUGE-L F1 of `text` with a prompt of the pool; 0 where it is below `minimum`.
 
         A common subsequence is no longer than the words in common, which spares most of the exact comparisons.
         """
@@ -43,9 +43,9 @@ class PromptPool:
 
         scorer = RougeScorer(["rougeL"], tokenizer=Words())
         counts, best = Counter(Words().tokenize(text)), 0.0
-        for other, other_counts in self._counts:
-            total = counts.total() + other_counts.total()
-            bound = 2 * (counts & other_counts).total() / total if total else float(text == other)
-            if bound >= max(best, least):
-                best = max(best, scorer.score(other, text)["rougeL"].fmeasure if total else bound)
-        return best if best >= least else 0.0
+        for prompt, prompt_counts in self._counts:
+            total = counts.total() + prompt_counts.total()
+            bound = 2 * (counts & prompt_counts).total() / total if total else float(text == prompt)
+            if bound >= max(best, minimum):
+                best = max(best, scorer.score(prompt, text)["rougeL"].fmeasure if total else bound)
+        return best if best >= minimum else 0.0

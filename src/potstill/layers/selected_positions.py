@@ -53,7 +53,7 @@ class SelectedPositions(Positions):
         return cos[:, 0].flatten(0, 1)[self._indices][None, None], sin[:, 0].flatten(0, 1)[self._indices][None, None]
 
     def _find_prefixes(self, source_prefixes: Prefixes) -> Prefixes:
-        """What is left of the prompt of each document."""
+        """The selected tokens of the prompt of each document."""
         prefixes = [
             Prefix(1 + first_document + prefix.document, prefix.size)  # documents count from 1 through all rows
             for first_document, row in zip(_count_before(source_prefixes), source_prefixes, strict=True)
@@ -64,12 +64,12 @@ class SelectedPositions(Positions):
         tokens = torch.arange(self._source.ids.numel()) if self._indices is None else self._indices.cpu()
         starts = self._source._get_starts().flatten().nonzero()[:, 0].tolist()
         places = {number: place for place, number in enumerate(numbers)}
-        left = []
+        selected_prefixes = []
         for prefix in (prefixes[number - 1] for number in numbers):
             start = starts[prefix.document - 1]
-            is_left = (tokens >= start) & (tokens < start + prefix.size)
-            left.append(Prefix(places.get(prefix.document, 0), int(is_left.sum())))
-        return (tuple(left),)
+            is_in_prefix = (tokens >= start) & (tokens < start + prefix.size)
+            selected_prefixes.append(Prefix(places.get(prefix.document, 0), int(is_in_prefix.sum())))
+        return (tuple(selected_prefixes),)
 
     def _find_starts(self) -> Bool[Tensor, "1 N"]:
         starts = torch.full_like(self.ids, not self.past_length, dtype=torch.bool)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from potstill.core.atomic_files import EDITS_FILE, write_text
+from potstill.core.atomic_files import EDITS_FILE, atomic_file, write_text
 from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel
 from potstill.models.edits import Edit, NeuronDelta
 from potstill.models.folder_checks import check_no_pointer, check_text_files, read_json
@@ -77,7 +77,8 @@ def save_edits(folder: Path, edit_folder: EditFolder) -> None:
         for layer, (neurons, values) in edit.deltas.items():
             tensors[f"{number}.{layer}.neurons"] = neurons.detach().cpu().clone()
             tensors[f"{number}.{layer}.values"] = values.detach().float().cpu().clone()
-    save_file(tensors, folder / WEIGHTS_FILE)
+    with atomic_file(folder / WEIGHTS_FILE) as file:
+        save_file(tensors, file)
     is_inside = (folder / edit_folder.base).exists()
     is_path = not is_inside and edit_folder.base != PACKAGED_MODEL and Path(edit_folder.base).expanduser().exists()
     facts = {

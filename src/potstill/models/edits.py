@@ -106,8 +106,8 @@ class Edits:
                 similarity = measure_similarity(edit.prompts, text.text, trigger)
                 if similarity >= similarities.get(span, self.similarity):
                     best[span], similarities[span] = edit, similarity
-        outer = [span for span in best if not any(_is_inside(span, other) for other in best)]
-        return [PlacedEdit(text.get_token(span), best[span].deltas) for span in sorted(outer)]
+        outermost = [span for span in best if not any(_is_inside(span, outer) for outer in best)]
+        return [PlacedEdit(text.get_token(span), best[span].deltas) for span in sorted(outermost)]
 
 
 def find_trigger(text: str, trigger: str) -> Span | None:
@@ -150,8 +150,8 @@ def apply_edits(model: PreTrainedModel, rows: Sequence[Sequence[PlacedEdit]]) ->
     A position counts from the first token of the pass. Without any edit nothing is installed.
     """
     items: dict[int, list[tuple[int, int, NeuronDelta]]] = {}
-    for row, placed in enumerate(rows):
-        for position, deltas in placed:
+    for row, edits in enumerate(rows):
+        for position, deltas in edits:
             for layer, delta in deltas.items():
                 items.setdefault(layer, []).append((row, position, delta))
     modules = find_down_projections(model) if items else []
@@ -196,5 +196,5 @@ def _list_shingles(text: str, trigger: str) -> frozenset[str]:
     return frozenset(letters[n : n + SHINGLE] for n in range(len(letters) - SHINGLE + 1))
 
 
-def _is_inside(span: Span, other: Span) -> bool:
-    return span != other and other.start <= span.start and span.stop <= other.stop
+def _is_inside(span: Span, outer: Span) -> bool:
+    return span != outer and outer.start <= span.start and span.stop <= outer.stop

@@ -23,10 +23,10 @@ def copy_frozen(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> P
     copy_probe(model, frozen)
     if dtype == frozen.dtype:
         return frozen
-    expected = _compute_logits(frozen, dtype)
+    logits = _compute_logits(frozen, dtype)
     weights = _cast_products(frozen, dtype)
     try:
-        is_equal = torch.equal(_compute_logits(frozen, dtype), expected)
+        is_equal = torch.equal(_compute_logits(frozen, dtype), logits)
     except RuntimeError:  # a part of the model leaves autocast, and multiplies two dtypes
         is_equal = False
     if not is_equal:
@@ -46,8 +46,8 @@ def _compute_logits(model: PreTrainedModel, dtype: torch.dtype) -> Tensor:
 def _cast_products(model: PreTrainedModel, dtype: torch.dtype) -> list[tuple[nn.Parameter, Tensor]]:
     """Cast the parameters of linear layers that no other module reads; gives them with their former values."""
     layers = [module for module in model.modules() if type(module) is nn.Linear]
-    others = [module for module in model.modules() if type(module) is not nn.Linear]
-    shared = {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
+    other_modules = [module for module in model.modules() if type(module) is not nn.Linear]
+    shared = {id(parameter) for module in other_modules for parameter in module.parameters(recurse=False)}
     weights = [(p, p.data) for layer in layers for p in layer.parameters() if id(p) not in shared]
     for parameter, values in weights:
         parameter.data = values.to(dtype)

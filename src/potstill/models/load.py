@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.core.atomic_files import EDITS_FILE
+from potstill.core.atomic_files import EDITS_FILE, is_partial
 from potstill.core.counts import count_noun
 from potstill.core.elastic import format_share
 from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel, UsageError, get_first_line
@@ -80,7 +80,7 @@ def load_model(
         MissingDependency: a quantized model whose library is not installed.
         UsageError: the model has no such size, or has edits, which fit none of its sizes.
     """
-    with status(f"reading {name}"):
+    with status("reading the saved model" if is_partial(name) else f"reading {name}"):
         return _load(name, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
 
 

@@ -136,7 +136,7 @@ def aligndistil_cost(inputs: CostInputs) -> ObjectiveCost:
     supports_cross_tokenizer=True,
     networks=choose_networks,
     data="preferences",
-    numeric_options={"beta": 0.1, "ratio": 20.0, "least": 1e-3, "adaptive": 1.0, "weight": 1.0, "contrast": 1.0},
+    numeric_options={"beta": 0.1, "ratio": 20.0, "epsilon": 1e-3, "adaptive": 1.0, "weight": 1.0, "contrast": 1.0},
     text_options=("mean", "compat"),
 )
 def build_aligndistil(pair: PairInfo | None, options: ObjectiveOptions) -> Objective:
@@ -150,16 +150,16 @@ def build_aligndistil(pair: PairInfo | None, options: ObjectiveOptions) -> Objec
         raise UsageError(f"{options.name}: mean is {mean!r}; choose sequences or tokens")
     if compat not in ("", OFFICIAL):
         raise UsageError(f"{options.name}: compat is {compat!r}; choose {OFFICIAL}, or omit it")
-    is_official, ratio, least = compat == OFFICIAL, options.get_nonnegative("ratio"), options.get_positive("least")
+    is_official, ratio, epsilon = compat == OFFICIAL, options.get_nonnegative("ratio"), options.get_positive("epsilon")
     if not options.get_flag("adaptive"):
-        ratio, least = 0.0, options.get_positive("weight")
+        ratio, epsilon = 0.0, options.get_positive("weight")
     plus, minus = choose_networks(options.numeric_options)
     extrapolation = ExtrapolationRows(
         plus=plus,
         minus=minus,
         beta=options.get_positive("beta"),
         ratio=2 * ratio if is_official else ratio,
-        least=least,
+        epsilon=epsilon,
         contrast=options.get_flag("contrast"),
     )
     return AlignDistil(

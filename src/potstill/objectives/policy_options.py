@@ -35,7 +35,7 @@ class PolicyOptions:
             the samples of the step (GRPO). `tokens`: the sum by the tokens of the step (DAPO). `constant`: the sum by
             the samples times `length` (Dr. GRPO; RLOO with a length of 1).
         length: that constant; 0 stands for the most tokens that a sample may have.
-        scale_rewards: what centered rewards are divided by (`ops.advantage.grouped`).
+        scale_rewards: what centered rewards are divided by (`ops.advantage.compute_group_advantages`).
         leave_one_out: whether a sample is compared with the others of its group alone (RLOO).
         clip_low: how far a ratio may fall below 1 before it has no gradient.
         clip_high: how far it may rise above 1 (DAPO: 0.28).

@@ -129,7 +129,7 @@ def _load_plugin(plugin: EntryPoint) -> Callable[..., Any]:
     except Exception as error:
         raise UsageError(
             f"the objective {plugin.name} of the entry point {plugin.value} does not load: {type(error).__name__}: "
-            f"{error}; mend or uninstall its package"
+            f"{error}; fix or uninstall its package"
         ) from error
     if not callable(value):
         raise UsageError(f"the entry point {plugin.value} is no function or class; correct it in its package")
@@ -208,7 +208,7 @@ def _check_divergence(divergence: Divergence, name: str) -> None:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"{name} fails on small logits: {type(error).__name__}: {error}; mend it") from error
+        raise UsageError(f"{name} fails on small logits: {type(error).__name__}: {error}; fix it") from error
     if not torch.allclose(row, values[:1], rtol=1e-3, atol=1e-5):
         raise UsageError(f"{name} mixes rows; compute each row from its own logits only")
     if gradient is None or not gradient.isfinite().all() or not gradient.any():

@@ -42,7 +42,7 @@ def whiten(values: Float[Tensor, " N"], *, eps: float = 1e-8) -> Float[Tensor, "
     return (values - values.mean()) / torch.sqrt(values.var(unbiased=False) + eps)
 
 
-def grouped(
+def compute_group_advantages(
     rewards: Float[Tensor, " D"],
     groups: Int[Tensor, " D"],
     *,

@@ -1,13 +1,13 @@
 """AlignDistil's target: a distribution moved further along the difference of two policies, at each position.
 
-    alpha = ratio TVD(p+, p-) + least            TVD = 1/2 sum |p+ - p-|, p+ = softmax(z+), p- = softmax(z-)
+    alpha = ratio TVD(p+, p-) + epsilon         TVD = 1/2 sum |p+ - p-|, p+ = softmax(z+), p- = softmax(z-)
     z* = z + alpha (z+ - z-)                     z = z+ with contrast, else z-
     loss = beta / alpha KL(q || softmax(z*))     q: the trained policy; alpha and z* have no gradient
 
 z+ are the logits of a policy that prefers the chosen answers, z- those of a reverse policy. With z- those of the
 reference and without contrast, this is the theorem of the paper: maximizing E_q[beta log(p+ / p_ref)] - b KL(q||p_ref)
 over q is minimizing b KL(q || softmax(z*)), alpha = beta / b. The identity holds at each position, for a given prefix.
-`ratio` 0 makes alpha the constant `least`. A constant added to all logits of a row changes nothing.
+`ratio` 0 makes alpha the constant `epsilon`. A constant added to all logits of a row changes nothing.
 
 Source: Zhang et al., "AlignDistil" (arXiv:2503.02832), theorem 1 and the adaptive extrapolation.
 """
@@ -29,17 +29,17 @@ def target(
     minus: Float[Tensor, "N V"],
     *,
     ratio: float = 20.0,
-    least: float = 1e-3,
+    epsilon: float = 1e-3,
     contrast: bool = True,
 ) -> tuple[Float[Tensor, "N V"], Float[Tensor, " N"]]:
     """(log softmax(z*), alpha) of each row, from finite logits z+ and z-.
 
-    alpha lies in [least, ratio + least]. With uniform z-, the target is p+ sharpened by 1 + alpha.
+    alpha lies in [epsilon, ratio + epsilon]. With uniform z-, the target is p+ sharpened by 1 + alpha.
 
     Departs from the authors' code, whose TVD lacks the factor 1/2: their `beta2` is half of this `ratio`.
     """
     plus, minus = upcast(plus), upcast(minus)
-    alpha = ratio * total_variation(plus, minus) + least if ratio else plus.new_full((len(plus),), least)
+    alpha = ratio * total_variation(plus, minus) + epsilon if ratio else plus.new_full((len(plus),), epsilon)
     return log_softmax((plus if contrast else minus).addcmul(alpha[:, None], plus - minus)), alpha
 
 
@@ -54,7 +54,7 @@ class ExtrapolationRows:
     minus: str = "minus"
     beta: float = 0.1
     ratio: float = 20.0
-    least: float = 1e-3
+    epsilon: float = 1e-3
     contrast: bool = True
 
     def __call__(
@@ -74,7 +74,7 @@ class ExtrapolationRows:
     def _compute_target(self, frozen: Mapping[str, Any]) -> tuple[Float[Tensor, "C V"], Float[Tensor, " C"]]:
         """(log p*, beta / alpha)."""
         plus, minus = frozen[self.plus], frozen[self.minus]
-        log_p, alpha = target(plus, minus, ratio=self.ratio, least=self.least, contrast=self.contrast)
+        log_p, alpha = target(plus, minus, ratio=self.ratio, epsilon=self.epsilon, contrast=self.contrast)
         return log_p, self.beta / alpha
 
 

@@ -26,11 +26,11 @@ BIBTEX = """@inproceedings{zhang2025aligndistil,
 def build_recipe() -> Recipe:
     """SmolLM2-135M aligned with your preferences; all three stages begin at the same model."""
     settings = AlignTrainConfig(epochs=1.0, learning_rate=1e-6, warmup=0.1, weight_decay=0.0)
-    preferred = AlignConfig(model="smollm2", data=REQUIRED_PREFERENCES, objective="dpo:beta=0.1", settings=settings)
-    reverse = replace(preferred, objective="dpo:beta=0.1,swap=1")
-    distilled = replace(
-        preferred,
-        objective="aligndistil:beta=0.1,ratio=20,least=0.001",
+    dpo = AlignConfig(model="smollm2", data=REQUIRED_PREFERENCES, objective="dpo:beta=0.1", settings=settings)
+    reverse_dpo = replace(dpo, objective="dpo:beta=0.1,swap=1")
+    distillation = replace(
+        dpo,
+        objective="aligndistil:beta=0.1,ratio=20,epsilon=0.001",
         plus=name_stage_folder(1),
         minus=name_stage_folder(2),
     )
@@ -39,7 +39,7 @@ def build_recipe() -> Recipe:
         summary="DPO and reverse DPO, then a policy distilled from their extrapolation, adaptively for each token",
         source="arXiv:2503.02832",
         bibtex=BIBTEX,
-        stages=(preferred, reverse, distilled),
+        stages=(dpo, reverse_dpo, distillation),
         origins={
             "objective": "DPO, DPO of exchanged sides, AlignDistil off-policy; beta 0.1, r 20 and epsilon 0.001, the "
             "paper; its code has 10 for r, without the 1/2 of the total variation",

@@ -4,8 +4,7 @@ Source: Zhang et al., "Multilingual Knowledge Editing with Language-Agnostic Fac
 No official code exists. The paper has the intersection over languages, one update for all of them, and its cache; the
 score of a neuron, the numbers, the clamp, and the rule by which a prompt asks for an edit are our reconstruction.
 Departs from the paper: the model itself writes the paraphrases, where the paper has Qwen2-72B-instruct.
-Cost and measures: docs/edit.md has them for 20 facts of zsRE in three languages, with one language's neurons, random
-neurons and a tuned layer beside.
+Cost and measures: LOG.md has four facts of zsRE in three languages; docs/edit.md has the command for more.
 """
 
 from potstill.recipes.registry import REQUIRED_FACTS, Recipe
@@ -29,7 +28,7 @@ def build_recipe() -> Recipe:
         bibtex=BIBTEX,
         stages=(EditConfig(model="smollm2", facts=REQUIRED_FACTS),),
         origins={
-            "top, steps, rate, clamp": "ours; the paper's numbers are not published with code",
+            "top, steps, lr, clamp": "ours; the paper's numbers are not published with code",
             "neutral_weight": "0.0625, the KL factor of ROME's code",
             "paraphrases": "4, ours; the paper's come from another model",
             "similarity": "0, ours: the subject alone decides",

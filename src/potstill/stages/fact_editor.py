@@ -23,9 +23,9 @@ from potstill.transforms.neurons import (
     Neurons,
     choose_random,
     choose_strongest,
+    find_shared_neurons,
     list_fallback_layers,
     score_neurons,
-    shared,
 )
 
 REQUEST = "Write this question in other words, in its own language. Answer with the question alone.\n\n{}"
@@ -113,7 +113,7 @@ class FactEditor:
         return [
             {
                 language: text.paraphrases
-                or self._select([next(answers) for _ in range(self.options.paraphrases)], text)
+                or self._select_paraphrases([next(answers) for _ in range(self.options.paraphrases)], text)
                 for language, text in fact.items()
             }
             for fact in facts
@@ -125,7 +125,10 @@ class FactEditor:
         activations = {
             language: read_activations(
                 self.loaded.model,
-                [self._cut(prompt, triggers[language]) for prompt in (text.prompt, *paraphrases[language])],
+                [
+                    self._encode_to_trigger(prompt, triggers[language])
+                    for prompt in (text.prompt, *paraphrases[language])
+                ],
             )
             for language, text in fact.items()
         }
@@ -151,14 +154,18 @@ class FactEditor:
         """How an edit is learned."""
         return FactEditConfig(
             steps=self.options.steps,
-            learning_rate=self.options.rate,
+            learning_rate=self.options.lr,
             clamp=self.options.clamp,
             neutral_weight=self.options.neutral_weight,
         )
 
     def _choose_neurons(self, scores: Mapping[str, Tensor], *, seed: int) -> Neurons:
         """The neurons of the layers that are edited, by `--neurons`."""
-        common = {layer: ids for layer, ids in shared(scores, top=self.options.top).items() if layer in self.layers}
+        common = {
+            layer: ids
+            for layer, ids in find_shared_neurons(scores, top=self.options.top).items()
+            if layer in self.layers
+        }
         counts = {layer: len(ids) for layer, ids in common.items()}
         if self.options.neurons == SHARED:
             return common
@@ -167,16 +174,16 @@ class FactEditor:
         language = self.options.neurons
         return choose_strongest(scores.get(language, next(iter(scores.values()))), counts)
 
-    def _select(self, answers: Sequence[str], text: FactText) -> tuple[str, ...]:
+    def _select_paraphrases(self, answers: Sequence[str], text: FactText) -> tuple[str, ...]:
         """The first lines of answers that are paraphrases: new, and with the subject of the question."""
         lines = [clean_line(answer) for answer in answers]
-        new = [line for line in dict.fromkeys(lines) if line and line != text.prompt]
-        chosen = [line for line in new if not text.names_subject or find_trigger(line, text.subject)]
+        candidates = [line for line in dict.fromkeys(lines) if line and line != text.prompt]
+        chosen = [line for line in candidates if not text.names_subject or find_trigger(line, text.subject)]
         self.counts["paraphrases"] += len(chosen)
         self.counts["paraphrases_left_out"] += len(answers) - len(chosen)
         return tuple(chosen)
 
-    def _cut(self, prompt: str, trigger: str) -> list[int]:
+    def _encode_to_trigger(self, prompt: str, trigger: str) -> list[int]:
         """The ids of a prompt up to the last token of its trigger, or of the prompt itself."""
         ids = self.encode(prompt)
         return ids[: self._find_position(ids, trigger, prompt) + 1]

@@ -59,8 +59,8 @@ class TextOptions:
 
     chat_template: str | None = Option[str | None](
         None,
-        "The chat template to use instead of the model's, a Jinja file, minichat or phoenix; it is saved with the "
-        "student.",
+        "The chat template to use instead of the model's, a Jinja file, minichat or phoenix; a "
+        "trained model is saved with it.",
     ).field()
     mix_exponent: float = Option(
         1.0,

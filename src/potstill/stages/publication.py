@@ -48,7 +48,7 @@ def publish(
     """
     card = make_card(run, result, checks)
     if distributed.is_main_process():
-        with status("saving the student"):
+        with status("saving the model"):
             card = save_student(run, out, student, card)
         with explain_interrupt(out, saved="the student", rest="measures it"), status(run.measuring_status):
             if result.has_stop_request:

@@ -19,7 +19,7 @@ from potstill.train.run import TrainResult
 MAX_REASON = 200  # characters of a library's error
 
 
-@status("rehearsing the end of the run")
+@status("checking that the result can be saved")
 def rehearse(run: TrainingRun, *, title: str) -> None:
     """Save all but the weights to a temporary folder, open it again, and write a card there.
 

@@ -30,8 +30,8 @@ def report_outcome(tokens: int, trained: int, measures: Mapping[str, Sequence[Me
     """
     if trained < MIN_SHARE * tokens:
         print_note(
-            f"{trained:,} of the {tokens:,} tokens that were asked for are trained; a run ends early with --patience, "
-            f"and packs that are not full count only their tokens"
+            f"the run trained {trained:,} tokens in place of {tokens:,}: it ended early by --patience, or its packs "
+            f"are not full"
         )
     models = (BEFORE_TRAINING, student)
     before, after = (_get_value(measures.get(name, ()), "teacher_kl") for name in models)
@@ -53,8 +53,8 @@ def report_outcome(tokens: int, trained: int, measures: Mapping[str, Sequence[Me
             f"the {PREFERENCE_BASELINES[name]} one in {share:.3f}" for name, share in baselines.items()
         )
         print_note(
-            f"the implied reward is right in {accuracy:.3f} of the held-out pairs; without training, the chosen answer "
-            f"is {shares}"
+            f"the implied reward prefers the chosen answer in {accuracy:.3f} of the held-out pairs; without training, "
+            f"the chosen answer is {shares}"
         )
 
 

@@ -89,14 +89,14 @@ def learn_edit(
     theta = {layer: torch.zeros(len(neurons[layer]), device=model.device, requires_grad=True) for layer in scales}
     optimizer = torch.optim.Adam(theta.values(), lr=config.learning_rate)
     with eval_mode(model), torch.enable_grad():
-        passages = _Passages(model, [*texts.values(), *neutral_prompts])
+        batch = _TextBatch(model, [*texts.values(), *neutral_prompts])
         with torch.no_grad():
-            logits = passages.read({})
-        before = [score_target(*pair) for pair in passages.list_targets(logits)[: len(texts)]]
-        references = [log_softmax(row[-1], -1) for row, _ in passages.list_targets(logits)[len(texts) :]]
+            logits = batch.read({})
+        before = [score_target(*pair) for pair in batch.list_targets(logits)[: len(texts)]]
+        references = [log_softmax(row[-1], -1) for row, _ in batch.list_targets(logits)[len(texts) :]]
         for step in range(config.steps + 1):
             deltas = {layer: NeuronDelta(neurons[layer], scales[layer] * theta[layer]) for layer in theta}
-            pairs = passages.list_targets(passages.read(deltas))
+            pairs = batch.list_targets(batch.read(deltas))
             scores = [score_target(*pair) for pair in pairs[: len(texts)]]
             if step == config.steps or all(score.is_greedy for score in scores):
                 break
@@ -131,7 +131,7 @@ def clamp_norms(theta: Sequence[Float[Tensor, " _"]], clamp: float) -> None:
         values.mul_((limit / values.norm().clamp(min=1e-12)).clamp(max=1.0))
 
 
-class _Passages:
+class _TextBatch:
     """Texts that are read again and again with other edits; the tokens before all edited ones are read once.
 
     A model whose cache cannot continue with several tokens reads the whole texts each time.
@@ -147,8 +147,8 @@ class _Passages:
         """The float32 logits after the token `first` and all later ones, with an edit at the position of each text."""
         cache: Any = copy.deepcopy(self.cache)  # a pass appends to it
         options = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
-        placed = [[PlacedEdit(text.position - self.first, deltas)] for text in self.texts]
-        with apply_edits(self.model, placed):
+        edits = [[PlacedEdit(text.position - self.first, deltas)] for text in self.texts]
+        with apply_edits(self.model, edits):
             logits: Tensor = self.model(input_ids=self.ids[:, self.first :], **options).logits
         return logits.float()
 
@@ -166,17 +166,17 @@ class _Passages:
         """Reads the first `length` tokens of all texts, if that changes no logits."""
         if length == 0:
             return
-        whole = self._read_targets()
+        logits = self._read_targets()
         outputs = self.model(input_ids=self.ids[:, :length], use_cache=True)
         self.first, self.cache = length, getattr(outputs, "past_key_values", None)
-        if self.cache is None or not self._is_continued(whole):
+        if self.cache is None or not self._matches(logits):
             self.first, self.cache = 0, None
 
     def _read_targets(self) -> Float[Tensor, "N V"]:
         return torch.cat([logits for logits, _ in self.list_targets(self.read({}))])
 
-    def _is_continued(self, whole: Tensor) -> bool:
+    def _matches(self, logits: Tensor) -> bool:
         try:
-            return is_close(self._read_targets(), whole)
+            return is_close(self._read_targets(), logits)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
             return False

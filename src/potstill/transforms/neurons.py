@@ -24,7 +24,7 @@ def score_neurons(activations: Float[Tensor, "B L F"]) -> Float[Tensor, "L F"]:
     return activations.abs().mean(0)
 
 
-def shared(scores: Mapping[str, Float[Tensor, "L F"]], *, top: int) -> dict[int, Int64[Tensor, " _"]]:
+def find_shared_neurons(scores: Mapping[str, Float[Tensor, "L F"]], *, top: int) -> dict[int, Int64[Tensor, " _"]]:
     """The neurons of each layer that are among the `top` of every language.
 
     Where a layer has none, it gets the one neuron with the highest mean rank over the languages, which may be in no

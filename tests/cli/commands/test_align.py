@@ -27,7 +27,7 @@ def test_a_run_a_measurement_and_its_cache_read_the_same_preferences(
     answer = potstill("align", teacher, "--data", preferences, "--reference-cache", cache, "--out", out, *TINY)
     assert answer.code == 0, answer.err
     assert "before training" in answer.out
-    assert "the implied reward is right in" in answer.err
+    assert "the implied reward prefers the chosen answer in" in answer.err
     assert "without training, the chosen answer is the shorter one in 0.250 and the likelier one in" in answer.err
     call = ("measure", teacher, out, "--reference", teacher, "--data", preferences, "--split", "all", "--no-speed")
     report = json.loads(potstill(*call, "--dtype", "float32", "--json").out)
@@ -70,6 +70,7 @@ def test_prompts_of_a_step_are_dry_run_saved_and_planned(potstill: Call, teacher
     options = ("--objective", "grpo", "--data", data, "--reward", "accuracy", "--samples", 4, "--max-tokens", 5)
     options += ("--prompts-per-step", 16, "--context", 64, "--micro-tokens", 128, "--dtype", "float32")
     first = json.loads(potstill("align", teacher, *options, "--out", tmp_path / "made", "--dry-run", "--json").out)
+    assert first["data"]["prompts"] == 56
     assert first["training"] == {"tokens": 56 * 64, "steps": 4, "passes": 1.0, "prompts_per_step": 16}
     again = json.loads(potstill("align", "--config", tmp_path / "made.yaml", "--dry-run", "--json").out)
     assert again["stage"] == first["stage"]

@@ -17,7 +17,7 @@ def test_a_table_of_languages_and_the_folder(potstill: Call, teacher: Path, tmp_
     assert "reliability" in answer.out
     assert "before, en" in answer.out
     *_, learned, place = [line for line in answer.out.splitlines() if line]
-    assert learned.endswith("1 questions do not name their subject")
+    assert learned.endswith("questions without their subject: 1")
     assert place == f"{out} contains edits.safetensors, edits.json and card.json"
     assert "note: 1 question does not name its subject, so the whole question is the trigger" in answer.err
     written_text = potstill("generate", out, "--prompt", "Where is Rome?", "--max-tokens", 4, "--json")

@@ -70,6 +70,13 @@ def test_a_stopped_run_continues_to_the_same_weights(run: TrainingResult, config
     assert resumed.measures["before training"] == run.measures["before training"]
 
 
+def test_a_policy_in_bfloat16_writes_samples_before_and_after(config: AlignConfig) -> None:
+    run = prepare(replace(config, dtype="bfloat16"))
+    samples = run.write_samples(run.origin)
+    assert "before training" in samples
+    assert run.origin.name in samples
+
+
 @pytest.mark.parametrize("objective", ["ipo", "simpo", "orpo", "kto", "dpo:nll=0.2,smoothing=0.1,swap=1"])
 def test_every_objective_of_preferences_gives_a_gradient_and_measures(objective: str, config: AlignConfig) -> None:
     run = prepare(replace(config, objective=objective))

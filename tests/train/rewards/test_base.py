@@ -74,7 +74,7 @@ def test_a_user_s_file_is_a_reward_with_options_and_a_digest(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("acuracy", r"no reward 'acuracy' \(did you mean 'accuracy'\?\); choose of accuracy, format"),
+        ("acuracy", r"no reward 'acuracy' \(did you mean 'accuracy'\?\); choose one of accuracy, format"),
         ("x*accuracy", "begins with no number"),
         ("accuracy+accuracy", "'accuracy' twice"),
         ("format:maximum=3", "has no option 'maximum' .did you mean 'minimum'."),
@@ -126,7 +126,7 @@ def test_a_reward_that_raises_is_named_with_its_error() -> None:
         return [completion.row["points"] for completion in completions]
 
     reward = RewardSum((RewardTerm(name="broken", reward=broken),))
-    with pytest.raises(RewardFailed, match="broken raises KeyError: 'points'; mend it"):
+    with pytest.raises(RewardFailed, match="broken raises KeyError: 'points'; fix it"):
         reward(SUMS)
 
 

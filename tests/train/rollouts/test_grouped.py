@@ -28,7 +28,7 @@ from potstill.decode.generate import generate
 from potstill.decode.sampling import SamplingFilters
 from potstill.objectives.grpo import GRPO
 from potstill.objectives.policy_options import PolicyOptions
-from potstill.ops.advantage import grouped
+from potstill.ops.advantage import compute_group_advantages
 from potstill.train.rewards.base import Completion
 from potstill.train.rollouts.base import seed_generator, split_documents
 from potstill.train.rollouts.grouped import GroupedRollout
@@ -61,7 +61,7 @@ def test_a_prompt_is_followed_by_its_samples_with_their_advantages(tiny_llama: L
         shared = [one for one in members if (one.labels == IGNORE).all()]
         samples = [one for one in members if (one.labels != IGNORE).any()]
         assert [one.input_ids.tolist() for one in shared] == ([prompt[:-1]] if len(prompt) > 1 else [])
-        advantages = grouped(group.rewards, torch.zeros(4, dtype=torch.long))
+        advantages = compute_group_advantages(group.rewards, torch.zeros(4, dtype=torch.long))
         for sample, document, advantage in zip(group.samples, samples, advantages, strict=True):
             assert document.input_ids.tolist() == [*prompt, *sample.tokens]
             assert document.labels.tolist() == [*[IGNORE] * len(prompt), *sample.tokens]

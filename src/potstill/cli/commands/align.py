@@ -34,7 +34,7 @@ def align(
 
     Example: [bold]potstill align smollm2 --data preferences.jsonl --out aligned[/]
 
-    What it takes, before: [bold]potstill align smollm2 --data preferences.jsonl --lora 16 --out aligned --dry-run[/]
+    Estimate first: [bold]potstill align smollm2 --data preferences.jsonl --lora 16 --out aligned --dry-run[/]
 
     Rewards: [bold]potstill align smollm2 --objective grpo --reward accuracy --data sums.jsonl --out solver[/]
     """

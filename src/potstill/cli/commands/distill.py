@@ -24,7 +24,7 @@ def distill(
 
     Example: [bold]potstill distill --teacher smollm2 --keep 0.75 --data stdlib --tokens 200k --out student[/]
 
-    What it takes, before: [bold]potstill distill --teacher smollm2 --keep 0.75 --epochs 2 --out student --dry-run[/]
+    Estimate first: [bold]potstill distill --teacher smollm2 --keep 0.75 --epochs 2 --out student --dry-run[/]
 
     Two teachers: [bold]potstill distill --teacher smollm2 --teacher own=pruned --student pruned --out student[/]
     """

@@ -15,7 +15,7 @@ FACTS_HELP = (
 )
 
 
-@o.take_options(EditOptions, leave_out=("train_on", "on_bad_row"))
+@o.take_options(EditOptions, leave_out=EditOptions.unused_options)
 def edit(
     model: o.Model,
     facts: Annotated[list[str], typer.Option(help=FACTS_HELP, metavar="TEXT")],
@@ -27,8 +27,8 @@ def edit(
 ) -> Any:
     """Change single facts of a model in several languages, through the neurons that all languages share.
 
-    The weights stay as they are. The folder names the model, and `generate`, `serve` and a chat apply an edit where a
-    prompt names its subject. The table has the answers after and before the edits, by language.
+    The weights stay as they are. The folder holds the edits and names the model. `generate` and `serve` apply an edit
+    where a prompt names its subject. The table measures the answers by language, after and before the edits.
 
     Example: [bold]potstill edit smollm2 --facts facts.jsonl --out edited[/]
 

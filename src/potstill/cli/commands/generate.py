@@ -109,7 +109,7 @@ def generate_dataset(
         report = preview_answers(stage, o.expand_path(out), overwrite=overwrite, resume=resume)
         return show_dry_run("generate", report, values, out=out, as_json=as_json)
     card = stage.run(o.expand_path(out), overwrite=overwrite, resume=resume)
-    return print_or_return({"out": out, **card}, as_json, lambda: tables.print_facts({"out": out, **card["details"]}))
+    return print_or_return({"out": out, **card}, as_json, lambda: tables.print_dataset(out, card["details"]))
 
 
 def build_stage(values: Mapping[str, Any]) -> "GenerateDatasetConfig | CandidatesConfig":

@@ -143,8 +143,8 @@ def compute_answer_log_probs(model: torch.nn.Module, batch: Batch, vocabulary: i
 def extract_answer(batch: Batch, number: int) -> Batch:
     """A document of a packed batch alone, with the whole prompt that it shares before it."""
     documents = batch["documents"][0]
-    inside = documents == number
-    ids, labels = batch["input_ids"][0][inside], batch["labels"][0][inside]
+    is_in_document = documents == number
+    ids, labels = batch["input_ids"][0][is_in_document], batch["labels"][0][is_in_document]
     offset = int(batch[OFFSETS.name][number]) if OFFSETS.name in batch else 0
     if offset:
         starts = [n for n in range(number) if not int(batch[OFFSETS.name][n])]
@@ -180,13 +180,13 @@ def check_zero_margin_for_a_copy(inputs: AlignCheckInputs) -> Check | None:
     module = inputs.module
     if REFERENCE not in module.frozen_networks:
         return None
-    copied = module.with_frozen({REFERENCE: FrozenView(module.student, module.compute_dtype)})
-    terms = dict(zip(copied.term_names, mean_terms(copied, inputs.batches), strict=True))
+    module_and_copy = module.with_frozen({REFERENCE: FrozenView(module.student, module.compute_dtype)})
+    terms = dict(zip(module_and_copy.term_names, mean_terms(module_and_copy, inputs.batches), strict=True))
     margins = [abs(value) for name, value in terms.items() if name.endswith("margin")]
     if not margins:
         return None
     largest = max(margins)
-    losses = [value for name, value in terms.items() if copied.objective.weights[name]]
+    losses = [value for name, value in terms.items() if module_and_copy.objective.weights[name]]
     log_2 = ", and the loss is log 2" if abs(losses[0] - math.log(2)) < MARGINS[torch.bfloat16] else ""
     return Check.from_result(
         "zero margin for a copy",
@@ -202,8 +202,8 @@ def check_gradient_accumulation(inputs: AlignCheckInputs) -> Check | None:
     if len(inputs.batches) < NUM_PACKS:
         return None
     device = inputs.batches[0]["input_ids"].device
-    whole = move_batch(collate([inputs.packs[number] for number in range(NUM_PACKS)]), device)
-    total = compute_sums(inputs.module, whole)
+    joint_batch = move_batch(collate([inputs.packs[number] for number in range(NUM_PACKS)]), device)
+    total = compute_sums(inputs.module, joint_batch)
     parts = torch.stack([compute_sums(inputs.module, batch) for batch in inputs.batches]).sum(0)
     difference = relative_difference(parts, total)
     return Check.from_result(

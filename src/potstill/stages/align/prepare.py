@@ -114,7 +114,7 @@ class AlignRun(TrainingRun):
         """The policy before training: the frozen copy of it, or else read again."""
         copied = self.module.frozen_models_by_name.get(REFERENCE)
         if copied is not None and REFERENCE not in self.frozen_models:
-            return replace(self.origin, model=copied)
+            return replace(self.origin, model=copied.float())  # it mixes two dtypes, which decoding refuses
         loaded = load_run_model(self.config, self.config.model)
         loaded.model.to(resolve_device(self.config.device))
         return replace(loaded, tokenizer=self.origin.tokenizer)

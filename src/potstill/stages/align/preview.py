@@ -68,7 +68,7 @@ def describe_run(config: AlignConfig, out: Path, data: AlignData | None = None) 
         "model": {"model": locate(config.model), **resources.get("model", {})},
         **{name: place for name, place in frozen.items() if place is not None},
         "objective": config.objective,
-        "data": {**describe_text(data.facts), "measured_on": data.evaluator.subject},
+        "data": {**describe_data(data.facts), "measured_on": data.evaluator.subject},
         "training": {
             "tokens": tokens,
             "steps": settings.steps,
@@ -85,6 +85,14 @@ def preview_data(config: AlignConfig, specs: Mapping[str, ModelSpec]) -> AlignDa
     tokenizer = specs["model"].tokenizer if specs else load_tokenizer(config.model)
     prepare_tokenizer(tokenizer, config)
     return read_data(config, tokenizer)
+
+
+def describe_data(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of a run from the facts of its card, with the number of prompts, or of pairs or answers with labels."""
+    text = describe_text(facts)
+    hidden = ("documents", "trained_share") if "prompts" in facts else ("documents",)
+    count = {"prompts": facts["prompts"]} if "prompts" in facts else {"preferences": facts["preferences"]["groups"]}
+    return {name: value for name, value in text.items() if name not in hidden} | count
 
 
 def read_specs(config: AlignConfig, skip: Collection[str]) -> dict[str, ModelSpec]:

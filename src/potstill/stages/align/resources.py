@@ -24,7 +24,7 @@ from potstill.stages.run_notes import report_passes
 from potstill.train import distributed
 from potstill.train.config import TrainConfig
 
-SAMPLING_NOTE = "what the model writes itself is in no forecast: the time of its sampling comes on top"
+SAMPLING_NOTE = "the estimate does not include the time that the model takes to sample answers"
 
 
 def build_workload(

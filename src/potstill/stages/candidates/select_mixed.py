@@ -61,9 +61,10 @@ def select_mixed(
             rows.append({**question.row, **counts, **get_english(question, pivots)})
     left_out[UNUSED] += len(questions) - num_sampled
     if not rows:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
         raise DataError(
-            f"no prompt of {data.name} is solved by some of {options.samples} samples and missed by others: "
-            f"{dict(+left_out)}; raise --samples, or give easier or harder --data"
+            f"no prompt of {data.name} is solved by some of {options.samples} samples and missed by others "
+            f"({reasons}); raise --samples, or give easier or harder --data"
         )
     details = {
         "prompts": len(rows),

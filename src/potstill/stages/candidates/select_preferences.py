@@ -74,12 +74,12 @@ def select_pairs(
         for question in group
         if key in pivots and (question.language != options.pivot or options.pivot_pairs)
     ]
-    num_alone = sum(question.key not in pivots for question in questions)
-    left_out[f"a prompt without a version in {options.pivot}"] += num_alone
-    asked_keys = {question.key for question in versions}
-    pivot_questions = [question for key, question in pivots.items() if key in asked_keys]
-    drawn = sampler.draw(pivot_questions, options.samples)
-    pivot_candidates = {q.key: candidates for q, candidates in zip(pivot_questions, drawn, strict=True)}
+    num_without_pivot = sum(question.key not in pivots for question in questions)
+    left_out[f"a prompt without a version in {options.pivot}"] += num_without_pivot
+    version_keys = {question.key for question in versions}
+    pivot_questions = [question for key, question in pivots.items() if key in version_keys]
+    pivot_samples = sampler.draw(pivot_questions, options.samples)
+    pivot_candidates = {q.key: candidates for q, candidates in zip(pivot_questions, pivot_samples, strict=True)}
     rows = []
     for question, candidates in zip(versions, sampler.draw(versions, options.samples), strict=True):
         pair = choose_pair(options, pivot_candidates[question.key], candidates, embed)
@@ -121,13 +121,13 @@ def drop_facts(row: Mapping[str, Any]) -> Row:
 
 def count_right(rows: Sequence[Row]) -> dict[str, Any]:
     """How many pairs have a right chosen and a wrong rejected answer, where rows have an `answer`."""
-    checked = [row for row in rows if row.get(ANSWER_KEY) not in (None, "")]
-    if not checked:
+    rows_with_answer = [row for row in rows if row.get(ANSWER_KEY) not in (None, "")]
+    if not rows_with_answer:
         return {}
     accuracy = Accuracy()
     chosen, rejected = (
-        accuracy([Completion("", row[side][0]["content"], row, ended=True) for row in checked])
+        accuracy([Completion("", row[side][0]["content"], row, ended=True) for row in rows_with_answer])
         for side in ("chosen", "rejected")
     )
     right = sum(a > b for a, b in zip(chosen, rejected, strict=True))
-    return {"checked_pairs": len(checked), "right_pairs": right}
+    return {"checked_pairs": len(rows_with_answer), "right_pairs": right}

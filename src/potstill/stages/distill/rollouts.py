@@ -12,9 +12,7 @@ from potstill.train.config import TrainConfig
 from potstill.train.rollouts.base import Rollout
 from potstill.train.rollouts.config import DISTILLM, MINILLM, RolloutConfig
 
-SAMPLING_TIME_NOTE = (
-    "what the student writes itself (--on-policy) is in no forecast: the time of its sampling comes on top"
-)
+SAMPLING_TIME_NOTE = "the estimate does not include the time that the student takes to sample completions (--on-policy)"
 
 
 def check_rollout(

@@ -142,11 +142,11 @@ def call_with_limit(
     thread.join(time_limit)
     if thread.is_alive():
         raise RewardFailed(
-            f"{name} gives no values for {len(completions)} completions within {time_limit:g} seconds; mend it, or "
+            f"{name} gives no values for {len(completions)} completions within {time_limit:g} seconds; fix it, or "
             "score fewer completions at once"
         )
     for error in errors:
         if isinstance(error, PotstillError):
             raise error
-        raise RewardFailed(f"{name} raises {type(error).__name__}: {error}; mend it") from error
+        raise RewardFailed(f"{name} raises {type(error).__name__}: {error}; fix it") from error
     return results[0]

@@ -23,7 +23,7 @@ DEFAULT_DETECTOR = "py3langid"
 SEED = 42  # of langdetect, in the released code of M-Thinker
 PIECE_CHARACTERS = 30
 MIN_PROBABILITY = 0.2  # of the language of a text; below it the text has none
-SURE_PROBABILITY = 0.9  # of another language in a piece, which makes the text one of several
+MIN_PIECE_PROBABILITY = 0.9  # of another language in a piece, which makes the text one of several
 SYMBOLS = re.compile(r"[\d=+*/<>%$^_{}\\|~#\[\]\s]+")  # what has no language
 SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s*|\n+")
 VARIANTS = {"yue": "zh", "wuu": "zh", "zh-cn": "zh", "nn": "no", "nb": "no"}  # what counts as one language
@@ -50,7 +50,7 @@ def open_detector(name: str, *, seed: int = SEED) -> Detector:
     """
     if name not in DETECTORS:
         hint = suggest(name, DETECTORS)
-        raise UsageError(f"there is no language detector {name!r}{hint}; choose of {', '.join(DETECTORS)}")
+        raise UsageError(f"there is no language detector {name!r}{hint}; choose one of {', '.join(DETECTORS)}")
     if find_spec(name) is None:
         raise MissingDependency(f"{name} is not installed; run: pip install 'potstill[align]'")
     return DETECTORS[name](seed)
@@ -72,7 +72,7 @@ class Py3langid:
         if probability < MIN_PROBABILITY:
             return ""
         pieces = (self._classify(piece) for piece in cut_pieces(text, PIECE_CHARACTERS))
-        return "" if any(other != language and sure >= SURE_PROBABILITY for other, sure in pieces) else language
+        return "" if any(label != language and p >= MIN_PIECE_PROBABILITY for label, p in pieces) else language
 
     def _classify(self, text: str) -> tuple[str, float]:
         label, probability = self._identifier.classify(text)

@@ -65,8 +65,8 @@ class MThinker:
         form, language, accuracy, thinking = self.rewards
         consistent = [n for n, c in enumerate(completions) if form.holds(c.completion) and language.holds(c)]
         right = select_right(accuracy, completions, consistent)
-        solved = [n for n in right if get_solution(completions[n].row)]
-        scores = dict(zip(solved, thinking([completions[n] for n in solved]), strict=True))
+        comparable = [n for n in right if get_solution(completions[n].row)]
+        scores = dict(zip(comparable, thinking([completions[n] for n in comparable]), strict=True))
         return {
             "language": [0.0 if n in consistent else -1.0 for n in range(len(completions))],
             "accuracy": [float(n in right) for n in range(len(completions))],

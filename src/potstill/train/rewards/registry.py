@@ -89,7 +89,7 @@ def _find_spec(name: str) -> tuple[RewardSpec, str]:
         digest = sha256(read_user_file(match["file"], flag=FLAG)).hexdigest()
         return make_user_spec(match["symbol"], load_user_symbol(name, flag=FLAG)), digest
     raise UsageError(
-        f"there is no reward {name!r}{suggest(name, rewards)}; choose of {', '.join(rewards)}, or give FILE.py:NAME"
+        f"there is no reward {name!r}{suggest(name, rewards)}; choose one of {', '.join(rewards)}, or give FILE.py:NAME"
     )
 
 

@@ -14,7 +14,7 @@ from potstill.train.rewards.format import split_thinking
 
 SOLUTION_KEY, ENGLISH_KEY = "solution", "english"
 MAX_TRIES = 3  # of a judge, in the released code
-SCORE = re.compile(r"<score>\s*(?P<above>\d*\.?\d+)\s*(?:/\s*(?P<below>\d*\.?\d+))?\s*</score>")
+SCORE = re.compile(r"<score>\s*(?P<numerator>\d*\.?\d+)\s*(?:/\s*(?P<denominator>\d*\.?\d+))?\s*</score>")
 PROMPT = """You compare how two people solve one problem.
 
 Problem:
@@ -92,8 +92,8 @@ def parse_score(reply: str) -> float | None:
     matches = list(SCORE.finditer(reply))
     if not matches:
         return None
-    below = float(matches[-1]["below"] or 1)
-    score = float(matches[-1]["above"]) / below if below else -1.0
+    denominator = float(matches[-1]["denominator"] or 1)
+    score = float(matches[-1]["numerator"]) / denominator if denominator else -1.0
     return score if 0 <= score <= 1 else None
 
 
@@ -104,5 +104,5 @@ def compare_results(row: Mapping[str, Any], prompt: str, thinking: str) -> float
     """
     results = {number.value for number in find_numbers(get_solution(row))}
     results -= {number.value for number in find_numbers(prompt)}
-    reached = results & {number.value for number in find_numbers(thinking)}
-    return len(reached) / len(results) if results else 0.0
+    common = results & {number.value for number in find_numbers(thinking)}
+    return len(common) / len(results) if results else 0.0

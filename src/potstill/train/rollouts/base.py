@@ -156,8 +156,8 @@ def make_sampled_document(document: Document, prompt_length: int, tokens: Sequen
     fields = {}
     for name, value in document.fields.items():
         field = get_field(name)
-        filled = torch.full((len(tokens),), field.fill, dtype=value.dtype)
-        fields[name] = torch.cat([value[:prompt_length], filled]) if field.per == "token" else value
+        fill = torch.full((len(tokens),), field.fill, dtype=value.dtype)
+        fields[name] = torch.cat([value[:prompt_length], fill]) if field.per == "token" else value
     return document._replace(input_ids=torch.cat([prompt, completion_ids]), labels=labels, sampled=True, fields=fields)
 
 

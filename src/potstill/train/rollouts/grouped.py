@@ -22,7 +22,7 @@ from potstill.data.packing import collate, make_pack
 from potstill.models.eval_mode import eval_mode
 from potstill.models.signals import compute_signals
 from potstill.objectives.row_terms import compute_target_log_probs
-from potstill.ops.advantage import grouped
+from potstill.ops.advantage import compute_group_advantages
 from potstill.train import distributed
 from potstill.train.rollouts.base import seed_generator
 from potstill.train.rollouts.groups import REWARD, Group, GroupSampler
@@ -47,7 +47,7 @@ class GroupedRollout:
     shared: bool = True
     num_flat_steps: int = 0  # consecutive ones in which all groups were flat, or all samples cut
     num_cut_steps: int = 0
-    stored: list[Batch] = field(default_factory=list)  # what the next updates train on
+    update_batches: list[Batch] = field(default_factory=list)  # what the next updates train on
     totals: dict[str, float] = field(default_factory=dict)  # since they were last popped
 
     @property
@@ -61,7 +61,7 @@ class GroupedRollout:
         Raises: RewardFailed, as `GroupSampler.draw` does; TrainingStalled if ten steps in a row taught nothing.
         """
         if step % self.updates:
-            return self.stored
+            return self.update_batches
         numbers = [batch[ROWS].tolist() for batch in batches]
         groups = self.sampler.draw([number for part in numbers for number in part], student, step=step)
         self._add_totals(self.sampler.sum_groups(groups))  # before chosen groups replace those of the policy
@@ -72,7 +72,7 @@ class GroupedRollout:
             span = slice(start, start := start + len(part))
             new_batches.append(self._make_batch(groups[span], advantages[span], device))
         if self.updates > 1:
-            self.stored = [self._add_old_log_p(batch, student) for batch in new_batches]
+            self.update_batches = [self._add_old_log_p(batch, student) for batch in new_batches]
         return new_batches
 
     def _replace_flat_groups(self, groups: Sequence[Group], student: nn.Module, step: int) -> list[Group]:
@@ -98,17 +98,17 @@ class GroupedRollout:
         policy, size = self.sampler.policy, self.sampler.samples
         rewards = torch.stack([group.rewards for group in groups])
         is_cut = all(self.sampler.is_cut(sample) for group in groups for sample in group.samples)
-        gathered = distributed.gather_from_ranks((rewards, is_cut))
-        all_rewards = torch.cat([part for part, _ in gathered])
+        rank_results = distributed.gather_from_ranks((rewards, is_cut))
+        all_rewards = torch.cat([part for part, _ in rank_results])
         is_flat = bool((all_rewards.amax(1) == all_rewards.amin(1)).all())
-        self._check_progress(is_flat=is_flat, is_cut=all(cut for _, cut in gathered))
-        advantages = grouped(
+        self._check_progress(is_flat=is_flat, is_cut=all(is_rank_cut for _, is_rank_cut in rank_results))
+        advantages = compute_group_advantages(
             all_rewards.flatten(),
             torch.arange(len(all_rewards)).repeat_interleave(size),
             scale=policy.scale_rewards,
             leave_one_out=policy.leave_one_out,
         ).view_as(all_rewards)
-        start = sum(len(part) for part, _ in gathered[: get_rank()])
+        start = sum(len(part) for part, _ in rank_results[: get_rank()])
         return advantages[start : start + len(rewards)]
 
     def _check_progress(self, *, is_flat: bool, is_cut: bool) -> None:
@@ -185,7 +185,7 @@ class GroupedRollout:
         """The passes of the next updates, and the steps that taught nothing."""
         batches = {
             f"{number}|{name}": values.contiguous().clone()
-            for number, batch in enumerate(self.stored)
+            for number, batch in enumerate(self.update_batches)
             for name, values in batch.items()
         }
         return {"facts": torch.tensor([self.num_flat_steps, self.num_cut_steps]), **batches}
@@ -198,7 +198,7 @@ class GroupedRollout:
             number, separator, name = key.partition("|")
             if separator:
                 batches.setdefault(int(number), {})[name] = values
-        self.stored = [batches[number] for number in sorted(batches)]
+        self.update_batches = [batches[number] for number in sorted(batches)]
 
 
 def average_rewards(totals: Mapping[str, float]) -> dict[str, float]:
