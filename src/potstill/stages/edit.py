@@ -87,11 +87,11 @@ class EditConfig(EditOptions):
             loaded = self.load_base(origin.base)
             editor = FactEditor(loaded=loaded, options=self)
             before = answer_facts(editor, facts) if self.measure else []
-            edited = self._edit(editor, facts)
-            edits = [*origin.edits, *(fact.edit for fact in edited)]
+            edited_facts = self._edit(editor, facts)
+            edits = [*origin.edits, *(fact.edit for fact in edited_facts)]
             attach_edits(loaded.model, Edits(edits, editor.token_bytes, similarity=self.similarity))
             measures = measure_answers(editor, facts, answer_facts(editor, facts), before) if self.measure else {}
-            card = self._make_card(loaded, facts, edited, measures, editor)
+            card = self._make_card(loaded, facts, edited_facts, measures, editor)
             with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
                 name = origin.base
                 if self.copy_model or name.startswith(IN_MEMORY):
@@ -141,7 +141,7 @@ class EditConfig(EditOptions):
         self,
         loaded: LoadedModel,
         facts: Sequence[Fact],
-        edited: Sequence[EditedFact],
+        edited_facts: Sequence[EditedFact],
         measures: dict[str, list[Measure]],
         editor: FactEditor,
     ) -> Card:
@@ -159,11 +159,11 @@ class EditConfig(EditOptions):
             data={"facts": len(facts), "languages": list_languages(facts), "sources": list(self.sources)},
             measures=measures,
             details={
-                "facts": len(edited),
-                "greedy": sum(all(fact.learned.is_greedy.values()) for fact in edited),
+                "facts": len(edited_facts),
+                "greedy": sum(all(fact.learned.is_greedy.values()) for fact in edited_facts),
                 "questions_without_subject": missing,
                 **editor.counts,
-                "edits": [fact.to_dict() for fact in edited],
+                "edits": [fact.to_dict() for fact in edited_facts],
             },
             command=get_command(),
         )

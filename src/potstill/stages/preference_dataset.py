@@ -80,8 +80,8 @@ def prepare_preferences(
         options: dict[str, Any] = {"rendering": make_rendering(config), "length": config.context, "shared": shared}
         return tokenize_preferences(part, tokenizer, data=kind, limit=limit, **options)
 
-    measured: GroupKind = "preferences" if data == "chosen" else data
-    training, validation = tokenize(corpus, data, None), tokenize(held_out, measured, groups)
+    validation_data: GroupKind = "preferences" if data == "chosen" else data
+    training, validation = tokenize(corpus, data, None), tokenize(held_out, validation_data, groups)
     if data == "labels":
         _check_labels(corpus, training.counts)
     packs, validation_packs = (
@@ -94,7 +94,7 @@ def prepare_preferences(
         "preferences": training.counts.to_dict(),
         "held_out_preferences": validation.counts.to_dict(),
         "measured_on": f"{held_out.name} ({held_out.provenance.get('split', 'all')}), "
-        f"{count_noun(validation.counts.groups, _NOUNS[measured])}",
+        f"{count_noun(validation.counts.groups, _NOUNS[validation_data])}",
         "measured_digest": held_out.digest,
     }
     digest = hashlib.sha256(f"{packs.digest} {validation_packs.digest}".encode()).hexdigest()
@@ -123,8 +123,8 @@ def _check_labels(corpus: Corpus, counts: PreferenceCounts) -> None:
 
 def _report_counts(corpus: Corpus, counts: PreferenceCounts, context: int) -> None:
     """Print what is left out, and how long the answers of either side are."""
-    reported = (HELD_OUT_DUPLICATE, BAD_ROW, TEMPLATE_REFUSAL)  # by `report_reading`
-    if reasons := [f"{n:,} with {reason}" for reason, n in counts.left_out.items() if reason not in reported]:
+    reported_reasons = (HELD_OUT_DUPLICATE, BAD_ROW, TEMPLATE_REFUSAL)  # by `report_reading`
+    if reasons := [f"{n:,} with {reason}" for reason, n in counts.left_out.items() if reason not in reported_reasons]:
         print_note(f"{corpus.name}: left out {', '.join(reasons)}")
     if (num_long := counts.left_out.get(TOO_LONG, 0)) > WARNED_SHARE * (counts.groups + num_long):
         print_warning(

@@ -86,9 +86,9 @@ class RewardSum:
             values = score_completions(term.reward, completions, name=term.name, time_limit=self.time_limit)
             return {term.name: values}
         parts = call_with_limit(term.reward.score_terms, completions, name=term.name, time_limit=self.time_limit)
-        checked = {
+        values_by_term = {
             f"{term.name}.{name}": check_rewards(part, len(completions), f"{term.name}.{name}")
             for name, part in parts.items()
         }
-        totals = [sum(values) for values in zip(*checked.values(), strict=True)] if checked else []
-        return {term.name: check_rewards(totals, len(completions), term.name), **checked}
+        totals = [sum(values) for values in zip(*values_by_term.values(), strict=True)] if values_by_term else []
+        return {term.name: check_rewards(totals, len(completions), term.name), **values_by_term}
