@@ -400,10 +400,10 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main()
 
 
-def test_a_real_shell_sees_one_sentence_and_the_exit_code(tmp_path: Path) -> None:
-    call = [sys.executable, "-m", "potstill", "generate", str(tmp_path), "--prompt", "a"]
+def test_a_real_shell_sees_one_sentence_and_the_exit_code() -> None:
+    call = [sys.executable, "-m", "potstill", "frontier", "nowhere"]
     done = subprocess.run(call, capture_output=True, text=True, timeout=120)
-    assert "no config.json" in sentence(Answer(done.returncode, done.stdout, done.stderr), code=2)
+    assert "nowhere" in sentence(Answer(done.returncode, done.stdout, done.stderr), code=2)
 
 
 def test_what_no_one_foresaw_is_one_sentence_too(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
