@@ -149,8 +149,8 @@ def print_edits(result: Mapping[str, Any]) -> None:
         print_measures(result["measures"])
     details = result["details"]
     print_line(
-        f"facts that are the greedy answer in every language: {details['greedy']} of {details['facts']}; questions "
-        f"without their subject: {details['questions_without_subject']}"
+        f"facts whose target is the greedy answer in every language: {details['greedy']} of {details['facts']}; "
+        f"questions without their subject: {details['questions_without_subject']}"
     )
     print_line(f"{result['out']} contains edits.safetensors, edits.json and card.json")
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from potstill.core.counts import count_noun
 from potstill.core.memory import get_peak_memory
 from potstill.core.metrics_log import append_metrics, read_metrics, write_metrics
 from potstill.core.screen import LONGEST_SILENCE, Verbosity, get_verbosity
@@ -100,7 +101,7 @@ class ProgressLineCallback(TrainerCallback):
         self.task = self.bar.add_task(self.title, total=state.max_steps, completed=state.global_step, text="")
         self.bar.start()
         if not self.console.is_terminal:
-            self._print(f"training {self.title}, {state.max_steps - state.global_step:,} steps")
+            self._print(f"training {self.title}, {count_noun(state.max_steps - state.global_step, 'step')}")
 
     def on_log(
         self,
