@@ -66,12 +66,11 @@ APART = {  # no part of a method: names, values looked into, the machine, what i
 }
 
 
-@pytest.fixture
-def roomy(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A tiny teacher with enough layers and neurons that every share is within reach."""
-    changed = {"num_hidden_layers": 16, "intermediate_size": 128, "max_position_embeddings": 512}
-    config = LlamaConfig(**{**tiny_llama.config.to_dict(), **changed})
-    return saved(tmp_path / "roomy", LlamaForCausalLM(config), tiny_tokenizer)
+def save_teacher(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, num_layers: int) -> Path:
+    """A tiny teacher; of 16 layers every share is within reach."""
+    changed = {"num_hidden_layers": num_layers, "intermediate_size": 128, "max_position_embeddings": 512}
+    config = LlamaConfig(**{**model.config.to_dict(), **changed})
+    return saved(folder, LlamaForCausalLM(config), tokenizer)
 
 
 # their stages run in the forms of other recipes, and their methods in the tests of objectives and rollouts
@@ -92,11 +91,16 @@ OWN_TESTS = ("cm-align", "m-thinker")  # in files of their own, since their mode
         if name not in OWN_TESTS
     ],
 )
-def test_the_tiny_form_runs(name: str, roomy: Path, pairs: Path, tmp_path: Path) -> None:
+def test_the_tiny_form_runs(
+    name: str, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, pairs: Path, tmp_path: Path
+) -> None:
+    recipe = registry.get_recipe(name, tiny=True)
+    cuts = any(isinstance(stage, DistillConfig) and stage.keep is not None for stage in recipe.stages)
+    teacher = save_teacher(tmp_path / "teacher", tiny_llama, tiny_tokenizer, num_layers=16 if cuts else 8)
     tokens = None if name in UNTRAINED else 256
     prepare = add_answers if name in ALIGNED else Path
     data = {"layermoe": add_languages, "lu-lafns": write_facts}.get(name, prepare)(pairs)
-    chosen = registry.get_recipe(name, tiny=True).override(teacher=str(roomy), data=str(data), tokens=tokens)
+    chosen = recipe.override(teacher=str(teacher), data=str(data), tokens=tokens)
     done = run_stages(chosen.stages, tmp_path / "made")
     assert done.measures
 
