@@ -11,10 +11,11 @@ from inspect import isclass, isfunction, isgeneratorfunction
 from typing import Any, ForwardRef, Literal, get_args, get_origin
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray
 
 check_shapes = jaxtyping.jaxtyped
+TYPE_ERRORS = BeartypeConf(violation_type=jaxtyping.TypeCheckError)  # a TypeError, as Python's own
 
 
 def check_annotations(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +55,7 @@ def needs_arguments(part: Any) -> bool:
 def check_types(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, which keeps the order of its unions: beartype writes one as it first met an equal one."""
     annotations = dict(function.__annotations__)
-    checked = beartype(function)
+    checked = beartype(function, conf=TYPE_ERRORS)
     function.__annotations__ = checked.__annotations__ = annotations
     return checked
 
