@@ -19,6 +19,13 @@ def test_half_a_last_line_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(file) == entries
 
 
+def test_a_metric_whose_name_has_a_separator_of_lines_is_read_back(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    entries = [{"step": 1, "reward\u2028mean": 0.5}, {"step": 2}]
+    write_metrics(file, entries)
+    assert read_metrics(file) == entries
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

@@ -189,6 +189,11 @@ def test_keywords_become_the_stage(stages: list[DistillConfig], tmp_path: Path) 
     assert stage.objective.build(None).weights.keys() == {"cross_entropy", "own_kl"}
 
 
+def test_a_string_is_one_value_of_an_option_that_takes_several(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--report-to 'no_tracker' is none of"):
+        potstill.distill(teacher="t", keep=0.5, report_to="no_tracker", out=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

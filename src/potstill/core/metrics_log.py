@@ -24,9 +24,11 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
     Raises: DataError if a complete line is not a JSON object.
     """
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    complete_lines = ((n, line) for n, line in enumerate(lines, 1) if line.endswith("\n") and line.strip())
-    return [_parse_line(file, number, line) for number, line in complete_lines]
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8") as lines:
+        complete_lines = ((n, line) for n, line in enumerate(lines, 1) if line.endswith("\n") and line.strip())
+        return [_parse_line(file, number, line) for number, line in complete_lines]
 
 
 def append_metrics(file: Path, entry: Mapping[str, Any]) -> None:

@@ -171,7 +171,8 @@ def load_part(file: Path, write: Callable[[], Sequence[Any]]) -> list[Any]:
     """The lines of a part; if its file does not exist, `write` gives them and they are stored."""
     if not file.exists():
         write_rows(file, write())
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    with file.open(encoding="utf-8") as lines:  # str.splitlines would also cut at the U+2028 of an answer
+        return [json.loads(line) for line in lines]
 
 
 def load_parts(

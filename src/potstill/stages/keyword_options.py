@@ -101,7 +101,7 @@ def _read_keywords(
         elif name in fields and fields[name].option.is_count:
             value = parse_count(value)
         elif name in fields and fields[name].type == tuple[str, ...]:
-            value = tuple(value or ())
+            value = (value,) if isinstance(value, str | Path) else tuple(value or ())
         yield name, value
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.stages.world import written
 
 import potstill
 from potstill.cli.commands.generate import generate
@@ -68,9 +69,12 @@ def test_the_samples_stay_where_a_reward_fails(
 
 
 def test_python_selects_as_the_stage_does(stage: CandidatesConfig, tmp_path: Path) -> None:
+    exclude = str(written(tmp_path / "used.jsonl", [{"id": 3, "prompt": "What is 3 + 1?"}]))
+    stage = replace(stage, exclude=(exclude,))
     stage.run(tmp_path / "made")
-    options = {name: getattr(stage, name) for name in ("select", "reward", "samples", "max_tokens", "dtype")}
-    result = potstill.generate(stage.model, data=stage.data, out=tmp_path / "python", temperature=1.0, **options)
+    options: Any = {name: getattr(stage, name) for name in ("select", "reward", "samples", "max_tokens", "dtype")}
+    options |= {"exclude": exclude, "temperature": 1.0}  # one name instead of a list
+    result = potstill.generate(stage.model, data=stage.data, out=tmp_path / "python", **options)
     assert not isinstance(result, str)
     assert result["stage"] == stage.to_dict()
     assert rows_of(tmp_path / "python") == rows_of(tmp_path / "made")

@@ -9,7 +9,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from potstill.core.errors import UsageError
 from potstill.evaluate.consistency import KINDS
@@ -43,8 +43,7 @@ class CandidatesConfig(CandidateOptions, DatasetStage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        exclude: Any = self.exclude or ()
-        object.__setattr__(self, "exclude", (exclude,) if isinstance(exclude, str) else tuple(map(str, exclude)))
+        object.__setattr__(self, "exclude", tuple(map(str, self.exclude)))
         check_choice("select", str(self.select), choices.SELECTIONS)
         check_choice("consistency", self.consistency, KINDS)
         check_choice("pivot-answer", self.pivot_answer, choices.PIVOT_ANSWERS)
