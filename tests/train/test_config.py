@@ -74,3 +74,9 @@ def test_epochs_are_passes_over_the_packs_in_whole_steps(epochs: float, steps: i
     )  # three steps: of 2, 2 and 1 packs
     assert (settings.steps, settings.tokens, settings.epochs) == (steps, steps * 64, None)
     assert settings.resolve_epochs(1000) == settings
+
+
+@pytest.mark.parametrize(("epochs", "updates", "steps"), [(15.0, 1, 15), (1.0, 3, 3), (0.5, 4, 2), (0.01, 1, 1)])
+def test_epochs_of_a_rollout_of_steps_leave_out_what_fills_no_step(epochs: float, updates: int, steps: int) -> None:
+    settings = TrainConfig(context=32, batch_tokens=512 * 32, epochs=epochs).resolve_epochs(700, updates=updates)
+    assert (settings.steps, settings.tokens) == (steps, steps * 512 * 32)

@@ -119,14 +119,19 @@ class TrainConfig:
         assert self.tokens is not None, "`resolve_epochs` turns epochs into tokens"
         return max(1, round(self.tokens / (self.packs_per_step * self.context)))
 
-    def resolve_epochs(self, num_packs: int) -> "TrainConfig":
+    def resolve_epochs(self, num_packs: int, *, updates: int | None = None) -> "TrainConfig":
         """The same settings with the tokens that `epochs` passes over `num_packs` packs take, in whole steps.
 
-        The last step of a pass holds the packs that remain, as in Hugging Face's trainer.
+        The last step of a pass holds the packs that remain, as in Hugging Face's trainer. With `updates`, those of a
+        rollout of steps, a pass has no such step, and each other one comes `updates` times, as in `RepeatSampler`.
         """
         if self.epochs is None:
             return self
-        steps = math.ceil(self.epochs * math.ceil(num_packs / self.packs_per_step))
+        if updates is None:
+            steps_per_pass = math.ceil(num_packs / self.packs_per_step)
+        else:
+            steps_per_pass = num_packs // self.packs_per_step * updates
+        steps = math.ceil(self.epochs * steps_per_pass)
         return replace(self, tokens=steps * self.packs_per_step * self.context, epochs=None)
 
     def count_tokens(self, text_tokens: int) -> int:

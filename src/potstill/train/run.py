@@ -29,7 +29,7 @@ from potstill.train.callbacks import (
 from potstill.train.config import TrainConfig
 from potstill.train.early_stopping import EarlyStopping, is_patience_exhausted
 from potstill.train.fsdp import shard_for_training
-from potstill.train.rollouts.steps import AnyRollout, count_updates
+from potstill.train.rollouts.steps import AnyRollout, get_updates
 from potstill.train.trackers import open_logs
 from potstill.train.trainer import Trainer
 from potstill.train.training_arguments import make_training_arguments
@@ -87,7 +87,7 @@ def train(
     _check_inputs(config, validation)
     if config.neftune:
         check_embedding_noise(module.student)
-    config = config.resolve_epochs(len(packs) * count_updates(rollout))
+    config = config.resolve_epochs(len(packs), updates=get_updates(rollout))
     folder.mkdir(parents=True, exist_ok=True)
     silence_libraries()
     interrupt = InterruptCallback()

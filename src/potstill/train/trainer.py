@@ -28,7 +28,7 @@ from potstill.train.lora import copy_adapter_weights, get_adapter_weights
 from potstill.train.optimizer import drop_resting_gradients, parameter_groups, prepare_gradients
 from potstill.train.rollouts.base import StatefulRollout, StepRollout
 from potstill.train.rollouts.repeat_sampler import RepeatSampler
-from potstill.train.rollouts.steps import AnyRollout, count_updates, pop_metrics, roll_out_step
+from potstill.train.rollouts.steps import AnyRollout, pop_metrics, roll_out_step
 from potstill.train.training_module import TrainingModule
 
 OBJECTIVE_FILE = "objective.safetensors"
@@ -100,7 +100,7 @@ class Trainer(transformers.Trainer):
         return RepeatSampler(
             len(dataset),
             size=size,
-            repeats=count_updates(self.rollout),
+            repeats=self.rollout.updates,
             seed=self.args.seed,
             get_epoch=lambda: int(self.state.epoch or 0),
         )

@@ -110,11 +110,11 @@ def test_eight_passes_of_a_step_are_one(
     monkeypatch.setattr(GroupSampler, "draw", record)
     lines = {}
     for micro in (64, 512):
-        settings = AlignTrainConfig(epochs=1.0, context=64, prompts_per_step=8, micro_tokens=micro, learning_rate=1e-3)
+        settings = AlignTrainConfig(epochs=1.2, context=64, prompts_per_step=8, micro_tokens=micro, learning_rate=1e-3)
         assert settings.accumulation_steps() == 512 // micro
         run = align(replace(policy_config, objective=objective, settings=settings), tmp_path / str(micro), show=False)
         lines[micro] = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
-    assert drawn == [8] * 10  # twice five steps for 37 prompts
+    assert drawn == [8] * 10  # twice four steps of 37 prompts, and one of the next epoch
     for one, many in zip(lines[512], lines[64], strict=True):
         for name in ("loss", "grad_norm", "reward", "sample_tokens", "sampling_gap"):
             assert one[name] == pytest.approx(many[name], rel=1e-4, abs=1e-6), name
@@ -123,12 +123,13 @@ def test_eight_passes_of_a_step_are_one(
 def test_a_preview_counts_steps_and_samples_in_memory(policy_config: AlignConfig, tmp_path: Path) -> None:
     report = preview_align(policy_config, tmp_path / "out")
     assert report["training"]["steps"] == 6
-    assert report["training"]["passes"] == pytest.approx(6 * 4 / 37)
+    assert report["training"]["passes"] == pytest.approx(6 * 4 / 36)  # the last of 37 prompts is in no whole step
     assert report["data"]["measured_on"] == "4 answers to each of 6 prompts"
     assert report["training"]["prompts_per_step"] == 4
     settings = AlignTrainConfig(epochs=2.0, context=64, prompts_per_step=20, micro_tokens=64)
     larger = preview_align(replace(policy_config, settings=settings), tmp_path / "out")
-    assert (larger["training"]["steps"], larger["training"]["prompts_per_step"]) == (4, 20)
+    assert (larger["training"]["steps"], larger["training"]["prompts_per_step"]) == (2, 20)
+    assert larger["training"] == {"tokens": 2 * 20 * 64, "steps": 2, "passes": 2.0, "prompts_per_step": 20}
     assert larger["memory"]["peak"] < report["memory"]["peak"], "a pass holds one group, and was two"
 
 

@@ -16,7 +16,7 @@ from potstill.stages.align.align_data import AlignData
 from potstill.stages.align.caches import open_caches
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.data import read_data
-from potstill.stages.align.resources import build_workload, count_available_tokens, resolve_settings
+from potstill.stages.align.resources import build_workload, count_available_tokens, count_run_tokens, resolve_settings
 from potstill.stages.dataset import load_tokenizer
 from potstill.stages.dry_run import describe_shape, describe_text, leave_untouched, locate, read_spec
 from potstill.stages.option_checks import check_single_process
@@ -59,7 +59,7 @@ def describe_run(config: AlignConfig, out: Path, data: AlignData | None = None) 
     resources = estimate_resources(config, specs, caches, data, out) if specs else {}
     settings = resolve_settings(config, data.packs)
     available = count_available_tokens(config, data.packs)
-    tokens = config.settings.count_tokens(available)
+    tokens = count_run_tokens(config, data.packs)
     report_passes(config.settings, available)
     frozen = {name: getattr(config, name) for name in (REFERENCE, PLUS, MINUS)}
     return {

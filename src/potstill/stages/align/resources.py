@@ -64,20 +64,28 @@ def build_workload(
 
 
 def resolve_settings(config: AlignConfig, packs: Packs) -> TrainConfig:
-    """The settings with the tokens of a run; each step trains as often on its samples as the objective says."""
-    return config.settings.resolve_epochs(len(packs) * count_updates(config))
+    """The settings with the tokens of a run; of prompts, each step trains on its samples as the objective says."""
+    return config.settings.resolve_epochs(len(packs), updates=get_updates(config))
 
 
-def count_updates(config: AlignConfig) -> int:
-    """The number of optimizer steps that train on the samples of one step."""
-    return get_policy_options(config.loss).updates if config.loss.data == "prompts" else 1
+def get_updates(config: AlignConfig) -> int | None:
+    """The number of optimizer steps that train on the samples of one step; None where nothing is sampled in groups."""
+    return get_policy_options(config.loss).updates if config.loss.data == "prompts" else None
+
+
+def count_run_tokens(config: AlignConfig, packs: Packs) -> int:
+    """The tokens that a run trains on: of prompts, what their answers may take in whole steps."""
+    if config.loss.data != "prompts":
+        return config.settings.count_tokens(packs.num_tokens)
+    return resolve_settings(config, packs).tokens or 0
 
 
 def count_available_tokens(config: AlignConfig, packs: Packs) -> int:
-    """The tokens of one pass over the data: of prompts, what their answers may take in all updates."""
-    if config.loss.data != "prompts":
+    """The tokens of one pass over the data: of prompts, what their answers may take in all updates of whole steps."""
+    updates, settings = get_updates(config), config.settings
+    if updates is None:
         return packs.num_tokens
-    return len(packs) * config.settings.context * count_updates(config)
+    return len(packs) // settings.packs_per_step * settings.packs_per_step * settings.context * updates
 
 
 def compute_stats(config: AlignConfig, packs: Packs) -> PackingStats:

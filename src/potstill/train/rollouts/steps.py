@@ -24,9 +24,9 @@ def roll_out_step(
         return [rollout(batch, module.student, module.frozen_models_by_name, generator) for batch in batches]
 
 
-def count_updates(rollout: AnyRollout | None) -> int:
-    """The number of optimizer steps that train on what one of them wrote."""
-    return rollout.updates if isinstance(rollout, StepRollout) else 1
+def get_updates(rollout: AnyRollout | None) -> int | None:
+    """The number of optimizer steps that train on what a rollout of steps wrote; None for every other rollout."""
+    return rollout.updates if isinstance(rollout, StepRollout) else None
 
 
 def pop_metrics(rollout: AnyRollout | None) -> dict[str, int | float]:
