@@ -49,6 +49,8 @@ def test_two_rounds_read_what_the_stages_before_them_wrote(guesser: Path, tmp_pa
     assert any(row.get("solution") for row in solved)
     stage = result.card["stage"]
     assert (stage["model"], stage["data"]) == (str(out / "4-align"), str(out / "6-candidates"))
+    assert chosen.stages[-1].settings.prompts_per_step == 512
+    assert stage["settings"]["prompts_per_step"] == len(read_rows(out / "6-candidates"))
     assert {"sampled_reward", "cut_samples"} <= {measure["name"] for measure in result.card["measures"]["7-align"]}
 
 
@@ -67,6 +69,14 @@ def test_its_values_are_those_of_the_released_code() -> None:
         (0.9, 0.95, "accuracy+language")
     }
     assert [stage.per_language for stage in selections] == [3000, 0] * 2
+
+
+def test_a_model_of_a_short_context_is_refused_before_the_first_stage(guesser: Path, tmp_path: Path) -> None:
+    data = str(written(tmp_path / "data.jsonl", [{"prompt": "?", "response": "."}]))
+    recipe = get_recipe("m-thinker").override(teacher=str(guesser), data=data, questions=data)
+    with pytest.raises(UsageError, match=r"stage 4 aligns in a context of 8,192 tokens, and .*guesser has one of 512"):
+        run_stages(recipe.stages, tmp_path / "made")
+    assert not list((tmp_path / "made").glob("*"))
 
 
 def test_it_needs_questions_beside_its_data() -> None:

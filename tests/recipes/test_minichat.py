@@ -8,6 +8,7 @@ from tests.stages.world import written
 from potstill.cli.commands import run as cli
 from potstill.core.errors import UsageError
 from potstill.recipes.registry import get_recipe
+from potstill.stages.distill.config import DistillConfig
 from potstill.stages.sequence import run_stages
 
 
@@ -31,6 +32,14 @@ def test_preferences_add_dpo_after_the_fine_tuning(teacher: Path, pairs: Path, t
 def test_preferences_are_for_recipes_that_read_them() -> None:
     with pytest.raises(UsageError, match="gkd takes no --preferences; omit it"):
         get_recipe("gkd").override(data="chats.jsonl", preferences="pairs.jsonl")
+
+
+def test_a_draft_vocabulary_is_for_the_fine_tuning_where_that_is_last() -> None:
+    recipe = get_recipe("minichat")
+    stages = recipe.override(data="chats.jsonl", draft_vocabulary=16000).stages
+    assert [stage.draft_vocabulary for stage in stages if isinstance(stage, DistillConfig)] == [16000]
+    with pytest.raises(UsageError, match="minichat ends in no distillation, so it takes no --draft-vocabulary"):
+        recipe.override(data="chats.jsonl", preferences="pairs.jsonl", draft_vocabulary=16000)
 
 
 def test_the_command_takes_preferences_beside_its_data(tmp_path: Path) -> None:

@@ -184,7 +184,6 @@ def method(stage: Stage) -> Stage:
         stage = replace(stage, min_document_tokens=0)
     if isinstance(stage, AlignConfig) and stage.reward:
         stage = replace(stage, max_tokens=1)
-        budget["prompts_per_step"] = 0
     return replace(stage, documents=1, settings=replace(stage.settings, **budget))
 
 
@@ -347,7 +346,7 @@ def test_run_passes_the_draft_vocabulary_on(tmp_path: Path) -> None:
     assert "draft_vocabulary" not in answers
     assert draft["draft_vocabulary"] == 16000
     assert "draft_vocabulary: 16k" in (tmp_path / "made.yaml").read_text()
-    with pytest.raises(UsageError, match="medusa trains no model of its own, so it takes no --draft-vocabulary"):
+    with pytest.raises(UsageError, match="medusa ends in no distillation, so it takes no --draft-vocabulary"):
         cli.run("medusa", out, draft_vocabulary="16k", **options)
 
 

@@ -32,13 +32,13 @@ def build_recipe() -> Recipe:
     pairs = CandidatesConfig(
         model="smollm2", data=REQUIRED_PARALLEL, select=PREFER, samples=8, temperature=0.9, max_tokens=384
     )
-    aligned = AlignConfig(model="smollm2", data=PREVIOUS_FOLDER, objective="dpo:beta=0.1,nll=0.2")
+    alignment = AlignConfig(model="smollm2", data=PREVIOUS_FOLDER, objective="dpo:beta=0.1,nll=0.2")
     return Recipe(
         name="cm-align",
         summary="DPO in many languages on the model's own answers, ranked by agreement with its English answer",
         source="arXiv:2509.08541",
         bibtex=BIBTEX,
-        stages=(pairs, aligned),
+        stages=(pairs, alignment),
         origins={
             "select": "the answers that agree most and least with the consistent English one, the paper",
             "objective": "DPO with beta 0.1, the paper, and 0.2 of the chosen answer's likelihood, ours",

@@ -50,7 +50,7 @@ ORIGINS = {
     "per_language": "3,000, the paper, topped up by `tier`",
     "exclude": "the questions of the cold start and of the first round, the paper",
     "objective": "GRPO, loss by tokens, clip 0.2, no KL, the code; one update for each step",
-    "prompts_per_step": "512, the code",
+    "prompts_per_step": "512, the code; all prompts where there are fewer, ours",
     "max_tokens": "768, ours; the code has 14,336 in the first round and 21,952 in the second",
     "context, batch_tokens": "ours: 8 answers and a prompt of 2,040 tokens, the code has 2,048; the cold start "
     "has 256 chats of up to 16,384 tokens",

@@ -43,13 +43,13 @@ def build_recipe() -> Recipe:
             patience=2,
         ),
     )
-    preferred = AlignConfig(model=PREVIOUS_FOLDER, data=OPTIONAL_PREFERENCES, objective="dpo:beta=0.1")
+    alignment = AlignConfig(model=PREVIOUS_FOLDER, data=OPTIONAL_PREFERENCES, objective="dpo:beta=0.1")
     return Recipe(
         name="minichat",
         summary="cross-entropy on the assistant's tokens, with noise on the embeddings; then DPO on --preferences",
         source="arXiv:2311.07052, section 4",
         bibtex=BIBTEX,
-        stages=(stage, preferred),
+        stages=(stage, alignment),
         origins={
             "learning_rate, weight_decay, warmup, clip": "2e-5, 0.1, 10 % and 1, instruct_minichat.sh; DPO has 1e-6, "
             "arXiv:2305.18290, and no decay, ours",

@@ -106,16 +106,15 @@ class Recipe:
         """
         sources = {OPTIONAL_PREFERENCES: preferences, REQUIRED_QUESTIONS: questions}
         self._check_sources(data, sources, judge)
-        self._check_models(student, draft_vocabulary)
+        remaining_stages = [s for s in self.stages if s.data != OPTIONAL_PREFERENCES or preferences is not None]
+        self._check_models(remaining_stages[-1], student, draft_vocabulary)
         length = {name: value for name, value in (("tokens", tokens), ("epochs", epochs)) if value is not None}
         if length and not self._is_trained:
             raise UsageError(f"{self.name} trains nothing, so it takes no --{next(iter(length))}; omit it")
-        given = {name: source for name, source in sources.items() if source is not None}
+        replacements = {name: source for name, source in sources.items() if source is not None}
         stages: list[Stage] = []
-        for stage in self.stages:
-            if stage.data == OPTIONAL_PREFERENCES and preferences is None:
-                continue
-            stage = _override_stage(_fill_data(stage, data, given), teacher, student, length, seed)
+        for stage in remaining_stages:
+            stage = _override_stage(_fill_data(stage, data, replacements), teacher, student, length, seed)
             stages.append(replace(_add_judge(stage, judge), device=device, dtype=dtype))
         if isinstance(stages[-1], DistillConfig):
             stages[-1] = replace(stages[-1], draft_vocabulary=draft_vocabulary)
@@ -130,17 +129,17 @@ class Recipe:
         for name in names:
             if name in DATA_HINTS and (sources[name] if name in SOURCES else data) is None:
                 raise UsageError(f"{self.name} reads {DATA_HINTS[name]}")
-        unread = [SOURCES[name] for name, source in sources.items() if source is not None and name not in names]
-        unread += ["judge"] if judge is not None and not any(map(_is_judged, self.stages)) else []
-        if unread:
-            raise UsageError(f"{self.name} takes no --{unread[0]}; omit it")
+        options = [SOURCES[name] for name, source in sources.items() if source is not None and name not in names]
+        options += ["judge"] if judge is not None and not any(map(_is_judged, self.stages)) else []
+        if options:
+            raise UsageError(f"{self.name} takes no --{options[0]}; omit it")
 
-    def _check_models(self, student: str | None, draft_vocabulary: int | None) -> None:
+    def _check_models(self, last_stage: Stage, student: str | None, draft_vocabulary: int | None) -> None:
         """Refuse a student or a draft vocabulary that no stage takes. Raises: UsageError."""
-        is_aligned = isinstance(self.stages[-1], AlignConfig)
-        for flag, value in (("--student", None if is_aligned else student), ("--draft-vocabulary", draft_vocabulary)):
-            if value is not None and not isinstance(self.stages[-1], DistillConfig):
-                raise UsageError(f"{self.name} trains no model of its own, so it takes no {flag}; omit it")
+        if draft_vocabulary is not None and not isinstance(last_stage, DistillConfig):
+            raise UsageError(f"{self.name} ends in no distillation, so it takes no --draft-vocabulary; omit it")
+        if student is not None and not isinstance(last_stage, DistillConfig | AlignConfig):
+            raise UsageError(f"{self.name} trains no model of its own, so it takes no --student; omit it")
         if student is not None and not any(_accepts_student(stage) for stage in self.stages):
             raise UsageError(
                 f"{self.name} makes its own student, so it takes no --student; name the model that it starts from "
@@ -233,7 +232,6 @@ def _shrink_stage(stage: Stage) -> Stage:
     if isinstance(stage, DistillConfig):
         stage = replace(stage, min_document_tokens=min(8, stage.min_document_tokens))
     if isinstance(stage, AlignConfig) and stage.loss.data == "prompts":
-        settings = replace(settings, prompts_per_step=1)
         return replace(stage, settings=settings, max_tokens=TINY_TOKENS, documents=4)
     return replace(stage, settings=settings, documents=4)
 

@@ -14,7 +14,7 @@ from potstill.train.run import compute_run_id
 
 # Origins, which are digests, say whether what these options name is the same; a place may change.
 PLACES = (
-    *("teacher", "student", "model", "data", "eval_data", "columns", "chat_template", "teacher_cache"),
+    *("teacher", "student", "model", "data", "eval_data", "exclude", "columns", "chat_template", "teacher_cache"),
     *("reference", "reference_cache", "plus", "minus", "dtype", "device"),
 )
 COMMAND_LINE_NAMES = {"learning_rate": "lr", "objective.name": "objective"}

@@ -8,9 +8,11 @@ from typing import Any
 
 from potstill.core.atomic_files import CARD_FILE, TRAINING_FOLDER
 from potstill.core.card import read_card
-from potstill.core.errors import UsageError
+from potstill.core.errors import UnsupportedModel, UsageError
 from potstill.core.measure import Measure
+from potstill.models.spec import read_model_spec
 from potstill.stages.align.config import AlignConfig
+from potstill.stages.align.prompts import limit_prompts_per_step
 from potstill.stages.align.run import align
 from potstill.stages.candidates.config import CandidatesConfig
 from potstill.stages.convert import ConvertConfig
@@ -63,17 +65,23 @@ class StageResult:
 def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, resume: bool = False) -> StageResult:
     """Run `stages` into `out`/1-prune, `out`/2-distill, ...; with `resume`, finished stages are not run again.
 
-    Raises: UsageError without a stage; OutputExists; the errors of the stages.
+    A step of GRPO takes all prompts of its data where the stage asks for more.
+
+    Raises: UsageError without a stage, or for an alignment of a longer context than its model has; OutputExists; the
+        errors of the stages.
     """
     if not stages:
         raise UsageError("the recipe has no stages; give at least one")
     resumable = (f"*/{TRAINING_FOLDER}", f"*/{CARD_FILE}")
     with reserve_output(out, collect_inputs(stages), overwrite=overwrite, resume=resume, resumable=resumable):
+        check_contexts(stages)
         folders: list[Path] = []
         unchanged = resume
         for number, stage in enumerate(stages, 1):
             folder = out / f"{number}-{stage.kind}"
             resolved_stage = resolve_folders(stage, folders)
+            if isinstance(resolved_stage, AlignConfig):
+                resolved_stage = limit_prompts_per_step(resolved_stage)
             unchanged = unchanged and is_finished(folder, resolved_stage)
             if not unchanged:
                 run_stage(resolved_stage, folder, overwrite=overwrite, resume=resume and folder.exists())
@@ -88,6 +96,38 @@ def collect_inputs(stages: Sequence[Stage]) -> StageInputs:
     data = tuple(name for inputs in stage_inputs for name in inputs.data if not is_stage_folder(name))
     packages = tuple(package for inputs in stage_inputs for package in inputs.packages)
     return StageInputs(models=models, data=data, packages=packages)
+
+
+def check_contexts(stages: Sequence[Stage]) -> None:
+    """Refuse a later alignment whose context is longer than that of the model with which the stages begin.
+
+    Raises: UsageError.
+    """
+    for number, stage in enumerate(stages, 1):
+        model = find_first_model(stages, number) if isinstance(stage, AlignConfig) else None
+        if not isinstance(stage, AlignConfig) or model is None:
+            continue
+        try:
+            context = read_model_spec(
+                model, allow_pickle=stage.allow_pickle, trust_remote_code=stage.trust_remote_code
+            ).blueprint.context
+        except UnsupportedModel:  # the stage itself knows more
+            continue
+        if stage.settings.context > context:
+            raise UsageError(
+                f"stage {number} aligns in a context of {stage.settings.context:,} tokens, and {model} has one of "
+                f"{context:,}; choose another --teacher, or convert it by --to longer"
+            )
+
+
+def find_first_model(stages: Sequence[Stage], number: int) -> str | None:
+    """The name of the model whose weights stage `number` trains, over the stages before; None if one changes it."""
+    while isinstance(stage := stages[number - 1], AlignConfig | DistillConfig):
+        model = stage.model if isinstance(stage, AlignConfig) else stage.student
+        if not is_stage_folder(model):
+            return model
+        number = number - 1 if model == PREVIOUS_FOLDER else int(str(model).removeprefix("@"))
+    return None
 
 
 def run_stage(stage: Stage, out: Path, *, overwrite: bool, resume: bool) -> None:

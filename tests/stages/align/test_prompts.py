@@ -17,6 +17,7 @@ from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.options import AlignTrainConfig
 from potstill.stages.align.prepare import prepare
 from potstill.stages.align.preview import preview_align
+from potstill.stages.align.prompts import limit_prompts_per_step
 from potstill.stages.align.run import align
 from potstill.train.rewards.base import Completion
 from potstill.train.rollouts.groups import GroupSampler
@@ -131,6 +132,17 @@ def test_a_preview_counts_steps_and_samples_in_memory(policy_config: AlignConfig
     assert (larger["training"]["steps"], larger["training"]["prompts_per_step"]) == (2, 20)
     assert larger["training"] == {"tokens": 2 * 20 * 64, "steps": 2, "passes": 2.0, "prompts_per_step": 20}
     assert larger["memory"]["peak"] < report["memory"]["peak"], "a pass holds one group, and was two"
+
+
+def test_a_step_of_a_recipe_takes_no_more_prompts_than_there_are(
+    policy_config: AlignConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for num_prompts, limit in ((37, 37), (50, 37)):
+        settings = replace(SETTINGS, prompts_per_step=num_prompts)
+        limited = limit_prompts_per_step(replace(policy_config, settings=settings))
+        assert limited.settings.packs_per_step == limit
+    assert capsys.readouterr().err.count("each step takes all 37 prompts, since there are fewer than 50") == 1
+    assert limit_prompts_per_step(policy_config) is policy_config
 
 
 @pytest.mark.parametrize(

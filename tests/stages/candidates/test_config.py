@@ -1,6 +1,7 @@
 """The stage of `generate --select`: its options, and that a stopped one continues to the same result."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from tests.stages.world import written
 import potstill
 from potstill.cli.commands.generate import generate
 from potstill.core.errors import DataError, Interrupted, OutputExists, RewardFailed, UsageError
-from potstill.stages.candidates import sampler
+from potstill.stages.candidates import sampler, select_mixed
 from potstill.stages.candidates.config import CandidatesConfig
 
 
@@ -34,7 +35,7 @@ def test_neither_the_batch_nor_the_parts_change_the_result(
 def test_a_stopped_selection_continues_to_the_same_rows(
     stage: CandidatesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = replace(stage, select="prefer", consistency="text", samples=8, max_tokens=12)
+    stage = replace(stage, select="prefer", reward="accuracy", consistency="text", samples=8, max_tokens=12)
     monkeypatch.setattr(sampler, "PROMPTS_PER_PART", 4)
     stage.run(tmp_path / "straight")
     original, calls = sampler.generate_samples, iter(range(100))
@@ -55,6 +56,39 @@ def test_a_stopped_selection_continues_to_the_same_rows(
     assert stage.run(tmp_path / "made", resume=True)["stage"] == stage.to_dict()
     with pytest.raises(OutputExists):
         stage.run(tmp_path / "made")
+
+
+def test_a_selection_that_was_stopped_needs_the_same_excluded_prompts(
+    stage: CandidatesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, copy = tmp_path / "used.jsonl", tmp_path / "copy.jsonl"
+    stage = replace(stage, exclude=(str(written(used, [{"id": 3, "prompt": "What is 3 + 1?"}])),))
+    stage.run(tmp_path / "straight")
+    for module in (sampler, select_mixed):
+        monkeypatch.setattr(module, "PROMPTS_PER_PART", 4)
+    assert stop_after_a_part(stage, tmp_path / "made", monkeypatch) == 1
+    shutil.copy(used, copy)
+    written(used, [{"id": 4, "prompt": "What is 4 + 1?"}])
+    with pytest.raises(UsageError, match="was begun with other excluded prompts"):
+        stage.run(tmp_path / "made", resume=True)
+    replace(stage, exclude=(str(copy),)).run(tmp_path / "made", resume=True)
+    assert rows_of(tmp_path / "made") == rows_of(tmp_path / "straight")
+
+
+def stop_after_a_part(stage: CandidatesConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The number of parts that a stopped run leaves in `out`."""
+    original, calls = sampler.generate_samples, iter(range(100))
+
+    def stop(*arguments: Any) -> Any:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler, "generate_samples", stop)
+        with pytest.raises(Interrupted, match="--resume"):
+            stage.run(out)
+    return len(list((out / "training").glob("part-*.jsonl")))
 
 
 def test_the_samples_stay_where_a_reward_fails(
@@ -91,6 +125,17 @@ def test_python_selects_as_the_stage_does(stage: CandidatesConfig, tmp_path: Pat
         ({"consistency": "sound"}, "--consistency 'sound' is none of numbers, code, text"),
         ({"pivot_answer": "last"}, "--pivot-answer 'last' is none of consistent, first"),
         ({"per_language": -1}, "per_language is -1"),
+        ({"consistency": "text"}, "--consistency is for --select prefer; omit it with --select mixed"),
+        ({"pivot_pairs": True}, "--pivot-pairs is for --select prefer; omit it with --select mixed"),
+        ({"pivot_answer": "first"}, "--pivot-answer is for --select prefer"),
+        (
+            {"select": "solve", "consistency": "text"},
+            "--consistency is for --select prefer; omit it with --select solve",
+        ),
+        ({"select": "solve", "exclude": ("d",)}, "--exclude is for --select mixed; omit it with --select solve"),
+        ({"select": "solve", "per_language": 3}, "--per-language is for --select mixed"),
+        ({"select": "prefer"}, "--reward is for --select mixed or solve; omit it with --select prefer"),
+        ({"select": "prefer", "reward": "accuracy", "exclude": ("d",)}, "--exclude is for --select mixed"),
     ],
 )
 def test_options_that_are_none_are_refused(change: dict[str, Any], sentence: str, stage: CandidatesConfig) -> None:

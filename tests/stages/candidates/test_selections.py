@@ -24,7 +24,9 @@ from potstill.stages.candidates.solve import list_rounds
 
 
 def test_pairs_are_preferences_with_the_id_of_their_question(stage: CandidatesConfig, tmp_path: Path) -> None:
-    card = replace(stage, select="prefer", consistency="text", samples=8, max_tokens=12).run(tmp_path / "made")
+    card = replace(stage, select="prefer", reward="accuracy", consistency="text", samples=8, max_tokens=12).run(
+        tmp_path / "made"
+    )
     rows = rows_of(tmp_path / "made")
     assert card["details"]["pairs"] == len(rows) > 3
     assert card["details"]["languages"] == {"fr": len(rows)}
@@ -39,7 +41,7 @@ def test_pairs_are_preferences_with_the_id_of_their_question(stage: CandidatesCo
 @pytest.mark.slow
 def test_pairs_of_the_pivot_language_are_written_on_request(stage: CandidatesConfig, tmp_path: Path) -> None:
     changes: Any = {"consistency": "text", "samples": 8, "max_tokens": 12, "pivot_pairs": True, "documents": 4}
-    details = replace(stage, select="prefer", **changes).run(tmp_path / "made")["details"]
+    details = replace(stage, select="prefer", reward="accuracy", **changes).run(tmp_path / "made")["details"]
     assert set(details["languages"]) == {"en", "fr"}
 
 
@@ -49,7 +51,12 @@ def candidates(*texts: str) -> list[Candidate]:
 
 def test_an_answer_that_was_cut_takes_no_part(stage: CandidatesConfig) -> None:
     def choose(pivots: Sequence[Candidate], answers: Sequence[Candidate], **changes: Any) -> Any:
-        return choose_pair(replace(stage, select="prefer", **changes), pivots, answers, lambda texts: torch.zeros(0, 1))
+        return choose_pair(
+            replace(stage, select="prefer", reward="accuracy", **changes),
+            pivots,
+            answers,
+            lambda texts: torch.zeros(0, 1),
+        )
 
     pivots = candidates("7", "7", "8")
     assert choose(pivots, candidates("7", "9")) == ("7", "9")
@@ -68,7 +75,7 @@ def test_pairs_are_checked_by_the_answers_of_their_rows() -> None:
 
 
 def test_data_without_languages_or_without_the_pivot_gives_no_pair(stage: CandidatesConfig, tmp_path: Path) -> None:
-    prefer = replace(stage, select="prefer")
+    prefer = replace(stage, select="prefer", reward="accuracy")
     rows: list[Any] = [{"prompt": f"{n}?", "answer": "1"} for n in range(6)]
     with pytest.raises(DataError, match="has no `language`, which --select prefer reads"):
         replace(prefer, data=str(written(tmp_path / "bare.jsonl", rows))).run(tmp_path / "made")

@@ -3,24 +3,26 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from potstill.core.errors import DataError, UsageError
+from potstill.core.errors import DataError, UnsupportedModel, UsageError
 from potstill.core.screen import status
 from potstill.data.corpus import Corpus, remove_held_out
 from potstill.data.prompt_rows import Prompt, load_prompts, pack_prompts, read_prompts
 from potstill.data.prompts import PromptTokenizer
 from potstill.data.token_dataset import TextReport
+from potstill.models.spec import read_model_spec
 from potstill.stages.align.align_data import AlignData
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.prompt_sampling import PromptEvaluator
 from potstill.stages.console import print_note
 from potstill.stages.corpus import load_data
-from potstill.stages.dataset import load_held_out_corpus
+from potstill.stages.dataset import load_held_out_corpus, load_tokenizer
 from potstill.stages.dataset_config import DatasetConfig
 from potstill.stages.reading_report import build_corpus_facts, report_reading
+from potstill.stages.text_options import prepare_tokenizer
 from potstill.teachers.served_judge import open_judge
 from potstill.train.rewards.registry import get_reward
 from potstill.train.rewards.weighted import RewardSum
@@ -108,6 +110,32 @@ def check_prompts_per_step(config: AlignConfig, count: int) -> None:
             f"a step takes {config.settings.packs_per_step:,} prompts, and there are {count:,} to train on; lower "
             f"--prompts-per-step, or give more --data"
         )
+
+
+def limit_prompts_per_step(config: AlignConfig) -> AlignConfig:
+    """The config whose steps take all prompts, with a note, where its `prompts_per_step` are more than there are.
+
+    Raises: as `read_prompt_data` does.
+    """
+    settings = config.settings
+    if config.loss.data != "prompts" or not settings.prompts_per_step:
+        return config
+    tokenizer = _load_tokenizer(config)
+    prepare_tokenizer(tokenizer, config)
+    data = read_prompt_data(replace(config, settings=replace(settings, prompts_per_step=1)), tokenizer)
+    count = len(data.prompts)
+    if count >= settings.prompts_per_step:
+        return config
+    print_note(f"each step takes all {count:,} prompts, since there are fewer than {settings.prompts_per_step:,}")
+    return replace(config, settings=replace(settings, prompts_per_step=count))
+
+
+def _load_tokenizer(config: AlignConfig) -> PreTrainedTokenizerBase:
+    try:
+        flags = {"allow_pickle": config.allow_pickle, "trust_remote_code": config.trust_remote_code}
+        return read_model_spec(config.model, **flags).tokenizer
+    except UnsupportedModel:
+        return load_tokenizer(config.model)
 
 
 def count_group_tokens(prompt_tokens: int | float, samples: int, max_tokens: int) -> int | float:

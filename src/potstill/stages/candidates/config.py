@@ -6,6 +6,9 @@
 `train.jsonl` holds the selected rows and `validation.jsonl` those of the held-out prompts.
 """
 
+import hashlib
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +19,7 @@ from potstill.evaluate.consistency import KINDS
 from potstill.models.load import LoadedModel
 from potstill.stages.candidates import options as choices
 from potstill.stages.candidates.options import CandidateOptions
-from potstill.stages.candidates.questions import QuestionSet, load_questions
+from potstill.stages.candidates.questions import QuestionSet, load_excluded_keys, load_questions
 from potstill.stages.candidates.sampler import CandidateSampler
 from potstill.stages.candidates.select_mixed import select_mixed
 from potstill.stages.candidates.select_preferences import select_preferences
@@ -28,6 +31,8 @@ from potstill.stages.preflight import StageInputs
 from potstill.teachers.served_judge import open_judge
 from potstill.train.rewards.registry import get_reward
 from potstill.train.rewards.weighted import RewardSum
+
+EXCLUDED_ORIGIN = "excluded prompts"  # in the record of a run, the digest of the keys of `exclude`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,7 @@ class CandidatesConfig(CandidateOptions, DatasetStage):
         check_choice("select", str(self.select), choices.SELECTIONS)
         check_choice("consistency", self.consistency, KINDS)
         check_choice("pivot-answer", self.pivot_answer, choices.PIVOT_ANSWERS)
+        self._check_selection_options()
         if self.samples == 0:
             object.__setattr__(self, "samples", choices.ROUNDS[-1] if self.select == choices.SOLVE else choices.SAMPLES)
         if self.samples == 1 and self.select != choices.SOLVE:
@@ -63,6 +69,15 @@ class CandidatesConfig(CandidateOptions, DatasetStage):
         if not 0 < self.top_p <= 1:
             raise UsageError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
 
+    def _check_selection_options(self) -> None:
+        """Refuse options that `select` does not read. Raises: UsageError."""
+        for name, selections in choices.SELECTIONS_BY_OPTION.items():
+            if self.select not in selections and getattr(self, name) != getattr(CandidateOptions, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is for --select {' or '.join(selections)}; omit it with --select "
+                    f"{self.select}"
+                )
+
     @property
     def inputs(self) -> StageInputs:
         """What the stage reads."""
@@ -77,19 +92,31 @@ class CandidatesConfig(CandidateOptions, DatasetStage):
         return load_questions(self)
 
     def prepare(self) -> DatasetJob:
-        """The reward and the questions. Raises: as `build_reward` and `load_questions` do."""
-        reward, data = self.build_reward(), self.load_questions()
+        """The reward, the questions, and those that are left out.
+
+        Raises: as `build_reward`, `load_questions` and `load_excluded_keys` do.
+        """
+        reward, data, excluded = self.build_reward(), self.load_questions(), load_excluded_keys(self)
         for note in reward.notes if self.select != choices.PREFER else ():
             print_note(note)
         return DatasetJob(
-            write=partial(self._select, data, reward),
+            write=partial(self._select, data, reward, excluded),
             role="model, which answered",
             data={"asked": data.name, "text_digest": data.digest},
-            origins=reward.digests,
+            origins={**reward.digests, **({EXCLUDED_ORIGIN: hash_keys(excluded)} if excluded else {})},
         )
 
-    def _select(self, data: QuestionSet, reward: RewardSum, loaded: LoadedModel, folder: Path) -> GeneratedDataset:
+    def _select(
+        self, data: QuestionSet, reward: RewardSum, excluded: Collection[str], loaded: LoadedModel, folder: Path
+    ) -> GeneratedDataset:
         sampler = CandidateSampler(loaded, self, folder)
         if self.select == choices.PREFER:
             return select_preferences(self, sampler, data)
-        return (select_mixed if self.select == choices.MIXED else solve)(self, sampler, data, reward)
+        if self.select == choices.MIXED:
+            return select_mixed(self, sampler, data, reward, excluded)
+        return solve(self, sampler, data, reward)
+
+
+def hash_keys(keys: Collection[str]) -> str:
+    """The SHA-256 of the keys of questions in any order."""
+    return hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()

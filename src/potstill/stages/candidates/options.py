@@ -11,6 +11,14 @@ SAMPLES = 8  # of a prompt, for preferences and mixed prompts
 ROUNDS = (1, 8, 16, 32)  # samples of a prompt that is not solved yet
 CONSISTENT, FIRST = "consistent", "first"
 PIVOT_ANSWERS = (CONSISTENT, FIRST)
+SELECTIONS_BY_OPTION = {  # of the options that not all selections read
+    "consistency": (PREFER,),
+    "pivot_pairs": (PREFER,),
+    "pivot_answer": (PREFER,),
+    "reward": (MIXED, SOLVE),
+    "per_language": (MIXED,),
+    "exclude": (MIXED,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

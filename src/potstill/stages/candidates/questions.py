@@ -78,12 +78,18 @@ def load_questions(options: CandidateOptions) -> QuestionSet:
     )
 
 
-def load_keys(data: str, options: CandidateOptions) -> frozenset[str]:
-    """The keys of the questions of a data set; of one whose splits are named, those that are trained on."""
-    options = replace(options, data=data, mix_exponent=1.0)
-    corpus = load_data(options, load=load_prompts)
-    corpus = corpus if _has_named_splits(corpus) else load_data(options, split="all", load=load_prompts)
-    return frozenset(question.key for question in _read_questions(corpus, 0))
+def load_excluded_keys(options: CandidateOptions) -> frozenset[str]:
+    """The keys of the questions of `options.exclude`; of data whose splits are named, those that are trained on.
+
+    Raises: as `load_prompts` does.
+    """
+    keys: set[str] = set()
+    for name in options.exclude:
+        source = replace(options, data=name, mix_exponent=1.0)
+        corpus = load_data(source, load=load_prompts)
+        corpus = corpus if _has_named_splits(corpus) else load_data(source, split="all", load=load_prompts)
+        keys |= {question.key for question in _read_questions(corpus, 0)}
+    return frozenset(keys)
 
 
 def group_by_key(questions: Iterable[Question]) -> dict[str, list[Question]]:

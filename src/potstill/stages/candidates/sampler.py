@@ -65,9 +65,9 @@ class CandidateSampler:
     def _sample(self, questions: Sequence[Question], count: int, first: int) -> list[list[Candidate]]:
         longest = get_max_context(self.loaded.model) - self.options.max_tokens
         prompts = [self._encode(question) for question in questions]
-        fitting = sorted((n for n, ids in enumerate(prompts) if 0 < len(ids) <= longest), key=lambda n: len(prompts[n]))
+        order = sorted((n for n, ids in enumerate(prompts) if 0 < len(ids) <= longest), key=lambda n: len(prompts[n]))
         candidates: list[list[Candidate]] = [[] for _ in questions]
-        for indices in cut_parts(fitting, self.options.batch):
+        for indices in cut_parts(order, self.options.batch):
             noise = torch.stack([self._draw_noise(questions[n], count, first) for n in indices])
             ids = [torch.tensor(prompts[n], device=self.loaded.model.device) for n in indices]
             with inference_context(self.loaded.model):

@@ -9,18 +9,12 @@ prompts gets some that were right in another language, and some that were never 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from potstill.core.errors import DataError
 from potstill.stages.candidates.options import CandidateOptions
-from potstill.stages.candidates.questions import (
-    Question,
-    QuestionSet,
-    check_columns,
-    find_pivot_questions,
-    load_keys,
-)
+from potstill.stages.candidates.questions import Question, QuestionSet, check_columns, find_pivot_questions
 from potstill.stages.candidates.sampler import CandidateSampler
 from potstill.stages.candidates.selection import NO_SAMPLES, find_right
 from potstill.stages.dataset_parts import PROMPTS_PER_PART, GeneratedDataset, cut_parts
@@ -34,14 +28,17 @@ EXCLUDED, UNUSED = "excluded", "not needed for its language"
 
 
 def select_mixed(
-    options: CandidateOptions, sampler: CandidateSampler, data: QuestionSet, reward: RewardSum
+    options: CandidateOptions,
+    sampler: CandidateSampler,
+    data: QuestionSet,
+    reward: RewardSum,
+    excluded: Collection[str] = (),
 ) -> GeneratedDataset:
-    """The prompts with some right samples, and the held-out prompts as they are.
+    """The prompts with some right samples, and the held-out prompts as they are; no question has an `excluded` key.
 
     Raises: DataError for a row without a column that the reward reads, or where no prompt is left.
     """
     check_columns(data.all, reward.columns, reader=f"--reward {options.reward}")
-    excluded = {key for name in options.exclude for key in load_keys(name, options)}
     questions = [question for question in data.train if question.key not in excluded]
     left_out: Counter[str] = Counter({EXCLUDED: len(data.train) - len(questions)})
     pivots = find_pivot_questions(data.all, options.pivot)
