@@ -170,7 +170,7 @@ def method(stage: Stage) -> Stage:
     if isinstance(stage, PruneConfig | ConvertConfig):
         return replace(stage, calibration_tokens=1)
     if isinstance(stage, CandidatesConfig):
-        return replace(stage, documents=1, max_tokens=1, per_language=1)
+        return replace(stage, documents=1, max_tokens=1, per_language=min(1, stage.per_language))
     if isinstance(stage, GenerateDatasetConfig):
         return replace(stage, documents=1)
     if isinstance(stage, SkipLayersConfig):
