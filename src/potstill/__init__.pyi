@@ -387,7 +387,7 @@ def doctor(
     objective: ObjectiveSource = "forward_kl",
     cross_entropy: float = 0.7,
     temperature: float = 1.0,
-    context: int = 512,
+    context: int | None = None,
     seed: int = 1,
     device: str = "auto",
     dtype: str = "auto",

@@ -62,6 +62,7 @@ class Doctor(DoctorOptions):
     @cached_property
     def config(self) -> DistillConfig:
         """The distillation of the checked pair; without a student, the teacher is its own."""
+        context = TrainConfig.context if self.context is None else self.context
         sampling = {"rollout": MINILLM, "on_policy": 0.5} if self.objective.name == MINILLM else {}
         first = TeacherOptions.parse(self.teacher, self.combine, cache=None, top_k=TOP_K).sources[0]
         return DistillConfig(
@@ -72,7 +73,7 @@ class Doctor(DoctorOptions):
             data=self.data,
             columns=self.columns,
             objective=self.objective,
-            settings=TrainConfig(context=self.context, batch_tokens=max(self.context, 2048), seed=self.seed),
+            settings=TrainConfig(context=context, batch_tokens=max(context, 2048), seed=self.seed),
             device=self.device,
             dtype=self.dtype,
             allow_pickle=self.allow_pickle,
@@ -86,7 +87,7 @@ class Doctor(DoctorOptions):
         Raises: UsageError, NotFound, UnsafeModel and the like, as training would.
         """
         if self.objective.data != "text":
-            return examine_options(self, self.objective.text)
+            return examine_options(self, self.objective)
         refuse_alignment_options(asdict(self))
         sources = self.config.teachers
         if len(sources) > 1 and self.teacher_cache is not None:
@@ -166,4 +167,10 @@ class Doctor(DoctorOptions):
     def _build_packs(self, corpus: Any, tokenizer: PreTrainedTokenizerBase, cache: TeacherCache | None) -> Packs:
         tokens = tokenize_corpus(corpus, tokenizer, limit=SAMPLE_TOKENS, rendering=make_rendering(self))
         is_cached = None if cache is None else cache.has_window
-        return pack(tokens, length=self.context, seed=self.seed, bos=get_bos_id(tokenizer), keep_window=is_cached)
+        return pack(
+            tokens,
+            length=self.config.settings.context,
+            seed=self.seed,
+            bos=get_bos_id(tokenizer),
+            keep_window=is_cached,
+        )

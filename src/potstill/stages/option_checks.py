@@ -74,4 +74,4 @@ def check_single_process() -> None:
     Raises: UsageError.
     """
     if distributed.world_size() > 1:
-        raise UsageError("only distill runs in several processes; start this stage without torchrun")
+        raise UsageError("only distill and align run in several processes; start this stage without torchrun")

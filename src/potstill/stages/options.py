@@ -194,7 +194,9 @@ class DoctorOptions(AlignmentOptions, TextOptions):
         None, "Also compare this cache with the outputs of the teacher."
     ).field()
     objective: ObjectiveChoice = field(default_factory=ObjectiveChoice)
-    context: int = CONTEXT.field()
+    context: int | None = Option[int | None](
+        None, "Most tokens per window; default: 512, and 1024 for the objectives of align."
+    ).field()
     seed: int = SEED.field()
     device: str = DEVICE.field()
     dtype: str = DTYPE.field()

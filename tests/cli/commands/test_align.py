@@ -99,6 +99,9 @@ def test_the_doctor_and_a_plan_know_models_and_rewards_beside_the_data(
     pairs = ("--objective", "aligndistil", "--plus", teacher, "--minus", teacher, "--data", preferences)
     checks = potstill("doctor", "--teacher", teacher, *pairs, *shared)
     assert checks.code == 0, checks.err
+    call = ("plan", "--student", teacher, *pairs, *shared, "--no-measure")
+    assert json.loads(potstill(*call, "--on-policy", 0.5).out)["stage"]["on_policy"] == 0.5
+    assert "error: an alignment does not read --keep; omit it" in potstill(*call, "--keep", 0.5).err
     answer = potstill("plan", "--teacher", teacher, "--data", preferences, "--reward", "accuracy")
     assert answer.code == 2
     assert "--reward is for --objective grpo; omit it" in answer.err

@@ -1,6 +1,7 @@
 """Policy gradients from end to end: prompts and a reward in, a model that earns more of it out."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +14,24 @@ from tests.stages.world import interrupted, written
 from tests.teachers.test_served_judge import serve_chat
 
 from potstill.core.errors import DataError, Interrupted, RewardFailed, UsageError
+from potstill.stages.align import plan as align_plan
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.options import AlignTrainConfig
 from potstill.stages.align.prepare import prepare
 from potstill.stages.align.preview import preview_align
 from potstill.stages.align.prompts import limit_prompts_per_step
 from potstill.stages.align.run import align
+from potstill.stages.resources.calibration import StepMeasurements
+from potstill.stages.resources.profiling import profile_steps
 from potstill.train.rewards.base import Completion
 from potstill.train.rollouts.groups import GroupSampler
 
 REWARD = """
 def letters(completions):
     return [sum(x.isascii() and x.isalpha() for x in c.completion) / max(1, len(c.completion)) for c in completions]
+
+def equal(completions):
+    return [1.0 for _ in completions]
 
 def fails(completions):
     raise KeyError("nothing")
@@ -145,6 +152,37 @@ def test_a_step_of_a_recipe_takes_no_more_prompts_than_there_are(
     assert limit_prompts_per_step(policy_config) is policy_config
 
 
+def test_a_plan_draws_few_samples_and_scales_the_time_of_a_step(
+    policy_config: AlignConfig, rewards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One draw serves 16 updates, and its samples have equal rewards: a run would end with an error, a plan goes on."""
+    drawn: list[tuple[int, float]] = []
+    measured: list[StepMeasurements] = []
+    draw, measure = GroupSampler.draw, profile_steps
+
+    def record(sampler: GroupSampler, numbers: Sequence[int], *arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        groups = draw(sampler, numbers, *arguments, **options)
+        drawn.append((len(numbers), time.perf_counter() - start))
+        return groups
+
+    def record_steps(*arguments: Any, **options: Any) -> StepMeasurements:
+        measured.append(measure(*arguments, **options))
+        return measured[0]
+
+    monkeypatch.setattr(GroupSampler, "draw", record)
+    monkeypatch.setattr(align_plan, "profile_steps", record_steps)
+    settings = AlignTrainConfig(epochs=1.0, context=64, prompts_per_step=32, micro_tokens=128)
+    config = replace(policy_config, objective="grpo:updates=16", reward=f"{rewards}:equal", settings=settings)
+    report = align_plan.plan_align(config, tmp_path / "out")
+    assert [count for count, _ in drawn] == [4]  # two passes of two prompts each
+    parts, seconds = report["time"]["parts"], measured[0].seconds
+    assert parts["sampling"] >= 8 * drawn[0][1] / 16
+    assert parts == {name: part * (1 if name == "optimizer" else 8) for name, part in seconds.items()}
+    assert report["time"]["seconds"] == pytest.approx(16 * sum(parts.values()))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -155,7 +193,8 @@ def test_a_step_of_a_recipe_takes_no_more_prompts_than_there_are(
         ({"objective": "grpo:temperature=0"}, UsageError, "greedy samples would all be the same"),
         ({"reward": "accurracy"}, UsageError, "there is no reward 'accurracy'.*accuracy"),
         ({"reward": "language"}, DataError, "has no 'language', which the reward reads"),
-        ({"settings": replace(SETTINGS, prompts_per_step=50)}, UsageError, "a step takes 50 prompts, and there are 37"),
+        ({"settings": replace(SETTINGS, prompts_per_step=50)}, UsageError, "there are 37 .* lower --prompts-per-step"),
+        ({"settings": replace(SETTINGS, batch_tokens=50 * 64)}, UsageError, "50 prompts, .* lower --batch-tokens, or"),
         ({"max_tokens": 20}, DataError, "4 answers of 20 tokens to a prompt of .* a pass holds groups of 64"),
     ],
 )

@@ -252,8 +252,19 @@ def test_forwards_while_a_rollout_samples_are_no_part_of_their_own() -> None:
     timer.stop("student")
     timer.stop(SAMPLING)
     assert [*timer._current_step] == [SAMPLING]
-    steps = [{SAMPLING: seconds, "tokens": 1.0, "rows": 1.0} for seconds in (6.0, 0.0, 0.0)]
-    assert StepMeasurements.from_steps(steps, peak=0.0).seconds == {SAMPLING: 2.0}
+
+
+def test_what_a_rollout_draws_counts_for_each_step_that_trains_on_it() -> None:
+    steps = [{SAMPLING: seconds, "tokens": 1.0, "rows": 1.0} for seconds in (0.1, 6.0, 0.1)]
+    assert StepMeasurements.from_steps(steps, peak=0.0, draws=[9.0, 6.0, 6.0], updates=3).seconds == {SAMPLING: 2.0}
+
+
+def test_no_step_begins_after_two_minutes() -> None:
+    timer, control = StepTimer([], torch.device("cpu")), TrainerControl()
+    for stops in (False, True):
+        timer._start_times["step"] = time.perf_counter() - 61.0
+        timer.on_step_end(TrainingArguments(), TrainerState(), control)
+        assert control.should_training_stop == stops
 
 
 SLOW = pytest.mark.slow

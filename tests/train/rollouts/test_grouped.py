@@ -110,14 +110,14 @@ def test_flat_groups_are_replaced_by_those_of_other_prompts(tiny_llama: LlamaFor
     assert all(row % 2 == 0 for row in rows if row >= 0)
     metrics = rollout.summarize(rollout.pop_totals())
     assert metrics["flat_groups"] == pytest.approx(2 / 3)
-    assert metrics["refilled_groups"] >= 2
+    assert metrics["refilled_groups"] == 2
 
 
 def test_refills_end_and_leave_what_is_flat(tiny_llama: LlamaForCausalLM) -> None:
     rollout = make_rollout(rate_equally, refills=3)
     (batch,) = rollout.roll_out(prompt_batches([1, 2]), tiny_llama, step=0)
     assert not batch[ADVANTAGES].any()
-    assert rollout.totals["refilled"] == 6
+    assert rollout.totals["refilled"] == 0  # of six that were drawn
     assert rollout.totals["documents"] == 8  # the rewards of refilled prompts are in no mean
 
 
@@ -223,8 +223,6 @@ def test_chunks_are_repeated_and_each_epoch_has_another_order() -> None:
     assert len({*first[:4], *first[12:16]}) == 8
     epoch = 1
     assert list(sampler) != first
-    with pytest.raises(UsageError, match=r"a step takes 4 prompts.*there are 3"):
-        RepeatSampler(3, size=4, repeats=2, seed=1, get_epoch=lambda: 0)
 
 
 def make_module(model: LlamaForCausalLM, policy: PolicyOptions) -> TrainingModule:

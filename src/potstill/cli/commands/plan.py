@@ -18,7 +18,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headers and rows
 
 
 NOT_PLANNED = (  # options of a distillation that change none of the plan's numbers
-    *("top_k", "on_policy", "rollout", "lr", "warmup", "weight_decay", "patience", "report_to"),
+    *("top_k", "rollout", "lr", "warmup", "weight_decay", "patience", "report_to"),
     *("documents", "eval_data", "eval_every", "draft_vocabulary", "skip_doctor", "shard"),
 )
 

@@ -11,13 +11,16 @@ from typing import Any
 from potstill.core.errors import DataError, UsageError
 from potstill.core.options import list_options
 from potstill.objectives.config import ObjectiveConfig
+from potstill.objectives.options import ObjectiveChoice
 from potstill.stages.align.checks import list_checks
 from potstill.stages.align.config import AlignConfig
-from potstill.stages.align.options import AlignOptions
+from potstill.stages.align.options import AlignOptions, AlignTrainConfig
 from potstill.stages.align.prepare import prepare
 from potstill.stages.alignment_options import refuse_alignment_options
 from potstill.stages.checks.report import Check
 from potstill.stages.options import DoctorOptions
+
+COMMAND_OPTIONS = ("teacher", "student", "measure")  # of `doctor` and `plan`, which name the models otherwise
 
 
 def is_alignment(options: Mapping[str, Any]) -> bool:
@@ -34,27 +37,38 @@ def is_alignment(options: Mapping[str, Any]) -> bool:
 def make_align_config(options: Mapping[str, Any]) -> AlignConfig:
     """The alignment that options of a distillation describe; those at their defaults should be left out.
 
-    Raises: UsageError for several teachers, or without a model.
+    Raises: UsageError for several teachers, without a model, or for an option that no alignment has.
     """
+    names = {field.name for field in list_options(AlignOptions)}
+    given = {name for name, value in options.items() if value is not None}
+    if foreign := [f"--{name.replace('_', '-')}" for name in sorted(given - names - {*COMMAND_OPTIONS})]:
+        pronoun = "it" if len(foreign) == 1 else "them"
+        raise UsageError(f"an alignment does not read {' and '.join(foreign)}; omit {pronoun}")
     teacher, student = options.get("teacher"), options.get("student")
     if isinstance(teacher, list | tuple):
         if len(teacher) > 1:
             raise UsageError("an alignment has one reference; give --teacher once, and the model as --student")
         teacher = next(iter(teacher), None)
     models = {"model": student or teacher, "reference": teacher if student and teacher != student else None}
-    names = {field.name for field in list_options(AlignOptions)} - {*models}
-    return AlignConfig.from_options({**{name: options[name] for name in names if name in options}, **models})
+    return AlignConfig.from_options({**{name: options[name] for name in given & names}, **models})
 
 
-def examine_options(options: DoctorOptions, objective: str) -> list[Check]:
+def examine_options(options: DoctorOptions, objective: ObjectiveConfig) -> list[Check]:
     """`examine` for the options of `doctor`: `student` is the model, `teacher` its reference.
+
+    A step is as small as the context allows, since nothing is trained.
 
     Raises: as `make_align_config` and `examine` do.
     """
-    values = {field.name: getattr(options, field.name) for field in fields(options)}
-    if options.context == DoctorOptions.context:
-        del values["context"]
-    return examine(make_align_config({**values, "objective": objective}))
+    values = {field.name: (getattr(options, field.name), field.default) for field in fields(options)}
+    given = {name: value for name, (value, default) in values.items() if value != default}
+    if objective.temperature != ObjectiveChoice.temperature:
+        given["temperature"] = objective.temperature
+    context = given.get("context", AlignTrainConfig.context)
+    steps = {"batch_tokens": max(context, AlignTrainConfig.batch_tokens)}
+    if objective.data == "prompts":
+        steps["prompts_per_step"] = 1
+    return examine(make_align_config({**given, **steps, "objective": objective.text}))
 
 
 def examine(config: AlignConfig) -> list[Check]:

@@ -106,9 +106,10 @@ def select_prompts(config: AlignConfig, corpus: Corpus, prompts: Sequence[Prompt
 def check_prompts_per_step(config: AlignConfig, count: int) -> None:
     """Refuse steps of more prompts than there are. Raises: UsageError."""
     if config.settings.packs_per_step > count:
+        option = "--prompts-per-step" if config.settings.prompts_per_step else "--batch-tokens"
         raise UsageError(
             f"a step takes {config.settings.packs_per_step:,} prompts, and there are {count:,} to train on; lower "
-            f"--prompts-per-step, or give more --data"
+            f"{option}, or give more --data"
         )
 
 

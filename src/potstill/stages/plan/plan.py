@@ -30,11 +30,9 @@ from potstill.stages.resources.estimate import (
 )
 from potstill.stages.resources.layer_timing import guess_layer_timings, measure_layer_timings
 from potstill.stages.resources.machine import AvailableResources, get_available_resources
-from potstill.stages.resources.profiling import estimate_profiling_seconds
+from potstill.stages.resources.profiling import MAX_PROFILING_SECONDS, estimate_profiling_seconds
 from potstill.stages.resources.workload import CACHE_ROW_BYTES, Workload
 from potstill.stages.stage import to_plain_dict
-
-MAX_PROFILING_SECONDS = 120.0  # the longest time that measured steps may take, by the estimate
 
 
 @dataclass(frozen=True, kw_only=True)

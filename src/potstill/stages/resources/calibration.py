@@ -6,7 +6,7 @@ the trainer with these timings. `guess_calibration` is for plans that run no ste
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import torch
@@ -87,15 +87,18 @@ class StepMeasurements:
     peak: float
 
     @classmethod
-    def from_steps(cls, steps: Sequence[Mapping[str, float]], *, peak: float) -> "StepMeasurements":
+    def from_steps(
+        cls, steps: Sequence[Mapping[str, float]], *, peak: float, draws: Sequence[float] = (), updates: int = 1
+    ) -> "StepMeasurements":
         """The medians over several steps. Each step maps parts to seconds, and has `tokens` and `rows`.
 
-        Of `sampling` it is the mean, since not every step samples.
+        `draws` are the seconds of each time that a rollout sampled, for `updates` steps. Their median for one step is
+        the part `sampling`.
         """
-        medians = {
-            name: (mean if name == SAMPLING else median)(step.get(name, 0.0) for step in steps)
-            for name in dict.fromkeys(key for step_parts in steps for key in step_parts)
-        }
+        names = dict.fromkeys(key for step_parts in steps for key in step_parts if key != SAMPLING)
+        medians = {name: median(step.get(name, 0.0) for step in steps) for name in names}
+        if draws:
+            medians[SAMPLING] = median(draws) / updates
         return cls(seconds=medians, tokens=medians.pop("tokens"), rows=medians.pop("rows"), peak=peak)
 
 

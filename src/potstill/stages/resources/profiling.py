@@ -22,7 +22,7 @@ from potstill.stages.resources.calibration import SAMPLING, StepMeasurements
 from potstill.stages.resources.layer_timing import synchronized_time
 from potstill.train.activation_checkpointing import apply_block_settings
 from potstill.train.config import TrainConfig
-from potstill.train.rollouts.steps import AnyRollout
+from potstill.train.rollouts.steps import AnyRollout, get_updates
 from potstill.train.run import silence_libraries
 from potstill.train.trainer import Trainer
 from potstill.train.training_arguments import make_training_arguments
@@ -30,6 +30,7 @@ from potstill.train.training_module import TrainingModule
 
 WARM_UP_STEPS, MEASURED_STEPS = 3, 5  # the first three touch memory for the first time, so they are slower
 MIN_MEASURED_STEPS, MAX_MEASURED_SECONDS = 3, 15.0  # measuring stops after so many steps once it took so many seconds
+MAX_PROFILING_SECONDS = 120.0  # of all steps, with those of the warm-up
 
 
 def profile_steps(
@@ -43,7 +44,8 @@ def profile_steps(
 ) -> StepMeasurements:
     """Train up to `measured_steps` steps of `module` on `packs`, in a temporary folder. This changes the student.
 
-    What a `rollout` writes is a part of its own, `sampling`.
+    What a `rollout` writes is a part of its own, `sampling`. No step begins after `MAX_PROFILING_SECONDS`, and a
+    warm-up step counts if it was the last.
     """
     device = next(module.student.parameters()).device
     steps = WARM_UP_STEPS + measured_steps
@@ -64,7 +66,13 @@ def profile_steps(
         reset_peak_memory(device)
         with temporary_hooks(hooks), retain_freed_memory(), apply_block_settings(module, settings):  # as in `train`
             trainer.train()
-    return StepMeasurements.from_steps(timer.measured_steps, peak=float(get_peak_memory(device)))
+    updates = get_updates(rollout) or 1
+    return StepMeasurements.from_steps(
+        timer.measured_steps or timer.steps[-1:],
+        peak=float(get_peak_memory(device)),
+        draws=[step[SAMPLING] for step in timer.steps[::updates] if SAMPLING in step],
+        updates=updates,
+    )
 
 
 def estimate_profiling_seconds(step_seconds: float) -> float:
@@ -102,7 +110,7 @@ class StepTimer(TrainerCallback):
         self.steps: list[dict[str, float]] = []
         self._current_step: dict[str, float] = {}
         self._start_times: dict[str, float] = {}
-        self._measured_seconds = 0.0
+        self._measured_seconds = self._total_seconds = 0.0
 
     @property
     def measured_steps(self) -> list[dict[str, float]]:
@@ -161,7 +169,8 @@ class StepTimer(TrainerCallback):
         self.steps.append({**self._current_step, "backward": max(0.0, step_seconds - part_seconds)})
         self._current_step = {}
         self._measured_seconds += step_seconds if self.measured_steps else 0.0
-        control.should_training_stop |= (
+        self._total_seconds += step_seconds
+        control.should_training_stop |= self._total_seconds >= MAX_PROFILING_SECONDS or (
             len(self.measured_steps) >= MIN_MEASURED_STEPS and self._measured_seconds >= MAX_MEASURED_SECONDS
         )
         self.start("step")

@@ -45,6 +45,7 @@ class GroupedRollout:
     sampler: GroupSampler
     validation: GroupSampler | None = None
     shared: bool = True
+    max_idle_steps: int = MAX_IDLE_STEPS
     num_flat_steps: int = 0  # consecutive ones in which all groups were flat, or all samples cut
     num_cut_steps: int = 0
     update_batches: list[Batch] = field(default_factory=list)  # what the next updates train on
@@ -85,7 +86,7 @@ class GroupedRollout:
             generator = seed_generator("refill", self.sampler.seed, step, rank, attempt)
             numbers = torch.randint(len(self.sampler.prompts), (len(places),), generator=generator).tolist()
             new_groups = self.sampler.draw(numbers, student, step=step, attempt=attempt)
-            self._add_totals({"refilled": float(len(new_groups))})
+            self._add_totals({"refilled": float(sum(not group.is_flat for group in new_groups))})
             useful_groups = (group for group in new_groups if not group.is_flat)
             groups = [next(useful_groups, group) if group.is_flat else group for group in groups]
         return groups
@@ -114,12 +115,12 @@ class GroupedRollout:
     def _check_progress(self, *, is_flat: bool, is_cut: bool) -> None:
         self.num_flat_steps = self.num_flat_steps + self.updates if is_flat else 0
         self.num_cut_steps = self.num_cut_steps + self.updates if is_cut else 0
-        if self.num_cut_steps >= MAX_IDLE_STEPS:
+        if self.num_cut_steps >= self.max_idle_steps:
             raise TrainingStalled(
                 f"for {self.num_cut_steps} steps every sample was cut at {self.sampler.max_tokens} tokens before it "
                 f"ended; raise --max-tokens, or begin with a model that ends its answers"
             )
-        if self.num_flat_steps >= MAX_IDLE_STEPS:
+        if self.num_flat_steps >= self.max_idle_steps:
             raise TrainingStalled(
                 f"for {self.num_flat_steps} steps the samples of every prompt had equal rewards, so there was nothing "
                 f"to learn; choose prompts that the model solves now and then, more --samples, or another --reward"

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.data import Sampler
 
-from potstill.core.errors import UsageError
 from potstill.train.rollouts.base import seed_generator
 
 
@@ -13,16 +12,12 @@ class RepeatSampler(Sampler[int]):
     """The items of an epoch in random order, in chunks of `size`, each of which comes `repeats` times in a row.
 
     Items beyond the last whole chunk wait for another epoch. The order follows from `seed` and `get_epoch()`. So a
-    resumed run goes on in it; a loader that skips batches does not hand on the number of the epoch.
-
-    Raises: UsageError for fewer items than a chunk.
+    resumed run goes on in it; a loader that skips batches does not hand on the number of the epoch. There must be at
+    least one chunk of items.
     """
 
     def __init__(self, num_items: int, *, size: int, repeats: int, seed: int, get_epoch: Callable[[], int]) -> None:
-        if num_items < size:
-            raise UsageError(
-                f"a step takes {size} prompts, and there are {num_items}; lower --prompts-per-step, or give more --data"
-            )
+        assert num_items >= size, "a stage refuses steps of more prompts than there are"
         self.num_items, self.size, self.repeats = num_items, size, repeats
         self.seed, self.get_epoch = seed, get_epoch
 
