@@ -107,8 +107,8 @@ def train(
             data=options.data,
             tokens=tokens,
             context=CONTEXT,
-            batch_tokens=4096,
-            micro_tokens=4096,
+            batch_tokens=options.batch_tokens,
+            micro_tokens=options.batch_tokens,
             lr=RATES.get(name, RATE),
             seed=seed,
             documents=200,
@@ -156,6 +156,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="a file or folder of text")
     parser.add_argument("--out", type=Path, default=Path("out/from-scratch"), help="folder of the trained models")
     parser.add_argument("--tokens", type=parse_count, default=1_000_000, help="tokens of the transformer")
+    parser.add_argument("--batch-tokens", type=parse_count, default=2048, help="tokens of an optimizer step")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--dtype", default="auto", help="data type of the products")

@@ -32,9 +32,9 @@ class Case(NamedTuple):
 CASES = {
     "gated-deltanet": Case("deltanet:gated=true,attention_every=4"),
     "ternary": Case("ternary", "", 1e-3),
-    "depths": Case("depths", "+1*load:target=0.26", 1e-4),  # 70 % of the FLOPs
-    "experts": Case("experts:experts=4", "+0.01*balance"),
-    "elastic": Case("elastic"),
+    "depths": Case("depths:bias=0.05", "+1*load:target=0.26", 2e-4),  # 70 % of the FLOPs
+    "experts": Case("experts:experts=4", "+0.01*balance", 1e-4),
+    "elastic": Case("elastic", "", 2e-4),
 }
 OBJECTIVES = {"distilled": "0.5*cross_entropy+0.5*forward_kl{terms}", "cross-entropy": "1*cross_entropy{terms}"}
 
@@ -68,6 +68,8 @@ def run_case(name: str, case: Case, options: argparse.Namespace) -> dict[str, An
                 objective=objective.format(terms=case.terms),
                 data=options.data,
                 tokens=options.tokens,
+                batch_tokens=options.batch_tokens,
+                micro_tokens=options.batch_tokens,
                 lr=case.learning_rate,
                 documents=options.documents,
                 out=out,
@@ -127,6 +129,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", default="docstrings")
     parser.add_argument("--tokens", type=parse_count, default=300_000)
+    parser.add_argument("--batch-tokens", type=parse_count, default=1024, help="tokens of an optimizer step")
     parser.add_argument("--documents", type=int, default=60)
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--out", type=Path, default=Path("out/healing"))
