@@ -37,7 +37,7 @@ def test_more_than_two_passes_are_noted(capsys: pytest.CaptureFixture[str], leng
     ("trained", "kl", "texts"),
     [
         pytest.param(1000, 0.3, [], id="all is well"),
-        pytest.param(899, 0.3, ["note: 899 of the 1,000 tokens"], id="a short run"),
+        pytest.param(899, 0.3, ["note: the run trained 899 tokens in place of 1,000"], id="a short run"),
         pytest.param(1000, 0.6, ["warning: the student ends further from the teacher (KL 0.600 nats)"], id="worse"),
         pytest.param(1000, None, [], id="no teacher to compare with"),
     ],
