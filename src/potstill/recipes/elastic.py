@@ -3,7 +3,8 @@
 Source: Zhang et al., "On Elastic Language Models" (arXiv:2311.07204); no code is published.
 Departs from the paper: a decoder learns from logits, where the paper aligns relations of hidden states of BERT. Layers
 go by measured harm. The sizes of a step follow the sandwich rule (arXiv:1903.05134), since the paper's rule is unknown.
-Cost and measures: we have run only the tiny form.
+Cost and measures: we have run only the tiny form. `docs/architectures.md` has the same conversion healed with 20,000
+tokens: the size of half the parameters falls from 2.307 to 1.742 bits per byte.
 """
 
 from potstill.objectives.config import ObjectiveConfig

@@ -5,7 +5,8 @@ of attention in four as in Qwen3-Next.
 Departs from the paper: it trains from random weights, 1.3B parameters on 100 billion tokens. This starts from a trained
 transformer, and matches each new mixer to the attention that it replaces, as MOHAWK does (arXiv:2408.10189). Its
 hybrids mix with attention of a window; here it sees the whole context, and keeps its rotary positions.
-Cost and measures: we have run only the tiny form.
+Cost and measures: we have run only the tiny form. `docs/architectures.md` has a like conversion healed with 40,000
+tokens: 1.775 bits per byte fall to 1.272, where the original has 1.131.
 """
 
 from potstill.recipes.deltanet import ORIGINS, make_stages

@@ -5,7 +5,8 @@ bottom quarter of the layers, four above, top-1 gating, a load-balancing loss.
 Departs from the original: the active expert has weight 1 and the router a straight-through gradient, where a weight p
 would change the function at the start. The code of its training is not published. The loss here is that of MiniMA, half
 cross-entropy and half forward KL to the original, with 0.01 of the load of Switch Transformers (arXiv:2101.03961).
-Cost and measures: we have run only the tiny form. `docs/architectures.md` has the measured speed of such layers.
+Cost and measures: we have run only the tiny form. `docs/architectures.md` has the speed of such layers, and what
+20,000 tokens change.
 """
 
 from potstill.objectives.config import ObjectiveConfig

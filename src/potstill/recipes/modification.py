@@ -4,7 +4,8 @@ Source: Zhang et al., "MoDification: Mixture of Depths Made Easy" (arXiv:2410.14
 Departs from the paper: the original model is the teacher, where the paper trains by cross-entropy alone. The load has
 weight 1 until 26 % of the tokens run through gated layers; the paper's weight is 0.01, for 10 billion tokens. Gates
 start fully open (`core.depth.Depth`).
-Cost and measures: we have run only the tiny form.
+Cost and measures: we have run only the tiny form. `docs/architectures.md` has what 20 steps do: gates stay open, or
+close and harm the model.
 """
 
 from potstill.objectives.config import ObjectiveConfig
