@@ -9,19 +9,16 @@ in `--out` is not repeated, and a stopped one continues.
 """
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from setting.document import command_line, document, refuse_on_red
-from setting.runs import is_finished, select_measures
-from setting.sums import Files, write_sums
+from setting.runs import select_measures
+from setting.sums import Files, train_grpo, write_sums
 
 RESTS_ON = ["tests/train/rollouts/test_grouped.py", "tests/stages/align/test_prompts.py"]
 VARIANTS = ("grpo", "dr_grpo", "dapo", "rloo")
 MEASURES = ("sampled_accuracy", "cut_samples", "sample_tokens")
-PROMPTS, SAMPLES = 6, 8
 CONTEXT = 256  # of a prompt with its samples
 
 
@@ -39,28 +36,21 @@ def main() -> None:
 
 def train(files: Files, variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The measures of one run before and after, and the mean reward of the samples of every step."""
-    import potstill
     from potstill.core.card import BEFORE_TRAINING, read_card
 
     out = options.out / f"{variant}-{options.steps}-{seed}"
-    if not is_finished(out):
-        print(f"{variant}, seed {seed}", file=sys.stderr)
-        potstill.align(
-            options.model,
-            objective=f"grpo:variant={variant}",
-            reward="accuracy",
-            data=str(files.train),
-            eval_data=str(files.held_out),
-            samples=SAMPLES,
-            max_tokens=options.max_tokens,
-            context=CONTEXT,
-            prompts_per_step=PROMPTS,
-            tokens=options.steps * PROMPTS * CONTEXT,
-            lr=options.lr,
-            seed=seed,
-            out=out,
-            resume=out.exists(),
-        )
+    train_grpo(
+        out,
+        options.model,
+        files,
+        objective=f"grpo:variant={variant}",
+        reward="accuracy",
+        context=CONTEXT,
+        steps=options.steps,
+        max_tokens=options.max_tokens,
+        lr=options.lr,
+        seed=seed,
+    )
     card = read_card(out)
     measures, steps = card["measures"], read_steps(out)
     return {
@@ -75,8 +65,9 @@ def train(files: Files, variant: str, seed: int, options: argparse.Namespace) ->
 
 def read_steps(folder: Path) -> list[dict[str, Any]]:
     """The metrics of every training step."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if "flat_groups" in line]
+    from potstill.core.metrics_log import METRICS_FILE, read_metrics
+
+    return [line for line in read_metrics(folder / METRICS_FILE) if "flat_groups" in line]
 
 
 def parse_arguments() -> argparse.Namespace:

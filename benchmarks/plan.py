@@ -221,10 +221,11 @@ def planned(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
 
 def ran(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """The child that runs."""
+    from potstill.core.metrics_log import METRICS_FILE, read_metrics
+
     out = Path(job["folder"]) / "work" / "out"
     stage(job).run(out, overwrite=True, show=False)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    seconds = [line["seconds"] for line in lines if "seconds" in line][WARM_UP:]
+    seconds = [line["seconds"] for line in read_metrics(out / METRICS_FILE) if "seconds" in line][WARM_UP:]
     return {"memory": peak(), "seconds": statistics.median(seconds), "range": [min(seconds), max(seconds)]}
 
 

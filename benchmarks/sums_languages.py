@@ -15,15 +15,15 @@ repeated, and a stopped one continues.
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill.core.atomic_files import write_rows
 from setting.document import command_line, document, refuse_on_red
-from setting.runs import is_finished, train_on_text
+from setting.runs import train_on_text
 from setting.samples import Answer, sample_answers
-from setting.sums import QUESTIONS, Files, write_rows, write_sums
+from setting.sums import QUESTIONS, SAMPLES, Files, train_grpo, write_sums
 from setting.worked_sums import make_worked_sums
 
 RESTS_ON = [
@@ -32,7 +32,7 @@ RESTS_ON = [
     "tests/evaluate/test_consistency.py",
 ]
 REWARDS = {"accuracy": "accuracy", "slc_rl": "slc_rl", "m_thinker": "m_thinker:minimum=16"}
-PROMPTS, SAMPLES, MAX_TOKENS, CONTEXT = 6, 8, 48, 448
+MAX_TOKENS, CONTEXT = 48, 448
 MEASURED_SAMPLES = 4
 PIVOTS = ("consistent", "first")
 Row = Mapping[str, Any]
@@ -55,7 +55,8 @@ def main() -> None:
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON Lines."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def train_cold_start(files: Files, options: argparse.Namespace) -> Path:
@@ -81,28 +82,20 @@ def train_cold_start(files: Files, options: argparse.Namespace) -> Path:
 
 def train(name: str, seed: int, start: Path, files: Files, options: argparse.Namespace) -> Path:
     """The cold start after GRPO under a reward."""
-    import potstill
-
     out: Path = options.out / f"{name}-{options.steps}-{seed}"
-    if not is_finished(out):
-        print(f"{name}, seed {seed}", file=sys.stderr)
-        potstill.align(
-            str(start),
-            objective="grpo",
-            reward=REWARDS[name],
-            data=str(files.train),
-            eval_data=str(files.held_out),
-            documents=4,  # `measure` measures more
-            samples=SAMPLES,
-            max_tokens=MAX_TOKENS,
-            context=CONTEXT,
-            prompts_per_step=PROMPTS,
-            tokens=options.steps * PROMPTS * CONTEXT,
-            lr=options.lr,
-            seed=seed,
-            out=out,
-            resume=out.exists(),
-        )
+    train_grpo(
+        out,
+        start,
+        files,
+        objective="grpo",
+        reward=REWARDS[name],
+        context=CONTEXT,
+        steps=options.steps,
+        documents=4,  # `measure` measures more
+        max_tokens=MAX_TOKENS,
+        lr=options.lr,
+        seed=seed,
+    )
     return out
 
 

@@ -1,13 +1,12 @@
 """One step of a policy gradient over groups of samples, by potstill and by TRL, with one reward: brevity."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from setting.steps import finish_step
+from setting.steps import finish_step, make_trl_options
 
 QUESTIONS = (
     "Write a short story about a lighthouse.",
@@ -100,7 +99,6 @@ def make_trl_trainer(
     from trl import GRPOConfig, GRPOTrainer
 
     config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(),
         loss_type=variant,
         epsilon_high=0.28 if variant == "dapo" else None,  # None: as below
         per_device_train_batch_size=len(questions) * SAMPLES,
@@ -110,10 +108,7 @@ def make_trl_trainer(
         steps_per_generation=1,
         beta=0.0,
         temperature=1.0,
-        bf16=bf16,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        report_to=[],
+        **make_trl_options(bf16=bf16),
     )
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in questions])
     trainer = GRPOTrainer(

@@ -4,7 +4,6 @@ A pair is the ids of (prompt, chosen answer, rejected answer); both answers end 
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from setting.steps import finish_step
+from setting.steps import finish_step, make_trl_options
 
 BETA = 0.1
 FILE = "instruct/anthropics__hh-rlhf/harmless-base/test.jsonl.gz"  # below POTSTILL_DATA
@@ -124,15 +123,7 @@ def make_trl_trainer(policy: Any, reference: Any, *, bf16: bool) -> Any:
 
     from potstill.models import gguf, locate
 
-    config = DPOConfig(
-        output_dir=tempfile.mkdtemp(),
-        beta=BETA,
-        max_length=None,
-        bf16=bf16,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        report_to=[],
-    )
+    config = DPOConfig(beta=BETA, max_length=None, **make_trl_options(bf16=bf16))
     rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     return DPOTrainer(
         model=policy,

@@ -15,6 +15,17 @@ def make_optimizer(model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
+def make_trl_options(*, bf16: bool) -> dict[str, Any]:
+    """The settings of every trainer of TRL: on the CPU, and without gradient checkpointing, which costs time."""
+    return {
+        "output_dir": tempfile.mkdtemp(),
+        "bf16": bf16,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "report_to": [],
+    }
+
+
 def make_potstill_step(teacher: Any, student: Any, optimizer: torch.optim.Optimizer) -> Step:
     """A step with packed documents and the fused loss; `teacher` is a live model or its cache."""
     from potstill.objectives.logit_distillation import LogitDistillation
@@ -55,16 +66,7 @@ def make_trl_step(teacher: Any, student: Any, optimizer: torch.optim.Optimizer) 
     from potstill.models import gguf, locate
 
     tokenizer = gguf.load_tokenizer(locate.get_packaged_path())
-    config = GKDConfig(
-        output_dir=tempfile.mkdtemp(),
-        lmbda=0.0,
-        beta=0.0,
-        temperature=1.0,
-        bf16=True,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        report_to=[],
-    )
+    config = GKDConfig(lmbda=0.0, beta=0.0, temperature=1.0, **make_trl_options(bf16=True))
     rows = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
     trainer = GKDTrainer(
         model=student, teacher_model=teacher, args=config, train_dataset=rows, processing_class=tokenizer

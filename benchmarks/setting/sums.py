@@ -3,12 +3,16 @@
 Both orders of a sum, and its versions in all languages, are on one side of the split.
 """
 
-import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from potstill.core.atomic_files import write_rows
+from setting.runs import is_finished
+
+PROMPTS, SAMPLES = 6, 8  # of a step, and of a prompt
 QUESTIONS = {
     "en": "What is {a} + {b}?",
     "fr": "Combien font {a} + {b} ?",
@@ -31,6 +35,7 @@ def write_sums(
     pairs = [(a, b) for a in numbers for b in numbers if a <= b]
     generator = random.Random(0)
     generator.shuffle(pairs)
+    folder.mkdir(parents=True, exist_ok=True)
     count = round(held_out * len(pairs))
     files = Files(folder / "train.jsonl", folder / "held_out.jsonl")
     for path, part in zip(files, (pairs[count:], pairs[:count]), strict=True):
@@ -47,7 +52,25 @@ def make_row(a: int, b: int, language: str) -> dict[str, Any]:
     return {"prompt": question, "answer": str(a + b), "language": language, "id": f"{a}+{b}"}
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows as JSON Lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+def train_grpo(
+    out: Path, model: str | Path, files: Files, *, objective: str, reward: str, context: int, steps: int, **options: Any
+) -> None:
+    """GRPO on the sums in `steps` steps of `PROMPTS` prompts with `SAMPLES` samples, unless `out` is finished."""
+    import potstill
+
+    if not is_finished(out):
+        print(f"training {out.name}", file=sys.stderr)
+        potstill.align(
+            str(model),
+            objective=objective,
+            reward=reward,
+            data=str(files.train),
+            eval_data=str(files.held_out),
+            samples=SAMPLES,
+            context=context,
+            prompts_per_step=PROMPTS,
+            tokens=steps * PROMPTS * context,
+            out=out,
+            resume=out.exists(),
+            **options,
+        )
