@@ -5,9 +5,10 @@ not 1. Loss and gradient on these samples are computed by potstill, with the pro
 Dr. GRPO and DAPO, in float32.
 
 Then both take whole steps of GRPO with SmolLM2-135M-Instruct, in turn, each in its own process: 8 prompts with 8
-samples of at most 64 tokens, the reward brevity, one update, float32 weights and bf16 products. TRL samples with
-transformers' `generate`, and runs without gradient checkpointing, which is faster and larger than its default. As the
-samples differ, sampled tokens per second are compared; ratios are medians of the ratios of each step.
+samples of at most 64 tokens, the reward brevity, one update, and float32 weights. Products are in `--dtype`, by default
+the faster one on this machine. TRL samples with transformers' `generate`, and runs without gradient checkpointing,
+which is faster and larger than its default. As the samples differ, sampled tokens per second are compared; ratios are
+medians of the ratios of each step.
 
     python benchmarks/grpo.py --json           (needs: pip install 'potstill[bench]')
 """
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 
+from potstill.core.device import get_dtype_name, resolve_dtype
 from setting.document import command_line, document, refuse_on_red
 from setting.groups import (
     OLD_LOG_P,
@@ -55,16 +57,18 @@ def main() -> None:
     """The parent: refuses if a test fails, compares in float32, lets the sides step in turn, prints one document."""
     options = parse_arguments()
     if options.side:
-        serve(lambda: compare_in_float32 if options.side == "equality" else make_stepper(options.side, options.folder))
+        serve(lambda: compare_in_float32 if options.side == "equality" else make_stepper(options))
         return
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
+    dtype = get_dtype_name(resolve_dtype(options.dtype))
     with tempfile.TemporaryDirectory() as folder:
         save_policy(Path(folder))
         equality = ask_once(["--side", "equality"], folder)
         numbers = range(options.warm_up + options.steps)
-        replies = take_turns(list(SIDES), numbers, ["--folder", folder]) if options.steps else {}
-    figures: dict[str, Any] = {"float32": equality}
+        arguments = ["--folder", folder, "--dtype", dtype]
+        replies = take_turns(list(SIDES), numbers, arguments) if options.steps else {}
+    figures: dict[str, Any] = {"float32": equality, "dtype of steps": dtype}
     met = {
         "the float32 losses are TRL's to 1e-5": all(gap["loss_gap"] <= 1e-5 for gap in equality.values()),
         "the float32 gradients are TRL's to a cosine of 0.99999": all(
@@ -95,11 +99,11 @@ def compare_steps(replies: dict[str, list[dict[str, float]]], options: argparse.
     return figures
 
 
-def make_stepper(name: str, folder: str) -> Callable[[int], dict[str, float]]:
+def make_stepper(options: argparse.Namespace) -> Callable[[int], dict[str, float]]:
     """The child of one side: takes a step for every question."""
     torch.manual_seed(1)
-    policy, tokenizer = load_policy(Path(folder))
-    step = SIDES[name](policy, tokenizer, make_optimizer(policy), dtype=torch.bfloat16)
+    policy, tokenizer = load_policy(Path(options.folder))
+    step = SIDES[options.side](policy, tokenizer, make_optimizer(policy), dtype=resolve_dtype(options.dtype))
 
     def answer(number: int) -> dict[str, float]:
         start = time.perf_counter()
@@ -150,6 +154,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each side; 0: equality alone")
     parser.add_argument("--warm-up", type=int, default=1)
+    parser.add_argument("--dtype", default="auto", help="auto (default), float32 or bfloat16")
     parser.add_argument("--side", choices=(*SIDES, "equality"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()

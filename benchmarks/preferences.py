@@ -1,11 +1,12 @@
-"""SmolLM2 aligned with pairs of HH-RLHF harmless-base: DPO, reverse DPO, and AlignDistil between the two.
+"""SmolLM2 aligned with pairs of HH-RLHF harmless-base: DPO, reverse DPO, AlignDistil between the two, and TRL's DPO.
 
 Measured on the same held-out pairs: accuracy of the implied reward, its margin, the KL to the model before training,
 and the lengths of the answers that the model writes itself. Beside them stand the accuracies of two rules that need no
 training: the shorter answer wins, and the answer that is likelier before training wins. AlignDistil's `plus` is the
-model of DPO and `minus` that of reverse DPO. A finished run in `--out` is not repeated, and a stopped one continues.
+model of DPO and `minus` that of reverse DPO. TRL trains on the pairs of DPO, in as many steps or one or two more or
+fewer, with the same schedule. A finished run in `--out` is not repeated, and a stopped one of potstill continues.
 
-    POTSTILL_DATA=... python benchmarks/preferences.py --json --out runs --pairs 192
+    POTSTILL_DATA=... python benchmarks/preferences.py --json --out runs --pairs 192     (`--only trl` needs TRL)
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from setting.document import command_line, document, refuse_on_red
-from setting.preferences import FILE
+from setting.preferences import FILE, train_trl
 from setting.runs import is_finished, select_measures
 from setting.samples import sample_answers
 from setting.sums import Files
@@ -36,6 +37,7 @@ ARMS = {
     "constant": "aligndistil:adaptive=0",
     "on-policy": "aligndistil",
 }
+PEER = "trl"
 CONTEXT, BATCH_TOKENS = 512, 1024  # of a prompt with both answers; of a step
 MAX_TOKENS = 96  # of an answer that a model writes
 
@@ -46,10 +48,13 @@ def main() -> None:
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
     files = write_pairs(options)
-    names = [name for name in ARMS if name in options.only or (name in TEACHERS and set(options.only) - set(TEACHERS))]
-    figures: dict[str, Any] = {
-        f"{name}, seed {seed}": align(name, seed, files, options) for seed in options.seeds for name in names
-    }
+    needed = set(TEACHERS) if set(options.only) & (set(ARMS) - set(TEACHERS)) else {"dpo"}
+    names = [name for name in ARMS if name in needed | set(options.only)]
+    figures: dict[str, Any] = {}
+    for seed in options.seeds:
+        figures |= {f"{name}, seed {seed}": align(name, seed, files, options) for name in names}
+        if PEER in options.only:
+            figures[f"{PEER}, seed {seed}"] = align_with_trl(seed, files, options)
     met = check_goals(figures, options)
     print(document("preferences", figures, met))
 
@@ -102,6 +107,39 @@ def align(name: str, seed: int, files: Files, options: argparse.Namespace) -> di
     return report | ({"written": measure_written(out, files, options)} if options.answers else {})
 
 
+def align_with_trl(seed: int, files: Files, options: argparse.Namespace) -> dict[str, Any]:
+    """The measures of SmolLM2 after DPO by TRL, on the pairs of the run `dpo`."""
+    import potstill
+    from potstill.core.card import read_card
+
+    out = options.out / f"{PEER}-{options.pairs}-{seed}"
+    if not (out / "config.json").exists():
+        print(f"{PEER}, seed {seed}", file=sys.stderr)
+        card = read_card(options.out / f"dpo-{options.pairs}-{seed}")
+        train_trl(
+            out,
+            options.model,
+            files.train,
+            context=CONTEXT,
+            steps=card["training"]["steps"],
+            lr=options.lr,
+            seed=seed,
+        )
+    table = potstill.measure(
+        out,
+        reference=options.model,
+        data=str(files.held_out),
+        split="all",
+        documents=options.held_out,
+        context=CONTEXT,
+        speed=False,
+    )
+    (measures,) = table.values()
+    after = [measure.to_dict() for measure in measures]
+    report = {"after": select_measures(after, (*MEASURES, "likelihood_accuracy"))}
+    return report | ({"written": measure_written(out, files, options)} if options.answers else {})
+
+
 def measure_written(model: Path, files: Files, options: argparse.Namespace) -> dict[str, float]:
     """The mean tokens of the answers that a model writes to the first held-out prompts, and the share that was cut."""
     from potstill.data.preferences import load_preferences, to_preference
@@ -133,7 +171,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=40, help="held-out prompts that every model answers; 0: none")
     parser.add_argument("--lr", type=float, default=1e-6)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--only", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--only", nargs="+", choices=[*ARMS, PEER], default=[*ARMS, PEER])
     parser.add_argument("--out", type=Path, default=Path("out/preferences"))
     return parser.parse_args()
 

@@ -7,8 +7,8 @@ M-Thinker's gate. Measured on held-out sums of every language, 4 samples each at
 in the language of the question, and answers with both.
 
 CM-Align's pairs are drawn from the cold start: how often the chosen answer is right and the rejected one wrong, where
-the pivot is the most consistent English answer, and where it is the first one. A finished run in `--out` is not
-repeated, and a stopped one continues.
+the pivot is the most consistent English answer, and where it is the first one. DPO then trains on each of both sets. A
+finished run in `--out` is not repeated, and a stopped one continues.
 
     python benchmarks/sums_languages.py --json --out runs --steps 12
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 from potstill.core.atomic_files import write_rows
 from setting.document import command_line, document, refuse_on_red
-from setting.runs import train_on_text
+from setting.runs import is_finished, train_on_text
 from setting.samples import Answer, sample_answers
 from setting.sums import QUESTIONS, SAMPLES, Files, train_grpo, write_sums
 from setting.worked_sums import make_worked_sums
@@ -50,6 +50,8 @@ def main() -> None:
         for name in options.only:
             figures[f"{name}, seed {seed}"] = measure(train(name, seed, start, files, options), files, options)
     figures["pairs"] = {pivot: select_pairs(pivot, start, files, options) for pivot in options.pivots}
+    for pivot in options.pivots:
+        figures[f"dpo, {pivot} pivot"] = measure(train_dpo(pivot, start, options), files, options)
     print(document("sums_languages", figures, check_goals(figures, options)))
 
 
@@ -102,7 +104,7 @@ def train(name: str, seed: int, start: Path, files: Files, options: argparse.Nam
 def measure(model: Path, files: Files, options: argparse.Namespace) -> dict[str, Any]:
     """Shares of right and of consistent samples of held-out sums, over all and by language."""
     report = model / "answers.json"
-    rows = [row for row in read_rows(files.held_out) if row["id"] in list_ids(files, options.held_out)]
+    rows = [row for row in read_rows(files.held_out) if row["id"] in list_ids(files.held_out, options.held_out)]
     if not report.exists():
         chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
         groups = sample_answers(model, chats, samples=MEASURED_SAMPLES, max_tokens=MAX_TOKENS)
@@ -115,9 +117,9 @@ def measure(model: Path, files: Files, options: argparse.Namespace) -> dict[str,
     return figures
 
 
-def list_ids(files: Files, count: int) -> list[str]:
-    """The first `count` held-out sums."""
-    return list(dict.fromkeys(row["id"] for row in read_rows(files.held_out)))[:count]
+def list_ids(file: Path, count: int) -> list[str]:
+    """The first `count` sums of a file."""
+    return list(dict.fromkeys(row["id"] for row in read_rows(file)))[:count]
 
 
 def score(rows: Sequence[Row], groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
@@ -143,11 +145,14 @@ def select_pairs(pivot: str, start: Path, files: Files, options: argparse.Namesp
     import potstill
     from potstill.core.card import read_card
 
+    data = options.out / "questions.jsonl"
+    ids = list_ids(files.train, options.pair_sums)
+    write_rows(data, [row for row in read_rows(files.train) if row["id"] in ids])
     out = options.out / f"pairs-{pivot}"
     if not (out / "card.json").exists():
         potstill.generate(
             str(start),
-            data=str(files.held_out),
+            data=str(data),
             select="prefer",
             pivot_answer=pivot,
             samples=SAMPLES,
@@ -157,6 +162,27 @@ def select_pairs(pivot: str, start: Path, files: Files, options: argparse.Namesp
         )
     details = read_card(out)["details"]
     return {**details, "precision": details["right_pairs"] / details["checked_pairs"]}
+
+
+def train_dpo(pivot: str, start: Path, options: argparse.Namespace) -> Path:
+    """The cold start after DPO on the pairs of a pivot."""
+    import potstill
+
+    out: Path = options.out / f"dpo-{pivot}"
+    if not is_finished(out):
+        potstill.align(
+            str(start),
+            objective="dpo:nll=0.2",
+            data=str(options.out / f"pairs-{pivot}"),
+            context=CONTEXT,
+            batch_tokens=1024,
+            lr=options.dpo_lr,
+            epochs=2,
+            save_dtype="float32",
+            out=out,
+            resume=out.exists(),
+        )
+    return out
 
 
 def check_goals(figures: Mapping[str, Any], options: argparse.Namespace) -> dict[str, bool]:
@@ -183,6 +209,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cold-start", type=int, default=400, help="worked answers of the cold start")
     parser.add_argument("--cold-lr", type=float, default=1e-4)
     parser.add_argument("--held-out", type=int, default=8, help="held-out sums to measure on, each in 4 languages")
+    parser.add_argument("--pair-sums", type=int, default=24, help="sums of CM-Align's pairs, each in 4 languages")
+    parser.add_argument("--dpo-lr", type=float, default=1e-5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", choices=list(REWARDS), default=list(REWARDS))
     parser.add_argument("--pivots", nargs="*", choices=PIVOTS, default=list(PIVOTS))

@@ -1,9 +1,10 @@
-"""Pairs of HH-RLHF as token ids, and one DPO step by potstill and by TRL on them.
+"""Pairs of HH-RLHF as token ids, one DPO step by potstill and by TRL on them, and a whole run of TRL.
 
 A pair is the ids of (prompt, chosen answer, rejected answer); both answers end with the turn's end token.
 """
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from setting.steps import finish_step, make_trl_options
 
 BETA = 0.1
+SIDES = ("chosen", "rejected")
 FILE = "instruct/anthropics__hh-rlhf/harmless-base/test.jsonl.gz"  # below POTSTILL_DATA
 LIMIT = 1024  # tokens of a whole chat; longer pairs are left out
 Pair = tuple[list[int], list[int], list[int]]
@@ -151,3 +153,58 @@ def make_trl_step(policy: Any, reference: Any, optimizer: torch.optim.Optimizer,
         return finish_step(policy, optimizer, loss)
 
     return step
+
+
+def train_trl(out: Path, name: str, file: Path, *, context: int, steps: int, lr: float, seed: int) -> None:
+    """Trains a model by TRL's DPOTrainer for one epoch of a file's pairs, in about `steps` steps, and saves it.
+
+    Of every pair, prompt and both answers have at most `context` tokens together, as in `potstill align`.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from potstill.models.load import load_model
+    from potstill.train.config import TrainConfig
+
+    loaded = load_model(name)
+    rows = [row for row in list_rows(file) if count_tokens(loaded.tokenizer, row) <= context]
+    config = DPOConfig(
+        beta=BETA,
+        max_length=None,
+        learning_rate=lr,
+        lr_scheduler_type="cosine_warmup_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": TrainConfig.final_rate},
+        warmup_steps=0.1,  # below 1 it is a share of the steps
+        adam_beta2=0.95,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=max(1, round(len(rows) / steps)),
+        num_train_epochs=1,
+        save_strategy="no",
+        seed=seed,
+        **make_trl_options(bf16=True),
+    )
+    trainer = DPOTrainer(
+        model=loaded.model.float(),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=loaded.tokenizer,
+    )
+    trainer.train()
+    print(f"TRL: {len(rows)} pairs in {trainer.state.global_step} steps", file=sys.stderr)
+    loaded.tokenizer.save_pretrained(out)
+    loaded.model.save_pretrained(out)
+
+
+def list_rows(file: Path) -> list[dict[str, list[Any]]]:
+    """The pairs of a file as TRL reads them."""
+    from potstill.data.preferences import load_preferences, to_preference
+
+    pairs = map(to_preference, load_preferences(str(file), split="all").documents)
+    return [{"prompt": list(p.prompt), "chosen": list(p.chosen), "rejected": list(p.rejected)} for p in pairs]
+
+
+def count_tokens(tokenizer: Any, row: Mapping[str, list[Any]]) -> int:
+    """The tokens of a prompt with both answers; the last token of the prompt precedes each answer."""
+    prompt = len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))
+    sides = [tokenizer.apply_chat_template(row["prompt"] + row[side], return_dict=False) for side in SIDES]
+    return prompt + 1 + sum(len(ids) - prompt for ids in sides)

@@ -243,7 +243,7 @@ def generate(
     model: ModelSource,
     prompt: str | None = None,
     *,
-    data: DataSource | None = None,
+    data: DataSource | Sequence[str | Path] | None = None,
     out: str | Path | None = None,
     on_text: Callable[[str], object] | None = None,
     overwrite: bool = False,

@@ -145,7 +145,7 @@ def generate(
     model: ModelSource,
     prompt: str | None = None,
     *,
-    data: DataSource | None = None,
+    data: DataSource | Sequence[str | Path] | None = None,
     out: str | Path | None = None,
     on_text: Callable[[str], object] | None = None,
     overwrite: bool = False,
@@ -161,7 +161,7 @@ def generate(
     """
     check_generation(prompt=prompt, data=data, out=out, on_text=on_text, **options)
     if data is not None and out is not None:
-        values = {"model": str(model), "data": str(data), **options}
+        values = {"model": str(model), "data": data, **options}
         stage = (
             build_options(CandidatesConfig, values)
             if options.get("select")

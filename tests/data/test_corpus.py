@@ -234,7 +234,7 @@ def test_a_csv_file_without_header_shows_its_first_line(tmp_path: Path) -> None:
 def test_documents_that_are_all_alike_have_no_validation_share(lines: Lines) -> None:
     path = lines([{"prompt": "a", "response": "b"}] * 3)
     assert len(load_corpus(path)) == 3
-    with pytest.raises(DataError, match="3 documents, all equal"):
+    with pytest.raises(DataError, match="holds no two different documents"):
         load_corpus(path, split="validation")
 
 

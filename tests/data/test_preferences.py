@@ -70,7 +70,7 @@ def test_at_least_two_prompts_are_held_out_so_that_kto_can_compare_them(lines: L
 
 def test_pairs_to_one_prompt_have_no_validation_share(lines: Lines) -> None:
     path = str(lines([{"prompt": "Hi", "chosen": f"{i}", "rejected": "no"} for i in range(3)]))
-    with pytest.raises(DataError, match="holds 3 prompts, all equal, so none can be held out"):
+    with pytest.raises(DataError, match="holds no two different prompts, so none can be held out"):
         load_preferences(path, split="validation")
 
 

@@ -89,7 +89,7 @@ def test_measure_reads_a_folder_of_edits(teacher: Path, facts: Path, pairs: Path
 
 
 def test_facts_are_added_to_those_of_a_folder(teacher: Path, facts: Path, tmp_path: Path) -> None:
-    first = EditConfig(model=str(teacher), facts=str(facts), **SMALL, measure=False, limit=1)
+    first = EditConfig(model=str(teacher), facts=str(facts), **SMALL, measure=False, limit=1, similarity=0.5)
     first.run(tmp_path / "one")
     more = [{"language": "en", "subject": "Bonn", "prompt": "Where is Bonn?", "target": "z"}]
     second = EditConfig(
@@ -97,7 +97,7 @@ def test_facts_are_added_to_those_of_a_folder(teacher: Path, facts: Path, tmp_pa
     )
     second.run(tmp_path / "two")
     saved_edits = json.loads((tmp_path / "two" / "edits.json").read_text())
-    assert saved_edits["base"] == str(teacher)
+    assert (saved_edits["base"], saved_edits["similarity"]) == (str(teacher), 0.5)
     assert [edit["triggers"] for edit in saved_edits["edits"]] == [["Rome", "Roma"], ["Bonn"]]
 
 

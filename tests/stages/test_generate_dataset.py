@@ -68,6 +68,18 @@ def test_python_answers_a_data_set_as_the_stage_does(
     assert rows(tmp_path / "python") == rows(tmp_path / "stage")
 
 
+def test_several_data_sets_are_answered_as_one(speaker: Path, pairs: Path, tmp_path: Path) -> None:
+    lines = pairs.read_text().splitlines(keepends=True)
+    files = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
+    for file, part in zip(files, (lines[::2], lines[1::2]), strict=True):
+        file.write_text("".join(part))
+    result = potstill.generate(speaker, data=files, out=tmp_path / "made", max_tokens=40, temperature=1.0)
+    assert not isinstance(result, str)
+    prompts = {row["prompt"] for row in rows(tmp_path / "made")}
+    for file in files:
+        assert prompts & {json.loads(line)["prompt"] for line in file.read_text().splitlines()}
+
+
 def test_what_is_answered_depends_on_the_seed_and_not_on_the_batch(
     stage: GenerateDatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

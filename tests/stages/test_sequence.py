@@ -1,6 +1,8 @@
 """Stages one after another."""
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +42,9 @@ def test_each_stage_has_a_folder_and_starts_from_the_one_before(
     assert done.measures["teacher"][0].name == "bits_per_byte"
 
 
-def test_finished_stages_are_not_made_again(stages: tuple[PruneConfig | DistillConfig, ...], tmp_path: Path) -> None:
+def test_finished_stages_are_not_made_again(
+    stages: tuple[PruneConfig | DistillConfig, ...], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_stages(stages[:1], tmp_path / "made")
     first = stamps(tmp_path / "made")
     whole = run_stages(stages, tmp_path / "made", resume=True)
@@ -48,6 +52,10 @@ def test_finished_stages_are_not_made_again(stages: tuple[PruneConfig | DistillC
     assert both.items() >= first.items()
     assert run_stages(stages, tmp_path / "made", resume=True) == whole
     assert stamps(tmp_path / "made") == both
+    assert "has changed since" not in capsys.readouterr().err
+    os.utime(text, (time.time() + 60,) * 2)
+    run_stages(stages, tmp_path / "made", resume=True)
+    assert f"1-prune is finished, though {text} has changed since" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_finished_stage_of_another_plan_is_not_taken_for_this_one(

@@ -328,5 +328,5 @@ def _select_held_out(
     held_out = choose_held_out(keys, least=least)
     selected = [index for index, is_held_out in enumerate(held_out) if is_held_out == validation]
     if not selected:
-        raise DataError(f"{name} holds {len(keys)} {noun}, all equal, so none can be held out; use split=all")
+        raise DataError(f"{name} holds no two different {noun}, so none can be held out; give more of them")
     return selected

@@ -85,7 +85,7 @@ def split_texts(texts: Sequence[str], *, validation: bool) -> list[Document]:
             text = "".join(numbered_sections[index][1] for index in indices)
             documents.append({"text": text, "whole": indices[-1] == last_section[number]})
     if not documents:
-        raise DataError(f"{total} characters are too few to hold a validation share; use split=all")
+        raise DataError(f"{total} characters are too few to hold out a share; give more text")
     return documents
 
 

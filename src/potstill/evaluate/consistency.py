@@ -11,8 +11,8 @@ The consistency of an answer is its mean similarity to the others:
 | text | the cosine of their embeddings |
 
 An answer that cannot be read (no final answer, no code) has no vote: its similarity to all others is 0, and it is never
-preferred or rejected. The most consistent English answer is the pivot. For each other language, the answer most similar
-to the pivot is chosen and the least similar one rejected.
+preferred or rejected. The most consistent answer in the pivot language (English by default) is the pivot. For each
+other language, the answer most similar to the pivot is chosen and the least similar one rejected.
 
 Source: CM-Align (arXiv:2509.08541). Its code was not available: the similarity of code, what happens at ties, and that
 an unreadable answer is left out follow from the paper's idea and are ours. Cosines favor answers of the pivot's length.
@@ -63,8 +63,8 @@ def prefer(
     """The chosen and the rejected text: the most and the least similar one to the most consistent of `pivots`.
 
     None where different pivots share the highest consistency, as any two alone do, where no pivot or fewer than two
-    texts can be read, or where all texts are equally similar. Of texts that are equally similar, the lowest SHA-256
-    decides, which neither their order nor their length enters.
+    texts can be read, or where all texts are equally similar. Among texts that are equally similar, the lowest
+    SHA-256 decides, so neither their order nor their length matters.
 
     Raises: as `consistency` does.
     """

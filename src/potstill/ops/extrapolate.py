@@ -6,8 +6,9 @@
 
 z+ are the logits of a policy that prefers the chosen answers, z- those of a reverse policy. With z- those of the
 reference and without contrast, this is the theorem of the paper: maximizing E_q[beta log(p+ / p_ref)] - b KL(q||p_ref)
-over q is minimizing b KL(q || softmax(z*)), alpha = beta / b. The identity holds at each position, for a given prefix.
-`ratio` 0 makes alpha the constant `epsilon`. A constant added to all logits of a row changes nothing.
+over q is minimizing b KL(q || softmax(z*)). Here b is the weight of the KL to the reference, and alpha = beta / b. The
+identity holds at each position, for a given prefix. `ratio` 0 makes alpha the constant `epsilon`. A constant added to
+all logits of a row changes nothing.
 
 Source: Zhang et al., "AlignDistil" (arXiv:2503.02832), theorem 1 and the adaptive extrapolation.
 """

@@ -1,12 +1,12 @@
 """Losses of preferences: of pairs of answers to one prompt, or of single answers with a label. All are in nats.
 
     Side(policy, reference, tokens)     per answer: log pi(y|x), log pi_ref(y|x), and the number of its tokens |y|
-    r = log pi(y|x) - log pi_ref(y|x)           l = log pi(y|x) / |y|           w: chosen, l: rejected
+    r = log pi(y|x) - log pi_ref(y|x)           a = log pi(y|x) / |y|           w: chosen, l: rejected
 
     dpo     -(1 - s) log sigma(m) - s log sigma(-m)                 m = beta (r_w - r_l)            s = smoothing
     ipo     (r_w / |y_w| - r_l / |y_l| - 1 / (2 beta))^2
-    simpo   -log sigma(beta (l_w - l_l) - gamma)
-    orpo    -l_w - weight log sigma(log odds_w - log odds_l)        odds = exp(l) / (1 - exp(l))
+    simpo   -log sigma(beta (a_w - a_l) - gamma)
+    orpo    -a_w - weight log sigma(log odds_w - log odds_l)        odds = exp(a) / (1 - exp(a))
     kto     1 - sigma(beta (r - z)) if desirable, 1 - sigma(beta (z - r)) if not        z = baseline
 
 Log-probabilities are sums over the tokens of the answer alone, its end token included. Prompts do not count.
@@ -79,7 +79,7 @@ def ipo(chosen: Side, rejected: Side, *, beta: float = 0.1) -> Float[Tensor, " P
 
 
 def simpo_margin(chosen: Side, rejected: Side, *, beta: float = 2.0) -> Float[Tensor, " P"]:
-    """beta (l_w - l_l)."""
+    """beta (a_w - a_l)."""
     return beta * (chosen.token_log_p - rejected.token_log_p)
 
 
@@ -97,7 +97,7 @@ def orpo_margin(chosen: Side, rejected: Side) -> Float[Tensor, " P"]:
 
 
 def orpo(chosen: Side, rejected: Side, *, weight: float = 0.1) -> Float[Tensor, " P"]:
-    """-l_w - weight log sigma(m), m = `orpo_margin`; it reads no reference. Source: arXiv:2403.07691, equations 6, 7.
+    """-a_w - weight log sigma(m), m = `orpo_margin`; it reads no reference. Source: arXiv:2403.07691, equations 6, 7.
 
     Departs from TRL, whose first summand also trains the prompt: here it is the answer's loss, as in the paper.
     """

@@ -89,7 +89,8 @@ class EditConfig(EditOptions):
             before = answer_facts(editor, facts) if self.measure else []
             edited_facts = self._edit(editor, facts)
             edits = [*origin.edits, *(fact.edit for fact in edited_facts)]
-            attach_edits(loaded.model, Edits(edits, editor.token_bytes, similarity=self.similarity))
+            similarity = self.similarity or origin.similarity
+            attach_edits(loaded.model, Edits(edits, editor.token_bytes, similarity=similarity))
             measures = measure_answers(editor, facts, answer_facts(editor, facts), before) if self.measure else {}
             card = self._make_card(loaded, facts, edited_facts, measures, editor)
             with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
@@ -98,7 +99,7 @@ class EditConfig(EditOptions):
                     name = copy_base(locate_model(name), folder)
                 save_edits(
                     folder,
-                    EditFolder(base=name, digest=loaded.digest, edits=tuple(edits), similarity=self.similarity),
+                    EditFolder(base=name, digest=loaded.digest, edits=tuple(edits), similarity=similarity),
                 )
                 card.write(folder)
         return card

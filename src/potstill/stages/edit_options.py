@@ -38,7 +38,8 @@ class EditOptions(TextOptions):
     ).field()
     similarity: float = Option(
         0.0,
-        "Share of a question's letters, in groups of three, that a prompt must hold beside the subject, 0 to 1.",
+        "Share of a question's letters, in groups of three, that a prompt must hold beside the subject, 0 to 1; 0 in a "
+        "folder of edits: as it is.",
     ).field()
     raw: bool = Option(False, "Ask the questions as they are, without the chat template.").field()
     measure: bool = Option(

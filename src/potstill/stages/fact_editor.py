@@ -35,7 +35,7 @@ MAX_PARAPHRASE_TOKENS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class EditedFact:
-    """A fact's edit, how it was learned, its neurons by layer, and the layers whose neuron is the fallback."""
+    """A fact's edit, how it was learned, and the layers where no neuron is shared by all languages."""
 
     edit: Edit
     learned: LearnedEdit

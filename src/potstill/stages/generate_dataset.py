@@ -91,7 +91,7 @@ class GenerateDatasetConfig(GenerateDatasetOptions, DatasetStage):
         if corpus.kind == "text":
             raise DataError(f"{corpus.name} is plain text, which has no prompts; give prompts with responses, or chats")
         if not self.documents and not isinstance(corpus.documents, Dataset):
-            raise UsageError(f"{self.data} is streamed and may never end; limit it with --documents")
+            raise UsageError(f"{corpus.name} is streamed and may never end; limit it with --documents")
         return list(islice(corpus.documents, self.documents or None))
 
     def _write_part(

@@ -75,7 +75,7 @@ class GenerateDatasetOptions(DataOptions):
         None, "How to ask for a translation, with {language} and {text}, which are filled in."
     ).field()
     instruct_prompt: str | None = Option[str | None](
-        None, "How to ask for a new prompt, with {examples}: four prompts of the data are filled in."
+        None, "How to ask for a new prompt, with {examples}: four prompts are filled in."
     ).field()
 
 

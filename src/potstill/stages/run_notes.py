@@ -30,8 +30,8 @@ def report_outcome(tokens: int, trained: int, measures: Mapping[str, Sequence[Me
     """
     if trained < MIN_SHARE * tokens:
         print_note(
-            f"the run trained {trained:,} tokens in place of {tokens:,}: it ended early by --patience, or its packs "
-            f"are not full"
+            f"the run trained {trained:,} tokens in place of {tokens:,}: --patience ended it, or its packs or "
+            f"last steps are not full"
         )
     models = (BEFORE_TRAINING, student)
     before, after = (_get_value(measures.get(name, ()), "teacher_kl") for name in models)

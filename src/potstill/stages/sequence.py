@@ -15,6 +15,7 @@ from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.prompts import limit_prompts_per_step
 from potstill.stages.align.run import align
 from potstill.stages.candidates.config import CandidatesConfig
+from potstill.stages.console import print_note
 from potstill.stages.convert import ConvertConfig
 from potstill.stages.distill.config import DistillConfig
 from potstill.stages.distill.run import distill
@@ -83,7 +84,9 @@ def run_stages(stages: Sequence[Stage], out: Path, *, overwrite: bool = False, r
             if isinstance(resolved_stage, AlignConfig):
                 resolved_stage = limit_prompts_per_step(resolved_stage)
             unchanged = unchanged and is_finished(folder, resolved_stage)
-            if not unchanged:
+            if unchanged:
+                report_newer_data(resolved_stage, folder)
+            else:
                 run_stage(resolved_stage, folder, overwrite=overwrite, resume=resume and folder.exists())
             folders.append(folder)
         return StageResult(folders[-1], read_card(folders[-1]))
@@ -140,6 +143,14 @@ def run_stage(stage: Stage, out: Path, *, overwrite: bool, resume: bool) -> None
         train_medusa(stage, out, overwrite=overwrite, resume=resume)
     else:
         stage.run(out, overwrite=overwrite, resume=resume)
+
+
+def report_newer_data(stage: Stage, folder: Path) -> None:
+    """Note the files of data that changed after a finished stage read them."""
+    finished = (folder / CARD_FILE).stat().st_mtime
+    for name in stage.inputs.data_names:
+        if (path := Path(name)).is_file() and path.stat().st_mtime > finished:
+            print_note(f"{folder.name} is finished, though {name} has changed since; --overwrite runs all stages again")
 
 
 def is_finished(folder: Path, stage: Stage) -> bool:

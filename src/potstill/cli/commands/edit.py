@@ -17,7 +17,10 @@ FACTS_HELP = (
 
 @o.take_options(EditOptions, leave_out=EditOptions.unused_options)
 def edit(
-    model: o.Model,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A hub id, a folder, a .gguf file, smollm2, or a folder of edits."),
+    ],
     facts: Annotated[list[str], typer.Option(help=FACTS_HELP, metavar="TEXT")],
     out: o.Out,
     overwrite: o.Overwrite = False,

@@ -1,7 +1,7 @@
 """`potstill generate`: generate text with a model."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,8 +37,12 @@ def generate(
         bool, typer.Option("--show", help="Color the tokens that --draft wrote and the model kept, on a terminal.")
     ] = False,
     data: Annotated[
-        str | None,
-        typer.Option(help="Answer the prompts of this data set, and write the answers as a data set to --out."),
+        list[str] | None,
+        typer.Option(
+            help="Answer the prompts of this data set, and write the answers as a data set to --out; repeat it to mix "
+            "several.",
+            metavar="TEXT",
+        ),
     ] = None,
     out: Annotated[str | None, typer.Option(help="The folder to write the answers to --data in.")] = None,
     overwrite: o.Overwrite = False,
@@ -67,9 +71,9 @@ def generate(
 
     Example: [bold]potstill generate smollm2 --data sums.jsonl --select mixed --temperature 0.9 --out prompts[/]
     """
-    check_options(prompt, data, out, options, chat=chat, show=show, as_json=as_json)
-    if data is not None and out is not None:
-        values = {"model": model, "data": data, **options}
+    check_options(prompt, data or None, out, options, chat=chat, show=show, as_json=as_json)
+    if data and out is not None:
+        values = {"model": model, "data": data[0] if len(data) == 1 else tuple(data), **options}
         return generate_dataset(values, out, overwrite=overwrite, resume=resume, dry_run=dry_run, as_json=as_json)
     answer_options = build_options(AnswerOptions, options)
     suppress_library_output()
@@ -125,7 +129,7 @@ def build_stage(values: Mapping[str, Any]) -> "GenerateDatasetConfig | Candidate
 
 def check_options(
     prompt: str | None,
-    data: str | None,
+    data: Sequence[str] | None,
     out: str | None,
     options: Mapping[str, Any],
     *,
@@ -138,7 +142,7 @@ def check_options(
     Raises: UsageError.
     """
     if chat:
-        check_chat(prompt, data or out, raw=options["raw"], as_json=as_json)
+        check_chat(prompt, answers_data=bool(data or out), raw=options["raw"], as_json=as_json)
     elif (prompt is None) == (data is None) or (data is None) != (out is None):
         raise UsageError(
             "give --prompt for one answer, --chat for a chat, or --data and --out for the answers to a data set"
@@ -154,7 +158,7 @@ def check_options(
         raise UsageError("--show colors text on a terminal, and --json prints none; omit one of them")
 
 
-def check_selection(data: str | None, options: Mapping[str, Any]) -> None:
+def check_selection(data: Sequence[str] | None, options: Mapping[str, Any]) -> None:
     """Refuse --select without a data set, and its options without --select.
 
     Raises: UsageError.
@@ -168,14 +172,14 @@ def check_selection(data: str | None, options: Mapping[str, Any]) -> None:
             raise UsageError(f"--{field.name.replace('_', '-')} is for --select; give that too, such as --select mixed")
 
 
-def check_chat(prompt: str | None, data_or_out: str | None, *, raw: bool, as_json: bool) -> None:
+def check_chat(prompt: str | None, *, answers_data: bool, raw: bool, as_json: bool) -> None:
     """Refuse what a chat cannot be combined with.
 
     Raises: UsageError.
     """
     if prompt == STDIN:
         raise UsageError("--chat reads its turns from standard input; give --prompt the text of the first turn")
-    if data_or_out is not None:
+    if answers_data:
         raise UsageError("--chat answers you, and --data with --out a data set; omit one of them")
     if raw:
         raise UsageError("--chat needs the chat template, which --raw leaves out; omit one of them")

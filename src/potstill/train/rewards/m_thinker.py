@@ -80,7 +80,7 @@ def select_right(accuracy: Accuracy, completions: Sequence[Completion], indices:
     return [n for n, value in zip(indices, values, strict=True) if value]
 
 
-@register_reward("slc_rl", help="0.9 * accuracy + 0.1 * language, which leaves a model its English", columns=COLUMNS)
+@register_reward("slc_rl", help="0.9 * accuracy + 0.1 * language; right English answers pass", columns=COLUMNS)
 def build_slc_rl(detector: str = DEFAULT_DETECTOR) -> RewardSum:
     """0.9 accuracy + 0.1 language: the soft language consistency that M-Thinker compares with."""
     accuracy = RewardTerm(name="accuracy", weight=0.9, reward=Accuracy())

@@ -14,7 +14,8 @@ from potstill.core.types import IGNORE, Batch
 from potstill.data.pack_fields import OFFSETS, get_field, join_fields, split_fields, to_tensor
 from potstill.ops.layout import repeat_prompts
 
-TALLY_NAMES = ("documents", "replayed", "tokens", "empty", "cut")  # sampled, replayed; of completions
+# documents with a sampled completion, those that are replayed, and of the sampled completions: tokens, empty, cut
+TALLY_NAMES = ("documents", "replayed", "tokens", "empty", "cut")
 MAX_UNPROMPTED_TOKENS = 2  # a BOS, and the context of a further window, are no prompt
 
 

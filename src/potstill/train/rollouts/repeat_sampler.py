@@ -11,9 +11,9 @@ from potstill.train.rollouts.base import seed_generator
 class RepeatSampler(Sampler[int]):
     """The items of an epoch in random order, in chunks of `size`, each of which comes `repeats` times in a row.
 
-    Items beyond the last whole chunk wait for another epoch. The order follows from `seed` and `get_epoch()`. So a
-    resumed run goes on in it; a loader that skips batches does not hand on the number of the epoch. There must be at
-    least one chunk of items.
+    Items beyond the last whole chunk wait for another epoch. The order follows from `seed` and `get_epoch()`, so a
+    resumed run has the same. A loader that skips batches does not pass `set_epoch` on, hence `get_epoch`. There must be
+    at least one chunk of items.
     """
 
     def __init__(self, num_items: int, *, size: int, repeats: int, seed: int, get_epoch: Callable[[], int]) -> None:
