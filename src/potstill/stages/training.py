@@ -110,7 +110,8 @@ def run_training(
                 result = train_model(run, folder, title=out.name, resume=resume, show=show)
                 student = export_student(run)
                 card = publish(run, out, student, result, baseline, checks)
-        report_outcome(config.settings.count_tokens(run.data["tokens"]), result.tokens, card.measures, student=out.name)
+        tokens = 0 if run.rollout else config.settings.count_tokens(run.data["tokens"])  # samples have any length
+        report_outcome(tokens, result.tokens, card.measures, student=out.name)
     return TrainingResult(out=out, card=card, model=student, tokenizer=run.origin.tokenizer)
 
 

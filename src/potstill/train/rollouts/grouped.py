@@ -65,9 +65,7 @@ class GroupedRollout:
             return self.update_batches
         numbers = [batch[ROWS].tolist() for batch in batches]
         groups = self.sampler.draw([number for part in numbers for number in part], student, step=step)
-        self._add_totals(
-            self.sampler.sum_groups(groups)
-        )  # before refills, which select
+        self._add_totals(self.sampler.sum_groups(groups))  # without refills, which select groups
         groups = self._replace_flat_groups(groups, student, step)
         advantages = self._compute_advantages(groups)
         device, start, new_batches = batches[0]["input_ids"].device, 0, []
