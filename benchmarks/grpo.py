@@ -119,7 +119,7 @@ def compare_in_float32(folder: str) -> dict[str, dict[str, float]]:
     policy, tokenizer = load_policy(Path(folder))
     rollout = make_rollout(policy, tokenizer, questions=QUESTIONS, max_tokens=MAX_TOKENS, updates=2)
     rollout.roll_out([make_prompt_batch(rollout)], policy, step=0)
-    (batch,) = rollout.stored  # with the log-probabilities of the policy that drew the samples
+    (batch,) = rollout.update_batches  # with the log-probabilities of the policy that drew the samples
     inputs = pad_for_trl(batch, tokenizer.pad_token_id)
     trainers = {
         variant: make_trl_trainer(policy, tokenizer, variant, bf16=False, questions=QUESTIONS, max_tokens=MAX_TOKENS)

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from setting.steps import finish_step, make_trl_options
+
+if TYPE_CHECKING:
+    from potstill.train.rollouts.grouped import GroupedRollout
 
 QUESTIONS = (
     "Write a short story about a lighthouse.",
@@ -29,7 +32,9 @@ def rate(texts: Sequence[str]) -> list[float]:
     return [-len(text) / 1000 for text in texts]
 
 
-def make_rollout(policy: Any, tokenizer: Any, *, questions: Sequence[str], max_tokens: int, updates: int = 1) -> Any:
+def make_rollout(
+    policy: Any, tokenizer: Any, *, questions: Sequence[str], max_tokens: int, updates: int = 1
+) -> "GroupedRollout":
     """potstill's rollout of groups of samples of `questions`."""
     from potstill.data.prompt_rows import Prompt
     from potstill.data.prompts import PromptTokenizer
@@ -55,7 +60,7 @@ def make_rollout(policy: Any, tokenizer: Any, *, questions: Sequence[str], max_t
     return GroupedRollout(sampler=sampler)
 
 
-def make_prompt_batch(rollout: Any) -> Any:
+def make_prompt_batch(rollout: "GroupedRollout") -> Any:
     """The prompts of a step as a batch without samples."""
     from potstill.data.packing import collate
     from potstill.data.prompt_rows import pack_prompts
