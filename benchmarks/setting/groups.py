@@ -78,12 +78,14 @@ def make_module(policy: Any, variant: str, *, dtype: torch.dtype) -> Any:
     return TrainingModule(policy, objective, compute_dtype=dtype)
 
 
-def make_potstill_step(policy: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, *, dtype: torch.dtype) -> Step:
+def make_potstill_step(
+    policy: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, *, questions: Sequence[str], dtype: torch.dtype
+) -> Step:
     """Samples, rewards and one update of GRPO, as `potstill align` runs them."""
     from potstill.train.rollouts.steps import roll_out_step
 
     module = make_module(policy, "grpo", dtype=dtype)
-    rollout = make_rollout(policy, tokenizer, questions=QUESTIONS, max_tokens=MAX_TOKENS)
+    rollout = make_rollout(policy, tokenizer, questions=questions, max_tokens=MAX_TOKENS)
     prompts, numbers = make_prompt_batch(rollout), iter(range(1_000_000))
 
     def step() -> tuple[float, int]:
@@ -127,13 +129,15 @@ def make_trl_trainer(
     return trainer
 
 
-def make_trl_step(policy: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, *, dtype: torch.dtype) -> Step:
+def make_trl_step(
+    policy: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, *, questions: Sequence[str], dtype: torch.dtype
+) -> Step:
     """GRPOTrainer's training step, with its own samples."""
     bf16 = dtype == torch.bfloat16
-    trainer = make_trl_trainer(policy, tokenizer, "grpo", bf16=bf16, questions=QUESTIONS, max_tokens=MAX_TOKENS)
+    trainer = make_trl_trainer(policy, tokenizer, "grpo", bf16=bf16, questions=questions, max_tokens=MAX_TOKENS)
     model = trainer.accelerator.prepare_model(trainer.model)
     model.train()
-    rows = [{"prompt": [{"role": "user", "content": text}]} for text in QUESTIONS for _ in range(SAMPLES)]
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in questions for _ in range(SAMPLES)]
 
     def step() -> tuple[float, int]:
         loss = trainer.training_step(model, rows, None)
