@@ -121,7 +121,7 @@ def align_with_trl(seed: int, files: Files, options: argparse.Namespace) -> dict
             options.model,
             files.train,
             context=CONTEXT,
-            steps=card["training"]["steps"],
+            steps=card["cost"]["steps"],
             lr=options.lr,
             seed=seed,
         )
