@@ -35,6 +35,17 @@ INLINE floats load(const float *x) { floats y; memcpy(&y, x, sizeof y); return y
 INLINE void store(float *x, floats y) { memcpy(x, &y, sizeof y); }
 INLINE floats fill(float x) { return x - (floats){}; }
 
+// x y + z, rounded once wherever the processor can: a compiler would fuse some of these products and not others
+INLINE floats multiply_add(floats x, floats y, floats z) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (floats)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+#else
+    return x * y + z;
+#endif
+}
+
 INLINE float sum(floats x) {
 #ifdef __AVX512F__
     return _mm512_reduce_add_ps(x);
@@ -80,7 +91,7 @@ INLINE void write_product(const Matrix *m, int64_t row, float *y, floats sums, c
     const int64_t columns = m->columns;
     float value = sum(sums), tail = 0;
     for (int64_t k = columns / LANES * LANES; k < columns; k++)
-        tail += load_weight(m->weight, row * m->stride + k, dtype) * x[k];
+        tail = fmaf(load_weight(m->weight, row * m->stride + k, dtype), x[k], tail);  // a compiler may fuse only some
     value += tail;
     if (dtype == INT8) value *= m->scale[row];
     *y = m->bias ? value + m->bias[row] : value;
@@ -110,7 +121,7 @@ INLINE void multiply_block(
         for (int r = 0; r < rows; r++) {
             const floats weights = load_weights(m->weight, start + r * stride + k, dtype);
 #pragma GCC unroll 4
-            for (int t = 0; t < tokens; t++) sums[r * tokens + t] += weights * inputs[t];
+            for (int t = 0; t < tokens; t++) sums[r * tokens + t] = multiply_add(weights, inputs[t], sums[r * tokens + t]);
         }
     }
 #pragma GCC unroll 16
