@@ -163,6 +163,7 @@ def train_trl(out: Path, name: str, file: Path, *, context: int, steps: int, lr:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
+    from potstill.core.device import resolve_dtype
     from potstill.models.load import load_model
     from potstill.train.config import TrainConfig
 
@@ -181,7 +182,7 @@ def train_trl(out: Path, name: str, file: Path, *, context: int, steps: int, lr:
         num_train_epochs=1,
         save_strategy="no",
         seed=seed,
-        **make_trl_options(bf16=True),
+        **make_trl_options(bf16=resolve_dtype() == torch.bfloat16),
     )
     trainer = DPOTrainer(
         model=loaded.model.float(),
