@@ -218,7 +218,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=4, help="pairs per step")
     parser.add_argument("--dtype", default="auto", help="auto (default), float32 or bfloat16")
     parser.add_argument("--equal-steps", type=int, default=3, help="batches that are compared in float32; 0: none")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="all four take 24 GB")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="all four take more than 24 GB")
     parser.add_argument("--side", choices=(*SIDES, "equality", "capture"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()

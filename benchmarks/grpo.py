@@ -158,7 +158,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each side; 0: equality alone")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts of a step; 8 take 26 GB with both sides")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts of a step; 8 take more than 24 GB")
     parser.add_argument("--no-equality", dest="equality", action="store_false", help="time steps alone")
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--dtype", default="auto", help="auto (default), float32 or bfloat16")
