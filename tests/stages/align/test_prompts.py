@@ -71,10 +71,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_model_earns_more_of_the_reward_and_its_card_says_how_much(
-    policy_config: AlignConfig, tmp_path: Path
+    policy_config: AlignConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = replace(SETTINGS, eval_every=3)
     run = align(replace(policy_config, settings=settings), tmp_path / "made", show=False)
+    assert "tokens in place of" not in capsys.readouterr().err, "samples have any length"
     before, after = run.before_training, run.measures["made"]
     assert after.sampled_reward.value > before.sampled_reward.value
     assert before.sampled_reward.n == 6

@@ -76,8 +76,8 @@ static float dot(const float *a, const float *b, int64_t size) {
     floats sums = {};
     float tail = 0;
     int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) sums += load(a + i) * load(b + i);
-    for (; i < size; i++) tail += a[i] * b[i];
+    for (; i + LANES <= size; i += LANES) sums = multiply_add(load(a + i), load(b + i), sums);
+    for (; i < size; i++) tail = fmaf(a[i], b[i], tail);
     return sum(sums) + tail;
 }
 

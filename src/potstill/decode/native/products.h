@@ -35,7 +35,8 @@ INLINE floats load(const float *x) { floats y; memcpy(&y, x, sizeof y); return y
 INLINE void store(float *x, floats y) { memcpy(x, &y, sizeof y); }
 INLINE floats fill(float x) { return x - (floats){}; }
 
-// x y + z, rounded once wherever the processor can: a compiler would fuse some of these products and not others
+// x y + z, rounded once where the processor can. Left to itself, a compiler fuses some of these products and not others;
+// the columns that remain take fmaf for the same reason.
 INLINE floats multiply_add(floats x, floats y, floats z) {
 #if defined(__AVX512F__)
     return (floats)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
@@ -91,7 +92,7 @@ INLINE void write_product(const Matrix *m, int64_t row, float *y, floats sums, c
     const int64_t columns = m->columns;
     float value = sum(sums), tail = 0;
     for (int64_t k = columns / LANES * LANES; k < columns; k++)
-        tail = fmaf(load_weight(m->weight, row * m->stride + k, dtype), x[k], tail);  // a compiler may fuse only some
+        tail = fmaf(load_weight(m->weight, row * m->stride + k, dtype), x[k], tail);
     value += tail;
     if (dtype == INT8) value *= m->scale[row];
     *y = m->bias ? value + m->bias[row] : value;
@@ -169,8 +170,8 @@ static void normalize(const float *x, const float *weight, float *y, int64_t siz
     floats squares = {};
     float tail = 0;
     int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) squares += load(x + i) * load(x + i);
-    for (; i < size; i++) tail += x[i] * x[i];
+    for (; i + LANES <= size; i += LANES) squares = multiply_add(load(x + i), load(x + i), squares);
+    for (; i < size; i++) tail = fmaf(x[i], x[i], tail);
     float factor = 1.0f / sqrtf((sum(squares) + tail) / size + eps);
     for (i = 0; i < size; i++) y[i] = weight[i] * (x[i] * factor);
 }
