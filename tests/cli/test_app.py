@@ -218,6 +218,11 @@ def test_every_command_that_writes_a_folder_has_a_dry_run_that_its_config_takes(
     answers = asked("generate", teacher, *read, "--documents", 5, "--out", made, "--dry-run")
     assert answers["data"]["prompts"] == 5
     assert asked("generate", "--config", f"{made}.yaml", "--dry-run") == answers
+    (more := tmp_path / "more.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "c", "response": "d"}\n')
+    both, single = (
+        asked("generate", teacher, *read, *rest, "--out", made, "--dry-run") for rest in (["--data", more], [])
+    )
+    assert both["data"]["prompts"] > single["data"]["prompts"]
     measured = asked("measure", teacher, *read, "--out", made, "--dry-run")
     assert measured["model"] == {str(teacher): str(teacher)}
     assert asked("measure", "--config", f"{made}.yaml", "--dry-run") == measured
