@@ -17,6 +17,7 @@ from setting.steps import finish_step, make_trl_options
 BETA = 0.1
 SIDES = ("chosen", "rejected")
 FILE = "instruct/anthropics__hh-rlhf/harmless-base/test.jsonl.gz"  # below POTSTILL_DATA
+PLACEHOLDER = [{"prompt": "a", "chosen": "b", "rejected": "c"}]  # for a trainer that gets its batches one by one
 LIMIT = 1024  # tokens of a whole chat; longer pairs are left out
 Pair = tuple[list[int], list[int], list[int]]
 Step = Callable[[list[Pair]], float]  # pairs to their loss
@@ -118,20 +119,24 @@ class CachedReference:
         return Signals(torch.arange(len(log_p)), torch.Tensor, scores={NEXT_TOKEN_LOG_P: log_p})
 
 
-def make_trl_trainer(policy: Any, reference: Any, *, bf16: bool) -> Any:
-    """TRL's DPOTrainer without gradient checkpointing, which is faster and larger than its default."""
+def make_trl_trainer(
+    policy: Any, reference: Any, *, bf16: bool, rows: Sequence[Mapping[str, Any]] = PLACEHOLDER, **options: Any
+) -> Any:
+    """TRL's DPOTrainer without gradient checkpointing, which is faster and larger than its default.
+
+    Without a `reference` TRL copies the policy. `options` are those of DPOConfig.
+    """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     from potstill.models import gguf, locate
 
-    config = DPOConfig(beta=BETA, max_length=None, **make_trl_options(bf16=bf16))
-    rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    config = DPOConfig(beta=BETA, max_length=None, **make_trl_options(bf16=bf16), **options)
     return DPOTrainer(
         model=policy,
         ref_model=reference,
         args=config,
-        train_dataset=rows,
+        train_dataset=Dataset.from_list(list(rows)),
         processing_class=gguf.load_tokenizer(locate.get_packaged_path()),
     )
 
@@ -160,18 +165,17 @@ def train_trl(out: Path, name: str, file: Path, *, context: int, steps: int, lr:
 
     Of every pair, prompt and both answers have at most `context` tokens together, as in `potstill align`.
     """
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
     from potstill.core.device import resolve_dtype
     from potstill.models.load import load_model
     from potstill.train.config import TrainConfig
 
     loaded = load_model(name)
     rows = [row for row in list_rows(file) if count_tokens(loaded.tokenizer, row) <= context]
-    config = DPOConfig(
-        beta=BETA,
-        max_length=None,
+    trainer = make_trl_trainer(
+        loaded.model.float(),
+        None,
+        bf16=resolve_dtype() == torch.bfloat16,
+        rows=rows,
         learning_rate=lr,
         lr_scheduler_type="cosine_warmup_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": TrainConfig.final_rate},
@@ -182,13 +186,6 @@ def train_trl(out: Path, name: str, file: Path, *, context: int, steps: int, lr:
         num_train_epochs=1,
         save_strategy="no",
         seed=seed,
-        **make_trl_options(bf16=resolve_dtype() == torch.bfloat16),
-    )
-    trainer = DPOTrainer(
-        model=loaded.model.float(),
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=loaded.tokenizer,
     )
     trainer.train()
     print(f"TRL: {len(rows)} pairs in {trainer.state.global_step} steps", file=sys.stderr)
