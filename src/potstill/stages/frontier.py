@@ -14,7 +14,7 @@ from potstill.core.card import BEFORE_TRAINING, read_card
 from potstill.core.errors import ArtifactError, DataError, NotFound
 from potstill.core.measure_table import QUALITIES
 from potstill.core.output_lock import output_lock
-from potstill.evaluate.charts import frontier, plots
+from potstill.evaluate.charts import frontier
 from potstill.stages.console import print_note
 
 TEACHER = "teacher"
@@ -42,6 +42,8 @@ def draw_frontier(sources: Sequence[Path], out: Path, *, title: str = "Quality a
     pictures = {out.with_suffix(".png"): data["costs"][0]}
     if data["costs"][0] != SPEED and any(point.has_measures(SPEED, data["quality"]) for point in points):
         pictures[out.with_name(f"{out.stem}-speed.png")] = SPEED
+    from potstill.evaluate.charts import plots  # here, so that a wrong source is refused before matplotlib is read
+
     with output_lock(out):
         write_text(out, frontier.render_html(points, title=title))
         for picture, cost in pictures.items():
