@@ -55,7 +55,7 @@ def main() -> None:
     if not options.unchecked:
         refuse_on_red(RESTS_ON)
     config = make_config(options)
-    facts, loaded = config.load_facts(), config.load_base(options.model)
+    facts, loaded = config.load_facts(), config.load_base(config.find_base())
     editor = FactEditor(loaded=loaded, options=config)
     before = answer(editor, facts)
     paraphrases = editor.write_paraphrases(facts)

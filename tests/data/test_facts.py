@@ -101,6 +101,11 @@ def test_prompts_without_their_subject_are_counted(tmp_path: Path) -> None:
         ([{"prompt": "Where?", "target": "x", "language": "Französisch"}], "has the language 'Französisch'"),
         ([{"prompt": "Where?", "target": 5}], "a target that is no text"),
         ([{"prompt": "Where?", "target": "x", "locality": [7]}], "locality holds no question"),
+        ([{"prompt": "Where?", "target": "x", "portability": "Its capital?"}], "portability, holds a question without"),
+        (
+            [{"prompt": "Where?", "target": "x", "port": ["A?", "B?"], "port_ans": ["a", "b"]}],
+            "portability has several answers to one question; write objects",
+        ),
         ([{"prompt": "Where?", "target": "x", "paraphrases": [7]}], "paraphrases holds something that is no text"),
     ],
 )

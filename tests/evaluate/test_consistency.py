@@ -31,6 +31,7 @@ def test_numbers_agree_by_their_final_answers() -> None:
     texts = ["so it is 42", r"\boxed{42.0} and not 7", "7", "no number"]
     assert consistency(texts) == pytest.approx([1 / 3, 1 / 3, 0, 0])
     assert consistency(["42", "42.0", "7"]) == pytest.approx([0.5, 0.5, 0])
+    assert consistency([r"I try \boxed{4}, no.</think> The answer is 5.", "5"]) == [1.0, 1.0]
 
 
 def test_code_agrees_whatever_its_names_comments_and_format() -> None:

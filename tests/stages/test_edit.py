@@ -10,10 +10,11 @@ from tests.stages.world import written
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import potstill
-from potstill.core.errors import DataError, NotFound, OutputExists, UnsupportedModel, UsageError
+from potstill.core.errors import ArtifactError, DataError, NotFound, OutputExists, UnsupportedModel, UsageError
 from potstill.data.facts import FactText
 from potstill.models.edits import TokenText, get_edits
 from potstill.models.load import load_model
+from potstill.models.spec import read_model_spec
 from potstill.stages.dry_run_transforms import preview_edit
 from potstill.stages.edit import EditConfig
 from potstill.stages.edit_options import EditOptions
@@ -114,6 +115,63 @@ def test_a_model_in_memory_is_copied_and_rows_in_memory_are_facts(
     assert torch.equal(loaded.model.model.norm.weight, tiny_llama.model.norm.weight)
 
 
+def test_a_loaded_model_keeps_its_edits_as_an_object(teacher: Path, facts: Path, tmp_path: Path) -> None:
+    EditConfig(model=str(teacher), facts=str(facts), **{**SMALL, "lr": 2.0}, measure=False).run(tmp_path / "one")
+    loaded = potstill.load(tmp_path / "one")
+    edited = potstill.generate(loaded, "Is Rome old?", max_tokens=12)
+    assert edited == answer(tmp_path / "one", "Is Rome old?") != answer(teacher, "Is Rome old?")
+    with pytest.raises(UnsupportedModel, match="holds edits of facts, which are no weights and would be lost"):
+        potstill.prune(loaded, out=tmp_path / "small", keep=0.5)
+    more = [{"language": "en", "subject": "Bonn", "prompt": "Where is Bonn?", "target": "z"}]
+    potstill.edit(loaded, facts=more, out=tmp_path / "two", **SMALL, measure=False)
+    edits = get_edits(load_model(tmp_path / "two").model)
+    assert edits is not None
+    assert [edit.triggers for edit in edits.edits] == [("Rome", "Roma"), ("Who is it?",), ("Bonn",)]
+
+
+def test_edits_of_other_weights_get_no_more_facts(
+    tiny_llama: LlamaForCausalLM, teacher: Path, facts: Path, tmp_path: Path
+) -> None:
+    EditConfig(model=str(teacher), facts=str(facts), **SMALL, measure=False, limit=1).run(tmp_path / "one")
+    with torch.no_grad():
+        tiny_llama.model.norm.weight.add_(1.0)
+    tiny_llama.save_pretrained(teacher)
+    with pytest.raises(ArtifactError, match="were made on other weights"):
+        EditConfig(model=str(tmp_path / "one"), facts=str(facts), **SMALL, measure=False).run(tmp_path / "two")
+
+
+def test_locality_compares_with_the_edits_that_the_model_has(teacher: Path, facts: Path, tmp_path: Path) -> None:
+    first = EditConfig(model=str(teacher), facts=str(facts), **{**SMALL, "lr": 2.0}, measure=False, limit=1)
+    first.run(tmp_path / "one")
+    assert answer(tmp_path / "one", "Is Rome old?") != answer(teacher, "Is Rome old?")
+    more = [{"subject": "Bonn", "prompt": "Where is Bonn?", "target": "z", "locality": "Is Rome old?"}]
+    card = EditConfig(
+        model=str(tmp_path / "one"), facts=str(written(tmp_path / "more.jsonl", more)), **SMALL, layers="0"
+    ).run(tmp_path / "two")
+    assert {measure.name: measure.value for measure in card.measures["all"]}["locality"] == 100.0
+
+
+def test_a_chat_template_stays_with_the_edits(teacher: Path, facts: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]")
+    options: dict[str, Any] = {**SMALL, "facts": str(facts), "measure": False, "limit": 1}
+    EditConfig(model=str(teacher), chat_template=str(template), **options).run(tmp_path / "one")
+    EditConfig(model=str(tmp_path / "one"), **options).run(tmp_path / "two")
+    for name in ("one", "two"):
+        assert load_model(tmp_path / name).tokenizer.chat_template == template.read_text()
+        assert read_model_spec(tmp_path / name).tokenizer.chat_template == template.read_text()
+
+
+def test_a_trigger_in_the_chat_template_is_refused(teacher: Path, tmp_path: Path) -> None:
+    rows = [{"subject": "User", "prompt": "Who is the user?", "target": "ab"}]
+    options: dict[str, Any] = {**SMALL, "facts": str(written(tmp_path / "user.jsonl", rows)), "measure": False}
+    with pytest.raises(DataError, match="the chat template itself holds 'User', so an edit of it would act on every"):
+        EditConfig(model=str(teacher), **options).run(tmp_path / "out")
+    EditConfig(model=str(teacher), **options, raw=True).run(tmp_path / "raw")
+    EditConfig(model=str(teacher), **options, similarity=0.5).run(tmp_path / "similar")
+    assert answer(tmp_path / "similar", "Where is Bonn?") == answer(teacher, "Where is Bonn?")
+
+
 @pytest.mark.parametrize("neurons", ["fr", "random"])
 def test_other_neurons_are_as_many_as_the_shared_ones(neurons: str, teacher: Path, facts: Path, tmp_path: Path) -> None:
     counts = []
@@ -180,6 +238,7 @@ def test_layers_that_are_not_there_are_refused(text: str, message: str) -> None:
     ("options", "error", "message"),
     [
         ({"neurons": "frr"}, UsageError, "did you mean 'fr'"),
+        ({"neurons": "fr"}, UsageError, "--neurons fr needs every fact in fr, and 1 of 2 lack it, such as 'Who is it"),
         ({"languages": "en,pt"}, UsageError, "no language 'pt'; they have en, fr"),
         ({"facts": "nowhere.jsonl"}, NotFound, "nowhere.jsonl"),
         ({"model": "nowhere/at/all"}, NotFound, "nowhere/at/all"),

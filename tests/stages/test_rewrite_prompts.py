@@ -36,16 +36,14 @@ from potstill.stages.rewrite_prompts import (
 __all__ = ["speaker"]
 
 Answer = Callable[[str, float], str]
-TRANSLATE = "In {language}: {text}"
-INSTRUCT = "Like these:\n\n{examples}\n\nOne more:"
+TRANSLATE: Any = {"translate": True, "translate_prompt": "In {language}: {text}"}
+INSTRUCT: Any = {"instruct_prompt": "Like these:\n\n{examples}\n\nOne more:"}
 MODEL = {"max_tokens": 90, "dtype": "float32"}
 
 
 @pytest.fixture
 def config(speaker: Path, pairs: Path) -> GenerateDatasetConfig:
-    return GenerateDatasetConfig(
-        model=str(speaker), data=str(pairs), translate_prompt=TRANSLATE, instruct_prompt=INSTRUCT, **MODEL
-    )
+    return GenerateDatasetConfig(model=str(speaker), data=str(pairs), **MODEL)
 
 
 @pytest.fixture
@@ -79,7 +77,7 @@ def translate_or_answer(prompt: str, _: float) -> str:
 
 
 def test_languages_are_drawn_by_their_shares_the_seed_and_the_number(config: GenerateDatasetConfig) -> None:
-    config = replace(config, translate=True, languages="en:2,zh:1, fr:1")
+    config = replace(config, **TRANSLATE, languages="en:2,zh:1, fr:1")
     drawn = [draw_language(config, number) for number in range(4000)]
     counts = Counter(drawn)
     assert [counts[name] / 4000 for name in ("en", "zh", "fr")] == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
@@ -91,7 +89,7 @@ def test_prompts_are_translated_first_and_answered_in_their_language(
     config: GenerateDatasetConfig, script: Callable[[Answer], list[str]], pairs: Path, tmp_path: Path
 ) -> None:
     asked = script(translate_or_answer)
-    config = replace(config, translate=True, languages="en:0.4,fr:0.3,Klingon:0.3")
+    config = replace(config, **TRANSLATE, languages="en:0.4,fr:0.3,Klingon:0.3")
     card = config.run(tmp_path / "out")
     prompts = {document["prompt"] for document in load_corpus(str(pairs)).documents}
     answered = rows(tmp_path / "out")
@@ -115,7 +113,7 @@ def test_of_a_chat_the_first_question_is_translated(
         {"messages": [{"role": r, "content": f"{r} {n}"} for r in ("system", "user", "assistant", "user", "assistant")]}
         for n in range(30)
     ]
-    config = replace(config, translate=True, languages="de:1", data=str(written(tmp_path / "chats.jsonl", chats)))
+    config = replace(config, **TRANSLATE, languages="de:1", data=str(written(tmp_path / "chats.jsonl", chats)))
     config.run(tmp_path / "out")
     row = rows(tmp_path / "out")[0]
     number = row["messages"][0]["content"].removeprefix("system ")
@@ -135,7 +133,7 @@ def test_a_translation_that_is_none_or_repeats_another_is_left_out_and_counted(
 
     script(answer)
     data: list[Any] = [{"prompt": f"Say {n}.", "response": "a"} for n in range(40)]
-    config = replace(config, translate=True, languages="fr:1", data=str(written(tmp_path / "data.jsonl", data)))
+    config = replace(config, **TRANSLATE, languages="fr:1", data=str(written(tmp_path / "data.jsonl", data)))
     card = config.run(tmp_path / "out")
     (row,) = rows(tmp_path / "out")
     assert (row["prompt"], row["response"]) == ("Bonjour", "Oui")
@@ -158,7 +156,7 @@ def test_new_prompts_are_written_after_examples_and_answered(
     config: GenerateDatasetConfig, script: Callable[[Answer], list[str]], pairs: Path, tmp_path: Path
 ) -> None:
     asked = script(write_task)
-    card = replace(config, self_instruct=20).run(tmp_path / "out")
+    card = replace(config, self_instruct=20, **INSTRUCT).run(tmp_path / "out")
     answered = rows(tmp_path / "out")
     assert len(answered) == len({row["prompt"] for row in answered}) == 20
     assert sum(row["prompt"] == "Sing\n\nloud" for row in answered) == 1
@@ -181,7 +179,7 @@ def test_the_role_of_a_seed_is_its_system_prompt_and_so_is_that_of_a_new_prompt(
     ]
     data = str(written(tmp_path / "seeds.jsonl", seeds))
     columns = "system=role,prompt=instruction,context=input,response=output"
-    options = replace(config, self_instruct=3, data=data, columns=columns, translate=True, languages="fr:1")
+    options = replace(config, self_instruct=3, **INSTRUCT, data=data, columns=columns, **TRANSLATE, languages="fr:1")
     replace(options, translate_prompt="Like these:{language}{text}").run(tmp_path / "out")
     request = next(prompt for prompt in asked if "Role: nurse" in prompt)
     number = request.split("Role: nurse ")[1].split("\n")[0]
@@ -196,7 +194,7 @@ def test_a_model_that_writes_no_prompt_is_refused(
 ) -> None:
     script(lambda prompt, _: "I cannot.")
     with pytest.raises(DataError, match=rf"no answer that could be trained on: {{'{NO_FORM}': 64}}"):
-        replace(config, self_instruct=5).run(tmp_path / "out")
+        replace(config, self_instruct=5, **INSTRUCT).run(tmp_path / "out")
 
 
 @pytest.mark.parametrize("stop", [1, 4])
@@ -208,7 +206,7 @@ def test_a_stopped_stage_continues_to_the_same_prompts(
     stop: int,
 ) -> None:
     monkeypatch.setattr(answering, "PROMPTS_PER_PART", 8)
-    options = replace(config, self_instruct=9, translate=True, languages="en:0.5,fr:0.5", batch=8)
+    options = replace(config, self_instruct=9, **INSTRUCT, **TRANSLATE, languages="en:0.5,fr:0.5", batch=8)
 
     def answer(prompt: str, number: float) -> str:
         return (write_task if prompt.startswith("Like these:") else translate_or_answer)(prompt, number)

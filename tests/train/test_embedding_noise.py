@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models.shared import PROMPTS, shared_batch
 from tests.train.small import assert_same_bits, settings, some_packs, study_of, weights
 from tests.train.test_run import interrupted_in_step, losses
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from potstill.data.packing import collate
 from potstill.models.embedding_noise import check_embedding_noise, make_noise
 from potstill.models.families.registry import export_model, import_model
 from potstill.models.signals import probe_model
+from potstill.ops.layout import repeat_prompts
 from potstill.train.config import TrainConfig
 from potstill.train.lora import add_adapters
 from potstill.train.run import read_run_metrics, train
@@ -41,6 +43,16 @@ def noisy(batch: Batch, *, step: int = 0, alpha: float = 5.0) -> dict[str, Tenso
     """The batch of a step, with its noise."""
     batch = {**batch, STEP: torch.tensor(step)}
     return {**batch, **make_noise(batch, alpha=alpha, seed=5)}
+
+
+def test_a_repeated_prompt_has_the_noise_of_the_shared_one() -> None:
+    shared = noisy(shared_batch())
+    repeated = repeat_prompts(shared)
+    length = PROMPTS[0] - 1  # the last token of a prompt begins each answer
+    second = int((repeated["documents"][0] == shared["documents"][0, length]).nonzero()[0])
+    for name in ("noise.keys", "noise.scales"):
+        assert torch.equal(repeated[name][0, second : second + length], shared[name][0, :length])
+    assert bool((repeated["noise.scales"] > 0).all())
 
 
 def read_embeddings(module: TrainingModule, model: nn.Module, batch: Batch) -> Tensor:

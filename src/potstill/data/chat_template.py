@@ -18,10 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from potstill.core.errors import DataError
+from potstill.data.thinking import THINKING_END
 from potstill.data.turns import THINKING_NAMES, is_trained
 from potstill.models.tokenizers.chat_renderer import PROBE_TEXT, ChatRenderer, Message, Span
-
-THINKING_END = "</think>"  # after the thinking in a message's content
 
 
 class RenderedChat(NamedTuple):

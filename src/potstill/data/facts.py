@@ -161,6 +161,10 @@ def _read_text(entry: Mapping[str, Any], location: str) -> FactText:
         column: tuple(_read_questions(values.get(column), values.get(f"{column}_answer"), f"{location}, {column}"))
         for column in QUESTION_COLUMNS
     }
+    if any(not question.answer for question in questions["portability"]):
+        raise DataError(
+            f"{location}, portability, holds a question without an answer; write an object of prompt and answer"
+        )
     return FactText(
         subject=subject,
         prompt=prompt,
@@ -180,7 +184,9 @@ def _read_questions(value: Any, answer: Any, location: str) -> Iterator[Question
             item, answer = names.get("prompt"), names.get("answer")
         if not isinstance(item, str) or not item.strip():
             raise DataError(f"{location} holds no question; write a text, or an object of prompt and answer")
-        yield Question(item.strip(), str(answer or "").strip())
+        if isinstance(answer, list | tuple | Mapping):
+            raise DataError(f"{location} has several answers to one question; write objects of prompt and answer")
+        yield Question(item.strip(), "" if answer is None else str(answer).strip())
 
 
 def _read_texts(value: Any, location: str) -> Iterator[str]:

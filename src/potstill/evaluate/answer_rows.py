@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.core.errors import UnsupportedModel
 from potstill.core.types import IGNORE
+from potstill.data.thinking import THINKING_END
 from potstill.evaluate.perplexity import get_bos_id
 from potstill.evaluate.scoring_windows import Row
 from potstill.models.tokenizers.token_bytes import read_token_bytes
 
 CONTROL = b"\xff"  # stands for a control token; no UTF-8 text holds this byte
-THINKING_END = "</think>"
 
 
 class LabeledDocument(NamedTuple):

@@ -6,7 +6,7 @@ The consistency of an answer is its mean similarity to the others:
 
 | kind | sim of two answers |
 |---|---|
-| numbers | 1 for equal final answers (`data.answers`), else 0: the share of votes |
+| numbers | 1 for equal final answers (`data.answers`) after the thinking, else 0: the share of votes |
 | code | 1 - d / length: d is the edit distance of the tokens of both snippets, after `evaluate.code_forms` |
 | text | the cosine of their embeddings |
 
@@ -15,7 +15,8 @@ preferred or rejected. The most consistent answer in the pivot language (English
 other language, the answer most similar to the pivot is chosen and the least similar one rejected.
 
 Source: CM-Align (arXiv:2509.08541). Its code was not available: the similarity of code, what happens at ties, and that
-an unreadable answer is left out follow from the paper's idea and are ours. Cosines favor answers of the pivot's length.
+an unreadable answer is left out follow from the paper's idea and are ours. The paper compares embeddings of a sentence
+model; `generate --select prefer` has the model's own hidden states. Cosines favor answers of the pivot's length.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from torch.nn.functional import normalize
 
 from potstill.core.errors import UsageError
 from potstill.data.answers import extract_answer, read_answer
+from potstill.data.thinking import get_answer_part
 from potstill.evaluate.code_forms import compare_code, read_code
 
 KINDS = ("numbers", "code", "text")
@@ -104,12 +106,16 @@ def compute_similarity(texts: Sequence[str], *, kind: str, embed: Embed | None =
 def is_readable(text: str, *, kind: str) -> bool:
     """Whether a text has a vote: a final answer, code, or any text."""
     if kind == "numbers":
-        return extract_answer(text) is not None
+        return _extract_final_answer(text) is not None
     return read_code(text) is not None if kind == "code" else bool(text.strip())
 
 
+def _extract_final_answer(text: str) -> str | None:
+    return extract_answer(get_answer_part(text))
+
+
 def _compare_answers(texts: Sequence[str]) -> Float[Tensor, "N N"]:
-    answers = [None if answer is None else read_answer(answer) for answer in map(extract_answer, texts)]
+    answers = [None if answer is None else read_answer(answer) for answer in map(_extract_final_answer, texts)]
     rows = [[a is not None and b is not None and a.matches(b) is True for b in answers] for a in answers]
     return torch.tensor(rows, dtype=torch.float64).reshape(len(texts), len(texts))
 

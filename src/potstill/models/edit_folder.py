@@ -28,12 +28,13 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class EditFolder:
-    """What a folder of edits says: its base by name, the digest of the base's weights, and the edits."""
+    """What a folder of edits says: its base by name, the digest of the base's weights, the edits, and a template."""
 
     base: str
     digest: str
     edits: tuple[Edit, ...]
     similarity: float
+    chat_template: str | None = None  # in place of the base's
 
 
 def is_edit_folder(path: Path) -> bool:
@@ -86,6 +87,7 @@ def save_edits(folder: Path, edit_folder: EditFolder) -> None:
         "base": os.path.abspath(Path(edit_folder.base).expanduser()) if is_path else edit_folder.base,
         "base_digest": edit_folder.digest,
         "similarity": edit_folder.similarity,
+        "chat_template": edit_folder.chat_template,
         "edits": [{"triggers": edit.triggers, "prompts": edit.prompts} for edit in edit_folder.edits],
     }
     write_text(folder / EDITS_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
@@ -106,13 +108,14 @@ def load_edits(path: Path) -> EditFolder:
         entries = [(tuple(entry["triggers"]), tuple(entry["prompts"])) for entry in facts["edits"]]
         deltas = _read_deltas(path / WEIGHTS_FILE, len(entries))
         similarity, digest = float(facts["similarity"]), str(facts["base_digest"])
+        template = None if (value := facts.get("chat_template")) is None else str(value)
     except (KeyError, IndexError, TypeError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"the edits in {path} are damaged ({error}); copy them again") from error
     edits = tuple(
         Edit(triggers=triggers, prompts=prompts, deltas=delta)
         for (triggers, prompts), delta in zip(entries, deltas, strict=True)
     )
-    return EditFolder(base=base, digest=digest, edits=edits, similarity=similarity)
+    return EditFolder(base=base, digest=digest, edits=edits, similarity=similarity, chat_template=template)
 
 
 def open_edits(name: str, path: Path) -> EditFolder:

@@ -150,6 +150,8 @@ def _load_edits(
     except NotFound as error:
         raise edit_folder.explain_missing_base(path, folder.base, error) from error
     edit_folder.check_digest(path, folder, base.digest)
+    if folder.chat_template is not None:
+        base.tokenizer.chat_template = folder.chat_template
     attach_edits(base.model, Edits(folder.edits, read_token_bytes(base.tokenizer), similarity=folder.similarity))
     digest = hashlib.sha256(f"{base.digest} {compute_digest(path)}".encode())
     digest.update((path / EDITS_FILE).read_bytes())  # triggers

@@ -40,9 +40,12 @@ def read_model_spec(name: str | Path, *, allow_pickle: bool = False, trust_remot
         if is_kind(path):
             base = kind.find_base(path)
             try:
-                return read_model_spec(base, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+                spec = read_model_spec(base, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
             except NotFound as error:
                 raise kind.explain_missing_base(path, base, error) from error
+            if kind is edit_folder and (template := edit_folder.load_edits(path).chat_template) is not None:
+                spec.tokenizer.chat_template = template
+            return spec
     check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

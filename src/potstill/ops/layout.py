@@ -21,6 +21,8 @@ from torch.nn.functional import pad
 PADDING: dict[str, int | float] = {"labels": -100, "documents": -1}
 # The keys whose value is the same at all tokens of a document, so that a repeated prompt has its continuation's.
 DOCUMENT_KEYS = {"documents", "sampled"}
+# The keys whose value at a token of a repeated prompt is that of the same token of the shared prompt.
+PROMPT_KEYS = {"input_ids", "position_ids", "noise.keys", "noise.scales"}
 ROW_MULTIPLE = 32  # numbers of rows (before a product) and of tokens (before a forward) are rounded up to multiples
 
 
@@ -43,9 +45,9 @@ def unpack(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def repeat_prompts(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The same documents as one packed row in which every continuation begins with the tokens of its prompt.
 
-    It lays out every tensor with the shape of `input_ids`. The repeated tokens have their positions in the prompt, the
-    number and the routes of the continuation, and no labels or other values. `offsets` become 0; other values per
-    document, and `pairs`, stay. A batch without continuations is returned as it is.
+    It lays out every tensor with the shape of `input_ids`. The repeated tokens have the positions and the noise of the
+    prompt, the number and the routes of the continuation, and no labels or other values. `offsets` become 0; other
+    values per document, and `pairs`, stay. A batch without continuations is returned as it is.
     """
     documents = _find_documents(batch["position_ids"], batch["documents"])
     if not bool(documents.prefix_lengths.any()):
@@ -61,7 +63,7 @@ def repeat_prompts(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     repeated = dict(batch)
     for name, values in batch.items():
         if values.shape == batch["input_ids"].shape:
-            is_shared, padding = name in ("input_ids", "position_ids"), PADDING.get(name, 0)
+            is_shared, padding = name in PROMPT_KEYS, PADDING.get(name, 0)
             row = values.flatten()[tokens if is_shared else own_tokens]
             repeated[name] = (row if is_shared or name in DOCUMENT_KEYS else row.masked_fill(in_prefix, padding))[None]
     if "labels" in batch:  # the first token of a document is not predicted, and in the whole document it would be

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.errors import UsageError
 from potstill.core.in_memory import register_path
-from potstill.models.load import LoadedModel
+from potstill.models.edit_folder import BASE_FOLDER, EditFolder, save_edits
+from potstill.models.edits import get_edits
+from potstill.models.load import LoadedModel, compute_digest
 
 DataSource: TypeAlias = str | Path | Dataset | Iterable[Mapping[str, Any]]
 ModelSource: TypeAlias = str | Path | LoadedModel | tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -53,8 +55,13 @@ def _name_model(model: Any, stack: contextlib.ExitStack) -> str:
     if not (is_pair and isinstance(model[0], PreTrainedModel) and isinstance(model[1], PreTrainedTokenizerBase)):
         raise UsageError(f"a model cannot be a {type(model).__name__}; give a name, a path or (model, tokenizer)")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="potstill-")))
+    edits = get_edits(model[0])
+    model_folder = folder if edits is None else folder / BASE_FOLDER
     for part in model:
-        part.save_pretrained(folder)
+        part.save_pretrained(model_folder)
+    if edits is not None:
+        digest = compute_digest(model_folder)
+        save_edits(folder, EditFolder(base=BASE_FOLDER, digest=digest, edits=edits.edits, similarity=edits.similarity))
     return stack.enter_context(register_path(folder, _hash_files(folder)))
 
 
@@ -88,8 +95,8 @@ def _write_rows(rows: Any, file: Path) -> None:
 
 def _hash_files(folder: Path) -> str:
     digest = sha256()
-    for file in sorted(folder.iterdir()):
-        digest.update(file.name.encode())
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        digest.update(file.relative_to(folder).as_posix().encode())
         with file.open("rb") as stream:
             file_digest(stream, lambda: digest)
     return digest.hexdigest()

@@ -20,7 +20,7 @@ from potstill.core.errors import UsageError
 from potstill.core.measure import Measure
 from potstill.core.screen import status, track
 from potstill.data.facts import Fact, count_missing_subjects, list_languages, load_facts
-from potstill.models.edit_folder import EditFolder, copy_base, open_edits, save_edits
+from potstill.models.edit_folder import EditFolder, check_digest, copy_base, open_edits, save_edits
 from potstill.models.edits import Edits, attach_edits
 from potstill.models.load import LoadedModel, load_model
 from potstill.models.locate import locate_model, split_size
@@ -69,11 +69,11 @@ class EditConfig(EditOptions):
     def load_facts(self) -> list[Fact]:
         """The facts to edit.
 
-        Raises: NotFound, DataError, UsageError, also for neurons of a language that the facts lack.
+        Raises: NotFound, DataError, UsageError, also for neurons of a language that a fact lacks.
         """
         languages = tuple(filter(None, map(str.strip, self.languages.split(","))))
         facts = load_facts(self.sources, languages=languages, limit=self.limit)
-        check_neurons(self.neurons, list_languages(facts))
+        check_neurons(self.neurons, facts)
         return facts
 
     def run(self, out: Path, *, overwrite: bool = False, resume: bool = False) -> Card:
@@ -84,22 +84,33 @@ class EditConfig(EditOptions):
         check_single_process()
         with reserve_output(out, self.inputs, overwrite=overwrite):
             facts, origin = self.load_facts(), self.find_base()
-            loaded = self.load_base(origin.base)
+            loaded = self.load_base(origin)
             editor = FactEditor(loaded=loaded, options=self)
+            similarity = self.similarity or origin.similarity
+            if not similarity:
+                editor.check_triggers(facts)
+            attach_edits(loaded.model, Edits(origin.edits, editor.token_bytes, similarity=similarity))
             before = answer_facts(editor, facts) if self.measure else []
             edited_facts = self._edit(editor, facts)
             edits = [*origin.edits, *(fact.edit for fact in edited_facts)]
-            similarity = self.similarity or origin.similarity
             attach_edits(loaded.model, Edits(edits, editor.token_bytes, similarity=similarity))
             measures = measure_answers(editor, facts, answer_facts(editor, facts), before) if self.measure else {}
             card = self._make_card(loaded, facts, edited_facts, measures, editor)
             with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
-                name = origin.base
-                if self.copy_model or name.startswith(IN_MEMORY):
+                name, template = origin.base, origin.chat_template
+                if self.chat_template is not None:
+                    template = loaded.tokenizer.chat_template
+                if self.copy_model or self.model.startswith(IN_MEMORY):
                     name = copy_base(locate_model(name), folder)
                 save_edits(
                     folder,
-                    EditFolder(base=name, digest=loaded.digest, edits=tuple(edits), similarity=similarity),
+                    EditFolder(
+                        base=name,
+                        digest=loaded.digest,
+                        edits=tuple(edits),
+                        similarity=similarity,
+                        chat_template=template,
+                    ),
                 )
                 card.write(folder)
         return card
@@ -117,12 +128,19 @@ class EditConfig(EditOptions):
             print_note(f"{self.model} holds {count_noun(len(folder.edits), 'edit')}, to which the new ones are added")
         return folder
 
-    def load_base(self, name: str) -> LoadedModel:
-        """The model `name`, frozen, with the chat template of the options. Raises: as `load_model` does."""
+    def load_base(self, origin: EditFolder) -> LoadedModel:
+        """The model that edits belong to, frozen, with the chat template of the options or of the edits.
+
+        Raises: ArtifactError for other weights than those of the edits that it has; as `load_model` does.
+        """
         device = resolve_device(self.device)
         loaded = load_model(
-            name, device=device, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code
+            origin.base, device=device, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code
         )
+        if origin.edits:
+            check_digest(locate_model(self.model), origin, loaded.digest)
+        if origin.chat_template is not None:
+            loaded.tokenizer.chat_template = origin.chat_template
         if self.dtype != "auto":
             loaded.move_to(device, resolve_dtype(self.dtype))
         loaded.model.requires_grad_(False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from potstill.core.errors import DataError, UsageError
 from potstill.core.suggestions import suggest
-from potstill.data.facts import Fact, FactText
+from potstill.data.facts import Fact, FactText, list_languages
 from potstill.data.prompts import PromptTokenizer
 from potstill.decode.generate import GenerationOptions, generate_texts
 from potstill.decode.stop_tokens import find_template_ends, list_stop_tokens
@@ -95,6 +95,19 @@ class FactEditor:
         ids = self.encode(subject)
         return EditText(ids, self._find_position(ids, subject), len(ids))
 
+    def check_triggers(self, facts: Sequence[Fact]) -> None:
+        """Refuse a trigger that stands in the chat template's own text, since every prompt would be edited.
+
+        Raises: DataError.
+        """
+        template_text = TokenText(self.encode(""), self.token_bytes)
+        for trigger in dict.fromkeys(get_trigger(text) for fact in facts for text in fact.values()):
+            if self.is_chat and template_text.find(trigger) is not None:
+                raise DataError(
+                    f"the chat template itself holds {trigger!r}, so an edit of it would act on every prompt; name the "
+                    f"subject more fully, or give --similarity 0.5"
+                )
+
     def write_paraphrases(self, facts: Sequence[Fact]) -> list[dict[str, tuple[str, ...]]]:
         """The paraphrases of each fact by language: those that it brings, else what the model writes of the question.
 
@@ -171,8 +184,7 @@ class FactEditor:
             return common
         if self.options.neurons == RANDOM:
             return choose_random(next(iter(scores.values())).shape[1], counts, seed=seed)
-        language = self.options.neurons
-        return choose_strongest(scores.get(language, next(iter(scores.values()))), counts)
+        return choose_strongest(scores[self.options.neurons], counts)
 
     def _select_paraphrases(self, answers: Sequence[str], text: FactText) -> tuple[str, ...]:
         """The first lines of answers that are paraphrases: new, and with the subject of the question."""
@@ -200,11 +212,18 @@ def get_trigger(text: FactText) -> str:
     return text.subject if text.names_subject else text.prompt
 
 
-def check_neurons(neurons: str, languages: Sequence[str]) -> None:
-    """Refuse neurons that are neither shared, nor random, nor those of a language of the facts. Raises: UsageError."""
-    choices = (SHARED, RANDOM, *languages)
+def check_neurons(neurons: str, facts: Sequence[Fact]) -> None:
+    """Refuse neurons that are neither shared, nor random, nor those of a language of every fact. Raises: UsageError."""
+    choices = (SHARED, RANDOM, *list_languages(facts))
     if neurons not in choices:
         raise UsageError(f"--neurons {neurons!r}{suggest(neurons, choices)} is none of {', '.join(choices)}")
+    missing = [fact for fact in facts if neurons not in (SHARED, RANDOM, *fact)]
+    if missing:
+        prompt = next(iter(missing[0].values())).prompt
+        raise UsageError(
+            f"--neurons {neurons} needs every fact in {neurons}, and {len(missing):,} of {len(facts):,} lack it, such "
+            f"as {prompt[:60]!r}; choose another language, shared or random"
+        )
 
 
 def clean_line(answer: str) -> str:

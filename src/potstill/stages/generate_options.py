@@ -98,6 +98,13 @@ def check_rewriting(options: GenerateDatasetOptions) -> None:
     ):
         if prompt is not None and (missing_names := [name for name in names if name not in prompt]):
             raise UsageError(f"{flag} lacks {' and '.join(missing_names)}, where potstill fills in a text; add it")
+    for flag, name, is_used in (
+        ("--translate", "source_language", options.translate),
+        ("--translate", "translate_prompt", options.translate),
+        ("--self-instruct", "instruct_prompt", options.self_instruct > 0),
+    ):
+        if not is_used and getattr(options, name) != getattr(GenerateDatasetOptions, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for {flag}; give that too, or omit it")
 
 
 def parse_language_shares(text: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ from potstill.core.options import OptionField, list_options
 from potstill.core.suggestions import suggest
 from potstill.objectives.user_file import ObjectiveSource, name_objective
 from potstill.stages.caller_objects import DataSource, ModelSource, name_objects
+from potstill.stages.candidates.options import check_data_options
 from potstill.train.config import DEFAULT_TOKENS
 from potstill.train.run import silence_libraries
 
@@ -140,6 +141,7 @@ def check_generation(*, prompt: Any, data: Any, out: Any, **options: Any) -> Non
     """
     if (prompt is None) == (data is None) or (data is None) != (out is None):
         raise UsageError("give a prompt for one answer, or data and out for the answers to a data set")
+    check_data_options(options, has_data=data is not None)
     for name in ONE_ANSWER:
         if data is not None and options.get(name):
             raise UsageError(f"{name} is for the answer to one prompt; omit it with data")

@@ -143,6 +143,26 @@ def test_options_that_are_none_are_refused(change: dict[str, Any], sentence: str
         replace(stage, **change)
 
 
+def test_the_pivot_is_a_language_as_rows_have_it(stage: CandidatesConfig) -> None:
+    assert replace(stage, pivot="pt-BR").pivot == replace(stage, pivot="PT").pivot == "pt"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"data": "d", "out": "o", "samples": 8}, "--samples is for --select; give that too"),
+        ({"prompt": "hi", "select": "mixed"}, "--select compares samples for the prompts of a data set"),
+        ({"prompt": "hi", "translate": True}, "--translate is for the prompts of a data set; give --data and --out"),
+        ({"data": "d", "out": "o", "select": "mixed", "self_instruct": 4}, "--self-instruct rewrites prompts, and"),
+        ({"data": "d", "out": "o", "source_language": "fr"}, "--source-language is for --translate; give that too"),
+        ({"data": "d", "out": "o", "instruct_prompt": "{examples}"}, "--instruct-prompt is for --self-instruct"),
+    ],
+)
+def test_python_refuses_what_nothing_reads(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        potstill.generate("smollm2", **options)
+
+
 def test_a_selection_has_eight_samples_and_solutions_32() -> None:
     options: dict[str, Any] = {"model": "m", "data": "d", "temperature": 0.9}
     assert CandidatesConfig(select="mixed", **options).samples == 8

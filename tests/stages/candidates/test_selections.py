@@ -139,6 +139,18 @@ def test_the_prompts_of_an_earlier_round_are_left_out(stage: CandidatesConfig, r
             second.run(tmp_path / "second")
 
 
+def test_excluded_data_without_ids_is_known_by_its_text(
+    stage: CandidatesConfig, rewards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = load_questions(stage).train
+    stage = replace(stage, reward=f"{rewards}:never")
+    for text, count in ((questions[0].text, 2), ("What is 99 + 1?", 0)):
+        used = written(tmp_path / "cold.jsonl", [{"prompt": text, "response": "1"}])
+        with pytest.raises(DataError, match=f"{count} excluded, {18 - count}" if count else "[(]18 never right"):
+            replace(stage, exclude=(str(used),)).run(tmp_path / "second")
+        assert ("so none is left out" in capsys.readouterr().err) == (count == 0)
+
+
 def test_a_tier_that_is_no_number_is_refused(stage: CandidatesConfig, tmp_path: Path) -> None:
     rows: list[Any] = [{"prompt": f"{n}?", "answer": "1", "tier": "hard"} for n in range(6)]
     with pytest.raises(DataError, match="has the tier 'hard'; give numbers, the hardest the highest"):
@@ -150,6 +162,7 @@ def test_solutions_are_drawn_in_rounds_and_shared_by_all_versions(stage: Candida
     details = stage.run(tmp_path / "made")["details"]
     rows = rows_of(tmp_path / "made")
     assert len(rows) == details["prompts"] == len(load_questions(stage).train)
+    held_out = rows_of(tmp_path / "made", "validation")
     by_id: dict[int, set[str]] = {}
     for row in rows:
         by_id.setdefault(row["id"], set()).add(row.get("solution", ""))
@@ -158,9 +171,12 @@ def test_solutions_are_drawn_in_rounds_and_shared_by_all_versions(stage: Candida
     assert all(any(map(str.isupper, solution)) for solution in solved)
     assert details["with_solution"] == 2 * len(solved) > 4
     rounds = details["rounds"]
-    assert sum(rounds.values()) == len(by_id)
+    held_out_solutions = {row["id"]: row.get("solution", "") for row in held_out}
+    assert sum(rounds.values()) == len(by_id) + len(held_out_solutions)
     assert rounds["1"] > 0
-    assert rounds["unsolved"] == len(by_id) - len(solved)
+    is_solved = [bool(solution) for solution in held_out_solutions.values()]
+    assert rounds["unsolved"] == len(by_id) - len(solved) + is_solved.count(False)
+    assert any(is_solved)
 
 
 def test_a_row_with_a_solution_keeps_it(stage: CandidatesConfig, rewards: Path, tmp_path: Path) -> None:

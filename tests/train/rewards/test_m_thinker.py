@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.train.rewards.test_language import detect_words
 
+from potstill.data.thinking import split_thinking
 from potstill.train.rewards.base import Completion
-from potstill.train.rewards.format import Format, split_thinking
+from potstill.train.rewards.format import Format
 from potstill.train.rewards.m_thinker import MThinker
 from potstill.train.rewards.thinking import Thinking, parse_score
 

@@ -11,9 +11,9 @@ from potstill.cli import options as o
 from potstill.cli.dry_run import show_dry_run
 from potstill.cli.output import print_or_return, suppress_library_output
 from potstill.core.errors import UsageError
-from potstill.core.options import build_options, list_options
-from potstill.stages.candidates.options import CandidateOptions
-from potstill.stages.generate_options import AnswerOptions, DataOptions, GenerateDatasetOptions
+from potstill.core.options import build_options
+from potstill.stages.candidates.options import CandidateOptions, check_data_options
+from potstill.stages.generate_options import AnswerOptions, GenerateDatasetOptions
 
 if TYPE_CHECKING:
     from potstill.stages.candidates.config import CandidatesConfig
@@ -147,29 +147,13 @@ def check_options(
         raise UsageError(
             "give --prompt for one answer, --chat for a chat, or --data and --out for the answers to a data set"
         )
-    check_selection(data, options)
+    check_data_options(options, has_data=data is not None)
     if data is not None and options["draft"] is not None:
         raise UsageError("--draft drafts the answer to --prompt or --chat; omit it with --data")
-    if data is None and (options["translate"] or options["self_instruct"]):
-        raise UsageError("--translate and --self-instruct rewrite the prompts of a data set; give --data and --out")
     if show and options["draft"] is None:
         raise UsageError("--show colors what a draft wrote; say with --draft what drafts, or omit it")
     if show and as_json:
         raise UsageError("--show colors text on a terminal, and --json prints none; omit one of them")
-
-
-def check_selection(data: Sequence[str] | None, options: Mapping[str, Any]) -> None:
-    """Refuse --select without a data set, and its options without --select.
-
-    Raises: UsageError.
-    """
-    if options["select"] is not None and data is None:
-        raise UsageError("--select compares samples for the prompts of a data set; give --data and --out")
-    shared = {field.name for field in list_options(DataOptions)}
-    for field in list_options(CandidateOptions):
-        is_given = (options.get(field.name) or field.option.default) != field.option.default
-        if options["select"] is None and field.name not in shared and is_given:
-            raise UsageError(f"--{field.name.replace('_', '-')} is for --select; give that too, such as --select mixed")
 
 
 def check_chat(prompt: str | None, *, answers_data: bool, raw: bool, as_json: bool) -> None:

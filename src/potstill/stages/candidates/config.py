@@ -29,6 +29,7 @@ from potstill.stages.dataset_parts import DatasetJob, DatasetStage, GeneratedDat
 from potstill.stages.option_checks import check_choice
 from potstill.stages.preflight import StageInputs
 from potstill.teachers.served_judge import open_judge
+from potstill.train.rewards.detectors import normalize_language
 from potstill.train.rewards.registry import get_reward
 from potstill.train.rewards.weighted import RewardSum
 
@@ -49,6 +50,7 @@ class CandidatesConfig(CandidateOptions, DatasetStage):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "exclude", tuple(map(str, self.exclude)))
+        object.__setattr__(self, "pivot", normalize_language(self.pivot))
         check_choice("select", str(self.select), choices.SELECTIONS)
         check_choice("consistency", self.consistency, KINDS)
         check_choice("pivot-answer", self.pivot_answer, choices.PIVOT_ANSWERS)

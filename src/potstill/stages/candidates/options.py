@@ -1,10 +1,14 @@
 """The options of `generate --select`. Nothing here imports torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from potstill.core.options import Option
-from potstill.stages.generate_options import DataOptions
+from potstill.core.errors import UsageError
+from potstill.core.options import Option, list_options
+from potstill.stages.generate_options import DataOptions, GenerateDatasetOptions
 
+SELECT = "--select"
 PREFER, MIXED, SOLVE = "prefer", "mixed", "solve"
 SELECTIONS = (PREFER, MIXED, SOLVE)
 SAMPLES = 8  # of a prompt, for preferences and mixed prompts
@@ -62,3 +66,29 @@ class CandidateOptions(DataOptions):
         "For --select mixed: leave out the prompts of this data set, such as those of an earlier round; repeat for "
         "several.",
     ).field()
+
+
+def check_data_options(options: Mapping[str, Any], *, has_data: bool) -> None:
+    """Refuse options of selected samples or of rewritten prompts that nothing would read.
+
+    Raises: UsageError.
+    """
+    selection, rewriting = (_list_given(options, part) for part in (CandidateOptions, GenerateDatasetOptions))
+    if SELECT in selection and not has_data:
+        raise UsageError("--select compares samples for the prompts of a data set; give --data and --out")
+    if selection and SELECT not in selection:
+        raise UsageError(f"{selection[0]} is for --select; give that too, such as --select mixed")
+    if rewriting and not has_data:
+        raise UsageError(f"{rewriting[0]} is for the prompts of a data set; give --data and --out")
+    if rewriting and selection:
+        raise UsageError(f"{rewriting[0]} rewrites prompts, and --select takes them as they are; omit one of them")
+
+
+def _list_given(options: Mapping[str, Any], options_class: type) -> list[str]:
+    """The options of a class, without those of every data set, that are given and are not their defaults."""
+    shared = {field.name for field in list_options(DataOptions)}
+    return [
+        "--" + field.name.replace("_", "-")
+        for field in list_options(options_class)
+        if field.name not in shared and (options.get(field.name) or field.option.default) != field.option.default
+    ]

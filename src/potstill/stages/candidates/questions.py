@@ -37,6 +37,11 @@ class Question(NamedTuple):
     tools: Sequence[Any] | None = None
 
     @property
+    def keys(self) -> frozenset[str]:
+        """What excludes the question: its own key, and its messages, since other data may have other ids."""
+        return frozenset({self.key, write_key(self.messages)})
+
+    @property
     def text(self) -> str:
         """The last message."""
         return str(self.messages[-1]["content"])
@@ -79,7 +84,7 @@ def load_questions(options: CandidateOptions) -> QuestionSet:
 
 
 def load_excluded_keys(options: CandidateOptions) -> frozenset[str]:
-    """The keys of the questions of `options.exclude`; of data whose splits are named, those that are trained on.
+    """The keys of the questions of `options.exclude`, by id and by messages; of named splits, those of training.
 
     Raises: as `load_prompts` does.
     """
@@ -88,7 +93,7 @@ def load_excluded_keys(options: CandidateOptions) -> frozenset[str]:
         source = replace(options, data=name, mix_exponent=1.0)
         corpus = load_data(source, load=load_prompts)
         corpus = corpus if _has_named_splits(corpus) else load_data(source, split="all", load=load_prompts)
-        keys |= {question.key for question in _read_questions(corpus, 0)}
+        keys |= {key for question in _read_questions(corpus, 0) for key in question.keys}
     return frozenset(keys)
 
 
@@ -131,6 +136,11 @@ def check_columns(questions: Iterable[Question], columns: Collection[str], *, re
             )
 
 
+def write_key(messages: Sequence[Message]) -> str:
+    """The key of a question by its messages."""
+    return json.dumps(messages, sort_keys=True)
+
+
 def _has_named_splits(corpus: Corpus) -> bool:
     return corpus.provenance.get("split") == NAMED_SPLITS
 
@@ -140,7 +150,7 @@ def _read_questions(corpus: Corpus, start: int) -> Iterator[Question]:
         row = json.loads(document["row"])
         messages = [to_message(turn) for turn in document["prompt"]]
         name = row.get(ID_KEY)
-        key = json.dumps(messages, sort_keys=True) if name in (None, "") else f"id {name}"
+        key = write_key(messages) if name in (None, "") else f"id {name}"
         language = normalize_language(str(row.get(LANGUAGE_KEY) or ""))
         tools = json.loads(document["tools"]) if document.get("tools") else None
         yield Question(number, key, language, messages, row, tools)

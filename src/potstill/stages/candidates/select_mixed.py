@@ -17,6 +17,7 @@ from potstill.stages.candidates.options import CandidateOptions
 from potstill.stages.candidates.questions import Question, QuestionSet, check_columns, find_pivot_questions
 from potstill.stages.candidates.sampler import CandidateSampler
 from potstill.stages.candidates.selection import NO_SAMPLES, find_right
+from potstill.stages.console import print_note
 from potstill.stages.dataset_parts import PROMPTS_PER_PART, GeneratedDataset, cut_parts
 from potstill.train.rewards.thinking import ENGLISH_KEY
 from potstill.train.rewards.weighted import RewardSum
@@ -34,12 +35,17 @@ def select_mixed(
     reward: RewardSum,
     excluded: Collection[str] = (),
 ) -> GeneratedDataset:
-    """The prompts with some right samples, and the held-out prompts as they are; no question has an `excluded` key.
+    """The prompts with some right samples, and the held-out prompts as they are.
+
+    A question with an `excluded` key is left out, in all its versions.
 
     Raises: DataError for a row without a column that the reward reads, or where no prompt is left.
     """
     check_columns(data.all, reward.columns, reader=f"--reward {options.reward}")
-    questions = [question for question in data.train if question.key not in excluded]
+    used_keys = {question.key for question in data.all if question.keys & set(excluded)}
+    questions = [question for question in data.train if question.key not in used_keys]
+    if excluded and not used_keys:
+        print_note(f"--exclude holds no prompt of {data.name}, neither by id nor by text, so none is left out")
     left_out: Counter[str] = Counter({EXCLUDED: len(data.train) - len(questions)})
     pivots = find_pivot_questions(data.all, options.pivot)
     rows: list[dict[str, Any]] = []

@@ -26,11 +26,11 @@ UNSOLVED = "unsolved"
 def solve(
     options: CandidateOptions, sampler: CandidateSampler, data: QuestionSet, reward: RewardSum
 ) -> GeneratedDataset:
-    """All rows, with a solution where one is found. A row that has one keeps it, and is not sampled for.
+    """All rows, also the held-out ones, with a solution where one is found. A row that has one keeps it.
 
     Raises: DataError where no row has a version in the pivot language, or one lacks a column that the reward reads.
     """
-    versions = find_pivot_questions(data.train, options.pivot)
+    versions = find_pivot_questions(data.all, options.pivot)
     unsolved = [version for version in versions.values() if not get_solution(version.row)]
     if not versions:
         raise DataError(
@@ -50,10 +50,13 @@ def solve(
         first += count
         unsolved = [question for question in unsolved if question.key not in solutions]
     tries[UNSOLVED] = len(unsolved)
-    rows = [add_solution(dict(question.row), solutions.get(question.key)) for question in data.train]
-    num_solved = sum(bool(get_solution(row)) for row in rows)
-    details = {"prompts": len(rows), "with_solution": num_solved, "rounds": {str(k): n for k, n in tries.items()}}
-    return GeneratedDataset(rows, [dict(question.row) for question in data.validation], details)
+    train, validation = (
+        [add_solution(dict(question.row), solutions.get(question.key)) for question in part]
+        for part in (data.train, data.validation)
+    )
+    num_solved = sum(bool(get_solution(row)) for row in train)
+    details = {"prompts": len(train), "with_solution": num_solved, "rounds": {str(k): n for k, n in tries.items()}}
+    return GeneratedDataset(train, validation, details)
 
 
 def list_rounds(samples: int) -> Sequence[int]:

@@ -10,8 +10,8 @@ from functools import cached_property
 from potstill.core.errors import DataError, RewardFailed, UsageError
 from potstill.data.answers import extract_answer, find_boxed, match_answers, read_reference
 from potstill.data.math_strings import normalize_math
+from potstill.data.thinking import get_answer_part
 from potstill.train.rewards.base import Completion, register_reward
-from potstill.train.rewards.format import get_answer_part
 from potstill.train.rewards.verifier import MathVerifier, Verdict, is_installed
 
 ANSWER_KEY = "answer"

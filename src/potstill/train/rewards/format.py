@@ -2,34 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from potstill.core.errors import UsageError
+from potstill.data.thinking import split_thinking
 from potstill.train.rewards.base import Completion, register_reward
 
-THINKING_START, THINKING_END = "<think>", "</think>"
 MIN_CHARACTERS = 1000  # a response must be longer, in the released code of M-Thinker
-
-
-class ThinkingParts(NamedTuple):
-    """The thinking and the answer of a completion."""
-
-    thinking: str
-    answer: str
-
-
-def split_thinking(text: str) -> ThinkingParts | None:
-    """The two parts of a completion with exactly one `</think>`; None for any other."""
-    if text.count(THINKING_END) != 1:
-        return None
-    thinking, _, answer = text.partition(THINKING_END)
-    return ThinkingParts(thinking.strip().removeprefix(THINKING_START).strip(), answer.strip())
-
-
-def get_answer_part(text: str) -> str:
-    """What follows the thinking, or the whole text where it has no such form."""
-    parts = split_thinking(text)
-    return text if parts is None else parts.answer
 
 
 @register_reward("format", help="1 for exactly one </think> in more than `minimum` characters, else 0")

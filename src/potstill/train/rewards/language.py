@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from potstill.core.errors import DataError
+from potstill.data.thinking import split_thinking
 from potstill.train.rewards.base import Completion, register_reward
 from potstill.train.rewards.detectors import (
     DEFAULT_DETECTOR,
@@ -14,7 +15,6 @@ from potstill.train.rewards.detectors import (
     check_language,
     open_detector,
 )
-from potstill.train.rewards.format import split_thinking
 
 LANGUAGE_KEY = "language"
 MIN_CHARACTERS = 16  # a shorter text counts as consistent

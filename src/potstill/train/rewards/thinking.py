@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.data.answers import find_numbers
+from potstill.data.thinking import split_thinking
 from potstill.train.rewards.base import Completion, Judge, register_reward
-from potstill.train.rewards.format import split_thinking
 
 SOLUTION_KEY, ENGLISH_KEY = "solution", "english"
 MAX_TRIES = 3  # of a judge, in the released code
