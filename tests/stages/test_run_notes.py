@@ -52,3 +52,12 @@ def test_a_short_run_is_noted_and_a_worse_student_warned_of(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(texts)
     assert all(line.startswith(text) for line, text in zip(lines, texts, strict=True))
+
+
+@pytest.mark.parametrize("prefers_chosen", [True, False])
+def test_chosen_answers_that_become_less_likely_are_noted_where_they_are_preferred(
+    capsys: pytest.CaptureFixture[str], prefers_chosen: bool
+) -> None:
+    before, after = ([MEASURES["chosen_log_p"].build(value, 9)] for value in (-10.0, -12.0))
+    report_outcome(1, 1, {BEFORE_TRAINING: before, "out": after}, student="out", prefers_chosen=prefers_chosen)
+    assert ("chosen answers are less likely than before" in capsys.readouterr().err) == prefers_chosen

@@ -13,7 +13,6 @@ the `PairInfo` of both models, one called `temperature` the temperature. Class a
 the defaults.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from hashlib import sha256
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from potstill.core.errors import UsageError
+from potstill.core.notes import print_warning
 from potstill.core.types import Objective
 from potstill.core.user_file import USER_SYMBOL, load_user_symbol, read_user_file
 from potstill.objectives.logit_distillation import logit_distillation_cost, make_divergence_spec
@@ -214,7 +214,4 @@ def _check_divergence(divergence: Divergence, name: str) -> None:
     if gradient is None or not gradient.isfinite().all() or not gradient.any():
         raise UsageError(f"{name} gives the student's logits no finite gradient; compute it from them in PyTorch")
     if zero.abs().max() > ZERO_TOLERANCE:
-        warnings.warn(
-            f"{name} is {zero.abs().max().item():.2g} for equal logits, so its minimum is not the teacher",
-            stacklevel=2,
-        )
+        print_warning(f"{name} is {zero.abs().max().item():.2g} for equal logits, so its minimum is not the teacher")

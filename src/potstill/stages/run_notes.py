@@ -23,10 +23,13 @@ def report_passes(settings: TrainConfig, available: int) -> None:
         )
 
 
-def report_outcome(tokens: int, trained: int, measures: Mapping[str, Sequence[Measure]], *, student: str) -> None:
+def report_outcome(
+    tokens: int, trained: int, measures: Mapping[str, Sequence[Measure]], *, student: str, prefers_chosen: bool = True
+) -> None:
     """Note a run of fewer tokens than asked for, and warn of a student that ended further from the teacher.
 
-    Of an alignment it notes the accuracy beside two baselines, and chosen answers that are less likely than before.
+    Of an alignment it notes the accuracy beside two baselines. Where the run `prefers_chosen` answers, it also notes
+    that they are less likely than before.
     """
     if trained < MIN_SHARE * tokens:
         print_note(
@@ -41,7 +44,7 @@ def report_outcome(tokens: int, trained: int, measures: Mapping[str, Sequence[Me
             f"smaller --lr, more --tokens, or text that is closer to what is measured"
         )
     chosen_before, chosen_after = (_get_value(measures.get(name, ()), "chosen_log_p") for name in models)
-    if chosen_before is not None and chosen_after is not None and chosen_after < chosen_before:
+    if prefers_chosen and chosen_before is not None and chosen_after is not None and chosen_after < chosen_before:
         print_note(
             f"chosen answers are less likely than before ({chosen_before:.1f} to {chosen_after:.1f} nats an answer); a "
             f"loss of differences allows it, and a smaller --lr, or a weight of their own loss (dpo:nll=0.2), limits it"

@@ -111,7 +111,7 @@ def run_training(
                 student = export_student(run)
                 card = publish(run, out, student, result, baseline, checks)
         tokens = 0 if run.rollout else config.settings.count_tokens(run.data["tokens"])  # samples have any length
-        report_outcome(tokens, result.tokens, card.measures, student=out.name)
+        report_outcome(tokens, result.tokens, card.measures, student=out.name, prefers_chosen=run.prefers_chosen)
     return TrainingResult(out=out, card=card, model=student, tokenizer=run.origin.tokenizer)
 
 

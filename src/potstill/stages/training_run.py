@@ -69,6 +69,11 @@ class TrainingRun(ABC):
     rollout: AnyRollout | None = None
 
     @property
+    def prefers_chosen(self) -> bool:
+        """Whether a run on preferences makes chosen answers likelier than rejected ones."""
+        return True
+
+    @property
     def record(self) -> RunRecord:
         """What a resumed run has to agree on: the options, and what was read.
 

@@ -153,13 +153,19 @@ class Trainer(transformers.Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the mean of each term since the last line.
 
-        Raises: TrainingDiverged if the loss has exploded (see `find_loss_explosion`).
+        Raises: TrainingDiverged if the loss has exploded (see `find_loss_explosion`). The value of a policy gradient
+            grows with the lengths of samples, and says nothing of divergence.
         """
         has_step_loss = "loss" in logs and self._num_passes > 0
         super().log(
             logs | self._compute_term_means() | pop_metrics(self.rollout) if has_step_loss else logs, start_time
         )
-        if has_step_loss and (median_loss := find_loss_explosion(self.state.log_history)) is not None:
+        is_policy_gradient = isinstance(self.rollout, StepRollout)
+        if (
+            has_step_loss
+            and not is_policy_gradient
+            and (median_loss := find_loss_explosion(self.state.log_history)) is not None
+        ):
             self._raise_divergence(
                 f"the loss rose from {median_loss:.3g} to {logs['loss']:.3g}", self._batches, step_done=True
             )

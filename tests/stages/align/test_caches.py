@@ -88,3 +88,12 @@ def test_a_cache_as_the_reference_model_and_other_data_than_preferences_are_refu
         stage.run(tmp_path / "text", show=False)
     with pytest.raises(UsageError, match="--own stores one number a token"):
         CacheTeacherConfig(teacher=config.model, own=True, hidden=True)
+
+
+def test_a_cache_of_pairs_serves_no_other_held_out_data_and_no_kto(config: AlignConfig, tmp_path: Path) -> None:
+    cached = write_cache(config, tmp_path / "cache")
+    assert config.eval_data is not None
+    with pytest.raises(UsageError, match="those of --eval-data are not in it; omit --eval-data"):
+        prepare(replace(cached, eval_data=config.eval_data))
+    with pytest.raises(CacheMismatch, match="kto compares answers with those to other prompts, which a cache of pairs"):
+        prepare(replace(cached, objective="kto"))

@@ -20,10 +20,10 @@ def brevity(completions, limit=20):
     return [float(len(c.completion) < limit) for c in completions]
 
 class Ended:
-    def __init__(self, bonus=1.0):
-        self.bonus = bonus
+    def __init__(self, bonus=1.0, is_on=True):
+        self.bonus, self.is_on = bonus, is_on
     def __call__(self, completions):
-        return [self.bonus * c.ended for c in completions]
+        return [self.bonus * c.ended * self.is_on for c in completions]
 '''
 
 
@@ -54,8 +54,11 @@ def test_a_sum_of_rewards_has_its_weights_and_gives_every_term() -> None:
 
 def test_the_terms_of_a_term_are_given_too(tmp_path: Path) -> None:
     terms = get_reward("m_thinker:minimum=2").score([complete("a</think>7", answer=7, language="en")]).terms
-    expected = {"m_thinker": [1.0], "m_thinker.language": [0.0], "m_thinker.accuracy": [1.0]}
+    expected = {"m_thinker": [1.0], "m_thinker.language": [0.0], "m_thinker.gated_accuracy": [1.0]}
     assert terms == {**expected, "m_thinker.thinking": [0.0]}
+    scores = get_reward("2*slc_rl").score([complete("Das ist die Zahl sieben, 7.", answer=7, language="de")])
+    assert (scores.totals, scores.terms["slc_rl"]) == ([2.0], [1.0])
+    assert (scores.terms["slc_rl.accuracy"], scores.terms["slc_rl.language"]) == ([1.0], [1.0])
 
 
 def test_a_user_s_file_is_a_reward_with_options_and_a_digest(tmp_path: Path) -> None:
@@ -64,6 +67,10 @@ def test_a_user_s_file_is_a_reward_with_options_and_a_digest(tmp_path: Path) -> 
     assert get_reward(f"{file}:brevity")(SUMS) == [1.0, 1.0]
     assert get_reward(f"2*{file}:brevity:limit=5+accuracy")(SUMS) == [1.0, 0.0]
     assert get_reward(f"{file}:Ended:bonus=0.5")(SUMS) == [0.5, 0.5]
+    assert get_reward(f"{file}:Ended:is_on=0")(SUMS) == get_reward(f"{file}:Ended:is_on=false")(SUMS) == [0.0, 0.0]
+    assert get_reward(f"{file}:Ended:is_on=True")(SUMS) == [1.0, 1.0]
+    with pytest.raises(UsageError, match="has is_on='no'; give is_on=1 or is_on=0"):
+        get_reward(f"{file}:Ended:is_on=no")
     assert len(get_reward(f"{file}:brevity").digests["brevity"]) == 64
     with pytest.raises(UsageError, match=r"defines no function or class 'length'; it defines brevity, Ended"):
         get_reward(f"{file}:length")
@@ -76,6 +83,7 @@ def test_a_user_s_file_is_a_reward_with_options_and_a_digest(tmp_path: Path) -> 
     [
         ("acuracy", r"no reward 'acuracy' \(did you mean 'accuracy'\?\); choose one of accuracy, format"),
         ("x*accuracy", "begins with no number"),
+        ("nan*accuracy", "has the weight nan; write a finite one"),
         ("accuracy+accuracy", "'accuracy' twice"),
         ("format:maximum=3", "has no option 'maximum' .did you mean 'minimum'."),
         ("format:minimum=long", "give a number such as minimum=1000"),

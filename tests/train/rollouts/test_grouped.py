@@ -29,6 +29,7 @@ from potstill.decode.sampling import SamplingFilters
 from potstill.objectives.grpo import GRPO
 from potstill.objectives.policy_options import PolicyOptions
 from potstill.ops.advantage import compute_group_advantages
+from potstill.train import trainer
 from potstill.train.rewards.base import Completion
 from potstill.train.rollouts.base import seed_generator, split_documents
 from potstill.train.rollouts.grouped import GroupedRollout
@@ -111,6 +112,20 @@ def test_flat_groups_are_replaced_by_those_of_other_prompts(tiny_llama: LlamaFor
     metrics = rollout.summarize(rollout.pop_totals())
     assert metrics["flat_groups"] == pytest.approx(2 / 3)
     assert metrics["refilled_groups"] == 2
+
+
+def test_a_refill_draws_no_prompt_twice(tiny_llama: LlamaForCausalLM) -> None:
+    calls: list[int] = []
+
+    def rate(completions: Sequence[Completion]) -> list[float]:
+        """Equal rewards at the first call, and different ones after it."""
+        calls.append(len(completions))
+        return rate_equally(completions) if len(calls) == 1 else [float(n) for n in range(len(completions))]
+
+    (batch,) = make_rollout(rate, refills=1).roll_out(prompt_batches(list(range(12))), tiny_llama, step=0)
+    assert calls == [48, 48]
+    rows = [int(one.fields["rows"]) for one in split_documents(batch) if (one.labels != IGNORE).any()]
+    assert sorted(rows) == sorted([*range(12)] * 4)
 
 
 def test_refills_end_and_leave_what_is_flat(tiny_llama: LlamaForCausalLM) -> None:
@@ -255,6 +270,16 @@ def run(
     packs = packs or prompt_packs()
     train(module, packs, config, folder, validation=packs, rollout=rollout, resume=resume, show=False)
     return module, rollout
+
+
+def test_the_value_of_a_policy_gradient_is_no_sign_of_divergence(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `rloo` it grows with the lengths of samples."""
+    monkeypatch.setattr(trainer, "find_loss_explosion", lambda log: 1.0)
+    rloo = {"normalization": "constant", "length": 1, "scale_rewards": "none", "leave_one_out": True}
+    run(tiny_llama, tmp_path / "rloo", steps=2, **rloo)
+    assert len([line for line in read_run_metrics(tmp_path / "rloo") if "loss" in line]) == 2
 
 
 def test_a_policy_learns_what_is_rewarded_and_the_metrics_say_so(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:

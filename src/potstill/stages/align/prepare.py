@@ -64,6 +64,11 @@ class AlignRun(TrainingRun):
         """Print the memory and disk that the run takes, the reference included."""
         warn_if_insufficient(self.config, self.origin, self.frozen_models, self.packs, self.dtype, out, show=show)
 
+    @property
+    def prefers_chosen(self) -> bool:
+        """False with `swap=1`."""
+        return not any(part.term.numeric_options.get("swap") for part in self.config.loss.terms)
+
     def measure_baseline(self) -> list[Measure]:
         """The policy before training; compared with itself where no reference is in memory."""
         has_reference = REFERENCE in self.module.frozen_networks

@@ -74,7 +74,7 @@ class PromptEvaluator:
 
     @torch.no_grad()
     def measure(self, module: TrainingModule) -> list[Measure]:
-        """`sampled_reward`, `sampled_accuracy` where accuracy is a term of it, `cut_samples` and `sample_tokens`."""
+        """`sampled_reward`, `sampled_accuracy` where `accuracy` is a term of it, `cut_samples` and `sample_tokens`."""
         model = unwrap_model(module.student)
         options = (self.config, self.prompts, self.reward, model, self.tokenizer)
         sampler = make_sampler(*options, samples=MEASURED_SAMPLES)
@@ -86,7 +86,8 @@ class PromptEvaluator:
             "cut_samples": [np.mean([sampler.is_cut(sample) for sample in group.samples]) for group in groups],
             "sample_tokens": [np.mean([len(sample.tokens) for sample in group.samples]) for group in groups],
         }
-        accuracy = next((name for name in groups[0].scores if name.split(".")[-1].endswith(ACCURACY)), None)
+        names = (ACCURACY, f"{REWARD}_{ACCURACY}")
+        accuracy = next((name for name in groups[0].scores if name.split(".")[-1] in names), None)
         if accuracy is not None:
             columns["sampled_accuracy"] = [group.scores[accuracy].mean() for group in groups]
         return [measure_ratio(name, np.array(values, dtype=float)) for name, values in columns.items()]

@@ -23,6 +23,9 @@ def check_objective(objective: ObjectiveConfig) -> None:
             raise UsageError(f"{part.term.name} learns from a teacher; use potstill distill, or omit it")
         if part.term.name == CROSS_ENTROPY:
             raise UsageError("cross_entropy would train rejected answers too; omit it, and give dpo:nll=WEIGHT")
+    if len(objective.terms) > 1 and objective.data in ("preferences", "labels"):
+        names = ", ".join(part.term.name for part in objective.terms)
+        raise UsageError(f"--objective {names} is a sum, and preferences have one loss; give one of them")
 
 
 def check_data(data: str | Sequence[str]) -> None:

@@ -1,13 +1,13 @@
 """The accuracy of a completion: whether its final answer is that of its row."""
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from potstill.core.errors import DataError, RewardFailed, UsageError
+from potstill.core.notes import print_warning
 from potstill.data.answers import extract_answer, find_boxed, match_answers, read_reference
 from potstill.data.math_strings import normalize_math
 from potstill.data.thinking import get_answer_part
@@ -89,9 +89,7 @@ class Accuracy:
         verdict = self.math_verifier.verify(reference, answer)
         if verdict.failure:
             if verdict.failure not in self.failures:
-                warnings.warn(
-                    f"math-verify {verdict.failure} on {answer[:80]!r}, which counts as a wrong answer", stacklevel=2
-                )
+                print_warning(f"math-verify {verdict.failure} on {answer[:80]!r}, which counts as a wrong answer")
             self.failures[verdict.failure] += 1
         return verdict
 

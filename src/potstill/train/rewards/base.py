@@ -40,12 +40,19 @@ Reward: TypeAlias = Callable[[Sequence[Completion]], Sequence[float]]
 Judge: TypeAlias = Callable[[Sequence[str]], Sequence[str]]  # the replies of a language model to prompts
 
 
+class RewardScores(NamedTuple):
+    """The reward of each completion, and by name the values of every term that entered it, without weights."""
+
+    totals: Sequence[float]
+    terms: Mapping[str, Sequence[float]]
+
+
 @runtime_checkable
 class CompositeReward(Protocol):
-    """A reward that is the sum of terms. `score_terms` gives their values by name, which are logged."""
+    """A reward that is made of terms. `score` also gives their values by name, which are logged."""
 
     def __call__(self, completions: Sequence[Completion]) -> Sequence[float]: ...
-    def score_terms(self, completions: Sequence[Completion]) -> Mapping[str, Sequence[float]]: ...
+    def score(self, completions: Sequence[Completion]) -> RewardScores: ...
 
 
 class RewardSpec(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from potstill.train.rewards.accuracy import ANSWER_KEY, Accuracy
-from potstill.train.rewards.base import Completion, Judge, register_reward
+from potstill.train.rewards.base import Completion, Judge, RewardScores, register_reward
 from potstill.train.rewards.detectors import DEFAULT_DETECTOR, Detector
 from potstill.train.rewards.format import MIN_CHARACTERS, Format
 from potstill.train.rewards.language import LANGUAGE_KEY, Language
@@ -58,20 +58,21 @@ class MThinker:
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
         """R for each completion. Raises: as the rewards that it is made of."""
-        return [sum(values) for values in zip(*self.score_terms(completions).values(), strict=True)]
+        return list(self.score(completions).totals)
 
-    def score_terms(self, completions: Sequence[Completion]) -> dict[str, list[float]]:
-        """R_lc, R_acc and R_cta for each completion."""
+    def score(self, completions: Sequence[Completion]) -> RewardScores:
+        """R, and its terms: R_lc, R_acc behind the gate of form and language, and R_cta. Raises: as `__call__`."""
         form, language, accuracy, thinking = self.rewards
         consistent = [n for n, c in enumerate(completions) if form.holds(c.completion) and language.holds(c)]
         right = select_right(accuracy, completions, consistent)
         comparable = [n for n in right if get_solution(completions[n].row)]
         scores = dict(zip(comparable, thinking([completions[n] for n in comparable]), strict=True))
-        return {
+        terms = {
             "language": [0.0 if n in consistent else -1.0 for n in range(len(completions))],
-            "accuracy": [float(n in right) for n in range(len(completions))],
+            "gated_accuracy": [float(n in right) for n in range(len(completions))],
             "thinking": [scores.get(n, 0.0) for n in range(len(completions))],
         }
+        return RewardScores([sum(values) for values in zip(*terms.values(), strict=True)], terms)
 
 
 def select_right(accuracy: Accuracy, completions: Sequence[Completion], indices: Sequence[int]) -> list[int]:

@@ -1,5 +1,6 @@
 """Builds a reward from its name: `accuracy`, `0.9*accuracy+0.1*language`, `format:minimum=200`, or FILE.py:NAME."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -26,6 +27,7 @@ PLUS = re.compile(r"(?<!\d[eE])\+")  # a plus that is not part of a number such 
 TERM = re.compile(r"(?:(?P<weight>[^*:]*)\*)?(?P<name>.+?\.py:\w+|[^:]+)(?::(?P<options>.*))?")
 JUDGE_OPTION = "judge"  # the option whose value is the address of a language model
 FLAG = "--reward"
+SWITCHES = {"1": True, "true": True, "0": False, "false": False}
 
 JudgeOpener = Callable[[str], Judge]
 
@@ -72,9 +74,12 @@ def _build_term(text: str, open_judge: JudgeOpener | None) -> RewardTerm:
 
 def _parse_weight(text: str | None, term: str) -> float:
     try:
-        return 1.0 if text is None else float(text)
+        weight = 1.0 if text is None else float(text)
     except ValueError as error:
         raise UsageError(f"{FLAG} {term!r} begins with no number; write a weight such as 0.9*accuracy") from error
+    if not math.isfinite(weight):
+        raise UsageError(f"{FLAG} {term!r} has the weight {weight}; write a finite one such as 0.9*accuracy")
+    return weight
 
 
 def _find_spec(name: str) -> tuple[RewardSpec, str]:
@@ -128,6 +133,10 @@ def _parse_options(spec: RewardSpec, text: str) -> dict[str, Any]:
 
 def _parse_value(spec: RewardSpec, name: str, value: str) -> Any:
     default = spec.options[name]
+    if isinstance(default, bool):
+        if value.lower() not in SWITCHES:
+            raise UsageError(f"the reward {spec.name} has {name}={value!r}; give {name}=1 or {name}=0")
+        return SWITCHES[value.lower()]
     parse = type(default) if isinstance(default, int | float) else str
     try:
         return parse(value)

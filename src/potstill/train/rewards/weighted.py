@@ -1,25 +1,18 @@
 """A weighted sum of rewards."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from potstill.train.rewards.base import (
     TIME_LIMIT,
     Completion,
     CompositeReward,
     Reward,
+    RewardScores,
     call_with_limit,
     check_rewards,
     score_completions,
 )
-
-
-class RewardScores(NamedTuple):
-    """The reward of each completion, and by name the values of every term that entered it, without weights."""
-
-    totals: list[float]
-    terms: Mapping[str, list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +39,7 @@ class RewardSum:
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
         """The reward of each completion. Raises: as `score`."""
-        return self.score(completions).totals
+        return list(self.score(completions).totals)
 
     def score(self, completions: Sequence[Completion]) -> RewardScores:
         """The rewards and their terms.
@@ -59,11 +52,6 @@ class RewardSum:
             values |= (parts := self._score_term(term, completions))
             totals = [total + term.weight * value for total, value in zip(totals, parts[term.name], strict=True)]
         return RewardScores(totals, values)
-
-    def score_terms(self, completions: Sequence[Completion]) -> dict[str, list[float]]:
-        """The weighted values of each term by name, whose sum is the reward."""
-        values = self.score(completions).terms
-        return {term.name: [term.weight * value for value in values[term.name]] for term in self.terms}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -85,10 +73,6 @@ class RewardSum:
         if not isinstance(term.reward, CompositeReward):
             values = score_completions(term.reward, completions, name=term.name, time_limit=self.time_limit)
             return {term.name: values}
-        parts = call_with_limit(term.reward.score_terms, completions, name=term.name, time_limit=self.time_limit)
-        values_by_term = {
-            f"{term.name}.{name}": check_rewards(part, len(completions), f"{term.name}.{name}")
-            for name, part in parts.items()
-        }
-        totals = [sum(values) for values in zip(*values_by_term.values(), strict=True)] if values_by_term else []
-        return {term.name: check_rewards(totals, len(completions), term.name), **values_by_term}
+        scores = call_with_limit(term.reward.score, completions, name=term.name, time_limit=self.time_limit)
+        columns = {term.name: scores.totals, **{f"{term.name}.{name}": part for name, part in scores.terms.items()}}
+        return {name: check_rewards(column, len(completions), name) for name, column in columns.items()}

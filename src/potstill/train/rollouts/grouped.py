@@ -84,8 +84,9 @@ class GroupedRollout:
             if not places:
                 break
             generator = seed_generator("refill", self.sampler.seed, step, rank, attempt)
-            numbers = torch.randint(len(self.sampler.prompts), (len(places),), generator=generator).tolist()
-            new_groups = self.sampler.draw(numbers, student, step=step, attempt=attempt)
+            numbers = torch.randperm(len(self.sampler.prompts), generator=generator)[: len(places)].tolist()
+            attempt_of_rank = attempt * distributed.world_size() + rank  # so that no two ranks draw one group
+            new_groups = self.sampler.draw(numbers, student, step=step, attempt=attempt_of_rank)
             self._add_totals({"refilled": float(sum(not group.is_flat for group in new_groups))})
             useful_groups = (group for group in new_groups if not group.is_flat)
             groups = [next(useful_groups, group) if group.is_flat else group for group in groups]
