@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.stages.world import saved
+from safetensors.torch import load_file
+from tests.stages.world import interrupted, saved
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from potstill.core.errors import UsageError
+from potstill.core.errors import Interrupted, UsageError
 from potstill.core.types import CHOSEN
 from potstill.data.packing import collate
 from potstill.stages.align.config import AlignConfig
@@ -97,3 +98,16 @@ def test_on_policy_the_model_answers_the_prompts_itself(extrapolation: AlignConf
     line = (result.out / "metrics.jsonl").read_text().splitlines()[0]
     assert '"rollout_documents": 0' not in line
     assert "rollout_documents" in line
+
+
+def test_a_stopped_run_on_its_own_answers_continues_to_the_same_weights(
+    extrapolation: AlignConfig, tmp_path: Path
+) -> None:
+    config = replace(extrapolation, on_policy=0.5, settings=replace(extrapolation.settings, learning_rate=3e-3))
+    align(config, tmp_path / "made", show=False)
+    again = tmp_path / "again"
+    with interrupted(again), pytest.raises(Interrupted, match="--resume"):
+        align(config, again, show=False)
+    align(config, again, resume=True, show=False)
+    left, right = (load_file(folder / "model.safetensors") for folder in (tmp_path / "made", again))
+    assert all(torch.equal(left[name], right[name]) for name in left)

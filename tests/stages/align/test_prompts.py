@@ -15,12 +15,14 @@ from tests.teachers.test_served_judge import serve_chat
 
 from potstill.core.errors import DataError, Interrupted, RewardFailed, UsageError
 from potstill.stages.align import plan as align_plan
+from potstill.stages.align.checks import check_decoding
 from potstill.stages.align.config import AlignConfig
 from potstill.stages.align.options import AlignTrainConfig
 from potstill.stages.align.prepare import prepare
 from potstill.stages.align.preview import preview_align
 from potstill.stages.align.prompts import limit_prompts_per_step
 from potstill.stages.align.run import align
+from potstill.stages.checks.report import FAIL, PASS
 from potstill.stages.resources.calibration import StepMeasurements
 from potstill.stages.resources.profiling import profile_steps
 from potstill.train.rewards.base import Completion
@@ -90,6 +92,13 @@ def test_a_model_earns_more_of_the_reward_and_its_card_says_how_much(
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "grpo", "reward", "reward_letters", "flat_groups", "cut_samples", "sampling_gap"} <= set(lines[0])
     assert [line["eval_reward"] for line in lines if "eval_reward" in line][-1] > 0
+
+
+def test_a_decoder_of_another_distribution_is_found_out(policy_config: AlignConfig) -> None:
+    run = prepare(policy_config)
+    inputs = run.make_check_inputs()
+    assert check_decoding(inputs).outcome == PASS
+    assert check_decoding(replace(inputs, temperature=1.1)).outcome == FAIL
 
 
 @pytest.mark.slow
