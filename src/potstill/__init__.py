@@ -5,7 +5,7 @@ from typing import Any
 
 _VERBS = (
     *("distill", "align", "prune", "convert", "measure", "frontier", "generate", "plan"),
-    *("doctor", "arena", "cache", "load", "data", "export", "advise", "edit"),
+    *("doctor", "arena", "cache", "load", "data", "export", "advise", "edit", "run"),
 )
 __all__ = ["AutoModelForCausalLM", *_VERBS]  # __init__.pyi has their types
 __version__ = "0.1.0"

@@ -622,3 +622,30 @@ def edit(
 
     Raises: PotstillError, as the command line does.
     """
+
+def run(
+    recipe: str,
+    *,
+    out: str | Path,
+    tiny: bool = False,
+    data: DataSource | Sequence[str | Path] | None = None,
+    preferences: DataSource | Sequence[str | Path] | None = None,
+    questions: DataSource | Sequence[str | Path] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    teacher: ModelSource | Sequence[ModelSource] | None = None,
+    student: ModelSource | None = None,
+    judge: str | None = None,
+    tokens: int | str | None = None,
+    epochs: float | None = None,
+    draft_vocabulary: int | str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 1,
+) -> Report:
+    """Run the recipe of a published method, such as "minima"; every stage has a folder in `out`.
+
+    Returns the folder of the last stage, as `out`, and its card. `tiny` tries the method on a tiny budget.
+
+    Raises: PotstillError, as the command line does.
+    """

@@ -14,6 +14,7 @@ from potstill.decode.answer_stream import AnswerStream
 from potstill.models.load import LoadedModel
 from potstill.models.load_size import load_size
 from potstill.objectives.config import ObjectiveConfig
+from potstill.recipes.run import run as run
 from potstill.stages import generate_options
 from potstill.stages import options as stage_options
 from potstill.stages.advise import AdviseConfig
@@ -24,7 +25,7 @@ from potstill.stages.align.run import align_from_options
 from potstill.stages.arena.arena import Arena
 from potstill.stages.cache_teacher import CacheTeacherConfig
 from potstill.stages.caller_objects import DataSource, ModelSource
-from potstill.stages.candidates.config import CandidatesConfig
+from potstill.stages.candidates.config import build_dataset_stage
 from potstill.stages.candidates.options import CandidateOptions
 from potstill.stages.checks.report import FAIL
 from potstill.stages.convert import ConvertConfig
@@ -37,7 +38,6 @@ from potstill.stages.edit_options import EditOptions
 from potstill.stages.export.export import ExportConfig
 from potstill.stages.export.options import ExportOptions
 from potstill.stages.frontier import draw_frontier
-from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.generate_text import generate_text
 from potstill.stages.keyword_options import check_generation, choose_budget, take_options
 from potstill.stages.measure import MeasureConfig
@@ -162,11 +162,7 @@ def generate(
     check_generation(prompt=prompt, data=data, out=out, on_text=on_text, **options)
     if data is not None and out is not None:
         values = {"model": str(model), "data": data, **options}
-        stage = (
-            build_options(CandidatesConfig, values)
-            if options.get("select")
-            else build_options(GenerateDatasetConfig, values)
-        )
+        stage = build_dataset_stage(values)
         return Report({"out": str(out), **stage.run(Path(out), overwrite=overwrite, resume=resume)})
 
     def read(answer: AnswerStream) -> None:

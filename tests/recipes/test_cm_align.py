@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 from tests.recipes.conftest import DIGITS
-from tests.stages.world import written
 
+import potstill
 from potstill.core.errors import UsageError
 from potstill.recipes.registry import get_recipe
-from potstill.stages.sequence import run_stages
 
 QUESTIONS = {"en": "What is {} - {}?", "fr": "Combien font {} - {} ?"}
 
@@ -20,18 +19,16 @@ def test_a_policy_is_aligned_with_its_own_answers(guesser: Path, tmp_path: Path)
         for n in range(40)
         for language, text in QUESTIONS.items()
     ]
-    data = written(tmp_path / "parallel.jsonl", rows)
-    recipe = get_recipe("cm-align", tiny=True).override(teacher=str(guesser), data=str(data), tokens=1024)
-    result = run_stages(recipe.stages, tmp_path / "made")
-    assert result.out.name == "2-align"
+    result = potstill.run("cm-align", tiny=True, teacher=guesser, data=rows, tokens="1024", out=tmp_path / "made")
+    assert result.out == str(tmp_path / "made/2-align")
     pairs = [json.loads(line) for line in (tmp_path / "made/1-candidates/train.jsonl").read_text().splitlines()]
     assert {pair["language"] for pair in pairs} == {"fr"}
     assert 0 < len(pairs) <= 16
     for pair in pairs:
         assert len({pair[side][0]["content"] for side in ("chosen", "rejected")}) == 2
-    assert result.card["stage"]["data"] == str(tmp_path / "made/1-candidates")
-    assert result.card["stage"]["objective"] == "dpo:beta=0.1,nll=0.2"
-    names = {measure["name"] for measure in result.card["measures"]["2-align"]}
+    assert result.stage["data"] == str(tmp_path / "made/1-candidates")
+    assert result.stage["objective"] == "dpo:beta=0.1,nll=0.2"
+    names = {measure["name"] for measure in result.measures["2-align"]}
     assert {"preference_loss", "reward_accuracy"} <= names
 
 

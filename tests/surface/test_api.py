@@ -47,7 +47,7 @@ VERBS = (
         "load",
         "data",
     ),
-    *("export", "advise", "edit"),
+    *("export", "advise", "edit", "run"),
 )
 ALIASES = {  # the longer union first, since it contains the others
     inspect.formatannotation(ModelSource): "ModelSource",
@@ -131,6 +131,7 @@ def test_the_stub_has_the_signatures_that_the_functions_have() -> None:
         ("measure", {"config", "dry_run", "as_json"}, set()),
         ("doctor", {"config", "as_json"}, set()),
         ("advise", {"config", "dry_run", "as_json"}, set()),
+        ("run", {"config", "dry_run", "as_json"}, set()),
     ],
 )
 def test_what_python_and_the_command_line_share_is_named_and_set_alike(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import potstill.recipes
 
-NO_RECIPES = ("listing", "registry")  # the other modules of this package
+NO_RECIPES = ("listing", "options", "registry", "run")  # the other modules of this package
 FACTS = ("name", "summary", "source")
 
 

@@ -23,7 +23,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 MODELS = ("teacher", "student", "draft", "model", "models", "reference", "plus", "minus")
 ONE_ANSWER = ("on_text", "draft", "draft_length", "tree", "raw")  # options of `generate` for a prompt alone
-DATA_SETS = ("data", "eval_data", "source", "facts")
+DATA_SETS = ("data", "eval_data", "source", "facts", "preferences", "questions")
 TYPES: Mapping[str, Any] = {  # of options that Python gives as objects
     "teacher": ModelSource | Sequence[ModelSource] | None,
     "student": ModelSource | None,

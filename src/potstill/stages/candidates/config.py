@@ -8,13 +8,14 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from potstill.core.errors import UsageError
+from potstill.core.options import build_options
 from potstill.evaluate.consistency import KINDS
 from potstill.models.load import LoadedModel
 from potstill.stages.candidates import options as choices
@@ -26,6 +27,7 @@ from potstill.stages.candidates.select_preferences import select_preferences
 from potstill.stages.candidates.solve import solve
 from potstill.stages.console import print_note
 from potstill.stages.dataset_parts import DatasetJob, DatasetStage, GeneratedDataset
+from potstill.stages.generate_dataset import GenerateDatasetConfig
 from potstill.stages.option_checks import check_choice
 from potstill.stages.preflight import StageInputs
 from potstill.teachers.served_judge import open_judge
@@ -117,6 +119,11 @@ class CandidatesConfig(CandidateOptions, DatasetStage):
         if self.select == choices.MIXED:
             return select_mixed(self, sampler, data, reward, excluded)
         return solve(self, sampler, data, reward)
+
+
+def build_dataset_stage(values: Mapping[str, Any]) -> DatasetStage:
+    """The stage that answers a data set, or with `select` the one that samples and selects."""
+    return build_options(CandidatesConfig if values.get("select") else GenerateDatasetConfig, values)
 
 
 def hash_keys(keys: Collection[str]) -> str:
