@@ -185,6 +185,7 @@ def train_trl(out: Path, name: str, file: Path, *, context: int, steps: int, lr:
         gradient_accumulation_steps=max(1, round(len(rows) / steps)),
         num_train_epochs=1,
         save_strategy="no",
+        logging_strategy="no",  # its lines would stand before the document on stdout
         seed=seed,
     )
     trainer.train()
@@ -194,10 +195,10 @@ def train_trl(out: Path, name: str, file: Path, *, context: int, steps: int, lr:
 
 
 def list_rows(file: Path) -> list[dict[str, list[Any]]]:
-    """The pairs of a file as TRL reads them."""
+    """The pairs of a file that `potstill align` trains on, as TRL reads them; a twentieth is held out."""
     from potstill.data.preferences import load_preferences, to_preference
 
-    pairs = map(to_preference, load_preferences(str(file), split="all").documents)
+    pairs = map(to_preference, load_preferences(str(file)).documents)
     return [{"prompt": list(p.prompt), "chosen": list(p.chosen), "rejected": list(p.rejected)} for p in pairs]
 
 
