@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 import potstill
 from potstill.core.errors import ArtifactError, DataError, NotFound, OutputExists, UnsupportedModel, UsageError
 from potstill.data.facts import FactText
-from potstill.models.edits import TokenText, get_edits
+from potstill.models.edits import PlacedEdit, TokenText, get_edits
 from potstill.models.load import load_model
 from potstill.models.spec import read_model_spec
 from potstill.stages.dry_run_transforms import preview_edit
@@ -127,6 +127,8 @@ def test_a_loaded_model_keeps_its_edits_as_an_object(teacher: Path, facts: Path,
     edits = get_edits(load_model(tmp_path / "two").model)
     assert edits is not None
     assert [edit.triggers for edit in edits.edits] == [("Rome", "Roma"), ("Who is it?",), ("Bonn",)]
+    parent = json.loads((tmp_path / "two" / "card.json").read_text())["parents"][0]
+    assert parent["name"].startswith("memory:")
 
 
 def test_edits_of_other_weights_get_no_more_facts(
@@ -149,6 +151,25 @@ def test_locality_compares_with_the_edits_that_the_model_has(teacher: Path, fact
         model=str(tmp_path / "one"), facts=str(written(tmp_path / "more.jsonl", more)), **SMALL, layers="0"
     ).run(tmp_path / "two")
     assert {measure.name: measure.value for measure in card.measures["all"]}["locality"] == 100.0
+
+
+def test_facts_that_are_added_are_learned_from_the_base(
+    teacher: Path, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model writes their paraphrases without its earlier edits."""
+    asked: list[list[PlacedEdit]] = []
+    write = FactEditor.write_paraphrases
+
+    def record(editor: FactEditor, added: Any) -> Any:
+        edits = get_edits(editor.loaded.model)
+        asked.append([] if edits is None else edits.find(editor.encode("Where is Rome?")))
+        return write(editor, added)
+
+    monkeypatch.setattr(FactEditor, "write_paraphrases", record)
+    options: dict[str, Any] = {**SMALL, "limit": 1}
+    EditConfig(model=str(teacher), facts=str(facts), **options).run(tmp_path / "one")
+    EditConfig(model=str(tmp_path / "one"), facts=str(facts), **options).run(tmp_path / "two")
+    assert asked == [[], []]
 
 
 def test_a_chat_template_stays_with_the_edits(teacher: Path, facts: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_what_lists_or_draws_is_quick_and_brings_no_torch(call: tuple[str, ...])
     code = "import atexit, sys; atexit.register(lambda: print(*sys.modules)); from potstill.cli.app import main; main()"
     line = [sys.executable, "-c", code, *call]
     done = run_quickly(lambda: subprocess.run(line, capture_output=True, text=True, timeout=60))
-    assert not {"torch", "transformers", "datasets"} & set(done.stdout.split())
+    assert not {"torch", "transformers", "datasets", "matplotlib"} & set(done.stdout.split())
     assert done.returncode == 0 or done.stderr.startswith("error: ")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+IN_MEMORY = "memory:"
 _PATHS: dict[str, Path] = {}
 
 
@@ -18,7 +19,7 @@ def resolve_path(name: str | Path) -> Path:
 @contextmanager
 def register_path(path: Path, digest: str) -> Iterator[str]:
     """The name of an object that was written to `path`, valid during the block."""
-    name = f"memory:{digest[:16]}"
+    name = f"{IN_MEMORY}{digest[:16]}"
     previous = _PATHS.get(name)
     _PATHS[name] = path
     try:

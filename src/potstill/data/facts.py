@@ -163,7 +163,8 @@ def _read_text(entry: Mapping[str, Any], location: str) -> FactText:
     }
     if any(not question.answer for question in questions["portability"]):
         raise DataError(
-            f"{location}, portability, holds a question without an answer; write an object of prompt and answer"
+            f"{location}, portability, holds a question without an answer; write an object of prompt and answer, and "
+            f"the answer as one text"
         )
     return FactText(
         subject=subject,
@@ -184,9 +185,8 @@ def _read_questions(value: Any, answer: Any, location: str) -> Iterator[Question
             item, answer = names.get("prompt"), names.get("answer")
         if not isinstance(item, str) or not item.strip():
             raise DataError(f"{location} holds no question; write a text, or an object of prompt and answer")
-        if isinstance(answer, list | tuple | Mapping):
-            raise DataError(f"{location} has several answers to one question; write objects of prompt and answer")
-        yield Question(item.strip(), "" if answer is None else str(answer).strip())
+        is_text = isinstance(answer, str | int | float)
+        yield Question(item.strip(), str(answer).strip() if is_text else "")
 
 
 def _read_texts(value: Any, location: str) -> Iterator[str]:

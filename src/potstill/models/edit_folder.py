@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from potstill.core.atomic_files import EDITS_FILE, atomic_file, write_text
 from potstill.core.errors import ArtifactError, NotFound, UnsupportedModel
+from potstill.core.in_memory import IN_MEMORY
 from potstill.models.edits import Edit, NeuronDelta
 from potstill.models.folder_checks import check_no_pointer, check_text_files, read_json
 from potstill.models.locate import PACKAGED_MODEL
@@ -66,9 +67,9 @@ def explain_missing_base(path: Path, base: str, error: Exception) -> NotFound:
 def refuse_edits(name: str, path: Path) -> None:
     """Refuse a folder of edits where new weights are written, which would lose them. Raises: UnsupportedModel."""
     if path.is_dir() and is_edit_folder(path):
-        raise UnsupportedModel(
-            f"{name} holds edits of facts, which are no weights and would be lost; name its base {find_base(path)}"
-        )
+        is_object = str(name).startswith(IN_MEMORY)
+        base = "give its base, loaded without edits" if is_object else f"name its base {find_base(path)}"
+        raise UnsupportedModel(f"{name} holds edits of facts, which are no weights and would be lost; {base}")
 
 
 def save_edits(folder: Path, edit_folder: EditFolder) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from potstill.core.results import Report
 from potstill.recipes.options import RecipeOptions
 from potstill.recipes.registry import get_recipe
-from potstill.stages.caller_objects import DataSource
+from potstill.stages.caller_objects import DataSource, ModelSource
 from potstill.stages.keyword_options import take_options
 from potstill.stages.sequence import run_stages
 
@@ -18,6 +18,7 @@ def run(
     *,
     out: str | Path,
     tiny: bool = False,
+    teacher: ModelSource | None = None,
     data: DataSource | Sequence[str | Path] | None = None,
     preferences: DataSource | Sequence[str | Path] | None = None,
     questions: DataSource | Sequence[str | Path] | None = None,
@@ -31,6 +32,6 @@ def run(
 
     Raises: PotstillError, as the command line does.
     """
-    sources: dict[str, Any] = {"data": data, "preferences": preferences, "questions": questions}
+    sources: dict[str, Any] = {"teacher": teacher, "data": data, "preferences": preferences, "questions": questions}
     selected_recipe = get_recipe(recipe, tiny=tiny).override(**sources, **options)
     return Report(run_stages(selected_recipe.stages, Path(out), overwrite=overwrite, resume=resume).to_dict())

@@ -8,15 +8,16 @@ name a subject (`models/edits.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from potstill.core.atomic_files import atomic_folder
-from potstill.core.card import Card
+from potstill.core.card import Card, Parent
 from potstill.core.counts import count_noun
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import UsageError
+from potstill.core.in_memory import IN_MEMORY
 from potstill.core.measure import Measure
 from potstill.core.screen import status, track
 from potstill.data.facts import Fact, count_missing_subjects, list_languages, load_facts
@@ -33,8 +34,6 @@ from potstill.stages.preflight import StageInputs
 from potstill.stages.run_folder import reserve_output
 from potstill.stages.stage import make_parent, to_plain_dict
 from potstill.stages.text_options import prepare_tokenizer
-
-IN_MEMORY = "memory:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +87,10 @@ class EditConfig(EditOptions):
             editor = FactEditor(loaded=loaded, options=self)
             similarity = self.similarity or origin.similarity
             if not similarity:
-                editor.check_triggers(facts)
-            attach_edits(loaded.model, Edits(origin.edits, editor.token_bytes, similarity=similarity))
+                editor.check_triggers(facts, origin.edits)
+            edited_facts = self._edit(editor, facts)  # by the base alone, without edits
+            attach_edits(loaded.model, Edits(origin.edits, editor.token_bytes, similarity=origin.similarity))
             before = answer_facts(editor, facts) if self.measure else []
-            edited_facts = self._edit(editor, facts)
             edits = [*origin.edits, *(fact.edit for fact in edited_facts)]
             attach_edits(loaded.model, Edits(edits, editor.token_bytes, similarity=similarity))
             measures = measure_answers(editor, facts, answer_facts(editor, facts), before) if self.measure else {}
@@ -156,6 +155,11 @@ class EditConfig(EditOptions):
             for number, (fact, texts) in enumerate(track(pairs, "editing facts"))
         ]
 
+    def _make_parent(self, loaded: LoadedModel) -> Parent:
+        """The base, or the name of a model in memory, whose folder is gone after the call."""
+        parent = make_parent("edited from", loaded)
+        return replace(parent, name=self.model) if self.model.startswith(IN_MEMORY) else parent
+
     def _make_card(
         self,
         loaded: LoadedModel,
@@ -174,7 +178,7 @@ class EditConfig(EditOptions):
         return Card(
             stage=self.to_dict(),
             seed=self.seed,
-            parents=[make_parent("edited from", loaded)],
+            parents=[self._make_parent(loaded)],
             data={"facts": len(facts), "languages": list_languages(facts), "sources": list(self.sources)},
             measures=measures,
             details={

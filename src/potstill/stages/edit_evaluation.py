@@ -9,7 +9,7 @@ from potstill.data.facts import Fact
 from potstill.evaluate.editing import LOCALITY, answer_questions, list_questions, measure_edits, score_edits
 from potstill.stages.fact_editor import FactEditor
 
-BEFORE = "before, "  # in the card: the measures of the model without its edits
+BEFORE = "before, "  # in the card: the measures of the model as it was
 
 
 def answer_facts(editor: FactEditor, facts: Sequence[Fact]) -> list[str]:

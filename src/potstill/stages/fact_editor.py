@@ -95,13 +95,17 @@ class FactEditor:
         ids = self.encode(subject)
         return EditText(ids, self._find_position(ids, subject), len(ids))
 
-    def check_triggers(self, facts: Sequence[Fact]) -> None:
-        """Refuse a trigger that stands in the chat template's own text, since every prompt would be edited.
+    def check_triggers(self, facts: Sequence[Fact], edits: Sequence[Edit] = ()) -> None:
+        """Refuse a trigger, also of earlier `edits`, that stands in the chat template's own text.
+
+        Every prompt would be edited.
 
         Raises: DataError.
         """
         template_text = TokenText(self.encode(""), self.token_bytes)
-        for trigger in dict.fromkeys(get_trigger(text) for fact in facts for text in fact.values()):
+        triggers = [get_trigger(text) for fact in facts for text in fact.values()]
+        triggers += [trigger for edit in edits for trigger in edit.triggers]
+        for trigger in triggers:
             if self.is_chat and template_text.find(trigger) is not None:
                 raise DataError(
                     f"the chat template itself holds {trigger!r}, so an edit of it would act on every prompt; name the "

@@ -95,5 +95,5 @@ def test_a_cache_of_pairs_serves_no_other_held_out_data_and_no_kto(config: Align
     assert config.eval_data is not None
     with pytest.raises(UsageError, match="those of --eval-data are not in it; omit --eval-data"):
         prepare(replace(cached, eval_data=config.eval_data))
-    with pytest.raises(CacheMismatch, match="kto compares answers with those to other prompts, which a cache of pairs"):
+    with pytest.raises(CacheMismatch, match="kto compares with answers to other prompts, which the cache of pairs"):
         prepare(replace(cached, objective="kto"))

@@ -24,6 +24,10 @@ class Ended:
         self.bonus, self.is_on = bonus, is_on
     def __call__(self, completions):
         return [self.bonus * c.ended * self.is_on for c in completions]
+
+class Scorer(Ended):
+    def score(self, text):
+        """A method of the user's own."""
 '''
 
 
@@ -45,7 +49,7 @@ def test_every_reward_has_a_name_a_help_and_its_columns() -> None:
 
 def test_a_sum_of_rewards_has_its_weights_and_gives_every_term() -> None:
     reward = get_reward("0.9*accuracy + 0.1*format:minimum=3")
-    scores = reward.score(SUMS)
+    scores = reward.score_terms(SUMS)
     assert scores.totals == [0.9, 0.0]
     assert scores.terms == {"accuracy": [1.0, 0.0], "format": [0.0, 0.0]}
     assert reward(SUMS) == scores.totals
@@ -53,10 +57,10 @@ def test_a_sum_of_rewards_has_its_weights_and_gives_every_term() -> None:
 
 
 def test_the_terms_of_a_term_are_given_too(tmp_path: Path) -> None:
-    terms = get_reward("m_thinker:minimum=2").score([complete("a</think>7", answer=7, language="en")]).terms
+    terms = get_reward("m_thinker:minimum=2").score_terms([complete("a</think>7", answer=7, language="en")]).terms
     expected = {"m_thinker": [1.0], "m_thinker.language": [0.0], "m_thinker.gated_accuracy": [1.0]}
     assert terms == {**expected, "m_thinker.thinking": [0.0]}
-    scores = get_reward("2*slc_rl").score([complete("Das ist die Zahl sieben, 7.", answer=7, language="de")])
+    scores = get_reward("2*slc_rl").score_terms([complete("Das ist die Zahl sieben, 7.", answer=7, language="de")])
     assert (scores.totals, scores.terms["slc_rl"]) == ([2.0], [1.0])
     assert (scores.terms["slc_rl.accuracy"], scores.terms["slc_rl.language"]) == ([1.0], [1.0])
 
@@ -71,8 +75,9 @@ def test_a_user_s_file_is_a_reward_with_options_and_a_digest(tmp_path: Path) -> 
     assert get_reward(f"{file}:Ended:is_on=True")(SUMS) == [1.0, 1.0]
     with pytest.raises(UsageError, match="has is_on='no'; give is_on=1 or is_on=0"):
         get_reward(f"{file}:Ended:is_on=no")
+    assert get_reward(f"{file}:Scorer")(SUMS) == [1.0, 1.0]
     assert len(get_reward(f"{file}:brevity").digests["brevity"]) == 64
-    with pytest.raises(UsageError, match=r"defines no function or class 'length'; it defines brevity, Ended"):
+    with pytest.raises(UsageError, match=r"defines no function or class 'length'; it defines brevity, Ended, Scorer"):
         get_reward(f"{file}:length")
     with pytest.raises(NotFound, match=r"no readable file .*other.py for --reward"):
         get_reward(f"{tmp_path}/other.py:brevity")

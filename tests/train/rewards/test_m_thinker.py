@@ -64,7 +64,7 @@ def test_no_reward_lies_between_0_and_1_or_outside_of_its_range(text: str, solut
     reward = MThinker(detector=detect_words, minimum=5)
     (value,) = reward([complete(text, solution=solution)])
     assert value in (-1, 0) or 1 <= value <= 2
-    terms = reward.score([complete(text, solution=solution)]).terms
+    terms = reward.score_terms([complete(text, solution=solution)]).terms
     assert value == sum(values[0] for values in terms.values())
 
 

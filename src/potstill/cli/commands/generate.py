@@ -16,8 +16,7 @@ from potstill.stages.candidates.options import CandidateOptions, check_data_opti
 from potstill.stages.generate_options import AnswerOptions, GenerateDatasetOptions
 
 if TYPE_CHECKING:
-    from potstill.stages.candidates.config import CandidatesConfig
-    from potstill.stages.generate_dataset import GenerateDatasetConfig
+    from potstill.stages.dataset_parts import DatasetStage
 
 STDIN = "-"
 
@@ -116,15 +115,13 @@ def generate_dataset(
     return print_or_return({"out": out, **card}, as_json, lambda: tables.print_dataset(out, card["details"]))
 
 
-def build_stage(values: Mapping[str, Any]) -> "GenerateDatasetConfig | CandidatesConfig":
+def build_stage(values: Mapping[str, Any]) -> "DatasetStage":
     """The stage that answers a data set, or with --select the one that samples and selects."""
-    from potstill.stages.candidates.config import CandidatesConfig
-    from potstill.stages.generate_dataset import GenerateDatasetConfig
+    from potstill.stages.candidates.config import build_dataset_stage
 
+    options_class = GenerateDatasetOptions if values["select"] is None else CandidateOptions
     names = {"model": values["model"], "data": values["data"]}
-    if values["select"] is None:
-        return GenerateDatasetConfig(**names, **o.read_options(GenerateDatasetOptions, values))
-    return CandidatesConfig(**names, **o.read_options(CandidateOptions, values))
+    return build_dataset_stage({**o.read_options(options_class, values), **names})
 
 
 def check_options(

@@ -42,10 +42,9 @@ def open_caches(config: AlignConfig) -> dict[str, CacheFolder]:
         raise UsageError(
             "a cache holds what a model gave for one text, and --on-policy writes another; give models that are here"
         )
-    if folders and config.eval_data is not None:
+    if folders and config.eval_data not in (None, config.data):
         raise UsageError(
-            "a cache holds the answers of --data, and those of --eval-data are not in it; omit --eval-data, so that a "
-            "part of --data is held out"
+            "a cache holds the answers of --data, and those of --eval-data are not in it; omit --eval-data"
         )
     needs_distributions = PLUS in config.loss.networks
     return {
@@ -85,20 +84,18 @@ def check_caches(
                     cache.locate_windows(collate([packs[number]]))
         except CacheMismatch as error:
             if (length := cache.manifest.facts.context) >= config.settings.context:
-                raise explain_missing_window(config, cache, error) from error
+                raise (explain_missing_answer(config, cache) if config.loss.data == "labels" else error) from None
             raise CacheMismatch(
                 f"the cache {cache.folder} holds documents of at most {length} tokens, and this run reads longer ones; "
                 f"give --context {length}, or make the cache with --context {config.settings.context}"
             ) from error
 
 
-def explain_missing_window(config: AlignConfig, cache: CacheFolder, error: CacheMismatch) -> CacheMismatch:
-    """The error of a cache that lacks a document of a run of its context: `error`, or what KTO misses in pairs."""
-    if config.loss.data != "labels":
-        return error
+def explain_missing_answer(config: AlignConfig, cache: CacheFolder) -> CacheMismatch:
+    """The error of KTO with a cache of pairs."""
     return CacheMismatch(
-        f"{config.loss.name} compares answers with those to other prompts, which a cache of pairs such as "
-        f"{cache.folder} lacks; omit --reference-cache, or give rows of prompt, completion and label, and cache them"
+        f"{config.loss.name} compares with answers to other prompts, which the cache of pairs {cache.folder} lacks; "
+        f"omit --reference-cache, or cache rows of prompt, completion and label"
     )
 
 

@@ -77,10 +77,13 @@ def load_questions(options: CandidateOptions) -> QuestionSet:
         held_out = choose_held_out([_digest(question.key) for question in questions])
         sets = [[q for q, out in zip(questions, held_out, strict=True) if out == is_out] for is_out in (False, True)]
     digest = hashlib.sha256(json.dumps([[dict(q.row) for q in part] for part in sets], default=str).encode())
-    selected = set(islice(dict.fromkeys(question.key for question in sets[0]), options.documents or None))
-    return QuestionSet(
-        [question for question in sets[0] if question.key in selected], sets[1], train.name, digest.hexdigest()
-    )
+    return QuestionSet(select_first(sets[0], options.documents), sets[1], train.name, digest.hexdigest())
+
+
+def select_first(questions: Sequence[Question], count: int) -> list[Question]:
+    """The first `count` questions with all their versions; all for 0."""
+    selected = set(islice(dict.fromkeys(question.key for question in questions), count or None))
+    return [question for question in questions if question.key in selected]
 
 
 def load_excluded_keys(options: CandidateOptions) -> frozenset[str]:

@@ -42,10 +42,12 @@ def select_mixed(
     Raises: DataError for a row without a column that the reward reads, or where no prompt is left.
     """
     check_columns(data.all, reward.columns, reader=f"--reward {options.reward}")
-    used_keys = {question.key for question in data.all if question.keys & set(excluded)}
+    used_keys = {question.key for question in data.all if not question.keys.isdisjoint(excluded)}
     questions = [question for question in data.train if question.key not in used_keys]
     if excluded and not used_keys:
-        print_note(f"--exclude holds no prompt of {data.name}, neither by id nor by text, so none is left out")
+        print_note(
+            "--exclude holds none of the prompts that are sampled, neither by id nor by text, so none is left out"
+        )
     left_out: Counter[str] = Counter({EXCLUDED: len(data.train) - len(questions)})
     pivots = find_pivot_questions(data.all, options.pivot)
     rows: list[dict[str, Any]] = []

@@ -16,7 +16,7 @@ def find_right(reward: RewardSum, question: Question, candidates: Sequence[Candi
     Raises: as `RewardSum.score` does.
     """
     completions = [Completion(question.text, candidate.text, question.row, candidate.ended) for candidate in candidates]
-    terms = reward.score(completions).terms
+    terms = reward.score_terms(completions).terms
     return [
         candidate.ended and all(terms[term.name][n] >= 1 for term in reward.terms)
         for n, candidate in enumerate(candidates)

@@ -30,7 +30,8 @@ def solve(
 
     Raises: DataError where no row has a version in the pivot language, or one lacks a column that the reward reads.
     """
-    versions = find_pivot_questions(data.all, options.pivot)
+    held_out = select_first(data.validation, options.documents)
+    versions = find_pivot_questions([*data.train, *held_out], options.pivot)
     unsolved = [version for version in versions.values() if not get_solution(version.row)]
     if not versions:
         raise DataError(

@@ -49,10 +49,10 @@ class RewardScores(NamedTuple):
 
 @runtime_checkable
 class CompositeReward(Protocol):
-    """A reward that is made of terms. `score` also gives their values by name, which are logged."""
+    """A reward that is made of terms. `score_terms` also gives their values by name, which are logged."""
 
     def __call__(self, completions: Sequence[Completion]) -> Sequence[float]: ...
-    def score(self, completions: Sequence[Completion]) -> RewardScores: ...
+    def score_terms(self, completions: Sequence[Completion]) -> RewardScores: ...
 
 
 class RewardSpec(NamedTuple):

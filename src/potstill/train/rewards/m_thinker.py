@@ -58,9 +58,9 @@ class MThinker:
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
         """R for each completion. Raises: as the rewards that it is made of."""
-        return list(self.score(completions).totals)
+        return list(self.score_terms(completions).totals)
 
-    def score(self, completions: Sequence[Completion]) -> RewardScores:
+    def score_terms(self, completions: Sequence[Completion]) -> RewardScores:
         """R, and its terms: R_lc, R_acc behind the gate of form and language, and R_cta. Raises: as `__call__`."""
         form, language, accuracy, thinking = self.rewards
         consistent = [n for n, c in enumerate(completions) if form.holds(c.completion) and language.holds(c)]

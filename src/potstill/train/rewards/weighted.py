@@ -38,10 +38,10 @@ class RewardSum:
     time_limit: float = TIME_LIMIT
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
-        """The reward of each completion. Raises: as `score`."""
-        return list(self.score(completions).totals)
+        """The reward of each completion. Raises: as `score_terms`."""
+        return list(self.score_terms(completions).totals)
 
-    def score(self, completions: Sequence[Completion]) -> RewardScores:
+    def score_terms(self, completions: Sequence[Completion]) -> RewardScores:
         """The rewards and their terms.
 
         Raises: RewardFailed for a term that raises, hangs, or returns no finite number for each completion.
@@ -73,6 +73,6 @@ class RewardSum:
         if not isinstance(term.reward, CompositeReward):
             values = score_completions(term.reward, completions, name=term.name, time_limit=self.time_limit)
             return {term.name: values}
-        scores = call_with_limit(term.reward.score, completions, name=term.name, time_limit=self.time_limit)
+        scores = call_with_limit(term.reward.score_terms, completions, name=term.name, time_limit=self.time_limit)
         columns = {term.name: scores.totals, **{f"{term.name}.{name}": part for name, part in scores.terms.items()}}
         return {name: check_rewards(column, len(completions), name) for name, column in columns.items()}

@@ -93,7 +93,7 @@ class GroupSampler:
     def _score(self, numbers: Sequence[int], groups: Sequence[Sequence[Sample]]) -> list[Group]:
         """The groups with their rewards, all of which are computed in one call."""
         pairs = [(number, sample) for number, samples in zip(numbers, groups, strict=True) for sample in samples]
-        result = self.reward.score([self._make_completion(number, sample) for number, sample in pairs])
+        result = self.reward.score_terms([self._make_completion(number, sample) for number, sample in pairs])
         terms = {REWARD: result.totals, **{f"{REWARD}_{name}": values for name, values in result.terms.items()}}
         columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in terms.items()}
         lengths = torch.tensor([len(sample.tokens) for _, sample in pairs])
