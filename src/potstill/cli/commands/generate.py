@@ -16,7 +16,8 @@ from potstill.stages.candidates.options import CandidateOptions, check_data_opti
 from potstill.stages.generate_options import AnswerOptions, GenerateDatasetOptions
 
 if TYPE_CHECKING:
-    from potstill.stages.dataset_parts import DatasetStage
+    from potstill.stages.candidates.config import CandidatesConfig
+    from potstill.stages.generate_dataset import GenerateDatasetConfig
 
 STDIN = "-"
 
@@ -115,7 +116,7 @@ def generate_dataset(
     return print_or_return({"out": out, **card}, as_json, lambda: tables.print_dataset(out, card["details"]))
 
 
-def build_stage(values: Mapping[str, Any]) -> "DatasetStage":
+def build_stage(values: Mapping[str, Any]) -> "CandidatesConfig | GenerateDatasetConfig":
     """The stage that answers a data set, or with --select the one that samples and selects."""
     from potstill.stages.candidates.config import build_dataset_stage
 

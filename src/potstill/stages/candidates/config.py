@@ -121,9 +121,11 @@ class CandidatesConfig(CandidateOptions, DatasetStage):
         return solve(self, sampler, data, reward)
 
 
-def build_dataset_stage(values: Mapping[str, Any]) -> DatasetStage:
+def build_dataset_stage(values: Mapping[str, Any]) -> CandidatesConfig | GenerateDatasetConfig:
     """The stage that answers a data set, or with `select` the one that samples and selects."""
-    return build_options(CandidatesConfig if values.get("select") else GenerateDatasetConfig, values)
+    if values.get("select"):
+        return build_options(CandidatesConfig, values)
+    return build_options(GenerateDatasetConfig, values)
 
 
 def hash_keys(keys: Collection[str]) -> str:

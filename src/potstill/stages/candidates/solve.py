@@ -13,7 +13,7 @@ from typing import Any
 
 from potstill.core.errors import DataError
 from potstill.stages.candidates.options import ROUNDS, CandidateOptions
-from potstill.stages.candidates.questions import QuestionSet, check_columns, find_pivot_questions
+from potstill.stages.candidates.questions import QuestionSet, check_columns, find_pivot_questions, select_first
 from potstill.stages.candidates.sampler import CandidateSampler
 from potstill.stages.candidates.selection import find_right
 from potstill.stages.dataset_parts import GeneratedDataset
