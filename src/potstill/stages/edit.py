@@ -8,12 +8,12 @@ name a subject (`models/edits.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from potstill.core.atomic_files import atomic_folder
-from potstill.core.card import Card, Parent
+from potstill.core.card import Card
 from potstill.core.counts import count_noun
 from potstill.core.device import resolve_device, resolve_dtype
 from potstill.core.errors import UsageError
@@ -155,11 +155,6 @@ class EditConfig(EditOptions):
             for number, (fact, texts) in enumerate(track(pairs, "editing facts"))
         ]
 
-    def _make_parent(self, loaded: LoadedModel) -> Parent:
-        """The base, or the name of a model in memory, whose folder is gone after the call."""
-        parent = make_parent("edited from", loaded)
-        return replace(parent, name=self.model) if self.model.startswith(IN_MEMORY) else parent
-
     def _make_card(
         self,
         loaded: LoadedModel,
@@ -178,7 +173,7 @@ class EditConfig(EditOptions):
         return Card(
             stage=self.to_dict(),
             seed=self.seed,
-            parents=[self._make_parent(loaded)],
+            parents=[make_parent("edited from", loaded, name=self.model if self.model.startswith(IN_MEMORY) else None)],
             data={"facts": len(facts), "languages": list_languages(facts), "sources": list(self.sources)},
             measures=measures,
             details={

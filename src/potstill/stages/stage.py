@@ -30,11 +30,11 @@ def reproducible_options(stage: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def make_parent(role: str, loaded: LoadedModel) -> Parent:
-    """The entry of a card for a model that the stage read."""
+def make_parent(role: str, loaded: LoadedModel, *, name: str | None = None) -> Parent:
+    """The entry of a card for a model that the stage read, under its own name or another."""
     return Parent(
         role=role,
-        name=loaded.name,
+        name=name or loaded.name,
         digest=loaded.digest,
         licence=loaded.license,
         note=loaded.note,
