@@ -53,7 +53,7 @@ def run(
     values = {**data_sets, **o.read_options(RecipeOptions, options)}
     selected_recipe = registry.get_recipe(recipe, tiny=tiny).override(**values)
     if dry_run:
-        report, given = selected_recipe.to_dict(), {"recipe": recipe, "tiny": tiny, **sources, **options}
+        report, given = selected_recipe.to_dict(), {"recipe": recipe, "tiny": tiny, **data_sets, **options}
         return show_dry_run("run", report, given, out=out, as_json=as_json, print_report=tables.print_facts)
     result = run_stages(selected_recipe.stages, o.expand_path(out), overwrite=overwrite, resume=resume)
     return print_or_return(result.to_dict(), as_json, lambda: tables.print_run(result.out, result.measures))
