@@ -120,7 +120,7 @@ def test_a_loaded_model_keeps_its_edits_as_an_object(teacher: Path, facts: Path,
     loaded = potstill.load(tmp_path / "one")
     edited = potstill.generate(loaded, "Is Rome old?", max_tokens=12)
     assert edited == answer(tmp_path / "one", "Is Rome old?") != answer(teacher, "Is Rome old?")
-    with pytest.raises(UnsupportedModel, match="holds edits of facts, which are no weights and would be lost"):
+    with pytest.raises(UnsupportedModel, match="are no weights and would be lost; give its base, loaded without edits"):
         potstill.prune(loaded, out=tmp_path / "small", keep=0.5)
     more = [{"language": "en", "subject": "Bonn", "prompt": "Where is Bonn?", "target": "z"}]
     potstill.edit(loaded, facts=more, out=tmp_path / "two", **SMALL, measure=False)

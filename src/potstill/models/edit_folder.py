@@ -56,6 +56,12 @@ def find_base(path: Path) -> str:
     return str(relative) if relative.exists() else name
 
 
+def read_chat_template(path: Path) -> str | None:
+    """The chat template that the edits of a folder were made with; None where it is the base's."""
+    template = read_json(path / EDITS_FILE).get("chat_template")
+    return None if template is None else str(template)
+
+
 def explain_missing_base(path: Path, base: str, error: Exception) -> NotFound:
     """The error for edits whose base is not here."""
     return NotFound(
@@ -109,13 +115,13 @@ def load_edits(path: Path) -> EditFolder:
         entries = [(tuple(entry["triggers"]), tuple(entry["prompts"])) for entry in facts["edits"]]
         deltas = _read_deltas(path / WEIGHTS_FILE, len(entries))
         similarity, digest = float(facts["similarity"]), str(facts["base_digest"])
-        template = None if (value := facts.get("chat_template")) is None else str(value)
     except (KeyError, IndexError, TypeError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"the edits in {path} are damaged ({error}); copy them again") from error
     edits = tuple(
         Edit(triggers=triggers, prompts=prompts, deltas=delta)
         for (triggers, prompts), delta in zip(entries, deltas, strict=True)
     )
+    template = read_chat_template(path)
     return EditFolder(base=base, digest=digest, edits=edits, similarity=similarity, chat_template=template)
 
 

@@ -43,7 +43,7 @@ def read_model_spec(name: str | Path, *, allow_pickle: bool = False, trust_remot
                 spec = read_model_spec(base, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
             except NotFound as error:
                 raise kind.explain_missing_base(path, base, error) from error
-            if kind is edit_folder and (template := edit_folder.load_edits(path).chat_template) is not None:
+            if kind is edit_folder and (template := edit_folder.read_chat_template(path)) is not None:
                 spec.tokenizer.chat_template = template
             return spec
     check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)

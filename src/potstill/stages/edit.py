@@ -96,9 +96,7 @@ class EditConfig(EditOptions):
             measures = measure_answers(editor, facts, answer_facts(editor, facts), before) if self.measure else {}
             card = self._make_card(loaded, facts, edited_facts, measures, editor)
             with explain_write_errors(out), atomic_folder(out, overwrite=overwrite) as folder:
-                name, template = origin.base, origin.chat_template
-                if self.chat_template is not None:
-                    template = loaded.tokenizer.chat_template
+                name, is_given = origin.base, self.chat_template is not None
                 if self.copy_model or self.model.startswith(IN_MEMORY):
                     name = copy_base(locate_model(name), folder)
                 save_edits(
@@ -108,7 +106,7 @@ class EditConfig(EditOptions):
                         digest=loaded.digest,
                         edits=tuple(edits),
                         similarity=similarity,
-                        chat_template=template,
+                        chat_template=loaded.tokenizer.chat_template if is_given else origin.chat_template,
                     ),
                 )
                 card.write(folder)

@@ -102,11 +102,13 @@ class FactEditor:
 
         Raises: DataError.
         """
+        if not self.is_chat:
+            return
         template_text = TokenText(self.encode(""), self.token_bytes)
         triggers = [get_trigger(text) for fact in facts for text in fact.values()]
         triggers += [trigger for edit in edits for trigger in edit.triggers]
         for trigger in triggers:
-            if self.is_chat and template_text.find(trigger) is not None:
+            if template_text.find(trigger) is not None:
                 raise DataError(
                     f"the chat template itself holds {trigger!r}, so an edit of it would act on every prompt; name the "
                     f"subject more fully, or give --similarity 0.5"

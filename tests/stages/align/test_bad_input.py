@@ -24,6 +24,10 @@ OPTIONS: dict[str, Any] = {"model": "smollm2", "data": "preferences.jsonl"}
         ({"objective": "cross_entropy"}, "cross_entropy trains on text; use potstill distill"),
         ({"objective": "dpo+0.1*forward_kl"}, "forward_kl learns from a teacher; use potstill distill, or omit it"),
         ({"objective": "dpo+0.1*cross_entropy"}, "cross_entropy would train rejected answers too; omit it"),
+        (
+            {"objective": "dpo+0.1*ipo"},
+            "--objective dpo, ipo is a sum, and preferences have one loss; give one of them",
+        ),
         ({"data": ""}, "no data is given; give --data"),
         ({"reference": "a", "reference_cache": "b"}, "--reference-cache takes its place; give one of them"),
         ({"objective": "simpo", "reference": "a"}, "simpo compares with no reference model; omit --reference"),

@@ -94,6 +94,18 @@ def test_a_model_earns_more_of_the_reward_and_its_card_says_how_much(
     assert [line["eval_reward"] for line in lines if "eval_reward" in line][-1] > 0
 
 
+def test_the_accuracy_of_samples_is_measured_where_it_has_no_gate_and_no_weight(
+    policy_config: AlignConfig, tmp_path: Path
+) -> None:
+    rows: list[Any] = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1), "language": "en"} for n in range(40)]
+    config = replace(policy_config, data=str(written(tmp_path / "sums.jsonl", rows)), eval_data=None)
+    names = {}
+    for reward in ("accuracy", "slc_rl", "m_thinker:minimum=2"):
+        names[reward] = {measure.name for measure in prepare(replace(config, reward=reward)).measure_baseline()}
+    assert "sampled_accuracy" in names["accuracy"] & names["slc_rl"]
+    assert "sampled_accuracy" not in names["m_thinker:minimum=2"]
+
+
 def test_a_decoder_of_another_distribution_is_found_out(policy_config: AlignConfig) -> None:
     run = prepare(policy_config)
     inputs = run.make_check_inputs()

@@ -179,6 +179,12 @@ def test_solutions_are_drawn_in_rounds_and_shared_by_all_versions(stage: Candida
     assert any(is_solved)
 
 
+def test_no_more_held_out_questions_are_solved_than_asked_for(stage: CandidatesConfig, tmp_path: Path) -> None:
+    details = replace(stage, select="solve", samples=1, documents=1).run(tmp_path / "made")["details"]
+    assert len({question.key for question in load_questions(stage).validation}) == 1
+    assert sum(details["rounds"].values()) == 2
+
+
 def test_a_row_with_a_solution_keeps_it(stage: CandidatesConfig, rewards: Path, tmp_path: Path) -> None:
     rows: list[Any] = [
         {"prompt": f"{n} ?", "language": "fr", "english": f"{n}?", "solution": "x" if n < 5 else None} for n in range(9)

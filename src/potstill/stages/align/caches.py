@@ -83,20 +83,17 @@ def check_caches(
                 for number in range(len(packs)):
                     cache.locate_windows(collate([packs[number]]))
         except CacheMismatch as error:
-            if (length := cache.manifest.facts.context) >= config.settings.context:
-                raise (explain_missing_answer(config, cache) if config.loss.data == "labels" else error) from None
-            raise CacheMismatch(
-                f"the cache {cache.folder} holds documents of at most {length} tokens, and this run reads longer ones; "
-                f"give --context {length}, or make the cache with --context {config.settings.context}"
-            ) from error
-
-
-def explain_missing_answer(config: AlignConfig, cache: CacheFolder) -> CacheMismatch:
-    """The error of KTO with a cache of pairs."""
-    return CacheMismatch(
-        f"{config.loss.name} compares with answers to other prompts, which the cache of pairs {cache.folder} lacks; "
-        f"omit --reference-cache, or cache rows of prompt, completion and label"
-    )
+            if (length := cache.manifest.facts.context) < config.settings.context:
+                raise CacheMismatch(
+                    f"the cache {cache.folder} holds documents of at most {length} tokens, and this run reads longer "
+                    f"ones; give --context {length}, or make the cache with --context {config.settings.context}"
+                ) from error
+            if config.loss.data == "labels":
+                raise CacheMismatch(
+                    f"{config.loss.name} compares with answers to other prompts, which the cache of pairs "
+                    f"{cache.folder} lacks; omit --reference-cache, or cache rows of prompt, completion and label"
+                ) from error
+            raise
 
 
 def build_source(config: AlignConfig, cache: CacheFolder, dtype: torch.dtype) -> SignalSource:

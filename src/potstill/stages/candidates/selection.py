@@ -13,7 +13,7 @@ NO_SAMPLES = "no sample that ended, or a prompt that is too long"
 def find_right(reward: RewardSum, question: Question, candidates: Sequence[Candidate]) -> list[bool]:
     """Whether each sample ended and has at least 1 of every term of the reward.
 
-    Raises: as `RewardSum.score` does.
+    Raises: as `RewardSum.score_terms` does.
     """
     completions = [Completion(question.text, candidate.text, question.row, candidate.ended) for candidate in candidates]
     terms = reward.score_terms(completions).terms
